@@ -1,0 +1,1 @@
+//! The daemon: wires the engine to the gateway.

@@ -1,0 +1,110 @@
+//! What the engine asks of the kernel, and nothing else.
+//!
+//! The engine never makes a system call: it asks through [`Kernel`]. The daemon answers with
+//! `gateway::LinuxKernel`, `replay` with a simulated NAT, tests with a recorder.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// How NAT shows the two ends of a control connection to each other.
+///
+/// At our hooks (forward; input; output after destination NAT) a packet carries the real address
+/// of both ends: `client` and `server`. Without NAT the external addresses equal the real ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The client's own endpoint (conntrack's original source).
+    pub client: SocketAddr,
+    /// The client as the server sees it (conntrack's reply destination).
+    pub client_external: SocketAddr,
+    /// The server's own endpoint (conntrack's reply source).
+    pub server: SocketAddr,
+    /// The server as the client sees it, the one it dialled (conntrack's original destination).
+    pub server_external: SocketAddr,
+}
+
+impl Translation {
+    /// No NAT: both ends see each other's own address.
+    pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
+        Self { client, client_external: client, server, server_external: server }
+    }
+}
+
+/// Permission for exactly one data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pinhole {
+    /// Source address of the connection's first packet, as it arrives at this machine. Its source
+    /// port is free.
+    pub initiator: IpAddr,
+    /// Destination of the connection's first packet, as it arrives at this machine.
+    pub arrival: SocketAddr,
+    /// Where the connection is sent (destination translation; equal to `arrival` without NAT).
+    pub target: SocketAddr,
+    /// Source address the target sees (source translation; equal to `initiator` without NAT).
+    pub source: IpAddr,
+}
+
+impl fmt::Display for Pinhole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.initiator, self.arrival)?;
+        if self.target != self.arrival {
+            write!(f, " (to {})", self.target)?;
+        }
+        if self.source != self.initiator {
+            write!(f, " (from {})", self.source)?;
+        }
+        Ok(())
+    }
+}
+
+/// What later packets of a control connection need, said to the packet selection by ct mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// Every packet must be queued, and conntrack must not judge sequence numbers (be-liberal).
+    Every,
+    /// No packet is queued any more: not FTP, or opaque and unadjusted.
+    None,
+}
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The pinhole's initiator and arrival are already those of another pinhole.
+    #[error("the port is already taken")]
+    Taken,
+    /// The system refused; the text names what was asked for.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked for, as in `open pinhole 10.0.0.1 -> 10.0.0.2:4000`.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+/// The kernel, as the engine sees it. Each call has taken effect when it returns.
+pub trait Kernel {
+    /// The translation of the TCP connection between `a` and `b` (either may be the client), as
+    /// conntrack knows it; `None` when it knows no such connection.
+    fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError>;
+
+    /// Opens `pinhole` for one connection, or for `lifetime` if none comes.
+    /// [`KernelError::Taken`] if initiator and arrival are already those of an open pinhole.
+    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError>;
+
+    /// Closes `pinhole` if it is still open, and drops its translations. A data connection
+    /// already established goes on.
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError>;
+
+    /// Sets what later packets of this control connection need.
+    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
+
+    /// Sends a whole IP packet from this machine, past connection tracking.
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;
+}

@@ -1,0 +1,1 @@
+//! The FTP control protocol (RFC 959, RFC 2428): commands, replies, host-ports.

@@ -1,0 +1,1 @@
+//! Network namespaces with real servers and clients, for the demo and the tests.

@@ -1,0 +1,3 @@
+//! The `ftp-alg` program.
+
+fn main() {}

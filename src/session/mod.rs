@@ -1,0 +1,1 @@
+//! One control connection: stream assembly, dialogue, sequence adjustment.
