@@ -252,6 +252,17 @@ impl Config {
         .filter_map(|(key, changed)| changed.then_some(key))
         .collect()
     }
+
+    /// This configuration, but with `old`'s values of the keys that a running daemon cannot change.
+    pub fn with_fixed_keys_of(self, old: &Self) -> Self {
+        Self {
+            control_ports: old.control_ports.clone(),
+            queue: old.queue,
+            pinhole: Pinhole { timeout: self.pinhole.timeout, ..old.pinhole },
+            metrics: old.metrics,
+            ..self
+        }
+    }
 }
 
 impl Server {

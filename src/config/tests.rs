@@ -262,4 +262,7 @@ fn keys_that_a_running_daemon_cannot_change_are_told_apart() {
     let old = Config::default();
     let new = parse("control-ports = [2121]\npinhole.timeout = \"5s\"\nqueue.workers = 2").unwrap();
     assert_eq!(old.fixed_keys_changed(&new), ["control-ports", "queue.workers"]);
+    let merged = new.with_fixed_keys_of(&old);
+    assert!(old.fixed_keys_changed(&merged).is_empty());
+    assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));
 }
