@@ -94,7 +94,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
     name = "ftp-alg",
     version,
     disable_help_subcommand = true,
-    max_term_width = 100,
+    verbatim_doc_comment,
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\
                   `ftp-alg COMMAND --help` says more about each command."
 )]
@@ -163,8 +163,8 @@ fn one_line(text: &str) -> String {
 /// `--config`.
 #[derive(Args, Debug)]
 struct ConfigOption {
-    #[arg(long = "config", value_name = "FILE", help = config_help())]
-    path: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", help = config_help())]
+    config: Option<PathBuf>,
 }
 
 fn config_help() -> String {
@@ -174,7 +174,7 @@ fn config_help() -> String {
 impl ConfigOption {
     /// The configuration, without what this version does not serve.
     fn load(&self) -> Result<Config, Failure> {
-        let config = Config::load(self.path.as_deref())?;
+        let config = Config::load(self.config.as_deref())?;
         config.unsupported()?;
         Ok(config)
     }
@@ -184,13 +184,70 @@ impl ConfigOption {
 #[derive(Args, Debug)]
 struct SocketOption {
     /// The daemon's control socket
-    #[arg(long = "socket", value_name = "SOCKET", default_value = daemon::DEFAULT_SOCKET)]
-    path: PathBuf,
+    #[arg(long, value_name = "SOCKET", default_value = daemon::DEFAULT_SOCKET)]
+    socket: PathBuf,
 }
 
 impl SocketOption {
     /// Asks the daemon for `what`.
     fn ask(&self, what: &str) -> Result<client::Answer, Failure> {
-        Ok(client::request(&self.path, what, ANSWER)?)
+        Ok(client::request(&self.socket, what, ANSWER)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn usage(arguments: &[&str]) -> String {
+        let arguments = ["ftp-alg"].iter().chain(arguments).map(OsString::from);
+        match run(arguments) {
+            Err(Failure::Usage(text)) => text,
+            other => panic!("no usage error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_options_of_all_commands_fit_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_said_in_one_line_that_names_the_help_to_read() {
+        let cases: [(&[&str], &str); 5] = [
+            (&[], "no command is given; `ftp-alg --help` lists them"),
+            (
+                &["statu"],
+                "unrecognized subcommand 'statu'; a similar subcommand exists: 'status'; \
+                 see `ftp-alg --help`",
+            ),
+            (
+                &["status", "--jsn"],
+                "unexpected argument '--jsn' found; a similar argument exists: '--json'; \
+                 see `ftp-alg status --help`",
+            ),
+            (
+                &["replay"],
+                "the following required arguments were not provided: <CAPTURE>; \
+                 see `ftp-alg replay --help`",
+            ),
+            (
+                &["status", "--wait", "soon"],
+                "invalid value 'soon' for '--wait <SECS>': give seconds from 0 to 86400; \
+                 see `ftp-alg --help`",
+            ),
+        ];
+        for (arguments, expected) in cases {
+            assert_eq!(usage(arguments), expected);
+        }
+    }
+
+    #[test]
+    fn each_problem_is_one_line_with_the_programs_name() {
+        let (code, lines) = Failure::Usage("a\nb".into()).report();
+        assert_eq!((code, lines), (2, vec!["ftp-alg: a".to_owned(), "ftp-alg: b".to_owned()]));
+        assert_eq!(Failure::Closed.report(), (0, Vec::new()));
     }
 }

@@ -10,6 +10,7 @@ use crate::daemon::snapshot::PinholeRow;
 /// Each admits one connection from INITIATOR to ARRIVAL, which is sent to TARGET with SOURCE as
 /// its source address. It closes when used, or after REMAINING.
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Pinholes {
     /// Print one JSON array
     #[arg(long)]

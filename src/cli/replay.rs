@@ -12,6 +12,7 @@ use super::Failure;
 /// Prints a line for each announcement: what was announced, what becomes of it, and why. With
 /// --external, clients and servers within --inside are seen as behind NAT.
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Replay {
     /// The capture
     pub capture: PathBuf,

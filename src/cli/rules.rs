@@ -10,6 +10,7 @@ use crate::config::Config;
 /// The text is what `nft -f -` (nftables) or `iptables-restore --noflush` (iptables) takes, with
 /// the ports, queues and marks of the configuration.
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Rules {
     /// Whose language
     flavour: Flavour,

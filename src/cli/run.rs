@@ -16,6 +16,7 @@ use crate::daemon;
 /// Logs go to standard error, one line for each decision. FTP_ALG_LOG sets how much: error, warn,
 /// info (the default), debug or trace. A service manager is told when it is ready (sd_notify).
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Run {
     #[command(flatten)]
     config: ConfigOption,
@@ -30,9 +31,9 @@ impl Run {
     /// Runs until a signal ends it.
     pub fn run(&self) -> Result<(), Failure> {
         let options = daemon::Options {
-            config: self.config.path.clone(),
+            config: self.config.config.clone(),
             state_dir: self.state_dir.clone(),
-            socket: self.socket.path.clone(),
+            socket: self.socket.socket.clone(),
         };
         Ok(daemon::run(&options)?)
     }

@@ -11,6 +11,7 @@ use crate::daemon::snapshot::SessionRow;
 ///
 /// An end that NAT shows to its peer with another endpoint is printed as `own (as external)`.
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Sessions {
     /// Print one JSON array
     #[arg(long)]

@@ -12,6 +12,7 @@ use crate::daemon::{client, snapshot};
 /// Succeeds only if a daemon is ready to give verdicts, so that scripts may wait for one:
 /// `ftp-alg status --wait 10`.
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Status {
     /// Print one JSON object
     #[arg(long)]
@@ -27,7 +28,7 @@ impl Status {
     /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
         let answer = match self.wait {
-            Some(limit) => client::wait(&self.socket.path, "status", limit)?,
+            Some(limit) => client::wait(&self.socket.socket, "status", limit)?,
             None => self.socket.ask("status")?,
         };
         if self.json {
