@@ -243,7 +243,7 @@ mod tests {
         fn segments_tile_the_delivered_stream((start, bytes, gaps) in streams(),
                                               cuts in proptest::collection::vec(0usize..60, 0..6)) {
             let mut map = SequenceMap::default();
-            let mut expected = Vec::new();
+            let mut expected: Vec<u8> = Vec::new();
             let mut at = 0;
             for (gap, len, new) in gaps {
                 if at + gap + len > bytes.len() {
