@@ -4,8 +4,8 @@
 //! rest may use without asking again. Knows nothing of who runs it or of the kernel; whether an
 //! external name resolves or a queue is free is not asked here.
 //!
-//! [`file`] is the shape of the file, [`check`] turns it into a [`Config`], [`text`] reads the
-//! values that TOML has no type for, [`error`] places what was found.
+//! `file` is the shape of the file, `check` turns it into a [`Config`], `text` reads the
+//! values that TOML has no type for, `error` places what was found.
 
 mod check;
 mod error;
