@@ -499,7 +499,9 @@ mod tests {
         bytes
     }
 
-    fn parse_all(bytes: &[u8]) -> Vec<(u32, u8, u32, u32, Option<Vec<u8>>)> {
+    type Fields = (u32, u8, u32, u32, Option<Vec<u8>>);
+
+    fn parse_all(bytes: &[u8]) -> Vec<Fields> {
         Messages::new(bytes)
             .filter_map(|message| parse(&message))
             .map(|(f, payload)| (f.id, f.hook, f.indev, f.outdev, payload.map(<[u8]>::to_vec)))
