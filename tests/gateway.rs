@@ -17,7 +17,8 @@ use std::{
 use ftp_alg::{
     engine::{Attention, Kernel as _, KernelError, Pinhole, Translation},
     gateway::{
-        Decision, GatewayError, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
+        Decision, GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters,
+        Table, rules,
     },
 };
 use lab::{
@@ -465,10 +466,13 @@ fn attention_changes_only_our_mark_bits() {
         let value = text.split("mark=").nth(1).unwrap().split(' ').next().unwrap();
         value.parse::<u32>().unwrap()
     };
+    ready.lab.gateway_sh(
+        "nft 'table ip marks { chain c { type filter hook forward priority 0; \
+            tcp dport 21 ct state new ct mark set 0x80000a5f; }; }'",
+    );
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
     let (_server, peer) = exchange(&mut stream, &listener);
-    ready.lab.gateway_sh("conntrack -U -p tcp --orig-port-dst 21 --mark 0x80000a5f 2>/dev/null");
     let control = ready.kernel.translation(peer, at(SERVER, 21)).unwrap().unwrap();
     for (attention, bit) in [
         (Attention::Every, 0x2000_0000),
@@ -481,6 +485,47 @@ fn attention_changes_only_our_mark_bits() {
     let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));
     let error = ready.kernel.attend(&gone, Attention::None).unwrap_err();
     assert!(error.to_string().starts_with("mark the connection 10.0.0.2:1 -> 192.0.2.9:21: "));
+}
+
+#[test]
+fn a_connection_that_needs_every_packet_is_be_liberal() {
+    need_root!();
+    let mut ready = Ready::new();
+    // The queue is not read here, so `hold` must not have these packets.
+    ready.lab.gateway_sh("nft flush chain inet ftp_alg hold");
+    ready.lab.gateway_sh(
+        "nft 'table ip invalid { chain c { type filter hook prerouting priority 0; \
+            ct state invalid counter; }; }'",
+    );
+    let invalid = |ready: &Ready| {
+        let text = ready.lab.gateway_sh("nft list table ip invalid");
+        let count = text.split("packets ").nth(1).unwrap().split(' ').next().unwrap();
+        count.parse::<u32>().unwrap()
+    };
+    let listener = listen(&ready.lab.server, at(SERVER, 21));
+    let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
+    let (_server, peer) = exchange(&mut stream, &listener);
+    let outside_the_window = || {
+        let injector =
+            inside(&ready.lab.client, || Injector::new(&RuleParameters::default())).unwrap();
+        for from_client in [1_u32, 1 << 31] {
+            let mut packet = Vec::new();
+            etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 9], 64)
+                .tcp(peer.port(), 21, from_client, 1000)
+                .ack(from_client)
+                .write(&mut packet, b"far away")
+                .unwrap();
+            injector.inject(&packet).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    outside_the_window();
+    let before = invalid(&ready);
+    assert!(before > 0);
+    let control = Translation::identity(peer, at(SERVER, 21));
+    ready.kernel.attend(&control, Attention::Every).unwrap();
+    outside_the_window();
+    assert_eq!(invalid(&ready), before);
 }
 
 #[test]

@@ -7,7 +7,8 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    ptr::NonNull,
 };
 
 /// `struct nlmsghdr`.
@@ -221,7 +222,8 @@ impl<'a> Writer<'a> {
 
 /// A netfilter socket, bound.
 pub(super) struct Socket {
-    inner: mnl::Socket,
+    /// Not `mnl::Socket`: a program that this one starts would inherit that, and keep a queue.
+    inner: NonNull<mnl_sys::mnl_socket>,
     buffer: Vec<u8>,
     sequence: u32,
 }
@@ -232,20 +234,41 @@ unsafe impl Send for Socket {}
 
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket").field("fd", &self.inner.as_raw_fd()).finish_non_exhaustive()
+        f.debug_struct("Socket").field("fd", &self.as_raw_fd()).finish_non_exhaustive()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        // SAFETY: the socket lives as long as `self`.
+        unsafe { mnl_sys::mnl_socket_get_fd(self.inner.as_ptr()) }
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `inner`, which lives as long as `self`.
-        unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
+        // SAFETY: the descriptor is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: it was opened by libmnl and is used no more.
+        unsafe { mnl_sys::mnl_socket_close(self.inner.as_ptr()) };
     }
 }
 
 impl Socket {
     pub(super) fn open() -> io::Result<Self> {
-        Ok(Self { inner: mnl::Socket::new(mnl::Bus::Netfilter)?, buffer: Vec::new(), sequence: 0 })
+        // SAFETY: it only opens.
+        let socket =
+            unsafe { mnl_sys::mnl_socket_open2(mnl::Bus::Netfilter as i32, libc::SOCK_CLOEXEC) };
+        let inner = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
+        let socket = Self { inner, buffer: Vec::new(), sequence: 0 };
+        // SAFETY: the socket is open.
+        let bound = unsafe { mnl_sys::mnl_socket_bind(inner.as_ptr(), 0, 0) };
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
     }
 
     /// Sets an integer socket option.
@@ -253,7 +276,7 @@ impl Socket {
         // SAFETY: the value's address and size are those of a live i32, which the kernel copies.
         let done = unsafe {
             libc::setsockopt(
-                self.inner.as_raw_fd(),
+                self.as_raw_fd(),
                 level,
                 name,
                 (&raw const value).cast(),
@@ -271,11 +294,17 @@ impl Socket {
 
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
         loop {
-            match self.inner.send(bytes) {
+            // SAFETY: the socket is open, and the kernel only reads the bytes.
+            let sent = unsafe {
+                mnl_sys::mnl_socket_sendto(self.inner.as_ptr(), bytes.as_ptr().cast(), bytes.len())
+            };
+            match usize::try_from(sent) {
                 Ok(sent) if sent == bytes.len() => return Ok(()),
                 Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
             }
         }
     }
@@ -296,7 +325,7 @@ impl Socket {
             // SAFETY: the pointer and length are those of `buffer`, which nothing else uses.
             let read = unsafe {
                 libc::recv(
-                    self.inner.as_raw_fd(),
+                    self.as_raw_fd(),
                     self.buffer.as_mut_ptr().cast(),
                     self.buffer.len(),
                     libc::MSG_DONTWAIT,

@@ -39,6 +39,11 @@ impl Lab {
         for name in [&lab.client, &lab.gateway, &lab.server] {
             run("ip", &["netns", "add", name]);
             lab.ip(name, "link set lo up");
+            // Otherwise link-local addresses are no good for the first second or two.
+            let sysctl = ["netns", "exec", name, "sysctl", "-qw"];
+            let mut all = sysctl.to_vec();
+            all.extend(["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"]);
+            run("ip", &all);
         }
         let link = |inside: &str, name: &str, here: &str| {
             let (there, gateway) = (format!("netns {inside}"), &lab.gateway);
@@ -67,9 +72,6 @@ impl Lab {
         lab.ip(&lab.server, "route add default via 192.0.2.1");
         lab.ip(&lab.client, "-6 route add default via 2001:db8:1::1");
         lab.ip(&lab.server, "-6 route add default via 2001:db8:2::1");
-        inside(&lab.gateway, || {
-            std::fs::write("/proc/thread-self/net/../../../sys/net/ipv4/ip_forward", "1").ok();
-        });
         lab.gateway_sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         lab
     }
