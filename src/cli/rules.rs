@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::{ConfigOption, Failure, output};
-use crate::config::Config;
+use crate::{config::Config, daemon, gateway::rules};
 
 /// Print the rules that `run` loads, or that you load by hand
 ///
@@ -24,6 +24,8 @@ enum Flavour {
     Nftables,
     /// For iptables-restore --noflush
     Iptables,
+    /// For ip6tables-restore --noflush
+    Ip6tables,
 }
 
 impl Rules {
@@ -34,7 +36,11 @@ impl Rules {
     }
 }
 
-/// PLUG IN HERE: `gateway::rules::{nftables, iptables}` with parameters from `config`.
-fn render(flavour: Flavour, _config: &Config) -> Result<String, Failure> {
-    Err(Failure::Failed(format!("no {flavour:?} rules are built in")))
+fn render(flavour: Flavour, config: &Config) -> Result<String, Failure> {
+    let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
+    Ok(match flavour {
+        Flavour::Nftables => rules::render(&parameters),
+        Flavour::Iptables => rules::render_iptables(&parameters),
+        Flavour::Ip6tables => rules::render_ip6tables(&parameters),
+    })
 }

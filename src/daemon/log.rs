@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use super::DaemonError;
+use crate::engine::{Action, Decision, Event, What};
 
 /// The environment variable with the filter, in the words of `RUST_LOG`.
 pub(super) const VARIABLE: &str = "FTP_ALG_LOG";
@@ -31,4 +32,19 @@ pub(super) fn init() -> Result<(), DaemonError> {
     // Fails only if a log is there already.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Ok(())
+}
+
+/// Logs what an engine decided, one line each.
+pub(super) fn events(events: &[Event]) {
+    for event in events {
+        match &event.what {
+            What::Failed(_) => tracing::error!("{event}"),
+            What::Refused(_) => tracing::warn!("{event}"),
+            What::Announcement(Decision { action: Action::Refuse, .. }) => {
+                tracing::warn!("{event}")
+            }
+            What::Announcement(_) => tracing::info!("{event}"),
+            What::Closed(..) | What::Turned(_) => tracing::debug!("{event}"),
+        }
+    }
 }

@@ -30,6 +30,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
+pub use self::workers::rule_parameters;
 use self::{
     control::{ControlError, Socket},
     snapshot::Source,
@@ -137,7 +138,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     make_state_dir(&options.state_dir)?;
     make_socket_dir(&options.socket)?;
     let socket = Socket::bind(&options.socket)?;
-    let service = workers::start(&config, &options.state_dir, &sender)?;
+    let service = workers::start(&config, &sender)?;
     let server = socket.serve(service.source())?;
     tracing::info!(
         "ready: version {}, control ports {:?}, queues {:?}, socket {}",
