@@ -1,0 +1,261 @@
+//! Captures on an interface of the lab, judged by tshark.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Background, Host, LabError, Result, process};
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Capture {
+    process: Background,
+    path: PathBuf,
+}
+
+impl Capture {
+    /// Captures what passes `interface` of `host` and matches `filter` (tcpdump's language).
+    pub fn start(host: &Host, interface: &str, filter: &str) -> Result<Self> {
+        let number = fs::read_dir(host.directory()).map_or(0, Iterator::count);
+        // Ubuntu's AppArmor profile lets tcpdump write names in .pcap only.
+        let name = format!("{}-{interface}-{number}", host.role());
+        let path = host.directory().join(format!("{name}.pcap"));
+        let mut command = host.command("tcpdump");
+        command.args(["-i", interface, "-n", "-s", "0", "-U", "--immediate-mode", "-B", "16384"]);
+        // Each packet is written by root, at once.
+        command.args(["-Z", "root", "-w"]).arg(&path).arg(filter);
+        let mut process = host.start(command, &name)?;
+        process.wait_until("start", Duration::from_secs(5), |tcpdump| {
+            Ok(tcpdump.log().contains("listening on"))
+        })?;
+        Ok(Self { process, path })
+    }
+
+    /// Ends the capture once it saw what is still under way, and gives what was seen.
+    pub fn finish(mut self) -> Result<Analysis> {
+        // tcpdump has no way to say that it is up to date: wait until its file stops growing.
+        let mut size = self.size();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(60));
+            let now = self.size();
+            if now == size {
+                break;
+            }
+            size = now;
+        }
+        self.process.terminate(Duration::from_secs(5))?;
+        if self.process.log().lines().any(|line| {
+            line.strip_suffix(" packets dropped by kernel").is_some_and(|count| count != "0")
+        }) {
+            return Err(LabError::Unexpected(format!(
+                "the capture lost packets: {}",
+                self.process.log()
+            )));
+        }
+        Ok(Analysis { path: self.path.clone() })
+    }
+
+    /// What was captured until now, without ending the capture.
+    pub fn so_far(&self) -> Analysis {
+        Analysis { path: self.path.clone() }
+    }
+
+    fn size(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |file| file.len())
+    }
+}
+
+/// A line of a control connection, put together from its segments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlLine {
+    /// Who said it.
+    pub from: IpAddr,
+    /// Whom it was said to.
+    pub to: IpAddr,
+    /// Whether it was said to port 21.
+    pub is_command: bool,
+    /// The line without its end.
+    pub text: String,
+}
+
+/// A finished capture.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    path: PathBuf,
+}
+
+impl Analysis {
+    /// Judges a capture file that is already there.
+    pub fn of(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The capture file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fields of the packets that match `filter` (tshark's language), one row a packet.
+    pub fn fields(&self, filter: &str, fields: &[&str]) -> Result<Vec<Vec<String>>> {
+        let mut command = Command::new("tshark");
+        command.arg("-n").arg("-r").arg(&self.path).args(["-Y", filter, "-T", "fields"]);
+        for protocol in ["ip.check_checksum", "tcp.check_checksum"] {
+            command.args(["-o", &format!("{protocol}:TRUE")]);
+        }
+        for field in fields {
+            command.args(["-e", field]);
+        }
+        let done = process::run(command, b"", Duration::from_secs(60))?;
+        // tshark also warns about running as root; only its exit status counts.
+        let text = done.success()?.text();
+        Ok(text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
+    }
+
+    /// How many packets match `filter`.
+    pub fn count(&self, filter: &str) -> Result<usize> {
+        self.fields(filter, &["frame.number"]).map(|rows| rows.len())
+    }
+
+    /// Packets with a wrong checksum, and packets that acknowledge or presuppose bytes that never
+    /// passed: what a faulty rewrite or sequence adjustment would look like. One line each.
+    pub fn faults(&self) -> Result<Vec<String>> {
+        self.named(
+            "ip.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\" || \
+             tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment",
+        )
+    }
+
+    /// [`Analysis::faults`], and packets that were sent again.
+    pub fn faults_and_retransmissions(&self) -> Result<Vec<String>> {
+        let mut all = self.faults()?;
+        all.extend(
+            self.named("tcp.analysis.retransmission || tcp.analysis.spurious_retransmission")?,
+        );
+        Ok(all)
+    }
+
+    fn named(&self, filter: &str) -> Result<Vec<String>> {
+        let rows = self.fields(filter, &["frame.number", "_ws.col.Info"])?;
+        Ok(rows.into_iter().map(|row| format!("frame {}", row.join(": "))).collect())
+    }
+
+    /// The lines said on control connections, each direction put together by sequence number, in
+    /// the order in which they were complete.
+    pub fn control_lines(&self) -> Result<Vec<ControlLine>> {
+        let rows = self.fields(
+            "tcp.port == 21 && tcp.len > 0",
+            &["frame.number", "tcp.stream", "ip.src", "ip.dst", "ipv6.src", "ipv6.dst"]
+                .into_iter()
+                .chain(["tcp.dstport", "tcp.seq", "tcp.payload"])
+                .collect::<Vec<_>>()
+                .as_slice(),
+        )?;
+        let mut directions: BTreeMap<(String, bool), Direction> = BTreeMap::new();
+        for row in &rows {
+            let [frame, stream, src4, dst4, src6, dst6, port, seq, payload] = row.as_slice() else {
+                continue;
+            };
+            let address = |v4: &str, v6: &str| (v4.to_owned() + v6).parse().ok();
+            let (Some(from), Some(to)) = (address(src4, src6), address(dst4, dst6)) else {
+                continue;
+            };
+            let is_command = port == "21";
+            let direction = directions
+                .entry((stream.clone(), is_command))
+                .or_insert_with(|| Direction { from, to, segments: BTreeMap::new() });
+            let frame = frame.parse().unwrap_or(0);
+            direction.add(frame, seq.parse().unwrap_or(0), &bytes(payload));
+        }
+        let mut lines: Vec<(u64, ControlLine)> = Vec::new();
+        for ((_, is_command), direction) in directions {
+            for (frame, text) in direction.lines() {
+                let ControlLine { from, to, .. } = direction.line("");
+                lines.push((frame, ControlLine { from, to, is_command, text }));
+            }
+        }
+        lines.sort_by_key(|(frame, _)| *frame);
+        Ok(lines.into_iter().map(|(_, line)| line).collect())
+    }
+
+    /// Announcements as they passed: `PORT`, `EPRT`, `227`, `229`.
+    pub fn announcements(&self) -> Result<Vec<String>> {
+        let lines = self.control_lines()?.into_iter().map(|line| line.text);
+        Ok(lines
+            .filter(|line| {
+                let start: String = line.chars().take(4).collect::<String>().to_uppercase();
+                ["PORT", "EPRT", "227 ", "229 "].contains(&start.as_str())
+            })
+            .collect())
+    }
+}
+
+/// One direction of one control connection: bytes by relative sequence number, with their frame.
+struct Direction {
+    from: IpAddr,
+    to: IpAddr,
+    segments: BTreeMap<u64, (u8, u64)>,
+}
+
+impl Direction {
+    fn add(&mut self, frame: u64, seq: u64, payload: &[u8]) {
+        for (offset, byte) in (seq..).zip(payload) {
+            self.segments.entry(offset).or_insert((*byte, frame));
+        }
+    }
+
+    fn line(&self, text: &str) -> ControlLine {
+        ControlLine { from: self.from, to: self.to, is_command: false, text: text.to_owned() }
+    }
+
+    /// Whole lines with the frame that completed them.
+    fn lines(&self) -> Vec<(u64, String)> {
+        let (mut lines, mut text, mut latest) = (Vec::new(), Vec::new(), 0);
+        for (byte, frame) in self.segments.values() {
+            latest = latest.max(*frame);
+            if *byte == b'\n' {
+                let line = String::from_utf8_lossy(&text).trim_end_matches('\r').to_owned();
+                lines.push((latest, line));
+                text.clear();
+            } else {
+                text.push(*byte);
+            }
+        }
+        lines
+    }
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> =
+        hex.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_put_together_across_segments_and_retransmissions() {
+        let here = "192.0.2.1".parse().unwrap();
+        let mut direction = Direction { from: here, to: here, segments: BTreeMap::new() };
+        direction.add(3, 5, b"T 1,2\r\nQU");
+        direction.add(1, 1, b"POR");
+        direction.add(2, 1, b"PORX");
+        direction.add(9, 5, b"T 1,2\r\nQUIT\r\n");
+        let expected = [(3, "PORXT 1,2".to_owned()), (9, "QUIT".to_owned())];
+        assert_eq!(direction.lines(), expected);
+    }
+
+    #[test]
+    fn payloads_are_read_from_hexadecimal() {
+        assert_eq!(bytes("50:4f52"), b"POR");
+        assert_eq!(bytes(""), b"");
+    }
+}

@@ -1,0 +1,169 @@
+//! `ftp-alg run` in the gateway's namespace, asked things as a user would ask.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{Background, Finished, Host, LabError, Result};
+
+/// A running `ftp-alg run`.
+#[derive(Debug)]
+pub struct Daemon {
+    executable: PathBuf,
+    gateway: Host,
+    home: PathBuf,
+    process: Background,
+}
+
+impl Daemon {
+    /// Starts the daemon with `configuration` (TOML) and waits until it gives verdicts.
+    pub fn start(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
+        let daemon = Self::launch(executable, gateway, configuration)?;
+        daemon.wait_ready()
+    }
+
+    /// Starts the daemon without waiting.
+    pub fn launch(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
+        let home = gateway.directory().join("ftp-alg");
+        let state = home.join("state");
+        let file = home.join("ftp-alg.toml");
+        fs::create_dir_all(&state)
+            .and_then(|()| fs::write(&file, configuration))
+            .map_err(|source| LabError::File { path: file.clone(), source })?;
+        let mut command = gateway.command(executable);
+        command.arg("run").arg("--config").arg(file).arg("--state-dir").arg(state);
+        command.arg("--socket").arg(home.join("socket"));
+        let process = gateway.start(command, "ftp-alg")?;
+        Ok(Self { executable: executable.to_owned(), gateway: gateway.clone(), home, process })
+    }
+
+    fn wait_ready(mut self) -> Result<Self> {
+        let ready = self.ask(&["status", "--wait", "10"])?;
+        if ready.status.success() {
+            return Ok(self);
+        }
+        // The daemon's own words say more than "not ready".
+        let status = match self.process.ended() {
+            Some(status) => status.to_string(),
+            None => "not ready after 10 s".to_owned(),
+        };
+        Err(LabError::Failed {
+            program: self.process.program().to_owned(),
+            status,
+            output: format!("{}{}", self.log(), ready.errors()),
+        })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Runs `ftp-alg ARGUMENTS --socket S` on the gateway, whatever comes of it.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.gateway.command(&self.executable);
+        command.args(arguments).arg("--socket").arg(self.home.join("socket"));
+        self.gateway.finish(command, b"", Duration::from_secs(20))
+    }
+
+    fn ask_json(&self, command: &str) -> Result<Value> {
+        let text = self.ask(&[command, "--json"])?.success()?.text();
+        serde_json::from_str(&text)
+            .map_err(|error| LabError::Unexpected(format!("{command} --json: {error}: {text}")))
+    }
+
+    /// `pinholes --json`.
+    pub fn pinholes(&self) -> Result<Vec<Value>> {
+        as_array("pinholes", self.ask_json("pinholes")?)
+    }
+
+    /// `sessions --json`.
+    pub fn sessions(&self) -> Result<Vec<Value>> {
+        as_array("sessions", self.ask_json("sessions")?)
+    }
+
+    /// `status --json`.
+    pub fn status(&self) -> Result<Value> {
+        self.ask_json("status")
+    }
+
+    /// A counter of `status --json`; 0 if it is missing.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        Ok(self.status()?.get(name).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Waits until no pinhole is open, at most for `limit`: closing follows the end of a control
+    /// connection by a moment.
+    pub fn wait_closed(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let open = self.pinholes()?;
+            if open.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(LabError::Timeout {
+                    what: "closing every pinhole".to_owned(),
+                    limit,
+                    output: format!("{open:?}"),
+                });
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Elements in the sets and maps of its table that a packet could use, one line each.
+    pub fn set_elements(&self) -> Result<Vec<String>> {
+        let mut command = self.gateway.command("nft");
+        command.args(["-j", "list", "table", "inet", "ftp_alg"]);
+        let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
+        if !listed.status.success() {
+            return Ok(Vec::new());
+        }
+        let value: Value = serde_json::from_str(&listed.text())
+            .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
+        let mut elements = Vec::new();
+        for object in value.get("nftables").and_then(Value::as_array).into_iter().flatten() {
+            for kind in ["set", "map"] {
+                let Some(set) = object.get(kind) else { continue };
+                let timed =
+                    set.get("flags").is_some_and(|flags| flags.to_string().contains("timeout"));
+                for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
+                    // Sets without deadlines are configuration, such as control ports.
+                    if timed {
+                        elements.push(format!("{}: {element}", set["name"]));
+                    }
+                }
+            }
+        }
+        Ok(elements)
+    }
+
+    /// Ends it cleanly, as a service manager does.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.terminate(Duration::from_secs(5))
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}
+
+fn as_array(command: &str, value: Value) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(array) => Ok(array),
+        other => Err(LabError::Unexpected(format!("{command} --json is no array: {other}"))),
+    }
+}

@@ -1,0 +1,214 @@
+//! A host of the lab: a network namespace, its addresses, and a way to run programs in it.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Background, Family, Finished, LabError, Result, Script,
+    process::{self, find_program},
+    script,
+};
+
+/// How long a helper program may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A network namespace that plays a host.
+#[derive(Clone, Debug)]
+pub struct Host {
+    role: &'static str,
+    namespace: String,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+    directory: PathBuf,
+}
+
+impl Host {
+    pub(super) fn new(
+        role: &'static str,
+        namespace: String,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        directory: PathBuf,
+    ) -> Self {
+        Self { role, namespace, v4, v6, directory }
+    }
+
+    /// What it is in the lab, as in `client`.
+    pub fn role(&self) -> &'static str {
+        self.role
+    }
+
+    /// The namespace's name, for `ip netns exec`.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its address (of a gateway: the outer one).
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    /// The lab's directory: removed with it.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A command that runs in this host's namespace.
+    ///
+    /// `nsenter` and not `ip netns exec`: it becomes the program (so signals reach it) and leaves
+    /// the mounts as they are.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let program = program.as_ref();
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--");
+        match program.to_str().and_then(find_program) {
+            Some(found) => command.arg(found),
+            None => command.arg(program),
+        };
+        command.current_dir(&self.directory).env("LC_ALL", "C").env("HOME", &self.directory);
+        command
+    }
+
+    /// Runs a program to its end, within 30 seconds; a failure is an error.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.command(program);
+        command.args(arguments);
+        self.finish(command, b"", LIMIT)?.success()
+    }
+
+    /// Runs a prepared command to its end, at most for `limit`, whatever its exit status.
+    pub fn finish(&self, command: Command, input: &[u8], limit: Duration) -> Result<Finished> {
+        process::run(command, input, limit)
+    }
+
+    /// Runs lines of POSIX shell; a failure is an error.
+    pub fn shell(&self, lines: &str) -> Result<Finished> {
+        self.run("sh", &["-ec", lines])
+    }
+
+    /// Runs one of the lab's Python scripts to its end, at most for `limit`.
+    pub fn script(&self, script: Script, arguments: &[&str], limit: Duration) -> Result<Finished> {
+        self.finish(self.script_command(script, arguments)?, b"", limit)
+    }
+
+    /// A command for one of the lab's Python scripts.
+    pub fn script_command(&self, script: Script, arguments: &[&str]) -> Result<Command> {
+        let path = script.install(&self.directory)?;
+        let mut command = self.command(script::python());
+        command.arg(path).args(arguments);
+        Ok(command)
+    }
+
+    /// Starts a prepared command beside the lab; its output goes to a log named after `name`.
+    pub fn start(&self, command: Command, name: &str) -> Result<Background> {
+        Background::start(command, self.directory.join(format!("{}-{name}.log", self.role)))
+    }
+
+    /// Loads nftables rules.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut command = self.command("nft");
+        command.args(["-f", "-"]);
+        self.finish(command, rules.as_bytes(), LIMIT)?.success().map(drop)
+    }
+
+    /// The whole ruleset, without counters and timers, as text to compare.
+    pub fn ruleset(&self) -> Result<String> {
+        self.run("nft", &["--stateless", "list", "ruleset"]).map(|done| done.text())
+    }
+
+    /// Whether something listens on `port`.
+    pub fn listens(&self, port: u16) -> Result<bool> {
+        let filter = format!("sport = :{port}");
+        let listed = self.run("ss", &["-Hltn", &filter])?;
+        Ok(!listed.stdout.is_empty())
+    }
+
+    /// Waits until something listens on `port`.
+    pub fn wait_for_port(&self, port: u16, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while !self.listens(port)? {
+            if Instant::now() > deadline {
+                return Err(LabError::Timeout {
+                    what: format!("waiting for port {port} on the {}", self.role),
+                    limit,
+                    output: String::new(),
+                });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Packets that conntrack found invalid here so far, over all processors.
+    pub fn invalid_packets(&self) -> Result<u64> {
+        let counters = self.run("conntrack", &["-S"])?.text();
+        Ok(counters
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix("invalid=")?.parse::<u64>().ok())
+            .sum())
+    }
+
+    /// Conntrack's entries, one a line.
+    pub fn connections(&self) -> Result<String> {
+        let mut command = self.command("conntrack");
+        command.args(["-L"]);
+        let v4 = self.finish(command, b"", LIMIT)?.success()?.text();
+        let v6 = self.run("conntrack", &["-L", "-f", "ipv6"])?.text();
+        Ok(v4 + &v6)
+    }
+
+    /// TCP ports of `target` in `ports` (as `1-65535`) that answer a SYN from here.
+    pub fn scan(&self, target: IpAddr, ports: &str) -> Result<Vec<u16>> {
+        let mut command = self.command("nmap");
+        command.args(["-n", "-Pn", "-sS", "--open", "-oG", "-", "-T5", "-p", ports]);
+        // Closed to silence: without a floor nmap slows down to find out whether it is heard.
+        command.args(["--max-retries", "1", "--min-rate", "15000"]);
+        if target.is_ipv6() {
+            command.arg("-6");
+        }
+        command.arg(target.to_string());
+        let report = self.finish(command, b"", Duration::from_secs(90))?.success()?.text();
+        Ok(open_ports(&report))
+    }
+
+    /// A file of the lab, made with `contents`.
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::write(&path, contents)
+            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        Ok(path)
+    }
+}
+
+/// The open ports in nmap's `-oG` format: `... Ports: 21/open/tcp//ftp///, 22/open/...`.
+fn open_ports(report: &str) -> Vec<u16> {
+    report
+        .lines()
+        .filter_map(|line| line.split_once("Ports: "))
+        .flat_map(|(_, ports)| ports.split(','))
+        .filter(|port| port.contains("/open/"))
+        .filter_map(|port| port.trim().split('/').next()?.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_ports_are_read_from_nmap() {
+        let report = "# Nmap 7.93\nHost: 198.51.100.1 ()\tStatus: Up\n\
+            Host: 198.51.100.1 ()\tPorts: 21/open/tcp//ftp///, 4000/open/tcp/////\tIgnored\n";
+        assert_eq!(open_ports(report), [21, 4000]);
+        assert_eq!(open_ports("Host: 198.51.100.1 ()\tStatus: Up\n"), []);
+    }
+}

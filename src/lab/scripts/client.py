@@ -1,0 +1,128 @@
+"""client.py JSON: an FTP client that says exactly what it is told, and how.
+
+JSON: {"host": H, "port": 21, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
+A STEP is one of
+  {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
+        TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
+        "bytes": true cuts at every byte
+  {"reply": true}           reads one whole reply
+  {"accept": PORT}          accepts a data connection there and reads it to its end
+  {"accept": PORT, "write": "TEXT"}   writes instead of reading
+  {"dial": true}            connects to what the last 227 or 229 announced, and reads
+  {"dial": true, "later": true}   the same, but reads at {"drain": true}
+  {"sleep": SECONDS}
+  {"gate": true}            prints `gate` and waits for a line on standard input
+  {"abort": true}           resets the control connection
+Prints one JSON object: {"steps": [{"ms": M, "got": TEXT}, ...], "error": TEXT or null}. `ms` is how
+long the step took, so that whoever reads can tell a stall from an answer.
+"""
+import json
+import re
+import socket
+import struct
+import sys
+import time
+
+plan = json.loads(sys.argv[1])
+family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
+listeners = {}
+for port in plan.get("listen", []):
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    listener.listen(5)
+    listener.settimeout(plan.get("timeout", 8))
+    listeners[port] = listener
+
+control = socket.create_connection((plan["host"], plan.get("port", 21)), 8)
+control.settimeout(plan.get("timeout", 8))
+control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
+pending = b""
+announced = None
+waiting = None
+
+
+def line():
+    global pending
+    while b"\n" not in pending:
+        more = control.recv(4096)
+        if not more:
+            raise EOFError("control connection closed after " + repr(pending))
+        pending += more
+    text, pending = pending.split(b"\n", 1)
+    return text.rstrip(b"\r").decode("latin-1")
+
+
+def reply():
+    global announced
+    lines = [line()]
+    while lines[-1][:4] != lines[0][:3] + " ":
+        lines.append(line())
+    last = lines[-1]
+    if match := re.search(r"^227 .*?(\d+),(\d+),(\d+),(\d+),(\d+),(\d+)", last):
+        n = match.groups()
+        announced = (".".join(n[:4]), int(n[4]) * 256 + int(n[5]))
+    elif match := re.search(r"^229 .*\(.{3}(\d+).\)", last):
+        announced = (plan["host"], int(match.group(1)))
+    return "\n".join(lines)
+
+
+def drain(data):
+    body = b""
+    while chunk := data.recv(65536):
+        body += chunk
+    data.close()
+    return body.decode("latin-1")
+
+
+def send(step):
+    text = step["send"].encode("latin-1")
+    cuts = list(range(1, len(text))) if step.get("bytes") else step.get("cut", [])
+    edges = [0, *cuts, len(text)]
+    for start, end in zip(edges, edges[1:]):
+        if start and step.get("pause"):
+            time.sleep(step["pause"])
+        control.sendall(text[start:end])
+    return ""
+
+
+def run(step):
+    global waiting
+    if "send" in step:
+        return send(step)
+    if "reply" in step:
+        return reply()
+    if "accept" in step:
+        data, peer = listeners[step["accept"]].accept()
+        data.settimeout(8)
+        if "write" in step:
+            data.sendall(step["write"].encode("latin-1"))
+            data.close()
+            return peer[0]
+        return drain(data)
+    if "dial" in step:
+        waiting = socket.create_connection(announced, plan.get("timeout", 8))
+        return "" if step.get("later") else drain(waiting)
+    if "drain" in step:
+        return drain(waiting)
+    if "sleep" in step:
+        time.sleep(step["sleep"])
+    if "gate" in step:
+        print("gate", flush=True)
+        sys.stdin.readline()
+    if "abort" in step:
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        control.close()
+    return ""
+
+
+results, error = [], None
+for step in plan["steps"]:
+    start = time.monotonic()
+    try:
+        got = run(step)
+    except Exception as problem:
+        error = f"step {len(results)} {json.dumps(step)}: {problem!r}"
+        break
+    results.append({"ms": round((time.monotonic() - start) * 1000, 2), "got": got})
+print(json.dumps({"steps": results, "error": error}))

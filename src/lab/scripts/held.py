@@ -1,0 +1,35 @@
+"""held.py HOST USER PASSWORD MODE PATH: one download that stops after its announcement.
+
+Prints `announced` when the announcement was answered, waits for a line on standard input, fetches,
+and prints the number of bytes. MODE is `active` or `passive`.
+"""
+import ftplib
+import socket
+import sys
+
+host, user, password, mode, path = sys.argv[1:]
+ftp = ftplib.FTP(timeout=15)
+ftp.connect(host, 21)
+ftp.login(user, password)
+ftp.voidcmd("TYPE I")
+if mode == "active":
+    listener = ftp.makeport()
+else:
+    where = ftp.makepasv()
+print("announced", flush=True)
+sys.stdin.readline()
+if mode == "active":
+    ftp.sendcmd("RETR " + path)
+    data, _ = listener.accept()
+    data.settimeout(15)
+    listener.close()
+else:
+    data = socket.create_connection(where, 15)
+    ftp.sendcmd("RETR " + path)
+size = 0
+while chunk := data.recv(65536):
+    size += len(chunk)
+data.close()
+ftp.voidresp()
+ftp.quit()
+print(size)

@@ -1,0 +1,161 @@
+"""server.py JSON: an FTP server that says exactly what it is told, and how.
+
+JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 50069, "body": TEXT,
+"cut": [OFFSETS] or "bytes", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
+"active_source": 20, "extra": {"VERB": "REPLY"}}
+PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told. Each
+control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
+is each data connection, {"data": ADDRESS}.
+"""
+import json
+import re
+import socket
+import sys
+import threading
+import time
+
+plan = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+body = plan.get("body", "the body\r\n").encode("latin-1")
+lock = threading.Lock()
+
+
+def say(**what):
+    with lock:
+        print(json.dumps(what), flush=True)
+
+
+def plain(address):
+    return address[7:] if address.startswith("::ffff:") else address
+
+
+def listen(port):
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::", port))
+    listener.listen(64)
+    return listener
+
+
+class Session:
+    def __init__(self, control, peer):
+        self.control, self.peer = control, plain(peer)
+        self.target = self.listener = None
+        self.control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY,
+                                1 if plan.get("nodelay", True) else 0)
+
+    def send(self, text, announcement=False):
+        data = text.encode("latin-1") + b"\r\n"
+        cut = plan.get("cut", []) if announcement else []
+        edges = list(range(len(data) + 1)) if cut == "bytes" else [0, *cut, len(data)]
+        for start, end in zip(edges, edges[1:]):
+            if start and plan.get("pause"):
+                time.sleep(plan["pause"])
+            self.control.sendall(data[start:end])
+
+    def passive(self):
+        if self.listener:
+            self.listener.close()
+        self.listener, self.target = listen(plan.get("passive_port", 0)), None
+        return self.listener.getsockname()[1]
+
+    def data(self):
+        if self.listener:
+            self.listener.settimeout(8)
+            data, peer = self.listener.accept()
+            self.listener.close()
+            self.listener = None
+        else:
+            family = socket.AF_INET6 if ":" in self.target[0] else socket.AF_INET
+            data = socket.socket(family)
+            data.settimeout(8)
+            data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if plan.get("active_source"):
+                here = "::" if family == socket.AF_INET6 else "0.0.0.0"
+                data.bind((here, plan["active_source"]))
+            data.connect(self.target)
+            peer = self.target
+        say(data=plain(peer[0]))
+        return data
+
+    def transfer(self, verb):
+        self.send("150 Here it comes")
+        try:
+            data = self.data()
+        except OSError as error:
+            return self.send(f"425 {error}")
+        if verb == "STOR":
+            while data.recv(65536):
+                pass
+        else:
+            data.sendall(body)
+        data.close()
+        self.send("226 Done")
+
+    def command(self, line):
+        verb, _, argument = line.strip().partition(" ")
+        verb = verb.upper()
+        if verb in plan.get("extra", {}):
+            self.send(plan["extra"][verb])
+        elif verb == "USER":
+            self.send("331 Password please")
+        elif verb == "PASS":
+            self.send("230 Welcome")
+        elif verb == "PORT":
+            numbers = re.fullmatch(r"\s*(\d+),(\d+),(\d+),(\d+),(\d+),(\d+)\s*", argument)
+            if not numbers:
+                return self.send("501 Bad host-port")
+            n = numbers.groups()
+            self.target = (".".join(n[:4]), int(n[4]) * 256 + int(n[5]))
+            self.send("200 PORT command successful")
+        elif verb == "EPRT":
+            parts = argument.split(argument[:1] or "|")
+            if len(parts) != 5:
+                return self.send("501 Bad EPRT")
+            self.target = (parts[2], int(parts[3]))
+            self.send("200 EPRT command successful")
+        elif verb == "PASV":
+            port = self.passive()
+            here = plan.get("address") or plain(self.control.getsockname()[0])
+            text = plan.get("pasv_reply", "227 Entering Passive Mode ({})")
+            hostport = ",".join([*here.split("."), str(port // 256), str(port % 256)])
+            self.send(text.replace("{}", hostport), announcement=True)
+        elif verb == "EPSV":
+            port = self.passive()
+            self.send(f"229 Entering Extended Passive Mode (|||{port}|)", announcement=True)
+        elif verb in ("RETR", "NLST", "LIST", "STOR"):
+            self.transfer(verb)
+        elif verb == "TYPE":
+            self.send("200 Type set")
+        elif verb == "NOOP":
+            self.send("200 Noop")
+        elif verb == "QUIT":
+            self.send("221 Bye")
+            return True
+        else:
+            self.send("500 Unknown command")
+
+    def run(self):
+        self.send(plan.get("greeting", "220 Scripted server"))
+        pending = b""
+        while more := self.control.recv(4096):
+            pending += more
+            while b"\n" in pending:
+                line, pending = pending.split(b"\n", 1)
+                line = line.rstrip(b"\r").decode("latin-1")
+                say(line=line, **{"from": self.peer})
+                if self.command(line):
+                    self.control.close()
+                    return
+
+
+def serve(control, peer):
+    try:
+        Session(control, peer[0]).run()
+    except OSError as error:
+        say(error=repr(error))
+
+
+listener = listen(plan.get("port", 21))
+while True:
+    threading.Thread(target=serve, args=listener.accept(), daemon=True).start()

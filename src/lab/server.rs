@@ -1,0 +1,266 @@
+//! Real FTP servers, each with a configuration of its own and one directory that may be written.
+//!
+//! They are unpacked from their packages below [`cache`] by `packaging/provision` and not installed:
+//! the packages conflict with each other, and installing one would start it on the machine.
+
+use std::{
+    fmt, fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use super::{
+    Background, Family, Host, LabError, Result, Script,
+    process::{self, find_program},
+    script,
+};
+
+/// Where the servers are unpacked.
+fn cache() -> PathBuf {
+    let cache = std::env::var_os("FTP_ALG_LAB_CACHE")
+        .map_or_else(|| PathBuf::from("/var/cache/ftp-alg-lab"), PathBuf::from);
+    cache.join("root")
+}
+
+/// `nobody`: the servers drop to it, and own files with it.
+const NOBODY: u32 = 65534;
+
+/// The name and the password of the login, where a server knows more than anonymous.
+const NAME: &str = "lab";
+
+/// An FTP server program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerKind {
+    /// Anonymous login.
+    Vsftpd,
+    /// A named login from its own password file.
+    Proftpd,
+    /// A named login from its own database.
+    PureFtpd,
+    /// A named login.
+    Pyftpdlib,
+}
+
+impl fmt::Display for ServerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vsftpd => "vsftpd",
+            Self::Proftpd => "ProFTPD",
+            Self::PureFtpd => "Pure-FTPd",
+            Self::Pyftpdlib => "pyftpdlib",
+        })
+    }
+}
+
+impl ServerKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Vsftpd, Self::Proftpd, Self::PureFtpd, Self::Pyftpdlib];
+
+    /// The Debian package that brings it.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::Vsftpd => "vsftpd",
+            Self::Proftpd => "proftpd-core",
+            Self::PureFtpd => "pure-ftpd",
+            Self::Pyftpdlib => "python3-pyftpdlib",
+        }
+    }
+
+    fn program(self) -> PathBuf {
+        let (unpacked, name) = match self {
+            Self::Vsftpd => ("usr/sbin/vsftpd", "vsftpd"),
+            Self::Proftpd => ("usr/sbin/proftpd", "proftpd"),
+            Self::PureFtpd => ("usr/sbin/pure-ftpd", "pure-ftpd"),
+            Self::Pyftpdlib => ("usr/lib/python3/dist-packages/pyftpdlib/__init__.py", ""),
+        };
+        let unpacked = cache().join(unpacked);
+        if unpacked.exists() { unpacked } else { find_program(name).unwrap_or(unpacked) }
+    }
+
+    pub(super) fn is_installed(self) -> bool {
+        self.program().exists()
+    }
+}
+
+/// A running FTP server.
+#[derive(Debug)]
+pub struct Server {
+    kind: ServerKind,
+    files: PathBuf,
+    process: Background,
+}
+
+impl Server {
+    /// Starts a server on port 21 of `host`, over IPv4 and IPv6, active and passive.
+    pub fn start(kind: ServerKind, host: &Host) -> Result<Self> {
+        let home = host.directory().join(format!("{}-{kind}", host.role()));
+        let files = home.join("files");
+        prepare(&files).map_err(|source| LabError::File { path: files.clone(), source })?;
+        let setup = Setup { host, home: &home, files: &files };
+        let mut command = match kind {
+            ServerKind::Vsftpd => setup.vsftpd()?,
+            ServerKind::Proftpd => setup.proftpd()?,
+            ServerKind::PureFtpd => setup.pure_ftpd()?,
+            ServerKind::Pyftpdlib => setup.pyftpdlib()?,
+        };
+        with_libraries(&mut command);
+        let mut process = host.start(command, &kind.to_string())?;
+        process.wait_until("port 21", Duration::from_secs(10), |_| host.listens(21))?;
+        Ok(Self { kind, files, process })
+    }
+
+    /// Which program it is.
+    pub fn kind(&self) -> ServerKind {
+        self.kind
+    }
+
+    /// User name and password.
+    pub fn login(&self) -> (&'static str, &'static str) {
+        match self.kind {
+            ServerKind::Vsftpd => ("anonymous", "lab@example.net"),
+            _ => (NAME, NAME),
+        }
+    }
+
+    /// Puts a file into the directory `pub`.
+    pub fn put(&self, name: &str, contents: &[u8]) -> Result<()> {
+        let path = self.files.join("pub").join(name);
+        fs::write(&path, contents).map_err(|source| LabError::File { path, source })
+    }
+
+    /// Reads a file of the directory `pub`, as after an upload.
+    pub fn stored(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.files.join("pub").join(name);
+        fs::read(&path).map_err(|source| LabError::File { path, source })
+    }
+
+    /// What it said.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+fn prepare(files: &Path) -> std::io::Result<()> {
+    // The root is not writable (vsftpd insists for anonymous users), `pub` is.
+    let shared = files.join("pub");
+    fs::create_dir_all(&shared)?;
+    chown(&shared, Some(NOBODY), Some(NOBODY))?;
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o755))
+}
+
+fn with_libraries(command: &mut Command) {
+    let libraries = cache().join("usr/lib");
+    let mut paths = Vec::new();
+    for directory in fs::read_dir(&libraries).into_iter().flatten().flatten() {
+        if directory.file_name().to_string_lossy().ends_with("-linux-gnu") {
+            paths.push(directory.path().to_string_lossy().into_owned());
+        }
+    }
+    command.env("LD_LIBRARY_PATH", paths.join(":"));
+    command.env("PYTHONPATH", libraries.join("python3/dist-packages"));
+}
+
+struct Setup<'a> {
+    host: &'a Host,
+    home: &'a Path,
+    files: &'a Path,
+}
+
+impl Setup<'_> {
+    fn write(&self, name: &str, contents: &str, mode: u32) -> Result<PathBuf> {
+        let path = self.home.join(name);
+        fs::write(&path, contents)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    fn vsftpd(&self) -> Result<Command> {
+        let empty = self.home.join("empty");
+        fs::create_dir_all(&empty)
+            .map_err(|source| LabError::File { path: empty.clone(), source })?;
+        let configuration = format!(
+            "listen=NO\nlisten_ipv6=YES\nbackground=NO\n\
+             anonymous_enable=YES\nno_anon_password=NO\nftp_username=nobody\nnopriv_user=nobody\n\
+             anon_root={}\nwrite_enable=YES\nanon_upload_enable=YES\nanon_mkdir_write_enable=YES\n\
+             anon_other_write_enable=YES\nanon_umask=022\nsecure_chroot_dir={}\n\
+             connect_from_port_20=YES\nuse_localtime=NO\nxferlog_enable=NO\n\
+             accept_timeout=10\nconnect_timeout=10\nseccomp_sandbox=NO\n",
+            self.files.display(),
+            empty.display()
+        );
+        let path = self.write("vsftpd.conf", &configuration, 0o644)?;
+        let mut command = self.host.command(ServerKind::Vsftpd.program());
+        command.arg(path);
+        Ok(command)
+    }
+
+    fn proftpd(&self) -> Result<Command> {
+        let (v4, v6) = (self.host.address(Family::V4), self.host.address(Family::V6));
+        let home = self.home.display();
+        let files = self.files.display();
+        let hash = crypt(self.host)?;
+        let passwords = self.write(
+            "proftpd.passwd",
+            &format!("{NAME}:{hash}:{NOBODY}:{NOBODY}::{files}:/bin/sh\n"),
+            0o600,
+        )?;
+        // mod_auth_file opens it after it dropped to `nobody`.
+        let configuration = format!(
+            "ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
+             SocketBindTight off\nUseIPv6 on\nPort 21\nUseReverseDNS off\nWtmpLog off\n\
+             User nobody\nGroup nogroup\nUmask 022\nMaxInstances 30\nAllowOverwrite on\n\
+             RequireValidShell off\nAuthOrder mod_auth_file.c\nAuthUserFile {}\n\
+             AuthPAM off\nDefaultRoot {files}\n\
+             PidFile {home}/proftpd.pid\nScoreboardFile {home}/proftpd.scoreboard\n\
+             SystemLog {home}/proftpd.log\nTransferLog none\n",
+            passwords.display()
+        );
+        let path = self.write("proftpd.conf", &configuration, 0o644)?;
+        let mut command = self.host.command(ServerKind::Proftpd.program());
+        command.arg("-n").arg("-c").arg(path);
+        Ok(command)
+    }
+
+    fn pure_ftpd(&self) -> Result<Command> {
+        let passwords = self.home.join("pure.passwd");
+        let database = self.home.join("pure.pdb");
+        let unpacked = cache().join("usr/bin/pure-pw");
+        let pure_pw = if unpacked.exists() { unpacked } else { PathBuf::from("pure-pw") };
+        let mut add = self.host.command(&pure_pw);
+        add.args(["useradd", NAME, "-u", "65534", "-g", "65534", "-d"]).arg(self.files);
+        add.arg("-f").arg(&passwords).arg("-F").arg(&database).arg("-m");
+        with_libraries(&mut add);
+        let twice = format!("{NAME}\n{NAME}\n");
+        self.host.finish(add, twice.as_bytes(), Duration::from_secs(20))?.success()?;
+        let mut command = self.host.command(ServerKind::PureFtpd.program());
+        command.arg("-l").arg(format!("puredb:{}", database.display()));
+        command.args(["-A", "-H", "-E", "-u", "1", "-U", "133:022"]);
+        command.arg("-g").arg(self.home.join("pure.pid"));
+        Ok(command)
+    }
+
+    fn pyftpdlib(&self) -> Result<Command> {
+        let files = self.files.to_string_lossy().into_owned();
+        let command = self.host.script_command(Script::Pyftpdlib, &[&files, NAME, NAME])?;
+        Ok(command)
+    }
+}
+
+/// The login's password as `crypt(3)` has it.
+fn crypt(host: &Host) -> Result<String> {
+    let program = find_program("openssl").map(|openssl| {
+        let mut command = Command::new(openssl);
+        command.args(["passwd", "-5", NAME]);
+        command
+    });
+    let command = program.unwrap_or_else(|| {
+        let mut command = host.command(script::python());
+        command.args(["-c", &format!("import crypt; print(crypt.crypt('{NAME}'))")]);
+        command
+    });
+    let hashed = process::run(command, b"", Duration::from_secs(10))?.success()?;
+    Ok(hashed.text().trim().to_owned())
+}
