@@ -1,3 +1,22 @@
-//! The `ftp-alg` program.
+//! The `ftp-alg` program: maps the end of a command to an exit code.
 
-fn main() {}
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use ftp_alg::cli;
+
+fn main() -> ExitCode {
+    match cli::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (code, lines) = failure.report();
+            for line in lines {
+                // A closed standard error leaves the exit code to speak (eprintln! would panic).
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+            ExitCode::from(code)
+        }
+    }
+}

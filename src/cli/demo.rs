@@ -7,26 +7,29 @@ use std::{
     fmt::Write as _,
     io::{self, IsTerminal, Write as _},
     path::PathBuf,
-    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
+use clap::Args;
 use serde_json::Value;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
 
+use super::Failure;
 use crate::lab::{
-    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Result, Server,
-    ServerKind, Topology, Transfer,
+    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server, ServerKind,
+    Topology, Transfer,
 };
 
-/// Builds client, gateway and server in network namespaces and shows each case working.
+/// Show each case working: gateway, clients and servers in network namespaces, with default drop
 ///
-/// Needs root, and touches nothing outside its own namespaces.
-#[derive(Debug, clap::Args)]
+/// Needs root, and touches nothing outside its own namespaces. Ends with 0 only if every case
+/// worked.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub struct Demo {
     /// The program to show, instead of this one.
     #[arg(long, hide = true, value_name = "FILE")]
@@ -51,7 +54,7 @@ struct Row {
     family: Family,
     mode: Mode,
     client: Client,
-    outcome: Result<Shown>,
+    outcome: lab::Result<Shown>,
 }
 
 /// What a case showed.
@@ -63,8 +66,18 @@ struct Shown {
 }
 
 impl Demo {
-    /// Runs all cases; the exit code says whether every one of them worked.
-    pub fn run(&self) -> Result<ExitCode> {
+    /// Runs all cases; a failure if one of them did not work.
+    pub fn run(&self) -> Result<(), Failure> {
+        let failed = self.show().map_err(Failure::failed)?;
+        match failed {
+            0 => Ok(()),
+            1 => Err(Failure::Failed("1 row of the table did not work".to_owned())),
+            many => Err(Failure::Failed(format!("{many} rows of the table did not work"))),
+        }
+    }
+
+    /// Runs all cases, and says how many rows of the table did not work.
+    fn show(&self) -> lab::Result<usize> {
         lab::requirements()?;
         clean_up_on_signals()?;
         let executable = match &self.executable {
@@ -87,9 +100,8 @@ impl Demo {
             }
         }
         say(&table(&rows, &closed, self.no_scan, paint));
-        let worked = rows.iter().all(|row| row.outcome.is_ok())
-            && closed.iter().all(|(_, outcome)| outcome.is_ok());
-        Ok(if worked { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let rows = rows.iter().filter(|row| row.outcome.is_err()).count();
+        Ok(rows + closed.iter().filter(|(_, outcome)| outcome.is_err()).count())
     }
 
     fn show_lab(
@@ -99,7 +111,7 @@ impl Demo {
         executable: &std::path::Path,
         paint: Paint,
         rows: &mut Vec<Row>,
-    ) -> Result<()> {
+    ) -> lab::Result<()> {
         let lab = Lab::new(topology)?;
         say(&picture(&lab, kind, paint));
         let server = Server::start(kind, &lab.server)?;
@@ -170,7 +182,7 @@ fn show_case(
     family: Family,
     mode: Mode,
     client: Client,
-) -> Result<Shown> {
+) -> lab::Result<Shown> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
     server.put("report", &body)?;
@@ -219,7 +231,7 @@ fn show_case(
 }
 
 /// The held download's: the pinhole shown is its.
-fn last_announcement(side: &Analysis) -> Result<String> {
+fn last_announcement(side: &Analysis) -> lab::Result<String> {
     let announcements = side.announcements()?;
     announcements
         .last()
@@ -237,7 +249,7 @@ fn describe_pinhole(pinhole: &Value) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-fn nothing_open(lab: &Lab, daemon: &Daemon) -> Result<()> {
+fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
     daemon.wait_closed(Duration::from_secs(2))?;
     let elements = daemon.set_elements()?;
     if !elements.is_empty() {
@@ -250,7 +262,7 @@ fn nothing_open(lab: &Lab, daemon: &Daemon) -> Result<()> {
 }
 
 /// The stranger tries every port of the gateway, and of what stands behind it.
-fn scan(lab: &Lab) -> Result<()> {
+fn scan(lab: &Lab) -> lab::Result<()> {
     let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
     let inner = match lab.spec().topology {
         Topology::PublishedServer => &lab.server,
@@ -296,10 +308,9 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     };
     let does = match lab.spec().topology {
         Topology::Masquerade => "masquerade, default drop",
-        Topology::PublishedServer => "port 21 to the server (DNAT), default drop",
+        Topology::PublishedServer => "port 21 by DNAT, default drop",
         Topology::Routed => "no NAT, default drop",
     };
-    let bar = "-".repeat(18);
     let mut text = format!("\n{} ({kind})\n\n", paint.bold(&lab.spec().topology.to_string()));
     let mut line = |a: &str, b: &str, c: &str| {
         let _ = writeln!(text, "  {}", format!("{a:<18}   {b:<40}   {c}").trim_end());
@@ -312,19 +323,23 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
         &format!("| {:<17} {:>18} |", plan.inside.v4, plan.outside.v4),
         &right.1.v4.to_string(),
     );
-    let _ = bar;
     line(
         &left.1.v6.to_string(),
         &format!("| {:<17} {:>18} |", plan.inside.v6, plan.outside.v6),
         &right.1.v6.to_string(),
     );
-    line("------------------", &format!("|{does:^38}|"), "------------------");
+    line("", &format!("|{does:^38}|"), "");
     line("", &wall, "");
     text.push('\n');
     text
 }
 
-fn table(rows: &[Row], closed: &[(Topology, Result<()>)], no_scan: bool, paint: Paint) -> String {
+fn table(
+    rows: &[Row],
+    closed: &[(Topology, lab::Result<()>)],
+    no_scan: bool,
+    paint: Paint,
+) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -363,7 +378,7 @@ fn first_line(error: &LabError) -> String {
 }
 
 /// Removes the labs when the demo is interrupted: a signal unwinds nothing.
-fn clean_up_on_signals() -> Result<()> {
+fn clean_up_on_signals() -> lab::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|source| LabError::Start { program: "the signal handler".to_owned(), source })?;
     thread::spawn(move || {

@@ -1,1 +1,253 @@
-//! The commands.
+//! The commands, one file each.
+//!
+//! This file has what they share: how arguments become a command, how a command ends ([`Failure`]),
+//! and the options that several take. `main` maps the end to an exit code and knows no more.
+
+mod check;
+mod demo;
+mod output;
+mod pinholes;
+mod replay;
+mod rules;
+mod run;
+mod sessions;
+mod status;
+mod table;
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+
+use crate::{
+    config::{self, Config, ConfigError},
+    daemon::{self, DaemonError, client},
+};
+
+/// How long a command waits for a running daemon's answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How a command ends when it does not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The arguments or the configuration are wrong; a line for each problem.
+    #[error("{0}")]
+    Usage(String),
+    /// It was understood, and did not work; a line for each problem.
+    #[error("{0}")]
+    Failed(String),
+    /// Nobody reads the output any more, as in `ftp-alg sessions | head -1`: no error, but no
+    /// reason to go on either.
+    #[error("standard output is closed")]
+    Closed,
+}
+
+impl Failure {
+    /// Wraps any error of a thing that did not work.
+    pub fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+
+    /// The exit code, and what to say on standard error, line by line.
+    pub fn report(&self) -> (u8, Vec<String>) {
+        let (code, text) = match self {
+            Self::Closed => return (0, Vec::new()),
+            Self::Failed(text) => (1, text),
+            Self::Usage(text) => (2, text),
+        };
+        (code, text.lines().map(|line| format!("ftp-alg: {line}")).collect())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        match error {
+            DaemonError::Config(_) | DaemonError::Log { .. } => Self::Usage(error.to_string()),
+            other => Self::failed(other),
+        }
+    }
+}
+
+impl From<client::ClientError> for Failure {
+    fn from(error: client::ClientError) -> Self {
+        Self::failed(error)
+    }
+}
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments.command.run(),
+        Err(error) => answer(&error),
+    }
+}
+
+/// FTP through NAT and default drop: reads control connections, rewrites the endpoints that NAT
+/// made wrong, and opens one pinhole for each data connection.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ftp-alg",
+    version,
+    disable_help_subcommand = true,
+    verbatim_doc_comment,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\
+                  `ftp-alg COMMAND --help` says more about each command."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    Check(check::Check),
+    Rules(rules::Rules),
+    Status(status::Status),
+    Sessions(sessions::Sessions),
+    Pinholes(pinholes::Pinholes),
+    Replay(replay::Replay),
+    Demo(demo::Demo),
+}
+
+impl Command {
+    fn run(&self) -> Result<(), Failure> {
+        match self {
+            Self::Run(command) => command.run(),
+            Self::Check(command) => command.run(),
+            Self::Rules(command) => command.run(),
+            Self::Status(command) => command.run(),
+            Self::Sessions(command) => command.run(),
+            Self::Pinholes(command) => command.run(),
+            Self::Replay(command) => command.run(),
+            Self::Demo(command) => command.run(),
+        }
+    }
+}
+
+/// Help and version were asked for; everything else is wrong usage, said in one line.
+fn answer(error: &clap::Error) -> Result<(), Failure> {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::print(&text),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Err(Failure::Usage("no command is given; `ftp-alg --help` lists them".to_owned()))
+        }
+        _ => Err(Failure::Usage(one_line(&text))),
+    }
+}
+
+/// clap's error text without its layout: what is wrong, its tips, and which help to read.
+fn one_line(text: &str) -> String {
+    let parts: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .map(|line| line.trim_start_matches("error: ").trim_start_matches("tip: "))
+        .collect();
+    let command = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage: ftp-alg "))
+        .and_then(|usage| usage.split_whitespace().next())
+        .filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
+        .map_or(String::new(), |command| format!("{command} "));
+    format!("{}; see `ftp-alg {command}--help`", parts.join("; ").replace(":; ", ": "))
+}
+
+/// `--config`.
+#[derive(Args, Debug)]
+struct ConfigOption {
+    #[arg(long, value_name = "FILE", help = config_help())]
+    config: Option<PathBuf>,
+}
+
+fn config_help() -> String {
+    format!("The configuration file [default: {}, if it exists]", config::DEFAULT_PATH)
+}
+
+impl ConfigOption {
+    /// The configuration, without what this version does not serve.
+    fn load(&self) -> Result<Config, Failure> {
+        let config = Config::load(self.config.as_deref())?;
+        config.unsupported()?;
+        Ok(config)
+    }
+}
+
+/// `--socket`.
+#[derive(Args, Debug)]
+struct SocketOption {
+    /// The daemon's control socket
+    #[arg(long, value_name = "SOCKET", default_value = daemon::DEFAULT_SOCKET)]
+    socket: PathBuf,
+}
+
+impl SocketOption {
+    /// Asks the daemon for `what`.
+    fn ask(&self, what: &str) -> Result<client::Answer, Failure> {
+        Ok(client::request(&self.socket, what, ANSWER)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn usage(arguments: &[&str]) -> String {
+        let arguments = ["ftp-alg"].iter().chain(arguments).map(OsString::from);
+        match run(arguments) {
+            Err(Failure::Usage(text)) => text,
+            other => panic!("no usage error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_options_of_all_commands_fit_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_said_in_one_line_that_names_the_help_to_read() {
+        let cases: [(&[&str], &str); 5] = [
+            (&[], "no command is given; `ftp-alg --help` lists them"),
+            (
+                &["statu"],
+                "unrecognized subcommand 'statu'; a similar subcommand exists: 'status'; \
+                 see `ftp-alg --help`",
+            ),
+            (
+                &["status", "--jsn"],
+                "unexpected argument '--jsn' found; a similar argument exists: '--json'; \
+                 see `ftp-alg status --help`",
+            ),
+            (
+                &["replay"],
+                "the following required arguments were not provided: <CAPTURE>; \
+                 see `ftp-alg replay --help`",
+            ),
+            (
+                &["status", "--wait", "soon"],
+                "invalid value 'soon' for '--wait <SECS>': give seconds from 0 to 86400; \
+                 see `ftp-alg --help`",
+            ),
+        ];
+        for (arguments, expected) in cases {
+            assert_eq!(usage(arguments), expected);
+        }
+    }
+
+    #[test]
+    fn each_problem_is_one_line_with_the_programs_name() {
+        let (code, lines) = Failure::Usage("a\nb".into()).report();
+        assert_eq!((code, lines), (2, vec!["ftp-alg: a".to_owned(), "ftp-alg: b".to_owned()]));
+        assert_eq!(Failure::Closed.report(), (0, Vec::new()));
+    }
+}

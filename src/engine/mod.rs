@@ -1,8 +1,34 @@
 //! Packet in, verdict and wishes out; the table of sessions.
+//!
+//! Sans-I/O: the engine is handed packets and the time, and asks the kernel through [`Kernel`].
+//! It never touches a socket or a clock, so the daemon, `replay`, the benchmarks and the tests all
+//! run the same code.
 
+mod bench;
+mod event;
 mod kernel;
+mod pinholes;
+mod table;
+#[cfg(test)]
+mod tests;
 
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use bench::Bench;
+pub use event::{Action, Decision, Event, What};
 pub use kernel::{Attention, Kernel, KernelError, Pinhole, Translation};
+use pinholes::PinholeTable;
+use table::{Control, Entry, Key, Table};
+
+use crate::{
+    ftp::Kind,
+    packet::{self, Edit, Packet, Seq, flags},
+    policy::Policy,
+    session::{Acknowledgement, Forward, Outcome, Session, Side},
+};
 
 /// What becomes of a queued packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,4 +39,398 @@ pub enum Verdict {
     Replace,
     /// It ends here.
     Drop,
+}
+
+/// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
+/// receiver, so what it says must not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksums {
+    /// They are; a segment with a wrong one passes unread.
+    Verify,
+    /// They are taken for right: captures show them before the network card computes them.
+    Trust,
+}
+
+/// What the engine has done since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets taken.
+    pub packets: u64,
+    /// Packets that could not be read and passed.
+    pub malformed: u64,
+    /// Announcements rewritten.
+    pub rewrites: u64,
+    /// Pinholes opened.
+    pub pinholes_opened: u64,
+    /// Announcements refused.
+    pub pinholes_refused: u64,
+    /// Other commands refused.
+    pub commands_refused: u64,
+    /// Connections of which packets were missed.
+    pub lost: u64,
+    /// Connections not followed because there were too many.
+    pub uninspected: u64,
+    /// Requests that the kernel refused.
+    pub errors: u64,
+}
+
+/// One row of the table of sessions, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Its number.
+    pub id: u64,
+    /// Both ends, and how they see each other; without translation as long as none was needed.
+    pub translation: Translation,
+    /// One word for where it stands.
+    pub state: &'static str,
+    /// Since when it is followed.
+    pub since: Instant,
+    /// Whether its sequence numbers are adjusted.
+    pub adjusted: bool,
+    /// How many pinholes it holds.
+    pub pinholes: usize,
+}
+
+/// One open pinhole, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinholeInfo {
+    /// The session that holds it.
+    pub session: u64,
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    /// What announced it.
+    pub kind: Kind,
+    /// When it ends.
+    pub deadline: Instant,
+}
+
+/// Sessions that are over are kept this long for segments that are sent again.
+const LINGER: Duration = Duration::from_secs(60);
+/// Connections on which nothing was said are kept this long.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
+const IDLE: Duration = Duration::from_secs(432_000);
+/// A SYN-ACK with other numbers starts anew on endpoints that have been still this long.
+const REUSE: Duration = Duration::from_secs(10);
+/// How many places of the table one call of [`Engine::expire`] looks at.
+const SWEEP: u32 = 1024;
+
+/// The engine.
+pub struct Engine {
+    policy: Policy,
+    checksums: Checksums,
+    table: Table,
+    pinholes: PinholeTable,
+    counters: Counters,
+    events: Vec<Event>,
+    last_id: u64,
+    sweep: u32,
+    payload: Vec<u8>,
+    injected: Vec<u8>,
+}
+
+impl Engine {
+    /// An engine that has seen nothing.
+    pub fn new(policy: Policy, checksums: Checksums) -> Self {
+        Self {
+            policy,
+            checksums,
+            table: Table::default(),
+            pinholes: PinholeTable::default(),
+            counters: Counters::default(),
+            events: Vec::new(),
+            last_id: 0,
+            sweep: 0,
+            payload: Vec::new(),
+            injected: Vec::new(),
+        }
+    }
+
+    /// From now on `policy` holds. What is open stays open.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
+    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
+    /// be connected to; give the verdict, then call [`settle`](Self::settle).
+    pub fn packet(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        kernel: &mut impl Kernel,
+        out: &mut Vec<u8>,
+    ) -> Verdict {
+        self.counters.packets += 1;
+        let Ok(packet) = Packet::parse(bytes) else {
+            self.counters.malformed += 1;
+            return Verdict::Accept;
+        };
+        let bare = packet.payload().is_empty() && packet.flags() & !flags::PSH == flags::ACK;
+        if !bare && self.checksums == Checksums::Verify && !packet.checksum_is_valid() {
+            self.counters.malformed += 1;
+            return Verdict::Accept;
+        }
+        let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
+        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+            return Verdict::Accept;
+        };
+        control.last = now;
+        let from = control.side(packet.source());
+        let mut bench = Bench {
+            now,
+            index,
+            policy: &self.policy,
+            kernel,
+            control,
+            pinholes: &mut self.pinholes,
+            counters: &mut self.counters,
+            events: &mut self.events,
+        };
+        let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
+        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injected);
+        let over = session.is_over();
+        if over {
+            bench.close_all("the control connection ended");
+        }
+        let verdict = match (told, outcome.forward) {
+            // Numbers may be changed only once the kernel knows; the sender will send it again.
+            (Err(error), Forward::Changed { .. }) => {
+                bench.failed(&error);
+                Verdict::Drop
+            }
+            (_, Forward::Unchanged) => Verdict::Accept,
+            (_, Forward::Not) => Verdict::Drop,
+            (Ok(()), Forward::Changed { seq, ack, payload, flags, urgent }) => {
+                let payload = payload.then_some(&self.payload[..]);
+                let edit = Edit { seq, ack, payload, flags, urgent };
+                let sent = session.map(from.peer());
+                let sack = |[left, right]: [Seq; 2]| {
+                    let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
+                    left.is_before(right).then_some([left, right])
+                };
+                packet.rebuild(&edit, sack, out);
+                Verdict::Replace
+            }
+        };
+        let forgettable = session.map(from).is_identity() && session.map(from.peer()).is_identity();
+        if session.wants_no_packet() || (over && forgettable) {
+            self.table.remove(index);
+        }
+        verdict
+    }
+
+    /// Does what may wait until verdicts are given: closes in the kernel what was closed.
+    pub fn settle(&mut self, kernel: &mut impl Kernel) {
+        if self.pinholes.is_settled() {
+            return;
+        }
+        if self.pinholes.settle(kernel).is_err() {
+            self.counters.errors += 1;
+        }
+    }
+
+    /// Drops what is over by `now`. To be called again at the time that it gives, or a second
+    /// later.
+    pub fn expire(&mut self, now: Instant, kernel: &mut impl Kernel) -> Option<Instant> {
+        while let Some((owner, serial)) = self.pinholes.next_expired(now) {
+            let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
+            let at = control.pinholes.iter().position(|p| p.is(serial) && !p.in_use);
+            if let Some(at) = at {
+                let held = control.pinholes.remove(at);
+                self.pinholes.close(control.client.ip(), &held);
+                let Control { id, client, server, .. } = *control;
+                let what = What::Closed(held.pinhole, "nobody connected in time");
+                self.events.push(Event { session: id, client, server, what });
+            }
+        }
+        for _ in 0..SWEEP.min(self.table.places()) {
+            self.sweep = (self.sweep + 1) % self.table.places();
+            let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
+            let limit = match session.state() {
+                "closing" => LINGER,
+                "new" => SILENCE,
+                _ => IDLE,
+            };
+            if now.saturating_duration_since(control.last) >= limit {
+                let client = control.client.ip();
+                for held in std::mem::take(&mut control.pinholes) {
+                    self.pinholes.close(client, &held);
+                }
+                self.table.remove(self.sweep);
+            }
+        }
+        self.settle(kernel);
+        self.pinholes.next_deadline()
+    }
+
+    /// Closes every pinhole in the kernel, for the end.
+    pub fn close_all(&mut self, kernel: &mut impl Kernel) {
+        for index in 0..self.table.places() {
+            let Some(Entry { control, .. }) = self.table.get_mut(index) else { continue };
+            let client = control.client.ip();
+            for held in std::mem::take(&mut control.pinholes) {
+                self.pinholes.close(client, &held);
+            }
+        }
+        self.settle(kernel);
+    }
+
+    /// What was decided since this was last called.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// What was done since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// How many control connections are followed.
+    pub fn session_count(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The control connections that are followed.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
+        self.table.iter().map(|Entry { session, control }| SessionInfo {
+            id: control.id,
+            translation: control
+                .translation
+                .unwrap_or(Translation::identity(control.client, control.server)),
+            state: session.state(),
+            since: control.since,
+            adjusted: session.wants_every_packet(),
+            pinholes: control.pinholes.iter().filter(|p| !p.in_use).count(),
+        })
+    }
+
+    /// The pinholes that nobody has used yet, as far as the dialogue tells.
+    pub fn pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
+        self.table.iter().flat_map(|Entry { control, .. }| {
+            control.pinholes.iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
+                session: control.id,
+                pinhole: held.pinhole,
+                kind: held.kind,
+                deadline: held.deadline,
+            })
+        })
+    }
+
+    /// The session between two endpoints, for tools that look at both sides of it.
+    pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
+        let index = self.table.find(&Key::between(a, b))?;
+        let entry = self.table.get_mut(index)?;
+        Some((&entry.session, entry.control.side(a)))
+    }
+
+    /// The entry that `packet` belongs to, made where it starts one.
+    fn entry_of(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        kernel: &mut impl Kernel,
+    ) -> Option<u32> {
+        let (source, destination) = (packet.source(), packet.destination());
+        let found = self.table.find(&Key::between(source, destination));
+        if packet.has(flags::SYN | flags::ACK) {
+            if let Some(index) = found {
+                let entry = self.table.get_mut(index)?;
+                let still = now.saturating_duration_since(entry.control.last) >= REUSE;
+                let anew = entry.session.is_over() || still;
+                if entry.session.began_with(packet) || !anew {
+                    return Some(index);
+                }
+                self.drop_entry(index, kernel);
+            }
+            let session = Session::opened(packet);
+            return self.insert(now, destination, source, session);
+        }
+        if found.is_some() || packet.payload().is_empty() {
+            return found;
+        }
+        // The start was not seen. Which end is the client shows by its port, if at all.
+        let is_control =
+            |endpoint: SocketAddr| self.policy.control_ports.contains(&endpoint.port());
+        let side = match (is_control(destination), is_control(source)) {
+            (true, false) => Side::Client,
+            (false, true) => Side::Server,
+            _ => {
+                let translation = kernel.translation(source, destination).ok()??;
+                if translation.client == source { Side::Client } else { Side::Server }
+            }
+        };
+        let session = Session::joined(side, packet);
+        match side {
+            Side::Client => self.insert(now, source, destination, session),
+            Side::Server => self.insert(now, destination, source, session),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        now: Instant,
+        client: SocketAddr,
+        server: SocketAddr,
+        session: Session,
+    ) -> Option<u32> {
+        if self.table.len() >= self.policy.max_sessions {
+            self.counters.uninspected += 1;
+            return None;
+        }
+        self.last_id += 1;
+        let control = Control {
+            id: self.last_id,
+            client,
+            server,
+            translation: None,
+            attention: None,
+            pinholes: Vec::new(),
+            since: now,
+            last: now,
+        };
+        Some(self.table.insert(Entry { session, control }))
+    }
+
+    fn drop_entry(&mut self, index: u32, kernel: &mut impl Kernel) {
+        if let Some(entry) = self.table.remove(index) {
+            let client: IpAddr = entry.control.client.ip();
+            for held in &entry.control.pinholes {
+                self.pinholes.close(client, held);
+            }
+            self.settle(kernel);
+        }
+    }
+}
+
+/// Tells the kernel what the connection's later packets need, and sends what is to be sent.
+fn tell_kernel<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    session: &Session,
+    outcome: &Outcome,
+    buffer: &mut Vec<u8>,
+) -> Result<(), KernelError> {
+    let attention = if session.wants_every_packet() {
+        Some(Attention::Every)
+    } else if session.wants_no_packet() {
+        Some(Attention::None)
+    } else {
+        None
+    };
+    if attention.is_some() && attention != bench.control.attention {
+        let translation = bench.translation()?;
+        bench.kernel.attend(&translation, attention.unwrap_or(Attention::None))?;
+        bench.control.attention = attention;
+    }
+    if let Some(acknowledgement) = outcome.acknowledge {
+        let Acknowledgement { to, seq, ack, window, timestamps } = acknowledgement;
+        let translation = bench.translation()?;
+        let (source, destination) = match to {
+            Side::Client => (translation.server_external, translation.client),
+            Side::Server => (translation.client_external, translation.server),
+        };
+        packet::acknowledgement(source, destination, seq, ack, window, timestamps, buffer);
+        bench.kernel.inject(buffer)?;
+    }
+    Ok(())
 }

@@ -1,1 +1,77 @@
 //! The edge to the kernel: queue, nftables, conntrack, injection.
+//!
+//! Knows packets only as bytes with addresses, and nothing of what is said in them. Every call
+//! into the kernel, and every `unsafe` block of the crate, is in here.
+
+mod conntrack;
+mod error;
+mod inject;
+mod netlink;
+mod nft;
+mod pinholes;
+mod queue;
+pub mod rules;
+mod table;
+
+use std::{net::SocketAddr, time::Duration};
+
+pub use conntrack::Conntrack;
+pub use error::GatewayError;
+pub use inject::Injector;
+pub use pinholes::{OpenPinhole, Pinholes};
+pub use queue::{Decision, Packet, Queue, Verdicts};
+pub use rules::{QueueStatement, RuleParameters};
+pub use table::Table;
+
+use crate::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
+
+/// The running kernel, in the network namespace of the thread that makes this. One for each
+/// thread; pinholes are in the loaded [`Table`], which all share.
+#[derive(Debug)]
+pub struct LinuxKernel {
+    pinholes: Pinholes,
+    conntrack: Conntrack,
+    injector: Injector,
+}
+
+impl LinuxKernel {
+    /// Opens all sockets, so that rights may be given up afterwards (CAP_NET_ADMIN must stay).
+    pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
+        Ok(Self {
+            pinholes: Pinholes::new()?,
+            conntrack: Conntrack::new(parameters)?,
+            injector: Injector::new(parameters)?,
+        })
+    }
+
+    /// The pinholes that are open now, as the kernel says.
+    pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
+        self.pinholes.list_open()
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        self.conntrack.translation(a, b)
+    }
+
+    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+        self.pinholes.open(pinhole, lifetime)
+    }
+
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.pinholes.close(pinhole)
+    }
+
+    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
+        self.conntrack.attend(control, attention)
+    }
+
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.injector.inject(packet)
+    }
+}

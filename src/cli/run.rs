@@ -1,0 +1,40 @@
+//! `ftp-alg run`: the daemon, in the foreground.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{ConfigOption, Failure, SocketOption};
+use crate::daemon;
+
+/// Run the gateway in the foreground
+///
+/// Loads its rules into a table of its own (inet ftp_alg), opens its queues, and handles control
+/// connections until SIGTERM or SIGINT ends it; then the rules are gone again. SIGHUP reads the
+/// configuration again; if that is not valid, the old one stays in use.
+///
+/// Logs go to standard error, one line for each decision. FTP_ALG_LOG sets how much: error, warn,
+/// info (the default), debug or trace. A service manager is told when it is ready (sd_notify).
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Run {
+    #[command(flatten)]
+    config: ConfigOption,
+    /// Where to keep what a restarted daemon needs to go on with live connections
+    #[arg(long, value_name = "DIR", default_value = daemon::DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+    #[command(flatten)]
+    socket: SocketOption,
+}
+
+impl Run {
+    /// Runs until a signal ends it.
+    pub fn run(&self) -> Result<(), Failure> {
+        let options = daemon::Options {
+            config: self.config.config.clone(),
+            state_dir: self.state_dir.clone(),
+            socket: self.socket.socket.clone(),
+        };
+        Ok(daemon::run(&options)?)
+    }
+}

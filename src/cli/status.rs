@@ -1,0 +1,63 @@
+//! `ftp-alg status`: counters and health of the running daemon.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Failure, SocketOption, output, table};
+use crate::daemon::{client, snapshot};
+
+/// Show counters and health of the running daemon
+///
+/// Succeeds only if a daemon is ready to give verdicts, so that scripts may wait for one:
+/// `ftp-alg status --wait 10`.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Status {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Wait for at most so many seconds until a daemon is ready
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    wait: Option<Duration>,
+    #[command(flatten)]
+    socket: SocketOption,
+}
+
+impl Status {
+    /// Asks and prints.
+    pub fn run(&self) -> Result<(), Failure> {
+        let answer = match self.wait {
+            Some(limit) => client::wait(&self.socket.socket, "status", limit)?,
+            None => self.socket.ask("status")?,
+        };
+        if self.json {
+            output::print_line(answer.json())
+        } else {
+            output::print(&text(&answer.parse()?))
+        }
+    }
+}
+
+fn text(status: &snapshot::Status) -> String {
+    table::list(&[
+        ("version", status.version.clone()),
+        ("uptime", table::span(status.uptime_seconds)),
+        ("back end", status.backend.clone()),
+        ("sessions", status.sessions.to_string()),
+        ("pinholes", status.pinholes.to_string()),
+        ("packets", status.packets.to_string()),
+        ("rewrites", status.rewrites.to_string()),
+        ("pinholes opened", status.pinholes_opened.to_string()),
+        ("pinholes refused", status.pinholes_refused.to_string()),
+        ("errors", status.errors.to_string()),
+    ])
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|wait| *wait <= Duration::from_secs(86400))
+        .ok_or_else(|| "give seconds from 0 to 86400".to_owned())
+}

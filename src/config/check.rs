@@ -1,0 +1,354 @@
+//! From the file's values to a [`Config`]: each must be one that the rest may rely on.
+//!
+//! All problems are found in one go, each with its key, place, value and what is allowed. Values
+//! that are valid but not served by this version are noted apart, in the same words.
+
+use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, time::Duration};
+
+use toml::{Spanned, Value};
+
+use super::{
+    Backend, Config, ExternalAddress, Limits, Nat, Pinhole, Problem, Queue, Server, error,
+    file::{self, File, Leaf},
+    text,
+};
+use crate::policy::{AuthTls, Foreign};
+
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const MAX_CONTROL_PORTS: usize = 64;
+const MAX_WORKERS: u16 = 64;
+const MAX_SESSIONS: i64 = 1 << 24;
+const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
+/// Queue numbers are 16 bits wide.
+const QUEUES: u32 = 65536;
+
+const SERVER_ADDRESS: &str = "server.address";
+const SERVER_EXTERNAL: &str = "server.external-address";
+const SERVER_PORTS: &str = "server.passive-ports";
+const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
+const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
+const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
+
+/// Checks `text`, which problems call `path`.
+pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
+    let file: File = toml::from_str(text)
+        .map_err(|toml_error| vec![error::from_toml(path, text, &toml_error)])?;
+    let mut checker = Checker { path, text, problems: Vec::new(), unsupported: Vec::new() };
+    let mut config = checker.file(&file);
+    if checker.problems.is_empty() {
+        config.unsupported = checker.unsupported;
+        Ok(config)
+    } else {
+        checker.problems.sort_by_key(|problem| (problem.line, problem.column));
+        Err(checker.problems)
+    }
+}
+
+struct Checker<'a> {
+    path: &'a Path,
+    text: &'a str,
+    problems: Vec<Problem>,
+    unsupported: Vec<Problem>,
+}
+
+impl Checker<'_> {
+    fn file(&mut self, file: &File) -> Config {
+        let default = Config::default();
+        let control_ports = self.control_ports(&file.control_ports, default.control_ports);
+        let servers = self.servers(&file.server, &control_ports);
+        Config {
+            queue: self.queue(&file.queue, default.queue),
+            pinhole: self.pinhole(&file.pinhole, default.pinhole),
+            nat: self.nat(&file.nat, default.nat),
+            limits: self.limits(&file.policy, default.limits),
+            metrics: self.metrics(&file.metrics),
+            control_ports,
+            servers,
+            unsupported: Vec::new(),
+        }
+    }
+
+    fn control_ports(&mut self, leaf: &Leaf, default: Vec<u16>) -> Vec<u16> {
+        let key = "control-ports";
+        let allowed = "a list of ports from 1 to 65535, such as [21, 2121]";
+        let ports = self.value(key, leaf, default, allowed, |value| {
+            let items = value.as_array()?.iter();
+            items.map(|item| integer(item, 1..=65535)?.try_into().ok()).collect()
+        });
+        let Some(leaf) = leaf else { return ports };
+        if ports.is_empty() {
+            self.refuse(key, leaf, "is empty: give at least one port");
+        }
+        if ports.len() > MAX_CONTROL_PORTS {
+            let why = format!("has {} ports: at most {MAX_CONTROL_PORTS}", ports.len());
+            self.refuse(key, leaf, &why);
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = ports.iter().find(|&port| !seen.insert(port)) {
+            self.refuse(key, leaf, &format!("has port {twice} twice: give each port once"));
+        }
+        ports
+    }
+
+    fn queue(&mut self, file: &file::Queue, default: Queue) -> Queue {
+        let number = self.number("queue.number", &file.number, default.number, 0..=65535);
+        let workers =
+            self.number("queue.workers", &file.workers, default.workers, 1..=MAX_WORKERS.into());
+        let end = u32::from(number) + u32::from(workers);
+        if let (true, Some(leaf)) = (end > QUEUES, file.number.as_ref().or(file.workers.as_ref())) {
+            let why = format!("leaves no {workers} queues (number + workers): at most {QUEUES}");
+            self.refuse("queue.number", leaf, &why);
+        }
+        Queue { number, workers }
+    }
+
+    fn pinhole(&mut self, file: &file::Pinhole, default: Pinhole) -> Pinhole {
+        let backend = self.choice("pinhole.backend", &file.backend, default.backend, &BACKENDS);
+        let allowed = "a duration from 1s to 1h, such as \"30s\", \"1500ms\" or \"2m\"";
+        let timeout = self.value("pinhole.timeout", &file.timeout, default.timeout, allowed, |v| {
+            text::duration(v.as_str()?).filter(|timeout| TIMEOUT.contains(timeout))
+        });
+        let problems_before = self.problems.len();
+        let mark_mask = self.bits("pinhole.mark-mask", &file.mark_mask, default.mark_mask, 3);
+        let mark = self.bits("pinhole.mark", &file.mark, default.mark, 1);
+        if mark & !mark_mask != 0 && self.problems.len() == problems_before {
+            match (&file.mark, &file.mark_mask) {
+                (Some(leaf), _) => {
+                    let why = format!("is not within mark-mask {mark_mask:#x}");
+                    self.refuse("pinhole.mark", leaf, &why);
+                }
+                (None, Some(leaf)) => {
+                    let why = format!("leaves out the default mark {mark:#x}: set mark as well");
+                    self.refuse("pinhole.mark-mask", leaf, &why);
+                }
+                (None, None) => {}
+            }
+        }
+        if let (Backend::Conntrack, Some(leaf)) = (backend, &file.backend) {
+            let why = "is not served by this version: give \"auto\" or \"nftables\"";
+            self.unsupported("pinhole.backend", leaf, why);
+        }
+        Pinhole { backend, timeout, mark, mark_mask }
+    }
+
+    fn nat(&mut self, file: &file::Nat, default: Nat) -> Nat {
+        let key = "nat.external-address";
+        let external_address =
+            self.external(key, &file.external_address).unwrap_or(default.external_address);
+        let port_range =
+            self.value("nat.port-range", &file.port_range, default.port_range, FREE_PORTS, ports);
+        Nat { external_address, port_range }
+    }
+
+    fn limits(&mut self, file: &file::Policy, default: Limits) -> Limits {
+        Limits {
+            foreign: self.choice(
+                "policy.foreign-address",
+                &file.foreign_address,
+                default.foreign,
+                &[("refuse", Foreign::Refuse), ("allow", Foreign::Allow)],
+            ),
+            min_data_port: self.number(
+                "policy.min-data-port",
+                &file.min_data_port,
+                default.min_data_port,
+                1..=65535,
+            ),
+            require_login: self.value(
+                "policy.require-login",
+                &file.require_login,
+                default.require_login,
+                "true or false",
+                Value::as_bool,
+            ),
+            auth_tls: self.choice(
+                "policy.auth-tls",
+                &file.auth_tls,
+                default.auth_tls,
+                &[("pass", AuthTls::Pass), ("refuse", AuthTls::Refuse)],
+            ),
+            max_sessions: self.number(
+                "policy.max-sessions",
+                &file.max_sessions,
+                default.max_sessions,
+                1..=MAX_SESSIONS,
+            ),
+            max_pinholes_per_client: self.number(
+                "policy.max-pinholes-per-client",
+                &file.max_pinholes_per_client,
+                default.max_pinholes_per_client,
+                1..=MAX_PINHOLES_PER_CLIENT,
+            ),
+        }
+    }
+
+    fn servers(&mut self, files: &[Spanned<file::Server>], control_ports: &[u16]) -> Vec<Server> {
+        let mut servers: Vec<Server> = Vec::new();
+        for spanned in files {
+            let file = spanned.get_ref();
+            let Some(leaf) = &file.address else {
+                self.problems.push(error::at(
+                    self.path,
+                    self.text,
+                    spanned.span().start,
+                    Some(SERVER_ADDRESS.to_owned()),
+                    format!("is missing: give {HOST}"),
+                ));
+                continue;
+            };
+            let Some(address) = self.optional(SERVER_ADDRESS, &file.address, HOST, host) else {
+                continue;
+            };
+            if servers.iter().any(|server| server.address == address) {
+                self.refuse(SERVER_ADDRESS, leaf, "has a [[server]] already: give each one once");
+            }
+            servers.push(Server {
+                address,
+                external_address: self.server_external(file, address),
+                passive_ports: self.passive_ports(file, control_ports),
+            });
+        }
+        servers
+    }
+
+    fn server_external(&mut self, file: &file::Server, address: IpAddr) -> Option<ExternalAddress> {
+        let external = self.external(SERVER_EXTERNAL, &file.external_address);
+        if let (Some(ExternalAddress::Address(external)), Some(leaf)) =
+            (&external, &file.external_address)
+            && external.is_ipv4() != address.is_ipv4()
+        {
+            let why = format!("is not of the same family as the server's address {address}");
+            self.refuse(SERVER_EXTERNAL, leaf, &why);
+        }
+        external
+    }
+
+    fn passive_ports(
+        &mut self,
+        file: &file::Server,
+        control_ports: &[u16],
+    ) -> Option<RangeInclusive<u16>> {
+        let leaf = file.passive_ports.as_ref()?;
+        let range = self.optional(SERVER_PORTS, &file.passive_ports, FREE_PORTS, ports)?;
+        if let Some(port) = control_ports.iter().find(|port| range.contains(port)) {
+            self.refuse(SERVER_PORTS, leaf, &format!("holds the control port {port}"));
+        }
+        let why = "is not served by this version: encrypted sessions pass unread; remove the key";
+        self.unsupported(SERVER_PORTS, leaf, why);
+        Some(range)
+    }
+
+    fn metrics(&mut self, file: &file::Metrics) -> Option<std::net::SocketAddr> {
+        let key = "metrics.listen";
+        let allowed = "an address and a port, such as \"127.0.0.1:9821\"";
+        let leaf = file.listen.as_ref()?;
+        let listen =
+            self.optional(key, &file.listen, allowed, |value| value.as_str()?.parse().ok())?;
+        self.unsupported(key, leaf, "is not served by this version: remove the key");
+        Some(listen)
+    }
+
+    fn external(&mut self, key: &'static str, leaf: &Leaf) -> Option<ExternalAddress> {
+        let external =
+            self.optional(key, leaf, EXTERNAL, |value| text::external_address(value.as_str()?))?;
+        if let (ExternalAddress::Dns(_), Some(leaf)) = (&external, leaf) {
+            let why = "is not served by this version: give \"auto\" or an address";
+            self.unsupported(key, leaf, why);
+        }
+        Some(external)
+    }
+
+    /// A mark or mask of exactly `count` bits.
+    fn bits(&mut self, key: &'static str, leaf: &Leaf, default: u32, count: u32) -> u32 {
+        let bits = if count == 1 { "one bit" } else { "three bits" };
+        let allowed = format!("a 32-bit number with exactly {bits} set, such as {default:#x}");
+        self.value(key, leaf, default, &allowed, |value| {
+            let number = u32::try_from(value.as_integer()?).ok()?;
+            (number.count_ones() == count).then_some(number)
+        })
+    }
+
+    fn number<T: TryFrom<i64>>(
+        &mut self,
+        key: &'static str,
+        leaf: &Leaf,
+        default: T,
+        range: RangeInclusive<i64>,
+    ) -> T {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        self.value(key, leaf, default, &allowed, |value| integer(value, range)?.try_into().ok())
+    }
+
+    fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        leaf: &Leaf,
+        default: T,
+        choices: &[(&str, T)],
+    ) -> T {
+        let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        let allowed = format!("one of {}", names.join(", "));
+        self.value(key, leaf, default, &allowed, |value| {
+            let text = value.as_str()?;
+            choices.iter().find(|(name, _)| *name == text).map(|&(_, choice)| choice)
+        })
+    }
+
+    /// The value of `key`: `default` when it is absent, and when `read` refuses it, which is noted.
+    fn value<T>(
+        &mut self,
+        key: &'static str,
+        leaf: &Leaf,
+        default: T,
+        allowed: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> T {
+        self.optional(key, leaf, allowed, read).unwrap_or(default)
+    }
+
+    fn optional<T>(
+        &mut self,
+        key: &'static str,
+        leaf: &Leaf,
+        allowed: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let leaf = leaf.as_ref()?;
+        let value = read(leaf.get_ref());
+        if value.is_none() {
+            self.refuse(key, leaf, &format!("is not {allowed}"));
+        }
+        value
+    }
+
+    fn refuse(&mut self, key: &'static str, leaf: &Spanned<Value>, why: &str) {
+        let problem = self.problem(key, leaf, why);
+        self.problems.push(problem);
+    }
+
+    fn unsupported(&mut self, key: &'static str, leaf: &Spanned<Value>, why: &str) {
+        let problem = self.problem(key, leaf, why);
+        self.unsupported.push(problem);
+    }
+
+    fn problem(&self, key: &'static str, leaf: &Spanned<Value>, why: &str) -> Problem {
+        let message = format!("{} {why}", error::shown(self.text, leaf.span()));
+        error::at(self.path, self.text, leaf.span().start, Some(key.to_owned()), message)
+    }
+}
+
+const BACKENDS: [(&str, Backend); 3] =
+    [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("conntrack", Backend::Conntrack)];
+
+fn integer(value: &Value, range: RangeInclusive<i64>) -> Option<i64> {
+    value.as_integer().filter(|number| range.contains(number))
+}
+
+fn host(value: &Value) -> Option<IpAddr> {
+    text::host(value.as_str()?)
+}
+
+/// A range without the ports below 1024, which no data connection of ours may use.
+fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
+    text::port_range(value.as_str()?).filter(|range| *range.start() >= 1024)
+}

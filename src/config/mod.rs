@@ -1,0 +1,296 @@
+//! The configuration file: reading it, judging it, and saying what is wrong with it.
+//!
+//! Everything that leaves this module has been checked: a [`Config`] holds only values that the
+//! rest may use without asking again. Knows nothing of who runs it or of the kernel; whether an
+//! external name resolves or a queue is free is not asked here.
+//!
+//! `file` is the shape of the file, `check` turns it into a [`Config`], `text` reads the
+//! values that TOML has no type for, `error` places what was found.
+
+mod check;
+mod error;
+mod file;
+mod text;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::Path,
+    time::Duration,
+};
+
+pub use error::{ConfigError, Problem};
+
+use crate::policy::{AuthTls, External, Foreign, Policy, PublishedServer};
+
+/// Where the configuration is when no other place is named.
+pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";
+
+/// The most bytes that a configuration may have; a file beyond it is not one of ours.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `control-ports`: server ports whose connections are read.
+    pub control_ports: Vec<u16>,
+    /// `[queue]`.
+    pub queue: Queue,
+    /// `[pinhole]`.
+    pub pinhole: Pinhole,
+    /// `[nat]`.
+    pub nat: Nat,
+    /// `[policy]`.
+    pub limits: Limits,
+    /// `[[server]]`.
+    pub servers: Vec<Server>,
+    /// `metrics.listen`.
+    pub metrics: Option<SocketAddr>,
+    unsupported: Vec<Problem>,
+}
+
+/// `[queue]`: which netfilter queues are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// The first queue's number.
+    pub number: u16,
+    /// How many there are, one worker each.
+    pub workers: u16,
+}
+
+impl Queue {
+    /// The numbers of all queues.
+    pub fn numbers(&self) -> impl Iterator<Item = u16> + use<> {
+        // The check holds number + workers <= 65536.
+        let first = self.number;
+        (0..self.workers).map(move |index| first.saturating_add(index))
+    }
+}
+
+/// `[pinhole]`: how a pinhole is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinhole {
+    /// What holds the pinholes.
+    pub backend: Backend,
+    /// How long an unused pinhole lives.
+    pub timeout: Duration,
+    /// The ct mark bit on data connections that we admitted; one bit, within `mark_mask`.
+    pub mark: u32,
+    /// The three ct mark bits that are ours.
+    pub mark_mask: u32,
+}
+
+/// What holds the pinholes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The best one that the kernel offers.
+    Auto,
+    /// Sets and maps of our own nftables table.
+    Nftables,
+    /// Expectations of the connection tracker.
+    Conntrack,
+}
+
+impl Backend {
+    /// Its name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Nftables => "nftables",
+            Self::Conntrack => "conntrack",
+        }
+    }
+}
+
+/// `[nat]`: what is announced in place of an address that NAT hides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// The address.
+    pub external_address: ExternalAddress,
+    /// The ports, used when the announced one is already taken.
+    pub port_range: RangeInclusive<u16>,
+}
+
+/// The address to announce in place of one that NAT hides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExternalAddress {
+    /// The one that the control connection's own translation shows.
+    Auto,
+    /// This one.
+    Address(IpAddr),
+    /// What this name resolves to.
+    Dns(String),
+}
+
+/// `[policy]`: what is allowed, and how much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Announcements that name a third host.
+    pub foreign: Foreign,
+    /// The lowest port that an announcement may name.
+    pub min_data_port: u16,
+    /// No pinhole before the server accepted a login.
+    pub require_login: bool,
+    /// What becomes of `AUTH TLS`.
+    pub auth_tls: AuthTls,
+    /// The most control connections at a time.
+    pub max_sessions: usize,
+    /// The most pinholes of one client at a time.
+    pub max_pinholes_per_client: usize,
+}
+
+/// One `[[server]]`: a server that we publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its own address.
+    pub address: IpAddr,
+    /// What is announced for it; `None` means what `[nat]` says.
+    pub external_address: Option<ExternalAddress>,
+    /// The ports opened for encrypted sessions.
+    pub passive_ports: Option<RangeInclusive<u16>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let policy = Policy::default();
+        Self {
+            control_ports: policy.control_ports,
+            queue: Queue { number: 2100, workers: 1 },
+            pinhole: Pinhole {
+                backend: Backend::Auto,
+                timeout: policy.pinhole_lifetime,
+                mark: 0x4000_0000,
+                mark_mask: 0x7000_0000,
+            },
+            nat: Nat { external_address: ExternalAddress::Auto, port_range: policy.port_range },
+            limits: Limits {
+                foreign: policy.foreign,
+                min_data_port: policy.min_data_port,
+                require_login: policy.require_login,
+                auth_tls: policy.auth_tls,
+                max_sessions: policy.max_sessions,
+                max_pinholes_per_client: policy.max_pinholes_per_client,
+            },
+            servers: Vec::new(),
+            metrics: None,
+            unsupported: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`, or the one at [`DEFAULT_PATH`] when none is named.
+    /// Only the default file may be absent; that means the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match read(file) {
+            Ok(text) => Self::parse(&text, file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Read { path: file.to_owned(), source }),
+        }
+    }
+
+    /// Checks `text`, which errors call `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        check::check(text, path).map_err(ConfigError::Invalid)
+    }
+
+    /// What the engine needs of this. Names among the external addresses count as `auto`; see
+    /// [`Config::unsupported`].
+    pub fn policy(&self) -> Policy {
+        Policy {
+            control_ports: self.control_ports.clone(),
+            pinhole_lifetime: self.pinhole.timeout,
+            port_range: self.nat.port_range.clone(),
+            external: match self.nat.external_address {
+                ExternalAddress::Auto | ExternalAddress::Dns(_) => External::Auto,
+                ExternalAddress::Address(IpAddr::V4(v4)) => {
+                    External::Fixed { v4: Some(v4), v6: None }
+                }
+                ExternalAddress::Address(IpAddr::V6(v6)) => {
+                    External::Fixed { v4: None, v6: Some(v6) }
+                }
+            },
+            servers: self.servers.iter().map(Server::published).collect(),
+            foreign: self.limits.foreign,
+            min_data_port: self.limits.min_data_port,
+            require_login: self.limits.require_login,
+            auth_tls: self.limits.auth_tls,
+            max_sessions: self.limits.max_sessions,
+            max_pinholes_per_client: self.limits.max_pinholes_per_client,
+        }
+    }
+
+    /// What is valid but not served by this version; `run` and `check` refuse it rather than
+    /// leave an operator to believe that it works.
+    pub fn unsupported(&self) -> Result<(), ConfigError> {
+        if self.unsupported.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Invalid(self.unsupported.clone()))
+        }
+    }
+
+    /// The keys whose value in `next` differs and cannot change under a running daemon: rules,
+    /// queues and marks of live connections depend on them.
+    pub fn fixed_keys_changed(&self, next: &Self) -> Vec<&'static str> {
+        let (old, new) = (&self.pinhole, &next.pinhole);
+        [
+            ("control-ports", self.control_ports != next.control_ports),
+            ("queue.number", self.queue.number != next.queue.number),
+            ("queue.workers", self.queue.workers != next.queue.workers),
+            ("pinhole.backend", old.backend != new.backend),
+            ("pinhole.mark", old.mark != new.mark),
+            ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
+            ("metrics.listen", self.metrics != next.metrics),
+        ]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
+    }
+
+    /// This configuration, but with `old`'s values of the keys that a running daemon cannot change.
+    pub fn with_fixed_keys_of(self, old: &Self) -> Self {
+        Self {
+            control_ports: old.control_ports.clone(),
+            queue: old.queue,
+            pinhole: Pinhole { timeout: self.pinhole.timeout, ..old.pinhole },
+            metrics: old.metrics,
+            ..self
+        }
+    }
+}
+
+impl Server {
+    fn published(&self) -> PublishedServer {
+        let external = match self.external_address {
+            Some(ExternalAddress::Address(address)) => Some(address),
+            _ => None,
+        };
+        PublishedServer { address: self.address, external }
+    }
+}
+
+/// The file's text. A file that never ends, such as a device, is an error as any other.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if length as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+/// Whether an address can be that of one host: neither unspecified, multicast nor broadcast.
+fn is_host(address: IpAddr) -> bool {
+    !address.is_unspecified()
+        && !address.is_multicast()
+        && address != IpAddr::V4(Ipv4Addr::BROADCAST)
+}
+
+#[cfg(test)]
+mod tests;

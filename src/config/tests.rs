@@ -1,0 +1,268 @@
+//! What a configuration may say, and what is answered to one that says something else.
+
+use super::*;
+
+const FILE: &str = "/etc/ftp-alg.toml";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new(FILE))
+}
+
+fn refusal(text: &str) -> String {
+    parse(text).expect_err(text).to_string()
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    assert_eq!(parse("").unwrap(), Config::default());
+    assert_eq!(Config::default().policy(), Policy::default());
+}
+
+#[test]
+fn the_contracts_defaults_written_out_are_the_defaults() {
+    let text = r#"
+        control-ports = [21]
+        [queue]
+        number = 2100
+        workers = 1
+        [pinhole]
+        backend = "auto"
+        timeout = "30s"
+        mark = 0x40000000
+        mark-mask = 0x70000000
+        [nat]
+        external-address = "auto"
+        port-range = "49152-65535"
+        [policy]
+        foreign-address = "refuse"
+        min-data-port = 1024
+        require-login = true
+        auth-tls = "pass"
+        max-sessions = 65536
+        max-pinholes-per-client = 64
+    "#;
+    assert_eq!(parse(text).unwrap(), Config::default());
+}
+
+#[test]
+fn every_key_reaches_the_policy() {
+    let text = r#"
+        control-ports = [21, 2121]
+        [queue]
+        number = 7
+        workers = 4
+        [pinhole]
+        timeout = "1500ms"
+        [nat]
+        external-address = "198.51.100.1"
+        port-range = "50000-50099"
+        [policy]
+        foreign-address = "allow"
+        min-data-port = 2048
+        require-login = false
+        auth-tls = "refuse"
+        max-sessions = 10
+        max-pinholes-per-client = 2
+        [[server]]
+        address = "10.0.0.5"
+        external-address = "198.51.100.7"
+        [[server]]
+        address = "2001:db8::5"
+    "#;
+    let config = parse(text).unwrap();
+    assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
+    let expected = Policy {
+        control_ports: vec![21, 2121],
+        pinhole_lifetime: Duration::from_millis(1500),
+        port_range: 50000..=50099,
+        external: External::Fixed { v4: Some(Ipv4Addr::new(198, 51, 100, 1)), v6: None },
+        servers: vec![
+            PublishedServer {
+                address: "10.0.0.5".parse().unwrap(),
+                external: Some("198.51.100.7".parse().unwrap()),
+            },
+            PublishedServer { address: "2001:db8::5".parse().unwrap(), external: None },
+        ],
+        foreign: Foreign::Allow,
+        min_data_port: 2048,
+        require_login: false,
+        auth_tls: AuthTls::Refuse,
+        max_sessions: 10,
+        max_pinholes_per_client: 2,
+    };
+    assert_eq!(config.policy(), expected);
+    config.unsupported().unwrap();
+}
+
+#[test]
+fn a_refusal_names_file_line_column_key_value_and_what_is_allowed() {
+    let text = "\n\n\n\n\n[pinhole]\nmark = 0x80000000\n";
+    assert_eq!(
+        refusal(text),
+        "/etc/ftp-alg.toml:7:8: pinhole.mark: 0x80000000 is not within mark-mask 0x70000000"
+    );
+}
+
+#[test]
+fn values_outside_their_range_are_refused_with_the_range() {
+    let cases = [
+        ("control-ports = []", "control-ports: [] is empty"),
+        ("control-ports = [0]", "control-ports: [0] is not a list of ports from 1 to 65535"),
+        ("control-ports = [21, 21]", "has port 21 twice"),
+        ("control-ports = 21", "control-ports: 21 is not a list of ports"),
+        ("control-ports = [\"21\"]", "is not a list of ports"),
+        ("queue.number = 65536", "queue.number: 65536 is not a whole number from 0 to 65535"),
+        ("queue.workers = 0", "queue.workers: 0 is not a whole number from 1 to 64"),
+        ("queue.workers = 65", "queue.workers: 65 is not a whole number from 1 to 64"),
+        ("queue = { number = 65535, workers = 2 }", "65535 leaves no 2 queues"),
+        ("pinhole.backend = \"ebpf\"", "is not one of \"auto\", \"nftables\", \"conntrack\""),
+        ("pinhole.timeout = \"999ms\"", "\"999ms\" is not a duration from 1s to 1h"),
+        ("pinhole.timeout = \"61m\"", "pinhole.timeout: \"61m\" is not a duration"),
+        ("pinhole.timeout = 30", "pinhole.timeout: 30 is not a duration"),
+        ("pinhole.mark = 0x30000000", "exactly one bit set"),
+        ("pinhole.mark = 0", "exactly one bit set"),
+        ("pinhole.mark = -1", "pinhole.mark: -1 is not a 32-bit number"),
+        ("pinhole.mark-mask = 0x100000000", "is not a 32-bit number"),
+        ("pinhole.mark-mask = 0x30", "exactly three bits set"),
+        ("pinhole.mark-mask = 0x7", "0x7 leaves out the default mark 0x40000000"),
+        ("nat.external-address = \"0.0.0.0\"", "is not \"auto\", the address of a host"),
+        ("nat.port-range = \"1000-2000\"", "\"1000-2000\" is not a range of ports from 1024"),
+        ("nat.port-range = \"3000-2000\"", "is not a range of ports"),
+        ("policy.foreign-address = \"deny\"", "is not one of \"refuse\", \"allow\""),
+        ("policy.min-data-port = 0", "is not a whole number from 1 to 65535"),
+        ("policy.require-login = \"yes\"", "\"yes\" is not true or false"),
+        ("policy.auth-tls = true", "policy.auth-tls: true is not one of \"pass\", \"refuse\""),
+        ("policy.max-sessions = 0", "policy.max-sessions: 0 is not a whole number from 1"),
+        ("policy.max-pinholes-per-client = 0", "0 is not a whole number from 1"),
+        ("metrics.listen = \"9821\"", "metrics.listen: \"9821\" is not an address and a port"),
+        ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
+        ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),
+        (
+            "[[server]]\naddress = \"10.0.0.5\"\nexternal-address = \"2001:db8::1\"",
+            ":3:20: server.external-address: \"2001:db8::1\" is not of the same family",
+        ),
+        (
+            "[[server]]\naddress = \"10.0.0.5\"\n[[server]]\naddress = \"10.0.0.5\"",
+            ":4:11: server.address: \"10.0.0.5\" has a [[server]] already",
+        ),
+        (
+            "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"20-30\"",
+            "server.passive-ports: \"20-30\" is not a range of ports from 1024",
+        ),
+        (
+            "control-ports = [2121]\n[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"2000-3000\"",
+            "holds the control port 2121",
+        ),
+    ];
+    for (text, expected) in cases {
+        let refusal = refusal(text);
+        assert!(refusal.contains(expected), "{text}\n{refusal}");
+        assert_eq!(refusal.lines().count(), 1, "{refusal}");
+    }
+}
+
+#[test]
+fn more_than_64_control_ports_are_refused() {
+    let text = format!("control-ports = {:?}", (1..=65).collect::<Vec<u16>>());
+    assert!(refusal(&text).ends_with("has 65 ports: at most 64"), "{}", refusal(&text));
+}
+
+#[test]
+fn all_problems_are_named_in_the_order_of_the_file() {
+    let text = "[queue]\nworkers = 0\n[policy]\nmax-sessions = 0\n[nat]\nport-range = \"x\"\n";
+    let refusal = refusal(text);
+    let lines: Vec<&str> = refusal.lines().collect();
+    assert_eq!(lines.len(), 3, "{refusal}");
+    assert!(lines[0].contains(":2:11: queue.workers") && lines[2].contains(":6:"), "{refusal}");
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    let cases = [
+        ("[queue]\nworker = 2", ":2:1: queue.worker: unknown key; did you mean `workers`?"),
+        ("control_ports = [21]", "control_ports: unknown key; did you mean `control-ports`?"),
+        ("[pinhole]\nfrobnicate = 2", "allowed: backend, timeout, mark, mark-mask"),
+        ("[polcy]\nauth-tls = \"pass\"", "polcy: unknown key; did you mean `policy`?"),
+        (
+            "[[server]]\naddress = \"10.0.0.5\"\n[[server]]\nadress = \"10.0.0.6\"",
+            ":4:1: server.adress: unknown key; did you mean `address`?",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert!(refusal(text).contains(expected), "{text}\n{}", refusal(text));
+    }
+}
+
+#[test]
+fn text_that_is_no_toml_or_has_another_shape_is_refused_in_one_line() {
+    let cases = [
+        ("[queue\nnumber = 1", ":1:7:"),
+        ("[queue]\nnumber = 1\nnumber = 2", ":3:1:"),
+        ("queue = 3", "queue: invalid type: integer `3`, expected a table"),
+        ("server = \"10.0.0.5\"", "server: invalid type: string \"10.0.0.5\""),
+        ("queue.number = 99999999999999999999", ":1:"),
+        ("= = =\n\u{1b}[31m", ":1:"),
+    ];
+    for (text, expected) in cases {
+        let refusal = refusal(text);
+        assert!(refusal.contains(expected), "{text}\n{refusal}");
+        assert!(!refusal.contains(['\n', '\u{1b}']), "{refusal:?}");
+    }
+}
+
+#[test]
+fn values_in_a_refusal_are_escaped_and_cut() {
+    let text = format!("pinhole.backend = '''\n\u{1b}[31m{}'''", "x".repeat(300));
+    // TOML itself refuses control characters; a newline is what can arrive here.
+    assert!(!refusal(&text).contains(['\n', '\u{1b}']));
+    let text = format!("pinhole.backend = '''\n{}'''", "x".repeat(300));
+    let refusal = refusal(&text);
+    assert!(refusal.contains("'''\\nxxx") && refusal.contains("xxx..."), "{refusal}");
+    assert!(!refusal.contains('\n') && refusal.len() < 200, "{refusal}");
+}
+
+#[test]
+fn what_this_version_does_not_serve_is_valid_but_named() {
+    let cases = [
+        ("pinhole.backend = \"conntrack\"", ":1:19: pinhole.backend: \"conntrack\" is not served"),
+        ("nat.external-address = \"dns:ftp.example.net\"", "nat.external-address: \"dns:ftp."),
+        ("metrics.listen = \"127.0.0.1:9821\"", "metrics.listen: \"127.0.0.1:9821\" is not served"),
+        (
+            "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"9981-9986\"",
+            ":3:17: server.passive-ports: \"9981-9986\" is not served by this version",
+        ),
+        (
+            "[[server]]\naddress = \"10.0.0.5\"\nexternal-address = \"dns:a.example\"",
+            "server.external-address: \"dns:a.example\" is not served by this version",
+        ),
+    ];
+    for (text, expected) in cases {
+        let unsupported = parse(text).unwrap().unsupported().expect_err(text).to_string();
+        assert!(unsupported.contains(expected), "{text}\n{unsupported}");
+    }
+}
+
+#[test]
+fn only_the_default_file_may_be_absent() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("absent.toml");
+    let refusal = Config::load(Some(&path)).unwrap_err().to_string();
+    assert!(refusal.starts_with("cannot read the configuration /"), "{refusal}");
+    assert!(refusal.contains("absent.toml: No such file"), "{refusal}");
+}
+
+#[test]
+fn a_file_without_end_is_refused() {
+    let refusal = Config::load(Some(Path::new("/dev/zero"))).unwrap_err().to_string();
+    assert!(refusal.contains("more than 1048576 bytes"), "{refusal}");
+}
+
+#[test]
+fn keys_that_a_running_daemon_cannot_change_are_told_apart() {
+    let old = Config::default();
+    let new = parse("control-ports = [2121]\npinhole.timeout = \"5s\"\nqueue.workers = 2").unwrap();
+    assert_eq!(old.fixed_keys_changed(&new), ["control-ports", "queue.workers"]);
+    let merged = new.with_fixed_keys_of(&old);
+    assert!(old.fixed_keys_changed(&merged).is_empty());
+    assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));
+}

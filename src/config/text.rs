@@ -1,0 +1,102 @@
+//! Values that TOML has no type for, read from their text: durations, port ranges, addresses.
+//!
+//! Nothing here trims, guesses or rounds: text that is not exactly in form is `None`.
+
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use super::{ExternalAddress, is_host};
+
+/// `1500ms`, `30s`, `2m`, `1h`.
+pub(super) fn duration(text: &str) -> Option<Duration> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(unit_at);
+    let number: u64 = number.parse().ok()?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => return None,
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis)
+}
+
+/// `49152-65535`: both ends belong to it, the first is not above the last.
+pub(super) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-')?;
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some(first..=last)
+}
+
+/// `auto`, an address, or `dns:NAME`.
+pub(super) fn external_address(text: &str) -> Option<ExternalAddress> {
+    if text == "auto" {
+        return Some(ExternalAddress::Auto);
+    }
+    if let Some(name) = text.strip_prefix("dns:") {
+        return is_host_name(name).then(|| ExternalAddress::Dns(name.to_owned()));
+    }
+    host(text).map(ExternalAddress::Address)
+}
+
+/// The address of one host.
+pub(super) fn host(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|&address| is_host(address))
+}
+
+/// Digits only: `u16::from_str` would take `+21`.
+fn port(text: &str) -> Option<u16> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// RFC 1123, section 2.1; `_` is met in practice.
+fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_a_whole_number_and_a_unit() {
+        for (text, milliseconds) in [("1500ms", 1500), ("30s", 30_000), ("2m", 120_000)] {
+            assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
+        }
+        assert_eq!(duration("1h"), Some(Duration::from_secs(3600)));
+        for text in ["", "30", "s", "1.5s", "-1s", "30 s", "1d", "99999999999999999999s"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+        assert_eq!(duration("18446744073709551615h"), None);
+    }
+
+    #[test]
+    fn a_port_range_holds_both_its_ends() {
+        assert_eq!(port_range("49152-65535"), Some(49152..=65535));
+        assert_eq!(port_range("2000-2000"), Some(2000..=2000));
+        for text in ["2000", "3000-2000", "-", "1-65536", "+1-2", "1 - 2", "1-2-3"] {
+            assert_eq!(port_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_external_address_is_auto_an_address_or_a_name() {
+        assert_eq!(external_address("auto"), Some(ExternalAddress::Auto));
+        assert!(matches!(external_address("2001:db8::1"), Some(ExternalAddress::Address(_))));
+        assert_eq!(
+            external_address("dns:ftp.example.net"),
+            Some(ExternalAddress::Dns("ftp.example.net".into()))
+        );
+        for text in ["", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "dns:", "dns:-a", "host"]
+        {
+            assert_eq!(external_address(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The other end of the control socket: asks a running daemon one thing.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::de::DeserializeOwned;
+use socket2::{Domain, SockAddr, Type};
+
+use super::wire;
+
+/// The most bytes of an answer: far above what the most sessions fill.
+const MAX_ANSWER: usize = 1 << 30;
+/// How long to rest between two tries of [`wait`].
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long one try of [`wait`] may take.
+const TRY: Duration = Duration::from_secs(2);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no daemon answers on {}: start one with `ftp-alg run`, or name its socket with --socket",
+        path.display()
+    )]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Nobody was ready in time.
+    #[error("no daemon was ready on {} within {}s", path.display(), limit.as_secs_f64())]
+    NotReady {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// A daemon listens but says nothing.
+    #[error("the daemon on {} does not answer within {}s", path.display(), limit.as_secs_f64())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The system refused.
+    #[error("cannot ask the daemon on {}: {source}", path.display())]
+    System {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It answered with a refusal, or with something that is no answer.
+    #[error("the daemon on {} answered: {message}", path.display())]
+    Answer {
+        /// The socket.
+        path: PathBuf,
+        /// What it said, or what is wrong with it.
+        message: String,
+    },
+}
+
+/// What a daemon answered: one line of JSON.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    path: PathBuf,
+    json: String,
+}
+
+impl Answer {
+    /// The answer as it came, without the newline.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// The answer's content.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
+        serde_json::from_str(&self.json).map_err(|error| ClientError::Answer {
+            path: self.path.clone(),
+            message: format!("what this version does not understand: {error}"),
+        })
+    }
+}
+
+/// Asks the daemon on `socket` for `what` (`status`, `sessions`, `pinholes`) and waits for at most
+/// `timeout`.
+pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, ClientError> {
+    let deadline = Instant::now() + timeout;
+    let line = connect(socket, timeout)
+        .and_then(|stream| {
+            wire::write_all(&stream, format!("{what}\n").as_bytes(), deadline)?;
+            wire::read_line(&stream, MAX_ANSWER, deadline)
+        })
+        .map_err(|error| explain(error, socket, timeout))?;
+    let answer = |message| ClientError::Answer { path: socket.to_owned(), message };
+    let json = String::from_utf8(line).map_err(|_| answer("no text".to_owned()))?;
+    match refusal(&json) {
+        Some(message) => Err(answer(message)),
+        None => Ok(Answer { path: socket.to_owned(), json }),
+    }
+}
+
+/// Asks for `what` until the daemon on `socket` is ready to answer, for at most `limit`.
+pub fn wait(socket: &Path, what: &str, limit: Duration) -> Result<Answer, ClientError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let error = match request(socket, what, left.clamp(PAUSE, TRY)) {
+            Err(error) if error.may_pass() => error,
+            done => return done,
+        };
+        if left.is_zero() {
+            return Err(match error {
+                ClientError::NoDaemon { path } | ClientError::Silent { path, .. } => {
+                    ClientError::NotReady { path, limit }
+                }
+                other => other,
+            });
+        }
+        thread::sleep(PAUSE.min(left));
+    }
+}
+
+impl ClientError {
+    /// Whether another try may do better: a daemon that starts or ends shows like this.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::NoDaemon { .. } | Self::Silent { .. })
+    }
+}
+
+fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A Unix socket's connect waits, for the send timeout, while the listener's backlog is full.
+    socket.set_write_timeout(Some(timeout))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(UnixStream::from(OwnedFd::from(socket)))
+}
+
+fn explain(error: io::Error, socket: &Path, limit: Duration) -> ClientError {
+    use io::ErrorKind as Kind;
+    let path = socket.to_owned();
+    match error.kind() {
+        // An end without an answer is a daemon that went away, as at the end of a failed start.
+        Kind::NotFound
+        | Kind::ConnectionRefused
+        | Kind::ConnectionReset
+        | Kind::BrokenPipe
+        | Kind::UnexpectedEof => ClientError::NoDaemon { path },
+        Kind::TimedOut | Kind::WouldBlock => ClientError::Silent { path, limit },
+        _ => ClientError::System { path, source: error },
+    }
+}
+
+/// The message of `{"error": "..."}`.
+fn refusal(json: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Refusal {
+        error: String,
+    }
+    serde_json::from_str::<Refusal>(json).ok().map(|refusal| refusal.error)
+}

@@ -1,0 +1,231 @@
+//! The control socket: what `ftp-alg status`, `sessions` and `pinholes` ask the running daemon.
+//!
+//! One request line (`status`, `sessions`, `pinholes`), one JSON line in answer, then the end.
+//! The socket is for its owner only, from the moment it exists. It is bound before anything else
+//! is touched, so that a second daemon finds the first before it can harm it; it answers once
+//! [`Socket::serve`] is called, so an answer means that the daemon gives verdicts.
+
+use std::{
+    fs::{self, File, Permissions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use socket2::{Domain, SockAddr, SockRef, Type};
+
+use super::{snapshot::Source, wire};
+
+/// The most bytes of a request line.
+const MAX_REQUEST: usize = 256;
+/// How long a client may take for its whole exchange; others wait meanwhile.
+const EXCHANGE: Duration = Duration::from_secs(2);
+/// How long to rest when the system cannot accept, as without free descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 64;
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Another daemon answers there.
+    #[error(
+        "a daemon is already running on {}: stop it first, or give another --socket",
+        path.display()
+    )]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else has that name; it is never removed.
+    #[error("{} is in the way and is no socket: remove it, or give another --socket", path.display())]
+    NoSocket {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot make the control socket {}: {source}", path.display())]
+    System {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A bound control socket that does not answer yet. Its name goes away with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    name: Name,
+}
+
+impl Socket {
+    /// Binds `path`, in place of what a dead daemon may have left there.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let system = |source| ControlError::System { path: path.to_owned(), source };
+        let address = SockAddr::unix(path).map_err(system)?;
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
+        // Before bind, so that there is no moment at which others may connect: the file gets the
+        // mode of the unbound socket (unix_bind in net/unix/af_unix.c).
+        let socket = File::from(OwnedFd::from(socket));
+        socket.set_permissions(Permissions::from_mode(0o600)).map_err(system)?;
+        let socket = socket2::Socket::from(OwnedFd::from(socket));
+        if let Err(error) = socket.bind(&address) {
+            if error.kind() != io::ErrorKind::AddrInUse {
+                return Err(system(error));
+            }
+            remove_stale(path)?;
+            socket.bind(&address).map_err(system)?;
+        }
+        socket.listen(BACKLOG).map_err(system)?;
+        let name = Name::of(path).map_err(system)?;
+        Ok(Self { listener: UnixListener::from(OwnedFd::from(socket)), name })
+    }
+
+    /// Starts to answer from `source`, on a thread of its own.
+    pub fn serve(self, source: Arc<dyn Source>) -> Result<Server, ControlError> {
+        let Self { listener, name } = self;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let start = || {
+            let accepting = listener.try_clone()?;
+            let stopping = Arc::clone(&stopping);
+            thread::Builder::new()
+                .name("control".into())
+                .spawn(move || accept(&accepting, &*source, &stopping))
+        };
+        match start() {
+            Ok(thread) => Ok(Server { listener, stopping, thread: Some(thread), _name: name }),
+            Err(source) => Err(ControlError::System { path: name.path.clone(), source }),
+        }
+    }
+}
+
+/// The answering control socket; it ends, and its name goes away, when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    _name: Name,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        // Wakes the accept, which then fails with EINVAL (unix_accept).
+        let woken = SockRef::from(&self.listener).shutdown(std::net::Shutdown::Both);
+        if let (Ok(()), Some(thread)) = (woken, self.thread.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
+    loop {
+        let accepted = listener.accept();
+        if stopping.load(Ordering::Acquire) {
+            return;
+        }
+        match accepted {
+            Ok((stream, _)) => {
+                if let Err(error) = exchange(&stream, source) {
+                    tracing::debug!("control socket: a client's request failed: {error}");
+                }
+            }
+            Err(error) => {
+                tracing::warn!("control socket: cannot accept a client: {error}");
+                thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    }
+}
+
+fn exchange(stream: &UnixStream, source: &dyn Source) -> io::Result<()> {
+    let deadline = Instant::now() + EXCHANGE;
+    let answer = match wire::read_line(stream, MAX_REQUEST, deadline) {
+        Ok(request) => answer(&request, source)?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => failure(&error.to_string())?,
+        Err(error) => return Err(error),
+    };
+    wire::write_all(stream, &answer, deadline)
+}
+
+fn answer(request: &[u8], source: &dyn Source) -> io::Result<Vec<u8>> {
+    match request.trim_ascii() {
+        b"status" => line(&source.status()),
+        b"sessions" => line(&source.sessions()),
+        b"pinholes" => line(&source.pinholes()),
+        other => failure(&format!(
+            "unknown request `{}`: status, sessions and pinholes are known",
+            other.escape_ascii()
+        )),
+    }
+}
+
+fn failure(message: &str) -> io::Result<Vec<u8>> {
+    line(&serde_json::json!({ "error": message }))
+}
+
+fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Removes the socket at `path` if nobody listens there.
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    let system = |source| ControlError::System { path: path.to_owned(), source };
+    let file = fs::symlink_metadata(path).map_err(system)?;
+    if !file.file_type().is_socket() {
+        return Err(ControlError::NoSocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(system)
+        }
+        Ok(_) => Err(ControlError::InUse { path: path.to_owned() }),
+        Err(error) => Err(system(error)),
+    }
+}
+
+/// A socket's name in the file system, removed on drop unless it is another's by then.
+#[derive(Debug)]
+struct Name {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Name {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: identity(path)? })
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,0 +1,138 @@
+//! Both ends of the control socket, together and against peers that misbehave.
+
+use std::{io::Write, net::Shutdown};
+
+use super::*;
+use crate::daemon::{
+    client::{self, ClientError},
+    snapshot::{PinholeRow, SessionRow, Status},
+};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+struct Fixed;
+
+impl Source for Fixed {
+    fn status(&self) -> Status {
+        Status { packets: 5, ..Status::new("nftables", Duration::from_secs(3)) }
+    }
+    fn sessions(&self) -> Vec<SessionRow> {
+        Vec::new()
+    }
+    fn pinholes(&self) -> Vec<PinholeRow> {
+        Vec::new()
+    }
+}
+
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ftp-alg.sock");
+    (directory, path)
+}
+
+fn serve(path: &Path) -> Server {
+    Socket::bind(path).unwrap().serve(Arc::new(Fixed)).unwrap()
+}
+
+#[test]
+fn a_request_gets_its_answer() {
+    let (_directory, path) = place();
+    let _server = serve(&path);
+    let status: Status = client::request(&path, "status", TIMEOUT).unwrap().parse().unwrap();
+    assert_eq!(status, Fixed.status());
+    assert_eq!(client::request(&path, "pinholes", TIMEOUT).unwrap().json(), "[]");
+}
+
+#[test]
+fn the_socket_is_its_owners_only() {
+    let (_directory, path) = place();
+    let _socket = Socket::bind(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn unknown_and_endless_requests_are_refused() {
+    let (_directory, path) = place();
+    let _server = serve(&path);
+    for (request, expected) in
+        [("exit\u{1b}", "unknown request `exit\\x1b`"), (&*"x".repeat(300), "more than 256 bytes")]
+    {
+        let error = client::request(&path, request, TIMEOUT).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_keep_others_out() {
+    let (_directory, path) = place();
+    let _server = serve(&path);
+    let _silent = UnixStream::connect(&path).unwrap();
+    let mut half = UnixStream::connect(&path).unwrap();
+    half.write_all(b"stat").unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
+    client::request(&path, "status", TIMEOUT).unwrap();
+}
+
+#[test]
+fn a_live_daemons_socket_is_left_alone() {
+    let (_directory, path) = place();
+    let _server = serve(&path);
+    let error = Socket::bind(&path).unwrap_err();
+    assert!(matches!(error, ControlError::InUse { .. }), "{error}");
+    client::request(&path, "status", TIMEOUT).unwrap();
+}
+
+#[test]
+fn a_dead_daemons_socket_is_replaced() {
+    let (_directory, path) = place();
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let _server = serve(&path);
+    client::request(&path, "status", TIMEOUT).unwrap();
+}
+
+#[test]
+fn what_is_no_socket_is_never_removed() {
+    let (_directory, path) = place();
+    fs::write(&path, "precious").unwrap();
+    let error = Socket::bind(&path).unwrap_err();
+    assert!(matches!(error, ControlError::NoSocket { .. }), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn the_name_goes_away_with_the_server_unless_it_is_anothers() {
+    let (_directory, path) = place();
+    drop(serve(&path));
+    assert!(!path.exists());
+    let first = serve(&path);
+    fs::remove_file(&path).unwrap();
+    let _second = serve(&path);
+    drop(first);
+    client::request(&path, "status", TIMEOUT).unwrap();
+}
+
+#[test]
+fn without_a_daemon_the_error_says_how_to_start_one() {
+    let (_directory, path) = place();
+    let error = client::request(&path, "status", TIMEOUT).unwrap_err().to_string();
+    assert!(error.contains("ftp-alg.sock: start one with `ftp-alg run`"), "{error}");
+    drop(UnixListener::bind(&path).unwrap());
+    let error = client::request(&path, "status", TIMEOUT).unwrap_err();
+    assert!(matches!(error, ClientError::NoDaemon { .. }), "{error}");
+}
+
+#[test]
+fn waiting_ends_when_the_daemon_is_ready() {
+    let (_directory, path) = place();
+    let socket = Socket::bind(&path).unwrap();
+    let error = client::wait(&path, "status", Duration::from_millis(60)).unwrap_err();
+    assert!(matches!(error, ClientError::NotReady { .. }), "{error}");
+    let waiting = thread::spawn({
+        let path = path.clone();
+        move || client::wait(&path, "status", TIMEOUT)
+    });
+    thread::sleep(Duration::from_millis(50));
+    let _server = socket.serve(Arc::new(Fixed)).unwrap();
+    waiting.join().unwrap().unwrap();
+}

@@ -1,0 +1,83 @@
+//! What the main thread does with events, with a service that only takes notes.
+
+use std::{cell::RefCell, time::Duration};
+
+use super::*;
+
+#[derive(Default)]
+struct Notes(RefCell<Vec<Config>>);
+
+impl Service for Notes {
+    fn source(&self) -> Arc<dyn Source> {
+        unreachable!("no control socket here")
+    }
+    fn reload(&self, config: &Config) {
+        self.0.borrow_mut().push(config.clone());
+    }
+}
+
+/// Attends `events` with `text` in the configuration file; the daemon runs the defaults.
+fn attended(text: &str, events: Vec<Event>) -> (Result<(), DaemonError>, Vec<Config>) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ftp-alg.toml");
+    fs::write(&file, text).unwrap();
+    let options = Options {
+        config: Some(file),
+        state_dir: directory.path().to_owned(),
+        socket: directory.path().join("socket"),
+    };
+    let (sender, receiver) = mpsc::channel();
+    for event in events {
+        sender.send(event).unwrap();
+    }
+    let notes = Notes::default();
+    let outcome = attend(&receiver, &options, Config::default(), &notes);
+    (outcome, notes.0.into_inner())
+}
+
+#[test]
+fn a_valid_new_configuration_is_handed_on() {
+    let (outcome, reloads) =
+        attended("pinhole.timeout = \"5s\"", vec![Event::Reload, Event::Terminate]);
+    outcome.unwrap();
+    assert_eq!(reloads.len(), 1);
+    assert_eq!(reloads[0].pinhole.timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn an_invalid_new_configuration_leaves_the_old_one_in_use() {
+    for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:1\""] {
+        let (outcome, reloads) = attended(text, vec![Event::Reload, Event::Terminate]);
+        outcome.unwrap();
+        assert!(reloads.is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn keys_that_cannot_change_keep_their_value() {
+    let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8";
+    let (outcome, reloads) = attended(text, vec![Event::Reload, Event::Reload, Event::Terminate]);
+    outcome.unwrap();
+    for config in reloads {
+        assert_eq!(config.queue, Config::default().queue);
+        assert_eq!(config.pinhole.timeout, Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn a_worker_that_ends_by_itself_ends_the_daemon() {
+    let (outcome, _) = attended("", vec![Event::Failed("queue 2100 is gone".into())]);
+    assert_eq!(outcome.unwrap_err().to_string(), "queue 2100 is gone");
+}
+
+#[test]
+fn a_state_directory_is_ours_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a/b");
+    make_state_dir(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    make_state_dir(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
+    let error = make_state_dir(&path).unwrap_err().to_string();
+    assert!(error.contains("may be written by others (mode 1777)"), "{error}");
+}

@@ -1,0 +1,147 @@
+//! What the daemon tells about itself: rows that the control socket carries as JSON.
+//!
+//! Field names are contract: scripts read them. Knows nothing of the engine; who has the numbers
+//! implements [`Source`].
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Counters and health of a running daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Whole seconds since it was ready.
+    pub uptime_seconds: u64,
+    /// What holds the pinholes, as in `nftables`.
+    pub backend: String,
+    /// Control connections followed now.
+    pub sessions: u64,
+    /// Pinholes open now.
+    pub pinholes: u64,
+    /// Packets that got a verdict.
+    pub packets: u64,
+    /// Announcements whose endpoint was replaced.
+    pub rewrites: u64,
+    /// Pinholes opened since the start.
+    pub pinholes_opened: u64,
+    /// Announcements for which policy refused a pinhole.
+    pub pinholes_refused: u64,
+    /// What went wrong on our side: the kernel refused, a packet could not be answered.
+    pub errors: u64,
+}
+
+impl Status {
+    /// A daemon of this version with all counters at zero.
+    pub fn new(backend: &str, uptime: Duration) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: uptime.as_secs(),
+            backend: backend.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// One control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// The number that log lines of this session start with.
+    pub id: u64,
+    /// The client's own endpoint.
+    pub client: SocketAddr,
+    /// The server's own endpoint.
+    pub server: SocketAddr,
+    /// The client as the server sees it.
+    pub client_external: SocketAddr,
+    /// The server as the client sees it.
+    pub server_external: SocketAddr,
+    /// How far the dialogue is, in a word.
+    pub state: String,
+    /// Whole seconds since its first packet.
+    pub age_seconds: u64,
+    /// Whether its sequence numbers are adjusted.
+    pub adjusted: bool,
+    /// Its pinholes that are open now.
+    pub pinholes: u64,
+}
+
+/// One open pinhole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinholeRow {
+    /// The session that announced it.
+    pub session: u64,
+    /// Who may connect.
+    pub initiator: IpAddr,
+    /// Where to, as the connection arrives at this machine.
+    pub arrival: SocketAddr,
+    /// Where it is sent.
+    pub target: SocketAddr,
+    /// The source address that the target sees.
+    pub source: IpAddr,
+    /// What announced it.
+    pub kind: Kind,
+    /// Whole seconds until it closes by itself.
+    pub remaining_seconds: u64,
+}
+
+/// What announced a data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Kind {
+    /// `PORT` (RFC 959).
+    Port,
+    /// `EPRT` (RFC 2428).
+    Eprt,
+    /// `227`, the answer to `PASV`.
+    Pasv,
+    /// `229`, the answer to `EPSV`.
+    Epsv,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Port => "PORT",
+            Self::Eprt => "EPRT",
+            Self::Pasv => "PASV",
+            Self::Epsv => "EPSV",
+        })
+    }
+}
+
+/// Who has the numbers. Called from the control socket's thread, at most one call at a time.
+pub trait Source: Send + Sync {
+    /// Counters and health.
+    fn status(&self) -> Status;
+    /// The control connections followed now.
+    fn sessions(&self) -> Vec<SessionRow>;
+    /// The pinholes open now.
+    fn pinholes(&self) -> Vec<PinholeRow>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pinhole_row_has_the_contracts_fields() {
+        let row = PinholeRow {
+            session: 7,
+            initiator: IpAddr::from([198, 51, 100, 9]),
+            arrival: SocketAddr::from(([198, 51, 100, 1], 3762)),
+            target: SocketAddr::from(([192, 168, 150, 80], 3762)),
+            source: IpAddr::from([198, 51, 100, 9]),
+            kind: Kind::Port,
+            remaining_seconds: 29,
+        };
+        let json = r#"{"session":7,"initiator":"198.51.100.9","arrival":"198.51.100.1:3762","target":"192.168.150.80:3762","source":"198.51.100.9","kind":"PORT","remaining_seconds":29}"#;
+        assert_eq!(serde_json::to_string(&row).unwrap(), json);
+        assert_eq!(serde_json::from_str::<PinholeRow>(json).unwrap(), row);
+    }
+}

@@ -1,0 +1,320 @@
+//! One thread for each queue: packets in, verdicts out.
+//!
+//! Each worker has an engine of its own, as the kernel keeps a connection on one queue. Engines
+//! are behind locks only for the control socket's thread, which looks at them now and then.
+//!
+//! A worker that ends by itself, or panics, ends the daemon: half a gateway is worse than one that
+//! the service manager starts again, since unadjusted connections pass without us.
+
+use std::{
+    error::Error,
+    io::{self, PipeReader, PipeWriter},
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::Sender,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{
+    Event, Service, ServiceError, log,
+    snapshot::{Kind, PinholeRow, SessionRow, Source, Status},
+};
+use crate::{
+    config::Config,
+    engine::{Checksums, Engine, Verdict},
+    ftp,
+    gateway::{Decision, LinuxKernel, Queue, RuleParameters, Table},
+    policy::Policy,
+};
+
+/// How long a worker waits for a packet before it looks at what has expired.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What the workers and the control socket share.
+pub(super) struct Shared {
+    started: Instant,
+    backend: &'static str,
+    engines: Vec<Mutex<Engine>>,
+    /// What the workers met besides what their engines count.
+    errors: AtomicU64,
+    /// For questions of the control socket.
+    kernel: Mutex<LinuxKernel>,
+}
+
+impl Shared {
+    fn engine(&self, index: usize) -> Option<MutexGuard<'_, Engine>> {
+        Some(lock(self.engines.get(index)?))
+    }
+
+    fn fail(&self, error: &dyn Error) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("{error}");
+    }
+}
+
+/// A worker that panicked ends the daemon; until then its engine can be looked at.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a worker for each queue; when this returns they give verdicts.
+pub(super) fn start(
+    config: &Config,
+    events: &Sender<Event>,
+) -> Result<Box<dyn Service>, ServiceError> {
+    let parameters = rule_parameters(config)?;
+    // A queue that another program reads is found before anything is changed.
+    let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    let policy = worker_policy(config);
+    let engine = || Mutex::new(Engine::new(policy.clone(), Checksums::Verify));
+    let shared = Arc::new(Shared {
+        started: Instant::now(),
+        backend: "nftables",
+        engines: queues.iter().map(|_| engine()).collect(),
+        errors: AtomicU64::new(0),
+        kernel: Mutex::new(LinuxKernel::new(&parameters)?),
+    });
+    let (wake, end) = io::pipe()?;
+    let mut workers = Workers { shared, end: Some(end), threads: Vec::new(), table: None };
+    for (index, queue) in queues.into_iter().enumerate() {
+        let kernel = LinuxKernel::new(&parameters)?;
+        let worker = Worker { index, queue, kernel, shared: Arc::clone(&workers.shared) };
+        workers.spawn(worker, wake.try_clone()?, events.clone())?;
+    }
+    workers.table = Some(Table::install(&parameters)?);
+    Ok(Box::new(workers))
+}
+
+/// What the rules need of the configuration.
+pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway::GatewayError> {
+    let (queue, pinhole) = (&config.queue, &config.pinhole);
+    RuleParameters::new(
+        &config.control_ports,
+        queue.number,
+        queue.workers,
+        pinhole.mark,
+        pinhole.mark_mask,
+    )
+}
+
+/// The policy of one worker: limits over all sessions are shared out evenly.
+fn worker_policy(config: &Config) -> Policy {
+    let mut policy = config.policy();
+    policy.max_sessions = policy.max_sessions.div_ceil(usize::from(config.queue.workers));
+    policy
+}
+
+/// One queue and the engine behind it.
+struct Worker {
+    index: usize,
+    queue: Queue,
+    kernel: LinuxKernel,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// Works until `wake` ends: it never has a byte to read, and hangs up when the daemon stops.
+    fn run(mut self, wake: &PipeReader) -> Result<(), Box<dyn Error>> {
+        let mut overruns = self.queue.overruns();
+        let mut next_tick = Instant::now();
+        let mut replacement = Vec::new();
+        loop {
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = self.tick(now, &mut overruns);
+            }
+            let rest = next_tick.saturating_duration_since(now);
+            let timeout = Timespec::try_from(rest).unwrap_or_default();
+            let (queue, wake) = (self.queue.as_fd(), wake.as_fd());
+            let mut fds = [
+                PollFd::from_borrowed_fd(queue, PollFlags::IN),
+                PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(());
+            }
+            self.batch(&mut replacement)?;
+        }
+    }
+
+    /// Reads what waits, and decides about it.
+    fn batch(&mut self, replacement: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
+        self.queue.receive()?;
+        let Some(mut engine) = self.shared.engine(self.index) else { return Ok(()) };
+        let now = Instant::now();
+        let (packets, mut verdicts) = self.queue.batch();
+        for packet in packets {
+            let verdict = engine.packet(now, packet.payload, &mut self.kernel, replacement);
+            let decision = match verdict {
+                Verdict::Accept => Decision::Accept,
+                Verdict::Replace => Decision::Replace(replacement),
+                Verdict::Drop => Decision::Drop,
+            };
+            if let Err(error) = verdicts.verdict(packet.id, decision) {
+                self.shared.fail(&error);
+            }
+        }
+        if let Err(error) = verdicts.flush() {
+            self.shared.fail(&error);
+        }
+        engine.settle(&mut self.kernel);
+        let events = engine.take_events();
+        drop(engine);
+        log::events(&events);
+        Ok(())
+    }
+
+    /// What is to be done about once a second. Gives the time of the next.
+    fn tick(&mut self, now: Instant, overruns: &mut u64) -> Instant {
+        if let Some(mut engine) = self.shared.engine(self.index) {
+            engine.expire(now, &mut self.kernel);
+            let events = engine.take_events();
+            drop(engine);
+            log::events(&events);
+        }
+        let dropped = self.queue.overruns();
+        if dropped > *overruns {
+            let (number, more) = (self.queue.number(), dropped - *overruns);
+            tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
+            *overruns = dropped;
+        }
+        now + TICK
+    }
+}
+
+struct Workers {
+    shared: Arc<Shared>,
+    /// Dropped to end all workers: each has the other end of the pipe.
+    end: Option<PipeWriter>,
+    threads: Vec<JoinHandle<()>>,
+    /// Loaded after the workers wait, removed after they have ended.
+    table: Option<Table>,
+}
+
+impl Workers {
+    fn spawn(&mut self, worker: Worker, wake: PipeReader, events: Sender<Event>) -> io::Result<()> {
+        let name = format!("queue-{}", worker.queue.number());
+        let work = move || {
+            let number = worker.queue.number();
+            let why = match catch_unwind(AssertUnwindSafe(|| worker.run(&wake))) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "a defect in ftp-alg; please report the lines above".to_owned(),
+            };
+            let _ =
+                events.send(Event::Failed(format!("the worker of queue {number} ended: {why}")));
+        };
+        self.threads.push(thread::Builder::new().name(name).spawn(work)?);
+        Ok(())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        // Without the rules nothing new is queued; what waits still gets its verdict.
+        drop(self.table.take());
+        drop(self.end.take());
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Service for Workers {
+    fn source(&self) -> Arc<dyn Source> {
+        Arc::clone(&self.shared) as Arc<dyn Source>
+    }
+
+    fn reload(&self, config: &Config) {
+        let policy = worker_policy(config);
+        for engine in &self.shared.engines {
+            lock(engine).set_policy(policy.clone());
+        }
+    }
+}
+
+impl Source for Shared {
+    fn status(&self) -> Status {
+        let mut status = Status::new(self.backend, self.started.elapsed());
+        status.errors = self.errors.load(Ordering::Relaxed);
+        for engine in &self.engines {
+            let engine = lock(engine);
+            let counters = engine.counters();
+            status.sessions += engine.session_count() as u64;
+            status.packets += counters.packets;
+            status.rewrites += counters.rewrites;
+            status.pinholes_opened += counters.pinholes_opened;
+            status.pinholes_refused += counters.pinholes_refused;
+            status.errors += counters.errors;
+        }
+        status.pinholes = self.pinholes().len() as u64;
+        status
+    }
+
+    fn sessions(&self) -> Vec<SessionRow> {
+        let now = Instant::now();
+        let row = |session: crate::engine::SessionInfo| SessionRow {
+            id: session.id,
+            client: session.translation.client,
+            server: session.translation.server,
+            client_external: session.translation.client_external,
+            server_external: session.translation.server_external,
+            state: session.state.to_owned(),
+            age_seconds: now.saturating_duration_since(session.since).as_secs(),
+            adjusted: session.adjusted,
+            pinholes: session.pinholes as u64,
+        };
+        let rows = |engine: &Mutex<Engine>| lock(engine).sessions().map(row).collect::<Vec<_>>();
+        self.engines.iter().flat_map(rows).collect()
+    }
+
+    /// What the engines hold and the kernel says is open: it closes by itself what is used.
+    fn pinholes(&self) -> Vec<PinholeRow> {
+        let open = match lock(&self.kernel).list_open() {
+            Ok(open) => open,
+            Err(error) => {
+                self.fail(&error);
+                return Vec::new();
+            }
+        };
+        let row = |info: crate::engine::PinholeInfo| {
+            let pinhole = info.pinhole;
+            let same = open
+                .iter()
+                .find(|o| o.initiator == pinhole.initiator && o.arrival == pinhole.arrival)?;
+            Some(PinholeRow {
+                session: info.session,
+                initiator: pinhole.initiator,
+                arrival: pinhole.arrival,
+                target: pinhole.target,
+                source: pinhole.source,
+                kind: kind(info.kind),
+                remaining_seconds: same.remaining.as_secs(),
+            })
+        };
+        let rows =
+            |engine: &Mutex<Engine>| lock(engine).pinholes().filter_map(row).collect::<Vec<_>>();
+        self.engines.iter().flat_map(rows).collect()
+    }
+}
+
+fn kind(kind: ftp::Kind) -> Kind {
+    match kind {
+        ftp::Kind::Port => Kind::Port,
+        ftp::Kind::Eprt => Kind::Eprt,
+        ftp::Kind::Pasv => Kind::Pasv,
+        ftp::Kind::Epsv => Kind::Epsv,
+    }
+}

@@ -1,0 +1,330 @@
+//! Where the engine sits in judgement on one control connection's announcements.
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use super::{
+    Action, Counters, Decision, Event, Kernel, KernelError, Pinhole, Translation, What,
+    event::shown,
+    pinholes::{OpenError, PinholeTable},
+    table::Control,
+};
+use crate::{
+    ftp::{Announcement, Kind, Malformed, Text},
+    policy::{AuthTls, Foreign, Policy},
+    session::{Dialogue, Judge, Note, Phase, Refused, Ruling, Side},
+};
+
+/// How many pinholes one session may hold at a time; pipelined announcements need several.
+const MAX_PER_SESSION: usize = 8;
+
+pub struct Bench<'a, K> {
+    pub now: Instant,
+    pub index: u32,
+    pub policy: &'a Policy,
+    pub kernel: &'a mut K,
+    pub control: &'a mut Control,
+    pub pinholes: &'a mut PinholeTable,
+    pub counters: &'a mut Counters,
+    pub events: &'a mut Vec<Event>,
+}
+
+/// Why nothing is opened.
+enum No {
+    Refuse(Cow<'static, str>),
+    Ignore(Cow<'static, str>),
+}
+
+/// What is opened: the pinhole that is wanted, and the address that the announcement will name.
+struct Plan {
+    pinhole: Pinhole,
+    named: IpAddr,
+}
+
+impl<K: Kernel> Judge for Bench<'_, K> {
+    fn announcement(
+        &mut self,
+        kind: Kind,
+        read: Result<&Announcement, &Malformed>,
+        asked: bool,
+        dialogue: &Dialogue,
+        line: &Text<'_>,
+    ) -> Ruling {
+        let from = if kind.is_active() { Side::Client } else { Side::Server };
+        let announced = read.ok().map(|a| {
+            let address = a.address.unwrap_or(self.control.server.ip());
+            SocketAddr::new(address, a.port)
+        });
+        let opened = match (read, announced) {
+            (Ok(_), Some(endpoint)) => self.open(kind, endpoint, asked, dialogue),
+            (Err(malformed), _) if kind.is_active() && !malformed.is_harmless() => {
+                Err(No::Refuse(malformed.to_string().into()))
+            }
+            (Err(malformed), _) => Err(No::Ignore(malformed.to_string().into())),
+            (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
+        };
+        let (action, rewritten, reason, ruling) = match opened {
+            Ok(endpoint) if Some(endpoint) == announced => (
+                Action::Open,
+                None,
+                "both ends see the same endpoint".into(),
+                Ruling::Open(endpoint),
+            ),
+            Ok(endpoint) => (
+                Action::Rewrite,
+                Some(endpoint),
+                "the other end sees another endpoint".into(),
+                Ruling::Open(endpoint),
+            ),
+            Err(No::Refuse(reason)) => (Action::Refuse, None, reason, Ruling::Refuse),
+            Err(No::Ignore(reason)) => (Action::Ignore, None, reason, Ruling::Pass),
+        };
+        match action {
+            Action::Rewrite => self.counters.rewrites += 1,
+            Action::Refuse => self.counters.pinholes_refused += 1,
+            Action::Open | Action::Ignore => {}
+        }
+        let said = read.is_err().then(|| shown(line.bytes()));
+        let decision = Decision { kind, from, announced, action, rewritten, reason, said };
+        self.tell(What::Announcement(decision));
+        ruling
+    }
+
+    fn refuses_auth(&self) -> bool {
+        self.policy.auth_tls == AuthTls::Refuse
+    }
+
+    fn refused(&mut self, what: Refused) {
+        self.counters.commands_refused += 1;
+        self.tell(What::Refused(match what {
+            Refused::Auth => "AUTH: policy.auth-tls is \"refuse\"",
+            Refused::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
+        }));
+    }
+
+    fn note(&mut self, note: Note) {
+        match note {
+            Note::AnnouncementAccepted => {
+                if let Some(at) = self.control.pinholes.iter().position(|p| !p.answered) {
+                    self.control.pinholes[at].answered = true;
+                    self.close_answered(at, None);
+                }
+            }
+            Note::AnnouncementRefused => {
+                if let Some(at) = self.control.pinholes.iter().position(|p| !p.answered) {
+                    let held = self.control.pinholes.remove(at);
+                    self.pinholes.close(self.control.client.ip(), &held);
+                    self.tell(What::Closed(held.pinhole, "the server refused the announcement"));
+                }
+            }
+            Note::TransferStarted => {
+                for held in self.control.pinholes.iter_mut().filter(|p| p.answered) {
+                    self.pinholes.used(self.control.client.ip(), held);
+                }
+            }
+            Note::TransferEnded { completed: true } => {
+                self.close_answered(self.control.pinholes.len(), None);
+            }
+            Note::TransferEnded { completed: false } => self.transfer_failed(),
+            Note::LoggedIn => self.tell(What::Turned("logged in")),
+            Note::NotFtp => {
+                self.close_all("the connection is not FTP");
+                self.tell(What::Turned("not FTP: not inspected any more"));
+            }
+            Note::Encrypted => self.tell(What::Turned("encrypted: not readable any more")),
+            Note::Readable => self.tell(What::Turned("readable again")),
+            Note::Lost => {
+                self.counters.lost += 1;
+                self.tell(What::Turned("packets were missed: nothing is opened any more"));
+            }
+        }
+    }
+}
+
+impl<K: Kernel> Bench<'_, K> {
+    /// Closes all pinholes of the connection.
+    pub fn close_all(&mut self, why: &'static str) {
+        let client = self.control.client.ip();
+        for held in std::mem::take(&mut self.control.pinholes) {
+            self.pinholes.close(client, &held);
+            if !held.in_use {
+                self.tell(What::Closed(held.pinhole, why));
+            }
+        }
+    }
+
+    /// The connection's translation, looked up once. Conntrack not knowing the connection means
+    /// that it is not translated.
+    pub fn translation(&mut self) -> Result<Translation, KernelError> {
+        if let Some(translation) = self.control.translation {
+            return Ok(translation);
+        }
+        let (client, server) = (self.control.client, self.control.server);
+        let found = self.kernel.translation(client, server)?;
+        let translation = found.unwrap_or(Translation::identity(client, server));
+        self.control.translation = Some(translation);
+        Ok(translation)
+    }
+
+    pub fn tell(&mut self, what: What) {
+        let Control { id, client, server, .. } = *self.control;
+        self.events.push(Event { session: id, client, server, what });
+    }
+
+    pub fn failed(&mut self, error: &KernelError) {
+        self.counters.errors += 1;
+        self.tell(What::Failed(error.to_string()));
+    }
+
+    /// Opens a pinhole for `announced`; gives the endpoint to announce.
+    fn open(
+        &mut self,
+        kind: Kind,
+        announced: SocketAddr,
+        asked: bool,
+        dialogue: &Dialogue,
+    ) -> Result<SocketAddr, No> {
+        if dialogue.phase() == Phase::Joined {
+            return Err(No::Ignore("the start of the dialogue was not seen".into()));
+        }
+        if !asked {
+            return Err(No::Ignore("it answers no PASV or EPSV".into()));
+        }
+        let translation = self.translation().map_err(|error| {
+            self.failed(&error);
+            No::Refuse(error.to_string().into())
+        })?;
+        let plan = plan(kind, announced, &translation, self.policy)?;
+        if self.policy.require_login && !dialogue.is_logged_in() {
+            return Err(No::Ignore("the server has not accepted a login".into()));
+        }
+        if dialogue.is_epsv_only() && kind != Kind::Epsv {
+            return Err(No::Ignore("the client has bound itself to EPSV (EPSV ALL)".into()));
+        }
+        if self.control.pinholes.len() >= MAX_PER_SESSION {
+            let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
+            return Err(No::Refuse(reason.into()));
+        }
+        let policy = self.policy;
+        let opened = self.pinholes.open(
+            self.now,
+            policy.pinhole_lifetime,
+            policy.max_pinholes_per_client,
+            &policy.port_range,
+            (self.index, self.control.client.ip()),
+            kind,
+            plan.pinhole,
+            self.kernel,
+        );
+        let held = opened.map_err(|error| {
+            No::Refuse(match error {
+                OpenError::Limit => {
+                    let limit = policy.max_pinholes_per_client;
+                    format!("the client has {limit} pinholes already").into()
+                }
+                OpenError::NoPort => "no external port is free".into(),
+                OpenError::Kernel(error) => {
+                    self.failed(&error);
+                    error.to_string().into()
+                }
+            })
+        })?;
+        self.counters.pinholes_opened += 1;
+        let endpoint = SocketAddr::new(plan.named, held.pinhole.arrival.port());
+        let answered = held.answered;
+        self.control.pinholes.push(held);
+        if answered {
+            self.close_answered(self.control.pinholes.len() - 1, Some("a later one replaced it"));
+        }
+        Ok(endpoint)
+    }
+
+    /// Closes what the server has answered, before the pinhole at `end`.
+    fn close_answered(&mut self, end: usize, why: Option<&'static str>) {
+        let client = self.control.client.ip();
+        let mut at = 0;
+        let mut kept = 0;
+        while at < end {
+            at += 1;
+            if !self.control.pinholes[kept].answered {
+                kept += 1;
+                continue;
+            }
+            let held = self.control.pinholes.remove(kept);
+            self.pinholes.close(client, &held);
+            if let Some(why) = why.filter(|_| !held.in_use) {
+                self.tell(What::Closed(held.pinhole, why));
+            }
+        }
+    }
+
+    /// A transfer failed, perhaps before its data connection: the pinhole lives to its deadline.
+    fn transfer_failed(&mut self) {
+        let client = self.control.client.ip();
+        let (now, pinholes) = (self.now, &mut *self.pinholes);
+        self.control.pinholes.retain_mut(|held| {
+            if held.in_use && held.deadline <= now {
+                pinholes.close(client, held);
+                return false;
+            }
+            if held.in_use {
+                pinholes.unused(client, held);
+            }
+            true
+        });
+    }
+}
+
+/// What an announcement asks for, and whether policy allows it.
+fn plan(
+    kind: Kind,
+    announced: SocketAddr,
+    translation: &Translation,
+    policy: &Policy,
+) -> Result<Plan, No> {
+    let Translation { client, client_external, server, server_external } = *translation;
+    let (own, seen, initiator, source) = if kind.is_active() {
+        (client.ip(), client_external.ip(), server.ip(), server_external.ip())
+    } else {
+        (server.ip(), server_external.ip(), client.ip(), client_external.ip())
+    };
+    if announced.is_ipv4() != own.is_ipv4() {
+        let reason = "its address is of another family than the control connection";
+        return Err(No::Ignore(reason.into()));
+    }
+    // A fixed external address stands for one that translation hides, or for a published server.
+    let fixed = if kind.is_active() {
+        policy.external.of_family(own).filter(|_| own != seen)
+    } else if policy.server(server.ip()).is_some() || own != seen {
+        policy.external_of(own)
+    } else {
+        None
+    };
+    let named = fixed.unwrap_or(seen);
+    let sender = [own, seen, named].contains(&announced.ip());
+    if !sender && policy.foreign == Foreign::Refuse {
+        let reason = format!("{} is not the sender's address {own}", announced.ip());
+        return Err(No::Refuse(reason.into()));
+    }
+    if announced.port() < policy.min_data_port {
+        let (port, minimum) = (announced.port(), policy.min_data_port);
+        let reason = format!("port {port} in {kind} is below the minimum {minimum}");
+        return Err(No::Refuse(reason.into()));
+    }
+    let (target, arrival, named) = if sender {
+        (own, seen, named)
+    } else {
+        // A third host, allowed: it is reached at the address that was announced.
+        (announced.ip(), announced.ip(), announced.ip())
+    };
+    let pinhole = Pinhole {
+        initiator,
+        arrival: SocketAddr::new(arrival, announced.port()),
+        target: SocketAddr::new(target, announced.port()),
+        source,
+    };
+    Ok(Plan { pinhole, named })
+}

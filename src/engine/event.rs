@@ -1,0 +1,113 @@
+//! What the engine decided and why, for logs, `replay` and whoever wants to know.
+
+use std::{borrow::Cow, fmt, net::SocketAddr};
+
+use super::Pinhole;
+use crate::{ftp::Kind, session::Side};
+
+/// What was done about an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A pinhole was opened; the announcement went on as it was.
+    Open,
+    /// A pinhole was opened; the announcement went on naming another endpoint.
+    Rewrite,
+    /// Nothing was opened; a command was kept from the server.
+    Refuse,
+    /// Nothing was opened; the announcement went on as it was.
+    Ignore,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Rewrite => "rewrite",
+            Self::Refuse => "refuse",
+            Self::Ignore => "ignore",
+        })
+    }
+}
+
+/// A decision about one announcement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The form of the announcement.
+    pub kind: Kind,
+    /// Who announced.
+    pub from: Side,
+    /// What was announced; `None` when it could not be read.
+    pub announced: Option<SocketAddr>,
+    /// What was done.
+    pub action: Action,
+    /// What is announced instead.
+    pub rewritten: Option<SocketAddr>,
+    /// Why.
+    pub reason: Cow<'static, str>,
+    /// The line, escaped and cut, where it could not be read.
+    pub said: Option<String>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// An announcement was decided about.
+    Announcement(Decision),
+    /// A pinhole was closed before it was used, because of this.
+    Closed(Pinhole, &'static str),
+    /// Another command than an announcement was kept from the server.
+    Refused(&'static str),
+    /// The connection is treated otherwise from here on.
+    Turned(&'static str),
+    /// The kernel did not do what was asked.
+    Failed(String),
+}
+
+/// Something that happened on one control connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The session's number, counted from 1 since start.
+    pub session: u64,
+    /// The client.
+    pub client: SocketAddr,
+    /// The server.
+    pub server: SocketAddr,
+    /// What happened.
+    pub what: What,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
+        match &self.what {
+            What::Announcement(decision) => decision.fmt(f),
+            What::Closed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
+            What::Refused(what) => write!(f, "refuse {what}"),
+            What::Turned(what) => f.write_str(what),
+            What::Failed(what) => write!(f, "failed: {what}"),
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.action, self.kind)?;
+        if let Some(announced) = self.announced {
+            write!(f, " {announced}")?;
+        }
+        if let Some(said) = &self.said {
+            write!(f, " \"{said}\"")?;
+        }
+        if let Some(rewritten) = self.rewritten {
+            write!(f, " as {rewritten}")?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+/// How a peer's bytes are shown: escaped, and cut to 80 bytes.
+pub fn shown(text: &[u8]) -> String {
+    const LIMIT: usize = 80;
+    let cut = if text.len() > LIMIT { "..." } else { "" };
+    format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
+}

@@ -1,0 +1,128 @@
+//! The table of sessions: found by the two endpoints that a packet shows, whichever way it goes.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use ahash::AHashMap;
+
+use super::{Attention, Translation, pinholes::Held};
+use crate::session::{Session, Side};
+
+/// The endpoints of a connection, the same for both directions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    low: (u128, u16),
+    high: (u128, u16),
+}
+
+impl Key {
+    /// The key of the connection between `a` and `b`.
+    pub fn between(a: SocketAddr, b: SocketAddr) -> Self {
+        let (a, b) = (packed(a), packed(b));
+        Self { low: a.min(b), high: a.max(b) }
+    }
+}
+
+fn packed(endpoint: SocketAddr) -> (u128, u16) {
+    let address = match endpoint.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    (address, endpoint.port())
+}
+
+/// What is known of a control connection besides its session.
+#[derive(Debug)]
+pub struct Control {
+    /// Its number, from 1.
+    pub id: u64,
+    /// The client, as packets show it.
+    pub client: SocketAddr,
+    /// The server, as packets show it.
+    pub server: SocketAddr,
+    /// Looked up when first needed.
+    pub translation: Option<Translation>,
+    /// What the kernel was last told.
+    pub attention: Option<Attention>,
+    /// Pinholes that it holds, oldest first.
+    pub pinholes: Vec<Held>,
+    /// When it was first seen.
+    pub since: Instant,
+    /// When a packet of it was last seen.
+    pub last: Instant,
+}
+
+impl Control {
+    /// Which end `source` is.
+    pub fn side(&self, source: SocketAddr) -> Side {
+        if source == self.client { Side::Client } else { Side::Server }
+    }
+}
+
+/// A control connection.
+#[derive(Debug)]
+pub struct Entry {
+    /// The session.
+    pub session: Session,
+    /// All else.
+    pub control: Control,
+}
+
+/// All control connections that are followed.
+#[derive(Default)]
+pub struct Table {
+    by_key: AHashMap<Key, u32>,
+    entries: Vec<Option<Entry>>,
+    free: Vec<u32>,
+}
+
+impl Table {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Where the connection `key` is.
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The one at `index`.
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Takes in one more.
+    pub fn insert(&mut self, entry: Entry) -> u32 {
+        let key = Key::between(entry.control.client, entry.control.server);
+        let index = if let Some(index) = self.free.pop() {
+            self.entries[index as usize] = Some(entry);
+            index
+        } else {
+            self.entries.push(Some(entry));
+            (self.entries.len() - 1) as u32 // bounded by max-sessions
+        };
+        self.by_key.insert(key, index);
+        index
+    }
+
+    /// Takes out the one at `index`.
+    pub fn remove(&mut self, index: u32) -> Option<Entry> {
+        let entry = self.entries.get_mut(index as usize)?.take()?;
+        self.by_key.remove(&Key::between(entry.control.client, entry.control.server));
+        self.free.push(index);
+        Some(entry)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().flatten()
+    }
+
+    /// How many places there are, taken or free.
+    pub fn places(&self) -> u32 {
+        self.entries.len() as u32 // bounded by max-sessions
+    }
+}

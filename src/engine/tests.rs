@@ -1,0 +1,185 @@
+//! The engine with a kernel that only takes notes: one dialogue, packet by packet.
+
+use etherparse::PacketBuilder;
+
+use super::*;
+
+/// Notes what it was asked for; masquerades as it is told.
+#[derive(Default)]
+struct Notes {
+    translation: Option<Translation>,
+    open: Vec<Pinhole>,
+    injected: Vec<Vec<u8>>,
+    attention: Option<Attention>,
+}
+
+impl Kernel for Notes {
+    fn translation(
+        &mut self,
+        _: SocketAddr,
+        _: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        Ok(self.translation)
+    }
+
+    fn open(&mut self, pinhole: &Pinhole, _: Duration) -> Result<(), KernelError> {
+        self.open.push(*pinhole);
+        Ok(())
+    }
+
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.open.retain(|p| p != pinhole);
+        Ok(())
+    }
+
+    fn attend(&mut self, _: &Translation, attention: Attention) -> Result<(), KernelError> {
+        self.attention = Some(attention);
+        Ok(())
+    }
+
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.injected.push(packet.to_vec());
+        Ok(())
+    }
+}
+
+/// A conversation over a gateway: both ends count what they sent, and what reached them.
+struct Conversation {
+    engine: Engine,
+    kernel: Notes,
+    now: Instant,
+    client: SocketAddr,
+    server: SocketAddr,
+    next: [u32; 2],
+    received: [u32; 2],
+}
+
+impl Conversation {
+    fn masqueraded() -> Self {
+        let client = "192.168.150.80:1035".parse().unwrap();
+        let server = "203.0.113.9:21".parse().unwrap();
+        let translation = Translation {
+            client,
+            client_external: "198.51.100.1:1035".parse().unwrap(),
+            server,
+            server_external: server,
+        };
+        let kernel = Notes { translation: Some(translation), ..Notes::default() };
+        let engine = Engine::new(Policy::default(), Checksums::Verify);
+        let now = Instant::now();
+        let (next, received) = ([100, 500], [500, 100]);
+        let mut this = Self { engine, kernel, now, client, server, next, received };
+        let syn_ack = this.build(Side::Server, 499, b"", true);
+        assert_eq!(this.hand(&syn_ack).0, Verdict::Accept);
+        this
+    }
+
+    fn logged_in() -> Self {
+        let mut this = Self::masqueraded();
+        for (side, line) in [
+            (Side::Server, "220 ready\r\n"),
+            (Side::Client, "USER joe\r\n"),
+            (Side::Server, "331 password\r\n"),
+            (Side::Client, "PASS x\r\n"),
+            (Side::Server, "230 in\r\n"),
+        ] {
+            assert_eq!(this.say(side, line), (Verdict::Accept, line.to_owned()));
+        }
+        this
+    }
+
+    fn build(&self, side: Side, seq: u32, payload: &[u8], syn: bool) -> Vec<u8> {
+        let (from, to, me) = match side {
+            Side::Client => (self.client, self.server, 0),
+            Side::Server => (self.server, self.client, 1),
+        };
+        let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else { panic!() };
+        let builder = PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+            .tcp(from.port(), to.port(), seq, 512)
+            .ack(self.received[me]);
+        let builder = if syn { builder.syn() } else { builder };
+        let mut bytes = Vec::new();
+        builder.write(&mut bytes, payload).unwrap();
+        bytes
+    }
+
+    fn hand(&mut self, packet: &[u8]) -> (Verdict, String) {
+        let mut out = Vec::new();
+        let verdict = self.engine.packet(self.now, packet, &mut self.kernel, &mut out);
+        let seen = if verdict == Verdict::Replace { &out } else { packet };
+        let seen = Packet::parse(seen).unwrap();
+        let payload = seen.payload().to_vec();
+        if verdict != Verdict::Drop && !payload.is_empty() {
+            let receiver = usize::from(seen.source() == self.client);
+            self.received[receiver] = seen.seq().0 + payload.len() as u32;
+        }
+        self.engine.settle(&mut self.kernel);
+        (verdict, String::from_utf8(payload).unwrap())
+    }
+
+    fn say(&mut self, side: Side, text: &str) -> (Verdict, String) {
+        let me = usize::from(side == Side::Server);
+        let packet = self.build(side, self.next[me], text.as_bytes(), false);
+        self.next[me] += text.len() as u32;
+        self.hand(&packet)
+    }
+}
+
+#[test]
+fn the_slacksite_port_is_rewritten_and_leads_back() {
+    let mut talk = Conversation::logged_in();
+    let (verdict, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    assert_eq!((verdict, &*line), (Verdict::Replace, "PORT 198,51,100,1,14,178\r\n"));
+    assert_eq!(
+        talk.kernel.open,
+        [Pinhole {
+            initiator: "203.0.113.9".parse().unwrap(),
+            arrival: "198.51.100.1:3762".parse().unwrap(),
+            target: "192.168.150.80:3762".parse().unwrap(),
+            source: "203.0.113.9".parse().unwrap(),
+        }]
+    );
+    assert_eq!(talk.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.engine.counters().rewrites, 1);
+}
+
+#[test]
+fn a_refused_announcement_closes_its_pinhole() {
+    let mut talk = Conversation::logged_in();
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.say(Side::Server, "500 no\r\n");
+    assert!(talk.kernel.open.is_empty() && talk.engine.pinholes().next().is_none());
+}
+
+#[test]
+fn an_unused_pinhole_ends_at_its_deadline() {
+    let mut talk = Conversation::logged_in();
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    let deadline = talk.now + Duration::from_secs(30);
+    assert_eq!(talk.engine.expire(talk.now, &mut talk.kernel), Some(deadline));
+    assert_eq!(talk.engine.expire(deadline, &mut talk.kernel), None);
+    assert!(talk.kernel.open.is_empty());
+}
+
+#[test]
+fn a_cut_announcement_is_held_and_acknowledged() {
+    let mut talk = Conversation::logged_in();
+    assert_eq!(talk.say(Side::Client, "PO"), (Verdict::Replace, String::new()));
+    let acknowledgement = Packet::parse(&talk.kernel.injected[0]).unwrap();
+    assert_eq!(acknowledgement.source(), talk.server);
+    assert_eq!(acknowledgement.destination(), talk.client);
+    assert_eq!(acknowledgement.ack(), Seq(talk.next[0]));
+    assert_eq!(acknowledgement.seq(), Seq(talk.next[1]));
+    let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
+    assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
+}
+
+#[test]
+fn other_protocols_are_left_alone_for_good() {
+    let mut talk = Conversation::masqueraded();
+    talk.say(Side::Server, "220 ready\r\n");
+    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Verdict::Accept);
+    assert_eq!(talk.kernel.attention, Some(Attention::None));
+    assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, Verdict::Accept);
+    assert!(talk.kernel.open.is_empty());
+}

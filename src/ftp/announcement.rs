@@ -1,0 +1,383 @@
+//! Announcements: the endpoint inside `PORT`, `EPRT`, 227 and 229, in all forms seen in the wild.
+//!
+//! Commands are read strictly, as a server reads them; replies leniently, as clients do: RFC 1123
+//! section 4.1.2.6 asks a client to scan a 227 for digits, as its punctuation was never fixed.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
+};
+
+use super::Text;
+
+/// Which announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `PORT h1,h2,h3,h4,p1,p2` (RFC 959 section 4.1.2).
+    Port,
+    /// `EPRT |family|address|port|` (RFC 2428 section 2).
+    Eprt,
+    /// `227 ... (h1,h2,h3,h4,p1,p2)` (RFC 959 section 4.2).
+    Pasv,
+    /// `229 ... (|||port|)` (RFC 2428 section 3).
+    Epsv,
+}
+
+impl Kind {
+    /// Whether the client announces (active mode), not the server.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Port | Self::Eprt)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Port => "PORT",
+            Self::Eprt => "EPRT",
+            Self::Pasv => "PASV",
+            Self::Epsv => "EPSV",
+        })
+    }
+}
+
+/// An endpoint that one end of a control connection announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Its form.
+    pub kind: Kind,
+    /// The address; `None` in a 229, which means the server's own.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+    /// Where the endpoint stands in the text: the bytes that a rewrite replaces.
+    pub endpoint: Range<usize>,
+    /// What separates the fields of an `EPRT` or a 229.
+    delimiter: u8,
+}
+
+/// Why a line that announces cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not of the form of its kind.
+    #[error("{0} is malformed")]
+    Form(Kind),
+    /// A host-port number that is no octet.
+    #[error("{number} in {kind} is above 255")]
+    Octet {
+        /// In what it stands.
+        kind: Kind,
+        /// The number.
+        number: u32,
+    },
+    /// A port that is no port.
+    #[error("port {number} in {kind} is not between 1 and 65535")]
+    Port {
+        /// In what it stands.
+        kind: Kind,
+        /// The number.
+        number: u32,
+    },
+    /// An `EPRT` whose address is not of the family that it names, or of a family other than 1
+    /// and 2; the server answers 522.
+    #[error("EPRT names a family that is not served here")]
+    Family,
+    /// An `EPRT` with a scoped address (`fe80::1%eth0`), which means nothing to another machine.
+    #[error("EPRT names a scoped address")]
+    Scope,
+}
+
+impl Malformed {
+    /// Whether a server may be handed the command all the same: it is well-formed for FTP, and
+    /// merely nothing that a gateway can open anything for.
+    pub fn is_harmless(&self) -> bool {
+        matches!(self, Self::Family | Self::Scope)
+    }
+}
+
+impl Announcement {
+    /// Reads the argument of `PORT`, which starts at `start` of the text.
+    pub fn port(argument: &[u8], start: usize) -> Result<Self, Malformed> {
+        let numbers = Numbers::at(argument, 0).ok_or(Malformed::Form(Kind::Port))?;
+        if numbers.span != (0..argument.len()) {
+            return Err(Malformed::Form(Kind::Port));
+        }
+        numbers.announcement(Kind::Port, start)
+    }
+
+    /// Reads the argument of `EPRT`, which starts at `start` of the text.
+    pub fn eprt(argument: &[u8], start: usize) -> Result<Self, Malformed> {
+        let form = || Malformed::Form(Kind::Eprt);
+        let (&delimiter, rest) = argument.split_first().ok_or_else(form)?;
+        if !is_delimiter(delimiter) {
+            return Err(form());
+        }
+        let fields: Vec<&[u8]> = rest.split(|b| *b == delimiter).collect();
+        let [family, address, port, b""] = fields[..] else { return Err(form()) };
+        let port = number(port).ok_or_else(form)?;
+        let port = checked_port(Kind::Eprt, port)?;
+        let text = std::str::from_utf8(address).map_err(|_| form())?;
+        let address: IpAddr = match family {
+            b"1" => text.parse::<Ipv4Addr>().map_err(|_| form())?.into(),
+            b"2" if text.contains('%') => return Err(Malformed::Scope),
+            b"2" => text.parse::<Ipv6Addr>().map_err(|_| form())?.into(),
+            other if number(other).is_some() => return Err(Malformed::Family),
+            _ => return Err(form()),
+        };
+        let first = start + 1 + family.len() + 1;
+        let endpoint = first..start + argument.len() - 1;
+        Ok(Self { kind: Kind::Eprt, address: Some(address), port, endpoint, delimiter })
+    }
+
+    /// Finds the host-port in the text of a 227.
+    pub fn passive(text: &Text<'_>) -> Result<Self, Malformed> {
+        let bytes = text.bytes();
+        let mut at = 3; // past the code
+        while let Some(digit) = bytes.get(at..).and_then(|b| b.iter().position(u8::is_ascii_digit))
+        {
+            at += digit;
+            if let Some(numbers) = Numbers::at(bytes, at) {
+                return numbers.announcement(Kind::Pasv, 0);
+            }
+            at += bytes[at..].iter().take_while(|b| matches!(b, b'0'..=b'9' | b',' | b' ')).count();
+        }
+        Err(Malformed::Form(Kind::Pasv))
+    }
+
+    /// Finds the port in the text of a 229.
+    pub fn extended_passive(text: &Text<'_>) -> Result<Self, Malformed> {
+        let bytes = text.bytes();
+        for at in 3..bytes.len() {
+            let [d, second, third, rest @ ..] = &bytes[at..] else { break };
+            if !is_delimiter(*d) || d != second || d != third {
+                continue;
+            }
+            let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+            if digits == 0 || rest.get(digits) != Some(d) {
+                continue;
+            }
+            let port = number(&rest[..digits]).ok_or(Malformed::Form(Kind::Epsv))?;
+            let port = checked_port(Kind::Epsv, port)?;
+            let endpoint = at + 3..at + 3 + digits;
+            return Ok(Self { kind: Kind::Epsv, address: None, port, endpoint, delimiter: *d });
+        }
+        Err(Malformed::Form(Kind::Epsv))
+    }
+
+    /// The text that takes the place of the endpoint when `new` is announced instead. `None` when
+    /// the form cannot say it: an IPv6 address in a host-port.
+    pub fn rewritten(&self, new: SocketAddr) -> Option<String> {
+        match (self.kind, new.ip()) {
+            (Kind::Port | Kind::Pasv, IpAddr::V4(ip)) => {
+                let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
+                Some(format!("{a},{b},{c},{d},{high},{low}"))
+            }
+            (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => None,
+            // The family stands before the endpoint and is not replaced.
+            (Kind::Eprt, ip) if self.address.is_some_and(|old| old.is_ipv4() == ip.is_ipv4()) => {
+                Some(format!("{ip}{}{}", char::from(self.delimiter), new.port()))
+            }
+            (Kind::Eprt, _) => None,
+            (Kind::Epsv, _) => Some(new.port().to_string()),
+        }
+    }
+}
+
+/// Six numbers between commas, as they stand.
+struct Numbers {
+    values: [u32; 6],
+    span: Range<usize>,
+}
+
+impl Numbers {
+    /// Reads exactly six at `at`, where the first one's first digit stands. A seventh makes it
+    /// none: which six were meant cannot be known.
+    fn at(bytes: &[u8], at: usize) -> Option<Self> {
+        let mut values = [0; 6];
+        let mut position = at;
+        let mut end = at;
+        for (i, value) in values.iter_mut().enumerate() {
+            if i > 0 {
+                position = comma(bytes, position)?;
+            }
+            let digits = bytes.get(position..)?.iter().take_while(|b| b.is_ascii_digit()).count();
+            *value = number(&bytes[position..position + digits])?;
+            position += digits;
+            end = position;
+        }
+        match comma(bytes, position) {
+            Some(next) if bytes.get(next).is_some_and(u8::is_ascii_digit) => None,
+            _ => Some(Self { values, span: at..end }),
+        }
+    }
+
+    fn announcement(self, kind: Kind, start: usize) -> Result<Announcement, Malformed> {
+        let mut octets = [0; 6];
+        for (octet, number) in octets.iter_mut().zip(self.values) {
+            *octet = u8::try_from(number).map_err(|_| Malformed::Octet { kind, number })?;
+        }
+        let [a, b, c, d, high, low] = octets;
+        let port = checked_port(kind, u32::from(u16::from_be_bytes([high, low])))?;
+        Ok(Announcement {
+            kind,
+            address: Some(Ipv4Addr::new(a, b, c, d).into()),
+            port,
+            endpoint: start + self.span.start..start + self.span.end,
+            delimiter: b',',
+        })
+    }
+}
+
+/// Past a comma with blanks around it.
+fn comma(bytes: &[u8], at: usize) -> Option<usize> {
+    let blanks = |from: usize| {
+        let rest = bytes.get(from..).unwrap_or_default();
+        from + rest.iter().take_while(|b| **b == b' ').count()
+    };
+    let at = blanks(at);
+    (bytes.get(at) == Some(&b',')).then(|| blanks(at + 1))
+}
+
+/// One to nine digits.
+fn number(digits: &[u8]) -> Option<u32> {
+    let valid = (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    valid.then(|| digits.iter().fold(0, |n, d| n * 10 + u32::from(d - b'0')))
+}
+
+fn checked_port(kind: Kind, number: u32) -> Result<u16, Malformed> {
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(Malformed::Port { kind, number }),
+    }
+}
+
+/// RFC 2428 section 2: ASCII 33 to 126; a digit could not be told from the fields.
+fn is_delimiter(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !byte.is_ascii_digit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pasv(line: &str) -> Result<(String, u16, String), Malformed> {
+        let text = Text::new(line.as_bytes());
+        let found = Announcement::passive(&text)?;
+        Ok((found.address.unwrap().to_string(), found.port, line[found.endpoint].to_owned()))
+    }
+
+    fn epsv(line: &str) -> Result<u16, Malformed> {
+        Announcement::extended_passive(&Text::new(line.as_bytes())).map(|a| a.port)
+    }
+
+    #[test]
+    fn a_227_is_found_in_every_form_in_the_wild() {
+        for (line, address, port, endpoint) in [
+            (
+                "227 Entering Passive Mode (192,168,150,90,195,149)",
+                "192.168.150.90",
+                50069,
+                "192,168,150,90,195,149",
+            ),
+            ("227 Entering Passive Mode(1,2,3,4,5,6)", "1.2.3.4", 1286, "1,2,3,4,5,6"),
+            (
+                "227 Entering Passive Mode( 1, 2, 3, 4, 143,225).",
+                "1.2.3.4",
+                36833,
+                "1, 2, 3, 4, 143,225",
+            ),
+            ("227 Entering passive mode. 127,0,0,1,4,51", "127.0.0.1", 1075, "127,0,0,1,4,51"),
+            ("227 =127,0,0,1,4,51", "127.0.0.1", 1075, "127,0,0,1,4,51"),
+            (
+                "227 Data transfer will passively listen to 127,0,0,1,4,51",
+                "127.0.0.1",
+                1075,
+                "127,0,0,1,4,51",
+            ),
+            ("227 Server v2.1, mode 4 (0,0,0,0,156,64)", "0.0.0.0", 40000, "0,0,0,0,156,64"),
+        ] {
+            assert_eq!(pasv(line), Ok((address.to_owned(), port, endpoint.to_owned())), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_227_that_cannot_be_read_announces_nothing() {
+        for line in ["227 Logout.", "227 (1,2,3,4,5)", "227 (1,2,3,4,5,6,7)", "227", "227 (1,,2)"] {
+            assert_eq!(pasv(line), Err(Malformed::Form(Kind::Pasv)), "{line}");
+        }
+        let octet = Malformed::Octet { kind: Kind::Pasv, number: 256 };
+        assert_eq!(pasv("227 (10,0,0,1,256,22)"), Err(octet));
+    }
+
+    #[test]
+    fn a_229_is_found_with_any_delimiter() {
+        for line in [
+            "229 Entering Extended Passive Mode (|||50069|)",
+            "229 Entering Extended Passive Mode (!!!50069!).",
+            "229 Entering Extended Passive Mode (|||50069|).",
+            "229 Ok ... |||50069|",
+            "229 ((((50069()",
+        ] {
+            assert_eq!(epsv(line), Ok(50069), "{line}");
+        }
+        for line in
+            ["229 (|||50069)", "229 (||50069|)", "229 (|1|1.2.3.4|50069|)", "229", "229 |||"]
+        {
+            assert_eq!(epsv(line), Err(Malformed::Form(Kind::Epsv)), "{line}");
+        }
+        let port = |number| Err(Malformed::Port { kind: Kind::Epsv, number });
+        assert_eq!(epsv("229 (|||65558|)"), port(65558));
+        assert_eq!(epsv("229 (|||0|)"), port(0));
+    }
+
+    #[test]
+    fn port_is_read_strictly() {
+        let found = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
+        assert_eq!(found.address, Some("192.168.150.80".parse().unwrap()));
+        assert_eq!((found.port, found.endpoint), (3762, 5..26));
+        let octet = |number| Err(Malformed::Octet { kind: Kind::Port, number });
+        assert_eq!(Announcement::port(b"10,0,0,2,256,22", 0), octet(256));
+        assert_eq!(Announcement::port(b"300,1,1,1,4,1", 0), octet(300));
+        for argument in [&b"1,2,3"[..], b"", b"1,2,3,4,5,6,7", b"(1,2,3,4,5,6)", b"1,2,3,4,5,6x"] {
+            let read = Announcement::port(argument, 0);
+            assert_eq!(read, Err(Malformed::Form(Kind::Port)), "{argument:?}");
+        }
+        let zero = Malformed::Port { kind: Kind::Port, number: 0 };
+        assert_eq!(Announcement::port(b"10,0,0,2,0,0", 0), Err(zero));
+    }
+
+    #[test]
+    fn eprt_is_read_in_both_families() {
+        let v4 = Announcement::eprt(b"|1|132.235.1.2|6275|", 5).unwrap();
+        assert_eq!((v4.address, v4.port), (Some("132.235.1.2".parse().unwrap()), 6275));
+        assert_eq!(v4.endpoint, 8..24);
+        let v6 = Announcement::eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
+        assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
+        assert_eq!(v6.rewritten("[2001:db8::1]:7".parse().unwrap()).unwrap(), "2001:db8::1!7");
+
+        assert_eq!(Announcement::eprt(b"|2|fe80::1%eth0|5282|", 0), Err(Malformed::Scope));
+        assert_eq!(Announcement::eprt(b"|3|x|5282|", 0), Err(Malformed::Family));
+        let port = Malformed::Port { kind: Kind::Eprt, number: 65558 };
+        assert_eq!(Announcement::eprt(b"|1|10.0.0.2|65558|", 0), Err(port));
+        for argument in
+            [&b""[..], b"|", b"|1|10.0.0.2|80", b"|1|::1|80|", b"|1|10.0.0.2|80|x", b"1111"]
+        {
+            let read = Announcement::eprt(argument, 0);
+            assert_eq!(read, Err(Malformed::Form(Kind::Eprt)), "{argument:?}");
+        }
+    }
+
+    #[test]
+    fn a_rewrite_keeps_the_form() {
+        let new = "198.51.100.1:3762".parse().unwrap();
+        let port = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
+        assert_eq!(port.rewritten(new).unwrap(), "198,51,100,1,14,178");
+        let epsv = Announcement::extended_passive(&Text::new(b"229 (|||50069|)")).unwrap();
+        assert_eq!(epsv.rewritten(new).unwrap(), "3762");
+        let eprt = Announcement::eprt(b"|1|10.0.0.2|80|", 0).unwrap();
+        assert_eq!(eprt.rewritten(new).unwrap(), "198.51.100.1|3762");
+        assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap()), None);
+        assert_eq!(port.rewritten("[::1]:1".parse().unwrap()), None);
+    }
+}

@@ -1,0 +1,146 @@
+//! Commands: the client's lines.
+
+use super::Text;
+
+/// What a command asks for, as far as a gateway cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// `PORT`: the client announces an IPv4 host-port (RFC 959).
+    Port,
+    /// `EPRT`: the client announces an address and port of any family (RFC 2428).
+    Eprt,
+    /// `PASV`: asks the server for a 227.
+    Pasv,
+    /// `EPSV`: asks the server for a 229.
+    Epsv,
+    /// `EPSV ALL`: from now on nothing but EPSV is used (RFC 2428 section 4).
+    EpsvAll,
+    /// `USER`, `PASS`, `ACCT`: a step of a login.
+    Login,
+    /// `REIN`: back to before the login.
+    Reinitialize,
+    /// `AUTH`: asks for TLS or another security mechanism (RFC 2228, RFC 4217).
+    Auth,
+    /// `CCC`: asks to go back to plain text (RFC 4217 section 12).
+    ClearCommandChannel,
+    /// A command that moves data over a data connection.
+    Transfer,
+    /// Another FTP command.
+    Other,
+    /// Not a command of any FTP specification.
+    Unknown,
+}
+
+/// Commands of RFC 959 and its extensions that a gateway does not look into (RFC 775, 1123, 1639,
+/// 2228, 2389, 2428, 2640, 3659, 4217, 7151, and what common clients and servers speak).
+const OTHER: [&[u8]; 53] = [
+    b"ABOR", b"ADAT", b"ALLO", b"AVBL", b"CDUP", b"CLNT", b"CONF", b"COMB", b"CSID", b"CWD",
+    b"DELE", b"DSIZ", b"ENC", b"ESTA", b"ESTP", b"FEAT", b"HELP", b"HOST", b"LANG", b"LPRT",
+    b"LPSV", b"MACB", b"MDTM", b"MFCT", b"MFF", b"MFMT", b"MIC", b"MKD", b"MLST", b"MODE", b"NOOP",
+    b"OPTS", b"PBSZ", b"PROT", b"PWD", b"QUIT", b"RANG", b"REST", b"RMD", b"RNFR", b"RNTO",
+    b"SITE", b"SIZE", b"SMNT", b"STAT", b"STRU", b"SYST", b"TYPE", b"XCRC", b"XCUP", b"XCWD",
+    b"XMKD", b"XPWD",
+];
+const TRANSFER: [&[u8]; 8] =
+    [b"APPE", b"LIST", b"MLSD", b"NLST", b"RETR", b"STOR", b"STOU", b"XLST"];
+
+/// One command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Command<'t> {
+    /// What it asks for.
+    pub verb: Verb,
+    /// What follows the verb, without blanks around it.
+    pub argument: &'t [u8],
+    /// Where the argument starts in the text.
+    pub argument_start: usize,
+}
+
+impl<'t> Command<'t> {
+    /// Reads a client's line. `None` for an empty one, which servers pass over.
+    pub fn parse(text: &'t Text<'_>) -> Option<Self> {
+        let bytes = text.bytes();
+        if bytes.is_empty() {
+            return None;
+        }
+        let end = bytes.iter().position(|b| matches!(b, b' ' | b'\t')).unwrap_or(bytes.len());
+        let (verb, rest) = bytes.split_at(end);
+        let blanks = rest.iter().position(|b| !matches!(b, b' ' | b'\t')).unwrap_or(rest.len());
+        let argument = &rest[blanks..];
+        Some(Self { verb: classify(verb, argument), argument, argument_start: end + blanks })
+    }
+
+    /// Whether `text`, the start of a line that is not complete yet, may become a command that
+    /// announces an endpoint, or, with `auth`, one that asks for encryption.
+    pub fn may_announce(text: &Text<'_>, auth: bool) -> bool {
+        let start = text.bytes();
+        let verb = &start[..start.len().min(4)];
+        let could_be =
+            |name: &[u8]| name.len() >= verb.len() && name[..verb.len()].eq_ignore_ascii_case(verb);
+        // A fifth byte that is no blank makes it another verb.
+        let other_verb = start.get(4).is_some_and(|b| !matches!(b, b' ' | b'\t'));
+        !other_verb && (could_be(b"PORT") || could_be(b"EPRT") || (auth && could_be(b"AUTH")))
+    }
+}
+
+fn classify(verb: &[u8], argument: &[u8]) -> Verb {
+    let mut upper = [0; 4];
+    let Some(name) = upper.get_mut(..verb.len()) else { return Verb::Unknown };
+    name.copy_from_slice(verb);
+    name.make_ascii_uppercase();
+    match &*name {
+        b"PORT" => Verb::Port,
+        b"EPRT" => Verb::Eprt,
+        b"PASV" => Verb::Pasv,
+        b"EPSV" if argument.eq_ignore_ascii_case(b"ALL") => Verb::EpsvAll,
+        b"EPSV" => Verb::Epsv,
+        b"USER" | b"PASS" | b"ACCT" => Verb::Login,
+        b"REIN" => Verb::Reinitialize,
+        b"AUTH" => Verb::Auth,
+        b"CCC" => Verb::ClearCommandChannel,
+        name if TRANSFER.contains(&name) => Verb::Transfer,
+        name if OTHER.contains(&name) => Verb::Other,
+        _ => Verb::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verb(line: &[u8]) -> Option<Verb> {
+        Command::parse(&Text::new(line)).map(|c| c.verb)
+    }
+
+    #[test]
+    fn verbs_are_read_in_any_case_with_blanks_around() {
+        assert_eq!(verb(b" port 10,0,0,2,4,1\r\n"), Some(Verb::Port));
+        assert_eq!(verb(b"EpSv aLL\r\n"), Some(Verb::EpsvAll));
+        assert_eq!(verb(b"EPSV 2\r\n"), Some(Verb::Epsv));
+        assert_eq!(verb(b"retr x\n"), Some(Verb::Transfer));
+        assert_eq!(verb(b"\r\n"), None);
+        for (line, argument) in [(&b"PORT  1,2 \r\n"[..], &b"1,2"[..]), (b"PASV\r\n", b"")] {
+            let text = Text::new(line);
+            assert_eq!(Command::parse(&text).unwrap().argument, argument);
+        }
+    }
+
+    #[test]
+    fn other_protocols_first_lines_are_unknown() {
+        for line in [&b"POST / HTTP/1.1\r\n"[..], b"GET /PORT 10,0,0,2,4,1\r\n", b"\x16\x03\x01"] {
+            assert_eq!(verb(line), Some(Verb::Unknown), "{line:?}");
+        }
+        assert_eq!(verb(b"PORTX 1\r\n"), Some(Verb::Unknown));
+    }
+
+    #[test]
+    fn only_prefixes_of_announcing_commands_may_announce() {
+        let may = |start: &[u8]| Command::may_announce(&Text::new(start), false);
+        for start in [&b""[..], b"P", b"po", b" EPR", b"PORT", b"eprt |1", b"\xff\xf4PO"] {
+            assert!(may(start), "{start:?}");
+        }
+        for start in [&b"PA"[..], b"POS", b"PORTX", b"A", b"RETR PORT"] {
+            assert!(!may(start), "{start:?}");
+        }
+        assert!(Command::may_announce(&Text::new(b"AU"), true));
+    }
+}

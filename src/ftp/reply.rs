@@ -1,0 +1,122 @@
+//! Replies: the server's lines (RFC 959 section 4.2).
+
+use super::Text;
+
+/// One line that ends a reply, or is all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The three digits.
+    pub code: u16,
+}
+
+impl Reply {
+    /// 1xx: more is to come.
+    pub fn is_preliminary(self) -> bool {
+        (100..200).contains(&self.code)
+    }
+
+    /// 2xx: done.
+    pub fn is_success(self) -> bool {
+        (200..300).contains(&self.code)
+    }
+
+    /// 4xx, 5xx (and 6xx of RFC 2228's protected replies are none of these).
+    pub fn is_failure(self) -> bool {
+        (400..600).contains(&self.code)
+    }
+}
+
+/// Follows multi-line replies, so that text inside one is not taken for a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplyTracker {
+    open: Option<u16>,
+}
+
+impl ReplyTracker {
+    /// Reads one complete line; gives the reply if this line ends one.
+    pub fn line(&mut self, text: &Text<'_>) -> Option<Reply> {
+        let parsed = parse(text.bytes());
+        match (self.open, parsed) {
+            (None, Some((code, true))) => {
+                self.open = Some(code);
+                None
+            }
+            (None, Some((code, false))) => Some(Reply { code }),
+            (Some(open), Some((code, false))) if open == code => {
+                self.open = None;
+                Some(Reply { code })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether `text`, the start of a line that is not complete yet, may become a line that ends a
+    /// 227 or 229 reply.
+    pub fn may_announce(&self, text: &Text<'_>) -> bool {
+        if self.open.is_some_and(|code| code != 227 && code != 229) {
+            return false;
+        }
+        let start = text.bytes();
+        let digits = &start[..start.len().min(3)];
+        let continues = start.get(3) == Some(&b'-');
+        !continues && (b"227".starts_with(digits) || b"229".starts_with(digits))
+    }
+}
+
+/// The code, and whether more lines of the reply follow.
+fn parse(line: &[u8]) -> Option<(u16, bool)> {
+    let (digits, rest) = line.split_at_checked(3)?;
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let code = digits.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0'));
+    match rest.first() {
+        None | Some(b' ' | b'\t') => Some((code, false)),
+        Some(b'-') => Some((code, true)),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(lines: &[&[u8]]) -> Vec<Option<u16>> {
+        let mut tracker = ReplyTracker::default();
+        lines.iter().map(|l| tracker.line(&Text::new(l)).map(|r| r.code)).collect()
+    }
+
+    #[test]
+    fn text_inside_a_multi_line_reply_is_no_reply() {
+        let lines: [&[u8]; 3] =
+            [b"211-Status\r\n", b"227 Entering Passive Mode (10,0,0,1,0,22)\r\n", b"211 End\r\n"];
+        assert_eq!(codes(&lines), [None, None, Some(211)]);
+    }
+
+    #[test]
+    fn the_last_line_of_a_multi_line_227_counts() {
+        assert_eq!(
+            codes(&[b"227-hello\r\n", b" 227-x\r\n", b"227 (1,2)\r\n"]),
+            [None, None, Some(227)]
+        );
+    }
+
+    #[test]
+    fn lines_without_a_code_are_no_reply() {
+        assert_eq!(codes(&[b"22", b"227x", b"abc def", b""]), [None; 4]);
+        assert_eq!(codes(&[b"227"]), [Some(227)]);
+    }
+
+    #[test]
+    fn only_prefixes_of_227_and_229_may_announce() {
+        let tracker = ReplyTracker::default();
+        for (start, may) in
+            [(&b"2"[..], true), (b"22", true), (b"229 E", true), (b"227-", false), (b"220", false)]
+        {
+            assert_eq!(tracker.may_announce(&Text::new(start)), may, "{start:?}");
+        }
+        let mut inside = ReplyTracker::default();
+        inside.line(&Text::new(b"211-Status"));
+        assert!(!inside.may_announce(&Text::new(b"227 (1")));
+    }
+}

@@ -1,0 +1,123 @@
+//! A line as FTP reads it: Telnet commands and NUL bytes left out, ends trimmed.
+//!
+//! RFC 959 section 2.3.4 lets a client put Telnet commands (`IAC IP`, `IAC DM` before `ABOR`)
+//! into the control connection. They are skipped for reading; the bytes that are forwarded stay
+//! as they are, so every position in the text can be traced to its place in the line.
+
+use std::{borrow::Cow, ops::Range};
+
+const IAC: u8 = 0xff;
+const SB: u8 = 0xfa;
+const SE: u8 = 0xf0;
+const WILL: u8 = 0xfb;
+const DONT: u8 = 0xfe;
+
+/// The readable part of one line, without its line end.
+#[derive(Debug)]
+pub struct Text<'a> {
+    bytes: Cow<'a, [u8]>,
+    /// Where each byte stood in the line; empty when they stand as they stood from `start`.
+    origins: Vec<usize>,
+    start: usize,
+}
+
+impl<'a> Text<'a> {
+    /// Reads `line`, with or without its CR LF (or bare LF).
+    pub fn new(line: &'a [u8]) -> Self {
+        if memchr::memchr2(IAC, 0, line).is_some() {
+            return Self::cleaned(line);
+        }
+        let end = trimmed_end(line);
+        let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
+        Self { bytes: Cow::Borrowed(&line[start..end]), origins: Vec::new(), start }
+    }
+
+    fn cleaned(line: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(line.len());
+        let mut origins = Vec::with_capacity(line.len());
+        let mut i = 0;
+        while let Some(&byte) = line.get(i) {
+            let skip = match (byte, line.get(i + 1)) {
+                (0, _) => 1,
+                (IAC, Some(&IAC)) => 0,
+                (IAC, Some(&SB)) => subnegotiation_length(&line[i..]),
+                (IAC, Some(&(WILL..=DONT))) => 3,
+                (IAC, Some(_)) => 2,
+                (IAC, None) => 1,
+                _ => 0,
+            };
+            if skip == 0 {
+                bytes.push(byte);
+                origins.push(i);
+                i += if byte == IAC { 2 } else { 1 };
+            } else {
+                i += skip;
+            }
+        }
+        let end = trimmed_end(&bytes);
+        let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
+        bytes.truncate(end);
+        origins.truncate(end);
+        bytes.drain(..start);
+        origins.drain(..start);
+        Self { bytes: Cow::Owned(bytes), origins, start: 0 }
+    }
+
+    /// The readable bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where `range` of the readable bytes stands in the line. `range` must not be empty.
+    pub fn origin(&self, range: Range<usize>) -> Range<usize> {
+        match (self.origins.get(range.start), self.origins.get(range.end.saturating_sub(1))) {
+            (Some(first), Some(last)) => *first..*last + 1,
+            _ => self.start + range.start..self.start + range.end,
+        }
+    }
+}
+
+fn is_blank(byte: u8) -> bool {
+    byte == b' ' || byte == b'\t'
+}
+
+/// The length without the line end and trailing blanks.
+fn trimmed_end(line: &[u8]) -> usize {
+    line.iter().rposition(|b| !matches!(b, b'\r' | b'\n' | b' ' | b'\t')).map_or(0, |i| i + 1)
+}
+
+/// `IAC SB ... IAC SE`, or all that is there when it does not end.
+fn subnegotiation_length(bytes: &[u8]) -> usize {
+    bytes.windows(2).position(|w| w == [IAC, SE]).map_or(bytes.len(), |i| i + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn telnet_commands_are_skipped_and_positions_kept() {
+        let line = b"\xff\xf4\xff\xf2 PO\xff\xfd\x06RT 1\r\n";
+        let text = Text::new(line);
+        assert_eq!(text.bytes(), b"PORT 1");
+        assert_eq!(text.origin(0..4), 5..12);
+        assert_eq!(&line[text.origin(5..6)], b"1");
+    }
+
+    #[test]
+    fn doubled_iac_is_one_byte_and_unfinished_commands_end_the_text() {
+        assert_eq!(Text::new(b"a\xff\xffb\xff").bytes(), b"a\xffb");
+        assert_eq!(Text::new(b"a\xff\xfa12").bytes(), b"a");
+        assert_eq!(Text::new(b"a\xff\xfa1\xff\xf0b").bytes(), b"ab");
+        assert_eq!(Text::new(b"\xff\xfd").bytes(), b"");
+    }
+
+    #[test]
+    fn line_ends_blanks_and_nul_bytes_are_not_read() {
+        for line in [&b" \tPORT 1 \r\n"[..], b"PORT 1\n", b"\0PORT 1\r\0\n", b"PORT 1\r\r\n"] {
+            assert_eq!(Text::new(line).bytes(), b"PORT 1", "{line:?}");
+        }
+        assert_eq!(Text::new(b" \r\n").bytes(), b"");
+        assert_eq!(Text::new(b"").bytes(), b"");
+    }
+}

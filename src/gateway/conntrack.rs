@@ -1,0 +1,365 @@
+//! Connections as conntrack knows them: how NAT translates one, and what we ask of it.
+//!
+//! Knows a connection by its addresses only.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use super::{
+    GatewayError,
+    netlink::{self, Attributes, Message, Socket, Start, Writer, be16},
+    rules::RuleParameters,
+};
+use crate::engine::{Attention, KernelError, Translation};
+
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+const IPCTNL_MSG_CT_NEW: u8 = 0;
+const IPCTNL_MSG_CT_GET: u8 = 1;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_MARK: u16 = 8;
+const CTA_MARK_MASK: u16 = 21;
+const CTA_FILTER: u16 = 25;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
+const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// CTA_FILTER_F_CTA_IP_SRC, _PROTO_NUM and _PROTO_SRC_PORT: compare the source, ignore the rest.
+const FILTER_SOURCE: u32 = 1 << 0 | 1 << 3 | 1 << 4;
+const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
+const TCP: u8 = libc::IPPROTO_TCP as u8;
+
+/// Asks conntrack. One for each thread.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+    request: Vec<u8>,
+    every: u32,
+    none: u32,
+}
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tuple {
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
+/// Both directions as conntrack has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Connection {
+    original: Tuple,
+    reply: Tuple,
+}
+
+impl Connection {
+    fn translation(&self) -> Translation {
+        Translation {
+            client: self.original.source,
+            client_external: self.reply.destination,
+            server: self.reply.source,
+            server_external: self.original.destination,
+        }
+    }
+
+    /// Whether these are the addresses that its packets show at our hooks, either way round.
+    fn shows(&self, a: SocketAddr, b: SocketAddr) -> bool {
+        let (client, server) = (self.original.source, self.reply.source);
+        (client, server) == (a, b) || (client, server) == (b, a)
+    }
+}
+
+impl Conntrack {
+    /// Opens a netlink socket.
+    pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
+        let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
+        let (every, none) = (parameters.every(), parameters.none());
+        Ok(Self { socket, request: Vec::new(), every, none })
+    }
+
+    /// The translation of the TCP connection whose packets show `a` and `b` at our hooks.
+    ///
+    /// What shows there is the original source and the reply source. The kernel looks up by the
+    /// whole tuple of either direction, so without destination NAT the pair is the original
+    /// tuple, without source NAT the reply tuple, and with both it is neither; then only going
+    /// through the table finds it.
+    pub fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        let failed = |source| KernelError::System {
+            what: format!("look up the connection between {a} and {b}"),
+            source,
+        };
+        if a.is_ipv4() != b.is_ipv4() {
+            return Ok(None);
+        }
+        for (source, destination) in [(a, b), (b, a)] {
+            // Its reply tuple may be another connection's visible pair, so this is checked.
+            let found = self.get(Tuple { source, destination }).map_err(failed)?;
+            if let Some(connection) = found.filter(|connection| connection.shows(a, b)) {
+                return Ok(Some(connection.translation()));
+            }
+        }
+        for (client, server) in [(a, b), (b, a)] {
+            if let Some(connection) = self.search(client, server).map_err(failed)? {
+                return Ok(Some(connection.translation()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sets what later packets of a control connection need: our bits of its mark, and be-liberal.
+    pub fn attend(
+        &mut self,
+        control: &Translation,
+        attention: Attention,
+    ) -> Result<(), KernelError> {
+        let mark = match attention {
+            Attention::Every => self.every,
+            Attention::None => self.none,
+        };
+        let mask = self.every | self.none;
+        let original = Tuple { source: control.client, destination: control.server_external };
+        self.ask(
+            IPCTNL_MSG_CT_NEW,
+            libc::NLM_F_ACK,
+            original.source,
+            |message| {
+                put_tuple(message, CTA_TUPLE_ORIG, &original);
+                message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
+                if attention == Attention::Every {
+                    // struct nf_ct_tcp_flags: flags, mask.
+                    let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+                    message.nest(CTA_PROTOINFO, |info| {
+                        info.nest(CTA_PROTOINFO_TCP, |tcp| {
+                            tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
+                                .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+                        });
+                    });
+                }
+            },
+            |_| {},
+        )
+        .map_err(|source| KernelError::System {
+            what: format!("mark the connection {} -> {}", control.client, control.server_external),
+            source,
+        })
+    }
+
+    fn get(&mut self, tuple: Tuple) -> io::Result<Option<Connection>> {
+        let mut found = None;
+        let asked = self.ask(
+            IPCTNL_MSG_CT_GET,
+            0,
+            tuple.source,
+            |message| put_tuple(message, CTA_TUPLE_ORIG, &tuple),
+            |message| found = found.or_else(|| parse(message)),
+        );
+        match asked {
+            Ok(()) => Ok(found),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Goes through the table for a connection of which both destinations are unknown. The
+    /// kernel filters (CTA_FILTER, Linux 5.8); one that does not is given no filter.
+    fn search(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<Connection>> {
+        let mut found = None;
+        for filter in [true, false] {
+            let asked = self.ask(
+                IPCTNL_MSG_CT_GET,
+                libc::NLM_F_DUMP,
+                client,
+                |message| {
+                    if filter {
+                        put_source(message, CTA_TUPLE_ORIG, client);
+                        put_source(message, CTA_TUPLE_REPLY, server);
+                        message.nest(CTA_FILTER, |flags| {
+                            flags
+                                .put(CTA_FILTER_ORIG_FLAGS, &FILTER_SOURCE.to_ne_bytes())
+                                .put(CTA_FILTER_REPLY_FLAGS, &FILTER_SOURCE.to_ne_bytes());
+                        });
+                    }
+                },
+                |message| {
+                    let matches =
+                        |c: &Connection| (c.original.source, c.reply.source) == (client, server);
+                    found = found.or_else(|| parse(message).filter(matches));
+                },
+            );
+            match asked {
+                Err(error)
+                    if filter
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EINVAL | libc::EOPNOTSUPP)
+                        ) => {}
+                other => return other.map(|()| found),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sends one request and hands each connection in the answer to `each`.
+    fn ask(
+        &mut self,
+        command: u8,
+        flags: i32,
+        family_of: SocketAddr,
+        fill: impl FnOnce(&mut Writer<'_>),
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let family = if family_of.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let start = Start {
+            subsystem: libc::NFNL_SUBSYS_CTNETLINK as u8,
+            command,
+            flags: flags as u16,
+            sequence: self.socket.next_sequence(),
+            family: family as u8,
+            resource: 0,
+        };
+        self.request.clear();
+        fill(&mut Writer::new(&mut self.request, start));
+        let mut failed = 0;
+        self.socket.ask(&self.request, |message| match message.kind {
+            _ if message.sequence != start.sequence => {}
+            netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
+            _ => each(&message),
+        })?;
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+}
+
+fn put_tuple(message: &mut Writer<'_>, kind: u16, tuple: &Tuple) {
+    message.nest(kind, |inner| {
+        inner.nest(CTA_TUPLE_IP, |ip| {
+            put_address(ip, tuple.source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+            put_address(ip, tuple.destination.ip(), CTA_IP_V4_DST, CTA_IP_V6_DST);
+        });
+        inner.nest(CTA_TUPLE_PROTO, |proto| {
+            proto
+                .put(CTA_PROTO_NUM, &[TCP])
+                .put(CTA_PROTO_SRC_PORT, &tuple.source.port().to_be_bytes())
+                .put(CTA_PROTO_DST_PORT, &tuple.destination.port().to_be_bytes());
+        });
+    });
+}
+
+fn put_source(message: &mut Writer<'_>, kind: u16, source: SocketAddr) {
+    message.nest(kind, |inner| {
+        inner.nest(CTA_TUPLE_IP, |ip| {
+            put_address(ip, source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+        });
+        inner.nest(CTA_TUPLE_PROTO, |proto| {
+            proto.put(CTA_PROTO_NUM, &[TCP]).put(CTA_PROTO_SRC_PORT, &source.port().to_be_bytes());
+        });
+    });
+}
+
+fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
+    match address {
+        IpAddr::V4(address) => message.put(v4, &address.octets()),
+        IpAddr::V6(address) => message.put(v6, &address.octets()),
+    };
+}
+
+fn parse(message: &Message<'_>) -> Option<Connection> {
+    let attributes = message.attributes();
+    Some(Connection {
+        original: parse_tuple(&attributes.nested(CTA_TUPLE_ORIG)?)?,
+        reply: parse_tuple(&attributes.nested(CTA_TUPLE_REPLY)?)?,
+    })
+}
+
+fn parse_tuple(tuple: &Attributes<'_>) -> Option<Tuple> {
+    let ip = tuple.nested(CTA_TUPLE_IP)?;
+    let address = |v4: u16, v6: u16| -> Option<IpAddr> {
+        if let Some(octets) = ip.first(v4) {
+            return Some(Ipv4Addr::from(*octets.first_chunk::<4>()?).into());
+        }
+        Some(Ipv6Addr::from(*ip.first(v6)?.first_chunk::<16>()?).into())
+    };
+    let proto = tuple.nested(CTA_TUPLE_PROTO)?;
+    if proto.first(CTA_PROTO_NUM)?.first() != Some(&TCP) {
+        return None;
+    }
+    let port = |kind| proto.first(kind).and_then(be16);
+    Some(Tuple {
+        source: (address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?).into(),
+        destination: (address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?).into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gateway::netlink::Messages;
+
+    fn connection(addresses: [&str; 4]) -> Connection {
+        let [a, b, c, d] = addresses.map(|text| text.parse().unwrap());
+        Connection {
+            original: Tuple { source: a, destination: b },
+            reply: Tuple { source: c, destination: d },
+        }
+    }
+
+    fn message(connection: &Connection) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let start =
+            Start { subsystem: 1, command: 0, flags: 0, sequence: 1, family: 2, resource: 0 };
+        let mut writer = Writer::new(&mut bytes, start);
+        put_tuple(&mut writer, CTA_TUPLE_ORIG, &connection.original);
+        put_tuple(&mut writer, CTA_TUPLE_REPLY, &connection.reply);
+        bytes
+    }
+
+    #[test]
+    fn connections_are_read() {
+        for connection in [
+            connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]),
+            connection(["[2001:db8::1]:1025", "[2001:db8::2]:21", "[::1]:21", "[::2]:4"]),
+        ] {
+            let bytes = message(&connection);
+            assert_eq!(Messages::new(&bytes).find_map(|m| parse(&m)), Some(connection));
+        }
+    }
+
+    #[test]
+    fn the_visible_pair_is_the_real_ends() {
+        let connection =
+            connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]);
+        let Translation { client, client_external, server, server_external } =
+            connection.translation();
+        assert!(connection.shows(client, server) && connection.shows(server, client));
+        assert!(!connection.shows(client, server_external));
+        assert!(!connection.shows(client_external, server));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_connections_do_not_panic(at in 0usize..140, value: u8, cut in 0usize..140) {
+            let mut bytes = message(&connection(["1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"]));
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+            bytes.truncate(cut);
+            Messages::new(&bytes).for_each(|message| { parse(&message); });
+        }
+    }
+}

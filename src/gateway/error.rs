@@ -1,0 +1,71 @@
+//! Why the kernel's edge could not do its work. Knows no more than what to tell an operator.
+
+use std::io;
+
+/// Each message names the thing, why it failed, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The process lacks a capability.
+    #[error("{what}: not permitted; run as root, or with CAP_NET_ADMIN and CAP_NET_RAW")]
+    NotPermitted {
+        /// What was asked for.
+        what: String,
+    },
+    /// The program `nft` is not there.
+    #[error("nft not found; install nftables, which loads the rules")]
+    NftMissing,
+    /// `nft` did not load our rules.
+    #[error("nft refused the rules: {message}; see `ftp-alg doctor`")]
+    RulesRefused {
+        /// What nft printed.
+        message: String,
+    },
+    /// Someone else reads our queue.
+    #[error(
+        "queue {number} is taken by another program{owner}; stop it, or set another number in \
+         [queue]"
+    )]
+    QueueTaken {
+        /// The queue's number.
+        number: u16,
+        /// ` (name, pid 1234)`, or nothing.
+        owner: String,
+    },
+    /// The kernel was built without something, or its module is missing.
+    #[error("{what}: the kernel has no {feature}; {remedy}")]
+    FeatureMissing {
+        /// What was asked for.
+        what: String,
+        /// What the kernel lacks.
+        feature: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The rules cannot be made with these values.
+    #[error("{0}")]
+    Parameters(String),
+    /// Anything else that the system answered.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked for.
+        what: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl GatewayError {
+    /// Sorts `source` into the variants that say what to do.
+    pub(super) fn system(what: impl Into<String>, source: io::Error) -> Self {
+        let what = what.into();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { what },
+            Some(libc::EPROTONOSUPPORT) => Self::FeatureMissing {
+                what,
+                feature: "nfnetlink",
+                remedy: "load it with `modprobe nfnetlink`",
+            },
+            _ => Self::System { what, source },
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Netlink messages: a socket, bounded reading of what the kernel sends, writing of what it gets.
+//!
+//! Knows nothing of queues, sets or connections. Nothing read here is trusted to have the length
+//! that it claims.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    ptr::NonNull,
+};
+
+/// `struct nlmsghdr`.
+pub(super) const HEADER: usize = 16;
+/// `struct nfgenmsg`, which follows the header in every netfilter message.
+pub(super) const FAMILY_HEADER: usize = 4;
+const ATTRIBUTE_HEADER: usize = 4;
+
+pub(super) const ERROR: u16 = libc::NLMSG_ERROR as u16;
+pub(super) const DONE: u16 = libc::NLMSG_DONE as u16;
+
+const fn align(length: usize) -> usize {
+    (length + 3) & !3
+}
+
+/// One message as it came, less its header.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    pub(super) body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The error number in an `ERROR` or `DONE` message, 0 in an acknowledgement.
+    pub(super) fn errno(&self) -> i32 {
+        self.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code).saturating_neg())
+    }
+
+    /// The attributes behind the family header.
+    pub(super) fn attributes(&self) -> Attributes<'a> {
+        Attributes { rest: self.body.get(FAMILY_HEADER..).unwrap_or_default() }
+    }
+}
+
+/// The messages of one datagram; ends at the first that does not fit.
+#[derive(Debug)]
+pub(super) struct Messages<'a> {
+    rest: &'a [u8],
+    malformed: bool,
+}
+
+impl<'a> Messages<'a> {
+    pub(super) fn new(datagram: &'a [u8]) -> Self {
+        Self { rest: datagram, malformed: false }
+    }
+
+    /// Whether the iteration ended early, at something that is no message.
+    pub(super) fn malformed(&self) -> bool {
+        self.malformed
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let parsed = (|| {
+            let length = u32_at(self.rest, 0)? as usize;
+            let message = Message {
+                kind: u16_at(self.rest, 4)?,
+                flags: u16_at(self.rest, 6)?,
+                sequence: u32_at(self.rest, 8)?,
+                body: self.rest.get(HEADER..length)?,
+            };
+            Some((message, self.rest.get(align(length)..).unwrap_or_default()))
+        })();
+        match parsed {
+            Some((message, rest)) => {
+                self.rest = rest;
+                Some(message)
+            }
+            None => {
+                self.malformed = true;
+                self.rest = &[];
+                None
+            }
+        }
+    }
+}
+
+/// Type and content of each attribute; ends at the first that does not fit.
+#[derive(Clone, Debug)]
+pub(super) struct Attributes<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Attributes<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// The content of the first attribute of this type.
+    pub(super) fn first(&self, kind: u16) -> Option<&'a [u8]> {
+        self.clone().find(|(found, _)| *found == kind).map(|(_, content)| content)
+    }
+
+    /// The attributes inside the first attribute of this type.
+    pub(super) fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
+        self.first(kind).map(Attributes::new)
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(u16_at(self.rest, 0)?);
+        let kind = u16_at(self.rest, 2)? & libc::NLA_TYPE_MASK as u16;
+        let content = self.rest.get(ATTRIBUTE_HEADER..length)?;
+        self.rest = self.rest.get(align(length)..).unwrap_or_default();
+        Some((kind, content))
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|b| u16::from_ne_bytes(*b))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
+}
+
+/// Reads a number in network order from the start of an attribute.
+pub(super) fn be16(content: &[u8]) -> Option<u16> {
+    content.first_chunk().map(|b| u16::from_be_bytes(*b))
+}
+
+/// As [`be16`].
+pub(super) fn be32(content: &[u8]) -> Option<u32> {
+    content.first_chunk().map(|b| u32::from_be_bytes(*b))
+}
+
+/// As [`be16`].
+pub(super) fn be64(content: &[u8]) -> Option<u64> {
+    content.first_chunk().map(|b| u64::from_be_bytes(*b))
+}
+
+/// Appends one netfilter message to `out`; its lengths are right whenever it is not borrowed.
+#[derive(Debug)]
+pub(super) struct Writer<'a> {
+    out: &'a mut Vec<u8>,
+    start: usize,
+}
+
+/// What a netfilter message starts with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    pub(super) subsystem: u8,
+    pub(super) command: u8,
+    /// Beside `NLM_F_REQUEST`, which is always set.
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    pub(super) family: u8,
+    /// The queue's number, in queue messages.
+    pub(super) resource: u16,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(out: &'a mut Vec<u8>, start: Start) -> Self {
+        let at = out.len();
+        let kind = u16::from(start.subsystem) << 8 | u16::from(start.command);
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&kind.to_ne_bytes());
+        out.extend_from_slice(&(libc::NLM_F_REQUEST as u16 | start.flags).to_ne_bytes());
+        out.extend_from_slice(&start.sequence.to_ne_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&[start.family, libc::NFNETLINK_V0 as u8]);
+        out.extend_from_slice(&start.resource.to_be_bytes());
+        let mut writer = Self { out, start: at };
+        writer.settle();
+        writer
+    }
+
+    /// Appends an attribute. Its content must be shorter than 65,532 bytes.
+    pub(super) fn put(&mut self, kind: u16, content: &[u8]) -> &mut Self {
+        let length = u16::try_from(ATTRIBUTE_HEADER + content.len()).unwrap_or(u16::MAX);
+        debug_assert_eq!(usize::from(length), ATTRIBUTE_HEADER + content.len());
+        let content = content.get(..usize::from(length) - ATTRIBUTE_HEADER).unwrap_or_default();
+        self.out.extend_from_slice(&length.to_ne_bytes());
+        self.out.extend_from_slice(&kind.to_ne_bytes());
+        self.out.extend_from_slice(content);
+        self.out.resize(align(self.out.len() - self.start) + self.start, 0);
+        self.settle();
+        self
+    }
+
+    /// Appends an attribute that holds the attributes which `fill` appends.
+    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+        let at = self.out.len();
+        self.put(kind | libc::NLA_F_NESTED as u16, &[]);
+        fill(self);
+        let length = u16::try_from(self.out.len() - at).unwrap_or(u16::MAX);
+        if let Some(field) = self.out.get_mut(at..at + 2) {
+            field.copy_from_slice(&length.to_ne_bytes());
+        }
+        self
+    }
+
+    fn settle(&mut self) {
+        let length = (self.out.len() - self.start) as u32;
+        if let Some(field) = self.out.get_mut(self.start..self.start + 4) {
+            field.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+}
+
+/// A netfilter socket, bound.
+pub(super) struct Socket {
+    /// Not `mnl::Socket`: a program that this one starts would inherit that, and keep a queue.
+    inner: NonNull<mnl_sys::mnl_socket>,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+// SAFETY: libmnl's socket is a file descriptor and an address, and no thread owns it; the raw
+// pointer to it is never shared, as `Socket` is not `Sync` and not `Clone`.
+unsafe impl Send for Socket {}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("fd", &self.as_raw_fd()).finish_non_exhaustive()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        // SAFETY: the socket lives as long as `self`.
+        unsafe { mnl_sys::mnl_socket_get_fd(self.inner.as_ptr()) }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: it was opened by libmnl and is used no more.
+        unsafe { mnl_sys::mnl_socket_close(self.inner.as_ptr()) };
+    }
+}
+
+impl Socket {
+    pub(super) fn open() -> io::Result<Self> {
+        // SAFETY: it only opens.
+        let socket =
+            unsafe { mnl_sys::mnl_socket_open2(mnl::Bus::Netfilter as i32, libc::SOCK_CLOEXEC) };
+        let inner = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
+        let socket = Self { inner, buffer: Vec::new(), sequence: 0 };
+        // SAFETY: the socket is open.
+        let bound = unsafe { mnl_sys::mnl_socket_bind(inner.as_ptr(), 0, 0) };
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+    }
+
+    /// Sets an integer socket option.
+    pub(super) fn set_option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
+        // SAFETY: the value's address and size are those of a live i32, which the kernel copies.
+        let done = unsafe {
+            libc::setsockopt(
+                self.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<i32>() as libc::socklen_t,
+            )
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// A sequence number not used for a long time; never 0, which the kernel uses itself.
+    pub(super) fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1).max(1);
+        self.sequence
+    }
+
+    pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        loop {
+            // SAFETY: the socket is open, and the kernel only reads the bytes.
+            let sent = unsafe {
+                mnl_sys::mnl_socket_sendto(self.inner.as_ptr(), bytes.as_ptr().cast(), bytes.len())
+            };
+            match usize::try_from(sent) {
+                Ok(sent) if sent == bytes.len() => return Ok(()),
+                Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Sends `request` and hands each message of the answer to `each`.
+    ///
+    /// netlink_sendmsg() returns when the kernel has queued all its answers (of a dump the first
+    /// part, and each later one when the part before is read), so this never has to wait, and
+    /// leaves nothing behind for the next request.
+    pub(super) fn ask(
+        &mut self,
+        request: &[u8],
+        mut each: impl FnMut(Message<'_>),
+    ) -> io::Result<()> {
+        self.buffer.resize(1 << 16, 0);
+        self.send(request)?;
+        loop {
+            // SAFETY: the pointer and length are those of `buffer`, which nothing else uses.
+            let read = unsafe {
+                libc::recv(
+                    self.as_raw_fd(),
+                    self.buffer.as_mut_ptr().cast(),
+                    self.buffer.len(),
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            match usize::try_from(read) {
+                Ok(0) => return Ok(()),
+                Ok(length) => {
+                    Messages::new(self.buffer.get(..length).unwrap_or_default()).for_each(&mut each)
+                }
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: Start =
+        Start { subsystem: 3, command: 2, flags: 0, sequence: 7, family: 0, resource: 2100 };
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let mut bytes = Vec::new();
+        Writer::new(&mut bytes, START).put(1, b"abcde").nest(2, |inner| {
+            inner.put(3, b"x").put(4, b"yz");
+        });
+        Writer::new(&mut bytes, START);
+        let messages: Vec<_> = Messages::new(&bytes).collect();
+        assert_eq!(messages.len(), 2);
+        assert_eq!((messages[0].kind, messages[0].sequence), (0x302, 7));
+        let attributes = messages[0].attributes();
+        assert_eq!(attributes.first(1), Some(&b"abcde"[..]));
+        let inner = attributes.nested(2).unwrap();
+        assert_eq!(inner.collect::<Vec<_>>(), [(3, &b"x"[..]), (4, b"yz")]);
+    }
+
+    #[test]
+    fn a_message_longer_than_its_datagram_is_malformed() {
+        let mut bytes = Vec::new();
+        Writer::new(&mut bytes, START).put(1, &[1; 8]);
+        bytes.pop();
+        let mut messages = Messages::new(&bytes);
+        assert!(messages.next().is_none() && messages.malformed());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_the_kernel_could_send_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for message in Messages::new(&bytes) {
+                message.errno();
+                for (_, content) in message.attributes() {
+                    Attributes::new(content).for_each(drop);
+                }
+            }
+        }
+
+        #[test]
+        fn damaged_messages_do_not_panic(at in 0usize..40, value: u8) {
+            let mut bytes = Vec::new();
+            Writer::new(&mut bytes, START).nest(1, |inner| { inner.put(2, &[0; 9]); });
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+            for message in Messages::new(&bytes) {
+                for (_, content) in message.attributes() {
+                    Attributes::new(content).for_each(drop);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Batches of nf_tables messages on a persistent socket: all of one batch happens, or nothing.
+//!
+//! libnftnl builds the objects. Its own batch is not used: it takes 128 KiB for each, and a
+//! pinhole is a few hundred bytes.
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{CStr, c_char},
+    io,
+    ptr::NonNull,
+    time::Duration,
+};
+
+use nftnl_sys::{self as sys, libc as sys_libc};
+
+use super::netlink::{self, Attributes, Socket, Start, Writer, be64};
+
+/// Our table, for libnftnl.
+pub(super) const TABLE: &CStr = c"ftp_alg";
+
+/// Room for one message. libnftnl does not check; ours, of one element or one rule, are below 512.
+const MESSAGE_ROOM: usize = 2048;
+
+// From linux/netfilter/nf_tables.h; libc lacks them.
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
+const NFTA_DATA_VALUE: u16 = 1;
+
+/// An element of a set or map in our table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Element<'a> {
+    pub(super) set: &'static CStr,
+    pub(super) key: &'a [u8],
+    pub(super) data: Option<&'a [u8]>,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// What the kernel said to a batch.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// Index of the message and error number, of those that failed.
+    errors: Vec<(usize, i32)>,
+}
+
+impl Outcome {
+    /// Whether message `index` failed with `errno`.
+    pub(super) fn failed_with(&self, index: usize, errno: i32) -> bool {
+        self.errors.contains(&(index, errno))
+    }
+
+    /// Why the batch did not take effect, if it did not.
+    pub(super) fn first_error(&self) -> Option<i32> {
+        self.errors.first().map(|(_, errno)| *errno)
+    }
+}
+
+/// Messages to be sent as one.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Words, as libnftnl writes through pointers to structures.
+    words: Vec<u32>,
+    /// In bytes; always whole words.
+    length: usize,
+    messages: usize,
+    /// Where the last message starts, in words.
+    last: usize,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        let mut batch = Self { words: Vec::new(), length: 0, messages: 0, last: 0 };
+        batch.clear();
+        batch
+    }
+
+    /// Starts again, keeping the memory.
+    pub(super) fn clear(&mut self) {
+        (self.length, self.messages, self.last) = (0, 0, 0);
+        self.append(|buffer, sequence| {
+            // SAFETY: `append` gives room for a message, aligned for its header.
+            unsafe { sys::nftnl_batch_begin(buffer, sequence) }
+        });
+    }
+
+    /// Adds an element that must not be there. Returns the message's index.
+    pub(super) fn add_element(&mut self, element: &Element<'_>) -> usize {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        self.element(libc::NFT_MSG_NEWSETELEM, flags, element)
+    }
+
+    /// Deletes an element that must be there. Returns the message's index.
+    pub(super) fn delete_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+        let element = Element { set, key, data: None, timeout: None };
+        self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
+    }
+
+    fn element(&mut self, message: i32, flags: i32, element: &Element<'_>) -> usize {
+        let list = element.to_list();
+        self.append(|buffer, sequence| {
+            // SAFETY: `append` gives room for a message, and one element's is far below it; the
+            // list lives until the message is built.
+            unsafe {
+                let header = nf_tables_header(buffer, message, flags, sequence);
+                sys::nftnl_set_elems_nlmsg_build_payload(header, list.as_ptr());
+                header
+            }
+        })
+    }
+
+    /// Adds an object, or deletes it. Returns the message's index.
+    pub(super) fn object(&mut self, object: &impl nftnl::NlMsg, kind: nftnl::MsgType) -> usize {
+        self.append(|buffer, sequence| {
+            // SAFETY: `NlMsg` asks for room for the largest message there is, which a table, a
+            // chain or a rule never takes: ours hold two names and at most one expression.
+            unsafe { object.write(buffer.cast(), sequence, kind) };
+            buffer.cast()
+        })
+    }
+
+    /// Removes all rules of a chain of our table. Returns the message's index.
+    pub(super) fn flush_chain(&mut self, chain: &CStr) -> usize {
+        // SAFETY: it allocates, and is freed by the function that belongs to it.
+        let rule = unsafe { Owned::new(sys::nftnl_rule_alloc(), sys::nftnl_rule_free) };
+        self.append(|buffer, sequence| {
+            // SAFETY: the rule is alive and copies the strings; `append` gives the room.
+            unsafe {
+                let raw = rule.as_ptr();
+                sys::nftnl_rule_set_str(raw, sys::NFTNL_RULE_TABLE as u16, TABLE.as_ptr());
+                sys::nftnl_rule_set_str(raw, sys::NFTNL_RULE_CHAIN as u16, chain.as_ptr());
+                let header = nf_tables_header(buffer, libc::NFT_MSG_DELRULE, 0, sequence);
+                sys::nftnl_rule_nlmsg_build_payload(header, raw);
+                header
+            }
+        })
+    }
+
+    /// Sends the batch; the kernel does all of it or nothing.
+    pub(super) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+        // The kernel answers each message that fails, and those that ask for it: the last one.
+        // struct nlmsghdr: length, then type and flags as two 16-bit halves.
+        if let Some(flags) = self.words.get_mut(self.last + 1) {
+            let [a, b, c, d] = flags.to_ne_bytes();
+            let [c, d] = (u16::from_ne_bytes([c, d]) | libc::NLM_F_ACK as u16).to_ne_bytes();
+            *flags = u32::from_ne_bytes([a, b, c, d]);
+        }
+        let last = self.messages - 1;
+        self.append(|buffer, sequence| {
+            // SAFETY: `append` gives room for a message, aligned for its header.
+            unsafe { sys::nftnl_batch_end(buffer, sequence) }
+        });
+        let bytes: &[u8] = {
+            let words = self.words.get(..self.length / size_of::<u32>()).unwrap_or_default();
+            // SAFETY: any initialised words are valid bytes, of the same memory and extent.
+            unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+        };
+        let mut answered = false;
+        let mut errors = Vec::new();
+        socket.ask(bytes, |message| {
+            if message.kind != netlink::ERROR {
+                return;
+            }
+            let index = (message.sequence as usize).wrapping_sub(FIRST_SEQUENCE as usize);
+            answered |= index == last;
+            match message.errno() {
+                0 => {}
+                errno => errors.push((index, errno)),
+            }
+        })?;
+        if !answered && errors.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+        }
+        Ok(Outcome { errors })
+    }
+
+    fn append(&mut self, build: impl FnOnce(*mut c_char, u32) -> *mut sys_libc::nlmsghdr) -> usize {
+        self.last = self.length / size_of::<u32>();
+        self.words.resize(self.words.len().max(self.last + MESSAGE_ROOM / size_of::<u32>()), 0);
+        let index = self.messages;
+        let Some(room) = self.words.get_mut(self.last..) else { return index };
+        let header = build(room.as_mut_ptr().cast(), FIRST_SEQUENCE.wrapping_add(index as u32));
+        // SAFETY: `build` returns the header that it wrote at the start of the room.
+        let length = unsafe { (*header).nlmsg_len } as usize;
+        self.length += length.next_multiple_of(size_of::<u32>());
+        self.messages += 1;
+        index
+    }
+}
+
+/// The kernel's own messages have 0.
+const FIRST_SEQUENCE: u32 = 1;
+
+/// # Safety
+/// There must be room for a message at `buffer`, aligned for its header.
+unsafe fn nf_tables_header(
+    buffer: *mut c_char,
+    message: i32,
+    flags: i32,
+    sequence: u32,
+) -> *mut sys_libc::nlmsghdr {
+    // SAFETY: the caller's promise.
+    unsafe {
+        sys::nftnl_nlmsg_build_hdr(
+            buffer,
+            message as u16,
+            libc::NFPROTO_INET as u16,
+            flags as u16,
+            sequence,
+        )
+    }
+}
+
+impl Element<'_> {
+    /// The element as a list of one, which libnftnl calls a set.
+    fn to_list(self) -> Owned<sys::nftnl_set> {
+        let put = |element: *mut sys::nftnl_set_elem, attribute: u32, bytes: &[u8]| {
+            // SAFETY: the element is alive; the bytes are copied, and those beyond 80, the size
+            // of libnftnl's register, would be refused there: ours have at most 36.
+            unsafe {
+                sys::nftnl_set_elem_set(
+                    element,
+                    attribute as u16,
+                    bytes.as_ptr().cast(),
+                    bytes.len() as u32,
+                )
+            };
+        };
+        // SAFETY: it allocates, and is freed by the function that belongs to it.
+        let list = unsafe { Owned::new(sys::nftnl_set_alloc(), sys::nftnl_set_free) };
+        // SAFETY: it only allocates.
+        let element = allocated(unsafe { sys::nftnl_set_elem_alloc() });
+        put(element.as_ptr(), sys::NFTNL_SET_ELEM_KEY, self.key);
+        if let Some(data) = self.data {
+            put(element.as_ptr(), sys::NFTNL_SET_ELEM_DATA, data);
+        }
+        // SAFETY: list and element are alive, and strings are copied; the list takes the element
+        // and frees it with itself.
+        unsafe {
+            if let Some(timeout) = self.timeout {
+                let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
+                sys::nftnl_set_elem_set_u64(
+                    element.as_ptr(),
+                    sys::NFTNL_SET_ELEM_TIMEOUT as u16,
+                    milliseconds,
+                );
+            }
+            let raw = list.as_ptr();
+            sys::nftnl_set_set_str(raw, sys::NFTNL_SET_TABLE as u16, TABLE.as_ptr());
+            sys::nftnl_set_set_str(raw, sys::NFTNL_SET_NAME as u16, self.set.as_ptr());
+            sys::nftnl_set_elem_add(raw, element.as_ptr());
+        }
+        list
+    }
+}
+
+/// Aborts without memory, as Rust itself does; libnftnl's allocations fail for no other reason.
+pub(super) fn allocated<T>(object: *mut T) -> NonNull<T> {
+    NonNull::new(object).unwrap_or_else(|| std::process::abort())
+}
+
+/// An object of libnftnl.
+struct Owned<T> {
+    object: NonNull<T>,
+    free: unsafe extern "C" fn(*const T),
+}
+
+impl<T> Owned<T> {
+    /// # Safety
+    /// `object` is of no one else, and `free` is what frees it.
+    unsafe fn new(object: *mut T, free: unsafe extern "C" fn(*const T)) -> Self {
+        Self { object: allocated(object), free }
+    }
+
+    fn as_ptr(&self) -> *mut T {
+        self.object.as_ptr()
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: the promise made to `new`.
+        unsafe { (self.free)(self.object.as_ptr()) }
+    }
+}
+
+/// The elements of a set of our table: key and what is left of the timeout. Returns whether the
+/// set stayed the same meanwhile; otherwise some may be missing or come twice.
+pub(super) fn dump(
+    socket: &mut Socket,
+    set: &'static CStr,
+    mut each: impl FnMut(&[u8], Option<Duration>),
+) -> io::Result<bool> {
+    let mut request = Vec::new();
+    let start = Start {
+        subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
+        command: libc::NFT_MSG_GETSETELEM as u8,
+        flags: libc::NLM_F_DUMP as u16,
+        sequence: socket.next_sequence(),
+        family: libc::NFPROTO_INET as u8,
+        resource: 0,
+    };
+    Writer::new(&mut request, start)
+        .put(NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul())
+        .put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
+    let (mut failed, mut consistent) = (0, true);
+    socket.ask(&request, |message| match message.kind {
+        netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
+        _ => {
+            consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+            let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+            for (_, element) in elements.into_iter().flatten() {
+                let element = Attributes::new(element);
+                let expiration = element.first(NFTA_SET_ELEM_EXPIRATION);
+                let key =
+                    element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
+                if let Some(key) = key {
+                    each(key, expiration.and_then(be64).map(Duration::from_millis));
+                }
+            }
+        }
+    })?;
+    if failed == 0 { Ok(consistent) } else { Err(io::Error::from_raw_os_error(failed)) }
+}

@@ -1,0 +1,227 @@
+//! Our nftables table: loads it, adds what its text cannot say, removes it.
+//!
+//! Knows the names of the two chains that queue, and nothing else of the rules.
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{CStr, c_void},
+    io::{self, Write as _},
+    process::{Command, Stdio},
+    ptr::NonNull,
+};
+
+use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
+use nftnl_sys as sys;
+
+use super::{
+    GatewayError,
+    netlink::Socket,
+    nft::{self, Batch, Outcome},
+    rules::{QueueStatement, RuleParameters, TABLE, render_nftables},
+};
+
+/// Chains that queue: what passes without a reader, what waits for one.
+const QUEUEING: [(&CStr, bool); 2] = [(c"inspect", true), (c"hold", false)];
+
+const FEATURES: &str = "queue rules";
+const NO_QUEUE: (&str, &str) = (
+    "nft_queue and no nft_compat",
+    "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
+);
+
+/// The table `inet ftp_alg`, loaded; removed when dropped.
+#[derive(Debug)]
+pub struct Table {
+    statement: QueueStatement,
+    installed: bool,
+}
+
+impl QueueStatement {
+    /// What this kernel offers, tried in a transaction that leaves nothing behind.
+    pub fn detect() -> Result<Self, GatewayError> {
+        let probe =
+            format!("table inet {TABLE}_probe {{ chain c {{ queue flags bypass to 1; }}; }}");
+        match nft(&["--check", "--file", "-"], &probe) {
+            Ok(()) => return Ok(Self::Native),
+            Err(GatewayError::RulesRefused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let name = c"ftp_alg_probe";
+        let table = nftnl::Table::new(name, ProtoFamily::Inet);
+        let chain = Chain::new(c"c", &table);
+        let mut batch = Batch::new();
+        batch.object(&table, MsgType::Add);
+        batch.object(&chain, MsgType::Add);
+        let rule =
+            batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
+        batch.object(&table, MsgType::Del);
+        let outcome = send(&mut batch)?;
+        match outcome.first_error() {
+            None => Ok(Self::Xtables),
+            Some(libc::ENOENT) if outcome.failed_with(rule, libc::ENOENT) => {
+                let (feature, remedy) = NO_QUEUE;
+                Err(GatewayError::FeatureMissing { what: FEATURES.into(), feature, remedy })
+            }
+            Some(error) => Err(GatewayError::system(FEATURES, io::Error::from_raw_os_error(error))),
+        }
+    }
+}
+
+impl Table {
+    /// Loads the table, in the place of one that is already there, and queues as this kernel can.
+    pub fn install(parameters: &RuleParameters) -> Result<Self, GatewayError> {
+        Self::install_with(parameters, QueueStatement::detect()?)
+    }
+
+    /// As [`Table::install`], queueing as told.
+    pub fn install_with(
+        parameters: &RuleParameters,
+        statement: QueueStatement,
+    ) -> Result<Self, GatewayError> {
+        nft(&["--file", "-"], &render_nftables(parameters, statement))?;
+        let table = Self { statement, installed: true };
+        if statement == QueueStatement::Xtables {
+            add_queue_rules(parameters)?;
+        }
+        Ok(table)
+    }
+
+    /// How it queues.
+    pub fn statement(&self) -> QueueStatement {
+        self.statement
+    }
+
+    /// Leaves the table in the kernel, for a daemon that is to be restarted.
+    pub fn keep(mut self) {
+        self.installed = false;
+    }
+
+    /// Removes the table, and nothing else.
+    pub fn remove(mut self) -> Result<(), GatewayError> {
+        self.installed = false;
+        remove()
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if self.installed
+            && let Err(error) = remove()
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn remove() -> Result<(), GatewayError> {
+    let mut batch = Batch::new();
+    batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
+    match send(&mut batch)?.first_error() {
+        None | Some(libc::ENOENT) => Ok(()),
+        Some(error) => {
+            let what = format!("removal of table inet {TABLE}");
+            Err(GatewayError::system(what, io::Error::from_raw_os_error(error)))
+        }
+    }
+}
+
+/// Puts the iptables target into the chains that queue, in the place of what is in them.
+fn add_queue_rules(parameters: &RuleParameters) -> Result<(), GatewayError> {
+    let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
+    let mut batch = Batch::new();
+    for (name, bypass) in QUEUEING {
+        let chain = Chain::new(name, &table);
+        batch.flush_chain(name);
+        batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
+    }
+    match send(&mut batch)?.first_error() {
+        None => Ok(()),
+        Some(error) => Err(GatewayError::system(FEATURES, io::Error::from_raw_os_error(error))),
+    }
+}
+
+fn send(batch: &mut Batch) -> Result<Outcome, GatewayError> {
+    let failed = |error| GatewayError::system("nf_tables", error);
+    batch.send(&mut Socket::open().map_err(failed)?).map_err(failed)
+}
+
+/// Runs `nft` on `text`.
+fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => GatewayError::NftMissing,
+        _ => GatewayError::system("nft", error),
+    };
+    // Packagers put it into sbin, which is not in everyone's PATH.
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/local/sbin";
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .env("PATH", path)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    // A nft that ends before it has read all says why on its standard error.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return written.map_err(failed);
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    if message.contains("Operation not permitted") {
+        return Err(GatewayError::NotPermitted { what: format!("table inet {TABLE}") });
+    }
+    if message.contains("cache initialization failed") || message.contains("not supported by") {
+        return Err(GatewayError::FeatureMissing {
+            what: format!("table inet {TABLE}"),
+            feature: "nf_tables",
+            remedy: "load it with `modprobe nf_tables`",
+        });
+    }
+    // What follows the first line shows the place in a text that the operator does not see.
+    let message = message.lines().next().unwrap_or("no reason given").to_owned();
+    Err(GatewayError::RulesRefused { message })
+}
+
+fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters, bypass: bool) -> Rule<'a> {
+    let (first, last) = parameters.queues().into_inner();
+    let mut rule = Rule::new(chain);
+    rule.add_expr(&NfQueue { first, total: last - first + 1, bypass });
+    rule
+}
+
+/// The iptables target NFQUEUE as an nftables expression; only nft_compat knows it.
+struct NfQueue {
+    first: u16,
+    total: u16,
+    bypass: bool,
+}
+
+impl Expression for NfQueue {
+    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        // struct xt_NFQ_info_v3, padded to 8 bytes as XT_ALIGN does.
+        let [a, b] = self.first.to_ne_bytes();
+        let [c, d] = self.total.to_ne_bytes();
+        let [e, f] = u16::from(self.bypass).to_ne_bytes();
+        let info = [a, b, c, d, e, f, 0, 0];
+        // SAFETY: the strings are constants. libnftnl frees the target's information with
+        // free(3) when it frees the expression, so it must come from malloc(3).
+        unsafe {
+            let expression = nft::allocated(sys::nftnl_expr_alloc(c"target".as_ptr()));
+            let memory = nft::allocated(libc::malloc(info.len()).cast::<[u8; 8]>());
+            memory.write_unaligned(info);
+            let raw = expression.as_ptr();
+            sys::nftnl_expr_set_str(raw, sys::NFTNL_EXPR_TG_NAME as u16, c"NFQUEUE".as_ptr());
+            sys::nftnl_expr_set_u32(raw, sys::NFTNL_EXPR_TG_REV as u16, 3);
+            sys::nftnl_expr_set(
+                raw,
+                sys::NFTNL_EXPR_TG_INFO as u16,
+                memory.as_ptr().cast::<c_void>(),
+                info.len() as u32,
+            );
+            expression
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Building packets: a changed copy of one that was parsed, or an acknowledgement from nothing.
+
+use std::net::{IpAddr, SocketAddr};
+
+use pnet::packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp, tcp::MutableTcpPacket};
+
+use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, flags};
+
+/// What to change in a copy of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit<'a> {
+    /// The new sequence number.
+    pub seq: Seq,
+    /// The new acknowledgement number.
+    pub ack: Seq,
+    /// The new payload; `None` leaves it.
+    pub payload: Option<&'a [u8]>,
+    /// The new control bits.
+    pub flags: u8,
+    /// The new urgent pointer.
+    pub urgent: u16,
+}
+
+impl<'a> Packet<'a> {
+    /// Writes a copy changed by `edit` over `out`, with lengths and checksums to match. `sack`
+    /// maps each SACK block, left and right edge; a block that it maps to `None` is left out.
+    ///
+    /// A payload longer than an IP packet can be is cut; callers keep far below that.
+    pub fn rebuild(
+        &self,
+        edit: &Edit<'_>,
+        mut sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
+        out: &mut Vec<u8>,
+    ) {
+        let payload = edit.payload.unwrap_or(self.payload());
+        let payload = &payload[..payload.len().min(usize::from(u16::MAX) - self.payload)];
+        out.clear();
+        out.extend_from_slice(&self.bytes[..self.payload]);
+        if let Some(range) = self.sack() {
+            map_sack(&mut out[range.start - 2..range.end], &mut sack);
+        }
+        let header = &self.bytes[self.tcp..self.payload];
+        if let Some(mut tcp) = MutableTcpPacket::new(&mut out[self.tcp..]) {
+            tcp.set_sequence(edit.seq.0);
+            tcp.set_acknowledgement(edit.ack.0);
+            tcp.set_flags(edit.flags);
+            tcp.set_urgent_ptr(edit.urgent);
+        }
+        if edit.payload.is_none() {
+            // RFC 1624: only what changed has to be summed.
+            let checksum = self.word(16);
+            let updated = update_checksum(checksum, header, &out[self.tcp..self.payload]);
+            out[self.tcp + 16..self.tcp + 18].copy_from_slice(&updated.to_be_bytes());
+            out.extend_from_slice(payload);
+        } else {
+            out.extend_from_slice(payload);
+            set_lengths(out, self.source);
+            set_tcp_checksum(&mut out[self.tcp..], self.source, self.destination);
+        }
+    }
+}
+
+/// Writes an acknowledgement over `out`: a segment without payload from `source` to `destination`.
+/// `timestamps` are the option's two values, for a connection that uses it.
+pub fn acknowledgement(
+    source: SocketAddr,
+    destination: SocketAddr,
+    seq: Seq,
+    ack: Seq,
+    window: u16,
+    timestamps: Option<(u32, u32)>,
+    out: &mut Vec<u8>,
+) {
+    let ip = if source.is_ipv4() { 20 } else { 40 };
+    let header = if timestamps.is_some() { 32 } else { 20 };
+    out.clear();
+    out.resize(ip + header, 0);
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            if let Some(mut packet) = MutableIpv4Packet::new(out) {
+                packet.set_version(4);
+                packet.set_header_length(5);
+                packet.set_flags(2); // don't fragment
+                packet.set_ttl(64);
+                packet.set_next_level_protocol(pnet::packet::ip::IpNextHeaderProtocols::Tcp);
+                packet.set_source(source);
+                packet.set_destination(destination);
+            }
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            if let Some(mut packet) = MutableIpv6Packet::new(out) {
+                packet.set_version(6);
+                packet.set_hop_limit(64);
+                packet.set_next_header(pnet::packet::ip::IpNextHeaderProtocols::Tcp);
+                packet.set_source(source);
+                packet.set_destination(destination);
+            }
+        }
+        _ => {} // ends of two families: a connection has one
+    }
+    if let Some(mut tcp) = MutableTcpPacket::new(&mut out[ip..]) {
+        tcp.set_source(source.port());
+        tcp.set_destination(destination.port());
+        tcp.set_sequence(seq.0);
+        tcp.set_acknowledgement(ack.0);
+        tcp.set_data_offset((header / 4) as u8);
+        tcp.set_flags(flags::ACK);
+        tcp.set_window(window);
+    }
+    if let Some((value, echo)) = timestamps {
+        out[ip + 20..ip + 24].copy_from_slice(&[OPTION_NOP, OPTION_NOP, 8, 10]);
+        out[ip + 24..ip + 28].copy_from_slice(&value.to_be_bytes());
+        out[ip + 28..ip + 32].copy_from_slice(&echo.to_be_bytes());
+    }
+    set_lengths(out, source.ip());
+    set_tcp_checksum(&mut out[ip..], source.ip(), destination.ip());
+}
+
+/// Writes a copy of `packet` between other endpoints over `out`, as NAT would have it.
+pub fn with_endpoints(
+    packet: &Packet<'_>,
+    source: SocketAddr,
+    destination: SocketAddr,
+    out: &mut Vec<u8>,
+) {
+    out.clear();
+    out.extend_from_slice(packet.bytes);
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            if let Some(mut ip) = MutableIpv4Packet::new(out) {
+                ip.set_source(source);
+                ip.set_destination(destination);
+            }
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            if let Some(mut ip) = MutableIpv6Packet::new(out) {
+                ip.set_source(source);
+                ip.set_destination(destination);
+            }
+        }
+        _ => return,
+    }
+    if let Some(mut tcp) = MutableTcpPacket::new(&mut out[packet.tcp..]) {
+        tcp.set_source(source.port());
+        tcp.set_destination(destination.port());
+    }
+    set_lengths(out, source.ip());
+    set_tcp_checksum(&mut out[packet.tcp..], source.ip(), destination.ip());
+}
+
+/// Maps the blocks of a whole SACK option; room that is left over is filled with NOP.
+fn map_sack(option: &mut [u8], map: &mut impl FnMut([Seq; 2]) -> Option<[Seq; 2]>) {
+    let mut kept = 2;
+    let mut at = 2;
+    while let Some(&[a, b, c, d, e, f, g, h]) = option.get(at..at + 8) {
+        let edges = [[a, b, c, d], [e, f, g, h]].map(|edge| Seq(u32::from_be_bytes(edge)));
+        if let Some([left, right]) = map(edges) {
+            option[kept..kept + 4].copy_from_slice(&left.0.to_be_bytes());
+            option[kept + 4..kept + 8].copy_from_slice(&right.0.to_be_bytes());
+            kept += 8;
+        }
+        at += 8;
+    }
+    if kept == 2 {
+        option.fill(OPTION_NOP);
+    } else {
+        option[0] = OPTION_SACK;
+        option[1] = kept as u8; // at most 34
+        option[kept..].fill(OPTION_NOP);
+    }
+}
+
+fn set_lengths(packet: &mut [u8], address: IpAddr) {
+    let length = packet.len() as u16; // callers keep within 65535
+    if address.is_ipv4() {
+        if let Some(mut ip) = MutableIpv4Packet::new(packet) {
+            ip.set_total_length(length);
+            let checksum = pnet::packet::ipv4::checksum(&ip.to_immutable());
+            ip.set_checksum(checksum);
+        }
+    } else if let Some(mut ip) = MutableIpv6Packet::new(packet) {
+        ip.set_payload_length(length.saturating_sub(40));
+    }
+}
+
+fn set_tcp_checksum(segment: &mut [u8], source: IpAddr, destination: IpAddr) {
+    let Some(mut segment) = MutableTcpPacket::new(segment) else { return };
+    let checksum = match (source, destination) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => tcp::ipv4_checksum(&segment.to_immutable(), &s, &d),
+        (IpAddr::V6(s), IpAddr::V6(d)) => tcp::ipv6_checksum(&segment.to_immutable(), &s, &d),
+        _ => return,
+    };
+    segment.set_checksum(checksum);
+}
+
+/// RFC 1624 equation 3, over all 16-bit words of two headers of one length. The checksum's own
+/// word is the same in both, so it adds nothing.
+fn update_checksum(checksum: u16, old: &[u8], new: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    let mut sum = u32::from(!checksum);
+    for (old, new) in old.chunks_exact(2).zip(new.chunks_exact(2)) {
+        sum += (!word(old) & 0xffff) + word(new);
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Judged by etherparse alone: lengths and both checksums.
+    fn assert_valid(bytes: &[u8]) {
+        let sliced = SlicedPacket::from_ip(bytes).unwrap();
+        let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
+        let computed = match sliced.net.as_ref().unwrap() {
+            etherparse::NetSlice::Ipv4(ip) => {
+                let header = ip.header();
+                assert_eq!(header.to_header().calc_header_checksum(), header.header_checksum());
+                assert_eq!(usize::from(header.total_len()), bytes.len());
+                tcp.calc_checksum_ipv4(header.source(), header.destination())
+            }
+            etherparse::NetSlice::Ipv6(ip) => {
+                let header = ip.header();
+                assert_eq!(usize::from(header.payload_length()) + 40, bytes.len());
+                tcp.calc_checksum_ipv6(header.source(), header.destination())
+            }
+            other => panic!("unexpected {other:?}"),
+        };
+        assert_eq!(computed.unwrap(), tcp.checksum());
+    }
+
+    fn packet(v6: bool, payload: &[u8], sack: &[(u32, u32)]) -> Vec<u8> {
+        let mut blocks = [None; 3];
+        for (slot, block) in blocks.iter_mut().zip(&sack[1..]) {
+            *slot = Some(*block);
+        }
+        let options = [
+            TcpOptionElement::Timestamp(1, 2),
+            TcpOptionElement::Noop,
+            TcpOptionElement::SelectiveAcknowledgement(sack[0], blocks),
+        ];
+        let mut out = Vec::new();
+        if v6 {
+            PacketBuilder::ipv6([1; 16], [2; 16], 9)
+                .tcp(5, 21, 100, 10)
+                .ack(7)
+                .options(&options)
+                .unwrap()
+                .write(&mut out, payload)
+                .unwrap();
+        } else {
+            PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9)
+                .tcp(5, 21, 100, 10)
+                .ack(7)
+                .options(&options)
+                .unwrap()
+                .write(&mut out, payload)
+                .unwrap();
+        }
+        out
+    }
+
+    fn edit(seq: u32, ack: u32, payload: Option<&[u8]>) -> Edit<'_> {
+        Edit { seq: Seq(seq), ack: Seq(ack), payload, flags: flags::ACK, urgent: 0 }
+    }
+
+    proptest! {
+        #[test]
+        fn every_edit_leaves_a_valid_packet(v6: bool, seq: u32, ack: u32,
+            old in proptest::collection::vec(any::<u8>(), 0..99),
+            new in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..99))) {
+            let bytes = packet(v6, &old, &[(50, 60)]);
+            let mut out = vec![0xa5; 7]; // junk that must go
+            Packet::parse(&bytes).unwrap().rebuild(&edit(seq, ack, new.as_deref()), Some, &mut out);
+            assert_valid(&out);
+            let built = Packet::parse(&out).unwrap();
+            prop_assert_eq!(built.payload(), new.as_deref().unwrap_or(&old));
+            prop_assert_eq!((built.seq(), built.ack()), (Seq(seq), Seq(ack)));
+        }
+    }
+
+    #[test]
+    fn sack_blocks_are_mapped_and_lost_ones_left_out() {
+        let bytes = packet(false, b"", &[(50, 60), (70, 80)]);
+        let mut out = Vec::new();
+        let map = |[l, r]: [Seq; 2]| (l != Seq(50)).then_some([l + 5, r + 5]);
+        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1, None), map, &mut out);
+        assert_valid(&out);
+        let sliced = SlicedPacket::from_ip(&out).unwrap();
+        let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
+        let options: Vec<_> = tcp.options_iterator().map(Result::unwrap).collect();
+        let expected = TcpOptionElement::SelectiveAcknowledgement((75, 85), [None; 3]);
+        assert!(options.contains(&expected), "{options:?}");
+        let mut out = Vec::new();
+        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1, None), |_| None, &mut out);
+        assert_valid(&out);
+        assert_eq!(Packet::parse(&out).unwrap().sack(), None);
+    }
+
+    #[test]
+    fn acknowledgements_are_valid_in_both_families() {
+        for (a, b) in [("10.0.0.1:21", "10.0.0.2:4000"), ("[::1]:21", "[::2]:4000")] {
+            for timestamps in [None, Some((3, 4))] {
+                let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
+                let mut out = vec![0xa5; 99];
+                acknowledgement(a, b, Seq(1), Seq(2), 512, timestamps, &mut out);
+                assert_valid(&out);
+                let packet = Packet::parse(&out).unwrap();
+                assert_eq!((packet.source(), packet.destination()), (a, b));
+                assert_eq!((packet.seq(), packet.ack(), packet.window()), (Seq(1), Seq(2), 512));
+                assert_eq!(packet.timestamps(), timestamps);
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_are_exchanged_with_their_checksums() {
+        let bytes = packet(false, b"PASV\r\n", &[(50, 60)]);
+        let (a, b) = ("192.0.2.1:9".parse().unwrap(), "192.0.2.2:8".parse().unwrap());
+        let mut out = Vec::new();
+        with_endpoints(&Packet::parse(&bytes).unwrap(), a, b, &mut out);
+        assert_valid(&out);
+        assert_eq!(Packet::parse(&out).unwrap().source(), a);
+    }
+}

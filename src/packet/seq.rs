@@ -1,0 +1,75 @@
+//! Sequence numbers: a circle of 2^32 (RFC 9293 section 3.4).
+
+use std::ops::{Add, Sub};
+
+/// A TCP sequence number. "Before" and "after" hold for numbers less than 2^31 apart; peers choose
+/// these numbers, so no operation on them can panic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Seq(pub u32);
+
+impl Seq {
+    /// Whether `self` comes before `other`.
+    pub fn is_before(self, other: Self) -> bool {
+        self.distance_from(other) < 0
+    }
+
+    /// Whether `self` comes after `other`.
+    pub fn is_after(self, other: Self) -> bool {
+        self.distance_from(other) > 0
+    }
+
+    /// How far `self` is past `other`; negative when it is before it.
+    pub fn distance_from(self, other: Self) -> i32 {
+        self.0.wrapping_sub(other.0).cast_signed()
+    }
+
+    /// The later of the two.
+    pub fn max(self, other: Self) -> Self {
+        if other.is_after(self) { other } else { self }
+    }
+
+    /// The earlier of the two.
+    pub fn min(self, other: Self) -> Self {
+        if other.is_before(self) { other } else { self }
+    }
+}
+
+impl Add<u32> for Seq {
+    type Output = Self;
+
+    fn add(self, n: u32) -> Self {
+        Self(self.0.wrapping_add(n))
+    }
+}
+
+impl Sub<u32> for Seq {
+    type Output = Self;
+
+    fn sub(self, n: u32) -> Self {
+        Self(self.0.wrapping_sub(n))
+    }
+}
+
+/// The bytes from `other` to `self`, on the circle.
+impl Sub for Seq {
+    type Output = u32;
+
+    fn sub(self, other: Self) -> u32 {
+        self.0.wrapping_sub(other.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_holds_past_the_wrap() {
+        let last = Seq(u32::MAX);
+        assert!((last + 1).is_after(last) && last.is_before(last + 1));
+        assert_eq!((last + 6) - last, 6);
+        assert_eq!((last + 3).distance_from(last + 5), -2);
+        assert_eq!(last.max(Seq(2)), Seq(2));
+        assert_eq!(last.min(Seq(2)), last);
+    }
+}

@@ -1,0 +1,281 @@
+//! Sequence adjustment: where a byte of one direction's stream stands before and after our rewrites.
+//!
+//! *Sent* numbers are those of the end that sends, *delivered* numbers those of the end that
+//! receives. A [`Rewrite`] says that sent bytes `[start, start + len)` are delivered as `new`.
+//! Between and around rewrites the numbers differ by a constant. Both mappings are monotone and
+//! tile the stream, so segments with any boundaries, first sent or sent again, are delivered as one
+//! consistent stream:
+//!
+//! - a segment that ends inside a rewritten range delivers as many bytes of `new` as it covers of
+//!   the range; the one that covers its end delivers the rest;
+//! - an acknowledgement becomes the highest sent number whose delivered number it covers.
+//!
+//! A FIN occupies a number like a byte; in a rewritten range it is a placeholder byte of `new`.
+
+use crate::packet::Seq;
+
+/// One replaced range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rewrite {
+    /// First sent number that is replaced.
+    start: Seq,
+    /// How many sent numbers are replaced; at least 1.
+    len: u32,
+    /// Where the replacement starts in delivered numbers.
+    delivered: Seq,
+    /// What is delivered instead.
+    new: Vec<u8>,
+}
+
+impl Rewrite {
+    fn end(&self) -> Seq {
+        self.start + self.len
+    }
+
+    fn delivered_end(&self) -> Seq {
+        self.delivered + self.new.len() as u32 // bounded by the longest line that is read
+    }
+}
+
+/// How many rewrites that are not acknowledged yet a direction remembers. When they are as many,
+/// nothing more may be rewritten until the receiver acknowledges.
+pub const MAX_REWRITES: usize = 64;
+
+/// The mapping of one direction, with a bounded history: rewrites that the receiver has
+/// acknowledged are forgotten, only their sum is kept.
+#[derive(Clone, Debug, Default)]
+pub struct SequenceMap {
+    /// Delivered minus sent before the first rewrite that is remembered.
+    base: u32,
+    rewrites: Vec<Rewrite>,
+}
+
+impl SequenceMap {
+    /// Whether sent and delivered numbers are the same everywhere.
+    pub fn is_identity(&self) -> bool {
+        self.base == 0 && self.rewrites.is_empty()
+    }
+
+    /// Whether all numbers differ by one constant, with nothing to replace.
+    pub fn is_shift(&self) -> bool {
+        self.rewrites.is_empty()
+    }
+
+    /// Whether numbers before the last rewrite and after it differ, or ever did.
+    pub fn shifts(&self) -> bool {
+        self.base != 0 || self.rewrites.iter().any(|r| r.len as usize != r.new.len())
+    }
+
+    /// Whether the history is full.
+    pub fn is_full(&self) -> bool {
+        self.rewrites.len() >= MAX_REWRITES
+    }
+
+    /// The delivered number of sent `seq`.
+    pub fn deliver(&self, seq: Seq) -> Seq {
+        let mut offset = self.base;
+        for rewrite in &self.rewrites {
+            if seq.is_before(rewrite.start) {
+                break;
+            }
+            if seq.is_before(rewrite.end()) {
+                return rewrite.delivered
+                    + (seq - rewrite.start).min(rewrite.delivered_end() - rewrite.delivered);
+            }
+            offset = rewrite.delivered_end() - rewrite.end();
+        }
+        seq + offset
+    }
+
+    /// The highest sent number that delivered `seq` covers: what an acknowledgement of `seq`
+    /// acknowledges to the sender.
+    pub fn acknowledge(&self, seq: Seq) -> Seq {
+        let mut offset = self.base;
+        for rewrite in &self.rewrites {
+            if seq.is_before(rewrite.delivered) {
+                break;
+            }
+            if seq.is_before(rewrite.delivered_end()) {
+                return rewrite.start + (seq - rewrite.delivered).min(rewrite.len - 1);
+            }
+            offset = rewrite.delivered_end() - rewrite.end();
+        }
+        seq - offset
+    }
+
+    /// The lowest sent number whose delivered number is at or after `seq`: the left edge of a SACK
+    /// block, which must not claim bytes that have not arrived.
+    pub fn acknowledge_left(&self, seq: Seq) -> Seq {
+        let covered = self.acknowledge(seq);
+        if self.deliver(covered).is_before(seq) {
+            // Inside a replacement: all of its range is claimed only from its end on.
+            self.rewrites
+                .iter()
+                .find(|r| seq.is_before(r.delivered_end()))
+                .map_or(covered, |r| r.end())
+        } else {
+            covered
+        }
+    }
+
+    /// From now on sent `[start, start + len)` is delivered as `new`. `start` must not be before
+    /// the end of an earlier rewrite. A range delivered as nothing that goes on where the last one
+    /// ended is joined to it.
+    pub fn replace(&mut self, start: Seq, len: u32, new: Vec<u8>) {
+        debug_assert!(len > 0);
+        if let Some(last) = self.rewrites.last_mut()
+            && last.new.is_empty()
+            && new.is_empty()
+            && last.end() == start
+        {
+            last.len += len;
+            return;
+        }
+        let delivered = self.deliver(start);
+        self.rewrites.push(Rewrite { start, len, delivered, new });
+    }
+
+    /// Forgets what was replaced wholly before sent `seq`: its receiver has acknowledged it.
+    pub fn forget_before(&mut self, seq: Seq) {
+        let gone = self.rewrites.iter().take_while(|r| !r.end().is_after(seq)).count();
+        if gone > 0 {
+            let last = &self.rewrites[gone - 1];
+            self.base = last.delivered_end() - last.end();
+            self.rewrites.drain(..gone);
+            if self.rewrites.is_empty() {
+                self.rewrites.shrink_to(2);
+            }
+        }
+    }
+
+    /// Writes to `out` what is delivered for the sent bytes `bytes`, which start at `seq`.
+    pub fn render(&self, seq: Seq, bytes: &[u8], out: &mut Vec<u8>) {
+        let end = seq + bytes.len() as u32; // a segment
+        let index = |s: Seq| (s - seq) as usize;
+        let mut at = seq;
+        for rewrite in &self.rewrites {
+            if !rewrite.end().is_after(seq) {
+                continue;
+            }
+            if !rewrite.start.is_before(end) {
+                break;
+            }
+            if rewrite.start.is_after(at) {
+                out.extend_from_slice(&bytes[index(at)..index(rewrite.start)]);
+            }
+            let skipped = |s: Seq| (s.max(rewrite.start) - rewrite.start) as usize;
+            let first = skipped(seq).min(rewrite.new.len());
+            let last = if end.is_before(rewrite.end()) {
+                skipped(end).min(rewrite.new.len())
+            } else {
+                rewrite.new.len()
+            };
+            out.extend_from_slice(&rewrite.new[first..last]);
+            at = rewrite.end().min(end);
+        }
+        out.extend_from_slice(&bytes[index(at)..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rendered(map: &SequenceMap, seq: Seq, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        map.render(seq, bytes, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_grown_rewrite_shifts_what_follows() {
+        let mut map = SequenceMap::default();
+        map.replace(Seq(5), 3, b"abcde".to_vec());
+        assert_eq!(rendered(&map, Seq(0), b"01234567890"), b"01234abcde890");
+        assert_eq!((map.deliver(Seq(5)), map.deliver(Seq(8))), (Seq(5), Seq(10)));
+        assert_eq!((map.acknowledge(Seq(10)), map.acknowledge(Seq(9))), (Seq(8), Seq(7)));
+        map.forget_before(Seq(7));
+        assert!(!map.is_shift());
+        map.forget_before(Seq(8));
+        assert!(map.is_shift() && map.shifts());
+        assert_eq!(map.acknowledge(Seq(12)), Seq(10));
+    }
+
+    #[test]
+    fn a_held_range_is_acknowledged_with_what_came_before_it() {
+        let mut map = SequenceMap::default();
+        map.replace(Seq(10), 1, Vec::new());
+        map.replace(Seq(11), 1, Vec::new());
+        assert_eq!(map.rewrites.len(), 1);
+        assert_eq!(map.acknowledge(Seq(9)), Seq(9));
+        assert_eq!(map.acknowledge(Seq(10)), Seq(12));
+        map.replace(Seq(12), 2, b"PORT".to_vec());
+        assert_eq!(rendered(&map, Seq(12), b"RT\r\n"), b"PORT\r\n");
+        assert_eq!(rendered(&map, Seq(10), b"PORT\r\n"), b"PORT\r\n");
+        assert_eq!(map.deliver(Seq(14)), Seq(14));
+    }
+
+    #[test]
+    fn a_sack_block_never_claims_a_part_of_a_replacement() {
+        let mut map = SequenceMap::default();
+        map.replace(Seq(10), 4, b"abcdefgh".to_vec());
+        assert_eq!(map.acknowledge_left(Seq(12)), Seq(12));
+        assert_eq!(map.acknowledge_left(Seq(16)), Seq(14));
+        assert_eq!(map.acknowledge_left(Seq(18)), Seq(14));
+        assert_eq!(map.acknowledge_left(Seq(10)), Seq(10));
+    }
+
+    /// A stream, some of its ranges replaced: start (across the wrap), sent bytes, rewrites.
+    fn streams() -> impl Strategy<Value = (u32, Vec<u8>, Vec<(usize, usize, Vec<u8>)>)> {
+        let bytes = proptest::collection::vec(any::<u8>(), 1..60);
+        let start = prop_oneof![Just(u32::MAX - 20), any::<u32>()];
+        let rewrites = proptest::collection::vec(
+            (0usize..8, 1usize..8, proptest::collection::vec(any::<u8>(), 0..12)),
+            0..5,
+        );
+        (start, bytes, rewrites)
+    }
+
+    proptest! {
+        #[test]
+        fn segments_tile_the_delivered_stream((start, bytes, gaps) in streams(),
+                                              cuts in proptest::collection::vec(0usize..60, 0..6)) {
+            let mut map = SequenceMap::default();
+            let mut expected: Vec<u8> = Vec::new();
+            let mut at = 0;
+            for (gap, len, new) in gaps {
+                if at + gap + len > bytes.len() {
+                    break;
+                }
+                expected.extend(&bytes[at..at + gap]);
+                expected.extend(&new);
+                map.replace(Seq(start) + (at + gap) as u32, len as u32, new);
+                at += gap + len;
+            }
+            expected.extend(&bytes[at..]);
+
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut delivered = Vec::new();
+            for pair in cuts.windows(2) {
+                let seq = Seq(start) + pair[0] as u32;
+                prop_assert_eq!(map.deliver(seq) - map.deliver(Seq(start)), delivered.len() as u32);
+                map.render(seq, &bytes[pair[0]..pair[1]], &mut delivered);
+            }
+            prop_assert_eq!(&delivered, &expected);
+
+            // What an acknowledgement acknowledges has been delivered, and all of it is.
+            for n in 0..=expected.len() as u32 {
+                let y = map.deliver(Seq(start)) + n;
+                let sent = map.acknowledge(y);
+                prop_assert!(!map.deliver(sent).is_after(y));
+                prop_assert!(map.deliver(sent + 1).is_after(y));
+                let left = map.acknowledge_left(y);
+                prop_assert!(!map.deliver(left).is_before(y));
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! What has been said so far on one control connection, and what that makes of the next line.
+//!
+//! Replies come in the order of their commands (RFC 959 section 5.4), so the commands that are not
+//! answered yet are kept in order. Servers do not keep it perfectly (`ABOR` has one or two
+//! answers, `STAT` overtakes), so replies whose code tells what they answer put the order right.
+
+use crate::ftp::{Command, Reply, ReplyTracker, Text, Verb};
+
+/// How far a control connection has shown that it is FTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing was said.
+    Silent,
+    /// The server has greeted.
+    Greeted,
+    /// The client has answered the greeting with FTP commands.
+    Verified,
+    /// Its start was not seen, or bytes of it were missed: what was said before is unknown.
+    Joined,
+}
+
+/// What a command still waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    Login,
+    Passive,
+    /// The answer to a `PORT` or `EPRT` that opened a pinhole.
+    Announcement,
+    EpsvAll,
+    Reinitialize,
+    Auth,
+    Transfer,
+    Other,
+}
+
+/// How many unanswered commands are kept in order; of more, the oldest are forgotten.
+const MAX_AWAITED: usize = 32;
+
+/// What a client's line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing that concerns a gateway.
+    Nothing,
+    /// No FTP: the connection is not to be inspected any more.
+    NotFtp,
+    /// `PORT` or `EPRT`; [`Dialogue::announced`] must be told what became of it.
+    Announces,
+    /// `AUTH`; [`Dialogue::auth`] must be told whether it goes on.
+    Auth,
+}
+
+/// What a server's reply means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// Nothing that concerns a gateway.
+    Nothing,
+    /// No FTP: the connection is not to be inspected any more.
+    NotFtp,
+    /// A 227 or 229; whether a `PASV` or `EPSV` was pending.
+    Passive {
+        /// Whether it answers one.
+        asked: bool,
+    },
+    /// The oldest unanswered announcement of the client was accepted.
+    AnnouncementAccepted,
+    /// The oldest unanswered announcement of the client was refused.
+    AnnouncementRefused,
+    /// A transfer is under way.
+    TransferStarted,
+    /// A transfer is over, well or not.
+    TransferEnded {
+        /// Whether it was completed.
+        completed: bool,
+    },
+    /// A login was accepted.
+    LoggedIn,
+    /// What follows is encrypted.
+    Encrypted,
+}
+
+/// The state of one dialogue.
+#[derive(Clone, Debug)]
+pub struct Dialogue {
+    phase: Phase,
+    logged_in: bool,
+    epsv_all: bool,
+    replies: ReplyTracker,
+    awaited: Vec<Awaited>,
+}
+
+impl Dialogue {
+    /// A dialogue at its start.
+    pub fn new() -> Self {
+        Self {
+            phase: Phase::Silent,
+            logged_in: false,
+            epsv_all: false,
+            replies: ReplyTracker::default(),
+            awaited: Vec::new(),
+        }
+    }
+
+    /// A dialogue whose start was not seen.
+    pub fn joined() -> Self {
+        Self { phase: Phase::Joined, ..Self::new() }
+    }
+
+    /// Bytes were missed: nothing that was known counts any more.
+    pub fn lose(&mut self) {
+        *self = Self::joined();
+    }
+
+    /// How far this is known to be FTP.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether the server has accepted a login.
+    pub fn is_logged_in(&self) -> bool {
+        self.logged_in
+    }
+
+    /// Whether the client has bound itself to EPSV (RFC 2428 section 4).
+    pub fn is_epsv_only(&self) -> bool {
+        self.epsv_all
+    }
+
+    /// Whether a 227 or 229 would be an answer.
+    pub fn awaits_passive(&self) -> bool {
+        self.awaited.contains(&Awaited::Passive)
+    }
+
+    /// Whether the start of a server's line may become an announcement.
+    pub fn may_announce(&self, text: &Text<'_>) -> bool {
+        self.awaits_passive() && self.replies.may_announce(text)
+    }
+
+    /// Reads a complete line of the client.
+    pub fn client_line(&mut self, command: Option<&Command<'_>>) -> Step {
+        match (self.phase, command.map(|c| c.verb)) {
+            (Phase::Silent, _) | (Phase::Greeted, None | Some(Verb::Unknown)) => {
+                return Step::NotFtp;
+            }
+            (Phase::Greeted, Some(_)) => self.phase = Phase::Verified,
+            (Phase::Verified | Phase::Joined, _) => {}
+        }
+        let Some(command) = command else { return Step::Nothing };
+        let awaited = match command.verb {
+            Verb::Port | Verb::Eprt => return Step::Announces,
+            Verb::Auth => return Step::Auth,
+            Verb::Pasv | Verb::Epsv => Awaited::Passive,
+            Verb::EpsvAll => Awaited::EpsvAll,
+            Verb::Login => Awaited::Login,
+            Verb::Reinitialize => Awaited::Reinitialize,
+            Verb::Transfer => Awaited::Transfer,
+            Verb::ClearCommandChannel | Verb::Other | Verb::Unknown => Awaited::Other,
+        };
+        self.await_reply(awaited);
+        Step::Nothing
+    }
+
+    /// Says whether the announcement just read opened a pinhole.
+    pub fn announced(&mut self, opened: bool) {
+        self.await_reply(if opened { Awaited::Announcement } else { Awaited::Other });
+    }
+
+    /// Says whether the `AUTH` just read goes on to the server.
+    pub fn auth(&mut self, passed: bool) {
+        self.await_reply(if passed { Awaited::Auth } else { Awaited::Other });
+    }
+
+    /// Reads a complete line of the server.
+    pub fn server_line(&mut self, text: &Text<'_>) -> Meaning {
+        let reply = self.replies.line(text);
+        if self.phase == Phase::Silent {
+            return match reply {
+                Some(reply) if reply.is_preliminary() => Meaning::Nothing, // 120: ready in a while
+                Some(_) => {
+                    self.phase = Phase::Greeted;
+                    Meaning::Nothing
+                }
+                // The first line of a greeting of several, or one of those that follow.
+                None if self.replies != ReplyTracker::default() => Meaning::Nothing,
+                None => Meaning::NotFtp,
+            };
+        }
+        reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
+    }
+
+    /// The dialogue is plain text again after encryption. The login was made while it could not
+    /// be read: RFC 4217 lets `CCC` follow a login only, and the server still refuses what comes
+    /// without one.
+    pub fn resume(&mut self) {
+        self.awaited.clear();
+        self.replies = ReplyTracker::default();
+        self.logged_in = true;
+    }
+
+    fn reply(&mut self, reply: Reply) -> Meaning {
+        match reply.code {
+            227 | 229 => {
+                let asked = self.answer(Awaited::Passive);
+                if !asked {
+                    self.pop();
+                }
+                Meaning::Passive { asked }
+            }
+            234 if self.answer(Awaited::Auth) => Meaning::Encrypted,
+            230 | 232 if self.answer(Awaited::Login) => {
+                self.logged_in = true;
+                Meaning::LoggedIn
+            }
+            _ if reply.is_preliminary() => {
+                self.skip_to(Awaited::Transfer);
+                if self.awaited.first() == Some(&Awaited::Transfer) {
+                    Meaning::TransferStarted
+                } else {
+                    Meaning::Nothing
+                }
+            }
+            _ => match self.pop() {
+                Some(Awaited::Announcement) if reply.is_success() => Meaning::AnnouncementAccepted,
+                Some(Awaited::Announcement) if reply.is_failure() => Meaning::AnnouncementRefused,
+                Some(Awaited::Transfer) => Meaning::TransferEnded { completed: reply.is_success() },
+                Some(Awaited::EpsvAll) if reply.is_success() => {
+                    self.epsv_all = true;
+                    Meaning::Nothing
+                }
+                Some(Awaited::Reinitialize) if reply.is_success() => {
+                    self.logged_in = false;
+                    self.epsv_all = false;
+                    Meaning::Nothing
+                }
+                _ => Meaning::Nothing,
+            },
+        }
+    }
+
+    fn await_reply(&mut self, awaited: Awaited) {
+        if self.awaited.len() == MAX_AWAITED {
+            self.awaited.remove(0);
+        }
+        self.awaited.push(awaited);
+    }
+
+    fn pop(&mut self) -> Option<Awaited> {
+        (!self.awaited.is_empty()).then(|| self.awaited.remove(0))
+    }
+
+    /// Drops what stands before the first `which`: its replies will not come any more.
+    fn skip_to(&mut self, which: Awaited) -> bool {
+        let found = self.awaited.iter().position(|a| *a == which);
+        if let Some(at) = found {
+            self.awaited.drain(..at);
+        }
+        found.is_some()
+    }
+
+    fn answer(&mut self, which: Awaited) -> bool {
+        self.skip_to(which) && self.pop().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(dialogue: &mut Dialogue, line: &str) -> Step {
+        let text = Text::new(line.as_bytes());
+        dialogue.client_line(Command::parse(&text).as_ref())
+    }
+
+    fn answered(dialogue: &mut Dialogue, line: &str) -> Meaning {
+        dialogue.server_line(&Text::new(line.as_bytes()))
+    }
+
+    fn logged_in() -> Dialogue {
+        let mut dialogue = Dialogue::new();
+        answered(&mut dialogue, "220 ready");
+        said(&mut dialogue, "USER x");
+        answered(&mut dialogue, "331 password");
+        said(&mut dialogue, "PASS x");
+        assert_eq!(answered(&mut dialogue, "230 in"), Meaning::LoggedIn);
+        dialogue
+    }
+
+    #[test]
+    fn the_server_greets_first_and_the_client_answers_with_ftp() {
+        assert_eq!(said(&mut Dialogue::new(), "USER x"), Step::NotFtp);
+        assert_eq!(answered(&mut Dialogue::new(), "SSH-2.0-x"), Meaning::NotFtp);
+        let mut dialogue = Dialogue::new();
+        for line in ["120 soon", "220-hello", "any text", "220 ready"] {
+            assert_eq!(answered(&mut dialogue, line), Meaning::Nothing);
+        }
+        assert_eq!(dialogue.phase(), Phase::Greeted);
+        assert_eq!(said(&mut dialogue.clone(), "POST / HTTP/1.1"), Step::NotFtp);
+        assert_eq!(said(&mut dialogue, "USER x"), Step::Nothing);
+        assert_eq!(said(&mut dialogue, "WHAT"), Step::Nothing);
+    }
+
+    #[test]
+    fn a_login_needs_its_reply() {
+        let mut dialogue = Dialogue::new();
+        answered(&mut dialogue, "220 ready");
+        assert_eq!(answered(&mut dialogue, "230 in"), Meaning::Nothing);
+        said(&mut dialogue, "USER x");
+        answered(&mut dialogue, "331 password");
+        assert!(!dialogue.is_logged_in());
+        assert!(logged_in().is_logged_in());
+        let mut dialogue = logged_in();
+        said(&mut dialogue, "REIN");
+        answered(&mut dialogue, "220 again");
+        assert!(!dialogue.is_logged_in());
+    }
+
+    #[test]
+    fn a_227_counts_only_as_an_answer() {
+        let mut dialogue = logged_in();
+        assert_eq!(answered(&mut dialogue, "227 x"), Meaning::Passive { asked: false });
+        said(&mut dialogue, "ABOR"); // answered once although we expect as many replies as commands
+        said(&mut dialogue, "EPSV");
+        assert_eq!(answered(&mut dialogue, "227 x"), Meaning::Passive { asked: true });
+        assert!(!dialogue.awaits_passive());
+    }
+
+    #[test]
+    fn a_refused_announcement_is_noticed_in_a_pipeline() {
+        let mut dialogue = logged_in();
+        said(&mut dialogue, "TYPE I");
+        assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), Step::Announces);
+        dialogue.announced(true);
+        said(&mut dialogue, "LIST");
+        assert_eq!(answered(&mut dialogue, "200 ok"), Meaning::Nothing);
+        assert_eq!(answered(&mut dialogue, "500 no"), Meaning::AnnouncementRefused);
+        assert_eq!(answered(&mut dialogue, "150 here"), Meaning::TransferStarted);
+        assert_eq!(answered(&mut dialogue, "226 done"), Meaning::TransferEnded { completed: true });
+    }
+
+    #[test]
+    fn epsv_all_counts_once_accepted() {
+        let mut dialogue = logged_in();
+        said(&mut dialogue, "EPSV ALL");
+        assert!(!dialogue.is_epsv_only());
+        answered(&mut dialogue, "200 ok");
+        assert!(dialogue.is_epsv_only());
+    }
+
+    #[test]
+    fn encryption_needs_a_234_to_an_auth() {
+        let mut dialogue = logged_in();
+        assert_eq!(answered(&mut dialogue, "234 x"), Meaning::Nothing);
+        assert_eq!(said(&mut dialogue, "AUTH TLS"), Step::Auth);
+        dialogue.auth(true);
+        assert_eq!(answered(&mut dialogue.clone(), "534 no"), Meaning::Nothing);
+        assert_eq!(answered(&mut dialogue, "234 go"), Meaning::Encrypted);
+    }
+
+    #[test]
+    fn unanswered_commands_are_bounded() {
+        let mut dialogue = logged_in();
+        for _ in 0..100 {
+            said(&mut dialogue, "NOOP");
+        }
+        assert_eq!(dialogue.awaited.len(), MAX_AWAITED);
+    }
+}

@@ -1,0 +1,74 @@
+//! What a session asks of whoever decides, and what it tells.
+
+use super::Dialogue;
+use crate::ftp::{Announcement, Kind, Malformed, Text};
+
+/// What is to become of an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// It goes on as it is; nothing was opened for it.
+    Pass,
+    /// A pinhole is open; it goes on naming this endpoint.
+    Open(std::net::SocketAddr),
+    /// A command is kept from the server, which gets a line that it must refuse instead; a reply
+    /// goes on as it is.
+    Refuse,
+}
+
+/// Something in the dialogue that bears on what is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The server accepted the oldest announcement of the client that it had not answered.
+    AnnouncementAccepted,
+    /// The server refused the oldest announcement of the client that it had not answered.
+    AnnouncementRefused,
+    /// A transfer is under way.
+    TransferStarted,
+    /// A transfer is over.
+    TransferEnded {
+        /// Whether it was completed.
+        completed: bool,
+    },
+    /// A login was accepted.
+    LoggedIn,
+    /// The connection is not FTP.
+    NotFtp,
+    /// The connection is encrypted from here on.
+    Encrypted,
+    /// The connection is plain text again.
+    Readable,
+    /// Bytes were missed: what the dialogue was is not known any more.
+    Lost,
+}
+
+/// Decides about announcements. Implemented by the engine, and by tests.
+pub trait Judge {
+    /// Decides about what was announced, or about a line that should announce but cannot be read.
+    /// `asked` says whether a 227 or 229 answers a command.
+    fn announcement(
+        &mut self,
+        kind: Kind,
+        read: Result<&Announcement, &Malformed>,
+        asked: bool,
+        dialogue: &Dialogue,
+        line: &Text<'_>,
+    ) -> Ruling;
+
+    /// Whether `AUTH` is kept from the server.
+    fn refuses_auth(&self) -> bool;
+
+    /// `AUTH` was kept from the server, or a line too long to be read.
+    fn refused(&mut self, what: Refused);
+
+    /// Takes note of something.
+    fn note(&mut self, note: Note);
+}
+
+/// A command, other than an announcement that was read, kept from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// `AUTH`, by the operator's choice.
+    Auth,
+    /// A `PORT` or `EPRT` line longer than is held back.
+    Overlong,
+}

@@ -1,0 +1,130 @@
+//! Reading whole lines: what each says, and what of it is changed.
+
+use std::{net::SocketAddr, ops::Range};
+
+use super::{
+    Dialogue, Judge, Note, Phase, Refused, Ruling,
+    dialogue::{Meaning, Step},
+    stream::cross_out,
+};
+use crate::ftp::{Announcement, Command, Kind, Text, Verb};
+
+/// What reading a line changes about the connection.
+pub enum Read {
+    /// Nothing.
+    Nothing,
+    /// It is not FTP.
+    NotFtp,
+    /// It is encrypted from here on.
+    Encrypted,
+}
+
+/// A range of the line and what takes its place.
+pub type LineEdit = Option<(Range<usize>, Vec<u8>)>;
+
+/// Reads a complete line of the client, `delivered` bytes of which have been forwarded already.
+pub fn client_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    judge: &mut impl Judge,
+    read: &mut Read,
+) -> LineEdit {
+    let text = Text::new(line);
+    let command = Command::parse(&text);
+    // The start of a line that may announce was held back, unless it could not be.
+    let cut = delivered > 0 && dialogue.phase() != Phase::Joined;
+    match (dialogue.client_line(command.as_ref()), command) {
+        (Step::Announces, _) if cut => {
+            dialogue.announced(false);
+            None
+        }
+        (Step::NotFtp, _) => {
+            *read = Read::NotFtp;
+            None
+        }
+        (Step::Announces, Some(command)) => {
+            let start = command.argument_start;
+            let (kind, parsed) = match command.verb {
+                Verb::Eprt => (Kind::Eprt, Announcement::eprt(command.argument, start)),
+                _ => (Kind::Port, Announcement::port(command.argument, start)),
+            };
+            let ruling = judge.announcement(kind, parsed.as_ref(), true, dialogue, &text);
+            dialogue.announced(matches!(ruling, Ruling::Open(_)));
+            match ruling {
+                Ruling::Pass => None,
+                Ruling::Open(endpoint) => rewrite(&text, &parsed.ok()?, endpoint),
+                Ruling::Refuse => (delivered == 0).then(|| refusal(&text, line)),
+            }
+        }
+        (Step::Auth, _) => {
+            let refused = judge.refuses_auth() && delivered == 0;
+            dialogue.auth(!refused);
+            refused.then(|| {
+                judge.refused(Refused::Auth);
+                refusal(&text, line)
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Reads a complete line of the server, `delivered` bytes of which have been forwarded already.
+pub fn server_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    judge: &mut impl Judge,
+    read: &mut Read,
+) -> LineEdit {
+    let text = Text::new(line);
+    match dialogue.server_line(&text) {
+        Meaning::Nothing => {}
+        Meaning::NotFtp => *read = Read::NotFtp,
+        Meaning::Passive { asked } => {
+            let extended = text.bytes().starts_with(b"229");
+            let (kind, parsed) = if extended {
+                (Kind::Epsv, Announcement::extended_passive(&text))
+            } else {
+                (Kind::Pasv, Announcement::passive(&text))
+            };
+            if parsed.is_err() && !asked {
+                return None; // `227 Logout.`
+            }
+            if delivered > 0 && dialogue.phase() != Phase::Joined {
+                return None; // longer than is held back
+            }
+            let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);
+            if let (Ruling::Open(endpoint), Ok(announcement)) = (ruling, parsed) {
+                return rewrite(&text, &announcement, endpoint);
+            }
+        }
+        Meaning::AnnouncementAccepted => judge.note(Note::AnnouncementAccepted),
+        Meaning::AnnouncementRefused => judge.note(Note::AnnouncementRefused),
+        Meaning::TransferStarted => judge.note(Note::TransferStarted),
+        Meaning::TransferEnded { completed } => judge.note(Note::TransferEnded { completed }),
+        Meaning::LoggedIn => judge.note(Note::LoggedIn),
+        Meaning::Encrypted => *read = Read::Encrypted,
+    }
+    None
+}
+
+/// Replaces the endpoint alone, and only if another one is named.
+fn rewrite(text: &Text<'_>, announcement: &Announcement, endpoint: SocketAddr) -> LineEdit {
+    let same = announcement.port == endpoint.port()
+        && announcement.address.is_none_or(|address| address == endpoint.ip());
+    if same {
+        return None;
+    }
+    let new = announcement.rewritten(endpoint)?;
+    Some((text.origin(announcement.endpoint.clone()), new.into_bytes()))
+}
+
+/// A line of the same length that every server must refuse (RFC 959: 500), so that replies stay
+/// in the order of the commands and no number changes.
+fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Vec<u8>) {
+    let range = text.origin(0..text.bytes().len());
+    let mut new = line[range.clone()].to_vec();
+    cross_out(&mut new);
+    (range, new)
+}

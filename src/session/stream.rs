@@ -1,0 +1,195 @@
+//! One direction of a control connection: which bytes have been seen, the unfinished line, what
+//! of it is held back, and how sent numbers become delivered ones.
+//!
+//! A line that may become an announcement is held back until it is complete: its bytes are kept
+//! here, delivered as nothing for now, and delivered with the segment that completes the line. Held
+//! bytes are acknowledged to their sender, so that it neither waits (Nagle's algorithm) nor sends
+//! them again; but only once everything before them has been acknowledged by the receiver, as an
+//! acknowledgement covers all that precedes it.
+
+use super::SequenceMap;
+use crate::packet::{Packet, Seq};
+
+/// The longest line start that is held back. Announcements are far shorter: RFC 2428's longest is
+/// an `EPRT` of 63 bytes.
+pub const MAX_HELD: usize = 512;
+
+/// How much of an unfinished line that passes is kept for reading; more of it is read as cut.
+const MAX_LINE: usize = 1024;
+
+/// A delivered segment may always be this long (RFC 879's default for IPv4), and as long as the
+/// longest that its sender sent.
+const SAFE_SEGMENT: usize = 536;
+
+/// One direction.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// The first sent number that was not seen yet.
+    pub next: Seq,
+    /// The highest acknowledgement of the receiver, in delivered numbers.
+    pub acked: Seq,
+    /// Rewrites.
+    pub map: SequenceMap,
+    /// The unfinished line, or its first [`MAX_LINE`] bytes.
+    line: Vec<u8>,
+    /// Whether the unfinished line is held back, all of it.
+    held: bool,
+    /// The sender's window as last advertised.
+    pub window: u16,
+    /// The sender's clock as last seen in a timestamps option.
+    pub clock: Option<u32>,
+    /// The longest payload that the sender sent in one segment.
+    largest: u16,
+    /// A segment started past `next`; how often in a row.
+    pub gaps: u8,
+    /// Whether the sender has sent a FIN.
+    pub finished: bool,
+}
+
+impl Stream {
+    /// A direction whose first byte has number `first`.
+    pub fn new(first: Seq) -> Self {
+        Self {
+            next: first,
+            acked: first,
+            map: SequenceMap::default(),
+            line: Vec::new(),
+            held: false,
+            window: u16::MAX,
+            clock: None,
+            largest: 0,
+            gaps: 0,
+            finished: false,
+        }
+    }
+
+    /// Takes note of what every packet of the sender says of it.
+    pub fn observe(&mut self, packet: &Packet<'_>) {
+        self.window = packet.window();
+        self.clock = packet.timestamps().map_or(self.clock, |(value, _)| Some(value));
+        self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
+    }
+
+    /// Whether bytes are held back.
+    pub fn is_holding(&self) -> bool {
+        self.held
+    }
+
+    /// What is held back may be acknowledged to its sender now.
+    pub fn may_acknowledge_held(&self) -> bool {
+        self.held && self.map.acknowledge(self.acked) == self.next
+    }
+
+    /// Forgets rewrites that the receiver has acknowledged. While bytes are held back nothing is
+    /// forgotten, as their sender may still send them again.
+    pub fn forget_acknowledged(&mut self) {
+        if !self.held && !self.map.is_shift() {
+            self.map.forget_before(self.map.acknowledge(self.acked));
+        }
+    }
+
+    /// Bytes were missed up to `next`: the unfinished line is lost.
+    pub fn skip_to(&mut self, next: Seq) {
+        self.next = next;
+        self.line = Vec::new();
+        self.held = false;
+        self.gaps = 0;
+    }
+
+    /// Drops what is kept for reading; nothing is held back.
+    pub fn stop_reading(&mut self) {
+        self.line = Vec::new();
+    }
+
+    /// The whole unfinished line with `chunk`, which completes or continues it, and how many of
+    /// its bytes have been delivered already.
+    pub fn line_with<'a>(&'a mut self, chunk: &'a [u8]) -> (&'a [u8], usize) {
+        if self.line.is_empty() {
+            return (chunk, 0);
+        }
+        let delivered = if self.held { 0 } else { self.line.len() };
+        let room = MAX_LINE.saturating_sub(self.line.len());
+        self.line.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        (&self.line, delivered)
+    }
+
+    /// `chunk` at `seq` ended its line, which is delivered as it is but for `edit`: a range of the
+    /// whole line, and what takes its place. `delivered` of the line's bytes have been delivered.
+    pub fn end_line(
+        &mut self,
+        seq: Seq,
+        chunk: &[u8],
+        delivered: usize,
+        edit: Option<(std::ops::Range<usize>, Vec<u8>)>,
+    ) {
+        if self.held {
+            let mut line = std::mem::take(&mut self.line);
+            if let Some((range, new)) = edit {
+                line.splice(range, new);
+            }
+            self.map.replace(seq, chunk.len() as u32, line);
+            self.held = false;
+        } else if let Some((range, new)) = edit
+            && let Some(start) = range.start.checked_sub(delivered)
+        {
+            self.map.replace(seq + start as u32, range.len() as u32, new);
+        }
+        if self.line.capacity() > 2 * MAX_HELD { self.line = Vec::new() } else { self.line.clear() }
+    }
+
+    /// `chunk` at `seq` continues a line that is not complete. With `hold` it is held back, if all
+    /// of the line can be; otherwise it is delivered, after what was held.
+    pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
+        let starts = self.line.is_empty();
+        let room = MAX_LINE.saturating_sub(self.line.len());
+        self.line.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if hold && (starts || self.held) {
+            self.held = true;
+            self.map.replace(seq, chunk.len() as u32, Vec::new());
+        } else if self.held {
+            self.release(seq, chunk.len() as u32);
+        }
+    }
+
+    /// The line so far is delivered in place of the `len` numbers at `seq`.
+    fn release(&mut self, seq: Seq, len: u32) {
+        self.map.replace(seq, len, self.line.clone());
+        self.held = false;
+    }
+
+    /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
+    /// it is delivered with every byte but blanks crossed out, and is read as that.
+    pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
+        self.line.extend_from_slice(chunk);
+        cross_out(&mut self.line);
+        self.release(seq, chunk.len() as u32);
+    }
+
+    /// A FIN at `seq` ends the stream: what is held back is delivered before it. The placeholder
+    /// for the FIN's own number follows the held bytes.
+    pub fn finish(&mut self, seq: Seq) {
+        if self.held {
+            self.line.push(0);
+            self.release(seq, 1);
+            self.line.clear();
+        }
+        self.finished = true;
+    }
+
+    /// How long a delivered segment may be.
+    pub fn longest_segment(&self) -> usize {
+        usize::from(self.largest).max(SAFE_SEGMENT)
+    }
+
+    /// The unfinished line.
+    pub fn line(&self) -> &[u8] {
+        &self.line
+    }
+}
+
+/// Crosses out all but blanks.
+pub fn cross_out(line: &mut [u8]) {
+    for byte in line.iter_mut().filter(|b| !matches!(**b, b' ' | b'\t')) {
+        *byte = b'X';
+    }
+}

@@ -1,0 +1,60 @@
+//! Follows TLS records without reading them, to notice where plain text begins again.
+//!
+//! After `CCC` (RFC 4217 section 12) both ends end TLS on a record boundary and go on in plain
+//! text. No FTP line starts with a byte that is a TLS content type, so at a boundary the first
+//! byte tells.
+
+const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
+const HEADER: usize = 5;
+
+/// The records of one direction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TlsRecords {
+    header: [u8; HEADER],
+    header_len: usize,
+    /// Bytes of the current record that are still to come.
+    rest: usize,
+}
+
+impl TlsRecords {
+    /// Reads the next bytes of the stream. Gives the index at which plain text begins, if it does.
+    pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let skipped = self.rest.min(bytes.len() - at);
+            self.rest -= skipped;
+            at += skipped;
+            let Some(&byte) = bytes.get(at) else { break };
+            if self.header_len == 0 && !CONTENT_TYPES.contains(&byte) {
+                return Some(at);
+            }
+            self.header[self.header_len] = byte;
+            self.header_len += 1;
+            at += 1;
+            if self.header_len == HEADER {
+                self.rest = usize::from(u16::from_be_bytes([self.header[3], self.header[4]]));
+                self.header_len = 0;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_is_found_at_a_record_boundary_however_it_is_cut() {
+        let stream = b"\x16\x03\x01\x00\x04PORT\x15\x03\x03\x00\x02\x01\x00PORT 1";
+        for cut in 0..stream.len() {
+            let mut records = TlsRecords::default();
+            let (first, second) = stream.split_at(cut);
+            let found = records
+                .follow(first)
+                .or_else(|| records.follow(second).map(|i| i + cut))
+                .map(|i| &stream[i..]);
+            assert_eq!(found, Some(&b"PORT 1"[..]), "cut at {cut}");
+        }
+    }
+}

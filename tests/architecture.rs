@@ -1,0 +1,314 @@
+//! The layering that `src/lib.rs` describes, held by reading the source.
+//!
+//! A module may name only modules above it. The reading is textual: comments and literals are
+//! blanked, then every path from `crate`, `ftp_alg` or `super` is followed to the module it
+//! starts in. Knows nothing of macros that make paths, and needs not to: there are none.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers as well")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// From the top of the list to its end.
+const LAYERS: [&str; 10] =
+    ["ftp", "packet", "session", "policy", "config", "engine", "gateway", "daemon", "lab", "cli"];
+/// The files that see all modules.
+const ROOTS: [&str; 2] = ["lib.rs", "main.rs"];
+/// The one place for `unsafe`: the kernel's edge.
+const UNSAFE: &str = "gateway";
+const MAX_LINES: usize = 600;
+
+#[test]
+fn a_module_names_only_modules_above_it() {
+    let mut wrong = Vec::new();
+    for file in sources("src") {
+        let Some(module) = module_of(&file) else { continue };
+        assert!(LAYERS.contains(&module.as_str()), "{file:?} is in no layer: add {module}");
+        // In `src/x.rs` and `src/x/mod.rs`, `super` is the crate itself.
+        let nested = !file.ends_with("mod.rs") && file.parent() != Some(&root().join("src"));
+        let own = |name: &str| nested && file.with_file_name(format!("{name}.rs")).exists();
+        for name in named_modules(&fs::read_to_string(&file).unwrap(), own) {
+            if layer(&name) > layer(&module) {
+                wrong.push(format!("{}: {module} is above {name}", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_code_is_only_at_the_kernels_edge() {
+    for file in sources("src") {
+        if module_of(&file).as_deref() != Some(UNSAFE) {
+            let text = fs::read_to_string(&file).unwrap();
+            assert!(!has_unsafe(&text), "{}: unsafe outside src/{UNSAFE}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_opens_with_its_purpose_and_is_short() {
+    for file in sources("src").into_iter().chain(sources("tests")).chain(sources("benches")) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.starts_with("//! "), "{}: does not open with //!", file.display());
+        let lines = text.lines().count();
+        assert!(lines <= MAX_LINES, "{}: {lines} lines, at most {MAX_LINES}", file.display());
+    }
+}
+
+#[test]
+fn every_layer_exists_and_lib_names_them_all() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    for name in LAYERS {
+        assert!(lib.contains(&format!("pub mod {name};")), "{name} is not in src/lib.rs");
+    }
+}
+
+mod the_reading_itself {
+    use super::*;
+
+    fn named(text: &str) -> Vec<String> {
+        named_modules(text, |_| false)
+    }
+
+    #[test]
+    fn finds_every_way_to_name_a_module() {
+        let cases: [(&str, &[&str]); 11] = [
+            ("use crate::engine::Verdict;", &["engine"]),
+            ("use crate::{config::Config, engine::{Kernel, Pinhole}};", &["config", "engine"]),
+            ("use crate::{\n    policy::Policy,\n    daemon,\n};", &["policy", "daemon"]),
+            ("use crate::cli as shell;", &["cli"]),
+            ("use crate::{self, cli::{self, run}};", &["cli"]),
+            ("fn f(x: &crate::gateway::Queue) {}", &["gateway"]),
+            ("let x = < crate :: daemon :: Options >::new();", &["daemon"]),
+            ("use ftp_alg::lab::Lab;", &["lab"]),
+            ("use super::config::Config;", &["config"]),
+            ("mod tests { use super::super::{daemon, *}; }", &["daemon"]),
+            ("pub(in crate::session) fn f() {}", &["session"]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(named(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn passes_over_comments_literals_and_children_of_the_same_name() {
+        let texts = [
+            "// use crate::cli;",
+            "//! see [`crate::cli`]",
+            "/* use crate::cli; /* nested */ crate::daemon::x */",
+            "let x = \"crate::cli::run \\\" crate::daemon\";",
+            "let x = r#\"crate::cli::\"quoted\" crate::lab\"#;",
+            "let x = b\"crate::cli\"; let y = '\"'; let z = '\\'';",
+            "use my_crate::cli::x;",
+            "use std::{io, fmt};",
+        ];
+        for text in texts {
+            assert_eq!(named(text), [""; 0], "{text}");
+        }
+        assert_eq!(named_modules("use super::policy::x;", |name| name == "policy"), [""; 0]);
+    }
+
+    #[test]
+    fn goes_on_after_a_lifetime_a_char_and_a_literal() {
+        let text =
+            "fn f<'a>(x: &'a str) -> char { '\\u{1b}' } const S: &str = \"\"; use crate::lab;";
+        assert_eq!(named(text), ["lab"]);
+    }
+
+    #[test]
+    fn would_refuse_a_policy_that_knows_the_configuration() {
+        let names = named("use crate::config::Config;");
+        assert!(layer(&names[0]) > layer("policy"));
+        assert!(layer("policy") < layer("config") && layer("lab") < layer("cli"));
+    }
+
+    #[test]
+    fn tells_unsafe_code_from_the_word() {
+        assert!(has_unsafe("fn f() { unsafe { g() } }"));
+        assert!(has_unsafe("pub unsafe fn f() {}"));
+        assert!(!has_unsafe("#![deny(unsafe_code)] // unsafe\nconst X: &str = \"unsafe\";"));
+    }
+}
+
+/// The top-level modules that `text` names, in order. `own_child` says whether a name is that of a
+/// file beside it, which `super` then means.
+fn named_modules(text: &str, own_child: impl Fn(&str) -> bool) -> Vec<String> {
+    let tokens = tokens(&blanked(text));
+    let mut found = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        let rest = match token.as_str() {
+            "crate" | "ftp_alg" | "super" => &tokens[at + 1..],
+            _ => continue,
+        };
+        let through_super = token == "super";
+        found.extend(
+            heads(rest)
+                .into_iter()
+                .filter(|name| LAYERS.contains(&name.as_str()))
+                .filter(|name| !(through_super && own_child(name))),
+        );
+    }
+    found
+}
+
+/// What follows `::` at the start of `tokens`: one name, or the first name of each path of a group.
+fn heads(tokens: &[String]) -> Vec<String> {
+    if tokens.first().is_none_or(|token| token != "::") {
+        return Vec::new();
+    }
+    let Some(first) = tokens.get(1) else { return Vec::new() };
+    if first != "{" {
+        return vec![first.clone()];
+    }
+    let mut heads = Vec::new();
+    let (mut depth, mut at_start) = (1, true);
+    for token in &tokens[2..] {
+        match token.as_str() {
+            "{" => depth += 1,
+            "}" if depth == 1 => break,
+            "}" => depth -= 1,
+            "," if depth == 1 => at_start = true,
+            name if depth == 1 && at_start => {
+                heads.push(name.to_owned());
+                at_start = false;
+            }
+            _ => {}
+        }
+    }
+    heads
+}
+
+fn has_unsafe(text: &str) -> bool {
+    tokens(&blanked(text)).iter().any(|token| token == "unsafe")
+}
+
+/// Words, `::`, and every other character by itself.
+fn tokens(text: &str) -> Vec<String> {
+    let mut tokens: Vec<String> = Vec::new();
+    let mut in_word = false;
+    for c in text.chars() {
+        let word = c.is_alphanumeric() || c == '_';
+        match tokens.last_mut() {
+            Some(last) if word && in_word => last.push(c),
+            Some(last) if c == ':' && last == ":" => last.push(c),
+            _ if c.is_whitespace() => {}
+            _ => tokens.push(c.to_string()),
+        }
+        in_word = word;
+    }
+    tokens
+}
+
+/// `text` without comments and without the content of literals.
+fn blanked(text: &str) -> String {
+    let mut rest = text;
+    let mut out = String::new();
+    while let Some(c) = rest.chars().next() {
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if c == '"' {
+            quoted(rest, '"')
+        } else if rest.starts_with("r\"") || rest.starts_with("r#") {
+            raw_string(rest).unwrap_or(0)
+        } else if c == '\'' {
+            char_literal(rest).unwrap_or(0)
+        } else {
+            0
+        };
+        if skipped == 0 {
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+        } else {
+            out.push(' ');
+            rest = &rest[skipped..];
+        }
+    }
+    out
+}
+
+fn block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        let rest = &text[at..];
+        let step = if rest.starts_with("/*") {
+            depth += 1;
+            2
+        } else if rest.starts_with("*/") {
+            depth -= 1;
+            2
+        } else {
+            rest.chars().next().map_or(1, char::len_utf8)
+        };
+        at += step;
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+/// The length of a literal that starts and ends with `quote`.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            _ if c == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn raw_string(text: &str) -> Option<usize> {
+    let hashes = text[1..].chars().take_while(|&c| c == '#').count();
+    let content = text[1 + hashes..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    Some(content.find(&end).map_or(text.len(), |at| 2 + hashes + at + end.len()))
+}
+
+/// The length of a character literal; `None` for a lifetime.
+fn char_literal(text: &str) -> Option<usize> {
+    let mut chars = text.chars().skip(1);
+    let (first, second) = (chars.next()?, chars.next()?);
+    (first == '\\' || second == '\'').then(|| quoted(text, '\''))
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|name| *name == module)
+}
+
+/// The top-level module that a file belongs to; none for the crate's roots.
+fn module_of(file: &Path) -> Option<String> {
+    let inside = file.strip_prefix(root().join("src")).ok()?;
+    let first = inside.iter().next()?.to_str()?;
+    (!ROOTS.contains(&first)).then(|| first.trim_end_matches(".rs").to_owned())
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The Rust files under `directory`, if there is one.
+fn sources(directory: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![root().join(directory)];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}

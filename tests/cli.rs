@@ -1,0 +1,219 @@
+//! The program as scripts see it: exit codes, and messages on the right stream.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers as well")]
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+fn ftp_alg(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ftp-alg")).args(arguments).output().unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn outcome(arguments: &[&str]) -> (i32, String, String) {
+    let output = ftp_alg(arguments);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+    fn config(&self, text: &str) -> String {
+        let path = self.path("ftp-alg.toml");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_valid_configuration_is_said_to_be_valid() {
+    let place = Place::new();
+    let file = place.config("control-ports = [21, 2121]\n[pinhole]\nmark = 0x10000000\n");
+    let expected = (0, format!("{file}: valid\n"), String::new());
+    assert_eq!(outcome(&["check", "--config", &file]), expected);
+}
+
+#[test]
+fn an_empty_configuration_is_valid() {
+    let place = Place::new();
+    assert_eq!(outcome(&["check", "--config", &place.config("")]).0, 0);
+}
+
+#[test]
+fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
+    let place = Place::new();
+    let file = place.config("\n\n\n\n\n[pinhole]\nmark = 0x80000000\n");
+    let problem = "pinhole.mark: 0x80000000 is not within mark-mask 0x70000000";
+    let expected = (2, String::new(), format!("ftp-alg: {file}:7:8: {problem}\n"));
+    for command in [&["check"][..], &["rules", "nftables"], &["run"]] {
+        let arguments = [command, &["--config", &file]].concat();
+        assert_eq!(outcome(&arguments), expected, "{command:?}");
+    }
+}
+
+#[test]
+fn each_wrong_value_gets_a_line() {
+    let place = Place::new();
+    let file = place.config("queue.workers = 0\npolicy.require-login = 1\n");
+    let (code, _, stderr) = outcome(&["check", "--config", &file]);
+    assert_eq!((code, stderr.lines().count()), (2, 2), "{stderr}");
+    assert!(stderr.lines().all(|line| line.starts_with("ftp-alg: /")), "{stderr}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest_known_one() {
+    let place = Place::new();
+    let file = place.config("[policy]\nrequire-logn = true\n");
+    let (code, _, stderr) = outcome(&["check", "--config", &file]);
+    assert_eq!(code, 2);
+    let expected = ":2:1: policy.require-logn: unknown key; did you mean `require-login`?\n";
+    assert!(stderr.ends_with(expected), "{stderr}");
+}
+
+#[test]
+fn what_this_version_does_not_serve_is_refused() {
+    let place = Place::new();
+    let file = place.config("[metrics]\nlisten = \"127.0.0.1:9821\"\n");
+    for command in ["check", "run"] {
+        let (code, _, stderr) = outcome(&[command, "--config", &file]);
+        assert_eq!(code, 2);
+        assert!(stderr.contains(":2:10: metrics.listen: \"127.0.0.1:9821\" is not"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_named_must_exist() {
+    let place = Place::new();
+    let path = place.path("absent.toml");
+    let (code, _, stderr) = outcome(&["check", "--config", path.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    assert!(stderr.starts_with("ftp-alg: cannot read the configuration /"), "{stderr}");
+    assert!(stderr.contains("absent.toml: No such file"), "{stderr}");
+}
+
+#[test]
+fn without_a_daemon_the_socket_is_named_and_how_to_start_one() {
+    let place = Place::new();
+    let socket = place.path("none.sock");
+    let socket = socket.to_str().unwrap();
+    for command in ["status", "sessions", "pinholes"] {
+        let expected = format!(
+            "ftp-alg: no daemon answers on {socket}: start one with `ftp-alg run`, or name its \
+             socket with --socket\n"
+        );
+        assert_eq!(outcome(&[command, "--socket", socket]), (1, String::new(), expected));
+    }
+}
+
+#[test]
+fn waiting_for_a_daemon_ends_in_time() {
+    let place = Place::new();
+    let socket = place.path("none.sock");
+    let started = Instant::now();
+    let (code, _, stderr) =
+        outcome(&["status", "--wait", "0.3", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("no daemon was ready on /"), "{stderr}");
+    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&started.elapsed()));
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_exit_code_2() {
+    let cases: [&[&str]; 8] = [
+        &[],
+        &["frobnicate"],
+        &["--frobnicate"],
+        &["status", "--jsn"],
+        &["status", "--wait", "-1"],
+        &["rules"],
+        &["rules", "pf"],
+        &["replay"],
+    ];
+    for arguments in cases {
+        let (code, stdout, stderr) = outcome(arguments);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{arguments:?}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.starts_with("ftp-alg: "), "{stderr}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in ["run", "check", "rules", "status", "sessions", "pinholes", "replay", "demo"] {
+        let (code, stdout, stderr) = outcome(&[command, "--help"]);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.contains(&format!("Usage: ftp-alg {command}")), "{stdout}");
+    }
+    let (code, stdout, _) = outcome(&["--version"]);
+    assert_eq!((code, stdout), (0, format!("ftp-alg {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn a_closed_standard_output_ends_the_program_quietly() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+        .arg("--help")
+        .stdout(closed_pipe())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+}
+
+/// The writing end of a pipe that nobody reads.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn a_full_standard_output_is_an_error() {
+    if !Path::new("/dev/full").exists() {
+        return;
+    }
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_ftp-alg")).arg("--version").stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("ftp-alg: cannot write the output: No space left"), "{stderr}");
+}
+
+#[test]
+fn a_log_filter_that_means_nothing_is_wrong_usage() {
+    let place = Place::new();
+    let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+        .args(["run", "--config", &place.config("")])
+        .env("FTP_ALG_LOG", "ftp=loud")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("ftp-alg: FTP_ALG_LOG=ftp=loud: "), "{stderr}");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_is_an_error() {
+    let place = Place::new();
+    let config = place.config("");
+    let socket = place.path("s");
+    let arguments =
+        ["run", "--state-dir", &config, "--config", &config, "--socket", socket.to_str().unwrap()];
+    let (code, _, stderr) = outcome(&arguments);
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("ftp-alg: cannot use the directory /"), "{stderr}");
+}

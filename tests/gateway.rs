@@ -1,0 +1,555 @@
+//! The kernel's edge against the real kernel, with real traffic in network namespaces.
+//!
+//! Needs root; without it each test says so and does nothing.
+
+#![allow(unsafe_code)]
+
+#[path = "gateway/lab.rs"]
+mod lab;
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    time::{Duration, Instant},
+};
+
+use ftp_alg::{
+    engine::{Attention, Kernel as _, KernelError, Pinhole, Translation},
+    gateway::{
+        Decision, GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters,
+        Table, rules,
+    },
+};
+use lab::{
+    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, GATEWAY_INSIDE, Lab, SERVER, SERVER2, SERVER6,
+    at, connect, exchange, inside, ip, listen,
+};
+
+const LIFETIME: Duration = Duration::from_secs(20);
+
+/// Expands to an early return without root.
+macro_rules! need_root {
+    () => {
+        // SAFETY: it cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("skipped: needs root");
+            return;
+        }
+    };
+}
+
+/// A gateway with our table loaded.
+struct Ready {
+    lab: Lab,
+    kernel: LinuxKernel,
+    table: Option<Table>,
+}
+
+impl Ready {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let (kernel, table) = lab.on_gateway(|| {
+            let parameters = RuleParameters::default();
+            (LinuxKernel::new(&parameters).unwrap(), Table::install(&parameters).unwrap())
+        });
+        Self { lab, kernel, table: Some(table) }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // Removing it must happen where it is.
+        let table = self.table.take();
+        self.lab.on_gateway(|| drop(table));
+    }
+}
+
+fn pinhole(initiator: &str, arrival: SocketAddr) -> Pinhole {
+    let initiator = ip(initiator);
+    Pinhole { initiator, arrival, target: arrival, source: initiator }
+}
+
+/// Reads the queue until `done`, deciding by `judge`.
+fn serve(
+    queue: &mut Queue,
+    mut judge: impl FnMut(&[u8]) -> Judgement,
+    mut done: impl FnMut() -> bool,
+) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < end, "no end after 10 s");
+        let mut poll =
+            libc::pollfd { fd: queue.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live structure.
+        unsafe { libc::poll(&raw mut poll, 1, 20) };
+        queue.receive().unwrap();
+        let (packets, mut verdicts) = queue.batch();
+        for packet in packets {
+            match judge(packet.payload) {
+                Judgement::Pass => verdicts.verdict(packet.id, Decision::Accept).unwrap(),
+                Judgement::Drop => verdicts.verdict(packet.id, Decision::Drop).unwrap(),
+                Judgement::Replace(with) => {
+                    verdicts.verdict(packet.id, Decision::Replace(&with)).unwrap();
+                }
+            }
+        }
+        verdicts.flush().unwrap();
+    }
+}
+
+enum Judgement {
+    Pass,
+    Drop,
+    Replace(Vec<u8>),
+}
+
+/// The TCP payload of a packet, and whether it is a pure acknowledgement.
+fn tcp(packet: &[u8]) -> (Vec<u8>, bool) {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("no TCP") };
+    let pure = tcp.payload().is_empty() && !(tcp.syn() || tcp.fin() || tcp.rst());
+    (tcp.payload().to_vec(), pure)
+}
+
+/// The packet with another payload of the same length.
+fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
+    let headers = etherparse::PacketHeaders::from_ip_slice(packet).unwrap();
+    let (
+        Some(etherparse::NetHeaders::Ipv4(ip, _)),
+        Some(etherparse::TransportHeader::Tcp(mut tcp)),
+    ) = (headers.net, headers.transport)
+    else {
+        panic!("no TCP over IPv4")
+    };
+    tcp.checksum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
+    let mut bytes = Vec::new();
+    ip.write_raw(&mut bytes).unwrap();
+    tcp.write(&mut bytes).unwrap();
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+#[test]
+fn the_table_replaces_itself_and_leaves_nothing() {
+    need_root!();
+    let lab = Lab::new();
+    lab.masquerade();
+    let before = lab.gateway_sh("nft list ruleset");
+    lab.on_gateway(|| {
+        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
+        Table::install(&parameters).unwrap().keep();
+        let once = lab.gateway_sh("nft list table inet ftp_alg");
+        let table = Table::install(&parameters).unwrap();
+        assert_eq!(lab.gateway_sh("nft list table inet ftp_alg"), once);
+        assert!(once.contains("elements = { 21, 2121 }"));
+        table.remove().unwrap();
+    });
+    assert_eq!(lab.gateway_sh("nft list ruleset"), before);
+    lab.on_gateway(|| drop(Table::install(&RuleParameters::default()).unwrap()));
+    assert_eq!(lab.gateway_sh("nft list ruleset"), before);
+}
+
+#[test]
+fn all_ways_of_queueing_load() {
+    need_root!();
+    let lab = Lab::new();
+    let detected = lab.on_gateway(QueueStatement::detect).unwrap();
+    eprintln!("this kernel queues by {detected:?}");
+    let ways = match detected {
+        QueueStatement::Native => &[QueueStatement::Native, QueueStatement::Xtables][..],
+        _ => &[QueueStatement::Xtables],
+    };
+    for way in ways {
+        lab.on_gateway(|| {
+            let parameters = RuleParameters::default();
+            let table = Table::install_with(&parameters, *way).unwrap();
+            let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
+            assert!(text.contains("2100") && !text.contains("drop"), "{text}");
+            table.remove().unwrap();
+            Table::install_with(&parameters, QueueStatement::Operator).unwrap();
+        });
+    }
+    assert_eq!(lab.gateway_sh("nft list ruleset"), "");
+}
+
+#[test]
+fn the_queue_passes_replaces_and_drops() {
+    need_root!();
+    let ready = Ready::new();
+    pass_replace_drop(&ready.lab);
+}
+
+#[test]
+fn iptables_rules_queue_the_same_packets() {
+    need_root!();
+    let lab = Lab::new();
+    let parameters = RuleParameters::default();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("rules");
+    std::fs::write(&file, rules::render_iptables(&parameters)).unwrap();
+    let load = format!("iptables-restore --noflush {0} && {0}", file.display());
+    let load = load.replace("&& ", "&& iptables-restore --noflush ");
+    lab.gateway_sh(&load);
+    std::fs::write(&file, rules::render_ip6tables(&parameters)).unwrap();
+    lab.gateway_sh(&format!("ip6tables-restore --noflush {}", file.display()));
+    pass_replace_drop(&lab);
+}
+
+/// Needs rules that queue on the gateway.
+fn pass_replace_drop(lab: &Lab) {
+    let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
+    let listener = listen(&lab.server, at(SERVER, 21));
+    let (mut dropped, mut replaced) = (false, false);
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
+            let (mut server, _) = exchange(&mut client, &listener);
+            client.write_all(b"hello").unwrap();
+            let mut text = [0; 5];
+            server.read_exact(&mut text).unwrap();
+            // A pure acknowledgement takes the way of the next payload.
+            std::thread::sleep(Duration::from_millis(100));
+            server.write_all(b"z").unwrap();
+            drop(server);
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).unwrap();
+            (text, rest)
+        });
+        let judge = |packet: &[u8]| {
+            let (payload, pure) = tcp(packet);
+            assert!(!pure, "a pure acknowledgement was queued");
+            match payload.as_slice() {
+                b"hello" if !dropped => {
+                    dropped = true;
+                    Judgement::Drop
+                }
+                b"hello" => {
+                    replaced = true;
+                    Judgement::Replace(with_payload(packet, b"HELLO"))
+                }
+                _ => Judgement::Pass,
+            }
+        };
+        serve(&mut queue, judge, || traffic.is_finished());
+        assert_eq!(traffic.join().unwrap(), (*b"HELLO", b"z".to_vec()));
+    });
+    assert!(dropped && replaced);
+    assert_eq!((queue.overruns(), queue.malformed(), queue.refused()), (0, 0, 0));
+}
+
+#[test]
+fn a_taken_queue_is_named_with_its_owner() {
+    need_root!();
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        let _first = Queue::open(2100).unwrap();
+        let error = Queue::open(2100).unwrap_err();
+        assert!(matches!(error, GatewayError::QueueTaken { number: 2100, .. }), "{error}");
+        assert!(error.to_string().starts_with("queue 2100 is taken by another program ("));
+        assert!(Queue::open(2101).is_ok());
+    });
+    assert!(lab.on_gateway(|| Queue::open(2100)).is_ok());
+}
+
+#[test]
+fn without_a_reader_control_connections_pass_unless_they_need_one() {
+    need_root!();
+    let mut ready = Ready::new();
+    let lab = &ready.lab;
+    let listener = listen(&lab.server, at(SERVER, 21));
+    let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
+    let (mut server, peer) = exchange(&mut client, &listener);
+    let control = Translation::identity(peer, at(SERVER, 21));
+    ready.kernel.attend(&control, Attention::Every).unwrap();
+    client.write_all(b"held").unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut text = [0; 4];
+    assert!(server.read(&mut text).is_err(), "it passed unseen");
+    let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
+    let (mut pure, mut read) = (0, 0);
+    server.set_nonblocking(true).unwrap();
+    serve(
+        &mut queue,
+        |packet| {
+            pure += u32::from(tcp(packet).1);
+            Judgement::Pass
+        },
+        || {
+            read += server.read(&mut text).unwrap_or_default();
+            read == 4
+        },
+    );
+    let end = Instant::now() + Duration::from_millis(200);
+    let judge = |packet: &[u8]| {
+        pure += u32::from(tcp(packet).1);
+        Judgement::Pass
+    };
+    serve(&mut queue, judge, || Instant::now() > end);
+    assert!(pure > 0, "acknowledgements must be queued, too");
+    drop(queue);
+    ready.kernel.attend(&control, Attention::None).unwrap();
+    let mut queue = ready.lab.on_gateway(|| Queue::open(2100)).unwrap();
+    server.set_nonblocking(false).unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    client.write_all(b"free").unwrap();
+    server.read_exact(&mut text).unwrap();
+    assert_eq!(queue.receive().unwrap(), 0);
+}
+
+#[test]
+fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    ready.lab.drop_by_default();
+    let hole = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    ready.kernel.open(&hole, LIFETIME).unwrap();
+    let listener = listen(&ready.lab.client, hole.target);
+    let server = &ready.lab.server;
+    assert!(connect(server, SERVER2, hole.arrival).is_err(), "another initiator came in");
+    assert_eq!(ready.kernel.list_open().unwrap().len(), 1);
+    let mut first = connect(server, SERVER, hole.arrival).unwrap();
+    assert!(ready.kernel.list_open().unwrap().is_empty());
+    assert_eq!(exchange(&mut first, &listener).1.ip(), hole.source);
+    assert!(connect(server, SERVER, hole.arrival).is_err(), "a second connection came in");
+    // Used pinholes close without complaint, and established connections stay.
+    ready.kernel.close(&hole).unwrap();
+    first.write_all(b"on").unwrap();
+    // What is left of the first does not translate the second.
+    let other = Pinhole { target: at(CLIENT, 4001), ..hole };
+    ready.kernel.open(&other, LIFETIME).unwrap();
+    let listener = listen(&ready.lab.client, other.target);
+    let mut second = connect(server, SERVER, other.arrival).unwrap();
+    exchange(&mut second, &listener);
+}
+
+#[test]
+fn leftovers_of_a_used_pinhole_are_replaced() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    for (port, source) in [(4000, EXTERNAL), (4000, EXTERNAL2), (4001, EXTERNAL), (4001, EXTERNAL2)]
+    {
+        let hole = Pinhole {
+            target: at(SERVER, port),
+            source: ip(source),
+            ..pinhole(CLIENT, at(SERVER2, 50_000))
+        };
+        ready.kernel.open(&hole, LIFETIME).unwrap();
+        let listener = listen(&ready.lab.server, hole.target);
+        let mut stream = connect(&ready.lab.client, CLIENT, hole.arrival).unwrap();
+        assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    }
+}
+
+#[test]
+fn a_pinhole_s_source_is_shown_whatever_the_operator_translates() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    ready.lab.drop_by_default();
+    for (port, source) in [(5000, EXTERNAL2), (5001, CLIENT)] {
+        let arrival = at(SERVER, port);
+        let hole = Pinhole { source: ip(source), ..pinhole(CLIENT, arrival) };
+        ready.kernel.open(&hole, LIFETIME).unwrap();
+        let listener = listen(&ready.lab.server, arrival);
+        let mut stream = connect(&ready.lab.client, CLIENT, arrival).unwrap();
+        assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    }
+    let listing = ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null");
+    assert_eq!(listing.matches("mark=1073741824").count(), 2, "{listing}");
+}
+
+#[test]
+fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    let hole = Pinhole { target: at(CLIENT6, 4000), ..pinhole(SERVER6, at(EXTERNAL6, 50_000)) };
+    ready.kernel.open(&hole, LIFETIME).unwrap();
+    assert_eq!(ready.kernel.list_open().unwrap()[0].arrival, hole.arrival);
+    let listener = listen(&ready.lab.client, hole.target);
+    let mut stream = connect(&ready.lab.server, SERVER6, hole.arrival).unwrap();
+    assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    assert!(connect(&ready.lab.server, SERVER6, hole.arrival).is_err());
+
+    let arrival = at(SERVER, 5000);
+    let hole = Pinhole { source: ip(EXTERNAL2), ..pinhole(EXTERNAL, arrival) };
+    ready.kernel.open(&hole, LIFETIME).unwrap();
+    let listener = listen(&ready.lab.server, arrival);
+    let mut stream = connect(&ready.lab.gateway, EXTERNAL, arrival).unwrap();
+    assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    assert!(ready.kernel.list_open().unwrap().is_empty());
+}
+
+#[test]
+fn an_unused_pinhole_expires_or_is_closed() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    let hole = pinhole(CLIENT, at(SERVER, 5000));
+    let _listener = listen(&ready.lab.server, hole.arrival);
+    ready.kernel.open(&hole, Duration::from_millis(300)).unwrap();
+    assert!(matches!(ready.kernel.open(&hole, LIFETIME), Err(KernelError::Taken)));
+    let open = ready.kernel.list_open().unwrap();
+    assert_eq!((open.len(), open[0].initiator, open[0].arrival), (1, hole.initiator, hole.arrival));
+    assert!(open[0].remaining <= Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(400));
+    assert!(ready.kernel.list_open().unwrap().is_empty());
+    assert!(connect(&ready.lab.client, CLIENT, hole.arrival).is_err());
+    ready.kernel.close(&hole).unwrap();
+    ready.kernel.open(&hole, LIFETIME).unwrap();
+    ready.kernel.close(&hole).unwrap();
+    assert!(connect(&ready.lab.client, CLIENT, hole.arrival).is_err());
+    ready.kernel.close(&hole).unwrap();
+    ready.kernel.close(&pinhole(CLIENT6, at(SERVER6, 1))).unwrap();
+    let mixed = pinhole(CLIENT6, at(SERVER, 1));
+    assert!(ready.kernel.open(&mixed, LIFETIME).is_err());
+    ready.lab.gateway_sh("nft delete table inet ftp_alg");
+    let error = ready.kernel.open(&hole, LIFETIME).unwrap_err();
+    assert!(error.to_string().contains("table inet ftp_alg is gone"), "{error}");
+}
+
+#[test]
+fn translations_are_found_from_the_visible_pair() {
+    need_root!();
+    let mut ready = Ready::new();
+    let nat = |rules: &str| {
+        ready.lab.gateway_sh(&format!(
+            "nft 'table ip nat; delete table ip nat; table ip nat {{ \
+                chain pre {{ type nat hook prerouting priority -100; }}; \
+                chain post {{ type nat hook postrouting priority 100; }}; }}; {rules}'"
+        ));
+    };
+    let snat = "add rule ip nat post oifname outside snat to 192.0.2.77";
+    let dnat = "add rule ip nat pre tcp dport 2121 dnat to 192.0.2.9:21";
+    let listener = listen(&ready.lab.server, at(SERVER, 21));
+    for (rules, dial) in [
+        (String::new(), at(SERVER, 21)),
+        (snat.into(), at(SERVER, 21)),
+        (dnat.into(), at(GATEWAY_INSIDE, 2121)),
+        (format!("{dnat}; {snat}"), at(GATEWAY_INSIDE, 2121)),
+    ] {
+        nat(&rules);
+        let mut stream = connect(&ready.lab.client, CLIENT, dial).unwrap();
+        let (_server, peer) = exchange(&mut stream, &listener);
+        let expected = Translation {
+            client: stream.local_addr().unwrap(),
+            client_external: peer,
+            server: at(SERVER, 21),
+            server_external: dial,
+        };
+        for (a, b) in [(expected.client, expected.server), (expected.server, expected.client)] {
+            assert_eq!(ready.kernel.translation(a, b).unwrap(), Some(expected), "{rules}");
+        }
+        if peer.ip() != expected.client.ip() {
+            // A pair that no packet shows at our hooks.
+            assert_eq!(ready.kernel.translation(peer, dial).unwrap(), None);
+        }
+    }
+    let listener = listen(&ready.lab.server, at(SERVER6, 21));
+    let mut stream = connect(&ready.lab.client, CLIENT6, at(SERVER6, 21)).unwrap();
+    let (_server, peer) = exchange(&mut stream, &listener);
+    let found = ready.kernel.translation(at(SERVER6, 21), peer).unwrap();
+    assert_eq!(found, Some(Translation::identity(peer, at(SERVER6, 21))));
+    let unknown = ready.kernel.translation(at(CLIENT, 1), at(SERVER, 1)).unwrap();
+    assert_eq!(unknown, None);
+}
+
+#[test]
+fn attention_changes_only_our_mark_bits() {
+    need_root!();
+    let mut ready = Ready::new();
+    let mark = |ready: &Ready| {
+        let text = ready.lab.gateway_sh("conntrack -L -p tcp --orig-port-dst 21 2>/dev/null");
+        let value = text.split("mark=").nth(1).unwrap().split(' ').next().unwrap();
+        value.parse::<u32>().unwrap()
+    };
+    ready.lab.gateway_sh(
+        "nft 'table ip marks { chain c { type filter hook forward priority 0; \
+            tcp dport 21 ct state new ct mark set 0x80000a5f; }; }'",
+    );
+    let listener = listen(&ready.lab.server, at(SERVER, 21));
+    let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
+    let (_server, peer) = exchange(&mut stream, &listener);
+    let control = ready.kernel.translation(peer, at(SERVER, 21)).unwrap().unwrap();
+    for (attention, bit) in [
+        (Attention::Every, 0x2000_0000),
+        (Attention::None, 0x1000_0000),
+        (Attention::Every, 0x2000_0000),
+    ] {
+        ready.kernel.attend(&control, attention).unwrap();
+        assert_eq!(mark(&ready), 0x8000_0a5f | bit);
+    }
+    let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));
+    let error = ready.kernel.attend(&gone, Attention::None).unwrap_err();
+    assert!(error.to_string().starts_with("mark the connection 10.0.0.2:1 -> 192.0.2.9:21: "));
+}
+
+#[test]
+fn a_connection_that_needs_every_packet_is_be_liberal() {
+    need_root!();
+    let mut ready = Ready::new();
+    // The queue is not read here, so `hold` must not have these packets.
+    ready.lab.gateway_sh("nft flush chain inet ftp_alg hold");
+    ready.lab.gateway_sh(
+        "nft 'table ip invalid { chain c { type filter hook prerouting priority 0; \
+            ct state invalid counter; }; }'",
+    );
+    let invalid = |ready: &Ready| {
+        let text = ready.lab.gateway_sh("nft list table ip invalid");
+        let count = text.split("packets ").nth(1).unwrap().split(' ').next().unwrap();
+        count.parse::<u32>().unwrap()
+    };
+    let listener = listen(&ready.lab.server, at(SERVER, 21));
+    let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
+    let (_server, peer) = exchange(&mut stream, &listener);
+    let outside_the_window = || {
+        let injector =
+            inside(&ready.lab.client, || Injector::new(&RuleParameters::default())).unwrap();
+        for from_client in [1_u32, 1 << 31] {
+            let mut packet = Vec::new();
+            etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 9], 64)
+                .tcp(peer.port(), 21, from_client, 1000)
+                .ack(from_client)
+                .write(&mut packet, b"far away")
+                .unwrap();
+            injector.inject(&packet).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    outside_the_window();
+    let before = invalid(&ready);
+    assert!(before > 0);
+    let control = Translation::identity(peer, at(SERVER, 21));
+    ready.kernel.attend(&control, Attention::Every).unwrap();
+    outside_the_window();
+    assert_eq!(invalid(&ready), before);
+}
+
+#[test]
+fn injected_packets_are_not_tracked() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    let receive = inside(&ready.lab.server, || {
+        let raw = socket2::Protocol::from(libc::IPPROTO_TCP);
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(raw)).unwrap()
+    });
+    receive.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 9], 64)
+        .tcp(1025, 21, 7, 1000)
+        .ack(8)
+        .write(&mut packet, b"payload")
+        .unwrap();
+    ready.kernel.inject(&packet).unwrap();
+    let mut buffer = [0; 2000];
+    let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
+    let (got, sent) = (&buffer[..length], &packet[..]);
+    // The kernel sets identification and IP checksum; addresses and the rest are ours.
+    assert_eq!((&got[12..], got[8]), (&sent[12..], sent[8]));
+    assert_eq!(ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null"), "");
+    assert!(ready.kernel.inject(b"no packet").is_err());
+}
