@@ -176,7 +176,7 @@ impl Engine {
             return Verdict::Accept;
         };
         control.last = now;
-        let from = control.side(packet.source());
+        let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
             now,
             index,
@@ -331,8 +331,12 @@ impl Engine {
         packet: &Packet<'_>,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
+        let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
+        let found = self.table.find(&key);
+        if found.is_some() && !packet.has(flags::SYN) {
+            return found;
+        }
         let (source, destination) = (packet.source(), packet.destination());
-        let found = self.table.find(&Key::between(source, destination));
         if packet.has(flags::SYN | flags::ACK) {
             if let Some(index) = found {
                 let entry = self.table.get_mut(index)?;
