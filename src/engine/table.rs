@@ -1,6 +1,10 @@
 //! The table of sessions: found by the two endpoints that a packet shows, whichever way it goes.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+    time::Instant,
+};
 
 use ahash::AHashMap;
 
@@ -11,7 +15,7 @@ use crate::{
 };
 
 /// The endpoints of a connection, the same for both directions.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     addresses: [u128; 2],
     ports: u32,
@@ -24,6 +28,14 @@ impl Key {
         let (low, high) = if a < b { (a, b) } else { (b, a) };
         let ports = u32::from(low.port) << 16 | u32::from(high.port);
         Self { addresses: [low.address, high.address], ports }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [low, high] = self.addresses;
+        state.write_u128(low);
+        state.write_u128(high ^ u128::from(self.ports) << 64);
     }
 }
 
