@@ -2,7 +2,7 @@
 //!
 //! Needs root; without it each test says so and does nothing.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::unwrap_used)]
 
 #[path = "gateway/lab.rs"]
 mod lab;

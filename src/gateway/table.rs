@@ -24,11 +24,7 @@ use super::{
 /// Chains that queue: what passes without a reader, what waits for one.
 const QUEUEING: [(&CStr, bool); 2] = [(c"inspect", true), (c"hold", false)];
 
-const FEATURES: &str = "queue rules";
-const NO_QUEUE: (&str, &str) = (
-    "nft_queue and no nft_compat",
-    "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
-);
+const QUEUE_RULES: &str = "queue rules";
 
 /// The table `inet ftp_alg`, loaded; removed when dropped.
 #[derive(Debug)]
@@ -47,24 +43,33 @@ impl QueueStatement {
             Err(GatewayError::RulesRefused { .. }) => {}
             Err(error) => return Err(error),
         }
-        let name = c"ftp_alg_probe";
-        let table = nftnl::Table::new(name, ProtoFamily::Inet);
-        let chain = Chain::new(c"c", &table);
-        let mut batch = Batch::new();
-        batch.object(&table, MsgType::Add);
-        batch.object(&chain, MsgType::Add);
-        let rule =
-            batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
-        batch.object(&table, MsgType::Del);
-        let outcome = send(&mut batch)?;
-        match outcome.first_error() {
-            None => Ok(Self::Xtables),
-            Some(libc::ENOENT) if outcome.failed_with(rule, libc::ENOENT) => {
-                let (feature, remedy) = NO_QUEUE;
-                Err(GatewayError::FeatureMissing { what: FEATURES.into(), feature, remedy })
-            }
-            Some(error) => Err(GatewayError::system(FEATURES, io::Error::from_raw_os_error(error))),
-        }
+        try_target(ProtoFamily::Ipv4)?;
+        try_target(ProtoFamily::Inet)?.map_or(Ok(Self::Xtables), |error| Err(no_queue(error)))
+    }
+}
+
+/// Tries the iptables target in a transaction that leaves nothing behind; returns the error
+/// number that its rule met with. Linux 6.1 loads the target's module by a name that begins with
+/// the family's, and has none for inet; trying it in family ip loads it for both.
+fn try_target(family: ProtoFamily) -> Result<Option<i32>, GatewayError> {
+    let table = nftnl::Table::new(c"ftp_alg_probe", family);
+    let chain = Chain::new(c"c", &table);
+    let mut batch = Batch::new();
+    batch.object(&table, MsgType::Add);
+    batch.object(&chain, MsgType::Add);
+    batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
+    batch.object(&table, MsgType::Del);
+    Ok(send(&mut batch)?.first_error())
+}
+
+fn no_queue(errno: i32) -> GatewayError {
+    match errno {
+        libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
+            what: QUEUE_RULES.into(),
+            feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
+            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
+        },
+        _ => GatewayError::system(QUEUE_RULES, io::Error::from_raw_os_error(errno)),
     }
 }
 
@@ -82,6 +87,7 @@ impl Table {
         nft(&["--file", "-"], &render_nftables(parameters, statement))?;
         let table = Self { statement, installed: true };
         if statement == QueueStatement::Xtables {
+            try_target(ProtoFamily::Ipv4)?;
             add_queue_rules(parameters)?;
         }
         Ok(table)
@@ -135,10 +141,7 @@ fn add_queue_rules(parameters: &RuleParameters) -> Result<(), GatewayError> {
         batch.flush_chain(name);
         batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
     }
-    match send(&mut batch)?.first_error() {
-        None => Ok(()),
-        Some(error) => Err(GatewayError::system(FEATURES, io::Error::from_raw_os_error(error))),
-    }
+    send(&mut batch)?.first_error().map_or(Ok(()), |error| Err(no_queue(error)))
 }
 
 fn send(batch: &mut Batch) -> Result<Outcome, GatewayError> {
