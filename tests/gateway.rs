@@ -21,6 +21,8 @@ use ftp_alg::{
         Table, rules,
     },
 };
+use socket2::{Domain, Protocol, Socket, Type};
+
 use lab::{
     CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, GATEWAY_INSIDE, Lab, SERVER, SERVER2, SERVER6,
     at, connect, exchange, inside, ip, listen,
@@ -324,6 +326,33 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     exchange(&mut second, &listener);
 }
 
+/// Without the limit in the rule file's sets, two of four came in at once in every second round.
+#[test]
+fn connections_at_the_same_moment_do_not_share_a_pinhole() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    for round in 0..40 {
+        let hole = pinhole(SERVER, at(CLIENT, 10_000 + round));
+        ready.kernel.open(&hole, LIFETIME).unwrap();
+        let _listener = listen(&ready.lab.client, hole.arrival);
+        let barrier = std::sync::Barrier::new(4);
+        let attempt = || {
+            inside(&ready.lab.server, || {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.bind(&at(SERVER, 0).into()).unwrap();
+                barrier.wait();
+                socket.connect_timeout(&hole.arrival.into(), Duration::from_millis(60)).is_ok()
+            })
+        };
+        let came_in = std::thread::scope(|scope| {
+            let attempts: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
+            attempts.into_iter().filter_map(|attempt| attempt.join().ok()).filter(|ok| *ok).count()
+        });
+        assert!(came_in <= 1, "{came_in} came in through one pinhole");
+    }
+}
+
 #[test]
 fn leftovers_of_a_used_pinhole_are_replaced() {
     need_root!();
@@ -534,8 +563,7 @@ fn injected_packets_are_not_tracked() {
     let mut ready = Ready::new();
     ready.lab.masquerade();
     let receive = inside(&ready.lab.server, || {
-        let raw = socket2::Protocol::from(libc::IPPROTO_TCP);
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(raw)).unwrap()
+        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap()
     });
     receive.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut packet = Vec::new();
