@@ -45,7 +45,7 @@ macro_rules! need_root {
 struct Ready {
     lab: Lab,
     kernel: LinuxKernel,
-    table: Option<Table>,
+    _table: Table,
 }
 
 impl Ready {
@@ -55,15 +55,7 @@ impl Ready {
             let parameters = RuleParameters::default();
             (LinuxKernel::new(&parameters).unwrap(), Table::install(&parameters).unwrap())
         });
-        Self { lab, kernel, table: Some(table) }
-    }
-}
-
-impl Drop for Ready {
-    fn drop(&mut self) {
-        // Removing it must happen where it is.
-        let table = self.table.take();
-        self.lab.on_gateway(|| drop(table));
+        Self { lab, kernel, _table: table }
     }
 }
 
@@ -252,6 +244,24 @@ fn a_taken_queue_is_named_with_its_owner() {
         assert!(Queue::open(2101).is_ok());
     });
     assert!(lab.on_gateway(|| Queue::open(2100)).is_ok());
+}
+
+#[test]
+fn without_rights_the_errors_say_what_is_needed() {
+    need_root!();
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        // SAFETY: the system call itself, unlike its wrapper, changes this thread only.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
+        let parameters = RuleParameters::default();
+        for error in [
+            Queue::open(2100).unwrap_err(),
+            Table::install(&parameters).unwrap_err(),
+            LinuxKernel::new(&parameters).unwrap_err(),
+        ] {
+            assert!(matches!(error, GatewayError::NotPermitted { .. }), "{error:?}");
+        }
+    });
 }
 
 #[test]
@@ -580,4 +590,18 @@ fn injected_packets_are_not_tracked() {
     assert_eq!((&got[12..], got[8]), (&sent[12..], sent[8]));
     assert_eq!(ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null"), "");
     assert!(ready.kernel.inject(b"no packet").is_err());
+
+    let receive = inside(&ready.lab.server, || {
+        Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::TCP)).unwrap()
+    });
+    receive.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let addresses = [CLIENT6, SERVER6].map(|a| a.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv6(addresses[0], addresses[1], 64)
+        .tcp(1025, 21, 7, 1000)
+        .write(&mut packet, b"payload")
+        .unwrap();
+    ready.kernel.inject(&packet).unwrap();
+    let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
+    assert_eq!(buffer[..length], packet[40..]);
 }

@@ -17,7 +17,7 @@ use nftnl_sys as sys;
 use super::{
     GatewayError,
     netlink::Socket,
-    nft::{self, Batch, Outcome},
+    nft::{self, Batch},
     rules::{QueueStatement, RuleParameters, TABLE, render_nftables},
 };
 
@@ -30,6 +30,8 @@ const QUEUE_RULES: &str = "queue rules";
 #[derive(Debug)]
 pub struct Table {
     statement: QueueStatement,
+    /// For the removal: of the namespace that the table is in, and opened with full rights.
+    socket: Socket,
     installed: bool,
 }
 
@@ -59,7 +61,8 @@ fn try_target(family: ProtoFamily) -> Result<Option<i32>, GatewayError> {
     batch.object(&chain, MsgType::Add);
     batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
     batch.object(&table, MsgType::Del);
-    Ok(send(&mut batch)?.first_error())
+    let mut socket = Socket::open().map_err(netlink_failed)?;
+    Ok(batch.send(&mut socket).map_err(netlink_failed)?.first_error())
 }
 
 fn no_queue(errno: i32) -> GatewayError {
@@ -84,11 +87,12 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
+        let socket = Socket::open().map_err(netlink_failed)?;
         nft(&["--file", "-"], &render_nftables(parameters, statement))?;
-        let table = Self { statement, installed: true };
+        let mut table = Self { statement, socket, installed: true };
         if statement == QueueStatement::Xtables {
             try_target(ProtoFamily::Ipv4)?;
-            add_queue_rules(parameters)?;
+            table.add_queue_rules(parameters)?;
         }
         Ok(table)
     }
@@ -106,47 +110,47 @@ impl Table {
     /// Removes the table, and nothing else.
     pub fn remove(mut self) -> Result<(), GatewayError> {
         self.installed = false;
-        remove()
+        self.delete()
+    }
+
+    fn delete(&mut self) -> Result<(), GatewayError> {
+        let mut batch = Batch::new();
+        batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
+        match batch.send(&mut self.socket).map_err(netlink_failed)?.first_error() {
+            None | Some(libc::ENOENT) => Ok(()),
+            Some(error) => {
+                let what = format!("removal of table inet {TABLE}");
+                Err(GatewayError::system(what, io::Error::from_raw_os_error(error)))
+            }
+        }
+    }
+
+    /// Puts the iptables target into the chains that queue, in the place of what is in them.
+    fn add_queue_rules(&mut self, parameters: &RuleParameters) -> Result<(), GatewayError> {
+        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
+        let mut batch = Batch::new();
+        for (name, bypass) in QUEUEING {
+            let chain = Chain::new(name, &table);
+            batch.flush_chain(name);
+            batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
+        }
+        let outcome = batch.send(&mut self.socket).map_err(netlink_failed)?;
+        outcome.first_error().map_or(Ok(()), |error| Err(no_queue(error)))
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
         if self.installed
-            && let Err(error) = remove()
+            && let Err(error) = self.delete()
         {
             tracing::warn!("{error}");
         }
     }
 }
 
-fn remove() -> Result<(), GatewayError> {
-    let mut batch = Batch::new();
-    batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
-    match send(&mut batch)?.first_error() {
-        None | Some(libc::ENOENT) => Ok(()),
-        Some(error) => {
-            let what = format!("removal of table inet {TABLE}");
-            Err(GatewayError::system(what, io::Error::from_raw_os_error(error)))
-        }
-    }
-}
-
-/// Puts the iptables target into the chains that queue, in the place of what is in them.
-fn add_queue_rules(parameters: &RuleParameters) -> Result<(), GatewayError> {
-    let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
-    let mut batch = Batch::new();
-    for (name, bypass) in QUEUEING {
-        let chain = Chain::new(name, &table);
-        batch.flush_chain(name);
-        batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
-    }
-    send(&mut batch)?.first_error().map_or(Ok(()), |error| Err(no_queue(error)))
-}
-
-fn send(batch: &mut Batch) -> Result<Outcome, GatewayError> {
-    let failed = |error| GatewayError::system("nf_tables", error);
-    batch.send(&mut Socket::open().map_err(failed)?).map_err(failed)
+fn netlink_failed(error: io::Error) -> GatewayError {
+    GatewayError::system("nf_tables", error)
 }
 
 /// Runs `nft` on `text`.
