@@ -1,16 +1,422 @@
-//! `ftp-alg demo`: each case, working, in network namespaces.
+//! `ftp-alg demo`: every case of the design's table, with real servers and clients, on a terminal.
+//!
+//! What is shown is read off the wire on both sides of the gateway and asked of the running daemon;
+//! nothing is taken from the engine's own account.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
+use serde_json::Value;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 use super::Failure;
+use crate::lab::{
+    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server, ServerKind,
+    Topology, Transfer,
+};
 
 /// Show each case working: gateway, clients and servers in network namespaces, with default drop
-#[derive(Args, Debug)]
-pub struct Demo {}
+///
+/// Needs root, and touches nothing outside its own namespaces. Ends with 0 only if every case
+/// worked.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Demo {
+    /// The program to show, instead of this one.
+    #[arg(long, hide = true, value_name = "FILE")]
+    executable: Option<PathBuf>,
+
+    /// Leave the port scans out (they take most of the time).
+    #[arg(long)]
+    no_scan: bool,
+}
+
+/// The cases: what the gateway does, and the server program there.
+const LABS: [(Topology, ServerKind); 3] = [
+    (Topology::Masquerade, ServerKind::Vsftpd),
+    (Topology::PublishedServer, ServerKind::Proftpd),
+    (Topology::Routed, ServerKind::PureFtpd),
+];
+
+/// A case of the table.
+struct Row {
+    topology: Topology,
+    server: ServerKind,
+    family: Family,
+    mode: Mode,
+    client: Client,
+    outcome: lab::Result<Shown>,
+}
+
+/// What a case showed.
+struct Shown {
+    before: String,
+    after: String,
+    pinhole: String,
+    elapsed: Duration,
+}
 
 impl Demo {
-    /// Builds the lab, runs every row, and takes it down.
+    /// Runs all cases; a failure if one of them did not work.
     pub fn run(&self) -> Result<(), Failure> {
-        Err(Failure::Failed("the demo is not part of this build".to_owned()))
+        let failed = self.show().map_err(Failure::failed)?;
+        match failed {
+            0 => Ok(()),
+            1 => Err(Failure::Failed("1 row of the table did not work".to_owned())),
+            many => Err(Failure::Failed(format!("{many} rows of the table did not work"))),
+        }
+    }
+
+    /// Runs all cases, and says how many rows of the table did not work.
+    fn show(&self) -> lab::Result<usize> {
+        lab::requirements()?;
+        clean_up_on_signals()?;
+        let executable = match &self.executable {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()
+                .map_err(|source| LabError::File { path: "/proc/self/exe".into(), source })?,
+        };
+        let paint = Paint { colours: io::stdout().is_terminal() };
+        let mut rows = Vec::new();
+        let mut closed = Vec::new();
+        for (topology, server) in LABS {
+            match self.show_lab(topology, server, &executable, paint, &mut rows) {
+                Ok(()) => closed.push((topology, Ok(()))),
+                Err(error) => {
+                    say(&format!("\n  {}: {error}\n", paint.red("FAILED")));
+                    // What was not reached did not work.
+                    fill(&mut rows, topology, server, &error);
+                    closed.push((topology, Err(error)));
+                }
+            }
+        }
+        say(&table(&rows, &closed, self.no_scan, paint));
+        let rows = rows.iter().filter(|row| row.outcome.is_err()).count();
+        Ok(rows + closed.iter().filter(|(_, outcome)| outcome.is_err()).count())
+    }
+
+    fn show_lab(
+        &self,
+        topology: Topology,
+        kind: ServerKind,
+        executable: &std::path::Path,
+        paint: Paint,
+        rows: &mut Vec<Row>,
+    ) -> lab::Result<()> {
+        let lab = Lab::new(topology)?;
+        say(&picture(&lab, kind, paint));
+        let server = Server::start(kind, &lab.server)?;
+        let before = lab.gateway.ruleset()?;
+        let mut daemon = Daemon::start(executable, &lab.gateway, "")?;
+        for (family, mode, client) in cases(topology) {
+            let title = format!("{family}, {mode}: {client} with {kind}");
+            say(&format!("  {}\n", paint.bold(&title)));
+            let outcome = show_case(&lab, &server, &daemon, family, mode, client);
+            match &outcome {
+                Ok(shown) => say(&describe(shown, &lab, family, mode, paint)),
+                Err(error) => say(&format!("    {} {error}\n", paint.red("FAILED"))),
+            }
+            rows.push(Row { topology, server: kind, family, mode, client, outcome });
+        }
+        nothing_open(&lab, &daemon)?;
+        if !self.no_scan {
+            scan(&lab)?;
+        }
+        daemon.stop()?;
+        if lab.gateway.ruleset()? != before {
+            return Err(LabError::Unexpected("the daemon left rules behind".to_owned()));
+        }
+        say(&format!("  {}\n", closing_words(self.no_scan)));
+        Ok(())
+    }
+}
+
+fn closing_words(no_scan: bool) -> &'static str {
+    if no_scan {
+        "afterwards: no pinhole, no set element, and after the daemon's end no rule of its own"
+    } else {
+        "afterwards: no pinhole, no set element, all 65,535 ports but 21 silent, no rule left"
+    }
+}
+
+/// Every pair of family and mode, each time with another client.
+fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
+    let clients = match topology {
+        Topology::Masquerade => [Client::Ncftp, Client::Lftp, Client::Curl, Client::Tnftp],
+        Topology::PublishedServer => [Client::Lftp, Client::Curl, Client::Tnftp, Client::Lftp],
+        Topology::Routed => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
+    };
+    [
+        (Family::V4, Mode::Active, clients[0]),
+        (Family::V4, Mode::Passive, clients[1]),
+        (Family::V6, Mode::Active, clients[2]),
+        (Family::V6, Mode::Passive, clients[3]),
+    ]
+}
+
+fn fill(rows: &mut Vec<Row>, topology: Topology, server: ServerKind, error: &LabError) {
+    for (family, mode, client) in cases(topology) {
+        let known = |row: &Row| (row.topology, row.family, row.mode) == (topology, family, mode);
+        if !rows.iter().any(known) {
+            let outcome = Err(LabError::Unexpected(error.to_string()));
+            rows.push(Row { topology, server, family, mode, client, outcome });
+        }
+    }
+}
+
+/// A download, an upload and a listing, then one more download that is held while its pinhole is
+/// looked at.
+fn show_case(
+    lab: &Lab,
+    server: &Server,
+    daemon: &Daemon,
+    family: Family,
+    mode: Mode,
+    client: Client,
+) -> lab::Result<Shown> {
+    let start = Instant::now();
+    let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
+    server.put("report", &body)?;
+    let near_client = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21")?;
+    let near_server = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21")?;
+    let address = lab.dialled(family);
+    let transfer = Transfer::new(client, &lab.client, server, address, mode);
+    if transfer.download("report")? != body {
+        return Err(LabError::Unexpected("the download has other bytes".to_owned()));
+    }
+    transfer.upload("letter", &body[1..])?;
+    if server.stored("letter")? != body[1..] {
+        return Err(LabError::Unexpected("the upload has other bytes".to_owned()));
+    }
+    let listing = transfer.list()?;
+    if !listing.contains("report") {
+        return Err(LabError::Unexpected(format!("the listing has no report: {listing}")));
+    }
+    let held = Held::start(&lab.client, server, address, mode, "report")?;
+    let pinholes = daemon.pinholes()?;
+    let [pinhole] = pinholes.as_slice() else {
+        return Err(LabError::Unexpected(format!("one pinhole expected: {pinholes:?}")));
+    };
+    if held.release()? != body.len() {
+        return Err(LabError::Unexpected("the held download has another length".to_owned()));
+    }
+    daemon.wait_closed(Duration::from_secs(2))?;
+    let (near_client, near_server) = (near_client.finish()?, near_server.finish()?);
+    for side in [&near_client, &near_server] {
+        let faults = side.faults()?;
+        if !faults.is_empty() {
+            return Err(LabError::Unexpected(format!("tshark objects: {}", faults.join("; "))));
+        }
+    }
+    // The target announces: its side has the announcement as it was made.
+    let (made, read) = match mode {
+        Mode::Active => (near_client, near_server),
+        Mode::Passive => (near_server, near_client),
+    };
+    Ok(Shown {
+        before: last_announcement(&made)?,
+        after: last_announcement(&read)?,
+        pinhole: describe_pinhole(pinhole),
+        elapsed: start.elapsed(),
+    })
+}
+
+/// The held download's: the pinhole shown is its.
+fn last_announcement(side: &Analysis) -> lab::Result<String> {
+    let announcements = side.announcements()?;
+    announcements
+        .last()
+        .cloned()
+        .ok_or_else(|| LabError::Unexpected("no announcement was captured".to_owned()))
+}
+
+/// The daemon's own words for a pinhole, whatever fields it has.
+fn describe_pinhole(pinhole: &Value) -> String {
+    let Value::Object(fields) = pinhole else { return pinhole.to_string() };
+    let words = fields.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("{name} {text}")
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
+    daemon.wait_closed(Duration::from_secs(2))?;
+    let elements = daemon.set_elements()?;
+    if !elements.is_empty() {
+        return Err(LabError::Unexpected(format!("still in the sets: {}", elements.join("; "))));
+    }
+    match lab.gateway.invalid_packets()? {
+        0 => Ok(()),
+        invalid => Err(LabError::Unexpected(format!("conntrack saw {invalid} invalid packets"))),
+    }
+}
+
+/// The stranger tries every port of the gateway, and of what stands behind it.
+fn scan(lab: &Lab) -> lab::Result<()> {
+    let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
+    let inner = match lab.spec().topology {
+        Topology::PublishedServer => &lab.server,
+        Topology::Masquerade | Topology::Routed => &lab.client,
+    };
+    targets.push(inner.address(Family::V4));
+    for target in targets {
+        let open = lab.third.scan(target, "1-65535")?;
+        if open.iter().any(|port| *port != 21) {
+            return Err(LabError::Unexpected(format!("open ports on {target}: {open:?}")));
+        }
+    }
+    Ok(())
+}
+
+fn describe(shown: &Shown, lab: &Lab, family: Family, mode: Mode, paint: Paint) -> String {
+    let (maker, reader) = match mode {
+        Mode::Active => ("client", "server"),
+        Mode::Passive => ("server", "client"),
+    };
+    let change = if shown.before == shown.after { "unchanged" } else { "rewritten" };
+    let dialled = lab.dialled(family);
+    let mut text = String::new();
+    let _ = writeln!(text, "    {maker} says      {}", shown.before);
+    let _ = writeln!(text, "    {reader} reads     {}  ({change})", shown.after);
+    let _ = writeln!(text, "    pinhole          {}", shown.pinhole);
+    let _ = writeln!(
+        text,
+        "    {}               download, upload and listing at {dialled}, bytes compared, {:.1} s",
+        paint.green("ok"),
+        shown.elapsed.as_secs_f64()
+    );
+    text
+}
+
+fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
+    let plan = &lab.spec().plan;
+    let (left, right) = match lab.spec().topology {
+        Topology::PublishedServer => (("server", plan.server), ("client", plan.client)),
+        Topology::Masquerade | Topology::Routed => {
+            (("client", plan.client), ("server", plan.server))
+        }
+    };
+    let does = match lab.spec().topology {
+        Topology::Masquerade => "masquerade, default drop",
+        Topology::PublishedServer => "port 21 by DNAT, default drop",
+        Topology::Routed => "no NAT, default drop",
+    };
+    let mut text = format!("\n{} ({kind})\n\n", paint.bold(&lab.spec().topology.to_string()));
+    let mut line = |a: &str, b: &str, c: &str| {
+        let _ = writeln!(text, "  {}", format!("{a:<18}   {b:<40}   {c}").trim_end());
+    };
+    let wall = format!("+{}+", "-".repeat(38));
+    line("", &wall, "");
+    line(left.0, &format!("|{:^38}|", "gateway: ftp-alg"), right.0);
+    line(
+        &left.1.v4.to_string(),
+        &format!("| {:<17} {:>18} |", plan.inside.v4, plan.outside.v4),
+        &right.1.v4.to_string(),
+    );
+    line(
+        &left.1.v6.to_string(),
+        &format!("| {:<17} {:>18} |", plan.inside.v6, plan.outside.v6),
+        &right.1.v6.to_string(),
+    );
+    line("", &format!("|{does:^38}|"), "");
+    line("", &wall, "");
+    text.push('\n');
+    text
+}
+
+fn table(
+    rows: &[Row],
+    closed: &[(Topology, lab::Result<()>)],
+    no_scan: bool,
+    paint: Paint,
+) -> String {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "\n{:<22} {:<6} {:<8} {:<10} {:<10} result",
+        "gateway", "", "", "client", "server"
+    );
+    for row in rows {
+        let outcome = match &row.outcome {
+            Ok(_) => paint.green("ok"),
+            Err(error) => format!("{} {}", paint.red("FAILED"), first_line(error)),
+        };
+        let _ = writeln!(
+            text,
+            "{:<22} {:<6} {:<8} {:<10} {:<10} {outcome}",
+            row.topology.to_string(),
+            row.family,
+            row.mode,
+            row.client,
+            row.server
+        );
+    }
+    let what =
+        if no_scan { "nothing open at the end" } else { "nothing open at the end, port scan" };
+    for (topology, outcome) in closed {
+        let outcome = match outcome {
+            Ok(()) => paint.green("ok"),
+            Err(error) => format!("{} {}", paint.red("FAILED"), first_line(error)),
+        };
+        let _ = writeln!(text, "{:<22} {what:<37} {outcome}", topology.to_string());
+    }
+    text
+}
+
+fn first_line(error: &LabError) -> String {
+    error.to_string().lines().next().unwrap_or_default().chars().take(120).collect()
+}
+
+/// Removes the labs when the demo is interrupted: a signal unwinds nothing.
+fn clean_up_on_signals() -> lab::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|source| LabError::Start { program: "the signal handler".to_owned(), source })?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            lab::remove_everything();
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
+fn say(text: &str) {
+    // A closed pipe (`ftp-alg demo | head`) is no reason to leave namespaces behind.
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
+
+/// Colours, on a terminal only.
+#[derive(Clone, Copy)]
+struct Paint {
+    colours: bool,
+}
+
+impl Paint {
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn green(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    fn red(self, text: &str) -> String {
+        self.wrap("31;1", text)
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.wrap("1", text)
     }
 }

@@ -227,7 +227,8 @@ impl<'a> Transfer<'a> {
                 command.args(["-V", &self.address.to_string(), &target, &source]);
             }
             Errand::List => {
-                command.arg(format!("ftp://{}/pub/", self.address));
+                // Its default, NLST -CF, is more than pyftpdlib takes.
+                command.arg("-l").arg(format!("ftp://{}/pub/", self.address));
             }
         }
         command

@@ -24,8 +24,11 @@ fn cache() -> PathBuf {
     cache.join("root")
 }
 
-/// `nobody`: the servers drop to it, and own files with it.
+/// `nobody`: the servers drop to it.
 const NOBODY: u32 = 65534;
+
+/// `daemon`: vsftpd's anonymous user must have a home that exists, which `nobody` has not.
+const DAEMON: u32 = 1;
 
 /// The name and the password of the login, where a server knows more than anonymous.
 const NAME: &str = "lab";
@@ -97,7 +100,8 @@ impl Server {
     pub fn start(kind: ServerKind, host: &Host) -> Result<Self> {
         let home = host.directory().join(format!("{}-{kind}", host.role()));
         let files = home.join("files");
-        prepare(&files).map_err(|source| LabError::File { path: files.clone(), source })?;
+        let owner = if kind == ServerKind::Vsftpd { DAEMON } else { NOBODY };
+        prepare(&files, owner).map_err(|source| LabError::File { path: files.clone(), source })?;
         let setup = Setup { host, home: &home, files: &files };
         let mut command = match kind {
             ServerKind::Vsftpd => setup.vsftpd()?,
@@ -142,11 +146,11 @@ impl Server {
     }
 }
 
-fn prepare(files: &Path) -> std::io::Result<()> {
+fn prepare(files: &Path, owner: u32) -> std::io::Result<()> {
     // The root is not writable (vsftpd insists for anonymous users), `pub` is.
     let shared = files.join("pub");
     fs::create_dir_all(&shared)?;
-    chown(&shared, Some(NOBODY), Some(NOBODY))?;
+    chown(&shared, Some(owner), Some(owner))?;
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o755))
 }
 
@@ -183,7 +187,7 @@ impl Setup<'_> {
             .map_err(|source| LabError::File { path: empty.clone(), source })?;
         let configuration = format!(
             "listen=NO\nlisten_ipv6=YES\nbackground=NO\n\
-             anonymous_enable=YES\nno_anon_password=NO\nftp_username=nobody\nnopriv_user=nobody\n\
+             anonymous_enable=YES\nno_anon_password=NO\nftp_username=daemon\nnopriv_user=nobody\n\
              anon_root={}\nwrite_enable=YES\nanon_upload_enable=YES\nanon_mkdir_write_enable=YES\n\
              anon_other_write_enable=YES\nanon_umask=022\nsecure_chroot_dir={}\n\
              connect_from_port_20=YES\nuse_localtime=NO\nxferlog_enable=NO\n\
@@ -211,7 +215,7 @@ impl Setup<'_> {
         let configuration = format!(
             "ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
              SocketBindTight off\nUseIPv6 on\nPort 21\nUseReverseDNS off\nWtmpLog off\n\
-             User nobody\nGroup nogroup\nUmask 022\nMaxInstances 30\nAllowOverwrite on\n\
+             DelayEngine off\nUser nobody\nGroup nogroup\nUmask 022\nMaxInstances 30\nAllowOverwrite on\n\
              RequireValidShell off\nAuthOrder mod_auth_file.c\nAuthUserFile {}\n\
              AuthPAM off\nDefaultRoot {files}\n\
              PidFile {home}/proftpd.pid\nScoreboardFile {home}/proftpd.scoreboard\n\
@@ -225,16 +229,18 @@ impl Setup<'_> {
     }
 
     fn pure_ftpd(&self) -> Result<Command> {
-        let passwords = self.home.join("pure.passwd");
         let database = self.home.join("pure.pdb");
         let unpacked = cache().join("usr/bin/pure-pw");
         let pure_pw = if unpacked.exists() { unpacked } else { PathBuf::from("pure-pw") };
-        let mut add = self.host.command(&pure_pw);
-        add.args(["useradd", NAME, "-u", "65534", "-g", "65534", "-d"]).arg(self.files);
-        add.arg("-f").arg(&passwords).arg("-F").arg(&database).arg("-m");
-        with_libraries(&mut add);
-        let twice = format!("{NAME}\n{NAME}\n");
-        self.host.finish(add, twice.as_bytes(), Duration::from_secs(20))?.success()?;
+        // Its own choice of hash takes seconds for each login.
+        let hash = crypt(self.host)?;
+        let files = self.files.display();
+        let line = format!("{NAME}:{hash}:{NOBODY}:{NOBODY}::{files}/./::::::::::::\n");
+        let passwords = self.write("pure.passwd", &line, 0o600)?;
+        let mut make = self.host.command(&pure_pw);
+        make.arg("mkdb").arg(&database).arg("-f").arg(&passwords);
+        with_libraries(&mut make);
+        self.host.finish(make, b"", Duration::from_secs(20))?.success()?;
         let mut command = self.host.command(ServerKind::PureFtpd.program());
         command.arg("-l").arg(format!("puredb:{}", database.display()));
         command.args(["-A", "-H", "-E", "-u", "1", "-U", "133:022"]);

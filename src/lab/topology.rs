@@ -281,6 +281,10 @@ impl Lab {
                 batch += &format!("route add {}/64 via {}\n", network6(inside.v6), outside.v6);
             }
         }
+        // There is no name service here: whoever looks up a name learns it at once.
+        for server in nameservers() {
+            batch += &format!("route add unreachable {server}\n");
+        }
         self.tune(host, &["eth0"], "")?;
         ip(&["-n", host.namespace()], &batch)
     }
@@ -328,6 +332,18 @@ fn addresses(interface: &str, v4: IpAddr, v6: IpAddr) -> String {
          address add {v6}/64 dev {interface} nodad\n\
          link set {interface} up\n"
     )
+}
+
+/// The machine's name servers, outside any network of the lab.
+fn nameservers() -> Vec<Ipv4Addr> {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let addresses =
+        text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
+    let mut servers: Vec<Ipv4Addr> =
+        addresses.filter(|address: &Ipv4Addr| !address.is_loopback()).collect();
+    servers.sort_unstable();
+    servers.dedup();
+    servers
 }
 
 fn network4(address: Ipv4Addr) -> Ipv4Addr {

@@ -11,12 +11,13 @@ A STEP is one of
   {"dial": true}            connects to what the last 227 or 229 announced, and reads
   {"dial": true, "later": true}   the same, but reads at {"drain": true}
   {"sleep": SECONDS}
-  {"gate": true}            prints `gate` and waits for a line on standard input
+  {"gate": FILE}            prints `gate` and waits until FILE exists
   {"abort": true}           resets the control connection
 Prints one JSON object: {"steps": [{"ms": M, "got": TEXT}, ...], "error": TEXT or null}. `ms` is how
 long the step took, so that whoever reads can tell a stall from an answer.
 """
 import json
+import os
 import re
 import socket
 import struct
@@ -109,7 +110,8 @@ def run(step):
         time.sleep(step["sleep"])
     if "gate" in step:
         print("gate", flush=True)
-        sys.stdin.readline()
+        while not os.path.exists(step["gate"]):
+            time.sleep(0.01)
     if "abort" in step:
         control.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         control.close()

@@ -1,13 +1,15 @@
-"""held.py HOST USER PASSWORD MODE PATH: one download that stops after its announcement.
+"""held.py HOST USER PASSWORD MODE PATH GATE: one download that stops after its announcement.
 
-Prints `announced` when the announcement was answered, waits for a line on standard input, fetches,
-and prints the number of bytes. MODE is `active` or `passive`.
+Prints `announced` when the announcement was answered, waits until the file GATE exists, fetches, and
+prints the number of bytes. MODE is `active` or `passive`.
 """
 import ftplib
+import os
 import socket
 import sys
+import time
 
-host, user, password, mode, path = sys.argv[1:]
+host, user, password, mode, path, gate = sys.argv[1:]
 ftp = ftplib.FTP(timeout=15)
 ftp.connect(host, 21)
 ftp.login(user, password)
@@ -17,7 +19,8 @@ if mode == "active":
 else:
     where = ftp.makepasv()
 print("announced", flush=True)
-sys.stdin.readline()
+while not os.path.exists(gate):
+    time.sleep(0.01)
 if mode == "active":
     ftp.sendcmd("RETR " + path)
     data, _ = listener.accept()
@@ -32,4 +35,4 @@ while chunk := data.recv(65536):
 data.close()
 ftp.voidresp()
 ftp.quit()
-print(size)
+print("bytes", size, flush=True)
