@@ -58,6 +58,8 @@ pub struct Packet<'a> {
 
 impl<'a> Packet<'a> {
     /// Checks and slices `bytes`, which start at the IP header.
+    // Inlined, as its result would go through memory in parts and be read back whole: a stall a packet.
+    #[inline(always)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let tcp = match bytes.first().map(|b| b >> 4) {
             Some(4) => {
