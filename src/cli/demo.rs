@@ -142,9 +142,9 @@ impl Demo {
 
 fn closing_words(no_scan: bool) -> &'static str {
     if no_scan {
-        "afterwards: no pinhole, no set element, and after the daemon's end no rule of its own"
+        "afterwards: no pinhole, nothing in its sets, and no rule left once it ended"
     } else {
-        "afterwards: no pinhole, no set element, all 65,535 ports but 21 silent, no rule left"
+        "afterwards: no pinhole, nothing in its sets, no port but 21, no rule left once it ended"
     }
 }
 

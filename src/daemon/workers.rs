@@ -252,7 +252,7 @@ impl Source for Shared {
         for engine in &self.engines {
             let engine = lock(engine);
             let counters = engine.counters();
-            status.sessions += engine.session_count() as u64;
+            status.sessions += engine.sessions().count() as u64;
             status.packets += counters.packets;
             status.rewrites += counters.rewrites;
             status.pinholes_opened += counters.pinholes_opened;

@@ -27,7 +27,7 @@ use crate::{
     ftp::Kind,
     packet::{self, Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -176,7 +176,7 @@ impl Engine {
             return Verdict::Accept;
         };
         control.last = now;
-        let from = control.side(packet.source());
+        let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
             now,
             index,
@@ -193,15 +193,15 @@ impl Engine {
         if over {
             bench.close_all("the control connection ended");
         }
-        let verdict = match (told, outcome.forward) {
+        if let Err(error) = &told {
+            bench.failed(error);
+        }
+        let verdict = match outcome.forward {
+            Forward::Unchanged => Verdict::Accept,
+            Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
-            (Err(error), Forward::Changed { .. }) => {
-                bench.failed(&error);
-                Verdict::Drop
-            }
-            (_, Forward::Unchanged) => Verdict::Accept,
-            (_, Forward::Not) => Verdict::Drop,
-            (Ok(()), Forward::Changed { seq, ack, payload, flags, urgent }) => {
+            Forward::Changed { .. } if told.is_err() => Verdict::Drop,
+            Forward::Changed { seq, ack, payload, flags, urgent } => {
                 let payload = payload.then_some(&self.payload[..]);
                 let edit = Edit { seq, ack, payload, flags, urgent };
                 let sent = session.map(from.peer());
@@ -247,9 +247,9 @@ impl Engine {
         for _ in 0..SWEEP.min(self.table.places()) {
             self.sweep = (self.sweep + 1) % self.table.places();
             let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
-            let limit = match session.state() {
-                "closing" => LINGER,
-                "new" => SILENCE,
+            let limit = match session.dialogue().phase() {
+                _ if session.is_over() => LINGER,
+                Phase::Silent => SILENCE,
                 _ => IDLE,
             };
             if now.saturating_duration_since(control.last) >= limit {
@@ -286,14 +286,10 @@ impl Engine {
         self.counters
     }
 
-    /// How many control connections are followed.
-    pub fn session_count(&self) -> usize {
-        self.table.len()
-    }
-
-    /// The control connections that are followed.
+    /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
-        self.table.iter().map(|Entry { session, control }| SessionInfo {
+        let open = self.table.iter().filter(|entry| !entry.session.is_over());
+        open.map(|Entry { session, control }| SessionInfo {
             id: control.id,
             translation: control
                 .translation
@@ -331,8 +327,12 @@ impl Engine {
         packet: &Packet<'_>,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
+        let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
+        let found = self.table.find(&key);
+        if found.is_some() && !packet.has(flags::SYN) {
+            return found;
+        }
         let (source, destination) = (packet.source(), packet.destination());
-        let found = self.table.find(&Key::between(source, destination));
         if packet.has(flags::SYN | flags::ACK) {
             if let Some(index) = found {
                 let entry = self.table.get_mut(index)?;

@@ -1,36 +1,42 @@
 //! The table of sessions: found by the two endpoints that a packet shows, whichever way it goes.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    hash::{Hash, Hasher},
+    net::SocketAddr,
     time::Instant,
 };
 
 use ahash::AHashMap;
 
 use super::{Attention, Translation, pinholes::Held};
-use crate::session::{Session, Side};
+use crate::{
+    packet::Endpoint,
+    session::{Session, Side},
+};
 
 /// The endpoints of a connection, the same for both directions.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    low: (u128, u16),
-    high: (u128, u16),
+    addresses: [u128; 2],
+    ports: u32,
 }
 
 impl Key {
     /// The key of the connection between `a` and `b`.
-    pub fn between(a: SocketAddr, b: SocketAddr) -> Self {
-        let (a, b) = (packed(a), packed(b));
-        Self { low: a.min(b), high: a.max(b) }
+    pub fn between(a: impl Into<Endpoint>, b: impl Into<Endpoint>) -> Self {
+        let (a, b) = (a.into(), b.into());
+        let (low, high) = if a < b { (a, b) } else { (b, a) };
+        let ports = u32::from(low.port) << 16 | u32::from(high.port);
+        Self { addresses: [low.address, high.address], ports }
     }
 }
 
-fn packed(endpoint: SocketAddr) -> (u128, u16) {
-    let address = match endpoint.ip() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    (address, endpoint.port())
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [low, high] = self.addresses;
+        state.write_u128(low);
+        state.write_u128(high ^ u128::from(self.ports) << 64);
+    }
 }
 
 /// What is known of a control connection besides its session.
@@ -56,8 +62,8 @@ pub struct Control {
 
 impl Control {
     /// Which end `source` is.
-    pub fn side(&self, source: SocketAddr) -> Side {
-        if source == self.client { Side::Client } else { Side::Server }
+    pub fn side(&self, source: impl Into<Endpoint>) -> Side {
+        if source.into() == self.client.into() { Side::Client } else { Side::Server }
     }
 }
 

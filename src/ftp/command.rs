@@ -31,19 +31,6 @@ pub enum Verb {
     Unknown,
 }
 
-/// Commands of RFC 959 and its extensions that a gateway does not look into (RFC 775, 1123, 1639,
-/// 2228, 2389, 2428, 2640, 3659, 4217, 7151, and what common clients and servers speak).
-const OTHER: [&[u8]; 53] = [
-    b"ABOR", b"ADAT", b"ALLO", b"AVBL", b"CDUP", b"CLNT", b"CONF", b"COMB", b"CSID", b"CWD",
-    b"DELE", b"DSIZ", b"ENC", b"ESTA", b"ESTP", b"FEAT", b"HELP", b"HOST", b"LANG", b"LPRT",
-    b"LPSV", b"MACB", b"MDTM", b"MFCT", b"MFF", b"MFMT", b"MIC", b"MKD", b"MLST", b"MODE", b"NOOP",
-    b"OPTS", b"PBSZ", b"PROT", b"PWD", b"QUIT", b"RANG", b"REST", b"RMD", b"RNFR", b"RNTO",
-    b"SITE", b"SIZE", b"SMNT", b"STAT", b"STRU", b"SYST", b"TYPE", b"XCRC", b"XCUP", b"XCWD",
-    b"XMKD", b"XPWD",
-];
-const TRANSFER: [&[u8]; 8] =
-    [b"APPE", b"LIST", b"MLSD", b"NLST", b"RETR", b"STOR", b"STOU", b"XLST"];
-
 /// One command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Command<'t> {
@@ -82,12 +69,15 @@ impl<'t> Command<'t> {
     }
 }
 
+/// The verbs of RFC 959 and its extensions (RFC 775, 1123, 1639, 2228, 2389, 2428, 2640, 3659, 4217,
+/// 7151, and what common clients and servers speak), shorter ones filled up with NUL. Text has no NUL.
+#[rustfmt::skip]
 fn classify(verb: &[u8], argument: &[u8]) -> Verb {
-    let mut upper = [0; 4];
-    let Some(name) = upper.get_mut(..verb.len()) else { return Verb::Unknown };
-    name.copy_from_slice(verb);
+    let mut name = [0; 4];
+    let Some(start) = name.get_mut(..verb.len()) else { return Verb::Unknown };
+    start.copy_from_slice(verb);
     name.make_ascii_uppercase();
-    match &*name {
+    match &name {
         b"PORT" => Verb::Port,
         b"EPRT" => Verb::Eprt,
         b"PASV" => Verb::Pasv,
@@ -96,9 +86,15 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"USER" | b"PASS" | b"ACCT" => Verb::Login,
         b"REIN" => Verb::Reinitialize,
         b"AUTH" => Verb::Auth,
-        b"CCC" => Verb::ClearCommandChannel,
-        name if TRANSFER.contains(&name) => Verb::Transfer,
-        name if OTHER.contains(&name) => Verb::Other,
+        b"CCC\0" => Verb::ClearCommandChannel,
+        b"APPE" | b"LIST" | b"MLSD" | b"NLST" | b"RETR" | b"STOR" | b"STOU" => Verb::Transfer,
+        b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
+        | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
+        | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
+        | b"MIC\0" | b"MKD\0" | b"MLST" | b"MODE" | b"NOOP" | b"OPTS" | b"PBSZ" | b"PROT"
+        | b"PWD\0" | b"QUIT" | b"RANG" | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE"
+        | b"SIZE" | b"SMNT" | b"STAT" | b"STRU" | b"SYST" | b"TYPE" | b"XCRC" | b"XCUP" | b"XCWD"
+        | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,
         _ => Verb::Unknown,
     }
 }

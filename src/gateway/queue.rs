@@ -160,6 +160,7 @@ impl Queue {
                 },
             }
         };
+        let malformed_before = self.malformed;
         for slot in 0..datagrams {
             let Some((start, datagram)) = self.receiver.datagram(slot) else { continue };
             let mut messages = Messages::new(datagram);
@@ -183,6 +184,9 @@ impl Queue {
                 }
             }
             self.malformed += u64::from(messages.malformed());
+        }
+        if self.malformed != malformed_before {
+            self.flush()?;
         }
         Ok(self.found.len())
     }

@@ -17,23 +17,21 @@ use nftnl_sys as sys;
 use super::{
     GatewayError,
     netlink::Socket,
-    nft::{self, Batch, Outcome},
+    nft::{self, Batch},
     rules::{QueueStatement, RuleParameters, TABLE, render_nftables},
 };
 
 /// Chains that queue: what passes without a reader, what waits for one.
 const QUEUEING: [(&CStr, bool); 2] = [(c"inspect", true), (c"hold", false)];
 
-const FEATURES: &str = "queue rules";
-const NO_QUEUE: (&str, &str) = (
-    "nft_queue and no nft_compat",
-    "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
-);
+const QUEUE_RULES: &str = "queue rules";
 
 /// The table `inet ftp_alg`, loaded; removed when dropped.
 #[derive(Debug)]
 pub struct Table {
     statement: QueueStatement,
+    /// For the removal: of the namespace that the table is in, and opened with full rights.
+    socket: Socket,
     installed: bool,
 }
 
@@ -47,24 +45,34 @@ impl QueueStatement {
             Err(GatewayError::RulesRefused { .. }) => {}
             Err(error) => return Err(error),
         }
-        let name = c"ftp_alg_probe";
-        let table = nftnl::Table::new(name, ProtoFamily::Inet);
-        let chain = Chain::new(c"c", &table);
-        let mut batch = Batch::new();
-        batch.object(&table, MsgType::Add);
-        batch.object(&chain, MsgType::Add);
-        let rule =
-            batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
-        batch.object(&table, MsgType::Del);
-        let outcome = send(&mut batch)?;
-        match outcome.first_error() {
-            None => Ok(Self::Xtables),
-            Some(libc::ENOENT) if outcome.failed_with(rule, libc::ENOENT) => {
-                let (feature, remedy) = NO_QUEUE;
-                Err(GatewayError::FeatureMissing { what: FEATURES.into(), feature, remedy })
-            }
-            Some(error) => Err(GatewayError::system(FEATURES, io::Error::from_raw_os_error(error))),
-        }
+        try_target(ProtoFamily::Ipv4)?;
+        try_target(ProtoFamily::Inet)?.map_or(Ok(Self::Xtables), |error| Err(no_queue(error)))
+    }
+}
+
+/// Tries the iptables target in a transaction that leaves nothing behind; returns the error
+/// number that its rule met with. Linux 6.1 loads the target's module by a name that begins with
+/// the family's, and has none for inet; trying it in family ip loads it for both.
+fn try_target(family: ProtoFamily) -> Result<Option<i32>, GatewayError> {
+    let table = nftnl::Table::new(c"ftp_alg_probe", family);
+    let chain = Chain::new(c"c", &table);
+    let mut batch = Batch::new();
+    batch.object(&table, MsgType::Add);
+    batch.object(&chain, MsgType::Add);
+    batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
+    batch.object(&table, MsgType::Del);
+    let mut socket = Socket::open().map_err(netlink_failed)?;
+    Ok(batch.send(&mut socket).map_err(netlink_failed)?.first_error())
+}
+
+fn no_queue(errno: i32) -> GatewayError {
+    match errno {
+        libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
+            what: QUEUE_RULES.into(),
+            feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
+            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
+        },
+        _ => GatewayError::system(QUEUE_RULES, io::Error::from_raw_os_error(errno)),
     }
 }
 
@@ -79,10 +87,12 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
+        let socket = Socket::open().map_err(netlink_failed)?;
         nft(&["--file", "-"], &render_nftables(parameters, statement))?;
-        let table = Self { statement, installed: true };
+        let mut table = Self { statement, socket, installed: true };
         if statement == QueueStatement::Xtables {
-            add_queue_rules(parameters)?;
+            try_target(ProtoFamily::Ipv4)?;
+            table.add_queue_rules(parameters)?;
         }
         Ok(table)
     }
@@ -100,50 +110,47 @@ impl Table {
     /// Removes the table, and nothing else.
     pub fn remove(mut self) -> Result<(), GatewayError> {
         self.installed = false;
-        remove()
+        self.delete()
+    }
+
+    fn delete(&mut self) -> Result<(), GatewayError> {
+        let mut batch = Batch::new();
+        batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
+        match batch.send(&mut self.socket).map_err(netlink_failed)?.first_error() {
+            None | Some(libc::ENOENT) => Ok(()),
+            Some(error) => {
+                let what = format!("removal of table inet {TABLE}");
+                Err(GatewayError::system(what, io::Error::from_raw_os_error(error)))
+            }
+        }
+    }
+
+    /// Puts the iptables target into the chains that queue, in the place of what is in them.
+    fn add_queue_rules(&mut self, parameters: &RuleParameters) -> Result<(), GatewayError> {
+        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
+        let mut batch = Batch::new();
+        for (name, bypass) in QUEUEING {
+            let chain = Chain::new(name, &table);
+            batch.flush_chain(name);
+            batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
+        }
+        let outcome = batch.send(&mut self.socket).map_err(netlink_failed)?;
+        outcome.first_error().map_or(Ok(()), |error| Err(no_queue(error)))
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
         if self.installed
-            && let Err(error) = remove()
+            && let Err(error) = self.delete()
         {
             tracing::warn!("{error}");
         }
     }
 }
 
-fn remove() -> Result<(), GatewayError> {
-    let mut batch = Batch::new();
-    batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
-    match send(&mut batch)?.first_error() {
-        None | Some(libc::ENOENT) => Ok(()),
-        Some(error) => {
-            let what = format!("removal of table inet {TABLE}");
-            Err(GatewayError::system(what, io::Error::from_raw_os_error(error)))
-        }
-    }
-}
-
-/// Puts the iptables target into the chains that queue, in the place of what is in them.
-fn add_queue_rules(parameters: &RuleParameters) -> Result<(), GatewayError> {
-    let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
-    let mut batch = Batch::new();
-    for (name, bypass) in QUEUEING {
-        let chain = Chain::new(name, &table);
-        batch.flush_chain(name);
-        batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
-    }
-    match send(&mut batch)?.first_error() {
-        None => Ok(()),
-        Some(error) => Err(GatewayError::system(FEATURES, io::Error::from_raw_os_error(error))),
-    }
-}
-
-fn send(batch: &mut Batch) -> Result<Outcome, GatewayError> {
-    let failed = |error| GatewayError::system("nf_tables", error);
-    batch.send(&mut Socket::open().map_err(failed)?).map_err(failed)
+fn netlink_failed(error: io::Error) -> GatewayError {
+    GatewayError::system("nf_tables", error)
 }
 
 /// Runs `nft` on `text`.

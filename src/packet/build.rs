@@ -48,14 +48,14 @@ impl<'a> Packet<'a> {
         }
         if edit.payload.is_none() {
             // RFC 1624: only what changed has to be summed.
-            let checksum = self.word(16);
+            let checksum = self.word::<16>();
             let updated = update_checksum(checksum, header, &out[self.tcp..self.payload]);
             out[self.tcp + 16..self.tcp + 18].copy_from_slice(&updated.to_be_bytes());
             out.extend_from_slice(payload);
         } else {
             out.extend_from_slice(payload);
-            set_lengths(out, self.source);
-            set_tcp_checksum(&mut out[self.tcp..], self.source, self.destination);
+            set_lengths(out, self.source().ip());
+            set_tcp_checksum(&mut out[self.tcp..], self.source().ip(), self.destination().ip());
         }
     }
 }

@@ -8,7 +8,7 @@
 mod build;
 mod seq;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
@@ -48,8 +48,8 @@ pub enum Malformed {
 pub struct Packet<'a> {
     /// The packet, without link-layer padding after it.
     bytes: &'a [u8],
-    source: IpAddr,
-    destination: IpAddr,
+    /// The TCP header without its options.
+    header: &'a [u8; 20],
     /// Where the TCP header starts.
     tcp: usize,
     /// Where the payload starts.
@@ -58,38 +58,22 @@ pub struct Packet<'a> {
 
 impl<'a> Packet<'a> {
     /// Checks and slices `bytes`, which start at the IP header.
+    // Inlined, as its result would go through memory in parts and be read back whole: a stall a packet.
+    #[inline(always)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) =
-            match bytes.first().map(|b| b >> 4) {
-                Some(4) => {
-                    let ip = Ipv4Slice::from_slice(bytes).map_err(|_| Malformed::Ip)?;
-                    let header = ip.header();
-                    (
-                        header.source_addr().into(),
-                        header.destination_addr().into(),
-                        tcp_bytes(ip.payload())?,
-                    )
-                }
-                Some(6) => {
-                    let ip = Ipv6Slice::from_slice(bytes).map_err(|_| Malformed::Ip)?;
-                    let header = ip.header();
-                    (
-                        header.source_addr().into(),
-                        header.destination_addr().into(),
-                        tcp_bytes(ip.payload())?,
-                    )
-                }
-                _ => return Err(Malformed::Ip),
-            };
-        let header = TcpSlice::from_slice(tcp).map_err(|_| Malformed::Tcp)?.header_slice().len();
+        let tcp = match bytes.first().map(|b| b >> 4) {
+            Some(4) => {
+                tcp_bytes(Ipv4Slice::from_slice(bytes).map_err(|_| Malformed::Ip)?.payload())
+            }
+            Some(6) => {
+                tcp_bytes(Ipv6Slice::from_slice(bytes).map_err(|_| Malformed::Ip)?.payload())
+            }
+            _ => Err(Malformed::Ip),
+        }?;
+        let length = TcpSlice::from_slice(tcp).map_err(|_| Malformed::Tcp)?.header_slice().len();
+        let header = tcp.first_chunk().ok_or(Malformed::Tcp)?;
         let start = tcp.as_ptr().addr() - bytes.as_ptr().addr();
-        Ok(Self {
-            bytes: &bytes[..start + tcp.len()],
-            source,
-            destination,
-            tcp: start,
-            payload: start + header,
-        })
+        Ok(Self { bytes: &bytes[..start + tcp.len()], header, tcp: start, payload: start + length })
     }
 
     /// The whole packet.
@@ -99,27 +83,37 @@ impl<'a> Packet<'a> {
 
     /// Address and port that it comes from.
     pub fn source(&self) -> SocketAddr {
-        SocketAddr::new(self.source, self.word(0))
+        SocketAddr::new(self.address(Side::Source), self.word::<0>())
     }
 
     /// Address and port that it goes to.
     pub fn destination(&self) -> SocketAddr {
-        SocketAddr::new(self.destination, self.word(2))
+        SocketAddr::new(self.address(Side::Destination), self.word::<2>())
+    }
+
+    /// As [`source`](Self::source), quick to compare.
+    pub fn source_endpoint(&self) -> Endpoint {
+        Endpoint { address: self.packed_address(Side::Source), port: self.word::<0>() }
+    }
+
+    /// As [`destination`](Self::destination), quick to compare.
+    pub fn destination_endpoint(&self) -> Endpoint {
+        Endpoint { address: self.packed_address(Side::Destination), port: self.word::<2>() }
     }
 
     /// The sequence number of its first payload byte (of the SYN, if it carries one).
     pub fn seq(&self) -> Seq {
-        Seq(self.long(4))
+        Seq(self.long::<4>())
     }
 
     /// The next byte that its sender expects; meaningless without [`flags::ACK`].
     pub fn ack(&self) -> Seq {
-        Seq(self.long(8))
+        Seq(self.long::<8>())
     }
 
     /// The control bits, see [`flags`].
     pub fn flags(&self) -> u8 {
-        self.bytes[self.tcp + 13]
+        self.header[13]
     }
 
     /// Whether all of the bits `which` are set.
@@ -129,12 +123,12 @@ impl<'a> Packet<'a> {
 
     /// The advertised window, as it stands (unscaled).
     pub fn window(&self) -> u16 {
-        self.word(14)
+        self.word::<14>()
     }
 
     /// The urgent pointer, if the packet says that it is meant.
     pub fn urgent(&self) -> Option<u16> {
-        self.has(flags::URG).then(|| self.word(18))
+        self.has(flags::URG).then(|| self.word::<18>())
     }
 
     /// What it carries.
@@ -152,7 +146,7 @@ impl<'a> Packet<'a> {
     /// Whether the TCP checksum is right. A receiver discards the packet if not.
     pub fn checksum_is_valid(&self) -> bool {
         let Ok(tcp) = TcpSlice::from_slice(&self.bytes[self.tcp..]) else { return false };
-        let computed = match (self.source, self.destination) {
+        let computed = match (self.address(Side::Source), self.address(Side::Destination)) {
             (IpAddr::V4(s), IpAddr::V4(d)) => tcp.calc_checksum_ipv4(s.octets(), d.octets()).ok(),
             (IpAddr::V6(s), IpAddr::V6(d)) => tcp.calc_checksum_ipv6(s.octets(), d.octets()).ok(),
             _ => None,
@@ -187,14 +181,65 @@ impl<'a> Packet<'a> {
         None
     }
 
-    fn word(&self, offset: usize) -> u16 {
-        let at = self.tcp + offset;
-        u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
+    fn is_v4(&self) -> bool {
+        self.bytes[0] >> 4 == 4
     }
 
-    fn long(&self, offset: usize) -> u32 {
-        u32::from(self.word(offset)) << 16 | u32::from(self.word(offset + 2))
+    fn address(&self, side: Side) -> IpAddr {
+        let packed = self.packed_address(side);
+        if self.is_v4() {
+            Ipv4Addr::from_bits(packed as u32).into()
+        } else {
+            Ipv6Addr::from_bits(packed).into()
+        }
     }
+
+    fn packed_address(&self, side: Side) -> u128 {
+        // An IPv4 header has 20 bytes at least, an IPv6 header 40.
+        let source = side == Side::Source;
+        if self.is_v4() {
+            let at = if source { 12 } else { 16 };
+            self.bytes[at..].first_chunk().map_or(0, |b| u128::from(u32::from_be_bytes(*b)))
+        } else {
+            let at = if source { 8 } else { 24 };
+            self.bytes[at..].first_chunk().map_or(0, |b| u128::from_be_bytes(*b))
+        }
+    }
+
+    fn word<const AT: usize>(&self) -> u16 {
+        u16::from_be_bytes([self.header[AT], self.header[AT + 1]])
+    }
+
+    fn long<const AT: usize>(&self) -> u32 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.header[AT + i]);
+        u32::from_be_bytes([a, b, c, d])
+    }
+}
+
+/// Address and port in one number each. IPv4 addresses are the numbers below 2^32: no connection
+/// has an IPv6 address among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The address.
+    pub address: u128,
+    /// The port.
+    pub port: u16,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(endpoint: SocketAddr) -> Self {
+        let address = match endpoint.ip() {
+            IpAddr::V4(v4) => u128::from(v4.to_bits()),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        Self { address, port: endpoint.port() }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
 }
 
 const OPTION_END: u8 = 0;
