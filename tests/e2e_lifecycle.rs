@@ -1,4 +1,5 @@
 //! The daemon's start and end: what it leaves behind, what passes without it, why it cannot start.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
 

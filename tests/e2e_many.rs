@@ -1,4 +1,5 @@
 //! A thousand transfers in a row in each mode, with a stranger scanning meanwhile.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
 

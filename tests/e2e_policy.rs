@@ -1,4 +1,5 @@
 //! What opens a pinhole and what does not, whom it admits, and when it closes.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The sessions that everyone quotes when explaining FTP behind NAT, byte for byte, judged by
 //! tshark on both sides of the gateway.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
 

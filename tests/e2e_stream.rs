@@ -1,4 +1,5 @@
 //! TCP is a stream: announcements cut anywhere, sent again, delayed by Nagle's algorithm.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
 
