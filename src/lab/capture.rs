@@ -123,13 +123,16 @@ impl Analysis {
         self.fields(filter, &["frame.number"]).map(|rows| rows.len())
     }
 
+    /// Packets with a wrong checksum, one line each.
+    pub fn wrong_checksums(&self) -> Result<Vec<String>> {
+        self.named("ip.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\"")
+    }
+
     /// Packets with a wrong checksum, and packets that acknowledge or follow bytes that never
     /// passed: what a faulty rewrite or sequence adjustment would look like. One line each.
     pub fn faults(&self) -> Result<Vec<String>> {
-        let mut faults = self.named(
-            "ip.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\" || \
-             tcp.analysis.ack_lost_segment",
-        )?;
+        let mut faults = self.wrong_checksums()?;
+        faults.extend(self.named("tcp.analysis.ack_lost_segment")?);
         faults.extend(self.gaps()?);
         Ok(faults)
     }
