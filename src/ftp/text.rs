@@ -19,6 +19,7 @@ pub struct Text<'a> {
     /// Where each byte stood in the line; empty when they stand as they stood from `start`.
     origins: Vec<usize>,
     start: usize,
+    indented: bool,
 }
 
 impl<'a> Text<'a> {
@@ -29,7 +30,8 @@ impl<'a> Text<'a> {
         }
         let end = trimmed_end(line);
         let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
-        Self { bytes: Cow::Borrowed(&line[start..end]), origins: Vec::new(), start }
+        let indented = line.first().is_some_and(|b| is_blank(*b));
+        Self { bytes: Cow::Borrowed(&line[start..end]), origins: Vec::new(), start, indented }
     }
 
     fn cleaned(line: &[u8]) -> Self {
@@ -54,18 +56,24 @@ impl<'a> Text<'a> {
                 i += skip;
             }
         }
+        let indented = bytes.first().is_some_and(|b| is_blank(*b));
         let end = trimmed_end(&bytes);
         let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
         bytes.truncate(end);
         origins.truncate(end);
         bytes.drain(..start);
         origins.drain(..start);
-        Self { bytes: Cow::Owned(bytes), origins, start: 0 }
+        Self { bytes: Cow::Owned(bytes), origins, start: 0, indented }
     }
 
     /// The readable bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether blanks stand before the readable bytes.
+    pub fn is_indented(&self) -> bool {
+        self.indented
     }
 
     /// Where `range` of the readable bytes stands in the line. `range` must not be empty.
