@@ -208,6 +208,12 @@ impl Sim {
         self.poll(side);
     }
 
+    /// Writes in one piece, the last byte of which is urgent.
+    pub fn write_urgent(&mut self, side: Side, bytes: &[u8]) {
+        self.end(side).write_urgent(bytes);
+        self.poll(side);
+    }
+
     pub fn close(&mut self, side: Side) {
         self.end(side).close();
         self.poll(side);
