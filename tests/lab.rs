@@ -101,7 +101,7 @@ fn captures_on_both_sides_show_the_rewrite() {
     assert!(announced(&inner).starts_with("PORT 192,168,150,80,"), "{}", announced(&inner));
     assert!(announced(&outer).starts_with("PORT 198,51,100,1,"), "{}", announced(&outer));
     for side in [inner, outer] {
-        assert_eq!(side.faults_and_retransmissions().unwrap(), [""; 0]);
+        assert_eq!(side.blemishes().unwrap(), [""; 0]);
     }
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }

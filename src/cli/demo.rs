@@ -142,9 +142,9 @@ impl Demo {
 
 fn closing_words(no_scan: bool) -> &'static str {
     if no_scan {
-        "afterwards: no pinhole, no set element, and after the daemon's end no rule of its own"
+        "afterwards: no pinhole, nothing in its sets, and no rule left once it ended"
     } else {
-        "afterwards: no pinhole, no set element, all 65,535 ports but 21 silent, no rule left"
+        "afterwards: no pinhole, nothing in its sets, no port but 21, no rule left once it ended"
     }
 }
 
@@ -239,19 +239,21 @@ fn last_announcement(side: &Analysis) -> lab::Result<String> {
         .ok_or_else(|| LabError::Unexpected("no announcement was captured".to_owned()))
 }
 
-/// The daemon's own words for a pinhole, whatever fields it has.
 fn describe_pinhole(pinhole: &Value) -> String {
-    let Value::Object(fields) = pinhole else { return pinhole.to_string() };
-    let words = fields.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| {
-        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        format!("{name} {text}")
-    });
-    words.collect::<Vec<_>>().join(", ")
+    let field = |name: &str| pinhole.get(name).and_then(Value::as_str).unwrap_or("?");
+    let mut text = format!("{} -> {}", field("initiator"), field("arrival"));
+    if field("target") != field("arrival") {
+        let _ = write!(text, ", sent to {}", field("target"));
+    }
+    if field("source") != field("initiator") {
+        let _ = write!(text, ", as {}", field("source"));
+    }
+    text + ", one connection"
 }
 
 fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
     daemon.wait_closed(Duration::from_secs(2))?;
-    let elements = daemon.set_elements()?;
+    let elements = daemon.openings()?;
     if !elements.is_empty() {
         return Err(LabError::Unexpected(format!("still in the sets: {}", elements.join("; "))));
     }
@@ -286,12 +288,12 @@ fn describe(shown: &Shown, lab: &Lab, family: Family, mode: Mode, paint: Paint) 
     let change = if shown.before == shown.after { "unchanged" } else { "rewritten" };
     let dialled = lab.dialled(family);
     let mut text = String::new();
-    let _ = writeln!(text, "    {maker} says      {}", shown.before);
-    let _ = writeln!(text, "    {reader} reads     {}  ({change})", shown.after);
-    let _ = writeln!(text, "    pinhole          {}", shown.pinhole);
+    let _ = writeln!(text, "    {maker} says     {}", shown.before);
+    let _ = writeln!(text, "    {reader} reads    {}  ({change})", shown.after);
+    let _ = writeln!(text, "    pinhole         {}", shown.pinhole);
     let _ = writeln!(
         text,
-        "    {}               download, upload and listing at {dialled}, bytes compared, {:.1} s",
+        "    {}              download, upload and listing at {dialled}, bytes compared, {:.1} s",
         paint.green("ok"),
         shown.elapsed.as_secs_f64()
     );

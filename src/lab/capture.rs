@@ -123,21 +123,59 @@ impl Analysis {
         self.fields(filter, &["frame.number"]).map(|rows| rows.len())
     }
 
-    /// Packets with a wrong checksum, and packets that acknowledge or presuppose bytes that never
+    /// Packets with a wrong checksum, and packets that acknowledge or follow bytes that never
     /// passed: what a faulty rewrite or sequence adjustment would look like. One line each.
     pub fn faults(&self) -> Result<Vec<String>> {
-        self.named(
+        let mut faults = self.named(
             "ip.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\" || \
-             tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment",
-        )
+             tcp.analysis.ack_lost_segment",
+        )?;
+        faults.extend(self.gaps()?);
+        Ok(faults)
     }
 
-    /// [`Analysis::faults`], and packets that were sent again.
-    pub fn faults_and_retransmissions(&self) -> Result<Vec<String>> {
+    /// Sequence numbers that were presupposed and never passed. A packet that was merely overtaken
+    /// (see [`Analysis::reorderings`]) leaves no gap.
+    fn gaps(&self) -> Result<Vec<String>> {
+        let rows = self.fields("tcp", &["tcp.stream", "tcp.srcport", "tcp.seq", "tcp.nxtseq"])?;
+        let mut directions: BTreeMap<(String, String), Vec<(u64, u64)>> = BTreeMap::new();
+        for row in rows {
+            let [stream, port, seq, next] = row.as_slice() else { continue };
+            let seq = seq.parse().unwrap_or(0);
+            let next = next.parse().unwrap_or(seq);
+            directions.entry((stream.clone(), port.clone())).or_default().push((seq, next));
+        }
+        let mut gaps = Vec::new();
+        for ((stream, port), mut spans) in directions {
+            spans.sort_unstable();
+            let mut reached = spans.first().map_or(0, |(seq, _)| *seq);
+            for (seq, next) in spans {
+                if seq > reached {
+                    gaps.push(format!(
+                        "stream {stream} from port {port}: {reached} to {seq} unseen"
+                    ));
+                }
+                reached = reached.max(next);
+            }
+        }
+        Ok(gaps)
+    }
+
+    /// Packets that were overtaken, one line each.
+    pub fn reorderings(&self) -> Result<Vec<String>> {
+        self.named("tcp.analysis.out_of_order || tcp.analysis.lost_segment")
+    }
+
+    /// Packets that were sent again, one line each.
+    pub fn retransmissions(&self) -> Result<Vec<String>> {
+        self.named("tcp.analysis.retransmission || tcp.analysis.spurious_retransmission")
+    }
+
+    /// Everything that a clean capture has not.
+    pub fn blemishes(&self) -> Result<Vec<String>> {
         let mut all = self.faults()?;
-        all.extend(
-            self.named("tcp.analysis.retransmission || tcp.analysis.spurious_retransmission")?,
-        );
+        all.extend(self.reorderings()?);
+        all.extend(self.retransmissions()?);
         Ok(all)
     }
 
@@ -151,11 +189,17 @@ impl Analysis {
     pub fn control_lines(&self) -> Result<Vec<ControlLine>> {
         let rows = self.fields(
             "tcp.port == 21 && tcp.len > 0",
-            &["frame.number", "tcp.stream", "ip.src", "ip.dst", "ipv6.src", "ipv6.dst"]
-                .into_iter()
-                .chain(["tcp.dstport", "tcp.seq", "tcp.payload"])
-                .collect::<Vec<_>>()
-                .as_slice(),
+            &[
+                "frame.number",
+                "tcp.stream",
+                "ip.src",
+                "ip.dst",
+                "ipv6.src",
+                "ipv6.dst",
+                "tcp.dstport",
+                "tcp.seq",
+                "tcp.payload",
+            ],
         )?;
         let mut directions: BTreeMap<(String, bool), Direction> = BTreeMap::new();
         for row in &rows {

@@ -123,8 +123,11 @@ impl Daemon {
         }
     }
 
-    /// Elements in the sets and maps of its table that a packet could use, one line each.
-    pub fn set_elements(&self) -> Result<Vec<String>> {
+    /// Elements of its table's sets and maps by which a new connection could pass, one line each.
+    ///
+    /// Source translations do not open anything, and may stay for the connection that they were
+    /// made for; control ports are configuration.
+    pub fn openings(&self) -> Result<Vec<String>> {
         let mut command = self.gateway.command("nft");
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
         let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
@@ -133,18 +136,14 @@ impl Daemon {
         }
         let value: Value = serde_json::from_str(&listed.text())
             .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
+        let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
+        let sets = objects.filter_map(|object| object.get("set").or_else(|| object.get("map")));
         let mut elements = Vec::new();
-        for object in value.get("nftables").and_then(Value::as_array).into_iter().flatten() {
-            for kind in ["set", "map"] {
-                let Some(set) = object.get(kind) else { continue };
-                let timed =
-                    set.get("flags").is_some_and(|flags| flags.to_string().contains("timeout"));
-                for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
-                    // Sets without deadlines are configuration, such as control ports.
-                    if timed {
-                        elements.push(format!("{}: {element}", set["name"]));
-                    }
-                }
+        for set in sets {
+            let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
+            if name.starts_with("pinholes") || name.starts_with("targets") {
+                let members = set.get("elem").and_then(Value::as_array).into_iter().flatten();
+                elements.extend(members.map(|element| format!("{name}: {element}")));
             }
         }
         Ok(elements)

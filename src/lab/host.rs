@@ -209,6 +209,6 @@ mod tests {
         let report = "# Nmap 7.93\nHost: 198.51.100.1 ()\tStatus: Up\n\
             Host: 198.51.100.1 ()\tPorts: 21/open/tcp//ftp///, 4000/open/tcp/////\tIgnored\n";
         assert_eq!(open_ports(report), [21, 4000]);
-        assert_eq!(open_ports("Host: 198.51.100.1 ()\tStatus: Up\n"), Vec::<u16>::new());
+        assert!(open_ports("Host: 198.51.100.1 ()\tStatus: Up\n").is_empty());
     }
 }

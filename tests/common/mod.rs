@@ -1,10 +1,201 @@
-//! What the end-to-end tests share.
+//! What the end-to-end tests share: a gateway that runs, and scripted ends of a session.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::path::PathBuf;
+use std::{path::PathBuf, thread, time::Duration};
+
+use ftp_alg::lab::{Background, Capture, Daemon, Host, Lab, Script, Topology};
+use serde_json::{Value, json};
 
 /// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.
 pub fn executable() -> PathBuf {
     std::env::var_os("FTP_ALG_TEST_EXE")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg")), PathBuf::from)
+}
+
+/// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.
+pub struct Gateway {
+    pub daemon: Daemon,
+    pub lab: Lab,
+}
+
+/// A lab with `ftp-alg run` and an empty configuration.
+pub fn gateway(topology: Topology) -> Gateway {
+    gateway_with(topology, "")
+}
+
+/// A lab with `ftp-alg run` and `configuration`.
+pub fn gateway_with(topology: Topology, configuration: &str) -> Gateway {
+    let lab = Lab::new(topology).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    Gateway { daemon, lab }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Shown by the test harness with the failure.
+            println!("the daemon's log:\n{}", self.daemon.log());
+        }
+    }
+}
+
+/// The scripted server of `server.py`.
+pub struct ScriptedServer {
+    process: Background,
+}
+
+/// Starts `server.py` on port 21 of `host`.
+pub fn scripted_server(host: &Host, plan: &Value) -> ScriptedServer {
+    let command = host.script_command(Script::Server, &[&plan.to_string()]).unwrap();
+    let process = host.start(command, "scripted-server").unwrap();
+    host.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    ScriptedServer { process }
+}
+
+impl ScriptedServer {
+    /// The control lines that it received.
+    pub fn lines(&self) -> Vec<String> {
+        self.said("line")
+    }
+
+    /// Who opened data connections, or to whom it did.
+    pub fn data_peers(&self) -> Vec<String> {
+        self.said("data")
+    }
+
+    fn said(&self, key: &str) -> Vec<String> {
+        self.process
+            .log()
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|entry| Some(entry.get(key)?.as_str()?.to_owned()))
+            .collect()
+    }
+}
+
+/// What became of a scripted client's steps.
+#[derive(Debug)]
+pub struct Session {
+    /// What each step got, and how many milliseconds it took.
+    pub steps: Vec<(String, f64)>,
+    /// Why it stopped early.
+    pub error: Option<String>,
+}
+
+impl Session {
+    fn parse(line: &str) -> Self {
+        let report: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        let steps = report["steps"].as_array().unwrap().iter();
+        Self {
+            steps: steps
+                .map(|step| (step["got"].as_str().unwrap().into(), step["ms"].as_f64().unwrap()))
+                .collect(),
+            error: report["error"].as_str().map(str::to_owned),
+        }
+    }
+
+    /// What step number `at` got.
+    pub fn got(&self, at: usize) -> &str {
+        match self.steps.get(at) {
+            Some((got, _)) => got,
+            None => panic!("step {at} was not reached: {:?}", self.error),
+        }
+    }
+}
+
+/// Runs a scripted client to its end; `plan` as `client.py` has it.
+pub fn scripted_client(host: &Host, plan: &Value) -> Session {
+    let limit = Duration::from_secs(120);
+    let done = host.script(Script::Client, &[&plan.to_string()], limit).unwrap();
+    Session::parse(done.success().unwrap().text().lines().last().unwrap_or_default())
+}
+
+/// A scripted client that waits at its gate.
+pub struct GatedClient {
+    process: Background,
+    gate: PathBuf,
+}
+
+/// Starts a scripted client whose plan has one `{"gate": ...}` step, and waits until it is there.
+pub fn gated_client(host: &Host, mut plan: Value) -> GatedClient {
+    let gate = host.directory().join(format!("{}.gate", host.role()));
+    for step in plan["steps"].as_array_mut().unwrap() {
+        if step.get("gate").is_some() {
+            *step = json!({"gate": gate});
+        }
+    }
+    let command = host.script_command(Script::Client, &[&plan.to_string()]).unwrap();
+    let process = host.start(command, "gated-client").unwrap();
+    let client = GatedClient { process, gate };
+    wait_for("the client's gate", || !client.process.log().is_empty());
+    let log = client.process.log();
+    assert!(log.starts_with("gate"), "{log}");
+    client
+}
+
+impl GatedClient {
+    /// Opens the gate, and gives what became of the session.
+    pub fn release(mut self) -> Session {
+        std::fs::write(&self.gate, b"").unwrap();
+        wait_for("the client's end", || self.process.ended().is_some());
+        Session::parse(self.process.log().lines().last().unwrap_or_default())
+    }
+}
+
+/// Waits until `ready`, at most 20 seconds.
+pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if ready() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{what} did not come within 20 s");
+}
+
+/// Steps of a login.
+pub fn login() -> Vec<Value> {
+    vec![
+        json!({"reply": true}),
+        say("USER lab"),
+        json!({"reply": true}),
+        say("PASS lab"),
+        json!({"reply": true}),
+    ]
+}
+
+/// A step that sends a line.
+pub fn say(line: &str) -> Value {
+    json!({"send": format!("{line}\r\n")})
+}
+
+/// A step that reads a reply.
+pub fn reply() -> Value {
+    json!({"reply": true})
+}
+
+/// Captures on both sides of the gateway: towards the client, towards the server.
+pub fn captures(lab: &Lab) -> (Capture, Capture) {
+    let start = |side| Capture::start(&lab.gateway, side, "tcp").unwrap();
+    (start(lab.client_side()), start(lab.server_side()))
+}
+
+/// `connect.py` on `host`: what comes of a connection to `address` (`open`, `silent`, ...).
+pub fn connect(host: &Host, address: &str, port: u16) -> String {
+    let arguments = [address, &port.to_string(), "0.7"];
+    let done = host.script(Script::Connect, &arguments, Duration::from_secs(10)).unwrap();
+    done.text().trim().to_owned()
+}
+
+/// Address and port of a `PORT` line or a `227` reply.
+pub fn host_port(line: &str) -> (String, u16) {
+    let start = line.find(|c: char| c == ',').unwrap_or_else(|| panic!("no host-port in {line}"));
+    let start = line[..start].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+    let numbers: Vec<u16> = line[start..]
+        .split(|c: char| !c.is_ascii_digit())
+        .take(6)
+        .map(|number| number.parse().unwrap())
+        .collect();
+    let address: Vec<String> = numbers[..4].iter().map(u16::to_string).collect();
+    (address.join("."), numbers[4] * 256 + numbers[5])
 }

@@ -1,10 +1,10 @@
 """server.py JSON: an FTP server that says exactly what it is told, and how.
 
 JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 50069, "body": TEXT,
-"cut": [OFFSETS] or "bytes", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
+"cut": [OFFSETS] or "bytes" or "each", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
 "active_source": 20, "extra": {"VERB": "REPLY"}}
-PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told. Each
-control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
+PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told (`each`: the
+n-th announcement is cut behind its n-th byte). Each control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
 is each data connection, {"data": ADDRESS}.
 """
 import json
@@ -41,12 +41,16 @@ class Session:
     def __init__(self, control, peer):
         self.control, self.peer = control, plain(peer)
         self.target = self.listener = None
+        self.announcements = 0
         self.control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY,
                                 1 if plan.get("nodelay", True) else 0)
 
     def send(self, text, announcement=False):
         data = text.encode("latin-1") + b"\r\n"
         cut = plan.get("cut", []) if announcement else []
+        if cut == "each":
+            self.announcements += 1
+            cut = [1 + (self.announcements - 1) % (len(data) - 1)]
         edges = list(range(len(data) + 1)) if cut == "bytes" else [0, *cut, len(data)]
         for start, end in zip(edges, edges[1:]):
             if start and plan.get("pause"):

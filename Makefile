@@ -1,0 +1,40 @@
+# Two commands for a newcomer, as root on Debian or Ubuntu: `make demo` and `make test`.
+# Both install what they need, once.
+
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+.PHONY: help demo test check bench build provision rust clean
+
+help:
+	@echo 'make demo      watch real clients move real files through the gateway (root)'
+	@echo 'make test      run every test, end-to-end ones too (root)'
+	@echo 'make check     formatting and lints'
+	@echo 'make bench     the benchmarks'
+	@echo 'make build     target/release/ftp-alg'
+	@echo 'make provision install what demo and test need (root)'
+
+demo: build
+	target/release/ftp-alg demo
+
+# Two at once: the end-to-end tests wait more than they compute, but time what they see.
+test: provision rust
+	cargo test --locked -- --test-threads=2
+
+check: provision rust
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+bench: provision rust
+	cargo bench --locked
+
+build: provision rust
+	cargo build --locked --release
+
+provision:
+	@packaging/provision
+
+rust:
+	@packaging/check-rust
+
+clean:
+	cargo clean

@@ -1,0 +1,149 @@
+//! The daemon's start and end: what it leaves behind, what passes without it, why it cannot start.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+
+use common::{
+    executable, gated_client, gateway, login, reply, say, scripted_client, scripted_server,
+};
+use ftp_alg::lab::{Client, Transfer};
+use ftp_alg::lab::{Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology};
+use serde_json::json;
+
+#[test]
+fn a_clean_stop_leaves_the_ruleset_as_it_was() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    assert_ne!(lab.gateway.ruleset().unwrap(), before);
+    let status = daemon.stop().unwrap();
+    assert!(status.success(), "{status}: {}", daemon.log());
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn starting_again_after_a_crash_replaces_what_was_left() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let running = lab.gateway.ruleset().unwrap();
+    daemon.kill();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    assert_eq!(lab.gateway.ruleset().unwrap(), running);
+    daemon.stop().unwrap();
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn unadjusted_connections_pass_while_the_daemon_is_down() {
+    for (how, kill) in [("stopped", false), ("killed", true)] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let host = gateway.lab.dialled(Family::V4).to_string();
+        let mut steps = login();
+        steps.extend([json!({"gate": ""}), say("NOOP"), reply(), say("QUIT"), reply()]);
+        let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
+        if kill {
+            gateway.daemon.kill();
+        } else {
+            gateway.daemon.stop().unwrap();
+        }
+        let session = client.release();
+        assert_eq!(session.error, None, "{how}");
+        assert_eq!(session.got(7), "200 Noop", "{how}");
+        // And a new one.
+        let mut steps = login();
+        steps.extend([say("NOOP"), reply()]);
+        let session = scripted_client(&gateway.lab.client2, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None, "{how}");
+        assert_eq!(session.got(6), "200 Noop", "{how}");
+    }
+}
+
+/// `run` must fail with exit code 1 and say why in one line, which holds `word`.
+fn assert_refuses(lab: &Lab, prepare: impl FnOnce(&mut std::process::Command), word: &str) {
+    // Where anyone may read it, also who is not root.
+    let program = lab.directory().join("ftp-alg-copy");
+    fs::copy(executable(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = lab.gateway.command("env");
+    prepare(&mut command);
+    command.arg(&program).args(["run", "--config", "/nonexistent-by-choice"]);
+    let home = lab.directory().join("other");
+    fs::create_dir_all(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    let file = home.join("ftp-alg.toml");
+    fs::write(&file, "").unwrap();
+    let mut command_line: Vec<_> = command.get_args().map(|arg| arg.to_owned()).collect();
+    if let Some(config) = command_line.last_mut() {
+        *config = file.into();
+    }
+    let mut command = std::process::Command::new(command.get_program());
+    command.args(command_line).arg("--state-dir").arg(home.join("state"));
+    command.arg("--socket").arg(home.join("socket"));
+    let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
+    let said = done.errors();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert!(said.to_lowercase().contains(word), "{said}");
+}
+
+#[test]
+fn run_without_root_says_so() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let drop_root = |command: &mut std::process::Command| {
+        command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+    };
+    assert_refuses(&lab, drop_root, "root");
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn run_without_nftables_says_so() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let hide = |command: &mut std::process::Command| {
+        command.arg("PATH=/nonexistent");
+    };
+    assert_refuses(&lab, hide, "nft");
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn run_with_its_queue_taken_says_so_and_leaves_the_other_alone() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let running = lab.gateway.ruleset().unwrap();
+    assert_refuses(lab, |_| (), "queue");
+    assert_eq!(lab.gateway.ruleset().unwrap(), running);
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("a", b"still here").unwrap();
+    let address = lab.dialled(Family::V4);
+    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    assert_eq!(transfer.download("a").unwrap(), b"still here");
+}
+
+#[test]
+fn an_iptables_firewall_needs_one_line_too() {
+    for kind in [FirewallKind::IptablesNft, FirewallKind::IptablesLegacy] {
+        for topology in [Topology::Masquerade, Topology::PublishedServer, Topology::Routed] {
+            let lab = Lab::build(Spec { firewall: kind, ..Spec::new(topology) }).unwrap();
+            let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+            let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+            server.put("a", b"abc").unwrap();
+            for family in [Family::V4, Family::V6] {
+                for mode in [Mode::Active, Mode::Passive] {
+                    let address = lab.dialled(family);
+                    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+                    let got = transfer.download("a").unwrap_or_else(|error| {
+                        panic!("{kind:?} {topology} {family} {mode}: {error}\n{}", daemon.log())
+                    });
+                    assert_eq!(got, b"abc");
+                }
+            }
+        }
+    }
+}

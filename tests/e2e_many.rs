@@ -1,0 +1,77 @@
+//! A thousand transfers in a row in each mode, with a stranger scanning meanwhile.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::{thread, time::Duration};
+
+use common::gateway;
+use ftp_alg::lab::{Family, Lab, Script, Server, ServerKind, Topology};
+use serde_json::Value;
+
+/// `count` downloads in one session; the errors that came of it.
+fn transfers(lab: &Lab, server: &Server, family: Family, mode: &str, count: u32) -> Vec<String> {
+    let (user, password) = server.login();
+    let (address, count) = (lab.dialled(family).to_string(), count.to_string());
+    let arguments = [&address, user, password, mode, &count, "pub/report"];
+    let done = lab.client.script(Script::Many, &arguments, Duration::from_secs(240)).unwrap();
+    let done = done.success().unwrap();
+    let report: Value = serde_json::from_str(&done.text()).unwrap();
+    println!("{mode} {family}: {report}");
+    let errors = report["errors"].as_array().unwrap();
+    let mut errors: Vec<String> = errors.iter().map(Value::to_string).collect();
+    if report["transfers"].to_string() != count {
+        errors.push(format!("{} of {count} transfers", report["transfers"]));
+    }
+    errors
+}
+
+fn a_thousand_in_each_mode(topology: Topology, kind: ServerKind) {
+    let gateway = gateway(topology);
+    let lab = &gateway.lab;
+    let server = Server::start(kind, &lab.server).unwrap();
+    server.put("report", &[b'x'; 2000]).unwrap();
+    let (errors, open) = thread::scope(|scope| {
+        let all = scope.spawn(|| {
+            let mut errors = transfers(lab, &server, Family::V4, "active", 1000);
+            errors.extend(transfers(lab, &server, Family::V4, "passive", 1000));
+            for (family, mode) in [
+                (Family::V4, "active+ext"),
+                (Family::V4, "passive+ext"),
+                (Family::V6, "active"),
+                (Family::V6, "passive"),
+            ] {
+                errors.extend(transfers(lab, &server, family, mode, 200));
+            }
+            errors
+        });
+        let mut open = Vec::new();
+        while !all.is_finished() {
+            for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
+                open.extend(lab.third.scan(target, "1-65535").unwrap());
+            }
+        }
+        (all.join().unwrap(), open)
+    });
+    assert_eq!(errors, [""; 0]);
+    assert!(open.iter().all(|port| *port == 21), "open to a stranger: {open:?}");
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
+    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn a_thousand_transfers_through_masquerade() {
+    a_thousand_in_each_mode(Topology::Masquerade, ServerKind::Vsftpd);
+}
+
+#[test]
+fn a_thousand_transfers_to_a_published_server() {
+    a_thousand_in_each_mode(Topology::PublishedServer, ServerKind::PureFtpd);
+}
+
+#[test]
+fn a_thousand_transfers_through_a_routed_firewall() {
+    a_thousand_in_each_mode(Topology::Routed, ServerKind::Proftpd);
+}

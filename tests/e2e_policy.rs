@@ -1,0 +1,197 @@
+//! What opens a pinhole and what does not, whom it admits, and when it closes.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    captures, connect, gated_client, gateway, gateway_with, host_port, login, reply, say,
+    scripted_client, scripted_server,
+};
+use ftp_alg::lab::{Family, Topology};
+use serde_json::{Value, json};
+
+const PORT: &str = "PORT 192,168,150,80,14,178";
+
+/// A client that announced 3762, and waits; then ends properly or not.
+fn announced(after: &[Value]) -> Vec<Value> {
+    let mut steps = login();
+    steps.extend([say(PORT), reply(), json!({"gate": ""})]);
+    steps.extend_from_slice(after);
+    steps
+}
+
+#[test]
+fn refused_announcements_never_reach_the_server() {
+    let refused = [
+        // Another host (FTP bounce, RFC 2577), a low port, nonsense.
+        "PORT 198,51,100,66,4,1",
+        "PORT 192,168,150,80,0,22",
+        "PORT 192,168,150,80,256,22",
+        "PORT 192,168,150",
+        "EPRT |1|198.51.100.66|3762|",
+        "EPRT |1|192.168.150.80|22|",
+    ];
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let (_, outer) = captures(lab);
+    let mut steps = login();
+    for line in refused {
+        steps.extend([say(line), reply(), say("NOOP"), reply()]);
+    }
+    let host = lab.dialled(Family::V4).to_string();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+    for (number, line) in refused.iter().enumerate() {
+        let answer = session.got(6 + number * 4);
+        assert!(answer.starts_with('5'), "{line}: {answer}");
+        assert_eq!(session.got(8 + number * 4), "200 Noop", "behind {line}");
+    }
+    for line in server.lines() {
+        let verb = line.trim().to_uppercase();
+        assert!(
+            !verb.starts_with("PORT") && !verb.starts_with("EPRT"),
+            "reached the server: {line}"
+        );
+    }
+    let outer = outer.finish().unwrap();
+    assert_eq!(outer.announcements().unwrap(), [""; 0]);
+    assert_eq!(outer.faults().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+#[test]
+fn pinhole_admits_the_server_once_and_nobody_else() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
+    let client = gated_client(&lab.client, plan);
+    assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
+    let lines = server.lines();
+    let (address, port) = host_port(lines.last().unwrap());
+
+    assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
+    assert_eq!(connect(&lab.server, &address, port), "open", "the server");
+    assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn passive_pinhole_admits_only_the_client_that_asked() {
+    let gateway = gateway(Topology::PublishedServer);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"passive_port": 50069}));
+    let (outer, _) = captures(lab);
+    let mut steps = login();
+    steps.extend([say("PASV"), reply(), json!({"gate": ""})]);
+    steps.extend([json!({"dial": true, "later": true}), say("LIST"), reply()]);
+    steps.extend([json!({"drain": true}), reply()]);
+    let host = lab.dialled(Family::V4).to_string();
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    let announcements = outer.finish().unwrap().announcements().unwrap();
+    let (address, port) = host_port(&announcements[0]);
+    assert_eq!(connect(&lab.client2, &address, port), "silent", "another client");
+    assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.third, "192.168.150.90", 50069), "silent", "past the translation");
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(11), "the body\r\n");
+}
+
+#[test]
+fn pinhole_closes_with_its_control_connection() {
+    for (what, end) in [
+        ("QUIT", vec![say("QUIT"), reply()]),
+        ("a close without QUIT", vec![]),
+        ("a reset", vec![json!({"abort": true})]),
+    ] {
+        let gateway = gateway(Topology::Masquerade);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let host = lab.dialled(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [3762], "steps": announced(&end)});
+        let client = gated_client(&lab.client, plan);
+        assert_eq!(gateway.daemon.openings().unwrap().is_empty(), false, "{what}");
+        assert_eq!(client.release().error, None, "{what}");
+        gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
+        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "{what}");
+    }
+}
+
+#[test]
+fn pinhole_closes_when_the_server_refuses_the_announcement() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({"extra": {"PORT": "500 I do not like it"}}));
+    let host = lab.dialled(Family::V4).to_string();
+    let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
+    let client = gated_client(&lab.client, plan);
+    gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    let (address, port) = host_port(server.lines().last().unwrap());
+    assert_eq!(connect(&lab.server, &address, port), "silent");
+    drop(client);
+}
+
+#[test]
+fn unused_pinhole_closes_in_time() {
+    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
+    let client = gated_client(&lab.client, plan);
+    assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
+    gateway.daemon.wait_closed(Duration::from_secs(3)).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn text_that_looks_like_an_announcement_opens_nothing() {
+    let status = "211-Status\r\n227 Entering Passive Mode (192,168,150,90,195,149)\r\n211 End";
+    let extra =
+        json!({"STAT": status, "FEAT": "227 Entering Passive Mode (192,168,150,90,195,149)"});
+    let gateway = gateway(Topology::PublishedServer);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"extra": extra}));
+    let mut steps = login();
+    steps.extend([say("STAT"), reply(), say("FEAT"), reply(), say("NOOP"), reply()]);
+    let host = lab.dialled(Family::V4).to_string();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(6), status.replace("\r\n", "\n"), "untouched");
+    assert_eq!(session.got(10), "200 Noop");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+}
+
+#[test]
+fn nothing_opens_before_a_login() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let steps = [reply(), say(PORT), reply()];
+    scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+}
+
+#[test]
+fn a_browser_cannot_be_talked_into_opening_a_pinhole() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"extra": {"POST": "230 fine"}}));
+    let host = lab.dialled(Family::V4).to_string();
+    let mut steps = vec![reply(), say("POST / HTTP/1.1"), reply(), say("Host: ftp"), reply()];
+    steps.extend([say("USER lab"), reply(), say("PASS lab"), reply(), say(PORT), reply()]);
+    scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+}
