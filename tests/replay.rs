@@ -99,39 +99,105 @@ fn tshark(capture: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-const BAD_CHECKSUM: &str = "ip.checksum.status==0 || tcp.checksum.status==0 || udp.checksum.status==0 || icmpv6.checksum.status==0 || _ws.malformed";
+const FLAGS: [&str; 9] = [
+    "lost_segment",
+    "ack_lost_segment",
+    "out_of_order",
+    "retransmission",
+    "spurious_retransmission",
+    "fast_retransmission",
+    "duplicate_ack",
+    "keep_alive",
+    "zero_window",
+];
+const WRONG: [&str; 4] =
+    ["ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "_ws.malformed"];
+const ADDRESSES: [&str; 4] = ["ip.src", "ipv6.src", "ip.dst", "ipv6.dst"];
+const TCP: [&str; 4] = ["tcp.dstport", "tcp.flags.syn", "tcp.flags.ack", "tcp.payload"];
+const ANNOUNCED: [&str; 10] = [
+    "ftp.active.cip",
+    "ftp.passive.ip",
+    "ftp.eprt.ip",
+    "ftp.eprt.ipv6",
+    "ftp.epsv.ip",
+    "ftp.epsv.ipv6",
+    "ftp.active.port",
+    "ftp.passive.port",
+    "ftp.eprt.port",
+    "ftp.epsv.port",
+];
 
-/// How often tshark's analysis of sequence numbers found what.
-fn flagged(capture: &Path) -> BTreeMap<&'static str, usize> {
-    const FLAGS: [&str; 9] = [
-        "lost_segment",
-        "ack_lost_segment",
-        "out_of_order",
-        "retransmission",
-        "spurious_retransmission",
-        "fast_retransmission",
-        "duplicate_ack",
-        "keep_alive",
-        "zero_window",
-    ];
-    let fields: Vec<String> = FLAGS.iter().map(|flag| format!("tcp.analysis.{flag}")).collect();
-    let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-    let mut counts: BTreeMap<_, _> = FLAGS.iter().map(|flag| (*flag, 0)).collect();
-    for line in tshark(capture, "tcp.analysis.flags", &fields) {
-        for (flag, value) in FLAGS.iter().zip(line.split('\t')) {
-            *counts.get_mut(flag).unwrap() += usize::from(!value.is_empty());
-        }
-    }
-    counts
+/// What tshark makes of a capture; made in one run, as each takes its time to start.
+#[derive(Default)]
+struct Dissection {
+    /// Frames with a wrong checksum, or malformed.
+    wrong: Vec<usize>,
+    /// How often the analysis of sequence numbers found what.
+    flags: BTreeMap<&'static str, usize>,
+    /// Source and destination address of each frame that has them.
+    addresses: Vec<[String; 2]>,
+    /// Source address of each SYN to port 21, and its destination.
+    control: Vec<[String; 2]>,
+    /// Where other SYNs go.
+    dialled: Vec<[String; 2]>,
+    /// Address and port of each announcement.
+    announced: Vec<[String; 2]>,
+    /// What each segment carries, in hexadecimal.
+    payloads: Vec<String>,
 }
 
-/// Nothing in `written` is wrong that was not wrong in `capture`.
-fn assert_clean(capture: &Path, written: &Path) {
-    let wrong = tshark(written, BAD_CHECKSUM, &["frame.number"]);
-    assert!(wrong.is_empty(), "{}: wrong frames {wrong:?}", name(capture));
-    let (before, after) = (flagged(capture), flagged(written));
-    for (flag, count) in after {
-        assert!(count <= before[flag], "{}: {count} x {flag}: {before:?}", name(capture));
+impl Dissection {
+    fn of(capture: &Path) -> Self {
+        let flags = FLAGS.map(|flag| format!("tcp.analysis.{flag}"));
+        let flags = flags.iter().map(String::as_str);
+        let fields: Vec<&str> =
+            WRONG.into_iter().chain(flags).chain(ADDRESSES).chain(TCP).chain(ANNOUNCED).collect();
+        let mut found = Self { flags: FLAGS.map(|flag| (flag, 0)).into(), ..Self::default() };
+        for (index, line) in tshark(capture, "frame", &fields).iter().enumerate() {
+            let mut values = line.split('\t');
+            let mut take = |n| values.by_ref().take(n).collect::<Vec<&str>>();
+            let wrong = take(WRONG.len());
+            if wrong[..3].iter().any(|status| status.contains('0')) || !wrong[3].is_empty() {
+                found.wrong.push(index + 1);
+            }
+            for (flag, value) in FLAGS.iter().zip(take(FLAGS.len())) {
+                *found.flags.get_mut(flag).unwrap() += usize::from(!value.is_empty());
+            }
+            let some = |values: Vec<&str>| -> Option<[String; 2]> {
+                let some: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
+                Some([some.first()?.to_string(), some.last()?.to_string()])
+            };
+            let addresses = some(take(ADDRESSES.len()));
+            let tcp = take(TCP.len());
+            let announced = some(take(ANNOUNCED.len()));
+            if let Some([source, destination]) = addresses.clone()
+                && let [port, "1" | "True", "0" | "False", _] = tcp[..]
+            {
+                match port {
+                    "21" => found.control.push([source, destination]),
+                    port => found.dialled.push([destination, port.to_owned()]),
+                }
+            }
+            if !tcp[3].is_empty() {
+                found.payloads.push(tcp[3].to_owned());
+            }
+            found.addresses.extend(addresses);
+            found.announced.extend(announced);
+        }
+        found
+    }
+
+    /// How many data connections go to an endpoint that was announced.
+    fn dialled_as_announced(&self) -> usize {
+        self.dialled.iter().filter(|endpoint| self.announced.contains(endpoint)).count()
+    }
+
+    /// Nothing is wrong here that was not wrong in `before`.
+    fn assert_as_clean_as(&self, before: &Self, name: &str) {
+        assert!(self.wrong.is_empty(), "{name}: wrong frames {:?}", self.wrong);
+        for (flag, count) in &self.flags {
+            assert!(*count <= before.flags[flag], "{name}: {count} x {flag}: {:?}", before.flags);
+        }
     }
 }
 
@@ -235,17 +301,23 @@ fn the_written_capture_is_clean_without_translation() {
     }
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("out.pcap");
+    let mut wrong_before = 0;
     for path in captures() {
         printed(&[path.to_str().unwrap(), "--write", out.to_str().unwrap()]);
-        assert_clean(&path, &out);
-        // The same packets, but for the refused PORT of the bounce.
-        let payloads = |path| tshark(path, "tcp.payload", &["tcp.payload"]);
-        let (before, after) = (payloads(&path), payloads(&out));
-        let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
-        let refused =
-            matches!(name(&path), "suricata-verify-ftp-bounce" | "zeek-fake-long-commands");
-        assert_eq!((before.len(), changed), (after.len(), usize::from(refused)), "{}", name(&path));
+        let name = name(&path);
+        let (before, after) = (Dissection::of(&path), Dissection::of(&out));
+        wrong_before += before.wrong.len();
+        after.assert_as_clean_as(&before, name);
+        assert_eq!(before.addresses, after.addresses, "{name}");
+        // The same packets, but for what is refused.
+        let pairs = before.payloads.iter().zip(&after.payloads);
+        let changed = pairs.filter(|(before, after)| before != after).count();
+        let refused = matches!(name, "suricata-verify-ftp-bounce" | "zeek-fake-long-commands");
+        assert_eq!(before.payloads.len(), after.payloads.len(), "{name}");
+        assert_eq!(changed, usize::from(refused), "{name}");
     }
+    // Some hold checksums from before the network card: that shows that they are checked.
+    assert!(captures().is_empty() || wrong_before > 0);
 }
 
 #[test]
@@ -255,65 +327,39 @@ fn the_written_capture_is_clean_with_either_end_translated() {
     }
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("out.pcap");
+    let (mut rewritten, mut dialled) = (0, 0);
     for path in captures() {
-        let ends = tshark(
-            &path,
-            "tcp.flags.syn==1 && tcp.flags.ack==0 && tcp.dstport==21",
-            &["ip.src", "ipv6.src", "ip.dst", "ipv6.dst"],
-        );
-        let ends: Vec<&str> = ends[0].split('\t').filter(|field| !field.is_empty()).collect();
-        let [client, server] = ends[..] else { panic!("{ends:?}") };
+        let (path_text, name) = (path.to_str().unwrap(), name(&path));
+        let before = Dissection::of(&path);
+        let [client, server] = &before.control[0];
         let external = if client.contains(':') { "2001:db8:1:2:3:4:5:6" } else { "198.51.100.101" };
         for inside in [client, server] {
-            let path_text = path.to_str().unwrap();
             let options = ["--external", external, "--inside", inside, "--write"];
             let rows =
                 announcements(&[&[path_text], &options[..], &[out.to_str().unwrap()]].concat());
+            let after = Dissection::of(&out);
+            after.assert_as_clean_as(&before, name);
             if client == server {
-                assert!(tshark(&out, "tcp", &["frame.number"]).is_empty()); // none passes
+                assert!(after.payloads.is_empty(), "{name}: nothing passes the gateway");
                 continue;
             }
-            assert_clean(&path, &out);
-            let hidden = format!("ip.addr=={inside} || ipv6.addr=={inside}");
-            let hidden = hidden.split(" || ").nth(usize::from(inside.contains(':'))).unwrap();
-            assert!(tshark(&out, hidden, &["frame.number"]).is_empty(), "{}", name(&path));
+            let seen = |end: &String| if end == inside { external.to_owned() } else { end.clone() };
+            let expected: Vec<_> =
+                before.addresses.iter().map(|ends| ends.each_ref().map(seen)).collect();
+            assert_eq!(after.addresses, expected, "{name}");
             for row in rows.iter().filter(|row| row["action"] == "rewrite") {
                 let announced: SocketAddr = row["announced"].as_str().unwrap().parse().unwrap();
-                let rewritten: SocketAddr = row["rewritten"].as_str().unwrap().parse().unwrap();
-                assert_eq!(announced.ip().to_string(), inside);
-                assert_eq!(rewritten, SocketAddr::new(external.parse().unwrap(), announced.port()));
+                let instead: SocketAddr = row["rewritten"].as_str().unwrap().parse().unwrap();
+                assert_eq!(announced.ip().to_string(), *inside);
+                assert_eq!(instead, SocketAddr::new(external.parse().unwrap(), announced.port()));
+                rewritten += 1;
             }
-            // What is announced is what the other end sees, and dials where it does.
-            assert_announced_endpoints_are_dialled(&path, &out);
+            // What is announced is what the other end dials, wherever it does.
+            assert_eq!(after.dialled_as_announced(), before.dialled_as_announced(), "{name}");
+            dialled += after.dialled_as_announced();
         }
     }
-}
-
-/// The endpoints of data connections that `capture` shows are those that are announced in it, as
-/// far as they are in the original.
-fn assert_announced_endpoints_are_dialled(capture: &Path, written: &Path) {
-    let joined = |lines: Vec<String>| -> Vec<Vec<String>> {
-        let fields = |line: &String| {
-            line.split('\t').filter(|field| !field.is_empty()).map(str::to_owned).collect()
-        };
-        lines.iter().map(fields).collect()
-    };
-    let dialled = |path| {
-        let filter = "tcp.flags.syn==1 && tcp.flags.ack==0 && tcp.dstport!=21";
-        joined(tshark(path, filter, &["ip.dst", "ipv6.dst", "tcp.dstport"]))
-    };
-    let announced = |path| {
-        let fields = ["active.cip", "passive.ip", "eprt.ip", "eprt.ipv6", "epsv.ip", "epsv.ipv6"];
-        let ports = ["active.port", "passive.port", "eprt.port", "epsv.port"];
-        let fields: Vec<_> = fields.iter().chain(&ports).map(|f| format!("ftp.{f}")).collect();
-        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        joined(tshark(path, "ftp", &fields))
-    };
-    let matched = |path| {
-        let announced = announced(path);
-        dialled(path).iter().filter(|endpoint| announced.contains(*endpoint)).count()
-    };
-    assert_eq!(matched(written), matched(capture), "{}", name(capture));
+    assert!(captures().is_empty() || (rewritten >= 40 && dialled >= 60), "{rewritten} {dialled}");
 }
 
 /// The dialogues of slacksite.com's page on active and passive FTP, as an Ethernet capture with
@@ -389,7 +435,7 @@ fn the_slacksite_port_reaches_the_server_as_the_external_address() {
     if !has_tshark() {
         return;
     }
-    assert_clean(&capture, &out);
+    Dissection::of(&out).assert_as_clean_as(&Dissection::of(&capture), "slacksite");
     let line = tshark(&out, "ftp.active.cip", &["ip.src", "ftp.request.arg", "ftp.active.port"]);
     assert_eq!(line, ["203.0.113.1\t203,0,113,1,14,178\t3762"]);
     // The line is 3 bytes shorter: every number after it says so, on the side of the server.
@@ -438,7 +484,7 @@ fn the_slacksite_227_reaches_the_client_as_the_external_address() {
     if !has_tshark() {
         return;
     }
-    assert_clean(&capture, &out);
+    Dissection::of(&out).assert_as_clean_as(&Dissection::of(&capture), "slacksite");
     let line = tshark(&out, "ftp.passive.ip", &["ip.src", "ftp.response.arg"]);
     assert_eq!(line, ["203.0.113.1\tEntering Passive Mode (203,0,113,1,195,149)."]);
 }
