@@ -106,7 +106,9 @@ fn run_without_nftables_says_so() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let before = lab.gateway.ruleset().unwrap();
     let hide = |command: &mut std::process::Command| {
-        command.arg("PATH=/nonexistent");
+        let lines = "mount -t tmpfs none /usr/sbin; \
+            [ -L /sbin ] || mount -t tmpfs none /sbin; exec \"$@\"";
+        command.args(["unshare", "--mount", "sh", "-c", lines, "sh"]);
     };
     assert_refuses(&lab, hide, "nft");
     assert_eq!(lab.gateway.ruleset().unwrap(), before);

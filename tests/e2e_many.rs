@@ -20,7 +20,7 @@ fn transfers(lab: &Lab, server: &Server, family: Family, mode: &str, count: u32)
     println!("{mode} {family}: {report}");
     let errors = report["errors"].as_array().unwrap();
     let mut errors: Vec<String> = errors.iter().map(Value::to_string).collect();
-    if report["transfers"].to_string() != count {
+    if report["transfers"].as_u64().map(|done| done.to_string()) != Some(count.clone()) {
         errors.push(format!("{} of {count} transfers", report["transfers"]));
     }
     errors

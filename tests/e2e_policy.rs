@@ -119,7 +119,7 @@ fn pinhole_closes_with_its_control_connection() {
         let host = lab.dialled(Family::V4).to_string();
         let plan = json!({"host": host, "listen": [3762], "steps": announced(&end)});
         let client = gated_client(&lab.client, plan);
-        assert_eq!(gateway.daemon.openings().unwrap().is_empty(), false, "{what}");
+        assert!(!gateway.daemon.openings().unwrap().is_empty(), "{what}");
         assert_eq!(client.release().error, None, "{what}");
         gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
         assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "{what}");

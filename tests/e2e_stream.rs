@@ -52,7 +52,7 @@ fn port_is_cut_at_every_byte(nodelay: bool) {
     let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
     for side in [inner, outer] {
         assert_eq!(side.faults().unwrap(), [""; 0]);
-        assert_eq!(side.retransmissions().unwrap(), [""; 0]);
+        assert_eq!(side.timeouts().unwrap(), [""; 0]);
     }
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }

@@ -123,10 +123,10 @@ impl Daemon {
         }
     }
 
-    /// Elements of its table's sets and maps by which a new connection could pass, one line each.
+    /// Elements of its table's sets by which a new connection could pass, one line each.
     ///
-    /// Source translations do not open anything, and may stay for the connection that they were
-    /// made for; control ports are configuration.
+    /// Translations (`targets`, `sources`) open nothing: they only hold for connections that a
+    /// pinhole admitted, and stay for those. Control ports are configuration.
     pub fn openings(&self) -> Result<Vec<String>> {
         let mut command = self.gateway.command("nft");
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
@@ -137,11 +137,11 @@ impl Daemon {
         let value: Value = serde_json::from_str(&listed.text())
             .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
         let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
-        let sets = objects.filter_map(|object| object.get("set").or_else(|| object.get("map")));
+        let sets = objects.filter_map(|object| object.get("set"));
         let mut elements = Vec::new();
         for set in sets {
             let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
-            if name.starts_with("pinholes") || name.starts_with("targets") {
+            if name.starts_with("pinholes") {
                 let members = set.get("elem").and_then(Value::as_array).into_iter().flatten();
                 elements.extend(members.map(|element| format!("{name}: {element}")));
             }

@@ -189,7 +189,7 @@ pub fn connect(host: &Host, address: &str, port: u16) -> String {
 
 /// Address and port of a `PORT` line or a `227` reply.
 pub fn host_port(line: &str) -> (String, u16) {
-    let start = line.find(|c: char| c == ',').unwrap_or_else(|| panic!("no host-port in {line}"));
+    let start = line.find(',').unwrap_or_else(|| panic!("no host-port in {line}"));
     let start = line[..start].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
     let numbers: Vec<u16> = line[start..]
         .split(|c: char| !c.is_ascii_digit())
