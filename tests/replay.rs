@@ -253,9 +253,7 @@ fn what_policy_opens_refuses_and_ignores_is_named_with_its_reason() {
             "suricata-verify-ftp-bounce" => {
                 &["27 PORT 2.2.2.3:80 refuse: 2.2.2.3 is not the sender's address 1.1.1.2"]
             }
-            "zeek-fake-long-commands" => {
-                &["24 PASV - ignore: PASV is malformed", "32 PORT - refuse: PORT is malformed"]
-            }
+            "zeek-fake-long-commands" => &["32 PORT - refuse: PORT is malformed"],
             _ => &[],
         };
         assert_eq!(without_pinhole, expected, "{}", name(&path));
