@@ -126,7 +126,7 @@ pub struct Session {
 impl Session {
     /// A connection whose SYN-ACK is `syn_ack`: it tells both initial numbers.
     pub fn opened(syn_ack: &Packet<'_>) -> Self {
-        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, Dialogue::new());
+        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, Dialogue::default());
         session.server.observe(syn_ack);
         session
     }
