@@ -3,13 +3,15 @@
 //! Each benchmark hands a fresh engine a whole recorded conversation and counts its packets, so
 //! that a figure is the time of one packet, verdict and new packet included, kernel excluded.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use divan::{Bencher, counter::ItemsCount};
-use etherparse::PacketBuilder;
+use etherparse::{PacketBuilder, TransportSlice};
 use ftp_alg::{
     engine::{Attention, Checksums, Engine, Kernel, KernelError, Pinhole, Translation, Verdict},
     policy::Policy,
@@ -22,6 +24,28 @@ const LINES: usize = 1000;
 
 fn main() {
     divan::main();
+}
+
+/// The yardstick: only parsing the packet and its checksum, by etherparse.
+#[divan::bench]
+fn baseline(bencher: Bencher) {
+    let mut talk = Talk::logged_in();
+    for (line, server) in [("NOOP\r\n", false), ("200 Zzz...\r\n", true)].repeat(LINES / 2) {
+        talk.say(line, server);
+    }
+    bencher.counter(ItemsCount::new(LINES)).bench_local(|| {
+        for packet in talk.packets.iter().rev().take(LINES) {
+            let packet = etherparse::SlicedPacket::from_ip(divan::black_box(packet)).unwrap();
+            let (Some(etherparse::NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) =
+                (packet.net, packet.transport)
+            else {
+                panic!("not TCP over IPv4")
+            };
+            let header = ip.header();
+            let checksum = tcp.calc_checksum_ipv4(header.source(), header.destination());
+            assert_eq!(checksum.unwrap(), tcp.checksum());
+        }
+    });
 }
 
 /// Lines that concern nobody: what most of a dialogue is.

@@ -6,21 +6,22 @@
 
 #[path = "gateway/lab.rs"]
 mod lab;
+#[path = "gateway/packets.rs"]
+mod packets;
 
 use std::{
     io::{self, Read as _, Write as _},
     net::SocketAddr,
-    os::fd::{AsFd as _, AsRawFd as _},
     time::{Duration, Instant},
 };
 
 use ftp_alg::{
     engine::{Attention, Kernel as _, KernelError, Pinhole, Translation},
     gateway::{
-        Decision, GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters,
-        Table, rules,
+        GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
     },
 };
+use packets::{Judgement, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::{
@@ -33,11 +34,7 @@ const LIFETIME: Duration = Duration::from_secs(20);
 /// Expands to an early return without root.
 macro_rules! need_root {
     () => {
-        // SAFETY: it cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
-            eprintln!("skipped: needs root");
-            return;
-        }
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
     };
 }
 
@@ -64,66 +61,6 @@ fn pinhole(initiator: &str, arrival: SocketAddr) -> Pinhole {
     Pinhole { initiator, arrival, target: arrival, source: initiator }
 }
 
-/// Reads the queue until `done`, deciding by `judge`.
-fn serve(
-    queue: &mut Queue,
-    mut judge: impl FnMut(&[u8]) -> Judgement,
-    mut done: impl FnMut() -> bool,
-) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !done() {
-        assert!(Instant::now() < end, "no end after 10 s");
-        let mut poll =
-            libc::pollfd { fd: queue.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one live structure.
-        unsafe { libc::poll(&raw mut poll, 1, 20) };
-        queue.receive().unwrap();
-        let (packets, mut verdicts) = queue.batch();
-        for packet in packets {
-            match judge(packet.payload) {
-                Judgement::Pass => verdicts.verdict(packet.id, Decision::Accept).unwrap(),
-                Judgement::Drop => verdicts.verdict(packet.id, Decision::Drop).unwrap(),
-                Judgement::Replace(with) => {
-                    verdicts.verdict(packet.id, Decision::Replace(&with)).unwrap();
-                }
-            }
-        }
-        verdicts.flush().unwrap();
-    }
-}
-
-enum Judgement {
-    Pass,
-    Drop,
-    Replace(Vec<u8>),
-}
-
-/// The TCP payload of a packet, and whether it is a pure acknowledgement.
-fn tcp(packet: &[u8]) -> (Vec<u8>, bool) {
-    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("no TCP") };
-    let pure = tcp.payload().is_empty() && !(tcp.syn() || tcp.fin() || tcp.rst());
-    (tcp.payload().to_vec(), pure)
-}
-
-/// The packet with another payload of the same length.
-fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
-    let headers = etherparse::PacketHeaders::from_ip_slice(packet).unwrap();
-    let (
-        Some(etherparse::NetHeaders::Ipv4(ip, _)),
-        Some(etherparse::TransportHeader::Tcp(mut tcp)),
-    ) = (headers.net, headers.transport)
-    else {
-        panic!("no TCP over IPv4")
-    };
-    tcp.checksum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
-    let mut bytes = Vec::new();
-    ip.write_raw(&mut bytes).unwrap();
-    tcp.write(&mut bytes).unwrap();
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
 #[test]
 fn the_table_replaces_itself_and_leaves_nothing() {
     need_root!();
@@ -148,7 +85,8 @@ fn the_table_replaces_itself_and_leaves_nothing() {
 fn all_ways_of_queueing_load() {
     need_root!();
     let lab = Lab::new();
-    let detected = lab.on_gateway(QueueStatement::detect).unwrap();
+    let detected =
+        lab.on_gateway(|| Table::install(&RuleParameters::default()).unwrap().statement());
     eprintln!("this kernel queues by {detected:?}");
     let ways = match detected {
         QueueStatement::Native => &[QueueStatement::Native, QueueStatement::Xtables][..],
@@ -368,8 +306,12 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     need_root!();
     let mut ready = Ready::new();
     ready.lab.drop_by_default();
+    // One that wrote none of the leftovers of the other.
+    let parameters = RuleParameters::default();
+    let mut other = ready.lab.on_gateway(|| LinuxKernel::new(&parameters)).unwrap();
     for (port, source) in [(4000, EXTERNAL), (4000, EXTERNAL2), (4001, EXTERNAL), (4001, EXTERNAL2)]
     {
+        std::mem::swap(&mut ready.kernel, &mut other);
         let hole = Pinhole {
             target: at(SERVER, port),
             source: ip(source),

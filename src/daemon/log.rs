@@ -43,7 +43,7 @@ pub(super) fn events(events: &[Event]) {
             What::Announcement(Decision { action: Action::Refuse, .. }) => {
                 tracing::warn!("{event}")
             }
-            What::Announcement(_) => tracing::info!("{event}"),
+            What::Announcement(_) | What::Unread(_) => tracing::info!("{event}"),
             What::Closed(..) | What::Turned(_) => tracing::debug!("{event}"),
         }
     }

@@ -53,6 +53,10 @@ impl<K: Kernel> Judge for Bench<'_, K> {
         dialogue: &Dialogue,
         line: &Text<'_>,
     ) -> Ruling {
+        if let (false, Err(Malformed::Form(_))) = (kind.is_active(), read) {
+            self.tell(What::Unread(shown(line.bytes())));
+            return Ruling::Pass;
+        }
         let from = if kind.is_active() { Side::Client } else { Side::Server };
         let announced = read.ok().map(|a| {
             let address = a.address.unwrap_or(self.control.server.ip());

@@ -53,6 +53,8 @@ pub struct Decision {
 pub enum What {
     /// An announcement was decided about.
     Announcement(Decision),
+    /// This reply, escaped and cut, should have announced, names no endpoint, and passed.
+    Unread(String),
     /// A pinhole was closed before it was used, because of this.
     Closed(Pinhole, &'static str),
     /// Another command than an announcement was kept from the server.
@@ -81,6 +83,7 @@ impl fmt::Display for Event {
         write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
         match &self.what {
             What::Announcement(decision) => decision.fmt(f),
+            What::Unread(said) => write!(f, "pass \"{said}\": it names no endpoint"),
             What::Closed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
             What::Refused(what) => write!(f, "refuse {what}"),
             What::Turned(what) => f.write_str(what),

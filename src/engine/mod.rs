@@ -286,6 +286,11 @@ impl Engine {
         self.counters
     }
 
+    /// How many control connections are followed, with those that are over and linger.
+    pub fn session_count(&self) -> usize {
+        self.table.len()
+    }
+
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());

@@ -33,9 +33,11 @@ impl Key {
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [low, high] = self.addresses;
-        state.write_u128(low);
-        state.write_u128(high ^ u128::from(self.ports) << 64);
+        match self.addresses.map(u64::try_from) {
+            [Ok(low), Ok(high)] => state.write_u64(low << 32 | high), // IPv4
+            _ => self.addresses.iter().for_each(|address| state.write_u128(*address)),
+        }
+        state.write_u32(self.ports);
     }
 }
 

@@ -35,7 +35,7 @@ pub struct ReplyTracker {
 impl ReplyTracker {
     /// Reads one complete line; gives the reply if this line ends one.
     pub fn line(&mut self, text: &Text<'_>) -> Option<Reply> {
-        let parsed = parse(text.bytes());
+        let parsed = parse(text);
         match (self.open, parsed) {
             (None, Some((code, true))) => {
                 self.open = Some(code);
@@ -53,7 +53,7 @@ impl ReplyTracker {
     /// Whether `text`, the start of a line that is not complete yet, may become a line that ends a
     /// 227 or 229 reply.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        if self.open.is_some_and(|code| code != 227 && code != 229) {
+        if text.is_indented() || self.open.is_some_and(|code| code != 227 && code != 229) {
             return false;
         }
         let start = text.bytes();
@@ -63,9 +63,13 @@ impl ReplyTracker {
     }
 }
 
-/// The code, and whether more lines of the reply follow.
-fn parse(line: &[u8]) -> Option<(u16, bool)> {
-    let (digits, rest) = line.split_at_checked(3)?;
+/// The code, and whether more lines of the reply follow. Blanks before a code make it text: that is
+/// how a server keeps text from being taken for the end of its reply (RFC 959 section 4.2).
+fn parse(text: &Text<'_>) -> Option<(u16, bool)> {
+    let (digits, rest) = text.bytes().split_at_checked(3)?;
+    if text.is_indented() {
+        return None;
+    }
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -96,7 +100,7 @@ mod tests {
     #[test]
     fn the_last_line_of_a_multi_line_227_counts() {
         assert_eq!(
-            codes(&[b"227-hello\r\n", b" 227-x\r\n", b"227 (1,2)\r\n"]),
+            codes(&[b"227-hello\r\n", b" 227 x\r\n", b"227 (1,2)\r\n"]),
             [None, None, Some(227)]
         );
     }

@@ -19,6 +19,8 @@ pub struct Text<'a> {
     /// Where each byte stood in the line; empty when they stand as they stood from `start`.
     origins: Vec<usize>,
     start: usize,
+    indented: bool,
+    unfinished: usize,
 }
 
 impl<'a> Text<'a> {
@@ -29,13 +31,20 @@ impl<'a> Text<'a> {
         }
         let end = trimmed_end(line);
         let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
-        Self { bytes: Cow::Borrowed(&line[start..end]), origins: Vec::new(), start }
+        let indented = line.first().is_some_and(|b| is_blank(*b));
+        Self {
+            bytes: Cow::Borrowed(&line[start..end]),
+            origins: Vec::new(),
+            start,
+            indented,
+            unfinished: 0,
+        }
     }
 
     fn cleaned(line: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(line.len());
         let mut origins = Vec::with_capacity(line.len());
-        let mut i = 0;
+        let (mut i, mut unfinished) = (0, 0);
         while let Some(&byte) = line.get(i) {
             let skip = match (byte, line.get(i + 1)) {
                 (0, _) => 1,
@@ -51,21 +60,35 @@ impl<'a> Text<'a> {
                 origins.push(i);
                 i += if byte == IAC { 2 } else { 1 };
             } else {
+                if byte == IAC && is_unfinished(&line[i..]) {
+                    unfinished = line.len() - i;
+                }
                 i += skip;
             }
         }
+        let indented = bytes.first().is_some_and(|b| is_blank(*b));
         let end = trimmed_end(&bytes);
         let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
         bytes.truncate(end);
         origins.truncate(end);
         bytes.drain(..start);
         origins.drain(..start);
-        Self { bytes: Cow::Owned(bytes), origins, start: 0 }
+        Self { bytes: Cow::Owned(bytes), origins, start: 0, indented, unfinished }
     }
 
     /// The readable bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether blanks stand before the readable bytes.
+    pub fn is_indented(&self) -> bool {
+        self.indented
+    }
+
+    /// How many bytes at the end are the start of a Telnet command that goes on.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished
     }
 
     /// Where `range` of the readable bytes stands in the line. `range` must not be empty.
@@ -84,6 +107,15 @@ fn is_blank(byte: u8) -> bool {
 /// The length without the line end and trailing blanks.
 fn trimmed_end(line: &[u8]) -> usize {
     line.iter().rposition(|b| !matches!(b, b'\r' | b'\n' | b' ' | b'\t')).map_or(0, |i| i + 1)
+}
+
+/// Whether the Telnet command at the start of `bytes` goes on after them.
+fn is_unfinished(bytes: &[u8]) -> bool {
+    match bytes {
+        [IAC, SB, rest @ ..] => !rest.windows(2).any(|w| w == [IAC, SE]),
+        [IAC, WILL..=DONT] | [IAC] => true,
+        _ => false,
+    }
 }
 
 /// `IAC SB ... IAC SE`, or all that is there when it does not end.
@@ -110,6 +142,11 @@ mod tests {
         assert_eq!(Text::new(b"a\xff\xfa12").bytes(), b"a");
         assert_eq!(Text::new(b"a\xff\xfa1\xff\xf0b").bytes(), b"ab");
         assert_eq!(Text::new(b"\xff\xfd").bytes(), b"");
+        for (line, unfinished) in
+            [(&b"\xff\xf4\xff"[..], 1), (b"\xff\xfd", 2), (b"\xff\xfd\x06", 0), (b"\xff\xfa1", 3)]
+        {
+            assert_eq!(Text::new(line).unfinished(), unfinished, "{line:?}");
+        }
     }
 
     #[test]

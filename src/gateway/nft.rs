@@ -98,6 +98,18 @@ impl Batch {
         self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
     }
 
+    /// Deletes an element whether it is there or not. Returns the index of the message that fails
+    /// when it is there with other data.
+    ///
+    /// It is added first, which changes nothing if it is there; what one batch adds and deletes is
+    /// never seen. (NFT_MSG_DESTROYSETELEM needs Linux 6.3. Deleting what is not there fails the
+    /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
+    pub(super) fn clear_element(&mut self, element: &Element<'_>) -> usize {
+        let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
+        self.delete_element(element.set, element.key);
+        index
+    }
+
     fn element(&mut self, message: i32, flags: i32, element: &Element<'_>) -> usize {
         let list = element.to_list();
         self.append(|buffer, sequence| {

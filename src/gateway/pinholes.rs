@@ -7,10 +7,11 @@
 //! them anew whatever they were. Knows nothing of the connection that asked for the pinhole.
 
 use std::{
+    collections::HashMap,
     ffi::CStr,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -32,6 +33,49 @@ const ATTEMPTS: usize = 4;
 pub struct Pinholes {
     socket: Socket,
     batch: Batch,
+    leftovers: Leftovers,
+}
+
+type MapKey = (&'static CStr, Vec<u8>);
+
+/// Translations that we wrote and that may still be in the kernel, by map and key. Without this
+/// opening is as right, but needs a failing batch to learn what is there.
+#[derive(Debug, Default)]
+struct Leftovers {
+    written: HashMap<MapKey, (Vec<u8>, Instant)>,
+    /// When the expired ones are looked for again.
+    prune_above: usize,
+}
+
+impl Leftovers {
+    fn data(&self, map: &'static CStr, key: &[u8]) -> Option<Vec<u8>> {
+        self.written.get(&(map, key.to_vec())).map(|(data, _)| data.clone())
+    }
+
+    fn wrote(&mut self, map: &'static CStr, key: &[u8], data: &[u8], lifetime: Duration) {
+        let now = Instant::now();
+        if self.written.len() > self.prune_above {
+            self.written.retain(|_, (_, expiry)| *expiry > now);
+            self.prune_above = (self.written.len() * 2).max(1024);
+        }
+        if let Some(expiry) = now.checked_add(lifetime) {
+            self.written.insert((map, key.to_vec()), (data.to_vec(), expiry));
+        }
+    }
+
+    fn deleted(&mut self, map: &'static CStr, key: &[u8]) {
+        self.written.remove(&(map, key.to_vec()));
+    }
+}
+
+/// How to be rid of what is under a translation's key.
+enum Old {
+    /// Nothing is there.
+    Absent,
+    /// What we wrote may be there.
+    Written(Vec<u8>),
+    /// Something is there.
+    Present,
 }
 
 /// A pinhole that nothing has used yet.
@@ -58,7 +102,7 @@ impl Pinholes {
     /// Opens a netlink socket; the table need not be there yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        Ok(Self { socket, batch: Batch::new() })
+        Ok(Self { socket, batch: Batch::new(), leftovers: Leftovers::default() })
     }
 
     /// Opens `pinhole` for one connection, within `lifetime`. [`KernelError::Taken`] if initiator
@@ -68,9 +112,20 @@ impl Pinholes {
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let elements = Elements::of(pinhole).map_err(failed)?;
         let sets = elements.sets;
-        // An element cannot be overwritten, and deleting one that is not there fails the batch
-        // (before NFT_MSG_DESTROYSETELEM of Linux 6.3). So first hope, then do as the errors say.
-        let (mut old_target, mut old_source) = (false, false);
+        let longer = lifetime.saturating_add(TRANSLATIONS_LONGER);
+        // An element cannot be overwritten. What is there is guessed, then learned from errors.
+        let mut old = [(sets.targets, &elements.key), (sets.sources, &elements.source_key)]
+            .map(|(map, key)| self.leftovers.data(map, key).map_or(Old::Absent, Old::Written));
+        let translations = [
+            (sets.targets, &elements.key, &elements.target),
+            (sets.sources, &elements.source_key, &elements.source),
+        ]
+        .map(|(set, key, data)| Element {
+            set,
+            key,
+            data: Some(data),
+            timeout: Some(longer),
+        });
         for _ in 0..ATTEMPTS {
             self.batch.clear();
             let permission = self.batch.add_element(&Element {
@@ -79,51 +134,46 @@ impl Pinholes {
                 data: None,
                 timeout: Some(lifetime),
             });
-            let translations_lifetime = lifetime.saturating_add(TRANSLATIONS_LONGER);
-            let target = self.translation(
-                old_target,
-                &Element {
-                    set: sets.targets,
-                    key: &elements.key,
-                    data: Some(&elements.target),
-                    timeout: Some(translations_lifetime),
-                },
-            );
-            let source = self.translation(
-                old_source,
-                &Element {
-                    set: sets.sources,
-                    key: &elements.source_key,
-                    data: Some(&elements.source),
-                    timeout: Some(translations_lifetime),
-                },
-            );
+            let [mut target, mut source] = [(usize::MAX, usize::MAX); 2];
+            for ((element, old), at) in
+                translations.iter().zip(&old).zip([&mut target, &mut source])
+            {
+                at.0 = match old {
+                    Old::Absent => usize::MAX,
+                    Old::Written(data) => {
+                        self.batch.clear_element(&Element { data: Some(data), ..*element })
+                    }
+                    Old::Present => self.batch.delete_element(element.set, element.key),
+                };
+                at.1 = self.batch.add_element(element);
+            }
             let outcome = self.batch.send(&mut self.socket).map_err(failed)?;
-            let Some(error) = outcome.first_error() else { return Ok(()) };
+            let Some(error) = outcome.first_error() else {
+                for Element { set, key, data, .. } in translations {
+                    self.leftovers.wrote(set, key, data.unwrap_or_default(), longer);
+                }
+                return Ok(());
+            };
             let there =
                 |at| outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY);
             if there(permission) {
                 return Err(KernelError::Taken);
             }
-            let before = (old_target, old_source);
-            for (old, at) in [(&mut old_target, target), (&mut old_source, source)] {
-                if *old && outcome.failed_with(at.delete, libc::ENOENT) {
-                    *old = false;
-                } else if !*old && there(at.add) {
-                    *old = true;
+            let mut learned = false;
+            for (old, (clear, add)) in old.iter_mut().zip([target, source]) {
+                if outcome.failed_with(clear, libc::ENOENT) && matches!(old, Old::Present) {
+                    *old = Old::Absent;
+                    learned = true;
+                } else if (there(clear) || there(add)) && !matches!(old, Old::Present) {
+                    *old = Old::Present;
+                    learned = true;
                 }
             }
-            if before == (old_target, old_source) {
+            if !learned {
                 return Err(failed(table_error(error)));
             }
         }
         Err(failed(io::ErrorKind::ResourceBusy.into()))
-    }
-
-    fn translation(&mut self, replaces: bool, element: &Element<'_>) -> Indices {
-        let delete =
-            if replaces { self.batch.delete_element(element.set, element.key) } else { usize::MAX };
-        Indices { delete, add: self.batch.add_element(element) }
     }
 
     /// Closes `pinhole`, whether it is open, used or expired. A connection through it goes on.
@@ -131,15 +181,28 @@ impl Pinholes {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let elements = Elements::of(pinhole).map_err(failed)?;
-        // One after the other, as each may be gone. The source stays until it expires: its key
-        // has no arrival, so another pinhole to the same target may be using it.
-        for set in [elements.sets.pinholes, elements.sets.targets] {
+        let sets = elements.sets;
+        self.leftovers.deleted(sets.targets, &elements.key);
+        // The source stays until it expires: its key has no arrival, so another pinhole to the
+        // same target may be using it. The timeout is that of an element that is never seen.
+        let timeout = Some(TRANSLATIONS_LONGER);
+        let permission = Element { set: sets.pinholes, key: &elements.key, data: None, timeout };
+        let target = Element { set: sets.targets, data: Some(&elements.target), ..permission };
+        self.batch.clear();
+        self.batch.clear_element(&permission);
+        self.batch.clear_element(&target);
+        match self.batch.send(&mut self.socket).map_err(failed)?.first_error() {
+            // Without our table there are no pinholes.
+            None | Some(libc::ENOENT) => return Ok(()),
+            // The target is that of a later pinhole, which replaced this one.
+            Some(libc::EBUSY | libc::EEXIST) => {}
+            Some(error) => return Err(failed(io::Error::from_raw_os_error(error))),
+        }
+        for set in [sets.pinholes, sets.targets] {
             self.batch.clear();
             self.batch.delete_element(set, &elements.key);
             match self.batch.send(&mut self.socket).map_err(failed)?.first_error() {
-                None => {}
-                // Also when our table is gone, and with it all pinholes.
-                Some(libc::ENOENT) => {}
+                None | Some(libc::ENOENT) => {}
                 Some(error) => return Err(failed(io::Error::from_raw_os_error(error))),
             }
         }
@@ -168,11 +231,6 @@ impl Pinholes {
         }
         Ok(open)
     }
-}
-
-struct Indices {
-    delete: usize,
-    add: usize,
 }
 
 /// ENOENT says nothing to an operator.

@@ -35,36 +35,6 @@ pub struct Table {
     installed: bool,
 }
 
-impl QueueStatement {
-    /// What this kernel offers, tried in a transaction that leaves nothing behind.
-    pub fn detect() -> Result<Self, GatewayError> {
-        let probe =
-            format!("table inet {TABLE}_probe {{ chain c {{ queue flags bypass to 1; }}; }}");
-        match nft(&["--check", "--file", "-"], &probe) {
-            Ok(()) => return Ok(Self::Native),
-            Err(GatewayError::RulesRefused { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        try_target(ProtoFamily::Ipv4)?;
-        try_target(ProtoFamily::Inet)?.map_or(Ok(Self::Xtables), |error| Err(no_queue(error)))
-    }
-}
-
-/// Tries the iptables target in a transaction that leaves nothing behind; returns the error
-/// number that its rule met with. Linux 6.1 loads the target's module by a name that begins with
-/// the family's, and has none for inet; trying it in family ip loads it for both.
-fn try_target(family: ProtoFamily) -> Result<Option<i32>, GatewayError> {
-    let table = nftnl::Table::new(c"ftp_alg_probe", family);
-    let chain = Chain::new(c"c", &table);
-    let mut batch = Batch::new();
-    batch.object(&table, MsgType::Add);
-    batch.object(&chain, MsgType::Add);
-    batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
-    batch.object(&table, MsgType::Del);
-    let mut socket = Socket::open().map_err(netlink_failed)?;
-    Ok(batch.send(&mut socket).map_err(netlink_failed)?.first_error())
-}
-
 fn no_queue(errno: i32) -> GatewayError {
     match errno {
         libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
@@ -77,9 +47,15 @@ fn no_queue(errno: i32) -> GatewayError {
 }
 
 impl Table {
-    /// Loads the table, in the place of one that is already there, and queues as this kernel can.
+    /// Loads the table, in the place of one that is already there, and queues as this kernel can:
+    /// what it cannot is seen by trying, as each transaction costs grace periods of the kernel.
     pub fn install(parameters: &RuleParameters) -> Result<Self, GatewayError> {
-        Self::install_with(parameters, QueueStatement::detect()?)
+        match Self::install_with(parameters, QueueStatement::Native) {
+            Err(GatewayError::RulesRefused { .. }) => {
+                Self::install_with(parameters, QueueStatement::Xtables)
+            }
+            other => other,
+        }
     }
 
     /// As [`Table::install`], queueing as told.
@@ -91,8 +67,12 @@ impl Table {
         nft(&["--file", "-"], &render_nftables(parameters, statement))?;
         let mut table = Self { statement, socket, installed: true };
         if statement == QueueStatement::Xtables {
-            try_target(ProtoFamily::Ipv4)?;
-            table.add_queue_rules(parameters)?;
+            let mut refused = table.add_queue_rules(parameters)?;
+            if refused == Some(libc::ENOENT) {
+                table.load_target()?;
+                refused = table.add_queue_rules(parameters)?;
+            }
+            refused.map_or(Ok(()), |errno| Err(no_queue(errno)))?;
         }
         Ok(table)
     }
@@ -126,7 +106,11 @@ impl Table {
     }
 
     /// Puts the iptables target into the chains that queue, in the place of what is in them.
-    fn add_queue_rules(&mut self, parameters: &RuleParameters) -> Result<(), GatewayError> {
+    /// Gives the error number that a rule met with.
+    fn add_queue_rules(
+        &mut self,
+        parameters: &RuleParameters,
+    ) -> Result<Option<i32>, GatewayError> {
         let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
         let mut batch = Batch::new();
         for (name, bypass) in QUEUEING {
@@ -134,8 +118,21 @@ impl Table {
             batch.flush_chain(name);
             batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
         }
-        let outcome = batch.send(&mut self.socket).map_err(netlink_failed)?;
-        outcome.first_error().map_or(Ok(()), |error| Err(no_queue(error)))
+        Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
+    }
+
+    /// Has the kernel load the target's module, in a transaction that leaves nothing behind: Linux
+    /// 6.1 loads it by a name that begins with the family's, and has none for inet.
+    fn load_target(&mut self) -> Result<(), GatewayError> {
+        let table = nftnl::Table::new(c"ftp_alg_probe", ProtoFamily::Ipv4);
+        let chain = Chain::new(c"c", &table);
+        let mut batch = Batch::new();
+        batch.object(&table, MsgType::Add);
+        batch.object(&chain, MsgType::Add);
+        batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
+        batch.object(&table, MsgType::Del);
+        batch.send(&mut self.socket).map_err(netlink_failed)?;
+        Ok(())
     }
 }
 

@@ -227,8 +227,11 @@ mod tests {
         assert_eq!(map.acknowledge_left(Seq(10)), Seq(10));
     }
 
+    /// The distance from the last one, the length, and what takes its place.
+    type Replaced = (usize, usize, Vec<u8>);
+
     /// A stream, some of its ranges replaced: start (across the wrap), sent bytes, rewrites.
-    fn streams() -> impl Strategy<Value = (u32, Vec<u8>, Vec<(usize, usize, Vec<u8>)>)> {
+    fn streams() -> impl Strategy<Value = (u32, Vec<u8>, Vec<Replaced>)> {
         let bytes = proptest::collection::vec(any::<u8>(), 1..60);
         let start = prop_oneof![Just(u32::MAX - 20), any::<u32>()];
         let rewrites = proptest::collection::vec(

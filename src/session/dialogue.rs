@@ -88,9 +88,9 @@ pub struct Dialogue {
     awaited: Vec<Awaited>,
 }
 
-impl Dialogue {
+impl Default for Dialogue {
     /// A dialogue at its start.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             phase: Phase::Silent,
             logged_in: false,
@@ -99,10 +99,12 @@ impl Dialogue {
             awaited: Vec::new(),
         }
     }
+}
 
+impl Dialogue {
     /// A dialogue whose start was not seen.
     pub fn joined() -> Self {
-        Self { phase: Phase::Joined, ..Self::new() }
+        Self { phase: Phase::Joined, ..Self::default() }
     }
 
     /// Bytes were missed: nothing that was known counts any more.
@@ -275,7 +277,7 @@ mod tests {
     }
 
     fn logged_in() -> Dialogue {
-        let mut dialogue = Dialogue::new();
+        let mut dialogue = Dialogue::default();
         answered(&mut dialogue, "220 ready");
         said(&mut dialogue, "USER x");
         answered(&mut dialogue, "331 password");
@@ -286,9 +288,9 @@ mod tests {
 
     #[test]
     fn the_server_greets_first_and_the_client_answers_with_ftp() {
-        assert_eq!(said(&mut Dialogue::new(), "USER x"), Step::NotFtp);
-        assert_eq!(answered(&mut Dialogue::new(), "SSH-2.0-x"), Meaning::NotFtp);
-        let mut dialogue = Dialogue::new();
+        assert_eq!(said(&mut Dialogue::default(), "USER x"), Step::NotFtp);
+        assert_eq!(answered(&mut Dialogue::default(), "SSH-2.0-x"), Meaning::NotFtp);
+        let mut dialogue = Dialogue::default();
         for line in ["120 soon", "220-hello", "any text", "220 ready"] {
             assert_eq!(answered(&mut dialogue, line), Meaning::Nothing);
         }
@@ -300,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_login_needs_its_reply() {
-        let mut dialogue = Dialogue::new();
+        let mut dialogue = Dialogue::default();
         answered(&mut dialogue, "220 ready");
         assert_eq!(answered(&mut dialogue, "230 in"), Meaning::Nothing);
         said(&mut dialogue, "USER x");

@@ -5,7 +5,6 @@ use std::{net::SocketAddr, ops::Range};
 use super::{
     Dialogue, Judge, Note, Phase, Refused, Ruling,
     dialogue::{Meaning, Step},
-    stream::cross_out,
 };
 use crate::ftp::{Announcement, Command, Kind, Text, Verb};
 
@@ -33,7 +32,8 @@ pub fn client_line(
     let text = Text::new(line);
     let command = Command::parse(&text);
     // The start of a line that may announce was held back, unless it could not be.
-    let cut = delivered > 0 && dialogue.phase() != Phase::Joined;
+    let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
+    let cut = !whole && dialogue.phase() != Phase::Joined;
     match (dialogue.client_line(command.as_ref()), command) {
         (Step::Announces, _) if cut => {
             dialogue.announced(false);
@@ -54,11 +54,11 @@ pub fn client_line(
             match ruling {
                 Ruling::Pass => None,
                 Ruling::Open(endpoint) => rewrite(&text, &parsed.ok()?, endpoint),
-                Ruling::Refuse => (delivered == 0).then(|| refusal(&text, line)),
+                Ruling::Refuse => whole.then(|| refusal(&text, line)),
             }
         }
         (Step::Auth, _) => {
-            let refused = judge.refuses_auth() && delivered == 0;
+            let refused = judge.refuses_auth() && whole;
             dialogue.auth(!refused);
             refused.then(|| {
                 judge.refused(Refused::Auth);
@@ -124,7 +124,7 @@ fn rewrite(text: &Text<'_>, announcement: &Announcement, endpoint: SocketAddr) -
 /// in the order of the commands and no number changes.
 fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Vec<u8>) {
     let range = text.origin(0..text.bytes().len());
-    let mut new = line[range.clone()].to_vec();
-    cross_out(&mut new);
+    let crossed = |b: &u8| if matches!(b, b' ' | b'\t') { *b } else { b'X' };
+    let new = line[range.clone()].iter().map(crossed).collect();
     (range, new)
 }

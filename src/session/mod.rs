@@ -105,6 +105,10 @@ enum Mode {
     Opaque,
 }
 
+/// The longest unfinished Telnet command that is not held back: `IAC WILL`. A subnegotiation, which
+/// no FTP end sends, is.
+const MAX_TELNET: usize = 2;
+
 /// One control connection.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -122,7 +126,7 @@ pub struct Session {
 impl Session {
     /// A connection whose SYN-ACK is `syn_ack`: it tells both initial numbers.
     pub fn opened(syn_ack: &Packet<'_>) -> Self {
-        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, Dialogue::new());
+        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, Dialogue::default());
         session.server.observe(syn_ack);
         session
     }
@@ -279,7 +283,9 @@ impl Session {
     fn renumbered(&self, from: Side, packet: &Packet<'_>) -> Forward {
         let seq = self.peek(from).map.deliver(packet.seq());
         let ack = self.acknowledgement_for(from, packet);
-        if seq == packet.seq() && ack == packet.ack() {
+        // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
+        let claims_move = self.peek(from.peer()).map.shifts();
+        if seq == packet.seq() && ack == packet.ack() && !claims_move {
             return Forward::Unchanged;
         }
         let urgent = packet.urgent().unwrap_or(0);
@@ -319,7 +325,10 @@ impl Session {
         fin: bool,
         judge: &mut impl Judge,
     ) {
-        while !new.is_empty() {
+        while let Some(&first) = new.first() {
+            if !matches!(self.mode, Mode::Reading) && self.peek(from).is_holding() {
+                self.stream(from).let_go(seq, first);
+            }
             match &mut self.mode {
                 Mode::Opaque => return,
                 Mode::Encrypted(records) => {
@@ -364,6 +373,8 @@ impl Session {
             Read::NotFtp => self.stop_reading(judge),
             Read::Encrypted => {
                 self.mode = Mode::Encrypted(Box::new([Some(TlsRecords::default()); 2]));
+                self.client.stop_reading();
+                self.server.stop_reading();
                 judge.note(Note::Encrypted);
             }
         }
@@ -373,11 +384,30 @@ impl Session {
     fn continue_line(
         &mut self,
         from: Side,
-        seq: Seq,
-        chunk: &[u8],
+        mut seq: Seq,
+        mut chunk: &[u8],
         fin: bool,
         judge: &mut impl Judge,
     ) {
+        if from == Side::Client && !self.client.is_holding() {
+            // Telnet commands (urgent ones above all) and blanks before a command need not wait.
+            let line = [self.client.line(), chunk].concat();
+            let text = Text::new(&line);
+            let start = match text.bytes() {
+                [] if text.unfinished() <= MAX_TELNET => line.len(),
+                [] => 0,
+                _ => text.origin(0..1).start,
+            };
+            if let Some(lead) = start.checked_sub(self.client.line().len()) {
+                let unfinished = text.unfinished();
+                let passed = if lead == chunk.len() { unfinished } else { 0 };
+                self.client.pass_over(line[..start].to_vec(), passed);
+                (seq, chunk) = (seq + lead as u32, &chunk[lead..]);
+            }
+            if chunk.is_empty() {
+                return;
+            }
+        }
         let stream = match from {
             Side::Client => &mut self.client,
             Side::Server => &mut self.server,
@@ -448,6 +478,9 @@ impl Session {
             let shifted = stream.map.deliver(seq + u32::from(offset)) - delivered;
             u16::try_from(shifted).unwrap_or(u16::MAX)
         });
+        if urgent == 0 {
+            control &= !flags::URG; // the urgent byte is held back, or already delivered
+        }
         let mut acknowledge = None;
         if stream.may_acknowledge_held() {
             acknowledge = Some(self.acknowledge_held(from, packet));

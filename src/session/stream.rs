@@ -96,9 +96,25 @@ impl Stream {
         self.gaps = 0;
     }
 
-    /// Drops what is kept for reading; nothing is held back.
+    /// Drops what is kept for reading, but for what is held back and still to be delivered.
     pub fn stop_reading(&mut self) {
+        if !self.held {
+            self.line = Vec::new();
+        }
+    }
+
+    /// What is held back is delivered before `first`, the byte at `seq`, as nobody reads on.
+    pub fn let_go(&mut self, seq: Seq, first: u8) {
+        self.line.push(first);
+        self.release(seq, 1);
         self.line = Vec::new();
+    }
+
+    /// The unfinished line says nothing yet, and is delivered; of its last bytes `unfinished` are
+    /// the start of a Telnet command.
+    pub fn pass_over(&mut self, mut line: Vec<u8>, unfinished: usize) {
+        line.drain(..line.len() - unfinished);
+        self.line = line;
     }
 
     /// The whole unfinished line with `chunk`, which completes or continues it, and how many of
@@ -158,10 +174,11 @@ impl Stream {
     }
 
     /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
-    /// it is delivered with every byte but blanks crossed out, and is read as that.
+    /// it is delivered with every byte crossed out, blanks as well, so that whatever follows in the
+    /// line is no command; and is read as that.
     pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
         self.line.extend_from_slice(chunk);
-        cross_out(&mut self.line);
+        self.line.fill(b'X');
         self.release(seq, chunk.len() as u32);
     }
 
@@ -184,12 +201,5 @@ impl Stream {
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
         &self.line
-    }
-}
-
-/// Crosses out all but blanks.
-pub fn cross_out(line: &mut [u8]) {
-    for byte in line.iter_mut().filter(|b| !matches!(**b, b' ' | b'\t')) {
-        *byte = b'X';
     }
 }

@@ -1,0 +1,331 @@
+//! Any IP packet as a capture shows it (whole, cut by the snap length, a fragment): who sends it
+//! to whom, and the same packet between other endpoints.
+//!
+//! The engine's `packet` module takes whole TCP segments only; here every packet must be readable
+//! as far as it goes, so that the written capture shows all of them. Checksums of whole packets
+//! are computed anew, as captures may show them before the network card did; those of parts are
+//! updated (RFC 1624) where they are in sight.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Transport protocols with ports or with a checksum over the addresses.
+pub const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+/// IPv6 extension headers (RFC 8200 section 4).
+const FRAGMENT: u8 = 44;
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
+
+/// What the headers of an IP packet say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The sender; port 0 where none is in sight.
+    pub source: SocketAddr,
+    /// The addressee; port 0 where none is in sight.
+    pub destination: SocketAddr,
+    /// The transport protocol.
+    pub protocol: u8,
+    /// Where its header starts.
+    pub transport: usize,
+    /// How long the packet was on the wire.
+    pub length: usize,
+    /// Whether it is the later part of a packet.
+    pub is_later_fragment: bool,
+    /// Whether it is any part of a packet.
+    pub is_fragment: bool,
+}
+
+impl Layout {
+    /// Reads the headers of `bytes`; `None` if they are cut or contradict themselves.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        match bytes.first()? >> 4 {
+            4 => Self::of_v4(bytes),
+            6 => Self::of_v6(bytes),
+            _ => None,
+        }
+        .map(|layout| layout.with_ports(bytes))
+    }
+
+    /// Whether `bytes`, which this was read from, are all of the packet.
+    pub fn is_whole(&self, bytes: &[u8]) -> bool {
+        bytes.len() >= self.length && !self.is_fragment
+    }
+
+    fn of_v4(bytes: &[u8]) -> Option<Self> {
+        let header = usize::from(bytes.first()? & 0xf) * 4;
+        let address = |at| Some(IpAddr::from(Ipv4Addr::from(array::<4>(bytes, at)?)));
+        let (source, destination) = (address(12)?, address(16)?);
+        let length = match word(bytes, 2)? {
+            0 => bytes.len().min(0xffff), // segmentation was left to the network card
+            length => usize::from(length),
+        };
+        if header < 20 || length < header {
+            return None;
+        }
+        let fragment = word(bytes, 6)?;
+        Some(Self {
+            source: SocketAddr::new(source, 0),
+            destination: SocketAddr::new(destination, 0),
+            protocol: *bytes.get(9)?,
+            transport: header,
+            length,
+            is_later_fragment: fragment & 0x1fff != 0,
+            is_fragment: fragment & 0x3fff != 0,
+        })
+    }
+
+    fn of_v6(bytes: &[u8]) -> Option<Self> {
+        let address = |at| Some(IpAddr::from(Ipv6Addr::from(array::<16>(bytes, at)?)));
+        let mut layout = Self {
+            source: SocketAddr::new(address(8)?, 0),
+            destination: SocketAddr::new(address(24)?, 0),
+            protocol: *bytes.get(6)?,
+            transport: 40,
+            length: usize::from(word(bytes, 4)?) + 40,
+            is_later_fragment: false,
+            is_fragment: false,
+        };
+        while EXTENSIONS.contains(&layout.protocol) || layout.protocol == FRAGMENT {
+            let at = layout.transport;
+            let (Some(&next), Some(&length)) = (bytes.get(at), bytes.get(at + 1)) else { break };
+            if layout.protocol == FRAGMENT {
+                let offset = word(bytes, at + 2)?;
+                layout.is_fragment = offset & 0xfff9 != 0;
+                layout.is_later_fragment = offset & 0xfff8 != 0;
+                layout.transport += 8;
+            } else {
+                layout.transport += (usize::from(length) + 1) * 8;
+            }
+            layout.protocol = next;
+        }
+        (layout.transport <= layout.length).then_some(layout)
+    }
+
+    fn with_ports(mut self, bytes: &[u8]) -> Self {
+        if matches!(self.protocol, TCP | UDP) && !self.is_later_fragment {
+            let at = self.transport;
+            if let (Some(source), Some(destination)) = (word(bytes, at), word(bytes, at + 2)) {
+                self.source.set_port(source);
+                self.destination.set_port(destination);
+            }
+        }
+        self
+    }
+
+    /// Where the transport's checksum stands, if this packet has it.
+    fn checksum_at(&self) -> Option<usize> {
+        let offset = match self.protocol {
+            _ if self.is_later_fragment => return None,
+            TCP => 16,
+            UDP => 6,
+            ICMPV6 => 2,
+            _ => return None,
+        };
+        Some(self.transport + offset)
+    }
+}
+
+/// Puts right what a packet leaves to the network card: its length.
+pub fn complete(bytes: &mut [u8]) {
+    if bytes.len() <= 0xffff && bytes.first().is_some_and(|b| b >> 4 == 4) && bytes.len() >= 20 {
+        let length = bytes.len() as u16; // checked above
+        if bytes[2..4] == [0, 0] {
+            bytes[2..4].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+}
+
+/// Changes `bytes`, whose headers are `layout`, to be between `source` and `destination` (of the
+/// same family), with right checksums.
+pub fn readdress(bytes: &mut [u8], layout: &Layout, source: SocketAddr, destination: SocketAddr) {
+    for (index, end) in [(0, source), (1, destination)] {
+        match end.ip() {
+            IpAddr::V4(v4) => set(bytes, layout, 12 + 4 * index, &v4.octets()),
+            IpAddr::V6(v6) => set(bytes, layout, 8 + 16 * index, &v6.octets()),
+        }
+        if matches!(layout.protocol, TCP | UDP) && !layout.is_later_fragment {
+            set(bytes, layout, layout.transport + 2 * index, &end.port().to_be_bytes());
+        }
+    }
+    if source.is_ipv4()
+        && let Some(header) = bytes.get_mut(..layout.transport)
+    {
+        header[10..12].fill(0);
+        let checksum = !folded(sum(header));
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+    if layout.is_whole(bytes) {
+        set_checksum(bytes, layout);
+    }
+}
+
+/// Writes `new` over the bytes at `at`, if they are in sight, and updates the transport's checksum
+/// as if it covered them.
+pub fn set(bytes: &mut [u8], layout: &Layout, at: usize, new: &[u8]) {
+    let Some(place) = bytes.get_mut(at..at + new.len()) else { return };
+    let removed: u64 = place.chunks(2).map(|pair| u64::from(!joined(pair))).sum();
+    place.copy_from_slice(new);
+    let Some(at) = layout.checksum_at() else { return };
+    let Some(before) = word(bytes, at) else { return };
+    if !(layout.protocol == UDP && before == 0) {
+        let after = !folded(u64::from(!before) + removed + sum(new));
+        bytes[at..at + 2].copy_from_slice(&after.to_be_bytes());
+    }
+}
+
+fn set_checksum(bytes: &mut [u8], layout: &Layout) {
+    let Some(at) = layout.checksum_at() else { return };
+    let v4 = layout.source.is_ipv4();
+    match word(bytes, at) {
+        Some(0) if layout.protocol == UDP && v4 => return, // RFC 768: there is none
+        Some(_) if at + 2 <= layout.length => bytes[at..at + 2].fill(0),
+        _ => return,
+    }
+    let addresses = if v4 { &bytes[12..20] } else { &bytes[8..40] };
+    let segment = &bytes[layout.transport..layout.length];
+    let pseudo = sum(addresses) + segment.len() as u64 + u64::from(layout.protocol);
+    let mut checksum = !folded(pseudo + sum(segment));
+    if layout.protocol == UDP && checksum == 0 {
+        checksum = 0xffff;
+    }
+    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.chunks(2).map(|pair| u64::from(joined(pair))).sum()
+}
+
+/// One or two bytes as a number; a last odd byte counts as if a zero followed (RFC 1071).
+fn joined(pair: &[u8]) -> u16 {
+    u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])
+}
+
+fn folded(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    array::<2>(bytes, at).map(u16::from_be_bytes)
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn datagram(v6: bool, udp: bool, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let builder = if v6 {
+            PacketBuilder::ipv6([1; 16], [2; 16], 9)
+        } else {
+            PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9)
+        };
+        if udp {
+            builder.udp(5, 53).write(&mut out, payload).unwrap();
+        } else {
+            builder.tcp(5, 21, 100, 10).ack(7).write(&mut out, payload).unwrap();
+        }
+        out
+    }
+
+    fn ends(v6: bool) -> [SocketAddr; 2] {
+        let ends = if v6 { ["[fd00::1]:7", "[fd00::2]:8"] } else { ["192.0.2.1:7", "192.0.2.2:8"] };
+        ends.map(|end| end.parse().unwrap())
+    }
+
+    /// Judged by etherparse.
+    fn checksum_is_right(bytes: &[u8]) -> bool {
+        let sliced = SlicedPacket::from_ip(bytes).unwrap();
+        let ip = sliced.net.unwrap();
+        match (sliced.transport.unwrap(), ip.ipv4_ref()) {
+            (TransportSlice::Tcp(tcp), Some(ip)) => {
+                let ip = ip.header();
+                assert_eq!(ip.to_header().calc_header_checksum(), ip.header_checksum());
+                tcp.calc_checksum_ipv4(ip.source(), ip.destination()).unwrap() == tcp.checksum()
+            }
+            (TransportSlice::Tcp(tcp), None) => {
+                let ip = ip.ipv6_ref().unwrap().header();
+                tcp.calc_checksum_ipv6(ip.source(), ip.destination()).unwrap() == tcp.checksum()
+            }
+            (TransportSlice::Udp(udp), Some(ip)) => {
+                let (header, ip) = (udp.to_header(), ip.header().to_header());
+                header.calc_checksum_ipv4(&ip, udp.payload()).unwrap() == udp.checksum()
+            }
+            (TransportSlice::Udp(udp), None) => {
+                let (header, ip) = (udp.to_header(), ip.ipv6_ref().unwrap().header().to_header());
+                header.calc_checksum_ipv6(&ip, udp.payload()).unwrap() == udp.checksum()
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_readdressed_packet_is_valid_whatever_its_checksum_was(v6: bool, udp: bool, junk: u8,
+            payload in proptest::collection::vec(any::<u8>(), 0..50)) {
+            let mut bytes = datagram(v6, udp, &payload);
+            let layout = Layout::of(&bytes).unwrap();
+            bytes[layout.checksum_at().unwrap()] = junk | 1;
+            bytes.extend([0xa5; 3]); // padding of the link
+            let [source, destination] = ends(v6);
+            readdress(&mut bytes, &layout, source, destination);
+            let bytes = &bytes[..layout.length];
+            prop_assert!(checksum_is_right(bytes));
+            let now = Layout::of(bytes).unwrap();
+            prop_assert_eq!((now.source, now.destination), (source, destination));
+        }
+
+        #[test]
+        fn a_cut_packets_checksum_is_that_of_the_whole(v6: bool, udp: bool, cut in 0usize..40) {
+            let whole = datagram(v6, udp, &[7; 60]);
+            let mut part = whole[..whole.len() - cut].to_vec();
+            let layout = Layout::of(&part).unwrap();
+            let [source, destination] = ends(v6);
+            readdress(&mut part, &layout, source, destination);
+            part.extend(&whole[part.len()..]);
+            prop_assert!(checksum_is_right(&part));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+                                  v6: bool, cut in 0usize..120) {
+            if let Some(first) = bytes.first_mut() {
+                *first = if v6 { 0x60 } else { 0x45 };
+            }
+            complete(&mut bytes);
+            if let Some(layout) = Layout::of(&bytes) {
+                let [source, destination] = ends(v6);
+                readdress(&mut bytes, &layout, source, destination);
+                bytes.truncate(cut);
+                readdress(&mut bytes, &layout, source, destination);
+            }
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_has_no_ports() {
+        let mut bytes = datagram(false, false, b"x");
+        bytes[7] = 9;
+        let layout = Layout::of(&bytes).unwrap();
+        assert!(layout.is_later_fragment && !layout.is_whole(&bytes));
+        assert_eq!((layout.source.port(), layout.destination.port()), (0, 0));
+    }
+
+    #[test]
+    fn a_length_left_to_the_network_card_is_filled_in() {
+        let mut bytes = datagram(false, false, b"xyz");
+        let length = bytes[2..4].to_vec();
+        bytes[2..4].fill(0);
+        complete(&mut bytes);
+        assert_eq!(bytes[2..4], length);
+    }
+}

@@ -1,0 +1,170 @@
+//! One control connection as a capture shows it: its segments put in order.
+//!
+//! The engine drops a segment past a gap and waits for it to be sent again; a capture that shows
+//! segments out of order has no such repetition. So what is past a gap waits here until the gap is
+//! filled, or until it shows that it never will be. All numbers here are sent numbers.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::packet::{Packet, Seq, flags};
+
+/// How many segments of one direction wait behind a gap.
+const MAX_WAITING: usize = 64;
+/// How many bytes of them.
+const MAX_WAITING_BYTES: usize = 1 << 20;
+
+/// A segment of a control connection, as captured.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The frame that it was in.
+    pub frame: u64,
+    /// When it is handed on.
+    pub time: Duration,
+    /// The whole IP packet.
+    pub bytes: Vec<u8>,
+}
+
+/// What a segment's headers say.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub seq: Seq,
+    /// Past its last number, that of a FIN included.
+    pub end: Seq,
+    /// The acknowledgement, if there is one.
+    pub ack: Option<Seq>,
+    pub flags: u8,
+    pub length: usize,
+}
+
+impl Facts {
+    /// Of a segment.
+    pub fn of(packet: &Packet<'_>) -> Self {
+        let length = packet.payload().len();
+        Self {
+            source: packet.source(),
+            destination: packet.destination(),
+            seq: packet.seq(),
+            // At most what an IP packet holds.
+            end: packet.seq() + length as u32 + u32::from(packet.has(flags::FIN)),
+            ack: packet.has(flags::ACK).then(|| packet.ack()),
+            flags: packet.flags(),
+            length,
+        }
+    }
+
+    /// Whether all of the control bits `which` are set.
+    pub fn has(&self, which: u8) -> bool {
+        self.flags & which == which
+    }
+
+    /// Whether it occupies numbers.
+    pub fn is_data(&self) -> bool {
+        self.seq != self.end
+    }
+}
+
+/// How a connection is treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Its packets pass: nothing of its dialogue was seen yet, or it is over for the engine.
+    #[default]
+    Outside,
+    /// The engine follows it.
+    Followed,
+    /// The engine lost it: its numbers are mapped, and no more.
+    Adrift,
+}
+
+/// A control connection.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// How it is treated.
+    pub stage: Stage,
+    /// Whether the engine has done with it, until it begins anew.
+    pub is_over: bool,
+    /// The number of the last SYN.
+    pub syn: Option<Seq>,
+    /// The first numbers of client and server, where the start was seen.
+    pub start: Option<(Seq, Seq)>,
+    /// Both directions, in the order of the key's ends.
+    pub directions: [Direction; 2],
+}
+
+/// One direction of it.
+#[derive(Debug, Default)]
+pub struct Direction {
+    /// The first number that was not handed on.
+    pub next: Seq,
+    waiting: Vec<Segment>,
+    waiting_bytes: usize,
+    /// The latest of the frames that the unfinished line came in.
+    pub line_frame: u64,
+    /// The last acknowledgement that was written: as captured, and as written.
+    pub acknowledged: Option<(Seq, Seq)>,
+}
+
+impl Direction {
+    /// A direction whose next number is `next`.
+    pub fn new(next: Seq) -> Self {
+        Self { next, ..Self::default() }
+    }
+
+    /// Keeps a segment that starts past a gap. Says whether there is room for more.
+    pub fn wait(&mut self, segment: Segment) -> bool {
+        let Some(seq) = seq_of(&segment) else { return true };
+        let at = self
+            .waiting
+            .iter()
+            .position(|other| seq_of(other).is_some_and(|other| other.is_after(seq)))
+            .unwrap_or(self.waiting.len());
+        self.waiting_bytes += segment.bytes.len();
+        self.waiting.insert(at, segment);
+        self.waiting.len() < MAX_WAITING && self.waiting_bytes < MAX_WAITING_BYTES
+    }
+
+    /// The segment that is next, if it is here; or the first past the gap, if `any` will do.
+    pub fn take_ready(&mut self, any: bool) -> Option<Segment> {
+        let ready = self.first_waiting().is_some_and(|seq| any || !seq.is_after(self.next));
+        ready.then(|| {
+            let segment = self.waiting.remove(0);
+            self.waiting_bytes -= segment.bytes.len();
+            segment
+        })
+    }
+
+    /// Where the first segment past the gap starts.
+    pub fn first_waiting(&self) -> Option<Seq> {
+        seq_of(self.waiting.first()?)
+    }
+
+    /// Takes note that the bytes of `payload`, which start at `seq`, were handed on with `frame`.
+    pub fn advance(&mut self, facts: &Facts, payload: &[u8], frame: u64) {
+        if let Some(new) = self.new_part(facts, payload) {
+            self.line_frame = match new.iter().rposition(|b| *b == b'\n') {
+                Some(last) if last + 1 == new.len() => 0,
+                Some(_) => frame,
+                None => self.line_frame.max(frame),
+            };
+        }
+        self.next = self.next.max(facts.end);
+    }
+
+    /// How much of `payload` belongs to a line that began in a later frame than `frame`: such a
+    /// line was completed by that later frame.
+    pub fn completed_later(&self, facts: &Facts, payload: &[u8], frame: u64) -> Option<usize> {
+        let new = self.new_part(facts, payload).filter(|_| self.line_frame > frame)?;
+        let end = new.iter().position(|b| *b == b'\n')? + 1;
+        Some(payload.len() - new.len() + end)
+    }
+
+    fn new_part<'a>(&self, facts: &Facts, payload: &'a [u8]) -> Option<&'a [u8]> {
+        let old = self.next.distance_from(facts.seq);
+        payload.get(usize::try_from(old).ok()?..).filter(|new| !new.is_empty())
+    }
+}
+
+fn seq_of(segment: &Segment) -> Option<Seq> {
+    Some(Packet::parse(&segment.bytes).ok()?.seq())
+}

@@ -1,0 +1,159 @@
+//! The kernel that `replay` simulates: a NAT gateway between the hosts inside and all others.
+//!
+//! Hosts inside are seen from outside with the one external address and, where it is free, with
+//! their own port, both as clients (masquerade) and as servers (published). A data connection to a
+//! pinhole is seen with the endpoint that was announced. Without an external address nothing is
+//! translated.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnetwork::IpNetwork;
+
+use crate::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
+
+/// A connection's protocol, end inside and end outside.
+type Connection = (u8, SocketAddr, SocketAddr);
+
+/// The translating gateway.
+#[derive(Debug, Default)]
+pub struct Nat {
+    external: Option<IpAddr>,
+    inside: Vec<IpNetwork>,
+    /// The port with which a connection's end inside is seen.
+    ports: HashMap<Connection, u16>,
+    /// Protocol, external port and end outside of each connection, with its end inside.
+    taken: HashMap<(u8, u16, SocketAddr), SocketAddr>,
+    /// Initiator outside and target inside, with what the initiator dials.
+    pinholes: HashMap<(IpAddr, SocketAddr), SocketAddr>,
+}
+
+impl Nat {
+    /// A gateway that shows hosts within `inside` as `external`.
+    pub fn new(external: Option<IpAddr>, inside: Vec<IpNetwork>) -> Self {
+        Self { external, inside, ..Self::default() }
+    }
+
+    /// Whether `address` is inside.
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        self.external.is_some_and(|external| external.is_ipv4() == address.is_ipv4())
+            && self.inside.iter().any(|network| network.contains(address))
+    }
+
+    /// Whether packets between `a` and `b` pass the gateway and are translated.
+    pub fn is_crossed(&self, a: IpAddr, b: IpAddr) -> bool {
+        self.is_inside(a) != self.is_inside(b)
+    }
+
+    /// How `end` is seen by `peer` in a connection of `protocol`.
+    pub fn seen(&mut self, protocol: u8, end: SocketAddr, peer: SocketAddr) -> SocketAddr {
+        match self.external {
+            Some(external) if self.is_inside(end.ip()) && !self.is_inside(peer.ip()) => {
+                SocketAddr::new(external, self.port(protocol, end, peer))
+            }
+            _ => end,
+        }
+    }
+
+    fn port(&mut self, protocol: u8, inside: SocketAddr, outside: SocketAddr) -> u16 {
+        if inside.port() == 0 {
+            return 0; // no ports are in sight
+        }
+        if let Some(port) = self.ports.get(&(protocol, inside, outside)) {
+            return *port;
+        }
+        let dialled = self.pinholes.get(&(outside.ip(), inside)).map(|arrival| arrival.port());
+        let own = dialled.unwrap_or(inside.port());
+        // The next free one after it, as NAT does when two hosts inside use the same port.
+        let port = (0..u16::MAX)
+            .map(|step| own.wrapping_add(step))
+            .find(|port| *port != 0 && !self.taken.contains_key(&(protocol, *port, outside)))
+            .unwrap_or(own);
+        self.taken.insert((protocol, port, outside), inside);
+        self.ports.insert((protocol, inside, outside), port);
+        port
+    }
+}
+
+impl Kernel for Nat {
+    fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        Ok(Some(Translation {
+            client: a,
+            client_external: self.seen(super::datagram::TCP, a, b),
+            server: b,
+            server_external: self.seen(super::datagram::TCP, b, a),
+        }))
+    }
+
+    fn open(&mut self, pinhole: &Pinhole, _: Duration) -> Result<(), KernelError> {
+        self.pinholes.insert((pinhole.initiator, pinhole.target), pinhole.arrival);
+        Ok(())
+    }
+
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.pinholes.remove(&(pinhole.initiator, pinhole.target));
+        Ok(())
+    }
+
+    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+        Ok(()) // every packet is handed over anyway
+    }
+
+    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
+        Ok(()) // the capture has its own acknowledgements
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nat() -> Nat {
+        Nat::new(Some([198, 51, 100, 1].into()), vec!["10.0.0.0/8".parse().unwrap()])
+    }
+
+    fn end(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_host_inside_keeps_its_port_where_it_is_free() {
+        let mut nat = nat();
+        let server = end("203.0.113.9:21");
+        for _ in 0..2 {
+            assert_eq!(nat.seen(6, end("10.0.0.1:4000"), server), end("198.51.100.1:4000"));
+            assert_eq!(nat.seen(6, end("10.0.0.2:4000"), server), end("198.51.100.1:4001"));
+        }
+        assert_eq!(nat.seen(6, server, end("10.0.0.1:4000")), server);
+    }
+
+    #[test]
+    fn other_families_and_neighbours_are_not_translated() {
+        let mut nat = nat();
+        let (a, b) = (end("10.0.0.1:4000"), end("10.0.0.2:21"));
+        assert_eq!(nat.seen(6, a, b), a);
+        assert!(!nat.is_crossed(a.ip(), b.ip()) && !nat.is_inside("fd00::1".parse().unwrap()));
+        assert_eq!(Nat::default().seen(6, a, b), a);
+    }
+
+    #[test]
+    fn a_pinholes_target_is_seen_as_announced() {
+        let mut nat = nat();
+        let pinhole = Pinhole {
+            initiator: [203, 0, 113, 9].into(),
+            arrival: end("198.51.100.1:50000"),
+            target: end("10.0.0.1:3762"),
+            source: [203, 0, 113, 9].into(),
+        };
+        nat.open(&pinhole, Duration::ZERO).unwrap();
+        let initiator = end("203.0.113.9:20");
+        assert_eq!(nat.seen(6, pinhole.target, initiator), pinhole.arrival);
+    }
+}

@@ -1,0 +1,390 @@
+//! Replay in-process: damaged captures, captures in every container, gaps and disorder.
+
+use std::{io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
+
+use etherparse::PacketBuilder;
+use proptest::prelude::*;
+
+use super::{report::Row, *};
+
+/// Plays `capture` behind a gateway that hides 192.168.0.0/16; gives what was written as well.
+fn played(capture: &[u8]) -> Result<(Report, Vec<u8>, bool), CaptureError> {
+    let reader = Reader::open(Cursor::new(capture))?;
+    let external = [198, 51, 100, 1].into();
+    let nat = Nat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()]);
+    let mut written = Vec::new();
+    let (report, error) = play(reader, Policy::default(), nat, Some(&mut written));
+    Ok((report, written, error.is_some()))
+}
+
+/// A conversation without a gateway, one packet a line; both ends count what they sent.
+#[derive(Default)]
+struct Talk {
+    sent: [u32; 2],
+    packets: Vec<Vec<u8>>,
+}
+
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+
+impl Talk {
+    fn logged_in() -> Self {
+        let mut talk = Self { sent: [100, u32::MAX - 20], packets: Vec::new() };
+        let [client, server] = talk.sent;
+        for (from, syn) in [(CLIENT, client - 1), (SERVER, server - 1)] {
+            let packet = talk.packet(from, syn, b"", |tcp| tcp.syn());
+            talk.packets.push(packet);
+        }
+        for (from, line) in [
+            (SERVER, "220 ready\r\n"),
+            (CLIENT, "USER joe\r\n"),
+            (SERVER, "331 password\r\n"),
+            (CLIENT, "PASS x\r\n"),
+            (SERVER, "230 in\r\n"),
+        ] {
+            talk.say(from, line);
+        }
+        talk
+    }
+
+    fn packet(
+        &self,
+        from: usize,
+        seq: u32,
+        payload: &[u8],
+        with: impl Fn(
+            etherparse::PacketBuilderStep<etherparse::TcpHeader>,
+        ) -> etherparse::PacketBuilderStep<etherparse::TcpHeader>,
+    ) -> Vec<u8> {
+        let ends = [([192, 168, 150, 80], 1035), ([203, 0, 113, 9], 21)];
+        let [(source, source_port), (destination, port)] = [ends[from], ends[1 - from]];
+        let builder = PacketBuilder::ipv4(source, destination, 64).tcp(source_port, port, seq, 512);
+        let first = from == CLIENT && self.packets.is_empty();
+        let builder = if first { builder } else { builder.ack(self.sent[1 - from]) };
+        let mut bytes = Vec::new();
+        with(builder).write(&mut bytes, payload).unwrap();
+        bytes
+    }
+
+    fn say(&mut self, from: usize, line: &str) {
+        let packet = self.packet(from, self.sent[from], line.as_bytes(), |tcp| tcp.psh());
+        self.sent[from] = self.sent[from].wrapping_add(line.len() as u32);
+        self.packets.push(packet);
+    }
+
+    /// A pcap of raw IP packets, without the frames `without` (counted from 1).
+    fn capture(&self, without: &[usize]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes, false).unwrap();
+        for (index, packet) in self.packets.iter().enumerate() {
+            if !without.contains(&(index + 1)) {
+                let time = Duration::from_millis(1000 + index as u64);
+                writer.packet(time, packet, packet.len()).unwrap();
+            }
+        }
+        bytes
+    }
+}
+
+fn row(rows: &[Row]) -> (u64, &str, Option<&str>) {
+    let [row] = rows else { panic!("not one row: {rows:?}") };
+    (row.frame, &row.action, row.rewritten.as_deref())
+}
+
+/// The payloads of what was written, by source.
+fn said(written: &[u8], from: &str) -> String {
+    let from: SocketAddr = from.parse().unwrap();
+    let mut reader = Reader::open(Cursor::new(written)).unwrap();
+    let mut text = Vec::new();
+    let mut next: Option<u32> = None;
+    while let Some(record) = reader.next().unwrap() {
+        let packet = crate::packet::Packet::parse(&record.data).unwrap();
+        assert!(packet.checksum_is_valid());
+        if packet.source() == from && !packet.payload().is_empty() {
+            assert_eq!(*next.get_or_insert(packet.seq().0), packet.seq().0, "a hole was written");
+            text.extend(packet.payload());
+            next = Some((packet.seq() + packet.payload().len() as u32).0);
+        }
+    }
+    String::from_utf8(text).unwrap()
+}
+
+const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
+const REWRITTEN: Option<&str> = Some("198.51.100.1:3762");
+const EXTERNAL: &str = "198.51.100.1:1035";
+
+#[test]
+fn what_peers_acknowledge_is_mapped_past_a_rewrite() {
+    let mut talk = Talk::logged_in();
+    for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
+        talk.say(from, line);
+    }
+    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
+    assert_eq!((report.sessions, report.missing, report.written), (1, 0, Some(10)));
+    assert_eq!(
+        said(&written, EXTERNAL),
+        "USER joe\r\nPASS x\r\nPORT 198,51,100,1,14,178\r\nQUIT\r\n"
+    );
+}
+
+#[test]
+fn segments_out_of_order_are_read_in_order_and_reported_where_they_completed_the_line() {
+    let mut talk = Talk::logged_in();
+    talk.say(CLIENT, "PORT 192,168,1");
+    talk.say(CLIENT, "50,80,14,178\r\nNOOP\r\n");
+    talk.say(CLIENT, "NOOP\r\n");
+    talk.packets[7..10].rotate_right(1); // frames 9, 10, 8
+    talk.packets.swap(8, 9);
+    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    assert_eq!(row(&report.rows), (10, "rewrite", REWRITTEN));
+    assert_eq!((report.missing, &report.warnings[..]), (0, &[][..]));
+    let expected = "USER joe\r\nPASS x\r\nPORT 198,51,100,1,14,178\r\nNOOP\r\nNOOP\r\n";
+    assert_eq!(said(&written, EXTERNAL), expected);
+}
+
+#[test]
+fn a_line_whole_in_its_frame_keeps_that_frame_when_it_waited() {
+    let mut talk = Talk::logged_in();
+    talk.say(CLIENT, "NOOP\r\n");
+    talk.say(CLIENT, PORT);
+    talk.packets.swap(7, 8);
+    let (report, ..) = played(&talk.capture(&[])).unwrap();
+    assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
+}
+
+#[test]
+fn a_hole_is_told_and_opens_nothing() {
+    let mut talk = Talk::logged_in();
+    for (from, line) in [
+        (CLIENT, "NOOP\r\n"),
+        (CLIENT, PORT),
+        (SERVER, "200 ok\r\n200 ok\r\n"),
+        (CLIENT, "QUIT\r\n"),
+    ] {
+        talk.say(from, line);
+    }
+    let (report, ..) = played(&talk.capture(&[8])).unwrap();
+    assert_eq!(row(&report.rows), (8, "ignore", None));
+    assert_eq!(report.rows[0].reason, "the start of the dialogue was not seen");
+    assert_eq!(report.missing, 1);
+    assert!(report.warnings[0].contains("before frame 9: 6 bytes from 192.168.150.80:1035"));
+    // The same where the capture ends.
+    talk.packets.truncate(9);
+    assert_eq!(row(&played(&talk.capture(&[8])).unwrap().0.rows).0, 8);
+}
+
+#[test]
+fn a_hole_within_an_announcement_does_not_stop_the_replay() {
+    let mut talk = Talk::logged_in();
+    for (from, line) in [
+        (CLIENT, "PORT 192,168,"),
+        (CLIENT, "150,80,14,"),
+        (CLIENT, "178\r\n"),
+        (SERVER, "200 ok\r\n"),
+        (CLIENT, "QUIT\r\n"),
+    ] {
+        talk.say(from, line);
+    }
+    let (report, written, _) = played(&talk.capture(&[9])).unwrap();
+    assert!(report.rows.is_empty());
+    assert_eq!((report.missing, report.written), (1, Some(10)));
+    assert!(report.warnings[1].contains("is not followed from here on"), "{report:?}");
+    assert!(!written.is_empty());
+}
+
+#[test]
+fn an_announcement_in_pieces_is_shown_in_one() {
+    let mut talk = Talk::logged_in();
+    for at in 0..PORT.len() {
+        talk.say(CLIENT, &PORT[at..=at]);
+        let acknowledgement = talk.packet(SERVER, talk.sent[SERVER], b"", |tcp| tcp);
+        talk.packets.push(acknowledgement);
+    }
+    talk.say(SERVER, "200 ok\r\n");
+    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    assert_eq!(row(&report.rows), (7 + 2 * PORT.len() as u64 - 1, "rewrite", REWRITTEN));
+    assert!(said(&written, EXTERNAL).ends_with("\r\nPORT 198,51,100,1,14,178\r\n"));
+    // Nothing of the pieces before the last is seen outside, nor their acknowledgements.
+    assert_eq!(report.written, Some(7 + 2 + 1));
+}
+
+#[test]
+fn what_grows_past_a_segment_follows_in_another() {
+    let mut talk = Talk::logged_in();
+    let long = format!("{PORT}{}", "NOOP\r\n".repeat(200));
+    talk.say(CLIENT, &long.replace("192,168,150,80", "192,168,1,8"));
+    for packet in &mut talk.packets {
+        if packet[12..16] == [192, 168, 150, 80] {
+            packet[12..16].copy_from_slice(&[192, 168, 1, 8]);
+        } else {
+            packet[16..20].copy_from_slice(&[192, 168, 1, 8]);
+        }
+    }
+    talk.say(SERVER, "200 ok\r\n");
+    talk.packets.last_mut().unwrap()[16..20].copy_from_slice(&[192, 168, 1, 8]);
+    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
+    assert!(said(&written, EXTERNAL).ends_with(&"NOOP\r\n".repeat(200)));
+    assert_eq!(report.written, Some(10));
+}
+
+#[test]
+fn the_same_ends_may_begin_again_at_once() {
+    let mut talk = Talk::logged_in();
+    let mut again = Talk::logged_in();
+    again.say(CLIENT, PORT);
+    for (packet, shift) in again.packets.iter_mut().zip(1..) {
+        // Other numbers than before.
+        for at in [24, 28] {
+            let number = u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
+            if !(at == 28 && shift == 1) {
+                packet[at..at + 4].copy_from_slice(&number.wrapping_add(77_777).to_be_bytes());
+            }
+        }
+    }
+    talk.packets.extend(again.packets);
+    let (report, ..) = played(&talk.capture(&[])).unwrap();
+    assert_eq!((report.sessions, row(&report.rows)), (2, (15, "rewrite", REWRITTEN)));
+}
+
+#[test]
+fn pcapng_of_any_byte_order_and_resolution_is_read() {
+    let mut talk = Talk::logged_in();
+    talk.say(CLIENT, PORT);
+    for big in [false, true] {
+        for (resolution, units) in
+            [(None, 1_000_000u64), (Some(9), 1_000_000_000), (Some(0x8a), 1024)]
+        {
+            let capture = pcapng(&talk, big, resolution, units);
+            let mut reader = Reader::open(Cursor::new(&capture[..])).unwrap();
+            assert_eq!(reader.next().unwrap().unwrap().time, Duration::from_millis(1500));
+            let (report, ..) = played(&capture).unwrap();
+            assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
+        }
+    }
+}
+
+fn pcapng(talk: &Talk, big: bool, resolution: Option<u8>, units: u64) -> Vec<u8> {
+    let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+    let word = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+    let block = |kind: u32, body: &[u8]| {
+        let padding = vec![0; body.len().next_multiple_of(4) - body.len()];
+        let length = long((body.len() + padding.len() + 12) as u32);
+        [&long(kind)[..], &length, body, &padding, &length].concat()
+    };
+    let body = [&long(0x1a2b_3c4d)[..], &word(1), &word(0), &[0xff; 8]].concat();
+    let mut capture = block(0x0a0d_0d0a, &body);
+    let mut body = [&word(101)[..], &word(0), &long(0)].concat();
+    if let Some(resolution) = resolution {
+        body.extend([&word(9)[..], &word(1), &[resolution, 0, 0, 0], &[0; 4]].concat());
+    }
+    capture.extend(block(1, &body));
+    capture.extend(block(5, &[0; 12])); // statistics: no frame
+    for packet in &talk.packets {
+        let time = units + units / 2;
+        let length = long(packet.len() as u32);
+        let fields = [long(0), long((time >> 32) as u32), long(time as u32), length, length];
+        capture.extend(block(6, &[&fields.concat()[..], packet].concat()));
+    }
+    capture
+}
+
+#[test]
+fn what_is_no_capture_is_told() {
+    let refused = |bytes: &[u8]| played(bytes).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(refused(b""), "not a pcap or pcapng capture: it is empty");
+    assert_eq!(refused(b"#!/bin/sh"), "not a pcap or pcapng capture");
+    assert!(refused(b"\x1f\x8b\x08\0").contains("gunzip"));
+    let mut capture = Talk::logged_in().capture(&[]);
+    capture[20] = 147;
+    assert!(refused(&capture).starts_with("link type 147 is not supported"));
+}
+
+#[test]
+fn a_capture_that_is_cut_off_gives_what_was_read() {
+    let mut talk = Talk::logged_in();
+    talk.say(CLIENT, PORT);
+    let whole = talk.capture(&[]);
+    talk.say(SERVER, "200 ok\r\n");
+    let longer = talk.capture(&[]);
+    for end in whole.len() + 1..longer.len() {
+        let (report, _, failed) = played(&longer[..end]).unwrap();
+        assert_eq!((report.packets, failed), (8, false));
+        assert_eq!(report.warnings, ["the capture is cut off within its last record"]);
+    }
+    assert!(played(&whole).unwrap().0.warnings.is_empty());
+}
+
+#[test]
+fn a_length_that_cannot_be_is_damage() {
+    let mut capture = Talk::logged_in().capture(&[]);
+    let at = 24 + 8; // of the first record
+    capture[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let reader = Reader::open(Cursor::new(&capture[..])).unwrap();
+    let (_, error) = play(reader, Policy::default(), Nat::default(), None::<Vec<u8>>);
+    let error = error.unwrap().to_string();
+    assert_eq!(error, "damaged after frame 0: a record of 4294967295 bytes");
+}
+
+#[test]
+fn segments_cut_by_the_snap_length_are_shown_and_count_as_missing() {
+    let mut talk = Talk::logged_in();
+    for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
+        talk.say(from, line);
+    }
+    let mut bytes = Vec::new();
+    let mut writer = Writer::new(&mut bytes, false).unwrap();
+    for packet in &talk.packets {
+        let captured = packet.len().min(60);
+        writer.packet(Duration::ZERO, &packet[..captured], packet.len()).unwrap();
+    }
+    let (report, ..) = played(&bytes).unwrap();
+    assert_eq!((report.cut, report.missing, report.written), (1, 1, Some(10)));
+    assert!(report.rows.is_empty());
+}
+
+/// Captures of others, where they are, and one of our own.
+fn samples() -> Vec<Vec<u8>> {
+    let mut talk = Talk::logged_in();
+    for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
+        talk.say(from, line);
+    }
+    let mut samples = vec![talk.capture(&[]), pcapng(&talk, true, Some(9), 1_000_000_000)];
+    let start = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
+    let there = start.ancestors().map(|above| above.join("shared/captures"));
+    if let Some(folder) = there.into_iter().find(|folder| folder.is_dir()) {
+        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let captures = files.filter(|path| path.extension().is_some_and(|e| e == "pcap"));
+        samples.extend(captures.map(|path| fs::read(path).unwrap()));
+    }
+    samples
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_damage_makes_it_panic(which: prop::sample::Index, cut: Option<prop::sample::Index>,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40)) {
+        thread_local!(static SAMPLES: Vec<Vec<u8>> = samples());
+        SAMPLES.with(|samples| {
+            let mut capture = which.get(samples).clone();
+            for (at, value) in damage {
+                let at = at.index(capture.len());
+                capture[at] = value;
+            }
+            if let Some(cut) = cut {
+                capture.truncate(cut.index(capture.len()));
+            }
+            // What can be read is written as a capture that can be read.
+            if let Ok((report, written, _)) = played(&capture) && report.packets > 0 {
+                let reader = Reader::open(Cursor::new(&written[..])).unwrap();
+                let (again, error) =
+                    play(reader, Policy::default(), Nat::default(), None::<Vec<u8>>);
+                assert!(error.is_none());
+                assert_eq!(Some(again.packets), report.written);
+            }
+        });
+    }
+}

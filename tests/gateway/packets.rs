@@ -1,0 +1,68 @@
+//! Reads a queue, and reads and changes the packets in it with another implementation than ours.
+
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
+    time::{Duration, Instant},
+};
+
+use ftp_alg::gateway::{Decision, Queue};
+
+/// Reads the queue until `done`, deciding by `judge`.
+pub fn serve(
+    queue: &mut Queue,
+    mut judge: impl FnMut(&[u8]) -> Judgement,
+    mut done: impl FnMut() -> bool,
+) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < end, "no end after 10 s");
+        let mut poll =
+            libc::pollfd { fd: queue.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live structure.
+        unsafe { libc::poll(&raw mut poll, 1, 20) };
+        queue.receive().unwrap();
+        let (packets, mut verdicts) = queue.batch();
+        for packet in packets {
+            match judge(packet.payload) {
+                Judgement::Pass => verdicts.verdict(packet.id, Decision::Accept).unwrap(),
+                Judgement::Drop => verdicts.verdict(packet.id, Decision::Drop).unwrap(),
+                Judgement::Replace(with) => {
+                    verdicts.verdict(packet.id, Decision::Replace(&with)).unwrap();
+                }
+            }
+        }
+        verdicts.flush().unwrap();
+    }
+}
+
+pub enum Judgement {
+    Pass,
+    Drop,
+    Replace(Vec<u8>),
+}
+
+/// The TCP payload of a packet, and whether it is a pure acknowledgement.
+pub fn tcp(packet: &[u8]) -> (Vec<u8>, bool) {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("no TCP") };
+    let pure = tcp.payload().is_empty() && !(tcp.syn() || tcp.fin() || tcp.rst());
+    (tcp.payload().to_vec(), pure)
+}
+
+/// The packet with another payload of the same length.
+pub fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
+    let headers = etherparse::PacketHeaders::from_ip_slice(packet).unwrap();
+    let (
+        Some(etherparse::NetHeaders::Ipv4(ip, _)),
+        Some(etherparse::TransportHeader::Tcp(mut tcp)),
+    ) = (headers.net, headers.transport)
+    else {
+        panic!("no TCP over IPv4")
+    };
+    tcp.checksum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
+    let mut bytes = Vec::new();
+    ip.write_raw(&mut bytes).unwrap();
+    tcp.write(&mut bytes).unwrap();
+    bytes.extend_from_slice(payload);
+    bytes
+}

@@ -1,0 +1,156 @@
+//! What FTP ends say: announcements of endpoints, a login, and a server that answers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ftp_alg::session::Side::{Client, Server};
+
+use super::sim::{Scenario, Sim};
+
+/// `h1,h2,h3,h4,p1,p2`.
+pub fn host_port(endpoint: SocketAddr) -> String {
+    let IpAddr::V4(ip) = endpoint.ip() else { panic!("a host-port of IPv6") };
+    let ([a, b, c, d], [high, low]) = (ip.octets(), endpoint.port().to_be_bytes());
+    format!("{a},{b},{c},{d},{high},{low}")
+}
+
+/// `PORT`, or over IPv6 `EPRT`.
+pub fn active(endpoint: SocketAddr) -> String {
+    if endpoint.is_ipv4() { format!("PORT {}\r\n", host_port(endpoint)) } else { eprt(endpoint) }
+}
+
+pub fn eprt(endpoint: SocketAddr) -> String {
+    let family = if endpoint.is_ipv4() { 1 } else { 2 };
+    format!("EPRT |{family}|{}|{}|\r\n", endpoint.ip(), endpoint.port())
+}
+
+/// A 227, or over IPv6 a 229.
+pub fn passive(endpoint: SocketAddr) -> String {
+    if endpoint.is_ipv4() {
+        format!("227 Entering Passive Mode ({})\r\n", host_port(endpoint))
+    } else {
+        format!("229 Entering Extended Passive Mode (|||{}|)\r\n", endpoint.port())
+    }
+}
+
+/// The endpoint at the address of `like`.
+pub fn at(like: SocketAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(like.ip(), port)
+}
+
+/// The line that a server gets in place of one that is refused.
+pub fn crossed_out(line: &str) -> String {
+    let crossed = |c: char| if matches!(c, ' ' | '\r' | '\n') { c } else { 'X' };
+    line.chars().map(crossed).collect()
+}
+
+impl Sim {
+    /// A connection on which the server has accepted a login.
+    pub fn logged_in(scenario: Scenario) -> Self {
+        let mut sim = Self::new(scenario);
+        for (side, line) in [
+            (Server, &b"220 ready\r\n"[..]),
+            (Client, b"USER joe\r\n"),
+            (Server, b"331 password\r\n"),
+            (Client, b"PASS x\r\n"),
+            (Server, b"230 in\r\n"),
+        ] {
+            assert_eq!(sim.say(side, line), line);
+        }
+        sim
+    }
+
+    /// Lets the client ask and the server answer; gives what each received.
+    pub fn exchange(&mut self, command: &str, reply: &str) -> (String, String) {
+        let heard = text(self.say(Client, command.as_bytes()));
+        (heard, text(self.say(Server, reply.as_bytes())))
+    }
+
+    /// Lets the two ends talk until all is still: `server` answers what the server hears.
+    pub fn converse(&mut self, server: &mut ServerModel) {
+        loop {
+            let heard = self.server.read();
+            let answer = server.hear(&heard);
+            if !answer.is_empty() {
+                self.write(Server, &answer);
+            }
+            if server.has_ended {
+                server.has_ended = false;
+                self.close(Server);
+            }
+            if !self.step() {
+                break;
+            }
+        }
+    }
+}
+
+pub fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+/// A server that answers line by line, and unknown commands with 500.
+pub struct ServerModel {
+    own: IpAddr,
+    port: u16,
+    unfinished: Vec<u8>,
+    /// What it heard.
+    pub lines: Vec<String>,
+    /// Answers `PORT` and `EPRT` with 500.
+    pub refuses_active: bool,
+    has_ended: bool,
+}
+
+impl ServerModel {
+    /// One at `own`, whose data ports count from `port`.
+    pub fn new(own: IpAddr, port: u16) -> Self {
+        Self {
+            own,
+            port,
+            unfinished: Vec::new(),
+            lines: Vec::new(),
+            refuses_active: false,
+            has_ended: false,
+        }
+    }
+
+    pub fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.unfinished.extend_from_slice(bytes);
+        let mut answers = String::new();
+        while let Some(end) = self.unfinished.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.unfinished.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            answers += &self.answer(line.trim_end());
+            self.lines.push(line);
+        }
+        answers.into_bytes()
+    }
+
+    fn answer(&mut self, line: &str) -> String {
+        let verb = line.split(' ').next().unwrap_or_default().to_ascii_uppercase();
+        match &*verb {
+            "USER" => "331 password\r\n".into(),
+            "PASS" => "230 in\r\n".into(),
+            "TYPE" | "NOOP" => "200 ok\r\n".into(),
+            "PORT" | "EPRT" if self.refuses_active => "500 no\r\n".into(),
+            "PORT" | "EPRT" => format!("200 {verb} ok\r\n"),
+            "PASV" | "EPSV" => {
+                self.port += 1;
+                let endpoint = SocketAddr::new(self.own, self.port);
+                if verb == "PASV" {
+                    passive(endpoint)
+                } else {
+                    format!("229 Entering Extended Passive Mode (|||{}|)\r\n", self.port)
+                }
+            }
+            "LIST" | "RETR" | "STOR" => "150 here\r\n226 done\r\n".into(),
+            "STAT" => {
+                "211-Status\r\n227 Entering Passive Mode (10,0,0,1,0,22)\r\n211 End\r\n".into()
+            }
+            "QUIT" => {
+                self.has_ended = true;
+                "221 bye\r\n".into()
+            }
+            _ => "500 what?\r\n".into(),
+        }
+    }
+}

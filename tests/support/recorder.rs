@@ -1,0 +1,116 @@
+//! A kernel that records what it is asked for, and holds pinholes as the real one does.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ftp_alg::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
+
+/// The kernel of the simulated gateway.
+pub struct Recorder {
+    pub translation: Option<Translation>,
+    /// Open now, with their deadlines in simulated time.
+    pub open: Vec<(Pinhole, Duration)>,
+    /// All that were ever opened.
+    pub opened: Vec<Pinhole>,
+    /// All that were asked to be closed.
+    pub closed: Vec<Pinhole>,
+    /// External ports that others use.
+    pub taken: HashSet<u16>,
+    pub attention: Option<Attention>,
+    /// Packets to be sent.
+    pub injected: Vec<Vec<u8>>,
+    /// What calls fail with, while set.
+    pub failing: bool,
+    /// The simulated time.
+    pub now: Duration,
+}
+
+impl Recorder {
+    pub fn new(translation: Translation) -> Self {
+        Self {
+            translation: Some(translation),
+            open: Vec::new(),
+            opened: Vec::new(),
+            closed: Vec::new(),
+            taken: HashSet::new(),
+            attention: None,
+            injected: Vec::new(),
+            failing: false,
+            now: Duration::ZERO,
+        }
+    }
+
+    /// A data connection's first packet: where it is sent, if it is admitted. Uses the pinhole up.
+    pub fn connect(&mut self, initiator: IpAddr, arrival: SocketAddr) -> Option<SocketAddr> {
+        self.forget_expired();
+        let admits = |p: &Pinhole| p.initiator == initiator && p.arrival == arrival;
+        let at = self.open.iter().position(|(pinhole, _)| admits(pinhole))?;
+        Some(self.open.remove(at).0.target)
+    }
+
+    /// What is open.
+    pub fn pinholes(&mut self) -> Vec<Pinhole> {
+        self.forget_expired();
+        self.open.iter().map(|(pinhole, _)| *pinhole).collect()
+    }
+
+    fn forget_expired(&mut self) {
+        let now = self.now;
+        self.open.retain(|(_, deadline)| *deadline > now);
+    }
+
+    fn check(&self, what: &str) -> Result<(), KernelError> {
+        let source = std::io::Error::from_raw_os_error(12);
+        let error = || KernelError::System { what: what.to_owned(), source };
+        if self.failing { Err(error()) } else { Ok(()) }
+    }
+}
+
+impl Kernel for Recorder {
+    fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        self.check("translation")?;
+        let known = self
+            .translation
+            .filter(|t| [a, b] == [t.client, t.server] || [b, a] == [t.client, t.server]);
+        Ok(known)
+    }
+
+    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+        self.check("open")?;
+        self.forget_expired();
+        let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
+        if self.taken.contains(&pinhole.arrival.port()) || self.open.iter().any(|(p, _)| same(p)) {
+            return Err(KernelError::Taken);
+        }
+        self.open.push((*pinhole, self.now + lifetime));
+        self.opened.push(*pinhole);
+        Ok(())
+    }
+
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.check("close")?;
+        self.open.retain(|(p, _)| p != pinhole);
+        self.closed.push(*pinhole);
+        Ok(())
+    }
+
+    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
+        self.check("attend")?;
+        assert_eq!(Some(*control), self.translation, "the connection that is to be marked");
+        self.attention = Some(attention);
+        Ok(())
+    }
+
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.check("inject")?;
+        self.injected.push(packet.to_vec());
+        Ok(())
+    }
+}

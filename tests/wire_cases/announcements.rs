@@ -1,0 +1,262 @@
+//! Wire cases 1 to 5, 10 to 13: the forms of announcements.
+
+use ftp_alg::{
+    policy::Policy,
+    session::Side::{Client, Server},
+};
+
+use crate::{
+    assert_untouched, everywhere, everywhere_v4,
+    support::{
+        ftp::{active, at, eprt, host_port, passive, text},
+        sim::{Nat, Scenario, Sim},
+    },
+    with,
+};
+
+#[test]
+fn case_1_the_six_numbers_of_a_227_are_found_and_nothing_else_is_changed() {
+    everywhere_v4(|scenario| {
+        let nat = scenario.nat;
+        let t = nat.translation(false);
+        let (own, seen) = (at(t.server, 50069), at(t.server_external, 50069));
+        for form in [
+            "227 Entering Passive Mode (#)\r\n",
+            "227 Entering Passive Mode(#)\r\n",
+            "227 Entering Passive Mode( #).\r\n",
+            "227 Entering passive mode. #\r\n",
+            "227 =#\r\n",
+            "227 Data transfer will passively listen to #\r\n",
+            "227 #\n",
+        ] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let said = form.replace('#', &host_port(own));
+            let heard = sim.exchange("PASV\r\n", &said).1;
+            assert_eq!(heard, form.replace('#', &host_port(seen)));
+            assert_eq!(sim.kernel.connect(t.client.ip(), seen), Some(own), "{}", sim.summary());
+            if !nat.hides_server() {
+                assert_untouched(&sim);
+            }
+        }
+    });
+}
+
+#[test]
+fn case_1_a_227_with_blanks_between_its_numbers_is_read() {
+    let mut sim = Sim::logged_in(with(Nat::PortForward));
+    let heard = sim.exchange("PASV\r\n", "227 Ok( 203, 0, 113, 9, 143,225).\r\n").1;
+    assert_eq!(heard, "227 Ok( 198,51,100,2,143,225).\r\n");
+}
+
+#[test]
+fn case_2_a_227_that_announces_nothing_passes() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        assert_eq!(sim.exchange("QUIT\r\n", "227 Logout.\r\n").1, "227 Logout.\r\n");
+        assert_eq!(sim.exchange("PASV\r\n", "227 Logout.\r\n").1, "227 Logout.\r\n");
+        assert_untouched(&sim);
+        assert_eq!(sim.kernel.opened, []);
+    });
+}
+
+#[test]
+fn case_3_a_reply_is_read_by_its_form_whatever_was_asked() {
+    everywhere_v4(|scenario| {
+        let t = scenario.nat.translation(false);
+        let mut sim = Sim::logged_in(scenario.clone());
+        let heard = sim.exchange("EPSV\r\n", &passive(at(t.server, 5000))).1;
+        assert_eq!(heard, passive(at(t.server_external, 5000)));
+        let heard = sim.exchange("PASV\r\n", "229 Ok (|||5001|)\r\n").1;
+        assert_eq!(heard, "229 Ok (|||5001|)\r\n");
+        let seen = at(t.server_external, 5001);
+        assert_eq!(sim.kernel.connect(t.client.ip(), seen), Some(at(t.server, 5001)));
+    });
+}
+
+#[test]
+fn case_4_a_229_is_read_with_any_delimiter() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        for (line, port) in [
+            ("229 Entering Extended Passive Mode (|||50069|)\r\n", 50069),
+            ("229 Entering Extended Passive Mode (!!!9447!).\r\n", 9447),
+            ("229 Entering Extended Passive Mode (|||50069|).\r\n", 50069),
+            ("229 Entering Extended Passive Mode |||50069|\r\n", 50069),
+            ("229 Ok (~~~50069~)\r\n", 50069),
+        ] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_eq!(sim.exchange("EPSV\r\n", line).1, line);
+            let seen = at(t.server_external, port);
+            assert_eq!(sim.kernel.connect(t.client.ip(), seen), Some(at(t.server, port)));
+            assert_untouched(&sim);
+        }
+        for line in ["229 Ok (|||50069)\r\n", "229 Ok (|||65558|)\r\n", "229 Ok\r\n", "229\r\n"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_eq!(sim.exchange("EPSV\r\n", line).1, line);
+            assert_eq!(sim.kernel.opened, []);
+            assert_untouched(&sim);
+        }
+    });
+}
+
+#[test]
+fn case_4_a_229_whose_port_is_taken_names_another_between_the_same_delimiters() {
+    everywhere(|mut scenario| {
+        scenario.policy = Policy { port_range: 61234..=61234, ..Policy::default() };
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::logged_in(scenario);
+        sim.kernel.taken.insert(9447);
+        assert_eq!(sim.exchange("EPSV\r\n", "229 Ok (!!!9447!).\r\n").1, "229 Ok (!!!61234!).\r\n");
+        let seen = at(t.server_external, 61234);
+        assert_eq!(sim.kernel.connect(t.client.ip(), seen), Some(at(t.server, 9447)));
+    });
+}
+
+#[test]
+fn case_5_a_227_of_another_host_opens_nothing() {
+    everywhere_v4(|scenario| {
+        for numbers in ["0,0,0,0,156,64", "127,0,0,1,156,64", "10,99,99,99,156,64", "0,0,0,0,0,0"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let line = format!("227 Entering Passive Mode ({numbers})\r\n");
+            assert_eq!(sim.exchange("PASV\r\n", &line).1, line);
+            assert_eq!(sim.kernel.opened, []);
+            assert_untouched(&sim);
+        }
+    });
+}
+
+#[test]
+fn case_8_text_inside_a_reply_of_several_lines_is_no_announcement() {
+    everywhere_v4(|scenario| {
+        let t = scenario.nat.translation(false);
+        let text = "211-Status\r\n227 Entering Passive Mode (203,0,113,9,4,22)\r\n211 End\r\n";
+        for asked in ["STAT\r\n", "PASV\r\n"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_eq!(sim.exchange(asked, text).1, text);
+            assert_eq!(sim.kernel.opened, []);
+            assert_untouched(&sim);
+        }
+        let mut sim = Sim::logged_in(scenario);
+        let first =
+            "227-Entering Passive Mode (203,0,113,9,4,22)\r\n 227 no (203,0,113,9,4,23)\r\n";
+        let heard = sim.exchange("PASV\r\n", &format!("{first}{}", passive(at(t.server, 5000)))).1;
+        assert_eq!(heard, format!("{first}{}", passive(at(t.server_external, 5000))));
+        assert_eq!(sim.kernel.opened.len(), 1);
+    });
+}
+
+#[test]
+fn case_10_odd_but_valid_lines_are_read() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let (own, seen) = (at(t.client, 2313), at(t.client_external, 2313));
+        for odd in [
+            |line: &str| format!(" {line}"),
+            |line: &str| line.replacen(' ', "  ", 1),
+            |line: &str| line.replace("\r\n", "\n"),
+            |line: &str| line.replace("\r\n", "\r\0\n"),
+            |line: &str| line.replacen('P', "\0P", 1),
+            |line: &str| line.to_lowercase(),
+            |line: &str| line.replace("\r\n", "  \r\n"),
+        ] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let heard = text(sim.say(Client, odd(&active(own)).as_bytes()));
+            assert_eq!(heard, odd(&active(seen)));
+            assert_eq!(sim.kernel.connect(t.server.ip(), seen), Some(own), "{}", sim.summary());
+            if !scenario.nat.hides_client() {
+                assert_untouched(&sim);
+            }
+        }
+    });
+}
+
+#[test]
+fn case_10_a_long_line_passes() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        let line = format!("STOR {}\r\n", "x".repeat(10_000));
+        assert_eq!(text(sim.say(Client, line.as_bytes())), line);
+        let reply = format!("250 {}\r\n", "227 ".repeat(4000));
+        assert_eq!(text(sim.say(Server, reply.as_bytes())), reply);
+        assert_untouched(&sim);
+    });
+}
+
+#[test]
+fn case_10_a_reply_of_one_long_line_is_not_held_for_ever() {
+    let mut sim = Sim::logged_in(with(Nat::PortForward));
+    sim.say(Client, b"PASV\r\n");
+    let line = format!("227 {}", "x".repeat(5_000));
+    assert_eq!(text(sim.say(Server, line.as_bytes())), line);
+    assert_eq!(sim.say(Server, b" (203,0,113,9,4,22)\r\n"), b" (203,0,113,9,4,22)\r\n");
+    assert_eq!(sim.kernel.opened, []);
+}
+
+#[test]
+fn case_11_what_eprt_cannot_mean_here_passes_without_a_pinhole() {
+    for (v6, line) in [
+        (true, "EPRT |2|fe80::1%eth0|5282|\r\n"),
+        (true, "EPRT |1|192.168.150.80|5282|\r\n"),
+        (false, "EPRT |2|fd00:150::80|5282|\r\n"),
+        (true, "EPRT |3|x|5282|\r\n"),
+    ] {
+        let mut sim = Sim::logged_in(Scenario { v6, ..Scenario::default() });
+        let reply = "522 Network protocol not supported, use (1)\r\n";
+        assert_eq!(sim.exchange(line, reply), (line.to_owned(), reply.to_owned()));
+        assert_eq!(sim.kernel.opened, []);
+        assert_untouched(&sim);
+    }
+}
+
+#[test]
+fn case_11_eprt_is_rewritten_in_both_families() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let (own, seen) = (at(t.client, 5282), at(t.client_external, 5282));
+        let mut sim = Sim::logged_in(scenario.clone());
+        assert_eq!(text(sim.say(Client, eprt(own).as_bytes())), eprt(seen));
+        assert_eq!(sim.kernel.connect(t.server.ip(), seen), Some(own));
+        let odd = |e| eprt(e).replace('|', "!");
+        assert_eq!(text(sim.say(Client, odd(own).as_bytes())), odd(seen));
+    });
+}
+
+#[test]
+fn case_12_after_epsv_all_nothing_but_epsv_opens() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        for epsv in ["EPSV\r\n", "EPSV 1\r\n", "EPSV 2\r\n", "epsv\r\n"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_eq!(sim.exchange("EPSV ALL\r\n", "200 ok\r\n").0, "EPSV ALL\r\n");
+            sim.say(Client, active(at(t.client, 4000)).as_bytes());
+            sim.say(Server, b"200 ok\r\n");
+            if !scenario.v6 {
+                sim.exchange("PASV\r\n", &passive(at(t.server, 4001)));
+            }
+            assert_eq!(sim.kernel.opened, []);
+            sim.exchange(epsv, "229 Ok (|||4002|)\r\n");
+            assert_eq!(sim.kernel.opened.len(), 1, "{epsv}: {}", sim.summary());
+        }
+    });
+}
+
+#[test]
+fn case_12_a_refused_epsv_all_binds_nobody() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.exchange("EPSV ALL\r\n", "504 no\r\n");
+    let heard = sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
+    assert_eq!(text(heard), "PORT 198,51,100,1,9,9\r\n");
+}
+
+#[test]
+fn case_13_lprt_passes_without_a_pinhole() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        let (command, reply) = ("LPRT 4,4,10,0,0,2,2,4,1\r\n", "200 ok\r\n");
+        assert_eq!(sim.exchange(command, reply), (command.into(), reply.into()));
+        let (command, reply) = ("LPSV\r\n", "228 Entering (4,4,10,0,0,1,2,4,1)\r\n");
+        assert_eq!(sim.exchange(command, reply), (command.into(), reply.into()));
+        assert_eq!(sim.kernel.opened, []);
+        assert_untouched(&sim);
+    });
+}

@@ -1,0 +1,41 @@
+//! The wire cases: what peers, users and attackers put on the wire, through the whole engine.
+//!
+//! Each test says what both ends receive, what is open, and that what needs no change is accepted
+//! byte for byte. `tests/support` has the network.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod announcements;
+mod attacks;
+mod pinholes;
+mod refusals;
+mod streams;
+
+use support::sim::{NATS, Nat, Scenario, Sim};
+
+/// Runs `test` in every translation, over IPv4 and IPv6.
+fn everywhere(test: impl Fn(Scenario)) {
+    for nat in NATS {
+        for v6 in [false, true] {
+            test(Scenario { nat, v6, ..Scenario::default() });
+        }
+    }
+}
+
+/// Runs `test` in every translation over IPv4.
+fn everywhere_v4(test: impl Fn(Scenario)) {
+    for nat in NATS {
+        test(Scenario { nat, ..Scenario::default() });
+    }
+}
+
+fn with(nat: Nat) -> Scenario {
+    Scenario { nat, ..Scenario::default() }
+}
+
+/// Nothing was changed or held on the way.
+fn assert_untouched(sim: &Sim) {
+    assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
+    assert_eq!(sim.kernel.attention, None);
+}

@@ -1,0 +1,146 @@
+//! Wire cases 5 and 15: what is refused never reaches the server, and replies stay in order.
+
+use ftp_alg::{
+    policy::{AuthTls, Foreign, Policy},
+    session::Side::Client,
+};
+
+use crate::{
+    everywhere, everywhere_v4,
+    support::{
+        ftp::{ServerModel, active, at, crossed_out, text},
+        sim::{Nat, Scenario, Sim},
+    },
+    with,
+};
+
+/// What a logged-in client gets for `commands`, sent at once, and what the server heard.
+fn replies(scenario: Scenario, commands: &str) -> (Vec<String>, Vec<String>, Sim) {
+    let mut sim = Sim::logged_in(scenario);
+    let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+    sim.write(Client, commands.as_bytes());
+    sim.converse(&mut server);
+    let heard = text(sim.client.read());
+    (heard.lines().map(|l| l[..3].to_owned()).collect(), server.lines, sim)
+}
+
+#[test]
+fn case_15_an_announcement_that_is_out_of_bounds_gets_an_error_and_opens_nothing() {
+    everywhere_v4(|scenario| {
+        for line in [
+            "PORT 10,0,0,2,256,22\r\n",
+            "PORT 300,1,1,1,4,1\r\n",
+            "PORT 1,2,3\r\n",
+            "PORT 192,168,150,80,0,22\r\n",
+            "PORT 192,168,150,80,0,0\r\n",
+            "PORT\r\n",
+            "PORT 192,168,150,80,4,1,7\r\n",
+            "port 192,168,150,80,3,255\n",
+            "EPRT |1|192.168.150.80|65558|\r\n",
+            "EPRT |1|192.168.150.80|22|\r\n",
+            "EPRT |1|192.168.150.80|\r\n",
+            "EPRT\r\n",
+        ] {
+            let (codes, heard, sim) = replies(scenario.clone(), line);
+            assert_eq!((codes, heard), (vec!["500".to_owned()], vec![crossed_out(line)]));
+            assert_eq!(sim.kernel.opened, []);
+            assert_eq!(sim.kernel.attention, None, "no number changes");
+        }
+    });
+}
+
+#[test]
+fn case_15_an_announcement_of_a_third_host_is_refused_unless_allowed() {
+    everywhere(|scenario| {
+        let third = if scenario.v6 { "[2001:db8:5::5]:5555" } else { "10.99.99.99:5555" };
+        let third = third.parse().unwrap();
+        let line = active(third);
+        let (codes, heard, sim) = replies(scenario.clone(), &line);
+        assert_eq!((codes, heard), (vec!["500".to_owned()], vec![crossed_out(&line)]));
+        assert_eq!(sim.kernel.opened, []);
+
+        let policy = Policy { foreign: Foreign::Allow, ..Policy::default() };
+        let t = scenario.nat.translation(scenario.v6);
+        let (codes, heard, mut sim) = replies(Scenario { policy, ..scenario }, &line);
+        assert_eq!((codes, heard), (vec!["200".to_owned()], vec![line]));
+        assert_eq!(sim.kernel.connect(t.server.ip(), third), Some(third));
+    });
+}
+
+#[test]
+fn case_15_replies_stay_in_order_in_a_pipeline_with_refusals() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let bad = active(at(t.client, 22));
+        let good = active(at(t.client, 2200));
+        let commands = format!("TYPE I\r\n{bad}{good}LIST\r\nNOOP\r\n{bad}{bad}NOOP\r\n");
+        let (codes, heard, _) = replies(scenario, &commands);
+        assert_eq!(codes, ["200", "500", "200", "150", "226", "200", "500", "500", "200"]);
+        let seen = active(at(t.client_external, 2200));
+        assert_eq!(heard[1..4], [crossed_out(&bad), seen, "LIST\r\n".to_owned()]);
+    });
+}
+
+#[test]
+fn a_refused_command_does_not_reach_the_server_in_pieces_either() {
+    let line = "NOOP\r\nPORT 10,99,99,99,21,179\r\nNOOP\r\n";
+    for cut in 1..line.len() {
+        for nagle in [false, true] {
+            let mut scenario = with(Nat::Masquerade);
+            scenario.client.nagle = nagle;
+            let mut sim = Sim::logged_in(scenario);
+            let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+            sim.write(Client, &line.as_bytes()[..cut]);
+            sim.write(Client, &line.as_bytes()[cut..]);
+            sim.converse(&mut server);
+            assert_eq!(server.lines, ["NOOP\r\n", "XXXX XXXXXXXXXXXXXXXXXX\r\n", "NOOP\r\n"]);
+            assert_eq!(text(sim.client.read()), "200 ok\r\n500 what?\r\n200 ok\r\n");
+            assert_eq!(sim.timeouts(), 0);
+        }
+    }
+}
+
+#[test]
+fn auth_is_refused_where_the_operator_says_so() {
+    let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
+    let line = b"AUTH TLS\r\n";
+    for cut in 1..line.len() {
+        let scenario = Scenario { policy: policy.clone(), ..with(Nat::Masquerade) };
+        let mut sim = Sim::logged_in(scenario);
+        let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+        sim.write(Client, &line[..cut]);
+        sim.converse(&mut server);
+        sim.write(Client, &line[cut..]);
+        sim.converse(&mut server);
+        assert_eq!(server.lines, ["XXXX XXX\r\n"], "cut at {cut}");
+    }
+}
+
+#[test]
+fn an_announcement_longer_than_can_be_held_is_refused_however_it_is_sent() {
+    let endpoint = "10,99,99,99,21,179";
+    for (name, start) in [
+        ("blanks before", " ".repeat(600)),
+        ("many blanks before", " ".repeat(1500)),
+        ("NULs before", "\0".repeat(600)),
+        ("a verb and blanks", format!("PORT{}", " ".repeat(600))),
+        ("a verb and many blanks", format!("PORT{}", " ".repeat(1500))),
+    ] {
+        for piece in [1, 100, 511, 512, 513, 700, 3000] {
+            let verb = if start.contains("PORT") { "" } else { "PORT " };
+            let line = format!("{start}{verb}{endpoint}\r\n");
+            let mut scenario = with(Nat::Masquerade);
+            scenario.client.nagle = false;
+            let mut sim = Sim::logged_in(scenario);
+            let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+            for piece in line.as_bytes().chunks(piece) {
+                sim.write(Client, piece);
+            }
+            sim.converse(&mut server);
+            assert_eq!(server.lines.len(), 1, "{name} in {piece}: {}", sim.summary());
+            let heard = server.lines[0].trim_matches(['\0', ' ', '\r', '\n']);
+            assert!(!heard.starts_with("PORT"), "{name} in pieces of {piece}: {heard}");
+            assert_eq!(sim.kernel.opened, []);
+        }
+    }
+}
