@@ -27,7 +27,7 @@ use crate::{
     ftp::Kind,
     packet::{self, Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -249,6 +249,8 @@ impl Engine {
             let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
             let limit = match session.state() {
                 "closing" => LINGER,
+                // Nothing is known of such a one that its next packet does not tell again.
+                "joined" if !session.wants_every_packet() => SILENCE,
                 "new" => SILENCE,
                 _ => IDLE,
             };
@@ -338,10 +340,16 @@ impl Engine {
                 let entry = self.table.get_mut(index)?;
                 let still = now.saturating_duration_since(entry.control.last) >= REUSE;
                 let anew = entry.session.is_over() || still;
-                if entry.session.began_with(packet) || !anew {
+                let unread = entry.session.dialogue().phase() == Phase::Joined;
+                if entry.session.began_with(packet) || !(anew || unread) {
                     return Some(index);
                 }
                 self.drop_entry(index, kernel);
+                if !anew {
+                    // The client spoke in its SYN (RFC 7413), and what it said was not read.
+                    let session = Session::opened_unread(packet);
+                    return self.insert(now, destination, source, session);
+                }
             }
             let session = Session::opened(packet);
             return self.insert(now, destination, source, session);
