@@ -250,6 +250,8 @@ impl Engine {
             let limit = match session.dialogue().phase() {
                 _ if session.is_over() => LINGER,
                 Phase::Silent => SILENCE,
+                // Nothing is known of such a one that its next packet does not tell again.
+                Phase::Joined if !session.wants_every_packet() => SILENCE,
                 _ => IDLE,
             };
             if now.saturating_duration_since(control.last) >= limit {
@@ -343,10 +345,16 @@ impl Engine {
                 let entry = self.table.get_mut(index)?;
                 let still = now.saturating_duration_since(entry.control.last) >= REUSE;
                 let anew = entry.session.is_over() || still;
-                if entry.session.began_with(packet) || !anew {
+                let unread = entry.session.dialogue().phase() == Phase::Joined;
+                if entry.session.began_with(packet) || !(anew || unread) {
                     return Some(index);
                 }
                 self.drop_entry(index, kernel);
+                if !anew {
+                    // The client spoke in its SYN (RFC 7413), and what it said was not read.
+                    let session = Session::opened_unread(packet);
+                    return self.insert(now, destination, source, session);
+                }
             }
             let session = Session::opened(packet);
             return self.insert(now, destination, source, session);

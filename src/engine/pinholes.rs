@@ -44,7 +44,7 @@ pub enum OpenError {
     Kernel(KernelError),
 }
 
-/// A deadline, in the order in which they come: all pinholes live equally long.
+/// A deadline, in the order in which they come.
 struct Deadline {
     at: Instant,
     owner: u32,
@@ -107,7 +107,9 @@ impl PinholeTable {
             self.ports.insert((wanted.initiator, wanted.arrival), (wanted.target, serial));
             *self.per_client.entry(client).or_default() += 1;
             let deadline = now + lifetime;
-            self.deadlines.push_back(Deadline { at: deadline, owner, serial });
+            // The last place, but after a reload that shortens lifetimes.
+            let place = self.deadlines.partition_point(|d| d.at <= deadline);
+            self.deadlines.insert(place, Deadline { at: deadline, owner, serial });
             return Ok(Held {
                 pinhole: wanted,
                 kind,

@@ -71,6 +71,11 @@ impl SequenceMap {
         self.rewrites.len() >= MAX_REWRITES
     }
 
+    /// Where the last range that is remembered starts, in sent numbers.
+    pub fn last_start(&self) -> Option<Seq> {
+        self.rewrites.last().map(|r| r.start)
+    }
+
     /// The delivered number of sent `seq`.
     pub fn deliver(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
@@ -131,7 +136,8 @@ impl SequenceMap {
             last.len += len;
             return;
         }
-        let delivered = self.deliver(start);
+        let offset = self.rewrites.last().map_or(self.base, |r| r.delivered_end() - r.end());
+        let delivered = start + offset;
         self.rewrites.push(Rewrite { start, len, delivered, new });
     }
 

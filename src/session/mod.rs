@@ -126,7 +126,16 @@ pub struct Session {
 impl Session {
     /// A connection whose SYN-ACK is `syn_ack`: it tells both initial numbers.
     pub fn opened(syn_ack: &Packet<'_>) -> Self {
-        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, Dialogue::default());
+        Self::answered(syn_ack, Dialogue::default())
+    }
+
+    /// Such a connection, of which something was said before that was not read.
+    pub fn opened_unread(syn_ack: &Packet<'_>) -> Self {
+        Self::answered(syn_ack, Dialogue::joined())
+    }
+
+    fn answered(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
+        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, dialogue);
         session.server.observe(syn_ack);
         session
     }

@@ -80,12 +80,12 @@ impl Stream {
         self.held && self.map.acknowledge(self.acked) == self.next
     }
 
-    /// Forgets rewrites that the receiver has acknowledged. While bytes are held back nothing is
-    /// forgotten, as their sender may still send them again.
+    /// Forgets rewrites that the receiver has acknowledged, but not what is held back: its sender
+    /// may still send it again.
     pub fn forget_acknowledged(&mut self) {
-        if !self.held && !self.map.is_shift() {
-            self.map.forget_before(self.map.acknowledge(self.acked));
-        }
+        let Some(last) = self.map.last_start() else { return };
+        let acknowledged = self.map.acknowledge(self.acked);
+        self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
     }
 
     /// Bytes were missed up to `next`: the unfinished line is lost.

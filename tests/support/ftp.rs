@@ -119,7 +119,9 @@ impl ServerModel {
         while let Some(end) = self.unfinished.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.unfinished.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line).into_owned();
-            answers += &self.answer(line.trim_end());
+            if !line.trim().is_empty() {
+                answers += &self.answer(line.trim());
+            }
             self.lines.push(line);
         }
         answers.into_bytes()

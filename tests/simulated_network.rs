@@ -1,0 +1,185 @@
+//! Random dialogues over a network that loses, duplicates and reorders: both ends must get what
+//! the other sent, with exactly the rewrites that NAT calls for, in bounded time, and nothing may
+//! be left over.
+//!
+//! `FTP_ALG_DIALOGUES` says how many (10,000), `FTP_ALG_SEED` where to start; a failure names its
+//! seed, and `FTP_ALG_DIALOGUES=1 FTP_ALG_SEED=n` repeats it.
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use ftp_alg::session::Side::{self, Client, Server};
+use support::{
+    Rng,
+    ftp::{ServerModel, active, at, crossed_out, eprt},
+    sim::{Link, NATS, Scenario, Sim},
+    tcp::Settings,
+};
+
+const DIALOGUES: u64 = 10_000;
+const THREADS: u64 = 2;
+
+#[test]
+fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    let count = number("FTP_ALG_DIALOGUES").unwrap_or(DIALOGUES);
+    let first = number("FTP_ALG_SEED").unwrap_or(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS.min(count) {
+            scope.spawn(move || {
+                for seed in (first + thread..first + count).step_by(THREADS as usize) {
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| dialogue(seed))) {
+                        eprintln!("FTP_ALG_SEED={seed} FTP_ALG_DIALOGUES=1 repeats this");
+                        std::panic::resume_unwind(panic);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// One dialogue: what the client says, and what of it the server is to hear.
+fn dialogue(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let scenario = scenario(&mut rng, seed);
+    let (nat, v6) = (scenario.nat, scenario.v6);
+    let t = nat.translation(v6);
+    let mut sim = Sim::new(scenario);
+    let mut server = ServerModel::new(t.server.ip(), 20_000);
+    server.refuses_active = rng.chance(0.2);
+    sim.write(Server, b"220 ready\r\n");
+    while sim.client.received() < 11 {
+        assert!(sim.step(), "no greeting");
+    }
+
+    let mut said = String::new();
+    let mut expected = Vec::new();
+    for line in ["USER joe\r\n", "PASS x\r\n"] {
+        write_in_pieces(&mut sim, &mut rng, line);
+        sim.converse(&mut server);
+        expected.push(line.to_owned());
+    }
+    let pipelines = rng.chance(0.5);
+    for _ in 0..1 + rng.below(7) {
+        let (line, heard) = command(&mut rng, t.client, t.client_external);
+        said += &line;
+        expected.push(heard);
+        // At most so many unanswered that no session's limit is met.
+        if !pipelines || expected.len() % 5 == 0 {
+            write_in_pieces(&mut sim, &mut rng, &std::mem::take(&mut said));
+            sim.converse(&mut server);
+        }
+    }
+    write_in_pieces(&mut sim, &mut rng, &said);
+    sim.converse(&mut server);
+    write_in_pieces(&mut sim, &mut rng, "QUIT\r\n");
+    if rng.chance(0.3) {
+        sim.close(Client);
+    }
+    sim.converse(&mut server);
+    if !sim.server.peer_has_closed() {
+        sim.close(Client);
+    }
+    sim.converse(&mut server);
+    expected.push("QUIT\r\n".to_owned());
+
+    assert_eq!(server.lines, expected, "{}", sim.summary());
+    assert_replies(&mut sim, t.server, t.server_external);
+    for side in [Client, Server] {
+        assert!(sim.end(side).is_quiet() && sim.end(side).peer_has_closed(), "{}", sim.summary());
+    }
+    if !nat.hides_client() && !nat.hides_server() {
+        assert!(sim.kernel.opened.iter().all(|p| p.arrival == p.target));
+    }
+    sim.assert_nothing_left();
+}
+
+fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
+    let rough = rng.chance(0.6);
+    let some =
+        |rng: &mut Rng, most: f64| if rough { most * rng.below(100) as f64 / 100.0 } else { 0.0 };
+    let settings = |rng: &mut Rng| Settings {
+        isn: match rng.below(3) {
+            0 => 0u32.wrapping_sub(rng.below(400) as u32),
+            _ => rng.next() as u32,
+        },
+        mss: *rng.pick(&[536, 1220, 1448]),
+        nagle: rng.chance(0.5),
+        timestamps: rng.chance(0.5),
+        sack: rng.chance(0.7),
+        window: *rng.pick(&[2000, 30_000, 65_535]),
+        reslices: rng.chance(0.5),
+    };
+    Scenario {
+        nat: *rng.pick(&NATS),
+        v6: rng.chance(0.4),
+        client: settings(rng),
+        server: settings(rng),
+        link: Link {
+            delay: 1 + rng.below(20_000) as u64,
+            loss: some(rng, 0.2),
+            duplicate: some(rng, 0.1),
+            reorder: some(rng, 0.2),
+            verdict: if rng.chance(0.3) { 3_000 } else { 0 },
+        },
+        queues_acks: rng.chance(0.5),
+        seed,
+        ..Scenario::default()
+    }
+}
+
+/// What the client says, and what the server is to hear.
+fn command(rng: &mut Rng, own: SocketAddr, seen: SocketAddr) -> (String, String) {
+    let port = 1024 + rng.below(60_000) as u16;
+    let low = 1 + rng.below(1000) as u16;
+    let unchanged = |line: &str| (line.to_owned(), line.to_owned());
+    let refused = |line: String| (line.clone(), crossed_out(&line));
+    match rng.below(10) {
+        0 | 1 => (active(at(own, port)), active(at(seen, port))),
+        2 => (eprt(at(own, port)), eprt(at(seen, port))),
+        3 => refused(active(at(own, low))),
+        4 => refused(eprt(at(
+            if own.is_ipv4() { "10.99.99.99:1" } else { "[2001:db8:5::5]:1" }.parse().unwrap(),
+            port,
+        ))),
+        5 => unchanged("PASV\r\n"),
+        6 => unchanged("EPSV\r\n"),
+        7 => unchanged("LIST\r\n"),
+        8 => unchanged("STAT\r\n"),
+        _ => unchanged(rng.pick::<&str>(&["NOOP\r\n", "PO\r\n", "EPR\n", "\r\n", " PWD \r\n"])),
+    }
+}
+
+fn write_in_pieces(sim: &mut Sim, rng: &mut Rng, text: &str) {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let len = match rng.below(4) {
+            0 => 1,
+            1 => 1 + rng.below(rest.len().min(12)),
+            _ => rest.len(),
+        };
+        let (piece, after) = rest.split_at(len);
+        sim.write(Client, piece);
+        if rng.chance(0.2) {
+            for _ in 0..rng.below(6) {
+                sim.step();
+            }
+        }
+        rest = after;
+    }
+}
+
+/// The client heard what the server said, its own address replaced by the one that it shows.
+fn assert_replies(sim: &mut Sim, own: SocketAddr, seen: SocketAddr) {
+    let numbers = |e: SocketAddr| match e.ip() {
+        std::net::IpAddr::V4(ip) => format!("({},", ip.to_string().replace('.', ",")),
+        std::net::IpAddr::V6(_) => "none".to_owned(),
+    };
+    let said = String::from_utf8(sim.end(Side::Server).sent().to_vec()).unwrap();
+    let heard = String::from_utf8(sim.client.read()).unwrap();
+    assert_eq!(heard, said.replace(&numbers(own), &numbers(seen)), "{}", sim.summary());
+}
