@@ -1,0 +1,70 @@
+//! What a user waits for and pays at rest: `cargo bench --bench daemon`, as root.
+//!
+//! Starts and stops the daemon in a namespace of its own, in turn with `nft -f` on the same
+//! rules, which is the part of a start that no daemon can save.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ftp_alg::{
+    gateway::{QueueStatement, RuleParameters, rules},
+    lab::{Daemon, Lab, Topology},
+};
+
+const ROUNDS: usize = 15;
+const READY_GOAL: Duration = Duration::from_millis(100);
+const MEMORY_GOAL_KIB: u64 = 10 * 1024;
+
+fn main() {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return; // `cargo test --benches` only compiles it
+    }
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_ftp-alg"));
+    let rules = rules::render_nftables(&RuleParameters::default(), QueueStatement::Operator);
+    let rules = lab.gateway.write("rules.nft", rules.as_bytes()).unwrap();
+    let (mut ready, mut loading, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        let mut daemon = Daemon::start(program, &lab.gateway, "").unwrap();
+        ready.push(start.elapsed());
+        memory.push(resident_kib(daemon.id()));
+        daemon.stop().unwrap();
+
+        let start = Instant::now();
+        lab.gateway.run("nft", &["-f", rules.to_str().unwrap()]).unwrap().success().unwrap();
+        loading.push(start.elapsed());
+        lab.gateway.run("nft", &["delete", "table", "inet", "ftp_alg"]).unwrap().success().unwrap();
+    }
+    let (ready, loading, memory) = (median(ready), median(loading), median(memory));
+    let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+    println!("median of {ROUNDS}, interleaved");
+    println!(
+        "start to ready     {ready:>9.1?}   {:.2} of the goal of {READY_GOAL:?}",
+        ratio(ready, READY_GOAL)
+    );
+    println!(
+        "  nft -f alone     {loading:>9.1?}   ready takes {:.1} times as long",
+        ratio(ready, loading)
+    );
+    println!(
+        "resident at rest   {memory:>5} KiB   {:.2} of the goal of {MEMORY_GOAL_KIB} KiB",
+        memory as f64 / MEMORY_GOAL_KIB as f64
+    );
+}
+
+fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+fn resident_kib(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
