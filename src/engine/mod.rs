@@ -213,8 +213,7 @@ impl Engine {
                 Verdict::Replace
             }
         };
-        let forgettable = session.map(from).is_identity() && session.map(from.peer()).is_identity();
-        if session.wants_no_packet() || (over && forgettable) {
+        if session.wants_no_packet() {
             self.table.remove(index);
         }
         verdict
@@ -250,7 +249,7 @@ impl Engine {
             let limit = match session.state() {
                 "closing" => LINGER,
                 // Nothing is known of such a one that its next packet does not tell again.
-                "joined" if !session.wants_every_packet() => SILENCE,
+                "joined" if !session.is_adjusted() => SILENCE,
                 "new" => SILENCE,
                 _ => IDLE,
             };
