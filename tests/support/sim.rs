@@ -148,6 +148,8 @@ pub struct Sim {
     contents: std::collections::HashMap<u64, Flight>,
     number: u64,
     steps: u64,
+    /// Whether every packet is shown (`FTP_ALG_TRACE`).
+    traces: bool,
     /// When an acknowledgement last moved, and where both stood.
     progress: (u64, (usize, usize)),
 }
@@ -184,6 +186,7 @@ impl Sim {
             contents: std::collections::HashMap::new(),
             number: 0,
             steps: 0,
+            traces: std::env::var_os("FTP_ALG_TRACE").is_some(),
             progress: (0, (0, 0)),
         };
         let syn_ack = Segment {
@@ -413,21 +416,40 @@ impl Sim {
             self.deliver_injected(&injected);
         }
         self.check_pinholes();
+        self.trace("queued", from, segment);
         match verdict {
             Verdict::Accept => {
+                self.trace("accepted", from, segment);
                 self.accepted += 1;
                 Some(segment.clone())
             }
             Verdict::Replace => {
                 self.replaced += 1;
+                let side = from;
                 let (from, to, changed) = Segment::judged(&out);
                 assert_eq!((from, to), (source, destination));
+                self.trace("replaced", side, &changed);
                 Some(changed)
             }
             Verdict::Drop => {
+                self.trace("dropped", from, segment);
                 self.dropped += 1;
                 None
             }
+        }
+    }
+
+    fn trace(&self, what: &str, from: Side, s: &Segment) {
+        if self.traces {
+            eprintln!(
+                "{:>9}us {what:<10} {from:?} seq {} ack {} flags {:#04x} sack {:?} {:?}",
+                self.now,
+                s.seq,
+                s.ack,
+                s.flags,
+                s.sack,
+                String::from_utf8_lossy(&s.payload)
+            );
         }
     }
 
@@ -441,6 +463,7 @@ impl Sim {
         };
         assert_eq!((source, destination), expected, "what the addressee knows");
         assert!(segment.payload.is_empty() && segment.flags == flags::ACK);
+        self.trace("injected", to.peer(), &segment);
         self.fly(to.peer(), Place::End, segment, self.now);
     }
 
