@@ -14,7 +14,7 @@ use std::{
 
 use ftp_alg::{
     engine::{Attention, Checksums, Engine, Event, Translation, Verdict, What},
-    packet::flags,
+    packet::{Seq, flags},
     policy::Policy,
     session::Side,
 };
@@ -368,6 +368,7 @@ impl Sim {
     }
 
     fn at_end(&mut self, side: Side, segment: &Segment) {
+        self.check_claims(side, segment);
         let now = self.now;
         for answer in self.end(side).arrive(segment, now) {
             self.send(side, answer);
@@ -465,6 +466,20 @@ impl Sim {
         assert!(segment.payload.is_empty() && segment.flags == flags::ACK);
         self.trace("injected", to.peer(), &segment);
         self.fly(to.peer(), Place::End, segment, self.now);
+    }
+
+    /// What a SACK block claims to `side`, which sent it, the other end has.
+    fn check_claims(&mut self, side: Side, segment: &Segment) {
+        let Translation { client, server, .. } = self.translation;
+        let Some((session, _)) = self.engine.session(client, server) else { return };
+        let map = session.map(side).clone();
+        let sender = if side == Side::Client { &self.client } else { &self.server };
+        let receiver = if side == Side::Client { &self.server } else { &self.client };
+        let awaits = |number| sender.awaits(number);
+        for (left, right) in segment.sack.iter().filter(|(left, _)| awaits(*left)) {
+            let (from, to) = (map.deliver(Seq(*left)).0, map.deliver(Seq(*right)).0);
+            assert!(receiver.has(from, to), "SACK {left}..{right} of {side:?} is untrue");
+        }
     }
 
     /// What the engine holds open, the kernel holds open, unless it was used or has expired.
