@@ -105,6 +105,12 @@ enum Mode {
     Opaque,
 }
 
+/// How much of the client's bytes is kept until it is acknowledged, so that what is sent again is
+/// what was read and no other command takes its place. More is not forwarded before that.
+const MAX_KEPT: usize = 1 << 16;
+/// Of how much of it pure acknowledgements need not be seen.
+const MAX_UNSEEN: usize = 1 << 14;
+
 /// The longest unfinished Telnet command that is not held back: `IAC WILL`. A subnegotiation, which
 /// no FTP end sends, is.
 const MAX_TELNET: usize = 2;
@@ -243,14 +249,24 @@ impl Session {
         if seq.is_after(stream.next) {
             return Outcome { forward: self.gap(from, packet), acknowledge: None };
         }
+        let reads = from == Side::Client && matches!(self.mode, Mode::Reading);
+        let stream = self.stream(from);
+        if reads && stream.contradicts(seq, payload) {
+            return Outcome { forward: Forward::Not, acknowledge: None };
+        }
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
-            if stream.map.is_full() || stream.finished {
+            if stream.map.is_full() || stream.finished || stream.kept() > MAX_KEPT {
                 return Outcome { forward: Forward::Not, acknowledge: None };
             }
             stream.gaps = 0;
             again = false;
+            if reads {
+                stream.keep(seq + new as u32, &payload[new..]);
+                // From here on acknowledgements must be seen.
+                self.wants_every |= self.client.kept() > MAX_UNSEEN;
+            }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
             let stream = self.stream(from);
             stream.next = end;
