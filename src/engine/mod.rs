@@ -213,8 +213,7 @@ impl Engine {
                 Verdict::Replace
             }
         };
-        let forgettable = session.map(from).is_identity() && session.map(from.peer()).is_identity();
-        if session.wants_no_packet() || (over && forgettable) {
+        if session.wants_no_packet() {
             self.table.remove(index);
         }
         verdict
@@ -251,7 +250,7 @@ impl Engine {
                 _ if session.is_over() => LINGER,
                 Phase::Silent => SILENCE,
                 // Nothing is known of such a one that its next packet does not tell again.
-                Phase::Joined if !session.wants_every_packet() => SILENCE,
+                Phase::Joined if !session.is_adjusted() => SILENCE,
                 _ => IDLE,
             };
             if now.saturating_duration_since(control.last) >= limit {

@@ -105,6 +105,12 @@ enum Mode {
     Opaque,
 }
 
+/// How much of the client's bytes is kept until it is acknowledged, so that what is sent again is
+/// what was read and no other command takes its place. More is not forwarded before that.
+const MAX_KEPT: usize = 1 << 16;
+/// Of how much of it pure acknowledgements need not be seen.
+const MAX_UNSEEN: usize = 1 << 14;
+
 /// The longest unfinished Telnet command that is not held back: `IAC WILL`. A subnegotiation, which
 /// no FTP end sends, is.
 const MAX_TELNET: usize = 2;
@@ -168,6 +174,11 @@ impl Session {
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
     pub fn wants_every_packet(&self) -> bool {
         self.wants_every
+    }
+
+    /// Whether numbers or bytes of either direction are not delivered as they are sent.
+    pub fn is_adjusted(&self) -> bool {
+        !(self.client.map.is_identity() && self.server.map.is_identity())
     }
 
     /// Whether no packet of the connection need be seen any more.
@@ -238,12 +249,24 @@ impl Session {
         if seq.is_after(stream.next) {
             return Outcome { forward: self.gap(from, packet), acknowledge: None };
         }
+        let reads = from == Side::Client && matches!(self.mode, Mode::Reading);
+        let stream = self.stream(from);
+        if reads && stream.contradicts(seq, payload) {
+            return Outcome { forward: Forward::Not, acknowledge: None };
+        }
         let new = (stream.next - seq) as usize;
+        let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
-            if stream.map.is_full() || stream.finished {
+            if stream.map.is_full() || stream.finished || stream.kept() > MAX_KEPT {
                 return Outcome { forward: Forward::Not, acknowledge: None };
             }
             stream.gaps = 0;
+            again = false;
+            if reads {
+                stream.keep(seq + new as u32, &payload[new..]);
+                // From here on acknowledgements must be seen.
+                self.wants_every |= self.client.kept() > MAX_UNSEEN;
+            }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
             let stream = self.stream(from);
             stream.next = end;
@@ -252,7 +275,7 @@ impl Session {
                 stream.next = end + 1;
             }
         }
-        self.deliver(from, packet, out)
+        self.deliver(from, packet, again, out)
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
@@ -459,8 +482,14 @@ impl Session {
         self.wants_every |= self.peek(side).map.shifts();
     }
 
-    /// Forwards a packet whose bytes have all been seen.
-    fn deliver(&mut self, from: Side, packet: &Packet<'_>, out: &mut Vec<u8>) -> Outcome {
+    /// Forwards a packet whose bytes have all been seen, perhaps all of them before, `again`.
+    fn deliver(
+        &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        again: bool,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
         let stream = self.peek(from);
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN));
         if stream.map.is_shift() {
@@ -491,12 +520,16 @@ impl Session {
             control &= !flags::URG; // the urgent byte is held back, or already delivered
         }
         let mut acknowledge = None;
-        if stream.may_acknowledge_held() {
-            acknowledge = Some(self.acknowledge_held(from, packet));
-        } else if stream.is_holding() && out.is_empty() {
-            // Whether the receiver has all that precedes is not known here; its answer to a
-            // number just before the next one tells, and will be mapped to cover what is held.
+        let may_acknowledge = stream.may_acknowledge_held();
+        if out.is_empty() && !fin && (again || !may_acknowledge) {
+            // Held back, perhaps delivered since with a later segment. Whether the receiver has all
+            // that precedes is not known here, or our own acknowledgement was lost, or discarded
+            // for an old timestamp; the receiver's answer to a number just before the next one
+            // tells, and will be mapped to cover what is, or was, held.
             delivered = delivered - 1;
+        }
+        if may_acknowledge {
+            acknowledge = Some(self.acknowledge_held(from, packet));
         }
         let ack = self.acknowledgement_for(from, packet);
         let forward =

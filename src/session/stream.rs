@@ -34,6 +34,9 @@ pub struct Stream {
     line: Vec<u8>,
     /// Whether the unfinished line is held back, all of it.
     held: bool,
+    /// What was read from `kept_from` on and is not known to be acknowledged.
+    kept: Vec<u8>,
+    kept_from: Seq,
     /// The sender's window as last advertised.
     pub window: u16,
     /// The sender's clock as last seen in a timestamps option.
@@ -55,6 +58,8 @@ impl Stream {
             map: SequenceMap::default(),
             line: Vec::new(),
             held: false,
+            kept: Vec::new(),
+            kept_from: first,
             window: u16::MAX,
             clock: None,
             largest: 0,
@@ -80,9 +85,38 @@ impl Stream {
         self.held && self.map.acknowledge(self.acked) == self.next
     }
 
+    /// Keeps `bytes` at `seq`, which are read, until the receiver acknowledges them.
+    pub fn keep(&mut self, seq: Seq, bytes: &[u8]) {
+        if self.kept_from + self.kept.len() as u32 != seq {
+            self.kept.clear();
+            self.kept_from = seq;
+        }
+        self.kept.extend_from_slice(bytes);
+    }
+
+    /// How much is kept that is not known to be acknowledged.
+    pub fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Whether `bytes` at `seq` are sent again as others than were read.
+    pub fn contradicts(&self, seq: Seq, bytes: &[u8]) -> bool {
+        let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
+        let kept = self.kept.get(skipped(self.kept_from, seq)..).unwrap_or_default();
+        let bytes = bytes.get(skipped(seq, self.kept_from)..).unwrap_or_default();
+        bytes.iter().zip(kept).any(|(sent, read)| sent != read)
+    }
+
     /// Forgets rewrites that the receiver has acknowledged, but not what is held back: its sender
     /// may still send it again.
     pub fn forget_acknowledged(&mut self) {
+        let gone = self.map.acknowledge(self.acked).distance_from(self.kept_from).max(0);
+        let gone = (gone as usize).min(self.kept.len());
+        self.kept.drain(..gone);
+        self.kept_from = self.kept_from + gone as u32;
+        if self.kept.is_empty() {
+            self.kept.shrink_to(MAX_HELD);
+        }
         let Some(last) = self.map.last_start() else { return };
         let acknowledged = self.map.acknowledge(self.acked);
         self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });

@@ -14,7 +14,7 @@ use std::{
 
 use ftp_alg::{
     engine::{Attention, Checksums, Engine, Event, Translation, Verdict, What},
-    packet::flags,
+    packet::{Seq, flags},
     policy::Policy,
     session::Side,
 };
@@ -148,6 +148,8 @@ pub struct Sim {
     contents: std::collections::HashMap<u64, Flight>,
     number: u64,
     steps: u64,
+    /// Whether every packet is shown (`FTP_ALG_TRACE`).
+    traces: bool,
     /// When an acknowledgement last moved, and where both stood.
     progress: (u64, (usize, usize)),
 }
@@ -184,6 +186,7 @@ impl Sim {
             contents: std::collections::HashMap::new(),
             number: 0,
             steps: 0,
+            traces: std::env::var_os("FTP_ALG_TRACE").is_some(),
             progress: (0, (0, 0)),
         };
         let syn_ack = Segment {
@@ -365,6 +368,7 @@ impl Sim {
     }
 
     fn at_end(&mut self, side: Side, segment: &Segment) {
+        self.check_claims(side, segment);
         let now = self.now;
         for answer in self.end(side).arrive(segment, now) {
             self.send(side, answer);
@@ -413,21 +417,40 @@ impl Sim {
             self.deliver_injected(&injected);
         }
         self.check_pinholes();
+        self.trace("queued", from, segment);
         match verdict {
             Verdict::Accept => {
+                self.trace("accepted", from, segment);
                 self.accepted += 1;
                 Some(segment.clone())
             }
             Verdict::Replace => {
                 self.replaced += 1;
+                let side = from;
                 let (from, to, changed) = Segment::judged(&out);
                 assert_eq!((from, to), (source, destination));
+                self.trace("replaced", side, &changed);
                 Some(changed)
             }
             Verdict::Drop => {
+                self.trace("dropped", from, segment);
                 self.dropped += 1;
                 None
             }
+        }
+    }
+
+    fn trace(&self, what: &str, from: Side, s: &Segment) {
+        if self.traces {
+            eprintln!(
+                "{:>9}us {what:<10} {from:?} seq {} ack {} flags {:#04x} sack {:?} {:?}",
+                self.now,
+                s.seq,
+                s.ack,
+                s.flags,
+                s.sack,
+                String::from_utf8_lossy(&s.payload)
+            );
         }
     }
 
@@ -441,7 +464,22 @@ impl Sim {
         };
         assert_eq!((source, destination), expected, "what the addressee knows");
         assert!(segment.payload.is_empty() && segment.flags == flags::ACK);
+        self.trace("injected", to.peer(), &segment);
         self.fly(to.peer(), Place::End, segment, self.now);
+    }
+
+    /// What a SACK block claims to `side`, which sent it, the other end has.
+    fn check_claims(&mut self, side: Side, segment: &Segment) {
+        let Translation { client, server, .. } = self.translation;
+        let Some((session, _)) = self.engine.session(client, server) else { return };
+        let map = session.map(side).clone();
+        let sender = if side == Side::Client { &self.client } else { &self.server };
+        let receiver = if side == Side::Client { &self.server } else { &self.client };
+        let awaits = |number| sender.awaits(number);
+        for (left, right) in segment.sack.iter().filter(|(left, _)| awaits(*left)) {
+            let (from, to) = (map.deliver(Seq(*left)).0, map.deliver(Seq(*right)).0);
+            assert!(receiver.has(from, to), "SACK {left}..{right} of {side:?} is untrue");
+        }
     }
 
     /// What the engine holds open, the kernel holds open, unless it was used or has expired.

@@ -175,6 +175,20 @@ impl End {
         self.out.len() + usize::from(self.fin)
     }
 
+    /// Whether the byte of its own `number` is not acknowledged yet.
+    pub fn awaits(&self, number: u32) -> bool {
+        self.offset_out(number) >= self.una as i64
+    }
+
+    /// Whether all of the peer's bytes from `left` to `right` have arrived.
+    pub fn has(&self, left: u32, right: u32) -> bool {
+        let (left, right) = (self.offset_in(left).max(0), self.offset_in(right));
+        (left..right).all(|at| {
+            let at = at as usize;
+            self.fin_at == Some(at) || self.seen.get(at).is_some_and(Option::is_some)
+        })
+    }
+
     pub fn next_timer(&self) -> Option<u64> {
         if self.is_reset {
             return None;
