@@ -104,7 +104,7 @@ impl Analysis {
 
     /// Fields of the packets that match `filter` (tshark's language), one row a packet.
     pub fn fields(&self, filter: &str, fields: &[&str]) -> Result<Vec<Vec<String>>> {
-        let mut command = Command::new("tshark");
+        let mut command = Command::new(process::system_program("tshark"));
         command.arg("-n").arg("-r").arg(&self.path).args(["-Y", filter, "-T", "fields"]);
         for protocol in ["ip.check_checksum", "tcp.check_checksum"] {
             command.args(["-o", &format!("{protocol}:TRUE")]);

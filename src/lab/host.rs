@@ -68,7 +68,7 @@ impl Host {
     /// the mounts as they are.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let program = program.as_ref();
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new(process::system_program("nsenter"));
         command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--");
         match program.to_str().and_then(find_program) {
             Some(found) => command.arg(found),
@@ -92,7 +92,8 @@ impl Host {
 
     /// Runs lines of POSIX shell; a failure is an error.
     pub fn shell(&self, lines: &str) -> Result<Finished> {
-        self.run("sh", &["-ec", lines])
+        // `su` leaves the system directories out of PATH.
+        self.run("sh", &["-ec", &format!("PATH=$PATH:/usr/sbin:/sbin\n{lines}")])
     }
 
     /// Runs one of the lab's Python scripts to its end, at most for `limit`.

@@ -82,14 +82,19 @@ pub(super) fn remove(namespaces: &[String], directory: &Path) {
 }
 
 fn delete_namespace(name: &str) {
-    let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
+    let _ = Command::new(system_program("ip"))
+        .args(["netns", "del", name])
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Ends what runs in `namespace`: servers fork children into sessions of their own, which their
 /// process group does not reach.
 fn kill_inhabitants(namespace: &str) {
-    let Ok(listed) =
-        Command::new("ip").args(["netns", "pids", namespace]).stderr(Stdio::null()).output()
+    let Ok(listed) = Command::new(system_program("ip"))
+        .args(["netns", "pids", namespace])
+        .stderr(Stdio::null())
+        .output()
     else {
         return;
     };
@@ -101,16 +106,26 @@ fn kill_inhabitants(namespace: &str) {
 }
 
 /// Removes labs whose process is gone without cleaning up (it was killed hard).
-pub(super) fn remove_abandoned() {
-    let Ok(names) = fs::read_dir("/run/netns") else { return };
-    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let owner = name.strip_prefix("fa-").and_then(|rest| rest.split('-').next());
-        let Some(owner) = owner.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
-        if !Path::new(&format!("/proc/{owner}")).exists() {
-            kill_inhabitants(&name);
-            delete_namespace(&name);
-        }
+pub(super) fn remove_abandoned(base: &Path) {
+    for name in abandoned(Path::new("/run/netns")) {
+        kill_inhabitants(&name);
+        delete_namespace(&name);
     }
+    for name in abandoned(base) {
+        let _ = fs::remove_dir_all(base.join(name));
+    }
+}
+
+/// Names in `directory` that carry the number of a process that is gone.
+fn abandoned(directory: &Path) -> Vec<String> {
+    let names = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_abandoned = |name: &String| {
+        let owner = name.strip_prefix("fa-").and_then(|rest| rest.split('-').next());
+        let owner = owner.and_then(|pid| pid.parse::<u32>().ok());
+        owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    };
+    names.filter(is_abandoned).collect()
 }
 
 fn signal_group(group: u32, signal: Signal) {
@@ -168,8 +183,11 @@ fn describe(command: &Command) -> String {
     // Whoever reads a failure knows that it ran in a namespace: leave `nsenter --net=... --` out.
     let mut words: Vec<String> = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
-    let start =
-        if words[0] == "nsenter" { words.iter().position(|word| word == "--") } else { None };
+    let start = if words[0].ends_with("nsenter") {
+        words.iter().position(|word| word == "--")
+    } else {
+        None
+    };
     let line = words[start.map_or(0, |at| at + 1)..].join(" ");
     if line.len() > 200 {
         format!("{}...", line.chars().take(200).collect::<String>())
@@ -345,6 +363,11 @@ impl Drop for Background {
         let _ = self.child.wait();
         registry(|all| all.groups.retain(|other| *other != group));
     }
+}
+
+/// [`find_program`], or the bare name for the error that names it.
+pub(super) fn system_program(program: &str) -> PathBuf {
+    find_program(program).unwrap_or_else(|| program.into())
 }
 
 /// Where `program` is, looked for as the shell does and in the system directories.

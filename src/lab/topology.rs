@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -154,7 +154,10 @@ impl Lab {
     /// Builds what `spec` says.
     pub fn build(spec: Spec) -> Result<Self> {
         super::requirements()?;
-        remove_abandoned();
+        // Kept files of a failed run are for looking at.
+        if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
+            remove_abandoned(Path::new(BASE));
+        }
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("fa-{}-{number}", std::process::id());
         let directory = PathBuf::from(BASE).join(&prefix);
@@ -193,7 +196,7 @@ impl Lab {
     }
 
     /// The lab's files: captures, logs, the servers' directories. Removed with it.
-    pub fn directory(&self) -> &std::path::Path {
+    pub fn directory(&self) -> &Path {
         &self.directory
     }
 
@@ -355,7 +358,7 @@ fn network6(address: Ipv6Addr) -> Ipv6Addr {
 }
 
 fn ip(options: &[&str], batch: &str) -> Result<()> {
-    let mut command = Command::new("ip");
+    let mut command = Command::new(process::system_program("ip"));
     command.args(options).args(["-batch", "-"]);
     process::run(command, batch.as_bytes(), Duration::from_secs(10))?.success().map(drop)
 }
