@@ -166,8 +166,7 @@ impl Engine {
             self.counters.malformed += 1;
             return Verdict::Accept;
         };
-        let bare = packet.payload().is_empty() && packet.flags() & !flags::PSH == flags::ACK;
-        if !bare && self.checksums == Checksums::Verify && !packet.checksum_is_valid() {
+        if self.checksums == Checksums::Verify && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             return Verdict::Accept;
         }

@@ -111,6 +111,13 @@ const MAX_KEPT: usize = 1 << 16;
 /// Of how much of it pure acknowledgements need not be seen.
 const MAX_UNSEEN: usize = 1 << 14;
 
+/// How far numbers may be from those that come next.
+const MAX_DISTANCE: u32 = 1 << 20;
+
+fn is_near(number: Seq, next: Seq) -> bool {
+    number.distance_from(next).unsigned_abs() <= MAX_DISTANCE
+}
+
 /// The longest unfinished Telnet command that is not held back: `IAC WILL`. A subnegotiation, which
 /// no FTP end sends, is.
 const MAX_TELNET: usize = 2;
@@ -229,12 +236,17 @@ impl Session {
         if packet.has(flags::SYN) {
             return Outcome { forward: Forward::Unchanged, acknowledge: None };
         }
-        self.stream(from).observe(packet);
-        if packet.has(flags::ACK) {
-            self.acknowledged(from, packet.ack(), judge);
+        // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
+        // nothing here either.
+        let plausible = is_near(packet.seq(), self.peek(from).next);
+        if plausible {
+            self.stream(from).observe(packet);
+            if packet.has(flags::ACK) {
+                self.acknowledged(from, packet.ack(), judge);
+            }
         }
         if packet.has(flags::RST) {
-            self.reset = true;
+            self.reset |= plausible;
             return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
         }
         out.clear();
@@ -295,7 +307,11 @@ impl Session {
     /// `by` acknowledged what the other end sent up to delivered `ack`.
     fn acknowledged(&mut self, by: Side, ack: Seq, judge: &mut impl Judge) {
         let stream = self.stream(by.peer());
-        if !ack.is_after(stream.map.deliver(stream.next)) {
+        let delivered = stream.map.deliver(stream.next);
+        if !is_near(ack, delivered) {
+            return;
+        }
+        if !ack.is_after(delivered) {
             stream.acked = stream.acked.max(ack);
             stream.forget_acknowledged();
         } else if !stream.is_holding() {

@@ -295,3 +295,25 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
         assert_eq!(sim.engine.session_count(), 0);
     }
 }
+
+#[test]
+fn an_acknowledgement_with_a_wrong_checksum_counts_for_nothing() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let t = sim.translation;
+    let lie = Segment { ack: 70_001 + 5000, flags: flags::ACK, ..Segment::default() };
+    let mut packet = lie.packet(t.client, t.server);
+    let checksum = packet.len() - 4;
+    packet[checksum] ^= 1; // its receiver discards it
+    let mut out = Vec::new();
+    sim.engine.packet(std::time::Instant::now(), &packet, &mut sim.kernel, &mut out);
+    assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
+}
+
+#[test]
+fn a_reset_that_its_receiver_ignores_ends_nothing() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let blind = Segment { seq: 0x7000_0000, flags: flags::RST, ..Segment::default() };
+    sim.forge(Server, &blind);
+    assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
+    assert_eq!(sim.kernel.pinholes().len(), 1);
+}

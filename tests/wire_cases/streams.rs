@@ -346,3 +346,28 @@ fn a_segment_past_a_gap_waits_for_what_is_missing() {
     let passed = sim.forge(Client, &later).unwrap();
     assert_eq!(passed.payload, b"XXXX XXXXXXXXXXXXXXXXXX\r\n");
 }
+
+#[test]
+fn held_bytes_that_are_sent_again_ask_the_receiver_for_an_acknowledgement() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let segment = |offset: u32, payload: &[u8]| Segment {
+        seq: 1001 + 18 + offset,
+        ack: 70_001 + 33,
+        flags: flags::ACK,
+        window: 1000,
+        payload: payload.to_vec(),
+        ..Segment::default()
+    };
+    let (first, second) = (segment(0, b"PORT 192,1"), segment(10, b"68,150,80,9,9\r\n"));
+    assert_eq!((sim.client.sent().len(), sim.server.sent().len()), (18, 33));
+    let held = sim.forge(Client, &first).unwrap();
+    assert_eq!((held.seq, held.payload.len()), (first.seq, 0));
+    // Our acknowledgement was lost, or discarded for an old timestamp.
+    let again = sim.forge(Client, &first).unwrap();
+    assert_eq!((again.seq, again.payload.len()), (first.seq - 1, 0));
+    let whole = sim.forge(Client, &second).unwrap();
+    assert_eq!(text(whole.payload), "PORT 198,51,100,1,9,9\r\n");
+    // And the whole line was lost as well.
+    let again = sim.forge(Client, &first).unwrap();
+    assert_eq!((again.seq, again.payload.len()), (first.seq - 1, 0));
+}
