@@ -104,8 +104,10 @@ pub struct PinholeInfo {
     pub deadline: Instant,
 }
 
-/// Sessions that are over are kept this long for segments that are sent again.
+/// Sessions that are over are kept this long for segments that are sent again: those whose numbers
+/// differ, which nothing else can put right, and the others, lest they look like new ones.
 const LINGER: Duration = Duration::from_secs(60);
+const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
 /// Connections on which nothing was said are kept this long.
 const SILENCE: Duration = Duration::from_secs(120);
 /// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
@@ -246,7 +248,8 @@ impl Engine {
             self.sweep = (self.sweep + 1) % self.table.places();
             let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
             let limit = match session.dialogue().phase() {
-                _ if session.is_over() => LINGER,
+                _ if session.is_over() && session.is_adjusted() => LINGER,
+                _ if session.is_over() => LINGER_UNADJUSTED,
                 Phase::Silent => SILENCE,
                 // Nothing is known of such a one that its next packet does not tell again.
                 Phase::Joined if !session.is_adjusted() => SILENCE,

@@ -217,6 +217,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
             Some("0x40000000") => parameters.data,
             Some("0x20000000") => parameters.every,
             Some("0x10000000") => parameters.none,
+            Some("0x30000000") => parameters.every | parameters.none,
             Some("0x70000000") => parameters.mask(),
             _ => {
                 text.push_str("0x");
@@ -265,7 +266,8 @@ mod tests {
         let text = render_iptables(&others());
         assert_eq!(text.matches("--dport 2121 ").count(), 1);
         assert_eq!(text.matches("--dport 21 ").count(), 1);
-        assert_eq!(text.matches("--queue-balance 7:10").count(), 2);
+        assert_eq!(text.matches("--queue-balance 7:10").count(), 3);
+        assert!(text.contains("connmark --mark 0x40000000/0x40000001 -j NFQUEUE"));
         assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
         assert!(!text.contains("0x70000000"));
         assert!(text.contains("0>>24=0x45&&0&0xFFFF=40"));
