@@ -212,7 +212,7 @@ fn show_case(
     daemon.wait_closed(Duration::from_secs(2))?;
     let (near_client, near_server) = (near_client.finish()?, near_server.finish()?);
     for side in [&near_client, &near_server] {
-        let faults = side.faults()?;
+        let faults = [side.faults()?, side.reorderings()?].concat();
         if !faults.is_empty() {
             return Err(LabError::Unexpected(format!("tshark objects: {}", faults.join("; "))));
         }
@@ -345,7 +345,7 @@ fn table(
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "\n{:<22} {:<6} {:<8} {:<10} {:<10} result",
+        "\n{:<24} {:<6} {:<8} {:<10} {:<10} result",
         "gateway", "", "", "client", "server"
     );
     for row in rows {
@@ -355,7 +355,7 @@ fn table(
         };
         let _ = writeln!(
             text,
-            "{:<22} {:<6} {:<8} {:<10} {:<10} {outcome}",
+            "{:<24} {:<6} {:<8} {:<10} {:<10} {outcome}",
             row.topology.to_string(),
             row.family,
             row.mode,
@@ -370,7 +370,7 @@ fn table(
             Ok(()) => paint.green("ok"),
             Err(error) => format!("{} {}", paint.red("FAILED"), first_line(error)),
         };
-        let _ = writeln!(text, "{:<22} {what:<37} {outcome}", topology.to_string());
+        let _ = writeln!(text, "{:<24} {what:<37} {outcome}", topology.to_string());
     }
     text
 }
