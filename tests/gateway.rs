@@ -148,10 +148,12 @@ fn pass_replace_drop(lab: &Lab) {
             client.read_to_end(&mut rest).unwrap();
             (text, rest)
         });
+        let mut ending = false;
         let judge = |packet: &[u8]| {
-            let (payload, pure) = tcp(packet);
-            assert!(!pure, "a pure acknowledgement was queued");
-            match payload.as_slice() {
+            let segment = tcp(packet);
+            ending |= segment.fin;
+            assert!(!segment.pure || ending, "a pure acknowledgement was queued before any FIN");
+            match segment.payload.as_slice() {
                 b"hello" if !dropped => {
                     dropped = true;
                     Judgement::Drop
@@ -222,7 +224,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
     serve(
         &mut queue,
         |packet| {
-            pure += u32::from(tcp(packet).1);
+            pure += u32::from(tcp(packet).pure);
             Judgement::Pass
         },
         || {
@@ -232,7 +234,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
     );
     let end = Instant::now() + Duration::from_millis(200);
     let judge = |packet: &[u8]| {
-        pure += u32::from(tcp(packet).1);
+        pure += u32::from(tcp(packet).pure);
         Judgement::Pass
     };
     serve(&mut queue, judge, || Instant::now() > end);

@@ -41,12 +41,19 @@ pub enum Judgement {
     Replace(Vec<u8>),
 }
 
-/// The TCP payload of a packet, and whether it is a pure acknowledgement.
-pub fn tcp(packet: &[u8]) -> (Vec<u8>, bool) {
+/// What a segment carries; whether it is a pure acknowledgement, or ends its direction.
+pub struct Segment {
+    pub payload: Vec<u8>,
+    pub pure: bool,
+    pub fin: bool,
+}
+
+/// Dissects a packet.
+pub fn tcp(packet: &[u8]) -> Segment {
     let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
     let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("no TCP") };
     let pure = tcp.payload().is_empty() && !(tcp.syn() || tcp.fin() || tcp.rst());
-    (tcp.payload().to_vec(), pure)
+    Segment { payload: tcp.payload().to_vec(), pure, fin: tcp.fin() }
 }
 
 /// The packet with another payload of the same length.
