@@ -66,6 +66,19 @@ fn case_14_what_is_held_when_encryption_begins_is_delivered() {
 }
 
 #[test]
+fn case_14_what_is_held_when_encryption_begins_is_delivered_once_if_no_encryption_follows() {
+    for rest in ["RT 192,168,150,80,9,9\r\n", "P", "X\r\n"] {
+        let mut sim = Sim::logged_in(with(Nat::Masquerade));
+        sim.say(Client, b"AUTH TLS\r\nPO");
+        sim.say(Server, b"234 go\r\n");
+        let mut heard = sim.say(Client, rest.as_bytes());
+        heard.extend(sim.say(Client, b"NOOP\r\n"));
+        assert_eq!(text(heard), format!("PO{rest}NOOP\r\n"));
+        assert_eq!(sim.kernel.opened, []);
+    }
+}
+
+#[test]
 fn case_16_other_protocols_are_left_alone_for_good() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
