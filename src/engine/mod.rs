@@ -190,9 +190,10 @@ impl Engine {
         };
         let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
         let told = tell_kernel(&mut bench, session, &outcome, &mut self.injected);
-        let over = session.is_over();
-        if over {
+        if session.is_over() {
             bench.close_all("the control connection ended");
+        } else if session.wants_no_packet() {
+            bench.close_all("the connection is not inspected any more");
         }
         if let Err(error) = &told {
             bench.failed(error);
