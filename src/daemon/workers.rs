@@ -72,12 +72,11 @@ pub(super) fn start(
     let parameters = rule_parameters(config)?;
     // A queue that another program reads is found before anything is changed.
     let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
-    let policy = worker_policy(config);
-    let engine = || Mutex::new(Engine::new(policy.clone(), Checksums::Verify));
+    let engine = Engine::new(worker_policy(config), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: "nftables",
-        engines: queues.iter().map(|_| engine()).collect(),
+        engines: queues.iter().map(|_| Mutex::new(engine.beside())).collect(),
         errors: AtomicU64::new(0),
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
