@@ -279,14 +279,6 @@ impl Engine {
         self.pinholes.next_deadline()
     }
 
-    /// Closes every pinhole in the kernel, for the end.
-    pub fn close_all(&mut self, kernel: &mut impl Kernel) {
-        for index in 0..self.table.places() {
-            self.forget(index);
-        }
-        self.settle(kernel);
-    }
-
     /// What was decided since this was last called.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
