@@ -24,12 +24,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Event, Service, ServiceError, log,
-    snapshot::{Kind, PinholeRow, SessionRow, Source, Status},
+    snapshot::{PinholeRow, SessionRow, Source, Status},
 };
 use crate::{
     config::Config,
     engine::{Checksums, Engine, Verdict},
-    ftp,
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Table},
     policy::Policy,
 };
@@ -299,21 +298,12 @@ impl Source for Shared {
                 arrival: pinhole.arrival,
                 target: pinhole.target,
                 source: pinhole.source,
-                kind: kind(info.kind),
+                kind: info.kind,
                 remaining_seconds: same.remaining.as_secs(),
             })
         };
         let rows =
             |engine: &Mutex<Engine>| lock(engine).pinholes().filter_map(row).collect::<Vec<_>>();
         self.engines.iter().flat_map(rows).collect()
-    }
-}
-
-fn kind(kind: ftp::Kind) -> Kind {
-    match kind {
-        ftp::Kind::Port => Kind::Port,
-        ftp::Kind::Eprt => Kind::Eprt,
-        ftp::Kind::Pasv => Kind::Pasv,
-        ftp::Kind::Epsv => Kind::Epsv,
     }
 }
