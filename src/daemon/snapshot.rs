@@ -33,6 +33,18 @@ pub struct Status {
     pub pinholes_opened: u64,
     /// Announcements for which policy refused a pinhole.
     pub pinholes_refused: u64,
+    /// Commands other than announcements that policy kept from the server.
+    #[serde(default)]
+    pub commands_refused: u64,
+    /// Connections of which packets were missed, so that nothing is opened for them any more.
+    #[serde(default)]
+    pub lost: u64,
+    /// Packets of connections that were too many to be followed.
+    #[serde(default)]
+    pub uninspected: u64,
+    /// Packets that could not be read and passed.
+    #[serde(default)]
+    pub malformed: u64,
     /// What went wrong on our side: the kernel refused, a packet could not be answered.
     pub errors: u64,
 }

@@ -255,6 +255,10 @@ impl Source for Shared {
             status.rewrites += counters.rewrites;
             status.pinholes_opened += counters.pinholes_opened;
             status.pinholes_refused += counters.pinholes_refused;
+            status.commands_refused += counters.commands_refused;
+            status.lost += counters.lost;
+            status.uninspected += counters.uninspected;
+            status.malformed += counters.malformed;
             status.errors += counters.errors;
         }
         status.pinholes = self.pinholes().len() as u64;

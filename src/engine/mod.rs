@@ -72,7 +72,7 @@ pub struct Counters {
     pub commands_refused: u64,
     /// Connections of which packets were missed.
     pub lost: u64,
-    /// Connections not followed because there were too many.
+    /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
