@@ -5,13 +5,13 @@
 //!
 //! | module | is | knows nothing of |
 //! | --- | --- | --- |
-//! | [`ftp`] | the control protocol: commands, replies, host-ports | packets, connections, time |
+//! | [`ftp`] | the control protocol: commands, replies, host-ports, lines | packets, connections, time |
 //! | [`packet`] | IPv4, IPv6 and TCP views, checksums, payload replacement | FTP |
 //! | [`session`] | one control connection: stream assembly, dialogue, sequence adjustment | other sessions, the kernel |
 //! | [`policy`], [`config`] | what the operator allows | |
 //! | [`engine`] | packet in, verdict and wishes out; the table of sessions | sockets, the clock |
-//! | [`gateway`] | the kernel's edge: queue, nftables, conntrack | FTP |
-//! | [`daemon`] | wires engine to gateway; control socket, state | |
+//! | [`gateway`] | the kernel's edge: queue, nftables, conntrack, injection | FTP |
+//! | [`daemon`] | wires engine to gateway; reload, control socket | |
 //! | [`lab`] | namespaces, servers and clients for the demo and the tests | |
 //! | [`cli`] | the commands, one file each | |
 

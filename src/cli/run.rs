@@ -20,7 +20,7 @@ use crate::daemon;
 pub struct Run {
     #[command(flatten)]
     config: ConfigOption,
-    /// Where to keep what a restarted daemon needs to go on with live connections
+    /// The daemon's own directory; made if it is absent, and nobody else may write to it
     #[arg(long, value_name = "DIR", default_value = daemon::DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
     #[command(flatten)]

@@ -50,6 +50,10 @@ fn text(status: &snapshot::Status) -> String {
         ("rewrites", status.rewrites.to_string()),
         ("pinholes opened", status.pinholes_opened.to_string()),
         ("pinholes refused", status.pinholes_refused.to_string()),
+        ("commands refused", status.commands_refused.to_string()),
+        ("lost", status.lost.to_string()),
+        ("uninspected", status.uninspected.to_string()),
+        ("malformed", status.malformed.to_string()),
         ("errors", status.errors.to_string()),
     ])
 }

@@ -37,7 +37,7 @@ use self::{
 };
 use crate::config::{Config, ConfigError};
 
-/// Where the daemon keeps what a restart needs, when no other place is named.
+/// The daemon's own directory, when no other place is named. Nothing is kept there yet.
 pub const DEFAULT_STATE_DIR: &str = "/run/ftp-alg";
 /// Where the daemon answers, when no other place is named.
 pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
@@ -223,7 +223,7 @@ fn watch_signals(events: Sender<Event>) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// A directory that only we may write to, since a restarted daemon believes what it finds there.
+/// A directory that only we may write to, since a restarted daemon will believe what it finds there.
 fn make_state_dir(path: &Path) -> Result<(), DaemonError> {
     let directory = |source| DaemonError::Directory { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(directory)?;

@@ -4,12 +4,13 @@
 //! implements [`Source`].
 
 use std::{
-    fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::ftp::Kind;
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,18 @@ pub struct Status {
     pub pinholes_opened: u64,
     /// Announcements for which policy refused a pinhole.
     pub pinholes_refused: u64,
+    /// Commands other than announcements that policy kept from the server.
+    #[serde(default)]
+    pub commands_refused: u64,
+    /// Connections of which packets were missed, so that nothing is opened for them any more.
+    #[serde(default)]
+    pub lost: u64,
+    /// Packets of connections that were too many to be followed.
+    #[serde(default)]
+    pub uninspected: u64,
+    /// Packets that could not be read and passed.
+    #[serde(default)]
+    pub malformed: u64,
     /// What went wrong on our side: the kernel refused, a packet could not be answered.
     pub errors: u64,
 }
@@ -88,31 +101,6 @@ pub struct PinholeRow {
     pub kind: Kind,
     /// Whole seconds until it closes by itself.
     pub remaining_seconds: u64,
-}
-
-/// What announced a data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Kind {
-    /// `PORT` (RFC 959).
-    Port,
-    /// `EPRT` (RFC 2428).
-    Eprt,
-    /// `227`, the answer to `PASV`.
-    Pasv,
-    /// `229`, the answer to `EPSV`.
-    Epsv,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Port => "PORT",
-            Self::Eprt => "EPRT",
-            Self::Pasv => "PASV",
-            Self::Epsv => "EPSV",
-        })
-    }
 }
 
 /// Who has the numbers. Called from the control socket's thread, at most one call at a time.

@@ -24,12 +24,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Event, Service, ServiceError, log,
-    snapshot::{Kind, PinholeRow, SessionRow, Source, Status},
+    snapshot::{PinholeRow, SessionRow, Source, Status},
 };
 use crate::{
     config::Config,
     engine::{Checksums, Engine, Verdict},
-    ftp,
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Table},
     policy::Policy,
 };
@@ -72,12 +71,11 @@ pub(super) fn start(
     let parameters = rule_parameters(config)?;
     // A queue that another program reads is found before anything is changed.
     let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
-    let policy = worker_policy(config);
-    let engine = || Mutex::new(Engine::new(policy.clone(), Checksums::Verify));
+    let engine = Engine::new(worker_policy(config), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: "nftables",
-        engines: queues.iter().map(|_| engine()).collect(),
+        engines: queues.iter().map(|_| Mutex::new(engine.beside())).collect(),
         errors: AtomicU64::new(0),
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
@@ -257,6 +255,10 @@ impl Source for Shared {
             status.rewrites += counters.rewrites;
             status.pinholes_opened += counters.pinholes_opened;
             status.pinholes_refused += counters.pinholes_refused;
+            status.commands_refused += counters.commands_refused;
+            status.lost += counters.lost;
+            status.uninspected += counters.uninspected;
+            status.malformed += counters.malformed;
             status.errors += counters.errors;
         }
         status.pinholes = self.pinholes().len() as u64;
@@ -300,21 +302,12 @@ impl Source for Shared {
                 arrival: pinhole.arrival,
                 target: pinhole.target,
                 source: pinhole.source,
-                kind: kind(info.kind),
+                kind: info.kind,
                 remaining_seconds: same.remaining.as_secs(),
             })
         };
         let rows =
             |engine: &Mutex<Engine>| lock(engine).pinholes().filter_map(row).collect::<Vec<_>>();
         self.engines.iter().flat_map(rows).collect()
-    }
-}
-
-fn kind(kind: ftp::Kind) -> Kind {
-    match kind {
-        ftp::Kind::Port => Kind::Port,
-        ftp::Kind::Eprt => Kind::Eprt,
-        ftp::Kind::Pasv => Kind::Pasv,
-        ftp::Kind::Epsv => Kind::Epsv,
     }
 }

@@ -120,13 +120,13 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             Note::AnnouncementRefused => {
                 if let Some(at) = self.control.pinholes.iter().position(|p| !p.answered) {
                     let held = self.control.pinholes.remove(at);
-                    self.pinholes.close(self.control.client.ip(), &held);
                     self.tell(What::Closed(held.pinhole, "the server refused the announcement"));
+                    self.pinholes.close(held);
                 }
             }
             Note::TransferStarted => {
                 for held in self.control.pinholes.iter_mut().filter(|p| p.answered) {
-                    self.pinholes.used(self.control.client.ip(), held);
+                    self.pinholes.used(held);
                 }
             }
             Note::TransferEnded { completed: true } => {
@@ -151,12 +151,11 @@ impl<K: Kernel> Judge for Bench<'_, K> {
 impl<K: Kernel> Bench<'_, K> {
     /// Closes all pinholes of the connection.
     pub fn close_all(&mut self, why: &'static str) {
-        let client = self.control.client.ip();
         for held in std::mem::take(&mut self.control.pinholes) {
-            self.pinholes.close(client, &held);
             if !held.in_use {
                 self.tell(What::Closed(held.pinhole, why));
             }
+            self.pinholes.close(held);
         }
     }
 
@@ -248,7 +247,6 @@ impl<K: Kernel> Bench<'_, K> {
 
     /// Closes what the server has answered, before the pinhole at `end`.
     fn close_answered(&mut self, end: usize, why: Option<&'static str>) {
-        let client = self.control.client.ip();
         let mut at = 0;
         let mut kept = 0;
         while at < end {
@@ -258,24 +256,23 @@ impl<K: Kernel> Bench<'_, K> {
                 continue;
             }
             let held = self.control.pinholes.remove(kept);
-            self.pinholes.close(client, &held);
             if let Some(why) = why.filter(|_| !held.in_use) {
                 self.tell(What::Closed(held.pinhole, why));
             }
+            self.pinholes.close(held);
         }
     }
 
     /// A transfer failed, perhaps before its data connection: the pinhole lives to its deadline.
     fn transfer_failed(&mut self) {
-        let client = self.control.client.ip();
         let (now, pinholes) = (self.now, &mut *self.pinholes);
         self.control.pinholes.retain_mut(|held| {
             if held.in_use && held.deadline <= now {
-                pinholes.close(client, held);
+                pinholes.close(held.clone());
                 return false;
             }
             if held.in_use {
-                pinholes.unused(client, held);
+                pinholes.unused(held);
             }
             true
         });

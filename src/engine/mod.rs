@@ -13,7 +13,11 @@ mod table;
 mod tests;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -68,7 +72,7 @@ pub struct Counters {
     pub commands_refused: u64,
     /// Connections of which packets were missed.
     pub lost: u64,
-    /// Connections not followed because there were too many.
+    /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
@@ -125,7 +129,8 @@ pub struct Engine {
     pinholes: PinholeTable,
     counters: Counters,
     events: Vec<Event>,
-    last_id: u64,
+    /// Common to engines beside each other.
+    last_id: Arc<AtomicU64>,
     sweep: u32,
     payload: Vec<u8>,
     injected: Vec<u8>,
@@ -141,10 +146,20 @@ impl Engine {
             pinholes: PinholeTable::default(),
             counters: Counters::default(),
             events: Vec::new(),
-            last_id: 0,
+            last_id: Arc::default(),
             sweep: 0,
             payload: Vec::new(),
             injected: Vec::new(),
+        }
+    }
+
+    /// An engine that has seen nothing, for other connections through the same kernel: sessions are
+    /// numbered in one row, an external port is given out once, and a client's limit holds over both.
+    pub fn beside(&self) -> Self {
+        Self {
+            pinholes: self.pinholes.beside(),
+            last_id: Arc::clone(&self.last_id),
+            ..Self::new(self.policy.clone(), self.checksums)
         }
     }
 
@@ -190,9 +205,10 @@ impl Engine {
         };
         let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
         let told = tell_kernel(&mut bench, session, &outcome, &mut self.injected);
-        let over = session.is_over();
-        if over {
+        if session.is_over() {
             bench.close_all("the control connection ended");
+        } else if session.wants_no_packet() {
+            bench.close_all("the connection is not inspected any more");
         }
         if let Err(error) = &told {
             bench.failed(error);
@@ -238,9 +254,9 @@ impl Engine {
             let at = control.pinholes.iter().position(|p| p.is(serial) && !p.in_use);
             if let Some(at) = at {
                 let held = control.pinholes.remove(at);
-                self.pinholes.close(control.client.ip(), &held);
                 let Control { id, client, server, .. } = *control;
                 let what = What::Closed(held.pinhole, "nobody connected in time");
+                self.pinholes.close(held);
                 self.events.push(Event { session: id, client, server, what });
             }
         }
@@ -256,27 +272,11 @@ impl Engine {
                 _ => IDLE,
             };
             if now.saturating_duration_since(control.last) >= limit {
-                let client = control.client.ip();
-                for held in std::mem::take(&mut control.pinholes) {
-                    self.pinholes.close(client, &held);
-                }
-                self.table.remove(self.sweep);
+                self.forget(self.sweep);
             }
         }
         self.settle(kernel);
         self.pinholes.next_deadline()
-    }
-
-    /// Closes every pinhole in the kernel, for the end.
-    pub fn close_all(&mut self, kernel: &mut impl Kernel) {
-        for index in 0..self.table.places() {
-            let Some(Entry { control, .. }) = self.table.get_mut(index) else { continue };
-            let client = control.client.ip();
-            for held in std::mem::take(&mut control.pinholes) {
-                self.pinholes.close(client, &held);
-            }
-        }
-        self.settle(kernel);
     }
 
     /// What was decided since this was last called.
@@ -350,7 +350,8 @@ impl Engine {
                 if entry.session.began_with(packet) || !(anew || unread) {
                     return Some(index);
                 }
-                self.drop_entry(index, kernel);
+                self.forget(index);
+                self.settle(kernel);
                 if !anew {
                     // The client spoke in its SYN (RFC 7413), and what it said was not read.
                     let session = Session::opened_unread(packet);
@@ -392,9 +393,8 @@ impl Engine {
             self.counters.uninspected += 1;
             return None;
         }
-        self.last_id += 1;
         let control = Control {
-            id: self.last_id,
+            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
             client,
             server,
             translation: None,
@@ -406,13 +406,12 @@ impl Engine {
         Some(self.table.insert(Entry { session, control }))
     }
 
-    fn drop_entry(&mut self, index: u32, kernel: &mut impl Kernel) {
-        if let Some(entry) = self.table.remove(index) {
-            let client: IpAddr = entry.control.client.ip();
-            for held in &entry.control.pinholes {
-                self.pinholes.close(client, held);
+    /// Drops the entry at `index`, and what it holds.
+    fn forget(&mut self, index: u32) {
+        if let Some(Entry { control, .. }) = self.table.remove(index) {
+            for held in control.pinholes {
+                self.pinholes.close(held);
             }
-            self.settle(kernel);
         }
     }
 }

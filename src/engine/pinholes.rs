@@ -3,11 +3,15 @@
 //!
 //! A port stays given out while a transfer uses it: a server that connects from port 20 would
 //! otherwise meet its own earlier connection to the same port.
+//!
+//! Engines beside each other have ports and limits in common: to the kernel a pinhole is its
+//! initiator and arrival, so that one engine closing its own could close another's.
 
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,6 +33,8 @@ pub struct Held {
     pub answered: bool,
     /// Whether a transfer uses it.
     pub in_use: bool,
+    /// Whose it is.
+    client: IpAddr,
     /// Tells it from others with the same endpoints.
     serial: u64,
 }
@@ -54,20 +60,31 @@ struct Deadline {
 /// How many random ports are tried when the announced one is taken.
 const PORT_TRIES: usize = 32;
 
-/// All pinholes.
+/// What the tables of engines beside each other have in common.
 #[derive(Default)]
-pub struct PinholeTable {
-    /// Initiator and arrival of each, with where it leads and its serial.
+struct Common {
+    /// Initiator and arrival of each pinhole, with where it leads and its serial.
     ports: AHashMap<(IpAddr, SocketAddr), (SocketAddr, u64)>,
     per_client: AHashMap<IpAddr, usize>,
+    serial: u64,
+}
+
+/// All pinholes of one engine.
+#[derive(Default)]
+pub struct PinholeTable {
+    common: Arc<Mutex<Common>>,
     deadlines: VecDeque<Deadline>,
     /// Closed here, still to be closed in the kernel.
-    closing: Vec<Pinhole>,
-    serial: u64,
+    closing: Vec<Held>,
     random: RandomState,
 }
 
 impl PinholeTable {
+    /// An empty table for an engine beside this one's.
+    pub fn beside(&self) -> Self {
+        Self { common: Arc::clone(&self.common), ..Self::default() }
+    }
+
     /// Opens `wanted` for the session `owner` of `client`, at another external port from `range`
     /// if the announced one is taken.
     #[allow(clippy::too_many_arguments)] // the parts of one request
@@ -82,15 +99,21 @@ impl PinholeTable {
         mut wanted: Pinhole,
         kernel: &mut impl Kernel,
     ) -> Result<Held, OpenError> {
-        if self.per_client.get(&client).is_some_and(|n| *n >= limit) {
+        let mut common = lock(&self.common);
+        // What is closed here must be closed there before the same endpoints open again.
+        settle(&mut self.closing, &mut common, kernel).map_err(OpenError::Kernel)?;
+        if common.per_client.get(&client).is_some_and(|n| *n >= limit) {
             return Err(OpenError::Limit);
         }
-        // What is closed here must be closed there before the same endpoints open again.
-        self.settle(kernel).map_err(OpenError::Kernel)?;
         let announced = wanted.arrival.port();
         for attempt in 0..=PORT_TRIES {
-            wanted.arrival.set_port(if attempt == 0 { announced } else { self.random_port(range) });
-            match self.ports.get(&(wanted.initiator, wanted.arrival)) {
+            common.serial += 1;
+            let serial = common.serial;
+            wanted.arrival.set_port(match attempt {
+                0 => announced,
+                _ => port_within(range, self.random.hash_one(serial)),
+            });
+            match common.ports.get(&(wanted.initiator, wanted.arrival)) {
                 Some((target, _)) if *target == wanted.target => {
                     kernel.close(&wanted).map_err(OpenError::Kernel)?; // announced again
                 }
@@ -102,10 +125,8 @@ impl PinholeTable {
                 Err(KernelError::Taken) => continue,
                 Err(error) => return Err(OpenError::Kernel(error)),
             }
-            self.serial += 1;
-            let serial = self.serial;
-            self.ports.insert((wanted.initiator, wanted.arrival), (wanted.target, serial));
-            *self.per_client.entry(client).or_default() += 1;
+            common.ports.insert((wanted.initiator, wanted.arrival), (wanted.target, serial));
+            *common.per_client.entry(client).or_default() += 1;
             let deadline = now + lifetime;
             // The last place, but after a reload that shortens lifetimes.
             let place = self.deadlines.partition_point(|d| d.at <= deadline);
@@ -116,6 +137,7 @@ impl PinholeTable {
                 deadline,
                 answered: !kind.is_active(),
                 in_use: false,
+                client,
                 serial,
             });
         }
@@ -123,39 +145,28 @@ impl PinholeTable {
     }
 
     /// A transfer uses `held`: it does not count for its client any more.
-    pub fn used(&mut self, client: IpAddr, held: &mut Held) {
+    pub fn used(&mut self, held: &mut Held) {
         if !std::mem::replace(&mut held.in_use, true) {
-            self.uncount(client);
+            lock(&self.common).uncount(held.client);
         }
     }
 
     /// The transfer that used `held` failed: it may be used again until its deadline.
-    pub fn unused(&mut self, client: IpAddr, held: &mut Held) {
+    pub fn unused(&mut self, held: &mut Held) {
         if std::mem::replace(&mut held.in_use, false) {
-            *self.per_client.entry(client).or_default() += 1;
+            *lock(&self.common).per_client.entry(held.client).or_default() += 1;
         }
     }
 
-    /// Gives up `held`: its port is free again, and the kernel closes it at the next
-    /// [`settle`](Self::settle).
-    pub fn close(&mut self, client: IpAddr, held: &Held) {
-        if !held.in_use {
-            self.uncount(client);
-        }
-        let key = (held.pinhole.initiator, held.pinhole.arrival);
-        if self.ports.get(&key).is_some_and(|(_, serial)| *serial == held.serial) {
-            self.ports.remove(&key);
-            self.closing.push(held.pinhole);
-        }
+    /// Gives up `held`: at the next [`settle`](Self::settle) the kernel closes it, and its port is
+    /// free again.
+    pub fn close(&mut self, held: Held) {
+        self.closing.push(held);
     }
 
     /// Closes in the kernel what was closed here.
     pub fn settle(&mut self, kernel: &mut impl Kernel) -> Result<(), KernelError> {
-        let mut result = Ok(());
-        for pinhole in self.closing.drain(..) {
-            result = result.and(kernel.close(&pinhole));
-        }
-        result
+        settle(&mut self.closing, &mut lock(&self.common), kernel)
     }
 
     /// Whether something is still to be closed in the kernel.
@@ -173,7 +184,9 @@ impl PinholeTable {
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.front().map(|d| d.at)
     }
+}
 
+impl Common {
     fn uncount(&mut self, client: IpAddr) {
         if let Some(count) = self.per_client.get_mut(&client) {
             *count -= 1;
@@ -182,13 +195,37 @@ impl PinholeTable {
             }
         }
     }
+}
 
-    fn random_port(&mut self, range: &RangeInclusive<u16>) -> u16 {
-        self.serial += 1;
-        let width = u64::from(range.end() - range.start()) + 1;
-        let offset = self.random.hash_one(self.serial) % width;
-        range.start() + offset as u16 // within the range
+/// What a panic left is whole: an entry is written in one step.
+fn lock(common: &Mutex<Common>) -> MutexGuard<'_, Common> {
+    common.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes in the kernel what is in `closing`, except where the same endpoints were opened again
+/// since: that closed the old one.
+fn settle(
+    closing: &mut Vec<Held>,
+    common: &mut Common,
+    kernel: &mut impl Kernel,
+) -> Result<(), KernelError> {
+    let mut result = Ok(());
+    for Held { pinhole, serial, client, in_use, .. } in closing.drain(..) {
+        if !in_use {
+            common.uncount(client);
+        }
+        let key = (pinhole.initiator, pinhole.arrival);
+        if common.ports.get(&key).is_some_and(|(_, open)| *open == serial) {
+            common.ports.remove(&key);
+            result = result.and(kernel.close(&pinhole));
+        }
     }
+    result
+}
+
+fn port_within(range: &RangeInclusive<u16>, random: u64) -> u16 {
+    let width = u64::from(range.end() - range.start()) + 1;
+    range.start() + (random % width) as u16 // within the range
 }
 
 impl Held {

@@ -1,5 +1,7 @@
 //! The engine with a kernel that only takes notes: one dialogue, packet by packet.
 
+use std::net::IpAddr;
+
 use etherparse::PacketBuilder;
 
 use super::*;
@@ -56,7 +58,11 @@ struct Conversation {
 
 impl Conversation {
     fn masqueraded() -> Self {
-        let client = "192.168.150.80:1035".parse().unwrap();
+        Self::through(Engine::new(Policy::default(), Checksums::Verify), "192.168.150.80")
+    }
+
+    fn through(engine: Engine, client: &str) -> Self {
+        let client = SocketAddr::new(client.parse().unwrap(), 1035);
         let server = "203.0.113.9:21".parse().unwrap();
         let translation = Translation {
             client,
@@ -65,7 +71,6 @@ impl Conversation {
             server_external: server,
         };
         let kernel = Notes { translation: Some(translation), ..Notes::default() };
-        let engine = Engine::new(Policy::default(), Checksums::Verify);
         let now = Instant::now();
         let (next, received) = ([100, 500], [500, 100]);
         let mut this = Self { engine, kernel, now, client, server, next, received };
@@ -75,7 +80,10 @@ impl Conversation {
     }
 
     fn logged_in() -> Self {
-        let mut this = Self::masqueraded();
+        Self::masqueraded().log_in()
+    }
+
+    fn log_in(mut self) -> Self {
         for (side, line) in [
             (Side::Server, "220 ready\r\n"),
             (Side::Client, "USER joe\r\n"),
@@ -83,9 +91,9 @@ impl Conversation {
             (Side::Client, "PASS x\r\n"),
             (Side::Server, "230 in\r\n"),
         ] {
-            assert_eq!(this.say(side, line), (Verdict::Accept, line.to_owned()));
+            assert_eq!(self.say(side, line), (Verdict::Accept, line.to_owned()));
         }
-        this
+        self
     }
 
     fn build(&self, side: Side, seq: u32, payload: &[u8], syn: bool) -> Vec<u8> {
@@ -182,4 +190,33 @@ fn other_protocols_are_left_alone_for_good() {
     assert_eq!(talk.kernel.attention, Some(Attention::None));
     assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, Verdict::Accept);
     assert!(talk.kernel.open.is_empty());
+}
+
+#[test]
+fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row() {
+    let mut first = Conversation::logged_in();
+    let mut second = Conversation::through(first.engine.beside(), "192.168.150.81").log_in();
+    assert_eq!(second.engine.sessions().next().unwrap().id, 2);
+    first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    first.kernel.open.clear(); // a connection used it up
+    second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
+    let [pinhole] = second.kernel.open[..] else { panic!("{:?}", second.kernel.open) };
+    assert_eq!(pinhole.target, "192.168.150.81:3762".parse().unwrap());
+    assert_ne!(pinhole.arrival.port(), 3762, "closing one would close the other");
+    first.say(Side::Server, "500 no\r\n");
+    second.say(Side::Server, "200 ok\r\n");
+    second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
+    assert_eq!(second.kernel.open.last().unwrap().arrival.port(), 3762, "free again");
+}
+
+#[test]
+fn a_clients_limit_holds_over_engines_beside_each_other() {
+    let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
+    let engine = Engine::new(policy, Checksums::Verify);
+    let mut second = Conversation::through(engine.beside(), "192.168.150.80").log_in();
+    let mut first = Conversation::through(engine, "192.168.150.80").log_in();
+    first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    second.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
+    assert_eq!((first.kernel.open.len(), second.kernel.open.len()), (1, 0));
+    assert_eq!(second.engine.counters().pinholes_refused, 1);
 }

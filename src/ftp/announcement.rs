@@ -9,10 +9,13 @@ use std::{
     ops::Range,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::Text;
 
-/// Which announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which announcement. Its name is the same for people and in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Kind {
     /// `PORT h1,h2,h3,h4,p1,p2` (RFC 959 section 4.1.2).
     Port,
@@ -33,7 +36,7 @@ impl Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Port => "PORT",
             Self::Eprt => "EPRT",
             Self::Pasv => "PASV",

@@ -62,11 +62,6 @@ impl Capture {
         Ok(Analysis { path: self.path.clone() })
     }
 
-    /// What was captured until now, without ending the capture.
-    pub fn so_far(&self) -> Analysis {
-        Analysis { path: self.path.clone() }
-    }
-
     fn size(&self) -> u64 {
         fs::metadata(&self.path).map_or(0, |file| file.len())
     }

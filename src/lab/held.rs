@@ -50,9 +50,4 @@ impl Held {
         })?;
         bytes.ok_or_else(|| LabError::Unexpected("no byte count".to_owned()))
     }
-
-    /// Ends the client at once, with its control connection.
-    pub fn abandon(mut self) {
-        self.process.kill();
-    }
 }

@@ -214,15 +214,6 @@ impl Lab {
         }
     }
 
-    /// The client's address as the server sees it.
-    pub fn client_as_seen(&self, family: Family) -> IpAddr {
-        if self.spec.topology == Topology::Masquerade && self.translates(family) {
-            self.spec.plan.outside.address(family)
-        } else {
-            self.client.address(family)
-        }
-    }
-
     /// The gateway's interface towards the client.
     pub fn client_side(&self) -> &'static str {
         if self.is_inside(&self.client) { "lan" } else { "wan" }

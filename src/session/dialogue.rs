@@ -4,6 +4,7 @@
 //! answered yet are kept in order. Servers do not keep it perfectly (`ABOR` has one or two
 //! answers, `STAT` overtakes), so replies whose code tells what they answer put the order right.
 
+use super::Note;
 use crate::ftp::{Command, Reply, ReplyTracker, Text, Verb};
 
 /// How far a control connection has shown that it is FTP.
@@ -61,19 +62,8 @@ pub enum Meaning {
         /// Whether it answers one.
         asked: bool,
     },
-    /// The oldest unanswered announcement of the client was accepted.
-    AnnouncementAccepted,
-    /// The oldest unanswered announcement of the client was refused.
-    AnnouncementRefused,
-    /// A transfer is under way.
-    TransferStarted,
-    /// A transfer is over, well or not.
-    TransferEnded {
-        /// Whether it was completed.
-        completed: bool,
-    },
-    /// A login was accepted.
-    LoggedIn,
+    /// Something that bears on what is open.
+    Notable(Note),
     /// What follows is encrypted.
     Encrypted,
 }
@@ -210,20 +200,26 @@ impl Dialogue {
             234 if self.answer(Awaited::Auth) => Meaning::Encrypted,
             230 | 232 if self.answer(Awaited::Login) => {
                 self.logged_in = true;
-                Meaning::LoggedIn
+                Meaning::Notable(Note::LoggedIn)
             }
             _ if reply.is_preliminary() => {
                 self.skip_to(Awaited::Transfer);
                 if self.awaited.first() == Some(&Awaited::Transfer) {
-                    Meaning::TransferStarted
+                    Meaning::Notable(Note::TransferStarted)
                 } else {
                     Meaning::Nothing
                 }
             }
             _ => match self.pop() {
-                Some(Awaited::Announcement) if reply.is_success() => Meaning::AnnouncementAccepted,
-                Some(Awaited::Announcement) if reply.is_failure() => Meaning::AnnouncementRefused,
-                Some(Awaited::Transfer) => Meaning::TransferEnded { completed: reply.is_success() },
+                Some(Awaited::Announcement) if reply.is_success() => {
+                    Meaning::Notable(Note::AnnouncementAccepted)
+                }
+                Some(Awaited::Announcement) if reply.is_failure() => {
+                    Meaning::Notable(Note::AnnouncementRefused)
+                }
+                Some(Awaited::Transfer) => {
+                    Meaning::Notable(Note::TransferEnded { completed: reply.is_success() })
+                }
                 Some(Awaited::EpsvAll) if reply.is_success() => {
                     self.epsv_all = true;
                     Meaning::Nothing
@@ -282,7 +278,7 @@ mod tests {
         said(&mut dialogue, "USER x");
         answered(&mut dialogue, "331 password");
         said(&mut dialogue, "PASS x");
-        assert_eq!(answered(&mut dialogue, "230 in"), Meaning::LoggedIn);
+        assert_eq!(answered(&mut dialogue, "230 in"), Meaning::Notable(Note::LoggedIn));
         dialogue
     }
 
@@ -333,9 +329,12 @@ mod tests {
         dialogue.announced(true);
         said(&mut dialogue, "LIST");
         assert_eq!(answered(&mut dialogue, "200 ok"), Meaning::Nothing);
-        assert_eq!(answered(&mut dialogue, "500 no"), Meaning::AnnouncementRefused);
-        assert_eq!(answered(&mut dialogue, "150 here"), Meaning::TransferStarted);
-        assert_eq!(answered(&mut dialogue, "226 done"), Meaning::TransferEnded { completed: true });
+        assert_eq!(answered(&mut dialogue, "500 no"), Meaning::Notable(Note::AnnouncementRefused));
+        assert_eq!(answered(&mut dialogue, "150 here"), Meaning::Notable(Note::TransferStarted));
+        assert_eq!(
+            answered(&mut dialogue, "226 done"),
+            Meaning::Notable(Note::TransferEnded { completed: true })
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Dialogue, Judge, Note, Phase, Refused, Ruling,
+    Dialogue, Judge, Phase, Refused, Ruling,
     dialogue::{Meaning, Step},
 };
 use crate::ftp::{Announcement, Command, Kind, Text, Verb};
@@ -99,11 +99,7 @@ pub fn server_line(
                 return rewrite(&text, &announcement, endpoint);
             }
         }
-        Meaning::AnnouncementAccepted => judge.note(Note::AnnouncementAccepted),
-        Meaning::AnnouncementRefused => judge.note(Note::AnnouncementRefused),
-        Meaning::TransferStarted => judge.note(Note::TransferStarted),
-        Meaning::TransferEnded { completed } => judge.note(Note::TransferEnded { completed }),
-        Meaning::LoggedIn => judge.note(Note::LoggedIn),
+        Meaning::Notable(note) => judge.note(note),
         Meaning::Encrypted => *read = Read::Encrypted,
     }
     None

@@ -374,7 +374,8 @@ impl Session {
         judge: &mut impl Judge,
     ) {
         while let Some(&first) = new.first() {
-            if !matches!(self.mode, Mode::Reading) && self.peek(from).is_holding() {
+            let let_go = !matches!(self.mode, Mode::Reading) && self.peek(from).is_holding();
+            if let_go {
                 self.stream(from).let_go(seq, first);
             }
             match &mut self.mode {
@@ -384,6 +385,11 @@ impl Session {
                     let records = &mut records[usize::from(from == Side::Server)];
                     if let Some(following) = records {
                         let Some(plain) = following.follow(new) else { return };
+                        if let_go && plain == 0 {
+                            // It goes on a line whose start went with its first byte.
+                            self.stop_reading(judge);
+                            return;
+                        }
                         *records = None;
                         if first {
                             self.dialogue.resume();

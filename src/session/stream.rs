@@ -30,7 +30,7 @@ pub struct Stream {
     pub acked: Seq,
     /// Rewrites.
     pub map: SequenceMap,
-    /// The unfinished line, or its first [`MAX_LINE`] bytes.
+    /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
     line: Vec<u8>,
     /// Whether the unfinished line is held back, all of it.
     held: bool,
@@ -158,8 +158,7 @@ impl Stream {
             return (chunk, 0);
         }
         let delivered = if self.held { 0 } else { self.line.len() };
-        let room = MAX_LINE.saturating_sub(self.line.len());
-        self.line.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        self.lengthen_line(chunk);
         (&self.line, delivered)
     }
 
@@ -191,8 +190,7 @@ impl Stream {
     /// of the line can be; otherwise it is delivered, after what was held.
     pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
         let starts = self.line.is_empty();
-        let room = MAX_LINE.saturating_sub(self.line.len());
-        self.line.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        self.lengthen_line(chunk);
         if hold && (starts || self.held) {
             self.held = true;
             self.map.replace(seq, chunk.len() as u32, Vec::new());
@@ -201,10 +199,18 @@ impl Stream {
         }
     }
 
+    /// Adds `chunk` to the line; if that is held back all of it, however long, as it is still to be
+    /// delivered.
+    fn lengthen_line(&mut self, chunk: &[u8]) {
+        let room = if self.held { chunk.len() } else { MAX_LINE.saturating_sub(self.line.len()) };
+        self.line.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
+
     /// The line so far is delivered in place of the `len` numbers at `seq`.
     fn release(&mut self, seq: Seq, len: u32) {
         self.map.replace(seq, len, self.line.clone());
         self.held = false;
+        self.line.truncate(MAX_LINE);
     }
 
     /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of

@@ -66,6 +66,38 @@ fn case_14_what_is_held_when_encryption_begins_is_delivered() {
 }
 
 #[test]
+fn case_14_what_is_held_when_encryption_begins_is_delivered_once_if_no_encryption_follows() {
+    for rest in ["RT 192,168,150,80,9,9\r\n", "P", "X\r\n"] {
+        let mut sim = Sim::logged_in(with(Nat::Masquerade));
+        sim.say(Client, b"AUTH TLS\r\nPO");
+        sim.say(Server, b"234 go\r\n");
+        let mut heard = sim.say(Client, rest.as_bytes());
+        heard.extend(sim.say(Client, b"NOOP\r\n"));
+        assert_eq!(text(heard), format!("PO{rest}NOOP\r\n"));
+        assert_eq!(sim.kernel.opened, []);
+    }
+}
+
+#[test]
+fn case_14_packets_missed_while_encrypted_close_what_is_open() {
+    let mut sim = Sim::logged_in(with(Nat::Routed));
+    sim.exchange("PASV\r\n", "227 =203,0,113,9,9,9\r\n");
+    sim.exchange("AUTH TLS\r\n", "234 go\r\n");
+    assert_eq!(sim.kernel.pinholes().len(), 1);
+    let unseen = Segment {
+        seq: 1001 + sim.client.sent().len() as u32,
+        ack: 70_001 + sim.server.sent().len() as u32 + 100,
+        flags: flags::ACK,
+        window: 1000,
+        ..Segment::default()
+    };
+    assert_eq!(sim.forge(Client, &unseen), Some(unseen));
+    assert_eq!(sim.kernel.attention, Some(Attention::None));
+    assert_eq!(sim.kernel.pinholes(), []);
+    sim.assert_nothing_left();
+}
+
+#[test]
 fn case_16_other_protocols_are_left_alone_for_good() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);

@@ -102,6 +102,26 @@ fn case_6_every_byte_waited_for_arrives_without_a_retransmission() {
 }
 
 #[test]
+fn case_6_what_follows_a_held_start_arrives_whole_however_long_it_is() {
+    let long = "x".repeat(1300);
+    let long = long.as_str();
+    everywhere(|scenario| {
+        for (side, start, rest) in [
+            (Client, "P", format!("ASS {long}\r\nTYPE I\r\n")),
+            (Client, "P", format!("ASS {long}")),
+            (Server, "22", format!("0 {long}\r\n150 x\r\n")),
+            (Server, "22", format!("9 {long}")),
+        ] {
+            let pieces = [start, &rest, "end\r\n"];
+            let (heard, sim) =
+                in_pieces(scenario.clone(), side, pieces.iter().map(|piece| piece.as_bytes()));
+            assert_eq!(heard, pieces.concat());
+            assert_eq!(sim.kernel.opened, []);
+        }
+    });
+}
+
+#[test]
 fn case_6_a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
     for loss_after in 0..12 {
         everywhere(|mut scenario| {

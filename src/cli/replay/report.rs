@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::{
     cli::table,
     engine::{Action, Decision, Event, What},
+    ftp::Kind,
     session::Side,
 };
 
@@ -13,8 +14,8 @@ use crate::{
 pub struct Row {
     /// The frame that completed the line.
     pub frame: u64,
-    /// PORT, EPRT, PASV or EPSV.
-    pub kind: String,
+    /// What it is.
+    pub kind: Kind,
     /// client or server.
     pub from: &'static str,
     /// The endpoint, if it could be read.
@@ -67,7 +68,7 @@ impl Report {
         let Decision { kind, from, announced, action, rewritten, reason, said } = decision;
         self.rows.push(Row {
             frame,
-            kind: kind.to_string(),
+            kind,
             from: match from {
                 Side::Client => "client",
                 Side::Server => "server",
@@ -140,7 +141,7 @@ impl Row {
             self.frame.to_string(),
             self.session.to_string(),
             self.from.to_owned(),
-            self.kind.clone(),
+            self.kind.to_string(),
             self.announced.clone().unwrap_or_else(unread),
             self.action.clone(),
             self.rewritten.clone().unwrap_or_else(|| "-".to_owned()),
