@@ -7,6 +7,7 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use common::{
     executable, gated_client, gateway, login, reply, say, scripted_client, scripted_server,
+    wait_for,
 };
 use ftp_alg::lab::{Client, Transfer};
 use ftp_alg::lab::{Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology};
@@ -34,6 +35,52 @@ fn starting_again_after_a_crash_replaces_what_was_left() {
     assert_eq!(lab.gateway.ruleset().unwrap(), running);
     daemon.stop().unwrap();
     assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn a_table_that_others_remove_or_change_is_loaded_again() {
+    for rules in [
+        "flush ruleset",
+        "delete table inet ftp_alg",
+        "flush table inet ftp_alg",
+        "add rule inet ftp_alg select drop",
+    ] {
+        let lab = Lab::new(Topology::Masquerade).unwrap();
+        let firewall = lab.gateway.ruleset().unwrap();
+        let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        let running = lab.gateway.ruleset().unwrap();
+        let _server = scripted_server(&lab.server, &json!({}));
+        let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
+        let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
+        let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
+        let host = lab.dialled(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let client = gated_client(&lab.client, plan);
+        // As a firewall's reload does, which knows nothing of our table.
+        let reload = if rules == "flush ruleset" { firewall.as_str() } else { "" };
+        lab.gateway.nft(&format!("{rules}\n{reload}")).unwrap();
+        wait_for("the table", || lab.gateway.ruleset().unwrap() == running);
+        // The connection, whose numbers are adjusted, goes on.
+        let session = client.release();
+        assert_eq!(session.error, None, "{rules}");
+        assert_eq!(session.got(16), "the body\r\n", "{rules}");
+        assert_eq!(daemon.log().matches("it is loaded again").count(), 1, "{rules}");
+        assert_eq!(daemon.counter("errors").unwrap(), 1, "{rules}");
+        daemon.stop().unwrap();
+        assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
+    }
+}
+
+#[test]
+fn a_table_that_another_program_replaced_is_left_to_it() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    lab.gateway.nft("delete table inet ftp_alg\nadd table inet ftp_alg").unwrap();
+    let replaced = lab.gateway.ruleset().unwrap();
+    wait_for("the daemon's end", || daemon.ended().is_some());
+    assert_eq!(daemon.ended().and_then(|status| status.code()), Some(1));
+    assert!(daemon.log().contains("was replaced by another program"), "{}", daemon.log());
+    assert_eq!(lab.gateway.ruleset().unwrap(), replaced);
 }
 
 #[test]

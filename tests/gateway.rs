@@ -467,7 +467,7 @@ fn attention_changes_only_our_mark_bits() {
     }
     let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));
     let error = ready.kernel.attend(&gone, Attention::None).unwrap_err();
-    assert!(error.to_string().starts_with("mark the connection 10.0.0.2:1 -> 192.0.2.9:21: "));
+    assert!(matches!(error, KernelError::Unknown), "{error}");
 }
 
 #[test]

@@ -19,9 +19,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
+    time::Duration,
 };
 
 use sd_notify::NotifyState;
@@ -116,7 +117,13 @@ pub trait Service {
     fn source(&self) -> Arc<dyn Source>;
     /// Goes on with `config`, whose fixed keys are those it was started with.
     fn reload(&self, config: &Config);
+    /// Sees to it, about once a second, that the machine is as it was left; what can be put right
+    /// is. An error ends the daemon.
+    fn check(&mut self) -> Result<(), ServiceError>;
 }
+
+/// How often the service is to look after the machine.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// What the main thread waits for.
 #[derive(Debug)]
@@ -138,7 +145,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     make_state_dir(&options.state_dir)?;
     make_socket_dir(&options.socket)?;
     let socket = Socket::bind(&options.socket)?;
-    let service = workers::start(&config, &sender)?;
+    let mut service = workers::start(&config, &sender)?;
     let server = socket.serve(service.source())?;
     tracing::info!(
         "ready: version {}, control ports {:?}, queues {:?}, socket {}",
@@ -148,7 +155,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
         options.socket.display()
     );
     notify(&[NotifyState::Ready]);
-    let outcome = attend(&events, options, config, &*service);
+    let outcome = attend(&events, options, config, &mut *service);
     notify(&[NotifyState::Stopping]);
     drop(server);
     drop(service);
@@ -161,16 +168,16 @@ fn attend(
     events: &Receiver<Event>,
     options: &Options,
     mut config: Config,
-    service: &dyn Service,
+    service: &mut dyn Service,
 ) -> Result<(), DaemonError> {
-    for event in events {
-        match event {
-            Event::Terminate => return Ok(()),
-            Event::Failed(why) => return Err(DaemonError::Failed(why)),
-            Event::Reload => config = reload(options, config, service),
+    loop {
+        match events.recv_timeout(CHECK) {
+            Ok(Event::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(Event::Failed(why)) => return Err(DaemonError::Failed(why)),
+            Ok(Event::Reload) => config = reload(options, config, service),
+            Err(RecvTimeoutError::Timeout) => service.check()?,
         }
     }
-    Ok(())
 }
 
 /// The configuration to go on with: the file's if it is valid, else `old`.

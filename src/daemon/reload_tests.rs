@@ -1,6 +1,6 @@
 //! What the main thread does with events, with a service that only takes notes.
 
-use std::{cell::RefCell, time::Duration};
+use std::cell::RefCell;
 
 use super::*;
 
@@ -13,6 +13,9 @@ impl Service for Notes {
     }
     fn reload(&self, config: &Config) {
         self.0.borrow_mut().push(config.clone());
+    }
+    fn check(&mut self) -> Result<(), ServiceError> {
+        Ok(())
     }
 }
 
@@ -30,8 +33,8 @@ fn attended(text: &str, events: Vec<Event>) -> (Result<(), DaemonError>, Vec<Con
     for event in events {
         sender.send(event).unwrap();
     }
-    let notes = Notes::default();
-    let outcome = attend(&receiver, &options, Config::default(), &notes);
+    let mut notes = Notes::default();
+    let outcome = attend(&receiver, &options, Config::default(), &mut notes);
     (outcome, notes.0.into_inner())
 }
 

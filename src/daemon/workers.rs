@@ -8,6 +8,7 @@
 
 use std::{
     error::Error,
+    fmt::Display,
     io::{self, PipeReader, PipeWriter},
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     config::Config,
     engine::{Checksums, Engine, Verdict},
-    gateway::{Decision, LinuxKernel, Queue, RuleParameters, Table},
+    gateway::{Condition, Decision, LinuxKernel, Queue, RuleParameters, Table},
     policy::Policy,
 };
 
@@ -52,7 +53,7 @@ impl Shared {
         Some(lock(self.engines.get(index)?))
     }
 
-    fn fail(&self, error: &dyn Error) {
+    fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         tracing::error!("{error}");
     }
@@ -240,6 +241,29 @@ impl Service for Workers {
         for engine in &self.shared.engines {
             lock(engine).set_policy(policy.clone());
         }
+    }
+
+    fn check(&mut self) -> Result<(), ServiceError> {
+        let Some(table) = &mut self.table else { return Ok(()) };
+        let what = match table.condition() {
+            Ok(Condition::Intact) => return Ok(()),
+            Ok(Condition::Gone) => "removed",
+            Ok(Condition::Changed) => "changed",
+            Ok(Condition::Replaced) => {
+                return Err("table inet ftp_alg was replaced by another program: does a second \
+                            ftp-alg run here? Its table stays; stop it, or leave this one stopped"
+                    .into());
+            }
+            Err(error) => {
+                self.shared.fail(&error);
+                return Ok(());
+            }
+        };
+        self.shared.fail(&format!(
+            "table inet ftp_alg was {what} by another program: it is loaded again; what was open \
+             is closed, and what passed meanwhile was not seen"
+        ));
+        Ok(table.restore()?)
     }
 }
 

@@ -159,15 +159,15 @@ impl<K: Kernel> Bench<'_, K> {
         }
     }
 
-    /// The connection's translation, looked up once. Conntrack not knowing the connection means
-    /// that it is not translated.
+    /// The connection's translation, looked up once. Only what conntrack tracks is queued, so one
+    /// that it does not know was forgotten (`conntrack -F`), and may be translated.
     pub fn translation(&mut self) -> Result<Translation, KernelError> {
         if let Some(translation) = self.control.translation {
             return Ok(translation);
         }
         let (client, server) = (self.control.client, self.control.server);
         let found = self.kernel.translation(client, server)?;
-        let translation = found.unwrap_or(Translation::identity(client, server));
+        let translation = found.ok_or(KernelError::Unknown)?;
         self.control.translation = Some(translation);
         Ok(translation)
     }

@@ -74,6 +74,10 @@ pub enum KernelError {
     /// The pinhole's initiator and arrival are already those of another pinhole.
     #[error("the port is already taken")]
     Taken,
+    /// Conntrack does not know the connection, or not yet: of one that it forgot, the first packet
+    /// is known when its verdict is given.
+    #[error("conntrack does not know the connection")]
+    Unknown,
     /// The system refused; the text names what was asked for.
     #[error("{what}: {source}")]
     System {
@@ -102,7 +106,8 @@ pub trait Kernel {
     /// already established goes on.
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError>;
 
-    /// Sets what later packets of this control connection need.
+    /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if
+    /// conntrack does not know it.
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
 
     /// Sends a whole IP packet from this machine, past connection tracking.

@@ -118,6 +118,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_secs(432_000);
 /// A SYN-ACK with other numbers starts anew on endpoints that have been still this long.
 const REUSE: Duration = Duration::from_secs(10);
+/// What the kernel was told is told again after this long, as conntrack may have been flushed.
+const REMINDER: Duration = Duration::from_secs(1);
 /// How many places of the table one call of [`Engine::expire`] looks at.
 const SWEEP: u32 = 1024;
 
@@ -430,14 +432,25 @@ fn tell_kernel<K: Kernel>(
     } else {
         None
     };
-    if attention.is_some() && attention != bench.control.attention {
-        let translation = bench.translation()?;
-        bench.kernel.attend(&translation, attention.unwrap_or(Attention::None))?;
-        bench.control.attention = attention;
+    if let Some(wanted) = attention
+        && bench.control.attention.is_none_or(|(told, at)| {
+            told != wanted || bench.now.saturating_duration_since(at) >= REMINDER
+        })
+    {
+        match bench.translation().and_then(|t| bench.kernel.attend(&t, wanted)) {
+            Ok(()) => bench.control.attention = Some((wanted, bench.now)),
+            // It will be known, perhaps with another translation, once this packet has passed.
+            Err(KernelError::Unknown) => bench.control.translation = None,
+            Err(error) => return Err(error),
+        }
     }
     if let Some(acknowledgement) = outcome.acknowledge {
         let Acknowledgement { to, seq, ack, window, timestamps } = acknowledgement;
-        let translation = bench.translation()?;
+        let translation = match bench.translation() {
+            // What is held is sent again, and acknowledged then.
+            Err(KernelError::Unknown) => return Ok(()),
+            known => known?,
+        };
         let (source, destination) = match to {
             Side::Client => (translation.server_external, translation.client),
             Side::Server => (translation.client_external, translation.server),

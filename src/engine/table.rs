@@ -52,8 +52,8 @@ pub struct Control {
     pub server: SocketAddr,
     /// Looked up when first needed.
     pub translation: Option<Translation>,
-    /// What the kernel was last told.
-    pub attention: Option<Attention>,
+    /// What the kernel was last told, and when.
+    pub attention: Option<(Attention, Instant)>,
     /// Pinholes that it holds, oldest first.
     pub pinholes: Vec<Held>,
     /// When it was first seen.

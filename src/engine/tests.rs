@@ -13,6 +13,8 @@ struct Notes {
     open: Vec<Pinhole>,
     injected: Vec<Vec<u8>>,
     attention: Option<Attention>,
+    /// Conntrack was flushed, and no packet has passed since.
+    forgot: bool,
 }
 
 impl Kernel for Notes {
@@ -21,7 +23,7 @@ impl Kernel for Notes {
         _: SocketAddr,
         _: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
-        Ok(self.translation)
+        Ok(self.translation.filter(|_| !self.forgot))
     }
 
     fn open(&mut self, pinhole: &Pinhole, _: Duration) -> Result<(), KernelError> {
@@ -35,6 +37,9 @@ impl Kernel for Notes {
     }
 
     fn attend(&mut self, _: &Translation, attention: Attention) -> Result<(), KernelError> {
+        if self.forgot {
+            return Err(KernelError::Unknown);
+        }
         self.attention = Some(attention);
         Ok(())
     }
@@ -219,4 +224,46 @@ fn a_clients_limit_holds_over_engines_beside_each_other() {
     second.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
     assert_eq!((first.kernel.open.len(), second.kernel.open.len()), (1, 0));
     assert_eq!(second.engine.counters().pinholes_refused, 1);
+}
+
+#[test]
+fn a_flushed_conntrack_is_told_again_what_a_connection_needs() {
+    let mut talk = Conversation::logged_in();
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    assert_eq!(talk.kernel.attention.take(), Some(Attention::Every));
+    (talk.kernel.forgot, talk.now) = (true, talk.now + REMINDER);
+    let (verdict, line) = talk.say(Side::Client, "NOOP\r\n");
+    assert_eq!((verdict, &*line), (Verdict::Replace, "NOOP\r\n"), "it goes on");
+    talk.kernel.forgot = false;
+    talk.say(Side::Server, "200 ok\r\n");
+    assert_eq!(talk.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.engine.counters().errors, 0);
+}
+
+#[test]
+fn nothing_is_announced_while_the_translation_is_not_known() {
+    let mut talk = Conversation::logged_in();
+    talk.kernel.forgot = true;
+    let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    assert!(line.starts_with("XXXX "), "{line}");
+    assert!(talk.kernel.open.is_empty());
+    talk.kernel.forgot = false;
+    talk.say(Side::Server, "500 what?\r\n");
+    let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
+}
+
+#[test]
+fn what_is_held_while_conntrack_knows_nothing_is_not_lost() {
+    let mut talk = Conversation::logged_in();
+    talk.kernel.forgot = true;
+    assert_eq!(talk.say(Side::Client, "PO"), (Verdict::Replace, String::new()));
+    assert!(talk.kernel.injected.is_empty());
+    talk.kernel.forgot = false;
+    talk.next[0] -= 2;
+    assert_eq!(talk.say(Side::Client, "PO"), (Verdict::Replace, String::new()), "sent again");
+    assert_eq!(talk.kernel.injected.len(), 1);
+    assert_eq!(talk.kernel.attention, Some(Attention::Every));
+    let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
+    assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
 }

@@ -163,9 +163,15 @@ impl Conntrack {
             },
             |_| {},
         )
-        .map_err(|source| KernelError::System {
-            what: format!("mark the connection {} -> {}", control.client, control.server_external),
-            source,
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOENT) => KernelError::Unknown,
+            _ => {
+                let (client, server) = (control.client, control.server_external);
+                KernelError::System {
+                    what: format!("mark the connection {client} -> {server}"),
+                    source,
+                }
+            }
         })
     }
 

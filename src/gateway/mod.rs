@@ -21,7 +21,7 @@ pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts};
 pub use rules::{QueueStatement, RuleParameters};
-pub use table::Table;
+pub use table::{Condition, Table};
 
 use crate::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
 

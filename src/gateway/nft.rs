@@ -14,7 +14,7 @@ use std::{
 
 use nftnl_sys::{self as sys, libc as sys_libc};
 
-use super::netlink::{self, Attributes, Socket, Start, Writer, be64};
+use super::netlink::{self, Attributes, Message, Socket, Start, Writer, be32, be64};
 
 /// Our table, for libnftnl.
 pub(super) const TABLE: &CStr = c"ftp_alg";
@@ -29,6 +29,10 @@ const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
+const NFTA_TABLE_HANDLE: u16 = 4;
+const NFTA_RULE_TABLE: u16 = 1;
 
 /// An element of a set or map in our table.
 #[derive(Clone, Copy, Debug)]
@@ -298,6 +302,38 @@ impl<T> Drop for Owned<T> {
     }
 }
 
+/// What tells our table from one that was changed, or put in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Never given twice.
+    pub(super) handle: u64,
+    /// Such as `dormant`.
+    flags: u32,
+    rules: usize,
+}
+
+/// The shape of our table, if there is one.
+pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
+    let name = TABLE.to_bytes_with_nul();
+    let mut table = None;
+    let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
+        let attributes = message.attributes();
+        let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
+        table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        other => other?,
+    }
+    let Some((handle, flags)) = table else {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+    };
+    let mut rules = 0;
+    let of_table = [(NFTA_RULE_TABLE, name)];
+    ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |_| rules += 1)?;
+    Ok(Some(Shape { handle, flags, rules }))
+}
+
 /// The elements of a set of our table: key and what is left of the timeout. Returns whether the
 /// set stayed the same meanwhile; otherwise some may be missing or come twice.
 pub(super) fn dump(
@@ -305,34 +341,51 @@ pub(super) fn dump(
     set: &'static CStr,
     mut each: impl FnMut(&[u8], Option<Duration>),
 ) -> io::Result<bool> {
+    let mut consistent = true;
+    let attributes = [
+        (NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul()),
+        (NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul()),
+    ];
+    ask(socket, libc::NFT_MSG_GETSETELEM, libc::NLM_F_DUMP, &attributes, |message| {
+        consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+        let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+        for (_, element) in elements.into_iter().flatten() {
+            let element = Attributes::new(element);
+            let expiration = element.first(NFTA_SET_ELEM_EXPIRATION);
+            let key = element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
+            if let Some(key) = key {
+                each(key, expiration.and_then(be64).map(Duration::from_millis));
+            }
+        }
+    })?;
+    Ok(consistent)
+}
+
+/// Asks nf_tables, and hands each message of the answer to `each`.
+fn ask(
+    socket: &mut Socket,
+    command: i32,
+    flags: i32,
+    attributes: &[(u16, &[u8])],
+    mut each: impl FnMut(Message<'_>),
+) -> io::Result<()> {
     let mut request = Vec::new();
     let start = Start {
         subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
-        command: libc::NFT_MSG_GETSETELEM as u8,
-        flags: libc::NLM_F_DUMP as u16,
+        command: command as u8,
+        flags: flags as u16,
         sequence: socket.next_sequence(),
         family: libc::NFPROTO_INET as u8,
         resource: 0,
     };
-    Writer::new(&mut request, start)
-        .put(NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul())
-        .put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
-    let (mut failed, mut consistent) = (0, true);
+    let mut writer = Writer::new(&mut request, start);
+    for (kind, content) in attributes {
+        writer.put(*kind, content);
+    }
+    let mut failed = 0;
     socket.ask(&request, |message| match message.kind {
         netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
-        _ => {
-            consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
-            let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
-            for (_, element) in elements.into_iter().flatten() {
-                let element = Attributes::new(element);
-                let expiration = element.first(NFTA_SET_ELEM_EXPIRATION);
-                let key =
-                    element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
-                if let Some(key) = key {
-                    each(key, expiration.and_then(be64).map(Duration::from_millis));
-                }
-            }
-        }
+        _ => each(message),
     })?;
-    if failed == 0 { Ok(consistent) } else { Err(io::Error::from_raw_os_error(failed)) }
+    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }

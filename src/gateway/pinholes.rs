@@ -238,7 +238,7 @@ fn table_error(errno: i32) -> io::Error {
     match errno {
         libc::ENOENT => io::Error::new(
             io::ErrorKind::NotFound,
-            "table inet ftp_alg is gone; restart ftp-alg, which loads it",
+            "table inet ftp_alg is gone; ftp-alg will load it again",
         ),
         _ => io::Error::from_raw_os_error(errno),
     }

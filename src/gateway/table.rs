@@ -17,7 +17,7 @@ use nftnl_sys as sys;
 use super::{
     GatewayError,
     netlink::Socket,
-    nft::{self, Batch},
+    nft::{self, Batch, Shape},
     rules::{QueueStatement, RuleParameters, TABLE, render_nftables},
 };
 
@@ -29,10 +29,25 @@ const QUEUE_RULES: &str = "queue rules";
 /// The table `inet ftp_alg`, loaded; removed when dropped.
 #[derive(Debug)]
 pub struct Table {
+    parameters: RuleParameters,
     statement: QueueStatement,
     /// For the removal: of the namespace that the table is in, and opened with full rights.
     socket: Socket,
-    installed: bool,
+    /// As it was loaded; `None` means that there is nothing to remove.
+    shape: Option<Shape>,
+}
+
+/// What became of the table since it was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is as it was.
+    Intact,
+    /// It is not there any more, as after `nft flush ruleset`.
+    Gone,
+    /// Rules are missing or were added, as after `nft flush table`.
+    Changed,
+    /// Another one has taken its place: most likely that of another ftp-alg.
+    Replaced,
 }
 
 fn no_queue(errno: i32) -> GatewayError {
@@ -63,9 +78,11 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(netlink_failed)?;
+        let mut socket = Socket::open().map_err(netlink_failed)?;
         nft(&["--file", "-"], &render_nftables(parameters, statement))?;
-        let mut table = Self { statement, socket, installed: true };
+        // From here on it is removed if something fails.
+        let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
+        let mut table = Self { parameters: parameters.clone(), statement, socket, shape };
         if statement == QueueStatement::Xtables {
             let mut refused = table.add_queue_rules(parameters)?;
             if refused == Some(libc::ENOENT) {
@@ -73,8 +90,29 @@ impl Table {
                 refused = table.add_queue_rules(parameters)?;
             }
             refused.map_or(Ok(()), |errno| Err(no_queue(errno)))?;
+            table.shape = nft::shape(&mut table.socket).map_err(netlink_failed)?;
         }
         Ok(table)
+    }
+
+    /// What became of it.
+    pub fn condition(&mut self) -> Result<Condition, GatewayError> {
+        let now = nft::shape(&mut self.socket).map_err(netlink_failed)?;
+        Ok(match now {
+            None => Condition::Gone,
+            Some(_) if now == self.shape => Condition::Intact,
+            Some(now) if self.shape.is_some_and(|then| then.handle == now.handle) => {
+                Condition::Changed
+            }
+            Some(_) => Condition::Replaced,
+        })
+    }
+
+    /// Loads it again, without what was open.
+    pub fn restore(&mut self) -> Result<(), GatewayError> {
+        let restored = Self::install_with(&self.parameters, self.statement)?;
+        std::mem::replace(self, restored).keep();
+        Ok(())
     }
 
     /// How it queues.
@@ -84,16 +122,20 @@ impl Table {
 
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
-        self.installed = false;
+        self.shape = None;
     }
 
-    /// Removes the table, and nothing else.
+    /// Removes the table, and nothing else: not one that has taken its place.
     pub fn remove(mut self) -> Result<(), GatewayError> {
-        self.installed = false;
         self.delete()
     }
 
     fn delete(&mut self) -> Result<(), GatewayError> {
+        let Some(loaded) = self.shape.take() else { return Ok(()) };
+        let there = nft::shape(&mut self.socket).map_err(netlink_failed)?;
+        if there.is_none_or(|there| there.handle != loaded.handle) {
+            return Ok(());
+        }
         let mut batch = Batch::new();
         batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
         match batch.send(&mut self.socket).map_err(netlink_failed)?.first_error() {
@@ -138,9 +180,7 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        if self.installed
-            && let Err(error) = self.delete()
-        {
+        if let Err(error) = self.delete() {
             tracing::warn!("{error}");
         }
     }

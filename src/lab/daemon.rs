@@ -149,6 +149,11 @@ impl Daemon {
         Ok(elements)
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
     /// Ends it cleanly, as a service manager does.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.process.terminate(Duration::from_secs(5))
