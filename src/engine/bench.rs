@@ -214,9 +214,7 @@ impl<K: Kernel> Bench<'_, K> {
         let policy = self.policy;
         let opened = self.pinholes.open(
             self.now,
-            policy.pinhole_lifetime,
-            policy.max_pinholes_per_client,
-            &policy.port_range,
+            policy,
             (self.index, self.control.client.ip()),
             kind,
             plan.pinhole,

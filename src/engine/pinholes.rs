@@ -12,13 +12,13 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ahash::{AHashMap, RandomState};
 
 use super::{Kernel, KernelError, Pinhole};
-use crate::ftp::Kind;
+use crate::{ftp::Kind, policy::Policy};
 
 /// A pinhole that a session holds.
 #[derive(Clone, Debug)]
@@ -85,15 +85,12 @@ impl PinholeTable {
         Self { common: Arc::clone(&self.common), ..Self::default() }
     }
 
-    /// Opens `wanted` for the session `owner` of `client`, at another external port from `range`
-    /// if the announced one is taken.
-    #[allow(clippy::too_many_arguments)] // the parts of one request
+    /// Opens `wanted` for the session `owner` of `client`, at another external port if the announced
+    /// one is taken.
     pub fn open(
         &mut self,
         now: Instant,
-        lifetime: Duration,
-        limit: usize,
-        range: &RangeInclusive<u16>,
+        policy: &Policy,
         (owner, client): (u32, IpAddr),
         kind: Kind,
         mut wanted: Pinhole,
@@ -102,7 +99,7 @@ impl PinholeTable {
         let mut common = lock(&self.common);
         // What is closed here must be closed there before the same endpoints open again.
         settle(&mut self.closing, &mut common, kernel).map_err(OpenError::Kernel)?;
-        if common.per_client.get(&client).is_some_and(|n| *n >= limit) {
+        if common.per_client.get(&client).is_some_and(|n| *n >= policy.max_pinholes_per_client) {
             return Err(OpenError::Limit);
         }
         let announced = wanted.arrival.port();
@@ -111,8 +108,11 @@ impl PinholeTable {
             let serial = common.serial;
             wanted.arrival.set_port(match attempt {
                 0 => announced,
-                _ => port_within(range, self.random.hash_one(serial)),
+                _ => port_within(&policy.port_range, self.random.hash_one(serial)),
             });
+            if attempt > 0 && policy.control_ports.contains(&wanted.arrival.port()) {
+                continue;
+            }
             match common.ports.get(&(wanted.initiator, wanted.arrival)) {
                 Some((target, _)) if *target == wanted.target => {
                     kernel.close(&wanted).map_err(OpenError::Kernel)?; // announced again
@@ -120,14 +120,14 @@ impl PinholeTable {
                 Some(_) => continue,
                 None => {}
             }
-            match kernel.open(&wanted, lifetime) {
+            match kernel.open(&wanted, policy.pinhole_lifetime) {
                 Ok(()) => {}
                 Err(KernelError::Taken) => continue,
                 Err(error) => return Err(OpenError::Kernel(error)),
             }
             common.ports.insert((wanted.initiator, wanted.arrival), (wanted.target, serial));
             *common.per_client.entry(client).or_default() += 1;
-            let deadline = now + lifetime;
+            let deadline = now + policy.pinhole_lifetime;
             // The last place, but after a reload that shortens lifetimes.
             let place = self.deadlines.partition_point(|d| d.at <= deadline);
             self.deadlines.insert(place, Deadline { at: deadline, owner, serial });
