@@ -51,8 +51,8 @@ impl Side {
 enum Mode {
     /// Both directions are read.
     Reading,
-    /// TLS; per direction (client's first) its records, or `None` once it is plain text again.
-    Encrypted(Box<[Option<TlsRecords>; 2]>),
+    /// TLS: the records of each direction, `None` once it is plain text again.
+    Encrypted { client: Option<TlsRecords>, server: Option<TlsRecords> },
     /// Nothing is read any more.
     Opaque,
 }
@@ -156,7 +156,7 @@ impl Session {
         match (&self.mode, self.dialogue.phase()) {
             _ if self.is_over() => "closing",
             (Mode::Opaque, _) => "opaque",
-            (Mode::Encrypted(_), _) => "encrypted",
+            (Mode::Encrypted { .. }, _) => "encrypted",
             (Mode::Reading, Phase::Silent) => "new",
             (Mode::Reading, Phase::Greeted) => "greeted",
             (Mode::Reading, Phase::Joined) => "joined",
@@ -209,7 +209,7 @@ impl Session {
         if seq.is_after(stream.next) {
             return Outcome { forward: self.gap(from, packet), acknowledge: None };
         }
-        let reads = from == Side::Client && matches!(self.mode, Mode::Reading);
+        let reads = from == Side::Client && self.is_readable(from);
         let stream = self.stream(from);
         if reads && stream.contradicts(seq, payload) {
             return Outcome { forward: Forward::Not, acknowledge: None };
@@ -236,6 +236,18 @@ impl Session {
             }
         }
         self.deliver(from, packet, again, out)
+    }
+
+    /// Whether what `side` sends is plain text that is read.
+    fn is_readable(&self, side: Side) -> bool {
+        match &self.mode {
+            Mode::Reading => true,
+            Mode::Encrypted { client, server } => match side {
+                Side::Client => client.is_none(),
+                Side::Server => server.is_none(),
+            },
+            Mode::Opaque => false,
+        }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
@@ -267,7 +279,7 @@ impl Session {
             // daemon away. Both ends go on; what the missed bytes said is not known.
             stream.skip_to(stream.map.acknowledge(ack));
             stream.acked = ack;
-            if matches!(self.mode, Mode::Encrypted(_)) {
+            if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
             self.dialogue.lose();

@@ -28,32 +28,17 @@ impl Session {
         judge: &mut impl Judge,
     ) {
         while let Some(&first) = new.first() {
-            let let_go = !matches!(self.mode, Mode::Reading) && self.peek(from).is_holding();
+            let let_go = !self.is_readable(from) && self.peek(from).is_holding();
             if let_go {
                 self.stream(from).let_go(seq, first);
             }
-            match &mut self.mode {
-                Mode::Opaque => return,
-                Mode::Encrypted(records) => {
-                    let first = records.iter().all(Option::is_some);
-                    let records = &mut records[usize::from(from == Side::Server)];
-                    if let Some(following) = records {
-                        let Some(plain) = following.follow(new) else { return };
-                        if let_go && plain == 0 {
-                            // It goes on a line whose start went with its first byte.
-                            self.stop_reading(judge);
-                            return;
-                        }
-                        *records = None;
-                        if first {
-                            self.dialogue.resume();
-                            judge.note(Note::Readable);
-                        }
-                        (seq, new) = (seq + plain as u32, &new[plain..]);
-                    }
-                }
-                Mode::Reading => {}
+            let Some(plain) = self.plain_text(from, new, judge) else { return };
+            if let_go && plain == 0 {
+                // It goes on a line whose start went with its first byte.
+                self.stop_reading(judge);
+                return;
             }
+            (seq, new) = (seq + plain as u32, &new[plain..]);
             let Some(end) = memchr::memchr(b'\n', new) else {
                 self.continue_line(from, seq, new, fin, judge);
                 return;
@@ -62,6 +47,26 @@ impl Session {
             self.end_line(from, seq, chunk, judge);
             (seq, new) = (seq + chunk.len() as u32, rest);
         }
+    }
+
+    /// Where in the bytes `new` of `from` text begins that is to be read, if there is any.
+    fn plain_text(&mut self, from: Side, new: &[u8], judge: &mut impl Judge) -> Option<usize> {
+        let (records, others) = match (&mut self.mode, from) {
+            (Mode::Reading, _) => return Some(0),
+            (Mode::Opaque, _) => return None,
+            (Mode::Encrypted { client, server }, Side::Client) => (client, server),
+            (Mode::Encrypted { client, server }, Side::Server) => (server, client),
+        };
+        let Some(following) = records else { return Some(0) };
+        let plain = following.follow(new)?;
+        if others.is_some() {
+            *records = None;
+            self.dialogue.resume();
+            judge.note(Note::Readable);
+        } else {
+            self.mode = Mode::Reading;
+        }
+        Some(plain)
     }
 
     /// `chunk` at `seq` ends a line.
@@ -81,7 +86,10 @@ impl Session {
             Read::Nothing => {}
             Read::NotFtp => self.stop_reading(judge),
             Read::Encrypted => {
-                self.mode = Mode::Encrypted(Box::new([Some(TlsRecords::default()); 2]));
+                self.mode = Mode::Encrypted {
+                    client: Some(TlsRecords::default()),
+                    server: Some(TlsRecords::default()),
+                };
                 self.client.stop_reading();
                 self.server.stop_reading();
                 judge.note(Note::Encrypted);
