@@ -11,9 +11,9 @@ const HEADER: usize = 5;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TlsRecords {
     header: [u8; HEADER],
-    header_len: usize,
+    header_len: u8,
     /// Bytes of the current record that are still to come.
-    rest: usize,
+    rest: u16,
 }
 
 impl TlsRecords {
@@ -21,18 +21,18 @@ impl TlsRecords {
     pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
-            let skipped = self.rest.min(bytes.len() - at);
-            self.rest -= skipped;
+            let skipped = usize::from(self.rest).min(bytes.len() - at);
+            self.rest -= skipped as u16; // at most itself
             at += skipped;
             let Some(&byte) = bytes.get(at) else { break };
             if self.header_len == 0 && !CONTENT_TYPES.contains(&byte) {
                 return Some(at);
             }
-            self.header[self.header_len] = byte;
+            self.header[usize::from(self.header_len)] = byte;
             self.header_len += 1;
             at += 1;
-            if self.header_len == HEADER {
-                self.rest = usize::from(u16::from_be_bytes([self.header[3], self.header[4]]));
+            if usize::from(self.header_len) == HEADER {
+                self.rest = u16::from_be_bytes([self.header[3], self.header[4]]);
                 self.header_len = 0;
             }
         }

@@ -44,6 +44,33 @@ fn case_14_after_a_234_nothing_is_read_until_plain_text_returns() {
 }
 
 #[test]
+fn case_14_an_announcement_in_plain_text_again_is_read_however_it_is_cut() {
+    let close = b"\x15\x03\x03\x00\x02\x01\x00";
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let line = active(at(t.client, 2200));
+        for cut in 1..line.len() {
+            for both in [true, false] {
+                let mut sim = Sim::new(scenario.clone());
+                sim.say(Server, b"220 ready\r\n");
+                sim.exchange("AUTH TLS\r\n", "234 go\r\n");
+                sim.say(Client, close);
+                sim.say(Server, close);
+                if both {
+                    sim.exchange("NOOP\r\n", "200 ok\r\n");
+                }
+                let (first, second) = line.as_bytes().split_at(cut);
+                let mut heard = sim.say(Client, first);
+                heard.extend(sim.say(Client, second));
+                assert_eq!(text(heard), active(at(t.client_external, 2200)), "cut at {cut}");
+                assert_eq!(sim.kernel.opened.len(), 1, "cut at {cut}");
+                assert_eq!(sim.timeouts(), 0, "cut at {cut}");
+            }
+        }
+    });
+}
+
+#[test]
 fn case_14_a_refused_auth_leaves_the_dialogue_readable() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);

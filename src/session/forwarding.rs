@@ -1,0 +1,161 @@
+//! How packets go on: with the numbers that their receiver knows, and the bytes that it is to have.
+//!
+//! Everything here goes by the [`SequenceMap`](super::SequenceMap) of either direction and by what
+//! is held back; nothing is read or decided. Holds of what goes on, whatever the peers send:
+//! - a number is delivered with the same byte however often its segment is sent again;
+//! - an acknowledgement never covers what was not delivered, but for what is held back here.
+
+use super::{Session, Side};
+use crate::packet::{Packet, Seq, flags};
+
+/// How a packet is to be forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// As it is.
+    Unchanged,
+    /// With other numbers, and other payload if `payload` says so (it is in the buffer that was
+    /// handed in).
+    Changed {
+        /// The sequence number.
+        seq: Seq,
+        /// The acknowledgement number.
+        ack: Seq,
+        /// Whether the payload is the buffer's.
+        payload: bool,
+        /// The control bits.
+        flags: u8,
+        /// The urgent pointer.
+        urgent: u16,
+    },
+    /// Not at all: its sender will send it again.
+    Not,
+}
+
+/// An acknowledgement to send to the end whose bytes are held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// To whom.
+    pub to: Side,
+    /// The other end's next number, as the addressee knows it.
+    pub seq: Seq,
+    /// The addressee's next number.
+    pub ack: Seq,
+    /// The other end's window as last advertised.
+    pub window: u16,
+    /// The timestamps option, where the connection uses it.
+    pub timestamps: Option<(u32, u32)>,
+}
+
+/// What is to be done about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// How it goes on.
+    pub forward: Forward,
+    /// What is to be sent besides.
+    pub acknowledge: Option<Acknowledgement>,
+}
+
+impl Session {
+    /// Forwards a packet whose bytes have all been seen, perhaps all of them before, `again`.
+    pub(super) fn deliver(
+        &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        again: bool,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        let stream = self.peek(from);
+        let (seq, fin) = (packet.seq(), packet.has(flags::FIN));
+        if stream.map.is_shift() {
+            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+        }
+        out.clear();
+        if fin {
+            let with_fin = [packet.payload(), &[0]].concat();
+            stream.map.render(seq, &with_fin, out);
+            out.pop(); // the FIN's own number
+        } else {
+            stream.map.render(seq, packet.payload(), out);
+        }
+        let mut control = packet.flags();
+        let limit = stream.longest_segment();
+        if out.len() > limit && out.len() > packet.payload().len() {
+            // The rest follows when the receiver has acknowledged this much and the sender sends
+            // again from there.
+            out.truncate(limit);
+            control &= !(flags::FIN | flags::PSH);
+        }
+        let mut delivered = stream.map.deliver(seq);
+        let urgent = packet.urgent().map_or(0, |offset| {
+            let shifted = stream.map.deliver(seq + u32::from(offset)) - delivered;
+            u16::try_from(shifted).unwrap_or(u16::MAX)
+        });
+        if urgent == 0 {
+            control &= !flags::URG; // the urgent byte is held back, or already delivered
+        }
+        let mut acknowledge = None;
+        let may_acknowledge = stream.may_acknowledge_held();
+        if out.is_empty() && !fin && (again || !may_acknowledge) {
+            // Held back, perhaps delivered since with a later segment. Whether the receiver has all
+            // that precedes is not known here, or our own acknowledgement was lost, or discarded
+            // for an old timestamp; the receiver's answer to a number just before the next one
+            // tells, and will be mapped to cover what is, or was, held.
+            delivered = delivered - 1;
+        }
+        if may_acknowledge {
+            acknowledge = Some(self.acknowledge_held(from, packet));
+        }
+        let ack = self.acknowledgement_for(from, packet);
+        let forward =
+            Forward::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
+        Outcome { forward, acknowledge }
+    }
+
+    fn acknowledge_held(&self, to: Side, packet: &Packet<'_>) -> Acknowledgement {
+        let other = self.peek(to.peer());
+        Acknowledgement {
+            to,
+            seq: other.map.deliver(other.next),
+            ack: self.peek(to).next,
+            window: other.window,
+            timestamps: other.clock.zip(packet.timestamps().map(|(value, _)| value)),
+        }
+    }
+
+    /// A packet without payload, or one whose payload stays: only its numbers are mapped.
+    pub(super) fn renumbered(&self, from: Side, packet: &Packet<'_>) -> Forward {
+        let seq = self.peek(from).map.deliver(packet.seq());
+        let ack = self.acknowledgement_for(from, packet);
+        // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
+        let claims_move = self.peek(from.peer()).map.shifts();
+        if seq == packet.seq() && ack == packet.ack() && !claims_move {
+            return Forward::Unchanged;
+        }
+        let urgent = packet.urgent().unwrap_or(0);
+        Forward::Changed { seq, ack, payload: false, flags: packet.flags(), urgent }
+    }
+
+    /// The acknowledgement that `packet` of `from` carries, as the other end understands it.
+    fn acknowledgement_for(&self, from: Side, packet: &Packet<'_>) -> Seq {
+        if !packet.has(flags::ACK) {
+            return packet.ack();
+        }
+        self.peek(from.peer()).map.acknowledge(packet.ack())
+    }
+
+    /// A segment that starts past what was seen. Its sender will send the missing bytes first, if
+    /// they are missing. If it sends this segment again, they are perhaps not: the receiver is then
+    /// made to say what it has, by a segment of no length and a number just before the next, which
+    /// must be answered (RFC 9293 section 3.10.7.4).
+    pub(super) fn gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
+        let ack = self.acknowledgement_for(from, packet);
+        let stream = self.stream(from);
+        stream.gaps = stream.gaps.saturating_add(1);
+        if stream.gaps < 2 {
+            return Forward::Not;
+        }
+        let seq = stream.map.deliver(stream.next) - 1;
+        self.wants_every = true;
+        Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
+    }
+}

@@ -1,0 +1,175 @@
+//! Reading the stream: from new bytes to whole lines, and what of an unfinished line is held back.
+//!
+//! Bytes come here in the order of their numbers, each once. What a whole line says is read in
+//! `lines`; where its bytes are kept, and how they are delivered, is the matter of `stream`.
+
+use super::{
+    Judge, Mode, Note, Phase, Refused, Session, Side, TlsRecords,
+    lines::{Read, client_line, server_line},
+    stream::MAX_HELD,
+};
+use crate::{
+    ftp::{Command, Text},
+    packet::Seq,
+};
+
+/// The longest unfinished Telnet command that is not held back: `IAC WILL`. A subnegotiation, which
+/// no FTP end sends, is.
+const MAX_TELNET: usize = 2;
+
+impl Session {
+    /// Reads the bytes `new`, which start at `seq` and were not seen before.
+    pub(super) fn read(
+        &mut self,
+        from: Side,
+        mut seq: Seq,
+        mut new: &[u8],
+        fin: bool,
+        judge: &mut impl Judge,
+    ) {
+        while let Some(&first) = new.first() {
+            let let_go = !self.is_readable(from) && self.peek(from).is_holding();
+            if let_go {
+                self.stream(from).let_go(seq, first);
+            }
+            let Some(plain) = self.plain_text(from, new, judge) else { return };
+            if let_go && plain == 0 {
+                // It goes on a line whose start went with its first byte.
+                self.stop_reading(judge);
+                return;
+            }
+            (seq, new) = (seq + plain as u32, &new[plain..]);
+            let Some(end) = memchr::memchr(b'\n', new) else {
+                self.continue_line(from, seq, new, fin, judge);
+                return;
+            };
+            let (chunk, rest) = new.split_at(end + 1);
+            self.end_line(from, seq, chunk, judge);
+            (seq, new) = (seq + chunk.len() as u32, rest);
+        }
+    }
+
+    /// Where in the bytes `new` of `from` text begins that is to be read, if there is any.
+    fn plain_text(&mut self, from: Side, new: &[u8], judge: &mut impl Judge) -> Option<usize> {
+        let (records, others) = match (&mut self.mode, from) {
+            (Mode::Reading, _) => return Some(0),
+            (Mode::Opaque, _) => return None,
+            (Mode::Encrypted { client, server }, Side::Client) => (client, server),
+            (Mode::Encrypted { client, server }, Side::Server) => (server, client),
+        };
+        let Some(following) = records else { return Some(0) };
+        let plain = following.follow(new)?;
+        if others.is_some() {
+            *records = None;
+            self.dialogue.resume();
+            judge.note(Note::Readable);
+        } else {
+            self.mode = Mode::Reading;
+        }
+        Some(plain)
+    }
+
+    /// `chunk` at `seq` ends a line.
+    fn end_line(&mut self, from: Side, seq: Seq, chunk: &[u8], judge: &mut impl Judge) {
+        let stream = match from {
+            Side::Client => &mut self.client,
+            Side::Server => &mut self.server,
+        };
+        let (line, delivered) = stream.line_with(chunk);
+        let mut read = Read::Nothing;
+        let edit = match from {
+            Side::Client => client_line(&mut self.dialogue, line, delivered, judge, &mut read),
+            Side::Server => server_line(&mut self.dialogue, line, delivered, judge, &mut read),
+        };
+        stream.end_line(seq, chunk, delivered, edit);
+        match read {
+            Read::Nothing => {}
+            Read::NotFtp => self.stop_reading(judge),
+            Read::Encrypted => {
+                self.mode = Mode::Encrypted {
+                    client: Some(TlsRecords::default()),
+                    server: Some(TlsRecords::default()),
+                };
+                self.client.stop_reading();
+                self.server.stop_reading();
+                judge.note(Note::Encrypted);
+            }
+        }
+        self.notice_changed_numbers(from);
+    }
+
+    /// `chunk` at `seq` belongs to a line that is not complete; a FIN follows it if `fin`.
+    fn continue_line(
+        &mut self,
+        from: Side,
+        mut seq: Seq,
+        mut chunk: &[u8],
+        fin: bool,
+        judge: &mut impl Judge,
+    ) {
+        if from == Side::Client && !self.client.is_holding() {
+            let lead = self.pass_lead(chunk);
+            (seq, chunk) = (seq + lead as u32, &chunk[lead..]);
+            if chunk.is_empty() {
+                return;
+            }
+        }
+        let stream = match from {
+            Side::Client => &mut self.client,
+            Side::Server => &mut self.server,
+        };
+        let before = stream.line().len();
+        let mut hold = false;
+        if (stream.is_holding() || before == 0) && self.dialogue.phase() != Phase::Joined {
+            let line = [stream.line(), chunk].concat();
+            let text = Text::new(&line);
+            hold = match from {
+                Side::Client => Command::may_announce(&text, judge.refuses_auth()),
+                Side::Server => self.dialogue.may_announce(&text),
+            };
+        }
+        if hold && before + chunk.len() > MAX_HELD {
+            if from == Side::Client {
+                judge.refused(Refused::Overlong);
+                stream.cross_out(seq, chunk);
+                self.notice_changed_numbers(from);
+                return;
+            }
+            hold = false;
+        }
+        stream.continue_line(seq, chunk, hold && !fin);
+        if stream.is_holding() {
+            self.wants_every = true;
+        }
+        self.notice_changed_numbers(from);
+    }
+
+    /// Telnet commands (urgent ones above all) and blanks before a command need not wait: gives how
+    /// much of `chunk` they are.
+    fn pass_lead(&mut self, chunk: &[u8]) -> usize {
+        let line = [self.client.line(), chunk].concat();
+        let text = Text::new(&line);
+        let start = match text.bytes() {
+            [] if text.unfinished() <= MAX_TELNET => line.len(),
+            [] => 0,
+            _ => text.origin(0..1).start,
+        };
+        let Some(lead) = start.checked_sub(self.client.line().len()) else { return 0 };
+        let unfinished = if lead == chunk.len() { text.unfinished() } else { 0 };
+        self.client.pass_over(line[..start].to_vec(), unfinished);
+        lead
+    }
+
+    /// The connection is not FTP: from here on nothing is read.
+    fn stop_reading(&mut self, judge: &mut impl Judge) {
+        self.mode = Mode::Opaque;
+        self.client.stop_reading();
+        self.server.stop_reading();
+        judge.note(Note::NotFtp);
+    }
+
+    /// What was just read may have been the first rewrite that shifts numbers.
+    fn notice_changed_numbers(&mut self, side: Side) {
+        self.wants_every |= self.peek(side).map.shifts();
+    }
+}
