@@ -156,11 +156,10 @@ impl Announcement {
             if !is_delimiter(*d) || d != second || d != third {
                 continue;
             }
-            let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-            if digits == 0 || rest.get(digits) != Some(d) {
+            let Some((port, digits)) = leading_number(rest) else { continue };
+            if rest.get(digits) != Some(d) {
                 continue;
             }
-            let port = number(&rest[..digits]).ok_or(Malformed::Form(Kind::Epsv))?;
             let port = checked_port(Kind::Epsv, port)?;
             let endpoint = at + 3..at + 3 + digits;
             return Ok(Self { kind: Kind::Epsv, address: None, port, endpoint, delimiter: *d });
@@ -218,8 +217,8 @@ impl Numbers {
             if i > 0 {
                 position = comma(bytes, position)?;
             }
-            let digits = bytes.get(position..)?.iter().take_while(|b| b.is_ascii_digit()).count();
-            *value = number(&bytes[position..position + digits])?;
+            let (number, digits) = leading_number(bytes.get(position..)?)?;
+            *value = number;
             position += digits;
             end = position;
         }
@@ -258,8 +257,22 @@ fn comma(bytes: &[u8], at: usize) -> Option<usize> {
 
 /// One to nine digits.
 fn number(digits: &[u8]) -> Option<u32> {
-    let valid = (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
-    valid.then(|| digits.iter().fold(0, |n, d| n * 10 + u32::from(d - b'0')))
+    let (number, length) = leading_number(digits)?;
+    (length == digits.len()).then_some(number)
+}
+
+/// The number of one to nine digits that `bytes` start with, and how many they are.
+fn leading_number(bytes: &[u8]) -> Option<(u32, usize)> {
+    let mut number = 0;
+    let mut length = 0;
+    while let Some(digit) = bytes.get(length).filter(|b| b.is_ascii_digit()) {
+        if length == 9 {
+            return None;
+        }
+        number = number * 10 + u32::from(digit - b'0');
+        length += 1;
+    }
+    (length > 0).then_some((number, length))
 }
 
 fn checked_port(kind: Kind, number: u32) -> Result<u16, Malformed> {
