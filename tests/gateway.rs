@@ -21,7 +21,7 @@ use ftp_alg::{
         GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
     },
 };
-use packets::{Judgement, serve, tcp, with_payload};
+use packets::{Judgement, has_fin, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::{
@@ -132,7 +132,7 @@ fn iptables_rules_queue_the_same_packets() {
 fn pass_replace_drop(lab: &Lab) {
     let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
     let listener = listen(&lab.server, at(SERVER, 21));
-    let (mut dropped, mut replaced) = (false, false);
+    let (mut dropped, mut replaced, mut ending) = (false, false, false);
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| {
             let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
@@ -150,7 +150,8 @@ fn pass_replace_drop(lab: &Lab) {
         });
         let judge = |packet: &[u8]| {
             let (payload, pure) = tcp(packet);
-            assert!(!pure, "a pure acknowledgement was queued");
+            ending |= has_fin(packet);
+            assert!(!pure || ending, "a pure acknowledgement was queued before any FIN");
             match payload.as_slice() {
                 b"hello" if !dropped => {
                     dropped = true;

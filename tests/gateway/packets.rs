@@ -49,6 +49,12 @@ pub fn tcp(packet: &[u8]) -> (Vec<u8>, bool) {
     (tcp.payload().to_vec(), pure)
 }
 
+/// Whether the packet ends its direction: what follows is queued, pure acknowledgements as well.
+pub fn has_fin(packet: &[u8]) -> bool {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    matches!(sliced.transport, Some(etherparse::TransportSlice::Tcp(tcp)) if tcp.fin())
+}
+
 /// The packet with another payload of the same length.
 pub fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
     let headers = etherparse::PacketHeaders::from_ip_slice(packet).unwrap();
