@@ -12,7 +12,7 @@
 //! | [`engine`] | packet in, verdict and wishes out; the table of sessions | sockets, the clock |
 //! | [`gateway`] | the kernel's edge: queue, nftables, conntrack, injection | FTP |
 //! | [`daemon`] | wires engine to gateway; reload, control socket | |
-//! | [`lab`] | namespaces, servers and clients for the demo and the tests | |
+//! | [`lab`] | namespaces, servers and clients for the demo and the tests | the product, but as a program |
 //! | [`cli`] | the commands, one file each | |
 
 pub mod cli;

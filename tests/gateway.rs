@@ -132,7 +132,7 @@ fn iptables_rules_queue_the_same_packets() {
 fn pass_replace_drop(lab: &Lab) {
     let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
     let listener = listen(&lab.server, at(SERVER, 21));
-    let (mut dropped, mut replaced) = (false, false);
+    let (mut dropped, mut replaced, mut ending) = (false, false, false);
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| {
             let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
@@ -378,12 +378,14 @@ fn an_unused_pinhole_expires_or_is_closed() {
     ready.lab.drop_by_default();
     let hole = pinhole(CLIENT, at(SERVER, 5000));
     let _listener = listen(&ready.lab.server, hole.arrival);
-    ready.kernel.open(&hole, Duration::from_millis(300)).unwrap();
+    let lifetime = Duration::from_secs(1);
+    ready.kernel.open(&hole, lifetime).unwrap();
+    let opened = std::time::Instant::now();
     assert!(matches!(ready.kernel.open(&hole, LIFETIME), Err(KernelError::Taken)));
     let open = ready.kernel.list_open().unwrap();
     assert_eq!((open.len(), open[0].initiator, open[0].arrival), (1, hole.initiator, hole.arrival));
-    assert!(open[0].remaining <= Duration::from_millis(300));
-    std::thread::sleep(Duration::from_millis(400));
+    assert!(open[0].remaining <= lifetime);
+    std::thread::sleep((lifetime + Duration::from_millis(100)).saturating_sub(opened.elapsed()));
     assert!(ready.kernel.list_open().unwrap().is_empty());
     assert!(connect(&ready.lab.client, CLIENT, hole.arrival).is_err());
     ready.kernel.close(&hole).unwrap();

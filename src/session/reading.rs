@@ -27,18 +27,11 @@ impl Session {
         fin: bool,
         judge: &mut impl Judge,
     ) {
-        while let Some(&first) = new.first() {
-            let let_go = !self.is_readable(from) && self.peek(from).is_holding();
-            if let_go {
-                self.stream(from).let_go(seq, first);
+        while !new.is_empty() {
+            if !self.is_readable(from) {
+                let Some(start) = self.text_start(from, seq, new, judge) else { return };
+                (seq, new) = (seq + start as u32, &new[start..]);
             }
-            let Some(plain) = self.plain_text(from, new, judge) else { return };
-            if let_go && plain == 0 {
-                // It goes on a line whose start went with its first byte.
-                self.stop_reading(judge);
-                return;
-            }
-            (seq, new) = (seq + plain as u32, &new[plain..]);
             let Some(end) = memchr::memchr(b'\n', new) else {
                 self.continue_line(from, seq, new, fin, judge);
                 return;
@@ -49,16 +42,32 @@ impl Session {
         }
     }
 
-    /// Where in the bytes `new` of `from` text begins that is to be read, if there is any.
-    fn plain_text(&mut self, from: Side, new: &[u8], judge: &mut impl Judge) -> Option<usize> {
+    /// Where in the bytes `new` at `seq`, which begin as something else, text begins again; `None`
+    /// if it does not.
+    #[cold]
+    fn text_start(
+        &mut self,
+        from: Side,
+        seq: Seq,
+        new: &[u8],
+        judge: &mut impl Judge,
+    ) -> Option<usize> {
+        let was_holding = self.peek(from).is_holding();
+        if was_holding {
+            self.stream(from).let_go(seq, *new.first()?);
+        }
         let (records, others) = match (&mut self.mode, from) {
             (Mode::Reading, _) => return Some(0),
             (Mode::Opaque, _) => return None,
             (Mode::Encrypted { client, server }, Side::Client) => (client, server),
             (Mode::Encrypted { client, server }, Side::Server) => (server, client),
         };
-        let Some(following) = records else { return Some(0) };
-        let plain = following.follow(new)?;
+        let start = records.as_mut()?.follow(new)?;
+        if was_holding && start == 0 {
+            // It goes on a line whose start went with its first byte.
+            self.stop_reading(judge);
+            return None;
+        }
         if others.is_some() {
             *records = None;
             self.dialogue.resume();
@@ -66,7 +75,7 @@ impl Session {
         } else {
             self.mode = Mode::Reading;
         }
-        Some(plain)
+        Some(start)
     }
 
     /// `chunk` at `seq` ends a line.
