@@ -132,7 +132,7 @@ fn iptables_rules_queue_the_same_packets() {
 fn pass_replace_drop(lab: &Lab) {
     let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
     let listener = listen(&lab.server, at(SERVER, 21));
-    let (mut dropped, mut replaced, mut ending) = (false, false, false);
+    let (mut dropped, mut replaced) = (false, false);
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| {
             let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
