@@ -87,7 +87,7 @@ impl Stream {
 
     /// Keeps `bytes` at `seq`, which are read, until the receiver acknowledges them.
     pub fn keep(&mut self, seq: Seq, bytes: &[u8]) {
-        if self.kept_from + self.kept.len() as u32 != seq {
+        if self.kept.is_empty() || self.kept_from + self.kept.len() as u32 != seq {
             self.kept.clear();
             self.kept_from = seq;
         }
@@ -110,15 +110,19 @@ impl Stream {
     /// Forgets rewrites that the receiver has acknowledged, but not what is held back: its sender
     /// may still send it again.
     pub fn forget_acknowledged(&mut self) {
-        let gone = self.map.acknowledge(self.acked).distance_from(self.kept_from).max(0);
-        let gone = (gone as usize).min(self.kept.len());
-        self.kept.drain(..gone);
-        self.kept_from = self.kept_from + gone as u32;
-        if self.kept.is_empty() {
+        if self.kept.is_empty() && self.map.is_shift() {
+            return;
+        }
+        let acknowledged = self.map.acknowledge(self.acked);
+        let gone = acknowledged.distance_from(self.kept_from).max(0) as usize;
+        if gone >= self.kept.len() {
+            self.kept.clear();
             self.kept.shrink_to(MAX_HELD);
+        } else {
+            self.kept.drain(..gone);
+            self.kept_from = self.kept_from + gone as u32;
         }
         let Some(last) = self.map.last_start() else { return };
-        let acknowledged = self.map.acknowledge(self.acked);
         self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
     }
 
