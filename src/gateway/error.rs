@@ -15,7 +15,10 @@ pub enum GatewayError {
     #[error("nft not found; install nftables, which loads the rules")]
     NftMissing,
     /// `nft` did not load our rules.
-    #[error("nft refused the rules: {message}; see `ftp-alg doctor`")]
+    #[error(
+        "nft refused the rules: {message}; `ftp-alg rules nftables | nft --check --file -` shows \
+         where: is it older than nftables 1.0?"
+    )]
     RulesRefused {
         /// What nft printed.
         message: String,
