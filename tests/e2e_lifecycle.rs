@@ -43,6 +43,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         "flush ruleset",
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
+        "flush set inet ftp_alg control_ports",
         "add rule inet ftp_alg select drop",
     ] {
         let lab = Lab::new(Topology::Masquerade).unwrap();
@@ -81,6 +82,40 @@ fn a_table_that_another_program_replaced_is_left_to_it() {
     assert_eq!(daemon.ended().and_then(|status| status.code()), Some(1));
     assert!(daemon.log().contains("was replaced by another program"), "{}", daemon.log());
     assert_eq!(lab.gateway.ruleset().unwrap(), replaced);
+}
+
+#[test]
+fn connections_that_conntrack_forgot_go_on() {
+    let list = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    let port = |cut: &[usize]| {
+        let line = "PORT 192,168,150,80,14,178\r\n";
+        vec![json!({"send": line, "cut": cut, "pause": 0.1}), reply()]
+    };
+    let gate = vec![json!({"gate": ""})];
+    let adjusted = [&port(&[])[..], &list, &gate, &port(&[]), &list].concat();
+    let held = [&gate[..], &port(&[2]), &list].concat();
+    // Not known at its first packet, it is refused rather than announced untranslated.
+    let first = [&gate[..], &port(&[]), &port(&[]), &list].concat();
+    for (what, steps, got) in [
+        ("adjusted", adjusted, [(9, "the body"), (16, "the body")]),
+        ("held", held, [(7, "200 PORT"), (10, "the body")]),
+        ("first", first, [(7, "500 "), (9, "200 PORT")]),
+    ] {
+        let gateway = gateway(Topology::Masquerade);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let host = lab.dialled(Family::V4).to_string();
+        let steps = [login(), steps].concat();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let client = gated_client(&lab.client, plan);
+        lab.gateway.run("conntrack", &["-F"]).unwrap();
+        let session = client.release();
+        assert_eq!(session.error, None, "{what}");
+        for (step, start) in got {
+            let text = session.got(step);
+            assert!(text.starts_with(start), "{what} {step}: {text}");
+        }
+    }
 }
 
 #[test]
@@ -146,6 +181,20 @@ fn run_without_root_says_so() {
     };
     assert_refuses(&lab, drop_root, "root");
     assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn who_may_not_ask_the_daemon_is_told_so() {
+    let gateway = gateway(Topology::Routed);
+    let program = gateway.lab.directory().join("ftp-alg-copy");
+    fs::copy(executable(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = gateway.lab.gateway.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command.arg("status").arg("--socket").arg(gateway.daemon.socket());
+    let done = gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.errors().contains("run this as the daemon's user"), "{}", done.errors());
 }
 
 #[test]

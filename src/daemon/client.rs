@@ -48,6 +48,12 @@ pub enum ClientError {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// The socket is for its owner only.
+    #[error("not permitted to ask the daemon on {}: run this as the daemon's user, or as root", path.display())]
+    NotPermitted {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("cannot ask the daemon on {}: {source}", path.display())]
     System {
@@ -153,6 +159,7 @@ fn explain(error: io::Error, socket: &Path, limit: Duration) -> ClientError {
         | Kind::BrokenPipe
         | Kind::UnexpectedEof => ClientError::NoDaemon { path },
         Kind::TimedOut | Kind::WouldBlock => ClientError::Silent { path, limit },
+        Kind::PermissionDenied => ClientError::NotPermitted { path },
         _ => ClientError::System { path, source: error },
     }
 }

@@ -17,7 +17,7 @@ pub enum GatewayError {
     /// `nft` did not load our rules.
     #[error(
         "nft refused the rules: {message}; `ftp-alg rules nftables | nft --check --file -` shows \
-         where"
+         where: is it older than nftables 1.0?"
     )]
     RulesRefused {
         /// What nft printed.

@@ -310,28 +310,29 @@ pub(super) struct Shape {
     /// Such as `dormant`.
     flags: u32,
     rules: usize,
+    /// Elements of the set of control ports.
+    ports: usize,
 }
 
 /// The shape of our table, if there is one.
 pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     let name = TABLE.to_bytes_with_nul();
-    let mut table = None;
-    let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
+    // What is not there counts as none.
+    let absent = |asked: io::Result<()>| match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    };
+    let (mut table, mut rules, mut ports) = (None, 0, 0);
+    absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
-    });
-    match asked {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        other => other?,
-    }
-    let Some((handle, flags)) = table else {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
-    };
-    let mut rules = 0;
+    }))?;
+    let Some((handle, flags)) = table else { return Ok(None) };
     let of_table = [(NFTA_RULE_TABLE, name)];
-    ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |_| rules += 1)?;
-    Ok(Some(Shape { handle, flags, rules }))
+    absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |_| rules += 1))?;
+    absent(dump(socket, c"control_ports", |_, _| ports += 1).map(drop))?;
+    Ok(Some(Shape { handle, flags, rules, ports }))
 }
 
 /// The elements of a set of our table: key and what is left of the timeout. Returns whether the

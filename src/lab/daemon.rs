@@ -65,6 +65,11 @@ impl Daemon {
         self.process.id()
     }
 
+    /// Its control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.home.join("socket")
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         self.process.log()
@@ -73,7 +78,7 @@ impl Daemon {
     /// Runs `ftp-alg ARGUMENTS --socket S` on the gateway, whatever comes of it.
     pub fn ask(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command = self.gateway.command(&self.executable);
-        command.args(arguments).arg("--socket").arg(self.home.join("socket"));
+        command.args(arguments).arg("--socket").arg(self.socket());
         self.gateway.finish(command, b"", Duration::from_secs(20))
     }
 
