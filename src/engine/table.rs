@@ -17,7 +17,8 @@ use crate::{
 /// The endpoints of a connection, the same for both directions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    addresses: [u128; 2],
+    low: u128,
+    high: u128,
     ports: u32,
 }
 
@@ -27,15 +28,18 @@ impl Key {
         let (a, b) = (a.into(), b.into());
         let (low, high) = if a < b { (a, b) } else { (b, a) };
         let ports = u32::from(low.port) << 16 | u32::from(high.port);
-        Self { addresses: [low.address, high.address], ports }
+        Self { low: low.address, high: high.address, ports }
     }
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        match self.addresses.map(u64::try_from) {
-            [Ok(low), Ok(high)] => state.write_u64(low << 32 | high), // IPv4
-            _ => self.addresses.iter().for_each(|address| state.write_u128(*address)),
+        match (u64::try_from(self.low), u64::try_from(self.high)) {
+            (Ok(low), Ok(high)) => state.write_u64(low << 32 | high), // IPv4
+            _ => {
+                state.write_u128(self.low);
+                state.write_u128(self.high);
+            }
         }
         state.write_u32(self.ports);
     }

@@ -26,7 +26,8 @@ pub struct Text<'a> {
 impl<'a> Text<'a> {
     /// Reads `line`, with or without its CR LF (or bare LF).
     pub fn new(line: &'a [u8]) -> Self {
-        if memchr::memchr2(IAC, 0, line).is_some() {
+        // Lines are short: looking at every byte costs less than stopping at the first.
+        if line.iter().fold(false, |found, byte| found | matches!(*byte, IAC | 0)) {
             return Self::cleaned(line);
         }
         let end = trimmed_end(line);
