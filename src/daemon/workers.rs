@@ -7,6 +7,7 @@
 //! the service manager starts again, since unadjusted connections pass without us.
 
 use std::{
+    collections::HashMap,
     error::Error,
     fmt::Display,
     io::{self, PipeReader, PipeWriter},
@@ -315,11 +316,12 @@ impl Source for Shared {
                 return Vec::new();
             }
         };
+        // Looked up while an engine is locked, which keeps its worker waiting.
+        let remaining: HashMap<_, _> =
+            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
         let row = |info: crate::engine::PinholeInfo| {
             let pinhole = info.pinhole;
-            let same = open
-                .iter()
-                .find(|o| o.initiator == pinhole.initiator && o.arrival == pinhole.arrival)?;
+            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
             Some(PinholeRow {
                 session: info.session,
                 initiator: pinhole.initiator,
@@ -327,7 +329,7 @@ impl Source for Shared {
                 target: pinhole.target,
                 source: pinhole.source,
                 kind: info.kind,
-                remaining_seconds: same.remaining.as_secs(),
+                remaining_seconds: remaining.as_secs(),
             })
         };
         let rows =

@@ -104,8 +104,6 @@ pub struct PinholeInfo {
     pub pinhole: Pinhole,
     /// What announced it.
     pub kind: Kind,
-    /// When it ends.
-    pub deadline: Instant,
 }
 
 /// Sessions that are over are kept this long for segments that are sent again: those whose numbers
@@ -318,7 +316,6 @@ impl Engine {
                 session: control.id,
                 pinhole: held.pinhole,
                 kind: held.kind,
-                deadline: held.deadline,
             })
         })
     }
