@@ -42,7 +42,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub(super) struct Shared {
     started: Instant,
     backend: &'static str,
-    engines: Vec<Mutex<Engine>>,
+    engines: Vec<Arc<Mutex<Engine>>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
     /// For questions of the control socket.
@@ -50,10 +50,6 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn engine(&self, index: usize) -> Option<MutexGuard<'_, Engine>> {
-        Some(lock(self.engines.get(index)?))
-    }
-
     fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         tracing::error!("{error}");
@@ -77,15 +73,16 @@ pub(super) fn start(
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: "nftables",
-        engines: queues.iter().map(|_| Mutex::new(engine.beside())).collect(),
+        engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
     let (wake, end) = io::pipe()?;
     let mut workers = Workers { shared, end: Some(end), threads: Vec::new(), table: None };
-    for (index, queue) in queues.into_iter().enumerate() {
-        let kernel = LinuxKernel::new(&parameters)?;
-        let worker = Worker { index, queue, kernel, shared: Arc::clone(&workers.shared) };
+    let shared = Arc::clone(&workers.shared);
+    for (queue, engine) in queues.into_iter().zip(&shared.engines) {
+        let (engine, shared) = (Arc::clone(engine), Arc::clone(&shared));
+        let worker = Worker { queue, engine, kernel: LinuxKernel::new(&parameters)?, shared };
         workers.spawn(worker, wake.try_clone()?, events.clone())?;
     }
     workers.table = Some(Table::install(&parameters)?);
@@ -113,8 +110,8 @@ fn worker_policy(config: &Config) -> Policy {
 
 /// One queue and the engine behind it.
 struct Worker {
-    index: usize,
     queue: Queue,
+    engine: Arc<Mutex<Engine>>,
     kernel: LinuxKernel,
     shared: Arc<Shared>,
 }
@@ -152,7 +149,7 @@ impl Worker {
     /// Reads what waits, and decides about it.
     fn batch(&mut self, replacement: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
         self.queue.receive()?;
-        let Some(mut engine) = self.shared.engine(self.index) else { return Ok(()) };
+        let mut engine = lock(&self.engine);
         let now = Instant::now();
         let (packets, mut verdicts) = self.queue.batch();
         for packet in packets {
@@ -178,12 +175,11 @@ impl Worker {
 
     /// What is to be done about once a second. Gives the time of the next.
     fn tick(&mut self, now: Instant, overruns: &mut u64) -> Instant {
-        if let Some(mut engine) = self.shared.engine(self.index) {
-            engine.expire(now, &mut self.kernel);
-            let events = engine.take_events();
-            drop(engine);
-            log::events(&events);
-        }
+        let mut engine = lock(&self.engine);
+        engine.expire(now, &mut self.kernel);
+        let events = engine.take_events();
+        drop(engine);
+        log::events(&events);
         let dropped = self.queue.overruns();
         if dropped > *overruns {
             let (number, more) = (self.queue.number(), dropped - *overruns);
@@ -199,7 +195,7 @@ struct Workers {
     /// Dropped to end all workers: each has the other end of the pipe.
     end: Option<PipeWriter>,
     threads: Vec<JoinHandle<()>>,
-    /// Loaded after the workers wait, removed after they have ended.
+    /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
 }
 
@@ -303,7 +299,8 @@ impl Source for Shared {
             adjusted: session.adjusted,
             pinholes: session.pinholes as u64,
         };
-        let rows = |engine: &Mutex<Engine>| lock(engine).sessions().map(row).collect::<Vec<_>>();
+        let rows =
+            |engine: &Arc<Mutex<Engine>>| lock(engine).sessions().map(row).collect::<Vec<_>>();
         self.engines.iter().flat_map(rows).collect()
     }
 
@@ -332,8 +329,9 @@ impl Source for Shared {
                 remaining_seconds: remaining.as_secs(),
             })
         };
-        let rows =
-            |engine: &Mutex<Engine>| lock(engine).pinholes().filter_map(row).collect::<Vec<_>>();
+        let rows = |engine: &Arc<Mutex<Engine>>| {
+            lock(engine).pinholes().filter_map(row).collect::<Vec<_>>()
+        };
         self.engines.iter().flat_map(rows).collect()
     }
 }
