@@ -17,6 +17,7 @@ mod table;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use serde::de::DeserializeOwned;
 
 use crate::{
     config::{self, Config, ConfigError},
@@ -192,6 +193,21 @@ impl SocketOption {
     /// Asks the daemon for `what`.
     fn ask(&self, what: &str) -> Result<client::Answer, Failure> {
         Ok(client::request(&self.socket, what, ANSWER)?)
+    }
+
+    /// Asks the daemon for the rows of `what` and prints them, as JSON or as `text` has them.
+    fn list<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        json: bool,
+        text: fn(&[T]) -> String,
+    ) -> Result<(), Failure> {
+        let answer = self.ask(what)?;
+        if json {
+            output::print_line(answer.json())
+        } else {
+            output::print(&text(&answer.parse::<Vec<_>>()?))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Failure, SocketOption, output, table};
+use super::{Failure, SocketOption, table};
 use crate::daemon::snapshot::PinholeRow;
 
 /// List the pinholes that are open now
@@ -22,12 +22,7 @@ pub struct Pinholes {
 impl Pinholes {
     /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
-        let answer = self.socket.ask("pinholes")?;
-        if self.json {
-            output::print_line(answer.json())
-        } else {
-            output::print(&text(&answer.parse::<Vec<_>>()?))
-        }
+        self.socket.list("pinholes", self.json, text)
     }
 }
 

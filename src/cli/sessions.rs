@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::{Failure, SocketOption, output, table};
+use super::{Failure, SocketOption, table};
 use crate::daemon::snapshot::SessionRow;
 
 /// List the control connections that are open now
@@ -23,12 +23,7 @@ pub struct Sessions {
 impl Sessions {
     /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
-        let answer = self.socket.ask("sessions")?;
-        if self.json {
-            output::print_line(answer.json())
-        } else {
-            output::print(&text(&answer.parse::<Vec<_>>()?))
-        }
+        self.socket.list("sessions", self.json, text)
     }
 }
 
