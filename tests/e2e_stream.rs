@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Session, captures, gateway, login, reply, say, scripted_client, scripted_server};
-use ftp_alg::lab::{Family, Lab, Topology};
+use ftp_alg::lab::{Analysis, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 /// Longer than any answer here takes, shorter than Linux' shortest retransmission time-out (200 ms).
@@ -170,27 +170,29 @@ fn lose_once(hook: &str, matching: &str) -> String {
 /// Matches segments that begin with `PORT`.
 const BEGINS_WITH_PORT: &str = "tcp dport 21 @ih,0,32 0x504f5254";
 
-fn assert_one_rewrite_after_loss(session: &Session, gateway: &common::Gateway, line: &str) {
+/// An active transfer whose `PORT` is lost once on its way into `place`, and got through with one
+/// pinhole; what its inner and outer side saw.
+fn active_transfer_losing_port(gateway: &common::Gateway, place: &Host) -> (Analysis, Analysis) {
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    place.nft(&lose_once("prerouting", BEGINS_WITH_PORT)).unwrap();
+    let (inner, outer) = captures(lab);
+    let transfer = active_transfer(json!({"send": PORT}), &json!({}));
+    let session = run(lab, true, vec![transfer]);
     assert_eq!(session.error, None);
     assert!(session.got(6).starts_with("200 "), "{}", session.got(6));
     let took: f64 = session.steps[5..=6].iter().map(|(_, ms)| ms).sum();
     assert!(took < 1000.0, "recovery took {took} ms");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1, "{line}");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1);
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
+    (inner.finish().unwrap(), outer.finish().unwrap())
 }
 
 #[test]
 fn announcement_lost_before_the_rewrite_is_rewritten_when_it_comes_again() {
     let gateway = gateway(Topology::Masquerade);
-    let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
-    lab.gateway.nft(&lose_once("prerouting", BEGINS_WITH_PORT)).unwrap();
-    let (inner, outer) = captures(lab);
-    let transfer = active_transfer(json!({"send": PORT}), &json!({}));
-    let session = run(lab, true, vec![transfer]);
-    assert_one_rewrite_after_loss(&session, &gateway, "lost before");
-    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
-    let copies = |side: &ftp_alg::lab::Analysis| {
+    let (inner, outer) = active_transfer_losing_port(&gateway, &gateway.lab.gateway);
+    let copies = |side: &Analysis| {
         side.count("tcp.dstport == 21 && tcp.payload[0:4] == 50:4f:52:54").unwrap()
     };
     assert!(copies(&inner) >= 2, "the client sent it again");
@@ -203,14 +205,7 @@ fn announcement_lost_before_the_rewrite_is_rewritten_when_it_comes_again() {
 #[test]
 fn retransmission_gets_the_same_rewrite() {
     let gateway = gateway(Topology::Masquerade);
-    let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
-    lab.server.nft(&lose_once("prerouting", BEGINS_WITH_PORT)).unwrap();
-    let (inner, outer) = captures(lab);
-    let transfer = active_transfer(json!({"send": PORT}), &json!({}));
-    let session = run(lab, true, vec![transfer]);
-    assert_one_rewrite_after_loss(&session, &gateway, "lost behind");
-    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
+    let (inner, outer) = active_transfer_losing_port(&gateway, &gateway.lab.server);
     let copies = outer
         .fields("tcp.dstport == 21 && tcp.payload[0:4] == 50:4f:52:54", &["tcp.seq", "tcp.payload"])
         .unwrap();
