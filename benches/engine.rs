@@ -5,15 +5,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 use divan::{Bencher, counter::ItemsCount};
 use etherparse::{PacketBuilder, TransportSlice};
 use ftp_alg::{
-    engine::{Attention, Checksums, Engine, Kernel, KernelError, Pinhole, Translation, Verdict},
+    engine::{
+        Attention, Checksums, Engine, Kernel, KernelError, Opening, Pinhole, Translation, Verdict,
+    },
     policy::Policy,
 };
 
@@ -191,7 +190,7 @@ impl Kernel for Nowhere {
         Ok(Some(Translation { client, client_external, server, server_external: server }))
     }
 
-    fn open(&mut self, _: &Pinhole, _: Duration) -> Result<(), KernelError> {
+    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
         Ok(())
     }
 

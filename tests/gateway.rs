@@ -16,10 +16,11 @@ use std::{
 };
 
 use ftp_alg::{
-    engine::{Attention, Kernel as _, KernelError, Pinhole, Translation},
+    engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation},
     gateway::{
         GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
     },
+    session::Side,
 };
 use packets::{Judgement, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -53,6 +54,11 @@ impl Ready {
             (LinuxKernel::new(&parameters).unwrap(), Table::install(&parameters).unwrap())
         });
         Self { lab, kernel, _table: table }
+    }
+
+    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
+        self.kernel.open(&Opening { pinhole, control: &control, initiator: Side::Server, lifetime })
     }
 }
 
@@ -261,9 +267,9 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     ready.lab.masquerade();
     ready.lab.drop_by_default();
     let hole = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
-    ready.kernel.open(&hole, LIFETIME).unwrap();
+    ready.open(&hole, LIFETIME).unwrap();
     let listener = listen(&ready.lab.client, hole.target);
-    let server = &ready.lab.server;
+    let server = &ready.lab.server.clone();
     assert!(connect(server, SERVER2, hole.arrival).is_err(), "another initiator came in");
     assert_eq!(ready.kernel.list_open().unwrap().len(), 1);
     let mut first = connect(server, SERVER, hole.arrival).unwrap();
@@ -275,7 +281,7 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     first.write_all(b"on").unwrap();
     // What is left of the first does not translate the second.
     let other = Pinhole { target: at(CLIENT, 4001), ..hole };
-    ready.kernel.open(&other, LIFETIME).unwrap();
+    ready.open(&other, LIFETIME).unwrap();
     let listener = listen(&ready.lab.client, other.target);
     let mut second = connect(server, SERVER, other.arrival).unwrap();
     exchange(&mut second, &listener);
@@ -289,7 +295,7 @@ fn connections_at_the_same_moment_do_not_share_a_pinhole() {
     ready.lab.drop_by_default();
     for round in 0..40 {
         let hole = pinhole(SERVER, at(CLIENT, 10_000 + round));
-        ready.kernel.open(&hole, LIFETIME).unwrap();
+        ready.open(&hole, LIFETIME).unwrap();
         let _listener = listen(&ready.lab.client, hole.arrival);
         let barrier = std::sync::Barrier::new(4);
         let attempt = || {
@@ -324,7 +330,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
             source: ip(source),
             ..pinhole(CLIENT, at(SERVER2, 50_000))
         };
-        ready.kernel.open(&hole, LIFETIME).unwrap();
+        ready.open(&hole, LIFETIME).unwrap();
         let listener = listen(&ready.lab.server, hole.target);
         let mut stream = connect(&ready.lab.client, CLIENT, hole.arrival).unwrap();
         assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
@@ -340,7 +346,7 @@ fn a_pinhole_s_source_is_shown_whatever_the_operator_translates() {
     for (port, source) in [(5000, EXTERNAL2), (5001, CLIENT)] {
         let arrival = at(SERVER, port);
         let hole = Pinhole { source: ip(source), ..pinhole(CLIENT, arrival) };
-        ready.kernel.open(&hole, LIFETIME).unwrap();
+        ready.open(&hole, LIFETIME).unwrap();
         let listener = listen(&ready.lab.server, arrival);
         let mut stream = connect(&ready.lab.client, CLIENT, arrival).unwrap();
         assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
@@ -355,7 +361,7 @@ fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
     let mut ready = Ready::new();
     ready.lab.drop_by_default();
     let hole = Pinhole { target: at(CLIENT6, 4000), ..pinhole(SERVER6, at(EXTERNAL6, 50_000)) };
-    ready.kernel.open(&hole, LIFETIME).unwrap();
+    ready.open(&hole, LIFETIME).unwrap();
     assert_eq!(ready.kernel.list_open().unwrap()[0].arrival, hole.arrival);
     let listener = listen(&ready.lab.client, hole.target);
     let mut stream = connect(&ready.lab.server, SERVER6, hole.arrival).unwrap();
@@ -364,7 +370,7 @@ fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
 
     let arrival = at(SERVER, 5000);
     let hole = Pinhole { source: ip(EXTERNAL2), ..pinhole(EXTERNAL, arrival) };
-    ready.kernel.open(&hole, LIFETIME).unwrap();
+    ready.open(&hole, LIFETIME).unwrap();
     let listener = listen(&ready.lab.server, arrival);
     let mut stream = connect(&ready.lab.gateway, EXTERNAL, arrival).unwrap();
     assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
@@ -379,9 +385,9 @@ fn an_unused_pinhole_expires_or_is_closed() {
     let hole = pinhole(CLIENT, at(SERVER, 5000));
     let _listener = listen(&ready.lab.server, hole.arrival);
     let lifetime = Duration::from_secs(1);
-    ready.kernel.open(&hole, lifetime).unwrap();
+    ready.open(&hole, lifetime).unwrap();
     let opened = std::time::Instant::now();
-    assert!(matches!(ready.kernel.open(&hole, LIFETIME), Err(KernelError::Taken)));
+    assert!(matches!(ready.open(&hole, LIFETIME), Err(KernelError::Taken)));
     let open = ready.kernel.list_open().unwrap();
     assert_eq!((open.len(), open[0].initiator, open[0].arrival), (1, hole.initiator, hole.arrival));
     assert!(open[0].remaining <= lifetime);
@@ -389,15 +395,15 @@ fn an_unused_pinhole_expires_or_is_closed() {
     assert!(ready.kernel.list_open().unwrap().is_empty());
     assert!(connect(&ready.lab.client, CLIENT, hole.arrival).is_err());
     ready.kernel.close(&hole).unwrap();
-    ready.kernel.open(&hole, LIFETIME).unwrap();
+    ready.open(&hole, LIFETIME).unwrap();
     ready.kernel.close(&hole).unwrap();
     assert!(connect(&ready.lab.client, CLIENT, hole.arrival).is_err());
     ready.kernel.close(&hole).unwrap();
     ready.kernel.close(&pinhole(CLIENT6, at(SERVER6, 1))).unwrap();
     let mixed = pinhole(CLIENT6, at(SERVER, 1));
-    assert!(ready.kernel.open(&mixed, LIFETIME).is_err());
+    assert!(ready.open(&mixed, LIFETIME).is_err());
     ready.lab.gateway_sh("nft delete table inet ftp_alg");
-    let error = ready.kernel.open(&hole, LIFETIME).unwrap_err();
+    let error = ready.open(&hole, LIFETIME).unwrap_err();
     assert!(error.to_string().contains("table inet ftp_alg is gone"), "{error}");
 }
 

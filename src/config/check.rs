@@ -124,10 +124,6 @@ impl Checker<'_> {
                 (None, None) => {}
             }
         }
-        if let (Backend::Conntrack, Some(leaf)) = (backend, &file.backend) {
-            let why = "is not served by this version: give \"auto\" or \"nftables\"";
-            self.unsupported("pinhole.backend", leaf, why);
-        }
         Pinhole { backend, timeout, mark, mark_mask }
     }
 

@@ -224,7 +224,6 @@ fn values_in_a_refusal_are_escaped_and_cut() {
 #[test]
 fn what_this_version_does_not_serve_is_valid_but_named() {
     let cases = [
-        ("pinhole.backend = \"conntrack\"", ":1:19: pinhole.backend: \"conntrack\" is not served"),
         ("nat.external-address = \"dns:ftp.example.net\"", "nat.external-address: \"dns:ftp."),
         ("metrics.listen = \"127.0.0.1:9821\"", "metrics.listen: \"127.0.0.1:9821\" is not served"),
         (

@@ -29,9 +29,9 @@ use super::{
     snapshot::{PinholeRow, SessionRow, Source, Status},
 };
 use crate::{
-    config::Config,
+    config::{self, Config},
     engine::{Checksums, Engine, Verdict},
-    gateway::{Condition, Decision, LinuxKernel, Queue, RuleParameters, Table},
+    gateway::{Backend, Condition, Decision, LinuxKernel, Queue, RuleParameters, Table},
     policy::Policy,
 };
 
@@ -72,7 +72,10 @@ pub(super) fn start(
     let engine = Engine::new(worker_policy(config), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
-        backend: "nftables",
+        backend: match parameters.backend() {
+            Backend::Nftables => "nftables",
+            Backend::Conntrack => "conntrack",
+        },
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
@@ -92,13 +95,17 @@ pub(super) fn start(
 /// What the rules need of the configuration.
 pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway::GatewayError> {
     let (queue, pinhole) = (&config.queue, &config.pinhole);
-    RuleParameters::new(
+    let parameters = RuleParameters::new(
         &config.control_ports,
         queue.number,
         queue.workers,
         pinhole.mark,
         pinhole.mark_mask,
-    )
+    )?;
+    Ok(parameters.with_backend(match pinhole.backend {
+        config::Backend::Auto | config::Backend::Nftables => Backend::Nftables,
+        config::Backend::Conntrack => Backend::Conntrack,
+    }))
 }
 
 /// The policy of one worker: limits over all sessions are shared out evenly.

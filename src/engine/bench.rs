@@ -215,7 +215,7 @@ impl<K: Kernel> Bench<'_, K> {
         let opened = self.pinholes.open(
             self.now,
             policy,
-            (self.index, self.control.client.ip()),
+            (self.index, &translation),
             kind,
             plan.pinhole,
             self.kernel,

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::session::Side;
+
 /// How NAT shows the two ends of a control connection to each other.
 ///
 /// At our hooks (forward; input; output after destination NAT) a packet carries the real address
@@ -59,6 +61,19 @@ impl fmt::Display for Pinhole {
     }
 }
 
+/// A pinhole that is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// The pinhole.
+    pub pinhole: &'a Pinhole,
+    /// The control connection that it belongs to.
+    pub control: &'a Translation,
+    /// Which end of it opens the data connection.
+    pub initiator: Side,
+    /// How long it lives if no connection comes.
+    pub lifetime: Duration,
+}
+
 /// What later packets of a control connection need, said to the packet selection by ct mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attention {
@@ -98,9 +113,9 @@ pub trait Kernel {
         b: SocketAddr,
     ) -> Result<Option<Translation>, KernelError>;
 
-    /// Opens `pinhole` for one connection, or for `lifetime` if none comes.
+    /// Opens a pinhole for one connection, or for its lifetime if none comes.
     /// [`KernelError::Taken`] if initiator and arrival are already those of an open pinhole.
-    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError>;
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError>;
 
     /// Closes `pinhole` if it is still open, and drops its translations. A data connection
     /// already established goes on.

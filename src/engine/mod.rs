@@ -23,7 +23,7 @@ use std::{
 
 use bench::Bench;
 pub use event::{Action, Decision, Event, What};
-pub use kernel::{Attention, Kernel, KernelError, Pinhole, Translation};
+pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
 use table::{Control, Entry, Key, Table};
 

@@ -17,8 +17,8 @@ use std::{
 
 use ahash::{AHashMap, RandomState};
 
-use super::{Kernel, KernelError, Pinhole};
-use crate::{ftp::Kind, policy::Policy};
+use super::{Kernel, KernelError, Opening, Pinhole, Translation};
+use crate::{ftp::Kind, policy::Policy, session::Side};
 
 /// A pinhole that a session holds.
 #[derive(Clone, Debug)]
@@ -85,17 +85,19 @@ impl PinholeTable {
         Self { common: Arc::clone(&self.common), ..Self::default() }
     }
 
-    /// Opens `wanted` for the session `owner` of `client`, at another external port if the announced
-    /// one is taken.
+    /// Opens `wanted` for the session `owner` and its control connection, at another external port if
+    /// the announced one is taken.
     pub fn open(
         &mut self,
         now: Instant,
         policy: &Policy,
-        (owner, client): (u32, IpAddr),
+        (owner, control): (u32, &Translation),
         kind: Kind,
         mut wanted: Pinhole,
         kernel: &mut impl Kernel,
     ) -> Result<Held, OpenError> {
+        let client = control.client.ip();
+        let initiator = if kind.is_active() { Side::Server } else { Side::Client };
         let mut common = lock(&self.common);
         // What is closed here must be closed there before the same endpoints open again.
         settle(&mut self.closing, &mut common, kernel).map_err(OpenError::Kernel)?;
@@ -120,7 +122,8 @@ impl PinholeTable {
                 Some(_) => continue,
                 None => {}
             }
-            match kernel.open(&wanted, policy.pinhole_lifetime) {
+            let (pinhole, lifetime) = (&wanted, policy.pinhole_lifetime);
+            match kernel.open(&Opening { pinhole, control, initiator, lifetime }) {
                 Ok(()) => {}
                 Err(KernelError::Taken) => continue,
                 Err(error) => return Err(OpenError::Kernel(error)),

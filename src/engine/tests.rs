@@ -26,8 +26,8 @@ impl Kernel for Notes {
         Ok(self.translation.filter(|_| !self.forgot))
     }
 
-    fn open(&mut self, pinhole: &Pinhole, _: Duration) -> Result<(), KernelError> {
-        self.open.push(*pinhole);
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        self.open.push(*opening.pinhole);
         Ok(())
     }
 

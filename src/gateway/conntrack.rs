@@ -2,14 +2,12 @@
 //!
 //! Knows a connection by its addresses only.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::{io, net::SocketAddr};
 
 use super::{
     GatewayError,
-    netlink::{self, Attributes, Message, Socket, Start, Writer, be16},
+    ctnetlink::{Requests, Tuple, family_of, put_source},
+    netlink::Message,
     rules::RuleParameters,
 };
 use crate::engine::{Attention, KernelError, Translation};
@@ -23,15 +21,6 @@ const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_MARK_MASK: u16 = 21;
 const CTA_FILTER: u16 = 25;
-const CTA_TUPLE_IP: u16 = 1;
-const CTA_TUPLE_PROTO: u16 = 2;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
-const CTA_IP_V6_SRC: u16 = 3;
-const CTA_IP_V6_DST: u16 = 4;
-const CTA_PROTO_NUM: u16 = 1;
-const CTA_PROTO_SRC_PORT: u16 = 2;
-const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
@@ -40,23 +29,14 @@ const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// CTA_FILTER_F_CTA_IP_SRC, _PROTO_NUM and _PROTO_SRC_PORT: compare the source, ignore the rest.
 const FILTER_SOURCE: u32 = 1 << 0 | 1 << 3 | 1 << 4;
 const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
-const TCP: u8 = libc::IPPROTO_TCP as u8;
 
 /// Asks conntrack. One for each thread.
 #[derive(Debug)]
 pub struct Conntrack {
-    socket: Socket,
-    request: Vec<u8>,
+    requests: Requests,
     every: u32,
     none: u32,
     control_ports: Vec<u16>,
-}
-
-/// One direction of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tuple {
-    source: SocketAddr,
-    destination: SocketAddr,
 }
 
 /// Both directions as conntrack has them.
@@ -86,10 +66,11 @@ impl Connection {
 impl Conntrack {
     /// Opens a netlink socket.
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
+        let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)
+            .map_err(|e| GatewayError::system("netlink socket", e))?;
         let (every, none) = (parameters.every(), parameters.none());
         let control_ports = parameters.control_ports().to_vec();
-        Ok(Self { socket, request: Vec::new(), every, none, control_ports })
+        Ok(Self { requests, every, none, control_ports })
     }
 
     /// The translation of the TCP connection whose packets show `a` and `b` at our hooks.
@@ -143,45 +124,48 @@ impl Conntrack {
         };
         let mask = self.every | self.none;
         let original = Tuple { source: control.client, destination: control.server_external };
-        self.ask(
-            IPCTNL_MSG_CT_NEW,
-            libc::NLM_F_ACK,
-            original.source,
-            |message| {
-                put_tuple(message, CTA_TUPLE_ORIG, &original);
-                message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
-                if attention == Attention::Every {
-                    // struct nf_ct_tcp_flags: flags, mask.
-                    let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
-                    message.nest(CTA_PROTOINFO, |info| {
-                        info.nest(CTA_PROTOINFO_TCP, |tcp| {
-                            tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
-                                .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+        self.requests
+            .ask(
+                IPCTNL_MSG_CT_NEW,
+                libc::NLM_F_ACK,
+                family_of(original.source),
+                |message| {
+                    original.put(message, CTA_TUPLE_ORIG);
+                    message
+                        .put(CTA_MARK, &mark.to_be_bytes())
+                        .put(CTA_MARK_MASK, &mask.to_be_bytes());
+                    if attention == Attention::Every {
+                        // struct nf_ct_tcp_flags: flags, mask.
+                        let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+                        message.nest(CTA_PROTOINFO, |info| {
+                            info.nest(CTA_PROTOINFO_TCP, |tcp| {
+                                tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
+                                    .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+                            });
                         });
-                    });
+                    }
+                },
+                |_| {},
+            )
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOENT) => KernelError::Unknown,
+                _ => {
+                    let (client, server) = (control.client, control.server_external);
+                    KernelError::System {
+                        what: format!("mark the connection {client} -> {server}"),
+                        source,
+                    }
                 }
-            },
-            |_| {},
-        )
-        .map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOENT) => KernelError::Unknown,
-            _ => {
-                let (client, server) = (control.client, control.server_external);
-                KernelError::System {
-                    what: format!("mark the connection {client} -> {server}"),
-                    source,
-                }
-            }
-        })
+            })
     }
 
     fn get(&mut self, tuple: Tuple) -> io::Result<Option<Connection>> {
         let mut found = None;
-        let asked = self.ask(
+        let asked = self.requests.ask(
             IPCTNL_MSG_CT_GET,
             0,
-            tuple.source,
-            |message| put_tuple(message, CTA_TUPLE_ORIG, &tuple),
+            family_of(tuple.source),
+            |message| tuple.put(message, CTA_TUPLE_ORIG),
             |message| found = found.or_else(|| parse(message)),
         );
         match asked {
@@ -196,10 +180,10 @@ impl Conntrack {
     fn search(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<Connection>> {
         let mut found = None;
         for filter in [true, false] {
-            let asked = self.ask(
+            let asked = self.requests.ask(
                 IPCTNL_MSG_CT_GET,
                 libc::NLM_F_DUMP,
-                client,
+                family_of(client),
                 |message| {
                     if filter {
                         put_source(message, CTA_TUPLE_ORIG, client);
@@ -229,94 +213,13 @@ impl Conntrack {
         }
         Ok(found)
     }
-
-    /// Sends one request and hands each connection in the answer to `each`.
-    fn ask(
-        &mut self,
-        command: u8,
-        flags: i32,
-        family_of: SocketAddr,
-        fill: impl FnOnce(&mut Writer<'_>),
-        mut each: impl FnMut(&Message<'_>),
-    ) -> io::Result<()> {
-        let family = if family_of.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        let start = Start {
-            subsystem: libc::NFNL_SUBSYS_CTNETLINK as u8,
-            command,
-            flags: flags as u16,
-            sequence: self.socket.next_sequence(),
-            family: family as u8,
-            resource: 0,
-        };
-        self.request.clear();
-        fill(&mut Writer::new(&mut self.request, start));
-        let mut failed = 0;
-        self.socket.ask(&self.request, |message| match message.kind {
-            _ if message.sequence != start.sequence => {}
-            netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
-            _ => each(&message),
-        })?;
-        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
-    }
-}
-
-fn put_tuple(message: &mut Writer<'_>, kind: u16, tuple: &Tuple) {
-    message.nest(kind, |inner| {
-        inner.nest(CTA_TUPLE_IP, |ip| {
-            put_address(ip, tuple.source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
-            put_address(ip, tuple.destination.ip(), CTA_IP_V4_DST, CTA_IP_V6_DST);
-        });
-        inner.nest(CTA_TUPLE_PROTO, |proto| {
-            proto
-                .put(CTA_PROTO_NUM, &[TCP])
-                .put(CTA_PROTO_SRC_PORT, &tuple.source.port().to_be_bytes())
-                .put(CTA_PROTO_DST_PORT, &tuple.destination.port().to_be_bytes());
-        });
-    });
-}
-
-fn put_source(message: &mut Writer<'_>, kind: u16, source: SocketAddr) {
-    message.nest(kind, |inner| {
-        inner.nest(CTA_TUPLE_IP, |ip| {
-            put_address(ip, source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
-        });
-        inner.nest(CTA_TUPLE_PROTO, |proto| {
-            proto.put(CTA_PROTO_NUM, &[TCP]).put(CTA_PROTO_SRC_PORT, &source.port().to_be_bytes());
-        });
-    });
-}
-
-fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
-    match address {
-        IpAddr::V4(address) => message.put(v4, &address.octets()),
-        IpAddr::V6(address) => message.put(v6, &address.octets()),
-    };
 }
 
 fn parse(message: &Message<'_>) -> Option<Connection> {
     let attributes = message.attributes();
     Some(Connection {
-        original: parse_tuple(&attributes.nested(CTA_TUPLE_ORIG)?)?,
-        reply: parse_tuple(&attributes.nested(CTA_TUPLE_REPLY)?)?,
-    })
-}
-
-fn parse_tuple(tuple: &Attributes<'_>) -> Option<Tuple> {
-    let ip = tuple.nested(CTA_TUPLE_IP)?;
-    let address = |v4: u16, v6: u16| -> Option<IpAddr> {
-        if let Some(octets) = ip.first(v4) {
-            return Some(Ipv4Addr::from(*octets.first_chunk::<4>()?).into());
-        }
-        Some(Ipv6Addr::from(*ip.first(v6)?.first_chunk::<16>()?).into())
-    };
-    let proto = tuple.nested(CTA_TUPLE_PROTO)?;
-    if proto.first(CTA_PROTO_NUM)?.first() != Some(&TCP) {
-        return None;
-    }
-    let port = |kind| proto.first(kind).and_then(be16);
-    Some(Tuple {
-        source: (address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?).into(),
-        destination: (address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?).into(),
+        original: Tuple::parse(&attributes.nested(CTA_TUPLE_ORIG)?)?,
+        reply: Tuple::parse(&attributes.nested(CTA_TUPLE_REPLY)?)?,
     })
 }
 
@@ -325,7 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gateway::netlink::Messages;
+    use crate::gateway::netlink::{Messages, Start, Writer};
 
     fn connection(addresses: [&str; 4]) -> Connection {
         let [a, b, c, d] = addresses.map(|text| text.parse().unwrap());
@@ -340,8 +243,8 @@ mod tests {
         let start =
             Start { subsystem: 1, command: 0, flags: 0, sequence: 1, family: 2, resource: 0 };
         let mut writer = Writer::new(&mut bytes, start);
-        put_tuple(&mut writer, CTA_TUPLE_ORIG, &connection.original);
-        put_tuple(&mut writer, CTA_TUPLE_REPLY, &connection.reply);
+        connection.original.put(&mut writer, CTA_TUPLE_ORIG);
+        connection.reply.put(&mut writer, CTA_TUPLE_REPLY);
         bytes
     }
 

@@ -4,7 +4,10 @@
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
 mod conntrack;
+mod ctnetlink;
 mod error;
+mod expectations;
+mod helper;
 mod inject;
 mod netlink;
 mod nft;
@@ -13,40 +16,55 @@ mod queue;
 pub mod rules;
 mod table;
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
+pub use expectations::Expectations;
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts};
-pub use rules::{QueueStatement, RuleParameters};
+pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Table};
 
-use crate::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
+use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
-/// thread; pinholes are in the loaded [`Table`], which all share.
+/// thread; it needs the loaded [`Table`], which all share.
 #[derive(Debug)]
 pub struct LinuxKernel {
-    pinholes: Pinholes,
+    holder: Holder,
     conntrack: Conntrack,
     injector: Injector,
+}
+
+/// What holds the pinholes.
+#[derive(Debug)]
+enum Holder {
+    Nftables(Pinholes),
+    Conntrack(Expectations),
 }
 
 impl LinuxKernel {
     /// Opens all sockets, so that rights may be given up afterwards (CAP_NET_ADMIN must stay).
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         Ok(Self {
-            pinholes: Pinholes::new()?,
+            holder: match parameters.backend() {
+                Backend::Nftables => Holder::Nftables(Pinholes::new()?),
+                Backend::Conntrack => Holder::Conntrack(Expectations::new()?),
+            },
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
         })
     }
 
-    /// The pinholes that are open now, as the kernel says.
+    /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
+    /// others expect.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
-        self.pinholes.list_open()
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.list_open(),
+            Holder::Conntrack(expectations) => expectations.list_open(),
+        }
     }
 }
 
@@ -59,12 +77,18 @@ impl Kernel for LinuxKernel {
         self.conntrack.translation(a, b)
     }
 
-    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
-        self.pinholes.open(pinhole, lifetime)
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.open(opening),
+            Holder::Conntrack(expectations) => expectations.open(opening),
+        }
     }
 
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.pinholes.close(pinhole)
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.close(pinhole),
+            Holder::Conntrack(expectations) => expectations.close(pinhole),
+        }
     }
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {

@@ -19,7 +19,7 @@ use super::{
     netlink::Socket,
     nft::{self, Batch, Element},
 };
-use crate::engine::{KernelError, Pinhole};
+use crate::engine::{KernelError, Opening, Pinhole};
 
 /// Translations outlive the permission, so that a connection admitted in its last moment finds
 /// them.
@@ -105,9 +105,10 @@ impl Pinholes {
         Ok(Self { socket, batch: Batch::new(), leftovers: Leftovers::default() })
     }
 
-    /// Opens `pinhole` for one connection, within `lifetime`. [`KernelError::Taken`] if initiator
+    /// Opens a pinhole for one connection, within its lifetime. [`KernelError::Taken`] if initiator
     /// and arrival are those of an open pinhole.
-    pub fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+    pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        let Opening { pinhole, lifetime, .. } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let elements = Elements::of(pinhole).map_err(failed)?;

@@ -8,11 +8,25 @@ use std::fmt::Write as _;
 use super::GatewayError;
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
+const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");
 const IPTABLES: &str = include_str!("../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../rules/ftp-alg.ip6tables");
 
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
+
+/// The name of our own conntrack helper.
+pub(super) const OWN_HELPER: &str = "ftp-alg";
+
+/// What holds the pinholes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Sets and maps of our nftables table; a firewall accepts the mark.
+    #[default]
+    Nftables,
+    /// Expectations of the connection tracker; a firewall accepts `related`.
+    Conntrack,
+}
 
 /// What an operator may change in the rules.
 ///
@@ -26,6 +40,7 @@ pub struct RuleParameters {
     data: u32,
     every: u32,
     none: u32,
+    backend: Backend,
 }
 
 impl Default for RuleParameters {
@@ -37,6 +52,7 @@ impl Default for RuleParameters {
             data: 0x4000_0000,
             every: 0x2000_0000,
             none: 0x1000_0000,
+            backend: Backend::Nftables,
         }
     }
 }
@@ -83,7 +99,18 @@ impl RuleParameters {
         let others = mark_mask & !mark;
         let every = 1 << others.ilog2();
         let none = others & !every;
-        Ok(Self { control_ports, queue_first, queue_count, data: mark, every, none })
+        let backend = Backend::Nftables;
+        Ok(Self { control_ports, queue_first, queue_count, data: mark, every, none, backend })
+    }
+
+    /// These, with another back end than [`Backend::Nftables`].
+    pub fn with_backend(self, backend: Backend) -> Self {
+        Self { backend, ..self }
+    }
+
+    /// What holds the pinholes.
+    pub fn backend(&self) -> Backend {
+        self.backend
     }
 
     /// Ports of control connections, ascending.
@@ -137,8 +164,12 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// drops for [`QueueStatement::Xtables`], until the rule that queues takes that place: what it
 /// gets must never pass unseen.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
-    let mut text = String::with_capacity(NFTABLES.len() + 64);
-    for line in NFTABLES.split_inclusive('\n') {
+    let file = match parameters.backend {
+        Backend::Nftables => NFTABLES,
+        Backend::Conntrack => CONNTRACK,
+    };
+    let mut text = String::with_capacity(file.len() + 64);
+    for line in file.split_inclusive('\n') {
         let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
         match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
             "define control_ports" => {
@@ -164,6 +195,11 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
         }
     }
     text
+}
+
+/// The nftables rules of [`Backend::Conntrack`], with our own helper in place of the kernel's.
+pub(super) fn with_own_helper(text: &str) -> String {
+    text.replacen("type \"sane\"", &format!("type \"{OWN_HELPER}\""), 1)
 }
 
 /// The iptables rules, for `iptables-restore --noflush`.

@@ -16,9 +16,10 @@ use nftnl_sys as sys;
 
 use super::{
     GatewayError,
+    helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
-    rules::{QueueStatement, RuleParameters, TABLE, render_nftables},
+    rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
 };
 
 /// Chains that queue: what passes without a reader, what waits for one.
@@ -35,6 +36,8 @@ pub struct Table {
     socket: Socket,
     /// As it was loaded; `None` means that there is nothing to remove.
     shape: Option<Shape>,
+    /// What the table's helper object is, where it is ours.
+    helper: Option<OwnHelper>,
 }
 
 /// What became of the table since it was loaded.
@@ -48,6 +51,14 @@ pub enum Condition {
     Changed,
     /// Another one has taken its place: most likely that of another ftp-alg.
     Replaced,
+}
+
+fn no_helper() -> GatewayError {
+    GatewayError::FeatureMissing {
+        what: "backend \"conntrack\"".into(),
+        feature: "nfnetlink_cthelper and no nf_conntrack_sane, one of which expectations need",
+        remedy: "load one of them with modprobe, or set backend = \"nftables\" in [pinhole]",
+    }
 }
 
 fn no_queue(errno: i32) -> GatewayError {
@@ -79,10 +90,28 @@ impl Table {
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        nft(&["--file", "-"], &render_nftables(parameters, statement))?;
+        let mut text = render_nftables(parameters, statement);
+        let mut helper = None;
+        if parameters.backend() == Backend::Conntrack {
+            helper = OwnHelper::register().map_err(helper_failed)?;
+            if helper.is_some() {
+                text = with_own_helper(&text);
+            }
+        }
+        nft(&["--file", "-"], &text).map_err(|error| match error {
+            // Without `queue` statements nothing else in the rules may be missing.
+            GatewayError::RulesRefused { message }
+                if parameters.backend() == Backend::Conntrack
+                    && statement != QueueStatement::Native
+                    && message.contains("No such file or directory") =>
+            {
+                no_helper()
+            }
+            other => other,
+        })?;
         // From here on it is removed if something fails.
         let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
-        let mut table = Self { parameters: parameters.clone(), statement, socket, shape };
+        let mut table = Self { parameters: parameters.clone(), statement, socket, shape, helper };
         if statement == QueueStatement::Xtables {
             let mut refused = table.add_queue_rules(parameters)?;
             if refused == Some(libc::ENOENT) {
@@ -123,6 +152,7 @@ impl Table {
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
         self.shape = None;
+        self.helper.take().map(OwnHelper::keep);
     }
 
     /// Removes the table, and nothing else: not one that has taken its place.
@@ -139,12 +169,14 @@ impl Table {
         let mut batch = Batch::new();
         batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
         match batch.send(&mut self.socket).map_err(netlink_failed)?.first_error() {
-            None | Some(libc::ENOENT) => Ok(()),
+            None | Some(libc::ENOENT) => {}
             Some(error) => {
                 let what = format!("removal of table inet {TABLE}");
-                Err(GatewayError::system(what, io::Error::from_raw_os_error(error)))
+                return Err(GatewayError::system(what, io::Error::from_raw_os_error(error)));
             }
         }
+        self.helper = None;
+        Ok(())
     }
 
     /// Puts the iptables target into the chains that queue, in the place of what is in them.
@@ -188,6 +220,10 @@ impl Drop for Table {
 
 fn netlink_failed(error: io::Error) -> GatewayError {
     GatewayError::system("nf_tables", error)
+}
+
+fn helper_failed(error: io::Error) -> GatewayError {
+    GatewayError::system("conntrack helper ftp-alg", error)
 }
 
 /// Runs `nft` on `text`.

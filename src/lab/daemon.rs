@@ -128,7 +128,8 @@ impl Daemon {
         }
     }
 
-    /// Elements of its table's sets by which a new connection could pass, one line each.
+    /// Elements of its table's sets, and expectations of conntrack, by which a new connection could
+    /// pass, one line each.
     ///
     /// Translations (`targets`, `sources`) open nothing: they only hold for connections that a
     /// pinhole admitted, and stay for those. Control ports are configuration.
@@ -136,22 +137,23 @@ impl Daemon {
         let mut command = self.gateway.command("nft");
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
         let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
+        let expected = self.gateway.run("conntrack", &["-L", "expect"])?.text();
+        let mut openings: Vec<String> = expected.lines().map(str::to_owned).collect();
         if !listed.status.success() {
-            return Ok(Vec::new());
+            return Ok(openings);
         }
         let value: Value = serde_json::from_str(&listed.text())
             .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
         let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
         let sets = objects.filter_map(|object| object.get("set"));
-        let mut elements = Vec::new();
         for set in sets {
             let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
             if name.starts_with("pinholes") {
                 let members = set.get("elem").and_then(Value::as_array).into_iter().flatten();
-                elements.extend(members.map(|element| format!("{name}: {element}")));
+                openings.extend(members.map(|element| format!("{name}: {element}")));
             }
         }
-        Ok(elements)
+        Ok(openings)
     }
 
     /// How it ended, if it has.

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
+use ftp_alg::{
+    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
+    session::Side,
+};
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {
@@ -82,8 +85,15 @@ impl Kernel for Recorder {
         Ok(known)
     }
 
-    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        let Opening { pinhole, control, initiator, lifetime } = *opening;
         self.check("open")?;
+        assert_eq!(Some(*control), self.translation, "the connection that asked");
+        let initiates = match initiator {
+            Side::Client => control.client,
+            Side::Server => control.server,
+        };
+        assert_eq!(pinhole.initiator, initiates.ip(), "the initiator");
         self.forget_expired();
         let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
         if self.taken.contains(&pinhole.arrival.port()) || self.open.iter().any(|(p, _)| same(p)) {

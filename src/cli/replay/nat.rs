@@ -8,12 +8,11 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use ipnetwork::IpNetwork;
 
-use crate::engine::{Attention, Kernel, KernelError, Pinhole, Translation};
+use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// A connection's protocol, end inside and end outside.
 type Connection = (u8, SocketAddr, SocketAddr);
@@ -92,7 +91,8 @@ impl Kernel for Nat {
         }))
     }
 
-    fn open(&mut self, pinhole: &Pinhole, _: Duration) -> Result<(), KernelError> {
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        let pinhole = opening.pinhole;
         self.pinholes.insert((pinhole.initiator, pinhole.target), pinhole.arrival);
         Ok(())
     }
@@ -113,7 +113,10 @@ impl Kernel for Nat {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::session::Side;
 
     fn nat() -> Nat {
         Nat::new(Some([198, 51, 100, 1].into()), vec!["10.0.0.0/8".parse().unwrap()])
@@ -152,7 +155,13 @@ mod tests {
             target: end("10.0.0.1:3762"),
             source: [203, 0, 113, 9].into(),
         };
-        nat.open(&pinhole, Duration::ZERO).unwrap();
+        nat.open(&Opening {
+            pinhole: &pinhole,
+            control: &Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
+            initiator: Side::Server,
+            lifetime: Duration::ZERO,
+        })
+        .unwrap();
         let initiator = end("203.0.113.9:20");
         assert_eq!(nat.seen(6, pinhole.target, initiator), pinhole.arrival);
     }

@@ -1,0 +1,134 @@
+//! Messages of ctnetlink: tuples, and asking for them.
+//!
+//! Knows a connection by its addresses only, and nothing of what is asked about it.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use super::netlink::{self, Attributes, Message, Socket, Start, Writer, be16};
+
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const TCP: u8 = libc::IPPROTO_TCP as u8;
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tuple {
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+}
+
+impl Tuple {
+    /// Appends it as an attribute.
+    pub(super) fn put(&self, message: &mut Writer<'_>, kind: u16) {
+        message.nest(kind, |inner| {
+            inner.nest(CTA_TUPLE_IP, |ip| {
+                put_address(ip, self.source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+                put_address(ip, self.destination.ip(), CTA_IP_V4_DST, CTA_IP_V6_DST);
+            });
+            inner.nest(CTA_TUPLE_PROTO, |proto| {
+                proto
+                    .put(CTA_PROTO_NUM, &[TCP])
+                    .put(CTA_PROTO_SRC_PORT, &self.source.port().to_be_bytes())
+                    .put(CTA_PROTO_DST_PORT, &self.destination.port().to_be_bytes());
+            });
+        });
+    }
+
+    /// Reads the content of such an attribute, if it is of TCP.
+    pub(super) fn parse(tuple: &Attributes<'_>) -> Option<Self> {
+        let ip = tuple.nested(CTA_TUPLE_IP)?;
+        let address = |v4: u16, v6: u16| -> Option<IpAddr> {
+            if let Some(octets) = ip.first(v4) {
+                return Some(Ipv4Addr::from(*octets.first_chunk::<4>()?).into());
+            }
+            Some(Ipv6Addr::from(*ip.first(v6)?.first_chunk::<16>()?).into())
+        };
+        let proto = tuple.nested(CTA_TUPLE_PROTO)?;
+        if proto.first(CTA_PROTO_NUM)?.first() != Some(&TCP) {
+            return None;
+        }
+        let port = |kind| proto.first(kind).and_then(be16);
+        Some(Self {
+            source: (address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?).into(),
+            destination: (address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?).into(),
+        })
+    }
+}
+
+/// Appends the source half of a tuple, for filters.
+pub(super) fn put_source(message: &mut Writer<'_>, kind: u16, source: SocketAddr) {
+    message.nest(kind, |inner| {
+        inner.nest(CTA_TUPLE_IP, |ip| {
+            put_address(ip, source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+        });
+        inner.nest(CTA_TUPLE_PROTO, |proto| {
+            proto.put(CTA_PROTO_NUM, &[TCP]).put(CTA_PROTO_SRC_PORT, &source.port().to_be_bytes());
+        });
+    });
+}
+
+fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
+    match address {
+        IpAddr::V4(address) => message.put(v4, &address.octets()),
+        IpAddr::V6(address) => message.put(v6, &address.octets()),
+    };
+}
+
+/// A socket for one subsystem's requests.
+#[derive(Debug)]
+pub(super) struct Requests {
+    socket: Socket,
+    subsystem: u8,
+    request: Vec<u8>,
+}
+
+impl Requests {
+    /// Opens a netlink socket for requests to `subsystem` (`NFNL_SUBSYS_*`).
+    pub(super) fn open(subsystem: i32) -> io::Result<Self> {
+        Ok(Self { socket: Socket::open()?, subsystem: subsystem as u8, request: Vec::new() })
+    }
+
+    /// Sends one request and hands each message of the answer to `each`.
+    pub(super) fn ask(
+        &mut self,
+        command: u8,
+        flags: i32,
+        family: i32,
+        fill: impl FnOnce(&mut Writer<'_>),
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let start = Start {
+            subsystem: self.subsystem,
+            command,
+            flags: flags as u16,
+            sequence: self.socket.next_sequence(),
+            family: family as u8,
+            resource: 0,
+        };
+        self.request.clear();
+        fill(&mut Writer::new(&mut self.request, start));
+        let mut failed = 0;
+        self.socket.ask(&self.request, |message| match message.kind {
+            _ if message.sequence != start.sequence => {}
+            netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
+            _ => each(&message),
+        })?;
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+}
+
+/// The address family of an endpoint.
+pub(super) fn family_of(endpoint: SocketAddr) -> i32 {
+    if endpoint.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}

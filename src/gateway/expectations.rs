@@ -1,0 +1,190 @@
+//! Pinholes as expectations of the connection tracker (nf_conntrack_expect.c).
+//!
+//! A data connection that an expectation awaits is `related` to its control connection, so a
+//! firewall that accepts `related` needs nothing else, and the kernel translates it as it does the
+//! control connection ("nat-follow-master"). An expectation is used up by its first connection and
+//! ends with its control connection. Knows nothing of what was announced.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use super::{
+    GatewayError,
+    ctnetlink::{Requests, Tuple, family_of},
+    netlink::{Message, Writer, be32},
+    pinholes::OpenPinhole,
+};
+use crate::{
+    engine::{KernelError, Opening, Pinhole},
+    session::Side,
+};
+
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+const IPCTNL_MSG_EXP_NEW: u8 = 0;
+const IPCTNL_MSG_EXP_GET: u8 = 1;
+const IPCTNL_MSG_EXP_DELETE: u8 = 2;
+const CTA_EXPECT_MASTER: u16 = 1;
+const CTA_EXPECT_TUPLE: u16 = 2;
+const CTA_EXPECT_MASK: u16 = 3;
+const CTA_EXPECT_TIMEOUT: u16 = 4;
+const CTA_EXPECT_NAT: u16 = 10;
+const CTA_EXPECT_FN: u16 = 11;
+const CTA_EXPECT_NAT_DIR: u16 = 1;
+const CTA_EXPECT_NAT_TUPLE: u16 = 2;
+/// Translates source and destination as the master connection's are.
+const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
+
+/// Opens and closes pinholes. One for each thread.
+#[derive(Debug)]
+pub struct Expectations {
+    requests: Requests,
+}
+
+impl Expectations {
+    /// Opens a netlink socket.
+    pub fn new() -> Result<Self, GatewayError> {
+        let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK_EXP)
+            .map_err(|e| GatewayError::system("netlink socket", e))?;
+        Ok(Self { requests })
+    }
+
+    /// Opens a pinhole for one connection, within its lifetime, in whole seconds.
+    /// [`KernelError::Taken`] if initiator and arrival are those of an expectation.
+    pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        let Opening { pinhole, control, initiator, lifetime } = *opening;
+        let failed =
+            |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
+        let family = family_of(pinhole.arrival);
+        let master = Tuple { source: control.client, destination: control.server_external };
+        let expected = Expected::of(pinhole).map_err(failed)?;
+        // CTA_EXPECT_NAT_DIR: the direction of the master that the connection goes in.
+        let direction = u32::from(initiator == Side::Server);
+        let nat = Tuple { source: pinhole.target, destination: expected.none };
+        let seconds = u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        let mut ask = |flags| {
+            let fill = |message: &mut Writer<'_>| {
+                master.put(message, CTA_EXPECT_MASTER);
+                expected.tuple.put(message, CTA_EXPECT_TUPLE);
+                expected.mask.put(message, CTA_EXPECT_MASK);
+                message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
+                message.put(CTA_EXPECT_FN, FOLLOW_MASTER);
+                message.nest(CTA_EXPECT_NAT, |inner| {
+                    inner.put(CTA_EXPECT_NAT_DIR, &direction.to_be_bytes());
+                    nat.put(inner, CTA_EXPECT_NAT_TUPLE);
+                });
+            };
+            self.requests.ask(IPCTNL_MSG_EXP_NEW, libc::NLM_F_ACK | flags, family, fill, |_| {})
+        };
+        ask(libc::NLM_F_CREATE | libc::NLM_F_EXCL).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EEXIST | libc::EBUSY | libc::EALREADY) => KernelError::Taken,
+                // Conntrack has forgotten the control connection.
+                Some(libc::ENOENT) => KernelError::Unknown,
+                _ => failed(refusal(source)),
+            }
+        })?;
+        // nf_ct_expect_insert() takes the helper's time; what is asked for is heeded for one that is
+        // there already.
+        let limited = ask(0);
+        limited.or_else(|error| {
+            self.close(pinhole)?;
+            Err(failed(error))
+        })
+    }
+
+    /// Closes `pinhole` if it is open. A connection through it goes on.
+    pub fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        let failed =
+            |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
+        let tuple = Expected::of(pinhole).map_err(failed)?.tuple;
+        let deleted = self.requests.ask(
+            IPCTNL_MSG_EXP_DELETE,
+            libc::NLM_F_ACK,
+            family_of(pinhole.arrival),
+            |message| tuple.put(message, CTA_EXPECT_TUPLE),
+            |_| {},
+        );
+        match deleted {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The expectations for TCP that there are now, ours and those of others.
+    pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
+        let mut open = Vec::new();
+        self.requests
+            .ask(
+                IPCTNL_MSG_EXP_GET,
+                libc::NLM_F_DUMP,
+                libc::AF_UNSPEC,
+                |_| {},
+                |message| open.extend(parse(message)),
+            )
+            .map_err(|error| GatewayError::system("list of expectations", error))?;
+        Ok(open)
+    }
+}
+
+/// What the first packet of a pinhole's connection shows.
+struct Expected {
+    /// Its source port is 0,
+    tuple: Tuple,
+    /// and not compared. The destination always is, whatever the mask says.
+    mask: Tuple,
+    /// For what is read and not used.
+    none: SocketAddr,
+}
+
+impl Expected {
+    fn of(pinhole: &Pinhole) -> io::Result<Self> {
+        let Pinhole { initiator, arrival, target, .. } = *pinhole;
+        let [none, all]: [IpAddr; 2] = match (initiator, arrival.ip(), target.ip()) {
+            (IpAddr::V4(_), IpAddr::V4(_), IpAddr::V4(_)) => {
+                [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()]
+            }
+            (IpAddr::V6(_), IpAddr::V6(_), IpAddr::V6(_)) => {
+                [Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into()]
+            }
+            _ => {
+                let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        };
+        Ok(Self {
+            tuple: Tuple { source: (initiator, 0).into(), destination: arrival },
+            mask: Tuple { source: (all, 0).into(), destination: (all, u16::MAX).into() },
+            none: (none, 0).into(),
+        })
+    }
+}
+
+/// What the kernel's error numbers mean here.
+fn refusal(error: io::Error) -> io::Error {
+    let text = match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ESHUTDOWN) => {
+            "the control connection has no place for a helper: it began before the table of ftp-alg \
+             was loaded, so open a new one"
+        }
+        Some(libc::EMFILE) => {
+            "conntrack has no room for more expectations (nf_conntrack_expect_max)"
+        }
+        Some(libc::EINVAL) => "the kernel does not know nat-follow-master (modprobe nf_nat)",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), text)
+}
+
+fn parse(message: &Message<'_>) -> Option<OpenPinhole> {
+    let attributes = message.attributes();
+    let tuple = Tuple::parse(&attributes.nested(CTA_EXPECT_TUPLE)?)?;
+    let remaining = attributes.first(CTA_EXPECT_TIMEOUT).and_then(be32).unwrap_or(0);
+    Some(OpenPinhole {
+        initiator: tuple.source.ip(),
+        arrival: tuple.destination,
+        remaining: Duration::from_secs(remaining.into()),
+    })
+}

@@ -1,0 +1,130 @@
+//! A conntrack helper of our own, by nfnetlink_cthelper: it reads nothing, and makes the kernel take
+//! expectations for the connections that carry it.
+//!
+//! Helpers belong to the machine, not to a network namespace; daemons in several share this one.
+
+use std::{io, thread, time::Duration};
+
+use super::{ctnetlink::Requests, netlink::Writer, rules::OWN_HELPER};
+
+// From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
+const NFNL_MSG_CTHELPER_NEW: u8 = 0;
+const NFNL_MSG_CTHELPER_DEL: u8 = 2;
+const NFCTH_NAME: u16 = 1;
+const NFCTH_TUPLE: u16 = 2;
+const NFCTH_QUEUE_NUM: u16 = 3;
+const NFCTH_POLICY: u16 = 4;
+const NFCTH_PRIV_DATA_LEN: u16 = 5;
+const NFCTH_STATUS: u16 = 6;
+const NFCTH_TUPLE_L3PROTONUM: u16 = 1;
+const NFCTH_TUPLE_L4PROTONUM: u16 = 2;
+const NFCTH_POLICY_SET_NUM: u16 = 1;
+const NFCTH_POLICY_SET1: u16 = 2;
+const NFCTH_POLICY_NAME: u16 = 1;
+const NFCTH_POLICY_EXPECT_MAX: u16 = 2;
+const NFCTH_POLICY_EXPECT_TIMEOUT: u16 = 3;
+/// The kernel queues nothing for a helper in this state.
+const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
+
+/// Above what a session may hold: the engine's limit is the one that counts.
+const MOST_EXPECTED: u32 = 64;
+/// Until each expectation is given its own.
+const TIMEOUT_SECONDS: u32 = 30;
+
+const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+
+/// The kernel frees what a deleted table held a little later: how often, and how long, to wait.
+const PATIENCE: (u32, Duration) = (20, Duration::from_millis(5));
+
+/// The helper, registered; removed when dropped, unless the rules of another daemon refer to it.
+#[derive(Debug)]
+pub(super) struct OwnHelper {
+    requests: Requests,
+    is_kept: bool,
+}
+
+impl OwnHelper {
+    /// Registers it; `None` where the kernel has no nfnetlink_cthelper.
+    pub(super) fn register() -> io::Result<Option<Self>> {
+        let mut requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
+        for family in FAMILIES {
+            let create = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+            let registered = requests.ask(
+                NFNL_MSG_CTHELPER_NEW,
+                create,
+                libc::AF_UNSPEC,
+                |message| fill(message, family),
+                |_| {},
+            );
+            match registered.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(()) | Err(Some(libc::EEXIST)) => {}
+                // nfnetlink_rcv_msg() answers so for a subsystem that it does not have.
+                Err(Some(libc::EINVAL | libc::EOPNOTSUPP)) => return Ok(None),
+                Err(_) => registered?,
+            }
+        }
+        Ok(Some(Self { requests, is_kept: false }))
+    }
+
+    /// Leaves it in the kernel.
+    pub(super) fn keep(mut self) {
+        self.is_kept = true;
+    }
+
+    fn remove(&mut self, family: i32) -> io::Result<()> {
+        let (attempts, pause) = PATIENCE;
+        for _ in 0..attempts {
+            let removed = self.requests.ask(
+                NFNL_MSG_CTHELPER_DEL,
+                libc::NLM_F_ACK,
+                libc::AF_UNSPEC,
+                |message| identify(message, family),
+                |_| {},
+            );
+            match removed.as_ref().map_err(io::Error::raw_os_error) {
+                Err(Some(libc::EBUSY)) => thread::sleep(pause),
+                Ok(()) | Err(Some(libc::ENOENT)) => return Ok(()),
+                Err(_) => return removed,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwnHelper {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        for family in FAMILIES {
+            if let Err(error) = self.remove(family) {
+                tracing::warn!("removal of conntrack helper {OWN_HELPER}: {error}");
+            }
+        }
+    }
+}
+
+fn identify(message: &mut Writer<'_>, family: i32) {
+    let mut name = OWN_HELPER.as_bytes().to_vec();
+    name.push(0);
+    message.put(NFCTH_NAME, &name).nest(NFCTH_TUPLE, |tuple| {
+        tuple
+            .put(NFCTH_TUPLE_L3PROTONUM, &(family as u16).to_be_bytes())
+            .put(NFCTH_TUPLE_L4PROTONUM, &[libc::IPPROTO_TCP as u8]);
+    });
+}
+
+fn fill(message: &mut Writer<'_>, family: i32) {
+    identify(message, family);
+    message
+        .put(NFCTH_QUEUE_NUM, &0u32.to_be_bytes())
+        .put(NFCTH_PRIV_DATA_LEN, &0u32.to_be_bytes())
+        .put(NFCTH_STATUS, &NFCT_HELPER_STATUS_DISABLED.to_be_bytes())
+        .nest(NFCTH_POLICY, |policy| {
+            policy.put(NFCTH_POLICY_SET_NUM, &1u32.to_be_bytes()).nest(NFCTH_POLICY_SET1, |set| {
+                set.put(NFCTH_POLICY_NAME, b"data\0")
+                    .put(NFCTH_POLICY_EXPECT_MAX, &MOST_EXPECTED.to_be_bytes())
+                    .put(NFCTH_POLICY_EXPECT_TIMEOUT, &TIMEOUT_SECONDS.to_be_bytes());
+            });
+        });
+}

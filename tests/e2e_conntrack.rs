@@ -1,0 +1,145 @@
+//! Pinholes as expectations: a firewall that accepts `established,related` needs no other line.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+#[path = "common/matrix.rs"]
+mod matrix;
+
+use std::time::Duration;
+
+use common::{
+    Gateway, connect, gated_client, gateway_with, host_port, login, reply, say, scripted_server,
+};
+use ftp_alg::lab::{Family, Topology};
+use serde_json::json;
+
+const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
+const PORT: &str = "PORT 192,168,150,80,14,178";
+
+/// A gateway whose firewall accepts what is related, and not our mark.
+fn gateway(topology: Topology) -> Gateway {
+    let gateway = gateway_with(topology, CONNTRACK);
+    let lab = &gateway.lab;
+    lab.gateway
+        .nft(
+            "flush chain inet gateway forward
+             add rule inet gateway forward meta l4proto { icmp, ipv6-icmp } accept
+             add rule inet gateway forward ct state established,related accept
+             add rule inet gateway forward tcp dport 21 accept",
+        )
+        .unwrap();
+    gateway
+}
+
+fn every_client_with_every_server(topology: Topology) {
+    let gateway = gateway(topology);
+    assert_eq!(matrix::failures(&gateway.lab), [""; 0]);
+    assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
+    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn every_client_with_every_server_through_masquerade() {
+    every_client_with_every_server(Topology::Masquerade);
+}
+
+#[test]
+fn every_client_with_every_server_published() {
+    every_client_with_every_server(Topology::PublishedServer);
+}
+
+#[test]
+fn every_client_with_every_server_through_a_routed_firewall() {
+    every_client_with_every_server(Topology::Routed);
+}
+
+#[test]
+fn an_announcement_is_one_narrow_expectation_for_one_connection() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let mut steps = login();
+    steps.extend([say(PORT), reply(), json!({"gate": ""})]);
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    let lines = server.lines();
+    let (address, port) = host_port(lines.last().unwrap());
+    let expected = gateway.daemon.openings().unwrap();
+    assert_eq!(expected.len(), 1, "{expected:?}");
+    let seconds: u32 = expected[0].split_whitespace().next().unwrap().parse().unwrap();
+    assert!((25..=30).contains(&seconds), "{expected:?}");
+    for part in [
+        "proto=6 src=198.51.100.10 dst=198.51.100.1 sport=0 ",
+        &format!("dport={port} "),
+        "mask-src=255.255.255.255 ",
+    ] {
+        assert!(expected[0].contains(part), "{part} in {expected:?}");
+    }
+    assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
+
+    assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
+    assert_eq!(connect(&lab.server, &address, port), "open", "the server");
+    assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn an_expectation_ends_with_its_control_connection_and_in_time() {
+    for (configuration, end, limit) in [
+        ("", vec![say("QUIT"), reply()], 1),
+        ("", vec![json!({"abort": true})], 1),
+        ("timeout = \"1s\"\n", vec![json!({"gate": ""})], 3),
+    ] {
+        let gateway = gateway_with(Topology::Routed, &format!("{CONNTRACK}{configuration}"));
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let host = lab.dialled(Family::V4).to_string();
+        let mut steps = login();
+        steps.extend([say(PORT), reply(), json!({"gate": ""})]);
+        steps.extend(end.clone());
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let client = gated_client(&lab.client, plan);
+        let open = gateway.daemon.openings().unwrap();
+        let client = match configuration {
+            "" => {
+                assert_eq!(open.len(), 1, "{open:?}");
+                assert_eq!(client.release().error, None);
+                None
+            }
+            _ => Some(client),
+        };
+        gateway.daemon.wait_closed(Duration::from_secs(limit)).unwrap();
+        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+        drop(client);
+    }
+}
+
+/// The kernel's FTP helper would: it reads on where the dialogue is not FTP.
+#[test]
+fn the_helper_that_expectations_need_opens_nothing() {
+    let gateway = gateway(Topology::Routed);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"extra": {"POST": "230 fine"}}));
+    let host = lab.dialled(Family::V4).to_string();
+    let mut steps = vec![reply(), say("POST / HTTP/1.1"), reply()];
+    steps.extend([say(PORT), reply(), json!({"gate": ""})]);
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(connect(&lab.server, "192.168.150.80", 3762), "silent");
+    drop(client);
+}
+
+#[test]
+fn what_was_added_is_removed() {
+    let mut gateway = gateway(Topology::Masquerade);
+    let ruleset = gateway.lab.gateway.ruleset().unwrap();
+    assert!(ruleset.contains("ct helper"), "{ruleset}");
+    assert!(gateway.daemon.stop().unwrap().success());
+    assert!(!gateway.lab.gateway.ruleset().unwrap().contains("ftp_alg"));
+}
