@@ -20,7 +20,6 @@ use ftp_alg::{
     gateway::{
         GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
     },
-    session::Side,
 };
 use packets::{Judgement, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -58,7 +57,7 @@ impl Ready {
 
     fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        self.kernel.open(&Opening { pinhole, control: &control, initiator: Side::Server, lifetime })
+        self.kernel.open(&Opening { pinhole, control: &control, from_client: false, lifetime })
     }
 }
 

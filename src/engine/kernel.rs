@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use crate::session::Side;
-
 /// How NAT shows the two ends of a control connection to each other.
 ///
 /// At our hooks (forward; input; output after destination NAT) a packet carries the real address
@@ -68,8 +66,8 @@ pub struct Opening<'a> {
     pub pinhole: &'a Pinhole,
     /// The control connection that it belongs to.
     pub control: &'a Translation,
-    /// Which end of it opens the data connection.
-    pub initiator: Side,
+    /// Whether its client opens the data connection, not its server.
+    pub from_client: bool,
     /// How long it lives if no connection comes.
     pub lifetime: Duration,
 }

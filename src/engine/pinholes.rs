@@ -18,7 +18,7 @@ use std::{
 use ahash::{AHashMap, RandomState};
 
 use super::{Kernel, KernelError, Opening, Pinhole, Translation};
-use crate::{ftp::Kind, policy::Policy, session::Side};
+use crate::{ftp::Kind, policy::Policy};
 
 /// A pinhole that a session holds.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ impl PinholeTable {
         kernel: &mut impl Kernel,
     ) -> Result<Held, OpenError> {
         let client = control.client.ip();
-        let initiator = if kind.is_active() { Side::Server } else { Side::Client };
+        let from_client = !kind.is_active();
         let mut common = lock(&self.common);
         // What is closed here must be closed there before the same endpoints open again.
         settle(&mut self.closing, &mut common, kernel).map_err(OpenError::Kernel)?;
@@ -123,7 +123,7 @@ impl PinholeTable {
                 None => {}
             }
             let (pinhole, lifetime) = (&wanted, policy.pinhole_lifetime);
-            match kernel.open(&Opening { pinhole, control, initiator, lifetime }) {
+            match kernel.open(&Opening { pinhole, control, from_client, lifetime }) {
                 Ok(()) => {}
                 Err(KernelError::Taken) => continue,
                 Err(error) => return Err(OpenError::Kernel(error)),

@@ -17,10 +17,7 @@ use super::{
     netlink::{Message, Writer, be32},
     pinholes::OpenPinhole,
 };
-use crate::{
-    engine::{KernelError, Opening, Pinhole},
-    session::Side,
-};
+use crate::engine::{KernelError, Opening, Pinhole};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_EXP_NEW: u8 = 0;
@@ -54,14 +51,14 @@ impl Expectations {
     /// Opens a pinhole for one connection, within its lifetime, in whole seconds.
     /// [`KernelError::Taken`] if initiator and arrival are those of an expectation.
     pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        let Opening { pinhole, control, initiator, lifetime } = *opening;
+        let Opening { pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.arrival);
         let master = Tuple { source: control.client, destination: control.server_external };
         let expected = Expected::of(pinhole).map_err(failed)?;
         // CTA_EXPECT_NAT_DIR: the direction of the master that the connection goes in.
-        let direction = u32::from(initiator == Side::Server);
+        let direction = u32::from(!from_client);
         let nat = Tuple { source: pinhole.target, destination: expected.none };
         let seconds = u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         let mut ask = |flags| {

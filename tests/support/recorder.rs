@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::{
-    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
-    session::Side,
-};
+use ftp_alg::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {
@@ -86,14 +83,11 @@ impl Kernel for Recorder {
     }
 
     fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        let Opening { pinhole, control, initiator, lifetime } = *opening;
+        let Opening { pinhole, control, from_client, lifetime } = *opening;
         self.check("open")?;
         assert_eq!(Some(*control), self.translation, "the connection that asked");
-        let initiates = match initiator {
-            Side::Client => control.client,
-            Side::Server => control.server,
-        };
-        assert_eq!(pinhole.initiator, initiates.ip(), "the initiator");
+        let initiator = if from_client { control.client } else { control.server };
+        assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
         let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
         if self.taken.contains(&pinhole.arrival.port()) || self.open.iter().any(|(p, _)| same(p)) {

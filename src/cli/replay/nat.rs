@@ -116,7 +116,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::session::Side;
 
     fn nat() -> Nat {
         Nat::new(Some([198, 51, 100, 1].into()), vec!["10.0.0.0/8".parse().unwrap()])
@@ -158,7 +157,7 @@ mod tests {
         nat.open(&Opening {
             pinhole: &pinhole,
             control: &Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
-            initiator: Side::Server,
+            from_client: false,
             lifetime: Duration::ZERO,
         })
         .unwrap();
