@@ -58,8 +58,9 @@ impl OwnHelper {
             );
             match registered.as_ref().map_err(io::Error::raw_os_error) {
                 Ok(()) | Err(Some(libc::EEXIST)) => {}
-                // nfnetlink_rcv_msg() answers so for a subsystem that it does not have.
-                Err(Some(libc::EINVAL | libc::EOPNOTSUPP)) => return Ok(None),
+                // nfnetlink_rcv_msg() answers so for a subsystem that it does not have, and the
+                // subsystem where this is not the machine's own user namespace.
+                Err(Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)) => return Ok(None),
                 Err(_) => registered?,
             }
         }

@@ -197,9 +197,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
     text
 }
 
-/// The nftables rules of [`Backend::Conntrack`], with our own helper in place of the kernel's.
+/// Nftables rules with our own helper, which must be there when they are loaded.
 pub(super) fn with_own_helper(text: &str) -> String {
-    text.replacen("type \"sane\"", &format!("type \"{OWN_HELPER}\""), 1)
+    text.replacen("type \"sane\"", &format!("type \"{OWN_HELPER}\""), 1).replace("#helper: ", "")
 }
 
 /// The iptables rules, for `iptables-restore --noflush`.

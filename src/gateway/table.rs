@@ -91,12 +91,9 @@ impl Table {
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         let mut text = render_nftables(parameters, statement);
-        let mut helper = None;
-        if parameters.backend() == Backend::Conntrack {
-            helper = OwnHelper::register().map_err(helper_failed)?;
-            if helper.is_some() {
-                text = with_own_helper(&text);
-            }
+        let helper = OwnHelper::register().map_err(helper_failed)?;
+        if helper.is_some() {
+            text = with_own_helper(&text);
         }
         nft(&["--file", "-"], &text).map_err(|error| match error {
             // Without `queue` statements nothing else in the rules may be missing.

@@ -1,0 +1,70 @@
+//! An operator's flowtable takes data connections, and leaves control connections to the queue.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::{thread, time::Duration};
+
+use common::gateway_with;
+use ftp_alg::lab::{Family, Script, Server, ServerKind, Topology};
+
+/// As operators have it: whatever is established is handed over, control connections too.
+const FLOWTABLE: &str = "
+table inet acceleration {
+    flowtable ft {
+        hook ingress priority filter
+        devices = { lan, wan }
+    }
+    chain accelerate {
+        type filter hook forward priority 10; policy accept;
+        meta l4proto tcp ct state established flow add @ft
+    }
+}
+";
+
+fn data_is_offloaded_and_control_is_not(configuration: &str) {
+    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let lab = &gateway.lab;
+    if let Err(error) = lab.gateway.nft(FLOWTABLE) {
+        assert!(error.to_string().contains("flowtable ft {"), "{error}");
+        println!("not tried: this kernel has no flowtables (CONFIG_NF_FLOW_TABLE): {error}");
+        return;
+    }
+    if configuration.contains("conntrack") {
+        let related = "insert rule inet gateway forward ct state related accept";
+        lab.gateway.nft(related).unwrap();
+    }
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("body", &vec![b'x'; 4 << 20]).unwrap();
+    let (user, password) = server.login();
+    let address = lab.dialled(Family::V4).to_string();
+    for mode in ["active", "passive"] {
+        let arguments = [&address, user, password, mode, "10", "pub/body"];
+        let (report, connections) = thread::scope(|scope| {
+            let transfers = scope
+                .spawn(|| lab.client.script(Script::Many, &arguments, Duration::from_secs(120)));
+            let mut connections = String::new();
+            while !transfers.is_finished() {
+                connections += &lab.gateway.connections().unwrap();
+            }
+            (transfers.join().unwrap().unwrap().text(), connections)
+        });
+        assert!(report.contains("\"transfers\": 10, \"errors\": []"), "{mode}: {report}");
+        let is_control = |line: &&str| line.contains("dport=21 ");
+        let offloaded = || connections.lines().filter(|line| line.contains("[OFFLOAD]"));
+        assert!(offloaded().any(|line| !is_control(&line)), "{mode}: {connections}");
+        assert_eq!(offloaded().find(is_control), None, "{mode}");
+    }
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 20);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn data_is_offloaded_and_control_is_not_with_nftables() {
+    data_is_offloaded_and_control_is_not("");
+}
+
+#[test]
+fn data_is_offloaded_and_control_is_not_with_conntrack() {
+    data_is_offloaded_and_control_is_not("[pinhole]\nbackend = \"conntrack\"\n");
+}
