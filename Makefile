@@ -3,11 +3,12 @@
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
-.PHONY: help demo test check bench build provision rust clean
+.PHONY: help demo test test-stock-kernel check bench build provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
+	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make check     formatting and lints'
 	@echo 'make bench     the benchmarks'
 	@echo 'make build     target/release/ftp-alg'
@@ -19,6 +20,11 @@ demo: build
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
 test: provision rust
 	cargo test --locked -- --test-threads=2
+
+# TESTS names targets, as in TESTS='e2e_conntrack gateway'; all without it, which takes a while.
+test-stock-kernel: provision rust
+	@packaging/provision emulator
+	tests/stock-kernel $(TESTS)
 
 check: provision rust
 	cargo fmt --check

@@ -138,8 +138,17 @@ fn the_helper_that_expectations_need_opens_nothing() {
 #[test]
 fn what_was_added_is_removed() {
     let mut gateway = gateway(Topology::Masquerade);
-    let ruleset = gateway.lab.gateway.ruleset().unwrap();
+    let lab = &gateway.lab;
+    let ruleset = lab.gateway.ruleset().unwrap();
     assert!(ruleset.contains("ct helper"), "{ruleset}");
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let mut steps = login();
+    steps.extend([say(PORT), reply(), json!({"gate": ""})]);
+    let _client =
+        gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
     assert!(gateway.daemon.stop().unwrap().success());
-    assert!(!gateway.lab.gateway.ruleset().unwrap().contains("ftp_alg"));
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert!(!lab.gateway.ruleset().unwrap().contains("ftp_alg"));
 }

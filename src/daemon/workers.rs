@@ -147,6 +147,8 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             }
             if !fds[1].revents().is_empty() {
+                // Those in our table have gone with it; expectations have not.
+                lock(&self.engine).close_all(&mut self.kernel);
                 return Ok(());
             }
             self.batch(&mut replacement)?;

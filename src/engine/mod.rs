@@ -246,6 +246,16 @@ impl Engine {
         }
     }
 
+    /// Closes all pinholes, used or not; sessions stay.
+    pub fn close_all(&mut self, kernel: &mut impl Kernel) {
+        for entry in self.table.iter_mut() {
+            for held in std::mem::take(&mut entry.control.pinholes) {
+                self.pinholes.close(held);
+            }
+        }
+        self.settle(kernel);
+    }
+
     /// Drops what is over by `now`. To be called again at the time that it gives, or a second
     /// later.
     pub fn expire(&mut self, now: Instant, kernel: &mut impl Kernel) -> Option<Instant> {

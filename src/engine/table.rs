@@ -133,6 +133,11 @@ impl Table {
         self.entries.iter().flatten()
     }
 
+    /// As [`iter`](Self::iter).
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().flatten()
+    }
+
     /// How many places there are, taken or free.
     pub fn places(&self) -> u32 {
         self.entries.len() as u32 // bounded by max-sessions
