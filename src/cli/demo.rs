@@ -153,7 +153,7 @@ fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
     let clients = match topology {
         Topology::Masquerade => [Client::Ncftp, Client::Lftp, Client::Curl, Client::Tnftp],
         Topology::PublishedServer => [Client::Lftp, Client::Curl, Client::Tnftp, Client::Lftp],
-        Topology::Routed => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
+        _ => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
     };
     [
         (Family::V4, Mode::Active, clients[0]),
@@ -266,10 +266,7 @@ fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
 /// The stranger tries every port of the gateway, and of what stands behind it.
 fn scan(lab: &Lab) -> lab::Result<()> {
     let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
-    let inner = match lab.spec().topology {
-        Topology::PublishedServer => &lab.server,
-        Topology::Masquerade | Topology::Routed => &lab.client,
-    };
+    let inner = if lab.server_side() == "lan" { &lab.server } else { &lab.client };
     targets.push(inner.address(Family::V4));
     for target in targets {
         let open = lab.third.scan(target, "1-65535")?;
@@ -302,16 +299,16 @@ fn describe(shown: &Shown, lab: &Lab, family: Family, mode: Mode, paint: Paint) 
 
 fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     let plan = &lab.spec().plan;
-    let (left, right) = match lab.spec().topology {
-        Topology::PublishedServer => (("server", plan.server), ("client", plan.client)),
-        Topology::Masquerade | Topology::Routed => {
-            (("client", plan.client), ("server", plan.server))
-        }
-    };
+    let (mut left, mut right) = (("client", plan.client), ("server", plan.server));
+    if lab.server_side() == "lan" {
+        std::mem::swap(&mut left, &mut right);
+    }
     let does = match lab.spec().topology {
         Topology::Masquerade => "masquerade, default drop",
+        Topology::SnatPool => "SNAT to a pool, default drop",
         Topology::PublishedServer => "port 21 by DNAT, default drop",
-        Topology::Routed => "no NAT, default drop",
+        Topology::PortForward => "port 2121 to 21 by DNAT, default drop",
+        _ => "no NAT, default drop",
     };
     let mut text = format!("\n{} ({kind})\n\n", paint.bold(&lab.spec().topology.to_string()));
     let mut line = |a: &str, b: &str, c: &str| {

@@ -22,6 +22,8 @@ mod daemon;
 mod firewall;
 mod held;
 mod host;
+pub mod matrix;
+mod network;
 mod process;
 mod script;
 mod server;
@@ -30,15 +32,17 @@ mod topology;
 use std::{io, path::PathBuf, time::Duration};
 
 pub use capture::{Analysis, Capture, ControlLine};
-pub use client::{Client, Family, Mode, Transfer};
+pub use client::{Client, Family, Mode, Transfer, Verb};
 pub use daemon::Daemon;
-pub use firewall::{FirewallKind, KERNEL_HELPER};
+pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
 pub use held::Held;
 pub use host::Host;
+pub use matrix::{Cell, Outcome};
+pub use network::Lab;
 pub use process::{Background, Finished, remove_everything};
 pub use script::Script;
 pub use server::{Server, ServerKind};
-pub use topology::{Ends, Lab, Plan, Spec, Topology};
+pub use topology::{Ends, Far, Plan, Spec, Topology};
 
 /// Why the lab could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +111,11 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("nmap", "nmap"),
     ("curl", "curl"),
+    ("wget", "wget"),
     ("lftp", "lftp"),
     ("ncftpget", "ncftp"),
-    ("ftp", "tnftp"),
+    ("tnftp", "tnftp"),
+    ("inetutils-ftp", "inetutils-ftp"),
     ("python3", "python3"),
 ];
 
