@@ -6,18 +6,14 @@ mod common;
 use std::time::Duration;
 
 use common::executable;
-use ftp_alg::lab::{Daemon, Lab, Outcome, ServerKind, Topology, matrix};
+use ftp_alg::lab::{Daemon, Lab, Outcome, Topology, matrix};
 
 fn every_client_with_every_server(topology: Topology, backend: &str) {
     let lab = Lab::new(topology).unwrap();
     let start = |host| Daemon::start(&executable(), host, &lab.configuration(backend)).unwrap();
     let daemons: Vec<Daemon> = lab.gateways().into_iter().map(start).collect();
-    let mut cells = Vec::new();
-    for kind in ServerKind::ALL {
-        let now = std::time::Instant::now();
-        cells.extend(matrix::run(&lab, kind).unwrap());
-        println!("{kind} {:?}", now.elapsed());
-    }
+    let (cells, strays) = matrix::run(&lab).unwrap();
+    println!("{strays:#?}");
     for cell in &cells {
         println!("{} {:?} {cell}", cell.elapsed.as_millis(), topology);
     }

@@ -1,6 +1,7 @@
 //! Every client with every server, in every way in which both can announce a data connection.
 //!
-//! Each cell is a download, an upload and a listing, compared byte for byte.
+//! Each cell is a download, an upload and a listing, compared byte for byte. Both ends are watched:
+//! a cell fails, too, if its client said anything else than it was told to.
 
 use std::{
     fmt,
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Client, Family, Lab, Result, Server, ServerKind, Transfer, Verb};
+use super::{Client, Family, Lab, Result, Server, ServerKind, Transfer, Verb, witness::Witness};
 
 /// How many cells run at a time.
 const THREADS: usize = 4;
@@ -58,9 +59,9 @@ impl fmt::Display for Cell {
 }
 
 impl Cell {
-    /// A name that no other cell of one server has; its file is called that.
+    /// A name that no other cell has; its file is called that.
     pub fn name(&self) -> String {
-        format!("{}-{}-{}", self.client, self.verb, self.family)
+        format!("{}-{}-{}-{}", self.server, self.client, self.verb, self.family)
     }
 }
 
@@ -74,8 +75,31 @@ pub const WAYS: [(Verb, Family); 6] = [
     (Verb::Epsv, Family::V6),
 ];
 
-/// Runs all cells of `lab` with servers of `kind`, side by side.
-pub fn run(lab: &Lab, kind: ServerKind) -> Result<Vec<Cell>> {
+/// Runs all cells of `lab`: one server after the other, of each the cells side by side. Besides
+/// the cells it gives the announcements that were not followed by a data connection with the
+/// control connection's addresses, as either end saw them.
+pub fn run(lab: &Lab) -> Result<(Vec<Cell>, Vec<String>)> {
+    let port = lab.endpoint(Family::V4).port();
+    let client_end = Witness::start(&lab.client, lab.interface(&lab.client), port)?;
+    let server_end = Witness::start(&lab.server, lab.interface(&lab.server), 21)?;
+    let mut cells = Vec::new();
+    for kind in ServerKind::ALL {
+        cells.extend(run_server(lab, kind)?);
+    }
+    let mut strays = Vec::new();
+    for end in [client_end, server_end] {
+        let testimony = end.finish()?;
+        strays.extend(testimony.strays.iter().cloned());
+        for cell in cells.iter_mut().filter(|cell| cell.outcome == Outcome::Ok) {
+            if let Some(objection) = testimony.objection(&cell.name(), cell.verb) {
+                cell.outcome = Outcome::Failed(objection);
+            }
+        }
+    }
+    Ok((cells, strays))
+}
+
+fn run_server(lab: &Lab, kind: ServerKind) -> Result<Vec<Cell>> {
     let server = Server::start(kind, &lab.server)?;
     let body: Vec<u8> = (0..100_000_u32).map(|n| (n * 7 % 251) as u8).collect();
     let cells = WAYS.into_iter().flat_map(|(verb, family)| {

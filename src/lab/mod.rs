@@ -28,6 +28,7 @@ mod process;
 mod script;
 mod server;
 mod topology;
+mod witness;
 
 use std::{io, path::PathBuf, time::Duration};
 

@@ -135,6 +135,11 @@ impl Lab {
         SocketAddr::new(public.address(family), port)
     }
 
+    /// The interface by which `host`, the client or the server, reaches the other.
+    pub fn interface(&self, host: &Host) -> &'static str {
+        if host.namespace() == self.gateway.namespace() { "wan" } else { "eth0" }
+    }
+
     /// The gateway's interface towards the client.
     pub fn client_side(&self) -> &'static str {
         self.interface_towards(Role::Client)
