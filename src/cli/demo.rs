@@ -41,8 +41,9 @@ pub struct Demo {
 }
 
 /// The cases: what the gateway does, and the server program there.
-const LABS: [(Topology, ServerKind); 3] = [
+const LABS: [(Topology, ServerKind); 4] = [
     (Topology::Masquerade, ServerKind::Vsftpd),
+    (Topology::SnatPool, ServerKind::Pyftpdlib),
     (Topology::PublishedServer, ServerKind::Proftpd),
     (Topology::Routed, ServerKind::PureFtpd),
 ];
@@ -152,6 +153,7 @@ fn closing_words(no_scan: bool) -> &'static str {
 fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
     let clients = match topology {
         Topology::Masquerade => [Client::Ncftp, Client::Lftp, Client::Curl, Client::Tnftp],
+        Topology::SnatPool => [Client::Inetutils, Client::Wget, Client::Ftplib, Client::Inetutils],
         Topology::PublishedServer => [Client::Lftp, Client::Curl, Client::Tnftp, Client::Lftp],
         _ => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
     };
@@ -185,22 +187,11 @@ fn show_case(
 ) -> lab::Result<Shown> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
-    server.put("report", &body)?;
     let near_client = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21")?;
     let near_server = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21")?;
     let address = lab.dialled(family);
     let transfer = Transfer::new(client, &lab.client, server, address, mode);
-    if transfer.download("report")? != body {
-        return Err(LabError::Unexpected("the download has other bytes".to_owned()));
-    }
-    transfer.upload("letter", &body[1..])?;
-    if server.stored("letter")? != body[1..] {
-        return Err(LabError::Unexpected("the upload has other bytes".to_owned()));
-    }
-    let listing = transfer.list()?;
-    if !listing.contains("report") {
-        return Err(LabError::Unexpected(format!("the listing has no report: {listing}")));
-    }
+    transfer.exchange(server, "report", &body)?;
     let held = Held::start(&lab.client, server, address, mode, "report")?;
     let pinholes = daemon.pinholes()?;
     let [pinhole] = pinholes.as_slice() else {

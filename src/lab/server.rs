@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Background, Family, Host, LabError, Result, Script, Verb,
+    Background, Family, Host, LabError, Result, Script,
     process::{self, find_program},
     script,
 };
@@ -69,12 +69,6 @@ impl ServerKind {
             Self::PureFtpd => "pure-ftpd",
             Self::Pyftpdlib => "python3-pyftpdlib",
         }
-    }
-
-    /// Why it cannot be made to answer `verb` over `family`, if it cannot.
-    pub fn obstacle(self, verb: Verb, family: Family) -> Option<&'static str> {
-        let _ = (verb, family);
-        None
     }
 
     fn program(self) -> PathBuf {
