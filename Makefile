@@ -3,6 +3,8 @@
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
 .PHONY: help demo test test-stock-kernel check bench build provision rust clean
 
 help:
@@ -19,7 +21,8 @@ demo: build
 
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
 test: provision rust
-	cargo test --locked -- --test-threads=2
+	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
+	cargo test --locked -- --test-threads=2; status=$$?; cat $(TARGET)/matrix.txt; exit $$status
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; all without it, which takes a while.
 test-stock-kernel: provision rust

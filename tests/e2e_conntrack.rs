@@ -2,8 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
-#[path = "common/matrix.rs"]
-mod matrix;
 
 use std::time::Duration;
 
@@ -18,41 +16,7 @@ const PORT: &str = "PORT 192,168,150,80,14,178";
 
 /// A gateway whose firewall accepts what is related, and not our mark.
 fn gateway(topology: Topology) -> Gateway {
-    let gateway = gateway_with(topology, CONNTRACK);
-    let lab = &gateway.lab;
-    lab.gateway
-        .nft(
-            "flush chain inet gateway forward
-             add rule inet gateway forward meta l4proto { icmp, ipv6-icmp } accept
-             add rule inet gateway forward ct state established,related accept
-             add rule inet gateway forward tcp dport 21 accept",
-        )
-        .unwrap();
-    gateway
-}
-
-fn every_client_with_every_server(topology: Topology) {
-    let gateway = gateway(topology);
-    assert_eq!(matrix::failures(&gateway.lab), [""; 0]);
-    assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
-}
-
-#[test]
-fn every_client_with_every_server_through_masquerade() {
-    every_client_with_every_server(Topology::Masquerade);
-}
-
-#[test]
-fn every_client_with_every_server_published() {
-    every_client_with_every_server(Topology::PublishedServer);
-}
-
-#[test]
-fn every_client_with_every_server_through_a_routed_firewall() {
-    every_client_with_every_server(Topology::Routed);
+    gateway_with(topology, CONNTRACK)
 }
 
 #[test]

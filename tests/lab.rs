@@ -2,13 +2,13 @@
 //!
 //! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
 //! tests can be told from a failure of the lab.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-#[path = "common/matrix.rs"]
-mod matrix;
+use std::{net::SocketAddr, thread, time::Duration};
 
 use ftp_alg::lab::{
-    Analysis, Capture, Client, Family, KERNEL_HELPER, Lab, Mode, Server, ServerKind, Topology,
-    Transfer,
+    Admission, Analysis, Capture, Client, Family, Host, KERNEL_HELPER, Lab, Mode, Script, Server,
+    ServerKind, Spec, Topology, Transfer, matrix,
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -30,7 +30,62 @@ fn without_help_no_data_connection_passes() {
 fn every_client_moves_files_to_and_from_every_server() {
     let lab = Lab::new(Topology::Routed).unwrap();
     lab.gateway.nft(KERNEL_HELPER).unwrap();
-    assert_eq!(matrix::failures(&lab), [""; 0]);
+    assert_eq!(matrix::run(&lab).unwrap().failures(), [""; 0]);
+}
+
+#[test]
+fn every_topology_passes_control_connections_and_nothing_else() {
+    thread::scope(|scope| {
+        for topology in Topology::ALL {
+            scope.spawn(move || only_control_connections_pass(topology));
+        }
+    });
+}
+
+fn only_control_connections_pass(topology: Topology) {
+    let lab = Lab::new(topology).unwrap();
+    let listen = |host: &Host, ports: &str| {
+        let mut command = host.command("python3");
+        let program = "import socket, sys, time\n\
+            held = [socket.create_server(('::', int(port)), family=socket.AF_INET6, \
+                dualstack_ipv6=True) for port in sys.argv[1:]]\n\
+            time.sleep(60)";
+        command.args(["-c", program]).args(ports.split(' '));
+        let process = host.start(command, "listeners").unwrap();
+        host.wait_for_port(4000, Duration::from_secs(10)).unwrap();
+        process
+    };
+    let _listeners = [listen(&lab.server, "21 4000"), listen(&lab.client, "4000")];
+    let connect = |from: &Host, to: SocketAddr| {
+        let arguments = [to.ip().to_string(), to.port().to_string(), "0.7".to_owned()];
+        let arguments = arguments.each_ref().map(String::as_str);
+        let done = from.script(Script::Connect, &arguments, Duration::from_secs(20)).unwrap();
+        done.text().trim().to_owned()
+    };
+    for family in FAMILIES {
+        let endpoint = lab.endpoint(family);
+        assert_eq!(connect(&lab.client, endpoint), "open", "{topology} {family}");
+        let at = |address| SocketAddr::new(address, 4000);
+        let server = connect(&lab.client, at(endpoint.ip()));
+        assert_eq!(server, "silent", "{topology} {family}: the client to the server");
+        let inner = lab.client_side() == "lan" || topology == Topology::OnClient;
+        let inner = if inner { &lab.client } else { &lab.server };
+        let stranger = connect(&lab.third, at(inner.address(family)));
+        assert_eq!(stranger, "silent", "{topology} {family}: a stranger to the {}", inner.role());
+    }
+}
+
+#[test]
+fn a_firewall_that_accepts_what_is_related_needs_no_mark() {
+    let spec = Spec { admission: Admission::Related, ..Spec::new(Topology::Masquerade) };
+    let lab = Lab::build(spec).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("a", b"abc").unwrap();
+    let address = lab.dialled(Family::V4);
+    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    transfer.download("a").unwrap_err();
+    lab.gateway.nft(&KERNEL_HELPER.replace("ct mark set ct mark or 0x40000000", "")).unwrap();
+    assert_eq!(transfer.download("a").unwrap(), b"abc");
 }
 
 #[test]

@@ -41,8 +41,9 @@ pub struct Demo {
 }
 
 /// The cases: what the gateway does, and the server program there.
-const LABS: [(Topology, ServerKind); 3] = [
+const LABS: [(Topology, ServerKind); 4] = [
     (Topology::Masquerade, ServerKind::Vsftpd),
+    (Topology::SnatPool, ServerKind::Pyftpdlib),
     (Topology::PublishedServer, ServerKind::Proftpd),
     (Topology::Routed, ServerKind::PureFtpd),
 ];
@@ -152,8 +153,9 @@ fn closing_words(no_scan: bool) -> &'static str {
 fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
     let clients = match topology {
         Topology::Masquerade => [Client::Ncftp, Client::Lftp, Client::Curl, Client::Tnftp],
+        Topology::SnatPool => [Client::Inetutils, Client::Wget, Client::Ftplib, Client::Inetutils],
         Topology::PublishedServer => [Client::Lftp, Client::Curl, Client::Tnftp, Client::Lftp],
-        Topology::Routed => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
+        _ => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
     };
     [
         (Family::V4, Mode::Active, clients[0]),
@@ -185,22 +187,11 @@ fn show_case(
 ) -> lab::Result<Shown> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
-    server.put("report", &body)?;
     let near_client = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21")?;
     let near_server = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21")?;
     let address = lab.dialled(family);
     let transfer = Transfer::new(client, &lab.client, server, address, mode);
-    if transfer.download("report")? != body {
-        return Err(LabError::Unexpected("the download has other bytes".to_owned()));
-    }
-    transfer.upload("letter", &body[1..])?;
-    if server.stored("letter")? != body[1..] {
-        return Err(LabError::Unexpected("the upload has other bytes".to_owned()));
-    }
-    let listing = transfer.list()?;
-    if !listing.contains("report") {
-        return Err(LabError::Unexpected(format!("the listing has no report: {listing}")));
-    }
+    transfer.exchange(server, "report", &body)?;
     let held = Held::start(&lab.client, server, address, mode, "report")?;
     let pinholes = daemon.pinholes()?;
     let [pinhole] = pinholes.as_slice() else {
@@ -266,10 +257,7 @@ fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
 /// The stranger tries every port of the gateway, and of what stands behind it.
 fn scan(lab: &Lab) -> lab::Result<()> {
     let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
-    let inner = match lab.spec().topology {
-        Topology::PublishedServer => &lab.server,
-        Topology::Masquerade | Topology::Routed => &lab.client,
-    };
+    let inner = if lab.server_side() == "lan" { &lab.server } else { &lab.client };
     targets.push(inner.address(Family::V4));
     for target in targets {
         let open = lab.third.scan(target, "1-65535")?;
@@ -302,16 +290,16 @@ fn describe(shown: &Shown, lab: &Lab, family: Family, mode: Mode, paint: Paint) 
 
 fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     let plan = &lab.spec().plan;
-    let (left, right) = match lab.spec().topology {
-        Topology::PublishedServer => (("server", plan.server), ("client", plan.client)),
-        Topology::Masquerade | Topology::Routed => {
-            (("client", plan.client), ("server", plan.server))
-        }
-    };
+    let (mut left, mut right) = (("client", plan.client), ("server", plan.server));
+    if lab.server_side() == "lan" {
+        std::mem::swap(&mut left, &mut right);
+    }
     let does = match lab.spec().topology {
         Topology::Masquerade => "masquerade, default drop",
+        Topology::SnatPool => "SNAT to a pool, default drop",
         Topology::PublishedServer => "port 21 by DNAT, default drop",
-        Topology::Routed => "no NAT, default drop",
+        Topology::PortForward => "port 2121 to 21 by DNAT, default drop",
+        _ => "no NAT, default drop",
     };
     let mut text = format!("\n{} ({kind})\n\n", paint.bold(&lab.spec().topology.to_string()));
     let mut line = |a: &str, b: &str, c: &str| {

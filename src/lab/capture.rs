@@ -70,11 +70,13 @@ impl Capture {
 /// A line of a control connection, put together from its segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlLine {
+    /// The connection's number in the capture.
+    pub stream: String,
     /// Who said it.
     pub from: IpAddr,
     /// Whom it was said to.
     pub to: IpAddr,
-    /// Whether it was said to port 21.
+    /// Whether it was said to the server's port.
     pub is_command: bool,
     /// The line without its end.
     pub text: String,
@@ -185,11 +187,17 @@ impl Analysis {
         Ok(rows.into_iter().map(|row| format!("frame {}", row.join(": "))).collect())
     }
 
-    /// The lines said on control connections, each direction put together by sequence number, in
-    /// the order in which they were complete.
+    /// The lines said on control connections to port 21; see [`Analysis::control_lines_of`].
     pub fn control_lines(&self) -> Result<Vec<ControlLine>> {
+        self.control_lines_of(21)
+    }
+
+    /// The lines said on connections to the server's `port`, each direction put together by sequence
+    /// number, in the order in which they were complete.
+    pub fn control_lines_of(&self, port: u16) -> Result<Vec<ControlLine>> {
+        let server = port.to_string();
         let rows = self.fields(
-            "tcp.port == 21 && tcp.len > 0",
+            &format!("tcp.port == {server} && tcp.len > 0"),
             &[
                 "frame.number",
                 "tcp.stream",
@@ -211,7 +219,7 @@ impl Analysis {
             let (Some(from), Some(to)) = (address(src4, src6), address(dst4, dst6)) else {
                 continue;
             };
-            let is_command = port == "21";
+            let is_command = *port == server;
             let direction = directions
                 .entry((stream.clone(), is_command))
                 .or_insert_with(|| Direction { from, to, segments: BTreeMap::new() });
@@ -219,10 +227,11 @@ impl Analysis {
             direction.add(frame, seq.parse().unwrap_or(0), &bytes(payload));
         }
         let mut lines: Vec<(u64, ControlLine)> = Vec::new();
-        for ((_, is_command), direction) in directions {
+        for ((stream, is_command), direction) in directions {
+            let Direction { from, to, .. } = direction;
             for (frame, text) in direction.lines() {
-                let ControlLine { from, to, .. } = direction.line("");
-                lines.push((frame, ControlLine { from, to, is_command, text }));
+                let stream = stream.clone();
+                lines.push((frame, ControlLine { stream, from, to, is_command, text }));
             }
         }
         lines.sort_by_key(|(frame, _)| *frame);
@@ -253,10 +262,6 @@ impl Direction {
         for (offset, byte) in (seq..).zip(payload) {
             self.segments.entry(offset).or_insert((*byte, frame));
         }
-    }
-
-    fn line(&self, text: &str) -> ControlLine {
-        ControlLine { from: self.from, to: self.to, is_command: false, text: text.to_owned() }
     }
 
     /// Whole lines with the frame that completed them.

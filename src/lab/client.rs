@@ -1,8 +1,15 @@
-//! Real FTP clients, each doing a download, an upload and a listing in a given mode.
+//! Real FTP clients, each doing a download, an upload and a listing as it is told to announce.
 
-use std::{fmt, fs, net::IpAddr, process::Command, time::Duration};
+use std::{
+    fmt, fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
-use super::{Finished, Host, LabError, Result, Server, script};
+use super::{Finished, Host, LabError, Result, Script, Server};
 
 /// How long a client may take for one errand. A dropped packet shows as a client that waits.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -22,6 +29,55 @@ impl fmt::Display for Mode {
             Self::Active => "active",
             Self::Passive => "passive",
         })
+    }
+}
+
+/// The command by which a client announces a data connection, or has it announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Active, IPv4 only.
+    Port,
+    /// Passive, IPv4 only.
+    Pasv,
+    /// Active, of either family.
+    Eprt,
+    /// Passive, of either family.
+    Epsv,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Port => "PORT",
+            Self::Pasv => "PASV",
+            Self::Eprt => "EPRT",
+            Self::Epsv => "EPSV",
+        })
+    }
+}
+
+impl Verb {
+    /// The customary one.
+    pub fn of(mode: Mode, family: Family) -> Self {
+        match (mode, family) {
+            (Mode::Active, Family::V4) => Self::Port,
+            (Mode::Passive, Family::V4) => Self::Pasv,
+            (Mode::Active, Family::V6) => Self::Eprt,
+            (Mode::Passive, Family::V6) => Self::Epsv,
+        }
+    }
+
+    /// Who opens the data connection.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Port | Self::Eprt => Mode::Active,
+            Self::Pasv | Self::Epsv => Mode::Passive,
+        }
+    }
+
+    /// Whether it is one of RFC 2428.
+    pub fn is_extended(self) -> bool {
+        matches!(self, Self::Eprt | Self::Epsv)
     }
 }
 
@@ -46,16 +102,18 @@ impl fmt::Display for Family {
 /// An FTP client program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// curl, with PORT and PASV over IPv4.
+    /// curl.
     Curl,
-    /// curl, with EPRT and EPSV over both.
-    CurlExtended,
+    /// GNU wget, which only downloads and lists.
+    Wget,
     /// lftp.
     Lftp,
-    /// ncftpget, ncftpput and ncftpls; IPv4 only.
+    /// ncftpget, ncftpput and ncftpls.
     Ncftp,
-    /// The BSD `ftp`.
+    /// The BSDs' `ftp`.
     Tnftp,
+    /// GNU inetutils' `ftp`.
+    Inetutils,
     /// Python's ftplib.
     Ftplib,
 }
@@ -64,10 +122,11 @@ impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Curl => "curl",
-            Self::CurlExtended => "curl (EPRT, EPSV)",
+            Self::Wget => "wget",
             Self::Lftp => "lftp",
             Self::Ncftp => "ncftp",
-            Self::Tnftp => "ftp",
+            Self::Tnftp => "tnftp",
+            Self::Inetutils => "inetutils",
             Self::Ftplib => "ftplib",
         })
     }
@@ -75,12 +134,32 @@ impl fmt::Display for Client {
 
 impl Client {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Curl, Self::CurlExtended, Self::Lftp, Self::Ncftp, Self::Tnftp, Self::Ftplib];
+    pub const ALL: [Self; 7] = [
+        Self::Curl,
+        Self::Wget,
+        Self::Lftp,
+        Self::Ncftp,
+        Self::Tnftp,
+        Self::Inetutils,
+        Self::Ftplib,
+    ];
 
-    /// Whether it speaks IPv6.
-    pub fn speaks(self, family: Family) -> bool {
-        family == Family::V4 || self != Self::Ncftp
+    /// Why it cannot be made to say `verb` over `family`, if it cannot.
+    pub fn obstacle(self, verb: Verb, family: Family) -> Option<&'static str> {
+        match (self, family, verb) {
+            (_, Family::V6, Verb::Port | Verb::Pasv) => Some("PORT and PASV are IPv4's"),
+            (Self::Wget, Family::V4, Verb::Eprt | Verb::Epsv) => {
+                Some("wget says EPRT and EPSV over IPv6 only")
+            }
+            (Self::Lftp, Family::V4, Verb::Eprt) => Some("lftp says EPRT over IPv6 only"),
+            (Self::Ncftp, _, Verb::Eprt | Verb::Epsv) => Some("ncftp knows IPv4, PORT and PASV"),
+            _ => None,
+        }
+    }
+
+    /// Whether it stores files.
+    pub fn uploads(self) -> bool {
+        self != Self::Wget
     }
 }
 
@@ -91,16 +170,16 @@ pub struct Transfer<'a> {
     pub client: Client,
     /// Where it runs.
     pub host: &'a Host,
-    /// The address it dials.
-    pub address: IpAddr,
-    /// Who opens the data connection.
-    pub mode: Mode,
+    /// Address and port that it dials.
+    pub endpoint: SocketAddr,
+    /// What it says.
+    pub verb: Verb,
     /// The server's login.
     pub login: (&'a str, &'a str),
 }
 
 impl<'a> Transfer<'a> {
-    /// `client` on `host`, to `server` at `address`.
+    /// `client` on `host`, to port 21 of `server` at `address`, with the customary command.
     pub fn new(
         client: Client,
         host: &'a Host,
@@ -108,19 +187,43 @@ impl<'a> Transfer<'a> {
         address: IpAddr,
         mode: Mode,
     ) -> Self {
-        Self { client, host, address, mode, login: server.login() }
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let (endpoint, verb) = (SocketAddr::new(address, 21), Verb::of(mode, family));
+        Self { client, host, endpoint, verb, login: server.login() }
+    }
+
+    /// A download, an upload (where the client does that) and a listing of `server`, compared byte
+    /// for byte. `name` must be this transfer's own.
+    pub fn exchange(&self, server: &Server, name: &str, body: &[u8]) -> Result<()> {
+        let differs = |what: String| Err(LabError::Unexpected(what));
+        server.put(name, body)?;
+        if self.download(name)? != body {
+            return differs("the download has other bytes".to_owned());
+        }
+        let up = format!("{name}.up");
+        if self.client.uploads() {
+            self.upload(&up, &body[1..])?;
+            if server.stored(&up)? != body[1..] {
+                return differs("the upload has other bytes".to_owned());
+            }
+        }
+        let listing = self.list()?;
+        if listing.contains(name) {
+            Ok(())
+        } else {
+            differs(format!("the listing has no {name}: {listing}"))
+        }
     }
 
     /// Fetches `pub/NAME` and gives its bytes.
     pub fn download(&self, name: &str) -> Result<Vec<u8>> {
-        let local = self.local("get", name);
-        let _ = fs::remove_file(&local);
-        let done = self.errand(Errand::Get, name, &local)?;
+        let local = self.scratch()?.join(name);
+        let done = self.errand(Errand::Get, name, &local.to_string_lossy())?;
         fs::read(&local).map_err(|source| {
             LabError::Unexpected(format!(
                 "{} left no {} ({source}): {}{}",
                 self.client,
-                local,
+                local.display(),
                 done.text(),
                 done.errors()
             ))
@@ -129,52 +232,58 @@ impl<'a> Transfer<'a> {
 
     /// Stores `contents` as `pub/NAME`.
     pub fn upload(&self, name: &str, contents: &[u8]) -> Result<()> {
-        let local = self.local("put", name);
+        let local = self.scratch()?.join(name);
         fs::write(&local, contents)
-            .map_err(|source| LabError::File { path: local.clone().into(), source })?;
-        self.errand(Errand::Put, name, &local).map(drop)
+            .map_err(|source| LabError::File { path: local.clone(), source })?;
+        self.errand(Errand::Put, name, &local.to_string_lossy()).map(drop)
     }
 
     /// The listing of `pub`, as the client shows it.
     pub fn list(&self) -> Result<String> {
-        self.errand(Errand::List, "", "").map(|done| done.text())
+        let local = self.scratch()?.join("listing");
+        self.errand(Errand::List, "", &local.to_string_lossy()).map(|done| done.text())
     }
 
-    fn local(&self, what: &str, name: &str) -> String {
-        let directory = self.host.directory().join(format!("{}-{what}", self.host.role()));
-        let _ = fs::create_dir_all(&directory);
-        directory.join(name).to_string_lossy().into_owned()
+    /// A directory of one errand's own: some clients leave notes where they run.
+    fn scratch(&self) -> Result<PathBuf> {
+        static ERRANDS: AtomicU32 = AtomicU32::new(0);
+        let number = ERRANDS.fetch_add(1, Ordering::Relaxed);
+        let path = self.host.directory().join(format!("{}-errand-{number}", self.host.role()));
+        fs::create_dir_all(&path)
+            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        Ok(path)
     }
 
     fn errand(&self, errand: Errand, name: &str, local: &str) -> Result<Finished> {
-        let (command, input) = match self.client {
-            Client::Curl => (self.curl(errand, name, local, false), String::new()),
-            Client::CurlExtended => (self.curl(errand, name, local, true), String::new()),
+        let (mut command, input) = match self.client {
+            Client::Curl => (self.curl(errand, name, local), String::new()),
+            Client::Wget => (self.wget(errand, name, local)?, String::new()),
             Client::Lftp => (self.lftp(errand, name, local), String::new()),
             Client::Ncftp => (self.ncftp(errand, name, local), String::new()),
-            Client::Tnftp => self.tnftp(errand, name, local),
-            Client::Ftplib => (self.ftplib(errand, name, local), String::new()),
+            Client::Tnftp => self.bsd_ftp("tnftp", errand, name, local),
+            Client::Inetutils => self.bsd_ftp("inetutils-ftp", errand, name, local),
+            Client::Ftplib => (self.ftplib(errand, name, local)?, String::new()),
         };
+        if let Some(directory) = PathBuf::from(local).parent() {
+            command.current_dir(directory);
+        }
         self.host.finish(command, input.as_bytes(), LIMIT)?.success()
     }
 
-    /// The address as it stands in a URL.
-    fn url_host(&self) -> String {
-        match self.address {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => format!("[{v6}]"),
-        }
+    fn passive(&self) -> bool {
+        self.verb.mode() == Mode::Passive
     }
 
-    fn curl(&self, errand: Errand, name: &str, local: &str, extended: bool) -> Command {
+    fn curl(&self, errand: Errand, name: &str, local: &str) -> Command {
         let mut command = self.host.command("curl");
         let (user, password) = self.login;
         command.args(["--silent", "--show-error", "--globoff", "--connect-timeout", "10"]);
-        command.args(["--user", &format!("{user}:{password}")]);
-        if self.mode == Mode::Active {
+        // Left to itself it goes where the control connection went, whatever a 227 says.
+        command.args(["--user", &format!("{user}:{password}"), "--no-ftp-skip-pasv-ip"]);
+        if !self.passive() {
             command.args(["--ftp-port", "-"]);
         }
-        if !extended && self.address.is_ipv4() {
+        if !self.verb.is_extended() {
             command.args(["--disable-epsv", "--disable-eprt"]);
         }
         match errand {
@@ -182,14 +291,31 @@ impl<'a> Transfer<'a> {
             Errand::Put => command.args(["--upload-file", local]),
             Errand::List => &mut command,
         };
-        command.arg(format!("ftp://{}/pub/{name}", self.url_host()));
+        command.arg(format!("ftp://{}/pub/{name}", self.endpoint));
         command
+    }
+
+    fn wget(&self, errand: Errand, name: &str, local: &str) -> Result<Command> {
+        let mut command = self.host.command("wget");
+        let (user, password) = self.login;
+        command.args(["-q", "--tries=1", "--timeout=8", "--no-config"]);
+        command.args(["--user", user, "--password", password]);
+        if !self.passive() {
+            command.arg("--no-passive-ftp");
+        }
+        match errand {
+            Errand::Get => command.args(["-O", local]),
+            Errand::List => command.args(["-O", "-"]),
+            Errand::Put => return Err(LabError::Unexpected("wget stores nothing".to_owned())),
+        };
+        command.arg(format!("ftp://{}/pub/{name}", self.endpoint));
+        Ok(command)
     }
 
     fn lftp(&self, errand: Errand, name: &str, local: &str) -> Command {
         let mut command = self.host.command("lftp");
         let (user, password) = self.login;
-        let passive = self.mode == Mode::Passive;
+        let (passive, extended) = (self.passive(), self.verb.is_extended());
         let errand = match errand {
             Errand::Get => format!("get pub/{name} -o {local}"),
             Errand::Put => format!("put {local} -o pub/{name}"),
@@ -198,10 +324,11 @@ impl<'a> Transfer<'a> {
         command.args([
             "-c",
             &format!(
-                "set ftp:passive-mode {passive}; set net:timeout 8; set net:max-retries 1; \
-             set ftp:ssl-allow false; set net:reconnect-interval-base 1; set cmd:fail-exit true; \
-             open -u {user},{password} ftp://{}; {errand}; bye",
-                self.url_host()
+                "set ftp:passive-mode {passive}; set ftp:prefer-epsv {extended}; \
+                 set net:timeout 8; set net:max-retries 1; set ftp:ssl-allow false; \
+                 set net:reconnect-interval-base 1; set cmd:fail-exit true; \
+                 open -u {user},{password} ftp://{}; {errand}; bye",
+                self.endpoint
             ),
         ]);
         command
@@ -215,56 +342,56 @@ impl<'a> Transfer<'a> {
         };
         let mut command = self.host.command(program);
         let (user, password) = self.login;
-        let mode = if self.mode == Mode::Active { "-E" } else { "-F" };
+        let mode = if self.passive() { "-F" } else { "-E" };
         command.args(["-u", user, "-p", password, mode, "-t", "8", "-r", "1"]);
+        let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
         match errand {
             Errand::Get => {
                 // With -C the local file has a name of its own.
-                command.args(["-V", "-C", &self.address.to_string(), &source, &target]);
+                command.args(["-P", &port, "-V", "-C", &address, &source, &target]);
             }
             Errand::Put => {
                 // The remote file is named after the local one.
-                command.args(["-V", &self.address.to_string(), &target, &source]);
+                command.args(["-P", &port, "-V", &address, &target, &source]);
             }
             Errand::List => {
                 // Its default, NLST -CF, is more than pyftpdlib takes.
-                command.arg("-l").arg(format!("ftp://{}/pub/", self.address));
+                command.arg("-l").arg(format!("ftp://{}/pub/", self.endpoint));
             }
         }
         command
     }
 
-    fn tnftp(&self, errand: Errand, name: &str, local: &str) -> (Command, String) {
-        let mut command = self.host.command("ftp");
+    /// Both descendants of the BSD program are told the same, on their standard input.
+    fn bsd_ftp(&self, program: &str, errand: Errand, name: &str, local: &str) -> (Command, String) {
+        let mut command = self.host.command(program);
         let (user, password) = self.login;
-        command.args(["-n", "-i", "-v", "-q", "10"]);
-        command.arg(if self.mode == Mode::Active { "-A" } else { "-p" });
-        command.arg(self.address.to_string());
+        command.args(["-n", "-i", "-v"]);
+        command.arg(if self.passive() { "-p" } else { "-A" });
+        command.args([self.endpoint.ip().to_string(), self.endpoint.port().to_string()]);
+        // Over IPv4 one says EPRT and EPSV unless told not to, the other only if told to.
+        let toggle =
+            self.endpoint.is_ipv4() && self.verb.is_extended() != (self.client == Client::Tnftp);
+        let toggle = if toggle { "epsv4\n" } else { "" };
         let errand = match errand {
             Errand::Get => format!("get pub/{name} {local}"),
             Errand::Put => format!("put {local} pub/{name}"),
             Errand::List => "ls pub".to_owned(),
         };
-        (command, format!("user {user} {password}\nbinary\n{errand}\nbye\n"))
+        (command, format!("user {user} {password}\n{toggle}binary\n{errand}\nbye\n"))
     }
 
-    fn ftplib(&self, errand: Errand, name: &str, local: &str) -> Command {
-        let mut command = self.host.command(script::python());
+    fn ftplib(&self, errand: Errand, name: &str, local: &str) -> Result<Command> {
         let (user, password) = self.login;
+        let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
         let errand = match errand {
-            Errand::Get => "f.retrbinary('RETR pub/' + name, open(local, 'wb').write)",
-            Errand::Put => "f.storbinary('STOR pub/' + name, open(local, 'rb'))",
-            Errand::List => "f.dir('pub')",
+            Errand::Get => "get",
+            Errand::Put => "put",
+            Errand::List => "list",
         };
-        command.arg("-c").arg(format!(
-            "import ftplib, sys\nname, local = sys.argv[1:]\n\
-             f = ftplib.FTP('{}', '{user}', '{password}', timeout=8)\nf.set_pasv({})\n{errand}\n\
-             f.quit()",
-            self.address,
-            if self.mode == Mode::Passive { "True" } else { "False" },
-        ));
-        command.args([name, local]);
-        command
+        let verb = self.verb.to_string();
+        let arguments = [&address, &port, user, password, &verb, errand, name, local];
+        self.host.script_command(Script::Ftplib, &arguments)
     }
 }
 

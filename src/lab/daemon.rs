@@ -30,7 +30,7 @@ impl Daemon {
 
     /// Starts the daemon without waiting.
     pub fn launch(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
-        let home = gateway.directory().join("ftp-alg");
+        let home = gateway.directory().join(format!("{}-ftp-alg", gateway.role()));
         let state = home.join("state");
         let file = home.join("ftp-alg.toml");
         fs::create_dir_all(&state)

@@ -1,10 +1,13 @@
-//! The gateway's own firewall: what an operator would have written before `ftp-alg` came.
+//! The gateways' own firewalls: what an operator would have written before `ftp-alg` came.
 //!
-//! Everything is dropped but ICMP, what is established, and control connections. One line is for
-//! `ftp-alg`: connections that carry its mark are accepted. `related` is *not* accepted, so that no
-//! helper of the kernel can make a test pass.
+//! Everything is dropped but ICMP, what is established, control connections, and data connections
+//! that `ftp-alg` admitted, which are known by its mark or as `related` ([`Admission`]). With the
+//! mark `related` is *not* accepted, so that no helper of the kernel can make a test pass.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::{Family, Host, Result, Spec, Topology};
 
@@ -17,6 +20,15 @@ pub enum FirewallKind {
     IptablesNft,
     /// iptables and ip6tables of old.
     IptablesLegacy,
+}
+
+/// By what a gateway's firewall knows data connections that `ftp-alg` admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// By the mark on them.
+    Mark,
+    /// As connections that conntrack calls related; the mark means nothing to it.
+    Related,
 }
 
 /// Stands in for `ftp-alg` with the kernel's own FTP helper; the lab is tested with it.
@@ -35,114 +47,240 @@ table inet ftp_alg {
 }
 ";
 
-pub(super) fn install(gateway: &Host, spec: &Spec) -> Result<()> {
+/// Loads what `host` needs: nothing unless it is a gateway.
+pub(super) fn install(host: &Host, spec: &Spec) -> Result<()> {
+    let Some(firewall) = Firewall::of(host, spec) else { return Ok(()) };
     match spec.firewall {
-        FirewallKind::Nftables => gateway.nft(&nftables(spec)),
-        FirewallKind::IptablesNft => restore(gateway, spec, "nft"),
-        FirewallKind::IptablesLegacy => restore(gateway, spec, "legacy"),
+        FirewallKind::Nftables => host.nft(&firewall.nftables()),
+        FirewallKind::IptablesNft => firewall.restore(host, "nft"),
+        FirewallKind::IptablesLegacy => firewall.restore(host, "legacy"),
     }
 }
 
-fn nftables(spec: &Spec) -> String {
-    let plan = &spec.plan;
-    let mut nat = String::new();
-    match spec.topology {
-        Topology::Routed => {}
-        Topology::Masquerade => {
-            let only4 = if spec.nat66 { "" } else { "meta nfproto ipv4 " };
-            nat = format!(
-                "    chain source {{
-        type nat hook postrouting priority srcnat;
-        {only4}oifname \"wan\" masquerade
-    }}
-"
-            );
-        }
-        Topology::PublishedServer => {
-            let (outside, server) = (plan.outside, plan.server);
-            nat = format!(
-                "    chain destination {{
-        type nat hook prerouting priority dstnat;
-        ip daddr {} tcp dport 21 dnat ip to {}
-",
-                outside.v4, server.v4
-            );
-            if spec.nat66 {
-                nat += &format!(
-                    "        ip6 daddr {} tcp dport 21 dnat ip6 to {}\n",
-                    outside.v6, server.v6
-                );
-            }
-            nat += "    }\n";
-        }
-    }
-    format!(
-        "table inet gateway {{
-    chain input {{
-        type filter hook input priority filter; policy drop;
-        meta l4proto {{ icmp, ipv6-icmp }} accept
-        ct state established accept
-        iifname \"lo\" accept
-    }}
-    chain forward {{
-        type filter hook forward priority filter; policy drop;
-        meta l4proto {{ icmp, ipv6-icmp }} accept
-        ct state established accept
-        tcp dport 21 accept
-        ct mark and 0x40000000 != 0 accept comment \"data connections that ftp-alg admitted\"
-    }}
-{nat}}}
-"
-    )
+/// What one gateway drops and translates.
+struct Firewall {
+    /// By what admitted connections are known; `None` means that nothing is dropped.
+    drops: Option<Admission>,
+    /// The chain that lets control connections of this host itself pass, besides `forward`.
+    local: Option<&'static str>,
+    nat: Vec<Nat>,
 }
 
-fn restore(gateway: &Host, spec: &Spec, variant: &str) -> Result<()> {
-    for family in [Family::V4, Family::V6] {
-        let program = match family {
-            Family::V4 => format!("iptables-{variant}-restore"),
-            Family::V6 => format!("ip6tables-{variant}-restore"),
+/// One translation.
+enum Nat {
+    /// Sources become the outer interface's address.
+    Masquerade(Family),
+    /// Sources become one of these, in turn.
+    Pool(Vec<IpAddr>),
+    /// One port is published.
+    Publish { at: SocketAddr, server: SocketAddr },
+    /// One address is another, both ways.
+    Map { public: IpAddr, private: IpAddr },
+}
+
+impl Firewall {
+    fn of(host: &Host, spec: &Spec) -> Option<Self> {
+        let Spec { topology, plan, .. } = spec;
+        let local = match topology {
+            Topology::OnServer => Some("input"),
+            Topology::OnClient => Some("output"),
+            _ => None,
         };
-        let command = gateway.command(program);
-        gateway
-            .finish(command, iptables(spec, family).as_bytes(), Duration::from_secs(10))?
-            .success()?;
+        let families = [Family::V4, Family::V6].into_iter().filter(|of| spec.translates(*of));
+        let publish = |family, at: super::Ends, port| Nat::Publish {
+            at: SocketAddr::new(at.address(family), port),
+            server: SocketAddr::new(plan.server.address(family), 21),
+        };
+        let translation = |family: Family| match (host.role(), topology, plan.far) {
+            ("gateway", Topology::Masquerade | Topology::BothSides, _) => {
+                Some(Nat::Masquerade(family))
+            }
+            ("gateway", Topology::SnatPool, _) => {
+                Some(Nat::Pool(plan.pool.iter().map(|ends| ends.address(family)).collect()))
+            }
+            ("gateway", Topology::PublishedServer | Topology::OneToOne, _) => {
+                Some(publish(family, plan.outside, 21))
+            }
+            ("gateway", Topology::PortForward, _) => Some(publish(family, plan.outside, 2121)),
+            ("far", Topology::BothSides, Some(far)) => Some(publish(family, far.outside, 21)),
+            ("far", Topology::OneToOne, Some(router)) => Some(Nat::Map {
+                public: router.outside.address(family),
+                private: plan.outside.address(family),
+            }),
+            _ => None,
+        };
+        let drops = match (host.role(), topology) {
+            ("far", Topology::OneToOne) => None,
+            ("gateway" | "far", _) => Some(spec.admission),
+            _ => return None,
+        };
+        Some(Self { drops, local, nat: families.filter_map(translation).collect() })
     }
-    Ok(())
+
+    fn nftables(&self) -> String {
+        let mut text = String::from("table inet gateway {\n");
+        let mut chain = |hook: &str, kind: &str, policy: &str, rules: &[String]| {
+            text += &format!("    chain {hook} {{\n        type {kind}; policy {policy};\n");
+            for rule in rules {
+                text += &format!("        {rule}\n");
+            }
+            text += "    }\n";
+        };
+        if let Some(admission) = self.drops {
+            let states = match admission {
+                Admission::Mark => "established",
+                Admission::Related => "established,related",
+            };
+            for hook in ["input", "forward", "output"] {
+                let own = self.local.is_some();
+                if hook == "output" && !own {
+                    continue;
+                }
+                let mut rules = vec![
+                    "meta l4proto { icmp, ipv6-icmp } accept".to_owned(),
+                    format!("ct state {states} accept"),
+                ];
+                match hook {
+                    "input" => rules.push("iifname \"lo\" accept".to_owned()),
+                    "output" => rules.extend([
+                        "oifname \"lo\" accept".to_owned(),
+                        "meta mark 0x70000000 accept".to_owned(),
+                    ]),
+                    _ => {}
+                }
+                if hook == "forward" || self.local == Some(hook) {
+                    rules.push("tcp dport 21 accept".to_owned());
+                }
+                if admission == Admission::Mark && (hook == "forward" || own) {
+                    rules.push("ct mark and 0x40000000 != 0 accept".to_owned());
+                }
+                chain(hook, &format!("filter hook {hook} priority filter"), "drop", &rules);
+            }
+        }
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for nat in &self.nat {
+            match nat {
+                Nat::Masquerade(family) => {
+                    let protocol = if *family == Family::V4 { "ipv4" } else { "ipv6" };
+                    after.push(format!("meta nfproto {protocol} oifname \"wan\" masquerade"));
+                }
+                Nat::Pool(pool) => {
+                    let ip = pool.first().map_or("ip", |address| ip_of(*address));
+                    let pool: Vec<String> =
+                        pool.iter().enumerate().map(|(at, to)| format!("{at} : {to}")).collect();
+                    after.push(format!(
+                        "meta nfproto {} oifname \"wan\" snat {ip} to numgen inc mod {} map {{ {} }}",
+                        if ip == "ip" { "ipv4" } else { "ipv6" },
+                        pool.len(),
+                        pool.join(", ")
+                    ));
+                }
+                Nat::Publish { at, server } => before.push(format!(
+                    "{ip} daddr {} tcp dport {} dnat {ip} to {server}",
+                    at.ip(),
+                    at.port(),
+                    ip = ip_of(at.ip())
+                )),
+                Nat::Map { public, private } => {
+                    let ip = ip_of(*public);
+                    before.push(format!("{ip} daddr {public} dnat {ip} to {private}"));
+                    after.push(format!("{ip} saddr {private} snat {ip} to {public}"));
+                }
+            }
+        }
+        for (name, kind, rules) in [
+            ("destination", "nat hook prerouting priority dstnat", before),
+            ("source", "nat hook postrouting priority srcnat", after),
+        ] {
+            if !rules.is_empty() {
+                chain(name, kind, "accept", &rules);
+            }
+        }
+        text + "}\n"
+    }
+
+    fn restore(&self, host: &Host, variant: &str) -> Result<()> {
+        for family in [Family::V4, Family::V6] {
+            let program = match family {
+                Family::V4 => format!("iptables-{variant}-restore"),
+                Family::V6 => format!("ip6tables-{variant}-restore"),
+            };
+            let command = host.command(program);
+            let rules = self.iptables(family);
+            host.finish(command, rules.as_bytes(), Duration::from_secs(10))?.success()?;
+        }
+        Ok(())
+    }
+
+    fn iptables(&self, family: Family) -> String {
+        let (icmp, own) = match family {
+            Family::V4 => ("icmp", self.local.is_some()),
+            Family::V6 => ("ipv6-icmp", self.local.is_some()),
+        };
+        let mut rules = String::from("*filter\n");
+        if let Some(admission) = self.drops {
+            let states = match admission {
+                Admission::Mark => "ESTABLISHED",
+                Admission::Related => "ESTABLISHED,RELATED",
+            };
+            let output = if own { "DROP" } else { "ACCEPT" };
+            rules += &format!(":INPUT DROP\n:FORWARD DROP\n:OUTPUT {output}\n");
+            rules += "-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\n";
+            rules += "-A OUTPUT -m mark --mark 0x70000000 -j ACCEPT\n";
+            for hook in ["INPUT", "FORWARD", "OUTPUT"] {
+                rules += &format!("-A {hook} -p {icmp} -j ACCEPT\n");
+                rules += &format!("-A {hook} -m conntrack --ctstate {states} -j ACCEPT\n");
+                if hook == "FORWARD"
+                    || self.local.is_some_and(|local| local.eq_ignore_ascii_case(hook))
+                {
+                    rules += &format!("-A {hook} -p tcp --dport 21 -j ACCEPT\n");
+                }
+                if admission == Admission::Mark && (hook == "FORWARD" || own) {
+                    rules +=
+                        &format!("-A {hook} -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n");
+                }
+            }
+        }
+        rules += "COMMIT\n";
+        let mut translations = String::new();
+        for nat in &self.nat {
+            match nat {
+                Nat::Masquerade(of) if *of == family => {
+                    translations += "-A POSTROUTING -o wan -j MASQUERADE\n";
+                }
+                Nat::Pool(pool) if pool.iter().all(|address| is_of(*address, family)) => {
+                    if let [first, .., last] = pool.as_slice() {
+                        translations +=
+                            &format!("-A POSTROUTING -o wan -j SNAT --to-source {first}-{last}\n");
+                    }
+                }
+                Nat::Publish { at, server } if is_of(at.ip(), family) => {
+                    translations += &format!(
+                        "-A PREROUTING -d {} -p tcp --dport {} -j DNAT --to-destination {server}\n",
+                        at.ip(),
+                        at.port()
+                    );
+                }
+                Nat::Map { public, private } if is_of(*public, family) => {
+                    translations += &format!(
+                        "-A PREROUTING -d {public} -j DNAT --to-destination {private}\n\
+                         -A POSTROUTING -s {private} -j SNAT --to-source {public}\n"
+                    );
+                }
+                _ => {}
+            }
+        }
+        if !translations.is_empty() {
+            rules += &format!("*nat\n{translations}COMMIT\n");
+        }
+        rules
+    }
 }
 
-fn iptables(spec: &Spec, family: Family) -> String {
-    let icmp = match family {
-        Family::V4 => "icmp",
-        Family::V6 => "ipv6-icmp",
-    };
-    let mut rules = format!(
-        "*filter
-:INPUT DROP
-:FORWARD DROP
-:OUTPUT ACCEPT
--A INPUT -p {icmp} -j ACCEPT
--A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT
--A INPUT -i lo -j ACCEPT
--A FORWARD -p {icmp} -j ACCEPT
--A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT
--A FORWARD -p tcp --dport 21 -j ACCEPT
--A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT
-COMMIT
-"
-    );
-    if family == Family::V4 || spec.nat66 {
-        let outside = spec.plan.outside.address(family);
-        let server = spec.plan.server.address(family);
-        rules += &match spec.topology {
-            Topology::Routed => String::new(),
-            Topology::Masquerade => {
-                "*nat\n-A POSTROUTING -o wan -j MASQUERADE\nCOMMIT\n".to_owned()
-            }
-            Topology::PublishedServer => format!(
-                "*nat\n-A PREROUTING -d {outside} -p tcp --dport 21 -j DNAT \
-                 --to-destination {server}\nCOMMIT\n"
-            ),
-        };
-    }
-    rules
+fn ip_of(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "ip" } else { "ip6" }
+}
+
+fn is_of(address: IpAddr, family: Family) -> bool {
+    address.is_ipv4() == (family == Family::V4)
 }

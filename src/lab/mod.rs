@@ -7,14 +7,24 @@
 //! [`remove_everything`] on a signal.
 //!
 //! ```text
-//!   client, client2          gateway           server, third        (masquerade, routed)
+//!   client, client2          gateway           server, third        (masquerade, SNAT pool, routed)
 //!   192.168.150.80 ...  --- .1 | 198.51.100.1 --- 198.51.100.10 ...
 //!
 //!   server                   gateway           client, client2, third    (published server)
 //!   192.168.150.90      --- .1 | 198.51.100.1 --- 198.51.100.20 ...
+//!
+//!   client              gateway           third           far                 server   (both sides)
+//!   192.168.150.80 --- .1 | 198.51.100.1 --- 198.51.100.2 | 192.168.160.1 --- .90
+//!
+//!   server              gateway           far                     client, third            (1:1 NAT)
+//!   192.168.150.90 --- .1 | 10.9.0.2 --- 10.9.0.1 | 198.51.100.1 --- 198.51.100.20 ...
+//!
+//!   gateway, which is the server or the client, and the others outside              (on the host)
+//!   198.51.100.1 --- 198.51.100.20 ...
 //! ```
 //!
-//! Both sides also have IPv6. A sixth namespace holds the two switches.
+//! All have IPv6 as well. One more namespace holds the switches. [`Topology`] is what there is,
+//! [`Spec`] what to build, [`matrix`] every client with every server in it.
 
 mod capture;
 mod client;
@@ -22,23 +32,28 @@ mod daemon;
 mod firewall;
 mod held;
 mod host;
+pub mod matrix;
+mod network;
 mod process;
 mod script;
 mod server;
 mod topology;
+mod witness;
 
 use std::{io, path::PathBuf, time::Duration};
 
 pub use capture::{Analysis, Capture, ControlLine};
-pub use client::{Client, Family, Mode, Transfer};
+pub use client::{Client, Family, Mode, Transfer, Verb};
 pub use daemon::Daemon;
-pub use firewall::{FirewallKind, KERNEL_HELPER};
+pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
 pub use held::Held;
 pub use host::Host;
+pub use matrix::{Cell, Matrix, Outcome};
+pub use network::Lab;
 pub use process::{Background, Finished, remove_everything};
 pub use script::Script;
 pub use server::{Server, ServerKind};
-pub use topology::{Ends, Lab, Plan, Spec, Topology};
+pub use topology::{Ends, Far, Plan, Spec, Topology};
 
 /// Why the lab could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +122,11 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("nmap", "nmap"),
     ("curl", "curl"),
+    ("wget", "wget"),
     ("lftp", "lftp"),
     ("ncftpget", "ncftp"),
-    ("ftp", "tnftp"),
+    ("tnftp", "tnftp"),
+    ("inetutils-ftp", "inetutils-ftp"),
     ("python3", "python3"),
 ];
 

@@ -1,43 +1,178 @@
-//! Topologies: which host stands on which side of the gateway, and with which addresses.
+//! Topologies as values: who stands where, with which addresses, and what is done to them.
+//!
+//! Knows nothing of namespaces; `network` builds what is said here, `firewall` writes its rules.
 
 use std::{
-    fs,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
-use super::{
-    Family, FirewallKind, Host, LabError, Result, firewall,
-    process::{self, register, remove_abandoned},
-};
+use super::{Admission, Family, FirewallKind};
 
-/// Where the lab keeps its files: not below `/tmp`, because ProFTPD refuses password files below a
-/// directory that anyone may write to.
-const BASE: &str = "/run/ftp-alg-lab";
-
-static LABS: AtomicU32 = AtomicU32::new(0);
-
-/// What the gateway does to addresses.
+/// What the gateway does to addresses, and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     /// Clients inside, hidden behind the gateway's outer address.
     Masquerade,
+    /// Clients inside; each connection shows the next of three outer addresses ([`Plan::pool`]).
+    SnatPool,
     /// The server inside, published on port 21 of the gateway's outer address.
     PublishedServer,
+    /// The server inside, port 21, published on port 2121 of the gateway's outer address.
+    PortForward,
+    /// The server inside, published by a gateway whose outer address is private as well: a router
+    /// further out maps a public address to it, both ways. IPv6 is routed.
+    OneToOne,
+    /// Clients behind a gateway that masquerades, the server behind another that publishes it.
+    BothSides,
     /// Clients inside, every address visible everywhere; only the firewall stands between.
     Routed,
+    /// The server runs on the gateway itself, which drops input and output by default.
+    OnServer,
+    /// The client runs on the gateway itself, which drops input and output by default.
+    OnClient,
 }
 
-impl std::fmt::Display for Topology {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
             Self::Masquerade => "masquerade",
+            Self::SnatPool => "SNAT pool",
             Self::PublishedServer => "published server (DNAT)",
+            Self::PortForward => "DNAT to another port",
+            Self::OneToOne => "1:1 NAT upstream",
+            Self::BothSides => "NAT on both sides",
             Self::Routed => "routed",
+            Self::OnServer => "on the server itself",
+            Self::OnClient => "on the client itself",
         })
+    }
+}
+
+impl Topology {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Masquerade,
+        Self::SnatPool,
+        Self::PublishedServer,
+        Self::PortForward,
+        Self::OneToOne,
+        Self::BothSides,
+        Self::Routed,
+        Self::OnServer,
+        Self::OnClient,
+    ];
+
+    /// Its name where a word is needed, as in file names.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Masquerade => "masquerade",
+            Self::SnatPool => "snat-pool",
+            Self::PublishedServer => "published",
+            Self::PortForward => "port-forward",
+            Self::OneToOne => "one-to-one",
+            Self::BothSides => "both-sides",
+            Self::Routed => "routed",
+            Self::OnServer => "on-server",
+            Self::OnClient => "on-client",
+        }
+    }
+
+    /// What `ftp-alg` must be told here, the back end apart: the top of its configuration.
+    pub(super) fn keys(self) -> &'static str {
+        match self {
+            Self::PortForward => "control-ports = [21, 2121]\n",
+            _ => "",
+        }
+    }
+
+    /// As [`Topology::keys`]: the tables below.
+    pub(super) fn tables(self, plan: &Plan) -> String {
+        match (self, &plan.far) {
+            (Self::OneToOne, Some(router)) => format!(
+                "[nat]\nexternal-address = \"{}\"\n\n[[server]]\naddress = \"{}\"\n",
+                router.outside.v4, plan.server.v4
+            ),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether clients do not show their own addresses.
+    pub(super) fn hides_clients(self) -> bool {
+        matches!(self, Self::Masquerade | Self::SnatPool | Self::BothSides)
+    }
+
+    /// Whether the server is dialled at another address than its own.
+    pub(super) fn publishes_server(self) -> bool {
+        matches!(self, Self::PublishedServer | Self::PortForward | Self::OneToOne | Self::BothSides)
+    }
+
+    /// The network that `role` is in.
+    pub(super) fn segment(self, role: Role) -> Segment {
+        match (self, role) {
+            (Self::OneToOne, Role::Client | Role::Third) | (Self::BothSides, Role::Server) => {
+                Segment::Far
+            }
+            (Self::PublishedServer | Self::PortForward | Self::OneToOne, Role::Server)
+            | (Self::Masquerade | Self::SnatPool | Self::BothSides | Self::Routed, Role::Client) => {
+                Segment::Lan
+            }
+            _ => Segment::Wan,
+        }
+    }
+
+    /// The network whose addresses are public.
+    pub(super) fn public(self) -> Segment {
+        if self == Self::OneToOne { Segment::Far } else { Segment::Wan }
+    }
+}
+
+/// What a host is there for, as far as its place depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server,
+    Third,
+}
+
+/// A network of the lab, with a switch of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// Inside the gateway.
+    Lan,
+    /// Outside the gateway.
+    Wan,
+    /// Beyond the second gateway, where there is one.
+    Far,
+}
+
+impl Segment {
+    pub(super) const ALL: [Self; 3] = [Self::Lan, Self::Wan, Self::Far];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Wan => "wan",
+            Self::Far => "far",
+        }
+    }
+
+    /// The addresses of host number `host`.
+    fn host(self, topology: Topology, host: u8) -> Ends {
+        let number = u16::from(host);
+        let private = |v4: [u8; 3], v6: u16| Ends {
+            v4: Ipv4Addr::new(v4[0], v4[1], v4[2], host),
+            v6: Ipv6Addr::new(0xfd00, v6, 0, 0, 0, 0, 0, number),
+        };
+        match self {
+            _ if self == topology.public() => Ends {
+                v4: Ipv4Addr::new(198, 51, 100, host),
+                v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, number),
+            },
+            Self::Lan => private([192, 168, 150], 0x150),
+            Self::Wan => private([10, 9, 0], 0x9),
+            Self::Far => private([192, 168, 160], 0x160),
+        }
     }
 }
 
@@ -60,6 +195,15 @@ impl Ends {
     }
 }
 
+/// The addresses of a second gateway or router.
+#[derive(Clone, Copy, Debug)]
+pub struct Far {
+    /// Its inner interface.
+    pub inside: Ends,
+    /// Its outer interface.
+    pub outside: Ends,
+}
+
 /// Everyone's addresses.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -75,26 +219,52 @@ pub struct Plan {
     pub server: Ends,
     /// A stranger outside.
     pub third: Ends,
+    /// The server's gateway ([`Topology::BothSides`]), or the router further out
+    /// ([`Topology::OneToOne`]).
+    pub far: Option<Far>,
+    /// What the gateway has besides its outer address, for clients to show
+    /// ([`Topology::SnatPool`]).
+    pub pool: Vec<Ends>,
 }
 
 impl Plan {
     /// The addresses of the published explanation of FTP behind NAT that everyone quotes
     /// (slacksite.com): client 192.168.150.80, server 192.168.150.90.
     pub fn of(topology: Topology) -> Self {
-        let inside = |host: u8| Ends {
-            v4: Ipv4Addr::new(192, 168, 150, host),
-            v6: Ipv6Addr::new(0xfd00, 0x150, 0, 0, 0, 0, 0, host.into()),
+        let (lan, wan, far) = (
+            |host| Segment::Lan.host(topology, host),
+            |host| Segment::Wan.host(topology, host),
+            |host| Segment::Far.host(topology, host),
+        );
+        // Whoever is outside has a number of its own, whoever is inside the explanation's.
+        let client = |number: u8| match topology.segment(Role::Client) {
+            Segment::Lan => lan(80 + number),
+            Segment::Wan => wan(20 + number),
+            Segment::Far => far(20 + number),
         };
-        let outside = |host: u8| Ends {
-            v4: Ipv4Addr::new(198, 51, 100, host),
-            v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, host.into()),
+        let server = match topology.segment(Role::Server) {
+            Segment::Lan => lan(90),
+            Segment::Wan => wan(10),
+            Segment::Far => far(90),
         };
-        let (client, client2, server) = match topology {
-            Topology::Masquerade | Topology::Routed => (inside(80), inside(81), outside(10)),
-            Topology::PublishedServer => (outside(20), outside(21), inside(90)),
-        };
-        let third = outside(66);
-        Self { inside: inside(1), outside: outside(1), client, client2, server, third }
+        let outside = wan(if topology == Topology::OneToOne { 2 } else { 1 });
+        Self {
+            inside: lan(1),
+            outside,
+            client: if topology == Topology::OnClient { outside } else { client(0) },
+            client2: client(1),
+            server: if topology == Topology::OnServer { outside } else { server },
+            third: topology.public().host(topology, 66),
+            far: match topology {
+                Topology::BothSides => Some(Far { inside: far(1), outside: wan(2) }),
+                Topology::OneToOne => Some(Far { inside: wan(1), outside: far(1) }),
+                _ => None,
+            },
+            pool: match topology {
+                Topology::SnatPool => [101, 102, 103].map(wan).to_vec(),
+                _ => Vec::new(),
+            },
+        }
     }
 }
 
@@ -109,247 +279,54 @@ pub struct Spec {
     pub nat66: bool,
     /// What the gateway's own firewall is written in.
     pub firewall: FirewallKind,
+    /// By what the gateway's own firewall knows data connections that were admitted.
+    pub admission: Admission,
     /// Whether interfaces leave checksums and segmentation to the next one. Off, so that captures
     /// show whole packets with real checksums; on is what locally created traffic looks like.
     pub offloads: bool,
 }
 
 impl Spec {
-    /// `topology` with the default addresses, NAT66 and an nftables firewall.
+    /// `topology` with the default addresses, NAT66 and an nftables firewall that accepts
+    /// `ftp-alg`'s mark.
     pub fn new(topology: Topology) -> Self {
         Self {
             topology,
             plan: Plan::of(topology),
             nat66: true,
             firewall: FirewallKind::Nftables,
+            admission: Admission::Mark,
             offloads: false,
         }
-    }
-}
-
-/// A built lab.
-#[derive(Debug)]
-pub struct Lab {
-    /// The client.
-    pub client: Host,
-    /// Another client on the client's side.
-    pub client2: Host,
-    /// The gateway; its interfaces are `lan` and `wan`.
-    pub gateway: Host,
-    /// The server.
-    pub server: Host,
-    /// A stranger outside, who knows a route to the inside.
-    pub third: Host,
-    spec: Spec,
-    directory: PathBuf,
-    namespaces: Vec<String>,
-}
-
-impl Lab {
-    /// Builds `topology` as [`Spec::new`] has it.
-    pub fn new(topology: Topology) -> Result<Self> {
-        Self::build(Spec::new(topology))
-    }
-
-    /// Builds what `spec` says.
-    pub fn build(spec: Spec) -> Result<Self> {
-        super::requirements()?;
-        // Kept files of a failed run are for looking at.
-        if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
-            remove_abandoned(Path::new(BASE));
-        }
-        let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("fa-{}-{number}", std::process::id());
-        let directory = PathBuf::from(BASE).join(&prefix);
-        let name = |role: &str| format!("{prefix}-{role}");
-        let host = |role: &'static str, ends: Ends| {
-            Host::new(role, name(role), ends.v4, ends.v6, directory.clone())
-        };
-        let plan = &spec.plan;
-        let lab = Self {
-            client: host("client", plan.client),
-            client2: host("client2", plan.client2),
-            gateway: host("gateway", plan.outside),
-            server: host("server", plan.server),
-            third: host("third", plan.third),
-            directory: directory.clone(),
-            namespaces: ["client", "client2", "gateway", "server", "third", "switch"]
-                .map(name)
-                .to_vec(),
-            spec,
-        };
-        // From here on dropping `lab` removes whatever exists already.
-        register(&lab.namespaces, &lab.directory);
-        fs::create_dir_all(&lab.directory)
-            .map_err(|source| LabError::File { path: lab.directory.clone(), source })?;
-        lab.wire()?;
-        for host in [&lab.client, &lab.client2, &lab.server, &lab.third] {
-            lab.configure_host(host)?;
-        }
-        lab.configure_gateway()?;
-        Ok(lab)
-    }
-
-    /// What it was built from.
-    pub fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
-    /// The lab's files: captures, logs, the servers' directories. Removed with it.
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 
     /// Whether addresses of this family are translated.
     pub fn translates(&self, family: Family) -> bool {
-        self.spec.topology != Topology::Routed && (family == Family::V4 || self.spec.nat66)
+        let translating = self.topology.hides_clients() || self.topology.publishes_server();
+        let v6 = self.nat66 && self.topology != Topology::OneToOne;
+        translating && (family == Family::V4 || v6)
     }
+}
 
-    /// The address clients dial for the server.
-    pub fn dialled(&self, family: Family) -> IpAddr {
-        if self.spec.topology == Topology::PublishedServer && self.translates(family) {
-            self.spec.plan.outside.address(family)
-        } else {
-            self.server.address(family)
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The gateway's interface towards the client.
-    pub fn client_side(&self) -> &'static str {
-        if self.is_inside(&self.client) { "lan" } else { "wan" }
-    }
-
-    /// The gateway's interface towards the server.
-    pub fn server_side(&self) -> &'static str {
-        if self.is_inside(&self.server) { "lan" } else { "wan" }
-    }
-
-    fn is_inside(&self, host: &Host) -> bool {
-        match host.role() {
-            "server" => self.spec.topology == Topology::PublishedServer,
-            "client" | "client2" => self.spec.topology != Topology::PublishedServer,
-            _ => false,
-        }
-    }
-
-    /// Namespaces, switches and cables. All cables are made inside the switches' namespace, so that
-    /// the machine's own never shows one.
-    fn wire(&self) -> Result<()> {
-        let mut batch = String::new();
-        for namespace in &self.namespaces {
-            batch += &format!("netns add {namespace}\n");
-        }
-        ip(&[], &batch)?;
-        let switch = &self.namespaces[5];
-        let mut batch = String::from("link add lan type bridge\nlink add wan type bridge\n");
-        let mut cable = |port: &str, bridge: &str, interface: &str, namespace: &str| {
-            batch += &format!(
-                "link add {port} type veth peer name {interface} netns {namespace}\n\
-                 link set {port} master {bridge} up\n"
-            );
-        };
-        for host in [&self.client, &self.client2, &self.server, &self.third] {
-            let bridge = if self.is_inside(host) { "lan" } else { "wan" };
-            cable(host.role(), bridge, "eth0", host.namespace());
-        }
-        cable("gw-lan", "lan", "lan", self.gateway.namespace());
-        cable("gw-wan", "wan", "wan", self.gateway.namespace());
-        batch += "link set lan up\nlink set wan up\n";
-        ip(&["-n", switch], &batch)
-    }
-
-    fn configure_host(&self, host: &Host) -> Result<()> {
-        let Plan { inside, outside, .. } = &self.spec.plan;
-        let (v4, v6) = (host.address(Family::V4), host.address(Family::V6));
-        let mut batch = addresses("eth0", v4, v6) + "link set lo up\n";
-        if self.is_inside(host) {
-            batch += &format!("route add default via {}\n", inside.v4);
-            batch += &format!("route add ::/0 via {}\n", inside.v6);
-        } else {
-            // The stranger may try the inside's own addresses; others only where these are public.
-            let stranger = host.role() == "third";
-            if stranger || !self.translates(Family::V4) {
-                batch += &format!("route add {}/24 via {}\n", network4(inside.v4), outside.v4);
-            }
-            if stranger || !self.translates(Family::V6) {
-                batch += &format!("route add {}/64 via {}\n", network6(inside.v6), outside.v6);
+    #[test]
+    fn no_two_hosts_have_one_address() {
+        for topology in Topology::ALL {
+            let plan = Plan::of(topology);
+            let mut all = vec![plan.inside, plan.outside, plan.client2, plan.third];
+            all.extend((topology != Topology::OnClient).then_some(plan.client));
+            all.extend((topology != Topology::OnServer).then_some(plan.server));
+            all.extend(plan.far.into_iter().flat_map(|far| [far.inside, far.outside]));
+            all.extend(&plan.pool);
+            for family in [Family::V4, Family::V6] {
+                let mut addresses: Vec<_> = all.iter().map(|ends| ends.address(family)).collect();
+                addresses.sort_unstable();
+                addresses.dedup();
+                assert_eq!(addresses.len(), all.len(), "{topology} {family}");
             }
         }
-        // There is no name service here: whoever looks up a name learns it at once.
-        for server in nameservers() {
-            batch += &format!("route add unreachable {server}\n");
-        }
-        self.tune(host, &["eth0"], "")?;
-        ip(&["-n", host.namespace()], &batch)
     }
-
-    fn configure_gateway(&self) -> Result<()> {
-        let Plan { inside, outside, .. } = &self.spec.plan;
-        let batch = addresses("lan", inside.v4.into(), inside.v6.into())
-            + &addresses("wan", outside.v4.into(), outside.v6.into())
-            + "link set lo up\n";
-        self.tune(
-            &self.gateway,
-            &["lan", "wan"],
-            "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
-             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n",
-        )?;
-        firewall::install(&self.gateway, &self.spec)?;
-        ip(&["-n", self.gateway.namespace()], &batch)
-    }
-
-    /// Settings that take part in the namespace only (`/proc/sys/net` is the reader's own).
-    fn tune(&self, host: &Host, interfaces: &[&str], more: &str) -> Result<()> {
-        // Addresses must work at once: no duplicate address detection.
-        let mut lines = String::from(
-            "echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad\n\
-             echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad\n\
-             echo 0 > /proc/sys/net/ipv6/conf/default/accept_ra\n",
-        );
-        lines += more;
-        for interface in interfaces.iter().filter(|_| !self.spec.offloads) {
-            lines += &format!("ethtool -K {interface} tx off sg off tso off gso off gro off\n");
-        }
-        host.shell(&lines).map(drop)
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        process::remove(&self.namespaces, &self.directory);
-    }
-}
-
-fn addresses(interface: &str, v4: IpAddr, v6: IpAddr) -> String {
-    format!(
-        "address add {v4}/24 dev {interface}\n\
-         address add {v6}/64 dev {interface} nodad\n\
-         link set {interface} up\n"
-    )
-}
-
-/// The machine's name servers, outside any network of the lab.
-fn nameservers() -> Vec<Ipv4Addr> {
-    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let addresses =
-        text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
-    let mut servers: Vec<Ipv4Addr> =
-        addresses.filter(|address: &Ipv4Addr| !address.is_loopback()).collect();
-    servers.sort_unstable();
-    servers.dedup();
-    servers
-}
-
-fn network4(address: Ipv4Addr) -> Ipv4Addr {
-    Ipv4Addr::from_bits(address.to_bits() & !0xff)
-}
-
-fn network6(address: Ipv6Addr) -> Ipv6Addr {
-    Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))
-}
-
-fn ip(options: &[&str], batch: &str) -> Result<()> {
-    let mut command = Command::new(process::system_program("ip"));
-    command.args(options).args(["-batch", "-"]);
-    process::run(command, batch.as_bytes(), Duration::from_secs(10))?.success().map(drop)
 }

@@ -7,7 +7,7 @@ import warnings
 warnings.simplefilter("ignore")
 from pyftpdlib.authorizers import DummyAuthorizer  # noqa: E402
 from pyftpdlib.handlers import FTPHandler  # noqa: E402
-from pyftpdlib.servers import FTPServer  # noqa: E402
+from pyftpdlib.servers import MultiprocessFTPServer  # noqa: E402
 
 root, user, password = sys.argv[1:]
 logging.basicConfig(level=logging.WARNING)
@@ -16,5 +16,6 @@ authorizer = DummyAuthorizer()
 authorizer.add_user(user, password, root, perm="elradfmwMT")
 authorizer.add_anonymous(root)
 FTPHandler.authorizer = authorizer
-# One socket for both families, as servers behind systemd have it.
-FTPServer(("::", 21), FTPHandler).serve_forever()
+# One socket for both families, as servers behind systemd have it. A process for each session: in
+# one event loop a session now and then stays silent when others are closed beside it.
+MultiprocessFTPServer(("::", 21), FTPHandler).serve_forever()

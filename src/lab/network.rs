@@ -1,0 +1,368 @@
+//! A built lab: namespaces, switches, cables, addresses and routes for a [`Spec`].
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use super::{
+    Ends, Family, Host, LabError, Result, Spec, Topology, firewall,
+    process::{self, register, remove_abandoned},
+    topology::{Role, Segment},
+};
+
+/// Where the lab keeps its files: not below `/tmp`, because ProFTPD refuses password files below a
+/// directory that anyone may write to.
+const BASE: &str = "/run/ftp-alg-lab";
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+/// A built lab.
+#[derive(Debug)]
+pub struct Lab {
+    /// The client.
+    pub client: Host,
+    /// Another client on the client's side.
+    pub client2: Host,
+    /// The gateway; its interfaces are `lan` and `wan`.
+    pub gateway: Host,
+    /// The server.
+    pub server: Host,
+    /// A stranger outside, who knows a route to the inside.
+    pub third: Host,
+    /// The server's own gateway, or a router further out, where the topology has one; its
+    /// interfaces are `lan` and `wan`, too.
+    pub far: Option<Host>,
+    spec: Spec,
+    directory: PathBuf,
+    namespaces: Vec<String>,
+}
+
+impl Lab {
+    /// Builds `topology` as [`Spec::new`] has it.
+    pub fn new(topology: Topology) -> Result<Self> {
+        Self::build(Spec::new(topology))
+    }
+
+    /// Builds what `spec` says.
+    pub fn build(spec: Spec) -> Result<Self> {
+        super::requirements()?;
+        // Kept files of a failed run are for looking at.
+        if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
+            remove_abandoned(Path::new(BASE));
+        }
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("fa-{}-{number}", std::process::id());
+        let directory = PathBuf::from(BASE).join(&prefix);
+        let host = |role: &'static str, at: &str, ends: Ends| {
+            Host::new(role, format!("{prefix}-{at}"), ends.v4, ends.v6, directory.clone())
+        };
+        let (plan, topology) = (&spec.plan, spec.topology);
+        let client = if topology == Topology::OnClient { "gateway" } else { "client" };
+        let server = if topology == Topology::OnServer { "gateway" } else { "server" };
+        let mut lab = Self {
+            client: host("client", client, plan.client),
+            client2: host("client2", "client2", plan.client2),
+            gateway: host("gateway", "gateway", plan.outside),
+            server: host("server", server, plan.server),
+            third: host("third", "third", plan.third),
+            far: plan.far.map(|far| host("far", "far", far.outside)),
+            directory: directory.clone(),
+            namespaces: Vec::new(),
+            spec,
+        };
+        let machines = lab.machines();
+        lab.namespaces = machines.iter().map(|machine| machine.host.namespace().into()).collect();
+        lab.namespaces.push(format!("{prefix}-switch"));
+        // From here on dropping `lab` removes whatever exists already.
+        register(&lab.namespaces, &lab.directory);
+        fs::create_dir_all(&lab.directory)
+            .map_err(|source| LabError::File { path: lab.directory.clone(), source })?;
+        lab.wire(&machines)?;
+        for machine in &machines {
+            machine.tune(lab.spec.offloads)?;
+            firewall::install(&machine.host, &lab.spec)?;
+            ip(&["-n", machine.host.namespace()], &machine.addresses())?;
+        }
+        Ok(lab)
+    }
+
+    /// What it was built from.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The lab's files: captures, logs, the servers' directories. Removed with it.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether addresses of this family are translated.
+    pub fn translates(&self, family: Family) -> bool {
+        self.spec.translates(family)
+    }
+
+    /// The hosts that `ftp-alg` is meant to run on.
+    pub fn gateways(&self) -> Vec<&Host> {
+        let second = self.far.as_ref().filter(|_| self.spec.topology == Topology::BothSides);
+        std::iter::once(&self.gateway).chain(second).collect()
+    }
+
+    /// What `ftp-alg` must be told in this lab, with `backend` for its pinholes.
+    pub fn configuration(&self, backend: &str) -> String {
+        let Spec { topology, plan, .. } = &self.spec;
+        let (keys, tables) = (topology.keys(), topology.tables(plan));
+        format!("{keys}[pinhole]\nbackend = \"{backend}\"\n\n{tables}")
+    }
+
+    /// The address clients dial for the server.
+    pub fn dialled(&self, family: Family) -> IpAddr {
+        self.endpoint(family).ip()
+    }
+
+    /// Address and port that clients dial for the server.
+    pub fn endpoint(&self, family: Family) -> SocketAddr {
+        let Spec { topology, plan, .. } = &self.spec;
+        if !topology.publishes_server() || !self.translates(family) {
+            return SocketAddr::new(self.server.address(family), 21);
+        }
+        let public = plan.far.map_or(plan.outside, |far| far.outside);
+        let port = if *topology == Topology::PortForward { 2121 } else { 21 };
+        SocketAddr::new(public.address(family), port)
+    }
+
+    /// The interface by which `host`, the client or the server, reaches the other.
+    pub fn interface(&self, host: &Host) -> &'static str {
+        if host.namespace() == self.gateway.namespace() { "wan" } else { "eth0" }
+    }
+
+    /// The gateway's interface towards the client.
+    pub fn client_side(&self) -> &'static str {
+        self.interface_towards(Role::Client)
+    }
+
+    /// The gateway's interface towards the server.
+    pub fn server_side(&self) -> &'static str {
+        self.interface_towards(Role::Server)
+    }
+
+    fn interface_towards(&self, role: Role) -> &'static str {
+        if self.spec.topology.segment(role) == Segment::Lan { "lan" } else { "wan" }
+    }
+
+    /// Everyone with an address, each namespace once.
+    fn machines(&self) -> Vec<Machine> {
+        let Spec { topology, plan, .. } = &self.spec;
+        let leaf = |host: &Host, role, ends| {
+            let segment = topology.segment(role);
+            let ports = vec![Port { name: "eth0", segment, ends: vec![ends] }];
+            Machine { host: host.clone(), ports, forwards: false, routes: self.routes(host, role) }
+        };
+        let router = |host: &Host, inner, inside, outer, outside, routes| {
+            let ports = vec![
+                Port { name: "lan", segment: inner, ends: vec![inside] },
+                Port { name: "wan", segment: outer, ends: outside },
+            ];
+            Machine { host: host.clone(), ports, forwards: true, routes }
+        };
+        let mut outside = vec![plan.outside];
+        outside.extend(&plan.pool);
+        let mut machines = vec![
+            router(
+                &self.gateway,
+                Segment::Lan,
+                plan.inside,
+                Segment::Wan,
+                outside,
+                self.gateway_routes(),
+            ),
+            leaf(&self.client2, Role::Client, plan.client2),
+            leaf(&self.third, Role::Third, plan.third),
+        ];
+        if *topology != Topology::OnClient {
+            machines.push(leaf(&self.client, Role::Client, plan.client));
+        }
+        if *topology != Topology::OnServer {
+            machines.push(leaf(&self.server, Role::Server, plan.server));
+        }
+        if let (Some(host), Some(far)) = (&self.far, plan.far) {
+            let (inner, outer) = match topology {
+                Topology::OneToOne => (Segment::Wan, Segment::Far),
+                _ => (Segment::Far, Segment::Wan),
+            };
+            let routes = self.inner_routes(*topology == Topology::OneToOne, plan.outside);
+            machines.push(router(host, inner, far.inside, outer, vec![far.outside], routes));
+        }
+        machines
+    }
+
+    /// Routes of a host that is no gateway.
+    fn routes(&self, host: &Host, role: Role) -> String {
+        let Spec { topology, plan, .. } = &self.spec;
+        // There is no name service here: whoever looks up a name learns it at once.
+        let mut batch: String = nameservers()
+            .into_iter()
+            .map(|server| format!("route add unreachable {server}\n"))
+            .collect();
+        let segment = topology.segment(role);
+        if segment != topology.public() {
+            let far = plan.far.filter(|_| segment == Segment::Far);
+            batch += &default_route(far.map_or(plan.inside, |far| far.inside));
+        } else {
+            // The stranger may try the inside's own addresses; others only where these are public.
+            let stranger = host.role() == "third";
+            let way = match (topology, plan.far) {
+                (Topology::OneToOne, Some(router)) => router.outside,
+                _ => plan.outside,
+            };
+            batch += &self.inner_routes(stranger, way);
+            batch += &self.far_routes(stranger);
+        }
+        batch
+    }
+
+    fn gateway_routes(&self) -> String {
+        match (self.spec.topology, self.spec.plan.far) {
+            (Topology::OneToOne, Some(router)) => default_route(router.inside),
+            _ => self.far_routes(false),
+        }
+    }
+
+    /// Routes to the network inside the gateway: always, or where its addresses are public.
+    fn inner_routes(&self, always: bool, way: Ends) -> String {
+        self.network_routes(self.spec.plan.inside, always, way)
+    }
+
+    /// Routes to the network inside the server's own gateway, if there is one.
+    fn far_routes(&self, always: bool) -> String {
+        match self.spec.plan.far {
+            Some(far) if self.spec.topology == Topology::BothSides => {
+                self.network_routes(far.inside, always, far.outside)
+            }
+            _ => String::new(),
+        }
+    }
+
+    fn network_routes(&self, inside: Ends, always: bool, way: Ends) -> String {
+        let mut batch = String::new();
+        if always || !self.translates(Family::V4) {
+            batch += &format!("route add {}/24 via {}\n", network4(inside.v4), way.v4);
+        }
+        if always || !self.translates(Family::V6) {
+            batch += &format!("route add {}/64 via {}\n", network6(inside.v6), way.v6);
+        }
+        batch
+    }
+
+    /// Namespaces, switches and cables. All cables are made inside the switches' namespace, so that
+    /// the machine's own never shows one.
+    fn wire(&self, machines: &[Machine]) -> Result<()> {
+        let all: String =
+            self.namespaces.iter().map(|name| format!("netns add {name}\n")).collect();
+        ip(&[], &all)?;
+        let Some(switch) = self.namespaces.last() else { return Ok(()) };
+        let mut batch = String::new();
+        for segment in Segment::ALL.map(Segment::name) {
+            batch += &format!("link add {segment} type bridge\nlink set {segment} up\n");
+        }
+        for Machine { host, ports, .. } in machines {
+            for Port { name, segment, .. } in ports {
+                let plug = format!("{}-{name}", host.role());
+                let (segment, namespace) = (segment.name(), host.namespace());
+                batch += &format!(
+                    "link add {plug} type veth peer name {name} netns {namespace}\n\
+                     link set {plug} master {segment} up\n"
+                );
+            }
+        }
+        ip(&["-n", switch], &batch)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        process::remove(&self.namespaces, &self.directory);
+    }
+}
+
+/// A namespace to be configured.
+struct Machine {
+    host: Host,
+    ports: Vec<Port>,
+    forwards: bool,
+    routes: String,
+}
+
+/// A network interface.
+struct Port {
+    name: &'static str,
+    segment: Segment,
+    ends: Vec<Ends>,
+}
+
+impl Machine {
+    /// Settings that take part in the namespace only (`/proc/sys/net` is the reader's own).
+    fn tune(&self, offloads: bool) -> Result<()> {
+        // Addresses must work at once: no duplicate address detection.
+        let mut lines = String::from(
+            "echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad\n\
+             echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad\n\
+             echo 0 > /proc/sys/net/ipv6/conf/default/accept_ra\n",
+        );
+        if self.forwards {
+            lines += "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
+                      echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
+        }
+        for Port { name, .. } in self.ports.iter().filter(|_| !offloads) {
+            lines += &format!("ethtool -K {name} tx off sg off tso off gso off gro off\n");
+        }
+        self.host.shell(&lines).map(drop)
+    }
+
+    /// Addresses and routes, as `ip -batch` takes them.
+    fn addresses(&self) -> String {
+        let mut batch = String::from("link set lo up\n");
+        for Port { name, ends, .. } in &self.ports {
+            for Ends { v4, v6 } in ends {
+                batch += &format!("address add {v4}/24 dev {name}\n");
+                batch += &format!("address add {v6}/64 dev {name} nodad\n");
+            }
+            batch += &format!("link set {name} up\n");
+        }
+        batch + &self.routes
+    }
+}
+
+fn default_route(way: Ends) -> String {
+    format!("route add default via {}\nroute add ::/0 via {}\n", way.v4, way.v6)
+}
+
+/// The machine's name servers, outside any network of the lab.
+fn nameservers() -> Vec<Ipv4Addr> {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let addresses =
+        text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
+    let mut servers: Vec<Ipv4Addr> =
+        addresses.filter(|address: &Ipv4Addr| !address.is_loopback()).collect();
+    servers.sort_unstable();
+    servers.dedup();
+    servers
+}
+
+fn network4(address: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from_bits(address.to_bits() & !0xff)
+}
+
+fn network6(address: Ipv6Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))
+}
+
+fn ip(options: &[&str], batch: &str) -> Result<()> {
+    let mut command = Command::new(process::system_program("ip"));
+    command.args(options).args(["-batch", "-"]);
+    process::run(command, batch.as_bytes(), Duration::from_secs(10))?.success().map(drop)
+}
