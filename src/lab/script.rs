@@ -16,6 +16,8 @@ pub enum Script {
     Client,
     /// A server that announces given ports and reads split lines.
     Server,
+    /// Either end of dialogues that are written down.
+    Dialogue,
     /// Python's ftplib: one login, many transfers.
     Many,
     /// Python's ftplib: one transfer with a pause after the announcement.
@@ -31,6 +33,7 @@ impl Script {
         match self {
             Self::Client => ("client.py", include_str!("scripts/client.py")),
             Self::Server => ("server.py", include_str!("scripts/server.py")),
+            Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
             Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Held => ("held.py", include_str!("scripts/held.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
