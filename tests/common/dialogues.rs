@@ -1,6 +1,8 @@
 //! Dialogues that are written down in `tests/dialogues`, played through a gateway. `dialogue.py`
 //! describes their format.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::{
     fs,
     net::IpAddr,
