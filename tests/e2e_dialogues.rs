@@ -8,12 +8,14 @@ mod dialogues;
 
 use std::time::Duration;
 
-use common::{captures, gateway};
+use common::{Gateway, captures, executable};
 use dialogues::Segments;
-use ftp_alg::lab::Topology;
+use ftp_alg::lab::{Daemon, FirewallKind, Lab, Spec, Topology};
 
-fn every_dialogue(topology: Topology, segments: Segments) {
-    let gateway = gateway(topology);
+fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments) {
+    let lab = Lab::build(Spec { firewall, ..Spec::new(topology) }).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let gateway = Gateway { daemon, lab };
     let lab = &gateway.lab;
     let (towards_client, towards_server) = captures(lab);
     let dialogues = dialogues::all(|family| lab.dialled(family));
@@ -36,25 +38,25 @@ fn every_dialogue(topology: Topology, segments: Segments) {
 
 #[test]
 fn every_dialogue_through_masquerade() {
-    every_dialogue(Topology::Masquerade, Segments::Lines);
+    every_dialogue(Topology::Masquerade, FirewallKind::Nftables, Segments::Lines);
 }
 
 #[test]
-fn every_dialogue_through_masquerade_with_a_segment_a_turn() {
-    every_dialogue(Topology::Masquerade, Segments::Turns);
+fn every_dialogue_through_masquerade_and_iptables_with_a_segment_a_turn() {
+    every_dialogue(Topology::Masquerade, FirewallKind::IptablesLegacy, Segments::Turns);
 }
 
 #[test]
 fn every_dialogue_with_a_published_server() {
-    every_dialogue(Topology::PublishedServer, Segments::Lines);
+    every_dialogue(Topology::PublishedServer, FirewallKind::Nftables, Segments::Lines);
 }
 
 #[test]
-fn every_dialogue_with_a_published_server_with_a_segment_a_turn() {
-    every_dialogue(Topology::PublishedServer, Segments::Turns);
+fn every_dialogue_with_a_published_server_and_iptables_with_a_segment_a_turn() {
+    every_dialogue(Topology::PublishedServer, FirewallKind::IptablesNft, Segments::Turns);
 }
 
 #[test]
 fn every_dialogue_through_a_routed_firewall() {
-    every_dialogue(Topology::Routed, Segments::Lines);
+    every_dialogue(Topology::Routed, FirewallKind::IptablesLegacy, Segments::Turns);
 }

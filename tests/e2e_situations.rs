@@ -413,6 +413,15 @@ fn data_connections_of_masqueraded_clients_come_from_the_address_of_the_control_
 }
 
 #[test]
+fn data_connections_follow_where_each_connection_gets_the_next_address_of_a_pool() {
+    let pool = "chain source {
+        type nat hook postrouting priority srcnat - 1;
+        oifname \"wan\" snat to numgen inc mod 2 map { 0 : 198.51.100.1, 1 : 198.51.100.2 }
+    }";
+    data_follows_control(Topology::Masquerade, "198.51.100.10", pool);
+}
+
+#[test]
 fn data_connections_of_a_published_server_come_from_the_address_it_is_published_at() {
     // What the server opens by itself has 198.51.100.1.
     let second_address = "chain destination {
