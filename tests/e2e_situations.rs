@@ -81,48 +81,61 @@ fn v4(host: &Host) -> IpAddr {
     host.address(Family::V4)
 }
 
-/// `pasv_min_port=9981` and `pasv_max_port=9986`, and a firewall of which the usual advice says that
-/// 9981:9990 must be opened as well.
-#[test]
-fn vsftpd_on_the_gateway_needs_no_rule_for_its_passive_ports() {
-    for (firewall, variant) in IPTABLES {
-        let gateway = gateway(Topology::Routed, firewall, "");
-        let lab = &gateway.lab;
-        let rules = "*filter
+/// vsftpd with `pasv_min_port=9981` and `pasv_max_port=9986` on the gateway itself, and a firewall of
+/// which the usual advice says that 9981:9990 must be opened as well; clients outside.
+fn vsftpd_on_the_gateway((firewall, variant): (FirewallKind, &str), output: &str) {
+    let gateway = gateway(Topology::Routed, firewall, "");
+    let lab = &gateway.lab;
+    let rules = format!(
+        "*filter
 :INPUT DROP
 :FORWARD DROP
-:OUTPUT ACCEPT
 -A INPUT -i lo -j ACCEPT
 -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT
 -A INPUT -p tcp --dport 20 -j ACCEPT
 -A INPUT -p tcp --dport 21 -j ACCEPT
 -A INPUT -m connmark --mark 0x40000000/0x40000000 -j ACCEPT
+{output}
 COMMIT
-";
-        let restore = lab.gateway.command(format!("iptables-{variant}-restore"));
-        let limit = Duration::from_secs(10);
-        lab.gateway.finish(restore, rules.as_bytes(), limit).unwrap().success().unwrap();
-        let range = "pasv_min_port=9981\npasv_max_port=9986";
-        let server = Server::start_with(ServerKind::Vsftpd, &lab.gateway, range).unwrap();
-        let outside = Capture::start(&lab.gateway, "wan", "tcp").unwrap();
+"
+    );
+    let restore = lab.gateway.command(format!("iptables-{variant}-restore"));
+    let limit = Duration::from_secs(10);
+    lab.gateway.finish(restore, rules.as_bytes(), limit).unwrap().success().unwrap();
+    let range = "pasv_min_port=9981\npasv_max_port=9986";
+    let server = Server::start_with(ServerKind::Vsftpd, &lab.gateway, range).unwrap();
+    let outside = Capture::start(&lab.gateway, "wan", "tcp").unwrap();
 
-        let (address, login) = (v4(&lab.gateway), server.login());
-        let failed = failures(&lab.third, &server, address, login, &Client::ALL);
-        assert_eq!(failed, [""; 0], "iptables {variant}");
+    let (address, login) = (v4(&lab.gateway), server.login());
+    let failed = failures(&lab.third, &server, address, login, &Client::ALL);
+    assert_eq!(failed, [""; 0], "iptables {variant}");
 
-        assert_eq!(connect(&lab.third, &address.to_string(), 9983), "silent");
-        let outside = outside.finish().unwrap();
-        assert_eq!(outside.faults().unwrap(), [""; 0]);
-        let announced = outside.announcements().unwrap();
-        let passive: Vec<u16> = announced
-            .iter()
-            .filter(|line| line.starts_with("227"))
-            .map(|line| host_port(line).1)
-            .collect();
-        assert!(passive.len() >= 5, "{announced:?}");
-        assert!(passive.iter().all(|port| (9981..=9986).contains(port)), "{passive:?}");
-        assert_all_closed(&gateway);
+    assert_eq!(connect(&lab.third, &address.to_string(), 9983), "silent");
+    let outside = outside.finish().unwrap();
+    assert_eq!(outside.faults().unwrap(), [""; 0]);
+    let announced = outside.announcements().unwrap();
+    let passive = announced.iter().filter(|line| line.starts_with("227"));
+    let passive: Vec<u16> = passive.map(|line| host_port(line).1).collect();
+    assert!(passive.len() >= 5, "{announced:?}");
+    assert!(passive.iter().all(|port| (9981..=9986).contains(port)), "{passive:?}");
+    assert_all_closed(&gateway);
+}
+
+#[test]
+fn vsftpd_on_the_gateway_needs_no_rule_for_its_passive_ports() {
+    for kind in IPTABLES {
+        vsftpd_on_the_gateway(kind, ":OUTPUT ACCEPT");
     }
+}
+
+#[test]
+fn vsftpd_on_a_gateway_that_drops_its_own_output_needs_two_rules_there() {
+    let output = ":OUTPUT DROP
+-A OUTPUT -o lo -j ACCEPT
+-A OUTPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT
+-A OUTPUT -m connmark --mark 0x40000000/0x40000000 -j ACCEPT
+-A OUTPUT -m mark --mark 0x70000000 -j ACCEPT";
+    vsftpd_on_the_gateway(IPTABLES[0], output);
 }
 
 /// The addresses of the explanation of active and passive FTP that everyone quotes, with a server
