@@ -30,10 +30,6 @@ fn data_is_offloaded_and_control_is_not(configuration: &str) {
         println!("not tried: this kernel has no flowtables (CONFIG_NF_FLOW_TABLE): {error}");
         return;
     }
-    if configuration.contains("conntrack") {
-        let related = "insert rule inet gateway forward ct state related accept";
-        lab.gateway.nft(related).unwrap();
-    }
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("body", &vec![b'x'; 4 << 20]).unwrap();
     let (user, password) = server.login();

@@ -18,6 +18,8 @@ pub enum Script {
     Server,
     /// Python's ftplib: one errand, with a given command.
     Ftplib,
+    /// Either end of dialogues that are written down.
+    Dialogue,
     /// Python's ftplib: one login, many transfers.
     Many,
     /// Python's ftplib: one transfer with a pause after the announcement.
@@ -34,6 +36,7 @@ impl Script {
             Self::Client => ("client.py", include_str!("scripts/client.py")),
             Self::Server => ("server.py", include_str!("scripts/server.py")),
             Self::Ftplib => ("errand.py", include_str!("scripts/errand.py")),
+            Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
             Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Held => ("held.py", include_str!("scripts/held.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),

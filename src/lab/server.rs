@@ -98,11 +98,16 @@ pub struct Server {
 impl Server {
     /// Starts a server on port 21 of `host`, over IPv4 and IPv6, active and passive.
     pub fn start(kind: ServerKind, host: &Host) -> Result<Self> {
+        Self::start_with(kind, host, "")
+    }
+
+    /// The same, with more lines of configuration; for Pure-FTPd, which has no file, more options.
+    pub fn start_with(kind: ServerKind, host: &Host, more: &str) -> Result<Self> {
         let home = host.directory().join(format!("{}-{kind}", host.role()));
         let files = home.join("files");
         let owner = if kind == ServerKind::Vsftpd { DAEMON } else { NOBODY };
         prepare(&files, owner).map_err(|source| LabError::File { path: files.clone(), source })?;
-        let setup = Setup { host, home: &home, files: &files };
+        let setup = Setup { host, home: &home, files: &files, more };
         let mut command = match kind {
             ServerKind::Vsftpd => setup.vsftpd()?,
             ServerKind::Proftpd => setup.proftpd()?,
@@ -170,6 +175,7 @@ struct Setup<'a> {
     host: &'a Host,
     home: &'a Path,
     files: &'a Path,
+    more: &'a str,
 }
 
 impl Setup<'_> {
@@ -191,9 +197,10 @@ impl Setup<'_> {
              anon_root={}\nwrite_enable=YES\nanon_upload_enable=YES\nanon_mkdir_write_enable=YES\n\
              anon_other_write_enable=YES\nanon_umask=022\nsecure_chroot_dir={}\n\
              connect_from_port_20=YES\nuse_localtime=NO\nxferlog_enable=NO\n\
-             accept_timeout=10\nconnect_timeout=10\nseccomp_sandbox=NO\n",
+             accept_timeout=10\nconnect_timeout=10\nseccomp_sandbox=NO\n{}\n",
             self.files.display(),
-            empty.display()
+            empty.display(),
+            self.more
         );
         let path = self.write("vsftpd.conf", &configuration, 0o644)?;
         let mut command = self.host.command(ServerKind::Vsftpd.program());
@@ -206,11 +213,10 @@ impl Setup<'_> {
         let home = self.home.display();
         let files = self.files.display();
         let hash = crypt(self.host)?;
-        let passwords = self.write(
-            "proftpd.passwd",
-            &format!("{NAME}:{hash}:{NOBODY}:{NOBODY}::{files}:/bin/sh\n"),
-            0o600,
-        )?;
+        // `guest` is for an `<Anonymous>` section: nobody can log in by that name.
+        let same = format!("{NOBODY}:{NOBODY}::{files}:/bin/sh");
+        let users = format!("{NAME}:{hash}:{same}\nguest:*:{same}\n");
+        let passwords = self.write("proftpd.passwd", &users, 0o600)?;
         // mod_auth_file opens it after it dropped to `nobody`.
         let configuration = format!(
             "ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
@@ -219,8 +225,9 @@ impl Setup<'_> {
              RequireValidShell off\nAuthOrder mod_auth_file.c\nAuthUserFile {}\n\
              AuthPAM off\nDefaultRoot {files}\n\
              PidFile {home}/proftpd.pid\nScoreboardFile {home}/proftpd.scoreboard\n\
-             SystemLog {home}/proftpd.log\nTransferLog none\n",
-            passwords.display()
+             SystemLog {home}/proftpd.log\nTransferLog none\n{}\n",
+            passwords.display(),
+            self.more
         );
         let path = self.write("proftpd.conf", &configuration, 0o644)?;
         let mut command = self.host.command(ServerKind::Proftpd.program());
@@ -244,11 +251,14 @@ impl Setup<'_> {
         let mut command = self.host.command(ServerKind::PureFtpd.program());
         command.arg("-l").arg(format!("puredb:{}", database.display()));
         command.args(["-A", "-H", "-E", "-u", "1", "-U", "133:022"]);
-        command.arg("-g").arg(self.home.join("pure.pid"));
+        command.arg("-g").arg(self.home.join("pure.pid")).args(self.more.split_whitespace());
         Ok(command)
     }
 
     fn pyftpdlib(&self) -> Result<Command> {
+        if !self.more.is_empty() {
+            return Err(LabError::Unexpected("pyftpdlib has no configuration file".to_owned()));
+        }
         let files = self.files.to_string_lossy().into_owned();
         let command = self.host.script_command(Script::Pyftpdlib, &[&files, NAME, NAME])?;
         Ok(command)

@@ -1,7 +1,12 @@
 //! What the end-to-end tests share: a gateway that runs, and scripted ends of a session.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
 
 use ftp_alg::lab::{Background, Capture, Daemon, Host, Lab, Script, Topology};
 use serde_json::{Value, json};
@@ -23,9 +28,11 @@ pub fn gateway(topology: Topology) -> Gateway {
     gateway_with(topology, "")
 }
 
-/// A lab with `ftp-alg run` and `configuration`.
+/// A lab with `ftp-alg run` and `configuration`, behind a firewall that suits its back end.
 pub fn gateway_with(topology: Topology, configuration: &str) -> Gateway {
-    let lab = Lab::new(topology).unwrap();
+    let expects = configuration.contains("\"conntrack\"");
+    let admission = if expects { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(Spec { admission, ..Spec::new(topology) }).unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
     Gateway { daemon, lab }
 }
@@ -118,14 +125,16 @@ pub struct GatedClient {
 
 /// Starts a scripted client whose plan has one `{"gate": ...}` step, and waits until it is there.
 pub fn gated_client(host: &Host, mut plan: Value) -> GatedClient {
-    let gate = host.directory().join(format!("{}.gate", host.role()));
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("gated-client-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let gate = host.directory().join(format!("{name}.gate"));
     for step in plan["steps"].as_array_mut().unwrap() {
         if step.get("gate").is_some() {
             *step = json!({"gate": gate});
         }
     }
     let command = host.script_command(Script::Client, &[&plan.to_string()]).unwrap();
-    let process = host.start(command, "gated-client").unwrap();
+    let process = host.start(command, &name).unwrap();
     let client = GatedClient { process, gate };
     wait_for("the client's gate", || !client.process.log().is_empty());
     let log = client.process.log();

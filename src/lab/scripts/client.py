@@ -1,6 +1,8 @@
 """client.py JSON: an FTP client that says exactly what it is told, and how.
 
-JSON: {"host": H, "port": 21, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
+JSON: {"host": H, "port": 21, "source": ADDRESS, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
+(`source` is the one of its addresses that it speaks from and listens on; without it, the system's choice
+and all)
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
         TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
@@ -30,12 +32,13 @@ listeners = {}
 for port in plan.get("listen", []):
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    listener.bind((plan.get("source") or ("::" if family == socket.AF_INET6 else "0.0.0.0"), port))
     listener.listen(5)
     listener.settimeout(plan.get("timeout", 8))
     listeners[port] = listener
 
-control = socket.create_connection((plan["host"], plan.get("port", 21)), 8)
+source = (plan["source"], 0) if plan.get("source") else None
+control = socket.create_connection((plan["host"], plan.get("port", 21)), 8, source)
 control.settimeout(plan.get("timeout", 8))
 control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
 pending = b""

@@ -3,6 +3,7 @@
 JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 50069, "body": TEXT,
 "cut": [OFFSETS] or "bytes" or "each", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
 "active_source": 20, "extra": {"VERB": "REPLY"}}
+{} in `body` stands for the argument of the command that asked for it.
 PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told (`each`: the
 n-th announcement is cut behind its n-th byte). Each control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
 is each data connection, {"data": ADDRESS}.
@@ -15,7 +16,7 @@ import threading
 import time
 
 plan = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
-body = plan.get("body", "the body\r\n").encode("latin-1")
+body = plan.get("body", "the body\r\n")
 lock = threading.Lock()
 
 
@@ -82,7 +83,7 @@ class Session:
         say(data=plain(peer[0]))
         return data
 
-    def transfer(self, verb):
+    def transfer(self, verb, argument):
         self.send("150 Here it comes")
         try:
             data = self.data()
@@ -92,7 +93,7 @@ class Session:
             while data.recv(65536):
                 pass
         else:
-            data.sendall(body)
+            data.sendall(body.replace("{}", argument).encode("latin-1"))
         data.close()
         self.send("226 Done")
 
@@ -128,7 +129,7 @@ class Session:
             port = self.passive()
             self.send(f"229 Entering Extended Passive Mode (|||{port}|)", announcement=True)
         elif verb in ("RETR", "NLST", "LIST", "STOR"):
-            self.transfer(verb)
+            self.transfer(verb, argument)
         elif verb == "TYPE":
             self.send("200 Type set")
         elif verb == "NOOP":
