@@ -9,17 +9,15 @@ set -e
 zone=public         # where control connections to a server on this host come from
 
 case $1 in
-gateway) chains=FORWARD ;;
-host) chains='INPUT OUTPUT' ;;
+gateway) chain=FORWARD ;;
+host) chain=INPUT ;;      # firewalld lets out what this host opens
 *) echo "usage: sh firewalld.sh gateway|host" >&2; exit 2 ;;
 esac
 
 # Data connections that ftp-alg admitted; not needed with its conntrack back end.
 for family in ipv4 ipv6; do
-	for chain in $chains; do
-		firewall-cmd --permanent --direct --add-rule $family filter $chain 0 \
-			-m connmark --mark 0x40000000/0x40000000 -j ACCEPT
-	done
+	firewall-cmd --permanent --direct --add-rule $family filter $chain 0 \
+		-m connmark --mark 0x40000000/0x40000000 -j ACCEPT
 done
 # Control connections. Not --add-service=ftp, which would hand them to the kernel's own helper.
 [ "$1" = gateway ] || firewall-cmd --permanent --zone=$zone --add-port=21/tcp

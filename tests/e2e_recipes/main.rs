@@ -5,10 +5,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-//mod docker;
-//mod firewalld;
+mod docker;
+mod firewalld;
 mod native;
-//mod openwrt;
+mod openwrt;
 mod side_by_side;
 mod site;
 mod ufw;

@@ -67,6 +67,15 @@ fn nftables_admits_data_connections_by_its_line() {
 }
 
 #[test]
+fn no_port_is_open_to_a_stranger() {
+    for place in PLACES {
+        let site = Site::new(place);
+        load_nftables(site.guard(), &nftables(place).text);
+        site.shows_a_stranger(&site.daemon(""), "1-65535");
+    }
+}
+
+#[test]
 fn iptables_over_nftables_admits_data_connections_by_its_line() {
     iptables_shows_its_line("nft");
 }

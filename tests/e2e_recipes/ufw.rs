@@ -14,7 +14,10 @@ const INSTALL: &str = r#"
 root=$1 home=$2
 mkdir -p "$home/etc/default" "$home/lib" "$home/usr/share" "$home/bin"
 cp -r "$root/etc/ufw" "$home/etc/"
-cp -r "$root/lib/ufw" "$home/lib/"
+# Newer packages have it in /usr/lib.
+for lib in lib usr/lib; do
+    if [ -d "$root/$lib/ufw" ]; then cp -r "$root/$lib/ufw" "$home/lib/"; fi
+done
 cp -r "$root/usr/share/ufw" "$home/usr/share/"
 cp "$root/etc/default/ufw" "$home/etc/default/"
 cp "$root"/usr/share/ufw/iptables/*.rules "$root/usr/share/ufw/ufw.conf" "$home/etc/ufw/"
