@@ -9,6 +9,7 @@ mod docker;
 mod firewalld;
 mod native;
 mod openwrt;
+mod queueing;
 mod side_by_side;
 mod site;
 mod ufw;
