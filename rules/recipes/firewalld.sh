@@ -1,0 +1,24 @@
+#!/bin/sh
+# firewalld with FirewallBackend=iptables in /etc/firewalld/firewalld.conf: the lines that ftp-alg
+# needs, for a gateway or a host. With FirewallBackend=nftables a direct rule accepts nothing;
+# docs/firewalls.md says what to do there.
+#   sh firewalld.sh gateway            # clients on the LAN, or a server there
+#   sh firewalld.sh host               # a server on this host
+set -e
+
+zone=public         # where control connections to a server on this host come from
+
+case $1 in
+gateway) chain=FORWARD ;;
+host) chain=INPUT ;;      # firewalld lets out what this host opens
+*) echo "usage: sh firewalld.sh gateway|host" >&2; exit 2 ;;
+esac
+
+# Data connections that ftp-alg admitted; not needed with its conntrack back end.
+for family in ipv4 ipv6; do
+	firewall-cmd --permanent --direct --add-rule $family filter $chain 0 \
+		-m connmark --mark 0x40000000/0x40000000 -j ACCEPT
+done
+# Control connections. Not --add-service=ftp, which would hand them to the kernel's own helper.
+[ "$1" = gateway ] || firewall-cmd --permanent --zone=$zone --add-port=21/tcp
+firewall-cmd --reload

@@ -1,0 +1,201 @@
+//! firewalld itself, on a bus of its own, with its configuration in the lab's directory and its
+//! rules in a host of the lab.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use ftp_alg::lab::{Background, Family, Host, Mode};
+
+use crate::{
+    common::wait_for,
+    site::{
+        FAMILIES, FEW, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
+        shows_its_line, unpacked,
+    },
+};
+
+/// A bus that answers everyone who reaches its socket.
+const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=HOME/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/> <allow own="*"/>
+    <allow send_destination="*"/> <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#;
+
+/// firewalld without its directory in `/run`.
+const START: &str = r#"import runpy, sys
+import firewall.config
+firewall.config.FIREWALLD_TEMPDIR = "HOME/temporary"
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"#;
+
+/// Its files below `home`, and commands `python` (with its modules) and `firewall-cmd`.
+const INSTALL: &str = r#"
+root=$1 home=$2 backend=$3
+mkdir -p "$home/bin"
+cp -r "$root/etc/firewalld" "$home/etc"
+sed -i "s/^FirewallBackend=.*/FirewallBackend=$backend/" "$home/etc/firewalld.conf"
+libraries=$(echo "$root"/usr/lib/*-linux-gnu)
+cat > "$home/bin/python" <<END
+#!/bin/sh
+export DBUS_SYSTEM_BUS_ADDRESS=unix:path=$home/bus
+export PYTHONPATH=$root/usr/lib/python3/dist-packages
+export LD_LIBRARY_PATH=$libraries GI_TYPELIB_PATH=$libraries/girepository-1.0
+exec /usr/bin/python3 "\$@"
+END
+cat > "$home/bin/firewall-cmd" <<END
+#!/bin/sh
+exec $home/bin/python $root/usr/bin/firewall-cmd "\$@"
+END
+chmod 755 "$home"/bin/*
+"#;
+
+/// A running firewalld; ended with its bus when dropped.
+struct Firewalld {
+    home: PathBuf,
+    _daemon: Background,
+    _bus: Background,
+}
+
+impl Firewalld {
+    fn start(host: &Host, backend: &str) -> Self {
+        let program = unpacked("usr/sbin/firewalld");
+        let root = program.ancestors().nth(3).unwrap().to_str().unwrap();
+        let home = host.directory().join("firewalld");
+        fs::create_dir_all(&home).unwrap();
+        let at = home.to_str().unwrap();
+        run_script(host, INSTALL, &[root, at, backend], "/usr/sbin");
+        let configuration = home.join("bus.conf");
+        fs::write(&configuration, BUS.replace("HOME", at)).unwrap();
+        let start = home.join("start.py");
+        fs::write(&start, START.replace("HOME", at)).unwrap();
+
+        let mut command = host.command("dbus-daemon");
+        command.arg("--nofork").arg(format!("--config-file={}", configuration.display()));
+        let bus = host.start(command, "bus").unwrap();
+        wait_for("the bus", || home.join("bus").exists());
+        let mut command = host.command(home.join("bin/python"));
+        command.arg(start).arg(&program).args(["--nofork", "--nopid", "--log-target", "console"]);
+        command.arg("--system-config").arg(home.join("etc"));
+        command.args(["--default-config", &format!("{root}/usr/lib/firewalld")]);
+        let mut daemon = host.start(command, "firewalld").unwrap();
+        wait_for("firewalld", || {
+            assert!(daemon.ended().is_none(), "{}", daemon.log());
+            let mut command = host.command(home.join("bin/firewall-cmd"));
+            command.arg("--state");
+            let limit = Duration::from_secs(10);
+            host.finish(command, b"", limit).unwrap().status.success()
+        });
+        Self { home, _daemon: daemon, _bus: bus }
+    }
+
+    /// Runs shell `lines` with its commands.
+    fn run(&self, host: &Host, lines: &str, arguments: &[&str]) {
+        run_script(host, lines, arguments, self.home.join("bin").to_str().unwrap());
+    }
+}
+
+/// Zones of a gateway, and who may open what through it.
+fn gateway(policy: &str) -> String {
+    format!(
+        "set -e
+        permanent() {{ firewall-cmd --permanent \"$@\"; }}
+        permanent --zone=internal --add-interface=lan
+        permanent --zone=external --add-interface=wan
+        permanent --zone=external --add-forward-port=port=21:proto=tcp:toaddr=192.168.150.90
+        permanent --new-policy=out
+        permanent --policy=out --add-ingress-zone=internal
+        permanent --policy=out --add-egress-zone=external
+        permanent --policy=out {policy}
+        permanent --new-policy=in
+        permanent --policy=in --add-ingress-zone=external
+        permanent --policy=in --add-egress-zone=internal
+        permanent --policy=in --add-port=21/tcp
+        firewall-cmd --reload"
+    )
+}
+
+/// A policy that lets the LAN out, as nearly everyone's.
+const LENIENT: &str = "--set-target=ACCEPT";
+
+/// One that lets out control connections.
+const STRICT: &str = "--add-port=21/tcp";
+
+/// firewalld with `backend` at `place`, whose public zone has the host's interface.
+fn installed(place: Place, backend: &str, policy: &str) -> (Site, Firewalld) {
+    let site = Site::new(place);
+    let firewalld = Firewalld::start(site.guard(), backend);
+    let lines = match place {
+        Place::Masquerade | Place::Published => gateway(policy),
+        Place::Server | Place::Client => "firewall-cmd --add-interface=eth0".to_owned(),
+    };
+    firewalld.run(site.guard(), &lines, &[]);
+    (site, firewalld)
+}
+
+fn recipe() -> Recipe {
+    Recipe::read("firewalld.sh", &[])
+}
+
+/// Over iptables a direct rule accepts. What it forwards to another port or host, firewalld accepts
+/// by itself.
+#[test]
+fn firewalld_over_iptables_admits_data_connections_by_a_direct_rule() {
+    for (place, stopped) in [
+        (Place::Masquerade, Mode::Passive),
+        (Place::Published, Mode::Active),
+        (Place::Server, Mode::Passive),
+        (Place::Client, Mode::Active),
+    ] {
+        let (site, firewalld) = installed(place, "iptables", STRICT);
+        let argument = match place {
+            Place::Masquerade | Place::Published => "gateway",
+            Place::Server | Place::Client => "host",
+        };
+        let apply = |host: &Host, text: &str| firewalld.run(host, text, &[argument]);
+        shows_its_line(&site, &recipe(), &FAMILIES, &[stopped], apply);
+    }
+}
+
+/// Over nftables firewalld accepts what a destination translation brought in, and a gateway lets
+/// its LAN out: that is all of FTP over IPv4.
+#[test]
+fn firewalld_over_nftables_needs_nothing_where_addresses_are_translated() {
+    for place in [Place::Masquerade, Place::Published] {
+        let (site, _firewalld) = installed(place, "nftables", LENIENT);
+        let daemon = site.daemon("");
+        site.carries(&daemon, &[Family::V4]);
+        site.shows_a_stranger(&daemon, FEW);
+    }
+}
+
+/// What is not translated it stops, and no direct rule changes that: the packet must be accepted by
+/// both, iptables and nftables.
+#[test]
+fn firewalld_over_nftables_stops_the_rest_whatever_a_direct_rule_says() {
+    let (site, firewalld) = installed(Place::Server, "nftables", "");
+    firewalld.run(site.guard(), &recipe().text, &["host"]);
+    let daemon = site.daemon("");
+    for family in FAMILIES {
+        site.stops(&daemon, family, Mode::Passive);
+    }
+}
+
+#[test]
+#[ignore = "needs the conntrack back end"]
+fn firewalld_needs_no_line_with_the_conntrack_back_end() {
+    let places = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
+    for (place, backend) in places.into_iter().flat_map(|p| [(p, "nftables"), (p, "iptables")]) {
+        let (site, firewalld) = installed(place, backend, STRICT);
+        let apply = |host: &Host, _: &str| {
+            firewalld.run(host, "firewall-cmd --add-port=21/tcp", &[]);
+        };
+        needs_no_line_with_conntrack(&site, &recipe(), &FAMILIES, apply);
+    }
+}

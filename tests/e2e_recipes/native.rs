@@ -1,0 +1,128 @@
+//! nftables, and iptables of both kinds: a gateway with masquerade and a published server, a host.
+
+use std::time::Duration;
+
+use ftp_alg::lab::Host;
+
+use crate::site::{
+    FAMILIES, MODES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script, shows_its_line,
+};
+
+const PLACES: [Place; 4] = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
+
+fn is_gateway(place: Place) -> bool {
+    matches!(place, Place::Masquerade | Place::Published)
+}
+
+fn nftables(place: Place) -> Recipe {
+    if is_gateway(place) {
+        let values = [
+            ("\"lan0\"", "\"lan\""),
+            ("\"wan0\"", "\"wan\""),
+            ("10.0.0.5", "192.168.150.90"),
+            ("fd00::5", "fd00:150::5a"),
+        ];
+        Recipe::read("nftables-gateway.nft", &values)
+    } else {
+        Recipe::read("nftables-host.nft", &[])
+    }
+}
+
+pub fn iptables(place: Place, variant: &str) -> Recipe {
+    let variant = ("variant= ", &*format!("variant=-{variant} "));
+    if is_gateway(place) {
+        let values = [
+            ("lan=lan0", "lan=lan"),
+            ("wan=wan0", "wan=wan"),
+            ("10.0.0.5", "192.168.150.90"),
+            ("fd00::5", "fd00:150::5a"),
+            variant,
+        ];
+        Recipe::read("iptables-gateway.sh", &values)
+    } else {
+        Recipe::read("iptables-host.sh", &[variant])
+    }
+}
+
+fn load_nftables(host: &Host, text: &str) {
+    host.nft(text).unwrap();
+}
+
+pub fn run_iptables(host: &Host, text: &str) {
+    run_script(host, text, &[], "/usr/sbin");
+}
+
+fn iptables_shows_its_line(variant: &str) {
+    for place in PLACES {
+        let recipe = iptables(place, variant);
+        shows_its_line(&Site::new(place), &recipe, &FAMILIES, &MODES, run_iptables);
+    }
+}
+
+#[test]
+fn nftables_admits_data_connections_by_its_line() {
+    for place in PLACES {
+        shows_its_line(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);
+    }
+}
+
+#[test]
+fn no_port_is_open_to_a_stranger() {
+    for place in PLACES {
+        let site = Site::new(place);
+        load_nftables(site.guard(), &nftables(place).text);
+        site.shows_a_stranger(&site.daemon(""), "1-65535");
+    }
+}
+
+#[test]
+fn iptables_over_nftables_admits_data_connections_by_its_line() {
+    iptables_shows_its_line("nft");
+}
+
+#[test]
+fn iptables_of_old_admits_data_connections_by_its_line() {
+    iptables_shows_its_line("legacy");
+}
+
+#[test]
+#[ignore = "needs the conntrack back end"]
+fn nftables_needs_no_line_with_the_conntrack_back_end() {
+    for place in PLACES {
+        let site = Site::new(place);
+        needs_no_line_with_conntrack(&site, &nftables(place), &FAMILIES, load_nftables);
+    }
+}
+
+#[test]
+#[ignore = "needs the conntrack back end"]
+fn iptables_needs_no_line_with_the_conntrack_back_end() {
+    for (place, variant) in PLACES.into_iter().flat_map(|place| [(place, "nft"), (place, "legacy")])
+    {
+        let site = Site::new(place);
+        let recipe = iptables(place, variant);
+        needs_no_line_with_conntrack(&site, &recipe, &FAMILIES, run_iptables);
+    }
+}
+
+/// Nagle's algorithm keeps the second half of an announcement until the first is acknowledged,
+/// which only `ftp-alg` does at once.
+#[test]
+fn a_host_that_drops_what_it_sends_admits_acknowledgements_by_their_line() {
+    for (recipe, apply) in [
+        (nftables(Place::Server), load_nftables as fn(&Host, &str)),
+        (iptables(Place::Server, "nft"), run_iptables),
+        (iptables(Place::Server, "legacy"), run_iptables),
+    ] {
+        let site = Site::new(Place::Server);
+        apply(site.guard(), &recipe.disarmed("0x70000000"));
+        let _daemon = site.daemon("");
+        // Linux' shortest time-out is 200 ms, of which the pause between the segments is 50.
+        let without = site.answer_to_a_cut_announcement();
+        assert!(without > Duration::from_millis(130), "{without:?}");
+        apply(site.guard(), &recipe.text);
+        // A time-out comes each time, a busy machine's delay does not.
+        let times = [(); 3].map(|()| site.answer_to_a_cut_announcement());
+        assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
+    }
+}

@@ -1,0 +1,82 @@
+//! OpenWrt's fw4, by the ruleset that it generates for its default configuration: the program
+//! itself needs ubus and a device.
+
+use std::time::Duration;
+
+use ftp_alg::lab::{Family, Host, Mode};
+
+use crate::site::{
+    FAMILIES, FEW, Place, Recipe, Site, needs_no_line_with_conntrack, shows_its_line,
+};
+
+/// fw4's table, with `INCLUDE` where it includes `chain-pre/input` and `chain-pre/forward`.
+const RULESET: &str = include_str!("fw4.nft");
+
+/// A port forward of port 21 to the server as `config redirect` gives it, in three chains.
+const REDIRECT: [(&str, &str); 3] = [
+    ("REDIRECT_ACCEPT", "ct status dnat accept comment \"!fw4: Accept port forwards\""),
+    (
+        "REDIRECT_JUMP",
+        "iifname \"wan\" jump dstnat_wan comment \"!fw4: Handle wan dstnat traffic\"",
+    ),
+    (
+        "REDIRECT_TARGET",
+        "meta nfproto ipv4 tcp dport 21 counter dnat 192.168.150.90:21 comment \"!fw4: FTP\"",
+    ),
+];
+
+/// The whole with `include` at the start of its chains.
+fn ruleset(include: &str, redirect: bool) -> String {
+    let mut text = RULESET.replace("INCLUDE", include);
+    for (place, rule) in REDIRECT {
+        text = text.replace(place, if redirect { rule } else { "" });
+    }
+    text
+}
+
+fn recipe() -> Recipe {
+    Recipe::read("openwrt.nft", &[])
+}
+
+fn load(host: &Host, redirect: bool, include: &str) {
+    let text = ruleset(include, redirect);
+    // As `fw4 check` does before a reload.
+    let mut check = host.command("nft");
+    check.args(["-c", "-f", "-"]);
+    host.finish(check, text.as_bytes(), Duration::from_secs(10)).unwrap().success().unwrap();
+    host.nft(&text).unwrap();
+}
+
+/// fw4 lets the LAN out: active transfers are what it stops.
+#[test]
+fn openwrt_admits_data_connections_to_its_lan_by_its_line() {
+    let site = Site::new(Place::Masquerade);
+    shows_its_line(&site, &recipe(), &FAMILIES, &[Mode::Active], |host, text| {
+        load(host, false, text);
+    });
+}
+
+/// fw4 accepts what a destination translation brought in, once there is a port forward: over IPv4
+/// nothing is missing, over IPv6 the line is.
+#[test]
+fn openwrt_admits_data_connections_to_a_published_server() {
+    let site = Site::new(Place::Published);
+    load(site.guard(), true, &recipe().without_its_line());
+    let daemon = site.daemon("");
+    site.carries(&daemon, &[Family::V4]);
+    site.stops(&daemon, Family::V6, Mode::Passive);
+    load(site.guard(), true, &recipe().text);
+    site.carries(&daemon, &FAMILIES);
+    site.shows_a_stranger(&daemon, FEW);
+}
+
+#[test]
+#[ignore = "needs the conntrack back end"]
+fn openwrt_needs_no_line_with_the_conntrack_back_end() {
+    for (place, redirect) in [(Place::Masquerade, false), (Place::Published, true)] {
+        let site = Site::new(place);
+        needs_no_line_with_conntrack(&site, &recipe(), &FAMILIES, |host, text| {
+            load(host, redirect, text);
+        });
+    }
+}

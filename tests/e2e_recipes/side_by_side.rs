@@ -1,0 +1,106 @@
+//! The operator's iptables and `ftp-alg` leave each other alone, whichever came first.
+
+use ftp_alg::lab::{Family, Host};
+
+use crate::{
+    common::wait_for,
+    native::{iptables, run_iptables},
+    site::{Place, Site},
+};
+
+const VARIANTS: [&str; 2] = ["nft", "legacy"];
+
+/// What `iptables-save` and `ip6tables-save` print, without packet counts and dates.
+fn saved_rules(host: &Host, variant: &str) -> String {
+    let mut text = String::new();
+    for program in [format!("iptables-{variant}-save"), format!("ip6tables-{variant}-save")] {
+        let saved = host.run(&program, &[]).unwrap().text();
+        for line in saved.lines().filter(|line| !line.starts_with('#')) {
+            // `:INPUT DROP [12:3456]`
+            text += line.split_once(" [").map_or(line, |(chain, _)| chain);
+            text += "\n";
+        }
+    }
+    text
+}
+
+/// The nftables ruleset without our table, and our table.
+fn tables(host: &Host) -> (String, Option<String>) {
+    let (mut others, mut own) = (String::new(), None);
+    for table in host.ruleset().unwrap().split_inclusive("\n}\n") {
+        if table.starts_with("table inet ftp_alg {") {
+            own = Some(table.to_owned());
+        } else {
+            others += table;
+        }
+    }
+    (others, own)
+}
+
+#[test]
+fn starting_and_stopping_leaves_the_operator_s_rules_as_they_were() {
+    for variant in VARIANTS {
+        for place in [Place::Masquerade, Place::Published, Place::Server] {
+            let site = Site::new(place);
+            run_iptables(site.guard(), &iptables(place, variant).text);
+            let rules = || (saved_rules(site.guard(), variant), tables(site.guard()).0);
+            let before = rules();
+            assert!(before.0.contains("0x40000000"), "{before:?}");
+            let mut daemon = site.daemon("");
+            assert!(tables(site.guard()).1.is_some());
+            assert_eq!(rules(), before, "{variant} {place:?}");
+            site.carries(&daemon, &[Family::V4]);
+            assert_eq!(rules(), before, "{variant} {place:?}");
+            daemon.stop().unwrap();
+            assert_eq!(rules(), before, "{variant} {place:?}");
+            assert_eq!(tables(site.guard()).1, None);
+        }
+    }
+}
+
+#[test]
+fn the_operator_s_rules_may_come_later_be_flushed_and_loaded_again() {
+    for variant in VARIANTS {
+        for place in [Place::Masquerade, Place::Published] {
+            let site = Site::new(place);
+            let daemon = site.daemon("");
+            // Without translations, which outlive their connections.
+            let own = || Some(tables(site.guard()).1?.split_once("\tchain ")?.1.to_owned());
+            let loaded = own().unwrap();
+            let recipe = iptables(place, variant);
+            run_iptables(site.guard(), &recipe.text);
+            site.carries(&daemon, &[Family::V4]);
+            let rules = saved_rules(site.guard(), variant);
+
+            // Nothing but the policies is left, and all of it dropped.
+            let flush = format!("iptables-{variant} -F; ip6tables-{variant} -F");
+            site.guard().shell(&flush).unwrap();
+            assert_ne!(saved_rules(site.guard(), variant), rules);
+            let found = site.lab.client.scan(site.lab.dialled(Family::V4), "21").unwrap();
+            assert_eq!(found, [0; 0]);
+            run_iptables(site.guard(), &recipe.text);
+            assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");
+            site.carries(&daemon, &[Family::V4]);
+
+            // All of it saved, removed and restored, as a boot script does.
+            let saved = "saved.rules";
+            let lines = format!(
+                "iptables-{variant}-save > {saved}
+                for table in filter nat; do
+                    iptables-{variant} -t $table -F
+                    iptables-{variant} -t $table -X
+                done
+                iptables-{variant} -P FORWARD ACCEPT
+                iptables-{variant}-restore {saved}"
+            );
+            site.guard().shell(&lines).unwrap();
+            assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");
+            site.carries(&daemon, &[Family::V4]);
+            // A look at the table comes once a second.
+            let started = std::time::Instant::now();
+            wait_for("two looks at the table", || started.elapsed().as_secs() >= 2);
+            assert_eq!(own().unwrap(), loaded, "{variant} {place:?}");
+            assert!(!daemon.log().contains("loaded again"), "{}", daemon.log());
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A lab whose firewall is a recipe, and what every recipe must show.
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use ftp_alg::lab::{
+    Client, Daemon, Family, FirewallKind, Held, Host, Lab, Mode, Server, ServerKind, Spec,
+    Topology, Transfer,
+};
+use serde_json::{Value, json};
+
+use crate::common::{executable, reply, say, scripted_client};
+
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
+
+/// The configuration with which a firewall needs no line at all.
+pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
+
+/// Ports that are looked at quickly.
+pub const FEW: &str = "1-1024,20000-20200,60000-60200";
+
+const BODY: &[u8] = b"moved through a recipe";
+
+/// Where the recipe and `ftp-alg` stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A gateway with the clients behind it.
+    Masquerade,
+    /// A gateway with the server behind it.
+    Published,
+    /// The server's own host.
+    Server,
+    /// The client's own host.
+    Client,
+}
+
+/// A lab without a firewall of its own, and a server that runs.
+pub struct Site {
+    pub lab: Lab,
+    place: Place,
+    server: Server,
+}
+
+impl Site {
+    pub fn new(place: Place) -> Self {
+        let topology = match place {
+            Place::Masquerade => Topology::Masquerade,
+            Place::Published => Topology::PublishedServer,
+            Place::Server | Place::Client => Topology::Routed,
+        };
+        Self::build(place, Spec::new(topology))
+    }
+
+    /// As [`Site::new`], with the addresses of `spec`.
+    pub fn build(place: Place, spec: Spec) -> Self {
+        let spec = Spec { firewall: FirewallKind::None, nat66: false, ..spec };
+        let lab = Lab::build(spec).unwrap();
+        let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+        server.put("a", BODY).unwrap();
+        Self { lab, place, server }
+    }
+
+    /// The host with the firewall.
+    pub fn guard(&self) -> &Host {
+        match self.place {
+            Place::Masquerade | Place::Published => &self.lab.gateway,
+            Place::Server => &self.lab.server,
+            Place::Client => &self.lab.client,
+        }
+    }
+
+    /// Starts `ftp-alg run` there.
+    pub fn daemon(&self, configuration: &str) -> Daemon {
+        Daemon::start(&executable(), self.guard(), configuration).unwrap()
+    }
+
+    /// A file comes through in each of `families`, both ways.
+    pub fn carries(&self, daemon: &Daemon, families: &[Family]) {
+        for &family in families {
+            for mode in MODES {
+                let address = self.lab.dialled(family);
+                let transfer =
+                    Transfer::new(Client::Curl, &self.lab.client, &self.server, address, mode);
+                let got = transfer.download("a").unwrap_or_else(|error| {
+                    panic!("{:?} {family} {mode}: {error}\n{}", self.place, daemon.log())
+                });
+                assert_eq!(got, BODY);
+            }
+        }
+    }
+
+    /// The announcement is answered and has its pinhole; the data connection does not get through.
+    pub fn stops(&self, daemon: &Daemon, family: Family, mode: Mode) {
+        let mut steps = self.login();
+        let own = self.lab.client.address(family).to_string();
+        let announcement = match (mode, family) {
+            (Mode::Passive, Family::V4) => "PASV".to_owned(),
+            (Mode::Passive, Family::V6) => "EPSV".to_owned(),
+            (Mode::Active, Family::V4) => format!("PORT {},14,178", own.replace('.', ",")),
+            (Mode::Active, Family::V6) => format!("EPRT |2|{own}|3762|"),
+        };
+        steps.extend([say(&announcement), reply()]);
+        match mode {
+            Mode::Passive => steps.push(json!({"dial": true})),
+            Mode::Active => steps.extend([say("LIST"), json!({"accept": 3762})]),
+        }
+        let host = self.lab.dialled(family).to_string();
+        let plan = json!({"host": host, "listen": [3762], "timeout": 2, "steps": steps});
+        let opened = daemon.counter("pinholes_opened").unwrap();
+        let session = scripted_client(&self.lab.client, &plan);
+        let what = format!("{:?} {family} {mode}: {session:?}", self.place);
+        let step = format!("step {} ", steps.len() - 1);
+        assert!(session.error.as_ref().is_some_and(|error| error.starts_with(&step)), "{what}");
+        assert_eq!(daemon.counter("pinholes_opened").unwrap(), opened + 1, "{what}");
+    }
+
+    /// How long a client, with Nagle's algorithm, waits for the answer to an announcement that it
+    /// sends in two segments.
+    pub fn answer_to_a_cut_announcement(&self) -> Duration {
+        let mut steps = self.login();
+        let own = self.lab.client.address(Family::V4).to_string().replace('.', ",");
+        let line = format!("PORT {own},14,178\r\n");
+        steps.extend([json!({"send": line, "cut": [9], "pause": 0.05}), reply()]);
+        let host = self.lab.dialled(Family::V4).to_string();
+        let plan = json!({"host": host, "nodelay": false, "steps": steps});
+        let session = scripted_client(&self.lab.client, &plan);
+        assert!(session.got(6).starts_with("200 "), "{session:?}");
+        Duration::from_secs_f64(session.steps[6].1 / 1000.0)
+    }
+
+    fn login(&self) -> Vec<Value> {
+        let (user, password) = self.server.login();
+        let (user, password) = (format!("USER {user}"), format!("PASS {password}"));
+        vec![reply(), say(&user), reply(), say(&password), reply()]
+    }
+
+    /// While a pinhole waits for its one connection, a stranger finds what is published and
+    /// nothing else: on `ports`, and on the pinhole's own.
+    pub fn shows_a_stranger(&self, daemon: &Daemon, ports: &str) {
+        let (mode, published): (_, &[u16]) = match self.place {
+            Place::Masquerade | Place::Client => (Mode::Active, &[]),
+            Place::Published | Place::Server => (Mode::Passive, &[21]),
+        };
+        let address = self.lab.dialled(Family::V4);
+        let held = Held::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
+        let pinholes = daemon.pinholes().unwrap();
+        let arrival: SocketAddr = pinholes[0]["arrival"].as_str().unwrap().parse().unwrap();
+        let ports = format!("{ports},{}", arrival.port());
+        let found = self.lab.third.scan(arrival.ip(), &ports).unwrap();
+        assert_eq!(found, published, "{:?}", self.place);
+        assert_eq!(held.release().unwrap(), BODY.len());
+    }
+}
+
+/// A file of `rules/recipes` after an operator changed the names and addresses at its top.
+pub struct Recipe {
+    pub text: String,
+}
+
+impl Recipe {
+    /// Reads `name`, with each of `values` (as it stands, as it shall be) changed.
+    pub fn read(name: &str, values: &[(&str, &str)]) -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("rules/recipes").join(name);
+        let mut text = fs::read_to_string(path).unwrap();
+        for (from, to) in values {
+            assert_eq!(text.matches(from).count(), 1, "{name}: {from}");
+            text = text.replace(from, to);
+        }
+        Self { text }
+    }
+
+    /// The same with rules for data connections that decide nothing.
+    pub fn without_its_line(&self) -> String {
+        self.disarmed("0x40000000")
+    }
+
+    /// The same with rules that decide nothing where they match `mark`.
+    pub fn disarmed(&self, mark: &str) -> String {
+        let disarm = |line: &str| line.replace(" accept", " continue").replace("-j ACCEPT", "");
+        let lines: Vec<String> = self
+            .text
+            .lines()
+            .map(|line| if line.contains(mark) { disarm(line) } else { line.to_owned() })
+            .collect();
+        let text = lines.join("\n") + "\n";
+        assert_ne!(text, self.text, "no rule matches {mark}");
+        text
+    }
+}
+
+/// Runs `text`, a recipe that is a shell script, on `host`; `bin` goes first in PATH.
+pub fn run_script(host: &Host, text: &str, arguments: &[&str], bin: &str) {
+    let script = host.write("recipe.sh", text.as_bytes()).unwrap();
+    let mut command = host.command("sh");
+    command.arg(script).args(arguments);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{bin}:{path}:/usr/sbin:/sbin"));
+    host.finish(command, b"", Duration::from_secs(60)).unwrap().success().unwrap();
+}
+
+/// A program unpacked by `packaging/provision`.
+pub fn unpacked(path: &str) -> PathBuf {
+    let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
+    let file = PathBuf::from(cache).join("root").join(path);
+    assert!(file.exists(), "{} is missing: run packaging/provision", file.display());
+    file
+}
+
+/// What a recipe shows at `site`: `stopped` without its line, all with it. `apply` is given the
+/// text, twice.
+pub fn shows_its_line(
+    site: &Site,
+    recipe: &Recipe,
+    families: &[Family],
+    stopped: &[Mode],
+    apply: impl Fn(&Host, &str),
+) {
+    apply(site.guard(), &recipe.without_its_line());
+    let daemon = site.daemon("");
+    for &family in families {
+        for &mode in stopped {
+            site.stops(&daemon, family, mode);
+        }
+    }
+    apply(site.guard(), &recipe.text);
+    site.carries(&daemon, families);
+    site.shows_a_stranger(&daemon, FEW);
+}
+
+/// The same recipe without its line is enough for the conntrack back end.
+pub fn needs_no_line_with_conntrack(
+    site: &Site,
+    recipe: &Recipe,
+    families: &[Family],
+    apply: impl Fn(&Host, &str),
+) {
+    apply(site.guard(), &recipe.without_its_line());
+    let daemon = site.daemon(CONNTRACK);
+    site.carries(&daemon, families);
+    site.shows_a_stranger(&daemon, FEW);
+}
