@@ -4,9 +4,7 @@
 //! tests can be told from a failure of the lab.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::{net::SocketAddr, thread, time::Duration};
-
-use std::{fs::File, time::Duration};
+use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
 use etherparse::PacketBuilder;
 use ftp_alg::lab::{

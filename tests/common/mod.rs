@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Topology};
+use ftp_alg::lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Spec, Topology};
 use serde_json::{Value, json};
 
 /// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.

@@ -113,7 +113,6 @@ fn docker_admits_data_connections_by_the_line_in_its_user_s_chain() {
 }
 
 #[test]
-#[ignore = "needs the conntrack back end"]
 fn docker_needs_no_line_with_the_conntrack_back_end() {
     for (rules, variant) in KINDS {
         let (site, recipe) = docker(rules, variant);

@@ -188,7 +188,6 @@ fn firewalld_over_nftables_stops_the_rest_whatever_a_direct_rule_says() {
 }
 
 #[test]
-#[ignore = "needs the conntrack back end"]
 fn firewalld_needs_no_line_with_the_conntrack_back_end() {
     let places = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
     for (place, backend) in places.into_iter().flat_map(|p| [(p, "nftables"), (p, "iptables")]) {

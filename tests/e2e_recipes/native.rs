@@ -86,7 +86,6 @@ fn iptables_of_old_admits_data_connections_by_its_line() {
 }
 
 #[test]
-#[ignore = "needs the conntrack back end"]
 fn nftables_needs_no_line_with_the_conntrack_back_end() {
     for place in PLACES {
         let site = Site::new(place);
@@ -95,7 +94,6 @@ fn nftables_needs_no_line_with_the_conntrack_back_end() {
 }
 
 #[test]
-#[ignore = "needs the conntrack back end"]
 fn iptables_needs_no_line_with_the_conntrack_back_end() {
     for (place, variant) in PLACES.into_iter().flat_map(|place| [(place, "nft"), (place, "legacy")])
     {

@@ -71,7 +71,6 @@ fn openwrt_admits_data_connections_to_a_published_server() {
 }
 
 #[test]
-#[ignore = "needs the conntrack back end"]
 fn openwrt_needs_no_line_with_the_conntrack_back_end() {
     for (place, redirect) in [(Place::Masquerade, false), (Place::Published, true)] {
         let site = Site::new(place);

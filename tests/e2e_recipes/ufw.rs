@@ -104,7 +104,6 @@ fn ufw_may_be_disabled_and_enabled_while_ftp_alg_runs() {
 }
 
 #[test]
-#[ignore = "needs the conntrack back end"]
 fn ufw_needs_no_line_with_the_conntrack_back_end() {
     for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
         let (site, recipe, apply) = installed(place);
