@@ -54,6 +54,8 @@ pub struct Control {
     pub client: SocketAddr,
     /// The server, as packets show it.
     pub server: SocketAddr,
+    /// Which of the policy's networks it is in.
+    pub network: Option<usize>,
     /// Looked up when first needed.
     pub translation: Option<Translation>,
     /// What the kernel was last told, and when.
@@ -131,6 +133,11 @@ impl Table {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().flatten()
+    }
+
+    /// All of them, to change.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().flatten()
     }
 
     /// How many places there are, taken or free.
