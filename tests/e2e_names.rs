@@ -84,8 +84,8 @@ fn named(names: &Value) -> (NameServer, Gateway) {
 /// What `status --json` says of a name.
 fn row(daemon: &Daemon, family: &str) -> Value {
     let status = daemon.status().unwrap();
-    let rows = status["names"].as_array().unwrap().iter();
-    rows.filter(|row| row["family"] == family).last().cloned().unwrap_or(Value::Null)
+    let mut rows = status["names"].as_array().unwrap().iter();
+    rows.find(|row| row["family"] == family).cloned().unwrap_or(Value::Null)
 }
 
 fn wait_for_address(daemon: &Daemon, address: &str) {
@@ -125,7 +125,7 @@ fn sessions_announce_what_the_name_stands_for_by_then() {
     assert_eq!(host_port(session.got(6)).0, FIRST);
     assert_eq!(host_port(session.got(9)).0, SECOND, "the connection that was open all along");
     let status = gateway.daemon.ask(&["status"]).unwrap().text();
-    assert!(status.contains(&format!("{NAME}")) && status.contains(SECOND), "{status}");
+    assert!(status.contains(NAME) && status.contains(SECOND), "{status}");
 }
 
 #[test]

@@ -253,9 +253,10 @@ fn hear(
 fn tell(name: &ExternalName, before: &Known, after: &Known) {
     let (Some(old), Some(new)) = (before.get(name), after.get(name)) else { return };
     let (text, record) = (&name.name, record(name));
-    let rest = match new.address {
-        Some(address) => format!("{address} stays in use"),
-        None => "what needs it is refused until it is resolved".to_owned(),
+    let rest = match external(after, name) {
+        External::Fixed(address) => format!("{address} stays in use"),
+        External::Auto => "what connections show themselves stays in use".to_owned(),
+        External::Unresolved => "what needs it is refused until it is resolved".to_owned(),
     };
     if let (None, Some(error)) = (&old.error, &new.error) {
         tracing::warn!("dns:{text}: no {record} record: {error}; {rest}");

@@ -1,5 +1,7 @@
 //! What a configuration says of servers, networks and names, on the wire.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::net::SocketAddr;
 
 use ftp_alg::{
