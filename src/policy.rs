@@ -149,6 +149,12 @@ impl Policy {
         self.networks.iter().position(|network| network.contains(client, server))
     }
 
+    /// Whether [`Policy::network_of`] is as in `other` for every connection.
+    pub fn tells_networks_as(&self, other: &Self) -> bool {
+        let ends = |network: &Network| (network.clients.clone(), network.servers.clone());
+        self.networks.iter().map(ends).eq(other.networks.iter().map(ends))
+    }
+
     /// The policy that holds in the network at `index`; this one outside of all.
     #[inline]
     pub fn within(&self, index: Option<usize>) -> &Self {

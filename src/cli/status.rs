@@ -85,3 +85,31 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .filter(|wait| *wait <= Duration::from_secs(86400))
         .ok_or_else(|| "give seconds from 0 to 86400".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_shows_its_address_and_what_is_wrong_with_it() {
+        let row = |address: Option<&str>, age_seconds, error: Option<&str>| NameRow {
+            name: "ftp.example.net".into(),
+            family: "ipv4".into(),
+            address: address.map(|text| text.parse().unwrap()),
+            age_seconds,
+            error: error.map(str::to_owned),
+        };
+        let late = Some("request timed out");
+        for (row, text) in [
+            (row(Some("198.51.100.7"), Some(65), None), Some("198.51.100.7, 1m 5s ago")),
+            (
+                row(Some("198.51.100.7"), Some(5), late),
+                Some("198.51.100.7, 5s ago; request timed out"),
+            ),
+            (row(None, None, late), Some("no ipv4 address: request timed out")),
+            (row(None, None, None), None),
+        ] {
+            assert_eq!(name(&row).as_deref(), text);
+        }
+    }
+}

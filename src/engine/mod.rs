@@ -165,8 +165,10 @@ impl Engine {
 
     /// From now on `policy` holds. What is open stays open, and what is followed is followed.
     pub fn set_policy(&mut self, policy: Policy) {
-        for Entry { control, .. } in self.table.iter_mut() {
-            control.network = policy.network_of(control.client.ip(), control.server.ip());
+        if !policy.tells_networks_as(&self.policy) {
+            for Entry { control, .. } in self.table.iter_mut() {
+                control.network = policy.network_of(control.client.ip(), control.server.ip());
+            }
         }
         self.policy = policy;
     }
