@@ -33,7 +33,7 @@ pub struct Policy {
     pub max_sessions: usize,
     /// The most pinholes that one client may have open at a time.
     pub max_pinholes_per_client: usize,
-    /// Connections for which another policy holds: the first that matches.
+    /// Connections for which another policy holds: the first that matches, of at most 65536.
     pub networks: Vec<Network>,
 }
 
@@ -145,8 +145,9 @@ impl Policy {
     }
 
     /// Which of [`Policy::networks`] a control connection is in, if any.
-    pub fn network_of(&self, client: IpAddr, server: IpAddr) -> Option<usize> {
-        self.networks.iter().position(|network| network.contains(client, server))
+    pub fn network_of(&self, client: IpAddr, server: IpAddr) -> Option<u16> {
+        let at = self.networks.iter().position(|network| network.contains(client, server))?;
+        at.try_into().ok()
     }
 
     /// Whether [`Policy::network_of`] is as in `other` for every connection.
@@ -157,8 +158,9 @@ impl Policy {
 
     /// The policy that holds in the network at `index`; this one outside of all.
     #[inline]
-    pub fn within(&self, index: Option<usize>) -> &Self {
-        index.and_then(|index| self.networks.get(index)).map_or(self, |network| &network.policy)
+    pub fn within(&self, index: Option<u16>) -> &Self {
+        let network = index.and_then(|index| self.networks.get(usize::from(index)));
+        network.map_or(self, |network| &network.policy)
     }
 }
 

@@ -74,11 +74,8 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             Ok(endpoint) => {
                 let same = Some(endpoint) == announced;
                 let action = if same { Action::Open } else { Action::Rewrite };
-                let reason = match announced.filter(|announced| self.is_healed(kind, *announced)) {
-                    Some(announced) => {
-                        let (ip, own) = (announced.ip(), self.control.server.ip());
-                        format!("healed: the server is {own}, and means itself by {ip}").into()
-                    }
+                let reason = match announced.and_then(|announced| self.healed(kind, announced)) {
+                    Some(reason) => reason.into(),
                     None if same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
@@ -173,11 +170,17 @@ impl<K: Kernel> Bench<'_, K> {
         Ok(translation)
     }
 
-    /// Whether `announced`, for which a pinhole was opened, names another host than the server.
-    fn is_healed(&self, kind: Kind, announced: SocketAddr) -> bool {
-        self.control
-            .translation
-            .is_some_and(|translation| means_itself(kind, announced, &translation, self.policy))
+    /// What is said of `announced`, for which a pinhole was opened, if it was healed.
+    fn healed(&self, kind: Kind, announced: SocketAddr) -> Option<String> {
+        if kind.is_active() || self.policy.servers.is_empty() {
+            return None;
+        }
+        let translation = self.control.translation.as_ref()?;
+        let named = external(kind, translation, self.policy).ok()?;
+        let (ip, own) = (announced.ip(), translation.server.ip());
+        let is_own = [own, translation.server_external.ip(), named].contains(&ip);
+        let means_itself = !is_own && self.policy.server(own)?.heal;
+        means_itself.then(|| format!("healed: the server is {own}, and means itself by {ip}"))
     }
 
     pub fn tell(&mut self, what: What) {
@@ -303,8 +306,9 @@ fn plan(
         return Err(No::Ignore(reason.into()));
     }
     let named = external(kind, translation, policy)?;
-    let healed = means_itself(kind, announced, translation, policy);
-    let sender = healed || [own, seen, named].contains(&announced.ip());
+    let is_own = [own, seen, named].contains(&announced.ip());
+    let healed = !is_own && !kind.is_active() && policy.server(own).is_some_and(|s| s.heal);
+    let sender = is_own || healed;
     if !sender && policy.foreign == Foreign::Refuse {
         let ip = announced.ip();
         let hint = if kind.is_active() { "" } else { ", and no heal-address is set for it" };
@@ -315,14 +319,14 @@ fn plan(
         let reason = format!("port {port} in {kind} is below the minimum {minimum}");
         return Err(No::Refuse(reason.into()));
     }
-    let (target, arrival, named) = match sender {
+    let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {
         // The address that the server was given by whoever put it behind another NAT.
-        true if healed && is_internal(named) && !is_internal(announced.ip()) => {
-            (own, seen, announced.ip())
-        }
-        true => (own, seen, named),
+        (own, seen, announced.ip())
+    } else if sender {
+        (own, seen, named)
+    } else {
         // A third host, allowed: it is reached at the address that was announced.
-        false => (announced.ip(), announced.ip(), announced.ip()),
+        (announced.ip(), announced.ip(), announced.ip())
     };
     let pinhole = Pinhole {
         initiator,
@@ -336,14 +340,16 @@ fn plan(
 /// The address by which the other end knows the one that announces. A configured one stands for
 /// what translation hides, and for a known server.
 fn external(kind: Kind, translation: &Translation, policy: &Policy) -> Result<IpAddr, No> {
-    let Translation { client, client_external, server, server_external } = *translation;
-    let (seen, external) = if kind.is_active() {
-        let is_hidden = client.ip() != client_external.ip();
-        let external = policy.external.of_family(client.ip());
-        (client_external.ip(), if is_hidden { external } else { External::Auto })
+    let Translation { client, client_external, server, server_external } = translation;
+    let (own, seen) = if kind.is_active() {
+        (client.ip(), client_external.ip())
     } else {
-        let is_hidden = server.ip() != server_external.ip();
-        (server_external.ip(), policy.external_of(server.ip(), is_hidden))
+        (server.ip(), server_external.ip())
+    };
+    let external = match kind.is_active() {
+        true if own == seen => External::Auto,
+        true => policy.external.of_family(own),
+        false => policy.external_of(own, own != seen),
     };
     match external {
         External::Auto => Ok(seen),
@@ -352,21 +358,6 @@ fn external(kind: Kind, translation: &Translation, policy: &Policy) -> Result<Ip
             Err(No::Refuse("the name of the external address is not resolved yet".into()))
         }
     }
-}
-
-/// Whether a server that announces another address than its own is known to mean itself.
-fn means_itself(
-    kind: Kind,
-    announced: SocketAddr,
-    translation: &Translation,
-    policy: &Policy,
-) -> bool {
-    let own = [translation.server.ip(), translation.server_external.ip()];
-    let is_own =
-        |ip| own.contains(&ip) || external(kind, translation, policy).is_ok_and(|e| e == ip);
-    !kind.is_active()
-        && policy.server(own[0]).is_some_and(|known| known.heal)
-        && !is_own(announced.ip())
 }
 
 /// Whether an address leads nowhere beyond the network that it was given in.

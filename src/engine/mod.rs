@@ -395,7 +395,7 @@ impl Engine {
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
         let network = self.policy.network_of(client.ip(), server.ip());
-        if network.is_some_and(|at| !self.policy.networks[at].inspect) {
+        if network.is_some_and(|at| !self.policy.networks[usize::from(at)].inspect) {
             self.leave_alone(client, server, kernel);
             return None;
         }

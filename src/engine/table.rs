@@ -55,7 +55,7 @@ pub struct Control {
     /// The server, as packets show it.
     pub server: SocketAddr,
     /// Which of the policy's networks it is in.
-    pub network: Option<usize>,
+    pub network: Option<u16>,
     /// Looked up when first needed.
     pub translation: Option<Translation>,
     /// What the kernel was last told, and when.
