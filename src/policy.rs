@@ -4,11 +4,9 @@
 //! checked configuration), and not of packets. Every field has the default of an empty
 //! configuration, so `Policy::default()` is what `ftp-alg run` uses when there is no file.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::RangeInclusive,
-    time::Duration,
-};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use ipnetwork::IpNetwork;
 
 /// What the engine may do for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +18,9 @@ pub struct Policy {
     /// External ports to announce when the announced one is already taken.
     pub port_range: RangeInclusive<u16>,
     /// The address to announce in place of one that NAT hides.
-    pub external: External,
-    /// Servers that this gateway publishes.
-    pub servers: Vec<PublishedServer>,
+    pub external: Externals,
+    /// Servers of which more is known than their connections show.
+    pub servers: Vec<KnownServer>,
     /// What becomes of an announcement that names a third host.
     pub foreign: Foreign,
     /// The lowest port that an announcement may name.
@@ -35,6 +33,8 @@ pub struct Policy {
     pub max_sessions: usize,
     /// The most pinholes that one client may have open at a time.
     pub max_pinholes_per_client: usize,
+    /// Connections for which another policy holds: the first that matches, of at most 65536.
+    pub networks: Vec<Network>,
 }
 
 /// The address to announce in place of one that NAT hides.
@@ -43,22 +43,45 @@ pub enum External {
     /// The one that the control connection's own translation shows.
     #[default]
     Auto,
-    /// A given one; a family that has none falls back to [`External::Auto`].
-    Fixed {
-        /// For control connections over IPv4.
-        v4: Option<Ipv4Addr>,
-        /// For control connections over IPv6.
-        v6: Option<Ipv6Addr>,
-    },
+    /// A given one.
+    Fixed(IpAddr),
+    /// That of a name which is not known yet. The translation shows another one, or the name would
+    /// not have been given, so nothing can be announced.
+    Unresolved,
 }
 
-/// A server that this gateway publishes.
+/// The addresses to announce to peers of either family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Externals {
+    /// Over IPv4.
+    pub v4: External,
+    /// Over IPv6.
+    pub v6: External,
+}
+
+/// A server of which more is known than its connections show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublishedServer {
+pub struct KnownServer {
     /// The server's own address.
     pub address: IpAddr,
     /// The address to announce for it; `None` means what [`Policy::external`] says.
-    pub external: Option<IpAddr>,
+    pub external: Option<External>,
+    /// Whether it means itself when it announces another address: it stands in a container or
+    /// behind another NAT, and does not know how it is reached.
+    pub heal: bool,
+}
+
+/// Connections for which another policy holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Where their clients are; anywhere if empty.
+    pub clients: Vec<IpNetwork>,
+    /// Where their servers are; anywhere if empty.
+    pub servers: Vec<IpNetwork>,
+    /// Whether they are followed at all.
+    pub inspect: bool,
+    /// All of the policy that holds for them, without networks.
+    pub policy: Policy,
 }
 
 /// What becomes of an announcement that names another host than its sender (RFC 2577, section 3).
@@ -87,7 +110,7 @@ impl Default for Policy {
             control_ports: vec![21],
             pinhole_lifetime: Duration::from_secs(30),
             port_range: 49152..=65535,
-            external: External::Auto,
+            external: Externals::default(),
             servers: Vec::new(),
             foreign: Foreign::Refuse,
             min_data_port: 1024,
@@ -95,32 +118,76 @@ impl Default for Policy {
             auth_tls: AuthTls::Pass,
             max_sessions: 65536,
             max_pinholes_per_client: 64,
+            networks: Vec::new(),
         }
     }
 }
 
 impl Policy {
-    /// The published server at `address`, if it is one.
-    pub fn server(&self, address: IpAddr) -> Option<&PublishedServer> {
+    /// What is known of the server at `address`.
+    pub fn server(&self, address: IpAddr) -> Option<&KnownServer> {
         self.servers.iter().find(|server| server.address == address)
     }
 
-    /// The address to announce for `server` to a peer of the same family, where one is configured:
-    /// its own first, then the one for all. `None` means the translation's.
-    pub fn external_of(&self, server: IpAddr) -> Option<IpAddr> {
-        self.server(server)
-            .and_then(|published| published.external)
-            .or_else(|| self.external.of_family(server))
+    /// The address to announce for `server` to a peer of the same family: its own first, then the
+    /// one for all. Where no translation hides it (`is_hidden`), only for a server that is known,
+    /// as one published by another gateway in front of this one; the address for all is not that
+    /// of a server which is known only for what it announces.
+    pub fn external_of(&self, server: IpAddr, is_hidden: bool) -> External {
+        let known = self.server(server);
+        match known.and_then(|known| known.external) {
+            Some(external) => external,
+            None if is_hidden || known.is_some_and(|known| !known.heal) => {
+                self.external.of_family(server)
+            }
+            None => External::Auto,
+        }
+    }
+
+    /// Which of [`Policy::networks`] a control connection is in, if any.
+    pub fn network_of(&self, client: IpAddr, server: IpAddr) -> Option<u16> {
+        let at = self.networks.iter().position(|network| network.contains(client, server))?;
+        at.try_into().ok()
+    }
+
+    /// Whether [`Policy::network_of`] is as in `other` for every connection.
+    pub fn tells_networks_as(&self, other: &Self) -> bool {
+        let ends = |network: &Network| (network.clients.clone(), network.servers.clone());
+        self.networks.iter().map(ends).eq(other.networks.iter().map(ends))
+    }
+
+    /// The policy that holds in the network at `index`; this one outside of all.
+    #[inline]
+    pub fn within(&self, index: Option<u16>) -> &Self {
+        let network = index.and_then(|index| self.networks.get(usize::from(index)));
+        network.map_or(self, |network| &network.policy)
     }
 }
 
-impl External {
-    /// The fixed address of the same family as `like`, if there is one.
-    pub fn of_family(&self, like: IpAddr) -> Option<IpAddr> {
-        match (self, like) {
-            (Self::Auto, _) => None,
-            (Self::Fixed { v4, .. }, IpAddr::V4(_)) => v4.map(IpAddr::V4),
-            (Self::Fixed { v6, .. }, IpAddr::V6(_)) => v6.map(IpAddr::V6),
+impl Network {
+    fn contains(&self, client: IpAddr, server: IpAddr) -> bool {
+        let holds = |networks: &[IpNetwork], address| {
+            networks.is_empty() || networks.iter().any(|network| network.contains(address))
+        };
+        holds(&self.clients, client) && holds(&self.servers, server)
+    }
+}
+
+impl Externals {
+    /// The one to announce to peers of the same family as `like`.
+    pub fn of_family(&self, like: IpAddr) -> External {
+        if like.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+impl From<IpAddr> for Externals {
+    /// A given address; the other family follows the translation.
+    fn from(address: IpAddr) -> Self {
+        let fixed = External::Fixed(address);
+        if address.is_ipv4() {
+            Self { v4: fixed, ..Self::default() }
+        } else {
+            Self { v6: fixed, ..Self::default() }
         }
     }
 }
@@ -129,26 +196,75 @@ impl External {
 mod tests {
     use super::*;
 
-    const INSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5));
-    const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 6));
-    const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-    const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
 
-    #[test]
-    fn a_published_servers_own_external_address_comes_before_the_common_one() {
-        let policy = Policy {
-            external: External::Fixed { v4: Some(PUBLIC), v6: None },
-            servers: vec![PublishedServer { address: INSIDE, external: Some(OWN.into()) }],
-            ..Policy::default()
-        };
-        assert_eq!(policy.external_of(INSIDE), Some(OWN.into()));
-        assert_eq!(policy.external_of(OTHER), Some(PUBLIC.into()));
+    fn server(external: Option<External>, heal: bool) -> KnownServer {
+        KnownServer { address: ip("10.0.0.5"), external, heal }
     }
 
     #[test]
-    fn a_family_without_a_fixed_address_follows_the_translation() {
-        let external = External::Fixed { v4: Some(PUBLIC), v6: None };
-        assert_eq!(external.of_family(IpAddr::V6(Ipv6Addr::LOCALHOST)), None);
-        assert_eq!(External::Auto.of_family(INSIDE), None);
+    fn a_servers_own_external_address_comes_before_the_common_one() {
+        let (common, own) =
+            (External::Fixed(ip("198.51.100.1")), External::Fixed(ip("198.51.100.2")));
+        let cases = [
+            (None, true, common),
+            (None, false, External::Auto),
+            (Some(server(None, false)), true, common),
+            (Some(server(None, false)), false, common),
+            (Some(server(Some(own), false)), false, own),
+            (Some(server(Some(own), true)), false, own),
+            (Some(server(Some(External::Auto), false)), true, External::Auto),
+            // A server outside, which clients inside use.
+            (Some(server(None, true)), false, External::Auto),
+            (Some(server(None, true)), true, common),
+        ];
+        for (known, is_hidden, expected) in cases {
+            let policy = Policy {
+                external: ip("198.51.100.1").into(),
+                servers: known.into_iter().collect(),
+                ..Policy::default()
+            };
+            let external = policy.external_of(ip("10.0.0.5"), is_hidden);
+            assert_eq!(external, expected, "{known:?} {is_hidden}");
+        }
+    }
+
+    #[test]
+    fn a_family_without_a_given_address_follows_the_translation() {
+        let external = Externals::from(ip("198.51.100.1"));
+        assert_eq!(external.of_family(ip("::1")), External::Auto);
+        assert_eq!(external.of_family(ip("10.0.0.5")), External::Fixed(ip("198.51.100.1")));
+        assert_eq!(Externals::default().of_family(ip("10.0.0.5")), External::Auto);
+    }
+
+    #[test]
+    fn the_first_network_that_holds_both_ends_counts() {
+        let network = |clients: &[&str], servers: &[&str], min_data_port| Network {
+            clients: clients.iter().map(|text| text.parse().unwrap()).collect(),
+            servers: servers.iter().map(|text| text.parse().unwrap()).collect(),
+            inspect: true,
+            policy: Policy { min_data_port, ..Policy::default() },
+        };
+        let policy = Policy {
+            networks: vec![
+                network(&["10.1.0.0/16"], &["203.0.113.9/32", "2001:db8::/32"], 1),
+                network(&["10.1.0.0/16", "fd00::/8"], &[], 2),
+                network(&[], &["203.0.113.9/32"], 3),
+            ],
+            ..Policy::default()
+        };
+        for (client, server, port) in [
+            ("10.1.2.3", "203.0.113.9", 1),
+            ("10.1.2.3", "203.0.113.10", 2),
+            ("10.2.2.3", "203.0.113.9", 3),
+            ("10.2.2.3", "203.0.113.10", 1024),
+            ("fd00::1", "2001:db8::1", 2),
+            ("2001:db8::2", "2001:db8::1", 1024),
+        ] {
+            let index = policy.network_of(ip(client), ip(server));
+            assert_eq!(policy.within(index).min_data_port, port, "{client} {server}");
+        }
     }
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Failure, SocketOption, output, table};
-use crate::daemon::{client, snapshot};
+use crate::daemon::{
+    client,
+    snapshot::{self, NameRow},
+};
 
 /// Show counters and health of the running daemon
 ///
@@ -40,7 +43,7 @@ impl Status {
 }
 
 fn text(status: &snapshot::Status) -> String {
-    table::list(&[
+    let rows = [
         ("version", status.version.clone()),
         ("uptime", table::span(status.uptime_seconds)),
         ("back end", status.backend.clone()),
@@ -55,7 +58,24 @@ fn text(status: &snapshot::Status) -> String {
         ("uninspected", status.uninspected.to_string()),
         ("malformed", status.malformed.to_string()),
         ("errors", status.errors.to_string()),
-    ])
+    ];
+    let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
+    table::list(&rows.into_iter().chain(names).collect::<Vec<_>>())
+}
+
+/// What a name stands for; nothing is said of a family that it does not have.
+fn name(row: &NameRow) -> Option<String> {
+    let address = row.address.map(|address| {
+        let age =
+            row.age_seconds.map_or(String::new(), |age| format!(", {} ago", table::span(age)));
+        format!("{address}{age}")
+    });
+    match (address, &row.error) {
+        (Some(address), None) => Some(address),
+        (Some(address), Some(error)) => Some(format!("{address}; {error}")),
+        (None, Some(error)) => Some(format!("no {} address: {error}", row.family)),
+        (None, None) => None,
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -64,4 +84,32 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .filter(|wait| *wait <= Duration::from_secs(86400))
         .ok_or_else(|| "give seconds from 0 to 86400".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_shows_its_address_and_what_is_wrong_with_it() {
+        let row = |address: Option<&str>, age_seconds, error: Option<&str>| NameRow {
+            name: "ftp.example.net".into(),
+            family: "ipv4".into(),
+            address: address.map(|text| text.parse().unwrap()),
+            age_seconds,
+            error: error.map(str::to_owned),
+        };
+        let late = Some("request timed out");
+        for (row, text) in [
+            (row(Some("198.51.100.7"), Some(65), None), Some("198.51.100.7, 1m 5s ago")),
+            (
+                row(Some("198.51.100.7"), Some(5), late),
+                Some("198.51.100.7, 5s ago; request timed out"),
+            ),
+            (row(None, None, late), Some("no ipv4 address: request timed out")),
+            (row(None, None, None), None),
+        ] {
+            assert_eq!(name(&row).as_deref(), text);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, ti
 use toml::{Spanned, Value};
 
 use super::{
-    Backend, Config, ExternalAddress, Limits, Nat, Pinhole, Problem, Queue, Server, error,
+    Backend, Config, ExternalAddress, Limits, Nat, Network, Pinhole, Problem, Queue, Server, error,
     file::{self, File, Leaf},
     text,
 };
@@ -18,6 +18,8 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::fro
 const MAX_CONTROL_PORTS: usize = 64;
 const MAX_WORKERS: u16 = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
+/// Each session is compared with all of them, once.
+const MAX_NETWORKS: usize = 1024;
 const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
 /// Queue numbers are 16 bits wide.
 const QUEUES: u32 = 65536;
@@ -27,6 +29,8 @@ const SERVER_EXTERNAL: &str = "server.external-address";
 const SERVER_PORTS: &str = "server.passive-ports";
 const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
 const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
+const NETWORKS: &str =
+    "a network without host bits, such as \"192.168.150.0/24\", or a list of them";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
 /// Checks `text`, which problems call `path`.
@@ -56,11 +60,13 @@ impl Checker<'_> {
         let default = Config::default();
         let control_ports = self.control_ports(&file.control_ports, default.control_ports);
         let servers = self.servers(&file.server, &control_ports);
+        let limits = self.limits(&file.policy, default.limits);
         Config {
             queue: self.queue(&file.queue, default.queue),
             pinhole: self.pinhole(&file.pinhole, default.pinhole),
             nat: self.nat(&file.nat, default.nat),
-            limits: self.limits(&file.policy, default.limits),
+            networks: self.networks(&file.network, limits),
+            limits,
             metrics: self.metrics(&file.metrics),
             control_ports,
             servers,
@@ -137,45 +143,84 @@ impl Checker<'_> {
     }
 
     fn limits(&mut self, file: &file::Policy, default: Limits) -> Limits {
+        let max_sessions = self.number(
+            "policy.max-sessions",
+            &file.max_sessions,
+            default.max_sessions,
+            1..=MAX_SESSIONS,
+        );
+        Limits { max_sessions, ..self.rules(&file.rules(), default) }
+    }
+
+    /// What `[policy]` and each `[[network]]` may set.
+    fn rules(&mut self, file: &file::Rules<'_>, default: Limits) -> Limits {
+        let key = |name| format!("{}.{name}", file.table);
         Limits {
             foreign: self.choice(
-                "policy.foreign-address",
-                &file.foreign_address,
+                &key("foreign-address"),
+                file.foreign_address,
                 default.foreign,
                 &[("refuse", Foreign::Refuse), ("allow", Foreign::Allow)],
             ),
             min_data_port: self.number(
-                "policy.min-data-port",
-                &file.min_data_port,
+                &key("min-data-port"),
+                file.min_data_port,
                 default.min_data_port,
                 1..=65535,
             ),
-            require_login: self.value(
-                "policy.require-login",
-                &file.require_login,
+            require_login: self.flag(
+                &key("require-login"),
+                file.require_login,
                 default.require_login,
-                "true or false",
-                Value::as_bool,
             ),
             auth_tls: self.choice(
-                "policy.auth-tls",
-                &file.auth_tls,
+                &key("auth-tls"),
+                file.auth_tls,
                 default.auth_tls,
                 &[("pass", AuthTls::Pass), ("refuse", AuthTls::Refuse)],
             ),
-            max_sessions: self.number(
-                "policy.max-sessions",
-                &file.max_sessions,
-                default.max_sessions,
-                1..=MAX_SESSIONS,
-            ),
             max_pinholes_per_client: self.number(
-                "policy.max-pinholes-per-client",
-                &file.max_pinholes_per_client,
+                &key("max-pinholes-per-client"),
+                file.max_pinholes_per_client,
                 default.max_pinholes_per_client,
                 1..=MAX_PINHOLES_PER_CLIENT,
             ),
+            ..default
         }
+    }
+
+    /// Those that set nothing hold what `[policy]` says, which is `default`.
+    fn networks(&mut self, files: &[Spanned<file::Network>], default: Limits) -> Vec<Network> {
+        if let Some(beyond) = files.get(MAX_NETWORKS) {
+            let why = format!("there are {}: at most {MAX_NETWORKS}", files.len());
+            self.refuse_table("network", beyond.span().start, why);
+        }
+        let mut networks = Vec::new();
+        for spanned in files {
+            let (file, place) = (spanned.get_ref(), spanned.span().start);
+            let sides = [("network.clients", &file.clients), ("network.servers", &file.servers)];
+            if sides.iter().all(|(_, leaf)| leaf.is_none()) {
+                let why = "clients and servers are missing: give one of them, or both";
+                self.refuse_table("network", place, why.to_owned());
+            }
+            let [clients, servers] = sides
+                .map(|(key, leaf)| self.value(key, leaf, Vec::new(), NETWORKS, text::networks));
+            let inspect = self.flag("network.inspect", &file.inspect, true);
+            let rules = file.rules();
+            for (name, leaf) in rules.leaves() {
+                if let (false, Some(leaf)) = (inspect, leaf) {
+                    let why = "has no meaning beside inspect = false: remove one of them";
+                    self.refuse(&format!("network.{name}"), leaf, why);
+                }
+            }
+            networks.push(Network {
+                clients,
+                servers,
+                inspect,
+                limits: self.rules(&rules, default),
+            });
+        }
+        networks
     }
 
     fn servers(&mut self, files: &[Spanned<file::Server>], control_ports: &[u16]) -> Vec<Server> {
@@ -183,13 +228,8 @@ impl Checker<'_> {
         for spanned in files {
             let file = spanned.get_ref();
             let Some(leaf) = &file.address else {
-                self.problems.push(error::at(
-                    self.path,
-                    self.text,
-                    spanned.span().start,
-                    Some(SERVER_ADDRESS.to_owned()),
-                    format!("is missing: give {HOST}"),
-                ));
+                let why = format!("is missing: give {HOST}");
+                self.refuse_table(SERVER_ADDRESS, spanned.span().start, why);
                 continue;
             };
             let Some(address) = self.optional(SERVER_ADDRESS, &file.address, HOST, host) else {
@@ -201,6 +241,7 @@ impl Checker<'_> {
             servers.push(Server {
                 address,
                 external_address: self.server_external(file, address),
+                heal_address: self.flag("server.heal-address", &file.heal_address, false),
                 passive_ports: self.passive_ports(file, control_ports),
             });
         }
@@ -244,18 +285,12 @@ impl Checker<'_> {
         Some(listen)
     }
 
-    fn external(&mut self, key: &'static str, leaf: &Leaf) -> Option<ExternalAddress> {
-        let external =
-            self.optional(key, leaf, EXTERNAL, |value| text::external_address(value.as_str()?))?;
-        if let (ExternalAddress::Dns(_), Some(leaf)) = (&external, leaf) {
-            let why = "is not served by this version: give \"auto\" or an address";
-            self.unsupported(key, leaf, why);
-        }
-        Some(external)
+    fn external(&mut self, key: &str, leaf: &Leaf) -> Option<ExternalAddress> {
+        self.optional(key, leaf, EXTERNAL, |value| text::external_address(value.as_str()?))
     }
 
     /// A mark or mask of exactly `count` bits.
-    fn bits(&mut self, key: &'static str, leaf: &Leaf, default: u32, count: u32) -> u32 {
+    fn bits(&mut self, key: &str, leaf: &Leaf, default: u32, count: u32) -> u32 {
         let bits = if count == 1 { "one bit" } else { "three bits" };
         let allowed = format!("a 32-bit number with exactly {bits} set, such as {default:#x}");
         self.value(key, leaf, default, &allowed, |value| {
@@ -264,9 +299,13 @@ impl Checker<'_> {
         })
     }
 
+    fn flag(&mut self, key: &str, leaf: &Leaf, default: bool) -> bool {
+        self.value(key, leaf, default, "true or false", Value::as_bool)
+    }
+
     fn number<T: TryFrom<i64>>(
         &mut self,
-        key: &'static str,
+        key: &str,
         leaf: &Leaf,
         default: T,
         range: RangeInclusive<i64>,
@@ -275,13 +314,7 @@ impl Checker<'_> {
         self.value(key, leaf, default, &allowed, |value| integer(value, range)?.try_into().ok())
     }
 
-    fn choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        leaf: &Leaf,
-        default: T,
-        choices: &[(&str, T)],
-    ) -> T {
+    fn choice<T: Copy>(&mut self, key: &str, leaf: &Leaf, default: T, choices: &[(&str, T)]) -> T {
         let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let allowed = format!("one of {}", names.join(", "));
         self.value(key, leaf, default, &allowed, |value| {
@@ -293,7 +326,7 @@ impl Checker<'_> {
     /// The value of `key`: `default` when it is absent, and when `read` refuses it, which is noted.
     fn value<T>(
         &mut self,
-        key: &'static str,
+        key: &str,
         leaf: &Leaf,
         default: T,
         allowed: &str,
@@ -304,7 +337,7 @@ impl Checker<'_> {
 
     fn optional<T>(
         &mut self,
-        key: &'static str,
+        key: &str,
         leaf: &Leaf,
         allowed: &str,
         read: impl FnOnce(&Value) -> Option<T>,
@@ -317,17 +350,23 @@ impl Checker<'_> {
         value
     }
 
-    fn refuse(&mut self, key: &'static str, leaf: &Spanned<Value>, why: &str) {
+    fn refuse(&mut self, key: &str, leaf: &Spanned<Value>, why: &str) {
         let problem = self.problem(key, leaf, why);
         self.problems.push(problem);
     }
 
-    fn unsupported(&mut self, key: &'static str, leaf: &Spanned<Value>, why: &str) {
+    /// Refuses a whole table, which begins at byte `place`.
+    fn refuse_table(&mut self, key: &str, place: usize, why: String) {
+        let problem = error::at(self.path, self.text, place, Some(key.to_owned()), why);
+        self.problems.push(problem);
+    }
+
+    fn unsupported(&mut self, key: &str, leaf: &Spanned<Value>, why: &str) {
         let problem = self.problem(key, leaf, why);
         self.unsupported.push(problem);
     }
 
-    fn problem(&self, key: &'static str, leaf: &Spanned<Value>, why: &str) -> Problem {
+    fn problem(&self, key: &str, leaf: &Spanned<Value>, why: &str) -> Problem {
         let message = format!("{} {why}", error::shown(self.text, leaf.span()));
         error::at(self.path, self.text, leaf.span().start, Some(key.to_owned()), message)
     }

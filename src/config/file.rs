@@ -18,6 +18,7 @@ pub(super) struct File {
     pub pinhole: Pinhole,
     pub nat: Nat,
     pub policy: Policy,
+    pub network: Vec<Spanned<Network>>,
     pub server: Vec<Spanned<Server>>,
     pub metrics: Metrics,
 }
@@ -58,9 +59,72 @@ pub(super) struct Policy {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Network {
+    pub clients: Leaf,
+    pub servers: Leaf,
+    pub inspect: Leaf,
+    pub foreign_address: Leaf,
+    pub min_data_port: Leaf,
+    pub require_login: Leaf,
+    pub auth_tls: Leaf,
+    pub max_pinholes_per_client: Leaf,
+}
+
+/// The keys that `[policy]` and `[[network]]` have in common.
+pub(super) struct Rules<'a> {
+    pub table: &'static str,
+    pub foreign_address: &'a Leaf,
+    pub min_data_port: &'a Leaf,
+    pub require_login: &'a Leaf,
+    pub auth_tls: &'a Leaf,
+    pub max_pinholes_per_client: &'a Leaf,
+}
+
+impl<'a> Rules<'a> {
+    /// All of them, by name.
+    pub fn leaves(&self) -> [(&'static str, &'a Leaf); 5] {
+        [
+            ("foreign-address", self.foreign_address),
+            ("min-data-port", self.min_data_port),
+            ("require-login", self.require_login),
+            ("auth-tls", self.auth_tls),
+            ("max-pinholes-per-client", self.max_pinholes_per_client),
+        ]
+    }
+}
+
+impl Policy {
+    pub fn rules(&self) -> Rules<'_> {
+        Rules {
+            table: "policy",
+            foreign_address: &self.foreign_address,
+            min_data_port: &self.min_data_port,
+            require_login: &self.require_login,
+            auth_tls: &self.auth_tls,
+            max_pinholes_per_client: &self.max_pinholes_per_client,
+        }
+    }
+}
+
+impl Network {
+    pub fn rules(&self) -> Rules<'_> {
+        Rules {
+            table: "network",
+            foreign_address: &self.foreign_address,
+            min_data_port: &self.min_data_port,
+            require_login: &self.require_login,
+            auth_tls: &self.auth_tls,
+            max_pinholes_per_client: &self.max_pinholes_per_client,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct Server {
     pub address: Leaf,
     pub external_address: Leaf,
+    pub heal_address: Leaf,
     pub passive_ports: Leaf,
 }
 

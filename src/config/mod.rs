@@ -13,6 +13,7 @@ mod file;
 mod text;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -22,8 +23,9 @@ use std::{
 };
 
 pub use error::{ConfigError, Problem};
+use ipnetwork::IpNetwork;
 
-use crate::policy::{AuthTls, External, Foreign, Policy, PublishedServer};
+use crate::policy::{self, AuthTls, External, Externals, Foreign, KnownServer, Policy};
 
 /// Where the configuration is when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";
@@ -44,6 +46,8 @@ pub struct Config {
     pub nat: Nat,
     /// `[policy]`.
     pub limits: Limits,
+    /// `[[network]]`.
+    pub networks: Vec<Network>,
     /// `[[server]]`.
     pub servers: Vec<Server>,
     /// `metrics.listen`.
@@ -124,6 +128,26 @@ pub enum ExternalAddress {
     Dns(String),
 }
 
+/// A name among the external addresses, and the family of the address that is wanted of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExternalName {
+    /// The name.
+    pub name: String,
+    /// Whether the address is to be an IPv6 one.
+    pub v6: bool,
+}
+
+impl ExternalAddress {
+    /// What the policy is to say over one family, where `resolve` knows the addresses of names.
+    fn external(&self, v6: bool, resolve: &impl Fn(&ExternalName) -> External) -> External {
+        match self {
+            Self::Address(address) if address.is_ipv6() == v6 => External::Fixed(*address),
+            Self::Auto | Self::Address(_) => External::Auto,
+            Self::Dns(name) => resolve(&ExternalName { name: name.clone(), v6 }),
+        }
+    }
+}
+
 /// `[policy]`: what is allowed, and how much of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -141,13 +165,28 @@ pub struct Limits {
     pub max_pinholes_per_client: usize,
 }
 
-/// One `[[server]]`: a server that we publish.
+/// One `[[network]]`: connections for which more or less is allowed than `[policy]` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Where their clients are; anywhere if empty.
+    pub clients: Vec<IpNetwork>,
+    /// Where their servers are; anywhere if empty.
+    pub servers: Vec<IpNetwork>,
+    /// Whether they are followed at all.
+    pub inspect: bool,
+    /// What is allowed to them; what the entry leaves out is as in `[policy]`.
+    pub limits: Limits,
+}
+
+/// One `[[server]]`: a server of which more is known than its connections show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// Its own address.
     pub address: IpAddr,
     /// What is announced for it; `None` means what `[nat]` says.
     pub external_address: Option<ExternalAddress>,
+    /// Whether it means itself whatever address it announces.
+    pub heal_address: bool,
     /// The ports opened for encrypted sessions.
     pub passive_ports: Option<RangeInclusive<u16>>,
 }
@@ -173,6 +212,7 @@ impl Default for Config {
                 max_sessions: policy.max_sessions,
                 max_pinholes_per_client: policy.max_pinholes_per_client,
             },
+            networks: Vec::new(),
             servers: Vec::new(),
             metrics: None,
             unsupported: Vec::new(),
@@ -199,30 +239,63 @@ impl Config {
         check::check(text, path).map_err(ConfigError::Invalid)
     }
 
-    /// What the engine needs of this. Names among the external addresses count as `auto`; see
-    /// [`Config::unsupported`].
-    pub fn policy(&self) -> Policy {
-        Policy {
+    /// The names whose addresses are needed.
+    pub fn external_names(&self) -> BTreeSet<ExternalName> {
+        let mut names = BTreeSet::new();
+        let mut add = |external: &ExternalAddress, v6| {
+            if let ExternalAddress::Dns(name) = external {
+                names.insert(ExternalName { name: name.clone(), v6 });
+            }
+        };
+        add(&self.nat.external_address, false);
+        add(&self.nat.external_address, true);
+        for server in &self.servers {
+            if let Some(external) = &server.external_address {
+                add(external, server.address.is_ipv6());
+            }
+        }
+        names
+    }
+
+    /// What the engine needs of this. `resolve` says what is known of a name.
+    pub fn policy(&self, resolve: impl Fn(&ExternalName) -> External) -> Policy {
+        let external = |v6| self.nat.external_address.external(v6, &resolve);
+        let server = |server: &Server| KnownServer {
+            address: server.address,
+            external: server
+                .external_address
+                .as_ref()
+                .map(|external| external.external(server.address.is_ipv6(), &resolve)),
+            heal: server.heal_address,
+        };
+        let policy = Policy {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
-            external: match self.nat.external_address {
-                ExternalAddress::Auto | ExternalAddress::Dns(_) => External::Auto,
-                ExternalAddress::Address(IpAddr::V4(v4)) => {
-                    External::Fixed { v4: Some(v4), v6: None }
-                }
-                ExternalAddress::Address(IpAddr::V6(v6)) => {
-                    External::Fixed { v4: None, v6: Some(v6) }
-                }
-            },
-            servers: self.servers.iter().map(Server::published).collect(),
+            external: Externals { v4: external(false), v6: external(true) },
+            servers: self.servers.iter().map(server).collect(),
             foreign: self.limits.foreign,
             min_data_port: self.limits.min_data_port,
             require_login: self.limits.require_login,
             auth_tls: self.limits.auth_tls,
             max_sessions: self.limits.max_sessions,
             max_pinholes_per_client: self.limits.max_pinholes_per_client,
-        }
+            networks: Vec::new(),
+        };
+        let network = |network: &Network| policy::Network {
+            clients: network.clients.clone(),
+            servers: network.servers.clone(),
+            inspect: network.inspect,
+            policy: Policy {
+                foreign: network.limits.foreign,
+                min_data_port: network.limits.min_data_port,
+                require_login: network.limits.require_login,
+                auth_tls: network.limits.auth_tls,
+                max_pinholes_per_client: network.limits.max_pinholes_per_client,
+                ..policy.clone()
+            },
+        };
+        Policy { networks: self.networks.iter().map(network).collect(), ..policy.clone() }
     }
 
     /// What is valid but not served by this version; `run` and `check` refuse it rather than
@@ -265,16 +338,6 @@ impl Config {
     }
 }
 
-impl Server {
-    fn published(&self) -> PublishedServer {
-        let external = match self.external_address {
-            Some(ExternalAddress::Address(address)) => Some(address),
-            _ => None,
-        };
-        PublishedServer { address: self.address, external }
-    }
-}
-
 /// The file's text. A file that never ends, such as a device, is an error as any other.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
@@ -286,7 +349,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// Whether an address can be that of one host: neither unspecified, multicast nor broadcast.
-fn is_host(address: IpAddr) -> bool {
+pub(crate) fn is_host(address: IpAddr) -> bool {
     !address.is_unspecified()
         && !address.is_multicast()
         && address != IpAddr::V4(Ipv4Addr::BROADCAST)

@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// The policy while no name is resolved.
+fn policy(config: &Config) -> Policy {
+    config.policy(|_| External::Unresolved)
+}
+
 const FILE: &str = "/etc/ftp-alg.toml";
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -15,7 +20,7 @@ fn refusal(text: &str) -> String {
 #[test]
 fn an_empty_file_means_the_defaults() {
     assert_eq!(parse("").unwrap(), Config::default());
-    assert_eq!(Config::default().policy(), Policy::default());
+    assert_eq!(policy(&Config::default()), Policy::default());
 }
 
 #[test]
@@ -66,22 +71,37 @@ fn every_key_reaches_the_policy() {
         [[server]]
         address = "10.0.0.5"
         external-address = "198.51.100.7"
+        heal-address = true
         [[server]]
         address = "2001:db8::5"
+        [[network]]
+        clients = "192.168.150.0/24"
+        servers = ["203.0.113.9", "2001:db8::/32"]
+        foreign-address = "refuse"
+        auth-tls = "pass"
+        [[network]]
+        clients = "10.0.0.0/8"
+        min-data-port = 1
+        require-login = true
+        max-pinholes-per-client = 3
+        [[network]]
+        servers = "10.0.0.0/8"
+        inspect = false
     "#;
     let config = parse(text).unwrap();
     assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
-    let expected = Policy {
+    let mut expected = Policy {
         control_ports: vec![21, 2121],
         pinhole_lifetime: Duration::from_millis(1500),
         port_range: 50000..=50099,
-        external: External::Fixed { v4: Some(Ipv4Addr::new(198, 51, 100, 1)), v6: None },
+        external: ip("198.51.100.1").into(),
         servers: vec![
-            PublishedServer {
-                address: "10.0.0.5".parse().unwrap(),
-                external: Some("198.51.100.7".parse().unwrap()),
+            KnownServer {
+                address: ip("10.0.0.5"),
+                external: Some(External::Fixed(ip("198.51.100.7"))),
+                heal: true,
             },
-            PublishedServer { address: "2001:db8::5".parse().unwrap(), external: None },
+            KnownServer { address: ip("2001:db8::5"), external: None, heal: false },
         ],
         foreign: Foreign::Allow,
         min_data_port: 2048,
@@ -89,9 +109,76 @@ fn every_key_reaches_the_policy() {
         auth_tls: AuthTls::Refuse,
         max_sessions: 10,
         max_pinholes_per_client: 2,
+        networks: vec![],
     };
-    assert_eq!(config.policy(), expected);
+    let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let network = |clients, servers, inspect, policy| policy::Network {
+        clients: of(clients),
+        servers: of(servers),
+        inspect,
+        policy,
+    };
+    let base = expected.clone();
+    let first = Policy { foreign: Foreign::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
+    let second = Policy {
+        min_data_port: 1,
+        require_login: true,
+        max_pinholes_per_client: 3,
+        ..base.clone()
+    };
+    expected.networks = vec![
+        network(&["192.168.150.0/24"], &["203.0.113.9/32", "2001:db8::/32"], true, first),
+        network(&["10.0.0.0/8"], &[], true, second),
+        network(&[], &["10.0.0.0/8"], false, base),
+    ];
+    assert_eq!(policy(&config), expected);
     config.unsupported().unwrap();
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_name_stands_for_what_is_known_of_it_in_the_families_that_need_it() {
+    let text = r#"
+        nat.external-address = "dns:gateway.example"
+        [[server]]
+        address = "10.0.0.5"
+        external-address = "dns:ftp.example"
+        [[server]]
+        address = "2001:db8::5"
+        external-address = "dns:ftp6.example."
+        [[server]]
+        address = "10.0.0.6"
+        external-address = "auto"
+        [[network]]
+        clients = "10.0.0.0/8"
+    "#;
+    let config = parse(text).unwrap();
+    config.unsupported().unwrap();
+    let name = |name: &str, v6| ExternalName { name: name.into(), v6 };
+    let expected = [
+        name("ftp.example", false),
+        name("ftp6.example.", true),
+        name("gateway.example", false),
+        name("gateway.example", true),
+    ];
+    assert!(config.external_names().iter().eq(&expected), "{:?}", config.external_names());
+    let known = |asked: &ExternalName| match (asked.name.as_str(), asked.v6) {
+        ("ftp.example", false) => External::Fixed(ip("198.51.100.7")),
+        ("gateway.example", true) => External::Auto,
+        _ => External::Unresolved,
+    };
+    let policy = config.policy(known);
+    for policy in [&policy, &policy.networks[0].policy] {
+        let both = Externals { v4: External::Unresolved, v6: External::Auto };
+        assert_eq!(policy.external, both);
+        let of = |address| policy.server(ip(address)).unwrap().external;
+        assert_eq!(of("10.0.0.5"), Some(External::Fixed(ip("198.51.100.7"))));
+        assert_eq!(of("2001:db8::5"), Some(External::Unresolved));
+        assert_eq!(of("10.0.0.6"), Some(External::Auto));
+    }
 }
 
 #[test]
@@ -150,6 +237,25 @@ fn values_outside_their_range_are_refused_with_the_range() {
             "server.passive-ports: \"20-30\" is not a range of ports from 1024",
         ),
         (
+            "[[server]]\naddress = \"10.0.0.5\"\nheal-address = \"yes\"",
+            ":3:16: server.heal-address: \"yes\" is not true or false",
+        ),
+        ("[[network]]\ninspect = false", ":1:1: network: clients and servers are missing"),
+        (
+            "[[network]]\nclients = \"10.0.0.5/24\"",
+            ":2:11: network.clients: \"10.0.0.5/24\" is not a network without host bits",
+        ),
+        ("[[network]]\nservers = []", ":2:11: network.servers: [] is not a network"),
+        ("[[network]]\nservers = [\"::/0\", 7]", "[\"::/0\", 7] is not a network"),
+        (
+            "[[network]]\nservers = \"::/0\"\nmin-data-port = 0",
+            ":3:17: network.min-data-port: 0 is not a whole number from 1 to 65535",
+        ),
+        (
+            "[[network]]\nservers = \"::/0\"\ninspect = false\nauth-tls = \"pass\"",
+            ":4:12: network.auth-tls: \"pass\" has no meaning beside inspect = false",
+        ),
+        (
             "control-ports = [2121]\n[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"2000-3000\"",
             "holds the control port 2121",
         ),
@@ -183,6 +289,10 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ("control_ports = [21]", "control_ports: unknown key; did you mean `control-ports`?"),
         ("[pinhole]\nfrobnicate = 2", "allowed: backend, timeout, mark, mark-mask"),
         ("[polcy]\nauth-tls = \"pass\"", "polcy: unknown key; did you mean `policy`?"),
+        (
+            "[[network]]\nclients = \"::/0\"\nmax-sessions = 5",
+            ":3:1: network.max-sessions: unknown key; allowed: clients, servers, inspect",
+        ),
         (
             "[[server]]\naddress = \"10.0.0.5\"\n[[server]]\nadress = \"10.0.0.6\"",
             ":4:1: server.adress: unknown key; did you mean `address`?",
@@ -224,15 +334,10 @@ fn values_in_a_refusal_are_escaped_and_cut() {
 #[test]
 fn what_this_version_does_not_serve_is_valid_but_named() {
     let cases = [
-        ("nat.external-address = \"dns:ftp.example.net\"", "nat.external-address: \"dns:ftp."),
         ("metrics.listen = \"127.0.0.1:9821\"", "metrics.listen: \"127.0.0.1:9821\" is not served"),
         (
             "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"9981-9986\"",
             ":3:17: server.passive-ports: \"9981-9986\" is not served by this version",
-        ),
-        (
-            "[[server]]\naddress = \"10.0.0.5\"\nexternal-address = \"dns:a.example\"",
-            "server.external-address: \"dns:a.example\" is not served by this version",
         ),
     ];
     for (text, expected) in cases {

@@ -1,8 +1,12 @@
-//! Values that TOML has no type for, read from their text: durations, port ranges, addresses.
+//! Values that TOML has no type for, read from their text: durations, port ranges, addresses,
+//! networks.
 //!
 //! Nothing here trims, guesses or rounds: text that is not exactly in form is `None`.
 
 use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use ipnetwork::IpNetwork;
+use toml::Value;
 
 use super::{ExternalAddress, is_host};
 
@@ -44,6 +48,21 @@ pub(super) fn host(text: &str) -> Option<IpAddr> {
     text.parse().ok().filter(|&address| is_host(address))
 }
 
+/// A network, or a list of at least one.
+pub(super) fn networks(value: &Value) -> Option<Vec<IpNetwork>> {
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            items.iter().map(|item| network(item.as_str()?)).collect()
+        }
+        _ => Some(vec![network(value.as_str()?)?]),
+    }
+}
+
+/// `192.168.150.0/24`, or one address; the bits behind the prefix are zero.
+fn network(text: &str) -> Option<IpNetwork> {
+    text.parse().ok().filter(|network: &IpNetwork| network.ip() == network.network())
+}
+
 /// Digits only: `u16::from_str` would take `+21`.
 fn port(text: &str) -> Option<u16> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
@@ -83,6 +102,19 @@ mod tests {
         assert_eq!(port_range("2000-2000"), Some(2000..=2000));
         for text in ["2000", "3000-2000", "-", "1-65536", "+1-2", "1 - 2", "1-2-3"] {
             assert_eq!(port_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_has_no_host_bits() {
+        let read = |text: &str| network(text).map(|network| network.to_string());
+        for text in ["192.168.150.0/24", "0.0.0.0/0", "2001:db8::/32", "10.0.0.5/32"] {
+            assert_eq!(read(text).as_deref(), Some(text));
+        }
+        assert_eq!(read("10.0.0.5").as_deref(), Some("10.0.0.5/32"));
+        assert_eq!(read("2001:db8::5").as_deref(), Some("2001:db8::5/128"));
+        for text in ["", "10.0.0.5/24", "10.0.0.0/33", "2001:db8::1/32", "lan", "10.0.0/8"] {
+            assert_eq!(read(text), None, "{text}");
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod client;
 pub mod control;
 mod log;
+mod names;
 pub mod snapshot;
 mod wire;
 mod workers;
@@ -22,7 +23,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sd_notify::NotifyState;
@@ -117,6 +118,8 @@ pub trait Service {
     fn source(&self) -> Arc<dyn Source>;
     /// Goes on with `config`, whose fixed keys are those it was started with.
     fn reload(&self, config: &Config);
+    /// Goes on with `config`, which is the same, but its names have other addresses.
+    fn resolved(&self, config: &Config);
     /// Sees to it, about once a second, that the machine is as it was left; what can be put right
     /// is. An error ends the daemon.
     fn check(&mut self) -> Result<(), ServiceError>;
@@ -132,6 +135,8 @@ pub enum Event {
     Terminate,
     /// Read the configuration again.
     Reload,
+    /// An external address given by name is another than before.
+    Resolved,
     /// A worker ended; the text says which and why.
     Failed(String),
 }
@@ -170,12 +175,17 @@ fn attend(
     mut config: Config,
     service: &mut dyn Service,
 ) -> Result<(), DaemonError> {
+    let mut next_check = Instant::now() + CHECK;
     loop {
-        match events.recv_timeout(CHECK) {
+        match events.recv_timeout(next_check.saturating_duration_since(Instant::now())) {
             Ok(Event::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Event::Failed(why)) => return Err(DaemonError::Failed(why)),
             Ok(Event::Reload) => config = reload(options, config, service),
-            Err(RecvTimeoutError::Timeout) => service.check()?,
+            Ok(Event::Resolved) => service.resolved(&config),
+            Err(RecvTimeoutError::Timeout) => {
+                service.check()?;
+                next_check = Instant::now() + CHECK;
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ impl Service for Notes {
     fn reload(&self, config: &Config) {
         self.0.borrow_mut().push(config.clone());
     }
+    fn resolved(&self, _: &Config) {}
     fn check(&mut self) -> Result<(), ServiceError> {
         Ok(())
     }

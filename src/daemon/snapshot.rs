@@ -47,6 +47,24 @@ pub struct Status {
     pub malformed: u64,
     /// What went wrong on our side: the kernel refused, a packet could not be answered.
     pub errors: u64,
+    /// External addresses given by name.
+    #[serde(default)]
+    pub names: Vec<NameRow>,
+}
+
+/// One family of an external address given by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRow {
+    /// The name.
+    pub name: String,
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// The address that is announced; `None` where the name gives none.
+    pub address: Option<IpAddr>,
+    /// Whole seconds since a name server last gave an address.
+    pub age_seconds: Option<u64>,
+    /// Why there is no newer one.
+    pub error: Option<String>,
 }
 
 impl Status {

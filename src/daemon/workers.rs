@@ -26,6 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Event, Service, ServiceError, log,
+    names::Names,
     snapshot::{PinholeRow, SessionRow, Source, Status},
 };
 use crate::{
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     engines: Vec<Arc<Mutex<Engine>>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
+    names: Names,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
 }
@@ -69,7 +71,9 @@ pub(super) fn start(
     let parameters = rule_parameters(config)?;
     // A queue that another program reads is found before anything is changed.
     let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
-    let engine = Engine::new(worker_policy(config), Checksums::Verify);
+    let names = Names::new(events.clone());
+    names.watch(config.external_names())?;
+    let engine = Engine::new(worker_policy(config, &names), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: match parameters.backend() {
@@ -78,6 +82,7 @@ pub(super) fn start(
         },
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
+        names,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
     let (wake, end) = io::pipe()?;
@@ -109,8 +114,8 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
 }
 
 /// The policy of one worker: limits over all sessions are shared out evenly.
-fn worker_policy(config: &Config) -> Policy {
-    let mut policy = config.policy();
+fn worker_policy(config: &Config, names: &Names) -> Policy {
+    let mut policy = config.policy(|name| names.external(name));
     policy.max_sessions = policy.max_sessions.div_ceil(usize::from(config.queue.workers));
     policy
 }
@@ -243,7 +248,14 @@ impl Service for Workers {
     }
 
     fn reload(&self, config: &Config) {
-        let policy = worker_policy(config);
+        if let Err(error) = self.shared.names.watch(config.external_names()) {
+            self.shared.fail(&format!("cannot look up names: {error}"));
+        }
+        self.resolved(config);
+    }
+
+    fn resolved(&self, config: &Config) {
+        let policy = worker_policy(config, &self.shared.names);
         for engine in &self.shared.engines {
             lock(engine).set_policy(policy.clone());
         }
@@ -292,6 +304,7 @@ impl Source for Shared {
             status.errors += counters.errors;
         }
         status.pinholes = self.pinholes().len() as u64;
+        status.names = self.names.rows();
         status
     }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ftp::{Announcement, Kind, Malformed, Text},
-    policy::{AuthTls, Foreign, Policy},
+    policy::{AuthTls, External, Foreign, Policy},
     session::{Dialogue, Judge, Note, Phase, Refused, Ruling, Side},
 };
 
@@ -71,18 +71,16 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
         };
         let (action, rewritten, reason, ruling) = match opened {
-            Ok(endpoint) if Some(endpoint) == announced => (
-                Action::Open,
-                None,
-                "both ends see the same endpoint".into(),
-                Ruling::Open(endpoint),
-            ),
-            Ok(endpoint) => (
-                Action::Rewrite,
-                Some(endpoint),
-                "the other end sees another endpoint".into(),
-                Ruling::Open(endpoint),
-            ),
+            Ok(endpoint) => {
+                let same = Some(endpoint) == announced;
+                let action = if same { Action::Open } else { Action::Rewrite };
+                let reason = match announced.and_then(|announced| self.healed(kind, announced)) {
+                    Some(reason) => reason.into(),
+                    None if same => "both ends see the same endpoint".into(),
+                    None => "the other end sees another endpoint".into(),
+                };
+                (action, (!same).then_some(endpoint), reason, Ruling::Open(endpoint))
+            }
             Err(No::Refuse(reason)) => (Action::Refuse, None, reason, Ruling::Refuse),
             Err(No::Ignore(reason)) => (Action::Ignore, None, reason, Ruling::Pass),
         };
@@ -170,6 +168,19 @@ impl<K: Kernel> Bench<'_, K> {
         let translation = found.ok_or(KernelError::Unknown)?;
         self.control.translation = Some(translation);
         Ok(translation)
+    }
+
+    /// What is said of `announced`, for which a pinhole was opened, if it was healed.
+    fn healed(&self, kind: Kind, announced: SocketAddr) -> Option<String> {
+        if kind.is_active() || self.policy.servers.is_empty() {
+            return None;
+        }
+        let translation = self.control.translation.as_ref()?;
+        let named = external(kind, translation, self.policy).ok()?;
+        let (ip, own) = (announced.ip(), translation.server.ip());
+        let is_own = [own, translation.server_external.ip(), named].contains(&ip);
+        let means_itself = !is_own && self.policy.server(own)?.heal;
+        means_itself.then(|| format!("healed: the server is {own}, and means itself by {ip}"))
     }
 
     pub fn tell(&mut self, what: What) {
@@ -294,26 +305,24 @@ fn plan(
         let reason = "its address is of another family than the control connection";
         return Err(No::Ignore(reason.into()));
     }
-    // A fixed external address stands for one that translation hides, or for a published server.
-    let fixed = if kind.is_active() {
-        policy.external.of_family(own).filter(|_| own != seen)
-    } else if policy.server(server.ip()).is_some() || own != seen {
-        policy.external_of(own)
-    } else {
-        None
-    };
-    let named = fixed.unwrap_or(seen);
-    let sender = [own, seen, named].contains(&announced.ip());
+    let named = external(kind, translation, policy)?;
+    let is_own = [own, seen, named].contains(&announced.ip());
+    let healed = !is_own && !kind.is_active() && policy.server(own).is_some_and(|s| s.heal);
+    let sender = is_own || healed;
     if !sender && policy.foreign == Foreign::Refuse {
-        let reason = format!("{} is not the sender's address {own}", announced.ip());
-        return Err(No::Refuse(reason.into()));
+        let ip = announced.ip();
+        let hint = if kind.is_active() { "" } else { ", and no heal-address is set for it" };
+        return Err(No::Refuse(format!("{ip} is not the sender's address {own}{hint}").into()));
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
         let reason = format!("port {port} in {kind} is below the minimum {minimum}");
         return Err(No::Refuse(reason.into()));
     }
-    let (target, arrival, named) = if sender {
+    let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {
+        // The address that the server was given by whoever put it behind another NAT.
+        (own, seen, announced.ip())
+    } else if sender {
         (own, seen, named)
     } else {
         // A third host, allowed: it is reached at the address that was announced.
@@ -326,4 +335,107 @@ fn plan(
         source,
     };
     Ok(Plan { pinhole, named })
+}
+
+/// The address by which the other end knows the one that announces. A configured one stands for
+/// what translation hides, and for a known server.
+fn external(kind: Kind, translation: &Translation, policy: &Policy) -> Result<IpAddr, No> {
+    let Translation { client, client_external, server, server_external } = translation;
+    let (own, seen) = if kind.is_active() {
+        (client.ip(), client_external.ip())
+    } else {
+        (server.ip(), server_external.ip())
+    };
+    let external = match kind.is_active() {
+        true if own == seen => External::Auto,
+        true => policy.external.of_family(own),
+        false => policy.external_of(own, own != seen),
+    };
+    match external {
+        External::Auto => Ok(seen),
+        External::Fixed(address) => Ok(address),
+        External::Unresolved => {
+            Err(No::Refuse("the name of the external address is not resolved yet".into()))
+        }
+    }
+}
+
+/// Whether an address leads nowhere beyond the network that it was given in.
+fn is_internal(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64; // RFC 6598
+            let this_network = v4.octets()[0] == 0; // RFC 1122, section 3.2.1.3
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared || this_network
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || v6.is_loopback()
+                || v6.is_unspecified()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::KnownServer;
+
+    /// What is opened for a 227 of `announced` by the server 10.0.0.5 that is dialled as `dialled`:
+    /// where it arrives, and what the client is told.
+    fn healed(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
+        let end = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 21);
+        let server = end("10.0.0.5");
+        let translation = Translation {
+            server_external: end(dialled),
+            ..Translation::identity(end("192.0.2.20"), server)
+        };
+        let known = KnownServer { address: server.ip(), external: None, heal: true };
+        let policy = Policy { servers: vec![known], ..Policy::default() };
+        let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
+        let Ok(plan) = plan(Kind::Pasv, announced, &translation, &policy) else { panic!() };
+        assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
+        (plan.pinhole.arrival.ip(), plan.named)
+    }
+
+    #[test]
+    fn a_healed_servers_public_address_stays_only_where_the_dialled_one_leads_nowhere() {
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        for (dialled, announced, named) in [
+            // Behind the 1:1 NAT of a cloud its own address is all that the gateway sees.
+            ("10.0.0.5", "198.51.100.77", "198.51.100.77"),
+            ("10.0.0.5", "172.17.0.2", "10.0.0.5"),
+            ("10.0.0.5", "0.0.0.0", "10.0.0.5"),
+            ("203.0.113.9", "198.51.100.77", "203.0.113.9"),
+            ("203.0.113.9", "10.0.0.6", "203.0.113.9"),
+        ] {
+            assert_eq!(healed(dialled, announced), (ip(dialled), ip(named)), "{dialled}");
+        }
+    }
+
+    #[test]
+    fn internal_addresses_are_told_from_public_ones() {
+        let internal = [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "172.31.0.1",
+            "192.168.1.1",
+            "::",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+        ];
+        let public = ["100.63.0.1", "100.128.0.1", "172.32.0.1", "198.51.100.1", "2001:db8::1"];
+        for (addresses, expected) in [(&internal[..], true), (&public[..], false)] {
+            for address in addresses {
+                assert_eq!(is_internal(address.parse().unwrap()), expected, "{address}");
+            }
+        }
+    }
 }

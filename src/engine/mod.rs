@@ -163,8 +163,13 @@ impl Engine {
         }
     }
 
-    /// From now on `policy` holds. What is open stays open.
+    /// From now on `policy` holds. What is open stays open, and what is followed is followed.
     pub fn set_policy(&mut self, policy: Policy) {
+        if !policy.tells_networks_as(&self.policy) {
+            for Entry { control, .. } in self.table.iter_mut() {
+                control.network = policy.network_of(control.client.ip(), control.server.ip());
+            }
+        }
         self.policy = policy;
     }
 
@@ -196,7 +201,7 @@ impl Engine {
         let mut bench = Bench {
             now,
             index,
-            policy: &self.policy,
+            policy: self.policy.within(control.network),
             kernel,
             control,
             pinholes: &mut self.pinholes,
@@ -364,11 +369,11 @@ impl Engine {
                 if !anew {
                     // The client spoke in its SYN (RFC 7413), and what it said was not read.
                     let session = Session::opened_unread(packet);
-                    return self.insert(now, destination, source, session);
+                    return self.insert(now, destination, source, session, kernel);
                 }
             }
             let session = Session::opened(packet);
-            return self.insert(now, destination, source, session);
+            return self.insert(now, destination, source, session, kernel);
         }
         if found.is_some() || packet.payload().is_empty() {
             return found;
@@ -386,8 +391,8 @@ impl Engine {
         };
         let session = Session::joined(side, packet);
         match side {
-            Side::Client => self.insert(now, source, destination, session),
-            Side::Server => self.insert(now, destination, source, session),
+            Side::Client => self.insert(now, source, destination, session, kernel),
+            Side::Server => self.insert(now, destination, source, session, kernel),
         }
     }
 
@@ -397,7 +402,13 @@ impl Engine {
         client: SocketAddr,
         server: SocketAddr,
         session: Session,
+        kernel: &mut impl Kernel,
     ) -> Option<u32> {
+        let network = self.policy.network_of(client.ip(), server.ip());
+        if network.is_some_and(|at| !self.policy.networks[usize::from(at)].inspect) {
+            self.leave_alone(client, server, kernel);
+            return None;
+        }
         if self.table.len() >= self.policy.max_sessions {
             self.counters.uninspected += 1;
             return None;
@@ -406,6 +417,7 @@ impl Engine {
             id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
             client,
             server,
+            network,
             translation: None,
             attention: None,
             pinholes: Vec::new(),
@@ -413,6 +425,26 @@ impl Engine {
             last: now,
         };
         Some(self.table.insert(Entry { session, control }))
+    }
+
+    /// Has no packet of the connection queued any more.
+    fn leave_alone(&mut self, client: SocketAddr, server: SocketAddr, kernel: &mut impl Kernel) {
+        let told = match kernel.translation(client, server) {
+            Ok(Some(translation)) => kernel.attend(&translation, Attention::None),
+            // It is told with its next packet.
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let what = match told {
+            Ok(()) => What::Turned("left alone: its [[network]] is not inspected"),
+            Err(KernelError::Unknown) => return,
+            Err(error) => {
+                self.counters.errors += 1;
+                What::Failed(error.to_string())
+            }
+        };
+        let session = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        self.events.push(Event { session, client, server, what });
     }
 
     /// Drops the entry at `index`, and what it holds.

@@ -54,6 +54,8 @@ pub struct Control {
     pub client: SocketAddr,
     /// The server, as packets show it.
     pub server: SocketAddr,
+    /// Which of the policy's networks it is in.
+    pub network: Option<u16>,
     /// Looked up when first needed.
     pub translation: Option<Translation>,
     /// What the kernel was last told, and when.
@@ -133,7 +135,7 @@ impl Table {
         self.entries.iter().flatten()
     }
 
-    /// As [`iter`](Self::iter).
+    /// All of them, to change.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
         self.entries.iter_mut().flatten()
     }

@@ -9,6 +9,7 @@ mod support;
 mod announcements;
 mod attacks;
 mod pinholes;
+mod policies;
 mod refusals;
 mod streams;
 

@@ -1,10 +1,13 @@
 //! When a pinhole opens and closes, and that none is left over.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use ftp_alg::{
     engine::{Attention, Pinhole},
-    policy::{External, Policy, PublishedServer},
+    policy::{External, KnownServer, Policy},
     session::Side::{Client, Server},
 };
 
@@ -307,16 +310,15 @@ fn a_kernel_that_fails_makes_no_promise() {
 #[test]
 fn a_fixed_external_address_is_announced() {
     everywhere_v4(|mut scenario| {
-        let fixed = "198.18.0.1".parse().unwrap();
-        scenario.policy.external = External::Fixed { v4: Some(fixed), v6: None };
+        let fixed: IpAddr = "198.18.0.1".parse().unwrap();
+        scenario.policy.external = fixed.into();
         let t = scenario.nat.translation(false);
-        scenario.policy.servers = vec![PublishedServer {
-            address: t.server.ip(),
-            external: Some("198.18.0.2".parse().unwrap()),
-        }];
+        let external = External::Fixed("198.18.0.2".parse().unwrap());
+        scenario.policy.servers =
+            vec![KnownServer { address: t.server.ip(), external: Some(external), heal: false }];
         let mut sim = Sim::logged_in(scenario.clone());
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
-        let named: SocketAddr = SocketAddr::new(fixed.into(), 2200);
+        let named: SocketAddr = SocketAddr::new(fixed, 2200);
         let hidden = scenario.nat.hides_client();
         assert_eq!(heard, active(if hidden { named } else { at(t.client, 2200) }));
         sim.say(Server, b"200 ok\r\n");

@@ -1,0 +1,427 @@
+//! External addresses given by name: looked up at the start and again as their records run out.
+//!
+//! One thread for all names, and only where the configuration has one; each name has a task of its
+//! own there, so that one that is not answered keeps none waiting. No packet ever waits for an
+//! answer: a changed address is told to the main thread, which hands the workers a new policy.
+//!
+//! The last known address stays in use while a name cannot be resolved; before the first nothing
+//! can be announced for it ([`External::Unresolved`]). `/etc/resolv.conf` and `/etc/hosts` are
+//! read at each look-up: whoever changes the address (a dial-up daemon, a DHCP client) may change
+//! them too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use hickory_resolver::{
+    Resolver,
+    config::{NameServerConfig, ResolverConfig},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::{op::ResponseCode, rr::RecordType},
+};
+use tokio::{runtime, sync::oneshot, time::sleep};
+
+use super::{Event, snapshot::NameRow};
+use crate::{
+    config::{ExternalName, is_host},
+    policy::External,
+};
+
+/// A record is asked for again when it runs out, but neither more often nor more seldom.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// How long to wait after a failure; twice as long after each further one.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_secs(60);
+/// Where name servers are when `/etc/resolv.conf` names none, as the C library has it.
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// All names, and what is known of them.
+pub(super) struct Names {
+    known: Arc<Mutex<Known>>,
+    events: Sender<Event>,
+    thread: Mutex<Option<Thread>>,
+}
+
+type Known = BTreeMap<ExternalName, Answer>;
+
+/// What is known of one name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Answer {
+    /// The last known address.
+    address: Option<IpAddr>,
+    /// When that was last heard.
+    heard: Option<Instant>,
+    /// Whether the name was last said to have no address of the family.
+    is_absent: bool,
+    /// Why the last look-up failed, if it did.
+    error: Option<String>,
+}
+
+/// What a look-up found.
+enum Found {
+    /// These addresses, and how long they hold.
+    Addresses(Vec<IpAddr>, Duration),
+    /// The name has none of the family, this long if it is said how long.
+    Absent(Option<Duration>),
+}
+
+impl Names {
+    /// No names yet. Changed addresses will be told by `events`.
+    pub fn new(events: Sender<Event>) -> Self {
+        Self { known: Arc::default(), events, thread: Mutex::new(None) }
+    }
+
+    /// From now on these are looked up, at once and again; what is known of them stays known.
+    pub fn watch(&self, names: BTreeSet<ExternalName>) -> io::Result<()> {
+        let mut thread = lock(&self.thread);
+        drop(thread.take());
+        let mut known = lock(&self.known);
+        *known = names
+            .iter()
+            .map(|name| (name.clone(), known.remove(name).unwrap_or_default()))
+            .collect();
+        drop(known);
+        if !names.is_empty() {
+            *thread = Some(Thread::start(names, &self.known, &self.events)?);
+        }
+        Ok(())
+    }
+
+    /// What may be announced for `name`.
+    pub fn external(&self, name: &ExternalName) -> External {
+        external(&lock(&self.known), name)
+    }
+
+    /// What is known of all names, for people.
+    pub fn rows(&self) -> Vec<NameRow> {
+        let known = lock(&self.known);
+        let row = |(name, answer): (&ExternalName, &Answer)| {
+            let external = external(&known, name);
+            let why = if answer.is_absent {
+                format!("it has no {} record", record(name))
+            } else {
+                "it is not resolved yet".to_owned()
+            };
+            let is_known = external == External::Auto || answer.is_well() && answer.heard.is_some();
+            NameRow {
+                name: name.name.clone(),
+                family: if name.v6 { "ipv6" } else { "ipv4" }.to_owned(),
+                address: match external {
+                    External::Fixed(address) => Some(address),
+                    External::Auto | External::Unresolved => None,
+                },
+                age_seconds: answer.heard.map(|heard| heard.elapsed().as_secs()),
+                error: answer.error.clone().or_else(|| (!is_known).then_some(why)),
+            }
+        };
+        known.iter().map(row).collect()
+    }
+}
+
+/// A name that has addresses of the other family only leaves this one to the translation.
+fn external(known: &Known, name: &ExternalName) -> External {
+    let Some(answer) = known.get(name) else { return External::Unresolved };
+    let other = known.get(&ExternalName { v6: !name.v6, ..name.clone() });
+    match answer.address {
+        _ if answer.is_absent && other.is_some_and(Answer::is_present) => External::Auto,
+        Some(address) => External::Fixed(address),
+        None => External::Unresolved,
+    }
+}
+
+impl Answer {
+    fn is_present(&self) -> bool {
+        self.address.is_some() && !self.is_absent
+    }
+
+    fn is_well(&self) -> bool {
+        self.error.is_none() && !self.is_absent
+    }
+
+    /// Takes note of what a look-up found. Gives when to look again, if that was said.
+    fn hear(&mut self, found: Result<Found, String>, now: Instant) -> Option<Duration> {
+        match found {
+            Ok(Found::Addresses(addresses, ttl)) => {
+                // Of several, as in a rotation, the one in use stays in use.
+                let kept = self.address.filter(|address| addresses.contains(address));
+                let address = kept.or_else(|| addresses.first().copied())?;
+                *self = Self { address: Some(address), heard: Some(now), ..Self::default() };
+                Some(ttl)
+            }
+            Ok(Found::Absent(ttl)) => {
+                (self.is_absent, self.error) = (true, None);
+                ttl
+            }
+            Err(error) => {
+                self.error = Some(error);
+                None
+            }
+        }
+    }
+}
+
+/// The thread that looks names up; it ends when this is dropped.
+struct Thread {
+    /// Dropped to end it.
+    end: Option<oneshot::Sender<()>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    fn start(
+        names: BTreeSet<ExternalName>,
+        known: &Arc<Mutex<Known>>,
+        events: &Sender<Event>,
+    ) -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (end, ended) = oneshot::channel();
+        let (known, events) = (Arc::clone(known), events.clone());
+        let work = move || {
+            let tasks = || {
+                let mut tasks = tokio::task::JoinSet::new();
+                for name in names {
+                    let (known, events) = (Arc::clone(&known), events.clone());
+                    tasks.spawn_on(watch(name, known, events), runtime.handle());
+                }
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = ended => true,
+                        // They end only by a defect.
+                        _ = tasks.join_next() => false,
+                    }
+                })
+            };
+            if !catch_unwind(AssertUnwindSafe(tasks)).unwrap_or(false) {
+                let why = "the look-up of names ended: a defect in ftp-alg; please report the \
+                           lines above";
+                let _ = events.send(Event::Failed(why.to_owned()));
+            }
+        };
+        let handle = thread::Builder::new().name("names".into()).spawn(work)?;
+        Ok(Self { end: Some(end), handle: Some(handle) })
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Looks `name` up, for ever.
+async fn watch(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender<Event>) {
+    let mut retry = RETRY;
+    loop {
+        let found = look_up(&name).await;
+        let Some((again, changed)) = hear(&mut lock(&known), &name, found) else { return };
+        if changed && events.send(Event::Resolved).is_err() {
+            return;
+        }
+        let pause = match again {
+            Some(ttl) => ttl.clamp(AGAIN.0, AGAIN.1),
+            None => retry,
+        };
+        retry = if again.is_some() { RETRY } else { (retry * 2).min(MAX_RETRY) };
+        sleep(pause).await;
+    }
+}
+
+/// Takes note of what was found. Gives when to look again, and whether another address is to be
+/// announced now; nothing for a name that is not looked for any more.
+fn hear(
+    known: &mut Known,
+    name: &ExternalName,
+    found: Result<Found, String>,
+) -> Option<(Option<Duration>, bool)> {
+    let before = known.clone();
+    let again = known.get_mut(name)?.hear(found, Instant::now());
+    tell(name, &before, known);
+    let changed = known.keys().any(|name| external(&before, name) != external(known, name));
+    Some((again, changed))
+}
+
+/// Logs what has changed, so that a name that goes on failing is no news.
+fn tell(name: &ExternalName, before: &Known, after: &Known) {
+    let (Some(old), Some(new)) = (before.get(name), after.get(name)) else { return };
+    let (text, record) = (&name.name, record(name));
+    let rest = match external(after, name) {
+        External::Fixed(address) => format!("{address} stays in use"),
+        External::Auto => "what connections show themselves stays in use".to_owned(),
+        External::Unresolved => "what needs it is refused until it is resolved".to_owned(),
+    };
+    if let (None, Some(error)) = (&old.error, &new.error) {
+        tracing::warn!("dns:{text}: no {record} record: {error}; {rest}");
+    }
+    if new.is_absent && !old.is_absent {
+        let other = after.get(&ExternalName { v6: !name.v6, ..name.clone() });
+        // A name with addresses of one family is as usual as one with both.
+        if other.is_none_or(|other| other.is_absent) {
+            tracing::warn!("dns:{text}: it has no {record} record; {rest}");
+        } else {
+            tracing::info!("dns:{text}: it has no {record} record");
+        }
+    }
+    match new.address {
+        Some(address) if old.address != new.address => {
+            tracing::info!("dns:{text}: the external address is {address}");
+        }
+        Some(_) if !old.is_well() && new.is_well() => {
+            tracing::info!("dns:{text}: resolved again; {rest}");
+        }
+        _ => {}
+    }
+}
+
+fn record(name: &ExternalName) -> RecordType {
+    if name.v6 { RecordType::AAAA } else { RecordType::A }
+}
+
+/// Asks once, as the machine's resolver would.
+async fn look_up(name: &ExternalName) -> Result<Found, String> {
+    let provider = TokioRuntimeProvider::default;
+    let mut builder = Resolver::builder(provider()).unwrap_or_else(|error| {
+        tracing::debug!("/etc/resolv.conf: {error}; {LOCAL} is asked");
+        let servers = vec![NameServerConfig::udp_and_tcp(LOCAL)];
+        Resolver::builder_with_config(ResolverConfig::from_parts(None, vec![], servers), provider())
+    });
+    // Answers are kept here, not there.
+    builder.options_mut().cache_size = 0;
+    let resolver = builder.build().map_err(|error| error.to_string())?;
+    let lookup = match resolver.lookup(complete(&name.name).as_str(), record(name)).await {
+        Ok(lookup) => lookup,
+        Err(error) => return absent(error),
+    };
+    let found = lookup.answers().iter().filter_map(|answer| answer.data.ip_addr());
+    let found: Vec<IpAddr> = found.filter(|address| address.is_ipv6() == name.v6).collect();
+    let others = found.iter().copied().filter(|ip| is_host(*ip) && !ip.is_loopback());
+    let others: Vec<IpAddr> = others.collect();
+    match (found.first(), others.is_empty()) {
+        (None, _) => Ok(Found::Absent(None)),
+        (Some(address), true) => Err(format!("{address} is not the address of another host")),
+        (Some(_), false) => {
+            let ttl = lookup.valid_until().saturating_duration_since(Instant::now());
+            Ok(Found::Addresses(others, ttl))
+        }
+    }
+}
+
+/// A name with a dot in it is whole: no search domain may make another of it.
+fn complete(name: &str) -> String {
+    let dot = if name.contains('.') && !name.ends_with('.') { "." } else { "" };
+    format!("{name}{dot}")
+}
+
+/// That a name has no such record is an answer; all else has failed.
+fn absent(error: NetError) -> Result<Found, String> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none))
+            if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+        {
+            Ok(Found::Absent(none.negative_ttl.map(|ttl| Duration::from_secs(ttl.into()))))
+        }
+        error => Err(error.to_string()),
+    }
+}
+
+/// What a panic left is whole: an answer is written in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    fn name(v6: bool) -> ExternalName {
+        ExternalName { name: "ftp.example.net".into(), v6 }
+    }
+
+    fn both() -> Known {
+        [false, true].map(|v6| (name(v6), Answer::default())).into()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn addresses(texts: &[&str]) -> Result<Found, String> {
+        Ok(Found::Addresses(texts.iter().map(|text| ip(text)).collect(), TTL))
+    }
+
+    fn failure() -> Result<Found, String> {
+        Err("request timed out".into())
+    }
+
+    #[test]
+    fn nothing_is_announced_before_the_first_answer_and_the_last_stays_while_none_comes() {
+        let mut known = both();
+        assert_eq!(hear(&mut known, &name(false), failure()), Some((None, false)));
+        assert_eq!(external(&known, &name(false)), External::Unresolved);
+        let found = addresses(&["198.51.100.7"]);
+        assert_eq!(hear(&mut known, &name(false), found), Some((Some(TTL), true)));
+        for found in [failure(), Ok(Found::Absent(None)), addresses(&["198.51.100.7"])] {
+            assert_eq!(
+                hear(&mut known, &name(false), found).map(|(_, changed)| changed),
+                Some(false)
+            );
+            assert_eq!(external(&known, &name(false)), External::Fixed(ip("198.51.100.7")));
+        }
+        assert!(known[&name(false)].is_well());
+    }
+
+    #[test]
+    fn a_family_without_a_record_follows_the_translation_where_the_other_has_one() {
+        let mut known = both();
+        assert_eq!(hear(&mut known, &name(true), Ok(Found::Absent(None))), Some((None, false)));
+        assert_eq!(external(&known, &name(true)), External::Unresolved);
+        let found = addresses(&["198.51.100.7"]);
+        assert_eq!(hear(&mut known, &name(false), found), Some((Some(TTL), true)));
+        assert_eq!(external(&known, &name(true)), External::Auto);
+        hear(&mut known, &name(true), addresses(&["2001:db8::7"]));
+        assert_eq!(external(&known, &name(true)), External::Fixed(ip("2001:db8::7")));
+    }
+
+    #[test]
+    fn of_several_addresses_the_one_in_use_stays() {
+        let mut known = both();
+        let mut announced = |texts: &[&str]| {
+            hear(&mut known, &name(false), addresses(texts));
+            external(&known, &name(false))
+        };
+        let first = External::Fixed(ip("198.51.100.1"));
+        assert_eq!(announced(&["198.51.100.1", "198.51.100.2"]), first);
+        assert_eq!(announced(&["198.51.100.2", "198.51.100.1"]), first);
+        assert_eq!(announced(&["198.51.100.2"]), External::Fixed(ip("198.51.100.2")));
+    }
+
+    #[test]
+    fn what_is_not_watched_any_more_is_forgotten_and_the_rest_is_not() {
+        let names = Names::new(std::sync::mpsc::channel().0);
+        *lock(&names.known) = both();
+        hear(&mut lock(&names.known), &name(false), addresses(&["198.51.100.7"]));
+        names.watch([name(false)].into()).unwrap();
+        assert_eq!(names.external(&name(false)), External::Fixed(ip("198.51.100.7")));
+        assert_eq!(names.rows().len(), 1);
+        names.watch(BTreeSet::new()).unwrap();
+        assert_eq!(names.external(&name(false)), External::Unresolved);
+        assert!(lock(&names.thread).is_none(), "no thread without a name");
+    }
+
+    #[test]
+    fn search_domains_complete_only_names_without_a_dot() {
+        for (text, whole) in [("ftp", "ftp"), ("ftp.example", "ftp.example."), ("a.", "a.")] {
+            assert_eq!(complete(text), whole);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! External addresses that change while sessions run: one given by name, and the gateway's own.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use common::{
+    Gateway, executable, gated_client, gateway, host_port, login, reply, say, scripted_client,
+    scripted_server, wait_for,
+};
+use ftp_alg::lab::{Background, Daemon, Family, Host, Lab, Topology};
+use serde_json::{Value, json};
+
+const NAME: &str = "ftp.lab.test";
+const FIRST: &str = "203.0.113.1";
+const SECOND: &str = "203.0.113.2";
+
+/// A name server on the gateway, and a way to start a daemon there that asks it.
+struct NameServer {
+    process: Background,
+    names: PathBuf,
+    executable: PathBuf,
+}
+
+impl NameServer {
+    fn start(host: &Host, names: &Value) -> Self {
+        let file = host.write("names.json", names.to_string().as_bytes()).unwrap();
+        let script = host.write("dns.py", include_bytes!("common/dns.py")).unwrap();
+        let mut command = host.command("/usr/bin/python3");
+        command.arg(script).arg(&file);
+        let process = host.start(command, "dns").unwrap();
+        wait_for("the name server", || process.log().contains("ready"));
+        let executable = with_resolver(host);
+        Self { process, names: file, executable }
+    }
+
+    /// From now on it says this.
+    fn set(&self, names: &Value) {
+        let part = self.names.with_extension("part");
+        fs::write(&part, names.to_string()).unwrap();
+        fs::rename(&part, &self.names).unwrap();
+    }
+
+    fn questions(&self) -> usize {
+        self.process.log().lines().filter(|line| line.starts_with(NAME)).count()
+    }
+}
+
+/// The program under test, with a resolver configuration of its own.
+fn with_resolver(host: &Host) -> PathBuf {
+    let conf = host.write("resolv.conf", b"nameserver 127.0.0.1\nsearch other.test\n").unwrap();
+    let hosts = host.write("hosts", b"127.0.0.1 localhost\n203.0.113.9 hosts.lab.test\n").unwrap();
+    let lines = format!(
+        "#!/bin/sh\nexec unshare --mount sh -ec 'mount --bind {} /etc/resolv.conf\n\
+         mount --bind {} /etc/hosts\nexec {} \"$@\"' sh \"$@\"\n",
+        conf.display(),
+        hosts.display(),
+        executable().display()
+    );
+    let program = host.write("ftp-alg-here", lines.as_bytes()).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+fn is(address: &str) -> Value {
+    json!({ NAME: {"A": [address], "ttl": 1} })
+}
+
+/// A published server whose external address has a name.
+fn named(names: &Value) -> (NameServer, Gateway) {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let dns = NameServer::start(&lab.gateway, names);
+    let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
+    let daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
+    (dns, Gateway { daemon, lab })
+}
+
+/// What `status --json` says of a name.
+fn row(daemon: &Daemon, family: &str) -> Value {
+    let status = daemon.status().unwrap();
+    let mut rows = status["names"].as_array().unwrap().iter();
+    rows.find(|row| row["family"] == family).cloned().unwrap_or(Value::Null)
+}
+
+fn wait_for_address(daemon: &Daemon, address: &str) {
+    wait_for(address, || row(daemon, "ipv4")["address"] == address);
+}
+
+/// Where a new control connection is told to connect, and how long the answer took.
+fn told(lab: &Lab) -> (String, f64) {
+    let steps = [login(), vec![say("PASV"), reply()]].concat();
+    let host = lab.dialled(Family::V4).to_string();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+    (host_port(session.got(6)).0, session.steps[6].1)
+}
+
+#[test]
+fn sessions_announce_what_the_name_stands_for_by_then() {
+    let (dns, gateway) = named(&is(FIRST));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for_address(&gateway.daemon, FIRST);
+    let steps = [
+        login(),
+        vec![say("PASV"), reply(), json!({"gate": ""}), say("PASV"), reply()],
+        vec![say("NOOP"), reply()],
+    ];
+    let host = lab.dialled(Family::V4).to_string();
+    let plan = json!({"host": host, "steps": steps.concat()});
+    let client = gated_client(&lab.client, plan);
+    dns.set(&is(SECOND));
+    let changed = Instant::now();
+    wait_for_address(&gateway.daemon, SECOND);
+    assert!(changed.elapsed() < Duration::from_secs(4), "{:?}", changed.elapsed());
+    assert_eq!(told(lab).0, SECOND);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!(host_port(session.got(6)).0, FIRST);
+    assert_eq!(host_port(session.got(9)).0, SECOND, "the connection that was open all along");
+    let status = gateway.daemon.ask(&["status"]).unwrap().text();
+    assert!(status.contains(NAME) && status.contains(SECOND), "{status}");
+}
+
+#[test]
+fn a_name_server_that_is_silent_delays_no_packet_and_changes_nothing() {
+    let (dns, gateway) = named(&is(FIRST));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for_address(&gateway.daemon, FIRST);
+    dns.set(&json!({ NAME: null }));
+    let asked = dns.questions();
+    wait_for("a question", || dns.questions() > asked + 1);
+    for _ in 0..3 {
+        let (address, milliseconds) = told(lab);
+        assert_eq!(address, FIRST, "the last known address");
+        assert!(milliseconds < 500.0, "{milliseconds} ms");
+    }
+    wait_for("the failure", || !row(&gateway.daemon, "ipv4")["error"].is_null());
+    assert_eq!(row(&gateway.daemon, "ipv4")["address"], FIRST);
+    dns.set(&is(SECOND));
+    wait_for_address(&gateway.daemon, SECOND);
+    assert!(row(&gateway.daemon, "ipv4")["error"].is_null());
+    let log = gateway.daemon.log();
+    let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(" A record"));
+    assert_eq!(warnings.count(), 1, "one line for one failure\n{log}");
+}
+
+#[test]
+fn nothing_is_opened_for_a_name_that_was_never_resolved() {
+    let (dns, mut gateway) = named(&json!({}));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for("an answer", || dns.questions() >= 2);
+    assert_eq!(told(lab).0, "192.168.150.90", "as the server said it");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 1);
+    let log = gateway.daemon.log();
+    assert!(log.contains("the name of the external address is not resolved yet"), "{log}");
+    assert!(!dns.process.log().contains("other.test"), "no search domain: {}", dns.process.log());
+    dns.set(&is(FIRST));
+    wait_for_address(&gateway.daemon, FIRST);
+    assert_eq!(told(lab).0, FIRST);
+    assert!(gateway.daemon.stop().unwrap().success());
+}
+
+#[test]
+fn a_reload_adds_changes_and_removes_names() {
+    let (_dns, gateway) = named(&json!({ NAME: {"A": [FIRST]}, "b.test": {"A": [SECOND]} }));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for_address(&gateway.daemon, FIRST);
+    let file = lab.gateway.directory().join("ftp-alg/ftp-alg.toml");
+    for (configuration, told_now, names) in [
+        (
+            "[[server]]\naddress = \"192.168.150.90\"\nexternal-address = \"dns:b.test\"\n",
+            SECOND,
+            1,
+        ),
+        ("", "198.51.100.1", 0),
+        ("nat.external-address = \"dns:hosts.lab.test\"\n", "203.0.113.9", 2),
+    ] {
+        reload(&file, configuration, gateway.daemon.id());
+        wait_for(configuration, || told(lab).0 == told_now);
+        let status = gateway.daemon.status().unwrap();
+        assert_eq!(status["names"].as_array().unwrap().len(), names, "{configuration}");
+    }
+}
+
+fn reload(file: &Path, configuration: &str, daemon: u32) {
+    fs::write(file, configuration).unwrap();
+    let daemon = rustix::process::Pid::from_raw(daemon.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(daemon, rustix::process::Signal::HUP).unwrap();
+}
+
+#[test]
+fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let transfer = || {
+        let list = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
+        [&list[..], &[json!({"accept": 3762}), reply()]].concat()
+    };
+    let host = lab.dialled(Family::V4).to_string();
+    let plan =
+        |steps: Vec<Value>| json!({"host": host, "listen": [3762], "timeout": 3, "steps": steps});
+    let steps = [login(), transfer(), vec![json!({"gate": ""})], transfer()].concat();
+    let client = gated_client(&lab.client, plan(steps));
+    // As a dial-up line does, which is given another address.
+    lab.gateway
+        .shell("ip address del 198.51.100.1/24 dev wan; ip address add 198.51.100.77/24 dev wan")
+        .unwrap();
+    let heard = server.lines().len();
+    let session = client.release();
+    assert!(session.error.is_some(), "its connection is gone with its address");
+    assert_eq!(session.got(9), "the body\r\n");
+    assert_eq!(server.lines().len(), heard, "nothing of it reaches the server any more");
+
+    let session = scripted_client(&lab.client, &plan([login(), transfer()].concat()));
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(9), "the body\r\n");
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();
+    assert_eq!(announced.len(), 2, "{lines:?}");
+    assert_eq!(host_port(announced[0]).0, "198.51.100.1");
+    assert_eq!(host_port(announced[1]).0, "198.51.100.77");
+    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+}

@@ -1,0 +1,223 @@
+//! What a configuration says of servers, networks and names, on the wire.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::net::SocketAddr;
+
+use ftp_alg::{
+    engine::Attention,
+    policy::{AuthTls, External, Externals, Foreign, KnownServer, Network, Policy},
+    session::Side::{Client, Server},
+};
+
+use crate::{
+    assert_untouched, everywhere, everywhere_v4,
+    support::{
+        ftp::{active, at, crossed_out, passive, text},
+        sim::{Nat, Scenario, Sim},
+    },
+    with,
+};
+
+/// A scenario whose server is known, and healed if so said.
+fn known(mut scenario: Scenario, external: Option<External>, heal: bool) -> Scenario {
+    let address = scenario.nat.translation(scenario.v6).server.ip();
+    scenario.policy.servers.push(KnownServer { address, external, heal });
+    scenario
+}
+
+fn endpoint(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+const NAMED: [&str; 6] = [
+    "0.0.0.0:5000",
+    "127.0.0.1:5000",
+    "10.99.99.99:5000",
+    "172.17.0.2:5000",
+    "100.64.0.9:5000",
+    "203.0.113.200:5000",
+];
+
+#[test]
+fn a_healed_server_means_itself_whatever_it_announces() {
+    everywhere_v4(|scenario| {
+        for foreign in [Foreign::Refuse, Foreign::Allow] {
+            for named in NAMED {
+                let mut scenario = known(scenario.clone(), None, true);
+                scenario.policy.foreign = foreign;
+                let t = scenario.nat.translation(false);
+                let mut sim = Sim::logged_in(scenario);
+                let heard = sim.exchange("PASV\r\n", &passive(endpoint(named))).1;
+                let seen = at(t.server_external, 5000);
+                assert_eq!(heard, passive(seen), "{named}");
+                let [pinhole] = sim.kernel.opened[..] else { panic!("{}", sim.summary()) };
+                assert_eq!(pinhole.target, at(t.server, 5000), "never the quoted host");
+                assert_eq!((pinhole.initiator, pinhole.arrival), (t.client.ip(), seen));
+                let decision = sim.decisions().pop().unwrap();
+                let ip = endpoint(named).ip();
+                let why =
+                    format!("healed: the server is {}, and means itself by {ip}", t.server.ip());
+                assert!(decision.ends_with(&why), "{decision}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_not_healed_is_refused_by_the_name_of_the_key() {
+    everywhere_v4(|scenario| {
+        for named in NAMED {
+            let mut sim = Sim::logged_in(known(scenario.clone(), None, false));
+            let line = passive(endpoint(named));
+            assert_eq!(sim.exchange("PASV\r\n", &line).1, line);
+            assert_eq!(sim.kernel.opened, []);
+            assert_untouched(&sim);
+            let decision = sim.decisions().pop().unwrap();
+            assert!(decision.starts_with("refuse PASV "), "{decision}");
+            assert!(decision.ends_with("and no heal-address is set for it"), "{decision}");
+        }
+    });
+}
+
+#[test]
+fn a_healed_server_announces_its_configured_address() {
+    everywhere_v4(|scenario| {
+        let external = External::Fixed("198.18.0.2".parse().unwrap());
+        for named in NAMED {
+            let mut sim = Sim::logged_in(known(scenario.clone(), Some(external), true));
+            let heard = sim.exchange("PASV\r\n", &passive(endpoint(named))).1;
+            assert_eq!(heard, passive(endpoint("198.18.0.2:5000")), "{named}");
+        }
+    });
+}
+
+#[test]
+fn healing_leaves_what_needs_none_and_what_clients_announce() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::logged_in(known(scenario.clone(), None, true));
+        let heard = sim.exchange("PASV\r\n", &passive(at(t.server, 5000))).1;
+        assert_eq!(heard, passive(at(t.server_external, 5000)));
+        let line = active(if scenario.v6 {
+            endpoint("[2001:db8:66::66]:5000")
+        } else {
+            endpoint("198.18.6.6:5000")
+        });
+        assert_eq!(text(sim.say(Client, line.as_bytes())), crossed_out(&line));
+        let healed = sim.decisions().iter().filter(|decision| decision.contains("healed")).count();
+        assert_eq!(healed, 0, "{}", sim.summary());
+    });
+}
+
+#[test]
+fn a_name_that_is_not_resolved_is_refused_until_it_is() {
+    everywhere_v4(|mut scenario| {
+        let nat = scenario.nat;
+        let t = nat.translation(false);
+        scenario.policy.external = Externals { v4: External::Unresolved, v6: External::Unresolved };
+        let mut sim = Sim::logged_in(scenario.clone());
+        let line = active(at(t.client, 2200));
+        let heard = text(sim.say(Client, line.as_bytes()));
+        assert_eq!(heard, if nat.hides_client() { crossed_out(&line) } else { line.clone() });
+        sim.say(Server, if nat.hides_client() { b"500 what?\r\n" } else { b"200 ok\r\n" });
+        let opened = sim.kernel.opened.len();
+        let line227 = passive(at(t.server, 3300));
+        assert_eq!(sim.exchange("PASV\r\n", &line227).1, line227);
+        assert_eq!(sim.kernel.opened.len() - opened, usize::from(!nat.hides_server()));
+
+        let fixed: std::net::IpAddr = "198.18.0.1".parse().unwrap();
+        scenario.policy.external = fixed.into();
+        sim.engine.set_policy(scenario.policy.clone());
+        let heard = text(sim.say(Client, line.as_bytes()));
+        let hidden = active(SocketAddr::new(fixed, 2200));
+        assert_eq!(heard, if nat.hides_client() { hidden } else { line });
+        sim.say(Server, b"200 ok\r\n");
+        let heard = sim.exchange("PASV\r\n", &line227).1;
+        let hidden = passive(SocketAddr::new(fixed, 3300));
+        assert_eq!(heard, if nat.hides_server() { hidden } else { line227 });
+    });
+}
+
+/// The clients of the simulated network, or its servers, with a policy of their own.
+fn network(clients: &[&str], servers: &[&str], inspect: bool, policy: Policy) -> Network {
+    let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Network { clients: of(clients), servers: of(servers), inspect, policy }
+}
+
+#[test]
+fn a_networks_policy_holds_for_its_connections_alone() {
+    everywhere(|mut scenario| {
+        let inside = ["192.168.150.0/24", "fd00:150::/64"];
+        let open = Policy { min_data_port: 20, require_login: false, ..Policy::default() };
+        scenario.policy.networks = vec![
+            network(&inside, &["203.0.113.10/32", "2001:db8:a::/48"], true, Policy::default()),
+            network(&inside, &[], true, open),
+        ];
+        let t = scenario.nat.translation(scenario.v6);
+        let greeted = |scenario: &Scenario| {
+            let mut sim = Sim::new(scenario.clone());
+            sim.say(Server, b"220 ready\r\n");
+            sim
+        };
+        let mut sim = greeted(&scenario);
+        let line = active(at(t.client, 22));
+        assert_eq!(text(sim.say(Client, line.as_bytes())), active(at(t.client_external, 22)));
+        assert_eq!(sim.kernel.opened.len(), 1);
+
+        scenario.policy.networks.remove(1);
+        let mut sim = greeted(&scenario);
+        sim.say(Client, line.as_bytes());
+        assert_eq!(sim.kernel.opened, []);
+    });
+}
+
+#[test]
+fn a_reload_decides_again_which_network_holds() {
+    let mut scenario = with(Nat::Masquerade);
+    let strict = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
+    let mut sim = Sim::logged_in(scenario.clone());
+    assert_eq!(text(sim.say(Client, b"AUTH TLS\r\n")), "AUTH TLS\r\n");
+    sim.say(Server, b"534 no\r\n");
+    scenario.policy.networks = vec![network(&["192.168.150.80/32"], &[], true, strict)];
+    sim.engine.set_policy(scenario.policy.clone());
+    assert_eq!(text(sim.say(Client, b"AUTH TLS\r\n")), "XXXX XXX\r\n");
+    sim.say(Server, b"500 what?\r\n");
+    scenario.policy.networks.clear();
+    sim.engine.set_policy(scenario.policy);
+    assert_eq!(text(sim.say(Client, b"AUTH TLS\r\n")), "AUTH TLS\r\n");
+}
+
+#[test]
+fn a_network_that_is_not_inspected_is_left_alone_for_good() {
+    everywhere(|mut scenario| {
+        let servers = ["203.0.113.9/32", "2001:db8:9::9/128"];
+        scenario.policy.networks = vec![network(&[], &servers, false, Policy::default())];
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::new(scenario);
+        assert_eq!(sim.kernel.attention, Some(Attention::None), "from its first packet");
+        assert_eq!(sim.engine.session_count(), 0);
+        let packets = sim.engine.counters().packets;
+        sim.say(Server, b"220 ready\r\n");
+        let line = active(at(t.client, 2200));
+        assert_eq!(text(sim.say(Client, line.as_bytes())), line);
+        assert_eq!(sim.engine.counters().packets, packets, "nothing is queued any more");
+        assert_eq!(sim.kernel.opened, []);
+    });
+}
+
+#[test]
+fn a_network_that_is_not_inspected_passes_unread_while_the_kernel_does_not_know_it() {
+    let mut scenario = with(Nat::Masquerade);
+    scenario.policy.networks = vec![network(&["192.168.150.80/32"], &[], false, Policy::default())];
+    let t = scenario.nat.translation(false);
+    let mut sim = Sim::new(scenario);
+    (sim.kernel.attention, sim.kernel.translation) = (None, None);
+    sim.say(Server, b"220 ready\r\n");
+    sim.say(Client, b"USER joe\r\n");
+    assert_eq!((sim.kernel.attention, sim.engine.session_count()), (None, 0));
+    sim.kernel.translation = Some(t);
+    assert_eq!(text(sim.say(Server, b"331 password\r\n")), "331 password\r\n");
+    assert_eq!(sim.kernel.attention, Some(Attention::None));
+    assert_eq!(sim.engine.counters().errors, 0);
+}
