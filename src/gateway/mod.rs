@@ -3,8 +3,11 @@
 //! Knows packets only as bytes with addresses, and nothing of what is said in them. Every call
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
+mod choice;
 mod conntrack;
 mod error;
+mod features;
+pub mod firewall;
 mod inject;
 mod netlink;
 mod nft;
@@ -15,8 +18,10 @@ mod table;
 
 use std::{net::SocketAddr, time::Duration};
 
+pub use choice::{Outlook, choose, outlooks};
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
+pub use features::Features;
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts};
