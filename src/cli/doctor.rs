@@ -52,7 +52,7 @@ impl Doctor {
             outlooks: &outlooks,
             backend,
         };
-        let report = Report::new(backend, reason, checks.all());
+        let report = Report::new(features.net_admin.then_some(backend), reason, checks.all());
         if self.json {
             let text = serde_json::to_string(&report).map_err(Failure::failed)?;
             output::print_line(&text)?;
@@ -72,7 +72,8 @@ impl Doctor {
 struct Report {
     /// Whether FTP will work.
     ok: bool,
-    backend: &'static str,
+    /// What holds the pinholes, if that can be said.
+    backend: Option<&'static str>,
     reason: &'static str,
     checks: Vec<Check>,
 }
@@ -115,9 +116,9 @@ struct Check {
 }
 
 impl Report {
-    fn new(backend: Backend, reason: &'static str, checks: Vec<Check>) -> Self {
+    fn new(backend: Option<Backend>, reason: &'static str, checks: Vec<Check>) -> Self {
         let ok = checks.iter().all(|check| check.mark != Mark::Problem);
-        Self { ok, backend: backend.as_str(), reason, checks }
+        Self { ok, backend: backend.map(Backend::as_str), reason, checks }
     }
 
     fn problems(&self) -> usize {
@@ -144,11 +145,14 @@ fn text(report: &Report) -> String {
             text += &format!("      {line}\n");
         }
     }
+    if let Some(backend) = report.backend {
+        text += &format!("\nback end\n  {backend}, as {}\n", report.reason);
+    }
     let verdict = match report.problems() {
         0 => "FTP through this gateway will work",
         _ => "FTP through this gateway will not work before the problems above are solved",
     };
-    text + &format!("\nback end\n  {}, as {}\n\n{verdict}\n", report.backend, report.reason)
+    text + &format!("\n{verdict}\n")
 }
 
 #[cfg(test)]
@@ -173,7 +177,7 @@ mod tests {
             check("kernel", "ctnetlink", Mark::Missing, &[]),
             check("firewall", "forward", Mark::Problem, &["nft insert rule"]),
         ];
-        let report = Report::new(Backend::Nftables, "it is so", checks);
+        let report = Report::new(Some(Backend::Nftables), "it is so", checks);
         assert_eq!(
             text(&report),
             "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
@@ -186,8 +190,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_and_not_needed_is_no_problem() {
-        let report =
-            Report::new(Backend::Auto, "x", vec![check("kernel", "x", Mark::Missing, &[])]);
+        let report = Report::new(None, "x", vec![check("kernel", "x", Mark::Missing, &[])]);
         assert!(report.ok);
         assert!(text(&report).ends_with("will work\n"));
     }

@@ -13,6 +13,7 @@ use crate::{
 const KERNEL: &str = "kernel";
 const HELPERS: &str = "other helpers";
 const FIREWALL: &str = "firewall";
+const UNFILTERED: &str = "nothing is filtered";
 
 /// What was found out.
 pub(super) struct Checks<'a> {
@@ -215,9 +216,9 @@ impl Checks<'_> {
             (true, false) => "IPv4 is forwarded, IPv6 is not",
             (false, true) => "IPv6 is forwarded, IPv4 is not",
             (false, false) => {
-                let says = "nothing is forwarded, so this is judged as a host with a server or \
-                            clients of its own; for a gateway";
+                let says = "nothing is forwarded: judged as a host with FTP servers or clients";
                 return Check::new(KERNEL, "forwarding", Mark::Note, says)
+                    .details(["a gateway needs:".to_owned()])
                     .remedy(["sysctl -w net.ipv4.ip_forward=1".to_owned()]);
             }
         };
@@ -265,10 +266,10 @@ impl Checks<'_> {
         // The conntrack back end itself gives them one.
         if self.features.helped > 0 && self.backend != Backend::Conntrack {
             let says = format!(
-                "{} control connections have the kernel's FTP helper, until they end",
+                "control connections that have the kernel's FTP helper, until they end: {}",
                 self.features.helped
             );
-            checks.push(Check::new(HELPERS, "connections", Mark::Note, says).remedy(
+            checks.push(Check::new(HELPERS, "connections with it", Mark::Note, says).remedy(
                 self.parameters.control_ports().iter().map(|port| {
                     format!("conntrack -D -p tcp --orig-port-dst {port}    # ends them")
                 }),
@@ -305,19 +306,18 @@ impl Checks<'_> {
             let Some(judgement) = outlook.of(sign) else { continue };
             let mut check = self.judged(outlook, judgement, sign);
             let ip = outlook.ip.to_string();
-            match checks.iter_mut().find(|other| {
-                other.mark == check.mark && same_but_for_programs(&other.says, &check.says)
-            }) {
-                Some(other) => {
-                    other.name = name.to_owned();
-                    *other = std::mem::replace(other, Check::new(FIREWALL, "", Mark::Ok, ""))
-                        .details(check.details)
-                        .remedy(check.remedy);
+            check.name = format!("{name} {ip}");
+            match checks.pop() {
+                Some(first) if alike(&first, &check) => {
+                    // That nothing is filtered for one of them is of less interest.
+                    let says = match first.says == UNFILTERED {
+                        true => check.says,
+                        false => first.says.clone(),
+                    };
+                    let both = Check { name: name.to_owned(), says, ..first };
+                    checks.push(both.details(check.details).remedy(check.remedy));
                 }
-                None => {
-                    check.name = format!("{name} {ip}");
-                    checks.push(check);
-                }
+                first => checks.extend(first.into_iter().chain([check])),
             }
         }
         checks
@@ -325,7 +325,7 @@ impl Checks<'_> {
 
     fn judged(&self, outlook: &Outlook, judgement: &Judgement, sign: Sign) -> Check {
         let what = match sign {
-            Sign::Injected => "what ftp-alg sends",
+            Sign::Injected => "acknowledgements of ftp-alg",
             Sign::Mark => "admitted data connections",
             Sign::Related => "expected data connections",
         };
@@ -341,7 +341,7 @@ impl Checks<'_> {
         if judgement.passes() {
             let deciding = judgement.chains.iter().find_map(|chain| chain.by.rule.as_ref());
             let says = match (judgement.chains.as_slice(), deciding) {
-                ([], _) => "nothing is filtered".to_owned(),
+                ([], _) => UNFILTERED.to_owned(),
                 (_, Some(rule)) => format!("{what} pass, by `{rule}`"),
                 (_, None) => format!("{what} pass: nothing drops them"),
             };
@@ -382,8 +382,9 @@ fn describe(stop: &ChainJudgement) -> String {
     }
 }
 
-/// Whether two texts only differ in that one has `ip6tables` where the other has `iptables`.
-fn same_but_for_programs(one: &str, other: &str) -> bool {
-    let plain = |text: &str| text.replace("ip6tables", "iptables");
-    plain(one) == plain(other)
+/// Whether both versions of IP fare alike: both well, or ill for the same reason, which may say
+/// `ip6tables` where the other says `iptables`.
+fn alike(one: &Check, other: &Check) -> bool {
+    let plain = |check: &Check| check.says.replace("ip6tables", "iptables");
+    one.mark == other.mark && (one.mark == Mark::Ok || plain(one) == plain(other))
 }

@@ -161,7 +161,7 @@ impl Firewall {
     /// What becomes of packets with `sign` at `hook`.
     pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
         let probe = Probe::new(sign, parameters, self.rules.changes);
-        let packets = packets(&probe, ip);
+        let packets = packets(&probe, hook, ip);
         let mut chains = Vec::new();
         for table in self.rules.tables.iter().filter(|table| table.family.sees(ip)) {
             for (name, base) in base_chains(table, hook) {
@@ -188,7 +188,7 @@ impl Firewall {
 
     /// The tables of nftables, and those of iptables-nft as nft shows them, in JSON and as text;
     /// and what iptables-save printed of others.
-    fn parse(
+    pub(super) fn parse(
         json: &str,
         listing: &str,
         saved: &[(Origin, Ip, String)],

@@ -55,6 +55,10 @@ pub(super) enum Field {
     Loopback,
     /// Whether the connection was announced on one with the helper `ftp`.
     FtpHelper,
+    /// Whose the destination is: 1 this machine's, 2 another's.
+    Destination,
+    /// 0 for this machine alone, not broadcast.
+    PacketType,
 }
 
 /// What is known about a field of a packet.
@@ -323,6 +327,7 @@ pub(super) struct Changes {
 /// What is known of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packet {
+    pub(super) hook: Hook,
     pub(super) ip: Ip,
     pub(super) state: u32,
     pub(super) direction: Value,
@@ -349,6 +354,8 @@ impl Packet {
             // Rules for lo are of no interest: both ends of a transfer are not on one host.
             Field::Loopback => Value::exactly(0),
             Field::FtpHelper => self.ftp_helper,
+            Field::Destination => Value::exactly(if self.hook == Hook::Input { 1 } else { 2 }),
+            Field::PacketType => Value::exactly(0),
         }
     }
 }

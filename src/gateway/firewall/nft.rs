@@ -338,12 +338,21 @@ fn field(expression: &Json) -> Option<(Field, u32)> {
         return Some((field, whole & single(field, mask)?));
     }
     let part = |name: &str| content.get(name).and_then(Json::as_str);
+    if kind == "fib" {
+        let of_destination = content.get("flags").is_some_and(|flags| match flags.as_array() {
+            Some(flags) => flags.iter().all(|flag| flag == "daddr"),
+            None => flags == "daddr",
+        });
+        let usable = of_destination && part("result") == Some("type");
+        return usable.then_some((Field::Destination, u32::MAX));
+    }
     let field = match (kind.as_str(), part("protocol"), part("key").or(part("field"))?) {
         ("ct", _, "state") => Field::State,
         ("ct", _, "mark") => Field::CtMark,
         ("ct", _, "direction") => Field::Direction,
         ("ct", _, "helper") => Field::FtpHelper,
         ("meta", _, "mark") => Field::Mark,
+        ("meta", _, "pkttype") => Field::PacketType,
         ("meta", _, "l4proto") => Field::Protocol,
         ("meta", _, "nfproto" | "protocol") => Field::Family,
         ("meta", _, "iif" | "iifname" | "oif" | "oifname") => Field::Loopback,
@@ -376,8 +385,9 @@ fn implied(expression: &Json) -> Option<Condition> {
 
 /// The bits of `field` that stay as they were when this is put there.
 fn kept(value: &Json, into: Field) -> u32 {
-    if field(value).is_some_and(|(from, _)| from == into) {
-        return u32::MAX;
+    // `ct mark and 0xff` is the field under a mask, too.
+    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
+        return mask;
     }
     let Some((op, operands)) = value.as_object().and_then(|one| one.iter().next()) else {
         return 0;
@@ -464,6 +474,10 @@ fn single(field: Field, value: &Json) -> Option<u32> {
         (Field::Loopback, "lo") => 1,
         // Any other interface may be the packet's.
         (Field::Loopback, _) => return None,
+        (Field::Destination, "local") => 1,
+        (Field::Destination, "unicast") => 2,
+        (Field::PacketType, "host" | "unicast") => 0,
+        (Field::Destination | Field::PacketType, _) => OTHER,
         (Field::FtpHelper, "ftp") => 1,
         (Field::FtpHelper, _) => OTHER,
         (Field::TcpFlags, "fin") => 0x01,

@@ -1,7 +1,7 @@
 //! The packets that a firewall is asked about: those of a data connection that was admitted, and
 //! those that `ftp-alg` sends itself.
 
-use super::model::{Changes, Ip, Packet, Value, state};
+use super::model::{Changes, Hook, Ip, Packet, Value, state};
 use crate::gateway::RuleParameters;
 
 const SYN: u32 = 0x02;
@@ -48,11 +48,12 @@ impl Default for Probe {
 }
 
 /// The packets that stand for the whole: the first of a connection, and a later one.
-pub(super) fn packets(probe: &Probe, ip: Ip) -> Vec<Packet> {
+pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
     let Probe { sign, data, mask, min_port, changes } = *probe;
     let any_port = Value::Within(0, u32::from(u16::MAX));
     let any = Value::Bits { bits: 0, known: 0 };
     let first = Packet {
+        hook,
         ip,
         state: state::NEW,
         direction: Value::exactly(0),

@@ -226,7 +226,7 @@ mod tests {
 
     fn fate(table: &Table) -> Fate {
         let (name, base) = base_chains(table, Hook::Forward).next().unwrap();
-        let packet = packets(&Probe::default(), Ip::V4)[0];
+        let packet = packets(&Probe::default(), Hook::Forward, Ip::V4)[0];
         judge(table, name, base, &packet)
     }
 

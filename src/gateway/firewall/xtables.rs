@@ -209,6 +209,7 @@ fn is_plain(extension: &str) -> bool {
             | "icmp6"
             | "addrtype"
             | "set"
+            | "pkttype"
     )
 }
 
@@ -246,6 +247,18 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
         ("tcp", "--tcp-flags") => {
             let (mask, set) = (tcp_flags(value)?, tcp_flags(values.get(1)?)?);
             Some(Condition::test(Field::TcpFlags, mask, [(set, set)]))
+        }
+        ("addrtype", "--dst-type") => {
+            let kinds = value.split(',').map(|kind| match kind {
+                "LOCAL" => (1, 1),
+                "UNICAST" => (2, 2),
+                _ => (255, 255),
+            });
+            test(Field::Destination, kinds.collect())
+        }
+        ("pkttype", "--pkt-type") => {
+            let other = u32::from(value != "unicast" && value != "host");
+            test(Field::PacketType, [(other, other)].into())
         }
         ("tcp", "--syn") => Some(Condition::test(Field::TcpFlags, 0x17, [(2, 2)])),
         (_, "--dport" | "--dports" | "--destination-port" | "--destination-ports") => {
