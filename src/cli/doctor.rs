@@ -39,9 +39,9 @@ impl Doctor {
             .and_then(|answer| answer.parse::<snapshot::Status>().ok());
         let features = Features::probe(&parameters);
         let firewall = Firewall::read();
-        let outlooks = outlooks(&firewall, &features, &parameters);
+        let outlooks = outlooks(&firewall, features.routing, &parameters);
         let (backend, reason) = match config.pinhole.backend {
-            Backend::Auto => choose(&features, &outlooks),
+            Backend::Auto => choose(|| features.expecting.possible(), &outlooks),
             configured => (configured, "the configuration says so"),
         };
         let checks = checks::Checks {
@@ -113,6 +113,8 @@ struct Check {
     details: Vec<String>,
     /// Commands that put it right, a line each.
     remedy: Vec<String>,
+    /// What else to know about these, a line each.
+    advice: Vec<String>,
 }
 
 impl Report {
@@ -144,6 +146,9 @@ fn text(report: &Report) -> String {
         for line in &check.remedy {
             text += &format!("      {line}\n");
         }
+        for line in &check.advice {
+            text += &format!("    {line}\n");
+        }
     }
     if let Some(backend) = report.backend {
         text += &format!("\nback end\n  {backend}, as {}\n", report.reason);
@@ -167,6 +172,7 @@ mod tests {
             says: "says".into(),
             details: Vec::new(),
             remedy: remedy.iter().map(|line| (*line).to_owned()).collect(),
+            advice: Vec::new(),
         }
     }
 

@@ -54,28 +54,39 @@ pub struct Features {
     pub queue: bool,
     /// Of the configured queues those that someone reads, and what is known of the reader.
     pub readers: Vec<(u16, String)>,
-    /// Whether conntrack can be asked (nf_conntrack_netlink).
-    pub ctnetlink: bool,
-    /// Whether expectations can be set from here.
-    pub expectations: bool,
-    /// Whether addresses can be translated (nf_nat, and with it `nat-follow-master`).
-    pub nat: bool,
-    /// Whether helpers can live in user space (nfnetlink_cthelper).
-    pub cthelper: bool,
-    /// Whether the kernel has its own FTP helper, as an object.
-    pub ftp_helper: bool,
+    /// What connections can be told to conntrack.
+    pub expecting: Expecting,
     /// Connections in conntrack's table, and its limit.
     pub connections: Option<(u64, u64)>,
     /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
     pub automatic_helpers: bool,
     /// Control connections that have the kernel's FTP helper now.
     pub helped: usize,
-    /// Whether this machine routes IPv4.
-    pub forwards_v4: bool,
-    /// Whether this machine routes IPv6.
-    pub forwards_v6: bool,
-    /// Whether it has an IPv6 address, but for `lo`.
+    /// What this machine does with packets that are not its own.
+    pub routing: Routing,
+}
+
+/// What this machine does with packets that are not its own: its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// It forwards IPv4.
+    pub v4: bool,
+    /// It forwards IPv6.
+    pub v6: bool,
+    /// It has an IPv6 address, but for `lo`.
     pub has_v6: bool,
+}
+
+impl Routing {
+    /// As it is now.
+    pub fn read() -> Self {
+        let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+        Self {
+            v4: number_in("/proc/sys/net/ipv4/ip_forward") == Some(1),
+            v6: number_in("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
+            has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
+        }
+    }
 }
 
 impl Features {
@@ -84,20 +95,13 @@ impl Features {
         let capabilities = effective_capabilities();
         let net_admin = capabilities & 1 << CAP_NET_ADMIN != 0;
         let mut socket = Socket::open().ok().filter(|_| net_admin);
-        let mut answers = |subsystem: i32, command, dump| {
-            let dump = if dump { libc::NLM_F_DUMP } else { 0 };
-            socket
-                .as_mut()
-                .is_some_and(|socket| ask(socket, subsystem as u8, command, dump, |_| {}).is_ok())
-        };
-        let ctnetlink = answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, false);
-        let expectations = answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, true);
-        let cthelper = answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, true);
+        let expecting = Expecting::probe(socket.as_mut());
         let helped = match &mut socket {
-            Some(socket) if ctnetlink => helped_connections(socket, parameters).unwrap_or(0),
+            Some(socket) if expecting.ctnetlink => {
+                helped_connections(socket, parameters).unwrap_or(0)
+            }
             _ => 0,
         };
-        let takes = |rules: &str| net_admin && check(rules).is_ok();
         Self {
             net_admin,
             net_raw: capabilities & 1 << CAP_NET_RAW != 0,
@@ -107,25 +111,58 @@ impl Features {
             rules: queueing(parameters, socket.as_mut()),
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
-            ctnetlink,
-            expectations,
-            nat: takes(NAT),
-            cthelper,
-            ftp_helper: takes(FTP_HELPER),
+            expecting,
             connections: number_in("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(number_in("/proc/sys/net/netfilter/nf_conntrack_max")),
             automatic_helpers: number_in("/proc/sys/net/netfilter/nf_conntrack_helper") == Some(1),
             helped,
-            forwards_v4: number_in("/proc/sys/net/ipv4/ip_forward") == Some(1),
-            forwards_v6: number_in("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
-            has_v6: fs::read_to_string("/proc/thread-self/net/if_inet6")
-                .is_ok_and(|text| text.lines().any(|line| !line.trim_end().ends_with(" lo"))),
+            routing: Routing::read(),
+        }
+    }
+}
+
+/// What conntrack can be asked and told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expecting {
+    /// Connections can be asked for (nf_conntrack_netlink).
+    pub ctnetlink: bool,
+    /// Expectations can be set from here.
+    pub expectations: bool,
+    /// Addresses can be translated (nf_nat, and with it `nat-follow-master`).
+    pub nat: bool,
+    /// Helpers can live in user space (nfnetlink_cthelper).
+    pub cthelper: bool,
+    /// The kernel has its own FTP helper, as an object.
+    pub ftp_helper: bool,
+}
+
+impl Expecting {
+    /// Asks the kernel.
+    pub fn read() -> Self {
+        Self::probe(Socket::open().ok().as_mut())
+    }
+
+    fn probe(mut socket: Option<&mut Socket>) -> Self {
+        let permitted = socket.is_some();
+        let mut answers = |subsystem: i32, command, flags| {
+            socket
+                .as_mut()
+                .is_some_and(|socket| ask(socket, subsystem as u8, command, flags, |_| {}).is_ok())
+        };
+        let (one, all) = (0, libc::NLM_F_DUMP);
+        let takes = |rules: &str| permitted && check(rules).is_ok();
+        Self {
+            ctnetlink: answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, one),
+            expectations: answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, all),
+            cthelper: answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, all),
+            nat: takes(NAT),
+            ftp_helper: takes(FTP_HELPER),
         }
     }
 
     /// Whether pinholes can be expectations: the kernel takes these only for a control connection
     /// that has a helper, of whichever kind.
-    pub fn can_expect(&self) -> bool {
+    pub fn possible(&self) -> bool {
         self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.ftp_helper)
     }
 }

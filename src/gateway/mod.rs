@@ -18,10 +18,10 @@ mod table;
 
 use std::{net::SocketAddr, time::Duration};
 
-pub use choice::{Outlook, choose, outlooks};
+pub use choice::{Outlook, automatic, choose, outlooks};
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
-pub use features::Features;
+pub use features::{Expecting, Features, Routing};
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts};

@@ -34,26 +34,32 @@ impl Check {
         mark: Mark,
         says: impl Into<String>,
     ) -> Self {
-        let (details, remedy) = (Vec::new(), Vec::new());
-        Self { section, name: name.into(), mark, says: says.into(), details, remedy }
+        let (details, remedy, advice) = (Vec::new(), Vec::new(), Vec::new());
+        Self { section, name: name.into(), mark, says: says.into(), details, remedy, advice }
     }
 
     fn details(mut self, lines: impl IntoIterator<Item = String>) -> Self {
-        for line in lines {
-            if !self.details.contains(&line) {
-                self.details.push(line);
-            }
-        }
+        add(&mut self.details, lines);
         self
     }
 
     fn remedy(mut self, lines: impl IntoIterator<Item = String>) -> Self {
-        for line in lines {
-            if !self.remedy.contains(&line) {
-                self.remedy.push(line);
-            }
-        }
+        add(&mut self.remedy, lines);
         self
+    }
+
+    fn advice(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        add(&mut self.advice, lines);
+        self
+    }
+}
+
+/// Adds the lines that are not there yet.
+fn add(to: &mut Vec<String>, lines: impl IntoIterator<Item = String>) {
+    for line in lines {
+        if !to.contains(&line) {
+            to.push(line);
+        }
     }
 }
 
@@ -101,11 +107,11 @@ impl Checks<'_> {
         };
         checks.push(needed(
             "ctnetlink",
-            features.ctnetlink,
+            features.expecting.ctnetlink,
             "tells how connections are translated",
             "nf_conntrack_netlink",
         ));
-        checks.push(needed("nat", features.nat, "translates data connections", "nf_nat"));
+        checks.push(needed("nat", features.expecting.nat, "translates data connections", "nf_nat"));
         // Only the conntrack back end uses these, and one of the helpers is enough.
         let conntrack = self.backend == Backend::Conntrack;
         let optional = |name: &str, there: bool, spare: bool| match there {
@@ -117,9 +123,17 @@ impl Checks<'_> {
                 Check::new(KERNEL, name, Mark::Missing, "only the conntrack back end could use it")
             }
         };
-        checks.push(optional("expectations", features.expectations, false));
-        checks.push(optional("nfnetlink_cthelper", features.cthelper, features.ftp_helper));
-        checks.push(optional("ftp helper object", features.ftp_helper, features.cthelper));
+        checks.push(optional("expectations", features.expecting.expectations, false));
+        checks.push(optional(
+            "nfnetlink_cthelper",
+            features.expecting.cthelper,
+            features.expecting.ftp_helper,
+        ));
+        checks.push(optional(
+            "ftp helper object",
+            features.expecting.ftp_helper,
+            features.expecting.cthelper,
+        ));
         checks.push(self.connections());
         checks.push(self.routing());
         checks
@@ -211,7 +225,7 @@ impl Checks<'_> {
     }
 
     fn routing(&self) -> Check {
-        let says = match (self.features.forwards_v4, self.features.forwards_v6) {
+        let says = match (self.features.routing.v4, self.features.routing.v6) {
             (true, true) => "IPv4 and IPv6 are forwarded",
             (true, false) => "IPv4 is forwarded, IPv6 is not",
             (false, true) => "IPv6 is forwarded, IPv4 is not",
@@ -255,7 +269,14 @@ impl Checks<'_> {
             let check =
                 Check::new(HELPERS, name, mark, says).details([format!("`{}`", concern.rule)]);
             checks.push(match concern.kind {
-                ConcernKind::Helper => check.remedy(concern.remedy.clone()),
+                ConcernKind::Helper => {
+                    let firewalld = concern.chain.starts_with("inet firewalld ").then(|| {
+                        "firewalld adds it again with its service ftp: allow the port instead, by \
+                         firewall-cmd --permanent --remove-service=ftp --add-port=21/tcp"
+                            .to_owned()
+                    });
+                    check.remedy(concern.remedy.clone()).advice(firewalld)
+                }
                 ConcernKind::CtMark { .. } => check.details([
                     "where it does so for FTP connections: restrict it to other bits, or choose \
                      others in [pinhole] mark and mark-mask"
@@ -315,7 +336,9 @@ impl Checks<'_> {
                         false => first.says.clone(),
                     };
                     let both = Check { name: name.to_owned(), says, ..first };
-                    checks.push(both.details(check.details).remedy(check.remedy));
+                    checks.push(
+                        both.details(check.details).remedy(check.remedy).advice(check.advice),
+                    );
                 }
                 first => checks.extend(first.into_iter().chain([check])),
             }
@@ -349,7 +372,7 @@ impl Checks<'_> {
         }
         let matters = match (sign, outlook.hook) {
             // Sent wherever the session is.
-            (Sign::Injected, _) => outlook.ip == Ip::V4 || self.features.has_v6,
+            (Sign::Injected, _) => outlook.ip == Ip::V4 || self.features.routing.has_v6,
             _ => outlook.matters,
         };
         let stops: Vec<String> = judgement.stops().map(describe).collect();
@@ -367,7 +390,7 @@ impl Checks<'_> {
         Check::new(FIREWALL, "", mark, says)
             .details(exceptions(false, "accepts"))
             .remedy(Firewall::remedies(judgement, sign, self.parameters))
-            .details(advice)
+            .advice(advice)
     }
 }
 
