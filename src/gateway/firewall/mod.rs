@@ -166,13 +166,7 @@ impl Firewall {
         for table in self.rules.tables.iter().filter(|table| table.family.sees(ip)) {
             for (name, base) in base_chains(table, hook) {
                 let fates = packets.iter().map(|packet| verdict::judge(table, name, base, packet));
-                // The first packet tells, unless only a later one does not pass.
-                let Some(fate) = fates.reduce(|one, next| match one.passes && !next.passes {
-                    true => next,
-                    false => one,
-                }) else {
-                    continue;
-                };
+                let Some(fate) = fates.reduce(Fate::and) else { continue };
                 let place = remedy::place(table, name, hook);
                 chains.push((base.priority, judgement(place, fate)));
             }

@@ -47,11 +47,10 @@ impl Default for Probe {
     }
 }
 
-/// The packets that stand for the whole: the first of a connection, and a later one.
+/// The packets that stand for the whole: the first of a connection, and a later one either way.
 pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
     let Probe { sign, data, mask, min_port, changes } = *probe;
     let any_port = Value::Within(0, u32::from(u16::MAX));
-    let any = Value::Bits { bits: 0, known: 0 };
     let first = Packet {
         hook,
         ip,
@@ -86,12 +85,12 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
             }];
         }
     };
-    let later = Packet {
+    let later = |direction| Packet {
         state: state::ESTABLISHED,
-        direction: any,
+        direction: Value::exactly(direction),
         destination_port: any_port,
         tcp_flags: Value::Bits { bits: ACK, known: ACK | SYN },
         ..first
     };
-    vec![first, later]
+    vec![first, later(0), later(1)]
 }

@@ -41,6 +41,24 @@ pub(super) struct Fate {
     pub(super) except: Vec<Reason>,
 }
 
+impl Fate {
+    /// The fate of a connection with both packets: the first one's, unless only the next does not
+    /// pass.
+    pub(super) fn and(mut self, next: Self) -> Self {
+        match (self.passes, next.passes) {
+            (true, false) => return next,
+            (false, true) => return self,
+            _ => {}
+        }
+        for reason in next.except {
+            if !self.except.contains(&reason) {
+                self.except.push(reason);
+            }
+        }
+        self
+    }
+}
+
 /// The base chains of a table at a hook, with their names.
 pub(super) fn base_chains(table: &Table, hook: Hook) -> impl Iterator<Item = (&str, Base)> {
     table.chains.iter().filter_map(move |(name, chain)| {
