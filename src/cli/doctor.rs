@@ -16,7 +16,8 @@ use crate::{
 /// Say what this kernel and firewall offer, what is in the way, and what to do
 ///
 /// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway will
-/// work as configured, 1 if something stands in the way.
+/// work as configured, 1 if something stands in the way. In JSON: {ok, backend, reason, checks: [
+/// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Doctor {

@@ -113,8 +113,8 @@ mod tests {
         let text = format!(
             "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n{rules}\nCOMMIT\n"
         );
-        let saved = [(Origin::IptablesLegacy, Ip::V4, text)];
-        let firewall = Firewall::parse("", "", &saved).unwrap();
+        let mut firewall = Firewall::default();
+        firewall.add_saved(Origin::IptablesLegacy, Ip::V4, &text);
         let outlooks = outlooks(&firewall, routing, &RuleParameters::default());
         choose(|| can_expect, &outlooks).0
     }

@@ -180,28 +180,36 @@ impl Firewall {
         judgement.stops().map(|stop| remedy::command(&stop.place, sign, parameters)).collect()
     }
 
-    /// The tables of nftables, and those of iptables-nft as nft shows them, in JSON and as text;
-    /// and what iptables-save printed of others.
-    pub(super) fn parse(
-        json: &str,
-        listing: &str,
-        saved: &[(Origin, Ip, String)],
-    ) -> Result<Self, serde_json::Error> {
-        let mut rules = if json.is_empty() { Rules::default() } else { nft::parse(json, listing)? };
-        for (origin, ip, text) in saved {
-            let read = xtables::parse(text, *origin, *ip);
-            if *origin == Origin::IptablesNft {
-                // nft shows these tables too, but not what is in their rules.
-                let same = |table: &Table| {
-                    read.tables
-                        .iter()
-                        .any(|other| other.family == table.family && other.name == table.name)
-                };
-                rules.tables.retain(|table| table.origin != Origin::Nftables || !same(table));
-            }
-            rules.add(read);
+    /// The tables that nft shows, in JSON and as text; those of iptables-nft are among them.
+    fn of_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {
+        Ok(Self { rules: nft::parse(json, listing)?, unread: Vec::new() })
+    }
+
+    /// Whether there are tables like those of iptables-nft, so that it has to say what is in them.
+    fn has_iptables_tables(&self, ip: Ip) -> bool {
+        let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+        self.rules.tables.iter().any(|table| {
+            table.origin == Origin::Nftables
+                && table.family != TableFamily::Inet
+                && table.family.sees(ip)
+                && built_in.iter().any(|name| table.chains.contains_key(*name))
+        })
+    }
+
+    /// Adds what `iptables-save` printed. Of the tables of iptables-nft it takes the place of what
+    /// nft shows, which knows only the names of their matches.
+    pub(super) fn add_saved(&mut self, origin: Origin, ip: Ip, text: &str) {
+        let read = xtables::parse(text, origin, ip);
+        if origin == Origin::IptablesNft {
+            let same = |table: &Table, other: &Table| {
+                (other.family, &other.name) == (table.family, &table.name)
+            };
+            self.rules.tables.retain(|table| {
+                table.origin != Origin::Nftables
+                    || !read.tables.iter().any(|other| same(table, other))
+            });
         }
-        Ok(Self { rules, unread: Vec::new() })
+        self.rules.add(read);
     }
 }
 

@@ -10,8 +10,8 @@ use serde_json::{Map, Value as Json};
 use super::{
     Concern, ConcernKind, Rules,
     model::{
-        Action, Base, Changes, Condition, Field, Hook, Ip, Origin, Ranges, Rule, Table,
-        TableFamily, state,
+        Action, Base, Changes, Condition, Field, Hook, Origin, Ranges, Rule, Table, TableFamily,
+        state,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -509,17 +509,4 @@ fn texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
         }
     }
     texts
-}
-
-/// Whether there are tables that look like those of iptables-nft, which has to print them then.
-pub(super) fn has_iptables_tables(json: &str, ip: Ip) -> bool {
-    let Ok(document) = serde_json::from_str::<Json>(json) else { return false };
-    let family = if ip == Ip::V4 { "ip" } else { "ip6" };
-    let chains = document.get("nftables").and_then(Json::as_array).into_iter().flatten();
-    chains.filter_map(|object| object.get("chain")?.as_object()).any(|chain| {
-        let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-        text(chain, "family") == Some(family)
-            && chain.contains_key("hook")
-            && text(chain, "name").is_some_and(|name| built_in.contains(&name))
-    })
 }

@@ -5,45 +5,37 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Firewall, Ip, Origin, nft};
+use super::{Firewall, Ip, Origin, xtables::program};
 
 /// Packagers put these programs into sbin, which is not in everyone's PATH.
 const SBIN: &str = ":/usr/sbin:/sbin:/usr/local/sbin";
 
 /// Reads what is loaded. What cannot be read is noted.
 pub(super) fn read() -> Firewall {
-    let mut unread = Vec::new();
-    let mut take = |what: &str, output: io::Result<String>| match output {
-        Ok(text) => text,
-        Err(error) => {
-            unread.push(format!("{what}: {error}"));
-            String::new()
-        }
-    };
-    let json = take("nftables", output_of("nft", &["--json", "list", "ruleset"]));
+    let json = output_of("nft", &["--json", "list", "ruleset"]);
     // Only for the texts of rules, so its absence is no loss.
     let listing = output_of("nft", &["--stateless", "--handle", "list", "ruleset"]);
-    let mut saved = Vec::new();
+    let read = json.and_then(|json| {
+        Firewall::of_nft(&json, &listing.unwrap_or_default())
+            .map_err(|error| io::Error::other(format!("what nft printed is not as known: {error}")))
+    });
+    let mut firewall = read.unwrap_or_else(|error| Firewall {
+        unread: vec![format!("nftables: {error}")],
+        ..Firewall::default()
+    });
     for ip in Ip::BOTH {
-        for origin in [Origin::IptablesNft, Origin::IptablesLegacy] {
-            let used = match origin {
-                Origin::IptablesLegacy => uses_legacy(ip),
-                _ => nft::has_iptables_tables(&json, ip),
-            };
-            if used {
-                let what = super::xtables::program(origin, ip);
-                saved.push((origin, ip, take(what, save(origin, ip))));
+        let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
+        let legacy = uses_legacy(ip).then_some(Origin::IptablesLegacy);
+        for origin in over_nft.into_iter().chain(legacy) {
+            match save(origin, ip) {
+                Ok(text) => firewall.add_saved(origin, ip, &text),
+                Err(error) => {
+                    firewall.unread.push(format!("{}: {error}", program(origin, ip)));
+                }
             }
         }
     }
-    match Firewall::parse(&json, &listing.unwrap_or_default(), &saved) {
-        Ok(firewall) => Firewall { unread, ..firewall },
-        Err(error) => {
-            unread.push(format!("nftables: cannot read what nft printed: {error}"));
-            let rest = Firewall::parse("", "", &saved).unwrap_or_default();
-            Firewall { unread, ..rest }
-        }
-    }
+    firewall
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
@@ -57,7 +49,7 @@ fn uses_legacy(ip: Ip) -> bool {
 
 /// What `iptables-save` of this variant prints. Where there is only one variant, it has no suffix.
 fn save(origin: Origin, ip: Ip) -> io::Result<String> {
-    let program = super::xtables::program(origin, ip);
+    let program = program(origin, ip);
     match output_of(&format!("{program}-save"), &[]) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let plain = if ip == Ip::V4 { "iptables" } else { "ip6tables" };

@@ -12,11 +12,13 @@ const UFW: &str = include_str!("samples/ufw.save");
 const DOCKER: &str = include_str!("samples/docker.save");
 
 fn nftables((json, listing): (&str, &str)) -> Firewall {
-    Firewall::parse(json, listing, &[]).unwrap()
+    Firewall::of_nft(json, listing).unwrap()
 }
 
 fn legacy(text: &str) -> Firewall {
-    Firewall::parse("", "", &[(Origin::IptablesLegacy, Ip::V4, text.to_owned())]).unwrap()
+    let mut firewall = Firewall::default();
+    firewall.add_saved(Origin::IptablesLegacy, Ip::V4, text);
+    firewall
 }
 
 fn judge(firewall: &Firewall, hook: Hook, ip: Ip, sign: Sign) -> Judgement {
@@ -41,7 +43,7 @@ fn one_rule(statements: &str) -> Firewall {
         {{"rule": {{"family": "inet", "table": "t", "chain": "f", "handle": 2,
         "expr": [{statements}]}}}}]}}"#
     );
-    Firewall::parse(&json, "", &[]).unwrap()
+    Firewall::of_nft(&json, "").unwrap()
 }
 
 #[test]
@@ -188,14 +190,14 @@ fn tables_that_iptables_prints_take_the_place_of_what_nft_shows_of_them() {
         "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
         {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 2, "expr":
         [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
-    assert!(nft::has_iptables_tables(json, Ip::V4) && !nft::has_iptables_tables(json, Ip::V6));
-    let opaque = Firewall::parse(json, "", &[]).unwrap();
-    let unknown = judge(&opaque, Hook::Forward, Ip::V4, Sign::Mark);
+    let mut firewall = Firewall::of_nft(json, "").unwrap();
+    assert!(firewall.has_iptables_tables(Ip::V4) && !firewall.has_iptables_tables(Ip::V6));
+    let unknown = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
     assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
     let text = "*filter\n:FORWARD DROP [0:0]\n\
         -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
-    let saved = [(Origin::IptablesNft, Ip::V4, text.to_owned())];
-    let known = Firewall::parse(json, "", &saved).unwrap();
+    firewall.add_saved(Origin::IptablesNft, Ip::V4, text);
+    let known = firewall;
     let judgement = judge(&known, Hook::Forward, Ip::V4, Sign::Mark);
     assert!(judgement.passes() && judgement.chains.len() == 1);
     assert!(judge(&known, Hook::Forward, Ip::V6, Sign::Mark).chains.is_empty());
@@ -357,7 +359,7 @@ fn our_own_table_and_sleeping_ones_are_left_out() {
             {{"chain": {{"family": "inet", "table": "{name}", "name": "f", "type": "filter",
             "hook": "forward", "prio": 0, "policy": "drop"}}}}]}}"#
         );
-        let firewall = Firewall::parse(&json, "", &[]).unwrap();
+        let firewall = Firewall::of_nft(&json, "").unwrap();
         assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).chains.is_empty(), "{table}");
     }
 }
@@ -470,7 +472,7 @@ proptest! {
                 let at = at % text.len();
                 text.replace_range(at..at + 1, &with);
             }
-            if let Ok(firewall) = Firewall::parse(&json, &listing, &[]) {
+            if let Ok(firewall) = Firewall::of_nft(&json, &listing) {
                 judge_all(&firewall);
             }
         }
