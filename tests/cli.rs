@@ -151,7 +151,9 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "check", "rules", "status", "sessions", "pinholes", "replay", "demo"] {
+    for command in
+        ["run", "check", "doctor", "rules", "status", "sessions", "pinholes", "replay", "demo"]
+    {
         let (code, stdout, stderr) = outcome(&[command, "--help"]);
         assert_eq!((code, stderr.as_str()), (0, ""));
         assert!(stdout.contains(&format!("Usage: ftp-alg {command}")), "{stdout}");

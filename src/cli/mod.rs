@@ -5,6 +5,7 @@
 
 mod check;
 mod demo;
+mod doctor;
 mod output;
 mod pinholes;
 mod replay;
@@ -108,6 +109,7 @@ struct Arguments {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Doctor(doctor::Doctor),
     Rules(rules::Rules),
     Status(status::Status),
     Sessions(sessions::Sessions),
@@ -121,6 +123,7 @@ impl Command {
         match self {
             Self::Run(command) => command.run(),
             Self::Check(command) => command.run(),
+            Self::Doctor(command) => command.run(),
             Self::Rules(command) => command.run(),
             Self::Status(command) => command.run(),
             Self::Sessions(command) => command.run(),

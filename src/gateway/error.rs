@@ -58,6 +58,9 @@ pub enum GatewayError {
 }
 
 impl GatewayError {
+    /// What a failure is about when packets cannot be queued.
+    pub const QUEUE_RULES: &str = "queue rules";
+
     /// Sorts `source` into the variants that say what to do.
     pub(super) fn system(what: impl Into<String>, source: io::Error) -> Self {
         let what = what.into();

@@ -3,10 +3,13 @@
 //! Knows packets only as bytes with addresses, and nothing of what is said in them. Every call
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
+mod choice;
 mod conntrack;
 mod ctnetlink;
 mod error;
 mod expectations;
+mod features;
+pub mod firewall;
 mod helper;
 mod inject;
 mod netlink;
@@ -18,9 +21,11 @@ mod table;
 
 use std::net::SocketAddr;
 
+pub use choice::{Outlook, automatic, choose, outlooks};
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
 pub use expectations::Expectations;
+pub use features::{Expecting, Features, Routing};
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts};

@@ -56,6 +56,11 @@ impl Outcome {
         self.errors.contains(&(index, errno))
     }
 
+    /// With which error message `index` failed, if it did.
+    pub(super) fn error_of(&self, index: usize) -> Option<i32> {
+        self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
+    }
+
     /// Why the batch did not take effect, if it did not.
     pub(super) fn first_error(&self) -> Option<i32> {
         self.errors.first().map(|(_, errno)| *errno)

@@ -343,12 +343,7 @@ fn configure(
 fn refused(number: u16, error: io::Error) -> GatewayError {
     let taken = || {
         let table = std::fs::read_to_string(STATISTICS).ok()?;
-        let port = row(&table, number)?.port;
-        // Most programs have their process id as netlink port.
-        let owner = std::fs::read_to_string(format!("/proc/{port}/comm")).map_or_else(
-            |_| format!(" (netlink port {port})"),
-            |name| format!(" ({}, pid {port})", name.trim_end()),
-        );
+        let owner = format!(" ({})", owner(row(&table, number)?.port));
         Some(GatewayError::QueueTaken { number, owner })
     };
     let missing = || GatewayError::FeatureMissing {
@@ -366,8 +361,22 @@ fn refused(number: u16, error: io::Error) -> GatewayError {
     }
 }
 
+/// Most programs have their process id as netlink port.
+fn owner(port: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{port}/comm")).map_or_else(
+        |_| format!("netlink port {port}"),
+        |name| format!("{}, pid {port}", name.trim_end()),
+    )
+}
+
+/// Of these queues those that someone reads, and who does.
+pub(super) fn readers(numbers: std::ops::RangeInclusive<u16>) -> Vec<(u16, String)> {
+    let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
+    numbers.filter_map(|number| Some((number, owner(row(&table, number)?.port)))).collect()
+}
+
 /// The thread's own network namespace, not that of the process's first thread.
-const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+pub(super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 
 struct Row {
     port: u32,

@@ -25,8 +25,6 @@ use super::{
 /// Chains that queue: what passes without a reader, what waits for one.
 const QUEUEING: [(&CStr, bool); 2] = [(c"inspect", true), (c"hold", false)];
 
-const QUEUE_RULES: &str = "queue rules";
-
 /// The table `inet ftp_alg`, loaded; removed when dropped.
 #[derive(Debug)]
 pub struct Table {
@@ -61,14 +59,14 @@ fn no_helper() -> GatewayError {
     }
 }
 
-fn no_queue(errno: i32) -> GatewayError {
+pub(super) fn no_queue(errno: i32) -> GatewayError {
     match errno {
         libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
-            what: QUEUE_RULES.into(),
+            what: GatewayError::QUEUE_RULES.into(),
             feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
             remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
         },
-        _ => GatewayError::system(QUEUE_RULES, io::Error::from_raw_os_error(errno)),
+        _ => GatewayError::system(GatewayError::QUEUE_RULES, io::Error::from_raw_os_error(errno)),
     }
 }
 
@@ -224,7 +222,7 @@ fn helper_failed(error: io::Error) -> GatewayError {
 }
 
 /// Runs `nft` on `text`.
-fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
+pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => GatewayError::NftMissing,
         _ => GatewayError::system("nft", error),
@@ -262,7 +260,11 @@ fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
     Err(GatewayError::RulesRefused { message })
 }
 
-fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters, bypass: bool) -> Rule<'a> {
+pub(super) fn queue_rule<'a>(
+    chain: &'a Chain<'a>,
+    parameters: &RuleParameters,
+    bypass: bool,
+) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
     rule.add_expr(&NfQueue { first, total: last - first + 1, bypass });

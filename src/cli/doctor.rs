@@ -1,0 +1,204 @@
+//! `ftp-alg doctor`: whether FTP will work through this kernel and this firewall, and what to do
+//! if it will not.
+
+mod checks;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{ConfigOption, Failure, SocketOption, output};
+use crate::{
+    config::Backend,
+    daemon::{self, client, snapshot},
+    gateway::{Features, choose, firewall::Firewall, outlooks},
+};
+
+/// Say what this kernel and firewall offer, what is in the way, and what to do
+///
+/// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway will
+/// work as configured, 1 if something stands in the way. In JSON: {ok, backend, reason, checks: [
+/// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigOption,
+    #[command(flatten)]
+    socket: SocketOption,
+}
+
+impl Doctor {
+    /// Looks, and prints.
+    pub fn run(&self) -> Result<(), Failure> {
+        let config = self.config.load()?;
+        let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
+        let running = client::request(&self.socket.socket, "status", super::ANSWER)
+            .ok()
+            .and_then(|answer| answer.parse::<snapshot::Status>().ok());
+        let features = Features::probe(&parameters);
+        let firewall = Firewall::read();
+        let outlooks = outlooks(&firewall, features.routing, &parameters);
+        let (backend, reason) = match config.pinhole.backend {
+            Backend::Auto => choose(|| features.expecting.possible(), &outlooks),
+            configured => (configured, "the configuration says so"),
+        };
+        let checks = checks::Checks {
+            parameters: &parameters,
+            running: running.as_ref(),
+            features: &features,
+            firewall: &firewall,
+            outlooks: &outlooks,
+            backend,
+        };
+        let report = Report::new(features.net_admin.then_some(backend), reason, checks.all());
+        if self.json {
+            let text = serde_json::to_string(&report).map_err(Failure::failed)?;
+            output::print_line(&text)?;
+        } else {
+            output::print(&text(&report))?;
+        }
+        match report.problems() {
+            0 => Ok(()),
+            1 => Err(Failure::Failed("one thing stands in the way of FTP".to_owned())),
+            many => Err(Failure::Failed(format!("{many} things stand in the way of FTP"))),
+        }
+    }
+}
+
+/// All that was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Whether FTP will work.
+    ok: bool,
+    /// What holds the pinholes, if that can be said.
+    backend: Option<&'static str>,
+    reason: &'static str,
+    checks: Vec<Check>,
+}
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mark {
+    Ok,
+    /// Not there, and not needed.
+    Missing,
+    /// Worth knowing.
+    Note,
+    /// In the way.
+    Problem,
+}
+
+impl Mark {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Missing => "missing",
+            Self::Note => "note",
+            Self::Problem => "PROBLEM",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    section: &'static str,
+    name: String,
+    mark: Mark,
+    says: String,
+    /// More of it, a line each.
+    details: Vec<String>,
+    /// Commands that put it right, a line each.
+    remedy: Vec<String>,
+    /// What else to know about these, a line each.
+    advice: Vec<String>,
+}
+
+impl Report {
+    fn new(backend: Option<Backend>, reason: &'static str, checks: Vec<Check>) -> Self {
+        let ok = checks.iter().all(|check| check.mark != Mark::Problem);
+        Self { ok, backend: backend.map(Backend::as_str), reason, checks }
+    }
+
+    fn problems(&self) -> usize {
+        self.checks.iter().filter(|check| check.mark == Mark::Problem).count()
+    }
+}
+
+/// Sections of aligned lines; commands stand alone on theirs, ready to be copied.
+fn text(report: &Report) -> String {
+    let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    let mut section = "";
+    for check in &report.checks {
+        if check.section != section {
+            section = check.section;
+            text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
+        }
+        let mark = check.mark.as_str();
+        text += &format!("  {mark:<7}  {:<width$}  {}\n", check.name, check.says);
+        for line in &check.details {
+            text += &format!("  {:<7}  {:<width$}  {line}\n", "", "");
+        }
+        for line in &check.remedy {
+            text += &format!("      {line}\n");
+        }
+        for line in &check.advice {
+            text += &format!("    {line}\n");
+        }
+    }
+    if let Some(backend) = report.backend {
+        text += &format!("\nback end\n  {backend}, as {}\n", report.reason);
+    }
+    let verdict = match report.problems() {
+        0 => "FTP through this gateway will work",
+        _ => "FTP through this gateway will not work before the problems above are solved",
+    };
+    text + &format!("\n{verdict}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(section: &'static str, name: &str, mark: Mark, remedy: &[&str]) -> Check {
+        Check {
+            section,
+            name: name.into(),
+            mark,
+            says: "says".into(),
+            details: Vec::new(),
+            remedy: remedy.iter().map(|line| (*line).to_owned()).collect(),
+            advice: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn sections_are_aligned_and_commands_stand_alone() {
+        let checks = vec![
+            check("kernel", "nat", Mark::Ok, &[]),
+            check("kernel", "ctnetlink", Mark::Missing, &[]),
+            check("firewall", "forward", Mark::Problem, &["nft insert rule"]),
+        ];
+        let report = Report::new(Some(Backend::Nftables), "it is so", checks);
+        assert_eq!(
+            text(&report),
+            "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
+             firewall\n  PROBLEM  forward    says\n      nft insert rule\n\n\
+             back end\n  nftables, as it is so\n\n\
+             FTP through this gateway will not work before the problems above are solved\n"
+        );
+        assert!(!report.ok);
+    }
+
+    #[test]
+    fn what_is_missing_and_not_needed_is_no_problem() {
+        let report = Report::new(None, "x", vec![check("kernel", "x", Mark::Missing, &[])]);
+        assert!(report.ok);
+        assert!(text(&report).ends_with("will work\n"));
+    }
+}

@@ -1,0 +1,146 @@
+//! Which back end `auto` means here: the one that asks least of the operator's firewall.
+
+use super::{
+    Expecting, Routing, RuleParameters,
+    firewall::{Firewall, Hook, Ip, Judgement, Sign},
+};
+use crate::config::Backend;
+
+/// What the firewall does at one hook with one version of IP.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    /// The hook.
+    pub hook: Hook,
+    /// The version of IP.
+    pub ip: Ip,
+    /// Whether data connections of this machine's task go that way: on a router those that it
+    /// forwards, else those that start and end here.
+    pub matters: bool,
+    /// Data connections with our ct mark.
+    pub mark: Judgement,
+    /// Data connections that conntrack expects.
+    pub related: Judgement,
+    /// What we send ourselves; at output only.
+    pub injected: Option<Judgement>,
+}
+
+impl Outlook {
+    /// What becomes of packets with this sign.
+    pub fn of(&self, sign: Sign) -> Option<&Judgement> {
+        match sign {
+            Sign::Mark => Some(&self.mark),
+            Sign::Related => Some(&self.related),
+            Sign::Injected => self.injected.as_ref(),
+        }
+    }
+}
+
+/// What the firewall does at all hooks.
+pub fn outlooks(
+    firewall: &Firewall,
+    routing: Routing,
+    parameters: &RuleParameters,
+) -> Vec<Outlook> {
+    let routes = routing.v4 || routing.v6;
+    let ways = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
+    ways.map(|(hook, ip)| {
+        let judge = |sign| firewall.judge(hook, ip, sign, parameters);
+        let matters = match (hook, ip) {
+            (Hook::Forward, Ip::V4) => routing.v4,
+            (Hook::Forward, Ip::V6) => routing.v6,
+            (_, Ip::V4) => !routes,
+            (_, Ip::V6) => !routes && routing.has_v6,
+        };
+        Outlook {
+            hook,
+            ip,
+            matters,
+            mark: judge(Sign::Mark),
+            related: judge(Sign::Related),
+            injected: (hook == Hook::Output).then(|| judge(Sign::Injected)),
+        }
+    })
+    .collect()
+}
+
+/// The back end that `auto` means, and why.
+///
+/// That which needs no change of the firewall; of both, `nftables`, which gives control connections
+/// no helper and leaves `related` to others. `can_expect` says whether the kernel takes expectations
+/// ([`Expecting::possible`]), and is asked only if it matters.
+pub fn choose(can_expect: impl FnOnce() -> bool, outlooks: &[Outlook]) -> (Backend, &'static str) {
+    let pass = |judgement: fn(&Outlook) -> &Judgement| {
+        outlooks.iter().filter(|outlook| outlook.matters).all(|one| judgement(one).passes())
+    };
+    let open = outlooks
+        .iter()
+        .filter(|outlook| outlook.matters)
+        .all(|outlook| outlook.mark.chains.iter().all(|chain| chain.by.rule.is_none()));
+    if pass(|outlook| &outlook.mark) {
+        let why = match open {
+            true => "the firewall drops nothing by default",
+            false => "the firewall lets connections with our ct mark pass",
+        };
+        (Backend::Nftables, why)
+    } else if !pass(|outlook| &outlook.related) {
+        (Backend::Nftables, "the firewall accepts neither our ct mark nor related connections yet")
+    } else if can_expect() {
+        (Backend::Conntrack, "the firewall accepts related connections, but not our ct mark")
+    } else {
+        (
+            Backend::Nftables,
+            "the firewall accepts related connections only, but this kernel takes no expectations",
+        )
+    }
+}
+
+/// What `auto` means in this network namespace, and why, asking no more than it takes.
+pub fn automatic(parameters: &RuleParameters) -> (Backend, &'static str) {
+    let outlooks = outlooks(&Firewall::read(), Routing::read(), parameters);
+    choose(|| Expecting::read().possible(), &outlooks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::firewall::Origin;
+
+    const GATEWAY: Routing = Routing { v4: true, v6: false, has_v6: true };
+    const HOST: Routing = Routing { v4: false, v6: false, has_v6: false };
+
+    /// What `auto` means behind these rules of iptables-legacy, all with policy drop.
+    fn choice(rules: &str, routing: Routing, can_expect: bool) -> Backend {
+        let text = format!(
+            "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n{rules}\nCOMMIT\n"
+        );
+        let mut firewall = Firewall::default();
+        firewall.add_saved(Origin::IptablesLegacy, Ip::V4, &text);
+        let outlooks = outlooks(&firewall, routing, &RuleParameters::default());
+        choose(|| can_expect, &outlooks).0
+    }
+
+    const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+    const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+
+    #[test]
+    fn the_firewall_that_only_accepts_related_gets_expectations() {
+        assert_eq!(choice(RELATED, GATEWAY, true), Backend::Conntrack);
+    }
+
+    #[test]
+    fn without_expectations_or_need_it_is_nftables() {
+        assert_eq!(choice(RELATED, GATEWAY, false), Backend::Nftables);
+        assert_eq!(choice("", GATEWAY, true), Backend::Nftables);
+        assert_eq!(choice(MARK, GATEWAY, true), Backend::Nftables);
+        assert_eq!(choice(&format!("{RELATED}\n{MARK}"), GATEWAY, true), Backend::Nftables);
+    }
+
+    #[test]
+    fn a_host_is_judged_by_what_starts_and_ends_there() {
+        assert_eq!(choice(RELATED, HOST, true), Backend::Nftables);
+        let both = ["INPUT", "OUTPUT"].map(|chain| RELATED.replace("FORWARD", chain));
+        assert_eq!(choice(&both[0], HOST, true), Backend::Nftables);
+        assert_eq!(choice(&both.join("\n"), HOST, true), Backend::Conntrack);
+        assert_eq!(choice(&both.join("\n"), GATEWAY, true), Backend::Nftables);
+    }
+}

@@ -1,0 +1,300 @@
+//! What this kernel, in this network namespace, offers: found out by asking it, with nothing left
+//! behind.
+//!
+//! Rules and objects are tried in transactions that the kernel checks and never commits. As with
+//! any use, the kernel may load a module of its own when it is asked for one.
+
+use std::{fs, io, path::Path};
+
+use nftnl::{Chain, MsgType, ProtoFamily};
+
+use super::{
+    GatewayError, RuleParameters,
+    firewall::output_of,
+    netlink::{self, Message, Socket, Start, Writer},
+    nft::Batch,
+    queue,
+    rules::{QueueStatement, render_nftables},
+    table::{nft, queue_rule},
+};
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+
+// From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
+const IPCTNL_MSG_CT_GET: u8 = 1;
+const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
+const IPCTNL_MSG_EXP_GET: u8 = 1;
+const NFNL_MSG_CTHELPER_GET: u8 = 1;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_HELP: u16 = 5;
+const CTA_HELP_NAME: u16 = 1;
+
+/// A table that only holds an object of the kernel's FTP helper.
+const FTP_HELPER: &str =
+    "table inet ftp_alg_probe { ct helper ftp { type \"ftp\" protocol tcp; }; }\n";
+/// A table that translates.
+const NAT: &str = "table inet ftp_alg_probe {
+    chain nat { type nat hook postrouting priority 0; masquerade; }; }\n";
+
+/// What is there, and what is not.
+#[derive(Debug)]
+pub struct Features {
+    /// Whether this process has CAP_NET_ADMIN; nothing else is known without it.
+    pub net_admin: bool,
+    /// Whether it has CAP_NET_RAW.
+    pub net_raw: bool,
+    /// The version of the program `nft`.
+    pub nft: Result<String, String>,
+    /// How packets get into a queue, if the kernel takes our rules.
+    pub rules: Result<QueueStatement, GatewayError>,
+    /// Whether queues can be read (nfnetlink_queue).
+    pub queue: bool,
+    /// Of the configured queues those that someone reads, and what is known of the reader.
+    pub readers: Vec<(u16, String)>,
+    /// What connections can be told to conntrack.
+    pub expecting: Expecting,
+    /// Connections in conntrack's table, and its limit.
+    pub connections: Option<(u64, u64)>,
+    /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
+    pub automatic_helpers: bool,
+    /// Control connections that have the kernel's FTP helper now.
+    pub helped: usize,
+    /// What this machine does with packets that are not its own.
+    pub routing: Routing,
+}
+
+/// What this machine does with packets that are not its own: its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// It forwards IPv4.
+    pub v4: bool,
+    /// It forwards IPv6.
+    pub v6: bool,
+    /// It has an IPv6 address, but for `lo`.
+    pub has_v6: bool,
+}
+
+impl Routing {
+    /// As it is now.
+    pub fn read() -> Self {
+        let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+        Self {
+            v4: number_in("/proc/sys/net/ipv4/ip_forward") == Some(1),
+            v6: number_in("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
+            has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
+        }
+    }
+}
+
+impl Features {
+    /// Asks the kernel.
+    pub fn probe(parameters: &RuleParameters) -> Self {
+        let capabilities = effective_capabilities();
+        let net_admin = capabilities & 1 << CAP_NET_ADMIN != 0;
+        let mut socket = Socket::open().ok().filter(|_| net_admin);
+        let expecting = Expecting::probe(socket.as_mut());
+        let helped = match &mut socket {
+            Some(socket) if expecting.ctnetlink => {
+                helped_connections(socket, parameters).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        Self {
+            net_admin,
+            net_raw: capabilities & 1 << CAP_NET_RAW != 0,
+            nft: output_of("nft", &["--version"])
+                .map(|text| version(&text).to_owned())
+                .map_err(|error| error.to_string()),
+            rules: queueing(parameters, socket.as_mut()),
+            queue: Path::new(queue::STATISTICS).exists(),
+            readers: queue::readers(parameters.queues()),
+            expecting,
+            connections: number_in("/proc/sys/net/netfilter/nf_conntrack_count")
+                .zip(number_in("/proc/sys/net/netfilter/nf_conntrack_max")),
+            automatic_helpers: number_in("/proc/sys/net/netfilter/nf_conntrack_helper") == Some(1),
+            helped,
+            routing: Routing::read(),
+        }
+    }
+}
+
+/// What conntrack can be asked and told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expecting {
+    /// Connections can be asked for (nf_conntrack_netlink).
+    pub ctnetlink: bool,
+    /// Expectations can be set from here.
+    pub expectations: bool,
+    /// Addresses can be translated (nf_nat, and with it `nat-follow-master`).
+    pub nat: bool,
+    /// Helpers can live in user space (nfnetlink_cthelper).
+    pub cthelper: bool,
+    /// The kernel has its own FTP helper, as an object.
+    pub ftp_helper: bool,
+}
+
+impl Expecting {
+    /// Asks the kernel.
+    pub fn read() -> Self {
+        Self::probe(Socket::open().ok().as_mut())
+    }
+
+    fn probe(mut socket: Option<&mut Socket>) -> Self {
+        let permitted = socket.is_some();
+        let mut answers = |subsystem: i32, command, flags| {
+            socket
+                .as_mut()
+                .is_some_and(|socket| ask(socket, subsystem as u8, command, flags, |_| {}).is_ok())
+        };
+        let (one, all) = (0, libc::NLM_F_DUMP);
+        let takes = |rules: &str| permitted && check(rules).is_ok();
+        Self {
+            ctnetlink: answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, one),
+            expectations: answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, all),
+            cthelper: answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, all),
+            nat: takes(NAT),
+            ftp_helper: takes(FTP_HELPER),
+        }
+    }
+
+    /// Whether pinholes can be expectations: the kernel takes these only for a control connection
+    /// that has a helper, of whichever kind.
+    pub fn possible(&self) -> bool {
+        self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.ftp_helper)
+    }
+}
+
+/// Has nft and the kernel check `rules` without loading them.
+fn check(rules: &str) -> Result<(), GatewayError> {
+    nft(&["--check", "--file", "-"], rules)
+}
+
+/// How our rules can queue here, by checking them as a whole.
+fn queueing(
+    parameters: &RuleParameters,
+    socket: Option<&mut Socket>,
+) -> Result<QueueStatement, GatewayError> {
+    let not_permitted = || GatewayError::NotPermitted { what: "nf_tables".into() };
+    let socket = socket.ok_or_else(not_permitted)?;
+    match check(&render_nftables(parameters, QueueStatement::Native)) {
+        Ok(()) => Ok(QueueStatement::Native),
+        Err(GatewayError::RulesRefused { .. }) => {
+            check(&render_nftables(parameters, QueueStatement::Xtables))?;
+            queue_target(parameters, socket)?;
+            Ok(QueueStatement::Xtables)
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// Tries the iptables target in a transaction whose last message cannot succeed: it deletes a
+/// chain that is not there. So the kernel checks the rule, and commits nothing.
+fn queue_target(parameters: &RuleParameters, socket: &mut Socket) -> Result<(), GatewayError> {
+    let failed = |error| GatewayError::system("nf_tables", error);
+    let mut refused = None;
+    // Linux 6.1 loads the target's module by a name that begins with the family's, and has none
+    // for inet.
+    for family in [ProtoFamily::Inet, ProtoFamily::Ipv4, ProtoFamily::Inet] {
+        let table = nftnl::Table::new(c"ftp_alg_probe", family);
+        let chain = Chain::new(c"probe", &table);
+        let mut batch = Batch::new();
+        batch.object(&table, MsgType::Add);
+        batch.object(&chain, MsgType::Add);
+        let rule = batch.object(&queue_rule(&chain, parameters, true), MsgType::Add);
+        batch.object(&Chain::new(c"absent", &table), MsgType::Del);
+        let outcome = batch.send(socket).map_err(failed)?;
+        refused = outcome.error_of(rule);
+        if refused.is_none() && matches!(family, ProtoFamily::Inet) {
+            return Ok(());
+        }
+    }
+    Err(super::table::no_queue(refused.unwrap_or(libc::ENOENT)))
+}
+
+/// Sends a request without attributes, and hands each message of the answer to `each`.
+fn ask(
+    socket: &mut Socket,
+    subsystem: u8,
+    command: u8,
+    flags: i32,
+    mut each: impl FnMut(&Message<'_>),
+) -> io::Result<()> {
+    let start = Start {
+        subsystem,
+        command,
+        flags: flags as u16,
+        sequence: socket.next_sequence(),
+        family: libc::AF_UNSPEC as u8,
+        resource: 0,
+    };
+    let mut request = Vec::new();
+    Writer::new(&mut request, start);
+    let mut failed = 0;
+    socket.ask(&request, |message| match message.kind {
+        netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
+        _ => each(&message),
+    })?;
+    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+}
+
+/// How many control connections have the kernel's helper.
+fn helped_connections(socket: &mut Socket, parameters: &RuleParameters) -> io::Result<usize> {
+    let mut found = 0;
+    let subsystem = libc::NFNL_SUBSYS_CTNETLINK as u8;
+    ask(socket, subsystem, IPCTNL_MSG_CT_GET, libc::NLM_F_DUMP, |message| {
+        let attributes = message.attributes();
+        let helper =
+            attributes.nested(CTA_HELP).and_then(|help| help.first(CTA_HELP_NAME).map(is_ftp));
+        let port = attributes
+            .nested(CTA_TUPLE_ORIG)
+            .and_then(|tuple| tuple.nested(CTA_TUPLE_PROTO))
+            .and_then(|proto| proto.first(CTA_PROTO_DST_PORT).and_then(netlink::be16));
+        let ours = port.is_some_and(|port| parameters.control_ports().contains(&port));
+        found += usize::from(ours && helper == Some(true));
+    })?;
+    Ok(found)
+}
+
+fn is_ftp(name: &[u8]) -> bool {
+    name.strip_suffix(b"\0").unwrap_or(name) == b"ftp"
+}
+
+fn effective_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn number_in(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// `1.0.6` of `nftables v1.0.6 (Lester Gooch #5)`.
+fn version(text: &str) -> &str {
+    let word = text.split_whitespace().nth(1).unwrap_or(text.trim());
+    word.strip_prefix('v').unwrap_or(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("nftables v1.0.6 (Lester Gooch #5)\n"), "1.0.6");
+        assert_eq!(version("strange\n"), "strange");
+        assert_eq!(version(""), "");
+    }
+
+    #[test]
+    fn the_helpers_name_may_end_in_a_zero() {
+        assert!(is_ftp(b"ftp\0") && is_ftp(b"ftp"));
+        assert!(!is_ftp(b"tftp\0") && !is_ftp(b""));
+    }
+}

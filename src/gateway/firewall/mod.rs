@@ -1,0 +1,222 @@
+//! The operator's firewall: whether it lets data connections pass, and which line is missing.
+//!
+//! Reads the rules of nftables and of both kinds of iptables into one form ([`model`]), and follows
+//! packets of which only the essential is known through them ([`verdict`]). Nothing is sent and
+//! nothing is changed. Rules of our own are left out.
+
+mod model;
+mod nft;
+mod probe;
+mod remedy;
+mod sources;
+mod verdict;
+mod xtables;
+
+use model::{Changes, Table};
+pub use model::{Hook, Ip, Origin, TableFamily};
+pub use probe::Sign;
+use probe::{Probe, packets};
+pub use remedy::Manager;
+pub(super) use sources::output_of;
+pub use verdict::Reason;
+use verdict::{Fate, base_chains};
+
+use super::RuleParameters;
+
+/// What is loaded, as far as it could be read.
+#[derive(Clone, Debug, Default)]
+pub struct Firewall {
+    rules: Rules,
+    /// What could not be read, and why.
+    unread: Vec<String>,
+}
+
+/// What a parser found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Rules {
+    tables: Vec<Table>,
+    concerns: Vec<Concern>,
+    changes: Changes,
+}
+
+impl Rules {
+    fn add(&mut self, other: Self) {
+        self.tables.extend(other.tables);
+        self.concerns.extend(other.concerns);
+        self.changes.ct_mark |= other.changes.ct_mark;
+        self.changes.mark |= other.changes.mark;
+    }
+}
+
+/// A rule that gets in the way, wherever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concern {
+    /// What it does.
+    pub kind: ConcernKind,
+    /// The chain that it is in, for people.
+    pub chain: String,
+    /// Its text.
+    pub rule: String,
+    /// The command that removes it.
+    pub remedy: Option<String>,
+}
+
+/// What a rule does that gets in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConcernKind {
+    /// It gives control connections the kernel's own FTP helper.
+    Helper,
+    /// It changes bits of the ct mark.
+    CtMark {
+        /// Which.
+        bits: u32,
+    },
+}
+
+/// What a firewall does, at one hook, with packets of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What each base chain there does.
+    pub chains: Vec<ChainJudgement>,
+}
+
+/// What a base chain does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainJudgement {
+    /// The chain.
+    pub place: Place,
+    /// Whether packets pass, by default.
+    pub passes: bool,
+    /// What decides that.
+    pub by: Reason,
+    /// Rules that do the opposite to some, by addresses or interfaces that are not known here.
+    pub except: Vec<Reason>,
+}
+
+/// A base chain, and what one needs to know to add a rule to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Whose it is.
+    pub origin: Origin,
+    /// What it sees.
+    pub family: TableFamily,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+    /// Where rules of an operator belong, if not there: Docker's `DOCKER-USER`.
+    pub insert_into: String,
+    /// Who writes this table.
+    pub manager: Option<Manager>,
+    /// Whether only its owner may change it.
+    pub owned: bool,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { table, chain, .. } = self;
+        match (self.origin, self.family) {
+            (Origin::Nftables, family) => write!(f, "{} {table} {chain}", family.as_str()),
+            (origin, family) => {
+                let ip = if family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
+                write!(f, "{} {table} {chain}", xtables::program(origin, ip))
+            }
+        }
+    }
+}
+
+impl Judgement {
+    /// Whether packets pass, by default.
+    pub fn passes(&self) -> bool {
+        self.chains.iter().all(|chain| chain.passes)
+    }
+
+    /// The chains that stop them.
+    pub fn stops(&self) -> impl Iterator<Item = &ChainJudgement> {
+        self.chains.iter().filter(|chain| !chain.passes)
+    }
+}
+
+impl Firewall {
+    /// Reads what is loaded in this network namespace.
+    pub fn read() -> Self {
+        sources::read()
+    }
+
+    /// What could not be read, and why: judgements are then incomplete.
+    pub fn unread(&self) -> &[String] {
+        &self.unread
+    }
+
+    /// The rules that get in the way: those that assign the kernel's FTP helper, or that change
+    /// bits of the ct mark that are ours.
+    pub fn concerns(&self, parameters: &RuleParameters) -> impl Iterator<Item = &Concern> {
+        let ours = parameters.mask();
+        self.rules.concerns.iter().filter(move |concern| match concern.kind {
+            ConcernKind::Helper => true,
+            ConcernKind::CtMark { bits } => bits & ours != 0,
+        })
+    }
+
+    /// What becomes of packets with `sign` at `hook`.
+    pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
+        let probe = Probe::new(sign, parameters, self.rules.changes);
+        let packets = packets(&probe, hook, ip);
+        let mut chains = Vec::new();
+        for table in self.rules.tables.iter().filter(|table| table.family.sees(ip)) {
+            for (name, base) in base_chains(table, hook) {
+                let fates = packets.iter().map(|packet| verdict::judge(table, name, base, packet));
+                let Some(fate) = fates.reduce(Fate::and) else { continue };
+                let place = remedy::place(table, name, hook);
+                chains.push((base.priority, judgement(place, fate)));
+            }
+        }
+        chains.sort_by(|(a, one), (b, other)| (a, &one.place).cmp(&(b, &other.place)));
+        Judgement { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
+    }
+
+    /// The commands that let packets with `sign` pass where `judgement` stops them.
+    pub fn remedies(judgement: &Judgement, sign: Sign, parameters: &RuleParameters) -> Vec<String> {
+        judgement.stops().map(|stop| remedy::command(&stop.place, sign, parameters)).collect()
+    }
+
+    /// The tables that nft shows, in JSON and as text; those of iptables-nft are among them.
+    fn of_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {
+        Ok(Self { rules: nft::parse(json, listing)?, unread: Vec::new() })
+    }
+
+    /// Whether there are tables like those of iptables-nft, so that it has to say what is in them.
+    fn has_iptables_tables(&self, ip: Ip) -> bool {
+        let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+        self.rules.tables.iter().any(|table| {
+            table.origin == Origin::Nftables
+                && table.family != TableFamily::Inet
+                && table.family.sees(ip)
+                && built_in.iter().any(|name| table.chains.contains_key(*name))
+        })
+    }
+
+    /// Adds what `iptables-save` printed. Of the tables of iptables-nft it takes the place of what
+    /// nft shows, which knows only the names of their matches.
+    pub(super) fn add_saved(&mut self, origin: Origin, ip: Ip, text: &str) {
+        let read = xtables::parse(text, origin, ip);
+        if origin == Origin::IptablesNft {
+            let same = |table: &Table, other: &Table| {
+                (other.family, &other.name) == (table.family, &table.name)
+            };
+            self.rules.tables.retain(|table| {
+                table.origin != Origin::Nftables
+                    || !read.tables.iter().any(|other| same(table, other))
+            });
+        }
+        self.rules.add(read);
+    }
+}
+
+fn judgement(place: Place, fate: Fate) -> ChainJudgement {
+    let Fate { passes, by, except } = fate;
+    ChainJudgement { place, passes, by, except }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+//! The common form of rules, whoever's they are, and what one says of a packet that is only
+//! partly known: yes, no, or maybe.
+//!
+//! Knows nothing of the languages that rules are written in. What a parser does not understand
+//! becomes [`Condition::Unknown`], which is maybe for every packet.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Bits of a connection's state, as nftables numbers them.
+pub(super) mod state {
+    pub(in super::super) const INVALID: u32 = 1;
+    pub(in super::super) const ESTABLISHED: u32 = 2;
+    pub(in super::super) const RELATED: u32 = 4;
+    pub(in super::super) const NEW: u32 = 8;
+    pub(in super::super) const UNTRACKED: u32 = 64;
+}
+
+/// The answer of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tri {
+    No,
+    Maybe,
+    Yes,
+}
+
+impl Tri {
+    fn negated_if(self, negated: bool) -> Self {
+        match self {
+            Self::No if negated => Self::Yes,
+            Self::Yes if negated => Self::No,
+            other => other,
+        }
+    }
+}
+
+/// What a rule may compare, of which something is known about our packets. Each is a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Field {
+    /// 4 or 6.
+    Family,
+    /// The transport protocol's number.
+    Protocol,
+    /// One bit of [`state`].
+    State,
+    /// 0 original, 1 reply.
+    Direction,
+    CtMark,
+    /// The packet's.
+    Mark,
+    SourcePort,
+    DestinationPort,
+    /// FIN is 1.
+    TcpFlags,
+    /// Whether an interface is `lo`.
+    Loopback,
+    /// Whether the connection was announced on one with the helper `ftp`.
+    FtpHelper,
+    /// Whose the destination is: 1 this machine's, 2 another's.
+    Destination,
+    /// 0 for this machine alone, not broadcast.
+    PacketType,
+}
+
+/// What is known about a field of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// Only the bits in `known` are.
+    Bits { bits: u32, known: u32 },
+    /// It is in this range.
+    Within(u32, u32),
+    /// It has none, so that no comparison succeeds, not even a negated one (NFT_BREAK).
+    Absent,
+}
+
+impl Value {
+    pub(super) fn exactly(bits: u32) -> Self {
+        Self::Bits { bits, known: u32::MAX }
+    }
+}
+
+/// Ascending or not, each with its end.
+pub(super) type Ranges = Arc<[(u32, u32)]>;
+
+/// A comparison: whether the field's bits under `mask` are in one of `ranges`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Test {
+    pub(super) field: Field,
+    pub(super) mask: u32,
+    pub(super) ranges: Ranges,
+    pub(super) negated: bool,
+}
+
+impl Test {
+    fn holds(&self, value: Value) -> Tri {
+        let (low, high, fixed) = match value {
+            Value::Absent => return Tri::No,
+            Value::Bits { bits, known } => {
+                let low = bits & known & self.mask;
+                (low, low | (self.mask & !known), known & self.mask)
+            }
+            Value::Within(low, high) if self.mask == u32::MAX => (low, high, 0),
+            Value::Within(..) => return Tri::Maybe,
+        };
+        let mut answer = Tri::No;
+        for &(from, to) in self.ranges.iter() {
+            let one = match () {
+                () if from <= low && high <= to => Tri::Yes,
+                () if to < low || high < from => Tri::No,
+                // A single value that contradicts a bit that is known.
+                () if from == to && (from ^ low) & fixed != 0 => Tri::No,
+                () => Tri::Maybe,
+            };
+            answer = answer.max(one);
+        }
+        answer.negated_if(self.negated)
+    }
+}
+
+/// A condition of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Test(Test),
+    /// One of these holds.
+    Any(Vec<Condition>),
+    /// Something that depends on what is not known here: addresses, interfaces, rates, time.
+    Unknown,
+}
+
+impl Condition {
+    /// That the field's bits under `mask` are in one of `ranges`.
+    pub(super) fn test(field: Field, mask: u32, ranges: impl Into<Ranges>) -> Self {
+        Self::Test(Test { field, mask, ranges: ranges.into(), negated: false })
+    }
+
+    /// That the field has one of these bits.
+    pub(super) fn any_bit(field: Field, bits: u32) -> Self {
+        Self::test(field, bits, [(0, 0)]).negated_if(true)
+    }
+
+    pub(super) fn negated_if(self, negate: bool) -> Self {
+        match self {
+            Self::Test(test) => Self::Test(Test { negated: test.negated != negate, ..test }),
+            Self::Any(_) if negate => Self::Unknown,
+            other => other,
+        }
+    }
+
+    fn holds(&self, packet: &Packet) -> Tri {
+        match self {
+            Self::Test(test) => test.holds(packet.value(test.field)),
+            Self::Any(conditions) => {
+                conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Tri::No)
+            }
+            Self::Unknown => Tri::Maybe,
+        }
+    }
+}
+
+/// Where a rule sends a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Accept,
+    /// Reject as well.
+    Drop,
+    /// A program decides.
+    Queue,
+    Return,
+    Jump(String),
+    Goto(String),
+    /// On to the next rule.
+    Continue,
+    /// The first whose condition holds.
+    Map(Vec<(Condition, Action)>),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// A rule: all conditions, then the action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) conditions: Vec<Condition>,
+    pub(super) action: Action,
+    /// As its owner wrote it.
+    pub(super) text: String,
+}
+
+impl Rule {
+    pub(super) fn applies(&self, packet: &Packet) -> Tri {
+        all(&self.conditions, packet)
+    }
+}
+
+/// Whether all conditions hold.
+pub(super) fn all(conditions: &[Condition], packet: &Packet) -> Tri {
+    conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Tri::Yes)
+}
+
+/// Where in a packet's way a chain is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// What is routed through.
+    Forward,
+    /// What ends here.
+    Input,
+    /// What starts here.
+    Output,
+}
+
+impl Hook {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+
+    /// As rule sets spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+
+    /// The hook that rule sets spell so, in either case.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
+    }
+}
+
+/// The version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ip {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Ip {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl std::fmt::Display for Ip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Whose a table is, and so who can change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// `nft`.
+    Nftables,
+    /// `iptables-nft`.
+    IptablesNft,
+    /// `iptables-legacy`.
+    IptablesLegacy,
+}
+
+/// Which packets a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableFamily {
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+    /// Both.
+    Inet,
+}
+
+impl TableFamily {
+    /// As nftables spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Inet => "inet",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        [Self::Ip, Self::Ip6, Self::Inet].into_iter().find(|family| family.as_str() == text)
+    }
+
+    pub(super) fn sees(self, ip: Ip) -> bool {
+        matches!((self, ip), (Self::Inet, _) | (Self::Ip, Ip::V4) | (Self::Ip6, Ip::V6))
+    }
+}
+
+/// What makes a chain see packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Base {
+    pub(super) hook: Hook,
+    pub(super) priority: i32,
+    /// Whether what comes to its end is dropped.
+    pub(super) drops: bool,
+}
+
+/// Rules in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// Of a base chain at a hook that matters here.
+    pub(super) base: Option<Base>,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// A table of chains, which only know each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) origin: Origin,
+    pub(super) family: TableFamily,
+    pub(super) name: String,
+    /// Whether nft refuses changes by others (flag `owner`).
+    pub(super) owned: bool,
+    pub(super) chains: BTreeMap<String, Chain>,
+}
+
+/// The bits of the marks that some rule may change, other than ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    pub(super) ct_mark: u32,
+    pub(super) mark: u32,
+}
+
+/// What is known of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packet {
+    pub(super) hook: Hook,
+    pub(super) ip: Ip,
+    pub(super) state: u32,
+    pub(super) direction: Value,
+    pub(super) ct_mark: Value,
+    pub(super) mark: Value,
+    pub(super) source_port: Value,
+    pub(super) destination_port: Value,
+    pub(super) tcp_flags: Value,
+    pub(super) ftp_helper: Value,
+}
+
+impl Packet {
+    fn value(&self, field: Field) -> Value {
+        match field {
+            Field::Family => Value::exactly(if self.ip == Ip::V4 { 4 } else { 6 }),
+            Field::Protocol => Value::exactly(6),
+            Field::State => Value::exactly(self.state),
+            Field::Direction => self.direction,
+            Field::CtMark => self.ct_mark,
+            Field::Mark => self.mark,
+            Field::SourcePort => self.source_port,
+            Field::DestinationPort => self.destination_port,
+            Field::TcpFlags => self.tcp_flags,
+            // Rules for lo are of no interest: both ends of a transfer are not on one host.
+            Field::Loopback => Value::exactly(0),
+            Field::FtpHelper => self.ftp_helper,
+            Field::Destination => Value::exactly(if self.hook == Hook::Input { 1 } else { 2 }),
+            Field::PacketType => Value::exactly(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(mask: u32, range: (u32, u32), value: Value) -> Tri {
+        let Condition::Test(test) = Condition::test(Field::CtMark, mask, [range]) else {
+            panic!("no test")
+        };
+        let negated = Test { negated: true, ..test.clone() };
+        let answer = test.holds(value);
+        match value {
+            Value::Absent => assert_eq!(negated.holds(value), Tri::No),
+            _ => assert_eq!(negated.holds(value), answer.negated_if(true)),
+        }
+        answer
+    }
+
+    #[test]
+    fn known_bits_decide_and_others_may() {
+        let exactly = Value::exactly(0x4000_0005);
+        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), exactly), Tri::Yes);
+        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), exactly), Tri::No);
+        assert_eq!(holds(u32::MAX, (5, u32::MAX), exactly), Tri::Yes);
+        let partly = Value::Bits { bits: 0x4000_0000, known: 0x4000_0000 };
+        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), partly), Tri::Yes);
+        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), partly), Tri::Maybe);
+        assert_eq!(holds(u32::MAX, (5, 5), partly), Tri::No);
+        assert_eq!(holds(0xff, (5, 5), partly), Tri::Maybe);
+        assert_eq!(holds(u32::MAX, (5, 5), Value::Absent), Tri::No);
+    }
+
+    #[test]
+    fn a_range_is_inside_outside_or_across() {
+        let port = Value::Within(1024, 65535);
+        assert_eq!(holds(u32::MAX, (1024, 65535), port), Tri::Yes);
+        assert_eq!(holds(u32::MAX, (21, 21), port), Tri::No);
+        assert_eq!(holds(u32::MAX, (8080, 8080), port), Tri::Maybe);
+        assert_eq!(holds(0xff, (0, 0xff), port), Tri::Maybe);
+    }
+}

@@ -1,0 +1,512 @@
+//! Reads `nft --json list ruleset` (libnftables-json(5)).
+//!
+//! Every version of nft writes some things differently; what is not known is no error, but a
+//! condition that may or may not hold.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Map, Value as Json};
+
+use super::{
+    Concern, ConcernKind, Rules,
+    model::{
+        Action, Base, Changes, Condition, Field, Hook, Origin, Ranges, Rule, Table, TableFamily,
+        state,
+    },
+};
+use crate::gateway::rules::TABLE as OURS;
+
+/// What every statement and object is, in nft's JSON.
+type Object = Map<String, Json>;
+type TableKey = (TableFamily, String);
+
+/// Reads the JSON, and `listing`, the same as `nft --handle` prints it for people: for the texts
+/// of rules only. Our own table is left out.
+pub(super) fn parse(json: &str, listing: &str) -> Result<Rules, serde_json::Error> {
+    let document: Json = serde_json::from_str(json)?;
+    let objects: Vec<&Object> = document
+        .get("nftables")
+        .and_then(Json::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Json::as_object)
+        .collect();
+    let mut reader = Reader { texts: texts(listing), ..Reader::default() };
+    // Rules refer to sets and helpers, wherever these are listed.
+    for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
+        if let Some(object) = object.as_object() {
+            reader.declaration(kind, object);
+        }
+    }
+    for object in objects {
+        if let Some(rule) = object.get("rule").and_then(Json::as_object) {
+            reader.rule(rule);
+        }
+    }
+    Ok(Rules {
+        tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
+        concerns: reader.concerns,
+        changes: reader.changes,
+    })
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    tables: BTreeMap<TableKey, Table>,
+    /// Elements of named sets and maps.
+    sets: HashMap<(TableKey, &'a str), &'a Json>,
+    /// Helper objects of type `ftp`.
+    helpers: Vec<(TableKey, &'a str)>,
+    /// Sets as ranges, once each: sets may be large, and rules many.
+    ranges: HashMap<(TableKey, &'a str, Field), Option<Ranges>>,
+    texts: HashMap<(TableFamily, &'a str, u64), &'a str>,
+    concerns: Vec<Concern>,
+    changes: Changes,
+}
+
+impl<'a> Reader<'a> {
+    fn declaration(&mut self, kind: &str, object: &'a Object) {
+        let table = if kind == "table" { "name" } else { "table" };
+        let Some(key) = key(object, table) else { return };
+        let name = text(object, "name");
+        match kind {
+            "table" => {
+                let has = |flag: &str| object.get("flags").is_some_and(|flags| names(flags, flag));
+                if !has("dormant") && !is_ours(&key) {
+                    let (family, name) = key.clone();
+                    let chains = BTreeMap::new();
+                    let (origin, owned) = (Origin::Nftables, has("owner"));
+                    self.tables.insert(key, Table { origin, family, name, owned, chains });
+                }
+            }
+            "chain" => {
+                if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
+                    table.chains.entry(name.to_owned()).or_default().base = base(object);
+                }
+            }
+            "set" | "map" => {
+                let changing = object
+                    .get("flags")
+                    .is_some_and(|flags| names(flags, "dynamic") || names(flags, "timeout"));
+                if let (Some(name), Some(elements), false) = (name, object.get("elem"), changing) {
+                    self.sets.insert((key, name), elements);
+                }
+            }
+            "ct helper" if text(object, "type") == Some("ftp") => {
+                self.helpers.extend(name.map(|name| (key, name)));
+            }
+            _ => {}
+        }
+    }
+
+    fn rule(&mut self, object: &'a Object) {
+        let Some(key) = key(object, "table") else { return };
+        let (Some(chain), Some(statements)) =
+            (text(object, "chain"), object.get("expr").and_then(Json::as_array))
+        else {
+            return;
+        };
+        if !self.tables.contains_key(&key) {
+            return;
+        }
+        let handle = object.get("handle").and_then(Json::as_u64);
+        let written = handle
+            .and_then(|handle| self.texts.get(&(key.0, key.1.as_str(), handle)).copied())
+            .map(str::to_owned)
+            .unwrap_or_else(|| match handle {
+                Some(handle) => format!("rule with handle {handle}"),
+                None => "a rule".to_owned(),
+            });
+        let mut rule = Rule { conditions: Vec::new(), action: Action::Continue, text: written };
+        for statement in statements {
+            let Some((kind, content)) = statement.as_object().and_then(|one| one.iter().next())
+            else {
+                rule.conditions.push(Condition::Unknown);
+                continue;
+            };
+            let read = ["left", "key"].iter().find_map(|part| content.get(part));
+            rule.conditions.extend(read.and_then(implied));
+            match self.statement(&key, kind, content) {
+                Statement::Nothing => {}
+                Statement::If(condition) => rule.conditions.push(condition),
+                Statement::Do(action) => rule.action = action,
+                Statement::Concern(kind) => {
+                    let (family, table) = (key.0.as_str(), key.1.as_str());
+                    self.concerns.push(Concern {
+                        kind,
+                        chain: format!("{family} {table} {chain}"),
+                        rule: rule.text.clone(),
+                        remedy: handle.map(|handle| {
+                            format!("nft delete rule {family} {table} {chain} handle {handle}")
+                        }),
+                    });
+                }
+            }
+        }
+        if let Some(table) = self.tables.get_mut(&key) {
+            table.chains.entry(chain.to_owned()).or_default().rules.push(rule);
+        }
+    }
+
+    fn statement(&mut self, key: &TableKey, kind: &str, content: &'a Json) -> Statement {
+        match kind {
+            "match" => Statement::If(self.comparison(key, content).unwrap_or(Condition::Unknown)),
+            "vmap" => Statement::Do(self.verdict_map(key, content)),
+            "mangle" => self.mangle(content),
+            "ct helper" if self.assigns_ftp(key, content) => {
+                Statement::Concern(ConcernKind::Helper)
+            }
+            "xt" => extension(content),
+            // Those that never keep a packet from the statements behind them.
+            "counter" | "log" | "comment" | "notrack" | "ct helper" | "ct timeout"
+            | "ct expectation" | "set" | "map" | "flow" | "dup" | "last" | "secmark" => {
+                Statement::Nothing
+            }
+            _ => match verdict(kind, content) {
+                Some(action) => Statement::Do(action),
+                None => Statement::If(Condition::Unknown),
+            },
+        }
+    }
+
+    fn comparison(&mut self, key: &TableKey, content: &'a Json) -> Option<Condition> {
+        let (field, mask) = field(content.get("left")?)?;
+        let right = content.get("right")?;
+        let op = content.get("op").and_then(Json::as_str).unwrap_or("==");
+        let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => self.named(key, name, field)?,
+            None => ranges(field, right)?,
+        };
+        let one = || match *ranges {
+            [(from, to)] if from == to => Some(from),
+            _ => None,
+        };
+        let above = |from: Option<u32>| match from {
+            Some(from) => Condition::test(field, mask, [(from, u32::MAX)]),
+            None => Condition::Any(Vec::new()),
+        };
+        Some(match op {
+            // Of sets, each element is looked for; else one of the bits.
+            "in" if !is_set(right) => Condition::any_bit(field, one()?),
+            "==" | "in" => Condition::test(field, mask, ranges),
+            // Every state is a single bit, of which `!= a,b` wants none.
+            "!=" if field == Field::State && !is_set(right) => {
+                Condition::any_bit(field, one()?).negated_if(true)
+            }
+            "!=" => Condition::test(field, mask, ranges).negated_if(true),
+            ">" => above(one()?.checked_add(1)),
+            ">=" => above(Some(one()?)),
+            "<" => above(Some(one()?)).negated_if(true),
+            "<=" => match one()?.checked_add(1) {
+                Some(from) => above(Some(from)).negated_if(true),
+                None => Condition::test(field, mask, [(0, u32::MAX)]),
+            },
+            _ => return None,
+        })
+    }
+
+    fn named(&mut self, key: &TableKey, name: &'a str, field: Field) -> Option<Ranges> {
+        let at = (key.clone(), name, field);
+        if let Some(known) = self.ranges.get(&at) {
+            return known.clone();
+        }
+        let found = self.sets.get(&(key.clone(), name)).and_then(|set| ranges(field, set));
+        self.ranges.insert(at, found.clone());
+        found
+    }
+
+    fn verdict_map(&mut self, key: &TableKey, content: &'a Json) -> Action {
+        let field = content.get("key").and_then(field);
+        let data = content.get("data");
+        let elements = match data.and_then(Json::as_str).and_then(|name| name.strip_prefix('@')) {
+            Some(name) => self.sets.get(&(key.clone(), name)).copied(),
+            None => data.and_then(|data| data.get("set")),
+        };
+        let Some(elements) = elements.and_then(Json::as_array) else { return Action::Unknown };
+        let element = |element: &Json| {
+            let pair = element.as_array()?;
+            let (key, verdicts) = (pair.first()?, pair.get(1)?.as_object()?);
+            let condition = match field {
+                Some((field, mask)) => ranges(field, key)
+                    .map_or(Condition::Unknown, |ranges| Condition::test(field, mask, ranges)),
+                None => Condition::Unknown,
+            };
+            let (kind, content) = verdicts.iter().next()?;
+            Some((condition, verdict(kind, content).unwrap_or(Action::Unknown)))
+        };
+        Action::Map(
+            elements
+                .iter()
+                .map(|one| element(one).unwrap_or((Condition::Unknown, Action::Unknown)))
+                .collect(),
+        )
+    }
+
+    fn mangle(&mut self, content: &Json) -> Statement {
+        let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
+        let kept = content.get("value").map_or(0, |value| kept(value, changed.0));
+        match changed.0 {
+            Field::CtMark => {
+                self.changes.ct_mark |= !kept;
+                Statement::Concern(ConcernKind::CtMark { bits: !kept })
+            }
+            Field::Mark => {
+                self.changes.mark |= !kept;
+                Statement::Nothing
+            }
+            _ => Statement::Nothing,
+        }
+    }
+
+    /// Whether a `ct helper set` gives the kernel's FTP helper, by name or by some map.
+    fn assigns_ftp(&self, key: &TableKey, content: &Json) -> bool {
+        let mut of_table = self.helpers.iter().filter(|(table, _)| table == key);
+        match content.as_str() {
+            Some(name) => of_table.any(|(_, helper)| *helper == name),
+            None => of_table.next().is_some(),
+        }
+    }
+}
+
+enum Statement {
+    Nothing,
+    If(Condition),
+    Do(Action),
+    Concern(ConcernKind),
+}
+
+fn is_ours((family, name): &TableKey) -> bool {
+    *family == TableFamily::Inet && name == OURS
+}
+
+fn text<'a>(object: &'a Object, name: &str) -> Option<&'a str> {
+    object.get(name)?.as_str()
+}
+
+/// The table that an object is in, if it is of a family that matters.
+fn key(object: &Object, table: &str) -> Option<TableKey> {
+    Some((TableFamily::parse(text(object, "family")?)?, text(object, table)?.to_owned()))
+}
+
+/// Whether `value` is `name` or a list with it.
+fn names(value: &Json, name: &str) -> bool {
+    match value {
+        Json::Array(list) => list.iter().any(|one| one.as_str() == Some(name)),
+        other => other.as_str() == Some(name),
+    }
+}
+
+fn base(chain: &Object) -> Option<Base> {
+    Some(Base {
+        hook: Hook::parse(text(chain, "hook")?)?,
+        priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
+        drops: text(chain, "policy") == Some("drop"),
+    })
+}
+
+fn verdict(kind: &str, content: &Json) -> Option<Action> {
+    let target = || Some(content.get("target")?.as_str()?.to_owned());
+    Some(match kind {
+        "accept" | "snat" | "dnat" | "masquerade" | "redirect" => Action::Accept,
+        "drop" | "reject" => Action::Drop,
+        "queue" => Action::Queue,
+        "return" => Action::Return,
+        "continue" => Action::Continue,
+        "jump" => target().map_or(Action::Unknown, Action::Jump),
+        "goto" => target().map_or(Action::Unknown, Action::Goto),
+        "synproxy" | "tproxy" | "fwd" => Action::Unknown,
+        _ => return None,
+    })
+}
+
+/// A match or target of iptables, of which nft only knows the name.
+fn extension(content: &Json) -> Statement {
+    let part = |name| content.get(name).and_then(Json::as_str);
+    match (part("type"), part("name")) {
+        (Some("match"), Some("comment")) => Statement::Nothing,
+        (Some("target"), Some(name)) => Statement::Do(super::xtables::target(name)),
+        _ => Statement::If(Condition::Unknown),
+    }
+}
+
+/// The field that an expression reads, and under which mask.
+fn field(expression: &Json) -> Option<(Field, u32)> {
+    let (kind, content) = expression.as_object()?.iter().next()?;
+    if kind == "&" {
+        let [inner, mask] = content.as_array()?.as_slice() else { return None };
+        let (field, whole) = field(inner)?;
+        return Some((field, whole & single(field, mask)?));
+    }
+    let part = |name: &str| content.get(name).and_then(Json::as_str);
+    if kind == "fib" {
+        let of_destination = content.get("flags").is_some_and(|flags| match flags.as_array() {
+            Some(flags) => flags.iter().all(|flag| flag == "daddr"),
+            None => flags == "daddr",
+        });
+        let usable = of_destination && part("result") == Some("type");
+        return usable.then_some((Field::Destination, u32::MAX));
+    }
+    let field = match (kind.as_str(), part("protocol"), part("key").or(part("field"))?) {
+        ("ct", _, "state") => Field::State,
+        ("ct", _, "mark") => Field::CtMark,
+        ("ct", _, "direction") => Field::Direction,
+        ("ct", _, "helper") => Field::FtpHelper,
+        ("meta", _, "mark") => Field::Mark,
+        ("meta", _, "pkttype") => Field::PacketType,
+        ("meta", _, "l4proto") => Field::Protocol,
+        ("meta", _, "nfproto" | "protocol") => Field::Family,
+        ("meta", _, "iif" | "iifname" | "oif" | "oifname") => Field::Loopback,
+        ("payload", Some("ip"), "protocol") | ("payload", Some("ip6"), "nexthdr") => {
+            Field::Protocol
+        }
+        ("payload", Some("tcp" | "th"), "dport") => Field::DestinationPort,
+        ("payload", Some("tcp" | "th"), "sport") => Field::SourcePort,
+        ("payload", Some("tcp"), "flags") => Field::TcpFlags,
+        _ => return None,
+    };
+    Some((field, u32::MAX))
+}
+
+/// What a packet must be for this to be read from it at all.
+fn implied(expression: &Json) -> Option<Condition> {
+    let (kind, content) = expression.as_object()?.iter().next()?;
+    if let Some(parts) = content.as_array() {
+        return parts.iter().find_map(implied);
+    }
+    let protocol = content.get("protocol").filter(|_| kind == "payload")?.as_str()?;
+    match protocol {
+        "ip" => Some(Condition::test(Field::Family, u32::MAX, [(4, 4)])),
+        "ip6" => Some(Condition::test(Field::Family, u32::MAX, [(6, 6)])),
+        "udp" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "udplite" | "esp" | "ah"
+        | "comp" | "arp" => Some(Condition::Any(Vec::new())),
+        _ => None,
+    }
+}
+
+/// The bits of `field` that stay as they were when this is put there.
+fn kept(value: &Json, into: Field) -> u32 {
+    // `ct mark and 0xff` is the field under a mask, too.
+    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
+        return mask;
+    }
+    let Some((op, operands)) = value.as_object().and_then(|one| one.iter().next()) else {
+        return 0;
+    };
+    let Some(operands) = operands.as_array() else { return 0 };
+    let numbers = operands.iter().map(number);
+    let constants: Vec<u32> = numbers.flatten().collect();
+    let others: Vec<&Json> = operands.iter().filter(|one| number(one).is_none()).collect();
+    let [inner] = others.as_slice() else { return 0 };
+    constants.iter().fold(kept(inner, into), |kept, constant| match op.as_str() {
+        "&" => kept & constant,
+        "|" | "^" => kept & !constant,
+        _ => 0,
+    })
+}
+
+fn number(value: &Json) -> Option<u32> {
+    match value {
+        Json::Number(number) => number.as_u64()?.try_into().ok(),
+        Json::String(text) => match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+        _ => None,
+    }
+}
+
+/// Whether this is looked up as a whole, and not bit by bit.
+fn is_set(right: &Json) -> bool {
+    right.get("set").is_some() || right.as_str().is_some_and(|name| name.starts_with('@'))
+}
+
+/// The values that the right side of a comparison with `field` stands for.
+fn ranges(field: Field, right: &Json) -> Option<Ranges> {
+    let elements = match right {
+        // A list of a bit field's names is one value.
+        Json::Array(_) if !matches!(field, Field::State | Field::TcpFlags) => right.as_array(),
+        _ => right.get("set").and_then(Json::as_array),
+    };
+    match elements {
+        Some(elements) => elements.iter().map(|one| range(field, one)).collect(),
+        None => Some([range(field, right)?].into()),
+    }
+}
+
+fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
+    if let Some(element) = value.get("elem") {
+        return range(field, element.get("val")?);
+    }
+    if let Some(ends) = value.get("range").and_then(Json::as_array) {
+        let [from, to] = ends.as_slice() else { return None };
+        return Some((single(field, from)?, single(field, to)?));
+    }
+    if let Some(prefix) = value.get("prefix") {
+        let (first, length) = (number(prefix.get("addr")?)?, number(prefix.get("len")?)?);
+        let rest = u32::MAX.checked_shr(length).unwrap_or(0);
+        return Some((first & !rest, first | rest));
+    }
+    let one = single(field, value)?;
+    Some((one, one))
+}
+
+/// One value of a field, by name or number. Names that are not known are values that none of our
+/// packets has, where that is certain.
+fn single(field: Field, value: &Json) -> Option<u32> {
+    if let Some(list) = value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
+        return list.iter().try_fold(0, |bits, one| Some(bits | single(field, one)?));
+    }
+    const OTHER: u32 = 255;
+    let name = value.as_str().unwrap_or_default();
+    Some(match (field, name) {
+        (Field::State, "invalid") => state::INVALID,
+        (Field::State, "established") => state::ESTABLISHED,
+        (Field::State, "related") => state::RELATED,
+        (Field::State, "new") => state::NEW,
+        (Field::State, "untracked") => state::UNTRACKED,
+        (Field::Direction, "original") => 0,
+        (Field::Direction, "reply") => 1,
+        (Field::Family, "ipv4" | "ip") => 4,
+        (Field::Family, "ipv6" | "ip6") => 6,
+        (Field::Family, _) => OTHER,
+        (Field::Protocol, "tcp") => 6,
+        (Field::Protocol, _) => number(value).unwrap_or(OTHER),
+        (Field::Loopback, "lo") => 1,
+        // Any other interface may be the packet's.
+        (Field::Loopback, _) => return None,
+        (Field::Destination, "local") => 1,
+        (Field::Destination, "unicast") => 2,
+        (Field::PacketType, "host" | "unicast") => 0,
+        (Field::Destination | Field::PacketType, _) => OTHER,
+        (Field::FtpHelper, "ftp") => 1,
+        (Field::FtpHelper, _) => OTHER,
+        (Field::TcpFlags, "fin") => 0x01,
+        (Field::TcpFlags, "syn") => 0x02,
+        (Field::TcpFlags, "rst") => 0x04,
+        (Field::TcpFlags, "psh") => 0x08,
+        (Field::TcpFlags, "ack") => 0x10,
+        (Field::TcpFlags, "urg") => 0x20,
+        (Field::TcpFlags, "ecn") => 0x40,
+        (Field::TcpFlags, "cwr") => 0x80,
+        _ => number(value)?,
+    })
+}
+
+/// The rules' texts by table and handle.
+fn texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
+    let mut texts = HashMap::new();
+    let mut table = None;
+    for line in listing.lines() {
+        let Some((text, handle)) = line.rsplit_once(" # handle ") else { continue };
+        if let Some(name) = text.strip_prefix("table ") {
+            let mut words = name.split_whitespace();
+            table = words.next().and_then(TableFamily::parse).zip(words.next());
+        } else if let (Some((family, name)), Ok(handle)) = (table, handle.trim().parse()) {
+            // `chain x { # handle 1`: chains count by themselves.
+            if !text.ends_with('{') {
+                texts.insert((family, name, handle), text.trim());
+            }
+        }
+    }
+    texts
+}

@@ -1,0 +1,89 @@
+//! Where the rules come from: the programs that print them. Changes nothing.
+
+use std::{
+    fs, io,
+    process::{Command, Stdio},
+};
+
+use super::{Firewall, Ip, Origin, xtables::program};
+
+/// Packagers put these programs into sbin, which is not in everyone's PATH.
+const SBIN: &str = ":/usr/sbin:/sbin:/usr/local/sbin";
+
+/// Reads what is loaded. What cannot be read is noted.
+pub(super) fn read() -> Firewall {
+    let json = output_of("nft", &["--json", "list", "ruleset"]);
+    // Only for the texts of rules, so its absence is no loss.
+    let listing = output_of("nft", &["--stateless", "--handle", "list", "ruleset"]);
+    let read = json.and_then(|json| {
+        Firewall::of_nft(&json, &listing.unwrap_or_default())
+            .map_err(|error| io::Error::other(format!("what nft printed is not as known: {error}")))
+    });
+    let mut firewall = read.unwrap_or_else(|error| Firewall {
+        unread: vec![format!("nftables: {error}")],
+        ..Firewall::default()
+    });
+    for ip in Ip::BOTH {
+        let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
+        let legacy = uses_legacy(ip).then_some(Origin::IptablesLegacy);
+        for origin in over_nft.into_iter().chain(legacy) {
+            match save(origin, ip) {
+                Ok(text) => firewall.add_saved(origin, ip, &text),
+                Err(error) => {
+                    firewall.unread.push(format!("{}: {error}", program(origin, ip)));
+                }
+            }
+        }
+    }
+    firewall
+}
+
+/// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
+fn uses_legacy(ip: Ip) -> bool {
+    let file = match ip {
+        Ip::V4 => "/proc/thread-self/net/ip_tables_names",
+        Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty())
+}
+
+/// What `iptables-save` of this variant prints. Where there is only one variant, it has no suffix.
+fn save(origin: Origin, ip: Ip) -> io::Result<String> {
+    let program = program(origin, ip);
+    match output_of(&format!("{program}-save"), &[]) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let plain = if ip == Ip::V4 { "iptables" } else { "ip6tables" };
+            let over_nft = output_of(plain, &["--version"])?.contains("nf_tables");
+            if over_nft != (origin == Origin::IptablesNft) {
+                return Err(io::Error::other(format!(
+                    "it is in use, but {program}-save is not installed, so its rules are not known"
+                )));
+            }
+            output_of(&format!("{plain}-save"), &[])
+        }
+        other => other,
+    }
+}
+
+/// What a program prints, if it succeeds; else what it said.
+pub(in crate::gateway) fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
+    let path = std::env::var("PATH").unwrap_or_default() + SBIN;
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", path)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                io::Error::new(error.kind(), format!("{program} is not installed"))
+            }
+            _ => error,
+        })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().next().unwrap_or("it gave no reason").trim();
+    Err(io::Error::other(format!("{program} failed: {said}")))
+}

@@ -1,0 +1,499 @@
+//! Rule sets as the usual tools write them, and what becomes of data connections there.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PLAIN: (&str, &str) = (include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
+const FIREWALLD: (&str, &str) =
+    (include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
+const FW4: (&str, &str) = (include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
+const UFW: &str = include_str!("samples/ufw.save");
+const DOCKER: &str = include_str!("samples/docker.save");
+
+fn nftables((json, listing): (&str, &str)) -> Firewall {
+    Firewall::of_nft(json, listing).unwrap()
+}
+
+fn legacy(text: &str) -> Firewall {
+    let mut firewall = Firewall::default();
+    firewall.add_saved(Origin::IptablesLegacy, Ip::V4, text);
+    firewall
+}
+
+fn judge(firewall: &Firewall, hook: Hook, ip: Ip, sign: Sign) -> Judgement {
+    firewall.judge(hook, ip, sign, &RuleParameters::default())
+}
+
+fn remedies(judgement: &Judgement, sign: Sign) -> Vec<String> {
+    Firewall::remedies(judgement, sign, &RuleParameters::default())
+}
+
+fn exceptions(judgement: &Judgement) -> Vec<&str> {
+    let all = judgement.chains.iter().flat_map(|chain| &chain.except);
+    all.filter_map(|reason| reason.rule.as_deref()).collect()
+}
+
+/// An nftables forward chain with policy drop and one rule, in JSON.
+fn one_rule(statements: &str) -> Firewall {
+    let json = format!(
+        r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t", "handle": 1}}}},
+        {{"chain": {{"family": "inet", "table": "t", "name": "f", "handle": 1, "type": "filter",
+        "hook": "forward", "prio": 0, "policy": "drop"}}}},
+        {{"rule": {{"family": "inet", "table": "t", "chain": "f", "handle": 2,
+        "expr": [{statements}]}}}}]}}"#
+    );
+    Firewall::of_nft(&json, "").unwrap()
+}
+
+#[test]
+fn default_drop_without_our_mark_is_named_with_the_line_to_add() {
+    let firewall = nftables(PLAIN);
+    let forward = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    assert!(!forward.passes());
+    let stop = forward.stops().next().unwrap();
+    assert_eq!((stop.by.chain.as_str(), stop.by.rule.as_deref()), ("forward", None));
+    assert_eq!(
+        remedies(&forward, Sign::Mark),
+        ["nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept"]
+    );
+    // What could let some pass: a service's port above 1023, and an interface.
+    assert_eq!(
+        exceptions(&forward),
+        ["tcp dport @services accept", "iifname \"lan0\" oifname \"wan0\" accept"]
+    );
+}
+
+#[test]
+fn a_rule_for_our_mark_before_a_trailing_drop_is_found() {
+    let input = judge(&nftables(PLAIN), Hook::Input, Ip::V6, Sign::Mark);
+    assert!(input.passes());
+    assert_eq!(
+        input.chains[0].by.rule.as_deref(),
+        Some("ct mark & 0x40000000 == 0x40000000 accept")
+    );
+    assert!(exceptions(&input).is_empty(), "{input:?}");
+    let related = judge(&nftables(PLAIN), Hook::Input, Ip::V4, Sign::Related);
+    assert!(related.passes());
+}
+
+#[test]
+fn untracked_packets_of_ours_need_their_own_line() {
+    let firewall = nftables(PLAIN);
+    assert!(judge(&firewall, Hook::Output, Ip::V4, Sign::Mark).passes());
+    let ours = judge(&firewall, Hook::Output, Ip::V4, Sign::Injected);
+    assert_eq!(
+        remedies(&ours, Sign::Injected),
+        ["nft insert rule inet filter output meta mark 0x70000000 accept"]
+    );
+}
+
+#[test]
+fn firewalld_accepts_related_and_rejects_the_rest() {
+    let firewall = nftables(FIREWALLD);
+    for ip in Ip::BOTH {
+        for hook in [Hook::Forward, Hook::Input] {
+            let mark = judge(&firewall, hook, ip, Sign::Mark);
+            let stop = mark.stops().next().unwrap();
+            assert_eq!(stop.by.rule.as_deref(), Some("reject with icmpx admin-prohibited"));
+            assert_eq!(stop.place.manager, Some(Manager::Firewalld));
+            assert!(judge(&firewall, hook, ip, Sign::Related).passes());
+        }
+        for sign in [Sign::Mark, Sign::Related, Sign::Injected] {
+            assert!(judge(&firewall, Hook::Output, ip, sign).passes());
+        }
+    }
+    // Some IPv6 addresses are rejected, which says nothing about IPv4.
+    let output = |ip| judge(&firewall, Hook::Output, ip, Sign::Mark);
+    assert_eq!(exceptions(&output(Ip::V4)), [""; 0]);
+    assert_eq!(exceptions(&output(Ip::V6)).len(), 1);
+}
+
+#[test]
+fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() {
+    let firewall = nftables(FIREWALLD);
+    let parameters = RuleParameters::default();
+    let concerns: Vec<&Concern> = firewall.concerns(&parameters).collect();
+    let [concern] = concerns.as_slice() else { panic!("{concerns:?}") };
+    assert_eq!(concern.kind, ConcernKind::Helper);
+    assert_eq!(concern.rule, "tcp dport 21 ct helper set \"helper-ftp-tcp\"");
+    let remedy = concern.remedy.as_deref().unwrap();
+    assert!(
+        remedy.starts_with("nft delete rule inet firewalld filter_IN_public_allow handle "),
+        "{remedy}"
+    );
+}
+
+#[test]
+fn fw4_accepts_related_and_from_the_inside_only() {
+    let firewall = nftables(FW4);
+    for ip in Ip::BOTH {
+        let forward = judge(&firewall, Hook::Forward, ip, Sign::Mark);
+        assert!(!forward.passes());
+        assert!(exceptions(&forward).iter().any(|rule| rule.contains("accept wan IPv4/IPv6")));
+        assert_eq!(
+            remedies(&forward, Sign::Mark),
+            ["nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept"]
+        );
+        assert!(judge(&firewall, Hook::Forward, ip, Sign::Related).passes());
+        assert!(judge(&firewall, Hook::Output, ip, Sign::Injected).passes());
+    }
+}
+
+#[test]
+fn ufw_drops_by_policy_and_accepts_related() {
+    let firewall = legacy(UFW);
+    let forward = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    let stop = forward.stops().next().unwrap();
+    assert_eq!(stop.by.rule, None);
+    let advice =
+        stop.place.manager.unwrap().advice(&stop.place, Sign::Mark, &RuleParameters::default());
+    assert!(
+        advice.ends_with(
+            "/etc/ufw/before.rules: -A ufw-before-forward -m connmark --mark \
+             0x40000000/0x40000000 -j ACCEPT"
+        ),
+        "{advice}"
+    );
+    assert_eq!(
+        remedies(&forward, Sign::Mark),
+        ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
+    );
+    assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Related).passes());
+    // The destination is local at input, so `ufw-not-local` returns.
+    let input = judge(&firewall, Hook::Input, Ip::V4, Sign::Mark);
+    assert_eq!(input.stops().next().unwrap().by.rule, None);
+    assert!(judge(&firewall, Hook::Forward, Ip::V6, Sign::Mark).chains.is_empty());
+}
+
+#[test]
+fn a_line_in_dockers_own_chain_for_operators_is_enough() {
+    let firewall = legacy(DOCKER);
+    for sign in [Sign::Mark, Sign::Related] {
+        assert!(!judge(&firewall, Hook::Forward, Ip::V4, sign).passes());
+    }
+    let forward = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+    assert_eq!(remedies(&forward, Sign::Mark), [format!("iptables-legacy -I DOCKER-USER {line}")]);
+    let added = DOCKER.replacen(
+        "-A FORWARD -j DOCKER-USER",
+        &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
+        1,
+    );
+    assert!(judge(&legacy(&added), Hook::Forward, Ip::V4, Sign::Mark).passes());
+}
+
+#[test]
+fn tables_that_iptables_prints_take_the_place_of_what_nft_shows_of_them() {
+    let json = r#"{"nftables": [{"table": {"family": "ip", "name": "filter", "handle": 1}},
+        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1,
+        "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
+        {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 2, "expr":
+        [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
+    let mut firewall = Firewall::of_nft(json, "").unwrap();
+    assert!(firewall.has_iptables_tables(Ip::V4) && !firewall.has_iptables_tables(Ip::V6));
+    let unknown = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
+    let text = "*filter\n:FORWARD DROP [0:0]\n\
+        -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
+    firewall.add_saved(Origin::IptablesNft, Ip::V4, text);
+    let known = firewall;
+    let judgement = judge(&known, Hook::Forward, Ip::V4, Sign::Mark);
+    assert!(judgement.passes() && judgement.chains.len() == 1);
+    assert!(judge(&known, Hook::Forward, Ip::V6, Sign::Mark).chains.is_empty());
+}
+
+#[test]
+fn every_way_to_accept_our_mark_in_nftables_is_understood() {
+    let mark = r#"{"&": [{"ct": {"key": "mark"}}, 1073741824]}"#;
+    let is = |op: &str, left: &str, right: &str| {
+        format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": {right}}}}}"#)
+    };
+    let whole = r#"{"ct": {"key": "mark"}}"#;
+    let state = r#"{"ct": {"key": "state"}}"#;
+    let port = r#"{"payload": {"protocol": "tcp", "field": "dport"}}"#;
+    let address = r#"{"payload": {"protocol": "ip", "field": "saddr"}}"#;
+    let cases = [
+        (is("!=", mark, "0"), true),
+        (is("==", mark, "1073741824"), true),
+        (is("==", mark, "0"), false),
+        (is("==", whole, "1073741824"), true),
+        (is(">", whole, "4"), true),
+        (is(">=", whole, "1073741824"), true),
+        (is("<", whole, "1073741824"), false),
+        (is("<=", whole, "4294967295"), true),
+        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 1342177279]}]}"#), true),
+        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 4}}"#), true),
+        (is("==", whole, r#""@absent""#), false),
+        (is("in", state, r#"["established", "new"]"#), true),
+        (is("==", state, r#"{"set": ["established", "related"]}"#), false),
+        (is("==", port, r#"{"range": [1024, 65535]}"#), false),
+        (is("==", address, r#""10.0.0.1""#), false),
+        (is("==", r#"{"meta": {"key": "l4proto"}}"#, r#"{"set": ["tcp", "udp"]}"#), true),
+        (is("==", r#"{"meta": {"key": "nfproto"}}"#, r#""ipv6""#), false),
+        (is("!=", r#"{"meta": {"key": "iifname"}}"#, r#""lo""#), true),
+        (r#"{"limit": {"rate": 3, "per": "second"}}"#.to_owned(), false),
+        (r#"{"something new": {"x": [1]}}"#.to_owned(), false),
+        (r#"{"log": {"prefix": "x"}}, {"counter": null}"#.to_owned(), true),
+    ];
+    for (condition, passes) in cases {
+        let firewall = one_rule(&format!(r#"{condition}, {{"accept": null}}"#));
+        let judgement = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+        assert_eq!(judgement.passes(), passes, "{condition}");
+    }
+}
+
+#[test]
+fn a_state_map_decides_by_state() {
+    let firewall = one_rule(
+        r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
+        ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
+    );
+    assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Related).passes());
+    assert!(!judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).passes());
+}
+
+#[test]
+fn later_packets_of_a_connection_have_to_pass_as_well() {
+    let only_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
+        {"accept": null}"#;
+    assert!(!judge(&one_rule(only_new), Hook::Forward, Ip::V4, Sign::Mark).passes());
+}
+
+#[test]
+fn who_changes_our_bits_of_the_ct_mark_is_named() {
+    let change = |value: &str| {
+        one_rule(&format!(
+            r#"{{"mangle": {{"key": {{"ct": {{"key": "mark"}}}}, "value": {value}}}}}"#
+        ))
+    };
+    let ct = r#"{"ct": {"key": "mark"}}"#;
+    let cases = [
+        ("1".to_owned(), 1),
+        (r#"{"meta": {"key": "mark"}}"#.to_owned(), 1),
+        (format!(r#"{{"|": [{ct}, 4]}}"#), 0),
+        (format!(r#"{{"|": [{{"&": [{ct}, 4294967040]}}, 4]}}"#), 0),
+        (format!(r#"{{"&": [{ct}, 255]}}"#), 1),
+    ];
+    let parameters = RuleParameters::default();
+    for (value, expected) in cases {
+        assert_eq!(change(&value).concerns(&parameters).count(), expected, "{value}");
+    }
+    let text =
+        |target: &str| format!("*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j {target}\n");
+    for (target, expected) in [
+        ("CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff", 1),
+        ("CONNMARK --save-mark --nfmask 0xff00 --ctmask 0xff00", 0),
+        ("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", 0),
+        ("CONNMARK --set-xmark 0x5/0xffffffff", 1),
+        ("CONNMARK --set-xmark 0x5/0x7", 0),
+    ] {
+        assert_eq!(legacy(&text(target)).concerns(&parameters).count(), expected, "{target}");
+    }
+}
+
+#[test]
+fn other_bits_of_the_mark_count_once_somebody_sets_them() {
+    let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000 -j ACCEPT\n\
+        COMMIT\n";
+    let passes = |text: &str| judge(&legacy(text), Hook::Forward, Ip::V4, Sign::Mark).passes();
+    assert!(passes(accept));
+    let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
+        -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
+    assert!(!passes(&format!("{others}{accept}")));
+}
+
+#[test]
+fn options_of_iptables_are_conditions() {
+    let one = |options: &str| {
+        let text =
+            format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
+        judge(&legacy(&text), Hook::Forward, Ip::V4, Sign::Mark).passes()
+    };
+    for options in [
+        "",
+        "-p tcp",
+        "! -p udp",
+        "! -i lo",
+        "-m comment --comment \"-j DROP \\\" ! x\"",
+        "-m connmark ! --mark 0x0/0x40000000",
+        "-m conntrack --ctstate NEW,ESTABLISHED",
+        "-m mark --mark 0x0/0xff",
+    ] {
+        assert!(one(options), "{options}");
+    }
+    for options in [
+        "-p udp",
+        "! -p tcp",
+        "-i eth0",
+        "-i lo",
+        "-s 10.0.0.0/8",
+        "-m connmark --mark 0x20000000/0x20000000",
+        "-m conntrack --ctstate NEW,DNAT",
+        "-m limit --limit 3/min",
+        "-m nobody --knows",
+        "-p tcp -m tcp --dport 1024:65535",
+        "-p tcp -m tcp --tcp-flags SYN,ACK SYN",
+        "-m helper --helper ftp",
+    ] {
+        assert!(!one(options), "{options}");
+    }
+}
+
+#[test]
+fn only_one_version_of_ip_may_be_affected() {
+    let firewall = one_rule(
+        r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
+        {"accept": null}"#,
+    );
+    assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).passes());
+    assert!(!judge(&firewall, Hook::Forward, Ip::V6, Sign::Mark).passes());
+}
+
+#[test]
+fn our_own_table_and_sleeping_ones_are_left_out() {
+    for table in [r#""name": "ftp_alg""#, r#""name": "t", "flags": ["dormant"]"#] {
+        let name = if table.contains("ftp_alg") { "ftp_alg" } else { "t" };
+        let json = format!(
+            r#"{{"nftables": [{{"table": {{"family": "inet", {table}}}}},
+            {{"chain": {{"family": "inet", "table": "{name}", "name": "f", "type": "filter",
+            "hook": "forward", "prio": 0, "policy": "drop"}}}}]}}"#
+        );
+        let firewall = Firewall::of_nft(&json, "").unwrap();
+        assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).chains.is_empty(), "{table}");
+    }
+}
+
+fn judge_all(firewall: &Firewall) {
+    let parameters = RuleParameters::default();
+    for hook in Hook::ALL {
+        for ip in Ip::BOTH {
+            for sign in [Sign::Mark, Sign::Related, Sign::Injected] {
+                let judgement = judge(firewall, hook, ip, sign);
+                let lines = remedies(&judgement, sign);
+                assert_eq!(lines.is_empty(), judgement.passes());
+            }
+        }
+    }
+    firewall.concerns(&parameters).for_each(drop);
+}
+
+/// JSON of the words that nft uses, put together at random.
+fn json() -> impl Strategy<Value = String> {
+    let words = prop::sample::select(vec![
+        "\"accept\"",
+        "\"match\"",
+        "\"left\"",
+        "\"right\"",
+        "\"op\"",
+        "\"==\"",
+        "\"ct\"",
+        "\"key\"",
+        "\"mark\"",
+        "\"state\"",
+        "\"new\"",
+        "\"set\"",
+        "\"range\"",
+        "\"prefix\"",
+        "\"addr\"",
+        "\"len\"",
+        "\"&\"",
+        "\"vmap\"",
+        "\"data\"",
+        "\"jump\"",
+        "\"target\"",
+        "\"f\"",
+        "\"@s\"",
+        "\"elem\"",
+        "\"val\"",
+        "0",
+        "-1",
+        "4294967296",
+        "1e99",
+        "null",
+        "true",
+    ]);
+    let leaf = words.prop_map(str::to_owned);
+    leaf.prop_recursive(6, 40, 4, |inner| {
+        let key = prop::sample::select(vec![
+            "match",
+            "left",
+            "right",
+            "op",
+            "ct",
+            "key",
+            "set",
+            "range",
+            "prefix",
+            "addr",
+            "len",
+            "&",
+            "|",
+            "vmap",
+            "data",
+            "jump",
+            "target",
+            "mangle",
+            "value",
+            "ct helper",
+            "xt",
+            "limit",
+            "payload",
+            "protocol",
+            "field",
+            "fib",
+            "flags",
+            "elem",
+            "val",
+        ]);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4)
+                .prop_map(|items| format!("[{}]", items.join(","))),
+            prop::collection::vec((key, inner), 0..4).prop_map(|items| {
+                let items: Vec<String> =
+                    items.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
+                format!("{{{}}}", items.join(","))
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_statement_is_judged(statements in prop::collection::vec(json(), 0..4)) {
+        judge_all(&one_rule(&statements.join(",")));
+    }
+
+    #[test]
+    fn damaged_json_does_not_panic(at in 0usize..9000, with in "[\\[\\]{}\":,a-z0-9]{0,3}") {
+        for (json, listing) in [PLAIN, FIREWALLD, FW4] {
+            let (mut json, mut listing) = (json.to_owned(), listing.to_owned());
+            for text in [&mut json, &mut listing] {
+                let at = at % text.len();
+                text.replace_range(at..at + 1, &with);
+            }
+            if let Ok(firewall) = Firewall::of_nft(&json, &listing) {
+                judge_all(&firewall);
+            }
+        }
+    }
+
+    #[test]
+    fn any_text_of_iptables_is_judged(
+        lines in prop::collection::vec("(-A FORWARD|:FORWARD|\\*filter|COMMIT|-A X)( !)?( -[a-z]| --[a-z]{1,9}|[ -~]{0,8}){0,4}( -[jg] [A-Z]{1,7})?", 0..12),
+        noise in "\\PC{0,40}",
+    ) {
+        let text = format!("*filter\n:FORWARD DROP [0:0]\n{}\n{noise}\n", lines.join("\n"));
+        judge_all(&legacy(&text));
+    }
+
+    #[test]
+    fn damaged_texts_of_iptables_do_not_panic(at in 0usize..2000, with in "\\PC{0,3}") {
+        for text in [UFW, DOCKER] {
+            let mut text = text.to_owned();
+            let at = at % text.len();
+            text.replace_range(at..at + 1, &with);
+            judge_all(&legacy(&text));
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What becomes of a packet in the chains of a hook.
+//!
+//! Two questions are answered at once: what happens if no condition holds of which nothing is
+//! known (what the rule set does *by default*), and which rules could have it otherwise. An accept
+//! ends only its base chain; a drop is final; so every base chain has to pass a packet.
+
+use std::collections::HashMap;
+
+use super::model::{Action, Base, Chain, Condition, Hook, Packet, Rule, Table, Tri, all};
+
+/// The kernel refuses jumps deeper than 16 (NFT_JUMP_STACK_SIZE); xtables has no such limit.
+const MAX_DEPTH: usize = 64;
+/// How many rules are named that could have it otherwise.
+const MAX_NAMED: usize = 4;
+
+/// What decided: a rule, or a base chain's policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// The chain that it is in.
+    pub chain: String,
+    /// The rule's text; none for the policy.
+    pub rule: Option<String>,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.rule {
+            Some(rule) => write!(f, "`{rule}` in {}", self.chain),
+            None => write!(f, "the policy of {}", self.chain),
+        }
+    }
+}
+
+/// What a base chain does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fate {
+    /// Whether it passes by default.
+    pub(super) passes: bool,
+    pub(super) by: Reason,
+    /// Rules that do the opposite to some packets, by conditions that are not known.
+    pub(super) except: Vec<Reason>,
+}
+
+impl Fate {
+    /// The fate of a connection with both packets: the first one's, unless only the next does not
+    /// pass.
+    pub(super) fn and(mut self, next: Self) -> Self {
+        match (self.passes, next.passes) {
+            (true, false) => return next,
+            (false, true) => return self,
+            _ => {}
+        }
+        for reason in next.except {
+            if !self.except.contains(&reason) {
+                self.except.push(reason);
+            }
+        }
+        self
+    }
+}
+
+/// The base chains of a table at a hook, with their names.
+pub(super) fn base_chains(table: &Table, hook: Hook) -> impl Iterator<Item = (&str, Base)> {
+    table.chains.iter().filter_map(move |(name, chain)| {
+        let base = chain.base.filter(|base| base.hook == hook)?;
+        Some((name.as_str(), base))
+    })
+}
+
+/// What base chain `name` of `table` does with `packet`.
+pub(super) fn judge(table: &Table, name: &str, base: Base, packet: &Packet) -> Fate {
+    let mut walk = Walk { table, packet, done: HashMap::new() };
+    let mut flow = walk.chain(name, 0);
+    let (accepts, policy) = (!base.drops, Reason { chain: name.to_owned(), rule: None });
+    if flow.returns {
+        flow.may(&Flow::ending(accepts, policy.clone()));
+    }
+    let (passes, by) = flow.default.unwrap_or((accepts, policy));
+    let except = if passes { flow.drops } else { flow.accepts };
+    Fate { passes, by, except }
+}
+
+/// What may come of a packet in a chain.
+#[derive(Clone, Debug, Default)]
+struct Flow {
+    accepts: Vec<Reason>,
+    drops: Vec<Reason>,
+    /// Whether it may come out at the end.
+    returns: bool,
+    /// What comes of it if nothing holds that is not known: whether it passes; `None` means that
+    /// it comes out at the end.
+    default: Option<(bool, Reason)>,
+}
+
+impl Flow {
+    fn returning() -> Self {
+        Self { returns: true, ..Self::default() }
+    }
+
+    fn ending(passes: bool, reason: Reason) -> Self {
+        let mut flow = Self { default: Some((passes, reason.clone())), ..Self::default() };
+        if passes { &mut flow.accepts } else { &mut flow.drops }.push(reason);
+        flow
+    }
+
+    /// Takes over what may come of the packet in `other`.
+    fn may(&mut self, other: &Self) {
+        for (mine, theirs) in [(&mut self.accepts, &other.accepts), (&mut self.drops, &other.drops)]
+        {
+            for reason in theirs {
+                if mine.len() < MAX_NAMED && !mine.contains(reason) {
+                    mine.push(reason.clone());
+                }
+            }
+        }
+    }
+}
+
+struct Walk<'a> {
+    table: &'a Table,
+    packet: &'a Packet,
+    /// `None` while it is being walked: a loop, which no kernel has, leads nowhere.
+    done: HashMap<&'a str, Option<Flow>>,
+}
+
+impl<'a> Walk<'a> {
+    fn chain(&mut self, name: &'a str, depth: usize) -> Flow {
+        match self.done.get(name) {
+            Some(Some(flow)) => return flow.clone(),
+            Some(None) => return Flow::returning(),
+            None => {}
+        }
+        let Some(chain) = self.table.chains.get(name).filter(|_| depth < MAX_DEPTH) else {
+            return Flow::returning();
+        };
+        self.done.insert(name, None);
+        let flow = self.rules(name, chain, depth);
+        self.done.insert(name, Some(flow.clone()));
+        flow
+    }
+
+    fn rules(&mut self, name: &str, chain: &'a Chain, depth: usize) -> Flow {
+        let mut flow = Flow::default();
+        for rule in &chain.rules {
+            let applies = rule.applies(self.packet);
+            if applies == Tri::No {
+                continue;
+            }
+            let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
+            flow.may(&step);
+            // A jump that returns goes on; a return or a goto that does so leaves.
+            flow.returns |= ends && step.returns;
+            if applies == Tri::Yes {
+                let comes_back = !ends && step.returns;
+                flow.default = flow.default.or(step.default);
+                if !comes_back {
+                    return flow;
+                }
+            }
+        }
+        flow.returns = true;
+        flow
+    }
+
+    /// What an action does, and whether the chain ends with it even if the packet comes back.
+    /// `None` if it does nothing.
+    fn action(
+        &mut self,
+        chain: &str,
+        rule: &Rule,
+        action: &'a Action,
+        depth: usize,
+    ) -> Option<(Flow, bool)> {
+        let reason = || Reason { chain: chain.to_owned(), rule: Some(rule.text.clone()) };
+        Some(match action {
+            Action::Continue => return None,
+            Action::Accept => (Flow::ending(true, reason()), true),
+            Action::Drop => (Flow::ending(false, reason()), true),
+            Action::Return => (Flow::returning(), true),
+            Action::Jump(target) => (self.chain(target, depth + 1), false),
+            Action::Goto(target) => (self.chain(target, depth + 1), true),
+            Action::Queue => {
+                let mut flow = Flow::ending(true, reason());
+                flow.drops.push(reason());
+                (flow, true)
+            }
+            Action::Unknown => {
+                let mut flow = Flow::returning();
+                flow.accepts.push(reason());
+                flow.drops.push(reason());
+                (flow, false)
+            }
+            Action::Map(elements) => return self.map(chain, rule, elements, depth),
+        })
+    }
+
+    fn map(
+        &mut self,
+        chain: &str,
+        rule: &Rule,
+        elements: &'a [(Condition, Action)],
+        depth: usize,
+    ) -> Option<(Flow, bool)> {
+        let mut flow = Flow::default();
+        for (condition, action) in elements {
+            let applies = all(std::slice::from_ref(condition), self.packet);
+            let step = match applies {
+                Tri::No => continue,
+                _ => self.action(chain, rule, action, depth),
+            };
+            if applies == Tri::Yes {
+                // Keys exclude each other: the others were no.
+                return step;
+            }
+            if let Some((step, _)) = step {
+                flow.may(&step);
+            }
+        }
+        flow.returns = true;
+        Some((flow, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gateway::firewall::{
+        model::{Field, Ip, Origin, TableFamily},
+        probe::{Probe, packets},
+    };
+
+    fn rule(conditions: Vec<Condition>, action: Action, text: &str) -> Rule {
+        Rule { conditions, action, text: text.into() }
+    }
+
+    fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {
+        let mut all = BTreeMap::new();
+        for (name, rules) in chains {
+            let base = (name == "base").then_some(Base { hook: Hook::Forward, priority: 0, drops });
+            all.insert(name.to_owned(), Chain { base, rules });
+        }
+        let (origin, family) = (Origin::Nftables, TableFamily::Inet);
+        Table { origin, family, name: "t".into(), owned: false, chains: all }
+    }
+
+    fn fate(table: &Table) -> Fate {
+        let (name, base) = base_chains(table, Hook::Forward).next().unwrap();
+        let packet = packets(&Probe::default(), Hook::Forward, Ip::V4)[0];
+        judge(table, name, base, &packet)
+    }
+
+    fn no() -> Condition {
+        Condition::Any(Vec::new())
+    }
+
+    #[test]
+    fn the_policy_decides_at_the_end() {
+        for drops in [false, true] {
+            let fate = fate(&table(vec![("base", Vec::new())], drops));
+            assert_eq!((fate.passes, fate.by.rule), (!drops, None));
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_an_exception_and_no_decision() {
+        let rules = vec![
+            rule(vec![no()], Action::Drop, "never"),
+            rule(vec![Condition::Unknown], Action::Drop, "some"),
+            rule(vec![], Action::Accept, "all"),
+            rule(vec![Condition::Unknown], Action::Drop, "behind"),
+        ];
+        let fate = fate(&table(vec![("base", rules)], true));
+        assert!(fate.passes);
+        assert_eq!(fate.by.rule.as_deref(), Some("all"));
+        assert_eq!(fate.except.len(), 1);
+        assert_eq!(fate.except[0].rule.as_deref(), Some("some"));
+    }
+
+    #[test]
+    fn a_jump_comes_back_and_a_goto_does_not() {
+        let chains = |action| {
+            vec![
+                ("base", vec![rule(vec![], action, "way"), rule(vec![], Action::Drop, "drop")]),
+                ("other", vec![rule(vec![], Action::Return, "back")]),
+            ]
+        };
+        assert!(!fate(&table(chains(Action::Jump("other".into())), false)).passes);
+        assert!(fate(&table(chains(Action::Goto("other".into())), false)).passes);
+    }
+
+    #[test]
+    fn a_jump_that_may_return_goes_on_and_remembers() {
+        let chains = vec![
+            (
+                "base",
+                vec![
+                    rule(vec![], Action::Jump("maybe".into()), "way"),
+                    rule(vec![], Action::Drop, "drop"),
+                ],
+            ),
+            ("maybe", vec![rule(vec![Condition::Unknown], Action::Accept, "some")]),
+        ];
+        let fate = fate(&table(chains, false));
+        assert!(!fate.passes);
+        assert_eq!(fate.except[0], Reason { chain: "maybe".into(), rule: Some("some".into()) });
+    }
+
+    #[test]
+    fn a_map_goes_by_the_key_that_holds() {
+        let yes = Condition::test(Field::Protocol, u32::MAX, [(6, 6)]);
+        let elements =
+            |key: Condition| Action::Map(vec![(no(), Action::Drop), (key, Action::Accept)]);
+        let one =
+            |key| fate(&table(vec![("base", vec![rule(vec![], elements(key), "map")])], true));
+        assert!(one(yes).passes);
+        let maybe = one(Condition::Unknown);
+        assert!(!maybe.passes);
+        assert_eq!(maybe.except.len(), 1);
+    }
+
+    #[test]
+    fn loops_and_endless_depth_end() {
+        let looped = vec![
+            ("base", vec![rule(vec![], Action::Jump("a".into()), "x")]),
+            ("a", vec![rule(vec![], Action::Jump("a".into()), "x")]),
+        ];
+        assert!(fate(&table(looped, false)).passes);
+        let names: Vec<String> = (0..100_000).map(|n| format!("c{n}")).collect();
+        let mut chains = vec![("base", vec![rule(vec![], Action::Jump("c0".into()), "x")])];
+        for (n, name) in names.iter().enumerate() {
+            chains.push((name, vec![rule(vec![], Action::Jump(format!("c{}", n + 1)), "x")]));
+        }
+        assert!(fate(&table(chains, false)).passes);
+    }
+
+    #[test]
+    fn a_queue_passes_unless_its_reader_drops() {
+        let fate = fate(&table(vec![("base", vec![rule(vec![], Action::Queue, "queue")])], true));
+        assert!(fate.passes && fate.except == [fate.by.clone()], "{fate:?}");
+    }
+
+    /// The naive way: every condition has been decided, in the order in which rules come.
+    fn walked(table: &Table, name: &str, unknown: bool, depth: usize) -> Option<bool> {
+        // A chain only jumps to later ones, so this ends.
+        assert!(depth < 10);
+        for rule in &table.chains[name].rules {
+            let holds = rule.conditions.iter().all(|condition| match condition {
+                Condition::Unknown => unknown != (rule.text.len() % 2 == 0),
+                Condition::Any(none) => !none.is_empty(),
+                Condition::Test(_) => true,
+            });
+            match &rule.action {
+                _ if !holds => {}
+                Action::Accept => return Some(true),
+                Action::Drop => return Some(false),
+                Action::Return => return None,
+                Action::Goto(target) => return walked(table, target, unknown, depth + 1),
+                Action::Jump(target) => match walked(table, target, unknown, depth + 1) {
+                    None => {}
+                    decided => return decided,
+                },
+                _ => {}
+            }
+        }
+        None
+    }
+
+    const CHAINS: [&str; 4] = ["base", "one", "two", "three"];
+
+    fn rules(chain: usize) -> impl Strategy<Value = Vec<Rule>> {
+        let later: Vec<String> = CHAINS[chain + 1..].iter().map(|name| (*name).into()).collect();
+        let mut actions = vec![Action::Accept, Action::Drop, Action::Return, Action::Continue];
+        actions.extend(later.iter().cloned().map(Action::Jump));
+        actions.extend(later.into_iter().map(Action::Goto));
+        let yes = Condition::test(Field::Protocol, u32::MAX, [(6, 6)]);
+        let conditions = vec![yes, no(), Condition::Unknown, Condition::Unknown];
+        let one = (
+            prop::collection::vec(prop::sample::select(conditions), 0..3),
+            prop::sample::select(actions),
+            0usize..4,
+        );
+        let one = one.prop_map(|(conditions, action, n)| rule(conditions, action, &"x".repeat(n)));
+        prop::collection::vec(one, 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_certain_is_certain_whatever_holds(
+            base in rules(0), one in rules(1), two in rules(2), three in rules(3), drops: bool,
+        ) {
+            let all = [base, one, two, three];
+            let mut table = table(CHAINS.into_iter().zip(all).collect(), drops);
+            let fate = fate(&table);
+            for unknown in [false, true] {
+                let passes = walked(&table, "base", unknown, 0).unwrap_or(!drops);
+                if passes != fate.passes {
+                    prop_assert!(!fate.except.is_empty(), "{fate:?}");
+                }
+            }
+            // By default: where nothing holds that is not known.
+            for rule in table.chains.values_mut().flat_map(|chain| &mut chain.rules) {
+                rule.conditions.iter_mut().for_each(|one| {
+                    if *one == Condition::Unknown {
+                        *one = no();
+                    }
+                });
+            }
+            let passes = walked(&table, "base", false, 0).unwrap_or(!drops);
+            prop_assert_eq!(passes, fate.passes);
+        }
+    }
+}

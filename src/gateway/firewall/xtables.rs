@@ -1,0 +1,371 @@
+//! Reads what `iptables-save` prints, of either family and variant.
+//!
+//! What an extension means is known for the few that say something about our packets; of any
+//! other option only that it is a condition.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Concern, ConcernKind, Rules,
+    model::{
+        Action, Base, Chain, Condition, Field, Hook, Ip, Origin, Ranges, Rule, Table, TableFamily,
+        state,
+    },
+};
+
+/// Where the tables' chains are (priorities from linux/netfilter_ipv4.h).
+const PRIORITIES: [(&str, i32); 5] =
+    [("raw", -300), ("mangle", -150), ("nat", -100), ("filter", 0), ("security", 50)];
+
+/// The chains of `ftp-alg rules iptables`, which an operator may have loaded.
+const OURS: &str = "FTP_ALG";
+
+/// Reads a text of one address family.
+pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Rules {
+    let mut rules = Rules::default();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix('*') else { continue };
+        let body: Vec<&str> = lines.by_ref().take_while(|line| line.trim() != "COMMIT").collect();
+        rules.add(table(name.trim(), &body, origin, ip));
+    }
+    rules
+}
+
+fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
+    let mut chains: BTreeMap<String, Chain> = BTreeMap::new();
+    let priority = PRIORITIES.iter().find(|(table, _)| *table == name).map_or(0, |(_, at)| *at);
+    for line in lines {
+        let mut words = line.strip_prefix(':').unwrap_or_default().split_whitespace();
+        let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
+        // Those with a policy are built in: its name is then the hook's.
+        let hook = Hook::parse(chain).filter(|_| policy != "-");
+        let base = hook.map(|hook| Base { hook, priority, drops: policy == "DROP" });
+        chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
+    }
+    let names: BTreeSet<String> = chains.keys().cloned().collect();
+    let mut found = Rules::default();
+    for line in lines {
+        // With counters (`-c`), `[12:345]` comes first.
+        let start = if line.starts_with('[') { line.find("-A ").unwrap_or(0) } else { 0 };
+        let Some(rest) = line.get(start..).and_then(|line| line.strip_prefix("-A ")) else {
+            continue;
+        };
+        let words = words(rest);
+        let Some((chain, options)) = words.split_first() else { continue };
+        let mut parsed = Options::parse(options, &names);
+        if chain.starts_with(OURS) {
+            (parsed.ct_mark, parsed.mark) = (0, 0);
+        }
+        found.changes.ct_mark |= parsed.ct_mark;
+        found.changes.mark |= parsed.mark;
+        let kinds = [
+            parsed.helper.then_some(ConcernKind::Helper),
+            (parsed.ct_mark != 0).then_some(ConcernKind::CtMark { bits: parsed.ct_mark }),
+        ];
+        for kind in kinds.into_iter().flatten() {
+            found.concerns.push(Concern {
+                kind,
+                chain: format!("{} {name} {chain}", program(origin, ip)),
+                rule: format!("-A {rest}"),
+                remedy: Some(format!("{} -t {name} -D {rest}", program(origin, ip))),
+            });
+        }
+        let (conditions, action) = (parsed.conditions, parsed.action);
+        let rule = Rule { conditions, action, text: format!("-A {rest}") };
+        chains.entry(chain.clone()).or_default().rules.push(rule);
+    }
+    let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
+    found.tables.push(Table { origin, family, name: name.to_owned(), owned: false, chains });
+    found
+}
+
+/// The program that changes such a table.
+pub(super) fn program(origin: Origin, ip: Ip) -> &'static str {
+    match (origin, ip) {
+        (Origin::Nftables, _) => "nft",
+        (Origin::IptablesNft, Ip::V4) => "iptables-nft",
+        (Origin::IptablesNft, Ip::V6) => "ip6tables-nft",
+        (Origin::IptablesLegacy, Ip::V4) => "iptables-legacy",
+        (Origin::IptablesLegacy, Ip::V6) => "ip6tables-legacy",
+    }
+}
+
+/// What a target of this name does, if it is no chain.
+pub(super) fn target(name: &str) -> Action {
+    match name {
+        "ACCEPT" | "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => Action::Accept,
+        "DROP" | "REJECT" => Action::Drop,
+        "QUEUE" | "NFQUEUE" => Action::Queue,
+        "RETURN" => Action::Return,
+        "AUDIT" | "CHECKSUM" | "CLASSIFY" | "CONNMARK" | "CONNSECMARK" | "CT" | "DSCP" | "ECN"
+        | "HL" | "HMARK" | "IDLETIMER" | "LED" | "LOG" | "MARK" | "NFLOG" | "NOTRACK"
+        | "RATEEST" | "SECMARK" | "SET" | "TCPMSS" | "TCPOPTSTRIP" | "TEE" | "TOS" | "TRACE"
+        | "TTL" | "ULOG" => Action::Continue,
+        _ => Action::Unknown,
+    }
+}
+
+/// A rule's options.
+struct Options {
+    conditions: Vec<Condition>,
+    action: Action,
+    /// Whether it gives connections the kernel's FTP helper.
+    helper: bool,
+    /// Bits that it changes.
+    ct_mark: u32,
+    mark: u32,
+}
+
+impl Options {
+    fn parse(words: &[String], chains: &BTreeSet<String>) -> Self {
+        let mut options = Self {
+            conditions: Vec::new(),
+            action: Action::Continue,
+            helper: false,
+            ct_mark: 0,
+            mark: 0,
+        };
+        let mut extension = String::new();
+        let mut rest = words.iter().map(String::as_str).peekable();
+        while let Some(word) = rest.next() {
+            let negated = word == "!";
+            let Some(option) = (if negated { rest.next() } else { Some(word) }) else { break };
+            if option == "--comment" {
+                rest.next();
+                continue;
+            }
+            // Its values: up to the next option.
+            let mut values = Vec::new();
+            while let Some(value) = rest.next_if(|next| !is_option(next) && *next != "!") {
+                values.push(value);
+            }
+            let value = values.first().copied().unwrap_or_default();
+            match option {
+                "-m" | "--match" => extension = value.to_owned(),
+                "-j" | "--jump" => {
+                    options.action = match chains.contains(value) {
+                        true => Action::Jump(value.to_owned()),
+                        false => target(value),
+                    };
+                    options.target(value, rest);
+                    break;
+                }
+                "-g" | "--goto" => options.action = Action::Goto(value.to_owned()),
+                _ => {
+                    let one = condition(&extension, option, &values);
+                    options.conditions.push(one.unwrap_or(Condition::Unknown).negated_if(negated));
+                }
+            }
+            // Extensions that say something by their name alone.
+            if matches!(option, "-m" | "--match") && !is_plain(value) {
+                options.conditions.push(Condition::Unknown);
+            }
+        }
+        options
+    }
+
+    /// What a target does to marks and helpers.
+    fn target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
+        let words: Vec<&str> = words.collect();
+        let value = |option: &str| {
+            let at = words.iter().position(|word| *word == option)?;
+            words.get(at + 1).copied()
+        };
+        let changed = match name {
+            "MARK" | "CONNMARK" => ["--set-xmark", "--set-mark"]
+                .into_iter()
+                .find_map(value)
+                .map(|mark| mark_and_mask(mark).map_or(u32::MAX, |(_, mask)| mask)),
+            _ => None,
+        };
+        let has = |option: &str| words.contains(&option);
+        let mask = |option: &str| value(option).and_then(number).unwrap_or(u32::MAX);
+        match name {
+            "CT" => self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp")),
+            "MARK" => self.mark = changed.unwrap_or(u32::MAX),
+            "CONNMARK" if has("--save-mark") => self.ct_mark = mask("--ctmask"),
+            "CONNMARK" if has("--restore-mark") => self.mark = mask("--nfmask"),
+            "CONNMARK" => self.ct_mark = changed.unwrap_or(u32::MAX),
+            _ => {}
+        }
+    }
+}
+
+/// Extensions whose options say all.
+fn is_plain(extension: &str) -> bool {
+    matches!(
+        extension,
+        "tcp"
+            | "udp"
+            | "comment"
+            | "conntrack"
+            | "state"
+            | "mark"
+            | "connmark"
+            | "multiport"
+            | "helper"
+            | "icmp"
+            | "icmp6"
+            | "addrtype"
+            | "set"
+            | "pkttype"
+    )
+}
+
+fn is_option(word: &str) -> bool {
+    word.len() > 1
+        && word.starts_with('-')
+        && word.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
+/// The condition of an option of `extension`; `None` if it is not known.
+fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition> {
+    let value = values.first().copied().unwrap_or_default();
+    let test = |field, ranges: Ranges| Some(Condition::test(field, u32::MAX, ranges));
+    match (extension, option) {
+        (_, "-p" | "--protocol") => match value {
+            "all" | "0" => test(Field::Protocol, [(0, u32::MAX)].into()),
+            "tcp" | "6" => test(Field::Protocol, [(6, 6)].into()),
+            "" => None,
+            _ => test(Field::Protocol, [(255, 255)].into()),
+        },
+        (_, "-i" | "--in-interface" | "-o" | "--out-interface") if value == "lo" => {
+            test(Field::Loopback, [(1, 1)].into())
+        }
+        ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
+        ("conntrack", "--ctdir") => {
+            let direction = u32::from(value != "ORIGINAL");
+            test(Field::Direction, [(direction, direction)].into())
+        }
+        ("connmark", "--mark") => mark(Field::CtMark, value),
+        ("mark", "--mark") => mark(Field::Mark, value),
+        ("helper", "--helper") => {
+            let other = u32::from(value != "ftp") * 254 + 1;
+            test(Field::FtpHelper, [(other, other)].into())
+        }
+        ("tcp", "--tcp-flags") => {
+            let (mask, set) = (tcp_flags(value)?, tcp_flags(values.get(1)?)?);
+            Some(Condition::test(Field::TcpFlags, mask, [(set, set)]))
+        }
+        ("addrtype", "--dst-type") => {
+            let kinds = value.split(',').map(|kind| match kind {
+                "LOCAL" => (1, 1),
+                "UNICAST" => (2, 2),
+                _ => (255, 255),
+            });
+            test(Field::Destination, kinds.collect())
+        }
+        ("pkttype", "--pkt-type") => {
+            let other = u32::from(value != "unicast" && value != "host");
+            test(Field::PacketType, [(other, other)].into())
+        }
+        ("tcp", "--syn") => Some(Condition::test(Field::TcpFlags, 0x17, [(2, 2)])),
+        (_, "--dport" | "--dports" | "--destination-port" | "--destination-ports") => {
+            test(Field::DestinationPort, ports(value)?)
+        }
+        (_, "--sport" | "--sports" | "--source-port" | "--source-ports") => {
+            test(Field::SourcePort, ports(value)?)
+        }
+        ("multiport", "--ports") => Some(Condition::Any(vec![
+            Condition::test(Field::SourcePort, u32::MAX, ports(value)?),
+            Condition::test(Field::DestinationPort, u32::MAX, ports(value)?),
+        ])),
+        _ => None,
+    }
+}
+
+/// `RELATED,ESTABLISHED`, `DNAT`: one of them.
+fn states(list: &str) -> Condition {
+    let (mut bits, mut unknown) = (0, false);
+    for name in list.split(',') {
+        bits |= match name {
+            "INVALID" => state::INVALID,
+            "ESTABLISHED" => state::ESTABLISHED,
+            "RELATED" => state::RELATED,
+            "NEW" => state::NEW,
+            "UNTRACKED" => state::UNTRACKED,
+            _ => {
+                unknown = true;
+                0
+            }
+        };
+    }
+    let known = Condition::any_bit(Field::State, bits);
+    if unknown { Condition::Any(vec![known, Condition::Unknown]) } else { known }
+}
+
+fn mark(field: Field, text: &str) -> Option<Condition> {
+    let (value, mask) = mark_and_mask(text)?;
+    Some(Condition::test(field, mask, [(value, value)]))
+}
+
+/// `0x40000000/0x40000000`, or without a mask.
+fn mark_and_mask(text: &str) -> Option<(u32, u32)> {
+    match text.split_once('/') {
+        Some((value, mask)) => Some((number(value)?, number(mask)?)),
+        None => Some((number(text)?, u32::MAX)),
+    }
+}
+
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// `21`, `1024:65535`, `20,21,1024:`.
+fn ports(list: &str) -> Option<Ranges> {
+    let port = |text: &str, open: u16| match text {
+        "" => Some(u32::from(open)),
+        _ => text.parse::<u16>().ok().map(u32::from),
+    };
+    list.split(',')
+        .map(|part| match part.split_once(':') {
+            Some((from, to)) => Some((port(from, 0)?, port(to, u16::MAX)?)),
+            None => part.parse::<u16>().ok().map(|port| (port.into(), port.into())),
+        })
+        .collect()
+}
+
+fn tcp_flags(list: &str) -> Option<u32> {
+    list.split(',').try_fold(0, |bits, name| {
+        Some(
+            bits | match name {
+                "FIN" => 0x01,
+                "SYN" => 0x02,
+                "RST" => 0x04,
+                "PSH" => 0x08,
+                "ACK" => 0x10,
+                "URG" => 0x20,
+                "ALL" => 0x3f,
+                "NONE" => 0,
+                _ => return None,
+            },
+        )
+    })
+}
+
+/// Splits as a shell would: double quotes hold words together, a backslash takes the next as it is.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word) = (Vec::new(), None::<String>);
+    let (mut quoted, mut escaped) = (false, false);
+    for c in line.chars() {
+        match c {
+            _ if escaped => {
+                word.get_or_insert_default().push(c);
+                escaped = false;
+            }
+            '\\' => escaped = true,
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            ' ' | '\t' if !quoted => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
