@@ -2,13 +2,21 @@
 //!
 //! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
 //! tests can be told from a failure of the lab.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "common/matrix.rs"]
 mod matrix;
 
+use std::{fs::File, time::Duration};
+
+use etherparse::PacketBuilder;
 use ftp_alg::lab::{
     Analysis, Capture, Client, Family, KERNEL_HELPER, Lab, Mode, Server, ServerKind, Topology,
     Transfer,
+};
+use pcap_file::{
+    DataLink,
+    pcap::{PcapHeader, PcapPacket, PcapWriter},
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -52,6 +60,41 @@ fn captures_on_both_sides_show_the_rewrite() {
         assert_eq!(side.blemishes().unwrap(), [""; 0]);
     }
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+/// A packet whose TCP checksum should be 0 and is `said`.
+fn packet_with_checksum(said: u16) -> Vec<u8> {
+    const CHECKSUM: usize = 20 + 16;
+    let packet = |content: [u8; 2]| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64)
+            .tcp(4000, 21, 1, 1000)
+            .write(&mut bytes, &content)
+            .unwrap();
+        bytes
+    };
+    // With the checksum of all else as its content, a packet has the checksum 0.
+    let rest = packet([0, 0]);
+    let mut bytes = packet([rest[CHECKSUM], rest[CHECKSUM + 1]]);
+    assert_eq!(bytes[CHECKSUM..CHECKSUM + 2], [0, 0]);
+    bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&said.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_checksum_of_all_ones_is_as_good_as_zero_and_others_are_wrong() {
+    let file = tempfile::NamedTempFile::with_suffix(".pcap").unwrap();
+    let header = PcapHeader { datalink: DataLink::RAW, ..PcapHeader::default() };
+    let mut writer = PcapWriter::with_header(File::create(file.path()).unwrap(), header).unwrap();
+    for said in [0, 0xffff, 0x1234] {
+        let bytes = packet_with_checksum(said);
+        let packet = PcapPacket::new(Duration::ZERO, u32::try_from(bytes.len()).unwrap(), &bytes);
+        writer.write_packet(&packet).unwrap();
+    }
+    drop(writer);
+    let wrong = Analysis::of(file.path()).wrong_checksums().unwrap();
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].starts_with("frame 3:"), "{wrong:?}");
 }
 
 #[test]
