@@ -80,7 +80,8 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
     match &name {
         b"PORT" => Verb::Port,
         b"EPRT" => Verb::Eprt,
-        b"PASV" => Verb::Pasv,
+        // `P@SW` is what some routers make of it; servers know.
+        b"PASV" | b"P@SW" => Verb::Pasv,
         b"EPSV" if argument.eq_ignore_ascii_case(b"ALL") => Verb::EpsvAll,
         b"EPSV" => Verb::Epsv,
         b"USER" | b"PASS" | b"ACCT" => Verb::Login,
