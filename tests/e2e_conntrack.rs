@@ -6,9 +6,12 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    Gateway, connect, gated_client, gateway_with, host_port, login, reply, say, scripted_server,
+    Gateway, connect, executable, gated_client, gateway_with, host_port, login, reply, say,
+    scripted_server,
 };
-use ftp_alg::lab::{Family, Topology};
+use ftp_alg::lab::{
+    Admission, Client, Daemon, Family, Lab, Mode, Server, ServerKind, Spec, Topology, Transfer,
+};
 use serde_json::json;
 
 const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
@@ -51,6 +54,29 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
     assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn auto_takes_the_back_end_that_the_firewall_is_ready_for() {
+    for (admission, expected) in [(Admission::Related, "conntrack"), (Admission::Mark, "nftables")]
+    {
+        let spec = Spec { admission, ..Spec::new(Topology::PublishedServer) };
+        let lab = Lab::build(spec).unwrap();
+        let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        assert_eq!(daemon.status().unwrap()["backend"], expected);
+        let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+        server.put("body", b"bytes").unwrap();
+        let address = lab.dialled(Family::V4);
+        for mode in [Mode::Active, Mode::Passive] {
+            let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+            assert_eq!(transfer.download("body").unwrap(), b"bytes", "{expected} {mode}");
+        }
+        // Once the firewall has changed, the daemon that runs is what counts.
+        lab.gateway.nft("flush chain inet gateway forward").unwrap();
+        let doctor = daemon.ask(&["doctor"]).unwrap();
+        assert_eq!(doctor.status.code(), Some(1));
+        assert!(doctor.text().contains(&format!("{expected}, as ")), "{}", doctor.text());
+    }
 }
 
 #[test]

@@ -302,9 +302,9 @@ table inet other {{
 }}
 END"
     ));
-    // Related by the kernel's helper, and so not new, as what we admit must be.
+    // It opens what ftp-alg does not, where the dialogue is none.
     let (outcome, opinion) = passive(&lab, &daemon);
-    assert_ne!(outcome, "open");
+    assert_eq!(outcome, "open");
     assert_eq!(opinion.problems(), ["rule"]);
     assert_eq!(opinion.check("connections with it")["mark"], "note");
     let remedies = opinion.remedies();

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
-    config::Backend,
+    config,
     daemon::{self, client, snapshot},
-    gateway::{Features, choose, firewall::Firewall, outlooks},
+    gateway::{Backend, Features, choose, firewall::Firewall, outlooks},
 };
 
 /// Say what this kernel and firewall offer, what is in the way, and what to do
@@ -41,9 +41,19 @@ impl Doctor {
         let features = Features::probe(&parameters);
         let firewall = Firewall::read();
         let outlooks = outlooks(&firewall, features.routing, &parameters);
+        let runs_with = running.as_ref().and_then(|status| Backend::named(&status.backend));
         let (backend, reason) = match config.pinhole.backend {
-            Backend::Auto => choose(|| features.expecting.possible(), &outlooks),
-            configured => (configured, "the configuration says so"),
+            config::Backend::Auto => {
+                let chosen = choose(|| features.expecting.possible(), &outlooks);
+                match runs_with.filter(|backend| *backend != chosen.0) {
+                    Some(backend) => {
+                        (backend, "ftp-alg runs with it; restarted, it takes the other")
+                    }
+                    None => chosen,
+                }
+            }
+            config::Backend::Nftables => (Backend::Nftables, "the configuration says so"),
+            config::Backend::Conntrack => (Backend::Conntrack, "the configuration says so"),
         };
         let checks = checks::Checks {
             parameters: &parameters,

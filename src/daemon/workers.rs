@@ -32,7 +32,7 @@ use super::{
 use crate::{
     config::{self, Config},
     engine::{Checksums, Engine, Verdict},
-    gateway::{Backend, Condition, Decision, LinuxKernel, Queue, RuleParameters, Table},
+    gateway::{self, Backend, Condition, Decision, LinuxKernel, Queue, RuleParameters, Table},
     policy::Policy,
 };
 
@@ -68,18 +68,20 @@ pub(super) fn start(
     config: &Config,
     events: &Sender<Event>,
 ) -> Result<Box<dyn Service>, ServiceError> {
-    let parameters = rule_parameters(config)?;
+    let mut parameters = rule_parameters(config)?;
     // A queue that another program reads is found before anything is changed.
     let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     let names = Names::new(events.clone());
     names.watch(config.external_names())?;
+    if config.pinhole.backend == config::Backend::Auto {
+        let (backend, why) = gateway::automatic(&parameters);
+        tracing::info!("back end {}: {why}", backend.as_str());
+        parameters = parameters.with_backend(backend);
+    }
     let engine = Engine::new(worker_policy(config, &names), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
-        backend: match parameters.backend() {
-            Backend::Nftables => "nftables",
-            Backend::Conntrack => "conntrack",
-        },
+        backend: parameters.backend().as_str(),
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
         names,
@@ -107,10 +109,10 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
         pinhole.mark,
         pinhole.mark_mask,
     )?;
-    Ok(parameters.with_backend(match pinhole.backend {
-        config::Backend::Auto | config::Backend::Nftables => Backend::Nftables,
-        config::Backend::Conntrack => Backend::Conntrack,
-    }))
+    Ok(match pinhole.backend {
+        config::Backend::Auto | config::Backend::Nftables => parameters,
+        config::Backend::Conntrack => parameters.with_backend(Backend::Conntrack),
+    })
 }
 
 /// The policy of one worker: limits over all sessions are shared out evenly.

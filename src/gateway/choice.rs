@@ -1,10 +1,9 @@
 //! Which back end `auto` means here: the one that asks least of the operator's firewall.
 
 use super::{
-    Expecting, Routing, RuleParameters,
+    Backend, Expecting, Routing, RuleParameters,
     firewall::{Firewall, Hook, Ip, Judgement, Sign},
 };
-use crate::config::Backend;
 
 /// What the firewall does at one hook with one version of IP.
 #[derive(Clone, Debug)]

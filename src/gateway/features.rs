@@ -10,8 +10,9 @@ use nftnl::{Chain, MsgType, ProtoFamily};
 
 use super::{
     GatewayError, RuleParameters,
+    ctnetlink::Requests,
     firewall::output_of,
-    netlink::{self, Message, Socket, Start, Writer},
+    netlink::{self, Message, Socket},
     nft::Batch,
     queue,
     rules::{QueueStatement, render_nftables},
@@ -32,9 +33,9 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_HELP: u16 = 5;
 const CTA_HELP_NAME: u16 = 1;
 
-/// A table that only holds an object of the kernel's FTP helper.
-const FTP_HELPER: &str =
-    "table inet ftp_alg_probe { ct helper ftp { type \"ftp\" protocol tcp; }; }\n";
+/// A table that only holds an object of the kernel's helper for scanners.
+const SCANNER_HELPER: &str =
+    "table inet ftp_alg_probe { ct helper scanner { type \"sane\" protocol tcp; }; }\n";
 /// A table that translates.
 const NAT: &str = "table inet ftp_alg_probe {
     chain nat { type nat hook postrouting priority 0; masquerade; }; }\n";
@@ -92,19 +93,16 @@ impl Routing {
 impl Features {
     /// Asks the kernel.
     pub fn probe(parameters: &RuleParameters) -> Self {
-        let capabilities = effective_capabilities();
-        let net_admin = capabilities & 1 << CAP_NET_ADMIN != 0;
+        let net_admin = has(CAP_NET_ADMIN);
         let mut socket = Socket::open().ok().filter(|_| net_admin);
-        let expecting = Expecting::probe(socket.as_mut());
-        let helped = match &mut socket {
-            Some(socket) if expecting.ctnetlink => {
-                helped_connections(socket, parameters).unwrap_or(0)
-            }
-            _ => 0,
+        let expecting = Expecting::probe(net_admin);
+        let helped = match expecting.ctnetlink {
+            true => helped_connections(parameters).unwrap_or(0),
+            false => 0,
         };
         Self {
             net_admin,
-            net_raw: capabilities & 1 << CAP_NET_RAW != 0,
+            net_raw: has(CAP_NET_RAW),
             nft: output_of("nft", &["--version"])
                 .map(|text| version(&text).to_owned())
                 .map_err(|error| error.to_string()),
@@ -132,22 +130,22 @@ pub struct Expecting {
     pub nat: bool,
     /// Helpers can live in user space (nfnetlink_cthelper).
     pub cthelper: bool,
-    /// The kernel has its own FTP helper, as an object.
-    pub ftp_helper: bool,
+    /// The kernel has its helper for scanners (nf_conntrack_sane), as an object.
+    pub scanner_helper: bool,
 }
 
 impl Expecting {
     /// Asks the kernel.
     pub fn read() -> Self {
-        Self::probe(Socket::open().ok().as_mut())
+        Self::probe(has(CAP_NET_ADMIN))
     }
 
-    fn probe(mut socket: Option<&mut Socket>) -> Self {
-        let permitted = socket.is_some();
-        let mut answers = |subsystem: i32, command, flags| {
-            socket
-                .as_mut()
-                .is_some_and(|socket| ask(socket, subsystem as u8, command, flags, |_| {}).is_ok())
+    fn probe(permitted: bool) -> Self {
+        let answers = |subsystem, command, flags| {
+            let ask = |mut requests: Requests| {
+                requests.ask(command, flags, libc::AF_UNSPEC, |_| {}, |_| {})
+            };
+            permitted && Requests::open(subsystem).and_then(ask).is_ok()
         };
         let (one, all) = (0, libc::NLM_F_DUMP);
         let takes = |rules: &str| permitted && check(rules).is_ok();
@@ -156,14 +154,14 @@ impl Expecting {
             expectations: answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, all),
             cthelper: answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, all),
             nat: takes(NAT),
-            ftp_helper: takes(FTP_HELPER),
+            scanner_helper: takes(SCANNER_HELPER),
         }
     }
 
     /// Whether pinholes can be expectations: the kernel takes these only for a control connection
     /// that has a helper, of whichever kind.
     pub fn possible(&self) -> bool {
-        self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.ftp_helper)
+        self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.scanner_helper)
     }
 }
 
@@ -214,37 +212,11 @@ fn queue_target(parameters: &RuleParameters, socket: &mut Socket) -> Result<(), 
     Err(super::table::no_queue(refused.unwrap_or(libc::ENOENT)))
 }
 
-/// Sends a request without attributes, and hands each message of the answer to `each`.
-fn ask(
-    socket: &mut Socket,
-    subsystem: u8,
-    command: u8,
-    flags: i32,
-    mut each: impl FnMut(&Message<'_>),
-) -> io::Result<()> {
-    let start = Start {
-        subsystem,
-        command,
-        flags: flags as u16,
-        sequence: socket.next_sequence(),
-        family: libc::AF_UNSPEC as u8,
-        resource: 0,
-    };
-    let mut request = Vec::new();
-    Writer::new(&mut request, start);
-    let mut failed = 0;
-    socket.ask(&request, |message| match message.kind {
-        netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
-        _ => each(&message),
-    })?;
-    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
-}
-
 /// How many control connections have the kernel's helper.
-fn helped_connections(socket: &mut Socket, parameters: &RuleParameters) -> io::Result<usize> {
+fn helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let mut found = 0;
-    let subsystem = libc::NFNL_SUBSYS_CTNETLINK as u8;
-    ask(socket, subsystem, IPCTNL_MSG_CT_GET, libc::NLM_F_DUMP, |message| {
+    let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
+    let count = |message: &Message<'_>| {
         let attributes = message.attributes();
         let helper =
             attributes.nested(CTA_HELP).and_then(|help| help.first(CTA_HELP_NAME).map(is_ftp));
@@ -254,7 +226,8 @@ fn helped_connections(socket: &mut Socket, parameters: &RuleParameters) -> io::R
             .and_then(|proto| proto.first(CTA_PROTO_DST_PORT).and_then(netlink::be16));
         let ours = port.is_some_and(|port| parameters.control_ports().contains(&port));
         found += usize::from(ours && helper == Some(true));
-    })?;
+    };
+    requests.ask(IPCTNL_MSG_CT_GET, libc::NLM_F_DUMP, libc::AF_UNSPEC, |_| {}, count)?;
     Ok(found)
 }
 
@@ -262,13 +235,14 @@ fn is_ftp(name: &[u8]) -> bool {
     name.strip_suffix(b"\0").unwrap_or(name) == b"ftp"
 }
 
-fn effective_capabilities() -> u64 {
+/// Whether this thread has a capability.
+fn has(capability: u32) -> bool {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .unwrap_or(0)
+        .is_some_and(|effective| effective & 1 << capability != 0)
 }
 
 fn number_in(path: &str) -> Option<u64> {

@@ -28,6 +28,21 @@ pub enum Backend {
     Conntrack,
 }
 
+impl Backend {
+    /// Its name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Conntrack => "conntrack",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Nftables, Self::Conntrack].into_iter().find(|backend| backend.as_str() == name)
+    }
+}
+
 /// What an operator may change in the rules.
 ///
 /// Holds only values that make working rules: at least one port and one queue, and a mask of

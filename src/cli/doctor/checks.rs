@@ -2,10 +2,9 @@
 
 use super::{Check, Mark};
 use crate::{
-    config::Backend,
     daemon::snapshot::Status,
     gateway::{
-        Features, GatewayError, Outlook, QueueStatement, RuleParameters,
+        Backend, Expecting, Features, GatewayError, Outlook, QueueStatement, RuleParameters,
         firewall::{ChainJudgement, ConcernKind, Firewall, Hook, Ip, Judgement, Sign},
     },
 };
@@ -124,16 +123,9 @@ impl Checks<'_> {
             }
         };
         checks.push(optional("expectations", features.expecting.expectations, false));
-        checks.push(optional(
-            "nfnetlink_cthelper",
-            features.expecting.cthelper,
-            features.expecting.ftp_helper,
-        ));
-        checks.push(optional(
-            "ftp helper object",
-            features.expecting.ftp_helper,
-            features.expecting.cthelper,
-        ));
+        let Expecting { cthelper, scanner_helper, .. } = features.expecting;
+        checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
+        checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
         checks.push(self.connections());
         checks.push(self.routing());
         checks
@@ -249,12 +241,21 @@ impl Checks<'_> {
                     .remedy(["sysctl -w net.netfilter.nf_conntrack_helper=0".to_owned()]),
             );
         }
+        let ports = self.parameters.control_ports().iter().map(u16::to_string);
+        let ports = ports.collect::<Vec<_>>().join(", ");
         for concern in self.firewall.concerns(self.parameters) {
             let (name, mark, says) = match concern.kind {
                 ConcernKind::Helper => (
                     "rule",
                     Mark::Problem,
                     format!("{} assigns the kernel's FTP helper", concern.chain),
+                ),
+                // A helper of our own keeps control connections away from there.
+                ConcernKind::Offload if self.features.expecting.cthelper => continue,
+                ConcernKind::Offload => (
+                    "flowtable",
+                    Mark::Problem,
+                    format!("{} hands connections over before ftp-alg reads them", concern.chain),
                 ),
                 ConcernKind::CtMark { .. } => (
                     "ct mark",
@@ -277,6 +278,10 @@ impl Checks<'_> {
                     });
                     check.remedy(concern.remedy.clone()).advice(firewalld)
                 }
+                ConcernKind::Offload => check.advice([format!(
+                    "where it takes control connections, let it begin with `tcp dport != {{ {ports} }} \
+                     tcp sport != {{ {ports} }}`; or load the module nfnetlink_cthelper",
+                )]),
                 ConcernKind::CtMark { .. } => check.details([
                     "where it does so for FTP connections: restrict it to other bits, or choose \
                      others in [pinhole] mark and mark-mask"
@@ -284,8 +289,7 @@ impl Checks<'_> {
                 ]),
             });
         }
-        // The conntrack back end itself gives them one.
-        if self.features.helped > 0 && self.backend != Backend::Conntrack {
+        if self.features.helped > 0 {
             let says = format!(
                 "control connections that have the kernel's FTP helper, until they end: {}",
                 self.features.helped

@@ -66,6 +66,8 @@ pub struct Concern {
 pub enum ConcernKind {
     /// It gives control connections the kernel's own FTP helper.
     Helper,
+    /// It hands connections to a flowtable, past all chains.
+    Offload,
     /// It changes bits of the ct mark.
     CtMark {
         /// Which.
@@ -148,12 +150,12 @@ impl Firewall {
         &self.unread
     }
 
-    /// The rules that get in the way: those that assign the kernel's FTP helper, or that change
-    /// bits of the ct mark that are ours.
+    /// The rules that get in the way: those that assign the kernel's FTP helper, that hand
+    /// connections to a flowtable, or that change bits of the ct mark that are ours.
     pub fn concerns(&self, parameters: &RuleParameters) -> impl Iterator<Item = &Concern> {
         let ours = parameters.mask();
         self.rules.concerns.iter().filter(move |concern| match concern.kind {
-            ConcernKind::Helper => true,
+            ConcernKind::Helper | ConcernKind::Offload => true,
             ConcernKind::CtMark { bits } => bits & ours != 0,
         })
     }

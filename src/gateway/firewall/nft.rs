@@ -156,12 +156,11 @@ impl<'a> Reader<'a> {
             "ct helper" if self.assigns_ftp(key, content) => {
                 Statement::Concern(ConcernKind::Helper)
             }
+            "flow" => Statement::Concern(ConcernKind::Offload),
             "xt" => extension(content),
             // Those that never keep a packet from the statements behind them.
             "counter" | "log" | "comment" | "notrack" | "ct helper" | "ct timeout"
-            | "ct expectation" | "set" | "map" | "flow" | "dup" | "last" | "secmark" => {
-                Statement::Nothing
-            }
+            | "ct expectation" | "set" | "map" | "dup" | "last" | "secmark" => Statement::Nothing,
             _ => match verdict(kind, content) {
                 Some(action) => Statement::Do(action),
                 None => Statement::If(Condition::Unknown),
