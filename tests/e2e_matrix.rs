@@ -44,6 +44,7 @@ fn every_client_with_every_server(topology: Topology, backend: &str) {
     }
     assert_eq!(failures, [""; 0]);
     for (host, daemon) in lab.gateways().into_iter().zip(&daemons) {
+        assert_eq!(daemon.status().unwrap()["backend"], backend);
         assert_eq!(host.invalid_packets().unwrap(), 0, "{}", host.role());
         daemon.wait_closed(Duration::from_secs(2)).unwrap();
         assert_eq!(daemon.openings().unwrap(), [""; 0], "{}", host.role());
