@@ -107,7 +107,7 @@ fn write_down(topology: Topology, backend: &str, matrix: &Matrix, elapsed: Durat
     table.extend(files.iter().filter_map(|file| file.lines().next()).map(|row| format!("{row}\n")));
     let failed =
         files.iter().flat_map(|file| file.lines()).filter(|line| line.contains("FAILED: "));
-    table.extend(failed.map(|line| format!("{line}\n")));
+    table.extend(failed.map(|line| line.chars().take(160).collect::<String>() + "\n"));
     fs::write(target().join("matrix.txt"), table + &reasons()).unwrap();
 }
 

@@ -7,8 +7,8 @@
 use std::{net::SocketAddr, thread, time::Duration};
 
 use ftp_alg::lab::{
-    Admission, Analysis, Capture, Client, Family, Host, KERNEL_HELPER, Lab, Mode, Script, Server,
-    ServerKind, Spec, Topology, Transfer, matrix,
+    Admission, Analysis, Capture, Client, Family, FirewallKind, Host, KERNEL_HELPER, Lab, Mode,
+    Script, Server, ServerKind, Spec, Topology, Transfer, matrix,
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -35,15 +35,21 @@ fn every_client_moves_files_to_and_from_every_server() {
 
 #[test]
 fn every_topology_passes_control_connections_and_nothing_else() {
-    thread::scope(|scope| {
-        for topology in Topology::ALL {
-            scope.spawn(move || only_control_connections_pass(topology));
-        }
-    });
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        thread::scope(|scope| {
+            for topology in Topology::ALL {
+                let spec = Spec { firewall, ..Spec::new(topology) };
+                scope.spawn(move || only_control_connections_pass(spec));
+            }
+        });
+    }
 }
 
-fn only_control_connections_pass(topology: Topology) {
-    let lab = Lab::new(topology).unwrap();
+fn only_control_connections_pass(spec: Spec) {
+    let topology = spec.topology;
+    let lab = Lab::build(spec).unwrap();
     let listen = |host: &Host, ports: &str| {
         let mut command = host.command("python3");
         let program = "import socket, sys, time\n\
