@@ -8,8 +8,8 @@ use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
 use etherparse::PacketBuilder;
 use ftp_alg::lab::{
-    Admission, Analysis, Capture, Client, Family, Host, KERNEL_HELPER, Lab, Mode, Script, Server,
-    ServerKind, Spec, Topology, Transfer, matrix,
+    Admission, Analysis, Capture, Client, Family, FirewallKind, Host, KERNEL_HELPER, Lab, Mode,
+    Script, Server, ServerKind, Spec, Topology, Transfer, matrix,
 };
 use pcap_file::{
     DataLink,
@@ -40,15 +40,21 @@ fn every_client_moves_files_to_and_from_every_server() {
 
 #[test]
 fn every_topology_passes_control_connections_and_nothing_else() {
-    thread::scope(|scope| {
-        for topology in Topology::ALL {
-            scope.spawn(move || only_control_connections_pass(topology));
-        }
-    });
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        thread::scope(|scope| {
+            for topology in Topology::ALL {
+                let spec = Spec { firewall, ..Spec::new(topology) };
+                scope.spawn(move || only_control_connections_pass(spec));
+            }
+        });
+    }
 }
 
-fn only_control_connections_pass(topology: Topology) {
-    let lab = Lab::new(topology).unwrap();
+fn only_control_connections_pass(spec: Spec) {
+    let topology = spec.topology;
+    let lab = Lab::build(spec).unwrap();
     let listen = |host: &Host, ports: &str| {
         let mut command = host.command("python3");
         let program = "import socket, sys, time\n\

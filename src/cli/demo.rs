@@ -42,8 +42,8 @@ pub struct Demo {
 
 /// The cases: what the gateway does, and the server program there.
 const LABS: [(Topology, ServerKind); 4] = [
-    (Topology::Masquerade, ServerKind::Vsftpd),
-    (Topology::SnatPool, ServerKind::Pyftpdlib),
+    (Topology::Masquerade, ServerKind::PureFtpd),
+    (Topology::SnatPool, ServerKind::Vsftpd),
     (Topology::PublishedServer, ServerKind::Proftpd),
     (Topology::Routed, ServerKind::PureFtpd),
 ];

@@ -64,6 +64,8 @@ pub(super) fn install(host: &Host, spec: &Spec) -> Result<()> {
 struct Firewall {
     /// By what admitted connections are known; `None` means that nothing is dropped.
     drops: Option<Admission>,
+    /// Where control connections go, as its filter sees them.
+    port: u16,
     /// The chain that lets control connections of this host itself pass, besides `forward`.
     local: Option<&'static str>,
     nat: Vec<Nat>,
@@ -90,8 +92,8 @@ impl Firewall {
             _ => None,
         };
         let families = [Family::V4, Family::V6].into_iter().filter(|of| spec.translates(*of));
-        let publish = |family, at: super::Ends, port| Nat::Publish {
-            at: SocketAddr::new(at.address(family), port),
+        let publish = |family, at: super::Ends| Nat::Publish {
+            at: SocketAddr::new(at.address(family), topology.public_port()),
             server: SocketAddr::new(plan.server.address(family), 21),
         };
         let translation = |family: Family| match (host.role(), topology, plan.far) {
@@ -101,11 +103,12 @@ impl Firewall {
             ("gateway", Topology::SnatPool, _) => {
                 Some(Nat::Pool(plan.pool.iter().map(|ends| ends.address(family)).collect()))
             }
-            ("gateway", Topology::PublishedServer | Topology::OneToOne, _) => {
-                Some(publish(family, plan.outside, 21))
-            }
-            ("gateway", Topology::PortForward, _) => Some(publish(family, plan.outside, 2121)),
-            ("far", Topology::BothSides, Some(far)) => Some(publish(family, far.outside, 21)),
+            (
+                "gateway",
+                Topology::PublishedServer | Topology::PortForward | Topology::OneToOne,
+                _,
+            ) => Some(publish(family, plan.outside)),
+            ("far", Topology::BothSides, Some(far)) => Some(publish(family, far.outside)),
             ("far", Topology::OneToOne, Some(router)) => Some(Nat::Map {
                 public: router.outside.address(family),
                 private: plan.outside.address(family),
@@ -117,7 +120,9 @@ impl Firewall {
             ("gateway" | "far", _) => Some(spec.admission),
             _ => return None,
         };
-        Some(Self { drops, local, nat: families.filter_map(translation).collect() })
+        let towards_public = (host.role(), *topology) == ("gateway", Topology::BothSides);
+        let port = if towards_public { topology.public_port() } else { 21 };
+        Some(Self { drops, port, local, nat: families.filter_map(translation).collect() })
     }
 
     fn nftables(&self) -> String {
@@ -152,7 +157,7 @@ impl Firewall {
                     _ => {}
                 }
                 if hook == "forward" || self.local == Some(hook) {
-                    rules.push("tcp dport 21 accept".to_owned());
+                    rules.push(format!("tcp dport {} accept", self.port));
                 }
                 if admission == Admission::Mark && (hook == "forward" || own) {
                     rules.push("ct mark and 0x40000000 != 0 accept".to_owned());
@@ -216,10 +221,8 @@ impl Firewall {
     }
 
     fn iptables(&self, family: Family) -> String {
-        let (icmp, own) = match family {
-            Family::V4 => ("icmp", self.local.is_some()),
-            Family::V6 => ("ipv6-icmp", self.local.is_some()),
-        };
+        let icmp = if family == Family::V4 { "icmp" } else { "ipv6-icmp" };
+        let own = self.local.is_some();
         let mut rules = String::from("*filter\n");
         if let Some(admission) = self.drops {
             let states = match admission {
@@ -236,7 +239,7 @@ impl Firewall {
                 if hook == "FORWARD"
                     || self.local.is_some_and(|local| local.eq_ignore_ascii_case(hook))
                 {
-                    rules += &format!("-A {hook} -p tcp --dport 21 -j ACCEPT\n");
+                    rules += &format!("-A {hook} -p tcp --dport {} -j ACCEPT\n", self.port);
                 }
                 if admission == Admission::Mark && (hook == "FORWARD" || own) {
                     rules +=

@@ -131,8 +131,7 @@ impl Lab {
             return SocketAddr::new(self.server.address(family), 21);
         }
         let public = plan.far.map_or(plan.outside, |far| far.outside);
-        let port = if *topology == Topology::PortForward { 2121 } else { 21 };
-        SocketAddr::new(public.address(family), port)
+        SocketAddr::new(public.address(family), topology.public_port())
     }
 
     /// The interface by which `host`, the client or the server, reaches the other.

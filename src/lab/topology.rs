@@ -23,7 +23,8 @@ pub enum Topology {
     /// The server inside, published by a gateway whose outer address is private as well: a router
     /// further out maps a public address to it, both ways. IPv6 is routed.
     OneToOne,
-    /// Clients behind a gateway that masquerades, the server behind another that publishes it.
+    /// Clients behind a gateway that masquerades, the server behind another that publishes it on
+    /// port 2121.
     BothSides,
     /// Clients inside, every address visible everywhere; only the firewall stands between.
     Routed,
@@ -81,7 +82,8 @@ impl Topology {
     /// What `ftp-alg` must be told here, the back end apart: the top of its configuration.
     pub(super) fn keys(self) -> &'static str {
         match self {
-            Self::PortForward => "control-ports = [21, 2121]\n",
+            // The server's gateway sees port 21 on one side of it, the clients' does not.
+            Self::BothSides => "control-ports = [21, 2121]\n",
             _ => "",
         }
     }
@@ -105,6 +107,11 @@ impl Topology {
     /// Whether the server is dialled at another address than its own.
     pub(super) fn publishes_server(self) -> bool {
         matches!(self, Self::PublishedServer | Self::PortForward | Self::OneToOne | Self::BothSides)
+    }
+
+    /// The port that the server is published on.
+    pub(super) fn public_port(self) -> u16 {
+        if matches!(self, Self::PortForward | Self::BothSides) { 2121 } else { 21 }
     }
 
     /// The network that `role` is in.
