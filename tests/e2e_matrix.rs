@@ -17,7 +17,7 @@ use std::{
 
 use common::executable;
 use ftp_alg::lab::{
-    Admission, Cell, Client, Daemon, Family, Lab, Matrix, Outcome, Spec, Topology,
+    Admission, Cell, Client, Daemon, Family, Lab, Matrix, Outcome, ServerKind, Spec, Topology,
     matrix::{self, WAYS},
 };
 
@@ -126,10 +126,14 @@ fn heading() -> String {
     for client in Client::ALL {
         write!(text, "{client:>10}").unwrap();
     }
+    text += "  |";
+    for server in ServerKind::ALL {
+        write!(text, "{:>11}", server.to_string()).unwrap();
+    }
     text + "\n"
 }
 
-/// How many cells worked: of each way to announce, and of each client.
+/// How many cells worked: of each way to announce, of each client, and of each server.
 fn row(topology: Topology, backend: &str, cells: &[Cell], elapsed: Duration) -> String {
     let count = |of: &dyn Fn(&Cell) -> bool| {
         let possible = |cell: &&Cell| !matches!(cell.outcome, Outcome::Impossible(_)) && of(cell);
@@ -144,6 +148,10 @@ fn row(topology: Topology, backend: &str, cells: &[Cell], elapsed: Duration) -> 
     text += "  |";
     for client in Client::ALL {
         write!(text, "{:>10}", count(&|cell| cell.client == client)).unwrap();
+    }
+    text += "  |";
+    for server in ServerKind::ALL {
+        write!(text, "{:>11}", count(&|cell| cell.server == server)).unwrap();
     }
     format!("{text}  | {} ok, {:.0} s\n", count(&|_| true), elapsed.as_secs_f64())
 }

@@ -419,7 +419,7 @@ fn data_follows_control(topology: Topology, dialled: &str, nat: &str) {
 fn data_connections_of_masqueraded_clients_come_from_the_address_of_the_control_connection() {
     // Everything else that comes from a client has 198.51.100.1.
     let only_control = "chain source {
-        type nat hook postrouting priority srcnat - 1;
+        type nat hook postrouting priority srcnat - 10;
         oifname \"wan\" tcp dport 21 snat to 198.51.100.2
     }";
     data_follows_control(Topology::Masquerade, "198.51.100.10", only_control);
@@ -428,7 +428,7 @@ fn data_connections_of_masqueraded_clients_come_from_the_address_of_the_control_
 #[test]
 fn data_connections_follow_where_each_connection_gets_the_next_address_of_a_pool() {
     let pool = "chain source {
-        type nat hook postrouting priority srcnat - 1;
+        type nat hook postrouting priority srcnat - 10;
         oifname \"wan\" snat to numgen inc mod 2 map { 0 : 198.51.100.1, 1 : 198.51.100.2 }
     }";
     data_follows_control(Topology::Masquerade, "198.51.100.10", pool);
@@ -438,11 +438,11 @@ fn data_connections_follow_where_each_connection_gets_the_next_address_of_a_pool
 fn data_connections_of_a_published_server_come_from_the_address_it_is_published_at() {
     // What the server opens by itself has 198.51.100.1.
     let second_address = "chain destination {
-        type nat hook prerouting priority dstnat - 1;
+        type nat hook prerouting priority dstnat - 10;
         ip daddr 198.51.100.2 tcp dport 21 dnat to 192.168.150.90
     }
     chain source {
-        type nat hook postrouting priority srcnat - 1;
+        type nat hook postrouting priority srcnat - 10;
         oifname \"wan\" masquerade
     }";
     data_follows_control(Topology::PublishedServer, "198.51.100.2", second_address);
@@ -451,11 +451,11 @@ fn data_connections_of_a_published_server_come_from_the_address_it_is_published_
 #[test]
 fn data_connections_follow_where_a_host_has_an_address_for_itself() {
     let one_to_one = "chain destination {
-        type nat hook prerouting priority dstnat - 1;
+        type nat hook prerouting priority dstnat - 10;
         ip daddr 198.51.100.2 dnat to 192.168.150.90
     }
     chain source {
-        type nat hook postrouting priority srcnat - 1;
+        type nat hook postrouting priority srcnat - 10;
         oifname \"wan\" ip saddr 192.168.150.90 snat to 198.51.100.2
     }";
     data_follows_control(Topology::PublishedServer, "198.51.100.2", one_to_one);
@@ -465,11 +465,11 @@ fn data_connections_follow_where_a_host_has_an_address_for_itself() {
 fn data_connections_follow_where_both_ends_are_translated() {
     // The server sees its clients at the gateway's inner address.
     let both = "chain destination {
-        type nat hook prerouting priority dstnat - 1;
+        type nat hook prerouting priority dstnat - 10;
         ip daddr 198.51.100.2 tcp dport 21 dnat to 192.168.150.90
     }
     chain source {
-        type nat hook postrouting priority srcnat - 1;
+        type nat hook postrouting priority srcnat - 10;
         oifname \"lan\" masquerade
     }";
     data_follows_control(Topology::PublishedServer, "198.51.100.2", both);

@@ -214,7 +214,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
 
 /// Nftables rules with our own helper, which must be there when they are loaded.
 pub(super) fn with_own_helper(text: &str) -> String {
-    text.replacen("type \"sane\"", &format!("type \"{OWN_HELPER}\""), 1).replace("#helper: ", "")
+    text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
 }
 
 /// The iptables rules, for `iptables-restore --noflush`.

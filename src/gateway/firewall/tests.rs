@@ -110,6 +110,17 @@ fn firewalld_accepts_related_and_rejects_the_rest() {
 }
 
 #[test]
+fn a_flowtable_is_a_concern() {
+    let firewall = one_rule(
+        r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}},
+        {"flow": {"op": "add", "flowtable": "@ft"}}"#,
+    );
+    let parameters = RuleParameters::default();
+    let concerns: Vec<_> = firewall.concerns(&parameters).map(|c| (c.kind, &*c.chain)).collect();
+    assert_eq!(concerns, [(ConcernKind::Offload, "inet t f")]);
+}
+
+#[test]
 fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() {
     let firewall = nftables(FIREWALLD);
     let parameters = RuleParameters::default();
