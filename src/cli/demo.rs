@@ -153,7 +153,7 @@ fn closing_words(no_scan: bool) -> &'static str {
 fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
     let clients = match topology {
         Topology::Masquerade => [Client::Ncftp, Client::Lftp, Client::Curl, Client::Tnftp],
-        Topology::SnatPool => [Client::Inetutils, Client::Wget, Client::Ftplib, Client::Inetutils],
+        Topology::SnatPool => [Client::Inetutils, Client::Curl, Client::Ftplib, Client::Inetutils],
         Topology::PublishedServer => [Client::Lftp, Client::Curl, Client::Tnftp, Client::Lftp],
         _ => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
     };
