@@ -22,7 +22,8 @@ demo: build
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
 test: provision rust
 	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
-	cargo test --locked -- --test-threads=2; status=$$?; cat $(TARGET)/matrix.txt; exit $$status
+	cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
+	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; all without it, which takes a while.
 test-stock-kernel: provision rust

@@ -73,9 +73,10 @@ pub(super) fn start(
     let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     let names = Names::new(events.clone());
     names.watch(config.external_names())?;
+    let mut why = "the configuration says so";
     if config.pinhole.backend == config::Backend::Auto {
-        let (backend, why) = gateway::automatic(&parameters);
-        tracing::info!("back end {}: {why}", backend.as_str());
+        let backend;
+        (backend, why) = gateway::automatic(&parameters);
         parameters = parameters.with_backend(backend);
     }
     let engine = Engine::new(worker_policy(config, &names), Checksums::Verify);
@@ -96,6 +97,7 @@ pub(super) fn start(
         workers.spawn(worker, wake.try_clone()?, events.clone())?;
     }
     workers.table = Some(Table::install(&parameters)?);
+    tracing::info!("back end {}: {why}", parameters.backend().as_str());
     Ok(Box::new(workers))
 }
 
