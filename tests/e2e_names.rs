@@ -176,7 +176,7 @@ fn a_reload_adds_changes_and_removes_names() {
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
     wait_for_address(&gateway.daemon, FIRST);
-    let file = lab.gateway.directory().join("ftp-alg/ftp-alg.toml");
+    let file = gateway.daemon.socket().with_file_name("ftp-alg.toml");
     for (configuration, told_now, names) in [
         (
             "[[server]]\naddress = \"192.168.150.90\"\nexternal-address = \"dns:b.test\"\n",

@@ -8,7 +8,7 @@ use ftp_alg::lab::{Background, Family, Host, Mode};
 use crate::{
     common::wait_for,
     site::{
-        FAMILIES, FEW, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
+        FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
         shows_its_line, unpacked,
     },
 };
@@ -169,7 +169,7 @@ fn firewalld_over_iptables_admits_data_connections_by_a_direct_rule() {
 fn firewalld_over_nftables_needs_nothing_where_addresses_are_translated() {
     for place in [Place::Masquerade, Place::Published] {
         let (site, _firewalld) = installed(place, "nftables", LENIENT);
-        let daemon = site.daemon("");
+        let daemon = site.daemon(NFTABLES);
         site.carries(&daemon, &[Family::V4]);
         site.shows_a_stranger(&daemon, FEW);
     }
@@ -181,7 +181,7 @@ fn firewalld_over_nftables_needs_nothing_where_addresses_are_translated() {
 fn firewalld_over_nftables_stops_the_rest_whatever_a_direct_rule_says() {
     let (site, firewalld) = installed(Place::Server, "nftables", "");
     firewalld.run(site.guard(), &recipe().text, &["host"]);
-    let daemon = site.daemon("");
+    let daemon = site.daemon(NFTABLES);
     for family in FAMILIES {
         site.stops(&daemon, family, Mode::Passive);
     }

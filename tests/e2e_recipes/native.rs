@@ -5,7 +5,8 @@ use std::time::Duration;
 use ftp_alg::lab::Host;
 
 use crate::site::{
-    FAMILIES, MODES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script, shows_its_line,
+    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
+    shows_its_line,
 };
 
 const PLACES: [Place; 4] = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
@@ -71,7 +72,7 @@ fn no_port_is_open_to_a_stranger() {
     for place in PLACES {
         let site = Site::new(place);
         load_nftables(site.guard(), &nftables(place).text);
-        site.shows_a_stranger(&site.daemon(""), "1-65535");
+        site.shows_a_stranger(&site.daemon(NFTABLES), "1-65535");
     }
 }
 
@@ -114,7 +115,7 @@ fn a_host_that_drops_what_it_sends_admits_acknowledgements_by_their_line() {
     ] {
         let site = Site::new(Place::Server);
         apply(site.guard(), &recipe.disarmed("0x70000000"));
-        let _daemon = site.daemon("");
+        let _daemon = site.daemon(NFTABLES);
         // Linux' shortest time-out is 200 ms, of which the pause between the segments is 50.
         let without = site.answer_to_a_cut_announcement();
         assert!(without > Duration::from_millis(130), "{without:?}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ftp_alg::lab::{Family, Host, Mode};
 
 use crate::site::{
-    FAMILIES, FEW, Place, Recipe, Site, needs_no_line_with_conntrack, shows_its_line,
+    FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, shows_its_line,
 };
 
 /// fw4's table, with `INCLUDE` where it includes `chain-pre/input` and `chain-pre/forward`.
@@ -62,7 +62,7 @@ fn openwrt_admits_data_connections_to_its_lan_by_its_line() {
 fn openwrt_admits_data_connections_to_a_published_server() {
     let site = Site::new(Place::Published);
     load(site.guard(), true, &recipe().without_its_line());
-    let daemon = site.daemon("");
+    let daemon = site.daemon(NFTABLES);
     site.carries(&daemon, &[Family::V4]);
     site.stops(&daemon, Family::V6, Mode::Passive);
     load(site.guard(), true, &recipe().text);

@@ -5,7 +5,7 @@ use ftp_alg::lab::{Family, Host};
 use crate::{
     common::wait_for,
     native::{iptables, run_iptables},
-    site::{Place, Site},
+    site::{NFTABLES, Place, Site},
 };
 
 const VARIANTS: [&str; 2] = ["nft", "legacy"];
@@ -46,7 +46,7 @@ fn starting_and_stopping_leaves_the_operator_s_rules_as_they_were() {
             let rules = || (saved_rules(site.guard(), variant), tables(site.guard()).0);
             let before = rules();
             assert!(before.0.contains("0x40000000"), "{before:?}");
-            let mut daemon = site.daemon("");
+            let mut daemon = site.daemon(NFTABLES);
             assert!(tables(site.guard()).1.is_some());
             assert_eq!(rules(), before, "{variant} {place:?}");
             site.carries(&daemon, &[Family::V4]);
@@ -63,7 +63,7 @@ fn the_operator_s_rules_may_come_later_be_flushed_and_loaded_again() {
     for variant in VARIANTS {
         for place in [Place::Masquerade, Place::Published] {
             let site = Site::new(place);
-            let daemon = site.daemon("");
+            let daemon = site.daemon(NFTABLES);
             // Without translations, which outlive their connections.
             let own = || Some(tables(site.guard()).1?.split_once("\tchain ")?.1.to_owned());
             let loaded = own().unwrap();

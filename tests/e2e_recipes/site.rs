@@ -13,6 +13,9 @@ use crate::common::{executable, reply, say, scripted_client};
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
 
+/// The configuration with which a firewall needs a line, whatever else it accepts.
+pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
+
 /// The configuration with which a firewall needs no line at all.
 pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 
@@ -216,7 +219,7 @@ pub fn shows_its_line(
     apply: impl Fn(&Host, &str),
 ) {
     apply(site.guard(), &recipe.without_its_line());
-    let daemon = site.daemon("");
+    let daemon = site.daemon(NFTABLES);
     for &family in families {
         for &mode in stopped {
             site.stops(&daemon, family, mode);

@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt};
 use ftp_alg::lab::{Family, Host};
 
 use crate::site::{
-    FAMILIES, MODES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script, shows_its_line,
-    unpacked,
+    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
+    shows_its_line, unpacked,
 };
 
 /// ufw's files as its package installs them below `home`, and a command `ufw` that uses them.
@@ -94,7 +94,7 @@ fn ufw_is_asked_twice_and_writes_once() {
 fn ufw_may_be_disabled_and_enabled_while_ftp_alg_runs() {
     let (site, recipe, apply) = installed(Place::Masquerade);
     apply(site.guard(), &recipe.text);
-    let daemon = site.daemon("");
+    let daemon = site.daemon(NFTABLES);
     let bin = site.guard().directory().join("ufw/bin");
     for command in ["ufw reload", "ufw disable; ufw --force enable"] {
         run_script(site.guard(), command, &[], bin.to_str().unwrap());
