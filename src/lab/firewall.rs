@@ -75,7 +75,7 @@ struct Firewall {
 enum Nat {
     /// Sources become the outer interface's address.
     Masquerade(Family),
-    /// Sources become one of these, in turn.
+    /// Sources become one of these; see [`Firewall::choice`].
     Pool(Vec<IpAddr>),
     /// One port is published.
     Publish { at: SocketAddr, server: SocketAddr },
@@ -174,13 +174,10 @@ impl Firewall {
                 }
                 Nat::Pool(pool) => {
                     let ip = pool.first().map_or("ip", |address| ip_of(*address));
-                    let pool: Vec<String> =
-                        pool.iter().enumerate().map(|(at, to)| format!("{at} : {to}")).collect();
+                    let protocol = if ip == "ip" { "ipv4" } else { "ipv6" };
+                    let choice = self.choice(pool);
                     after.push(format!(
-                        "meta nfproto {} oifname \"wan\" snat {ip} to numgen inc mod {} map {{ {} }}",
-                        if ip == "ip" { "ipv4" } else { "ipv6" },
-                        pool.len(),
-                        pool.join(", ")
+                        "meta nfproto {protocol} oifname \"wan\" snat {ip} to {choice}"
                     ));
                 }
                 Nat::Publish { at, server } => before.push(format!(
@@ -205,6 +202,22 @@ impl Firewall {
             }
         }
         text + "}\n"
+    }
+
+    /// How nftables is to choose an address of `pool`.
+    ///
+    /// In turn; but conntrack's own translation of what is related cannot change the server's port, so
+    /// there two transfers to one port of a client through two addresses clash. A client keeps its
+    /// address then.
+    fn choice(&self, pool: &[IpAddr]) -> String {
+        match (self.drops, pool) {
+            (Some(Admission::Related), [first, .., last]) => format!("{first}-{last} persistent"),
+            _ => {
+                let pool: Vec<String> =
+                    pool.iter().enumerate().map(|(at, to)| format!("{at} : {to}")).collect();
+                format!("numgen inc mod {} map {{ {} }}", pool.len(), pool.join(", "))
+            }
+        }
     }
 
     fn restore(&self, host: &Host, variant: &str) -> Result<()> {

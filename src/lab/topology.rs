@@ -14,7 +14,8 @@ use super::{Admission, Family, FirewallKind};
 pub enum Topology {
     /// Clients inside, hidden behind the gateway's outer address.
     Masquerade,
-    /// Clients inside; each connection shows the next of three outer addresses ([`Plan::pool`]).
+    /// Clients inside; each connection shows the next of three outer addresses ([`Plan::pool`]), or
+    /// with [`Admission::Related`] each client one of them.
     SnatPool,
     /// The server inside, published on port 21 of the gateway's outer address.
     PublishedServer,
