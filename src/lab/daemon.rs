@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Background, Finished, Host, LabError, Result};
+use super::{Background, Finished, Host, LabError, Result, process::patient};
 
 /// A running `ftp-alg run`.
 #[derive(Debug)]
@@ -44,14 +44,15 @@ impl Daemon {
     }
 
     fn wait_ready(mut self) -> Result<Self> {
-        let ready = self.ask(&["status", "--wait", "10"])?;
+        let limit = patient(Duration::from_secs(10));
+        let ready = self.ask(&["status", "--wait", &limit.as_secs().to_string()])?;
         if ready.status.success() {
             return Ok(self);
         }
         // The daemon's own words say more than "not ready".
         let status = match self.process.ended() {
             Some(status) => status.to_string(),
-            None => "not ready after 10 s".to_owned(),
+            None => format!("not ready after {limit:?}"),
         };
         Err(LabError::Failed {
             program: self.process.program().to_owned(),
@@ -111,6 +112,7 @@ impl Daemon {
     /// Waits until no pinhole is open, at most for `limit`: closing follows the end of a control
     /// connection by a moment.
     pub fn wait_closed(&self, limit: Duration) -> Result<()> {
+        let limit = patient(limit);
         let deadline = Instant::now() + limit;
         loop {
             let open = self.pinholes()?;

@@ -135,6 +135,7 @@ impl Host {
 
     /// Waits until something listens on `port`.
     pub fn wait_for_port(&self, port: u16, limit: Duration) -> Result<()> {
+        let limit = process::patient(limit);
         let deadline = Instant::now() + limit;
         while !self.listens(port)? {
             if Instant::now() > deadline {

@@ -196,9 +196,16 @@ fn describe(command: &Command) -> String {
     }
 }
 
+/// `limit`, or FTP_ALG_LAB_PATIENCE times as long: an emulated machine takes its time.
+pub(super) fn patient(limit: Duration) -> Duration {
+    let factor = std::env::var("FTP_ALG_LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
+    limit.saturating_mul(factor.unwrap_or(1))
+}
+
 /// Runs `command` to its end, at most for `limit`, with `input` on its standard input.
 pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Finished> {
     let program = describe(&command);
+    let limit = patient(limit);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let start = Instant::now();
     let mut child =
@@ -308,6 +315,7 @@ impl Background {
     /// Asks it to end (SIGTERM) and waits; an error if it did not within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         signal_group(self.child.id(), Signal::TERM);
+        let limit = patient(limit);
         wait(&mut self.child, Instant::now() + limit).ok_or_else(|| LabError::Timeout {
             what: format!("ending {}", self.program),
             limit,
@@ -328,6 +336,7 @@ impl Background {
         limit: Duration,
         mut ready: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<()> {
+        let limit = patient(limit);
         let deadline = Instant::now() + limit;
         loop {
             if ready(self)? {
