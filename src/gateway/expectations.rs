@@ -163,8 +163,8 @@ impl Expected {
 fn refusal(error: io::Error) -> io::Error {
     let text = match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ESHUTDOWN) => {
-            "the control connection has no place for a helper: it began before the table of ftp-alg \
-             was loaded, so open a new one"
+            "the control connection carries no helper, since it began before ftp-alg did or conntrack \
+             was flushed; open a new one"
         }
         Some(libc::EMFILE) => {
             "conntrack has no room for more expectations (nf_conntrack_expect_max)"
