@@ -16,6 +16,7 @@ use nftnl_sys as sys;
 
 use super::{
     GatewayError,
+    firewall::{Ip, output_of, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
@@ -64,7 +65,8 @@ pub(super) fn no_queue(errno: i32) -> GatewayError {
         libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
             what: GatewayError::QUEUE_RULES.into(),
             feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
-            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush",
+            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush \
+                     first, then start ftp-alg again",
         },
         _ => GatewayError::system(GatewayError::QUEUE_RULES, io::Error::from_raw_os_error(errno)),
     }
@@ -73,7 +75,11 @@ pub(super) fn no_queue(errno: i32) -> GatewayError {
 impl Table {
     /// Loads the table, in the place of one that is already there, and queues as this kernel can:
     /// what it cannot is seen by trying, as each transaction costs grace periods of the kernel.
+    /// Where the operator has loaded rules that queue, these do it.
     pub fn install(parameters: &RuleParameters) -> Result<Self, GatewayError> {
+        if operator_queues() {
+            return Self::install_with(parameters, QueueStatement::Operator);
+        }
         match Self::install_with(parameters, QueueStatement::Native) {
             Err(GatewayError::RulesRefused { .. }) => {
                 Self::install_with(parameters, QueueStatement::Xtables)
@@ -211,6 +217,14 @@ impl Drop for Table {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.
+fn operator_queues() -> bool {
+    let chain = "FTP_ALG_CONTROL";
+    output_of("nft", &["list", "chain", "ip", "mangle", chain]).is_ok()
+        || uses_legacy(Ip::V4)
+            && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
 }
 
 fn netlink_failed(error: io::Error) -> GatewayError {

@@ -39,7 +39,7 @@ pub(super) fn read() -> Firewall {
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
-fn uses_legacy(ip: Ip) -> bool {
+pub(in crate::gateway) fn uses_legacy(ip: Ip) -> bool {
     let file = match ip {
         Ip::V4 => "/proc/thread-self/net/ip_tables_names",
         Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
