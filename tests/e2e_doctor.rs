@@ -341,7 +341,7 @@ fn auto_takes_the_back_end_that_needs_no_change() {
     };
     assert_eq!(choice(), ("nftables".into(), true), "our mark is accepted");
     lab.gateway.nft("flush ruleset").unwrap();
-    assert_eq!(choice(), ("nftables".into(), true), "nothing drops");
+    assert_eq!(choice(), ("conntrack".into(), true), "nothing drops");
     lab.gateway.shell(DROPPING).unwrap();
     assert_eq!(choice(), ("nftables".into(), false), "nothing is accepted");
     lab.gateway.shell("nft add rule inet filter forward ct state related accept").unwrap();

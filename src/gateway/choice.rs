@@ -64,23 +64,23 @@ pub fn outlooks(
 
 /// The back end that `auto` means, and why.
 ///
-/// That which needs no change of the firewall; of both, `nftables`, which gives control connections
-/// no helper and leaves `related` to others. `can_expect` says whether the kernel takes expectations
+/// That which needs no change of the firewall; of both, `nftables`, which leaves `related` to others.
+/// Where there is no firewall yet, `conntrack`, whose data connections are `related` and have the
+/// mark, too. `can_expect` says whether the kernel takes expectations
 /// ([`Expecting::possible`]), and is asked only if it matters.
-pub fn choose(can_expect: impl FnOnce() -> bool, outlooks: &[Outlook]) -> (Backend, &'static str) {
+pub fn choose(can_expect: impl Fn() -> bool, outlooks: &[Outlook]) -> (Backend, &'static str) {
     let pass = |judgement: fn(&Outlook) -> &Judgement| {
         outlooks.iter().filter(|outlook| outlook.matters).all(|one| judgement(one).passes())
     };
-    let open = outlooks
-        .iter()
-        .filter(|outlook| outlook.matters)
-        .all(|outlook| outlook.mark.chains.iter().all(|chain| chain.by.rule.is_none()));
-    if pass(|outlook| &outlook.mark) {
-        let why = match open {
-            true => "the firewall drops nothing by default",
-            false => "the firewall lets connections with our ct mark pass",
-        };
-        (Backend::Nftables, why)
+    let admits_the_mark = pass(|outlook| &outlook.mark);
+    let by_policy = |outlook: &Outlook| outlook.mark.chains.iter().all(|c| c.by.rule.is_none());
+    let is_open = admits_the_mark && outlooks.iter().filter(|one| one.matters).all(by_policy);
+    if is_open && can_expect() {
+        (Backend::Conntrack, "the firewall drops nothing yet, and one that is loaded later may do")
+    } else if is_open {
+        (Backend::Nftables, "the firewall drops nothing by default")
+    } else if admits_the_mark {
+        (Backend::Nftables, "the firewall lets connections with our ct mark pass")
     } else if !pass(|outlook| &outlook.related) {
         (Backend::Nftables, "the firewall accepts neither our ct mark nor related connections yet")
     } else if can_expect() {
@@ -132,6 +132,13 @@ mod tests {
         assert_eq!(choice("", GATEWAY, true), Backend::Nftables);
         assert_eq!(choice(MARK, GATEWAY, true), Backend::Nftables);
         assert_eq!(choice(&format!("{RELATED}\n{MARK}"), GATEWAY, true), Backend::Nftables);
+    }
+
+    #[test]
+    fn where_there_is_no_firewall_yet_data_connections_have_both_signs() {
+        let outlooks = outlooks(&Firewall::default(), GATEWAY, &RuleParameters::default());
+        assert_eq!(choose(|| true, &outlooks).0, Backend::Conntrack);
+        assert_eq!(choose(|| false, &outlooks).0, Backend::Nftables);
     }
 
     #[test]
