@@ -129,6 +129,22 @@ fn the_helper_that_expectations_need_opens_nothing() {
     drop(client);
 }
 
+/// The one for scanners acts on an 8-byte request and its answer (nf_conntrack_sane.c): two ends that
+/// agree on these would open any port, 22 as here, without a login and to the gateway itself.
+#[test]
+fn the_helper_for_scanners_sees_no_request_of_theirs() {
+    let gateway = gateway(Topology::Routed);
+    let lab = &gateway.lab;
+    let request = "\0\0\0\u{7}\0\0\0\0";
+    let _server = scripted_server(&lab.server, &json!({"extra": {request: "\0\0\0\0\0\0\0\u{16}"}}));
+    let host = lab.dialled(Family::V4).to_string();
+    let pause = json!({"sleep": 0.3});
+    let steps = json!([reply(), {"send": request}, pause, {"send": "\r\n"}, pause, {"gate": ""}]);
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    drop(client);
+}
+
 #[test]
 fn what_was_added_is_removed() {
     let mut gateway = gateway(Topology::Masquerade);
