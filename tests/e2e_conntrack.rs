@@ -136,13 +136,32 @@ fn the_helper_for_scanners_sees_no_request_of_theirs() {
     let gateway = gateway(Topology::Routed);
     let lab = &gateway.lab;
     let request = "\0\0\0\u{7}\0\0\0\0";
-    let _server = scripted_server(&lab.server, &json!({"extra": {request: "\0\0\0\0\0\0\0\u{16}"}}));
+    let _server =
+        scripted_server(&lab.server, &json!({"extra": {request: "\0\0\0\0\0\0\0\u{16}"}}));
     let host = lab.dialled(Family::V4).to_string();
     let pause = json!({"sleep": 0.3});
     let steps = json!([reply(), {"send": request}, pause, {"send": "\r\n"}, pause, {"gate": ""}]);
     let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     drop(client);
+}
+
+/// The kernel would translate it as the control connection: to the host that announced.
+#[test]
+fn a_third_host_that_is_allowed_is_the_one_that_is_reached() {
+    let configuration = format!("policy.foreign-address = \"allow\"\n{CONNTRACK}");
+    let gateway = gateway_with(Topology::Routed, &configuration);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let third = lab.client2.address(Family::V4).to_string();
+    let announcement = format!("PORT {},14,178", third.replace('.', ","));
+    let mut steps = login();
+    steps.extend([say(&announcement), reply(), json!({"gate": ""})]);
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(connect(&lab.server, &third, 3762), "refused", "by the third host: nobody listens");
+    assert_eq!(client.release().error, None);
 }
 
 #[test]
