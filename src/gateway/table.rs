@@ -7,7 +7,7 @@
 use std::{
     ffi::{CStr, c_void},
     io::{self, Write as _},
-    process::{Command, Stdio},
+    process::Stdio,
     ptr::NonNull,
 };
 
@@ -15,7 +15,7 @@ use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
 use nftnl_sys as sys;
 
 use super::{
-    GatewayError,
+    GatewayError, firewall,
     helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
@@ -227,12 +227,8 @@ pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
         io::ErrorKind::NotFound => GatewayError::NftMissing,
         _ => GatewayError::system("nft", error),
     };
-    // Packagers put it into sbin, which is not in everyone's PATH.
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/local/sbin";
-    let mut child = Command::new("nft")
+    let mut child = firewall::command("nft")
         .args(arguments)
-        .env("PATH", path)
-        .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

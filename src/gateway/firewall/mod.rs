@@ -17,7 +17,7 @@ pub use model::{Hook, Ip, Origin, TableFamily};
 pub use probe::Sign;
 use probe::{Probe, packets};
 pub use remedy::Manager;
-pub(super) use sources::output_of;
+pub(super) use sources::{command, output_of};
 pub use verdict::Reason;
 use verdict::{Fate, base_chains};
 
