@@ -44,7 +44,8 @@ impl Doctor {
         let runs_with = running.as_ref().and_then(|status| Backend::named(&status.backend));
         let (backend, reason) = match config.pinhole.backend {
             config::Backend::Auto => {
-                let chosen = choose(|| features.expecting.possible(), &outlooks);
+                let can_expect = || features.expecting.possible();
+                let chosen = choose(can_expect, firewall.unread().is_empty(), &outlooks);
                 match runs_with.filter(|backend| *backend != chosen.0) {
                     Some(backend) => {
                         (backend, "ftp-alg runs with it; restarted, it takes the other")

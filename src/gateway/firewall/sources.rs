@@ -10,11 +10,14 @@ use super::{Firewall, Ip, Origin, xtables::program};
 /// Packagers put these programs into sbin, which is not in everyone's PATH.
 const SBIN: &str = "/usr/sbin:/sbin:/usr/local/sbin";
 
-/// Reads what is loaded. What cannot be read is noted.
-pub(super) fn read() -> Firewall {
+/// Reads what is loaded, and the texts of its rules if asked. What cannot be read is noted.
+pub(super) fn read(texts: bool) -> Firewall {
     let json = output_of("nft", &["--json", "list", "ruleset"]);
-    // Only for the texts of rules, so its absence is no loss.
-    let listing = output_of("nft", &["--stateless", "--handle", "list", "ruleset"]);
+    // Only for people, so its absence is no loss.
+    let listing = match texts {
+        true => output_of("nft", &["--stateless", "--handle", "list", "ruleset"]),
+        false => Ok(String::new()),
+    };
     let read = json.and_then(|json| {
         Firewall::of_nft(&json, &listing.unwrap_or_default())
             .map_err(|error| io::Error::other(format!("what nft printed is not as known: {error}")))
