@@ -114,6 +114,22 @@ fn an_expectation_ends_with_its_control_connection_and_in_time() {
     }
 }
 
+#[test]
+fn a_firewall_that_accepts_the_mark_will_do_and_the_doctor_knows() {
+    let spec = Spec { admission: Admission::Mark, ..Spec::new(Topology::PublishedServer) };
+    let lab = Lab::build(spec).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, CONNTRACK).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("body", b"bytes").unwrap();
+    let address = lab.dialled(Family::V4);
+    for mode in [Mode::Active, Mode::Passive] {
+        let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+        assert_eq!(transfer.download("body").unwrap(), b"bytes", "{mode}");
+    }
+    let doctor = daemon.ask(&["doctor"]).unwrap();
+    assert_eq!(doctor.status.code(), Some(0), "{}", doctor.text());
+}
+
 /// The kernel's FTP helper would: it reads on where the dialogue is not FTP.
 #[test]
 fn the_helper_that_expectations_need_opens_nothing() {
