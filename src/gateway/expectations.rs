@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     GatewayError,
-    ctnetlink::{Requests, Tuple, family_of},
+    ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
     netlink::{Message, Writer, be32},
     pinholes::OpenPinhole,
 };
@@ -21,7 +21,6 @@ use crate::engine::{KernelError, Opening, Pinhole};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_EXP_NEW: u8 = 0;
-const IPCTNL_MSG_EXP_GET: u8 = 1;
 const IPCTNL_MSG_EXP_DELETE: u8 = 2;
 const CTA_EXPECT_MASTER: u16 = 1;
 const CTA_EXPECT_TUPLE: u16 = 2;
