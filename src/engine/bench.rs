@@ -395,7 +395,7 @@ mod tests {
             ..Translation::identity(end("192.0.2.20"), server)
         };
         let known = KnownServer { address: server.ip(), external: None, heal: true };
-        let policy = Policy { servers: vec![known], ..Policy::default() };
+        let policy = Policy { servers: [known].into(), ..Policy::default() };
         let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
         let Ok(plan) = plan(Kind::Pasv, announced, &translation, &policy) else { panic!() };
         assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
