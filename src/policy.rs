@@ -4,7 +4,7 @@
 //! checked configuration), and not of packets. Every field has the default of an empty
 //! configuration, so `Policy::default()` is what `ftp-alg run` uses when there is no file.
 
-use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ipnetwork::IpNetwork;
 
@@ -19,8 +19,8 @@ pub struct Policy {
     pub port_range: RangeInclusive<u16>,
     /// The address to announce in place of one that NAT hides.
     pub external: Externals,
-    /// Servers of which more is known than their connections show.
-    pub servers: Vec<KnownServer>,
+    /// Servers of which more is known than their connections show; each network's policy shares them.
+    pub servers: Arc<[KnownServer]>,
     /// What becomes of an announcement that names a third host.
     pub foreign: Foreign,
     /// The lowest port that an announcement may name.
@@ -111,7 +111,7 @@ impl Default for Policy {
             pinhole_lifetime: Duration::from_secs(30),
             port_range: 49152..=65535,
             external: Externals::default(),
-            servers: Vec::new(),
+            servers: Arc::default(),
             foreign: Foreign::Refuse,
             min_data_port: 1024,
             require_login: true,

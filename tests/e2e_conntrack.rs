@@ -114,6 +114,22 @@ fn an_expectation_ends_with_its_control_connection_and_in_time() {
     }
 }
 
+#[test]
+fn a_firewall_that_accepts_the_mark_will_do_and_the_doctor_knows() {
+    let spec = Spec { admission: Admission::Mark, ..Spec::new(Topology::PublishedServer) };
+    let lab = Lab::build(spec).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, CONNTRACK).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("body", b"bytes").unwrap();
+    let address = lab.dialled(Family::V4);
+    for mode in [Mode::Active, Mode::Passive] {
+        let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+        assert_eq!(transfer.download("body").unwrap(), b"bytes", "{mode}");
+    }
+    let doctor = daemon.ask(&["doctor"]).unwrap();
+    assert_eq!(doctor.status.code(), Some(0), "{}", doctor.text());
+}
+
 /// The kernel's FTP helper would: it reads on where the dialogue is not FTP.
 #[test]
 fn the_helper_that_expectations_need_opens_nothing() {
@@ -127,6 +143,41 @@ fn the_helper_that_expectations_need_opens_nothing() {
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     assert_eq!(connect(&lab.server, "192.168.150.80", 3762), "silent");
     drop(client);
+}
+
+/// The one for scanners acts on an 8-byte request and its answer (nf_conntrack_sane.c): two ends that
+/// agree on these would open any port, 22 as here, without a login and to the gateway itself.
+#[test]
+fn the_helper_for_scanners_sees_no_request_of_theirs() {
+    let gateway = gateway(Topology::Routed);
+    let lab = &gateway.lab;
+    let request = "\0\0\0\u{7}\0\0\0\0";
+    let _server =
+        scripted_server(&lab.server, &json!({"extra": {request: "\0\0\0\0\0\0\0\u{16}"}}));
+    let host = lab.dialled(Family::V4).to_string();
+    let pause = json!({"sleep": 0.3});
+    let steps = json!([reply(), {"send": request}, pause, {"send": "\r\n"}, pause, {"gate": ""}]);
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    drop(client);
+}
+
+/// The kernel would translate it as the control connection: to the host that announced.
+#[test]
+fn a_third_host_that_is_allowed_is_the_one_that_is_reached() {
+    let configuration = format!("policy.foreign-address = \"allow\"\n{CONNTRACK}");
+    let gateway = gateway_with(Topology::Routed, &configuration);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4).to_string();
+    let third = lab.client2.address(Family::V4).to_string();
+    let announcement = format!("PORT {},14,178", third.replace('.', ","));
+    let mut steps = login();
+    steps.extend([say(&announcement), reply(), json!({"gate": ""})]);
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(connect(&lab.server, &third, 3762), "refused", "by the third host: nobody listens");
+    assert_eq!(client.release().error, None);
 }
 
 #[test]

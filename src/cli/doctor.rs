@@ -44,7 +44,8 @@ impl Doctor {
         let runs_with = running.as_ref().and_then(|status| Backend::named(&status.backend));
         let (backend, reason) = match config.pinhole.backend {
             config::Backend::Auto => {
-                let chosen = choose(|| features.expecting.possible(), &outlooks);
+                let can_expect = || features.expecting.possible();
+                let chosen = choose(can_expect, firewall.unread().is_empty(), &outlooks);
                 match runs_with.filter(|backend| *backend != chosen.0) {
                     Some(backend) => {
                         (backend, "ftp-alg runs with it; restarted, it takes the other")
@@ -150,15 +151,15 @@ fn text(report: &Report) -> String {
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
         }
         let mark = check.mark.as_str();
-        text += &format!("  {mark:<7}  {:<width$}  {}\n", check.name, check.says);
+        text += &format!("  {mark:<7}  {:<width$}  {}\n", check.name, plain(&check.says));
         for line in &check.details {
-            text += &format!("  {:<7}  {:<width$}  {line}\n", "", "");
+            text += &format!("  {:<7}  {:<width$}  {}\n", "", "", plain(line));
         }
         for line in &check.remedy {
-            text += &format!("      {line}\n");
+            text += &format!("      {}\n", plain(line));
         }
         for line in &check.advice {
-            text += &format!("    {line}\n");
+            text += &format!("    {}\n", plain(line));
         }
     }
     if let Some(backend) = report.backend {
@@ -169,6 +170,18 @@ fn text(report: &Report) -> String {
         _ => "FTP through this gateway will not work before the problems above are solved",
     };
     text + &format!("\n{verdict}\n")
+}
+
+/// Without control characters, which the comments of rules may have, and terminals would heed.
+fn plain(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    for c in line.chars() {
+        match c.is_control() {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -203,6 +216,17 @@ mod tests {
              FTP through this gateway will not work before the problems above are solved\n"
         );
         assert!(!report.ok);
+    }
+
+    #[test]
+    fn a_terminal_sees_no_control_characters_of_rules() {
+        let hostile = "\u{1b}[2J\u{7}\r\u{9b}é".to_owned();
+        let mut one = check("firewall", "input", Mark::Problem, &[&hostile]);
+        one.says.clone_from(&hostile);
+        (one.details, one.advice) = (vec![hostile.clone()], vec![hostile]);
+        let text = text(&Report::new(None, "x", vec![one]));
+        assert_eq!(text.matches("\\u{1b}[2J\\u{7}\\r\\u{9b}é").count(), 4, "{text}");
+        assert!(text.lines().all(|line| !line.contains(char::is_control)), "{text}");
     }
 
     #[test]

@@ -95,14 +95,15 @@ fn every_key_reaches_the_policy() {
         pinhole_lifetime: Duration::from_millis(1500),
         port_range: 50000..=50099,
         external: ip("198.51.100.1").into(),
-        servers: vec![
+        servers: [
             KnownServer {
                 address: ip("10.0.0.5"),
                 external: Some(External::Fixed(ip("198.51.100.7"))),
                 heal: true,
             },
             KnownServer { address: ip("2001:db8::5"), external: None, heal: false },
-        ],
+        ]
+        .into(),
         foreign: Foreign::Allow,
         min_data_port: 2048,
         require_login: false,

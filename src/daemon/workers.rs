@@ -69,8 +69,6 @@ pub(super) fn start(
     events: &Sender<Event>,
 ) -> Result<Box<dyn Service>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
-    // A queue that another program reads is found before anything is changed.
-    let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     let names = Names::new(events.clone());
     names.watch(config.external_names())?;
     let mut why = "the configuration says so";
@@ -79,6 +77,9 @@ pub(super) fn start(
         (backend, why) = gateway::automatic(&parameters);
         parameters = parameters.with_backend(backend);
     }
+    // A queue that another program reads is found before anything is changed. What a table that was
+    // left behind puts into one waits from here on until the workers start.
+    let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     let engine = Engine::new(worker_policy(config, &names), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),

@@ -366,13 +366,16 @@ fn is_internal(address: IpAddr) -> bool {
         IpAddr::V4(v4) => {
             let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64; // RFC 6598
             let this_network = v4.octets()[0] == 0; // RFC 1122, section 3.2.1.3
-            v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared || this_network
+            let no_host = v4.octets()[0] >= 224; // multicast, reserved, broadcast
+            let special = shared || this_network || no_host;
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || special
         }
         IpAddr::V6(v6) => {
             v6.is_unique_local()
                 || v6.is_unicast_link_local()
                 || v6.is_loopback()
                 || v6.is_unspecified()
+                || v6.is_multicast()
         }
     }
 }
@@ -392,7 +395,7 @@ mod tests {
             ..Translation::identity(end("192.0.2.20"), server)
         };
         let known = KnownServer { address: server.ip(), external: None, heal: true };
-        let policy = Policy { servers: vec![known], ..Policy::default() };
+        let policy = Policy { servers: [known].into(), ..Policy::default() };
         let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
         let Ok(plan) = plan(Kind::Pasv, announced, &translation, &policy) else { panic!() };
         assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
@@ -407,6 +410,8 @@ mod tests {
             ("10.0.0.5", "198.51.100.77", "198.51.100.77"),
             ("10.0.0.5", "172.17.0.2", "10.0.0.5"),
             ("10.0.0.5", "0.0.0.0", "10.0.0.5"),
+            ("10.0.0.5", "224.0.0.1", "10.0.0.5"),
+            ("10.0.0.5", "255.255.255.255", "10.0.0.5"),
             ("203.0.113.9", "198.51.100.77", "203.0.113.9"),
             ("203.0.113.9", "10.0.0.6", "203.0.113.9"),
         ] {
@@ -426,10 +431,13 @@ mod tests {
             "169.254.1.1",
             "172.31.0.1",
             "192.168.1.1",
+            "224.0.0.1",
+            "255.255.255.255",
             "::",
             "::1",
             "fd00::1",
             "fe80::1",
+            "ff02::1",
         ];
         let public = ["100.63.0.1", "100.128.0.1", "172.32.0.1", "198.51.100.1", "2001:db8::1"];
         for (addresses, expected) in [(&internal[..], true), (&public[..], false)] {

@@ -1,9 +1,15 @@
 //! Which back end `auto` means here: the one that asks least of the operator's firewall.
 
+use std::{sync::mpsc, thread, time::Duration};
+
 use super::{
     Backend, Expecting, Routing, RuleParameters,
     firewall::{Firewall, Hook, Ip, Judgement, Sign},
 };
+
+/// How long `auto` may keep a daemon from its start: some rule sets take longer to read, and hosts
+/// are without FTP meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the firewall does at one hook with one version of IP.
 #[derive(Clone, Debug)]
@@ -66,9 +72,13 @@ pub fn outlooks(
 ///
 /// That which needs no change of the firewall; of both, `nftables`, which leaves `related` to others.
 /// Where there is no firewall yet, `conntrack`, whose data connections are `related` and have the
-/// mark, too. `can_expect` says whether the kernel takes expectations
-/// ([`Expecting::possible`]), and is asked only if it matters.
-pub fn choose(can_expect: impl Fn() -> bool, outlooks: &[Outlook]) -> (Backend, &'static str) {
+/// mark, too. `can_expect` says whether the kernel takes expectations ([`Expecting::possible`]), and
+/// is asked only if it matters; `is_complete` whether all of the firewall could be read.
+pub fn choose(
+    can_expect: impl Fn() -> bool,
+    is_complete: bool,
+    outlooks: &[Outlook],
+) -> (Backend, &'static str) {
     let pass = |judgement: fn(&Outlook) -> &Judgement| {
         outlooks.iter().filter(|outlook| outlook.matters).all(|one| judgement(one).passes())
     };
@@ -76,7 +86,13 @@ pub fn choose(can_expect: impl Fn() -> bool, outlooks: &[Outlook]) -> (Backend, 
     let by_policy = |outlook: &Outlook| outlook.mark.chains.iter().all(|c| c.by.rule.is_none());
     let is_open = admits_the_mark && outlooks.iter().filter(|one| one.matters).all(by_policy);
     if is_open && can_expect() {
-        (Backend::Conntrack, "the firewall drops nothing yet, and one that is loaded later may do")
+        let why = match is_complete {
+            true => "the firewall drops nothing yet, and one that is loaded later may do",
+            false => "not all of the firewall could be read, which may accept either sign",
+        };
+        (Backend::Conntrack, why)
+    } else if is_open && !is_complete {
+        (Backend::Nftables, "not all of the firewall could be read")
     } else if is_open {
         (Backend::Nftables, "the firewall drops nothing by default")
     } else if admits_the_mark {
@@ -95,8 +111,32 @@ pub fn choose(can_expect: impl Fn() -> bool, outlooks: &[Outlook]) -> (Backend, 
 
 /// What `auto` means in this network namespace, and why, asking no more than it takes.
 pub fn automatic(parameters: &RuleParameters) -> (Backend, &'static str) {
-    let outlooks = outlooks(&Firewall::read(), Routing::read(), parameters);
-    choose(|| Expecting::read().possible(), &outlooks)
+    let parameters = parameters.clone();
+    let look = move || {
+        let firewall = Firewall::read_without_texts();
+        let outlooks = outlooks(&firewall, Routing::read(), &parameters);
+        choose(|| Expecting::read().possible(), firewall.unread().is_empty(), &outlooks)
+    };
+    within(PATIENCE, look).unwrap_or_else(|| {
+        let late =
+            "the firewall could not be read in 5 seconds; [pinhole] backend says it without that";
+        let backend =
+            if Expecting::read().possible() { Backend::Conntrack } else { Backend::Nftables };
+        (backend, late)
+    })
+}
+
+/// What `look` finds, unless it takes longer; its thread then ends some time later.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, found) = mpsc::channel();
+    let work = move || {
+        let _ = sender.send(look());
+    };
+    thread::Builder::new().name("firewall".into()).spawn(work).ok()?;
+    found.recv_timeout(limit).ok()
 }
 
 #[cfg(test)]
@@ -115,7 +155,7 @@ mod tests {
         let mut firewall = Firewall::default();
         firewall.add_saved(Origin::IptablesLegacy, Ip::V4, &text);
         let outlooks = outlooks(&firewall, routing, &RuleParameters::default());
-        choose(|| can_expect, &outlooks).0
+        choose(|| can_expect, true, &outlooks).0
     }
 
     const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
@@ -137,8 +177,8 @@ mod tests {
     #[test]
     fn where_there_is_no_firewall_yet_data_connections_have_both_signs() {
         let outlooks = outlooks(&Firewall::default(), GATEWAY, &RuleParameters::default());
-        assert_eq!(choose(|| true, &outlooks).0, Backend::Conntrack);
-        assert_eq!(choose(|| false, &outlooks).0, Backend::Nftables);
+        assert_eq!(choose(|| true, true, &outlooks).0, Backend::Conntrack);
+        assert_eq!(choose(|| false, true, &outlooks).0, Backend::Nftables);
     }
 
     #[test]
@@ -148,5 +188,19 @@ mod tests {
         assert_eq!(choice(&both[0], HOST, true), Backend::Nftables);
         assert_eq!(choice(&both.join("\n"), HOST, true), Backend::Conntrack);
         assert_eq!(choice(&both.join("\n"), GATEWAY, true), Backend::Nftables);
+    }
+
+    #[test]
+    fn what_was_not_read_is_not_said_to_drop_nothing() {
+        let why = |is_complete| choose(|| false, is_complete, &[]).1;
+        assert_eq!(why(true), "the firewall drops nothing by default");
+        assert_eq!(why(false), "not all of the firewall could be read");
+    }
+
+    #[test]
+    fn a_look_that_takes_long_is_not_waited_for() {
+        assert_eq!(within(Duration::from_secs(60), || 1), Some(1));
+        let (_kept, never) = mpsc::channel::<u8>();
+        assert_eq!(within(Duration::from_millis(10), move || never.recv()), None);
     }
 }

@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr};
 
 use super::{
     GatewayError,
-    ctnetlink::{Requests, Tuple, family_of, put_source},
+    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of, put_source},
     netlink::Message,
     rules::RuleParameters,
 };
@@ -14,8 +14,6 @@ use crate::engine::{Attention, KernelError, Translation};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_CT_NEW: u8 = 0;
-const IPCTNL_MSG_CT_GET: u8 = 1;
-const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;

@@ -10,6 +10,9 @@ use std::{
 use super::netlink::{self, Attributes, Message, Socket, Start, Writer, be16};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+pub(super) const IPCTNL_MSG_CT_GET: u8 = 1;
+pub(super) const IPCTNL_MSG_EXP_GET: u8 = 1;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;

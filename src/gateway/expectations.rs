@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     GatewayError,
-    ctnetlink::{Requests, Tuple, family_of},
+    ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
     netlink::{Message, Writer, be32},
     pinholes::OpenPinhole,
 };
@@ -21,7 +21,6 @@ use crate::engine::{KernelError, Opening, Pinhole};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_EXP_NEW: u8 = 0;
-const IPCTNL_MSG_EXP_GET: u8 = 1;
 const IPCTNL_MSG_EXP_DELETE: u8 = 2;
 const CTA_EXPECT_MASTER: u16 = 1;
 const CTA_EXPECT_TUPLE: u16 = 2;
@@ -60,6 +59,12 @@ impl Expectations {
         // CTA_EXPECT_NAT_DIR: the direction of the master that the connection goes in.
         let direction = u32::from(!from_client);
         let nat = Tuple { source: pinhole.target, destination: expected.none };
+        let announcer = if from_client { control.server } else { control.client };
+        let is_third = pinhole.target.ip() != announcer.ip();
+        if is_third && pinhole.target != pinhole.arrival {
+            let text = "the port is taken, and an expectation cannot translate to a third host";
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
+        }
         let seconds = u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         let mut ask = |flags| {
             let fill = |message: &mut Writer<'_>| {
@@ -67,6 +72,10 @@ impl Expectations {
                 expected.tuple.put(message, CTA_EXPECT_TUPLE);
                 expected.mask.put(message, CTA_EXPECT_MASK);
                 message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
+                if is_third {
+                    // To follow would lead to the one that announced it.
+                    return;
+                }
                 message.put(CTA_EXPECT_FN, FOLLOW_MASTER);
                 message.nest(CTA_EXPECT_NAT, |inner| {
                     inner.put(CTA_EXPECT_NAT_DIR, &direction.to_be_bytes());

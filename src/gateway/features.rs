@@ -10,9 +10,9 @@ use nftnl::{Chain, MsgType, ProtoFamily};
 
 use super::{
     GatewayError, RuleParameters,
-    ctnetlink::Requests,
+    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Requests, Tuple},
     firewall::output_of,
-    netlink::{self, Message, Socket},
+    netlink::{Message, Socket},
     nft::Batch,
     queue,
     rules::{QueueStatement, render_nftables},
@@ -23,13 +23,8 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
-const IPCTNL_MSG_CT_GET: u8 = 1;
 const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
-const IPCTNL_MSG_EXP_GET: u8 = 1;
 const NFNL_MSG_CTHELPER_GET: u8 = 1;
-const CTA_TUPLE_ORIG: u16 = 1;
-const CTA_TUPLE_PROTO: u16 = 2;
-const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_HELP: u16 = 5;
 const CTA_HELP_NAME: u16 = 1;
 
@@ -220,10 +215,8 @@ fn helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
         let attributes = message.attributes();
         let helper =
             attributes.nested(CTA_HELP).and_then(|help| help.first(CTA_HELP_NAME).map(is_ftp));
-        let port = attributes
-            .nested(CTA_TUPLE_ORIG)
-            .and_then(|tuple| tuple.nested(CTA_TUPLE_PROTO))
-            .and_then(|proto| proto.first(CTA_PROTO_DST_PORT).and_then(netlink::be16));
+        let tuple = attributes.nested(CTA_TUPLE_ORIG).and_then(|tuple| Tuple::parse(&tuple));
+        let port = tuple.map(|tuple| tuple.destination.port());
         let ours = port.is_some_and(|port| parameters.control_ports().contains(&port));
         found += usize::from(ours && helper == Some(true));
     };

@@ -7,7 +7,7 @@
 use std::{
     ffi::{CStr, c_void},
     io::{self, Write as _},
-    process::{Command, Stdio},
+    process::Stdio,
     ptr::NonNull,
 };
 
@@ -16,7 +16,7 @@ use nftnl_sys as sys;
 
 use super::{
     GatewayError,
-    firewall::{Ip, output_of, uses_legacy},
+    firewall::{self, Ip, output_of, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
@@ -153,7 +153,9 @@ impl Table {
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
         self.shape = None;
-        self.helper.take().map(OwnHelper::keep);
+        if let Some(helper) = self.helper.take() {
+            helper.keep();
+        }
     }
 
     /// Removes the table, and nothing else: not one that has taken its place.
@@ -241,12 +243,8 @@ pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
         io::ErrorKind::NotFound => GatewayError::NftMissing,
         _ => GatewayError::system("nft", error),
     };
-    // Packagers put it into sbin, which is not in everyone's PATH.
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/local/sbin";
-    let mut child = Command::new("nft")
+    let mut child = firewall::command("nft")
         .args(arguments)
-        .env("PATH", path)
-        .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -315,7 +315,7 @@ fn a_fixed_external_address_is_announced() {
         let t = scenario.nat.translation(false);
         let external = External::Fixed("198.18.0.2".parse().unwrap());
         scenario.policy.servers =
-            vec![KnownServer { address: t.server.ip(), external: Some(external), heal: false }];
+            [KnownServer { address: t.server.ip(), external: Some(external), heal: false }].into();
         let mut sim = Sim::logged_in(scenario.clone());
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
         let named: SocketAddr = SocketAddr::new(fixed, 2200);

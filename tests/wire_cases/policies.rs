@@ -22,7 +22,8 @@ use crate::{
 /// A scenario whose server is known, and healed if so said.
 fn known(mut scenario: Scenario, external: Option<External>, heal: bool) -> Scenario {
     let address = scenario.nat.translation(scenario.v6).server.ip();
-    scenario.policy.servers.push(KnownServer { address, external, heal });
+    let known = [KnownServer { address, external, heal }];
+    scenario.policy.servers = [&scenario.policy.servers[..], &known].concat().into();
     scenario
 }
 

@@ -250,8 +250,13 @@ impl Checks<'_> {
                     Mark::Problem,
                     format!("{} assigns the kernel's FTP helper", concern.chain),
                 ),
-                // A helper of our own keeps control connections away from there.
-                ConcernKind::Offload if self.features.expecting.cthelper => continue,
+                // A helper keeps control connections away from there: our own, and whichever one the
+                // conntrack back end takes.
+                ConcernKind::Offload
+                    if self.features.expecting.cthelper || self.backend == Backend::Conntrack =>
+                {
+                    continue;
+                }
                 ConcernKind::Offload => (
                     "flowtable",
                     Mark::Problem,

@@ -14,7 +14,7 @@ const COMPARED: u32 = 0x3f;
 pub enum Sign {
     /// A data connection that our table admitted: new, with our bit in its ct mark.
     Mark,
-    /// A data connection that conntrack expected: related, without that bit.
+    /// A data connection that conntrack expected: related, and our table gave it that bit as well.
     Related,
     /// A packet from our raw socket: untracked, with our packet mark.
     Injected,
@@ -69,7 +69,7 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
         // It inherits the mark of its control connection (init_conntrack()), our bits included.
         Sign::Related => Packet {
             state: state::RELATED,
-            ct_mark: Value::Bits { bits: 0, known: !changes.ct_mark & !mask | data },
+            ct_mark: Value::Bits { bits: data, known: !changes.ct_mark & !mask | data },
             ftp_helper: Value::exactly(1),
             ..first
         },

@@ -272,6 +272,23 @@ fn later_packets_of_a_connection_have_to_pass_as_well() {
 }
 
 #[test]
+fn a_remedy_runs_nothing_that_a_comment_says() {
+    let firewall = legacy(
+        "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -m comment \
+         --comment \"it's $(reboot) `reboot`\" -j CT --helper ftp\nCOMMIT\n",
+    );
+    let parameters = RuleParameters::default();
+    let concern = firewall.concerns(&parameters).next().unwrap();
+    assert_eq!(
+        concern.remedy.as_deref(),
+        Some(
+            "iptables-legacy -t raw -D PREROUTING -p tcp -m tcp --dport 21 -m comment \
+             --comment 'it'\\''s $(reboot) `reboot`' -j CT --helper ftp"
+        )
+    );
+}
+
+#[test]
 fn who_changes_our_bits_of_the_ct_mark_is_named() {
     let change = |value: &str| {
         one_rule(&format!(

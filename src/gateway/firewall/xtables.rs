@@ -68,7 +68,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
                 kind,
                 chain: format!("{} {name} {chain}", program(origin, ip)),
                 rule: format!("-A {rest}"),
-                remedy: Some(format!("{} -t {name} -D {rest}", program(origin, ip))),
+                remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell(&words))),
             });
         }
         let (conditions, action) = (parsed.conditions, parsed.action);
@@ -345,6 +345,17 @@ fn tcp_flags(list: &str) -> Option<u32> {
             },
         )
     })
+}
+
+/// Words for a shell to read as they are: in the double quotes of `iptables-save` it would run what
+/// a comment says.
+fn shell(words: &[String]) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/=!@+%".contains(c);
+    let quoted = |word: &String| match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.clone(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// Splits as a shell would: double quotes hold words together, a backslash takes the next as it is.
