@@ -147,7 +147,9 @@ impl Table {
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
         self.shape = None;
-        self.helper.take().map(OwnHelper::keep);
+        if let Some(helper) = self.helper.take() {
+            helper.keep();
+        }
     }
 
     /// Removes the table, and nothing else: not one that has taken its place.
