@@ -195,14 +195,16 @@ fn a_full_standard_output_is_an_error() {
 #[test]
 fn a_log_filter_that_means_nothing_is_wrong_usage() {
     let place = Place::new();
-    let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
-        .args(["run", "--config", &place.config("")])
-        .env("FTP_ALG_LOG", "ftp=loud")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.starts_with("ftp-alg: FTP_ALG_LOG=ftp=loud: "), "{stderr}");
+    for filter in ["ftp=loud", "loud"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+            .args(["run", "--config", &place.config("")])
+            .env("FTP_ALG_LOG", filter)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with(&format!("ftp-alg: FTP_ALG_LOG={filter}: ")), "{stderr}");
+    }
 }
 
 #[test]

@@ -13,10 +13,14 @@ use crate::{
     gateway::{Backend, Features, choose, firewall::Firewall, outlooks},
 };
 
+/// Why a back end is taken that the configuration names.
+const CONFIGURED: &str = "the configuration says so";
+
 /// Say what this kernel and firewall offer, what is in the way, and what to do
 ///
 /// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway will
-/// work as configured, 1 if something stands in the way. In JSON: {ok, backend, reason, checks: [
+/// work as configured, 1 if something stands in the way. Whether your rules let control connections
+/// pass is not looked at. In JSON: {ok, backend, reason, checks: [
 /// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
@@ -41,20 +45,27 @@ impl Doctor {
         let features = Features::probe(&parameters);
         let firewall = Firewall::read();
         let outlooks = outlooks(&firewall, features.routing, &parameters);
-        let runs_with = running.as_ref().and_then(|status| Backend::named(&status.backend));
-        let (backend, reason) = match config.pinhole.backend {
+        // One that reads no queue here may serve another network namespace.
+        let runs_with = running
+            .as_ref()
+            .filter(|_| !features.readers.is_empty())
+            .and_then(|status| Backend::named(&status.backend));
+        let (wanted, why) = match config.pinhole.backend {
             config::Backend::Auto => {
                 let can_expect = || features.expecting.possible();
-                let chosen = choose(can_expect, firewall.unread().is_empty(), &outlooks);
-                match runs_with.filter(|backend| *backend != chosen.0) {
-                    Some(backend) => {
-                        (backend, "ftp-alg runs with it; restarted, it takes the other")
-                    }
-                    None => chosen,
-                }
+                choose(can_expect, firewall.unread().is_empty(), &outlooks)
             }
-            config::Backend::Nftables => (Backend::Nftables, "the configuration says so"),
-            config::Backend::Conntrack => (Backend::Conntrack, "the configuration says so"),
+            config::Backend::Nftables => (Backend::Nftables, CONFIGURED),
+            config::Backend::Conntrack => (Backend::Conntrack, CONFIGURED),
+        };
+        // What counts is what holds the pinholes now.
+        let restart = runs_with.is_some_and(|running| running != wanted).then_some(wanted);
+        let backend = runs_with.unwrap_or(wanted);
+        let reason = match restart {
+            Some(other) => {
+                format!("ftp-alg runs with it; restarted, it takes {}, as {why}", other.as_str())
+            }
+            None => why.to_owned(),
         };
         let checks = checks::Checks {
             parameters: &parameters,
@@ -63,6 +74,7 @@ impl Doctor {
             firewall: &firewall,
             outlooks: &outlooks,
             backend,
+            restart,
         };
         let report = Report::new(features.net_admin.then_some(backend), reason, checks.all());
         if self.json {
@@ -73,6 +85,9 @@ impl Doctor {
         }
         match report.problems() {
             0 => Ok(()),
+            _ if report.backend.is_none() => {
+                Err(Failure::Failed("not permitted to look: run as root".to_owned()))
+            }
             1 => Err(Failure::Failed("one thing stands in the way of FTP".to_owned())),
             many => Err(Failure::Failed(format!("{many} things stand in the way of FTP"))),
         }
@@ -86,7 +101,7 @@ struct Report {
     ok: bool,
     /// What holds the pinholes, if that can be said.
     backend: Option<&'static str>,
-    reason: &'static str,
+    reason: String,
     checks: Vec<Check>,
 }
 
@@ -130,7 +145,7 @@ struct Check {
 }
 
 impl Report {
-    fn new(backend: Option<Backend>, reason: &'static str, checks: Vec<Check>) -> Self {
+    fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
         let ok = checks.iter().all(|check| check.mark != Mark::Problem);
         Self { ok, backend: backend.map(Backend::as_str), reason, checks }
     }
@@ -166,7 +181,8 @@ fn text(report: &Report) -> String {
         text += &format!("\nback end\n  {backend}, as {}\n", report.reason);
     }
     let verdict = match report.problems() {
-        0 => "FTP through this gateway will work",
+        _ if report.backend.is_none() => "whether FTP through this gateway will work is not known",
+        0 => "FTP through this gateway will work, where your rules let control connections pass",
         _ => "FTP through this gateway will not work before the problems above are solved",
     };
     text + &format!("\n{verdict}\n")
@@ -207,7 +223,7 @@ mod tests {
             check("kernel", "ctnetlink", Mark::Missing, &[]),
             check("firewall", "forward", Mark::Problem, &["nft insert rule"]),
         ];
-        let report = Report::new(Some(Backend::Nftables), "it is so", checks);
+        let report = Report::new(Some(Backend::Nftables), "it is so".into(), checks);
         assert_eq!(
             text(&report),
             "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
@@ -224,15 +240,17 @@ mod tests {
         let mut one = check("firewall", "input", Mark::Problem, &[&hostile]);
         one.says.clone_from(&hostile);
         (one.details, one.advice) = (vec![hostile.clone()], vec![hostile]);
-        let text = text(&Report::new(None, "x", vec![one]));
+        let text = text(&Report::new(None, "x".into(), vec![one]));
         assert_eq!(text.matches("\\u{1b}[2J\\u{7}\\r\\u{9b}é").count(), 4, "{text}");
         assert!(text.lines().all(|line| !line.contains(char::is_control)), "{text}");
     }
 
     #[test]
     fn what_is_missing_and_not_needed_is_no_problem() {
-        let report = Report::new(None, "x", vec![check("kernel", "x", Mark::Missing, &[])]);
+        let checks = || vec![check("kernel", "x", Mark::Missing, &[])];
+        let report = Report::new(Some(Backend::Nftables), "x".into(), checks());
         assert!(report.ok);
-        assert!(text(&report).ends_with("will work\n"));
+        assert!(text(&report).contains("\nFTP through this gateway will work"));
+        assert!(text(&Report::new(None, "x".into(), checks())).ends_with("is not known\n"));
     }
 }

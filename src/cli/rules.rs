@@ -5,10 +5,15 @@ use clap::{Args, ValueEnum};
 use super::{ConfigOption, Failure, output};
 use crate::{config::Config, daemon, gateway::rules};
 
-/// Print the rules that `run` loads, or that you load by hand
+/// Print the rules that `run` loads, to look at
 ///
 /// The text is what `nft -f -` (nftables) or `iptables-restore --noflush` (iptables) takes, with
-/// the ports, queues and marks of the configuration.
+/// the ports, queues and marks of the configuration. Those of nftables are for the back end that
+/// the configuration names (for nftables, if that is `auto`), and load where the kernel has the
+/// queue statement of nftables; `run` finds another way where it has not.
+///
+/// Those of iptables are for a kernel on which nftables cannot queue at all. Never load them beside
+/// a `run` that queues itself: each packet would be queued twice, and connections would break.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Rules {

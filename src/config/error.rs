@@ -77,11 +77,15 @@ pub(super) fn at(
 /// nearest known one.
 pub(super) fn from_toml(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
     let offset = error.span().map_or(0, |span| span.start);
-    let message = match unknown_key(error.message()) {
-        Some(message) => message,
-        None => error.message().split_whitespace().collect::<Vec<_>>().join(" "),
+    let key = key_at(text, offset);
+    let message = match (unknown_key(error.message()), &key) {
+        (Some(message), _) => message,
+        (None, Some(key)) if error.message() == "invalid type: map, expected a sequence" => {
+            format!("there may be several: write [[{key}]], with two brackets")
+        }
+        _ => error.message().split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    at(path, text, offset, key_at(text, offset), message)
+    at(path, text, offset, key, message)
 }
 
 /// `text[span]` as a message may repeat it: on one line, without control characters, not too long.

@@ -284,6 +284,15 @@ fn all_problems_are_named_in_the_order_of_the_file() {
 }
 
 #[test]
+fn a_table_of_which_there_may_be_several_wants_two_brackets() {
+    for (table, key) in [("server", "address"), ("network", "clients")] {
+        let refusal = refusal(&format!("[{table}]\n{key} = \"10.0.0.5\""));
+        let expected = format!(":1:1: {table}: there may be several: write [[{table}]]");
+        assert!(refusal.contains(&expected), "{refusal}");
+    }
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     let cases = [
         ("[queue]\nworker = 2", ":2:1: queue.worker: unknown key; did you mean `workers`?"),

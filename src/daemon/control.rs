@@ -56,7 +56,10 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("cannot make the control socket {}: {source}", path.display())]
+    #[error(
+        "cannot make the control socket {}: {source}; run as root, or give another --socket",
+        path.display()
+    )]
     System {
         /// The socket.
         path: PathBuf,

@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, prelude::*};
 
 use super::DaemonError;
 use crate::engine::{Action, Decision, Event, What};
@@ -18,6 +18,10 @@ const DEFAULT: &str = "info";
 pub(super) fn init() -> Result<(), DaemonError> {
     let value = std::env::var(VARIABLE).ok().filter(|value| !value.is_empty());
     let value = value.unwrap_or_else(|| DEFAULT.to_owned());
+    // A single word that is no level would be a module's name, and silence all others.
+    if value.parse::<LevelFilter>().is_err() && !value.contains('=') {
+        return Err(DaemonError::Log { value, reason: "not a level".to_owned() });
+    }
     let filter = EnvFilter::builder()
         .parse(&value)
         .map_err(|error| DaemonError::Log { value, reason: error.to_string() })?;

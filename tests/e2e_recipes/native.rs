@@ -61,6 +61,25 @@ fn iptables_shows_its_line(variant: &str) {
 }
 
 #[test]
+fn the_readmes_minimal_firewall_is_enough_with_its_line_or_related() {
+    let readme = include_str!("../../README.md");
+    let start = readme.find("table inet filter {").unwrap();
+    let text = &readme[start..start + readme[start..].find("```").unwrap()];
+    let own = text.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
+    let line = "        ct mark & 0x40000000 != 0 accept\n";
+    let related =
+        own.replace(line, "").replace("ct state established ", "ct state established,related ");
+    assert!(own.contains(line) && !related.contains(line));
+    for (rules, backend) in [(own, "nftables"), (related, "conntrack")] {
+        let site = Site::new(Place::Masquerade);
+        load_nftables(site.guard(), &rules);
+        let daemon = site.daemon("");
+        assert!(daemon.log().contains(&format!("back end {backend}")), "{}", daemon.log());
+        site.carries(&daemon, &FAMILIES);
+    }
+}
+
+#[test]
 fn nftables_admits_data_connections_by_its_line() {
     for place in PLACES {
         shows_its_line(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);

@@ -11,6 +11,7 @@ use crate::{
 
 const KERNEL: &str = "kernel";
 const HELPERS: &str = "other helpers";
+const NAMES: &str = "names";
 const FIREWALL: &str = "firewall";
 const UNFILTERED: &str = "nothing is filtered";
 
@@ -24,6 +25,16 @@ pub(super) struct Checks<'a> {
     pub(super) outlooks: &'a [Outlook],
     /// What will hold the pinholes.
     pub(super) backend: Backend,
+    /// What would, after a restart of the daemon that runs, if that is another.
+    pub(super) restart: Option<Backend>,
+}
+
+/// By what a firewall tells the data connections of a back end.
+fn sign(backend: Backend) -> Sign {
+    match backend {
+        Backend::Conntrack => Sign::Related,
+        Backend::Nftables => Sign::Mark,
+    }
 }
 
 impl Check {
@@ -69,6 +80,7 @@ impl Checks<'_> {
         if self.features.net_admin {
             checks.extend(self.kernel());
             checks.extend(self.helpers());
+            checks.extend(self.names());
             checks.extend(self.firewall());
         }
         checks
@@ -184,7 +196,7 @@ impl Checks<'_> {
                 KERNEL,
                 name,
                 Mark::Note,
-                "free, although ftp-alg runs: it was started with another configuration",
+                "free, although ftp-alg runs: with another configuration, or in another namespace",
             ),
             (Some(_), Some(status)) => {
                 let says = format!("read by the running ftp-alg {}", status.version);
@@ -262,6 +274,16 @@ impl Checks<'_> {
                     Mark::Problem,
                     format!("{} hands connections over before ftp-alg reads them", concern.chain),
                 ),
+                // Loaded for a kernel on which our table cannot queue.
+                ConcernKind::Queueing if self.features.rules.is_err() => continue,
+                ConcernKind::Queueing => (
+                    "rule",
+                    Mark::Problem,
+                    format!(
+                        "{} queues control packets a second time: ftp-alg run queues them itself",
+                        concern.chain
+                    ),
+                ),
                 ConcernKind::CtMark { .. } => (
                     "ct mark",
                     Mark::Note,
@@ -283,6 +305,7 @@ impl Checks<'_> {
                     });
                     check.remedy(concern.remedy.clone()).advice(firewalld)
                 }
+                ConcernKind::Queueing => check.remedy(concern.remedy.clone()),
                 ConcernKind::Offload => check.advice([format!(
                     "where it takes control connections, let it begin with `tcp dport != {{ {ports} }} \
                      tcp sport != {{ {ports} }}`; or load the module nfnetlink_cthelper",
@@ -312,18 +335,36 @@ impl Checks<'_> {
         checks
     }
 
+    /// The external addresses that the running daemon looks up, where something is wrong.
+    fn names(&self) -> Vec<Check> {
+        let rows = self.running.map_or(&[][..], |status| &status.names);
+        let mut checks: Vec<Check> = Vec::new();
+        for row in rows {
+            let Some(error) = &row.error else { continue };
+            let error = format!("{}: {error}", row.family);
+            if let Some(address) = row.address {
+                let says = format!("{address} stays in use; {error}");
+                checks.push(Check::new(NAMES, &row.name, Mark::Note, says));
+            } else if let Some(known) = checks.iter_mut().find(|check| check.name == row.name) {
+                known.details.push(error);
+            } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {
+                let says = "not resolved yet: announcements that need its address are refused";
+                let advice = "put the name or /etc/resolv.conf right, or give an address instead";
+                let check = Check::new(NAMES, &row.name, Mark::Problem, says).details([error]);
+                checks.push(check.advice([advice.to_owned()]));
+            }
+        }
+        checks
+    }
+
     fn firewall(&self) -> Vec<Check> {
         let mut checks = Vec::new();
         for what in self.firewall.unread() {
             let says = format!("what follows is without it: {what}");
             checks.push(Check::new(FIREWALL, "not readable", Mark::Note, says));
         }
-        let sign = match self.backend {
-            Backend::Conntrack => Sign::Related,
-            _ => Sign::Mark,
-        };
         for hook in Hook::ALL {
-            checks.extend(self.hook(hook.as_str(), hook, sign));
+            checks.extend(self.hook(hook.as_str(), hook, sign(self.backend)));
             checks.extend(self.hook("our own packets", hook, Sign::Injected));
         }
         checks
@@ -353,6 +394,15 @@ impl Checks<'_> {
             }
         }
         checks
+    }
+
+    /// That a restart does it too.
+    fn restart_advice(&self, outlook: &Outlook, dropped: Sign) -> Option<String> {
+        let other = self.restart.filter(|_| dropped != Sign::Injected)?;
+        outlook.of(sign(other))?.passes().then(|| {
+            let name = other.as_str();
+            format!("or restart ftp-alg: it then takes the back end {name}, which passes here")
+        })
     }
 
     fn judged(&self, outlook: &Outlook, judgement: &Judgement, sign: Sign) -> Check {
@@ -400,6 +450,7 @@ impl Checks<'_> {
             .details(exceptions(false, "accepts"))
             .remedy(Firewall::remedies(judgement, sign, self.parameters))
             .advice(advice)
+            .advice(self.restart_advice(outlook, sign).filter(|_| matters))
     }
 }
 

@@ -68,6 +68,8 @@ pub enum ConcernKind {
     Helper,
     /// It hands connections to a flowtable, past all chains.
     Offload,
+    /// It sends packets to the queueing chains of `ftp-alg rules iptables`.
+    Queueing,
     /// It changes bits of the ct mark.
     CtMark {
         /// Which.
@@ -156,11 +158,11 @@ impl Firewall {
     }
 
     /// The rules that get in the way: those that assign the kernel's FTP helper, that hand
-    /// connections to a flowtable, or that change bits of the ct mark that are ours.
+    /// connections to a flowtable, that queue, or that change bits of the ct mark that are ours.
     pub fn concerns(&self, parameters: &RuleParameters) -> impl Iterator<Item = &Concern> {
         let ours = parameters.mask();
         self.rules.concerns.iter().filter(move |concern| match concern.kind {
-            ConcernKind::Helper | ConcernKind::Offload => true,
+            ConcernKind::Helper | ConcernKind::Offload | ConcernKind::Queueing => true,
             ConcernKind::CtMark { bits } => bits & ours != 0,
         })
     }

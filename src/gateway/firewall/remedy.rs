@@ -119,10 +119,10 @@ fn condition(origin: Origin, sign: Sign, parameters: &RuleParameters) -> String 
     let (data, mask) = (parameters.data(), parameters.mask());
     match (origin, sign) {
         (Origin::Nftables, Sign::Mark) => format!("ct mark and {data:#010x} != 0"),
-        (Origin::Nftables, Sign::Related) => "ct state related".to_owned(),
+        (Origin::Nftables, Sign::Related) => "ct state established,related".to_owned(),
         (Origin::Nftables, Sign::Injected) => format!("meta mark {mask:#010x}"),
         (_, Sign::Mark) => format!("-m connmark --mark {data:#010x}/{data:#010x}"),
-        (_, Sign::Related) => "-m conntrack --ctstate RELATED".to_owned(),
+        (_, Sign::Related) => "-m conntrack --ctstate ESTABLISHED,RELATED".to_owned(),
         (_, Sign::Injected) => format!("-m mark --mark {mask:#010x}"),
     }
 }

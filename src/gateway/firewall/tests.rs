@@ -121,6 +121,23 @@ fn a_flowtable_is_a_concern() {
 }
 
 #[test]
+fn queueing_that_was_loaded_by_hand_is_a_concern_with_the_commands_that_end_it() {
+    let printed = crate::gateway::rules::render_iptables(&RuleParameters::default());
+    let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";
+    let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
+    let firewall = legacy(&saved);
+    let parameters = RuleParameters::default();
+    let remedies: Vec<_> = firewall.concerns(&parameters).map(|c| c.remedy.as_deref()).collect();
+    assert_eq!(
+        remedies,
+        [
+            Some("iptables-legacy -t mangle -D POSTROUTING -p tcp -j FTP_ALG"),
+            Some("iptables-legacy -t mangle -D INPUT -p tcp ! -i lo -j FTP_ALG"),
+        ]
+    );
+}
+
+#[test]
 fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() {
     let firewall = nftables(FIREWALLD);
     let parameters = RuleParameters::default();

@@ -59,7 +59,9 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
         }
         found.changes.ct_mark |= parsed.ct_mark;
         found.changes.mark |= parsed.mark;
+        let queues = matches!(&parsed.action, Action::Jump(to) if to.starts_with(OURS));
         let kinds = [
+            (queues && !chain.starts_with(OURS)).then_some(ConcernKind::Queueing),
             parsed.helper.then_some(ConcernKind::Helper),
             (parsed.ct_mark != 0).then_some(ConcernKind::CtMark { bits: parsed.ct_mark }),
         ];
