@@ -15,7 +15,7 @@ use super::{
     netlink::{Message, Socket},
     nft::Batch,
     queue,
-    rules::{QueueStatement, render_nftables},
+    rules::{QueueStatement, TABLE, render_nftables},
     table::{nft, queue_rule},
 };
 
@@ -46,6 +46,8 @@ pub struct Features {
     pub nft: Result<String, String>,
     /// How packets get into a queue, if the kernel takes our rules.
     pub rules: Result<QueueStatement, GatewayError>,
+    /// Whether our table is loaded, and queues by itself.
+    pub table_queues: bool,
     /// Whether queues can be read (nfnetlink_queue).
     pub queue: bool,
     /// Of the configured queues those that someone reads, and what is known of the reader.
@@ -102,6 +104,7 @@ impl Features {
                 .map(|text| version(&text).to_owned())
                 .map_err(|error| error.to_string()),
             rules: queueing(parameters, socket.as_mut()),
+            table_queues: table_queues(),
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
             expecting,
@@ -163,6 +166,11 @@ impl Expecting {
 /// Has nft and the kernel check `rules` without loading them.
 fn check(rules: &str) -> Result<(), GatewayError> {
     nft(&["--check", "--file", "-"], rules)
+}
+
+fn table_queues() -> bool {
+    let queues = |line: &str| line.trim().starts_with("queue ") || line.contains("NFQUEUE");
+    output_of("nft", &["list", "table", "inet", TABLE]).is_ok_and(|text| text.lines().any(queues))
 }
 
 /// How our rules can queue here, by checking them as a whole.

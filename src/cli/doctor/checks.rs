@@ -275,7 +275,8 @@ impl Checks<'_> {
                     format!("{} hands connections over before ftp-alg reads them", concern.chain),
                 ),
                 // Loaded for a kernel on which our table cannot queue.
-                ConcernKind::Queueing if self.features.rules.is_err() => continue,
+                // Where they are there first, `run` leaves it to them.
+                ConcernKind::Queueing if !self.features.table_queues => continue,
                 ConcernKind::Queueing => (
                     "rule",
                     Mark::Problem,
