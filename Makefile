@@ -25,7 +25,7 @@ test: provision rust
 	cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
-# TESTS names targets, as in TESTS='e2e_conntrack gateway'; all without it, which takes a while.
+# TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.
 test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)
