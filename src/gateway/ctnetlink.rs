@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use super::netlink::{self, Attributes, Message, Socket, Start, Writer, be16};
+use super::netlink::{Attributes, Message, Socket, Start, Writer, be16};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 pub(super) const IPCTNL_MSG_CT_GET: u8 = 1;
@@ -109,25 +109,17 @@ impl Requests {
         flags: i32,
         family: i32,
         fill: impl FnOnce(&mut Writer<'_>),
-        mut each: impl FnMut(&Message<'_>),
+        each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
         let start = Start {
             subsystem: self.subsystem,
             command,
             flags: flags as u16,
-            sequence: self.socket.next_sequence(),
+            sequence: 0,
             family: family as u8,
             resource: 0,
         };
-        self.request.clear();
-        fill(&mut Writer::new(&mut self.request, start));
-        let mut failed = 0;
-        self.socket.ask(&self.request, |message| match message.kind {
-            _ if message.sequence != start.sequence => {}
-            netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
-            _ => each(&message),
-        })?;
-        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+        self.socket.request(&mut self.request, start, fill, each)
     }
 }
 

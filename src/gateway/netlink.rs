@@ -309,6 +309,28 @@ impl Socket {
         }
     }
 
+    /// Sends the one request that `fill` writes after `start`, whose sequence number is set here, and
+    /// hands each message of the answer to `each`. What the kernel refuses is an error. `buffer` is
+    /// for the request.
+    pub(super) fn request(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        start: Start,
+        fill: impl FnOnce(&mut Writer<'_>),
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let sequence = self.next_sequence();
+        buffer.clear();
+        fill(&mut Writer::new(buffer, Start { sequence, ..start }));
+        let mut failed = 0;
+        self.ask(buffer, |message| match message.kind {
+            _ if message.sequence != sequence => {}
+            ERROR | DONE => failed = failed.max(message.errno()),
+            _ => each(&message),
+        })?;
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+
     /// Sends `request` and hands each message of the answer to `each`.
     ///
     /// netlink_sendmsg() returns when the kernel has queued all its answers (of a dump the first

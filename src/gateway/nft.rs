@@ -373,25 +373,20 @@ fn ask(
     command: i32,
     flags: i32,
     attributes: &[(u16, &[u8])],
-    mut each: impl FnMut(Message<'_>),
+    each: impl FnMut(&Message<'_>),
 ) -> io::Result<()> {
-    let mut request = Vec::new();
     let start = Start {
         subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
         command: command as u8,
         flags: flags as u16,
-        sequence: socket.next_sequence(),
+        sequence: 0,
         family: libc::NFPROTO_INET as u8,
         resource: 0,
     };
-    let mut writer = Writer::new(&mut request, start);
-    for (kind, content) in attributes {
-        writer.put(*kind, content);
-    }
-    let mut failed = 0;
-    socket.ask(&request, |message| match message.kind {
-        netlink::ERROR | netlink::DONE => failed = failed.max(message.errno()),
-        _ => each(message),
-    })?;
-    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    let fill = |writer: &mut Writer<'_>| {
+        for (kind, content) in attributes {
+            writer.put(*kind, content);
+        }
+    };
+    socket.request(&mut Vec::new(), start, fill, each)
 }
