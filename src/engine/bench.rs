@@ -42,6 +42,16 @@ enum No {
 struct Plan {
     pinhole: Pinhole,
     named: IpAddr,
+    /// Whether the server meant itself by another address.
+    healed: bool,
+}
+
+/// What was opened.
+struct Opened {
+    /// What to announce.
+    endpoint: SocketAddr,
+    /// As in [`Plan`].
+    healed: bool,
 }
 
 impl<K: Kernel> Judge for Bench<'_, K> {
@@ -71,11 +81,14 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
         };
         let (action, rewritten, reason, ruling) = match opened {
-            Ok(endpoint) => {
+            Ok(Opened { endpoint, healed }) => {
                 let same = Some(endpoint) == announced;
                 let action = if same { Action::Open } else { Action::Rewrite };
-                let reason = match announced.and_then(|announced| self.healed(kind, announced)) {
-                    Some(reason) => reason.into(),
+                let reason = match announced.filter(|_| healed) {
+                    Some(announced) => {
+                        let (own, ip) = (self.control.server.ip(), announced.ip());
+                        format!("healed: the server is {own}, and means itself by {ip}").into()
+                    }
                     None if same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
@@ -170,19 +183,6 @@ impl<K: Kernel> Bench<'_, K> {
         Ok(translation)
     }
 
-    /// What is said of `announced`, for which a pinhole was opened, if it was healed.
-    fn healed(&self, kind: Kind, announced: SocketAddr) -> Option<String> {
-        if kind.is_active() || self.policy.servers.is_empty() {
-            return None;
-        }
-        let translation = self.control.translation.as_ref()?;
-        let named = external(kind, translation, self.policy).ok()?;
-        let (ip, own) = (announced.ip(), translation.server.ip());
-        let is_own = [own, translation.server_external.ip(), named].contains(&ip);
-        let means_itself = !is_own && self.policy.server(own)?.heal;
-        means_itself.then(|| format!("healed: the server is {own}, and means itself by {ip}"))
-    }
-
     pub fn tell(&mut self, what: What) {
         let Control { id, client, server, .. } = *self.control;
         self.events.push(Event { session: id, client, server, what });
@@ -193,14 +193,14 @@ impl<K: Kernel> Bench<'_, K> {
         self.tell(What::Failed(error.to_string()));
     }
 
-    /// Opens a pinhole for `announced`; gives the endpoint to announce.
+    /// Opens a pinhole for `announced`.
     fn open(
         &mut self,
         kind: Kind,
         announced: SocketAddr,
         asked: bool,
         dialogue: &Dialogue,
-    ) -> Result<SocketAddr, No> {
+    ) -> Result<Opened, No> {
         if dialogue.phase() == Phase::Joined {
             return Err(No::Ignore("the start of the dialogue was not seen".into()));
         }
@@ -251,7 +251,7 @@ impl<K: Kernel> Bench<'_, K> {
         if answered {
             self.close_answered(self.control.pinholes.len() - 1, Some("a later one replaced it"));
         }
-        Ok(endpoint)
+        Ok(Opened { endpoint, healed: plan.healed })
     }
 
     /// Closes what the server has answered, before the pinhole at `end`.
@@ -334,7 +334,7 @@ fn plan(
         target: SocketAddr::new(target, announced.port()),
         source,
     };
-    Ok(Plan { pinhole, named })
+    Ok(Plan { pinhole, named, healed })
 }
 
 /// The address by which the other end knows the one that announces. A configured one stands for
