@@ -152,8 +152,7 @@ impl Policy {
 
     /// Whether [`Policy::network_of`] is as in `other` for every connection.
     pub fn tells_networks_as(&self, other: &Self) -> bool {
-        let ends = |network: &Network| (network.clients.clone(), network.servers.clone());
-        self.networks.iter().map(ends).eq(other.networks.iter().map(ends))
+        self.networks.iter().map(Network::ends).eq(other.networks.iter().map(Network::ends))
     }
 
     /// The policy that holds in the network at `index`; this one outside of all.
@@ -165,6 +164,10 @@ impl Policy {
 }
 
 impl Network {
+    fn ends(&self) -> (&[IpNetwork], &[IpNetwork]) {
+        (&self.clients, &self.servers)
+    }
+
     fn contains(&self, client: IpAddr, server: IpAddr) -> bool {
         let holds = |networks: &[IpNetwork], address| {
             networks.is_empty() || networks.iter().any(|network| network.contains(address))

@@ -295,7 +295,8 @@ impl Config {
                 ..policy.clone()
             },
         };
-        Policy { networks: self.networks.iter().map(network).collect(), ..policy.clone() }
+        let networks = self.networks.iter().map(network).collect();
+        Policy { networks, ..policy }
     }
 
     /// What is valid but not served by this version; `run` and `check` refuse it rather than
