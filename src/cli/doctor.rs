@@ -55,8 +55,9 @@ impl Doctor {
                 let can_expect = || features.expecting.possible();
                 choose(can_expect, firewall.unread().is_empty(), &outlooks)
             }
-            config::Backend::Nftables => (Backend::Nftables, CONFIGURED),
-            config::Backend::Conntrack => (Backend::Conntrack, CONFIGURED),
+            config::Backend::Nftables | config::Backend::Conntrack => {
+                (parameters.backend(), CONFIGURED)
+            }
         };
         // What counts is what holds the pinholes now.
         let restart = runs_with.is_some_and(|running| running != wanted).then_some(wanted);

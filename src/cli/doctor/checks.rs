@@ -256,47 +256,10 @@ impl Checks<'_> {
         let ports = self.parameters.control_ports().iter().map(u16::to_string);
         let ports = ports.collect::<Vec<_>>().join(", ");
         for concern in self.firewall.concerns(self.parameters) {
-            let (name, mark, says) = match concern.kind {
-                ConcernKind::Helper => (
-                    "rule",
-                    Mark::Problem,
-                    format!("{} assigns the kernel's FTP helper", concern.chain),
-                ),
-                // A helper keeps control connections away from there: our own, and whichever one the
-                // conntrack back end takes.
-                ConcernKind::Offload
-                    if self.features.expecting.cthelper || self.backend == Backend::Conntrack =>
-                {
-                    continue;
-                }
-                ConcernKind::Offload => (
-                    "flowtable",
-                    Mark::Problem,
-                    format!("{} hands connections over before ftp-alg reads them", concern.chain),
-                ),
-                // Loaded for a kernel on which our table cannot queue.
-                // Where they are there first, `run` leaves it to them.
-                ConcernKind::Queueing if !self.features.table_queues => continue,
-                ConcernKind::Queueing => (
-                    "rule",
-                    Mark::Problem,
-                    format!(
-                        "{} queues control packets a second time: ftp-alg run queues them itself",
-                        concern.chain
-                    ),
-                ),
-                ConcernKind::CtMark { .. } => (
-                    "ct mark",
-                    Mark::Note,
-                    format!(
-                        "{} changes the bits of the ct mark that are ours ({:#010x})",
-                        concern.chain,
-                        self.parameters.mask()
-                    ),
-                ),
+            let of_rule = |name, mark, says: &str| {
+                Check::new(HELPERS, name, mark, format!("{} {says}", concern.chain))
+                    .details([format!("`{}`", concern.rule)])
             };
-            let check =
-                Check::new(HELPERS, name, mark, says).details([format!("`{}`", concern.rule)]);
             checks.push(match concern.kind {
                 ConcernKind::Helper => {
                     let firewalld = concern.chain.starts_with("inet firewalld ").then(|| {
@@ -304,18 +267,41 @@ impl Checks<'_> {
                          firewall-cmd --permanent --remove-service=ftp --add-port=21/tcp"
                             .to_owned()
                     });
-                    check.remedy(concern.remedy.clone()).advice(firewalld)
+                    of_rule("rule", Mark::Problem, "assigns the kernel's FTP helper")
+                        .remedy(concern.remedy.clone())
+                        .advice(firewalld)
                 }
-                ConcernKind::Queueing => check.remedy(concern.remedy.clone()),
-                ConcernKind::Offload => check.advice([format!(
-                    "where it takes control connections, let it begin with `tcp dport != {{ {ports} }} \
-                     tcp sport != {{ {ports} }}`; or load the module nfnetlink_cthelper",
-                )]),
-                ConcernKind::CtMark { .. } => check.details([
-                    "where it does so for FTP connections: restrict it to other bits, or choose \
-                     others in [pinhole] mark and mark-mask"
-                        .to_owned(),
-                ]),
+                // A helper keeps control connections away from there: our own, and whichever one the
+                // conntrack back end takes.
+                ConcernKind::Offload
+                    if self.features.expecting.cthelper || self.backend == Backend::Conntrack =>
+                {
+                    continue;
+                }
+                ConcernKind::Offload => {
+                    let says = "hands connections over before ftp-alg reads them";
+                    of_rule("flowtable", Mark::Problem, says).advice([format!(
+                        "where it takes control connections, let it begin with `tcp dport != \
+                         {{ {ports} }} tcp sport != {{ {ports} }}`; or load the module \
+                         nfnetlink_cthelper",
+                    )])
+                }
+                // Where they are there first, `run` leaves it to them.
+                ConcernKind::Queueing if !self.features.table_queues => continue,
+                ConcernKind::Queueing => {
+                    let says =
+                        "queues control packets a second time: ftp-alg run queues them itself";
+                    of_rule("rule", Mark::Problem, says).remedy(concern.remedy.clone())
+                }
+                ConcernKind::CtMark { .. } => {
+                    let mask = self.parameters.mask();
+                    let says = format!("changes the bits of the ct mark that are ours ({mask:#010x})");
+                    of_rule("ct mark", Mark::Note, &says).details([
+                        "where it does so for FTP connections: restrict it to other bits, or choose \
+                         others in [pinhole] mark and mark-mask"
+                            .to_owned(),
+                    ])
+                }
             });
         }
         if self.features.helped > 0 {

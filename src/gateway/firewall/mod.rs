@@ -121,11 +121,16 @@ impl std::fmt::Display for Place {
         let Self { table, chain, .. } = self;
         match (self.origin, self.family) {
             (Origin::Nftables, family) => write!(f, "{} {table} {chain}", family.as_str()),
-            (origin, family) => {
-                let ip = if family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
-                write!(f, "{} {table} {chain}", xtables::program(origin, ip))
-            }
+            _ => write!(f, "{} {table} {chain}", self.program()),
         }
+    }
+}
+
+impl Place {
+    /// The kind of iptables that it was written with, if it was.
+    fn program(&self) -> &'static str {
+        let ip = if self.family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
+        xtables::program(self.origin, ip)
     }
 }
 

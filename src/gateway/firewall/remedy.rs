@@ -2,9 +2,8 @@
 //! it so that it is still there tomorrow.
 
 use super::{
-    Hook, Ip, Origin, Place, Sign, TableFamily,
+    Hook, Origin, Place, Sign, TableFamily,
     model::{Action, Table},
-    xtables,
 };
 use crate::gateway::RuleParameters;
 
@@ -102,9 +101,8 @@ pub(super) fn command(place: &Place, sign: Sign, parameters: &RuleParameters) ->
             let family = place.family.as_str();
             format!("nft insert rule {family} {table} {chain} {condition} accept")
         }
-        origin => {
-            let ip = if place.family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
-            let program = xtables::program(origin, ip);
+        _ => {
+            let program = place.program();
             // `filter` is the default, and the shorter line the more familiar one.
             let table = match table.as_str() {
                 "filter" => String::new(),
