@@ -13,8 +13,8 @@ use common::{
 };
 use dialogues::Segments;
 use ftp_alg::lab::{
-    Capture, Client, Daemon, Family, FirewallKind, Host, Lab, LabError, Mode, Server, ServerKind,
-    Spec, Topology, Transfer,
+    Capture, Client, Daemon, Family, FirewallKind, Host, Lab, Mode, Server, ServerKind, Spec,
+    Topology, Transfer,
 };
 use serde_json::{Value, json};
 
@@ -53,30 +53,13 @@ fn failures(
             let transfer =
                 Transfer { login, ..Transfer::new(*client, host, server, address, mode) };
             let name = format!("{}-{client:?}-{mode}", host.role());
-            if let Err(error) = errands(&transfer, server, &name) {
+            let body: Vec<u8> = name.bytes().cycle().take(60_000).collect();
+            if let Err(error) = transfer.exchange(server, &name, &body) {
                 failures.push(format!("{client} on {} {mode}: {error}", host.role()));
             }
         }
     }
     failures
-}
-
-fn errands(transfer: &Transfer<'_>, server: &Server, name: &str) -> Result<(), LabError> {
-    let differs = |what: &str| Err(LabError::Unexpected(what.to_owned()));
-    let body: Vec<u8> = name.bytes().cycle().take(60_000).collect();
-    let (down, up) = (format!("{name}-down"), format!("{name}-up"));
-    server.put(&down, &body)?;
-    if transfer.download(&down)? != body {
-        return differs("other bytes came down");
-    }
-    if transfer.client.uploads() {
-        transfer.upload(&up, &body[7..])?;
-        if server.stored(&up)? != body[7..] {
-            return differs("other bytes went up");
-        }
-    }
-    let listing = transfer.list()?;
-    if listing.contains(&down) { Ok(()) } else { differs(&format!("listing: {listing}")) }
 }
 
 fn v4(host: &Host) -> IpAddr {
