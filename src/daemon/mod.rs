@@ -10,6 +10,7 @@ pub mod control;
 mod log;
 mod names;
 pub mod snapshot;
+mod state;
 mod wire;
 mod workers;
 
@@ -39,7 +40,7 @@ use self::{
 };
 use crate::config::{Config, ConfigError};
 
-/// The daemon's own directory, when no other place is named. Nothing is kept there yet.
+/// The daemon's own directory, when no other place is named.
 pub const DEFAULT_STATE_DIR: &str = "/run/ftp-alg";
 /// Where the daemon answers, when no other place is named.
 pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
@@ -150,7 +151,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     make_state_dir(&options.state_dir)?;
     make_socket_dir(&options.socket)?;
     let socket = Socket::bind(&options.socket)?;
-    let mut service = workers::start(&config, &sender)?;
+    let mut service = workers::start(&config, &options.state_dir, &sender)?;
     let server = socket.serve(service.source())?;
     tracing::info!(
         "ready: version {}, control ports {:?}, queues {:?}, socket {}",

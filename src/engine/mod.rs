@@ -8,6 +8,7 @@ mod bench;
 mod event;
 mod kernel;
 mod pinholes;
+mod saved;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,8 @@ use bench::Bench;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
+use saved::Changes;
+pub use saved::{BadRecord, RECORD_FORMAT, Restored};
 use table::{Control, Entry, Key, Table};
 
 use crate::{
@@ -132,8 +135,13 @@ pub struct Engine {
     /// Common to engines beside each other.
     last_id: Arc<AtomicU64>,
     sweep: u32,
+    /// Where changes are noted, what did.
+    changes: Option<Changes>,
     payload: Vec<u8>,
-    injected: Vec<u8>,
+    /// What is to be sent, and for which session.
+    injections: Vec<(u64, SocketAddr, SocketAddr, Vec<u8>)>,
+    /// For records.
+    record: Vec<u8>,
 }
 
 impl Engine {
@@ -148,8 +156,10 @@ impl Engine {
             events: Vec::new(),
             last_id: Arc::default(),
             sweep: 0,
+            changes: None,
             payload: Vec::new(),
-            injected: Vec::new(),
+            injections: Vec::new(),
+            record: Vec::new(),
         }
     }
 
@@ -193,9 +203,13 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let Some(Entry { session, control }) = self.table.get_mut(index) else {
-            return Verdict::Accept;
-        };
+        let Some(entry) = self.table.get_mut(index) else { return Verdict::Accept };
+        let tells = !packet.payload().is_empty()
+            || packet.flags() & (flags::FIN | flags::RST | flags::SYN) != 0;
+        if let Some(changes) = self.changes.as_mut().filter(|_| tells) {
+            changes.note(index, entry);
+        }
+        let Entry { session, control } = entry;
         control.last = now;
         let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
@@ -209,7 +223,7 @@ impl Engine {
             events: &mut self.events,
         };
         let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
-        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injected);
+        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -236,17 +250,22 @@ impl Engine {
             }
         };
         if session.wants_no_packet() {
-            self.table.remove(index);
+            self.remove(index);
         }
         verdict
     }
 
-    /// Does what may wait until verdicts are given: closes in the kernel what was closed.
+    /// Does what may wait until verdicts are given, and changes are written: sends what is to be sent,
+    /// closes in the kernel what was closed.
     pub fn settle(&mut self, kernel: &mut impl Kernel) {
-        if self.pinholes.is_settled() {
-            return;
+        for (session, client, server, packet) in self.injections.drain(..) {
+            if let Err(error) = kernel.inject(&packet) {
+                self.counters.errors += 1;
+                let what = What::Failed(error.to_string());
+                self.events.push(Event { session, client, server, what });
+            }
         }
-        if self.pinholes.settle(kernel).is_err() {
+        if !self.pinholes.is_settled() && self.pinholes.settle(kernel).is_err() {
             self.counters.errors += 1;
         }
     }
@@ -413,17 +432,8 @@ impl Engine {
             self.counters.uninspected += 1;
             return None;
         }
-        let control = Control {
-            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
-            client,
-            server,
-            network,
-            translation: None,
-            attention: None,
-            pinholes: Vec::new(),
-            since: now,
-            last: now,
-        };
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let control = Control { network, ..Control::new(id, client, server, now) };
         Some(self.table.insert(Entry { session, control }))
     }
 
@@ -449,11 +459,19 @@ impl Engine {
 
     /// Drops the entry at `index`, and what it holds.
     fn forget(&mut self, index: u32) {
-        if let Some(Entry { control, .. }) = self.table.remove(index) {
+        if let Some(Entry { control, .. }) = self.remove(index) {
             for held in control.pinholes {
                 self.pinholes.close(held);
             }
         }
+    }
+
+    fn remove(&mut self, index: u32) -> Option<Entry> {
+        let entry = self.table.remove(index)?;
+        if let Some(changes) = &mut self.changes {
+            changes.note_gone(entry.control.id);
+        }
+        Some(entry)
     }
 }
 
@@ -462,7 +480,7 @@ fn tell_kernel<K: Kernel>(
     bench: &mut Bench<'_, K>,
     session: &Session,
     outcome: &Outcome,
-    buffer: &mut Vec<u8>,
+    injections: &mut Vec<(u64, SocketAddr, SocketAddr, Vec<u8>)>,
 ) -> Result<(), KernelError> {
     let attention = if session.wants_every_packet() {
         Some(Attention::Every)
@@ -494,8 +512,10 @@ fn tell_kernel<K: Kernel>(
             Side::Client => (translation.server_external, translation.client),
             Side::Server => (translation.client_external, translation.server),
         };
-        packet::acknowledgement(source, destination, seq, ack, window, timestamps, buffer);
-        bench.kernel.inject(buffer)?;
+        let mut packet = Vec::new();
+        packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+        let Control { id, client, server, .. } = *bench.control;
+        injections.push((id, client, server, packet));
     }
     Ok(())
 }

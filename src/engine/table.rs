@@ -66,9 +66,27 @@ pub struct Control {
     pub since: Instant,
     /// When a packet of it was last seen.
     pub last: Instant,
+    /// Whether it is noted as changed since it was last written.
+    pub changed: bool,
 }
 
 impl Control {
+    /// A connection that is first seen `now`.
+    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Instant) -> Self {
+        Self {
+            id,
+            client,
+            server,
+            network: None,
+            translation: None,
+            attention: None,
+            pinholes: Vec::new(),
+            since: now,
+            last: now,
+            changed: false,
+        }
+    }
+
     /// Which end `source` is.
     pub fn side(&self, source: impl Into<Endpoint>) -> Side {
         if source.into() == self.client.into() { Side::Client } else { Side::Server }

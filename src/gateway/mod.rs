@@ -30,7 +30,7 @@ pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts};
 pub use rules::{Backend, QueueStatement, RuleParameters};
-pub use table::{Condition, Table};
+pub use table::{Condition, Imprint, Table};
 
 use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 

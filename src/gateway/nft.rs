@@ -14,6 +14,8 @@ use std::{
 
 use nftnl_sys::{self as sys, libc as sys_libc};
 
+use serde::{Deserialize, Serialize};
+
 use super::netlink::{self, Attributes, Message, Socket, Start, Writer, be32, be64};
 
 /// Our table, for libnftnl.
@@ -308,7 +310,7 @@ impl<T> Drop for Owned<T> {
 }
 
 /// What tells our table from one that was changed, or put in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shape {
     /// Never given twice.
     pub(super) handle: u64,

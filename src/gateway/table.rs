@@ -13,6 +13,7 @@ use std::{
 
 use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
 use nftnl_sys as sys;
+use serde::{Deserialize, Serialize};
 
 use super::{
     GatewayError,
@@ -52,6 +53,14 @@ pub enum Condition {
     Replaced,
 }
 
+/// What a table was loaded from and what it then was, by which a daemon that is started again knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imprint {
+    text: String,
+    statement: QueueStatement,
+    shape: Shape,
+}
+
 fn no_helper() -> GatewayError {
     GatewayError::FeatureMissing {
         what: "backend \"conntrack\"".into(),
@@ -88,17 +97,43 @@ impl Table {
         }
     }
 
+    /// Takes over the table that an earlier daemon left, with all that is open in it; `None` if it is not
+    /// as `imprint` says, or not what would be loaded now.
+    pub fn adopt(
+        parameters: &RuleParameters,
+        imprint: &Imprint,
+    ) -> Result<Option<Self>, GatewayError> {
+        let Imprint { statement, shape, ref text } = *imprint;
+        let mut socket = Socket::open().map_err(netlink_failed)?;
+        if nft::shape(&mut socket).map_err(netlink_failed)? != Some(shape)
+            || operator_queues() != (statement == QueueStatement::Operator)
+        {
+            return Ok(None);
+        }
+        let helper = OwnHelper::register().map_err(helper_failed)?;
+        if rules(parameters, statement, helper.as_ref()) != *text {
+            // The rules that refer to it are still there.
+            helper.into_iter().for_each(OwnHelper::keep);
+            return Ok(None);
+        }
+        let (parameters, shape) = (parameters.clone(), Some(shape));
+        Ok(Some(Self { parameters, statement, socket, shape, helper }))
+    }
+
+    /// By what [`Table::adopt`] knows it.
+    pub fn imprint(&self) -> Option<Imprint> {
+        let text = rules(&self.parameters, self.statement, self.helper.as_ref());
+        self.shape.map(|shape| Imprint { text, statement: self.statement, shape })
+    }
+
     /// As [`Table::install`], queueing as told.
     pub fn install_with(
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        let mut text = render_nftables(parameters, statement);
         let helper = OwnHelper::register().map_err(helper_failed)?;
-        if helper.is_some() {
-            text = with_own_helper(&text);
-        }
+        let text = rules(parameters, statement, helper.as_ref());
         nft(&["--file", "-"], &text).map_err(|error| match error {
             // Without `queue` statements nothing else in the rules may be missing.
             GatewayError::RulesRefused { message }
@@ -219,6 +254,16 @@ impl Drop for Table {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// The text that is loaded.
+fn rules(
+    parameters: &RuleParameters,
+    statement: QueueStatement,
+    helper: Option<&OwnHelper>,
+) -> String {
+    let text = render_nftables(parameters, statement);
+    if helper.is_some() { with_own_helper(&text) } else { text }
 }
 
 /// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.

@@ -22,6 +22,7 @@ pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome};
 pub use judge::{Judge, Note, Refused, Ruling};
+use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
 
@@ -47,7 +48,7 @@ impl Side {
 }
 
 /// How the connection is treated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Mode {
     /// Both directions are read.
     Reading,
@@ -71,7 +72,7 @@ fn is_near(number: Seq, next: Seq) -> bool {
 }
 
 /// One control connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Session {
     client: Stream,
     server: Stream,
@@ -82,6 +83,14 @@ pub struct Session {
     /// Whether every packet must be seen from now on.
     wants_every: bool,
     reset: bool,
+    /// Whether it was saved, and packets of it may have passed since that nobody read.
+    #[serde(skip, default = "unconfirmed")]
+    unconfirmed: bool,
+}
+
+/// Of what was saved.
+fn unconfirmed() -> bool {
+    true
 }
 
 impl Session {
@@ -118,6 +127,7 @@ impl Session {
             first: (client, server),
             wants_every: false,
             reset: false,
+            unconfirmed: false,
         }
     }
 
@@ -184,6 +194,9 @@ impl Session {
         if packet.has(flags::SYN) {
             return Outcome { forward: Forward::Unchanged, acknowledge: None };
         }
+        if self.unconfirmed {
+            self.confirm(from, packet, judge);
+        }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         let plausible = is_near(packet.seq(), self.peek(from).next);
@@ -236,6 +249,28 @@ impl Session {
             }
         }
         self.deliver(from, packet, again, out)
+    }
+
+    /// Finds out whether a connection is where it was when it was saved. One of which every packet is
+    /// wanted waited meanwhile; packets of others may have passed unread, and what these said is not
+    /// known.
+    #[cold]
+    fn confirm(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
+        let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
+        let (seq, ack) = (packet.seq(), packet.ack());
+        if self.wants_every || (seq, ack) == (sent, heard) {
+            self.unconfirmed = false;
+            return;
+        }
+        let missed = |number: Seq, next: Seq| number.is_after(next) || !is_near(number, next);
+        if packet.has(flags::ACK)
+            && !packet.has(flags::RST)
+            && (missed(seq, sent) || missed(ack, heard))
+        {
+            let mode = if self.is_readable(from) { Mode::Reading } else { Mode::Opaque };
+            *self = Self { mode, ..Self::joined(from, packet) };
+            judge.note(Note::Lost);
+        }
     }
 
     /// Whether what `side` sends is plain text that is read.

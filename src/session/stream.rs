@@ -7,6 +7,8 @@
 //! them again; but only once everything before them has been acknowledged by the receiver, as an
 //! acknowledgement covers all that precedes it.
 
+use serde::{Deserialize, Serialize, Serializer};
+
 use super::SequenceMap;
 use crate::packet::{Packet, Seq};
 
@@ -22,7 +24,7 @@ const MAX_LINE: usize = 1024;
 const SAFE_SEGMENT: usize = 536;
 
 /// One direction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stream {
     /// The first sent number that was not seen yet.
     pub next: Seq,
@@ -35,6 +37,7 @@ pub struct Stream {
     /// Whether the unfinished line is held back, all of it.
     held: bool,
     /// What was read from `kept_from` on and is not known to be acknowledged.
+    #[serde(serialize_with = "save_kept")]
     kept: Vec<u8>,
     kept_from: Seq,
     /// The sender's window as last advertised.
@@ -245,5 +248,15 @@ impl Stream {
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
         &self.line
+    }
+}
+
+/// What is kept is saved as long as it is about a line; of more, which would be written with every
+/// packet, what is sent again is not compared after a restart.
+fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    if kept.len() <= MAX_LINE {
+        kept.serialize(serializer)
+    } else {
+        [0u8; 0][..].serialize(serializer)
     }
 }
