@@ -56,6 +56,7 @@ fn text(status: &snapshot::Status) -> String {
         ("commands refused", status.commands_refused.to_string()),
         ("lost", status.lost.to_string()),
         ("uninspected", status.uninspected.to_string()),
+        ("overruns", status.overruns.to_string()),
         ("malformed", status.malformed.to_string()),
         ("errors", status.errors.to_string()),
     ];

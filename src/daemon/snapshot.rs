@@ -45,6 +45,9 @@ pub struct Status {
     /// Packets that could not be read and passed.
     #[serde(default)]
     pub malformed: u64,
+    /// Packets that the kernel dropped as a queue was full; their senders send them again.
+    #[serde(default)]
+    pub overruns: u64,
     /// What went wrong on our side: the kernel refused, a packet could not be answered.
     pub errors: u64,
     /// External addresses given by name.

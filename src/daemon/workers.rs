@@ -51,6 +51,8 @@ pub(super) struct Shared {
     engines: Vec<Arc<Mutex<Engine>>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
+    /// Packets that the kernel dropped as a queue was full.
+    overruns: AtomicU64,
     names: Names,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
@@ -95,6 +97,7 @@ pub(super) fn start(
         backend: parameters.backend().as_str(),
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
+        overruns: AtomicU64::new(0),
         names,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
@@ -227,6 +230,7 @@ impl Worker {
         if dropped > *overruns {
             let (number, more) = (self.queue.number(), dropped - *overruns);
             tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
+            self.shared.overruns.fetch_add(more, Ordering::Relaxed);
             *overruns = dropped;
         }
         now + TICK
@@ -403,6 +407,7 @@ impl Source for Shared {
     fn status(&self) -> Status {
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
+        status.overruns = self.overruns.load(Ordering::Relaxed);
         for engine in &self.engines {
             let engine = lock(engine);
             let counters = engine.counters();

@@ -115,6 +115,8 @@ const LINGER: Duration = Duration::from_secs(60);
 const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
 /// Connections on which nothing was said are kept this long.
 const SILENCE: Duration = Duration::from_secs(120);
+/// Those of before a restart that said nothing since, and may be over, are kept this long.
+const UNCONFIRMED: Duration = Duration::from_secs(3600);
 /// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
 const IDLE: Duration = Duration::from_secs(432_000);
 /// A SYN-ACK with other numbers starts anew on endpoints that have been still this long.
@@ -303,6 +305,7 @@ impl Engine {
                 Phase::Silent => SILENCE,
                 // Nothing is known of such a one that its next packet does not tell again.
                 Phase::Joined if !session.is_adjusted() => SILENCE,
+                _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
                 _ => IDLE,
             };
             if now.saturating_duration_since(control.last) >= limit {

@@ -156,6 +156,11 @@ impl Session {
         self.reset || (self.client.finished && self.server.finished)
     }
 
+    /// Whether it was saved, and nothing has shown yet that it goes on where it was.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed
+    }
+
     /// What has been said.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
