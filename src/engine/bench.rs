@@ -319,6 +319,10 @@ fn plan(
         let reason = format!("port {port} in {kind} is below the minimum {minimum}");
         return Err(No::Refuse(reason.into()));
     }
+    if policy.denies(announced.port()) {
+        let reason = format!("port {} in {kind} is one of deny-ports", announced.port());
+        return Err(No::Refuse(reason.into()));
+    }
     let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {
         // The address that the server was given by whoever put it behind another NAT.
         (own, seen, announced.ip())
