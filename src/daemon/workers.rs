@@ -26,7 +26,8 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Event, Service, ServiceError, log,
+    Event, Service, ServiceError,
+    log::Log,
     names::Names,
     snapshot::{PinholeRow, SessionRow, Source, Status},
     state::{Journal, StateDir},
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     engines: Vec<Arc<Mutex<Engine>>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
+    log: Log,
     names: Names,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
@@ -59,7 +61,7 @@ pub(super) struct Shared {
 impl Shared {
     fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        tracing::error!("{error}");
+        self.log.fail(Instant::now(), error);
     }
 }
 
@@ -95,6 +97,7 @@ pub(super) fn start(
         backend: parameters.backend().as_str(),
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
+        log: Log::default(),
         names,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
@@ -209,7 +212,7 @@ impl Worker {
         engine.settle(&mut self.kernel);
         let events = engine.take_events();
         drop(engine);
-        log::events(&events);
+        self.shared.log.events(now, events);
         Ok(())
     }
 
@@ -222,7 +225,8 @@ impl Worker {
         }
         let events = engine.take_events();
         drop(engine);
-        log::events(&events);
+        self.shared.log.events(now, events);
+        self.shared.log.sum_up(now);
         let dropped = self.queue.overruns();
         if dropped > *overruns {
             let (number, more) = (self.queue.number(), dropped - *overruns);
@@ -345,6 +349,7 @@ impl Drop for Workers {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        self.shared.log.end();
         if !needed {
             // Those in our table have gone with it; expectations have not.
             for engine in &self.shared.engines {

@@ -136,6 +136,12 @@ impl Session {
         self.first == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
+    /// Whether `packet` is the client's acknowledgement of the SYN-ACK that this session began with, or
+    /// the first that it says with it.
+    pub fn is_confirmed_by(&self, packet: &Packet<'_>) -> bool {
+        packet.has(flags::ACK) && (packet.seq(), packet.ack()) == self.first
+    }
+
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
     pub fn wants_every_packet(&self) -> bool {
         self.wants_every
@@ -154,6 +160,11 @@ impl Session {
     /// Whether the connection is over: reset, or finished by both ends.
     pub fn is_over(&self) -> bool {
         self.reset || (self.client.finished && self.server.finished)
+    }
+
+    /// Whether one end has said its last.
+    pub fn is_half_closed(&self) -> bool {
+        self.client.finished || self.server.finished
     }
 
     /// What has been said.
