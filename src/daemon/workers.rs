@@ -26,7 +26,8 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Event, Service, ServiceError, log,
+    Event, Service, ServiceError,
+    log::Log,
     names::Names,
     snapshot::{PinholeRow, SessionRow, Source, Status},
     state::{Journal, StateDir},
@@ -53,6 +54,7 @@ pub(super) struct Shared {
     errors: AtomicU64,
     /// Packets that the kernel dropped as a queue was full.
     overruns: AtomicU64,
+    log: Log,
     names: Names,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
@@ -61,7 +63,7 @@ pub(super) struct Shared {
 impl Shared {
     fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        tracing::error!("{error}");
+        self.log.fail(Instant::now(), error);
     }
 }
 
@@ -98,6 +100,7 @@ pub(super) fn start(
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
         overruns: AtomicU64::new(0),
+        log: Log::default(),
         names,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
@@ -212,7 +215,7 @@ impl Worker {
         engine.settle(&mut self.kernel);
         let events = engine.take_events();
         drop(engine);
-        log::events(&events);
+        self.shared.log.events(now, events);
         Ok(())
     }
 
@@ -225,7 +228,8 @@ impl Worker {
         }
         let events = engine.take_events();
         drop(engine);
-        log::events(&events);
+        self.shared.log.events(now, events);
+        self.shared.log.sum_up(now);
         let dropped = self.queue.overruns();
         if dropped > *overruns {
             let (number, more) = (self.queue.number(), dropped - *overruns);
@@ -349,6 +353,7 @@ impl Drop for Workers {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        self.shared.log.end();
         if !needed {
             // Those in our table have gone with it; expectations have not.
             for engine in &self.shared.engines {

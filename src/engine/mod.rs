@@ -4,6 +4,7 @@
 //! It never touches a socket or a clock, so the daemon, `replay`, the benchmarks and the tests all
 //! run the same code.
 
+mod admission;
 mod bench;
 mod event;
 mod kernel;
@@ -23,6 +24,7 @@ use std::{
 };
 
 use bench::Bench;
+use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
@@ -77,6 +79,8 @@ pub struct Counters {
     pub lost: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
+    /// Connections given up for newer ones because there were too many.
+    pub sessions_evicted: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
 }
@@ -109,22 +113,8 @@ pub struct PinholeInfo {
     pub kind: Kind,
 }
 
-/// Sessions that are over are kept this long for segments that are sent again: those whose numbers
-/// differ, which nothing else can put right, and the others, lest they look like new ones.
-const LINGER: Duration = Duration::from_secs(60);
-const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
-/// Connections on which nothing was said are kept this long.
-const SILENCE: Duration = Duration::from_secs(120);
-/// Those of before a restart that said nothing since, and may be over, are kept this long.
-const UNCONFIRMED: Duration = Duration::from_secs(3600);
-/// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
-const IDLE: Duration = Duration::from_secs(432_000);
-/// A SYN-ACK with other numbers starts anew on endpoints that have been still this long.
-const REUSE: Duration = Duration::from_secs(10);
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
-/// How many places of the table one call of [`Engine::expire`] looks at.
-const SWEEP: u32 = 1024;
 
 /// The engine.
 pub struct Engine {
@@ -133,7 +123,7 @@ pub struct Engine {
     table: Table,
     pinholes: PinholeTable,
     counters: Counters,
-    events: Vec<Event>,
+    events: Events,
     /// Common to engines beside each other.
     last_id: Arc<AtomicU64>,
     sweep: u32,
@@ -155,7 +145,7 @@ impl Engine {
             table: Table::default(),
             pinholes: PinholeTable::default(),
             counters: Counters::default(),
-            events: Vec::new(),
+            events: Events::default(),
             last_id: Arc::default(),
             sweep: 0,
             changes: None,
@@ -166,9 +156,10 @@ impl Engine {
     }
 
     /// An engine that has seen nothing, for other connections through the same kernel: sessions are
-    /// numbered in one row, an external port is given out once, and a client's limit holds over both.
+    /// numbered in one row, an external port is given out once, and limits hold over both.
     pub fn beside(&self) -> Self {
         Self {
+            table: self.table.beside(),
             pinholes: self.pinholes.beside(),
             last_id: Arc::clone(&self.last_id),
             ..Self::new(self.policy.clone(), self.checksums)
@@ -290,35 +281,20 @@ impl Engine {
             let at = control.pinholes.iter().position(|p| p.is(serial) && !p.in_use);
             if let Some(at) = at {
                 let held = control.pinholes.remove(at);
-                let Control { id, client, server, .. } = *control;
                 let what = What::Closed(held.pinhole, "nobody connected in time");
+                self.events.push(control.event(what));
                 self.pinholes.close(held);
-                self.events.push(Event { session: id, client, server, what });
             }
         }
-        for _ in 0..SWEEP.min(self.table.places()) {
-            self.sweep = (self.sweep + 1) % self.table.places();
-            let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
-            let limit = match session.dialogue().phase() {
-                _ if session.is_over() && session.is_adjusted() => LINGER,
-                _ if session.is_over() => LINGER_UNADJUSTED,
-                Phase::Silent => SILENCE,
-                // Nothing is known of such a one that its next packet does not tell again.
-                Phase::Joined if !session.is_adjusted() => SILENCE,
-                _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
-                _ => IDLE,
-            };
-            if now.saturating_duration_since(control.last) >= limit {
-                self.forget(self.sweep);
-            }
-        }
+        self.sweep(now);
         self.settle(kernel);
         self.pinholes.next_deadline()
     }
 
-    /// What was decided since this was last called.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
+    /// What was decided since this was last called; of much the beginning, and of how much more only
+    /// the number is known.
+    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
+        self.events.take()
     }
 
     /// What was done since the start.
@@ -373,31 +349,42 @@ impl Engine {
     ) -> Option<u32> {
         let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
         let found = self.table.find(&key);
-        if found.is_some() && !packet.has(flags::SYN) {
-            return found;
+        if let Some(index) = found
+            && !packet.has(flags::SYN)
+        {
+            let control = &mut self.table.get_mut(index)?.control;
+            let (client, server) = (control.client, control.server);
+            let confirmed = control
+                .rival
+                .take_if(|rival| packet.source() == client && rival.is_confirmed_by(packet));
+            let Some(session) = confirmed else { return found };
+            self.forget(index);
+            return self.insert(now, client, server, *session, kernel);
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
-            if let Some(index) = found {
-                let entry = self.table.get_mut(index)?;
-                let still = now.saturating_duration_since(entry.control.last) >= REUSE;
-                let anew = entry.session.is_over() || still;
-                let unread = entry.session.dialogue().phase() == Phase::Joined;
-                if entry.session.began_with(packet) || !(anew || unread) {
-                    return Some(index);
-                }
-                self.forget(index);
-                self.settle(kernel);
-                if !anew {
-                    // The client spoke in its SYN (RFC 7413), and what it said was not read.
-                    let session = Session::opened_unread(packet);
-                    return self.insert(now, destination, source, session, kernel);
-                }
+            let Some(index) = found else {
+                let session = Session::opened(packet);
+                return self.insert(now, destination, source, session, kernel);
+            };
+            let Entry { session, control } = self.table.get_mut(index)?;
+            if session.began_with(packet) {
+                return found;
             }
-            let session = Session::opened(packet);
-            return self.insert(now, destination, source, session, kernel);
+            let unread = control.spoke_in_syn;
+            let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
+            if !(session.is_over() || (unread && is_unknown)) {
+                return self.contest(index, packet, kernel);
+            }
+            self.forget(index);
+            let opened = if unread { Session::opened_unread } else { Session::opened };
+            return self.insert(now, destination, source, opened(packet), kernel);
         }
-        if found.is_some() || packet.payload().is_empty() {
+        if packet.payload().is_empty() {
+            return found;
+        }
+        if let Some(index) = found {
+            self.table.get_mut(index)?.control.spoke_in_syn = true;
             return found;
         }
         // The start was not seen. Which end is the client shows by its port, if at all.
@@ -412,10 +399,12 @@ impl Engine {
             }
         };
         let session = Session::joined(side, packet);
-        match side {
+        let index = match side {
             Side::Client => self.insert(now, source, destination, session, kernel),
             Side::Server => self.insert(now, destination, source, session, kernel),
-        }
+        }?;
+        self.table.get_mut(index)?.control.spoke_in_syn = packet.has(flags::SYN);
+        Some(index)
     }
 
     fn insert(
@@ -431,12 +420,16 @@ impl Engine {
             self.leave_alone(client, server, kernel);
             return None;
         }
-        if self.table.len() >= self.policy.max_sessions {
-            self.counters.uninspected += 1;
-            return None;
-        }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let control = Control { network, ..Control::new(id, client, server, now) };
+        // For one of which as little is known no other is given up.
+        let is_joined = session.dialogue().phase() == Phase::Joined;
+        if !(if is_joined { self.has_room() } else { self.make_room(now) }) {
+            self.counters.uninspected += 1;
+            self.events
+                .push(control.event(What::Limit("not followed: there are max-sessions".into())));
+            return None;
+        }
         Some(self.table.insert(Entry { session, control }))
     }
 
@@ -461,12 +454,12 @@ impl Engine {
     }
 
     /// Drops the entry at `index`, and what it holds.
-    fn forget(&mut self, index: u32) {
-        if let Some(Entry { control, .. }) = self.remove(index) {
-            for held in control.pinholes {
-                self.pinholes.close(held);
-            }
+    fn forget(&mut self, index: u32) -> Option<Entry> {
+        let mut entry = self.remove(index)?;
+        for held in std::mem::take(&mut entry.control.pinholes) {
+            self.pinholes.close(held);
         }
+        Some(entry)
     }
 
     fn remove(&mut self, index: u32) -> Option<Entry> {

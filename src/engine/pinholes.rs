@@ -10,7 +10,6 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -122,11 +121,11 @@ impl PinholeTable {
             let serial = common.serial;
             wanted.arrival.set_port(match attempt {
                 0 => announced,
-                _ => port_within(&policy.port_range, self.random.hash_one(serial)),
+                _ => match policy.external_port(self.random.hash_one(serial)) {
+                    Some(port) => port,
+                    None => break,
+                },
             });
-            if attempt > 0 && policy.control_ports.contains(&wanted.arrival.port()) {
-                continue;
-            }
             match common.ports.get(&(wanted.initiator, wanted.arrival)) {
                 Some((target, _)) if *target == wanted.target => {
                     kernel.close(&wanted).map_err(OpenError::Kernel)?; // announced again
@@ -273,11 +272,6 @@ fn settle(
         }
     }
     result
-}
-
-fn port_within(range: &RangeInclusive<u16>, random: u64) -> u16 {
-    let width = u64::from(range.end() - range.start()) + 1;
-    range.start() + (random % width) as u16 // within the range
 }
 
 impl Held {

@@ -169,7 +169,7 @@ impl Engine {
             let Saved { id, client, server, translation, pinholes, .. } = *saved;
             let network = self.policy.network_of(client.ip(), server.ip());
             let left_alone = network.is_some_and(|n| !self.policy.networks[usize::from(n)].inspect);
-            if left_alone || self.table.len() >= self.policy.max_sessions {
+            if left_alone || !self.has_room() {
                 continue;
             }
             let control = Control {

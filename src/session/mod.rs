@@ -136,6 +136,12 @@ impl Session {
         self.first == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
+    /// Whether `packet` is the client's acknowledgement of the SYN-ACK that this session began with, or
+    /// the first that it says with it.
+    pub fn is_confirmed_by(&self, packet: &Packet<'_>) -> bool {
+        packet.has(flags::ACK) && (packet.seq(), packet.ack()) == self.first
+    }
+
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
     pub fn wants_every_packet(&self) -> bool {
         self.wants_every
@@ -159,6 +165,11 @@ impl Session {
     /// Whether it was saved, and nothing has shown yet that it goes on where it was.
     pub fn is_unconfirmed(&self) -> bool {
         self.unconfirmed
+    }
+
+    /// Whether one end has said its last.
+    pub fn is_half_closed(&self) -> bool {
+        self.client.finished || self.server.finished
     }
 
     /// What has been said.

@@ -279,7 +279,7 @@ impl Sim {
         self.swept = self.now;
         self.kernel.now = self.now();
         self.engine.expire(self.base + self.now(), &mut self.kernel);
-        self.events.extend(self.engine.take_events());
+        self.events.extend(self.engine.take_events().0);
     }
 
     fn poll(&mut self, side: Side) {
@@ -366,7 +366,7 @@ impl Sim {
         let now = self.base + self.now();
         let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
         self.engine.settle(&mut self.kernel);
-        self.events.extend(self.engine.take_events());
+        self.events.extend(self.engine.take_events().0);
         for injected in std::mem::take(&mut self.kernel.injected) {
             self.deliver_injected(injected);
         }

@@ -388,7 +388,7 @@ impl<W: Write> Player<W> {
         let now = self.now();
         let verdict = self.engine.packet(now, bytes, &mut self.nat, &mut self.out);
         self.engine.settle(&mut self.nat);
-        for event in self.engine.take_events() {
+        for event in self.engine.take_events().0 {
             self.report.add(frame, event);
         }
         verdict
