@@ -54,6 +54,8 @@ pub(super) struct Shared {
     /// Packets that the kernel dropped as a queue was full.
     overruns: AtomicU64,
     names: Names,
+    /// What of the daemon's confinement is missing on this machine.
+    unconfined: Vec<String>,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
 }
@@ -75,6 +77,7 @@ pub(super) fn start(
     config: &Config,
     state_dir: &Path,
     events: &Sender<Event>,
+    unconfined: Vec<String>,
 ) -> Result<Box<dyn Service>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
@@ -99,6 +102,7 @@ pub(super) fn start(
         errors: AtomicU64::new(0),
         overruns: AtomicU64::new(0),
         names,
+        unconfined,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
     let (wake, end) = io::pipe()?;
@@ -424,6 +428,7 @@ impl Source for Shared {
         }
         status.pinholes = self.pinholes().len() as u64;
         status.names = self.names.rows();
+        status.unconfined = self.unconfined.clone();
         status
     }
 
