@@ -124,8 +124,10 @@ const ALLOWED_OF_OLD: &[c_long] = &[
 const ALLOWED_OF_OLD: &[c_long] = &[];
 
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6];
-/// Names of threads and, by the C library, of memory.
-const NAMES: [u64; 2] = [libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64];
+/// Names of threads and, by the C library, of memory; what the kernel told the process at its start,
+/// for which rustix asks to find its clocks (linux/prctl.h; libc lacks it).
+const CONTROLS: [u64; 3] = [libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64, PR_GET_AUXV];
+const PR_GET_AUXV: u64 = 0x4155_5856;
 /// Whether it is a terminal, and that a socket must not block.
 const REQUESTS: [u64; 2] = [libc::TCGETS, libc::FIONBIO];
 
@@ -152,7 +154,7 @@ fn allowed() -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_socket, one_of(0, &FAMILIES.map(|family| family as u64))?);
     rules.insert(libc::SYS_socketpair, one_of(0, &[libc::AF_UNIX as u64])?);
     rules.insert(libc::SYS_ioctl, one_of(1, &REQUESTS)?);
-    rules.insert(libc::SYS_prctl, one_of(0, &NAMES)?);
+    rules.insert(libc::SYS_prctl, one_of(0, &CONTROLS)?);
     // Memory that can be executed is never made, and no process, only threads.
     let not_executable = argument(2, Is::MaskedEq(libc::PROT_EXEC as u64), 0)?;
     rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
