@@ -61,7 +61,8 @@ fn text(status: &snapshot::Status) -> String {
         ("errors", status.errors.to_string()),
     ];
     let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
-    table::list(&rows.into_iter().chain(names).collect::<Vec<_>>())
+    let unconfined = status.unconfined.iter().map(|what| ("unconfined", what.clone()));
+    table::list(&rows.into_iter().chain(names).chain(unconfined).collect::<Vec<_>>())
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.

@@ -53,6 +53,9 @@ pub struct Status {
     /// External addresses given by name.
     #[serde(default)]
     pub names: Vec<NameRow>,
+    /// What of the daemon's confinement is missing on this machine, a line each; as a rule nothing.
+    #[serde(default)]
+    pub unconfined: Vec<String>,
 }
 
 /// One family of an external address given by name.

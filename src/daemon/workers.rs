@@ -56,6 +56,8 @@ pub(super) struct Shared {
     overruns: AtomicU64,
     log: Log,
     names: Names,
+    /// What of the daemon's confinement is missing on this machine.
+    unconfined: Vec<String>,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
 }
@@ -77,6 +79,7 @@ pub(super) fn start(
     config: &Config,
     state_dir: &Path,
     events: &Sender<Event>,
+    unconfined: Vec<String>,
 ) -> Result<Box<dyn Service>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
@@ -102,6 +105,7 @@ pub(super) fn start(
         overruns: AtomicU64::new(0),
         log: Log::default(),
         names,
+        unconfined,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
     let (wake, end) = io::pipe()?;
@@ -429,6 +433,7 @@ impl Source for Shared {
         }
         status.pinholes = self.pinholes().len() as u64;
         status.names = self.names.rows();
+        status.unconfined = self.unconfined.clone();
         status
     }
 
