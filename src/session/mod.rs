@@ -332,8 +332,10 @@ impl Session {
             if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
-            self.dialogue.lose();
-            judge.note(Note::Lost);
+            if self.dialogue.phase() != Phase::Joined {
+                self.dialogue.lose();
+                judge.note(Note::Lost);
+            }
         }
     }
 }
