@@ -5,29 +5,27 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{login, reply, say},
-    scene::{ANNOUNCED, BACK_ENDS, PASSIVE, PASSIVE_PORT, PORT, Scene},
+    scene::{ANNOUNCED, PASSIVE, PASSIVE_PORT, PORT, Scene},
 };
 
 /// Commands with a server's answers after a login, each of which opens nothing.
 fn assert_text(topology: Topology, exchanges: &[(&str, &str)], cut_before: Option<&str>) {
-    for back_end in BACK_ENDS {
-        let extra: serde_json::Map<String, Value> =
-            exchanges.iter().map(|(said, answer)| ((*said).to_owned(), json!(answer))).collect();
-        let plan = json!({"extra": extra, "cut_before": cut_before, "pause": 0.01});
-        let scene = Scene::with(topology, back_end, &plan);
-        let steps: Vec<_> = exchanges.iter().flat_map(|(said, _)| [say(said), reply()]).collect();
-        let client = scene.logged_in(&steps);
-        let port = if topology == Topology::Masquerade { ANNOUNCED } else { PASSIVE_PORT };
-        scene.assert_nothing_opened(&[port]);
-        let session = client.release();
-        assert_eq!(session.error, None);
-        for (at, (said, answer)) in exchanges.iter().enumerate() {
-            assert_eq!(session.got(6 + at * 2), answer.replace("\r\n", "\n"), "to {said}");
-        }
-        let heard = scene.server.lines();
-        for (said, _) in exchanges {
-            assert!(heard.iter().any(|line| line == said), "{said} in {heard:?}");
-        }
+    let extra: serde_json::Map<String, Value> =
+        exchanges.iter().map(|(said, answer)| ((*said).to_owned(), json!(answer))).collect();
+    let plan = json!({"extra": extra, "cut_before": cut_before, "pause": 0.01});
+    let scene = Scene::new(topology, &plan);
+    let steps: Vec<_> = exchanges.iter().flat_map(|(said, _)| [say(said), reply()]).collect();
+    let client = scene.logged_in(&steps);
+    let port = if topology == Topology::Masquerade { ANNOUNCED } else { PASSIVE_PORT };
+    scene.assert_nothing_opened(&[port]);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    for (at, (said, answer)) in exchanges.iter().enumerate() {
+        assert_eq!(session.got(6 + at * 2), answer.replace("\r\n", "\n"), "to {said}");
+    }
+    let heard = scene.server.lines();
+    for (said, _) in exchanges {
+        assert!(heard.iter().any(|line| line == said), "{said} in {heard:?}");
     }
 }
 
@@ -81,12 +79,10 @@ fn an_announcement_that_answers_no_pasv_opens_nothing() {
 
 /// Steps of a client that has no login, or none any more, and announces.
 fn assert_no_login(extra: &Value, before: &[Value]) {
-    for back_end in BACK_ENDS {
-        let scene = Scene::with(Topology::Masquerade, back_end, &json!({"extra": extra}));
-        let client = scene.client(&[before, &[say(PORT), reply()]].concat());
-        scene.assert_nothing_opened(&[ANNOUNCED]);
-        assert_eq!(client.release().error, None);
-    }
+    let scene = Scene::new(Topology::Masquerade, &json!({"extra": extra}));
+    let client = scene.client(&[before, &[say(PORT), reply()]].concat());
+    scene.assert_nothing_opened(&[ANNOUNCED]);
+    assert_eq!(client.release().error, None);
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn other_protocols_that_hold_a_port_line_open_nothing() {
     let stun = "\u{0}\u{1}\u{0}\u{8}!\u{12}\u{a4}Babcdefghijkl";
     let sip = "REGISTER sip:ftp SIP/2.0\r\n";
     let openings =
-        [hello, stun, sip, "GET /", "SSH-2.0-x\r\n", "\0", "\u{ff}\u{f4}\u{ff}\u{f2}x\r\n"];
+        [hello, stun, sip, "GET /", "SSH-2.0-x\r\n", "\0x", "\u{ff}\u{f4}\u{ff}\u{f2}x\r\n"];
     let openings: Vec<_> = openings
         .into_iter()
         .flat_map(|start| [format!("{start}{commands}"), format!("{start}\r\n{commands}")])
