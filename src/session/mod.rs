@@ -64,6 +64,9 @@ const MAX_KEPT: usize = 1 << 16;
 /// Of how much of it pure acknowledgements need not be seen.
 const MAX_UNSEEN: usize = 1 << 14;
 
+/// How much of either direction may have passed unseen, as while the daemon was away.
+const MAX_MISSED: u32 = 1 << 16;
+
 /// How far numbers may be from those that come next.
 const MAX_DISTANCE: u32 = 1 << 20;
 
@@ -215,7 +218,7 @@ impl Session {
         }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
-        let plausible = is_near(packet.seq(), self.peek(from).next);
+        let plausible = self.peek(from).expects(packet.seq(), MAX_MISSED);
         if plausible {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
