@@ -335,6 +335,14 @@ impl Engine {
         })
     }
 
+    /// Drops the session between two endpoints, for tools that know that it is over.
+    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr, kernel: &mut impl Kernel) {
+        if let Some(index) = self.table.find(&Key::between(a, b)) {
+            self.forget(index);
+            self.settle(kernel);
+        }
+    }
+
     /// The session between two endpoints, for tools that look at both sides of it.
     pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;

@@ -186,16 +186,15 @@ impl Session {
         }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
-        let plausible = is_near(packet.seq(), self.peek(from).next);
-        if plausible {
+        if packet.has(flags::RST) {
+            self.reset |= self.obeys_reset(from, packet.seq());
+            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+        }
+        if is_near(packet.seq(), self.peek(from).next) {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
                 self.acknowledged(from, packet.ack(), judge);
             }
-        }
-        if packet.has(flags::RST) {
-            self.reset |= plausible;
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
         }
         out.clear();
         let payload = packet.payload();
@@ -211,9 +210,7 @@ impl Session {
         }
         let reads = from == Side::Client && self.is_readable(from);
         let stream = self.stream(from);
-        if reads && stream.contradicts(seq, payload) {
-            return Outcome { forward: Forward::Not, acknowledge: None };
-        }
+        let payload = if reads { stream.as_read(seq, payload) } else { payload.into() };
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
@@ -235,7 +232,15 @@ impl Session {
                 stream.next = end + 1;
             }
         }
-        self.deliver(from, packet, again, out)
+        self.deliver(from, packet, payload, again, out)
+    }
+
+    /// Whether the receiver of a reset of `from` by number `seq` may obey it: only by the number
+    /// that it expects (RFC 5961 section 3.2), which is one that it has not acknowledged.
+    fn obeys_reset(&self, from: Side, seq: Seq) -> bool {
+        let stream = self.peek(from);
+        let expected = stream.map.acknowledge(stream.acked);
+        !seq.is_before(expected) && !seq.is_after(stream.next)
     }
 
     /// Whether what `side` sends is plain text that is read.
