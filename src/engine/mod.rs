@@ -114,8 +114,8 @@ const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(120);
 /// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
 const IDLE: Duration = Duration::from_secs(432_000);
-/// A SYN-ACK with other numbers starts anew on endpoints that have been still this long.
-const REUSE: Duration = Duration::from_secs(10);
+/// How many SYN-ACKs with other numbers, which may be forged, are remembered of a connection.
+const MAX_SUCCESSORS: usize = 4;
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
 /// How many places of the table one call of [`Engine::expire`] looks at.
@@ -193,7 +193,10 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+        if let Some(verdict) = self.follow_successor(now, index, &packet) {
+            return verdict;
+        }
+        let Some(Entry { session, control, .. }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
         control.last = now;
@@ -277,7 +280,8 @@ impl Engine {
         }
         for _ in 0..SWEEP.min(self.table.places()) {
             self.sweep = (self.sweep + 1) % self.table.places();
-            let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
+            let Some(entry) = self.table.get_mut(self.sweep) else { continue };
+            let Entry { session, successors, control } = entry;
             let limit = match session.dialogue().phase() {
                 _ if session.is_over() && session.is_adjusted() => LINGER,
                 _ if session.is_over() => LINGER_UNADJUSTED,
@@ -286,8 +290,13 @@ impl Engine {
                 Phase::Joined if !session.is_adjusted() => SILENCE,
                 _ => IDLE,
             };
-            if now.saturating_duration_since(control.last) >= limit {
-                self.forget(self.sweep);
+            if now.saturating_duration_since(control.last) < limit {
+                continue;
+            }
+            let greeted = |s: &Session| s.dialogue().phase() != Phase::Silent;
+            match successors.iter().position(greeted) {
+                Some(successor) if limit < IDLE => self.succeed(now, self.sweep, successor),
+                _ => self.forget(self.sweep),
             }
         }
         self.settle(kernel);
@@ -312,7 +321,7 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control }| SessionInfo {
+        open.map(|Entry { session, control, .. }| SessionInfo {
             id: control.id,
             translation: control
                 .translation
@@ -365,20 +374,19 @@ impl Engine {
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
             if let Some(index) = found {
-                let entry = self.table.get_mut(index)?;
-                let still = now.saturating_duration_since(entry.control.last) >= REUSE;
-                let anew = entry.session.is_over() || still;
-                let unread = entry.session.dialogue().phase() == Phase::Joined;
-                if entry.session.began_with(packet) || !(anew || unread) {
-                    return Some(index);
+                let Entry { session, successors, .. } = self.table.get_mut(index)?;
+                if session.is_unanswered() {
+                    // What the client said in its SYN was not read.
+                    *session = Session::opened_unread(packet);
+                } else if !session.began_with(packet)
+                    && !successors.iter().any(|s| s.began_with(packet))
+                {
+                    if successors.len() == MAX_SUCCESSORS {
+                        successors.remove(0);
+                    }
+                    successors.push(Session::opened(packet));
                 }
-                self.forget(index);
-                self.settle(kernel);
-                if !anew {
-                    // The client spoke in its SYN (RFC 7413), and what it said was not read.
-                    let session = Session::opened_unread(packet);
-                    return self.insert(now, destination, source, session, kernel);
-                }
+                return Some(index);
             }
             let session = Session::opened(packet);
             return self.insert(now, destination, source, session, kernel);
@@ -432,7 +440,48 @@ impl Engine {
             since: now,
             last: now,
         };
-        Some(self.table.insert(Entry { session, control }))
+        Some(self.table.insert(Entry { session, successors: Vec::new(), control }))
+    }
+
+    /// A packet by the numbers of a connection that may have taken the place of the one at
+    /// `index`: the client's makes sure that it has, and what the server says before is read.
+    fn follow_successor(
+        &mut self,
+        now: Instant,
+        index: u32,
+        packet: &Packet<'_>,
+    ) -> Option<Verdict> {
+        let Entry { session, successors, control } = self.table.get_mut(index)?;
+        if successors.is_empty() || packet.has(flags::SYN) {
+            return None;
+        }
+        let from = control.side(packet.source_endpoint());
+        let successor = successors.iter().position(|s| s.expects(from, packet))?;
+        if session.expects(from, packet) {
+            return None;
+        }
+        if from == Side::Client {
+            self.succeed(now, index, successor);
+            return None;
+        }
+        control.last = now;
+        let passes = successors[successor].overhear(packet, &mut self.payload);
+        Some(if passes { Verdict::Accept } else { Verdict::Drop })
+    }
+
+    /// The connection at `index` is another one now.
+    fn succeed(&mut self, now: Instant, index: u32, successor: usize) {
+        let Some(Entry { session, successors, control }) = self.table.get_mut(index) else {
+            return;
+        };
+        *session = successors.swap_remove(successor);
+        successors.clear();
+        for held in std::mem::take(&mut control.pinholes) {
+            self.pinholes.close(held);
+        }
+        control.id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        (control.translation, control.attention) = (None, None);
+        (control.since, control.last) = (now, now);
     }
 
     /// Has no packet of the connection queued any more.

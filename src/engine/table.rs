@@ -80,6 +80,9 @@ impl Control {
 pub struct Entry {
     /// The session.
     pub session: Session,
+    /// What SYN-ACKs with other numbers began, oldest first. They may be forged, so one takes the
+    /// session's place only when the client speaks by its numbers.
+    pub successors: Vec<Session>,
     /// All else.
     pub control: Control,
 }

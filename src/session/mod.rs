@@ -21,6 +21,7 @@ mod tls;
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome};
+use judge::Nobody;
 pub use judge::{Judge, Note, Refused, Ruling};
 use stream::Stream;
 use tls::TlsRecords;
@@ -79,6 +80,7 @@ pub struct Session {
     mode: Mode,
     /// The first numbers of client and server.
     first: (Seq, Seq),
+    unanswered: bool,
     /// Whether every packet must be seen from now on.
     wants_every: bool,
     reset: bool,
@@ -103,10 +105,12 @@ impl Session {
 
     /// A connection whose start was not seen, from `packet` of `side` on.
     pub fn joined(side: Side, packet: &Packet<'_>) -> Self {
-        match side {
-            Side::Client => Self::between(packet.seq(), packet.ack(), Dialogue::joined()),
-            Side::Server => Self::between(packet.ack(), packet.seq(), Dialogue::joined()),
-        }
+        let (client, server) = match side {
+            Side::Client => (packet.seq(), packet.ack()),
+            Side::Server => (packet.ack(), packet.seq()),
+        };
+        let unanswered = !packet.has(flags::ACK);
+        Self { unanswered, ..Self::between(client, server, Dialogue::joined()) }
     }
 
     fn between(client: Seq, server: Seq, dialogue: Dialogue) -> Self {
@@ -116,6 +120,7 @@ impl Session {
             dialogue,
             mode: Mode::Reading,
             first: (client, server),
+            unanswered: false,
             wants_every: false,
             reset: false,
         }
@@ -124,6 +129,24 @@ impl Session {
     /// Whether `syn_ack` is the one that this session began with, sent again.
     pub fn began_with(&self, syn_ack: &Packet<'_>) -> bool {
         self.first == (syn_ack.ack(), syn_ack.seq() + 1)
+    }
+
+    /// Whether only the client's SYN was seen, of one that spoke in it (RFC 7413).
+    pub fn is_unanswered(&self) -> bool {
+        self.unanswered
+    }
+
+    /// Whether the numbers of `packet` are about those that come next.
+    pub fn expects(&self, from: Side, packet: &Packet<'_>) -> bool {
+        let peer = self.peek(from.peer());
+        is_near(packet.seq(), self.peek(from).next)
+            && is_near(packet.ack(), peer.map.deliver(peer.next))
+    }
+
+    /// Takes a packet of the server's before the client has said that there is such a connection.
+    /// Gives whether it may go on.
+    pub fn overhear(&mut self, packet: &Packet<'_>, out: &mut Vec<u8>) -> bool {
+        self.packet(Side::Server, packet, &mut Nobody, out).forward == Forward::Unchanged
     }
 
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
