@@ -116,6 +116,7 @@ impl Sim {
         self.client = End::new(client.0.clone(), server.0.isn, client.1);
         self.server = End::new(server.0, client.0.isn, server.1);
         self.progress = (self.now, (0, 0));
+        self.kernel.attention = None;
         self.shake_hands();
     }
 
@@ -432,6 +433,9 @@ impl Sim {
     /// What a SACK block claims to `side`, which sent it, the other end has.
     fn check_claims(&mut self, side: Side, segment: &Segment) {
         let Translation { client, server, .. } = self.translation;
+        if self.server.received() == 0 {
+            return; // the gateway may still follow the connection before
+        }
         let Some((session, _)) = self.engine.session(client, server) else { return };
         let map = session.map(side).clone();
         let sender = if side == Side::Client { &self.client } else { &self.server };
