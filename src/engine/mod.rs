@@ -196,13 +196,13 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let Some(entry) = self.table.get_mut(index) else { return Verdict::Accept };
-        let tells = !packet.payload().is_empty()
-            || packet.flags() & (flags::FIN | flags::RST | flags::SYN) != 0;
-        if let Some(changes) = self.changes.as_mut().filter(|_| tells) {
-            changes.note(index, entry);
+        let ends = flags::FIN | flags::RST | flags::SYN;
+        if !packet.payload().is_empty() || packet.flags() & ends != 0 {
+            self.note_change(index);
         }
-        let Entry { session, control } = entry;
+        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+            return Verdict::Accept;
+        };
         control.last = now;
         let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
@@ -310,7 +310,7 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control }| SessionInfo {
+        open.map(|Entry { session, control, .. }| SessionInfo {
             id: control.id,
             translation: control
                 .translation
@@ -331,6 +331,14 @@ impl Engine {
                 kind: held.kind,
             })
         })
+    }
+
+    /// Drops the session between two endpoints, for tools that know that it is over.
+    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr, kernel: &mut impl Kernel) {
+        if let Some(index) = self.table.find(&Key::between(a, b)) {
+            self.forget(index);
+            self.settle(kernel);
+        }
     }
 
     /// The session between two endpoints, for tools that look at both sides of it.
@@ -373,7 +381,7 @@ impl Engine {
             }
             let unread = control.spoke_in_syn;
             let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
-            if !(session.is_over() || (unread && is_unknown)) {
+            if !(unread && is_unknown) {
                 return self.contest(index, packet, kernel);
             }
             self.forget(index);
@@ -430,7 +438,9 @@ impl Engine {
                 .push(control.event(What::Limit("not followed: there are max-sessions".into())));
             return None;
         }
-        Some(self.table.insert(Entry { session, control }))
+        let index = self.table.insert(Entry { session, control });
+        self.note_change(index);
+        Some(index)
     }
 
     /// Has no packet of the connection queued any more.
@@ -464,9 +474,7 @@ impl Engine {
 
     fn remove(&mut self, index: u32) -> Option<Entry> {
         let entry = self.table.remove(index)?;
-        if let Some(changes) = &mut self.changes {
-            changes.note_gone(entry.control.id);
-        }
+        self.note_gone(entry.control.id);
         Some(entry)
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::{
     IpEcn, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6Header,
     Ipv6RawExtHeader, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader,
-    TcpOptionElement, TransportSlice,
+    TcpOptionElement, TransportSlice, checksum::Sum16BitWords,
 };
 use ftp_alg::packet::flags;
 
@@ -140,10 +140,9 @@ impl Segment {
         let (source, destination, checksum): (IpAddr, IpAddr, _) = match sliced.net.as_ref() {
             Some(NetSlice::Ipv4(ip)) => {
                 let header = ip.header();
-                let computed = header.to_header().calc_header_checksum();
-                if computed != header.header_checksum()
-                    || usize::from(header.total_len()) != bytes.len()
-                {
+                // Of the bytes, as the reserved bit is no field of etherparse's.
+                let sum = Sum16BitWords::new().add_slice(header.slice()).ones_complement();
+                if sum != 0 || usize::from(header.total_len()) != bytes.len() {
                     return Err(Fault::Ip);
                 }
                 ip_options = header.options() == IPV4_OPTIONS;
