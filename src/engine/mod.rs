@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use admission::Limits;
 use bench::Bench;
 use event::Events;
 pub use event::{Action, Decision, Event, What};
@@ -79,10 +80,10 @@ pub struct Counters {
     pub lost: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
-    /// Connections given up for newer ones because there were too many.
-    pub sessions_evicted: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
+    /// What was not done as there was too much of it.
+    pub limits: Limits,
 }
 
 /// One row of the table of sessions, for people.
