@@ -182,6 +182,32 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
 }
 
 #[test]
+fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
+    let mut gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let client = gateway.client(&[announcement(), gate(), list(), announcement(), list()]);
+    let host = gateway.lab.gateway.clone();
+    let table = || {
+        let listed = host.run("nft", &["-a", "list", "table", "inet", "ftp_alg"]).unwrap().text();
+        listed.lines().find(|line| line.contains("table inet")).unwrap().to_owned()
+    };
+    let (before, same) = (table(), gateway.state("table.json"));
+    gateway.end(End::Kill);
+    gateway.start_again("");
+    assert_eq!(table(), before, "rules that are the same stay");
+    gateway.end(End::Kill);
+    // As if the version before had other rules.
+    let text = fs::read_to_string(&same).unwrap().replace("policy accept", "policy accept ");
+    fs::write(&same, text).unwrap();
+    gateway.start_again("");
+    assert_ne!(table(), before);
+    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!([session.got(10), session.got(16)], ["the body\r\n"; 2]);
+}
+
+#[test]
 fn what_a_crash_left_open_without_a_session_is_closed() {
     let mut gateway = gateway(Topology::Routed);
     let _server = scripted_server(&gateway.lab.server, &json!({}));

@@ -18,7 +18,9 @@ use ftp_alg::session::Side::{self, Client, Server};
 use support::{
     Rng,
     ftp::{ServerModel, active, at, crossed_out, eprt},
-    sim::{Link, NATS, Scenario, Sim},
+    link::Link,
+    scenario::{NATS, Scenario},
+    sim::Sim,
     tcp::Settings,
 };
 
@@ -121,6 +123,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         sack: rng.chance(0.7),
         window: *rng.pick(&[2000, 30_000, 65_535]),
         reslices: rng.chance(0.5),
+        ..Settings::default()
     };
     Scenario {
         nat: *rng.pick(&NATS),
@@ -133,6 +136,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
             duplicate: some(rng, 0.1),
             reorder: some(rng, 0.2),
             verdict: if rng.chance(0.3) { 3_000 } else { 0 },
+            ..Link::default()
         },
         queues_acks: rng.chance(0.5),
         seed,

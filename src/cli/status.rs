@@ -56,6 +56,7 @@ fn text(status: &snapshot::Status) -> String {
         ("commands refused", status.commands_refused.to_string()),
         ("lost", status.lost.to_string()),
         ("uninspected", status.uninspected.to_string()),
+        ("overruns", status.overruns.to_string()),
         ("malformed", status.malformed.to_string()),
         ("errors", status.errors.to_string()),
         ("log lines skipped", status.log_lines_skipped.to_string()),
@@ -76,7 +77,9 @@ fn text(status: &snapshot::Status) -> String {
     .filter(|(_, count)| *count > 0)
     .map(|(name, count)| (name, count.to_string()));
     let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
-    table::list(&rows.into_iter().chain(limits).chain(names).collect::<Vec<_>>())
+    let unconfined = status.unconfined.iter().map(|what| ("unconfined", what.clone()));
+    let rows = rows.into_iter().chain(limits).chain(names).chain(unconfined);
+    table::list(&rows.collect::<Vec<_>>())
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.

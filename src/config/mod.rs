@@ -228,6 +228,14 @@ impl Config {
     /// Reads and checks the file at `path`, or the one at [`DEFAULT_PATH`] when none is named.
     /// Only the default file may be absent; that means the defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, read_text)
+    }
+
+    /// As [`Config::load`], with a text that `read` gives.
+    pub fn load_with(
+        path: Option<&Path>,
+        read: impl Fn(&Path) -> io::Result<String>,
+    ) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
         match read(file) {
             Ok(text) => Self::parse(&text, file),
@@ -346,7 +354,7 @@ impl Config {
 }
 
 /// The file's text. A file that never ends, such as a device, is an error as any other.
-fn read(path: &Path) -> io::Result<String> {
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if length as u64 > MAX_BYTES {

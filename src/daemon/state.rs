@@ -196,9 +196,17 @@ impl Journal {
         if self.length > self.limit { self.rewrite(engine) } else { Ok(()) }
     }
 
-    /// Tries to keep it again, if that failed before. To be called now and then.
+    /// Writes it anew if that failed before, or the file is not there any more. To be called now and
+    /// then.
     pub(super) fn recover(&mut self, engine: &mut Engine) -> io::Result<()> {
-        if self.file.is_none() { self.rewrite(engine) } else { Ok(()) }
+        let kept = match &self.file {
+            Some(file) => {
+                let there = fs::metadata(&self.path).map(|there| there.ino());
+                there.ok() == Some(file.metadata()?.ino())
+            }
+            None => false,
+        };
+        if kept { Ok(()) } else { self.rewrite(engine) }
     }
 
     /// Writes all sessions to a new file, which takes the place of the old one.

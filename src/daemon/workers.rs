@@ -51,8 +51,12 @@ pub(super) struct Shared {
     engines: Vec<Arc<Mutex<Engine>>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
+    /// Packets that the kernel dropped as a queue was full.
+    overruns: AtomicU64,
     log: Log,
     names: Names,
+    /// What of the daemon's confinement is missing on this machine.
+    unconfined: Vec<String>,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
 }
@@ -74,6 +78,7 @@ pub(super) fn start(
     config: &Config,
     state_dir: &Path,
     events: &Sender<Event>,
+    unconfined: Vec<String>,
 ) -> Result<Box<dyn Service>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
@@ -96,8 +101,10 @@ pub(super) fn start(
         backend: parameters.backend().as_str(),
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
+        overruns: AtomicU64::new(0),
         log: Log::default(),
         names,
+        unconfined,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
     let (wake, end) = io::pipe()?;
@@ -223,6 +230,7 @@ impl Worker {
         if dropped > *overruns {
             let (number, more) = (self.queue.number(), dropped - *overruns);
             tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
+            self.shared.overruns.fetch_add(more, Ordering::Relaxed);
             *overruns = dropped;
         }
         now + TICK
@@ -400,6 +408,7 @@ impl Source for Shared {
     fn status(&self) -> Status {
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
+        status.overruns = self.overruns.load(Ordering::Relaxed);
         for engine in &self.engines {
             let engine = lock(engine);
             let counters = engine.counters();
@@ -418,6 +427,7 @@ impl Source for Shared {
         status.pinholes = self.pinholes().len() as u64;
         status.log_lines_skipped = self.log.skipped();
         status.names = self.names.rows();
+        status.unconfined = self.unconfined.clone();
         status
     }
 

@@ -24,6 +24,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 const GREETED: Duration = Duration::from_secs(900);
 /// Those that one end has closed are: the kernel forgets them then (nf_conntrack_tcp_timeout_fin_wait).
 const HALF_CLOSED: Duration = Duration::from_secs(120);
+/// Those of before a restart that said nothing since, and may be over, are.
+const UNCONFIRMED: Duration = Duration::from_secs(3600);
 /// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
 const IDLE: Duration = Duration::from_secs(432_000);
 /// How many places of the table one call of [`Engine::expire`] looks at, at least; of a larger table
@@ -156,6 +158,7 @@ fn lifetime(session: &Session) -> Duration {
         Phase::Joined if !session.is_adjusted() => SILENCE,
         _ if session.is_half_closed() => HALF_CLOSED,
         Phase::Greeted => GREETED,
+        _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
         Phase::Joined | Phase::Verified => IDLE,
     }
 }

@@ -6,8 +6,7 @@
 
 use std::{
     ffi::{CStr, c_void},
-    io::{self, Write as _},
-    process::Stdio,
+    io,
     ptr::NonNull,
 };
 
@@ -17,10 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     GatewayError,
-    firewall::{self, Ip, output_of, uses_legacy},
+    firewall::{Ip, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
+    programs::{self, output_of},
     rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
 };
 
@@ -288,20 +288,11 @@ pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
         io::ErrorKind::NotFound => GatewayError::NftMissing,
         _ => GatewayError::system("nft", error),
     };
-    let mut child = firewall::command("nft")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // A nft that ends before it has read all says why on its standard error.
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return written.map_err(failed);
+    let finished = programs::run("nft", arguments, text).map_err(failed)?;
+    if finished.success {
+        return Ok(());
     }
-    let message = String::from_utf8_lossy(&output.stderr);
+    let message = finished.stderr;
     if message.contains("Operation not permitted") {
         return Err(GatewayError::NotPermitted { what: format!("table inet {TABLE}") });
     }

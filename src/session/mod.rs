@@ -162,6 +162,11 @@ impl Session {
         self.reset || (self.client.finished && self.server.finished)
     }
 
+    /// Whether it was saved, and nothing has shown yet that it goes on where it was.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed
+    }
+
     /// Whether one end has said its last.
     pub fn is_half_closed(&self) -> bool {
         self.client.finished || self.server.finished

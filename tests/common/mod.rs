@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: a gateway that runs, and scripted ends of a session.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod names;
+
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},

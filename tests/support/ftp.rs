@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ftp_alg::session::Side::{Client, Server};
 
-use super::sim::{Scenario, Sim};
+use super::{scenario::Scenario, sim::Sim};
 
 /// `h1,h2,h3,h4,p1,p2`.
 pub fn host_port(endpoint: SocketAddr) -> String {

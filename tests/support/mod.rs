@@ -10,9 +10,12 @@
 )]
 
 pub mod ftp;
+pub mod link;
 pub mod recorder;
+pub mod scenario;
 pub mod segment;
 pub mod sim;
+mod stranger;
 pub mod tcp;
 
 /// Seeded random numbers (splitmix64), the same on every machine.

@@ -3,8 +3,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
+use etherparse::{
+    IpEcn, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6Header,
+    Ipv6RawExtHeader, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader,
+    TcpOptionElement, TransportSlice,
+};
 use ftp_alg::packet::flags;
+
+/// Congestion was experienced, and the window is reduced for it (RFC 3168).
+pub const ECE: u8 = 0x40;
+pub const CWR: u8 = 0x80;
+
+/// Router alert, in IPv4 (RFC 2113) and as a hop-by-hop option of IPv6 (RFC 2711), padded.
+const IPV4_OPTIONS: [u8; 4] = [0x94, 4, 0, 0];
+const IPV6_OPTIONS: [u8; 6] = [5, 2, 0, 0, 1, 0];
+
+type Step = PacketBuilderStep<TcpHeader>;
 
 /// What a TCP segment says, without its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +31,19 @@ pub struct Segment {
     pub timestamps: Option<(u32, u32)>,
     pub sack: Vec<(u32, u32)>,
     pub payload: Vec<u8>,
+    /// The two bits of the IP header that tell congestion.
+    pub ecn: u8,
+    /// Whether its packet has IP options, or over IPv6 an extension header.
+    pub ip_options: bool,
+}
+
+/// What is wrong with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The IP header: whoever forwards it drops it.
+    Ip,
+    /// What it carries: its receiver discards it.
+    Content(&'static str),
 }
 
 impl Segment {
@@ -24,25 +51,56 @@ impl Segment {
         self.flags & which == which
     }
 
+    /// The number that follows it.
+    pub fn end(&self) -> u32 {
+        let controls = u32::from(self.has(flags::SYN)) + u32::from(self.has(flags::FIN));
+        self.seq.wrapping_add(self.payload.len() as u32).wrapping_add(controls)
+    }
+
     /// The packet that carries it.
     pub fn packet(&self, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-        let builder = match (source.ip(), destination.ip()) {
-            (IpAddr::V4(s), IpAddr::V4(d)) => PacketBuilder::ipv4(s.octets(), d.octets(), 64),
-            (IpAddr::V6(s), IpAddr::V6(d)) => PacketBuilder::ipv6(s.octets(), d.octets(), 64),
+        let ip = match (source.ip(), destination.ip()) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => {
+                let mut header = Ipv4Header::new(0, 64, IpNumber::TCP, s.octets(), d.octets())
+                    .expect("an empty packet is not too long");
+                header.dont_fragment = true;
+                header.fragment_offset = IpFragOffset::ZERO;
+                header.ecn = IpEcn::try_new(self.ecn).unwrap();
+                if self.ip_options {
+                    header.options = Ipv4Options::from(IPV4_OPTIONS);
+                }
+                IpHeaders::Ipv4(header, Default::default())
+            }
+            (IpAddr::V6(s), IpAddr::V6(d)) => {
+                let header = Ipv6Header {
+                    traffic_class: self.ecn,
+                    hop_limit: 64,
+                    source: s.octets(),
+                    destination: d.octets(),
+                    ..Ipv6Header::default()
+                };
+                let options = Ipv6RawExtHeader::new_raw(IpNumber::TCP, &IPV6_OPTIONS).unwrap();
+                let extensions = Ipv6Extensions {
+                    hop_by_hop_options: self.ip_options.then_some(options),
+                    ..Ipv6Extensions::default()
+                };
+                IpHeaders::Ipv6(header, extensions)
+            }
             _ => panic!("two families"),
         };
-        let mut tcp = builder.tcp(source.port(), destination.port(), self.seq, self.window);
-        if self.has(flags::SYN) {
-            tcp = tcp.syn();
-        }
-        if self.has(flags::FIN) {
-            tcp = tcp.fin();
-        }
-        if self.has(flags::RST) {
-            tcp = tcp.rst();
-        }
-        if self.has(flags::PSH) {
-            tcp = tcp.psh();
+        let mut tcp =
+            PacketBuilder::ip(ip).tcp(source.port(), destination.port(), self.seq, self.window);
+        for (flag, set) in [
+            (flags::SYN, PacketBuilderStep::syn as fn(Step) -> Step),
+            (flags::FIN, PacketBuilderStep::fin),
+            (flags::RST, PacketBuilderStep::rst),
+            (flags::PSH, PacketBuilderStep::psh),
+            (ECE, PacketBuilderStep::ece),
+            (CWR, PacketBuilderStep::cwr),
+        ] {
+            if self.has(flag) {
+                tcp = set(tcp);
+            }
         }
         if self.has(flags::ACK) {
             tcp = tcp.ack(self.ack);
@@ -68,14 +126,28 @@ impl Segment {
 
     /// Reads a packet, all lengths and checksums of which must be right.
     pub fn judged(bytes: &[u8]) -> (SocketAddr, SocketAddr, Self) {
-        let sliced = SlicedPacket::from_ip(bytes).unwrap();
-        let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
+        Self::read(bytes).unwrap_or_else(|fault| panic!("{fault:?} in {bytes:02x?}"))
+    }
+
+    /// Reads a packet as its receiver does: one with a wrong length or checksum is none.
+    pub fn read(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr, Self), Fault> {
+        let sliced = SlicedPacket::from_ip(bytes).map_err(|_| Fault::Ip)?;
+        let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else {
+            return Err(Fault::Content("no TCP"));
+        };
+        let ip_options;
+        let ecn;
         let (source, destination, checksum): (IpAddr, IpAddr, _) = match sliced.net.as_ref() {
             Some(NetSlice::Ipv4(ip)) => {
                 let header = ip.header();
                 let computed = header.to_header().calc_header_checksum();
-                assert_eq!(computed, header.header_checksum(), "IPv4 header checksum");
-                assert_eq!(usize::from(header.total_len()), bytes.len(), "IPv4 total length");
+                if computed != header.header_checksum()
+                    || usize::from(header.total_len()) != bytes.len()
+                {
+                    return Err(Fault::Ip);
+                }
+                ip_options = header.options() == IPV4_OPTIONS;
+                ecn = header.ecn().value();
                 (
                     header.source_addr().into(),
                     header.destination_addr().into(),
@@ -84,34 +156,35 @@ impl Segment {
             }
             Some(NetSlice::Ipv6(ip)) => {
                 let header = ip.header();
-                let length = usize::from(header.payload_length()) + 40;
-                assert_eq!(length, bytes.len(), "IPv6 payload length");
+                if usize::from(header.payload_length()) + 40 != bytes.len() {
+                    return Err(Fault::Ip);
+                }
+                ip_options = bytes.get(42..48) == Some(&IPV6_OPTIONS) && bytes[6] == 0;
+                ecn = header.traffic_class() & 3;
                 (
                     header.source_addr().into(),
                     header.destination_addr().into(),
                     tcp.calc_checksum_ipv6(header.source(), header.destination()),
                 )
             }
-            other => panic!("no IP: {other:?}"),
+            _ => return Err(Fault::Ip),
         };
-        assert_eq!(checksum.unwrap(), tcp.checksum(), "TCP checksum");
-        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        if checksum != Ok(tcp.checksum()) {
+            return Err(Fault::Content("the TCP checksum is wrong"));
+        }
         let mut segment = Self {
             seq: tcp.sequence_number(),
             ack: tcp.acknowledgment_number(),
-            flags: flag(tcp.fin(), flags::FIN)
-                | flag(tcp.syn(), flags::SYN)
-                | flag(tcp.rst(), flags::RST)
-                | flag(tcp.psh(), flags::PSH)
-                | flag(tcp.ack(), flags::ACK)
-                | flag(tcp.urg(), flags::URG),
+            flags: tcp.slice()[13],
             window: tcp.window_size(),
             urgent: tcp.urgent_pointer(),
             payload: tcp.payload().to_vec(),
+            ecn,
+            ip_options,
             ..Self::default()
         };
         for option in tcp.options_iterator() {
-            match option.unwrap() {
+            match option.map_err(|_| Fault::Content("malformed TCP options"))? {
                 TcpOptionElement::Timestamp(value, echo) => {
                     segment.timestamps = Some((value, echo))
                 }
@@ -124,6 +197,41 @@ impl Segment {
         }
         let source = SocketAddr::new(source, tcp.source_port());
         let destination = SocketAddr::new(destination, tcp.destination_port());
-        (source, destination, segment)
+        Ok((source, destination, segment))
+    }
+
+    /// What a middlebox makes of it that cuts it before the byte `at`.
+    pub fn split(mut self, at: usize) -> [Self; 2] {
+        let mut rest = Self {
+            seq: self.seq.wrapping_add(at as u32),
+            flags: self.flags & !CWR,
+            payload: self.payload.split_off(at),
+            ..self.clone()
+        };
+        self.flags &= !(flags::FIN | flags::PSH);
+        match rest.urgent.checked_sub(at as u16) {
+            Some(urgent) if urgent > 0 => rest.urgent = urgent,
+            _ => {
+                rest.flags &= !flags::URG;
+                rest.urgent = 0;
+            }
+        }
+        [self, rest]
+    }
+
+    /// Both as one, if `next` goes on where this one ends and says the same for the rest.
+    pub fn merged(&self, next: &Self) -> Option<Self> {
+        let same = |s: &Self| (s.ack, s.window, s.timestamps, s.sack.clone(), s.ecn, s.ip_options);
+        let plain = flags::ACK | flags::PSH;
+        let joins = self.flags & !plain == 0
+            && next.flags & !(plain | flags::FIN) == 0
+            && !self.payload.is_empty()
+            && self.end() == next.seq
+            && same(self) == same(next);
+        joins.then(|| Self {
+            flags: next.flags,
+            payload: [&self.payload[..], &next.payload].concat(),
+            ..self.clone()
+        })
     }
 }

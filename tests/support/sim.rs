@@ -1,13 +1,12 @@
-//! A client, a server, and between them the gateway: the engine, NAT, and links that lose,
-//! duplicate and reorder. Time is virtual, in microseconds, and all chance comes from one seed.
+//! A client, a server, and between them the gateway: the engine, NAT, and two links. Time is
+//! virtual, in microseconds, and all chance comes from one seed.
 //!
 //! As on a real gateway, packets carry the real addresses of both ends where the engine sees them.
 //! Every packet that the engine makes is judged by etherparse, and what it injects must carry the
-//! addresses that its addressee knows.
+//! addresses that its addressee knows. A packet with a wrong checksum must pass unread; its receiver
+//! discards it.
 
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -15,118 +14,22 @@ use std::{
 use ftp_alg::{
     engine::{Attention, Checksums, Engine, Event, Translation, Verdict, What},
     packet::{Seq, flags},
-    policy::Policy,
     session::Side,
 };
 
 use super::{
     Rng,
+    link::{Air, Flight, Origin, Place},
     recorder::Recorder,
-    segment::Segment,
+    scenario::Scenario,
+    segment::{Fault, Segment},
+    stranger::Stranger,
     tcp::{End, Settings},
 };
 
-/// What the gateway translates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nat {
-    Routed,
-    /// The client is hidden.
-    Masquerade,
-    /// The server is published.
-    PortForward,
-    Both,
-}
-
-pub const NATS: [Nat; 4] = [Nat::Routed, Nat::Masquerade, Nat::PortForward, Nat::Both];
-
-impl Nat {
-    pub fn hides_client(self) -> bool {
-        matches!(self, Self::Masquerade | Self::Both)
-    }
-
-    pub fn hides_server(self) -> bool {
-        matches!(self, Self::PortForward | Self::Both)
-    }
-
-    pub fn translation(self, v6: bool) -> Translation {
-        let [client, outside, server, published] = if v6 {
-            [
-                "[fd00:150::80]:1035",
-                "[2001:db8::1]:40035",
-                "[2001:db8:9::9]:21",
-                "[2001:db8::2]:2121",
-            ]
-        } else {
-            ["192.168.150.80:1035", "198.51.100.1:40035", "203.0.113.9:21", "198.51.100.2:2121"]
-        }
-        .map(|text| text.parse().unwrap());
-        Translation {
-            client,
-            client_external: if self.hides_client() { outside } else { client },
-            server,
-            server_external: if self.hides_server() { published } else { server },
-        }
-    }
-}
-
-/// What the links on both sides of the gateway do.
-#[derive(Clone, Debug)]
-pub struct Link {
-    pub delay: u64,
-    pub loss: f64,
-    pub duplicate: f64,
-    pub reorder: f64,
-    /// At most this long the gateway takes for a verdict.
-    pub verdict: u64,
-}
-
-/// How a simulation is set up.
-#[derive(Clone, Debug)]
-pub struct Scenario {
-    pub nat: Nat,
-    pub v6: bool,
-    pub policy: Policy,
-    pub client: Settings,
-    pub server: Settings,
-    pub link: Link,
-    /// Whether pure acknowledgements are queued although the engine does not want every packet.
-    pub queues_acks: bool,
-    pub seed: u64,
-}
-
-impl Default for Scenario {
-    fn default() -> Self {
-        Self {
-            nat: Nat::Masquerade,
-            v6: false,
-            policy: Policy::default(),
-            client: Settings::default(),
-            server: Settings { isn: 70_000, ..Settings::default() },
-            link: Link { delay: 5_000, loss: 0.0, duplicate: 0.0, reorder: 0.0, verdict: 0 },
-            queues_acks: false,
-            seed: 1,
-        }
-    }
-}
-
-/// Where a packet is to arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Gateway,
-    End,
-}
-
-struct Flight {
-    at: u64,
-    number: u64,
-    /// Which end it comes from.
-    from: Side,
-    to: Place,
-    segment: Segment,
-}
-
 /// The network.
 pub struct Sim {
+    /// The gateway: this, what `kernel` holds, and nothing else.
     pub engine: Engine,
     pub kernel: Recorder,
     pub translation: Translation,
@@ -141,12 +44,9 @@ pub struct Sim {
     now: u64,
     swept: u64,
     released: u64,
-    link: Link,
     queues_acks: bool,
-    rng: Rng,
-    flights: BinaryHeap<Reverse<(u64, u64)>>,
-    contents: std::collections::HashMap<u64, Flight>,
-    number: u64,
+    air: Air,
+    stranger: Stranger,
     steps: u64,
     /// Whether every packet is shown (`FTP_ALG_TRACE`).
     traces: bool,
@@ -162,15 +62,15 @@ const STEPS: u64 = 1_000_000;
 impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
-        let Scenario { nat, v6, policy, client, server, link, queues_acks, seed } = scenario;
+        let Scenario { nat, v6, policy, client, server, link, queues_acks, strays, seed } =
+            scenario;
         let translation = nat.translation(v6);
-        let (client_isn, server_isn) = (client.isn, server.isn);
         let mut sim = Self {
             engine: Engine::new(policy, Checksums::Verify),
             kernel: Recorder::new(translation),
             translation,
-            client: End::new(client, server_isn, seed ^ 1),
-            server: End::new(server, client_isn, seed ^ 2),
+            client: End::new(client.clone(), server.isn, seed ^ 1),
+            server: End::new(server, client.isn, seed ^ 2),
             accepted: 0,
             replaced: 0,
             dropped: 0,
@@ -179,26 +79,44 @@ impl Sim {
             now: 0,
             swept: 0,
             released: 0,
-            link,
             queues_acks,
-            rng: Rng::new(seed),
-            flights: BinaryHeap::new(),
-            contents: std::collections::HashMap::new(),
-            number: 0,
+            air: Air::new(link, Rng::new(seed)),
+            stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
             traces: std::env::var_os("FTP_ALG_TRACE").is_some(),
             progress: (0, (0, 0)),
         };
+        sim.shake_hands();
+        sim
+    }
+
+    /// The gateway sees the SYN-ACK, which must pass as it is.
+    fn shake_hands(&mut self) {
+        let (client, server) = (self.client.settings.isn, self.server.settings.isn);
         let syn_ack = Segment {
-            seq: server_isn,
-            ack: client_isn.wrapping_add(1),
+            seq: server,
+            ack: client.wrapping_add(1),
             flags: flags::SYN | flags::ACK,
             window: 1000,
             ..Segment::default()
         };
-        let verdict = sim.hand(Side::Server, &syn_ack);
-        assert_eq!(verdict, Some(syn_ack));
-        sim
+        assert_eq!(self.forge(Side::Server, &syn_ack), Some(syn_ack));
+    }
+
+    /// The same two endpoints begin another connection, with numbers past those of the last, as
+    /// RFC 6528 has it. What is still under way of that arrives in this one.
+    pub fn connect_again(&mut self) {
+        self.air.outlive();
+        let later = |end: &End, seed| {
+            let isn = end.next_number().wrapping_add(1 << 22);
+            (Settings { isn, ..end.settings.clone() }, seed)
+        };
+        let (client, server) =
+            (later(&self.client, self.now ^ 1), later(&self.server, self.now ^ 2));
+        self.client = End::new(client.0.clone(), server.0.isn, client.1);
+        self.server = End::new(server.0, client.0.isn, server.1);
+        self.progress = (self.now, (0, 0));
+        self.shake_hands();
     }
 
     pub fn now(&self) -> Duration {
@@ -227,6 +145,29 @@ impl Sim {
     pub fn close(&mut self, side: Side) {
         self.end(side).close();
         self.poll(side);
+    }
+
+    /// Both ends close at the same time.
+    pub fn close_both(&mut self) {
+        self.client.close();
+        self.server.close();
+        self.poll(Side::Client);
+        self.poll(Side::Server);
+    }
+
+    /// `side` takes nothing more for as long as this.
+    pub fn close_window(&mut self, side: Side, time: Duration) {
+        let (now, until) = (self.now, self.now + time.as_micros() as u64);
+        let segment = self.end(side).close_window(until, now);
+        self.send(side, segment);
+    }
+
+    /// `side` asks whether its peer is alive, if nothing is under way.
+    pub fn keep_alive(&mut self, side: Side) {
+        let now = self.now;
+        if let Some(segment) = self.end(side).keep_alive(now) {
+            self.send(side, segment);
+        }
     }
 
     pub fn reset(&mut self, side: Side) {
@@ -272,12 +213,11 @@ impl Sim {
         if self.now - self.swept >= 1_000_000 {
             self.sweep();
         }
-        if self.flights.peek().is_some_and(|Reverse((at, _))| *at <= self.now) {
-            let Reverse((_, number)) = self.flights.pop().unwrap();
-            let flight = self.contents.remove(&number).unwrap();
-            match flight.to {
-                Place::Gateway => self.at_gateway(flight.from, flight.segment),
-                Place::End => self.at_end(flight.from.peer(), &flight.segment),
+        if self.air.next_time().is_some_and(|at| at <= self.now) {
+            match self.air.land() {
+                Some(flight) if flight.to == Place::Gateway => self.at_gateway(flight),
+                Some(flight) => self.at_end(&flight),
+                None => {}
             }
         } else {
             self.poll(Side::Client);
@@ -316,7 +256,8 @@ impl Sim {
 
     /// A packet that no end's TCP made: an attacker's. Gives what the engine lets through.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
-        self.hand(from, segment)
+        let passed = self.hand(from, &self.packet(from, segment))?;
+        Some(Segment::judged(&passed).2)
     }
 
     /// Nothing must be left once the connection is over and forgotten.
@@ -328,8 +269,10 @@ impl Sim {
     }
 
     fn next_time(&self) -> Option<u64> {
-        let flight = self.flights.peek().map(|Reverse((at, _))| *at);
-        [flight, self.client.next_timer(), self.server.next_timer()].into_iter().flatten().min()
+        [self.air.next_time(), self.client.next_timer(), self.server.next_timer()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn sweep(&mut self) {
@@ -347,43 +290,60 @@ impl Sim {
     }
 
     fn send(&mut self, from: Side, segment: Segment) {
-        self.fly(from, Place::Gateway, segment, self.now);
+        let bytes = self.packet(from, &segment);
+        if let Some((from, bytes)) = self.stranger.follow(from, &bytes, &self.client, &self.server)
+        {
+            let flight = Flight { from, to: Place::Gateway, origin: Origin::Stray, bytes };
+            self.air.send(flight, self.now);
+        }
+        let flight = Flight { from, to: Place::Gateway, origin: Origin::Genuine, bytes };
+        self.air.send(flight, self.now);
     }
 
-    fn fly(&mut self, from: Side, to: Place, segment: Segment, start: u64) {
-        if self.rng.chance(self.link.loss) {
+    /// The packet that carries `segment`, as the engine sees it.
+    fn packet(&self, from: Side, segment: &Segment) -> Vec<u8> {
+        let (source, destination) = self.endpoints(from);
+        segment.packet(source, destination)
+    }
+
+    /// Source and destination of what `from` sends.
+    fn endpoints(&self, from: Side) -> (SocketAddr, SocketAddr) {
+        let Translation { client, server, .. } = self.translation;
+        match from {
+            Side::Client => (client, server),
+            Side::Server => (server, client),
+        }
+    }
+
+    fn at_end(&mut self, flight: &Flight) {
+        let Ok((_, _, segment)) = Segment::read(&flight.bytes) else {
+            assert_eq!(flight.origin, Origin::Damaged);
             return;
+        };
+        let (side, now) = (flight.from.peer(), self.now);
+        if flight.origin == Origin::Genuine {
+            self.end(side).assert_possible(&segment, now);
+            self.check_claims(side, &segment);
         }
-        let copies = 1 + u32::from(self.rng.chance(self.link.duplicate));
-        for _ in 0..copies {
-            let mut at = start + self.link.delay;
-            if self.rng.chance(self.link.reorder) {
-                at += self.rng.below(4 * self.link.delay as usize + 1) as u64;
-            }
-            self.number += 1;
-            let number = self.number;
-            self.flights.push(Reverse((at, number)));
-            self.contents.insert(number, Flight { at, number, from, to, segment: segment.clone() });
-        }
-    }
-
-    fn at_end(&mut self, side: Side, segment: &Segment) {
-        self.check_claims(side, segment);
-        let now = self.now;
-        for answer in self.end(side).arrive(segment, now) {
+        for answer in self.end(side).arrive(&segment, now) {
             self.send(side, answer);
         }
     }
 
-    fn at_gateway(&mut self, from: Side, segment: Segment) {
-        let passed =
-            if self.is_queued(&segment) { self.hand(from, &segment) } else { Some(segment) };
-        let verdict =
-            if self.link.verdict > 0 { self.rng.below(self.link.verdict as usize) } else { 0 };
+    fn at_gateway(&mut self, flight: Flight) {
+        let passed = match Segment::read(&flight.bytes) {
+            Err(Fault::Ip) => return, // by the kernel, before it comes to us
+            Ok((_, _, segment)) if !self.is_queued(&segment) => Some(flight.bytes),
+            read => {
+                let passed = self.hand(flight.from, &flight.bytes);
+                assert!(read.is_ok() || passed.as_ref() == Some(&flight.bytes), "it passes unread");
+                passed
+            }
+        };
         // One queue gives its verdicts in order.
-        self.released = self.released.max(self.now + verdict as u64);
-        if let Some(passed) = passed {
-            self.fly(from, Place::End, passed, self.released);
+        self.released = self.released.max(self.now + self.air.verdict_delay());
+        if let Some(bytes) = passed {
+            self.air.send(Flight { to: Place::End, bytes, ..flight }, self.released);
         }
     }
 
@@ -400,62 +360,62 @@ impl Sim {
     }
 
     /// Hands a packet to the engine, and gives what goes on.
-    fn hand(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
-        let Translation { client, server, .. } = self.translation;
-        let (source, destination) = match from {
-            Side::Client => (client, server),
-            Side::Server => (server, client),
-        };
-        let bytes = segment.packet(source, destination);
+    fn hand(&mut self, from: Side, bytes: &[u8]) -> Option<Vec<u8>> {
         self.kernel.now = self.now();
         let mut out = vec![0xa5; 5]; // junk that must go
         let now = self.base + self.now();
-        let verdict = self.engine.packet(now, &bytes, &mut self.kernel, &mut out);
+        let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
         self.engine.settle(&mut self.kernel);
         self.events.extend(self.engine.take_events().0);
         for injected in std::mem::take(&mut self.kernel.injected) {
-            self.deliver_injected(&injected);
+            self.deliver_injected(injected);
         }
         self.check_pinholes();
-        self.trace("queued", from, segment);
+        self.trace("queued", from, bytes);
         match verdict {
             Verdict::Accept => {
-                self.trace("accepted", from, segment);
+                self.trace("accepted", from, bytes);
                 self.accepted += 1;
-                Some(segment.clone())
+                Some(bytes.to_vec())
             }
             Verdict::Replace => {
+                self.trace("replaced", from, &out);
                 self.replaced += 1;
-                let side = from;
-                let (from, to, changed) = Segment::judged(&out);
-                assert_eq!((from, to), (source, destination));
-                self.trace("replaced", side, &changed);
-                Some(changed)
+                self.check_replaced(from, bytes, &out);
+                Some(out)
             }
             Verdict::Drop => {
-                self.trace("dropped", from, segment);
+                self.trace("dropped", from, bytes);
                 self.dropped += 1;
                 None
             }
         }
     }
 
-    fn trace(&self, what: &str, from: Side, s: &Segment) {
+    /// A packet that takes the place of another is valid, and says the same of all that is no
+    /// concern of ours.
+    fn check_replaced(&self, from: Side, old: &[u8], new: &[u8]) {
+        let (old, (source, destination, new)) = (Segment::judged(old).2, Segment::judged(new));
+        assert_eq!((source, destination), self.endpoints(from));
+        assert_eq!((new.ecn, new.ip_options), (old.ecn, old.ip_options));
+        assert_eq!((new.window, new.timestamps), (old.window, old.timestamps));
+    }
+
+    fn trace(&self, what: &str, from: Side, bytes: &[u8]) {
         if self.traces {
-            eprintln!(
-                "{:>9}us {what:<10} {from:?} seq {} ack {} flags {:#04x} sack {:?} {:?}",
-                self.now,
-                s.seq,
-                s.ack,
-                s.flags,
-                s.sack,
-                String::from_utf8_lossy(&s.payload)
-            );
+            let shown = Segment::read(bytes).map(|(_, _, s)| {
+                let text = String::from_utf8_lossy(&s.payload).into_owned();
+                format!(
+                    "seq {} ack {} flags {:#04x} sack {:?} {text:?}",
+                    s.seq, s.ack, s.flags, s.sack
+                )
+            });
+            eprintln!("{:>9}us {what:<10} {from:?} {shown:?}", self.now);
         }
     }
 
-    fn deliver_injected(&mut self, packet: &[u8]) {
-        let (source, destination, segment) = Segment::judged(packet);
+    fn deliver_injected(&mut self, bytes: Vec<u8>) {
+        let (source, destination, segment) = Segment::judged(&bytes);
         let Translation { client, client_external, server, server_external } = self.translation;
         let to = if destination == client { Side::Client } else { Side::Server };
         let expected: (SocketAddr, SocketAddr) = match to {
@@ -464,8 +424,9 @@ impl Sim {
         };
         assert_eq!((source, destination), expected, "what the addressee knows");
         assert!(segment.payload.is_empty() && segment.flags == flags::ACK);
-        self.trace("injected", to.peer(), &segment);
-        self.fly(to.peer(), Place::End, segment, self.now);
+        self.trace("injected", to.peer(), &bytes);
+        let flight = Flight { from: to.peer(), to: Place::End, origin: Origin::Genuine, bytes };
+        self.air.send(flight, self.now);
     }
 
     /// What a SACK block claims to `side`, which sent it, the other end has.

@@ -4,11 +4,17 @@
 //! byte. Times are in microseconds. The scoreboard of selective acknowledgements is never cleared,
 //! so that one that claims what has not arrived shows as a connection that stands still.
 
+mod receiving;
+mod sending;
+
 use std::collections::BTreeMap;
 
 use ftp_alg::packet::flags;
 
-use super::{Rng, segment::Segment};
+use super::{
+    Rng,
+    segment::{CWR, ECE, Segment},
+};
 
 /// How one end behaves.
 #[derive(Clone, Debug)]
@@ -21,6 +27,22 @@ pub struct Settings {
     pub window: u16,
     /// Whether segments that are sent again have other boundaries.
     pub reslices: bool,
+    /// Whether it takes part in explicit congestion notification.
+    pub ecn: bool,
+    /// Whether its packets carry IP options, or over IPv6 an extension header.
+    pub ip_options: bool,
+    pub probe: Probe,
+}
+
+/// How an end asks whether a closed window is open again; and whether its peer is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// By a number that is acknowledged already, without payload (Linux).
+    Empty,
+    /// By the next byte, past the window (BSD); whether the peer is alive as Linux does.
+    Next,
+    /// By a byte of garbage with a number that is acknowledged already (RFC 1122, 4.2.3.6).
+    Garbage,
 }
 
 impl Default for Settings {
@@ -33,6 +55,9 @@ impl Default for Settings {
             sack: true,
             window: 30000,
             reslices: false,
+            ecn: false,
+            ip_options: false,
+            probe: Probe::Empty,
         }
     }
 }
@@ -62,9 +87,15 @@ pub struct End {
     sacked: Vec<(usize, usize)>,
     urgent: usize,
     peer_window: usize,
+    /// The number of the segment that the peer's window is known from, as an offset.
+    peer_window_from: i64,
     duplicate_acks: u32,
     rto: u64,
     rto_at: Option<u64>,
+    /// When the peer's closed window is probed, while nothing is under way.
+    probe_at: Option<u64>,
+    /// Whether the next new segment says that congestion was heard of.
+    owes_cwr: bool,
     /// The peer's first number, and what arrived.
     irs: u32,
     seen: Vec<Option<u8>>,
@@ -74,14 +105,22 @@ pub struct End {
     fin_at: Option<usize>,
     read: usize,
     ack_at: Option<u64>,
+    /// Until when its own window is closed.
+    closed_until: Option<u64>,
     last_invalid: Option<u64>,
     ts_recent: u32,
+    /// Whether acknowledgements tell of congestion.
+    owes_ece: bool,
     /// Urgent pointers that arrived, as offsets.
     pub urgent_seen: Vec<usize>,
     /// How often the retransmission timer fired.
     pub timeouts: u32,
     /// Bytes that arrived again, already acknowledged, as other bytes.
     pub stale_conflicts: u32,
+    /// How often the peer heard of congestion and said so.
+    pub congestion_heard: u32,
+    /// Segments that its receiving side answered and ignored.
+    pub ignored: u32,
     pub is_reset: bool,
 }
 
@@ -100,9 +139,12 @@ impl End {
             sacked: Vec::new(),
             urgent: 0,
             peer_window: 1000,
+            peer_window_from: 0,
             duplicate_acks: 0,
             rto: FIRST_RTO,
             rto_at: None,
+            probe_at: None,
+            owes_cwr: false,
             irs: peer_isn,
             seen: Vec::new(),
             later: BTreeMap::new(),
@@ -111,11 +153,15 @@ impl End {
             fin_at: None,
             read: 0,
             ack_at: None,
+            closed_until: None,
             last_invalid: None,
             ts_recent: 0,
+            owes_ece: false,
             urgent_seen: Vec::new(),
             timeouts: 0,
             stale_conflicts: 0,
+            congestion_heard: 0,
+            ignored: 0,
             is_reset: false,
         }
     }
@@ -134,6 +180,11 @@ impl End {
 
     pub fn close(&mut self) {
         self.fin = true;
+    }
+
+    /// Whether nothing more can be written.
+    pub fn is_closed(&self) -> bool {
+        self.fin
     }
 
     /// All that has arrived in order and was not read yet.
@@ -166,6 +217,11 @@ impl End {
         self.rcv_next
     }
 
+    /// The number of the next byte that it sends for the first time.
+    pub fn next_number(&self) -> u32 {
+        self.number(self.max)
+    }
+
     /// Whether all that was written is acknowledged.
     pub fn is_quiet(&self) -> bool {
         self.una == self.end_of_stream() && self.ack_at.is_none() || self.is_reset
@@ -189,11 +245,28 @@ impl End {
         })
     }
 
+    /// `segment` acknowledges and echoes nothing that was not sent.
+    pub fn assert_possible(&self, segment: &Segment, now: u64) {
+        let max = self.max as i64;
+        if segment.has(flags::ACK) && !segment.has(flags::RST) {
+            let ack = self.offset_out(segment.ack);
+            assert!(ack <= max, "{ack} acknowledged, {max} sent");
+        }
+        for (left, right) in &segment.sack {
+            let (left, right) = (self.offset_out(*left), self.offset_out(*right));
+            assert!(left < right && right <= max, "SACK {left}..{right} of {max}");
+        }
+        if let Some((_, echo)) = segment.timestamps {
+            assert!(echo <= clock(now), "an echo of a time to come");
+        }
+    }
+
     pub fn next_timer(&self) -> Option<u64> {
         if self.is_reset {
             return None;
         }
-        [self.rto_at, self.ack_at].into_iter().flatten().min()
+        let timers = [self.rto_at, self.ack_at, self.probe_at, self.closed_until];
+        timers.into_iter().flatten().min()
     }
 
     /// Lets timers fire that are due, and sends what may be sent.
@@ -202,14 +275,13 @@ impl End {
         if self.is_reset {
             return segments;
         }
-        if self.rto_at.is_some_and(|at| at <= now) {
-            self.timeouts += 1;
-            self.rto = (self.rto * 2).min(LAST_RTO);
-            self.recover = self.max;
-            self.rto_at = None;
-            self.send_again(now, &mut segments);
+        if self.closed_until.is_some_and(|at| at <= now) {
+            self.closed_until = None;
+            self.ack_at = Some(now);
         }
+        self.retransmit_when_due(now, &mut segments);
         self.send_new(now, &mut segments);
+        self.probe_when_due(now, &mut segments);
         if self.ack_at.is_some_and(|at| at <= now) {
             let at = self.next;
             segments.push(self.segment(at, at, now));
@@ -224,50 +296,10 @@ impl End {
         segment
     }
 
-    fn send_new(&mut self, now: u64, segments: &mut Vec<Segment>) {
-        while self.next < self.end_of_stream() {
-            let room = (self.una + self.peer_window).saturating_sub(self.next);
-            let mut end = self.out.len().min(self.next + self.settings.mss.min(room));
-            if !self.settings.nagle
-                && let Some(push) = self.pushes.iter().find(|p| **p > self.next)
-            {
-                end = end.min(*push);
-            }
-            let small = end - self.next.min(end) < self.settings.mss && !self.fin;
-            if self.settings.nagle && small && self.next > self.una {
-                break;
-            }
-            if end <= self.next && !(self.next == self.out.len() && self.fin) {
-                break;
-            }
-            let segment = self.segment(self.next, end, now);
-            self.next = end + usize::from(segment.has(flags::FIN));
-            self.max = self.max.max(self.next);
-            segments.push(segment);
-            self.rto_at = self.rto_at.or(Some(now + self.rto));
-        }
-    }
-
-    fn send_again(&mut self, now: u64, segments: &mut Vec<Segment>) {
-        let mut from = self.una;
-        while let Some((_, end)) = self.sacked.iter().find(|(l, r)| (*l..*r).contains(&from)) {
-            from = *end;
-        }
-        if from >= self.max {
-            return;
-        }
-        let mut end = self.out.len().min(from + self.settings.mss);
-        if !self.settings.reslices {
-            let push = self.pushes.iter().find(|p| **p > from);
-            end = end.min(*push.unwrap_or(&end));
-        } else if end > from {
-            end = from + 1 + self.rng.below(end - from);
-        }
-        let segment = self.segment(from, end, now);
-        self.max = self.max.max(end + usize::from(segment.has(flags::FIN)));
-        self.next = self.next.max(end + usize::from(segment.has(flags::FIN)));
-        segments.push(segment);
-        self.rto_at = Some(now + self.rto);
+    /// Closes the window, and says so.
+    pub fn close_window(&mut self, until: u64, now: u64) -> Segment {
+        self.closed_until = Some(until);
+        self.segment(self.next, self.next, now)
     }
 
     /// The segment of the bytes from `start` to `end`, with all that every segment carries.
@@ -280,9 +312,10 @@ impl End {
             seq: self.number(start),
             ack: self.irs.wrapping_add(1).wrapping_add(self.rcv_next as u32),
             flags: flags::ACK,
-            window: self.settings.window,
+            window: if self.closed_until.is_some() { 0 } else { self.settings.window },
             timestamps: self.settings.timestamps.then_some((clock(now), self.ts_recent)),
             payload,
+            ip_options: self.settings.ip_options,
             ..Segment::default()
         };
         if !segment.payload.is_empty() {
@@ -301,6 +334,14 @@ impl End {
             segment.sack =
                 self.later.iter().take(3).map(|(l, r)| (number(*l), number(*r))).collect();
         }
+        if self.settings.ecn {
+            // RFC 3168, 6.1.5: what is sent again, and what carries nothing, is not marked.
+            if start == self.max && !segment.payload.is_empty() {
+                segment.ecn = 2;
+                segment.flags |= if std::mem::take(&mut self.owes_cwr) { CWR } else { 0 };
+            }
+            segment.flags |= if self.owes_ece { ECE } else { 0 };
+        }
         segment
     }
 
@@ -316,154 +357,6 @@ impl End {
 
     fn offset_out(&self, number: u32) -> i64 {
         self.una as i64 + i64::from(number.wrapping_sub(self.number(self.una)).cast_signed())
-    }
-
-    pub fn arrive(&mut self, segment: &Segment, now: u64) -> Vec<Segment> {
-        let mut answers = Vec::new();
-        if self.is_reset {
-            return answers;
-        }
-        let offset = self.offset_in(segment.seq);
-        if segment.has(flags::RST) {
-            self.is_reset = offset == self.rcv_next as i64;
-            return answers;
-        }
-        let length = segment.payload.len() as i64 + i64::from(segment.has(flags::FIN));
-        if let Some((value, echo)) = segment.timestamps {
-            assert!(echo <= clock(now), "an echo of a time to come");
-            if value.wrapping_sub(self.ts_recent).cast_signed() < 0 {
-                self.answer_invalid(length, now, &mut answers); // RFC 7323: an old duplicate
-                return answers;
-            }
-            if offset <= self.last_acked as i64 {
-                self.ts_recent = value;
-            }
-        }
-        if offset + length < self.last_acked as i64
-            || length == 0 && offset < self.last_acked as i64
-        {
-            self.answer_invalid(length, now, &mut answers);
-            return answers;
-        }
-        self.acknowledged_by(segment, now, &mut answers);
-        if segment.has(flags::URG) {
-            let pointer = (offset + i64::from(segment.urgent)) as usize;
-            if !self.urgent_seen.contains(&pointer) {
-                self.urgent_seen.push(pointer);
-            }
-        }
-        if length > 0 {
-            self.take(segment, offset, now);
-        }
-        answers.extend(self.poll(now));
-        answers
-    }
-
-    fn answer_invalid(&mut self, length: i64, now: u64, answers: &mut Vec<Segment>) {
-        if length > 0 || self.last_invalid.is_none_or(|at| now - at >= INVALID_RATE) {
-            self.last_invalid = Some(now);
-            let at = self.next;
-            answers.push(self.segment(at, at, now));
-        }
-    }
-
-    fn acknowledged_by(&mut self, segment: &Segment, now: u64, answers: &mut Vec<Segment>) {
-        let ack = self.offset_out(segment.ack);
-        assert!(ack <= self.max as i64, "{ack} acknowledged, {} sent", self.max);
-        for (left, right) in &segment.sack {
-            let (left, right) = (self.offset_out(*left), self.offset_out(*right));
-            assert!(
-                left < right && right <= self.max as i64,
-                "SACK {left}..{right} of {}",
-                self.max
-            );
-            if left >= self.una as i64 {
-                self.sacked.push((left as usize, right as usize));
-            }
-        }
-        let new_window = usize::from(segment.window);
-        if ack > self.una as i64 {
-            self.una = ack as usize;
-            self.next = self.next.max(self.una);
-            self.duplicate_acks = 0;
-            self.rto = FIRST_RTO;
-            self.rto_at = (self.una < self.max).then_some(now + self.rto);
-            if self.una < self.recover {
-                self.send_again(now, answers);
-            }
-        } else if ack == self.una as i64
-            && segment.payload.is_empty()
-            && self.una < self.max
-            && new_window == self.peer_window
-        {
-            self.duplicate_acks += 1;
-            if self.duplicate_acks == 3 {
-                self.recover = self.max;
-                self.send_again(now, answers);
-            }
-        }
-        self.peer_window = new_window;
-    }
-
-    /// Takes in payload and FIN.
-    fn take(&mut self, segment: &Segment, offset: i64, now: u64) {
-        for (i, byte) in segment.payload.iter().enumerate() {
-            let Ok(at) = usize::try_from(offset + i as i64) else { continue };
-            if self.seen.len() <= at {
-                self.seen.resize(at + 1, None);
-            }
-            match self.seen[at].replace(*byte) {
-                Some(old) if old != *byte && at < self.rcv_next => {
-                    self.seen[at] = Some(old);
-                    self.stale_conflicts += 1;
-                }
-                Some(old) => assert_eq!(old, *byte, "byte {at} arrived as two"),
-                None => {}
-            }
-        }
-        if segment.has(flags::FIN) {
-            let at = usize::try_from(offset + segment.payload.len() as i64).unwrap();
-            assert!(
-                self.fin_at.is_none_or(|old| old == at),
-                "two FINs, {:?} and {at}",
-                self.fin_at
-            );
-            self.fin_at = Some(at);
-        }
-        let in_order = offset <= self.rcv_next as i64 && self.later.is_empty();
-        let before = self.rcv_next;
-        while self.seen.get(self.rcv_next).is_some_and(Option::is_some) {
-            self.rcv_next += 1;
-        }
-        if self.fin_at == Some(self.rcv_next) {
-            self.rcv_next += 1;
-        }
-        if let Some(at) = self.fin_at {
-            assert!(self.seen.len() <= at, "bytes after the FIN");
-        }
-        self.rebuild_later();
-        let advanced = self.rcv_next - before;
-        let unacknowledged = self.rcv_next - self.last_acked;
-        let fin = segment.has(flags::FIN);
-        let at_once = !in_order || advanced == 0 || fin || unacknowledged >= 2 * 536;
-        let due = if at_once { now } else { now + DELAYED_ACK };
-        self.ack_at = Some(self.ack_at.map_or(due, |at| at.min(due)));
-    }
-
-    fn rebuild_later(&mut self) {
-        self.later.clear();
-        let mut at = self.rcv_next;
-        while at < self.seen.len() {
-            if self.seen[at].is_none() {
-                at += 1;
-                continue;
-            }
-            let start = at;
-            while self.seen.get(at).is_some_and(Option::is_some) {
-                at += 1;
-            }
-            self.later.insert(start, at);
-        }
     }
 }
 

@@ -12,8 +12,9 @@ use crate::{
     assert_untouched, everywhere,
     support::{
         ftp::{ServerModel, active, at, text},
+        scenario::Nat,
         segment::Segment,
-        sim::{Nat, Sim},
+        sim::Sim,
     },
     with,
 };
@@ -339,6 +340,7 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
                 timestamps: rng.chance(0.5).then(|| (rng.next() as u32, rng.next() as u32)),
                 sack: if rng.chance(0.5) { vec![sack] } else { Vec::new() },
                 payload: rng.pick(&lines).as_bytes().to_vec(),
+                ..Segment::default()
             };
             let segment = if rng.chance(0.9) {
                 Segment { flags: segment.flags & !flags::RST, ..segment }

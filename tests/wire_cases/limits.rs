@@ -10,8 +10,9 @@ use ftp_alg::{
 use crate::{
     support::{
         ftp::{ServerModel, text},
+        scenario::{Nat, Scenario},
         segment::Segment,
-        sim::{Nat, Scenario, Sim},
+        sim::Sim,
     },
     with,
 };

@@ -14,7 +14,10 @@ mod policies;
 mod refusals;
 mod streams;
 
-use support::sim::{NATS, Nat, Scenario, Sim};
+use support::{
+    scenario::{NATS, Nat, Scenario},
+    sim::Sim,
+};
 
 /// Runs `test` in every translation, over IPv4 and IPv6.
 fn everywhere(test: impl Fn(Scenario)) {

@@ -15,7 +15,8 @@ use crate::{
     assert_untouched, everywhere, everywhere_v4,
     support::{
         ftp::{ServerModel, active, at, crossed_out, passive, text},
-        sim::{Nat, Scenario, Sim},
+        scenario::{Nat, Scenario},
+        sim::Sim,
     },
     with,
 };

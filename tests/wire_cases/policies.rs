@@ -14,7 +14,8 @@ use crate::{
     assert_untouched, everywhere, everywhere_v4,
     support::{
         ftp::{active, at, crossed_out, passive, text},
-        sim::{Nat, Scenario, Sim},
+        scenario::{Nat, Scenario},
+        sim::Sim,
     },
     with,
 };

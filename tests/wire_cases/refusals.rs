@@ -9,7 +9,8 @@ use crate::{
     everywhere, everywhere_v4,
     support::{
         ftp::{ServerModel, active, at, crossed_out, text},
-        sim::{Nat, Scenario, Sim},
+        scenario::{Nat, Scenario},
+        sim::Sim,
     },
     with,
 };

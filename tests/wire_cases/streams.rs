@@ -9,8 +9,9 @@ use crate::{
     assert_untouched, everywhere,
     support::{
         ftp::{ServerModel, active, at, passive, text},
+        scenario::{Nat, Scenario},
         segment::Segment,
-        sim::{Nat, Scenario, Sim},
+        sim::Sim,
     },
     with,
 };
