@@ -128,6 +128,24 @@ impl Engine {
         Some(index)
     }
 
+    /// Of two connections on the same endpoints, the one that `packet` belongs to.
+    #[cold]
+    pub(super) fn decide(
+        &mut self,
+        now: Instant,
+        index: u32,
+        packet: &Packet<'_>,
+        kernel: &mut impl Kernel,
+    ) -> Option<u32> {
+        let control = &mut self.table.get_mut(index)?.control;
+        let (client, server) = (control.client, control.server);
+        let confirms =
+            |rival: &mut Box<Session>| packet.source() == client && rival.is_confirmed_by(packet);
+        let Some(session) = control.rival.take_if(confirms) else { return Some(index) };
+        self.forget(index);
+        self.insert(now, client, server, *session, kernel)
+    }
+
     /// Drops what has been still for too long, a part of the table at a time.
     pub(super) fn sweep(&mut self, now: Instant) {
         let places = self.table.places();

@@ -353,14 +353,8 @@ impl Engine {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let control = &mut self.table.get_mut(index)?.control;
-            let (client, server) = (control.client, control.server);
-            let confirmed = control
-                .rival
-                .take_if(|rival| packet.source() == client && rival.is_confirmed_by(packet));
-            let Some(session) = confirmed else { return found };
-            self.forget(index);
-            return self.insert(now, client, server, *session, kernel);
+            let is_contested = self.table.get_mut(index)?.control.rival.is_some();
+            return if is_contested { self.decide(now, index, packet, kernel) } else { found };
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
