@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use admission::Limits;
 use bench::Bench;
 use event::Events;
 pub use event::{Action, Decision, Event, What};
@@ -79,10 +80,10 @@ pub struct Counters {
     pub lost: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
-    /// Connections given up for newer ones because there were too many.
-    pub sessions_evicted: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
+    /// What was not done as there was too much of it.
+    pub limits: Limits,
 }
 
 /// One row of the table of sessions, for people.
@@ -360,14 +361,8 @@ impl Engine {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let control = &mut self.table.get_mut(index)?.control;
-            let (client, server) = (control.client, control.server);
-            let confirmed = control
-                .rival
-                .take_if(|rival| packet.source() == client && rival.is_confirmed_by(packet));
-            let Some(session) = confirmed else { return found };
-            self.forget(index);
-            return self.insert(now, client, server, *session, kernel);
+            let is_contested = self.table.get_mut(index)?.control.rival.is_some();
+            return if is_contested { self.decide(now, index, packet, kernel) } else { found };
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {

@@ -21,7 +21,7 @@ mod tls;
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome};
-pub use judge::{Judge, Note, Refused, Ruling};
+pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
@@ -246,7 +246,15 @@ impl Session {
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
-            if stream.map.is_full() || stream.finished || stream.kept() > MAX_KEPT {
+            let limit = if stream.map.is_full() {
+                Some(Limit::Rewrites)
+            } else {
+                (stream.kept() > MAX_KEPT).then_some(Limit::Kept)
+            };
+            if let Some(limit) = limit {
+                judge.limit(limit);
+            }
+            if limit.is_some() || stream.finished {
                 return Outcome { forward: Forward::Not, acknowledge: None };
             }
             stream.gaps = 0;
