@@ -8,6 +8,7 @@ mod support;
 
 mod announcements;
 mod attacks;
+mod networks;
 mod pinholes;
 mod policies;
 mod refusals;

@@ -64,7 +64,6 @@ impl End {
     }
 
     fn answer_invalid(&mut self, length: i64, now: u64, answers: &mut Vec<Segment>) {
-        self.ignored += 1;
         if length > 0 || self.last_invalid.is_none_or(|at| now - at >= INVALID_RATE) {
             self.last_invalid = Some(now);
             let at = self.next;
