@@ -228,8 +228,7 @@ fn a_segment_far_outside_the_window_does_not_become_one_inside() {
                 ..Segment::default()
             };
             for _ in 0..4 {
-                let passed = sim.forge(Server, &far);
-                assert!(passed.is_none_or(|s| s.seq.wrapping_sub(next) > 1 << 20));
+                assert_eq!(sim.forge(Server, &far), None);
             }
         }
     });
