@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::session::Side;
+
 /// How NAT shows the two ends of a control connection to each other.
 ///
 /// At our hooks (forward; input; output after destination NAT) a packet carries the real address
@@ -29,6 +31,14 @@ impl Translation {
     /// No NAT: both ends see each other's own address.
     pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
         Self { client, client_external: client, server, server_external: server }
+    }
+
+    /// Source and destination of what `to` receives, as it sees them.
+    pub fn seen_by(&self, to: Side) -> (SocketAddr, SocketAddr) {
+        match to {
+            Side::Client => (self.server_external, self.client),
+            Side::Server => (self.client_external, self.server),
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     ftp::Kind,
     packet::{self, Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -227,14 +227,24 @@ impl Engine {
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let payload = payload.then_some(&self.payload[..]);
-                let edit = Edit { seq, ack, payload, flags, urgent };
                 let sent = session.map(from.peer());
                 let sack = |[left, right]: [Seq; 2]| {
                     let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
                     left.is_before(right).then_some([left, right])
                 };
-                packet.rebuild(&edit, sack, out);
+                let mut whole = &self.payload[..];
+                if let Some(Rest { start, flags }) = outcome.rest {
+                    let (first, rest) = whole.split_at(start);
+                    whole = first;
+                    let seq = seq + start as u32; // within a packet
+                    let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
+                    packet.rebuild(&edit, sack, out);
+                    if let Err(error) = send_rest(&mut bench, from, out, &mut self.injected) {
+                        bench.failed(&error);
+                    }
+                }
+                let payload = payload.then_some(whole);
+                packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
                 Verdict::Replace
             }
         };
@@ -547,12 +557,23 @@ fn tell_kernel<K: Kernel>(
             Err(KernelError::Unknown) => return Ok(()),
             known => known?,
         };
-        let (source, destination) = match to {
-            Side::Client => (translation.server_external, translation.client),
-            Side::Server => (translation.client_external, translation.server),
-        };
+        let (source, destination) = translation.seen_by(to);
         packet::acknowledgement(source, destination, seq, ack, window, timestamps, buffer);
         bench.kernel.inject(buffer)?;
     }
     Ok(())
+}
+
+/// Sends `segment`, the rest of what `from` sent, to the other end: as a packet of its own, which
+/// nothing translates any more.
+fn send_rest<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    from: Side,
+    segment: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Result<(), KernelError> {
+    let (source, destination) = bench.translation()?.seen_by(from.peer());
+    let Ok(segment) = Packet::parse(segment) else { return Ok(()) };
+    packet::with_endpoints(&segment, source, destination, buffer);
+    bench.kernel.inject(buffer)
 }

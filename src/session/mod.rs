@@ -20,7 +20,7 @@ mod tls;
 
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
-pub use forwarding::{Acknowledgement, Forward, Outcome};
+pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 use judge::Nobody;
 pub use judge::{Judge, Note, Refused, Ruling};
 use stream::Stream;
@@ -205,13 +205,13 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
-            return Outcome { forward: Forward::Unchanged, acknowledge: None };
+            return Forward::Unchanged.into();
         }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {
             self.reset |= self.obeys_reset(from, packet.seq());
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+            return self.renumbered(from, packet).into();
         }
         if is_near(packet.seq(), self.peek(from).next) {
             self.stream(from).observe(packet);
@@ -223,13 +223,13 @@ impl Session {
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+            return self.renumbered(from, packet).into();
         }
 
         let (seq, end) = (packet.seq(), packet.seq() + payload.len() as u32);
         let stream = self.stream(from);
         if seq.is_after(stream.next) {
-            return Outcome { forward: self.gap(from, packet), acknowledge: None };
+            return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);
         let stream = self.stream(from);
@@ -238,7 +238,7 @@ impl Session {
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
             if stream.map.is_full() || stream.finished || stream.kept() > MAX_KEPT {
-                return Outcome { forward: Forward::Not, acknowledge: None };
+                return Forward::Not.into();
             }
             stream.gaps = 0;
             again = false;
