@@ -7,7 +7,8 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    Gateway, captures, gateway, host_port, login, reply, say, scripted_client, scripted_server,
+    Gateway, captures, gateway, gateway_with, host_port, login, reply, say, scripted_client,
+    scripted_server,
 };
 use ftp_alg::lab::{Family, Topology};
 use serde_json::{Value, json};
@@ -118,4 +119,37 @@ fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
         assert!(count("tcp.dstport == 21 && tcp.flags.cwr == 1") > 0, "heard");
         assert_eq!(side.wrong_checksums().unwrap(), [""; 0]);
     }
+}
+
+#[test]
+fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
+    const MSS: usize = 1448;
+    let gateway =
+        gateway_with(Topology::PublishedServer, "[nat]\nexternal-address = \"203.203.203.203\"\n");
+    let lab = &gateway.lab;
+    let own = format!("{},195,149", lab.server.address(Family::V4)).replace('.', ",");
+    let last = "\r\n227 Entering Passive Mode ({})";
+    let filling = "x".repeat(MSS - (4 + last.len() - 2 + own.len() + 2));
+    let reply_text = format!("227-{filling}{last}");
+    let _server =
+        scripted_server(&lab.server, &json!({"passive_port": 50069, "pasv_reply": reply_text}));
+    let (outer, inner) = captures(lab);
+    let host = lab.dialled(Family::V4).to_string();
+    let steps = [login(), vec![say("PASV"), reply(), say("NOOP"), reply()]].concat();
+    // A timeout comes each time, a pause of a busy machine does not.
+    let took = (0..3).map(|_| {
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None);
+        assert!(session.got(6).ends_with("(203,203,203,203,195,149)"), "{}", session.got(6));
+        session.steps[6].1
+    });
+    let took = took.fold(f64::MAX, f64::min);
+    assert!(took < 150.0, "{took} ms");
+    let longest = format!("tcp.srcport == 21 && tcp.len == {MSS}");
+    assert_eq!(inner.finish().unwrap().count(&longest).unwrap(), 3, "it fills a segment");
+    let outer = outer.finish().unwrap();
+    assert_eq!(outer.count(&longest).unwrap(), 3);
+    assert_eq!(outer.count(&format!("tcp.len > {MSS}")).unwrap(), 0);
+    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
