@@ -37,7 +37,7 @@ use crate::{
     ftp::Kind,
     packet::{self, Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -131,8 +131,8 @@ pub struct Engine {
     /// Where changes are noted, what did.
     changes: Option<Changes>,
     payload: Vec<u8>,
-    /// What is to be sent, and for which session.
-    injections: Vec<(u64, SocketAddr, SocketAddr, Vec<u8>)>,
+    /// What is to be sent.
+    injections: Vec<Injection>,
     /// For records.
     record: Vec<u8>,
 }
@@ -232,14 +232,22 @@ impl Engine {
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let payload = payload.then_some(&self.payload[..]);
-                let edit = Edit { seq, ack, payload, flags, urgent };
                 let sent = session.map(from.peer());
                 let sack = |[left, right]: [Seq; 2]| {
                     let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
                     left.is_before(right).then_some([left, right])
                 };
-                packet.rebuild(&edit, sack, out);
+                let mut whole = &self.payload[..];
+                if let Some(Rest { start, flags }) = outcome.rest {
+                    let (first, rest) = whole.split_at(start);
+                    whole = first;
+                    let seq = seq + start as u32; // within a packet
+                    let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
+                    packet.rebuild(&edit, sack, out);
+                    send_rest(&mut bench, from, out, &mut self.injections);
+                }
+                let payload = payload.then_some(whole);
+                packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
                 Verdict::Replace
             }
         };
@@ -252,7 +260,7 @@ impl Engine {
     /// Does what may wait until verdicts are given, and changes are written: sends what is to be sent,
     /// closes in the kernel what was closed.
     pub fn settle(&mut self, kernel: &mut impl Kernel) {
-        for (session, client, server, packet) in self.injections.drain(..) {
+        for Injection { session, client, server, packet } in self.injections.drain(..) {
             if let Err(error) = kernel.inject(&packet) {
                 self.counters.errors += 1;
                 let what = What::Failed(error.to_string());
@@ -479,7 +487,7 @@ fn tell_kernel<K: Kernel>(
     bench: &mut Bench<'_, K>,
     session: &Session,
     outcome: &Outcome,
-    injections: &mut Vec<(u64, SocketAddr, SocketAddr, Vec<u8>)>,
+    injections: &mut Vec<Injection>,
 ) -> Result<(), KernelError> {
     let attention = if session.wants_every_packet() {
         Some(Attention::Every)
@@ -507,14 +515,44 @@ fn tell_kernel<K: Kernel>(
             Err(KernelError::Unknown) => return Ok(()),
             known => known?,
         };
-        let (source, destination) = match to {
-            Side::Client => (translation.server_external, translation.client),
-            Side::Server => (translation.client_external, translation.server),
-        };
+        let (source, destination) = translation.seen_by(to);
         let mut packet = Vec::new();
         packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-        let Control { id, client, server, .. } = *bench.control;
-        injections.push((id, client, server, packet));
+        injections.push(Injection::of(bench.control, packet));
     }
     Ok(())
+}
+
+/// Has `segment`, the rest of what `from` sent, go to the other end: as a packet of its own, which
+/// nothing translates any more.
+fn send_rest<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    from: Side,
+    segment: &[u8],
+    injections: &mut Vec<Injection>,
+) {
+    let (translation, segment) = match (bench.translation(), Packet::parse(segment)) {
+        (Ok(translation), Ok(segment)) => (translation, segment),
+        (Err(error), _) => return bench.failed(&error),
+        (Ok(_), Err(_)) => return,
+    };
+    let (source, destination) = translation.seen_by(from.peer());
+    let mut packet = Vec::new();
+    packet::with_endpoints(&segment, source, destination, &mut packet);
+    injections.push(Injection::of(bench.control, packet));
+}
+
+/// A packet that is to be sent on behalf of a connection.
+struct Injection {
+    session: u64,
+    client: SocketAddr,
+    server: SocketAddr,
+    packet: Vec<u8>,
+}
+
+impl Injection {
+    fn of(control: &Control, packet: Vec<u8>) -> Self {
+        let Control { id: session, client, server, .. } = *control;
+        Self { session, client, server, packet }
+    }
 }

@@ -55,6 +55,24 @@ pub struct Outcome {
     pub forward: Forward,
     /// What is to be sent besides.
     pub acknowledge: Option<Acknowledgement>,
+    /// Where the payload grew longer than a segment may be.
+    pub rest: Option<Rest>,
+}
+
+/// The part of a payload that is to be sent as a segment of its own behind the changed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// Where in the payload it starts.
+    pub start: usize,
+    /// The control bits of its segment.
+    pub flags: u8,
+}
+
+impl From<Forward> for Outcome {
+    /// Nothing is to be sent besides.
+    fn from(forward: Forward) -> Self {
+        Self { forward, acknowledge: None, rest: None }
+    }
 }
 
 impl Session {
@@ -71,7 +89,7 @@ impl Session {
         let stream = self.peek(from);
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN));
         if stream.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+            return self.renumbered(from, packet).into();
         }
         out.clear();
         if fin {
@@ -82,12 +100,16 @@ impl Session {
             stream.map.render(seq, &payload, out);
         }
         let mut control = packet.flags();
+        let mut rest = None;
         let limit = stream.longest_segment();
         if out.len() > limit && out.len() > payload.len() {
-            // The rest follows when the receiver has acknowledged this much and the sender sends
-            // again from there.
-            out.truncate(limit);
-            control &= !(flags::FIN | flags::PSH);
+            // What is lost of the rest, or is too long for it, follows when the receiver has
+            // acknowledged this much and the sender sends again from there.
+            let ends = flags::FIN | flags::PSH;
+            let dropped = if out.len() > 2 * limit { ends } else { 0 };
+            out.truncate(2 * limit);
+            rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
+            control &= !ends;
         }
         let mut delivered = stream.map.deliver(seq);
         let urgent = packet.urgent().map_or(0, |offset| {
@@ -112,7 +134,7 @@ impl Session {
         let ack = self.acknowledgement_for(from, packet);
         let forward =
             Forward::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
-        Outcome { forward, acknowledge }
+        Outcome { forward, acknowledge, rest }
     }
 
     fn acknowledge_held(&self, to: Side, packet: &Packet<'_>) -> Acknowledgement {

@@ -20,7 +20,7 @@ mod tls;
 
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
-pub use forwarding::{Acknowledgement, Forward, Outcome};
+pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use serde::{Deserialize, Serialize};
 use stream::Stream;
@@ -211,16 +211,16 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
-            return Outcome { forward: Forward::Unchanged, acknowledge: None };
+            return Forward::Unchanged.into();
         }
         if self.unconfirmed && !self.confirm(from, packet) {
-            return Outcome { forward: Forward::Unchanged, acknowledge: None };
+            return Forward::Unchanged.into();
         }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {
             self.reset |= self.obeys_reset(from, packet.seq());
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+            return self.renumbered(from, packet).into();
         }
         if self.peek(from).expects(packet.seq(), MAX_MISSED) {
             self.stream(from).observe(packet);
@@ -232,13 +232,13 @@ impl Session {
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+            return self.renumbered(from, packet).into();
         }
 
         let (seq, end) = (packet.seq(), packet.seq() + payload.len() as u32);
         let stream = self.stream(from);
         if seq.is_after(stream.next) {
-            return Outcome { forward: self.gap(from, packet), acknowledge: None };
+            return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);
         let stream = self.stream(from);
@@ -255,7 +255,7 @@ impl Session {
                 judge.limit(limit);
             }
             if limit.is_some() || stream.finished {
-                return Outcome { forward: Forward::Not, acknowledge: None };
+                return Forward::Not.into();
             }
             stream.gaps = 0;
             again = false;

@@ -448,7 +448,7 @@ impl Sim {
             Side::Server => (client_external, server),
         };
         assert_eq!((source, destination), expected, "what the addressee knows");
-        assert!(segment.payload.is_empty() && segment.flags == flags::ACK);
+        assert!(segment.has(flags::ACK) && !segment.has(flags::SYN) && !segment.has(flags::RST));
         self.trace("injected", to.peer(), &bytes);
         let flight = Flight { from: to.peer(), to: Place::End, origin: Origin::Genuine, bytes };
         self.air.send(flight, self.now);

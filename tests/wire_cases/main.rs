@@ -9,6 +9,7 @@ mod support;
 mod announcements;
 mod attacks;
 mod limits;
+mod networks;
 mod pinholes;
 mod policies;
 mod refusals;
