@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::{
-    executable,
+    executable, gateway,
     names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
     wait_for,
 };
@@ -97,7 +97,7 @@ fn assert_works_confined(start: &str, uid: u32) {
         ("NoNewPrivs", "1"),
     ];
     let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
-    assert!(threads(daemon.id()).len() >= 5, "main, signals, names, queue and control");
+    assert!(threads(daemon.id()).len() >= 6, "main, signals, assistant, names, queue, control");
     assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
     assert_status(child(daemon.id()), &[&both[..], groups].concat());
     assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
@@ -157,6 +157,17 @@ fn an_ordinary_user_with_two_capabilities_is_enough() {
          --inh-caps={caps} --ambient-caps={caps} --bounding-set={caps} \"$@\""
     );
     assert_works_confined(&start, NOBODY);
+}
+
+#[test]
+fn a_daemon_whose_assistant_ends_ends_too_and_says_so() {
+    let mut gateway = gateway(Topology::Routed);
+    let assistant = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
+    rustix::process::kill_process(assistant, rustix::process::Signal::KILL).unwrap();
+    wait_for("the daemon's end", || gateway.daemon.ended().is_some());
+    assert_eq!(gateway.daemon.ended().and_then(|status| status.code()), Some(1));
+    let log = gateway.daemon.log();
+    assert!(log.contains("assistant ended (signal: 9 (SIGKILL))"), "{log}");
 }
 
 #[test]
