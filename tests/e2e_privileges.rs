@@ -192,13 +192,14 @@ fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
 }
 
 #[test]
-fn a_kernel_without_landlock_is_said_so() {
+fn a_kernel_without_landlock_or_seccomp_is_said_so() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let gateway = &lab.gateway;
     // Filters are of the thread that sets them, and of what it starts.
     thread::scope(|scope| {
         scope.spawn(|| {
-            let absent = [(libc::SYS_landlock_create_ruleset, vec![])].into();
+            let absent = [libc::SYS_landlock_create_ruleset, libc::SYS_seccomp];
+            let absent = absent.map(|call| (call, Vec::new())).into();
             let errno = SeccompAction::Errno(libc::ENOSYS as u32);
             let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
             let filter = SeccompFilter::new(absent, SeccompAction::Allow, errno, arch).unwrap();
@@ -208,9 +209,10 @@ fn a_kernel_without_landlock_is_said_so() {
             assert!(daemon.log().contains(what), "{}", daemon.log());
             let status = daemon.status().unwrap();
             assert!(status["unconfined"][0].as_str().unwrap().starts_with(what), "{status}");
+            assert!(status["unconfined"][1].as_str().unwrap().starts_with("seccomp: "), "{status}");
             for command in ["status", "doctor"] {
                 let said = daemon.ask(&[command]).unwrap().text();
-                assert!(said.contains(what), "{said}");
+                assert!(said.contains(what) && said.contains("seccomp: "), "{said}");
             }
             // The rest holds.
             assert_status(daemon.id(), &[("CapBnd", TWO), ("NoNewPrivs", "1")]);

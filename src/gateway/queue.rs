@@ -72,7 +72,7 @@ pub struct Queue {
     malformed: u64,
     refused: u64,
     overruns: u64,
-    /// `/proc` shows what the kernel dropped. Opened at once, as later the process may be confined.
+    /// `/proc` shows what the kernel dropped.
     statistics: Option<File>,
 }
 

@@ -88,13 +88,16 @@ pub fn daemon(
         | AccessFs::MakeReg
         | AccessFs::MakeSock
         | AccessFs::RemoveFile;
-    let lacking = restrict([
+    let landlock = restrict([
         (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
         (state_dir, state),
         (socket_dir, AccessFs::MakeSock | AccessFs::RemoveFile),
     ])?;
-    syscalls::restrict().map_err(failed("seccomp"))?;
-    Ok(lacking.into_iter().collect())
+    // Not every kernel has it, and not for every processor is there a filter.
+    let seccomp = syscalls::restrict().err();
+    let seccomp =
+        seccomp.map(|error| format!("seccomp: {error}; every system call stays possible"));
+    Ok(landlock.into_iter().chain(seccomp).collect())
 }
 
 /// Confines the assistant: it reads and runs what it may, and changes no file.
