@@ -28,6 +28,8 @@ pub enum Script {
     Held,
     /// Connects to one address and port, and says what came of it.
     Connect,
+    /// Opens many control connections halfway.
+    Flood,
     /// Starts pyftpdlib.
     Pyftpdlib,
 }
@@ -43,6 +45,7 @@ impl Script {
             Self::Load => ("load.py", include_str!("scripts/load.py")),
             Self::Held => ("held.py", include_str!("scripts/held.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
+            Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
             Self::Pyftpdlib => ("serve_pyftpdlib.py", include_str!("scripts/serve_pyftpdlib.py")),
         }
     }

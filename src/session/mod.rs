@@ -64,6 +64,9 @@ const MAX_KEPT: usize = 1 << 16;
 /// Of how much of it pure acknowledgements need not be seen.
 const MAX_UNSEEN: usize = 1 << 14;
 
+/// How much of either direction may have passed unseen, as while the daemon was away.
+const MAX_MISSED: u32 = 1 << 16;
+
 /// How far numbers may be from those that come next.
 const MAX_DISTANCE: u32 = 1 << 20;
 
@@ -215,7 +218,7 @@ impl Session {
         }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
-        let plausible = is_near(packet.seq(), self.peek(from).next);
+        let plausible = self.peek(from).expects(packet.seq(), MAX_MISSED);
         if plausible {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
@@ -268,24 +271,23 @@ impl Session {
     }
 
     /// Finds out whether a connection is where it was when it was saved. One of which every packet is
-    /// wanted waited meanwhile; packets of others may have passed unread, and what these said is not
-    /// known.
+    /// wanted waited meanwhile. Of others packets may have passed unread: where one seems to be missing,
+    /// the receiver is asked at once whether it has it.
     #[cold]
     fn confirm(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
         let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
         let (seq, ack) = (packet.seq(), packet.ack());
         if self.wants_every || (seq, ack) == (sent, heard) {
             self.unconfirmed = false;
-            return;
-        }
-        let missed = |number: Seq, next: Seq| number.is_after(next) || !is_near(number, next);
-        if packet.has(flags::ACK)
-            && !packet.has(flags::RST)
-            && (missed(seq, sent) || missed(ack, heard))
-        {
+        } else if !packet.has(flags::ACK) || packet.has(flags::RST) {
+            // It tells nothing.
+        } else if !(is_near(seq, sent) && is_near(ack, heard)) {
+            // Another connection.
             let mode = if self.is_readable(from) { Mode::Reading } else { Mode::Opaque };
             *self = Self { mode, ..Self::joined(from, packet) };
             judge.note(Note::Lost);
+        } else if seq.is_after(sent) {
+            self.stream(from).gaps = 1;
         }
     }
 
@@ -333,8 +335,10 @@ impl Session {
             if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
-            self.dialogue.lose();
-            judge.note(Note::Lost);
+            if self.dialogue.phase() != Phase::Joined {
+                self.dialogue.lose();
+                judge.note(Note::Lost);
+            }
         }
     }
 }

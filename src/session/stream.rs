@@ -83,6 +83,13 @@ impl Stream {
         self.held
     }
 
+    /// Whether the receiver looks at a segment of number `seq` although `missed` bytes may have passed
+    /// unseen (RFC 9293 section 3.10.7.4); a keep-alive is by one before what it has.
+    pub fn expects(&self, seq: Seq, missed: u32) -> bool {
+        let first = self.map.acknowledge(self.acked) - 1;
+        !seq.is_before(first) && !seq.is_after(self.next + missed)
+    }
+
     /// What is held back may be acknowledged to its sender now.
     pub fn may_acknowledge_held(&self) -> bool {
         self.held && self.map.acknowledge(self.acked) == self.next

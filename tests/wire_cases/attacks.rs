@@ -337,7 +337,8 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
                     | if rng.chance(0.9) { flags::ACK } else { flags::SYN },
                 window: rng.next() as u16,
                 urgent: rng.next() as u16,
-                timestamps: rng.chance(0.5).then(|| (rng.next() as u32, rng.next() as u32)),
+                // Our acknowledgement echoes the value, which the real end takes for its own.
+                timestamps: rng.chance(0.5).then(|| (0, rng.next() as u32)),
                 sack: if rng.chance(0.5) { vec![sack] } else { Vec::new() },
                 payload: rng.pick(&lines).as_bytes().to_vec(),
                 ..Segment::default()
@@ -472,4 +473,22 @@ fn data_in_a_syn_does_not_hide_what_is_said_where_another_connection_was() {
         *(if side == Client { &mut client } else { &mut server }) += line.len() as u32;
     }
     assert_eq!(sim.kernel.opened, []);
+}
+
+#[test]
+fn an_acknowledgement_that_its_receiver_ignores_ends_nothing() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let (client, server) = (sim.client.sent().len() as u32, sim.server.sent().len() as u32);
+    for offset in [0u32.wrapping_sub(1 << 19), 1 << 19] {
+        let blind = Segment {
+            seq: (70_001 + server).wrapping_add(offset),
+            ack: 1001 + client + 5000,
+            flags: flags::ACK,
+            window: 1000,
+            ..Segment::default()
+        };
+        sim.forge(Server, &blind);
+    }
+    assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
+    assert_eq!(sim.kernel.pinholes().len(), 1);
 }
