@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
+    time::Duration,
 };
 
 use common::{
@@ -22,7 +23,10 @@ use common::{
 };
 use ftp_alg::{
     daemon::confine,
-    lab::{Client, Daemon, Family, Lab, Mode, Server, ServerKind, Topology, Transfer},
+    lab::{
+        Client, Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology,
+        Transfer,
+    },
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use serde_json::json;
@@ -68,18 +72,24 @@ fn for_everyone(lab: &Lab) -> PathBuf {
     program
 }
 
-/// A daemon that `start` starts (with the program and its arguments as `"$@"`) is confined, and
-/// does all that a daemon does.
+/// A program that starts the daemon as `start` does, with its command line as `"$@"` and its
+/// directory as `$home`.
+fn starter(lab: &Lab, start: &str) -> PathBuf {
+    let program = for_everyone(lab);
+    let lines = format!(
+        "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
+        program.display(),
+        lab.directory().join("gateway-ftp-alg").display()
+    );
+    shell_program(&lab.gateway, "ftp-alg-started", &lines)
+}
+
+/// A daemon that `start` starts, see [`starter`], is confined, and does all that a daemon does.
 fn assert_works_confined(start: &str, uid: u32) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let home = lab.directory().join("gateway-ftp-alg");
-    let lines = format!(
-        "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
-        for_everyone(&lab).display(),
-        home.display()
-    );
-    let program = shell_program(&lab.gateway, "ftp-alg-started", &lines);
+    let program = starter(&lab, start);
     let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
     let dns = NameServer::start(&lab.gateway, &program, &names);
     let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
@@ -170,6 +180,31 @@ fn a_daemon_whose_assistant_ends_ends_too_and_says_so() {
     assert!(log.contains("assistant ended (signal: 9 (SIGKILL))"), "{log}");
 }
 
+/// The kernel shows some of its files to root only.
+#[test]
+fn what_only_root_may_read_is_not_taken_for_absent() {
+    let spec = Spec { firewall: FirewallKind::IptablesLegacy, ..Spec::new(Topology::Masquerade) };
+    let lab = Lab::build(spec).unwrap();
+    let program = starter(&lab, "chown -R 65534 $home; exec \"$@\" --user nobody");
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let log = daemon.log();
+    assert!(log.contains("not all of the firewall could be read"), "{log}");
+    assert!(log.contains("overruns are counted by the numbers of packets"), "{log}");
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let address = lab.dialled(Family::V4);
+    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    transfer.exchange(&server, "a", b"the body").unwrap();
+    assert_eq!(daemon.counter("overruns").unwrap(), 0);
+
+    let other = lab.directory().join("other");
+    let mut second = lab.gateway.command(executable());
+    second.args(["run", "--user", "nobody", "--state-dir"]).arg(&other);
+    second.arg("--socket").arg(other.join("socket"));
+    let done = lab.gateway.finish(second, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", done.errors());
+    assert!(done.errors().contains("queue 2100 is taken by another program"), "{}", done.errors());
+}
+
 #[test]
 fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
     let lab = Lab::new(Topology::Routed).unwrap();
@@ -180,7 +215,7 @@ fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
         command.args(["-c", &format!("{start} \"$@\""), "sh"]).arg(&program);
         command.args(["run", "--user", user, "--state-dir"]).arg(home.join("state"));
         command.arg("--socket").arg(home.join("socket"));
-        let done = lab.gateway.finish(command, b"", std::time::Duration::from_secs(10)).unwrap();
+        let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
         assert_eq!(done.status.code(), Some(code), "{}", done.errors());
         assert!(done.errors().contains(words), "{}", done.errors());
     };
