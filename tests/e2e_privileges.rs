@@ -180,6 +180,19 @@ fn a_daemon_whose_assistant_ends_ends_too_and_says_so() {
     assert!(log.contains("assistant ended (signal: 9 (SIGKILL))"), "{log}");
 }
 
+/// Every program that `auto` asks is one that the assistant runs.
+#[test]
+fn all_of_the_firewall_is_read() {
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        let lab = Lab::build(Spec { firewall, ..Spec::new(Topology::Masquerade) }).unwrap();
+        let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        let log = daemon.log();
+        assert!(log.contains("the firewall lets connections with our ct mark pass"), "{log}");
+    }
+}
+
 /// The kernel shows some of its files to root only.
 #[test]
 fn what_only_root_may_read_is_not_taken_for_absent() {
@@ -296,6 +309,10 @@ fn attempt(name: &str, state: &Path) -> io::Result<()> {
             fs::rename(&file, state.with_file_name("out"))
         }
         "start a thread" => thread::spawn(|| ()).join().map_err(|_| io::ErrorKind::Other.into()),
+        "panic" => {
+            assert!(thread::spawn(|| panic!("as a worker may")).join().is_err());
+            Ok(())
+        }
         "start a program" => Command::new("/bin/true").status().map(drop),
         "socket of the internet" => socket(libc::AF_INET6),
         "socket of a virtual machine" => socket(libc::AF_VSOCK),
@@ -343,7 +360,7 @@ fn assert_ends(role: &str, cases: &[(&str, End)]) {
     for &(name, end) in cases {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "confined", "--nocapture"]);
-        command.env(TRY, format!("{role}|{name}|{}", state.display()));
+        command.env(TRY, format!("{role}|{name}|{}", state.display())).env("RUST_BACKTRACE", "1");
         let output = command.output().unwrap();
         let found = match (output.status.code(), output.status.signal()) {
             (Some(0), _) => End::Done,
@@ -366,6 +383,7 @@ fn the_daemon_has_its_state_and_nothing_else() {
             ("keep state", End::Done),
             ("read /proc", End::Done),
             ("start a thread", End::Done),
+            ("panic", End::Done),
             ("socket of the internet", End::Done),
             ("read /etc/shadow", End::Errno(libc::EACCES)),
             ("read /etc", End::Errno(libc::EACCES)),

@@ -180,7 +180,7 @@ impl Queue {
                     PACKET => match parse(&message) {
                         Some((mut packet, Some(payload))) => {
                             if self.statistics.is_none() {
-                                self.overruns += missing(self.last, packet.id);
+                                self.overruns += between(self.last, packet.id);
                                 self.last = packet.id;
                             }
                             packet.start = start + offset_in(datagram, payload);
@@ -359,8 +359,8 @@ fn configure(
     }
 }
 
-/// How many packets are missing between two that came one after the other.
-fn missing(last: u32, id: u32) -> u64 {
+/// How many packets there were between two that came one after the other.
+fn between(last: u32, id: u32) -> u64 {
     u64::from(id.wrapping_sub(last).wrapping_sub(1))
 }
 
@@ -371,10 +371,11 @@ fn refused(number: u16, error: io::Error) -> GatewayError {
             let owner = format!(" ({})", owner(row(&table, number)?.port));
             Some(GatewayError::QueueTaken { number, owner })
         }
-        // Only root may read it.
-        Err(_) => {
-            has(CAP_NET_ADMIN).then(|| GatewayError::QueueTaken { number, owner: String::new() })
+        // Only root may read it; who has the capability was refused for the reader.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has(CAP_NET_ADMIN) => {
+            Some(GatewayError::QueueTaken { number, owner: String::new() })
         }
+        Err(_) => None,
     };
     let missing = || GatewayError::FeatureMissing {
         what: format!("queue {number}"),
@@ -580,8 +581,8 @@ mod tests {
 
     #[test]
     fn packets_that_are_missing_are_counted_by_their_numbers() {
-        assert_eq!([missing(0, 1), missing(1, 2), missing(2, 5)], [0, 0, 2]);
-        assert_eq!(missing(u32::MAX, 0), 0);
+        assert_eq!([between(0, 1), between(1, 2), between(2, 5)], [0, 0, 2]);
+        assert_eq!(between(u32::MAX, 0), 0);
     }
 
     proptest! {
