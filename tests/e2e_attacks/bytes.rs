@@ -7,7 +7,7 @@ use ftp_alg::lab::{Capture, Family, Topology};
 use serde_json::{Value, json};
 
 use crate::{
-    addresses::{SYN, assert_refused},
+    addresses::{ATTEMPTS, assert_refused},
     common::{host_port, login, lose_once, reply, say},
     floods::resident,
     scene::{ANNOUNCED, PORT, Scene},
@@ -115,7 +115,7 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     if let Some(lost) = lost {
         lab.server.nft(&lose_once("prerouting", lost)).unwrap();
     }
-    let thirds = Capture::start(&lab.third, "eth0", SYN).unwrap();
+    let thirds = Capture::start(&lab.third, "eth0", "tcp").unwrap();
     let sent = json!({"taken": taken, "segments": segments});
     let client = scene.logged_in(&[sent, reply(), say("LIST"), reply(), say("NOOP"), reply()]);
     let lines = scene.server.lines();
@@ -130,7 +130,8 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     }
     assert_eq!(client.release().steps.len(), 12);
     let server = lab.server.address(Family::V4);
-    let reached = thirds.finish().unwrap().count(&format!("ip.src == {server}")).unwrap();
+    let reached =
+        thirds.finish().unwrap().count(&format!("{ATTEMPTS} && ip.src == {server}")).unwrap();
     assert_eq!(reached, 0, "the stranger");
     scene.assert_transfer();
 }

@@ -57,7 +57,9 @@ impl Scene {
     /// A client on `host` as `plan` has it says `steps`, and stays connected.
     pub fn client_of(&self, host: &Host, plan: &Value, steps: &[Value]) -> GatedClient {
         let mut plan = plan.clone();
-        plan["host"] = json!(self.gateway.lab.dialled(Family::V4));
+        if plan["host"].is_null() {
+            plan["host"] = json!(self.gateway.lab.dialled(Family::V4));
+        }
         plan["steps"] = json!([steps, &[json!({"gate": ""})]].concat());
         gated_client(host, plan)
     }
