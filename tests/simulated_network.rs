@@ -139,6 +139,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
             ..Link::default()
         },
         queues_acks: rng.chance(0.5),
+        crashes: *rng.pick(&[0.0, 0.0, 0.01, 0.2]),
         seed,
         ..Scenario::default()
     }

@@ -271,24 +271,23 @@ impl Session {
     }
 
     /// Finds out whether a connection is where it was when it was saved. One of which every packet is
-    /// wanted waited meanwhile; packets of others may have passed unread, and what these said is not
-    /// known.
+    /// wanted waited meanwhile. Of others packets may have passed unread: where one seems to be missing,
+    /// the receiver is asked at once whether it has it.
     #[cold]
     fn confirm(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
         let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
         let (seq, ack) = (packet.seq(), packet.ack());
         if self.wants_every || (seq, ack) == (sent, heard) {
             self.unconfirmed = false;
-            return;
-        }
-        let missed = |number: Seq, next: Seq| number.is_after(next) || !is_near(number, next);
-        if packet.has(flags::ACK)
-            && !packet.has(flags::RST)
-            && (missed(seq, sent) || missed(ack, heard))
-        {
+        } else if !packet.has(flags::ACK) || packet.has(flags::RST) {
+            // It tells nothing.
+        } else if !(is_near(seq, sent) && is_near(ack, heard)) {
+            // Another connection.
             let mode = if self.is_readable(from) { Mode::Reading } else { Mode::Opaque };
             *self = Self { mode, ..Self::joined(from, packet) };
             judge.note(Note::Lost);
+        } else if seq.is_after(sent) {
+            self.stream(from).gaps = 1;
         }
     }
 
@@ -336,8 +335,10 @@ impl Session {
             if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
-            self.dialogue.lose();
-            judge.note(Note::Lost);
+            if self.dialogue.phase() != Phase::Joined {
+                self.dialogue.lose();
+                judge.note(Note::Lost);
+            }
         }
     }
 }
