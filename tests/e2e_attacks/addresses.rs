@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{gated_client, gateway_with, login, reply, say, scripted_client, scripted_server},
-    scene::{ANNOUNCED, BACK_ENDS, PASSIVE_PORT, PORT, Scene, assert_silent},
+    scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
 };
 
 /// Attempts to connect, as tshark knows them.
@@ -86,7 +86,6 @@ fn an_address_of_another_family_is_a_third_hosts() {
         format!("EPRT |2|{client}|3764|"),
         "EPRT |2|::ffff:198.51.100.66|3764|".to_owned(),
         "EPRT |2|fe80::1%eth0|3764|".to_owned(),
-        "EPRT |3|198.51.100.66|3764|".to_owned(),
     ];
     assert_refused(&scene, &lines);
 }
@@ -235,12 +234,11 @@ fn a_client_cannot_have_two_servers_connect_to_each_other() {
     }
 }
 
-/// The third host is listening, and so is the client: what differs is the address in the command.
 #[test]
 fn with_either_back_end_a_bounce_is_refused() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
         let lines = [format!("PORT {},14,178", comma(&scene.gateway.lab.client2))];
         assert_refused(&scene, &lines);
-    }
+    });
 }
