@@ -26,6 +26,8 @@ pub struct Flow {
     acknowledged: i32,
     /// What its receiver says that it has.
     pub ack: u32,
+    /// What its sender was told that has arrived, and does not send again.
+    pub settled: usize,
     /// Whether other bytes were sent under the same numbers.
     pub is_contradicted: bool,
     /// Whether nothing can be told of it any more.
@@ -88,9 +90,18 @@ impl Flow {
         }
     }
 
-    /// Whether `ack`, given to the sender, covers nothing that it has not sent.
-    pub fn has_sent(&self, ack: u32) -> bool {
-        self.place(ack) <= self.sent.len() as i32 // bounded above
+    /// The sender was given the acknowledgement `ack`, which covers nothing that it has not sent.
+    pub fn settle(&mut self, ack: u32) {
+        let covered = self.place(ack);
+        assert!(covered <= self.sent.len() as i32, "{ack} acknowledges too much"); // bounded above
+        self.settled = self.settled.max(usize::try_from(covered).unwrap_or_default());
+    }
+
+    /// Whether every line that was said has arrived.
+    pub fn is_delivered(&self) -> bool {
+        let is_end = |byte: &&u16| **byte == u16::from(b'\n');
+        let arrived = self.received[..self.complete].iter().flatten().filter(is_end).count();
+        arrived == self.sent.iter().filter(is_end).count()
     }
 
     /// The receiver was given `segment`. What it has not acknowledged must not change.
