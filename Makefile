@@ -5,13 +5,14 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-nightly test-stock-kernel check bench build provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench build provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
 	@echo 'make test-nightly  a million random dialogues in the simulated network'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
+	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting and lints'
 	@echo 'make bench     the benchmarks'
 	@echo 'make build     target/release/ftp-alg'
@@ -36,8 +37,12 @@ test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)
 
+fuzz: provision rust
+	fuzz/run all $(or $(SECONDS),60)
+
 check: provision rust
 	cargo fmt --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --all-targets -- -D warnings
 
 bench: provision rust

@@ -115,6 +115,8 @@ impl Announcement {
         let text = std::str::from_utf8(address).map_err(|_| form())?;
         let address: IpAddr = match family {
             b"1" => text.parse::<Ipv4Addr>().map_err(|_| form())?.into(),
+            // RFC 2428: no character that an address needs. A rewrite could need it.
+            b"2" if is_in_ipv6(delimiter) => return Err(form()),
             b"2" if text.contains('%') => return Err(Malformed::Scope),
             b"2" => text.parse::<Ipv6Addr>().map_err(|_| form())?.into(),
             other if number(other).is_some() => return Err(Malformed::Family),
@@ -279,6 +281,11 @@ fn is_delimiter(byte: u8) -> bool {
     byte.is_ascii_graphic() && !byte.is_ascii_digit()
 }
 
+/// Whether the text of an IPv6 address may have `byte`.
+fn is_in_ipv6(byte: u8) -> bool {
+    byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,9 +389,16 @@ mod tests {
         assert_eq!(Announcement::eprt(b"|3|x|5282|", 0), Err(Malformed::Family));
         let port = Malformed::Port { kind: Kind::Eprt, number: 65558 };
         assert_eq!(Announcement::eprt(b"|1|10.0.0.2|65558|", 0), Err(port));
-        for argument in
-            [&b""[..], b"|", b"|1|10.0.0.2|80", b"|1|::1|80|", b"|1|10.0.0.2|80|x", b"1111"]
-        {
+        for argument in [
+            &b""[..],
+            b"|",
+            b"|1|10.0.0.2|80",
+            b"|1|::1|80|",
+            b"|1|10.0.0.2|80|x",
+            b"1111",
+            b"a2a::1a80a",
+            b".2.::1.80.",
+        ] {
             let read = Announcement::eprt(argument, 0);
             assert_eq!(read, Err(Malformed::Form(Kind::Eprt)), "{argument:?}");
         }

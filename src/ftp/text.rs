@@ -2,13 +2,13 @@
 //!
 //! RFC 959 section 2.3.4 lets a client put Telnet commands (`IAC IP`, `IAC DM` before `ABOR`)
 //! into the control connection. They are skipped for reading; the bytes that are forwarded stay
-//! as they are, so every position in the text can be traced to its place in the line.
+//! as they are, so every position in the text can be traced to its place in the line. Options are
+//! refused (RFC 1123 section 4.1.2.12), so nothing is ever negotiated further: what `IAC SB` begins
+//! is text, as servers take it.
 
 use std::{borrow::Cow, ops::Range};
 
 const IAC: u8 = 0xff;
-const SB: u8 = 0xfa;
-const SE: u8 = 0xf0;
 const WILL: u8 = 0xfb;
 const DONT: u8 = 0xfe;
 
@@ -33,12 +33,13 @@ impl<'a> Text<'a> {
         let end = trimmed_end(line);
         let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
         let indented = line.first().is_some_and(|b| is_blank(*b));
+        let cr = if start == end { first_cr(line) } else { None };
         Self {
             bytes: Cow::Borrowed(&line[start..end]),
             origins: Vec::new(),
             start,
             indented,
-            unfinished: 0,
+            unfinished: cr.map_or(0, |at| line.len() - at),
         }
     }
 
@@ -50,7 +51,6 @@ impl<'a> Text<'a> {
             let skip = match (byte, line.get(i + 1)) {
                 (0, _) => 1,
                 (IAC, Some(&IAC)) => 0,
-                (IAC, Some(&SB)) => subnegotiation_length(&line[i..]),
                 (IAC, Some(&(WILL..=DONT))) => 3,
                 (IAC, Some(_)) => 2,
                 (IAC, None) => 1,
@@ -70,6 +70,11 @@ impl<'a> Text<'a> {
         let indented = bytes.first().is_some_and(|b| is_blank(*b));
         let end = trimmed_end(&bytes);
         let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
+        if start == end
+            && let Some(at) = first_cr(&bytes)
+        {
+            unfinished = line.len() - origins[at];
+        }
         bytes.truncate(end);
         origins.truncate(end);
         bytes.drain(..start);
@@ -87,7 +92,8 @@ impl<'a> Text<'a> {
         self.indented
     }
 
-    /// How many bytes at the end are the start of a Telnet command that goes on.
+    /// How many bytes at the end may say something once more follows: the start of a Telnet
+    /// command, or a CR before which there is nothing.
     pub fn unfinished(&self) -> usize {
         self.unfinished
     }
@@ -110,18 +116,14 @@ fn trimmed_end(line: &[u8]) -> usize {
     line.iter().rposition(|b| !matches!(b, b'\r' | b'\n' | b' ' | b'\t')).map_or(0, |i| i + 1)
 }
 
-/// Whether the Telnet command at the start of `bytes` goes on after them.
-fn is_unfinished(bytes: &[u8]) -> bool {
-    match bytes {
-        [IAC, SB, rest @ ..] => !rest.windows(2).any(|w| w == [IAC, SE]),
-        [IAC, WILL..=DONT] | [IAC] => true,
-        _ => false,
-    }
+/// Where the first CR stands. At a line's end it is trimmed, before other bytes it is one of them.
+fn first_cr(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|b| *b == b'\r')
 }
 
-/// `IAC SB ... IAC SE`, or all that is there when it does not end.
-fn subnegotiation_length(bytes: &[u8]) -> usize {
-    bytes.windows(2).position(|w| w == [IAC, SE]).map_or(bytes.len(), |i| i + 2)
+/// Whether the Telnet command at the start of `bytes` goes on after them.
+fn is_unfinished(bytes: &[u8]) -> bool {
+    matches!(bytes, [IAC, WILL..=DONT] | [IAC])
 }
 
 #[cfg(test)]
@@ -140,14 +142,23 @@ mod tests {
     #[test]
     fn doubled_iac_is_one_byte_and_unfinished_commands_end_the_text() {
         assert_eq!(Text::new(b"a\xff\xffb\xff").bytes(), b"a\xffb");
-        assert_eq!(Text::new(b"a\xff\xfa12").bytes(), b"a");
-        assert_eq!(Text::new(b"a\xff\xfa1\xff\xf0b").bytes(), b"ab");
+        assert_eq!(Text::new(b"a\xff\xfa1\xff\xf0b").bytes(), b"a1b");
         assert_eq!(Text::new(b"\xff\xfd").bytes(), b"");
         for (line, unfinished) in
-            [(&b"\xff\xf4\xff"[..], 1), (b"\xff\xfd", 2), (b"\xff\xfd\x06", 0), (b"\xff\xfa1", 3)]
+            [(&b"\xff\xf4\xff"[..], 1), (b"\xff\xfd", 2), (b"\xff\xfd\x06", 0), (b"\xff\xfa", 0)]
         {
             assert_eq!(Text::new(line).unfinished(), unfinished, "{line:?}");
         }
+    }
+
+    #[test]
+    fn a_cr_counts_once_more_follows() {
+        for (line, unfinished) in
+            [(&b" \r"[..], 1), (b"\r \r", 3), (b"\xff\xf1\r", 1), (b"\xff\r", 0), (b"PASV\r", 0)]
+        {
+            assert_eq!(Text::new(line).unfinished(), unfinished, "{line:?}");
+        }
+        assert_eq!(Text::new(b"\rPORT 1\r\n").bytes(), b"\rPORT 1");
     }
 
     #[test]

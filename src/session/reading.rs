@@ -13,10 +13,6 @@ use crate::{
     packet::Seq,
 };
 
-/// The longest unfinished Telnet command that is not held back: `IAC WILL`. A subnegotiation, which
-/// no FTP end sends, is.
-const MAX_TELNET: usize = 2;
-
 impl Session {
     /// Reads the bytes `new`, which start at `seq` and were not seen before.
     pub(super) fn read(
@@ -162,8 +158,7 @@ impl Session {
         let line = [self.client.line(), chunk].concat();
         let text = Text::new(&line);
         let start = match text.bytes() {
-            [] if text.unfinished() <= MAX_TELNET => line.len(),
-            [] => 0,
+            [] => line.len(),
             _ => text.origin(0..1).start,
         };
         let Some(lead) = start.checked_sub(self.client.line().len()) else { return 0 };

@@ -214,6 +214,21 @@ fn case_9_an_announcement_after_telnet_commands_is_read_however_it_is_cut() {
 }
 
 #[test]
+fn case_9_a_cr_before_a_command_makes_another_of_it_however_it_is_cut() {
+    let line = b"\xff\xf1\rPORT 192,168,150,80,9,9\r\n";
+    for cut in 0..line.len() {
+        let mut sim = Sim::logged_in(with(Nat::Masquerade));
+        let (first, second) = line.split_at(cut);
+        sim.write(Client, first);
+        sim.settle();
+        sim.write(Client, second);
+        sim.settle();
+        assert_eq!(sim.server.read(), line, "cut at {cut}");
+        assert_eq!(sim.kernel.opened, [], "cut at {cut}");
+    }
+}
+
+#[test]
 fn case_9_the_urgent_pointer_follows_what_a_rewrite_moved() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let before = sim.client.sent().len();

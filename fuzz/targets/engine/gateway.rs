@@ -1,0 +1,99 @@
+//! The kernel of a gateway with a few control connections: a recorder, which judges every pinhole.
+
+use std::net::SocketAddr;
+
+use ftp_alg::{
+    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
+    policy::{Foreign, Policy},
+};
+
+use super::recorder::Recorder;
+
+/// The kernel, for any number of connections.
+pub struct Gateway {
+    /// Knows one at a time.
+    pub recorder: Recorder,
+    /// All that there are.
+    pub translations: Vec<Translation>,
+    /// Which of them may have been logged in.
+    pub logged_in: Vec<bool>,
+    /// What the engine goes by.
+    pub policy: Policy,
+    /// Whether conntrack has been flushed.
+    pub knows_none: bool,
+}
+
+impl Gateway {
+    pub fn new(translations: Vec<Translation>, policy: Policy) -> Self {
+        let logged_in = vec![false; translations.len()];
+        let recorder = Recorder::new(translations[0]);
+        Self { recorder, translations, logged_in, policy, knows_none: false }
+    }
+
+    /// A pinhole is for the two ends of its control connection, unless policy allows third hosts,
+    /// and above the lowest port; what is not announced is within the configured range.
+    fn judge(&self, opening: &Opening<'_>) {
+        let Opening { pinhole, control, from_client, lifetime } = opening;
+        let Pinhole { initiator, arrival, target, source } = **pinhole;
+        let Translation { client, client_external, server, server_external } = **control;
+        let network = self.policy.network_of(client.ip(), server.ip());
+        let policy = self.policy.within(network);
+        let ((from, seen_from), (to, seen_to)) = match from_client {
+            true => ((client, client_external), (server, server_external)),
+            false => ((server, server_external), (client, client_external)),
+        };
+        assert_eq!((initiator, source), (from.ip(), seen_from.ip()), "who opens {pinhole}");
+        if policy.foreign == Foreign::Refuse {
+            assert_eq!((target.ip(), arrival.ip()), (to.ip(), seen_to.ip()), "whose is {pinhole}");
+        }
+        assert!(target.port() >= policy.min_data_port, "{pinhole} is too low");
+        let chosen = policy.port_range.contains(&arrival.port())
+            && !policy.control_ports.contains(&arrival.port());
+        assert!(arrival.port() == target.port() || chosen, "{pinhole} arrives out of range");
+        assert_eq!(*lifetime, policy.pinhole_lifetime);
+        let index = self.index(control);
+        assert!(!policy.require_login || self.logged_in[index], "{pinhole} before a login");
+    }
+
+    fn index(&self, control: &Translation) -> usize {
+        self.translations.iter().position(|t| t == control).expect("a connection that there is")
+    }
+}
+
+impl Kernel for Gateway {
+    fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        let is_between =
+            |t: &&Translation| [t.client, t.server] == [a, b] || [t.client, t.server] == [b, a];
+        let found = self.translations.iter().find(is_between).copied();
+        self.recorder.translation = found.filter(|_| !self.knows_none);
+        self.recorder.translation(a, b)
+    }
+
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        self.recorder.translation = Some(*opening.control);
+        self.recorder.open(opening)?;
+        self.judge(opening);
+        Ok(())
+    }
+
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.recorder.close(pinhole)
+    }
+
+    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
+        self.index(control);
+        if self.knows_none {
+            return Err(KernelError::Unknown);
+        }
+        self.recorder.translation = Some(*control);
+        self.recorder.attend(control, attention)
+    }
+
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.recorder.inject(packet)
+    }
+}

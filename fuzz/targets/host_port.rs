@@ -1,0 +1,95 @@
+//! Announcements: what is read, is read again after a rewrite, and names what was rewritten.
+//!
+//! The input is an endpoint of 19 bytes, the form, and the text.
+
+#![no_main]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ftp_alg::ftp::{Announcement, Kind, Malformed, Text};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&[form, high, low, ref address @ ..], text)) = data.split_first_chunk::<19>() else {
+        return;
+    };
+    let kind = [Kind::Port, Kind::Eprt, Kind::Pasv, Kind::Epsv][usize::from(form & 3)];
+    let ip: IpAddr = match address {
+        [a, b, c, d, ..] if form & 4 == 0 => Ipv4Addr::new(*a, *b, *c, *d).into(),
+        _ => Ipv6Addr::from(*address).into(),
+    };
+    let new = SocketAddr::new(ip, u16::from_be_bytes([high, low]).max(1));
+
+    if let Ok(announcement) = read(kind, text) {
+        round_trip(&announcement, text, new);
+    }
+    numbers(kind, address);
+});
+
+fn read(kind: Kind, text: &[u8]) -> Result<Announcement, Malformed> {
+    match kind {
+        Kind::Port => Announcement::port(text, 0),
+        Kind::Eprt => Announcement::eprt(text, 0),
+        Kind::Pasv => Announcement::passive(&Text::new(text)),
+        Kind::Epsv => Announcement::extended_passive(&Text::new(text)),
+    }
+}
+
+/// Announces `new` in place of what `text` announces, as a rewrite of the session does.
+fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr) {
+    let Announcement { kind, address, port, ref endpoint, .. } = *announcement;
+    assert!(port > 0);
+    assert_eq!(address.is_none(), kind == Kind::Epsv);
+    let Some(rewritten) = announcement.rewritten(new) else {
+        let v6 = new.is_ipv6();
+        assert!(address.is_some_and(|address| address.is_ipv6() != v6), "{kind} cannot say {new}");
+        return;
+    };
+    let place = match kind.is_active() {
+        true => endpoint.clone(),
+        false => Text::new(text).origin(endpoint.clone()),
+    };
+    let mut line = text[..place.start].to_vec();
+    line.extend_from_slice(rewritten.as_bytes());
+    line.extend_from_slice(&text[place.end..]);
+    let again = read(kind, &line).expect("what was rewritten is read");
+    assert_eq!(again.kind, kind);
+    assert_eq!(again.address, address.map(|_| new.ip()));
+    assert_eq!(again.port, new.port());
+    // Nothing else counts as the endpoint now.
+    assert_eq!(again.endpoint, endpoint.start..endpoint.start + rewritten.len());
+}
+
+/// Numbers are written into each form: what is no octet or no port is refused, all else is read.
+fn numbers(kind: Kind, bytes: &[u8; 16]) {
+    let wide = |at: usize| u32::from(u16::from_be_bytes([bytes[at], bytes[at + 1]])) % 512;
+    let numbers = [0, 2, 4, 6, 8, 10].map(wide);
+    let [a, b, c, d, high, low] = numbers;
+    let port = u32::from_be_bytes([0, bytes[12] & 1, bytes[13], bytes[14]]);
+    let six = format!("{a},{b},{c},{d},{high},{low}");
+    let (text, fits) = match kind {
+        Kind::Port => (six, numbers.iter().all(|n| *n < 256) && (high, low) != (0, 0)),
+        Kind::Pasv => {
+            (format!("227 ({six})"), numbers.iter().all(|n| *n < 256) && (high, low) != (0, 0))
+        }
+        Kind::Eprt => {
+            let octets = numbers[..4].iter().all(|n| *n < 256);
+            (format!("|1|{a}.{b}.{c}.{d}|{port}|"), octets && (1..65536).contains(&port))
+        }
+        Kind::Epsv => (format!("229 (|||{port}|)"), (1..65536).contains(&port)),
+    };
+    let read = read(kind, text.as_bytes());
+    assert_eq!(read.is_ok(), fits, "{text}: {read:?}");
+    let Ok(Announcement { address, port: found, .. }) = read else { return };
+    let octets = [a, b, c, d].map(|n| n as u8); // they fit
+    match kind {
+        Kind::Epsv => assert_eq!((address, u32::from(found)), (None, port)),
+        Kind::Eprt => {
+            assert_eq!((address, u32::from(found)), (Some(Ipv4Addr::from(octets).into()), port));
+        }
+        Kind::Port | Kind::Pasv => {
+            let expected = (Some(Ipv4Addr::from(octets).into()), high << 8 | low);
+            assert_eq!((address, u32::from(found)), expected);
+        }
+    }
+}
