@@ -273,7 +273,8 @@ impl World {
             self.connections[slot].give_up(); // it may begin another one, either way
         }
         let flags = bits & 0x3f;
-        let segment = Segment { seq, ack, flags, sack, timestamps, payload, urgent, window: 0 };
+        let segment =
+            Segment { seq, ack, flags, sack, timestamps, payload, urgent, ..Segment::default() };
         self.hand(slot, side, &segment);
     }
 
@@ -372,7 +373,7 @@ impl World {
         for session in self.engine.sessions() {
             assert!(session.pinholes <= PINHOLES_PER_SESSION, "{session:?}");
         }
-        for event in self.engine.take_events() {
+        for event in self.engine.take_events().0 {
             self.shown.clear();
             write!(self.shown, "{event}").expect("a string takes it");
             assert!(!self.shown.contains('\n'), "an event is one line");
