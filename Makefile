@@ -5,11 +5,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-stock-kernel check bench build provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel check bench build provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
+	@echo 'make test-nightly  a million random dialogues in the simulated network'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make check     formatting and lints'
 	@echo 'make bench     the benchmarks'
@@ -24,6 +25,11 @@ test: provision rust
 	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
 	cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
+
+# FTP_ALG_DIALOGUES and FTP_ALG_SEED say how many, and where to start.
+test-nightly: export FTP_ALG_DIALOGUES ?= 1000000
+test-nightly: rust
+	cargo test --locked --release --test simulated_network -- --nocapture
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.
 test-stock-kernel: provision rust

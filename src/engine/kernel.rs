@@ -11,6 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::session::Side;
+
 /// How NAT shows the two ends of a control connection to each other.
 ///
 /// At our hooks (forward; input; output after destination NAT) a packet carries the real address
@@ -31,6 +33,14 @@ impl Translation {
     /// No NAT: both ends see each other's own address.
     pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
         Self { client, client_external: client, server, server_external: server }
+    }
+
+    /// Source and destination of what `to` receives, as it sees them.
+    pub fn seen_by(&self, to: Side) -> (SocketAddr, SocketAddr) {
+        match to {
+            Side::Client => (self.server_external, self.client),
+            Side::Server => (self.client_external, self.server),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use admission::Limits;
 use bench::Bench;
 use event::Events;
 pub use event::{Action, Decision, Event, What};
@@ -36,7 +37,7 @@ use crate::{
     ftp::Kind,
     packet::{self, Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -79,10 +80,10 @@ pub struct Counters {
     pub lost: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
-    /// Connections given up for newer ones because there were too many.
-    pub sessions_evicted: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
+    /// What was not done as there was too much of it.
+    pub limits: Limits,
 }
 
 /// One row of the table of sessions, for people.
@@ -130,8 +131,8 @@ pub struct Engine {
     /// Where changes are noted, what did.
     changes: Option<Changes>,
     payload: Vec<u8>,
-    /// What is to be sent, and for which session.
-    injections: Vec<(u64, SocketAddr, SocketAddr, Vec<u8>)>,
+    /// What is to be sent.
+    injections: Vec<Injection>,
     /// For records.
     record: Vec<u8>,
 }
@@ -196,13 +197,13 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let Some(entry) = self.table.get_mut(index) else { return Verdict::Accept };
-        let tells = !packet.payload().is_empty()
-            || packet.flags() & (flags::FIN | flags::RST | flags::SYN) != 0;
-        if let Some(changes) = self.changes.as_mut().filter(|_| tells) {
-            changes.note(index, entry);
+        let ends = flags::FIN | flags::RST | flags::SYN;
+        if !packet.payload().is_empty() || packet.flags() & ends != 0 {
+            self.note_change(index);
         }
-        let Entry { session, control } = entry;
+        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+            return Verdict::Accept;
+        };
         control.last = now;
         let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
@@ -231,14 +232,22 @@ impl Engine {
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let payload = payload.then_some(&self.payload[..]);
-                let edit = Edit { seq, ack, payload, flags, urgent };
                 let sent = session.map(from.peer());
                 let sack = |[left, right]: [Seq; 2]| {
                     let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
                     left.is_before(right).then_some([left, right])
                 };
-                packet.rebuild(&edit, sack, out);
+                let mut whole = &self.payload[..];
+                if let Some(Rest { start, flags }) = outcome.rest {
+                    let (first, rest) = whole.split_at(start);
+                    whole = first;
+                    let seq = seq + start as u32; // within a packet
+                    let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
+                    packet.rebuild(&edit, sack, out);
+                    send_rest(&mut bench, from, out, &mut self.injections);
+                }
+                let payload = payload.then_some(whole);
+                packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
                 Verdict::Replace
             }
         };
@@ -251,7 +260,7 @@ impl Engine {
     /// Does what may wait until verdicts are given, and changes are written: sends what is to be sent,
     /// closes in the kernel what was closed.
     pub fn settle(&mut self, kernel: &mut impl Kernel) {
-        for (session, client, server, packet) in self.injections.drain(..) {
+        for Injection { session, client, server, packet } in self.injections.drain(..) {
             if let Err(error) = kernel.inject(&packet) {
                 self.counters.errors += 1;
                 let what = What::Failed(error.to_string());
@@ -310,7 +319,7 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control }| SessionInfo {
+        open.map(|Entry { session, control, .. }| SessionInfo {
             id: control.id,
             translation: control
                 .translation
@@ -333,6 +342,14 @@ impl Engine {
         })
     }
 
+    /// Drops the session between two endpoints, for tools that know that it is over.
+    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr, kernel: &mut impl Kernel) {
+        if let Some(index) = self.table.find(&Key::between(a, b)) {
+            self.forget(index);
+            self.settle(kernel);
+        }
+    }
+
     /// The session between two endpoints, for tools that look at both sides of it.
     pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
@@ -352,14 +369,8 @@ impl Engine {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let control = &mut self.table.get_mut(index)?.control;
-            let (client, server) = (control.client, control.server);
-            let confirmed = control
-                .rival
-                .take_if(|rival| packet.source() == client && rival.is_confirmed_by(packet));
-            let Some(session) = confirmed else { return found };
-            self.forget(index);
-            return self.insert(now, client, server, *session, kernel);
+            let is_contested = self.table.get_mut(index)?.control.rival.is_some();
+            return if is_contested { self.decide(now, index, packet, kernel) } else { found };
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
@@ -373,7 +384,7 @@ impl Engine {
             }
             let unread = control.spoke_in_syn;
             let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
-            if !(session.is_over() || (unread && is_unknown)) {
+            if !(unread && is_unknown) {
                 return self.contest(index, packet, kernel);
             }
             self.forget(index);
@@ -430,7 +441,9 @@ impl Engine {
                 .push(control.event(What::Limit("not followed: there are max-sessions".into())));
             return None;
         }
-        Some(self.table.insert(Entry { session, control }))
+        let index = self.table.insert(Entry { session, control });
+        self.note_change(index);
+        Some(index)
     }
 
     /// Has no packet of the connection queued any more.
@@ -464,9 +477,7 @@ impl Engine {
 
     fn remove(&mut self, index: u32) -> Option<Entry> {
         let entry = self.table.remove(index)?;
-        if let Some(changes) = &mut self.changes {
-            changes.note_gone(entry.control.id);
-        }
+        self.note_gone(entry.control.id);
         Some(entry)
     }
 }
@@ -476,7 +487,7 @@ fn tell_kernel<K: Kernel>(
     bench: &mut Bench<'_, K>,
     session: &Session,
     outcome: &Outcome,
-    injections: &mut Vec<(u64, SocketAddr, SocketAddr, Vec<u8>)>,
+    injections: &mut Vec<Injection>,
 ) -> Result<(), KernelError> {
     let attention = if session.wants_every_packet() {
         Some(Attention::Every)
@@ -504,14 +515,44 @@ fn tell_kernel<K: Kernel>(
             Err(KernelError::Unknown) => return Ok(()),
             known => known?,
         };
-        let (source, destination) = match to {
-            Side::Client => (translation.server_external, translation.client),
-            Side::Server => (translation.client_external, translation.server),
-        };
+        let (source, destination) = translation.seen_by(to);
         let mut packet = Vec::new();
         packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-        let Control { id, client, server, .. } = *bench.control;
-        injections.push((id, client, server, packet));
+        injections.push(Injection::of(bench.control, packet));
     }
     Ok(())
+}
+
+/// Has `segment`, the rest of what `from` sent, go to the other end: as a packet of its own, which
+/// nothing translates any more.
+fn send_rest<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    from: Side,
+    segment: &[u8],
+    injections: &mut Vec<Injection>,
+) {
+    let (translation, segment) = match (bench.translation(), Packet::parse(segment)) {
+        (Ok(translation), Ok(segment)) => (translation, segment),
+        (Err(error), _) => return bench.failed(&error),
+        (Ok(_), Err(_)) => return,
+    };
+    let (source, destination) = translation.seen_by(from.peer());
+    let mut packet = Vec::new();
+    packet::with_endpoints(&segment, source, destination, &mut packet);
+    injections.push(Injection::of(bench.control, packet));
+}
+
+/// A packet that is to be sent on behalf of a connection.
+struct Injection {
+    session: u64,
+    client: SocketAddr,
+    server: SocketAddr,
+    packet: Vec<u8>,
+}
+
+impl Injection {
+    fn of(control: &Control, packet: Vec<u8>) -> Self {
+        let Control { id: session, client, server, .. } = *control;
+        Self { session, client, server, packet }
+    }
 }

@@ -5,7 +5,9 @@
 //! - a number is delivered with the same byte however often its segment is sent again;
 //! - an acknowledgement never covers what was not delivered, but for what is held back here.
 
-use super::{Session, Side};
+use std::borrow::Cow;
+
+use super::{Session, Side, is_near};
 use crate::packet::{Packet, Seq, flags};
 
 /// How a packet is to be forwarded.
@@ -53,37 +55,61 @@ pub struct Outcome {
     pub forward: Forward,
     /// What is to be sent besides.
     pub acknowledge: Option<Acknowledgement>,
+    /// Where the payload grew longer than a segment may be.
+    pub rest: Option<Rest>,
+}
+
+/// The part of a payload that is to be sent as a segment of its own behind the changed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// Where in the payload it starts.
+    pub start: usize,
+    /// The control bits of its segment.
+    pub flags: u8,
+}
+
+impl From<Forward> for Outcome {
+    /// Nothing is to be sent besides.
+    fn from(forward: Forward) -> Self {
+        Self { forward, acknowledge: None, rest: None }
+    }
 }
 
 impl Session {
-    /// Forwards a packet whose bytes have all been seen, perhaps all of them before, `again`.
+    /// Forwards a packet whose bytes, `payload`, have all been seen, perhaps all of them before,
+    /// `again`.
     pub(super) fn deliver(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
+        payload: Cow<'_, [u8]>,
         again: bool,
         out: &mut Vec<u8>,
     ) -> Outcome {
         let stream = self.peek(from);
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN));
-        if stream.map.is_shift() {
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+        if stream.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
+            return self.renumbered(from, packet).into();
         }
         out.clear();
         if fin {
-            let with_fin = [packet.payload(), &[0]].concat();
+            let with_fin = [&payload[..], &[0]].concat();
             stream.map.render(seq, &with_fin, out);
             out.pop(); // the FIN's own number
         } else {
-            stream.map.render(seq, packet.payload(), out);
+            stream.map.render(seq, &payload, out);
         }
         let mut control = packet.flags();
+        let mut rest = None;
         let limit = stream.longest_segment();
-        if out.len() > limit && out.len() > packet.payload().len() {
-            // The rest follows when the receiver has acknowledged this much and the sender sends
-            // again from there.
-            out.truncate(limit);
-            control &= !(flags::FIN | flags::PSH);
+        if out.len() > limit && out.len() > payload.len() {
+            // What is lost of the rest, or is too long for it, follows when the receiver has
+            // acknowledged this much and the sender sends again from there.
+            let ends = flags::FIN | flags::PSH;
+            let dropped = if out.len() > 2 * limit { ends } else { 0 };
+            out.truncate(2 * limit);
+            rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
+            control &= !ends;
         }
         let mut delivered = stream.map.deliver(seq);
         let urgent = packet.urgent().map_or(0, |offset| {
@@ -108,7 +134,7 @@ impl Session {
         let ack = self.acknowledgement_for(from, packet);
         let forward =
             Forward::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
-        Outcome { forward, acknowledge }
+        Outcome { forward, acknowledge, rest }
     }
 
     fn acknowledge_held(&self, to: Side, packet: &Packet<'_>) -> Acknowledgement {
@@ -124,7 +150,7 @@ impl Session {
 
     /// A packet without payload, or one whose payload stays: only its numbers are mapped.
     pub(super) fn renumbered(&self, from: Side, packet: &Packet<'_>) -> Forward {
-        let seq = self.peek(from).map.deliver(packet.seq());
+        let seq = self.number_for(from, packet);
         let ack = self.acknowledgement_for(from, packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
         let claims_move = self.peek(from.peer()).map.shifts();
@@ -133,6 +159,20 @@ impl Session {
         }
         let urgent = packet.urgent().unwrap_or(0);
         Forward::Changed { seq, ack, payload: false, flags: packet.flags(), urgent }
+    }
+
+    /// The number of `packet` of `from`, as the other end knows it.
+    fn number_for(&self, from: Side, packet: &Packet<'_>) -> Seq {
+        let stream = self.peek(from);
+        let delivered = stream.map.deliver(packet.seq());
+        let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
+        if says_nothing && stream.is_held(packet.seq()) && !packet.has(flags::FIN) {
+            // Whoever sends this has an acknowledgement for what is held, and asks whether the peer
+            // is alive, or has room: that answers a number before the next one only.
+            delivered - 1
+        } else {
+            delivered
+        }
     }
 
     /// The acknowledgement that `packet` of `from` carries, as the other end understands it.
@@ -146,10 +186,15 @@ impl Session {
     /// A segment that starts past what was seen. Its sender will send the missing bytes first, if
     /// they are missing. If it sends this segment again, they are perhaps not: the receiver is then
     /// made to say what it has, by a segment of no length and a number just before the next, which
-    /// must be answered (RFC 9293 section 3.10.7.4).
+    /// must be answered (RFC 9293 section 3.10.7.4). It acknowledges what is known to be acknowledged,
+    /// as with that number a stranger's segment would count.
     pub(super) fn gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
-        let ack = self.acknowledgement_for(from, packet);
+        let other = self.peek(from.peer());
+        let ack = other.map.acknowledge(other.acked);
         let stream = self.stream(from);
+        if !is_near(packet.seq(), stream.next) {
+            return Forward::Not;
+        }
         stream.gaps = stream.gaps.saturating_add(1);
         if stream.gaps < 2 {
             return Forward::Not;

@@ -20,8 +20,8 @@ mod tls;
 
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
-pub use forwarding::{Acknowledgement, Forward, Outcome};
-pub use judge::{Judge, Note, Refused, Ruling};
+pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
+pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
@@ -211,46 +211,51 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
-            return Outcome { forward: Forward::Unchanged, acknowledge: None };
+            return Forward::Unchanged.into();
         }
-        if self.unconfirmed {
-            self.confirm(from, packet, judge);
+        if self.unconfirmed && !self.confirm(from, packet) {
+            return Forward::Unchanged.into();
         }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
-        let plausible = self.peek(from).expects(packet.seq(), MAX_MISSED);
-        if plausible {
+        if packet.has(flags::RST) {
+            self.reset |= self.obeys_reset(from, packet.seq());
+            return self.renumbered(from, packet).into();
+        }
+        if self.peek(from).expects(packet.seq(), MAX_MISSED) {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
                 self.acknowledged(from, packet.ack(), judge);
             }
         }
-        if packet.has(flags::RST) {
-            self.reset |= plausible;
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
-        }
         out.clear();
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
-            return Outcome { forward: self.renumbered(from, packet), acknowledge: None };
+            return self.renumbered(from, packet).into();
         }
 
         let (seq, end) = (packet.seq(), packet.seq() + payload.len() as u32);
         let stream = self.stream(from);
         if seq.is_after(stream.next) {
-            return Outcome { forward: self.gap(from, packet), acknowledge: None };
+            return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);
         let stream = self.stream(from);
-        if reads && stream.contradicts(seq, payload) {
-            return Outcome { forward: Forward::Not, acknowledge: None };
-        }
+        let payload = if reads { stream.as_read(seq, payload) } else { payload.into() };
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
-            if stream.map.is_full() || stream.finished || stream.kept() > MAX_KEPT {
-                return Outcome { forward: Forward::Not, acknowledge: None };
+            let limit = if stream.map.is_full() {
+                Some(Limit::Rewrites)
+            } else {
+                (stream.kept() > MAX_KEPT).then_some(Limit::Kept)
+            };
+            if let Some(limit) = limit {
+                judge.limit(limit);
+            }
+            if limit.is_some() || stream.finished {
+                return Forward::Not.into();
             }
             stream.gaps = 0;
             again = false;
@@ -267,28 +272,33 @@ impl Session {
                 stream.next = end + 1;
             }
         }
-        self.deliver(from, packet, again, out)
+        self.deliver(from, packet, payload, again, out)
     }
 
-    /// Finds out whether a connection is where it was when it was saved. One of which every packet is
-    /// wanted waited meanwhile. Of others packets may have passed unread: where one seems to be missing,
-    /// the receiver is asked at once whether it has it.
+    /// Whether the receiver of a reset of `from` by number `seq` may obey it: only by the number
+    /// that it expects (RFC 5961 section 3.2), which is one that it has not acknowledged.
+    fn obeys_reset(&self, from: Side, seq: Seq) -> bool {
+        let stream = self.peek(from);
+        let expected = stream.map.acknowledge(stream.acked);
+        !seq.is_before(expected) && !seq.is_after(stream.next)
+    }
+
+    /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
+    /// another one may have begun on its endpoints. One of which every packet is wanted waited meanwhile.
+    /// Of others packets may have passed unread: where one seems to be missing, the receiver is asked at
+    /// once whether it has it.
     #[cold]
-    fn confirm(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
+    fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
         let (seq, ack) = (packet.seq(), packet.ack());
         if self.wants_every || (seq, ack) == (sent, heard) {
             self.unconfirmed = false;
-        } else if !packet.has(flags::ACK) || packet.has(flags::RST) {
-            // It tells nothing.
-        } else if !(is_near(seq, sent) && is_near(ack, heard)) {
-            // Another connection.
-            let mode = if self.is_readable(from) { Mode::Reading } else { Mode::Opaque };
-            *self = Self { mode, ..Self::joined(from, packet) };
-            judge.note(Note::Lost);
+        } else if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
+            return false;
         } else if seq.is_after(sent) {
             self.stream(from).gaps = 1;
         }
+        true
     }
 
     /// Whether what `side` sends is plain text that is read.

@@ -7,6 +7,8 @@
 //! them again; but only once everything before them has been acknowledged by the receiver, as an
 //! acknowledgement covers all that precedes it.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::SequenceMap;
@@ -90,6 +92,13 @@ impl Stream {
         !seq.is_before(first) && !seq.is_after(self.next + missed)
     }
 
+    /// Whether the byte `seq` is held back.
+    pub fn is_held(&self, seq: Seq) -> bool {
+        self.held
+            && seq.is_before(self.next)
+            && self.map.deliver(seq) == self.map.deliver(self.next)
+    }
+
     /// What is held back may be acknowledged to its sender now.
     pub fn may_acknowledge_held(&self) -> bool {
         self.held && self.map.acknowledge(self.acked) == self.next
@@ -109,12 +118,18 @@ impl Stream {
         self.kept.len()
     }
 
-    /// Whether `bytes` at `seq` are sent again as others than were read.
-    pub fn contradicts(&self, seq: Seq, bytes: &[u8]) -> bool {
+    /// `bytes` at `seq`, of which those that were read before are as they were read: an attack
+    /// sends others, and some keep-alives send one of garbage (RFC 1122 section 4.2.3.6).
+    pub fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
         let kept = self.kept.get(skipped(self.kept_from, seq)..).unwrap_or_default();
-        let bytes = bytes.get(skipped(seq, self.kept_from)..).unwrap_or_default();
-        bytes.iter().zip(kept).any(|(sent, read)| sent != read)
+        let start = skipped(seq, self.kept_from).min(bytes.len());
+        let end = bytes.len().min(start + kept.len());
+        let kept = &kept[..end - start];
+        if bytes[start..end] == *kept {
+            return Cow::Borrowed(bytes);
+        }
+        Cow::Owned([&bytes[..start], kept, &bytes[end..]].concat())
     }
 
     /// Forgets rewrites that the receiver has acknowledged, but not what is held back: its sender

@@ -131,7 +131,8 @@ impl Air {
                 at += self.rng.below(4 * self.link.delay as usize + 1) as u64;
             }
             let mut flight = flight.clone();
-            if self.rng.chance(self.link.damage) {
+            // Once only: what is turned twice may have a right checksum.
+            if flight.origin != Origin::Damaged && self.rng.chance(self.link.damage) {
                 let bit = self.rng.below(flight.bytes.len() * 8);
                 flight.bytes[bit / 8] ^= 1 << (bit % 8);
                 flight.origin = Origin::Damaged;

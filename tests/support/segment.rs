@@ -4,9 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    IpEcn, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6Header,
-    Ipv6RawExtHeader, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader,
-    TcpOptionElement, TransportSlice,
+    IpEcn, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, NetSlice, SlicedPacket, TcpHeader,
+    TcpOptionElement, TransportSlice, checksum::Sum16BitWords,
 };
 use ftp_alg::packet::flags;
 
@@ -17,8 +16,6 @@ pub const CWR: u8 = 0x80;
 /// Router alert, in IPv4 (RFC 2113) and as a hop-by-hop option of IPv6 (RFC 2711), padded.
 const IPV4_OPTIONS: [u8; 4] = [0x94, 4, 0, 0];
 const IPV6_OPTIONS: [u8; 6] = [5, 2, 0, 0, 1, 0];
-
-type Step = PacketBuilderStep<TcpHeader>;
 
 /// What a TCP segment says, without its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,55 +56,68 @@ impl Segment {
 
     /// The packet that carries it.
     pub fn packet(&self, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-        let ip = match (source.ip(), destination.ip()) {
-            (IpAddr::V4(s), IpAddr::V4(d)) => {
-                let mut header = Ipv4Header::new(0, 64, IpNumber::TCP, s.octets(), d.octets())
-                    .expect("an empty packet is not too long");
-                header.dont_fragment = true;
-                header.fragment_offset = IpFragOffset::ZERO;
-                header.ecn = IpEcn::try_new(self.ecn).unwrap();
+        let mut tcp = self.header(source.port(), destination.port());
+        let length = tcp.header_len() + self.payload.len();
+        let mut bytes = Vec::new();
+        match (source.ip(), destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let (source, destination) = (source.octets(), destination.octets());
+                let mut ip = Ipv4Header::new(0, 64, IpNumber::TCP, source, destination).unwrap();
+                ip.ecn = IpEcn::try_new(self.ecn).unwrap();
                 if self.ip_options {
-                    header.options = Ipv4Options::from(IPV4_OPTIONS);
+                    ip.options = Ipv4Options::from(IPV4_OPTIONS);
                 }
-                IpHeaders::Ipv4(header, Default::default())
+                ip.set_payload_len(length).unwrap();
+                ip.header_checksum = ip.calc_header_checksum();
+                tcp.checksum = tcp.calc_checksum_ipv4(&ip, &self.payload).unwrap();
+                bytes.extend(ip.to_bytes());
             }
-            (IpAddr::V6(s), IpAddr::V6(d)) => {
-                let header = Ipv6Header {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let extension = if self.ip_options { 2 + IPV6_OPTIONS.len() } else { 0 };
+                let mut ip = Ipv6Header {
                     traffic_class: self.ecn,
+                    next_header: if self.ip_options {
+                        IpNumber::IPV6_HEADER_HOP_BY_HOP
+                    } else {
+                        IpNumber::TCP
+                    },
                     hop_limit: 64,
-                    source: s.octets(),
-                    destination: d.octets(),
+                    source: source.octets(),
+                    destination: destination.octets(),
                     ..Ipv6Header::default()
                 };
-                let options = Ipv6RawExtHeader::new_raw(IpNumber::TCP, &IPV6_OPTIONS).unwrap();
-                let extensions = Ipv6Extensions {
-                    hop_by_hop_options: self.ip_options.then_some(options),
-                    ..Ipv6Extensions::default()
-                };
-                IpHeaders::Ipv6(header, extensions)
+                ip.set_payload_length(extension + length).unwrap();
+                tcp.checksum = tcp.calc_checksum_ipv6(&ip, &self.payload).unwrap();
+                bytes.extend(ip.to_bytes());
+                if self.ip_options {
+                    bytes.extend([IpNumber::TCP.0, 0]);
+                    bytes.extend(IPV6_OPTIONS);
+                }
             }
             _ => panic!("two families"),
-        };
-        let mut tcp =
-            PacketBuilder::ip(ip).tcp(source.port(), destination.port(), self.seq, self.window);
-        for (flag, set) in [
-            (flags::SYN, PacketBuilderStep::syn as fn(Step) -> Step),
-            (flags::FIN, PacketBuilderStep::fin),
-            (flags::RST, PacketBuilderStep::rst),
-            (flags::PSH, PacketBuilderStep::psh),
-            (ECE, PacketBuilderStep::ece),
-            (CWR, PacketBuilderStep::cwr),
+        }
+        bytes.extend(tcp.to_bytes());
+        bytes.extend(&self.payload);
+        bytes
+    }
+
+    /// Its header, without a checksum.
+    fn header(&self, source: u16, destination: u16) -> TcpHeader {
+        let mut tcp = TcpHeader::new(source, destination, self.seq, self.window);
+        for (set, flag) in [
+            (&mut tcp.fin, flags::FIN),
+            (&mut tcp.syn, flags::SYN),
+            (&mut tcp.rst, flags::RST),
+            (&mut tcp.psh, flags::PSH),
+            (&mut tcp.ack, flags::ACK),
+            (&mut tcp.urg, flags::URG),
+            (&mut tcp.ece, ECE),
+            (&mut tcp.cwr, CWR),
         ] {
-            if self.has(flag) {
-                tcp = set(tcp);
-            }
+            *set = self.has(flag);
         }
-        if self.has(flags::ACK) {
-            tcp = tcp.ack(self.ack);
-        }
-        if self.has(flags::URG) {
-            tcp = tcp.urg(self.urgent);
-        }
+        tcp.acknowledgment_number = if tcp.ack { self.ack } else { 0 };
+        tcp.urgent_pointer = if tcp.urg { self.urgent } else { 0 };
         let mut options = Vec::new();
         if let Some((value, echo)) = self.timestamps {
             options.push(TcpOptionElement::Timestamp(value, echo));
@@ -119,9 +129,8 @@ impl Segment {
             }
             options.push(TcpOptionElement::SelectiveAcknowledgement(*first, blocks));
         }
-        let mut bytes = Vec::new();
-        tcp.options(&options).unwrap().write(&mut bytes, &self.payload).unwrap();
-        bytes
+        tcp.set_options(&options).unwrap();
+        tcp
     }
 
     /// Reads a packet, all lengths and checksums of which must be right.
@@ -140,10 +149,9 @@ impl Segment {
         let (source, destination, checksum): (IpAddr, IpAddr, _) = match sliced.net.as_ref() {
             Some(NetSlice::Ipv4(ip)) => {
                 let header = ip.header();
-                let computed = header.to_header().calc_header_checksum();
-                if computed != header.header_checksum()
-                    || usize::from(header.total_len()) != bytes.len()
-                {
+                // Of the bytes, as the reserved bit is no field of etherparse's.
+                let sum = Sum16BitWords::new().add_slice(header.slice()).ones_complement();
+                if sum != 0 || usize::from(header.total_len()) != bytes.len() {
                     return Err(Fault::Ip);
                 }
                 ip_options = header.options() == IPV4_OPTIONS;

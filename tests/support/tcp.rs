@@ -119,8 +119,8 @@ pub struct End {
     pub stale_conflicts: u32,
     /// How often the peer heard of congestion and said so.
     pub congestion_heard: u32,
-    /// Segments that its receiving side answered and ignored.
-    pub ignored: u32,
+    /// How many segments without payload it sent.
+    bare: u32,
     pub is_reset: bool,
 }
 
@@ -161,7 +161,7 @@ impl End {
             timeouts: 0,
             stale_conflicts: 0,
             congestion_heard: 0,
-            ignored: 0,
+            bare: 0,
             is_reset: false,
         }
     }
@@ -180,11 +180,6 @@ impl End {
 
     pub fn close(&mut self) {
         self.fin = true;
-    }
-
-    /// Whether nothing more can be written.
-    pub fn is_closed(&self) -> bool {
-        self.fin
     }
 
     /// All that has arrived in order and was not read yet.
@@ -220,6 +215,11 @@ impl End {
     /// The number of the next byte that it sends for the first time.
     pub fn next_number(&self) -> u32 {
         self.number(self.max)
+    }
+
+    /// How many segments without payload it has sent: acknowledgements.
+    pub fn sent_bare(&self) -> u32 {
+        self.bare
     }
 
     /// Whether all that was written is acknowledged.
@@ -318,7 +318,9 @@ impl End {
             ip_options: self.settings.ip_options,
             ..Segment::default()
         };
-        if !segment.payload.is_empty() {
+        if segment.payload.is_empty() {
+            self.bare += 1;
+        } else {
             segment.flags |= flags::PSH;
         }
         if self.fin && end == self.out.len() && start <= end {

@@ -8,6 +8,8 @@ mod support;
 
 mod announcements;
 mod attacks;
+mod limits;
+mod networks;
 mod pinholes;
 mod policies;
 mod refusals;

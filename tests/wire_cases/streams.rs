@@ -346,6 +346,7 @@ fn case_19_a_rewrite_that_grows_past_the_segment_size_arrives_in_two() {
         assert_eq!(said.len(), 600);
         let heard = text(sim.say(Server, said.as_bytes()));
         assert_eq!(heard, said.replace("203,0,113,9", "198,51,100,2"));
+        assert_eq!(sim.timeouts(), 0, "the rest goes on at once");
     }
 }
 

@@ -219,17 +219,7 @@ impl<W: Write> Player<W> {
     /// The connection gives way to another one with the same ends.
     fn end(&mut self, key: Key) -> io::Result<()> {
         self.give_up(key)?;
-        if self.engine.session(key.0, key.1).is_some() {
-            let mut reset = Vec::new();
-            packet::acknowledgement(key.0, key.1, Seq(0), Seq(0), 0, None, &mut reset);
-            let acknowledgement = reset.clone();
-            if let Ok(packet) = Packet::parse(&acknowledgement) {
-                let edit =
-                    Edit { seq: Seq(0), ack: Seq(0), payload: None, flags: flags::RST, urgent: 0 };
-                packet.rebuild(&edit, Some, &mut reset);
-            }
-            self.tell_engine(&reset, self.last_frame);
-        }
+        self.engine.forget_between(key.0, key.1, &mut self.nat);
         *self.flow(key) = Flow::default();
         Ok(())
     }
@@ -266,12 +256,13 @@ impl<W: Write> Player<W> {
             return;
         }
         let (sender, receiver) = if of == 0 { key } else { (key.1, key.0) };
+        let seq = self.direction(key, 1 - of).next;
         if self.flow(key).stage == Stage::Followed
             && let Some((session, side)) = self.engine.session(sender, receiver)
         {
             let ack = session.map(side).deliver(until);
             let mut bytes = Vec::new();
-            packet::acknowledgement(receiver, sender, Seq(0), ack, u16::MAX, None, &mut bytes);
+            packet::acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
             self.tell_engine(&bytes, self.last_frame);
         }
         let direction = self.direction(key, of);

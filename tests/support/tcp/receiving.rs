@@ -58,14 +58,12 @@ impl End {
         // RFC 7323: an old duplicate.
         let is_old = |(value, _): (u32, u32)| value.wrapping_sub(self.ts_recent).cast_signed() < 0;
         let unsent = self.offset_out(segment.ack) > self.max as i64;
-        !segment.has(flags::SYN)
-            && !segment.has(flags::RST)
-            && segment.has(flags::ACK)
-            && !(too_old || too_new || unsent || segment.timestamps.is_some_and(is_old))
+        let says_other = segment.has(flags::SYN) || segment.has(flags::RST);
+        let outside = too_old || too_new || unsent || segment.timestamps.is_some_and(is_old);
+        segment.has(flags::ACK) && !(says_other || outside)
     }
 
     fn answer_invalid(&mut self, length: i64, now: u64, answers: &mut Vec<Segment>) {
-        self.ignored += 1;
         if length > 0 || self.last_invalid.is_none_or(|at| now - at >= INVALID_RATE) {
             self.last_invalid = Some(now);
             let at = self.next;

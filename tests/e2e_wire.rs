@@ -1,0 +1,155 @@
+//! What IP and TCP may do besides carrying bytes, through the real gateway: fragments, IP options,
+//! closed windows, congestion marks.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Gateway, captures, gateway, gateway_with, host_port, login, reply, say, scripted_client,
+    scripted_server,
+};
+use ftp_alg::lab::{Family, Topology};
+use serde_json::{Value, json};
+
+const PORT: &str = "PORT 192,168,150,80,14,178";
+
+/// A client that sends its packets itself, and its kernel nothing (see `raw_client.py`).
+fn raw_client(gateway: &Gateway, mut plan: Value) -> Value {
+    let lab = &gateway.lab;
+    let client = &lab.client;
+    client
+        .nft(
+            "table inet quiet { chain output { type filter hook output priority 0; \
+             tcp flags & rst != 0 drop; }; }",
+        )
+        .unwrap();
+    plan["host"] = json!(lab.dialled(Family::V4).to_string());
+    plan["source"] = json!(client.address(Family::V4).to_string());
+    let script = client.write("raw_client.py", include_bytes!("common/raw_client.py")).unwrap();
+    let mut command = client.command("/usr/bin/python3");
+    command.arg(script).arg(plan.to_string());
+    let done = client.finish(command, b"", Duration::from_secs(60)).unwrap().success().unwrap();
+    serde_json::from_str(&done.text()).unwrap()
+}
+
+fn lines(lines: &[&str]) -> Vec<Value> {
+    lines.iter().map(|line| say(line)).collect()
+}
+
+/// Plays `plan` through a masquerading gateway, and gives what its client got. Its `PORT` must have
+/// been rewritten, and nothing that left the gateway be wrong.
+fn announced(plan: Value, fragments: bool) -> Value {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let (inner, outer) = captures(lab);
+    let report = raw_client(&gateway, plan);
+    assert_eq!(report["error"], Value::Null, "{report}");
+    let heard = server.lines();
+    let port = heard.iter().find(|line| line.starts_with("PORT")).unwrap();
+    let external = lab.gateway.address(Family::V4).to_string();
+    assert_eq!(host_port(port), (external, 3762), "{heard:?}");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    let cut = inner.finish().unwrap().count("ip.flags.mf == 1").unwrap();
+    assert_eq!(cut > 0, fragments, "{cut} fragments");
+    assert_eq!(outer.finish().unwrap().wrong_checksums().unwrap(), [""; 0]);
+    report
+}
+
+#[test]
+fn an_announcement_in_ip_fragments_is_rewritten() {
+    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP", "TYPE I"]);
+    let report = announced(json!({"fragment": 24, "steps": steps}), true);
+    let codes: Vec<&str> =
+        report["replies"].as_array().unwrap().iter().map(|r| &r.as_str().unwrap()[..3]).collect();
+    assert_eq!(codes, ["220", "331", "230", "200", "200", "200"]);
+}
+
+#[test]
+fn ip_options_do_not_hide_an_announcement() {
+    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
+    announced(json!({"ip_options": true, "steps": steps}), false);
+}
+
+#[test]
+fn ip_options_and_fragments_together_do_not_either() {
+    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
+    announced(json!({"ip_options": true, "fragment": 32, "steps": steps}), true);
+}
+
+#[test]
+fn a_closed_window_opens_again_on_an_adjusted_connection() {
+    let mut steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
+    steps[3]["closed"] = json!(1.5);
+    let report = announced(json!({"steps": steps}), false);
+    assert!(report["probes"].as_u64().unwrap() > 0, "the server asked: {report}");
+    assert_eq!(report["replies"][4], "200 Noop");
+}
+
+#[test]
+fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    for host in [&lab.client, &lab.server] {
+        host.shell("sysctl -qw net.ipv4.tcp_ecn=1").unwrap();
+    }
+    // A router on the way has no room.
+    lab.client
+        .nft(
+            "table inet router { chain congested { type filter hook postrouting priority 400; \
+             tcp dport 21 ip ecn != not-ect ip ecn set ce; }; }",
+        )
+        .unwrap();
+    let _server = scripted_server(&lab.server, &json!({}));
+    let (inner, outer) = captures(lab);
+    let transfer = [say(PORT), reply(), say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    let steps = [login(), transfer.to_vec(), transfer.to_vec()].concat();
+    let host = lab.dialled(Family::V4).to_string();
+    let session =
+        scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(session.error, None);
+    for side in [inner, outer] {
+        let side = side.finish().unwrap();
+        let count = |what: &str| side.count(&format!("tcp.flags.syn == 0 && {what}")).unwrap();
+        assert!(count("tcp.dstport == 21 && ip.dsfield.ecn == 3") > 0, "marked");
+        assert!(count("tcp.srcport == 21 && tcp.flags.ece == 1") > 0, "told");
+        assert!(count("tcp.dstport == 21 && tcp.flags.cwr == 1") > 0, "heard");
+        assert_eq!(side.wrong_checksums().unwrap(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
+    const MSS: usize = 1448;
+    let gateway =
+        gateway_with(Topology::PublishedServer, "[nat]\nexternal-address = \"203.203.203.203\"\n");
+    let lab = &gateway.lab;
+    let own = format!("{},195,149", lab.server.address(Family::V4)).replace('.', ",");
+    let last = "\r\n227 Entering Passive Mode ({})";
+    let filling = "x".repeat(MSS - (4 + last.len() - 2 + own.len() + 2));
+    let reply_text = format!("227-{filling}{last}");
+    let _server =
+        scripted_server(&lab.server, &json!({"passive_port": 50069, "pasv_reply": reply_text}));
+    let (outer, inner) = captures(lab);
+    let host = lab.dialled(Family::V4).to_string();
+    let steps = [login(), vec![say("PASV"), reply(), say("NOOP"), reply()]].concat();
+    // A timeout comes each time, a pause of a busy machine does not.
+    let took = (0..3).map(|_| {
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None);
+        assert!(session.got(6).ends_with("(203,203,203,203,195,149)"), "{}", session.got(6));
+        session.steps[6].1
+    });
+    let took = took.fold(f64::MAX, f64::min);
+    assert!(took < 150.0, "{took} ms");
+    let longest = format!("tcp.srcport == 21 && tcp.len == {MSS}");
+    assert_eq!(inner.finish().unwrap().count(&longest).unwrap(), 3, "it fills a segment");
+    let outer = outer.finish().unwrap();
+    assert_eq!(outer.count(&longest).unwrap(), 3);
+    assert_eq!(outer.count(&format!("tcp.len > {MSS}")).unwrap(), 0);
+    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}

@@ -1,0 +1,288 @@
+//! What networks and hosts do to a connection: they close windows, ask whether anyone is there, cut
+//! segments, mark congestion, and use endpoints again; and what strangers send into it.
+
+use std::time::Duration;
+
+use ftp_alg::{
+    packet::flags,
+    session::Side::{Client, Server},
+};
+
+use crate::{
+    everywhere, everywhere_v4,
+    support::{
+        ftp::{active, at, text},
+        link::Link,
+        scenario::{Nat, Scenario},
+        segment::{CWR, ECE, Segment},
+        sim::Sim,
+        tcp::{Probe, Settings},
+    },
+    with,
+};
+
+const PROBES: [Probe; 3] = [Probe::Empty, Probe::Next, Probe::Garbage];
+
+fn probing(mut scenario: Scenario, probe: Probe) -> Scenario {
+    (scenario.client.probe, scenario.server.probe) = (probe, probe);
+    scenario
+}
+
+/// The client's next segment that carries `payload`.
+fn next_of_client(sim: &Sim, payload: &[u8]) -> Segment {
+    Segment {
+        seq: sim.client.next_number(),
+        ack: sim.server.next_number(),
+        flags: flags::ACK,
+        window: 1000,
+        payload: payload.to_vec(),
+        ..Segment::default()
+    }
+}
+
+/// A whole announcement of the client's works as if nothing had been.
+fn assert_followed(sim: &mut Sim) {
+    let t = sim.translation;
+    let before = sim.kernel.opened.len();
+    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
+    assert_eq!(heard, active(at(t.client_external, 2200)), "{}", sim.summary());
+    assert_eq!(sim.kernel.opened.len(), before + 1);
+}
+
+#[test]
+fn a_keep_alive_is_answered_whatever_is_held_or_unacknowledged() {
+    everywhere(|scenario| {
+        for probe in PROBES {
+            for said in ["", "P", "PORT 1", "NOO", "NOOP\r\n"] {
+                for queues_acks in [false, true] {
+                    let scenario = Scenario { queues_acks, ..scenario.clone() };
+                    let mut sim = Sim::logged_in(probing(scenario, probe));
+                    sim.say(Client, said.as_bytes());
+                    let before = sim.server.sent_bare();
+                    sim.keep_alive(Client);
+                    sim.settle();
+                    assert_eq!(sim.server.sent_bare(), before + 1, "{probe:?} after {said:?}");
+                    sim.say(Client, b"\r\n");
+                    assert_followed(&mut sim);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_closed_window_delays_an_announcement_and_nothing_else() {
+    everywhere(|scenario| {
+        for probe in PROBES {
+            for cut in [1, 7, 20] {
+                let t = scenario.nat.translation(scenario.v6);
+                let mut sim = Sim::logged_in(probing(scenario.clone(), probe));
+                let line = active(at(t.client, 2200));
+                let (first, second) = line.as_bytes().split_at(cut);
+                sim.write(Client, first);
+                sim.close_window(Server, Duration::from_secs(4));
+                sim.settle();
+                sim.write(Client, second);
+                sim.settle();
+                assert!(sim.now() >= Duration::from_secs(4));
+                let heard = text(sim.server.read());
+                assert_eq!(heard, active(at(t.client_external, 2200)), "{}", sim.summary());
+                assert_eq!(sim.kernel.opened.len(), 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_window_opens_again_although_its_update_is_lost() {
+    for probe in PROBES {
+        for seed in 0..100 {
+            let mut scenario = probing(with(Nat::Masquerade), probe);
+            scenario.link.loss = 0.3;
+            scenario.seed = seed;
+            let mut sim = Sim::logged_in(scenario);
+            sim.write(Client, b"PORT 192,168");
+            sim.close_window(Server, Duration::from_millis(700));
+            sim.settle();
+            sim.write(Client, b",150,80,9,9\r\n");
+            sim.settle();
+            assert_eq!(sim.server.read(), b"PORT 198,51,100,1,9,9\r\n", "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn both_ends_may_close_at_once() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        for held in ["", "PO", "PORT 1"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.say(Client, active(at(t.client, 2200)).as_bytes());
+            sim.write(Client, held.as_bytes());
+            sim.close_both();
+            sim.settle();
+            assert!(sim.client.peer_has_closed() && sim.server.peer_has_closed());
+            assert_eq!(text(sim.server.read()), held);
+            assert_eq!(sim.kernel.pinholes(), []);
+            sim.assert_nothing_left();
+        }
+    });
+}
+
+#[test]
+fn the_same_endpoints_may_be_used_again_at_once() {
+    everywhere(|mut scenario| {
+        scenario.link.reorder = 0.3;
+        let mut sim = Sim::logged_in(scenario);
+        assert_followed(&mut sim);
+        sim.close_both();
+        sim.settle();
+        for line in [&b"220 again\r\n"[..], b"331 x\r\n", b"230 in\r\n"] {
+            if line.starts_with(b"220") {
+                sim.connect_again();
+            } else {
+                sim.say(
+                    Client,
+                    if line.starts_with(b"331") { b"USER x\r\n" } else { b"PASS x\r\n" },
+                );
+            }
+            assert_eq!(sim.say(Server, line), line);
+        }
+        assert_followed(&mut sim);
+    });
+}
+
+#[test]
+fn endpoints_of_a_connection_whose_end_was_not_seen_may_be_used_again() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        assert_followed(&mut sim);
+        sim.connect_again();
+        sim.say(Server, b"220 again\r\n");
+        sim.exchange("USER x\r\n", "331 x\r\n");
+        sim.exchange("PASS x\r\n", "230 x\r\n");
+        assert_followed(&mut sim);
+        assert_eq!(sim.kernel.pinholes().len(), 1, "those of the connection before are closed");
+    });
+}
+
+#[test]
+fn a_syn_ack_that_a_stranger_sends_changes_nothing() {
+    everywhere(|scenario| {
+        for still in [0, 20] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_followed(&mut sim);
+            sim.advance(Duration::from_secs(still));
+            let syn_ack = Segment {
+                seq: 0x1234_5678,
+                ack: 0x3456_789a,
+                flags: flags::SYN | flags::ACK,
+                ..Segment::default()
+            };
+            assert_eq!(sim.forge(Server, &syn_ack), Some(syn_ack.clone()));
+            let greeting = Segment {
+                seq: syn_ack.seq + 1,
+                flags: flags::ACK,
+                payload: b"SSH-2.0-x\r\n".to_vec(),
+                ..syn_ack
+            };
+            sim.forge(Server, &greeting);
+            sim.exchange("TYPE I\r\n", "200 ok\r\n");
+            assert_followed(&mut sim);
+        }
+    });
+}
+
+#[test]
+fn a_reset_near_the_numbers_ends_nothing() {
+    everywhere(|scenario| {
+        for (side, away) in [(Client, 1000), (Client, -40), (Server, 66_000), (Server, -40)] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            let blind = Segment {
+                seq: sim.end(side).next_number().wrapping_add_signed(away),
+                ack: sim.end(side.peer()).next_number().wrapping_add(500),
+                flags: flags::RST | flags::ACK,
+                ..Segment::default()
+            };
+            sim.forge(side, &blind);
+            assert_followed(&mut sim);
+            assert_eq!(sim.kernel.pinholes().len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_segment_far_outside_the_window_does_not_become_one_inside() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        sim.write(Client, b"PORT 1");
+        sim.settle();
+        let next = sim.server.next_number();
+        for flags in [flags::ACK, flags::ACK | flags::FIN] {
+            let far = Segment {
+                seq: next.wrapping_add(1 << 24),
+                ack: sim.client.next_number(),
+                flags,
+                payload: b"226 x\r\n".to_vec(),
+                ..Segment::default()
+            };
+            for _ in 0..4 {
+                assert_eq!(sim.forge(Server, &far), None);
+            }
+        }
+    });
+}
+
+#[test]
+fn of_overlapping_segments_the_first_bytes_count() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let first = next_of_client(&sim, b"NOOP 10,99,99,99,21,179\r\nTYP");
+    let mut second = next_of_client(&sim, b"PORT 10,99,99,99,21,179\r\nTYPE I\r\nPORT 10,9");
+    assert_eq!(sim.forge(Client, &first), Some(first));
+    let passed = sim.forge(Client, &second).unwrap();
+    assert_eq!(text(passed.payload), "NOOP 10,99,99,99,21,179\r\nTYPE I\r\n");
+    // The start of the last line is held: what it was counts as well.
+    second.payload.truncate(38);
+    second.payload.extend(b"ABOR\r\n");
+    let passed = sim.forge(Client, &second).unwrap();
+    assert!(!text(passed.payload).contains("PORT 10,99"));
+}
+
+#[test]
+fn ip_options_and_congestion_marks_go_on_with_a_rewrite() {
+    everywhere(|mut scenario| {
+        let settings = Settings { ip_options: true, ecn: true, ..Settings::default() };
+        scenario.client = settings.clone();
+        scenario.server = Settings { isn: 70_000, ..settings };
+        scenario.link.congestion = 1.0;
+        let mut sim = Sim::logged_in(scenario);
+        for _ in 0..3 {
+            assert_followed(&mut sim);
+            sim.say(Server, b"200 ok\r\n");
+        }
+        assert!(sim.client.congestion_heard > 0 && sim.server.congestion_heard > 0);
+        let mut marked = next_of_client(&sim, active(at(sim.translation.client, 2200)).as_bytes());
+        marked.flags |= CWR | ECE | flags::PSH;
+        marked.ecn = 1;
+        marked.ip_options = true;
+        let passed = sim.forge(Client, &marked).unwrap();
+        assert_eq!((passed.flags, passed.ecn, passed.ip_options), (marked.flags, 1, true));
+    });
+}
+
+#[test]
+fn an_announcement_cut_or_joined_behind_the_gateway_is_one() {
+    everywhere_v4(|mut scenario| {
+        for (split, merge) in [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)] {
+            scenario.link = Link { split, merge, ..Link::default() };
+            let t = scenario.nat.translation(false);
+            let mut sim = Sim::logged_in(scenario.clone());
+            let line = active(at(t.client, 2200)).repeat(2);
+            sim.write(Client, line.as_bytes());
+            sim.settle();
+            assert_eq!(text(sim.server.read()), active(at(t.client_external, 2200)).repeat(2));
+            assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
+        }
+    });
+}
