@@ -17,7 +17,7 @@ use crate::{
 const BOUNCE: &str = "PORT 198,51,100,66,14,180";
 
 #[test]
-fn telnet_commands_and_nul_bytes_hide_no_announcement() {
+fn telnet_commands_nul_bytes_and_blanks_hide_no_announcement() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [
         "\u{ff}\u{f4}\u{ff}\u{f2}PORT 198,51,100,66,14,180",
@@ -32,6 +32,11 @@ fn telnet_commands_and_nul_bytes_hide_no_announcement() {
         "EPRT\0 |1|198.51.100.66|3764|\0",
         "\tPORT\t198,51,100,66,14,180",
         "port 198,51,100,66,14,180",
+        // What ProFTPD takes for blanks.
+        "\rPORT 198,51,100,66,14,180",
+        "\u{b}\u{c}PORT 198,51,100,66,14,180",
+        "PORT\u{b}198,51,100,66,14,180",
+        "PORT\r198,51,100,66,14,180",
     ];
     assert_refused(&scene, &lines.map(str::to_owned));
 }
@@ -61,10 +66,12 @@ fn a_bare_line_feed_ends_a_line() {
 #[test]
 fn a_bare_carriage_return_ends_no_line() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
-    let together = format!("NOOP\r{PORT}\rLIST\r");
-    let client = scene.logged_in(&[json!({"send": together}), say("NOOP"), reply()]);
+    let lines = [format!("NOOP\r{PORT}"), format!("NOOP\r{PORT}\rLIST")];
+    let client = scene.logged_in(&lines.map(|line| [say(&line), reply()]).concat());
     scene.assert_nothing_opened(&[ANNOUNCED]);
-    assert_eq!(client.release().error, None);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert!([6, 8].iter().all(|at| session.got(*at).starts_with("500 ")), "{session:?}");
 }
 
 /// Lines of ten megabytes, a connection for each: how it starts, and what goes on without end. No more
