@@ -1,6 +1,6 @@
 //! Commands: the client's lines.
 
-use super::Text;
+use super::{Text, text::is_blank};
 
 /// What a command asks for, as far as a gateway cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +49,9 @@ impl<'t> Command<'t> {
         if bytes.is_empty() {
             return None;
         }
-        let end = bytes.iter().position(|b| matches!(b, b' ' | b'\t')).unwrap_or(bytes.len());
+        let end = bytes.iter().position(|b| is_blank(*b)).unwrap_or(bytes.len());
         let (verb, rest) = bytes.split_at(end);
-        let blanks = rest.iter().position(|b| !matches!(b, b' ' | b'\t')).unwrap_or(rest.len());
+        let blanks = rest.iter().position(|b| !is_blank(*b)).unwrap_or(rest.len());
         let argument = &rest[blanks..];
         Some(Self { verb: classify(verb, argument), argument, argument_start: end + blanks })
     }
@@ -64,7 +64,7 @@ impl<'t> Command<'t> {
         let could_be =
             |name: &[u8]| name.len() >= verb.len() && name[..verb.len()].eq_ignore_ascii_case(verb);
         // A fifth byte that is no blank makes it another verb.
-        let other_verb = start.get(4).is_some_and(|b| !matches!(b, b' ' | b'\t'));
+        let other_verb = start.get(4).is_some_and(|b| !is_blank(*b));
         !other_verb && (could_be(b"PORT") || could_be(b"EPRT") || (auth && could_be(b"AUTH")))
     }
 }
@@ -111,6 +111,7 @@ mod tests {
     #[test]
     fn verbs_are_read_in_any_case_with_blanks_around() {
         assert_eq!(verb(b" port 10,0,0,2,4,1\r\n"), Some(Verb::Port));
+        assert_eq!(verb(b"\rPORT\x0b10,0,0,2,4,1\r\n"), Some(Verb::Port));
         assert_eq!(verb(b"EpSv aLL\r\n"), Some(Verb::EpsvAll));
         assert_eq!(verb(b"EPSV 2\r\n"), Some(Verb::Epsv));
         assert_eq!(verb(b"retr x\n"), Some(Verb::Transfer));

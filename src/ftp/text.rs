@@ -107,13 +107,14 @@ impl<'a> Text<'a> {
     }
 }
 
-fn is_blank(byte: u8) -> bool {
-    byte == b' ' || byte == b'\t'
+/// What some servers pass over before a verb, and take for its end: what C calls white space.
+pub(super) fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r')
 }
 
 /// The length without the line end and trailing blanks.
 fn trimmed_end(line: &[u8]) -> usize {
-    line.iter().rposition(|b| !matches!(b, b'\r' | b'\n' | b' ' | b'\t')).map_or(0, |i| i + 1)
+    line.iter().rposition(|b| *b != b'\n' && !is_blank(*b)).map_or(0, |i| i + 1)
 }
 
 /// Where the first CR stands. At a line's end it is trimmed, before other bytes it is one of them.
@@ -163,7 +164,13 @@ mod tests {
 
     #[test]
     fn line_ends_blanks_and_nul_bytes_are_not_read() {
-        for line in [&b" \tPORT 1 \r\n"[..], b"PORT 1\n", b"\0PORT 1\r\0\n", b"PORT 1\r\r\n"] {
+        for line in [
+            &b" \tPORT 1 \r\n"[..],
+            b"PORT 1\n",
+            b"\0PORT 1\r\0\n",
+            b"PORT 1\r\r\n",
+            b"\r\x0b\x0cPORT 1\n",
+        ] {
             assert_eq!(Text::new(line).bytes(), b"PORT 1", "{line:?}");
         }
         assert_eq!(Text::new(b" \r\n").bytes(), b"");

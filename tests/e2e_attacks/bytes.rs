@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     addresses::{ATTEMPTS, assert_refused},
-    common::{host_port, login, lose_once, reply, say},
+    common::{login, lose_once, reply, say},
     floods::resident,
     scene::{ANNOUNCED, PORT, Scene},
 };
@@ -17,7 +17,7 @@ use crate::{
 const BOUNCE: &str = "PORT 198,51,100,66,14,180";
 
 #[test]
-fn telnet_commands_and_nul_bytes_hide_no_announcement() {
+fn telnet_commands_nul_bytes_and_blanks_hide_no_announcement() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [
         "\u{ff}\u{f4}\u{ff}\u{f2}PORT 198,51,100,66,14,180",
@@ -32,6 +32,11 @@ fn telnet_commands_and_nul_bytes_hide_no_announcement() {
         "EPRT\0 |1|198.51.100.66|3764|\0",
         "\tPORT\t198,51,100,66,14,180",
         "port 198,51,100,66,14,180",
+        // What ProFTPD takes for blanks.
+        "\rPORT 198,51,100,66,14,180",
+        "\u{b}\u{c}PORT 198,51,100,66,14,180",
+        "PORT\u{b}198,51,100,66,14,180",
+        "PORT\r198,51,100,66,14,180",
     ];
     assert_refused(&scene, &lines.map(str::to_owned));
 }
@@ -61,10 +66,12 @@ fn a_bare_line_feed_ends_a_line() {
 #[test]
 fn a_bare_carriage_return_ends_no_line() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
-    let together = format!("NOOP\r{PORT}\rLIST\r");
-    let client = scene.logged_in(&[json!({"send": together}), say("NOOP"), reply()]);
+    let lines = [format!("NOOP\r{PORT}"), format!("NOOP\r{PORT}\rLIST")];
+    let client = scene.logged_in(&lines.map(|line| [say(&line), reply()]).concat());
     scene.assert_nothing_opened(&[ANNOUNCED]);
-    assert_eq!(client.release().error, None);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert!([6, 8].iter().all(|at| session.got(*at).starts_with("500 ")), "{session:?}");
 }
 
 /// Lines of ten megabytes, a connection for each: how it starts, and what goes on without end. No more
@@ -108,8 +115,8 @@ fn ten_megabytes_that_begin_with_an_announcement_are_none() {
 }
 
 /// Of bytes that are sent twice the server gets what was read first: a client's segments, which of
-/// its packets are lost behind the gateway, and the line that the server gets.
-fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard: &str) {
+/// its packets is lost behind the gateway, and the lines that the server gets.
+fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard: &[&str]) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     if let Some(lost) = lost {
@@ -117,50 +124,55 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     }
     let thirds = Capture::start(&lab.third, "eth0", "tcp").unwrap();
     let sent = json!({"taken": taken, "segments": segments});
-    let client = scene.logged_in(&[sent, reply(), say("LIST"), reply()]);
-    let lines = scene.server.lines();
-    assert_eq!(lines.len(), 4, "{lines:?}");
-    assert!(lines[2].starts_with(heard), "{lines:?}");
-    let opened = u64::from(heard.starts_with("PORT"));
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
-    if opened == 0 {
+    let replies = json!({"reply": true, "count": heard.len()});
+    let client = scene.logged_in(&[sent, replies, say("LIST"), reply()]);
+    let lines = &scene.server.lines()[2..];
+    let expected = [heard, &["LIST"]].concat();
+    assert_eq!(lines.len(), expected.len(), "{lines:?}");
+    for (line, start) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start), "{start} in {lines:?}");
+    }
+    let own = heard.iter().filter(|line| line.starts_with("PORT 198,51,100,1,")).count();
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), own as u64);
+    if own == 0 {
         scene.assert_closed(&[ANNOUNCED, 3764]);
-    } else {
-        assert_eq!(host_port(&lines[2]).0, "198.51.100.1");
     }
     assert_eq!(client.release().error, None);
     let server = lab.server.address(Family::V4);
-    let reached =
-        thirds.finish().unwrap().count(&format!("{ATTEMPTS} && ip.src == {server}")).unwrap();
-    assert_eq!(reached, 0, "the stranger");
+    let reached = format!("{ATTEMPTS} && ip.src == {server}");
+    assert_eq!(thirds.finish().unwrap().count(&reached).unwrap(), 0, "the stranger");
     scene.assert_transfer();
 }
 
-/// Matches segments that begin with `NOOP`.
-const BEGINS_WITH_NOOP: &str = "tcp dport 21 @ih,0,32 0x4e4f4f50";
+/// Matches segments that begin with `NO`.
+const BEGINS_WITH_NO: &str = "tcp dport 21 @ih,0,16 0x4e4f";
 
 #[test]
 fn of_segments_that_differ_the_first_counts() {
     let harmless = "NOOP 198,51,100,66,14,180\r\n";
     let bounce = format!("{BOUNCE}\r\n");
-    let longer = format!("{BOUNCE}\r\n{BOUNCE}\r\n");
     // The server has not got the first when the second comes.
-    let both = json!([[0, harmless], [0, bounce]]);
-    assert_first_counts(harmless, &both, Some(BEGINS_WITH_NOOP), "NOOP 198");
-    let both = json!([[0, harmless], [0, longer], [0, &bounce[..9]]]);
-    assert_first_counts(harmless, &both, Some(BEGINS_WITH_NOOP), "NOOP 198");
+    let both = json!([[0, harmless], [0, bounce], [0, &bounce[..9]]]);
+    assert_first_counts(harmless, &both, Some(BEGINS_WITH_NO), &["NOOP 198"]);
+    // The second goes on; that is new.
+    let longer = bounce.repeat(2);
+    let both = json!([[0, harmless], [0, longer]]);
+    assert_first_counts(&longer, &both, Some(BEGINS_WITH_NO), &["NOOP 198", "XXXX XXX"]);
     // The bounce comes first, but past a gap; then part of it in pieces.
     let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, harmless]]);
-    assert_first_counts(harmless, &late, None, "NOOP 198");
+    assert_first_counts(harmless, &late, None, &["NOOP 198"]);
 }
 
 #[test]
 fn a_held_start_that_is_sent_again_as_another_counts_as_it_was() {
     let line = format!("{PORT}\r\n");
-    let bounce = format!("{BOUNCE}\r\n");
-    let again = json!([[0, &line[..9]], [0, bounce], [0, &bounce[..12]], [9, &line[9..]]]);
-    assert_first_counts(&line, &again, None, "PORT 198,51,100,1,");
+    let bounce = "PORT 198,051,100,66,14,180\r\n";
+    let again = json!([[0, &line[..9]], [0, &bounce[..9]], [9, &line[9..]]]);
+    assert_first_counts(&line, &again, None, &["PORT 198,51,100,1,"]);
+    // 192.51.100.66, as the end was not read before.
+    let again = json!([[0, &line[..9]], [0, bounce]]);
+    assert_first_counts(&line, &again, None, &["XXXX XXX"]);
     let other = format!("N{}", &bounce[1..]);
     let started = json!([[0, "NO"], [0, "PO"], [0, bounce], [2, &other[2..]]]);
-    assert_first_counts(&other, &started, Some("tcp dport 21 @ih,0,16 0x4e4f"), "NORT 198");
+    assert_first_counts(&other, &started, Some(BEGINS_WITH_NO), &["NORT 198"]);
 }
