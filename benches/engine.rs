@@ -67,6 +67,26 @@ fn rewriting(bencher: Bencher) {
     run(bencher, &exchange.repeat(LINES / 4), LINES);
 }
 
+/// The same, with the record that is written of each packet.
+#[divan::bench]
+fn rewriting_recorded(bencher: Bencher) {
+    let exchange = [
+        ("PORT 192,168,150,80,14,178\r\n", false),
+        ("200 PORT command successful.\r\n", true),
+        ("LIST\r\n", false),
+        ("226 Done.\r\n", true),
+    ];
+    let mut talk = Talk::logged_in();
+    for (line, server) in exchange.repeat(LINES / 4) {
+        talk.say(line, server);
+    }
+    let mut written = 0;
+    bench_with(bencher, &talk.packets, LINES, |engine| {
+        engine.take_changes(|record| written += record.len()).unwrap();
+    });
+    assert!(written > LINES);
+}
+
 /// A 227 through masquerade: a pinhole and no rewrite.
 #[divan::bench]
 fn opening(bencher: Bencher) {
@@ -100,12 +120,23 @@ fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
 
 /// Times the last `counted` packets; those before set the stage.
 fn bench_packets(bencher: Bencher, packets: &[Vec<u8>], counted: usize) {
+    bench_with(bencher, packets, counted, |_| ());
+}
+
+/// As [`bench_packets`], with something that is done after each packet.
+fn bench_with(
+    bencher: Bencher,
+    packets: &[Vec<u8>],
+    counted: usize,
+    mut after: impl FnMut(&mut Engine),
+) {
     let (stage, timed) = packets.split_at(packets.len() - counted);
     let now = Instant::now();
     bencher
         .counter(ItemsCount::new(counted))
         .with_inputs(|| {
             let mut engine = Engine::new(Policy::default(), Checksums::Verify);
+            engine.note_changes(now);
             let mut out = Vec::new();
             for packet in stage {
                 engine.packet(now, packet, &mut Nowhere, &mut out);
@@ -117,6 +148,7 @@ fn bench_packets(bencher: Bencher, packets: &[Vec<u8>], counted: usize) {
                 let verdict = engine.packet(now, packet, &mut Nowhere, &mut out);
                 assert_ne!(verdict, Verdict::Drop);
                 engine.settle(&mut Nowhere);
+                after(&mut engine);
             }
             engine.take_events();
             engine

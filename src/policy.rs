@@ -25,6 +25,8 @@ pub struct Policy {
     pub foreign: Foreign,
     /// The lowest port that an announcement may name.
     pub min_data_port: u16,
+    /// Other ports that no announcement may name, and that are never chosen to be announced.
+    pub deny_ports: Arc<[RangeInclusive<u16>]>,
     /// Whether a pinhole needs a login that the server accepted.
     pub require_login: bool,
     /// What becomes of `AUTH TLS`.
@@ -114,6 +116,7 @@ impl Default for Policy {
             servers: Arc::default(),
             foreign: Foreign::Refuse,
             min_data_port: 1024,
+            deny_ports: Arc::default(),
             require_login: true,
             auth_tls: AuthTls::Pass,
             max_sessions: 65536,
@@ -142,6 +145,20 @@ impl Policy {
             }
             None => External::Auto,
         }
+    }
+
+    /// Whether `port` is one of those that nothing is opened at.
+    pub fn denies(&self, port: u16) -> bool {
+        self.deny_ports.iter().any(|range| range.contains(&port))
+    }
+
+    /// An external port to announce in place of one that is taken, chosen by `random`.
+    pub fn external_port(&self, random: u64) -> Option<u16> {
+        let first = *self.port_range.start();
+        let width = u64::from(self.port_range.end() - first) + 1;
+        (0..width)
+            .map(|step| first + ((random % width + step) % width) as u16) // within the range
+            .find(|port| !self.denies(*port) && !self.control_ports.contains(port))
     }
 
     /// Which of [`Policy::networks`] a control connection is in, if any.
@@ -240,6 +257,22 @@ mod tests {
         assert_eq!(external.of_family(ip("::1")), External::Auto);
         assert_eq!(external.of_family(ip("10.0.0.5")), External::Fixed(ip("198.51.100.1")));
         assert_eq!(Externals::default().of_family(ip("10.0.0.5")), External::Auto);
+    }
+
+    #[test]
+    fn an_external_port_is_neither_denied_nor_a_control_port() {
+        let policy = Policy {
+            control_ports: vec![50002],
+            port_range: 50000..=50005,
+            deny_ports: [50000..=50000, 50004..=60000].into(),
+            ..Policy::default()
+        };
+        let chosen: Vec<_> = (0..6).map(|random| policy.external_port(random).unwrap()).collect();
+        assert_eq!(chosen, [50001, 50001, 50003, 50003, 50001, 50001]);
+        let policy = Policy { port_range: 65535..=65535, ..Policy::default() };
+        assert_eq!(policy.external_port(u64::MAX), Some(65535));
+        let policy = Policy { deny_ports: [1..=65535].into(), ..policy };
+        assert_eq!(policy.external_port(7), None);
     }
 
     #[test]

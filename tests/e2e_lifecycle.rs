@@ -45,6 +45,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         "flush table inet ftp_alg",
         "flush set inet ftp_alg control_ports",
         "add rule inet ftp_alg select drop",
+        "flush chain inet ftp_alg untracked\nadd rule inet ftp_alg untracked accept",
     ] {
         let lab = Lab::new(Topology::Masquerade).unwrap();
         let firewall = lab.gateway.ruleset().unwrap();

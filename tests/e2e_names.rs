@@ -3,70 +3,18 @@
 
 mod common;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use common::{
-    Gateway, executable, gated_client, gateway, host_port, login, reply, say, scripted_client,
-    scripted_server, wait_for,
+    Gateway, executable, gated_client, gateway, host_port, login,
+    names::{NAME, NameServer, reload, row, wait_for_address},
+    reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Background, Daemon, Family, Host, Lab, Topology};
+use ftp_alg::lab::{Daemon, Family, Lab, Topology};
 use serde_json::{Value, json};
 
-const NAME: &str = "ftp.lab.test";
 const FIRST: &str = "203.0.113.1";
 const SECOND: &str = "203.0.113.2";
-
-/// A name server on the gateway, and a way to start a daemon there that asks it.
-struct NameServer {
-    process: Background,
-    names: PathBuf,
-    executable: PathBuf,
-}
-
-impl NameServer {
-    fn start(host: &Host, names: &Value) -> Self {
-        let file = host.write("names.json", names.to_string().as_bytes()).unwrap();
-        let script = host.write("dns.py", include_bytes!("common/dns.py")).unwrap();
-        let mut command = host.command("/usr/bin/python3");
-        command.arg(script).arg(&file);
-        let process = host.start(command, "dns").unwrap();
-        wait_for("the name server", || process.log().contains("ready"));
-        let executable = with_resolver(host);
-        Self { process, names: file, executable }
-    }
-
-    /// From now on it says this.
-    fn set(&self, names: &Value) {
-        let part = self.names.with_extension("part");
-        fs::write(&part, names.to_string()).unwrap();
-        fs::rename(&part, &self.names).unwrap();
-    }
-
-    fn questions(&self) -> usize {
-        self.process.log().lines().filter(|line| line.starts_with(NAME)).count()
-    }
-}
-
-/// The program under test, with a resolver configuration of its own.
-fn with_resolver(host: &Host) -> PathBuf {
-    let conf = host.write("resolv.conf", b"nameserver 127.0.0.1\nsearch other.test\n").unwrap();
-    let hosts = host.write("hosts", b"127.0.0.1 localhost\n203.0.113.9 hosts.lab.test\n").unwrap();
-    let lines = format!(
-        "#!/bin/sh\nexec unshare --mount sh -ec 'mount --bind {} /etc/resolv.conf\n\
-         mount --bind {} /etc/hosts\nexec {} \"$@\"' sh \"$@\"\n",
-        conf.display(),
-        hosts.display(),
-        executable().display()
-    );
-    let program = host.write("ftp-alg-here", lines.as_bytes()).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    program
-}
 
 fn is(address: &str) -> Value {
     json!({ NAME: {"A": [address], "ttl": 1} })
@@ -75,21 +23,10 @@ fn is(address: &str) -> Value {
 /// A published server whose external address has a name.
 fn named(names: &Value) -> (NameServer, Gateway) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
-    let dns = NameServer::start(&lab.gateway, names);
+    let dns = NameServer::start(&lab.gateway, &executable(), names);
     let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
     let daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
     (dns, Gateway { daemon, lab })
-}
-
-/// What `status --json` says of a name.
-fn row(daemon: &Daemon, family: &str) -> Value {
-    let status = daemon.status().unwrap();
-    let mut rows = status["names"].as_array().unwrap().iter();
-    rows.find(|row| row["family"] == family).cloned().unwrap_or(Value::Null)
-}
-
-fn wait_for_address(daemon: &Daemon, address: &str) {
-    wait_for(address, || row(daemon, "ipv4")["address"] == address);
 }
 
 /// Where a new control connection is told to connect, and how long the answer took.
@@ -163,7 +100,7 @@ fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 1);
     let log = gateway.daemon.log();
     assert!(log.contains("the name of the external address is not resolved yet"), "{log}");
-    assert!(!dns.process.log().contains("other.test"), "no search domain: {}", dns.process.log());
+    assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
     dns.set(&is(FIRST));
     wait_for_address(&gateway.daemon, FIRST);
     assert_eq!(told(lab).0, FIRST);
@@ -176,7 +113,6 @@ fn a_reload_adds_changes_and_removes_names() {
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
     wait_for_address(&gateway.daemon, FIRST);
-    let file = gateway.daemon.socket().with_file_name("ftp-alg.toml");
     for (configuration, told_now, names) in [
         (
             "[[server]]\naddress = \"192.168.150.90\"\nexternal-address = \"dns:b.test\"\n",
@@ -186,17 +122,11 @@ fn a_reload_adds_changes_and_removes_names() {
         ("", "198.51.100.1", 0),
         ("nat.external-address = \"dns:hosts.lab.test\"\n", "203.0.113.9", 2),
     ] {
-        reload(&file, configuration, gateway.daemon.id());
+        reload(&gateway.daemon, configuration);
         wait_for(configuration, || told(lab).0 == told_now);
         let status = gateway.daemon.status().unwrap();
         assert_eq!(status["names"].as_array().unwrap().len(), names, "{configuration}");
     }
-}
-
-fn reload(file: &Path, configuration: &str, daemon: u32) {
-    fs::write(file, configuration).unwrap();
-    let daemon = rustix::process::Pid::from_raw(daemon.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(daemon, rustix::process::Signal::HUP).unwrap();
 }
 
 #[test]

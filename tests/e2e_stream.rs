@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Session, captures, gateway, login, reply, say, scripted_client, scripted_server};
+use common::{
+    Session, captures, gateway, login, lose_once, reply, say, scripted_client, scripted_server,
+};
 use ftp_alg::lab::{Analysis, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
@@ -152,19 +154,6 @@ fn passive_announcement_cut_at_every_byte_with_nagle() {
 fn passive_announcement_one_byte_a_segment() {
     passive_announcements("bytes", 0.002, true, 3);
     passive_announcements("bytes", 0.0, false, 3);
-}
-
-/// Drops the first packet that `matching` describes, once.
-fn lose_once(hook: &str, matching: &str) -> String {
-    format!(
-        "table inet loss {{
-    chain lose {{
-        type filter hook {hook} priority -450;
-        {matching} limit rate 1/hour burst 1 packets drop
-    }}
-}}
-"
-    )
 }
 
 /// Matches segments that begin with `PORT`.

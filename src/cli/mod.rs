@@ -3,6 +3,7 @@
 //! This file has what they share: how arguments become a command, how a command ends ([`Failure`]),
 //! and the options that several take. `main` maps the end to an exit code and knows no more.
 
+mod assistant;
 mod check;
 mod demo;
 mod doctor;
@@ -69,7 +70,9 @@ impl From<ConfigError> for Failure {
 impl From<DaemonError> for Failure {
     fn from(error: DaemonError) -> Self {
         match error {
-            DaemonError::Config(_) | DaemonError::Log { .. } => Self::Usage(error.to_string()),
+            DaemonError::Config(_) | DaemonError::Log { .. } | DaemonError::Account(_) => {
+                Self::Usage(error.to_string())
+            }
             other => Self::failed(other),
         }
     }
@@ -116,6 +119,8 @@ enum Command {
     Pinholes(pinholes::Pinholes),
     Replay(replay::Replay),
     Demo(demo::Demo),
+    #[command(name = daemon::ASSISTANT, hide = true)]
+    Assistant(assistant::Assistant),
 }
 
 impl Command {
@@ -130,6 +135,7 @@ impl Command {
             Self::Pinholes(command) => command.run(),
             Self::Replay(command) => command.run(),
             Self::Demo(command) => command.run(),
+            Self::Assistant(command) => command.run(),
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::daemon;
 /// connections until SIGTERM or SIGINT ends it; then the rules are gone again. SIGHUP reads the
 /// configuration again; if that is not valid, the old one stays in use.
 ///
+/// Before the first packet it gives up all rights but CAP_NET_ADMIN, CAP_NET_RAW and those to its
+/// own directory, for good; what this machine cannot confine is logged, and shown by `status`.
+///
 /// Logs go to standard error, one line for each decision. FTP_ALG_LOG sets how much: error, warn,
 /// info (the default), debug or trace. A service manager is told when it is ready (sd_notify).
 #[derive(Args, Debug)]
@@ -25,6 +28,9 @@ pub struct Run {
     state_dir: PathBuf,
     #[command(flatten)]
     socket: SocketOption,
+    /// Become this user and its group; needs root [default: stay who it is]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
 }
 
 impl Run {
@@ -34,6 +40,7 @@ impl Run {
             config: self.config.config.clone(),
             state_dir: self.state_dir.clone(),
             socket: self.socket.socket.clone(),
+            user: self.user.clone(),
         };
         Ok(daemon::run(&options)?)
     }

@@ -56,11 +56,13 @@ fn text(status: &snapshot::Status) -> String {
         ("commands refused", status.commands_refused.to_string()),
         ("lost", status.lost.to_string()),
         ("uninspected", status.uninspected.to_string()),
+        ("overruns", status.overruns.to_string()),
         ("malformed", status.malformed.to_string()),
         ("errors", status.errors.to_string()),
     ];
     let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
-    table::list(&rows.into_iter().chain(names).collect::<Vec<_>>())
+    let unconfined = status.unconfined.iter().map(|what| ("unconfined", what.clone()));
+    table::list(&rows.into_iter().chain(names).chain(unconfined).collect::<Vec<_>>())
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.

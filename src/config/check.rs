@@ -3,7 +3,9 @@
 //! All problems are found in one go, each with its key, place, value and what is allowed. Values
 //! that are valid but not served by this version are noted apart, in the same words.
 
-use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc, time::Duration,
+};
 
 use toml::{Spanned, Value};
 
@@ -20,6 +22,8 @@ const MAX_WORKERS: u16 = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
 /// Each session is compared with all of them, once.
 const MAX_NETWORKS: usize = 1024;
+/// Each announced port is compared with all of them.
+const MAX_DENIED: usize = 64;
 const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
 /// Queue numbers are 16 bits wide.
 const QUEUES: u32 = 65536;
@@ -60,12 +64,13 @@ impl Checker<'_> {
         let default = Config::default();
         let control_ports = self.control_ports(&file.control_ports, default.control_ports);
         let servers = self.servers(&file.server, &control_ports);
-        let limits = self.limits(&file.policy, default.limits);
+        let nat = self.nat(&file.nat, default.nat);
+        let limits = self.limits(&file.policy, default.limits, &nat);
         Config {
             queue: self.queue(&file.queue, default.queue),
             pinhole: self.pinhole(&file.pinhole, default.pinhole),
-            nat: self.nat(&file.nat, default.nat),
-            networks: self.networks(&file.network, limits),
+            networks: self.networks(&file.network, &limits, &nat),
+            nat,
             limits,
             metrics: self.metrics(&file.metrics),
             control_ports,
@@ -142,18 +147,18 @@ impl Checker<'_> {
         Nat { external_address, port_range }
     }
 
-    fn limits(&mut self, file: &file::Policy, default: Limits) -> Limits {
+    fn limits(&mut self, file: &file::Policy, default: Limits, nat: &Nat) -> Limits {
         let max_sessions = self.number(
             "policy.max-sessions",
             &file.max_sessions,
             default.max_sessions,
             1..=MAX_SESSIONS,
         );
-        Limits { max_sessions, ..self.rules(&file.rules(), default) }
+        Limits { max_sessions, ..self.rules(&file.rules(), &default, nat) }
     }
 
     /// What `[policy]` and each `[[network]]` may set.
-    fn rules(&mut self, file: &file::Rules<'_>, default: Limits) -> Limits {
+    fn rules(&mut self, file: &file::Rules<'_>, default: &Limits, nat: &Nat) -> Limits {
         let key = |name| format!("{}.{name}", file.table);
         Limits {
             foreign: self.choice(
@@ -168,6 +173,9 @@ impl Checker<'_> {
                 default.min_data_port,
                 1..=65535,
             ),
+            deny_ports: self
+                .deny_ports(&key("deny-ports"), file.deny_ports, nat)
+                .unwrap_or_else(|| Arc::clone(&default.deny_ports)),
             require_login: self.flag(
                 &key("require-login"),
                 file.require_login,
@@ -185,12 +193,39 @@ impl Checker<'_> {
                 default.max_pinholes_per_client,
                 1..=MAX_PINHOLES_PER_CLIENT,
             ),
-            ..default
+            max_sessions: default.max_sessions,
         }
     }
 
+    fn deny_ports(
+        &mut self,
+        key: &str,
+        leaf: &Leaf,
+        nat: &Nat,
+    ) -> Option<Arc<[RangeInclusive<u16>]>> {
+        let allowed = "a list of ports and ranges of ports, such as [1433, \"5900-5999\"]";
+        let ranges: Arc<[_]> = self.optional(key, leaf, allowed, |value| {
+            value.as_array()?.iter().map(text::ports).collect()
+        })?;
+        let leaf = leaf.as_ref()?;
+        if ranges.len() > MAX_DENIED {
+            let why = format!("has {} entries: at most {MAX_DENIED}", ranges.len());
+            self.refuse(key, leaf, &why);
+        }
+        let denied = |port| ranges.iter().any(|range: &RangeInclusive<u16>| range.contains(&port));
+        if nat.port_range.clone().all(denied) {
+            self.refuse(key, leaf, "leaves no port of nat.port-range");
+        }
+        Some(ranges)
+    }
+
     /// Those that set nothing hold what `[policy]` says, which is `default`.
-    fn networks(&mut self, files: &[Spanned<file::Network>], default: Limits) -> Vec<Network> {
+    fn networks(
+        &mut self,
+        files: &[Spanned<file::Network>],
+        default: &Limits,
+        nat: &Nat,
+    ) -> Vec<Network> {
         if let Some(beyond) = files.get(MAX_NETWORKS) {
             let why = format!("there are {}: at most {MAX_NETWORKS}", files.len());
             self.refuse_table("network", beyond.span().start, why);
@@ -217,7 +252,7 @@ impl Checker<'_> {
                 clients,
                 servers,
                 inspect,
-                limits: self.rules(&rules, default),
+                limits: self.rules(&rules, default, nat),
             });
         }
         networks

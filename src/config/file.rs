@@ -51,6 +51,7 @@ pub(super) struct Nat {
 pub(super) struct Policy {
     pub foreign_address: Leaf,
     pub min_data_port: Leaf,
+    pub deny_ports: Leaf,
     pub require_login: Leaf,
     pub auth_tls: Leaf,
     pub max_sessions: Leaf,
@@ -65,6 +66,7 @@ pub(super) struct Network {
     pub inspect: Leaf,
     pub foreign_address: Leaf,
     pub min_data_port: Leaf,
+    pub deny_ports: Leaf,
     pub require_login: Leaf,
     pub auth_tls: Leaf,
     pub max_pinholes_per_client: Leaf,
@@ -75,6 +77,7 @@ pub(super) struct Rules<'a> {
     pub table: &'static str,
     pub foreign_address: &'a Leaf,
     pub min_data_port: &'a Leaf,
+    pub deny_ports: &'a Leaf,
     pub require_login: &'a Leaf,
     pub auth_tls: &'a Leaf,
     pub max_pinholes_per_client: &'a Leaf,
@@ -82,10 +85,11 @@ pub(super) struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     /// All of them, by name.
-    pub fn leaves(&self) -> [(&'static str, &'a Leaf); 5] {
+    pub fn leaves(&self) -> [(&'static str, &'a Leaf); 6] {
         [
             ("foreign-address", self.foreign_address),
             ("min-data-port", self.min_data_port),
+            ("deny-ports", self.deny_ports),
             ("require-login", self.require_login),
             ("auth-tls", self.auth_tls),
             ("max-pinholes-per-client", self.max_pinholes_per_client),
@@ -99,6 +103,7 @@ impl Policy {
             table: "policy",
             foreign_address: &self.foreign_address,
             min_data_port: &self.min_data_port,
+            deny_ports: &self.deny_ports,
             require_login: &self.require_login,
             auth_tls: &self.auth_tls,
             max_pinholes_per_client: &self.max_pinholes_per_client,
@@ -112,6 +117,7 @@ impl Network {
             table: "network",
             foreign_address: &self.foreign_address,
             min_data_port: &self.min_data_port,
+            deny_ports: &self.deny_ports,
             require_login: &self.require_login,
             auth_tls: &self.auth_tls,
             max_pinholes_per_client: &self.max_pinholes_per_client,

@@ -19,6 +19,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -149,12 +150,14 @@ impl ExternalAddress {
 }
 
 /// `[policy]`: what is allowed, and how much of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Announcements that name a third host.
     pub foreign: Foreign,
     /// The lowest port that an announcement may name.
     pub min_data_port: u16,
+    /// Other ports that nothing is opened at.
+    pub deny_ports: Arc<[RangeInclusive<u16>]>,
     /// No pinhole before the server accepted a login.
     pub require_login: bool,
     /// What becomes of `AUTH TLS`.
@@ -207,6 +210,7 @@ impl Default for Config {
             limits: Limits {
                 foreign: policy.foreign,
                 min_data_port: policy.min_data_port,
+                deny_ports: policy.deny_ports,
                 require_login: policy.require_login,
                 auth_tls: policy.auth_tls,
                 max_sessions: policy.max_sessions,
@@ -224,6 +228,14 @@ impl Config {
     /// Reads and checks the file at `path`, or the one at [`DEFAULT_PATH`] when none is named.
     /// Only the default file may be absent; that means the defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_with(path, read_text)
+    }
+
+    /// As [`Config::load`], with a text that `read` gives.
+    pub fn load_with(
+        path: Option<&Path>,
+        read: impl Fn(&Path) -> io::Result<String>,
+    ) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
         match read(file) {
             Ok(text) => Self::parse(&text, file),
@@ -276,6 +288,7 @@ impl Config {
             servers: self.servers.iter().map(server).collect(),
             foreign: self.limits.foreign,
             min_data_port: self.limits.min_data_port,
+            deny_ports: Arc::clone(&self.limits.deny_ports),
             require_login: self.limits.require_login,
             auth_tls: self.limits.auth_tls,
             max_sessions: self.limits.max_sessions,
@@ -289,6 +302,7 @@ impl Config {
             policy: Policy {
                 foreign: network.limits.foreign,
                 min_data_port: network.limits.min_data_port,
+                deny_ports: Arc::clone(&network.limits.deny_ports),
                 require_login: network.limits.require_login,
                 auth_tls: network.limits.auth_tls,
                 max_pinholes_per_client: network.limits.max_pinholes_per_client,
@@ -340,7 +354,7 @@ impl Config {
 }
 
 /// The file's text. A file that never ends, such as a device, is an error as any other.
-fn read(path: &Path) -> io::Result<String> {
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if length as u64 > MAX_BYTES {

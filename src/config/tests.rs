@@ -41,6 +41,7 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         [policy]
         foreign-address = "refuse"
         min-data-port = 1024
+        deny-ports = []
         require-login = true
         auth-tls = "pass"
         max-sessions = 65536
@@ -64,6 +65,7 @@ fn every_key_reaches_the_policy() {
         [policy]
         foreign-address = "allow"
         min-data-port = 2048
+        deny-ports = [3306, "5900-5999"]
         require-login = false
         auth-tls = "refuse"
         max-sessions = 10
@@ -82,6 +84,7 @@ fn every_key_reaches_the_policy() {
         [[network]]
         clients = "10.0.0.0/8"
         min-data-port = 1
+        deny-ports = []
         require-login = true
         max-pinholes-per-client = 3
         [[network]]
@@ -106,6 +109,7 @@ fn every_key_reaches_the_policy() {
         .into(),
         foreign: Foreign::Allow,
         min_data_port: 2048,
+        deny_ports: [3306..=3306, 5900..=5999].into(),
         require_login: false,
         auth_tls: AuthTls::Refuse,
         max_sessions: 10,
@@ -123,6 +127,7 @@ fn every_key_reaches_the_policy() {
     let first = Policy { foreign: Foreign::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
     let second = Policy {
         min_data_port: 1,
+        deny_ports: [].into(),
         require_login: true,
         max_pinholes_per_client: 3,
         ..base.clone()
@@ -218,6 +223,16 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("nat.port-range = \"3000-2000\"", "is not a range of ports"),
         ("policy.foreign-address = \"deny\"", "is not one of \"refuse\", \"allow\""),
         ("policy.min-data-port = 0", "is not a whole number from 1 to 65535"),
+        (
+            "policy.deny-ports = 22",
+            ":1:21: policy.deny-ports: 22 is not a list of ports and ranges",
+        ),
+        ("policy.deny-ports = [0]", "policy.deny-ports: [0] is not a list of ports and ranges"),
+        ("policy.deny-ports = [\"9-8\"]", "is not a list of ports and ranges of ports, such as"),
+        (
+            "[policy]\ndeny-ports = [\"40000-65535\"]",
+            ":2:14: policy.deny-ports: [\"40000-65535\"] leaves no port of nat.port-range",
+        ),
         ("policy.require-login = \"yes\"", "\"yes\" is not true or false"),
         ("policy.auth-tls = true", "policy.auth-tls: true is not one of \"pass\", \"refuse\""),
         ("policy.max-sessions = 0", "policy.max-sessions: 0 is not a whole number from 1"),
@@ -253,6 +268,10 @@ fn values_outside_their_range_are_refused_with_the_range() {
             ":3:17: network.min-data-port: 0 is not a whole number from 1 to 65535",
         ),
         (
+            "[[network]]\nservers = \"::/0\"\ndeny-ports = [3306, 65536]",
+            ":3:14: network.deny-ports: [3306, 65536] is not a list of ports",
+        ),
+        (
             "[[network]]\nservers = \"::/0\"\ninspect = false\nauth-tls = \"pass\"",
             ":4:12: network.auth-tls: \"pass\" has no meaning beside inspect = false",
         ),
@@ -272,6 +291,12 @@ fn values_outside_their_range_are_refused_with_the_range() {
 fn more_than_64_control_ports_are_refused() {
     let text = format!("control-ports = {:?}", (1..=65).collect::<Vec<u16>>());
     assert!(refusal(&text).ends_with("has 65 ports: at most 64"), "{}", refusal(&text));
+}
+
+#[test]
+fn more_than_64_denied_ports_are_refused() {
+    let text = format!("policy.deny-ports = {:?}", (1..=65).collect::<Vec<u16>>());
+    assert!(refusal(&text).ends_with("has 65 entries: at most 64"), "{}", refusal(&text));
 }
 
 #[test]

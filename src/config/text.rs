@@ -32,6 +32,18 @@ pub(super) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
     (first <= last).then_some(first..=last)
 }
 
+/// A port, or a range of ports in text.
+pub(super) fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
+    let range = match value {
+        Value::Integer(port) => {
+            let port = u16::try_from(*port).ok()?;
+            port..=port
+        }
+        _ => port_range(value.as_str()?)?,
+    };
+    (*range.start() > 0).then_some(range)
+}
+
 /// `auto`, an address, or `dns:NAME`.
 pub(super) fn external_address(text: &str) -> Option<ExternalAddress> {
     if text == "auto" {
@@ -102,6 +114,16 @@ mod tests {
         assert_eq!(port_range("2000-2000"), Some(2000..=2000));
         for text in ["2000", "3000-2000", "-", "1-65536", "+1-2", "1 - 2", "1-2-3"] {
             assert_eq!(port_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn ports_are_numbers_and_ranges_in_text() {
+        let read = |text: &str| ports(&toml::from_str::<toml::Table>(text).unwrap()["p"]);
+        assert_eq!(read("p = 3306"), Some(3306..=3306));
+        assert_eq!(read("p = '5900-5999'"), Some(5900..=5999));
+        for text in ["0", "65536", "-1", "1.5", "'3306'", "'0-5'", "'9-8'", "true", "[1]"] {
+            assert_eq!(read(&format!("p = {text}")), None, "{text}");
         }
     }
 

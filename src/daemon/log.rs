@@ -1,10 +1,17 @@
-//! The log: one line a decision, on standard error.
+//! The log: one line a decision, on standard error, at a bounded rate.
 //!
 //! The journal has times of its own, and a file is no place for colours, so both are left out
 //! unless a person watches.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal},
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
+use ahash::AHashMap;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, prelude::*};
 
 use super::DaemonError;
@@ -38,17 +45,287 @@ pub(super) fn init() -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Logs what an engine decided, one line each.
-pub(super) fn events(events: &[Event]) {
-    for event in events {
-        match &event.what {
-            What::Failed(_) => tracing::error!("{event}"),
-            What::Refused(_) => tracing::warn!("{event}"),
-            What::Announcement(Decision { action: Action::Refuse, .. }) => {
-                tracing::warn!("{event}")
+/// What is logged about packets: as much as a person may want to read. Peers decide what there is to log, and
+/// must not decide how much of it is.
+#[derive(Default)]
+pub(super) struct Log {
+    limiter: Mutex<Limiter>,
+}
+
+impl Log {
+    /// Logs what an engine decided, one line each, and that there were `more` which it did not keep.
+    pub fn events(&self, now: Instant, (events, more): (Vec<Event>, u64)) {
+        if events.is_empty() {
+            return;
+        }
+        let mut limiter = self.limiter();
+        limiter.skip(Topic::Unkept, more, None);
+        let admitted = |event: &&Event| match topic(&event.what) {
+            Some(topic) => limiter.admits(now, topic, Some(event.client.ip())),
+            None => true,
+        };
+        let admitted: Vec<_> = events.iter().filter(admitted).collect();
+        drop(limiter);
+        for event in admitted {
+            match topic(&event.what) {
+                Some(topic) => topic.line(event),
+                None => tracing::debug!("{event}"),
             }
-            What::Announcement(_) | What::Unread(_) => tracing::info!("{event}"),
-            What::Closed(..) | What::Turned(_) => tracing::debug!("{event}"),
+        }
+    }
+
+    /// Logs what went wrong on our side.
+    pub fn fail(&self, now: Instant, error: &dyn Display) {
+        let admitted = self.limiter().admits(now, Topic::Machine, None);
+        if admitted {
+            Topic::Machine.line(error);
+        }
+    }
+
+    /// Says how much was not logged, if a second has passed since it was last said.
+    pub fn sum_up(&self, now: Instant) {
+        let skipped = self.limiter().sum_up(now);
+        say(skipped);
+    }
+
+    /// Says what was not logged and was not said yet.
+    pub fn end(&self) {
+        let skipped = self.limiter().take_skipped();
+        say(skipped);
+    }
+
+    /// How many lines were not logged since the start.
+    pub fn skipped(&self) -> u64 {
+        self.limiter().skipped
+    }
+
+    /// A number that a panic left half counted is as good as another.
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn say(skipped: Vec<(Topic, Skipped)>) {
+    for (topic, Skipped { lines, last }) in skipped {
+        let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
+        topic.line(&format!("{lines} more lines were not logged: {}{of}", topic.name()));
+    }
+}
+
+/// What a line is about. Each is limited by itself, so that no one kind keeps out the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Topic {
+    /// Our own trouble.
+    Machine,
+    /// The kernel's.
+    Kernel,
+    Refusal,
+    Limit,
+    /// What was opened, or passed.
+    Announcement,
+    /// What the engine did not keep.
+    Unkept,
+}
+
+impl Topic {
+    const ALL: [Self; 6] =
+        [Self::Machine, Self::Kernel, Self::Refusal, Self::Limit, Self::Announcement, Self::Unkept];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Machine => "errors",
+            Self::Kernel => "requests that the kernel refused",
+            Self::Refusal => "refusals",
+            Self::Limit => "limits that were reached",
+            Self::Announcement => "announcements",
+            Self::Unkept => "events of one batch of packets beyond the first",
+        }
+    }
+
+    fn line(self, text: &dyn Display) {
+        match self {
+            Self::Machine | Self::Kernel => tracing::error!("{text}"),
+            Self::Refusal | Self::Limit | Self::Unkept => tracing::warn!("{text}"),
+            Self::Announcement => tracing::info!("{text}"),
+        }
+    }
+
+    /// How many lines come at once, and how long one takes that follows them: of one client, and
+    /// of all. What is opened is what an operator looks for.
+    fn rates(self) -> [(u32, Duration); 2] {
+        let (of_one, of_all) = ((20, Duration::from_secs(1)), (200, Duration::from_millis(50)));
+        match self {
+            Self::Announcement => [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5)),
+            _ => [of_one, of_all],
+        }
+    }
+}
+
+/// What an event is about, if its lines are limited: those of the level debug are what someone asked for.
+fn topic(what: &What) -> Option<Topic> {
+    match what {
+        What::Failed(_) => Some(Topic::Kernel),
+        What::Refused(_) => Some(Topic::Refusal),
+        What::Announcement(Decision { action: Action::Refuse, .. }) => Some(Topic::Refusal),
+        What::Announcement(_) | What::Unread(_) => Some(Topic::Announcement),
+        What::Limit(_) => Some(Topic::Limit),
+        What::Closed(..) | What::Turned(_) => None,
+    }
+}
+
+/// Lines that were not logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Skipped {
+    lines: u64,
+    /// Whose the last was.
+    last: Option<IpAddr>,
+}
+
+/// How many clients are told apart; the lines of more count for all together only.
+const MAX_CLIENTS: usize = 1024;
+/// How often is said what was not logged.
+const SUMMARY: Duration = Duration::from_secs(1);
+
+/// Decides what is logged.
+#[derive(Default)]
+struct Limiter {
+    clients: AHashMap<(Topic, IpAddr), Bucket>,
+    all: [Bucket; Topic::ALL.len()],
+    since_summary: [Skipped; Topic::ALL.len()],
+    summary: Option<Instant>,
+    /// All that was ever skipped.
+    skipped: u64,
+}
+
+impl Limiter {
+    /// Whether a line may be logged now. One that may not is counted.
+    fn admits(&mut self, now: Instant, topic: Topic, client: Option<IpAddr>) -> bool {
+        let [of_one, of_all] = topic.rates();
+        let admitted = client.is_none_or(|client| match self.client(now, (topic, client)) {
+            Some(bucket) => bucket.admits(now, of_one),
+            None => true,
+        }) && self.all[topic as usize].admits(now, of_all);
+        if !admitted {
+            self.skip(topic, 1, client);
+        }
+        admitted
+    }
+
+    fn client(&mut self, now: Instant, key: (Topic, IpAddr)) -> Option<&mut Bucket> {
+        if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
+            self.clients.retain(|_, bucket| !bucket.is_empty(now));
+            if self.clients.len() >= MAX_CLIENTS {
+                return None;
+            }
+        }
+        Some(self.clients.entry(key).or_default())
+    }
+
+    fn skip(&mut self, topic: Topic, lines: u64, client: Option<IpAddr>) {
+        let skipped = &mut self.since_summary[topic as usize];
+        skipped.lines += lines;
+        skipped.last = client.or(skipped.last);
+        self.skipped += lines;
+    }
+
+    /// What was skipped since this last gave something, at most once a second.
+    fn sum_up(&mut self, now: Instant) -> Vec<(Topic, Skipped)> {
+        if self.summary.is_some_and(|last| now.saturating_duration_since(last) < SUMMARY) {
+            return Vec::new();
+        }
+        let skipped = self.take_skipped();
+        if !skipped.is_empty() {
+            self.summary = Some(now);
+        }
+        skipped
+    }
+
+    fn take_skipped(&mut self) -> Vec<(Topic, Skipped)> {
+        let skipped = Topic::ALL.into_iter().zip(std::mem::take(&mut self.since_summary));
+        skipped.filter(|(_, skipped)| skipped.lines > 0).collect()
+    }
+}
+
+/// A leaky bucket: the moment at which it is empty again.
+#[derive(Clone, Copy, Default)]
+struct Bucket(Option<Instant>);
+
+impl Bucket {
+    /// Whether one more fits into a bucket of `burst`, each of which takes so long to leak.
+    fn admits(&mut self, now: Instant, (burst, each): (u32, Duration)) -> bool {
+        let empty = self.0.filter(|at| *at > now).unwrap_or(now);
+        let fits = empty - now <= each * (burst - 1);
+        if fits {
+            self.0 = Some(empty + each);
+        }
+        fits
+    }
+
+    fn is_empty(&self, now: Instant) -> bool {
+        self.0.is_none_or(|at| at <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(last: u16) -> Option<IpAddr> {
+        let [high, low] = last.to_be_bytes();
+        Some(IpAddr::from([192, 0, high, low]))
+    }
+
+    fn admitted(limiter: &mut Limiter, now: Instant, topic: Topic, who: u16, times: u64) -> u64 {
+        (0..times).filter(|_| limiter.admits(now, topic, client(who))).count() as u64
+    }
+
+    #[test]
+    fn a_client_has_a_burst_and_then_a_line_a_second() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 1000), 20);
+        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 5), 5, "another client");
+        assert_eq!(admitted(&mut limiter, now, Topic::Limit, 1, 1000), 20, "another topic");
+        let mut later = 0;
+        for tenth in 1..=100 {
+            let now = now + Duration::from_millis(100 * tenth);
+            later += admitted(&mut limiter, now, Topic::Refusal, 1, 100);
+        }
+        assert_eq!(later, 10);
+        let much_later = now + Duration::from_secs(3600);
+        assert_eq!(admitted(&mut limiter, much_later, Topic::Refusal, 1, 1000), 20);
+    }
+
+    #[test]
+    fn all_clients_together_have_one_as_well() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        let refused = |limiter: &mut Limiter, now| -> u64 {
+            (0..3000).map(|who| admitted(limiter, now, Topic::Refusal, who, 1)).sum()
+        };
+        assert_eq!(refused(&mut limiter, now), 200);
+        assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
+        assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
+        assert!(limiter.admits(now, Topic::Machine, None), "our own trouble is still told");
+    }
+
+    #[test]
+    fn what_is_skipped_is_said_once_a_second() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        assert_eq!(limiter.sum_up(now), []);
+        admitted(&mut limiter, now, Topic::Refusal, 7, 432);
+        limiter.skip(Topic::Unkept, 5, None);
+        let of = |lines, last| Skipped { lines, last };
+        let expected = [(Topic::Refusal, of(412, client(7))), (Topic::Unkept, of(5, None))];
+        assert_eq!(limiter.sum_up(now), expected);
+        admitted(&mut limiter, now, Topic::Refusal, 7, 1);
+        assert_eq!(limiter.sum_up(now + SUMMARY / 2), [], "not yet");
+        assert_eq!(limiter.sum_up(now + SUMMARY), [(Topic::Refusal, of(1, client(7)))]);
+        assert_eq!((limiter.sum_up(now + 9 * SUMMARY), limiter.skipped), (vec![], 418));
+    }
+
+    #[test]
+    fn topics_have_their_own_places() {
+        for (place, topic) in Topic::ALL.into_iter().enumerate() {
+            assert_eq!(topic as usize, place);
         }
     }
 }

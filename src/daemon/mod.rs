@@ -1,23 +1,34 @@
 //! The running daemon: configuration, state directory, control socket, signals, and the workers
 //! that wire the engine to the gateway.
 //!
-//! Order matters at both ends. The control socket is bound first, so that a second daemon touches
-//! nothing of the first; it answers, and the service manager hears READY, only when the workers
-//! give verdicts. The workers end last.
+//! Order matters at both ends. Rights are given up ([`confine`]) before any thread exists, as each
+//! thread has its own, and before anything of the network is read. The control socket is bound
+//! before the workers start, so that a second daemon touches nothing of the first; it answers, and the
+//! service manager hears READY, only when the workers give verdicts. The workers end last.
 
 pub mod client;
+pub mod confine;
 pub mod control;
 mod log;
 mod names;
 pub mod snapshot;
+mod state;
 mod wire;
 mod workers;
 
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
+            net::UnixStream,
+            process::CommandExt,
+        },
+    },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -34,12 +45,16 @@ use signal_hook::{
 
 pub use self::workers::rule_parameters;
 use self::{
+    confine::{Account, AccountError, ConfineError},
     control::{ControlError, Socket},
     snapshot::Source,
 };
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{self, Config, ConfigError},
+    gateway::assistant,
+};
 
-/// The daemon's own directory, when no other place is named. Nothing is kept there yet.
+/// The daemon's own directory, when no other place is named.
 pub const DEFAULT_STATE_DIR: &str = "/run/ftp-alg";
 /// Where the daemon answers, when no other place is named.
 pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
@@ -53,7 +68,12 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// The user to become; `None` means to stay who it is.
+    pub user: Option<String>,
 }
+
+/// The hidden command by which the daemon starts its assistant.
+pub const ASSISTANT: &str = "assistant";
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +109,26 @@ pub enum DaemonError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The state could be another's.
+    #[error(
+        "the state directory {} belongs to user {owner}, but the daemon runs as user {user}: chown \
+         it, or name another with --state-dir",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Whose it should be.
+        user: u32,
+    },
+    /// There is no such user to become.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// Rights could not be given up.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// There is no control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -120,13 +160,14 @@ pub trait Service {
     fn reload(&self, config: &Config);
     /// Goes on with `config`, which is the same, but its names have other addresses.
     fn resolved(&self, config: &Config);
-    /// Sees to it, about once a second, that the machine is as it was left; what can be put right
+    /// Sees to it, ten times a second, that the machine is as it was left; what can be put right
     /// is. An error ends the daemon.
     fn check(&mut self) -> Result<(), ServiceError>;
 }
 
-/// How often the service is to look after the machine.
-const CHECK: Duration = Duration::from_secs(1);
+/// How often the service is to look after the machine: while our table is missing, adjusted connections pass
+/// as they are. A look costs some tens of microseconds.
+const CHECK: Duration = Duration::from_millis(100);
 
 /// What the main thread waits for.
 #[derive(Debug)]
@@ -145,12 +186,11 @@ pub enum Event {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     log::init()?;
     let config = load(options)?;
+    let unconfined = confine(options)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
-    make_state_dir(&options.state_dir)?;
-    make_socket_dir(&options.socket)?;
     let socket = Socket::bind(&options.socket)?;
-    let mut service = workers::start(&config, &sender)?;
+    let mut service = workers::start(&config, &options.state_dir, &sender, unconfined)?;
     let server = socket.serve(service.source())?;
     tracing::info!(
         "ready: version {}, control ports {:?}, queues {:?}, socket {}",
@@ -177,15 +217,17 @@ fn attend(
 ) -> Result<(), DaemonError> {
     let mut next_check = Instant::now() + CHECK;
     loop {
-        match events.recv_timeout(next_check.saturating_duration_since(Instant::now())) {
+        let now = Instant::now();
+        if now >= next_check {
+            service.check()?;
+            next_check = now + CHECK;
+        }
+        match events.recv_timeout(next_check.saturating_duration_since(now)) {
             Ok(Event::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Event::Failed(why)) => return Err(DaemonError::Failed(why)),
             Ok(Event::Reload) => config = reload(options, config, service),
             Ok(Event::Resolved) => service.resolved(&config),
-            Err(RecvTimeoutError::Timeout) => {
-                service.check()?;
-                next_check = Instant::now() + CHECK;
-            }
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
 }
@@ -219,9 +261,52 @@ fn reload(options: &Options, old: Config, service: &dyn Service) -> Config {
 }
 
 fn load(options: &Options) -> Result<Config, ConfigError> {
-    let config = Config::load(options.config.as_deref())?;
+    let config = Config::load_with(options.config.as_deref(), assistant::read)?;
     config.unsupported()?;
     Ok(config)
+}
+
+/// Makes the directories, starts the assistant, and gives up all other rights. Gives what could not be
+/// confined on this machine.
+fn confine(options: &Options) -> Result<Vec<String>, DaemonError> {
+    let account = options.user.as_deref().map(Account::named).transpose()?;
+    let socket_dir = match options.socket.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_state_dir(&options.state_dir, account.as_ref())?;
+    make_dir(socket_dir, account.as_ref())?;
+    start_assistant(options)
+        .map_err(|source| DaemonError::System { what: "the assistant", source })?;
+    let unconfined = confine::daemon(account.as_ref(), &options.state_dir, socket_dir)?;
+    for what in &unconfined {
+        tracing::warn!("{what}");
+    }
+    Ok(unconfined)
+}
+
+/// Starts the process that does what this one soon cannot; it ends with this one.
+fn start_assistant(options: &Options) -> io::Result<()> {
+    let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
+    let files = [config, Path::new(names::RESOLVER), Path::new(names::HOSTS)].map(Path::to_owned);
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ftp-alg").arg(ASSISTANT);
+    command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
+    // The keys of a terminal are for the daemon, and so is the service manager.
+    command.process_group(0).env_remove("NOTIFY_SOCKET");
+    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
+    assistant::rely_on(ours, files.into());
+    Ok(())
+}
+
+/// Is the assistant of the daemon at the other end of standard input, for as long as that lives.
+pub fn assist(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), DaemonError> {
+    let system = |source| DaemonError::System { what: "the assistant", source };
+    let account = user.map(Account::named).transpose()?;
+    confine::assistant(account.as_ref())?;
+    let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?);
+    assistant::serve(&daemon, files, confine::program).map_err(system)
 }
 
 /// Turns signals into events, on a thread of its own, for as long as the process lives.
@@ -241,26 +326,31 @@ fn watch_signals(events: Sender<Event>) -> Result<(), DaemonError> {
 }
 
 /// A directory that only we may write to, since a restarted daemon will believe what it finds there.
-fn make_state_dir(path: &Path) -> Result<(), DaemonError> {
-    let directory = |source| DaemonError::Directory { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(directory)?;
-    let mode = fs::metadata(path).map_err(directory)?.permissions().mode() & 0o7777;
+fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
+    make_dir(path, account)?;
+    let found = fs::metadata(path)
+        .map_err(|source| DaemonError::Directory { path: path.to_owned(), source })?;
+    let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |account| account.uid);
+    let (owner, mode) = (found.uid(), found.permissions().mode() & 0o7777);
+    if owner != user {
+        return Err(DaemonError::Foreign { path: path.to_owned(), owner, user });
+    }
     if mode & 0o022 != 0 {
         return Err(DaemonError::Exposed { path: path.to_owned(), mode });
     }
     Ok(())
 }
 
-/// The control socket may be elsewhere than the state.
-fn make_socket_dir(socket: &Path) -> Result<(), DaemonError> {
-    match socket.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .map_err(|source| DaemonError::Directory { path: parent.to_owned(), source }),
-        _ => Ok(()),
-    }
+/// Makes a directory for `account`, unless it is there.
+fn make_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
+    let make = || {
+        if path.is_dir() {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        account.map_or(Ok(()), |account| chown(path, Some(account.uid), Some(account.gid)))
+    };
+    make().map_err(|source| DaemonError::Directory { path: path.to_owned(), source })
 }
 
 /// Tells the service manager, if there is one; that it does not hear is no reason to stop.

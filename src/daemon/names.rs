@@ -14,22 +14,25 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use hickory_resolver::{
-    Resolver,
-    config::{NameServerConfig, ResolverConfig},
+    Hosts, Resolver,
+    config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{op::ResponseCode, rr::RecordType},
+    system_conf::parse_resolv_conf,
 };
 use tokio::{runtime, sync::oneshot, time::sleep};
 
 use super::{Event, snapshot::NameRow};
 use crate::{
     config::{ExternalName, is_host},
+    gateway::assistant,
     policy::External,
 };
 
@@ -38,6 +41,9 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How long to wait after a failure; twice as long after each further one.
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
+/// Which name servers to ask, and what needs none. Others replace these files by renaming.
+pub(super) const RESOLVER: &str = "/etc/resolv.conf";
+pub(super) const HOSTS: &str = "/etc/hosts";
 /// Where name servers are when `/etc/resolv.conf` names none, as the C library has it.
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -287,15 +293,25 @@ fn record(name: &ExternalName) -> RecordType {
 
 /// Asks once, as the machine's resolver would.
 async fn look_up(name: &ExternalName) -> Result<Found, String> {
-    let provider = TokioRuntimeProvider::default;
-    let mut builder = Resolver::builder(provider()).unwrap_or_else(|error| {
-        tracing::debug!("/etc/resolv.conf: {error}; {LOCAL} is asked");
+    let read = |path| assistant::read(Path::new(path));
+    let configured = read(RESOLVER).map_err(NetError::from).and_then(parse_resolv_conf);
+    let (config, mut options) = configured.unwrap_or_else(|error| {
+        tracing::debug!("{RESOLVER}: {error}; {LOCAL} is asked");
         let servers = vec![NameServerConfig::udp_and_tcp(LOCAL)];
-        Resolver::builder_with_config(ResolverConfig::from_parts(None, vec![], servers), provider())
+        (ResolverConfig::from_parts(None, vec![], servers), ResolverOpts::default())
     });
     // Answers are kept here, not there.
-    builder.options_mut().cache_size = 0;
-    let resolver = builder.build().map_err(|error| error.to_string())?;
+    options.cache_size = 0;
+    // It would look for the file itself.
+    options.use_hosts_file = ResolveHosts::Never;
+    let builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let resolver = builder.with_options(options).build();
+    let mut resolver = resolver.map_err(|error| error.to_string())?;
+    let mut hosts = Hosts::default();
+    if let Err(error) = read(HOSTS).and_then(|text| hosts.read_hosts_conf(text.as_bytes())) {
+        tracing::debug!("{HOSTS}: {error}");
+    }
+    resolver.set_hosts(Arc::new(hosts));
     let lookup = match resolver.lookup(complete(&name.name).as_str(), record(name)).await {
         Ok(lookup) => lookup,
         Err(error) => return absent(error),

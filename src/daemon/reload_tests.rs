@@ -29,6 +29,7 @@ fn attended(text: &str, events: Vec<Event>) -> (Result<(), DaemonError>, Vec<Con
         config: Some(file),
         state_dir: directory.path().to_owned(),
         socket: directory.path().join("socket"),
+        user: None,
     };
     let (sender, receiver) = mpsc::channel();
     for event in events {
@@ -78,10 +79,17 @@ fn a_worker_that_ends_by_itself_ends_the_daemon() {
 fn a_state_directory_is_ours_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a/b");
-    make_state_dir(&path).unwrap();
+    make_state_dir(&path, None).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
-    make_state_dir(&path).unwrap();
+    make_state_dir(&path, None).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
-    let error = make_state_dir(&path).unwrap_err().to_string();
+    let error = make_state_dir(&path, None).unwrap_err().to_string();
     assert!(error.contains("may be written by others (mode 1777)"), "{error}");
+    let nobody = Account { name: "nobody".into(), uid: 65534, gid: 65534 };
+    let error = make_state_dir(&path, Some(&nobody)).unwrap_err().to_string();
+    assert!(error.contains("belongs to user 0, but the daemon runs as user 65534"), "{error}");
+    let path = directory.path().join("c");
+    make_state_dir(&path, Some(&nobody)).unwrap();
+    let error = make_state_dir(&path, None).unwrap_err().to_string();
+    assert!(error.contains("belongs to user 65534"), "{error}");
 }

@@ -45,11 +45,17 @@ pub struct Status {
     /// Packets that could not be read and passed.
     #[serde(default)]
     pub malformed: u64,
+    /// Packets that the kernel dropped as a queue was full; their senders send them again.
+    #[serde(default)]
+    pub overruns: u64,
     /// What went wrong on our side: the kernel refused, a packet could not be answered.
     pub errors: u64,
     /// External addresses given by name.
     #[serde(default)]
     pub names: Vec<NameRow>,
+    /// What of the daemon's confinement is missing on this machine, a line each; as a rule nothing.
+    #[serde(default)]
+    pub unconfined: Vec<String>,
 }
 
 /// One family of an external address given by name.

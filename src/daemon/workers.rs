@@ -13,6 +13,7 @@ use std::{
     io::{self, PipeReader, PipeWriter},
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,14 +26,19 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Event, Service, ServiceError, log,
+    Event, Service, ServiceError,
+    log::Log,
     names::Names,
     snapshot::{PinholeRow, SessionRow, Source, Status},
+    state::{Journal, StateDir},
 };
 use crate::{
     config::{self, Config},
-    engine::{Checksums, Engine, Verdict},
-    gateway::{self, Backend, Condition, Decision, LinuxKernel, Queue, RuleParameters, Table},
+    engine::{Checksums, Engine, Kernel, Pinhole, Verdict},
+    gateway::{
+        self, Backend, Condition, Decision, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
+        Verdicts,
+    },
     policy::Policy,
 };
 
@@ -46,7 +52,12 @@ pub(super) struct Shared {
     engines: Vec<Arc<Mutex<Engine>>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
+    /// Packets that the kernel dropped as a queue was full.
+    overruns: AtomicU64,
+    log: Log,
     names: Names,
+    /// What of the daemon's confinement is missing on this machine.
+    unconfined: Vec<String>,
     /// For questions of the control socket.
     kernel: Mutex<LinuxKernel>,
 }
@@ -54,7 +65,7 @@ pub(super) struct Shared {
 impl Shared {
     fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        tracing::error!("{error}");
+        self.log.fail(Instant::now(), error);
     }
 }
 
@@ -66,7 +77,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Starts a worker for each queue; when this returns they give verdicts.
 pub(super) fn start(
     config: &Config,
+    state_dir: &Path,
     events: &Sender<Event>,
+    unconfined: Vec<String>,
 ) -> Result<Box<dyn Service>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
@@ -79,27 +92,45 @@ pub(super) fn start(
     }
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
-    let queues = config.queue.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    let numbers: Vec<u16> = config.queue.numbers().collect();
+    let queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    let state =
+        StateDir::new(state_dir, &numbers).map_err(|error| state_failed(state_dir, &error))?;
     let engine = Engine::new(worker_policy(config, &names), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: parameters.backend().as_str(),
         engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
         errors: AtomicU64::new(0),
+        overruns: AtomicU64::new(0),
+        log: Log::default(),
         names,
+        unconfined,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?),
     });
     let (wake, end) = io::pipe()?;
-    let mut workers = Workers { shared, end: Some(end), threads: Vec::new(), table: None };
+    let mut workers = Workers { shared, state, end: Some(end), threads: Vec::new(), table: None };
     let shared = Arc::clone(&workers.shared);
-    for (queue, engine) in queues.into_iter().zip(&shared.engines) {
+    let mut journals = Vec::new();
+    for (number, engine) in numbers.iter().zip(&shared.engines) {
+        let journal = workers.state.open(*number, &mut lock(engine));
+        journals.push(journal.map_err(|error| state_failed(state_dir, &error))?);
+    }
+    let restored = shared.engines.iter().any(|engine| lock(engine).session_count() > 0);
+    workers.load(&parameters, restored)?;
+    for ((queue, engine), journal) in queues.into_iter().zip(&shared.engines).zip(journals) {
         let (engine, shared) = (Arc::clone(engine), Arc::clone(&shared));
-        let worker = Worker { queue, engine, kernel: LinuxKernel::new(&parameters)?, shared };
+        let kernel = LinuxKernel::new(&parameters)?;
+        let worker = Worker { queue, engine, journal, kernel, shared };
         workers.spawn(worker, wake.try_clone()?, events.clone())?;
     }
-    workers.table = Some(Table::install(&parameters)?);
     tracing::info!("back end {}: {why}", parameters.backend().as_str());
     Ok(Box::new(workers))
+}
+
+fn state_failed(path: &Path, error: &io::Error) -> ServiceError {
+    format!("cannot keep state in {}: {error}; name another with --state-dir", path.display())
+        .into()
 }
 
 /// What the rules need of the configuration.
@@ -129,6 +160,7 @@ fn worker_policy(config: &Config, names: &Names) -> Policy {
 struct Worker {
     queue: Queue,
     engine: Arc<Mutex<Engine>>,
+    journal: Journal,
     kernel: LinuxKernel,
     shared: Arc<Shared>,
 }
@@ -157,8 +189,6 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             }
             if !fds[1].revents().is_empty() {
-                // Those in our table have gone with it; expectations have not.
-                lock(&self.engine).close_all(&mut self.kernel);
                 return Ok(());
             }
             self.batch(&mut replacement)?;
@@ -181,14 +211,15 @@ impl Worker {
             if let Err(error) = verdicts.verdict(packet.id, decision) {
                 self.shared.fail(&error);
             }
+            if verdicts.is_full() {
+                give(&mut engine, &mut self.journal, &mut verdicts, &self.shared);
+            }
         }
-        if let Err(error) = verdicts.flush() {
-            self.shared.fail(&error);
-        }
+        give(&mut engine, &mut self.journal, &mut verdicts, &self.shared);
         engine.settle(&mut self.kernel);
         let events = engine.take_events();
         drop(engine);
-        log::events(&events);
+        self.shared.log.events(now, events);
         Ok(())
     }
 
@@ -196,21 +227,45 @@ impl Worker {
     fn tick(&mut self, now: Instant, overruns: &mut u64) -> Instant {
         let mut engine = lock(&self.engine);
         engine.expire(now, &mut self.kernel);
+        if let Err(error) = self.journal.recover(&mut engine) {
+            self.shared.fail(&not_kept(&self.journal, &error));
+        }
         let events = engine.take_events();
         drop(engine);
-        log::events(&events);
+        self.shared.log.events(now, events);
+        self.shared.log.sum_up(now);
         let dropped = self.queue.overruns();
         if dropped > *overruns {
             let (number, more) = (self.queue.number(), dropped - *overruns);
             tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
+            self.shared.overruns.fetch_add(more, Ordering::Relaxed);
             *overruns = dropped;
         }
         now + TICK
     }
 }
 
+/// Gives the verdicts so far, once it is written what they do to sessions. Where that fails they are
+/// given all the same: FTP goes on, and only a restart will be noticed.
+fn give(engine: &mut Engine, journal: &mut Journal, verdicts: &mut Verdicts<'_>, shared: &Shared) {
+    if let Err(error) = journal.write(engine) {
+        shared.fail(&not_kept(journal, &error));
+    }
+    if let Err(error) = verdicts.flush() {
+        shared.fail(&error);
+    }
+}
+
+fn not_kept(journal: &Journal, error: &io::Error) -> String {
+    format!(
+        "{}: {error}; until this works, adjusted connections will not survive a restart",
+        journal.path().display()
+    )
+}
+
 struct Workers {
     shared: Arc<Shared>,
+    state: StateDir,
     /// Dropped to end all workers: each has the other end of the pipe.
     end: Option<PipeWriter>,
     threads: Vec<JoinHandle<()>>,
@@ -236,13 +291,78 @@ impl Workers {
     }
 }
 
+impl Workers {
+    /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
+    /// the sessions that were `restored`.
+    fn load(&mut self, parameters: &RuleParameters, restored: bool) -> Result<(), ServiceError> {
+        let imprint = self.state.imprint().filter(|_| restored);
+        let left = imprint.map(|imprint| Table::adopt(parameters, &imprint)).transpose()?.flatten();
+        let is_new = left.is_none();
+        let mut kernel = lock(&self.shared.kernel);
+        let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
+        self.table = Some(match left {
+            Some(table) => table,
+            None => Table::install(parameters)?,
+        });
+        self.keep_imprint();
+        if !restored {
+            return Ok(());
+        }
+        let open_now = kernel.list_open()?;
+        let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
+            open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
+        };
+        for engine in &self.shared.engines {
+            let is_missing =
+                |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
+            lock(engine).open_again(Instant::now(), &mut *kernel, is_missing);
+        }
+        // Of an expectation is not known whose it is; it ends by itself.
+        if let (Backend::Nftables, Some(engine)) =
+            (parameters.backend(), self.shared.engines.first())
+        {
+            for OpenPinhole { initiator, arrival, .. } in open_now {
+                if !lock(engine).holds(initiator, arrival) {
+                    let (target, source) = (arrival, initiator);
+                    kernel.close(&Pinhole { initiator, arrival, target, source })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_imprint(&self) {
+        let imprint = self.table.as_ref().and_then(Table::imprint);
+        if let Err(error) = self.state.set_imprint(imprint.as_ref()) {
+            self.shared.fail(&format!("which rules are loaded cannot be written: {error}"));
+        }
+    }
+}
+
 impl Drop for Workers {
     fn drop(&mut self) {
+        let mut kernel = lock(&self.shared.kernel);
+        let needed = self.shared.engines.iter().any(|engine| lock(engine).is_needed(&mut *kernel));
         // Without the rules nothing new is queued; what waits still gets its verdict.
-        drop(self.table.take());
+        match self.table.take() {
+            Some(table) if needed => {
+                table.keep();
+                tracing::warn!(
+                    "control connections with adjusted numbers are open: table inet ftp_alg stays,                      and they wait for ftp-alg to be started again. `nft delete table inet ftp_alg`                      gives them up"
+                );
+            }
+            table => drop(table),
+        }
         drop(self.end.take());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+        self.shared.log.end();
+        if !needed {
+            // Those in our table have gone with it; expectations have not.
+            for engine in &self.shared.engines {
+                lock(engine).close_all(&mut *kernel);
+            }
         }
     }
 }
@@ -286,7 +406,9 @@ impl Service for Workers {
             "table inet ftp_alg was {what} by another program: it is loaded again; what was open \
              is closed, and what passed meanwhile was not seen"
         ));
-        Ok(table.restore()?)
+        table.restore()?;
+        self.keep_imprint();
+        Ok(())
     }
 }
 
@@ -294,6 +416,7 @@ impl Source for Shared {
     fn status(&self) -> Status {
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
+        status.overruns = self.overruns.load(Ordering::Relaxed);
         for engine in &self.engines {
             let engine = lock(engine);
             let counters = engine.counters();
@@ -310,6 +433,7 @@ impl Source for Shared {
         }
         status.pinholes = self.pinholes().len() as u64;
         status.names = self.names.rows();
+        status.unconfined = self.unconfined.clone();
         status
     }
 

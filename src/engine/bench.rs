@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Action, Counters, Decision, Event, Kernel, KernelError, Pinhole, Translation, What,
-    event::shown,
+    Action, Counters, Decision, Kernel, KernelError, Pinhole, Translation, What,
+    event::{Events, shown},
     pinholes::{OpenError, PinholeTable},
     table::Control,
 };
@@ -29,7 +29,7 @@ pub struct Bench<'a, K> {
     pub control: &'a mut Control,
     pub pinholes: &'a mut PinholeTable,
     pub counters: &'a mut Counters,
-    pub events: &'a mut Vec<Event>,
+    pub events: &'a mut Events,
 }
 
 /// Why nothing is opened.
@@ -184,8 +184,7 @@ impl<K: Kernel> Bench<'_, K> {
     }
 
     pub fn tell(&mut self, what: What) {
-        let Control { id, client, server, .. } = *self.control;
-        self.events.push(Event { session: id, client, server, what });
+        self.events.push(self.control.event(what));
     }
 
     pub fn failed(&mut self, error: &KernelError) {
@@ -317,6 +316,10 @@ fn plan(
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
         let reason = format!("port {port} in {kind} is below the minimum {minimum}");
+        return Err(No::Refuse(reason.into()));
+    }
+    if policy.denies(announced.port()) {
+        let reason = format!("port {} in {kind} is one of deny-ports", announced.port());
         return Err(No::Refuse(reason.into()));
     }
     let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {

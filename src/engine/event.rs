@@ -59,6 +59,8 @@ pub enum What {
     Closed(Pinhole, &'static str),
     /// Another command than an announcement was kept from the server.
     Refused(&'static str),
+    /// This was not done, as a limit is reached.
+    Limit(Cow<'static, str>),
     /// The connection is treated otherwise from here on.
     Turned(&'static str),
     /// The kernel did not do what was asked.
@@ -86,6 +88,7 @@ impl fmt::Display for Event {
             What::Unread(said) => write!(f, "pass \"{said}\": it names no endpoint"),
             What::Closed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
             What::Refused(what) => write!(f, "refuse {what}"),
+            What::Limit(what) => f.write_str(what),
             What::Turned(what) => f.write_str(what),
             What::Failed(what) => write!(f, "failed: {what}"),
         }
@@ -105,6 +108,32 @@ impl fmt::Display for Decision {
             write!(f, " as {rewritten}")?;
         }
         write!(f, ": {}", self.reason)
+    }
+}
+
+/// Events that wait to be taken.
+#[derive(Default)]
+pub struct Events {
+    list: Vec<Event>,
+    more: u64,
+}
+
+/// How many wait at most. One segment can hold hundreds of commands.
+const MAX_EVENTS: usize = 1024;
+
+impl Events {
+    /// One more.
+    pub fn push(&mut self, event: Event) {
+        if self.list.len() < MAX_EVENTS {
+            self.list.push(event);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Those that wait, and how many more there were.
+    pub fn take(&mut self) -> (Vec<Event>, u64) {
+        (std::mem::take(&mut self.list), std::mem::take(&mut self.more))
     }
 }
 

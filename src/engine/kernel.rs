@@ -9,13 +9,15 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::session::Side;
 
 /// How NAT shows the two ends of a control connection to each other.
 ///
 /// At our hooks (forward; input; output after destination NAT) a packet carries the real address
 /// of both ends: `client` and `server`. Without NAT the external addresses equal the real ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Translation {
     /// The client's own endpoint (conntrack's original source).
     pub client: SocketAddr,
@@ -43,7 +45,7 @@ impl Translation {
 }
 
 /// Permission for exactly one data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pinhole {
     /// Source address of the connection's first packet, as it arrives at this machine. Its source
     /// port is free.

@@ -4,10 +4,12 @@
 //! It never touches a socket or a clock, so the daemon, `replay`, the benchmarks and the tests all
 //! run the same code.
 
+mod admission;
 mod bench;
 mod event;
 mod kernel;
 mod pinholes;
+mod saved;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -22,9 +24,12 @@ use std::{
 };
 
 use bench::Bench;
+use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
+use saved::Changes;
+pub use saved::{BadRecord, RECORD_FORMAT, Restored};
 use table::{Control, Entry, Key, Table};
 
 use crate::{
@@ -74,6 +79,8 @@ pub struct Counters {
     pub lost: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
+    /// Connections given up for newer ones because there were too many.
+    pub sessions_evicted: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
 }
@@ -106,20 +113,11 @@ pub struct PinholeInfo {
     pub kind: Kind,
 }
 
-/// Sessions that are over are kept this long for segments that are sent again: those whose numbers
-/// differ, which nothing else can put right, and the others, lest they look like new ones.
-const LINGER: Duration = Duration::from_secs(60);
-const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
-/// Connections on which nothing was said are kept this long.
-const SILENCE: Duration = Duration::from_secs(120);
-/// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
-const IDLE: Duration = Duration::from_secs(432_000);
-/// How many SYN-ACKs with other numbers, which may be forged, are remembered of a connection.
-const MAX_SUCCESSORS: usize = 4;
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
-/// How many places of the table one call of [`Engine::expire`] looks at.
-const SWEEP: u32 = 1024;
+
+/// A packet that is to be sent, and for which session.
+type Injection = (u64, SocketAddr, SocketAddr, Vec<u8>);
 
 /// The engine.
 pub struct Engine {
@@ -128,12 +126,17 @@ pub struct Engine {
     table: Table,
     pinholes: PinholeTable,
     counters: Counters,
-    events: Vec<Event>,
+    events: Events,
     /// Common to engines beside each other.
     last_id: Arc<AtomicU64>,
     sweep: u32,
+    /// Where changes are noted, what did.
+    changes: Option<Changes>,
     payload: Vec<u8>,
-    injected: Vec<u8>,
+    /// What is to be sent, and for which session.
+    injections: Vec<Injection>,
+    /// For records.
+    record: Vec<u8>,
 }
 
 impl Engine {
@@ -145,18 +148,21 @@ impl Engine {
             table: Table::default(),
             pinholes: PinholeTable::default(),
             counters: Counters::default(),
-            events: Vec::new(),
+            events: Events::default(),
             last_id: Arc::default(),
             sweep: 0,
+            changes: None,
             payload: Vec::new(),
-            injected: Vec::new(),
+            injections: Vec::new(),
+            record: Vec::new(),
         }
     }
 
     /// An engine that has seen nothing, for other connections through the same kernel: sessions are
-    /// numbered in one row, an external port is given out once, and a client's limit holds over both.
+    /// numbered in one row, an external port is given out once, and limits hold over both.
     pub fn beside(&self) -> Self {
         Self {
+            table: self.table.beside(),
             pinholes: self.pinholes.beside(),
             last_id: Arc::clone(&self.last_id),
             ..Self::new(self.policy.clone(), self.checksums)
@@ -193,12 +199,13 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        if let Some(verdict) = self.follow_successor(now, index, &packet) {
-            return verdict;
+        let Some(entry) = self.table.get_mut(index) else { return Verdict::Accept };
+        let tells = !packet.payload().is_empty()
+            || packet.flags() & (flags::FIN | flags::RST | flags::SYN) != 0;
+        if let Some(changes) = self.changes.as_mut().filter(|_| tells) {
+            changes.note(index, entry);
         }
-        let Some(Entry { session, control, .. }) = self.table.get_mut(index) else {
-            return Verdict::Accept;
-        };
+        let Entry { session, control } = entry;
         control.last = now;
         let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
@@ -212,7 +219,7 @@ impl Engine {
             events: &mut self.events,
         };
         let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
-        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injected);
+        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -239,9 +246,7 @@ impl Engine {
                     let seq = seq + start as u32; // within a packet
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
                     packet.rebuild(&edit, sack, out);
-                    if let Err(error) = send_rest(&mut bench, from, out, &mut self.injected) {
-                        bench.failed(&error);
-                    }
+                    send_rest(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
                 packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
@@ -249,17 +254,22 @@ impl Engine {
             }
         };
         if session.wants_no_packet() {
-            self.table.remove(index);
+            self.remove(index);
         }
         verdict
     }
 
-    /// Does what may wait until verdicts are given: closes in the kernel what was closed.
+    /// Does what may wait until verdicts are given, and changes are written: sends what is to be sent,
+    /// closes in the kernel what was closed.
     pub fn settle(&mut self, kernel: &mut impl Kernel) {
-        if self.pinholes.is_settled() {
-            return;
+        for (session, client, server, packet) in self.injections.drain(..) {
+            if let Err(error) = kernel.inject(&packet) {
+                self.counters.errors += 1;
+                let what = What::Failed(error.to_string());
+                self.events.push(Event { session, client, server, what });
+            }
         }
-        if self.pinholes.settle(kernel).is_err() {
+        if !self.pinholes.is_settled() && self.pinholes.settle(kernel).is_err() {
             self.counters.errors += 1;
         }
     }
@@ -282,40 +292,20 @@ impl Engine {
             let at = control.pinholes.iter().position(|p| p.is(serial) && !p.in_use);
             if let Some(at) = at {
                 let held = control.pinholes.remove(at);
-                let Control { id, client, server, .. } = *control;
                 let what = What::Closed(held.pinhole, "nobody connected in time");
+                self.events.push(control.event(what));
                 self.pinholes.close(held);
-                self.events.push(Event { session: id, client, server, what });
             }
         }
-        for _ in 0..SWEEP.min(self.table.places()) {
-            self.sweep = (self.sweep + 1) % self.table.places();
-            let Some(entry) = self.table.get_mut(self.sweep) else { continue };
-            let Entry { session, successors, control } = entry;
-            let limit = match session.dialogue().phase() {
-                _ if session.is_over() && session.is_adjusted() => LINGER,
-                _ if session.is_over() => LINGER_UNADJUSTED,
-                Phase::Silent => SILENCE,
-                // Nothing is known of such a one that its next packet does not tell again.
-                Phase::Joined if !session.is_adjusted() => SILENCE,
-                _ => IDLE,
-            };
-            if now.saturating_duration_since(control.last) < limit {
-                continue;
-            }
-            let greeted = |s: &Session| s.dialogue().phase() != Phase::Silent;
-            match successors.iter().position(greeted) {
-                Some(successor) if limit < IDLE => self.succeed(now, self.sweep, successor),
-                _ => self.forget(self.sweep),
-            }
-        }
+        self.sweep(now);
         self.settle(kernel);
         self.pinholes.next_deadline()
     }
 
-    /// What was decided since this was last called.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
+    /// What was decided since this was last called; of much the beginning, and of how much more only
+    /// the number is known.
+    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
+        self.events.take()
     }
 
     /// What was done since the start.
@@ -331,7 +321,7 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control, .. }| SessionInfo {
+        open.map(|Entry { session, control }| SessionInfo {
             id: control.id,
             translation: control
                 .translation
@@ -378,30 +368,42 @@ impl Engine {
     ) -> Option<u32> {
         let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
         let found = self.table.find(&key);
-        if found.is_some() && !packet.has(flags::SYN) {
-            return found;
+        if let Some(index) = found
+            && !packet.has(flags::SYN)
+        {
+            let control = &mut self.table.get_mut(index)?.control;
+            let (client, server) = (control.client, control.server);
+            let confirmed = control
+                .rival
+                .take_if(|rival| packet.source() == client && rival.is_confirmed_by(packet));
+            let Some(session) = confirmed else { return found };
+            self.forget(index);
+            return self.insert(now, client, server, *session, kernel);
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
-            if let Some(index) = found {
-                let Entry { session, successors, .. } = self.table.get_mut(index)?;
-                if session.is_unanswered() {
-                    // What the client said in its SYN was not read.
-                    *session = Session::opened_unread(packet);
-                } else if !session.began_with(packet)
-                    && !successors.iter().any(|s| s.began_with(packet))
-                {
-                    if successors.len() == MAX_SUCCESSORS {
-                        successors.remove(0);
-                    }
-                    successors.push(Session::opened(packet));
-                }
-                return Some(index);
+            let Some(index) = found else {
+                let session = Session::opened(packet);
+                return self.insert(now, destination, source, session, kernel);
+            };
+            let Entry { session, control } = self.table.get_mut(index)?;
+            if session.began_with(packet) {
+                return found;
             }
-            let session = Session::opened(packet);
-            return self.insert(now, destination, source, session, kernel);
+            let unread = control.spoke_in_syn;
+            let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
+            if !(unread && is_unknown) {
+                return self.contest(index, packet, kernel);
+            }
+            self.forget(index);
+            let opened = if unread { Session::opened_unread } else { Session::opened };
+            return self.insert(now, destination, source, opened(packet), kernel);
         }
-        if found.is_some() || packet.payload().is_empty() {
+        if packet.payload().is_empty() {
+            return found;
+        }
+        if let Some(index) = found {
+            self.table.get_mut(index)?.control.spoke_in_syn = true;
             return found;
         }
         // The start was not seen. Which end is the client shows by its port, if at all.
@@ -416,10 +418,12 @@ impl Engine {
             }
         };
         let session = Session::joined(side, packet);
-        match side {
+        let index = match side {
             Side::Client => self.insert(now, source, destination, session, kernel),
             Side::Server => self.insert(now, destination, source, session, kernel),
-        }
+        }?;
+        self.table.get_mut(index)?.control.spoke_in_syn = packet.has(flags::SYN);
+        Some(index)
     }
 
     fn insert(
@@ -435,63 +439,22 @@ impl Engine {
             self.leave_alone(client, server, kernel);
             return None;
         }
-        if self.table.len() >= self.policy.max_sessions {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let control = Control { network, ..Control::new(id, client, server, now) };
+        // For one of which as little is known no other is given up.
+        let is_joined = session.dialogue().phase() == Phase::Joined;
+        if !(if is_joined { self.has_room() } else { self.make_room(now) }) {
             self.counters.uninspected += 1;
+            self.events
+                .push(control.event(What::Limit("not followed: there are max-sessions".into())));
             return None;
         }
-        let control = Control {
-            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
-            client,
-            server,
-            network,
-            translation: None,
-            attention: None,
-            pinholes: Vec::new(),
-            since: now,
-            last: now,
-        };
-        Some(self.table.insert(Entry { session, successors: Vec::new(), control }))
-    }
-
-    /// A packet by the numbers of a connection that may have taken the place of the one at
-    /// `index`: the client's makes sure that it has, and what the server says before is read.
-    fn follow_successor(
-        &mut self,
-        now: Instant,
-        index: u32,
-        packet: &Packet<'_>,
-    ) -> Option<Verdict> {
-        let Entry { session, successors, control } = self.table.get_mut(index)?;
-        if successors.is_empty() || packet.has(flags::SYN) {
-            return None;
+        let index = self.table.insert(Entry { session, control });
+        // Also by a bare acknowledgement, of a SYN-ACK where another connection was.
+        if let (Some(changes), Some(entry)) = (&mut self.changes, self.table.get_mut(index)) {
+            changes.note(index, entry);
         }
-        let from = control.side(packet.source_endpoint());
-        let successor = successors.iter().position(|s| s.expects(from, packet))?;
-        if session.expects(from, packet) {
-            return None;
-        }
-        if from == Side::Client {
-            self.succeed(now, index, successor);
-            return None;
-        }
-        control.last = now;
-        let passes = successors[successor].overhear(packet, &mut self.payload);
-        Some(if passes { Verdict::Accept } else { Verdict::Drop })
-    }
-
-    /// The connection at `index` is another one now.
-    fn succeed(&mut self, now: Instant, index: u32, successor: usize) {
-        let Some(Entry { session, successors, control }) = self.table.get_mut(index) else {
-            return;
-        };
-        *session = successors.swap_remove(successor);
-        successors.clear();
-        for held in std::mem::take(&mut control.pinholes) {
-            self.pinholes.close(held);
-        }
-        control.id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        (control.translation, control.attention) = (None, None);
-        (control.since, control.last) = (now, now);
+        Some(index)
     }
 
     /// Has no packet of the connection queued any more.
@@ -515,12 +478,20 @@ impl Engine {
     }
 
     /// Drops the entry at `index`, and what it holds.
-    fn forget(&mut self, index: u32) {
-        if let Some(Entry { control, .. }) = self.table.remove(index) {
-            for held in control.pinholes {
-                self.pinholes.close(held);
-            }
+    fn forget(&mut self, index: u32) -> Option<Entry> {
+        let mut entry = self.remove(index)?;
+        for held in std::mem::take(&mut entry.control.pinholes) {
+            self.pinholes.close(held);
         }
+        Some(entry)
+    }
+
+    fn remove(&mut self, index: u32) -> Option<Entry> {
+        let entry = self.table.remove(index)?;
+        if let Some(changes) = &mut self.changes {
+            changes.note_gone(entry.control.id);
+        }
+        Some(entry)
     }
 }
 
@@ -529,7 +500,7 @@ fn tell_kernel<K: Kernel>(
     bench: &mut Bench<'_, K>,
     session: &Session,
     outcome: &Outcome,
-    buffer: &mut Vec<u8>,
+    injections: &mut Vec<Injection>,
 ) -> Result<(), KernelError> {
     let attention = if session.wants_every_packet() {
         Some(Attention::Every)
@@ -558,22 +529,28 @@ fn tell_kernel<K: Kernel>(
             known => known?,
         };
         let (source, destination) = translation.seen_by(to);
-        packet::acknowledgement(source, destination, seq, ack, window, timestamps, buffer);
-        bench.kernel.inject(buffer)?;
+        let mut packet = Vec::new();
+        packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+        let Control { id, client, server, .. } = *bench.control;
+        injections.push((id, client, server, packet));
     }
     Ok(())
 }
 
-/// Sends `segment`, the rest of what `from` sent, to the other end: as a packet of its own, which
+/// Has `segment`, the rest of what `from` sent, sent to the other end: as a packet of its own, which
 /// nothing translates any more.
 fn send_rest<K: Kernel>(
     bench: &mut Bench<'_, K>,
     from: Side,
     segment: &[u8],
-    buffer: &mut Vec<u8>,
-) -> Result<(), KernelError> {
-    let (source, destination) = bench.translation()?.seen_by(from.peer());
-    let Ok(segment) = Packet::parse(segment) else { return Ok(()) };
-    packet::with_endpoints(&segment, source, destination, buffer);
-    bench.kernel.inject(buffer)
+    injections: &mut Vec<Injection>,
+) {
+    let (Ok(translation), Ok(segment)) = (bench.translation(), Packet::parse(segment)) else {
+        return; // it is sent again
+    };
+    let (source, destination) = translation.seen_by(from.peer());
+    let mut packet = Vec::new();
+    packet::with_endpoints(&segment, source, destination, &mut packet);
+    let Control { id, client, server, .. } = *bench.control;
+    injections.push((id, client, server, packet));
 }

@@ -10,12 +10,12 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use ahash::{AHashMap, RandomState};
+use serde::{Deserialize, Serialize};
 
 use super::{Kernel, KernelError, Opening, Pinhole, Translation};
 use crate::{ftp::Kind, policy::Policy};
@@ -37,6 +37,17 @@ pub struct Held {
     client: IpAddr,
     /// Tells it from others with the same endpoints.
     serial: u64,
+}
+
+/// A [`Held`] as a record has it.
+#[derive(Serialize, Deserialize)]
+pub struct SavedPinhole {
+    pinhole: Pinhole,
+    kind: Kind,
+    /// Milliseconds since the records' epoch.
+    pub deadline: u64,
+    answered: bool,
+    in_use: bool,
 }
 
 /// Why no pinhole was opened.
@@ -110,11 +121,11 @@ impl PinholeTable {
             let serial = common.serial;
             wanted.arrival.set_port(match attempt {
                 0 => announced,
-                _ => port_within(&policy.port_range, self.random.hash_one(serial)),
+                _ => match policy.external_port(self.random.hash_one(serial)) {
+                    Some(port) => port,
+                    None => break,
+                },
             });
-            if attempt > 0 && policy.control_ports.contains(&wanted.arrival.port()) {
-                continue;
-            }
             match common.ports.get(&(wanted.initiator, wanted.arrival)) {
                 Some((target, _)) if *target == wanted.target => {
                     kernel.close(&wanted).map_err(OpenError::Kernel)?; // announced again
@@ -128,23 +139,52 @@ impl PinholeTable {
                 Err(KernelError::Taken) => continue,
                 Err(error) => return Err(OpenError::Kernel(error)),
             }
-            common.ports.insert((wanted.initiator, wanted.arrival), (wanted.target, serial));
-            *common.per_client.entry(client).or_default() += 1;
-            let deadline = now + policy.pinhole_lifetime;
-            // The last place, but after a reload that shortens lifetimes.
-            let place = self.deadlines.partition_point(|d| d.at <= deadline);
-            self.deadlines.insert(place, Deadline { at: deadline, owner, serial });
-            return Ok(Held {
+            let held = Held {
                 pinhole: wanted,
                 kind,
-                deadline,
+                deadline: now + policy.pinhole_lifetime,
                 answered: !kind.is_active(),
                 in_use: false,
                 client,
                 serial,
-            });
+            };
+            common.enter(&held);
+            drop(common);
+            self.await_deadline(owner, &held);
+            return Ok(held);
         }
         Err(OpenError::NoPort)
+    }
+
+    /// Takes over a pinhole of a `client` from a record, for the session `owner`.
+    pub fn restore(
+        &mut self,
+        owner: u32,
+        client: IpAddr,
+        saved: &SavedPinhole,
+        deadline: Instant,
+    ) -> Held {
+        let SavedPinhole { pinhole, kind, answered, in_use, .. } = *saved;
+        let mut common = lock(&self.common);
+        common.serial += 1;
+        let serial = common.serial;
+        let held = Held { pinhole, kind, deadline, answered, in_use, client, serial };
+        common.enter(&held);
+        drop(common);
+        self.await_deadline(owner, &held);
+        held
+    }
+
+    /// Whether a session of any engine beside this one holds a pinhole with these endpoints.
+    pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        lock(&self.common).ports.contains_key(&(initiator, arrival))
+    }
+
+    fn await_deadline(&mut self, owner: u32, held: &Held) {
+        let Held { deadline: at, serial, .. } = *held;
+        // The last place, but after a reload that shortens lifetimes.
+        let place = self.deadlines.partition_point(|d| d.at <= at);
+        self.deadlines.insert(place, Deadline { at, owner, serial });
     }
 
     /// A transfer uses `held`: it does not count for its client any more.
@@ -190,6 +230,14 @@ impl PinholeTable {
 }
 
 impl Common {
+    fn enter(&mut self, held: &Held) {
+        let Pinhole { initiator, arrival, target, .. } = held.pinhole;
+        self.ports.insert((initiator, arrival), (target, held.serial));
+        if !held.in_use {
+            *self.per_client.entry(held.client).or_default() += 1;
+        }
+    }
+
     fn uncount(&mut self, client: IpAddr) {
         if let Some(count) = self.per_client.get_mut(&client) {
             *count -= 1;
@@ -226,14 +274,15 @@ fn settle(
     result
 }
 
-fn port_within(range: &RangeInclusive<u16>, random: u64) -> u16 {
-    let width = u64::from(range.end() - range.start()) + 1;
-    range.start() + (random % width) as u16 // within the range
-}
-
 impl Held {
     /// Whether this is the one with `serial`.
     pub fn is(&self, serial: u64) -> bool {
         self.serial == serial
+    }
+
+    /// As a record has it, with its deadline as that counts time.
+    pub fn save(&self, deadline: u64) -> SavedPinhole {
+        let Self { pinhole, kind, answered, in_use, .. } = *self;
+        SavedPinhole { pinhole, kind, deadline, answered, in_use }
     }
 }

@@ -1,14 +1,19 @@
 //! The table of sessions: found by the two endpoints that a packet shows, whichever way it goes.
 
 use std::{
+    collections::VecDeque,
     hash::{Hash, Hasher},
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
 use ahash::AHashMap;
 
-use super::{Attention, Translation, pinholes::Held};
+use super::{Attention, Event, Translation, What, pinholes::Held};
 use crate::{
     packet::Endpoint,
     session::{Session, Side},
@@ -66,9 +71,38 @@ pub struct Control {
     pub since: Instant,
     /// When a packet of it was last seen.
     pub last: Instant,
+    /// Another that began on the same endpoints, unless it was forged.
+    pub rival: Option<Box<Session>>,
+    /// Whether the client said something in a SYN (RFC 7413), which is not read.
+    pub spoke_in_syn: bool,
+    /// Whether it is noted as changed since it was last written.
+    pub changed: bool,
 }
 
 impl Control {
+    /// A connection that is first seen `now`.
+    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Instant) -> Self {
+        Self {
+            id,
+            client,
+            server,
+            network: None,
+            translation: None,
+            attention: None,
+            pinholes: Vec::new(),
+            since: now,
+            last: now,
+            rival: None,
+            spoke_in_syn: false,
+            changed: false,
+        }
+    }
+
+    /// Something that happened on it.
+    pub fn event(&self, what: What) -> Event {
+        Event { session: self.id, client: self.client, server: self.server, what }
+    }
+
     /// Which end `source` is.
     pub fn side(&self, source: impl Into<Endpoint>) -> Side {
         if source.into() == self.client.into() { Side::Client } else { Side::Server }
@@ -80,9 +114,6 @@ impl Control {
 pub struct Entry {
     /// The session.
     pub session: Session,
-    /// What SYN-ACKs with other numbers began, oldest first. They may be forged, so one takes the
-    /// session's place only when the client speaks by its numbers.
-    pub successors: Vec<Session>,
     /// All else.
     pub control: Control,
 }
@@ -93,9 +124,40 @@ pub struct Table {
     by_key: AHashMap<Key, u32>,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
+    /// Places and numbers in the order in which they were taken, of entries that may have gone since.
+    pub(super) by_age: VecDeque<(u32, u64)>,
+    /// How many entries the tables beside each other have together.
+    all: Arc<AtomicUsize>,
 }
 
 impl Table {
+    /// An empty table, whose entries are counted with those of this one.
+    pub fn beside(&self) -> Self {
+        Self { all: Arc::clone(&self.all), ..Self::default() }
+    }
+
+    /// How many there are in all tables that are counted together.
+    pub fn all(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// How many tables are counted together.
+    pub fn tables(&self) -> usize {
+        Arc::strong_count(&self.all)
+    }
+
+    /// The one that has been there longest among those that `may` be dropped. Those before it are
+    /// never asked about again.
+    pub fn oldest(&mut self, may: impl Fn(&Entry) -> bool) -> Option<u32> {
+        while let Some((index, id)) = self.by_age.pop_front() {
+            let entry = self.entries.get(index as usize)?.as_ref();
+            if entry.is_some_and(|entry| entry.control.id == id && may(entry)) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_key.len()
@@ -114,6 +176,7 @@ impl Table {
     /// Takes in one more.
     pub fn insert(&mut self, entry: Entry) -> u32 {
         let key = Key::between(entry.control.client, entry.control.server);
+        let id = entry.control.id;
         let index = if let Some(index) = self.free.pop() {
             self.entries[index as usize] = Some(entry);
             index
@@ -122,6 +185,15 @@ impl Table {
             (self.entries.len() - 1) as u32 // bounded by max-sessions
         };
         self.by_key.insert(key, index);
+        self.all.fetch_add(1, Ordering::Relaxed);
+        self.by_age.push_back((index, id));
+        if self.by_age.len() > 2 * self.entries.len() {
+            let entries = &self.entries;
+            self.by_age.retain(|(index, id)| {
+                let entry = entries.get(*index as usize).and_then(Option::as_ref);
+                entry.is_some_and(|entry| entry.control.id == *id)
+            });
+        }
         index
     }
 
@@ -130,6 +202,7 @@ impl Table {
         let entry = self.entries.get_mut(index as usize)?.take()?;
         self.by_key.remove(&Key::between(entry.control.client, entry.control.server));
         self.free.push(index);
+        self.all.fetch_sub(1, Ordering::Relaxed);
         Some(entry)
     }
 

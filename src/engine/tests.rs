@@ -267,3 +267,123 @@ fn what_is_held_while_conntrack_knows_nothing_is_not_lost() {
     let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
 }
+
+/// A packet between a client and the server of all tests, its numbers counted from 100 and 500.
+fn flood(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
+    let client = [10, 9, number.to_be_bytes()[0], number.to_be_bytes()[1]];
+    let server = [203, 0, 113, 9];
+    let (seq, ack) = (100 + said.0, 500_u32.wrapping_add(said.1));
+    let builder = match side {
+        Side::Client => PacketBuilder::ipv4(client, server, 64).tcp(1035, 21, seq, 512).ack(ack),
+        Side::Server => PacketBuilder::ipv4(server, client, 64).tcp(21, 1035, ack, 512).ack(seq),
+    };
+    let builder = if payload == "SYN" { builder.syn() } else { builder };
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, payload.strip_prefix("SYN").unwrap_or(payload).as_bytes()).unwrap();
+    bytes
+}
+
+/// Hands `engine` the start of a connection: its SYN-ACK and, if so said, a greeting and an answer.
+fn begin(engine: &mut Engine, number: u16, dialogue: bool) {
+    let mut kernel = Notes::default();
+    let (now, mut out) = (Instant::now(), Vec::new());
+    let mut packets = vec![flood(number, Side::Server, (0, u32::MAX), "SYN")];
+    if dialogue {
+        packets.push(flood(number, Side::Server, (0, 0), "220 ready\r\n"));
+        packets.push(flood(number, Side::Client, (0, 11), "USER joe\r\n"));
+    }
+    for packet in packets {
+        assert_eq!(engine.packet(now, &packet, &mut kernel, &mut out), Verdict::Accept);
+    }
+}
+
+fn clients(engine: &Engine) -> Vec<u16> {
+    let mut clients: Vec<u16> = engine
+        .sessions()
+        .map(|session| match session.translation.client.ip() {
+            IpAddr::V4(ip) => u16::from_be_bytes([ip.octets()[2], ip.octets()[3]]),
+            IpAddr::V6(_) => panic!("no IPv6 here"),
+        })
+        .collect();
+    clients.sort_unstable();
+    clients
+}
+
+fn crowded(max_sessions: usize) -> Engine {
+    Engine::new(Policy { max_sessions, ..Policy::default() }, Checksums::Verify)
+}
+
+#[test]
+fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verified() {
+    let mut engine = crowded(10);
+    begin(&mut engine, 1, true);
+    for number in 100..10_000 {
+        begin(&mut engine, number, false);
+        if number % 1000 == 0 {
+            begin(&mut engine, number / 1000 + 1, true); // 2 to 10
+        }
+        assert!(engine.session_count() <= 10);
+    }
+    let verified: Vec<u16> = (1..=10).collect();
+    assert_eq!(clients(&engine), verified);
+    assert!(engine.table.by_age.len() <= 2 * 10, "{}", engine.table.by_age.len());
+    let counters = engine.counters();
+    assert_eq!(counters.packets, 9900 + 10 * 3);
+    assert_eq!(counters.sessions_evicted + counters.uninspected, 9900);
+    assert_eq!(counters.uninspected, 999, "behind the tenth nothing is left that gives way");
+    let (events, more) = engine.take_events();
+    assert_eq!(events.len() as u64 + more, 9900);
+    assert!(events.len() <= 1024);
+    assert!(events[0].to_string().ends_with("for a newer one: there are max-sessions"));
+}
+
+#[test]
+fn sessions_are_limited_over_engines_beside_each_other() {
+    let mut first = crowded(8);
+    let mut second = first.beside();
+    for number in 0..100 {
+        begin(&mut first, number, false);
+    }
+    assert_eq!(clients(&first).len(), 6, "the last quarter is for those with less than a half");
+    for number in 100..200 {
+        begin(&mut second, number, true);
+    }
+    assert_eq!((first.session_count(), second.session_count()), (6, 2));
+    assert_eq!(clients(&second), [100, 101]);
+    for number in 200..206 {
+        begin(&mut first, number, true);
+    }
+    assert_eq!(clients(&first), [200, 201, 202, 203, 204, 205]);
+}
+
+#[test]
+fn what_one_end_has_closed_is_not_kept_for_ever() {
+    let mut engine = crowded(8);
+    begin(&mut engine, 1, true);
+    begin(&mut engine, 2, true);
+    let (mut now, mut kernel, mut out) = (Instant::now(), Notes::default(), Vec::new());
+    let mut fin = flood(1, Side::Server, (10, 11), "421 too late\r\n");
+    fin = with_fin(fin);
+    assert_eq!(engine.packet(now, &fin, &mut kernel, &mut out), Verdict::Accept);
+    now += Duration::from_secs(3600);
+    engine.expire(now, &mut kernel);
+    assert_eq!(clients(&engine), [2]);
+}
+
+/// The same packet with a FIN and its checksum.
+fn with_fin(packet: Vec<u8>) -> Vec<u8> {
+    let sliced = etherparse::SlicedPacket::from_ip(&packet).unwrap();
+    let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Tcp(tcp))) =
+        (sliced.net, sliced.transport)
+    else {
+        panic!("no TCP over IPv4")
+    };
+    let mut header = tcp.to_header();
+    header.fin = true;
+    header.checksum = header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload()).unwrap();
+    let mut bytes = Vec::new();
+    ip.header().to_header().write(&mut bytes).unwrap();
+    header.write(&mut bytes).unwrap();
+    bytes.extend_from_slice(tcp.payload());
+    bytes
+}

@@ -1,5 +1,7 @@
 //! Replies: the server's lines (RFC 959 section 4.2).
 
+use serde::{Deserialize, Serialize};
+
 use super::Text;
 
 /// One line that ends a reply, or is all of it.
@@ -27,7 +29,7 @@ impl Reply {
 }
 
 /// Follows multi-line replies, so that text inside one is not taken for a reply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTracker {
     open: Option<u16>,
 }

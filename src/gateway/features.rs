@@ -11,9 +11,9 @@ use nftnl::{Chain, MsgType, ProtoFamily};
 use super::{
     GatewayError, RuleParameters,
     ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Requests, Tuple},
-    firewall::output_of,
     netlink::{Message, Socket},
     nft::Batch,
+    programs::output_of,
     queue,
     rules::{QueueStatement, TABLE, render_nftables},
     table::{nft, queue_rule},

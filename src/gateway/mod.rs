@@ -3,6 +3,7 @@
 //! Knows packets only as bytes with addresses, and nothing of what is said in them. Every call
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
+pub mod assistant;
 mod choice;
 mod conntrack;
 mod ctnetlink;
@@ -15,6 +16,7 @@ mod inject;
 mod netlink;
 mod nft;
 mod pinholes;
+mod programs;
 mod queue;
 pub mod rules;
 mod table;
@@ -28,9 +30,10 @@ pub use expectations::Expectations;
 pub use features::{Expecting, Features, Routing};
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
+pub use programs::search_path;
 pub use queue::{Decision, Packet, Queue, Verdicts};
 pub use rules::{Backend, QueueStatement, RuleParameters};
-pub use table::{Condition, Table};
+pub use table::{Condition, Imprint, Table};
 
 use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 

@@ -14,7 +14,9 @@ use std::{
 
 use nftnl_sys::{self as sys, libc as sys_libc};
 
-use super::netlink::{self, Attributes, Message, Socket, Start, Writer, be32, be64};
+use serde::{Deserialize, Serialize};
+
+use super::netlink::{self, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64};
 
 /// Our table, for libnftnl.
 pub(super) const TABLE: &CStr = c"ftp_alg";
@@ -308,13 +310,14 @@ impl<T> Drop for Owned<T> {
 }
 
 /// What tells our table from one that was changed, or put in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shape {
     /// Never given twice.
     pub(super) handle: u64,
     /// Such as `dormant`.
     flags: u32,
-    rules: usize,
+    /// Checksum of all rules, with their order and handles.
+    rules: u32,
     /// Elements of the set of control ports.
     ports: usize,
 }
@@ -327,7 +330,7 @@ pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
     };
-    let (mut table, mut rules, mut ports) = (None, 0, 0);
+    let (mut table, mut rules, mut ports) = (None, crc32fast::Hasher::new(), 0);
     absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
@@ -335,9 +338,12 @@ pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     }))?;
     let Some((handle, flags)) = table else { return Ok(None) };
     let of_table = [(NFTA_RULE_TABLE, name)];
-    absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |_| rules += 1))?;
+    absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
+        // What precedes the attributes has the number of the last transaction.
+        rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
+    }))?;
     absent(dump(socket, c"control_ports", |_, _| ports += 1).map(drop))?;
-    Ok(Some(Shape { handle, flags, rules, ports }))
+    Ok(Some(Shape { handle, flags, rules: rules.finalize(), ports }))
 }
 
 /// The elements of a set of our table: key and what is left of the timeout. Returns whether the

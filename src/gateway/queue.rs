@@ -29,7 +29,7 @@ const SLOT: usize = (1 << 16) + 1024;
 /// Packets waiting for a verdict, beyond which the kernel drops.
 const MAXIMUM_WAITING: u32 = 8192;
 const SOCKET_BUFFER: i32 = 8 << 20;
-/// Verdicts are sent at the latest when they take this many bytes.
+/// Verdicts are to be sent when they take this many bytes.
 const FLUSH_AT: usize = 256 << 10;
 /// What an attribute can hold.
 const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
@@ -268,7 +268,12 @@ impl Verdicts<'_> {
             }
             decision => put_verdict(self.out, self.number, id, decision),
         }
-        if self.out.len() >= FLUSH_AT { self.flush() } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Whether so much was decided that it is to be flushed before more is.
+    pub fn is_full(&self) -> bool {
+        self.out.len() >= FLUSH_AT
     }
 
     /// As [`Queue::flush`].

@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::GatewayError;
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
@@ -160,7 +162,7 @@ impl RuleParameters {
 }
 
 /// What puts the packets into the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QueueStatement {
     /// The `queue` statement of nftables.
     Native,

@@ -6,20 +6,21 @@
 
 use std::{
     ffi::{CStr, c_void},
-    io::{self, Write as _},
-    process::Stdio,
+    io,
     ptr::NonNull,
 };
 
 use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
 use nftnl_sys as sys;
+use serde::{Deserialize, Serialize};
 
 use super::{
     GatewayError,
-    firewall::{self, Ip, output_of, uses_legacy},
+    firewall::{Ip, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
+    programs::{self, output_of},
     rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
 };
 
@@ -50,6 +51,14 @@ pub enum Condition {
     Changed,
     /// Another one has taken its place: most likely that of another ftp-alg.
     Replaced,
+}
+
+/// What a table was loaded from and what it then was, by which a daemon that is started again knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imprint {
+    text: String,
+    statement: QueueStatement,
+    shape: Shape,
 }
 
 fn no_helper() -> GatewayError {
@@ -88,17 +97,43 @@ impl Table {
         }
     }
 
+    /// Takes over the table that an earlier daemon left, with all that is open in it; `None` if it is not
+    /// as `imprint` says, or not what would be loaded now.
+    pub fn adopt(
+        parameters: &RuleParameters,
+        imprint: &Imprint,
+    ) -> Result<Option<Self>, GatewayError> {
+        let Imprint { statement, shape, ref text } = *imprint;
+        let mut socket = Socket::open().map_err(netlink_failed)?;
+        if nft::shape(&mut socket).map_err(netlink_failed)? != Some(shape)
+            || operator_queues() != (statement == QueueStatement::Operator)
+        {
+            return Ok(None);
+        }
+        let helper = OwnHelper::register().map_err(helper_failed)?;
+        if rules(parameters, statement, helper.as_ref()) != *text {
+            // The rules that refer to it are still there.
+            helper.into_iter().for_each(OwnHelper::keep);
+            return Ok(None);
+        }
+        let (parameters, shape) = (parameters.clone(), Some(shape));
+        Ok(Some(Self { parameters, statement, socket, shape, helper }))
+    }
+
+    /// By what [`Table::adopt`] knows it.
+    pub fn imprint(&self) -> Option<Imprint> {
+        let text = rules(&self.parameters, self.statement, self.helper.as_ref());
+        self.shape.map(|shape| Imprint { text, statement: self.statement, shape })
+    }
+
     /// As [`Table::install`], queueing as told.
     pub fn install_with(
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        let mut text = render_nftables(parameters, statement);
         let helper = OwnHelper::register().map_err(helper_failed)?;
-        if helper.is_some() {
-            text = with_own_helper(&text);
-        }
+        let text = rules(parameters, statement, helper.as_ref());
         nft(&["--file", "-"], &text).map_err(|error| match error {
             // Without `queue` statements nothing else in the rules may be missing.
             GatewayError::RulesRefused { message }
@@ -221,6 +256,16 @@ impl Drop for Table {
     }
 }
 
+/// The text that is loaded.
+fn rules(
+    parameters: &RuleParameters,
+    statement: QueueStatement,
+    helper: Option<&OwnHelper>,
+) -> String {
+    let text = render_nftables(parameters, statement);
+    if helper.is_some() { with_own_helper(&text) } else { text }
+}
+
 /// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.
 fn operator_queues() -> bool {
     let chain = "FTP_ALG_CONTROL";
@@ -243,20 +288,11 @@ pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
         io::ErrorKind::NotFound => GatewayError::NftMissing,
         _ => GatewayError::system("nft", error),
     };
-    let mut child = firewall::command("nft")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // A nft that ends before it has read all says why on its standard error.
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return written.map_err(failed);
+    let finished = programs::run("nft", arguments, text).map_err(failed)?;
+    if finished.success {
+        return Ok(());
     }
-    let message = String::from_utf8_lossy(&output.stderr);
+    let message = finished.stderr;
     if message.contains("Operation not permitted") {
         return Err(GatewayError::NotPermitted { what: format!("table inet {TABLE}") });
     }

@@ -22,10 +22,14 @@ pub enum Script {
     Dialogue,
     /// Python's ftplib: one login, many transfers.
     Many,
+    /// Python's ftplib: many sessions at the same time, until told to stop.
+    Load,
     /// Python's ftplib: one transfer with a pause after the announcement.
     Held,
     /// Connects to one address and port, and says what came of it.
     Connect,
+    /// Opens many control connections halfway.
+    Flood,
     /// Starts pyftpdlib.
     Pyftpdlib,
 }
@@ -38,8 +42,10 @@ impl Script {
             Self::Ftplib => ("errand.py", include_str!("scripts/errand.py")),
             Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
             Self::Many => ("many.py", include_str!("scripts/many.py")),
+            Self::Load => ("load.py", include_str!("scripts/load.py")),
             Self::Held => ("held.py", include_str!("scripts/held.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
+            Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
             Self::Pyftpdlib => ("serve_pyftpdlib.py", include_str!("scripts/serve_pyftpdlib.py")),
         }
     }

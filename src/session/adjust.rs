@@ -12,10 +12,12 @@
 //!
 //! A FIN occupies a number like a byte; in a rewritten range it is a placeholder byte of `new`.
 
+use serde::{Deserialize, Serialize};
+
 use crate::packet::Seq;
 
 /// One replaced range.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Rewrite {
     /// First sent number that is replaced.
     start: Seq,
@@ -43,7 +45,7 @@ pub const MAX_REWRITES: usize = 64;
 
 /// The mapping of one direction, with a bounded history: rewrites that the receiver has
 /// acknowledged are forgotten, only their sum is kept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SequenceMap {
     /// Delivered minus sent before the first rewrite that is remembered.
     base: u32,

@@ -4,11 +4,13 @@
 //! answered yet are kept in order. Servers do not keep it perfectly (`ABOR` has one or two
 //! answers, `STAT` overtakes), so replies whose code tells what they answer put the order right.
 
+use serde::{Deserialize, Serialize};
+
 use super::Note;
 use crate::ftp::{Command, Reply, ReplyTracker, Text, Verb};
 
 /// How far a control connection has shown that it is FTP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Nothing was said.
     Silent,
@@ -21,7 +23,7 @@ pub enum Phase {
 }
 
 /// What a command still waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Awaited {
     Login,
     Passive,
@@ -69,7 +71,7 @@ pub enum Meaning {
 }
 
 /// The state of one dialogue.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dialogue {
     phase: Phase,
     logged_in: bool,

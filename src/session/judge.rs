@@ -72,27 +72,3 @@ pub enum Refused {
     /// A `PORT` or `EPRT` line longer than is held back.
     Overlong,
 }
-
-/// Opens nothing, and takes note of nothing.
-pub struct Nobody;
-
-impl Judge for Nobody {
-    fn announcement(
-        &mut self,
-        _: Kind,
-        _: Result<&Announcement, &Malformed>,
-        _: bool,
-        _: &Dialogue,
-        _: &Text<'_>,
-    ) -> Ruling {
-        Ruling::Pass
-    }
-
-    fn refuses_auth(&self) -> bool {
-        false
-    }
-
-    fn refused(&mut self, _: Refused) {}
-
-    fn note(&mut self, _: Note) {}
-}

@@ -21,8 +21,8 @@ mod tls;
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
-use judge::Nobody;
 pub use judge::{Judge, Note, Refused, Ruling};
+use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
 
@@ -48,7 +48,7 @@ impl Side {
 }
 
 /// How the connection is treated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Mode {
     /// Both directions are read.
     Reading,
@@ -64,6 +64,9 @@ const MAX_KEPT: usize = 1 << 16;
 /// Of how much of it pure acknowledgements need not be seen.
 const MAX_UNSEEN: usize = 1 << 14;
 
+/// How much of either direction may have passed unseen, as while the daemon was away.
+const MAX_MISSED: u32 = 1 << 16;
+
 /// How far numbers may be from those that come next.
 const MAX_DISTANCE: u32 = 1 << 20;
 
@@ -72,7 +75,7 @@ fn is_near(number: Seq, next: Seq) -> bool {
 }
 
 /// One control connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Session {
     client: Stream,
     server: Stream,
@@ -80,10 +83,17 @@ pub struct Session {
     mode: Mode,
     /// The first numbers of client and server.
     first: (Seq, Seq),
-    unanswered: bool,
     /// Whether every packet must be seen from now on.
     wants_every: bool,
     reset: bool,
+    /// Whether it was saved, and packets of it may have passed since that nobody read.
+    #[serde(skip, default = "unconfirmed")]
+    unconfirmed: bool,
+}
+
+/// Of what was saved.
+fn unconfirmed() -> bool {
+    true
 }
 
 impl Session {
@@ -105,12 +115,10 @@ impl Session {
 
     /// A connection whose start was not seen, from `packet` of `side` on.
     pub fn joined(side: Side, packet: &Packet<'_>) -> Self {
-        let (client, server) = match side {
-            Side::Client => (packet.seq(), packet.ack()),
-            Side::Server => (packet.ack(), packet.seq()),
-        };
-        let unanswered = !packet.has(flags::ACK);
-        Self { unanswered, ..Self::between(client, server, Dialogue::joined()) }
+        match side {
+            Side::Client => Self::between(packet.seq(), packet.ack(), Dialogue::joined()),
+            Side::Server => Self::between(packet.ack(), packet.seq(), Dialogue::joined()),
+        }
     }
 
     fn between(client: Seq, server: Seq, dialogue: Dialogue) -> Self {
@@ -120,9 +128,9 @@ impl Session {
             dialogue,
             mode: Mode::Reading,
             first: (client, server),
-            unanswered: false,
             wants_every: false,
             reset: false,
+            unconfirmed: false,
         }
     }
 
@@ -131,22 +139,12 @@ impl Session {
         self.first == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
-    /// Whether only the client's SYN was seen, of one that spoke in it (RFC 7413).
-    pub fn is_unanswered(&self) -> bool {
-        self.unanswered
-    }
-
-    /// Whether the numbers of `packet` are about those that come next.
-    pub fn expects(&self, from: Side, packet: &Packet<'_>) -> bool {
-        let peer = self.peek(from.peer());
-        is_near(packet.seq(), self.peek(from).next)
-            && is_near(packet.ack(), peer.map.deliver(peer.next))
-    }
-
-    /// Takes a packet of the server's before the client has said that there is such a connection.
-    /// Gives whether it may go on.
-    pub fn overhear(&mut self, packet: &Packet<'_>, out: &mut Vec<u8>) -> bool {
-        self.packet(Side::Server, packet, &mut Nobody, out).forward == Forward::Unchanged
+    /// Whether `packet` is the client's acknowledgement of the SYN-ACK that this session began with, or
+    /// the first that it says with it.
+    pub fn is_confirmed_by(&self, packet: &Packet<'_>) -> bool {
+        let (client, server) = self.first;
+        let heard = packet.ack().distance_from(server);
+        packet.has(flags::ACK) && packet.seq() == client && (0..=MAX_MISSED as i32).contains(&heard)
     }
 
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
@@ -167,6 +165,16 @@ impl Session {
     /// Whether the connection is over: reset, or finished by both ends.
     pub fn is_over(&self) -> bool {
         self.reset || (self.client.finished && self.server.finished)
+    }
+
+    /// Whether it was saved, and nothing has shown yet that it goes on where it was.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed
+    }
+
+    /// Whether one end has said its last.
+    pub fn is_half_closed(&self) -> bool {
+        self.client.finished || self.server.finished
     }
 
     /// What has been said.
@@ -207,13 +215,17 @@ impl Session {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
+        if self.unconfirmed && !self.confirm(from, packet) {
+            return Forward::Unchanged.into();
+        }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {
-            self.reset |= self.obeys_reset(from, packet.seq());
+            let missed = if self.unconfirmed { MAX_MISSED } else { 0 };
+            self.reset |= self.peek(from).expects(packet.seq(), missed);
             return self.renumbered(from, packet).into();
         }
-        if is_near(packet.seq(), self.peek(from).next) {
+        if self.peek(from).expects(packet.seq(), MAX_MISSED) {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
                 self.acknowledged(from, packet.ack(), judge);
@@ -258,12 +270,24 @@ impl Session {
         self.deliver(from, packet, payload, again, out)
     }
 
-    /// Whether the receiver of a reset of `from` by number `seq` may obey it: only by the number
-    /// that it expects (RFC 5961 section 3.2), which is one that it has not acknowledged.
-    fn obeys_reset(&self, from: Side, seq: Seq) -> bool {
-        let stream = self.peek(from);
-        let expected = stream.map.acknowledge(stream.acked);
-        !seq.is_before(expected) && !seq.is_after(stream.next)
+    /// Finds out whether a connection is where it was when it was saved. One of which every packet is
+    /// wanted waited meanwhile. Of others packets may have passed unread: where one seems to be missing,
+    /// the receiver is asked at once whether it has it. Gives whether `packet` belongs to it: a
+    /// stranger's does not, nor that of another connection, which therefore goes on unread.
+    #[cold]
+    fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
+        let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
+        let (seq, ack) = (packet.seq(), packet.ack());
+        if self.wants_every || (seq, ack) == (sent, heard) {
+            self.unconfirmed = false;
+        } else if !packet.has(flags::ACK) || packet.has(flags::RST) {
+            // It tells nothing.
+        } else if !(is_near(seq, sent) && is_near(ack, heard)) {
+            return false;
+        } else if seq.is_after(sent) {
+            self.stream(from).gaps = 1;
+        }
+        true
     }
 
     /// Whether what `side` sends is plain text that is read.
@@ -310,8 +334,10 @@ impl Session {
             if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
-            self.dialogue.lose();
-            judge.note(Note::Lost);
+            if self.dialogue.phase() != Phase::Joined {
+                self.dialogue.lose();
+                judge.note(Note::Lost);
+            }
         }
     }
 }

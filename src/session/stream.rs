@@ -9,6 +9,8 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize, Serializer};
+
 use super::SequenceMap;
 use crate::packet::{Packet, Seq};
 
@@ -24,7 +26,7 @@ const MAX_LINE: usize = 1024;
 const SAFE_SEGMENT: usize = 536;
 
 /// One direction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stream {
     /// The first sent number that was not seen yet.
     pub next: Seq,
@@ -37,6 +39,7 @@ pub struct Stream {
     /// Whether the unfinished line is held back, all of it.
     held: bool,
     /// What was read from `kept_from` on and is not known to be acknowledged.
+    #[serde(serialize_with = "save_kept")]
     kept: Vec<u8>,
     kept_from: Seq,
     /// The sender's window as last advertised.
@@ -87,6 +90,13 @@ impl Stream {
         self.held
             && seq.is_before(self.next)
             && self.map.deliver(seq) == self.map.deliver(self.next)
+    }
+
+    /// Whether the receiver looks at a segment of number `seq` although `missed` bytes may have passed
+    /// unseen (RFC 9293 section 3.10.7.4); a keep-alive is by one before what it has.
+    pub fn expects(&self, seq: Seq, missed: u32) -> bool {
+        let first = self.map.acknowledge(self.acked) - 1;
+        !seq.is_before(first) && !seq.is_after(self.next + missed)
     }
 
     /// What is held back may be acknowledged to its sender now.
@@ -260,5 +270,15 @@ impl Stream {
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
         &self.line
+    }
+}
+
+/// What is kept is saved as long as it is about a line; of more, which would be written with every
+/// packet, what is sent again is not compared after a restart.
+fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    if kept.len() <= MAX_LINE {
+        kept.serialize(serializer)
+    } else {
+        [0u8; 0][..].serialize(serializer)
     }
 }

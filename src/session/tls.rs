@@ -4,11 +4,13 @@
 //! text. No FTP line starts with a byte that is a TLS content type, so at a boundary the first
 //! byte tells.
 
+use serde::{Deserialize, Serialize};
+
 const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 const HEADER: usize = 5;
 
 /// The records of one direction.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct TlsRecords {
     header: [u8; HEADER],
     header_len: u8,

@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: a gateway that runs, and scripted ends of a session.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod names;
+
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
@@ -51,11 +53,12 @@ pub struct ScriptedServer {
     process: Background,
 }
 
-/// Starts `server.py` on port 21 of `host`.
+/// Starts `server.py` on `host`, on port 21 if `plan` names no other.
 pub fn scripted_server(host: &Host, plan: &Value) -> ScriptedServer {
     let command = host.script_command(Script::Server, &[&plan.to_string()]).unwrap();
-    let process = host.start(command, "scripted-server").unwrap();
-    host.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    let port = plan["port"].as_u64().map_or(21, |port| u16::try_from(port).unwrap());
+    let process = host.start(command, &format!("scripted-server-{port}")).unwrap();
+    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
     ScriptedServer { process }
 }
 
@@ -153,7 +156,7 @@ impl GatedClient {
 
 /// Waits until `ready`, at most 20 seconds.
 pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    for _ in 0..2000 {
+    for _ in 0..6000 {
         if ready() {
             return;
         }
@@ -181,6 +184,19 @@ pub fn say(line: &str) -> Value {
 /// A step that reads a reply.
 pub fn reply() -> Value {
     json!({"reply": true})
+}
+
+/// Rules that drop the first packet that `matching` describes, once.
+pub fn lose_once(hook: &str, matching: &str) -> String {
+    format!(
+        "table inet loss {{
+    chain lose {{
+        type filter hook {hook} priority -450;
+        {matching} limit rate 1/hour burst 1 packets drop
+    }}
+}}
+"
+    )
 }
 
 /// Captures on both sides of the gateway: towards the client, towards the server.

@@ -9,6 +9,7 @@
     reason = "a test may panic, its helpers as well"
 )]
 
+pub mod crash;
 pub mod ftp;
 pub mod link;
 pub mod recorder;

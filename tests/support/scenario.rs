@@ -60,6 +60,8 @@ pub struct Scenario {
     pub queues_acks: bool,
     /// How often, for each packet that an end sends, a stranger sends one.
     pub strays: f64,
+    /// How often the gateway crashes, for each packet that is queued.
+    pub crashes: f64,
     pub seed: u64,
 }
 
@@ -74,6 +76,7 @@ impl Default for Scenario {
             link: Link::default(),
             queues_acks: false,
             strays: 0.0,
+            crashes: 0.0,
             seed: 1,
         }
     }

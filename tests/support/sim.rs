@@ -12,13 +12,14 @@ use std::{
 };
 
 use ftp_alg::{
-    engine::{Attention, Checksums, Engine, Event, Translation, Verdict, What},
+    engine::{Attention, Engine, Event, Translation, Verdict, What},
     packet::{Seq, flags},
     session::Side,
 };
 
 use super::{
     Rng,
+    crash::Crashes,
     link::{Air, Flight, Origin, Place},
     recorder::Recorder,
     scenario::Scenario,
@@ -29,9 +30,10 @@ use super::{
 
 /// The network.
 pub struct Sim {
-    /// The gateway: this, what `kernel` holds, and nothing else.
+    /// The gateway: this, what `kernel` holds, what it wrote, and nothing else.
     pub engine: Engine,
     pub kernel: Recorder,
+    pub crashes: Crashes,
     pub translation: Translation,
     pub client: End,
     pub server: End,
@@ -62,12 +64,15 @@ const STEPS: u64 = 1_000_000;
 impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
-        let Scenario { nat, v6, policy, client, server, link, queues_acks, strays, seed } =
-            scenario;
+        let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
+        let Scenario { queues_acks, strays, crashes, seed, .. } = scenario;
         let translation = nat.translation(v6);
+        let base = Instant::now();
+        let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4));
         let mut sim = Self {
-            engine: Engine::new(policy, Checksums::Verify),
+            engine,
             kernel: Recorder::new(translation),
+            crashes,
             translation,
             client: End::new(client.clone(), server.isn, seed ^ 1),
             server: End::new(server, client.isn, seed ^ 2),
@@ -75,7 +80,7 @@ impl Sim {
             replaced: 0,
             dropped: 0,
             events: Vec::new(),
-            base: Instant::now(),
+            base,
             now: 0,
             swept: 0,
             released: 0,
@@ -90,17 +95,25 @@ impl Sim {
         sim
     }
 
-    /// The gateway sees the SYN-ACK, which must pass as it is.
+    /// The gateway sees the SYN-ACK, and its acknowledgement if that is queued. Both must pass as they
+    /// are; a crash takes them, and they are sent again.
     fn shake_hands(&mut self) {
-        let (client, server) = (self.client.settings.isn, self.server.settings.isn);
-        let syn_ack = Segment {
-            seq: server,
-            ack: client.wrapping_add(1),
-            flags: flags::SYN | flags::ACK,
-            window: 1000,
-            ..Segment::default()
-        };
-        assert_eq!(self.forge(Side::Server, &syn_ack), Some(syn_ack));
+        let (client, server) = (self.client.settings.isn.wrapping_add(1), self.server.settings.isn);
+        let flags = flags::SYN | flags::ACK;
+        let base = Segment { window: 1000, ..Segment::default() };
+        let syn_ack = Segment { seq: server, ack: client, flags, ..base.clone() };
+        let (seq, ack) = (client, server.wrapping_add(1));
+        let answer = Segment { seq, ack, flags: flags::ACK, ..base };
+        loop {
+            let Some(passed) = self.forge(Side::Server, &syn_ack) else { continue };
+            assert_eq!(passed, syn_ack);
+            if !self.is_queued(&answer) {
+                break;
+            }
+            let Some(passed) = self.forge(Side::Client, &answer) else { continue };
+            assert_eq!(passed, answer);
+            break;
+        }
     }
 
     /// The same two endpoints begin another connection, with numbers past those of the last, as
@@ -280,7 +293,7 @@ impl Sim {
         self.swept = self.now;
         self.kernel.now = self.now();
         self.engine.expire(self.base + self.now(), &mut self.kernel);
-        self.events.extend(self.engine.take_events());
+        self.events.extend(self.engine.take_events().0);
     }
 
     fn poll(&mut self, side: Side) {
@@ -337,7 +350,8 @@ impl Sim {
             Ok((_, _, segment)) if !self.is_queued(&segment) => Some(flight.bytes),
             read => {
                 let passed = self.hand(flight.from, &flight.bytes);
-                assert!(read.is_ok() || passed.as_ref() == Some(&flight.bytes), "it passes unread");
+                let unread = passed.as_ref().is_none_or(|bytes| *bytes == flight.bytes);
+                assert!(read.is_ok() || unread, "it passes unread, unless a crash takes it");
                 passed
             }
         };
@@ -366,8 +380,13 @@ impl Sim {
         let mut out = vec![0xa5; 5]; // junk that must go
         let now = self.base + self.now();
         let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
+        if self.crashes.strike(&mut self.engine, &mut self.kernel, now) {
+            self.trace("crashed", from, bytes);
+            self.dropped += 1;
+            return None;
+        }
         self.engine.settle(&mut self.kernel);
-        self.events.extend(self.engine.take_events());
+        self.events.extend(self.engine.take_events().0);
         for injected in std::mem::take(&mut self.kernel.injected) {
             self.deliver_injected(injected);
         }

@@ -337,7 +337,8 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
                     | if rng.chance(0.9) { flags::ACK } else { flags::SYN },
                 window: rng.next() as u16,
                 urgent: rng.next() as u16,
-                timestamps: rng.chance(0.5).then(|| (rng.next() as u32, rng.next() as u32)),
+                // Our acknowledgement echoes the value, which the real end takes for its own.
+                timestamps: rng.chance(0.5).then(|| (0, rng.next() as u32)),
                 sack: if rng.chance(0.5) { vec![sack] } else { Vec::new() },
                 payload: rng.pick(&lines).as_bytes().to_vec(),
                 ..Segment::default()
@@ -376,6 +377,119 @@ fn a_reset_that_its_receiver_ignores_ends_nothing() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let blind = Segment { seq: 0x7000_0000, flags: flags::RST, ..Segment::default() };
     sim.forge(Server, &blind);
+    assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
+    assert_eq!(sim.kernel.pinholes().len(), 1);
+}
+
+fn handshake(side: ftp_alg::session::Side, client: u32, server: u32) -> Segment {
+    let base = Segment { flags: flags::ACK, window: 1000, ..Segment::default() };
+    match side {
+        Server => Segment { seq: server - 1, ack: client, flags: flags::SYN | flags::ACK, ..base },
+        Client => Segment { seq: client, ack: server, ..base },
+    }
+}
+
+#[test]
+fn a_forged_syn_ack_takes_no_connection_away() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::logged_in(scenario);
+        let line = active(at(t.client, 2200));
+        let seen = active(at(t.client_external, 2200));
+        assert_eq!(sim.exchange(&line, "200 ok\r\n").0, seen);
+        for _ in 0..3 {
+            sim.advance(Duration::from_secs(8));
+            let forged = handshake(Server, 0x5000_0001, 0x9000_0001);
+            assert_eq!(sim.forge(Server, &forged), Some(forged), "its receiver discards it");
+            // What the stranger says next is not that server's.
+            let said = Segment {
+                payload: b"220 x\r\n".into(),
+                ..handshake(Client, 0x9000_0001, 0x5000_0001)
+            };
+            sim.forge(Server, &said);
+        }
+        assert_eq!(sim.kernel.pinholes().len(), 1, "still open");
+        assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
+        assert_eq!(sim.exchange(&line, "200 ok\r\n").0, seen);
+        assert_eq!(sim.timeouts(), 0);
+    });
+}
+
+#[test]
+fn a_connection_on_the_endpoints_of_one_that_never_ended_is_followed() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        for wait in [0, 100] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.exchange(&active(at(t.client, 2200)), "200 ok\r\n");
+            assert_eq!(sim.kernel.pinholes().len(), 1);
+            // The client was switched off, and on again; conntrack begins anew as well.
+            sim.advance(Duration::from_secs(wait));
+            sim.kernel.attention = None;
+            let (mut client, mut server) = (0x5000_0001, 0x9000_0001);
+            let opening = [handshake(Server, client, server), handshake(Client, client, server)];
+            assert_eq!(sim.forge(Server, &opening[0]).as_ref(), Some(&opening[0]));
+            assert_eq!(sim.kernel.attention, Some(Attention::Every), "what comes next is seen");
+            assert_eq!(sim.forge(Client, &opening[1]).as_ref(), Some(&opening[1]));
+            assert_eq!(sim.kernel.pinholes(), [], "the old one is over");
+            for (side, line) in [
+                (Server, "220 x\r\n"),
+                (Client, "USER x\r\n"),
+                (Server, "230 x\r\n"),
+                (Client, "TYPE I\r\n"),
+            ] {
+                let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
+                let said = Segment { payload: line.into(), ..handshake(Client, seq, ack) };
+                assert_eq!(sim.forge(side, &said), Some(said), "{}", sim.summary());
+                *(if side == Client { &mut client } else { &mut server }) += line.len() as u32;
+            }
+            let line = active(at(t.client, 2300));
+            let said = Segment { payload: line.into(), ..handshake(Client, client, server) };
+            let passed = sim.forge(Client, &said).map(|segment| text(segment.payload));
+            assert_eq!(passed, Some(active(at(t.client_external, 2300))), "{}", sim.summary());
+        }
+    });
+}
+
+#[test]
+fn data_in_a_syn_does_not_hide_what_is_said_where_another_connection_was() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.advance(Duration::from_secs(100));
+    let request = b"POST / HTTP/1.1\r\n";
+    let syn =
+        Segment { seq: 4999, flags: flags::SYN, payload: request.into(), ..Segment::default() };
+    sim.forge(Client, &syn);
+    let (mut client, mut server) = (5017, 9001);
+    sim.forge(Server, &handshake(Server, client, server));
+    sim.forge(Client, &handshake(Client, client, server));
+    for (side, line) in [
+        (Server, "220 x\r\n"),
+        (Client, "USER x\r\n"),
+        (Server, "230 x\r\n"),
+        (Client, "PORT 192,168,150,80,9,9\r\n"),
+    ] {
+        let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
+        let said = Segment { payload: line.into(), ..handshake(Client, seq, ack) };
+        assert_eq!(sim.forge(side, &said), Some(said), "{}", sim.summary());
+        *(if side == Client { &mut client } else { &mut server }) += line.len() as u32;
+    }
+    assert_eq!(sim.kernel.opened, []);
+}
+
+#[test]
+fn an_acknowledgement_that_its_receiver_ignores_ends_nothing() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let (client, server) = (sim.client.sent().len() as u32, sim.server.sent().len() as u32);
+    for offset in [0u32.wrapping_sub(1 << 19), 1 << 19] {
+        let blind = Segment {
+            seq: (70_001 + server).wrapping_add(offset),
+            ack: 1001 + client + 5000,
+            flags: flags::ACK,
+            window: 1000,
+            ..Segment::default()
+        };
+        sim.forge(Server, &blind);
+    }
     assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
     assert_eq!(sim.kernel.pinholes().len(), 1);
 }

@@ -175,6 +175,30 @@ fn a_networks_policy_holds_for_its_connections_alone() {
 }
 
 #[test]
+fn a_denied_port_is_refused_whoever_announces_it_and_never_chosen() {
+    everywhere(|mut scenario| {
+        scenario.policy.deny_ports = [3306..=3306, 61000..=61002].into();
+        scenario.policy.port_range = 61000..=61003;
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::logged_in(scenario.clone());
+        let line = active(at(t.client, 3306));
+        assert_eq!(text(sim.say(Client, line.as_bytes())), crossed_out(&line));
+        sim.say(Server, b"500 what?\r\n");
+        let passive_line = passive(at(t.server, 3306));
+        let verb = if scenario.v6 { "EPSV\r\n" } else { "PASV\r\n" };
+        assert_eq!(sim.exchange(verb, &passive_line).1, passive_line);
+        assert_eq!(sim.kernel.opened, []);
+        for decision in sim.decisions() {
+            assert!(decision.starts_with("refuse "), "{decision}");
+            assert!(decision.ends_with("is one of deny-ports"), "{decision}");
+        }
+        sim.kernel.taken.insert(3307);
+        let heard = text(sim.say(Client, active(at(t.client, 3307)).as_bytes()));
+        assert_eq!(heard, active(at(t.client_external, 61003)), "the only one that may be chosen");
+    });
+}
+
+#[test]
 fn a_reload_decides_again_which_network_holds() {
     let mut scenario = with(Nat::Masquerade);
     let strict = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };

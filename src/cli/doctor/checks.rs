@@ -2,7 +2,7 @@
 
 use super::{Check, Mark};
 use crate::{
-    daemon::snapshot::Status,
+    daemon::{confine, snapshot::Status},
     gateway::{
         Backend, Expecting, Features, GatewayError, Outlook, QueueStatement, RuleParameters,
         firewall::{ChainJudgement, ConcernKind, Firewall, Hook, Ip, Judgement, Sign},
@@ -77,6 +77,7 @@ impl Checks<'_> {
     /// All of it, section by section.
     pub(super) fn all(&self) -> Vec<Check> {
         let mut checks = vec![self.privileges()];
+        checks.extend(self.confinement());
         if self.features.net_admin {
             checks.extend(self.kernel());
             checks.extend(self.helpers());
@@ -105,6 +106,24 @@ impl Checks<'_> {
             )
             .remedy(["sudo ftp-alg doctor".to_owned()]),
         }
+    }
+
+    /// What keeps the daemon from all but its work: of the one that runs, or as this kernel can.
+    fn confinement(&self) -> Vec<Check> {
+        let name = "confinement";
+        let missing = match self.running {
+            Some(daemon) => daemon.unconfined.clone(),
+            None => Vec::from_iter(confine::landlock_lacking()),
+        };
+        if missing.is_empty() {
+            return vec![Check::new(
+                KERNEL,
+                name,
+                Mark::Ok,
+                "the daemon can reach its own files only",
+            )];
+        }
+        missing.into_iter().map(|what| Check::new(KERNEL, name, Mark::Note, what)).collect()
     }
 
     fn kernel(&self) -> Vec<Check> {

@@ -260,8 +260,9 @@ impl<W: Write> Player<W> {
             && let Some((session, side)) = self.engine.session(sender, receiver)
         {
             let ack = session.map(side).deliver(until);
+            let seq = self.direction(key, 1 - of).next;
             let mut bytes = Vec::new();
-            packet::acknowledgement(receiver, sender, Seq(0), ack, u16::MAX, None, &mut bytes);
+            packet::acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
             self.tell_engine(&bytes, self.last_frame);
         }
         let direction = self.direction(key, of);
@@ -378,7 +379,7 @@ impl<W: Write> Player<W> {
         let now = self.now();
         let verdict = self.engine.packet(now, bytes, &mut self.nat, &mut self.out);
         self.engine.settle(&mut self.nat);
-        for event in self.engine.take_events() {
+        for event in self.engine.take_events().0 {
             self.report.add(frame, event);
         }
         verdict

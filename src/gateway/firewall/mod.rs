@@ -17,7 +17,7 @@ pub use model::{Hook, Ip, Origin, TableFamily};
 pub use probe::Sign;
 use probe::{Probe, packets};
 pub use remedy::Manager;
-pub(super) use sources::{command, output_of, uses_legacy};
+pub(super) use sources::uses_legacy;
 pub use verdict::Reason;
 use verdict::{Fate, base_chains};
 

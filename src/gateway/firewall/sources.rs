@@ -1,14 +1,9 @@
 //! Where the rules come from: the programs that print them. Changes nothing.
 
-use std::{
-    fs, io,
-    process::{Command, Stdio},
-};
+use std::{fs, io};
 
 use super::{Firewall, Ip, Origin, xtables::program};
-
-/// Packagers put these programs into sbin, which is not in everyone's PATH.
-const SBIN: &str = "/usr/sbin:/sbin:/usr/local/sbin";
+use crate::gateway::programs::output_of;
 
 /// Reads what is loaded, and the texts of its rules if asked. What cannot be read is noted.
 pub(super) fn read(texts: bool) -> Firewall {
@@ -65,51 +60,5 @@ fn save(origin: Origin, ip: Ip) -> io::Result<String> {
             output_of(&format!("{plain}-save"), &[])
         }
         other => other,
-    }
-}
-
-/// A program that is found wherever packagers put it, and speaks English.
-pub(in crate::gateway) fn command(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.env("PATH", path(std::env::var("PATH").ok())).env("LC_ALL", "C");
-    command
-}
-
-/// Where to look. An empty part would be the working directory, which may be anyone's.
-fn path(own: Option<String>) -> String {
-    match own.filter(|own| !own.is_empty()) {
-        Some(own) => format!("{own}:{SBIN}"),
-        None => format!("{SBIN}:/usr/bin:/bin"),
-    }
-}
-
-/// What a program prints, if it succeeds; else what it said.
-pub(in crate::gateway) fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
-    let output = command(program).args(arguments).stdin(Stdio::null()).output().map_err(
-        |error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                io::Error::new(error.kind(), format!("{program} is not installed"))
-            }
-            _ => error,
-        },
-    )?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().next().unwrap_or("it gave no reason").trim();
-    Err(io::Error::other(format!("{program} failed: {said}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_path_nothing_is_looked_for_in_the_working_directory() {
-        for own in [None, Some(String::new())] {
-            assert!(path(own).split(':').all(|part| part.starts_with('/')));
-        }
-        assert_eq!(path(Some("/opt/bin".into())), format!("/opt/bin:{SBIN}"));
     }
 }

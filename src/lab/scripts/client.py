@@ -6,8 +6,12 @@ and all)
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
         TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
-        "bytes": true cuts at every byte
-  {"reply": true}           reads one whole reply
+        "bytes": true cuts at every byte; "times": N sends TEXT as often in a row; "ports": [FIRST, END]
+        sends it for each port before END, which {} in TEXT stands for as in PORT
+  {"taken": "TEXT", "segments": [[OFFSET, "TEXT"], ...]}
+        the system takes TEXT for sent and waits for its acknowledgement, but what is really sent are
+        these segments, at these offsets from its start; IPv4
+  {"reply": true}           reads one whole reply; "count": N reads as many, and gives the last
   {"accept": PORT}          accepts a data connection there and reads it to its end
   {"accept": PORT, "write": "TEXT"}   writes instead of reading
   {"dial": true}            connects to what the last 227 or 229 announced, and reads
@@ -15,6 +19,7 @@ A STEP is one of
   {"sleep": SECONDS}
   {"gate": FILE}            prints `gate` and waits until FILE exists
   {"abort": true}           resets the control connection
+  {"redial": true}          goes on with another control connection; the one before stays open
 Prints one JSON object: {"steps": [{"ms": M, "got": TEXT}, ...], "error": TEXT or null}. `ms` is how
 long the step took, so that whoever reads can tell a stall from an answer.
 """
@@ -25,6 +30,10 @@ import socket
 import struct
 import sys
 import time
+
+# linux/tcp.h: reading and setting what a connection has reached.
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
+RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
@@ -38,10 +47,18 @@ for port in plan.get("listen", []):
     listeners[port] = listener
 
 source = (plan["source"], 0) if plan.get("source") else None
-control = socket.create_connection((plan["host"], plan.get("port", 21)), 8, source)
-control.settimeout(plan.get("timeout", 8))
-control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
-pending = b""
+
+
+def dial():
+    global control, pending
+    control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), 8, source), b""
+    control.settimeout(plan.get("timeout", 8))
+    control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
+    dialled.append(control)
+
+
+dialled = []
+dial()
 announced = None
 waiting = None
 
@@ -80,7 +97,9 @@ def drain(data):
 
 
 def send(step):
-    text = step["send"].encode("latin-1")
+    text = step["send"].encode("latin-1") * step.get("times", 1)
+    if "ports" in step:
+        text = b"".join(text.replace(b"{}", b"%d,%d" % divmod(port, 256)) for port in range(*step["ports"]))
     cuts = list(range(1, len(text))) if step.get("bytes") else step.get("cut", [])
     edges = [0, *cuts, len(text)]
     for start, end in zip(edges, edges[1:]):
@@ -90,12 +109,42 @@ def send(step):
     return ""
 
 
+def next_number(queue):
+    control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+    return control.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF
+
+
+def taken(step):
+    control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    received, sent = next_number(RECEIVE_QUEUE), next_number(SEND_QUEUE)
+    control.sendall(step["taken"].encode("latin-1"))
+    control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, -1)  # without a window probe
+    (here, source), (there, target) = control.getsockname(), control.getpeername()
+    ends = socket.inet_aton(here) + socket.inet_aton(there)
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    for offset, text in step["segments"]:
+        text = text.encode("latin-1")
+        flags = 0x5018  # 20 bytes of header, PSH, ACK
+        fields = (source, target, sent + offset & 0xFFFFFFFF, received, flags, 500)
+        summed = ends + struct.pack("!HHHHIIHHHH", 6, 20 + len(text), *fields, 0, 0) + text
+        total = sum(struct.unpack(f"!{len(summed) + 1 >> 1}H", summed + b"\0" * (len(summed) % 2)))
+        total = (total & 0xFFFF) + (total >> 16)
+        checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+        raw.sendto(struct.pack("!HHIIHHHH", *fields, checksum, 0) + text, (there, 0))
+        time.sleep(step.get("pause", 0.01))
+    return ""
+
+
 def run(step):
     global waiting
     if "send" in step:
         return send(step)
+    if "taken" in step:
+        return taken(step)
+    if "redial" in step:
+        dial()
     if "reply" in step:
-        return reply()
+        return [reply() for _ in range(step.get("count", 1))][-1]
     if "accept" in step:
         data, peer = listeners[step["accept"]].accept()
         data.settimeout(8)

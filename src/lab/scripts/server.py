@@ -2,8 +2,9 @@
 
 JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 50069, "body": TEXT,
 "cut": [OFFSETS] or "bytes" or "each", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
-"active_source": 20, "extra": {"VERB": "REPLY"}}
-{} in `body` stands for the argument of the command that asked for it.
+"active_source": 20, "extra": {"VERB" or "WHOLE LINE": "REPLY"}, "cut_before": TEXT}
+{} in `body` stands for the argument of the command that asked for it. Every reply is cut before
+`cut_before`; a `greeting` of null is none.
 PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told (`each`: the
 n-th announcement is cut behind its n-th byte). Each control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
 is each data connection, {"data": ADDRESS}.
@@ -52,6 +53,8 @@ class Session:
         if cut == "each":
             self.announcements += 1
             cut = [1 + (self.announcements - 1) % (len(data) - 1)]
+        if plan.get("cut_before") and plan["cut_before"] in text:
+            cut = [text.index(plan["cut_before"])]
         edges = list(range(len(data) + 1)) if cut == "bytes" else [0, *cut, len(data)]
         for start, end in zip(edges, edges[1:]):
             if start and plan.get("pause"):
@@ -84,6 +87,8 @@ class Session:
         return data
 
     def transfer(self, verb, argument):
+        if not (self.listener or self.target):
+            return self.send("425 Where to?")
         self.send("150 Here it comes")
         try:
             data = self.data()
@@ -100,8 +105,9 @@ class Session:
     def command(self, line):
         verb, _, argument = line.strip().partition(" ")
         verb = verb.upper()
-        if verb in plan.get("extra", {}):
-            self.send(plan["extra"][verb])
+        extra = plan.get("extra", {})
+        if line in extra or verb in extra:
+            self.send(extra.get(line) or extra[verb])
         elif verb == "USER":
             self.send("331 Password please")
         elif verb == "PASS":
@@ -141,9 +147,10 @@ class Session:
             self.send("500 Unknown command")
 
     def run(self):
-        self.send(plan.get("greeting", "220 Scripted server"))
+        if greeting := plan.get("greeting", "220 Scripted server"):
+            self.send(greeting)
         pending = b""
-        while more := self.control.recv(4096):
+        while more := self.control.recv(1 << 18):
             pending += more
             while b"\n" in pending:
                 line, pending = pending.split(b"\n", 1)

@@ -1,0 +1,73 @@
+//! The account that the daemon is to run as.
+
+use std::{fs, io, path::PathBuf};
+
+/// Where accounts of a system are; those of a directory service are none for daemons.
+const ACCOUNTS: &str = "/etc/passwd";
+
+/// A user and its own group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its name.
+    pub name: String,
+    /// The user's number.
+    pub uid: u32,
+    /// Its group's number.
+    pub gid: u32,
+}
+
+/// Why there is no such account.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// It is not known.
+    #[error("--user {name}: no such user in {ACCOUNTS}; `useradd --system {name}` makes one")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// It cannot be looked up.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Account {
+    /// Looks it up.
+    pub fn named(name: &str) -> Result<Self, AccountError> {
+        let read = |source| AccountError::Read { path: ACCOUNTS.into(), source };
+        let text = fs::read_to_string(ACCOUNTS).map_err(read)?;
+        Self::find(&text, name).ok_or_else(|| AccountError::Unknown { name: name.to_owned() })
+    }
+
+    /// A line is `name:password:uid:gid:...`, see passwd(5).
+    fn find(text: &str, name: &str) -> Option<Self> {
+        text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            if fields.next()? != name {
+                return None;
+            }
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            Some(Self { name: name.to_owned(), uid, gid })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_found_by_its_whole_name() {
+        let text = "root:x:0:0:root:/root:/bin/sh\nftp:x:7:8::/:\nftp-alg:x:998:997::/:\nbad:x\n";
+        let found = Account::find(text, "ftp-alg");
+        assert_eq!(found, Some(Account { name: "ftp-alg".into(), uid: 998, gid: 997 }));
+        for absent in ["ftp-al", "bad", "", "x"] {
+            assert_eq!(Account::find(text, absent), None, "{absent}");
+        }
+    }
+}

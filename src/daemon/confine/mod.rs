@@ -1,0 +1,188 @@
+//! What the daemon gives up before the first packet: all rights that it does not need, for good.
+//!
+//! It keeps two capabilities, its state directory, and the system calls of its work; it cannot start
+//! a program or take rights back. What it needs done beyond that its assistant does
+//! ([`crate::gateway::assistant`]), which may read and run programs, but write nothing; those may
+//! read what programs need, and no file besides.
+//!
+//! All of this holds for the calling thread and those that it starts, so it comes before any thread.
+//! docs/security.md says what is left, and why.
+
+mod account;
+mod syscalls;
+
+use std::{io, path::Path};
+
+use capctl::{Cap, CapSet, CapState, ambient, bounding, caps::cap_set_ids, prctl};
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus, Scope,
+};
+
+pub use account::{Account, AccountError};
+
+use crate::gateway::search_path;
+
+/// The kernel's edge needs these: netlink and marks, raw sockets.
+const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
+
+/// What landlock forbids unless it is allowed. [`Scope::Signal`] came last, with Linux 6.12; what an
+/// older kernel does not know it does not forbid.
+const HANDLED: ABI = ABI::V5;
+
+/// Where programs and their libraries are, beside PATH.
+const PROGRAMS: [&str; 9] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/nix", "/gnu"];
+/// What programs read: how to load and translate names, and what the kernel shows.
+const PROGRAMS_READ: [&str; 11] = [
+    "/dev/urandom",
+    "/proc",
+    "/etc/ld.so.cache",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ethertypes",
+    "/etc/iproute2",
+    "/etc/xtables",
+];
+
+/// Why rights could not be given up. Nothing goes on then.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// The account to run as.
+    #[error("cannot become user {user}: {source}; --user needs root")]
+    Become {
+        /// Its name.
+        user: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// One of the mechanisms.
+    #[error("cannot give up rights ({what}): {reason}")]
+    System {
+        /// Which.
+        what: &'static str,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ConfineError {
+    move |reason| ConfineError::System { what, reason: reason.to_string() }
+}
+
+/// Confines the daemon: from now on it reads `/proc`, has files in `state_dir`, and makes and removes
+/// sockets in `socket_dir`. Gives what this kernel cannot confine, a line each, for people.
+pub fn daemon(
+    account: Option<&Account>,
+    state_dir: &Path,
+    socket_dir: &Path,
+) -> Result<Vec<String>, ConfineError> {
+    keep_capabilities(account, false)?;
+    let state = AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::RemoveFile;
+    let lacking = restrict([
+        (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
+        (state_dir, state),
+        (socket_dir, AccessFs::MakeSock | AccessFs::RemoveFile),
+    ])?;
+    syscalls::restrict().map_err(failed("seccomp"))?;
+    Ok(lacking.into_iter().collect())
+}
+
+/// Confines the assistant: it reads and runs what it may, and changes no file.
+pub fn assistant(account: Option<&Account>) -> Result<(), ConfineError> {
+    keep_capabilities(account, true)?;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
+    restrict([(Path::new("/"), read), (Path::new("/dev/null"), AccessFs::WriteFile.into())])?;
+    Ok(())
+}
+
+/// Confines the assistant's thread that will start a program to what such programs read: their
+/// input, which is the daemon's, may name files.
+pub fn program() -> io::Result<()> {
+    let run = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let path = search_path();
+    let places = path.split(':').filter(|part| part.starts_with('/')).chain(PROGRAMS);
+    let rules = places.map(|place| (Path::new(place), run));
+    let rules = rules.chain(PROGRAMS_READ.map(|place| (Path::new(place), read)));
+    let null = (Path::new("/dev/null"), AccessFs::ReadFile | AccessFs::WriteFile);
+    restrict(rules.chain([null])).map(drop).map_err(io::Error::other)
+}
+
+/// What landlock would not do here; `None` if it does all that is asked of it.
+pub fn landlock_lacking() -> Option<String> {
+    // On a thread of its own, which ends with its confinement.
+    let tried = std::thread::spawn(|| restrict([(Path::new("/"), AccessFs::from_all(HANDLED))]));
+    tried.join().ok().and_then(Result::ok).flatten()
+}
+
+/// Becomes `account`, keeping the needed capabilities and no other, now or later; those that the
+/// process does not have are missed where they are needed. With `for_programs` a program that is
+/// started has them, too.
+fn keep_capabilities(account: Option<&Account>, for_programs: bool) -> Result<(), ConfineError> {
+    let system = failed("capabilities");
+    let now = CapState::get_current().map_err(&system)?;
+    let kept: CapSet = NEEDED.into_iter().filter(|cap| now.permitted.has(*cap)).collect();
+    // Without CAP_SETPCAP, as in a unit, the bounding set is what it was made.
+    if now.effective.has(Cap::SETPCAP) {
+        for cap in Cap::iter().filter(|cap| cap.is_supported() && !kept.has(*cap)) {
+            bounding::drop(cap).map_err(&system)?;
+        }
+        bounding::clear_unknown().map_err(&system)?;
+    }
+    if let Some(Account { name, uid, gid }) = account {
+        cap_set_ids(Some(*uid), Some(*gid), Some(&[]))
+            .map_err(|error| ConfineError::Become { user: name.clone(), source: error.into() })?;
+    }
+    let inheritable = if for_programs { kept } else { CapSet::empty() };
+    let state = CapState { effective: kept, permitted: kept, inheritable };
+    state.set_current().map_err(&system)?;
+    ambient::clear().map_err(&system)?;
+    for cap in inheritable {
+        ambient::raise(cap).map_err(&system)?;
+    }
+    prctl::set_no_new_privs().map_err(&system)
+}
+
+/// Forbids this thread all files but those beneath these paths; one that is absent gives nothing.
+/// Gives what the kernel cannot forbid.
+fn restrict<'a>(
+    rules: impl IntoIterator<Item = (&'a Path, BitFlags<AccessFs>)>,
+) -> Result<Option<String>, ConfineError> {
+    let system = failed("landlock");
+    let status = (|| {
+        let ruleset =
+            Ruleset::default().handle_access(AccessFs::from_all(HANDLED))?.scope(Scope::Signal)?;
+        let mut ruleset = ruleset.create()?;
+        for (path, access) in rules {
+            let Ok(file) = PathFd::new(path) else { continue };
+            // Rights of a directory mean nothing for a file, and would count as not enforced.
+            let access = if path.is_dir() { access } else { access & AccessFs::from_file(HANDLED) };
+            ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
+        }
+        ruleset.restrict_self()
+    })()
+    .map_err(|error: landlock::RulesetError| system(error))?;
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => None,
+        RulesetStatus::PartiallyEnforced => Some(
+            "landlock: this kernel knows only some of its rights, Linux 6.12 or newer has all; \
+             files are protected by their permissions besides"
+                .to_owned(),
+        ),
+        RulesetStatus::NotEnforced => Some(
+            "landlock: not in this kernel, or not enabled (lsm= on its command line); files are \
+             protected by their permissions only"
+                .to_owned(),
+        ),
+    })
+}

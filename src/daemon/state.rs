@@ -1,0 +1,243 @@
+//! The state directory: what a daemon that is started again must know, after a crash too.
+//!
+//! Each worker has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
+//! length and checksum, appended before the verdicts that they belong to, and written anew when most of
+//! them are superseded. `table.json` says which rules are loaded. Both hold for one boot of one network
+//! namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    engine::{Engine, RECORD_FORMAT, Restored},
+    gateway::Imprint,
+};
+
+/// What each journal begins with, up to its format.
+const MAGIC: &str = "ftp-alg sessions, format ";
+/// Length and checksum of a record, both as 32 bits, little end first.
+const FRAME: usize = 8;
+/// A journal is written anew when it is this much longer than twice what it then was.
+const SLACK: u64 = 4 << 20;
+
+/// The state directory, as far as it concerns this boot and this network namespace.
+#[derive(Clone, Debug)]
+pub(super) struct StateDir {
+    path: PathBuf,
+    /// First line of every journal: what it is, and where it holds.
+    origin: String,
+    /// The moment that the kernel's monotonic clock counts from.
+    epoch: Instant,
+}
+
+/// Why a journal is not believed.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("it cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("it is no journal of ftp-alg")]
+    Foreign,
+    #[error("it is of another version of ftp-alg, whose records have another form")]
+    Version,
+    #[error("it is of another boot or network namespace, or of other queues")]
+    Elsewhere,
+    #[error("it is damaged at byte {0}")]
+    Damaged(usize),
+    #[error("it is damaged: {0}")]
+    Record(#[from] crate::engine::BadRecord),
+}
+
+impl StateDir {
+    /// The directory at `path`, for workers of `queues`.
+    pub(super) fn new(path: &Path, queues: &[u16]) -> io::Result<Self> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let namespace = fs::metadata("/proc/thread-self/ns/net")?;
+        let (device, inode) = (namespace.dev(), namespace.ino());
+        let since_boot = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
+        let now = Instant::now();
+        Ok(Self {
+            path: path.to_owned(),
+            origin: format!(
+                "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?}\n",
+                boot.trim_end()
+            ),
+            epoch: now.checked_sub(since_boot).unwrap_or(now),
+        })
+    }
+
+    /// The journal of the worker of queue `number`. `engine` goes on with what is in it.
+    pub(super) fn open(&self, number: u16, engine: &mut Engine) -> io::Result<Journal> {
+        let path = self.path.join(format!("queue-{number}.sessions"));
+        let name = path.display();
+        match self.restore(&path, engine) {
+            Ok(Restored { sessions: 0, .. }) => {}
+            Ok(Restored { sessions, adjusted }) => tracing::info!(
+                "{name}: {sessions} control connections of before go on, {adjusted} of them adjusted"
+            ),
+            Err(why) => {
+                let aside = path.with_extension("refused");
+                tracing::warn!(
+                    "{name} is not used, and now called {}: {why}. Connections whose numbers were \
+                     adjusted before this start end; nothing is opened on the others",
+                    aside.display()
+                );
+                fs::rename(&path, aside)?;
+            }
+        }
+        engine.note_changes(self.epoch);
+        let mut journal = Journal {
+            path,
+            origin: self.origin.clone(),
+            file: None,
+            length: 0,
+            limit: 0,
+            buffer: Vec::new(),
+        };
+        journal.rewrite(engine)?;
+        Ok(journal)
+    }
+
+    fn restore(&self, path: &Path, engine: &mut Engine) -> Result<Restored, Refusal> {
+        let content = match fs::read(path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Restored::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let records = self.records(&content)?;
+        Ok(engine.restore(records.into_iter(), Instant::now(), self.epoch)?)
+    }
+
+    /// The records of a journal. What a crash cut off at its end had not taken effect either.
+    fn records<'c>(&self, content: &'c [u8]) -> Result<Vec<&'c [u8]>, Refusal> {
+        if !content.starts_with(MAGIC.as_bytes()) {
+            return Err(Refusal::Foreign);
+        }
+        let format = format!("{MAGIC}{RECORD_FORMAT};");
+        let Some(mut rest) = content.strip_prefix(self.origin.as_bytes()) else {
+            let same = content.starts_with(format.as_bytes());
+            return Err(if same { Refusal::Elsewhere } else { Refusal::Version });
+        };
+        let mut records = Vec::new();
+        while let Some((frame, after)) = rest.split_first_chunk::<FRAME>() {
+            let [a, b, c, d, sum @ ..] = *frame;
+            let length = u32::from_le_bytes([a, b, c, d]) as usize;
+            let Some((record, after)) = after.split_at_checked(length) else { break };
+            if crc32fast::hash(record) != u32::from_le_bytes(sum) {
+                return Err(Refusal::Damaged(content.len() - rest.len()));
+            }
+            records.push(record);
+            rest = after;
+        }
+        Ok(records)
+    }
+
+    fn imprint_path(&self) -> PathBuf {
+        self.path.join("table.json")
+    }
+
+    /// The rules that an earlier daemon loaded; `None` if none did here, or that cannot be read, as then
+    /// they are loaded again.
+    pub(super) fn imprint(&self) -> Option<Imprint> {
+        let text = fs::read_to_string(self.imprint_path()).ok()?;
+        let (origin, imprint): (String, Imprint) = serde_json::from_str(&text).ok()?;
+        (origin == self.origin).then_some(imprint)
+    }
+
+    /// Remembers which rules are loaded.
+    pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> io::Result<()> {
+        let text = serde_json::to_string(&(&self.origin, imprint))?;
+        let path = self.imprint_path();
+        let new = path.with_extension("new");
+        create(&new)?.write_all(text.as_bytes())?;
+        fs::rename(new, path)
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// The sessions of one worker, as a file.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    origin: String,
+    /// `None` while it cannot be written; then there is no file, rather than an old one.
+    file: Option<File>,
+    length: u64,
+    /// From which length on it is written anew.
+    limit: u64,
+    buffer: Vec<u8>,
+}
+
+impl Journal {
+    /// Writes what changed; to be called before the verdicts that it belongs to are given.
+    pub(super) fn write(&mut self, engine: &mut Engine) -> io::Result<()> {
+        self.buffer.clear();
+        let buffer = &mut self.buffer;
+        engine.take_changes(|record| frame(record, buffer)).map_err(io::Error::other)?;
+        let Some(file) = self.file.as_mut().filter(|_| !self.buffer.is_empty()) else {
+            return Ok(());
+        };
+        if let Err(error) = file.write_all(&self.buffer) {
+            self.file = None;
+            // Lest it be believed.
+            let _ = fs::remove_file(&self.path);
+            return Err(error);
+        }
+        self.length += self.buffer.len() as u64;
+        if self.length > self.limit { self.rewrite(engine) } else { Ok(()) }
+    }
+
+    /// Writes it anew if that failed before, or the file is not there any more. To be called now and
+    /// then.
+    pub(super) fn recover(&mut self, engine: &mut Engine) -> io::Result<()> {
+        let kept = match &self.file {
+            Some(file) => {
+                let there = fs::metadata(&self.path).map(|there| there.ino());
+                there.ok() == Some(file.metadata()?.ino())
+            }
+            None => false,
+        };
+        if kept { Ok(()) } else { self.rewrite(engine) }
+    }
+
+    /// Writes all sessions to a new file, which takes the place of the old one.
+    fn rewrite(&mut self, engine: &mut Engine) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        self.buffer.clear();
+        self.buffer.extend_from_slice(self.origin.as_bytes());
+        let buffer = &mut self.buffer;
+        engine.records(|record| frame(record, buffer)).map_err(io::Error::other)?;
+        let mut file = create(&new)?;
+        file.write_all(&self.buffer)?;
+        fs::rename(new, &self.path)?;
+        self.file = Some(file);
+        self.length = self.buffer.len() as u64;
+        self.limit = 2 * self.length + SLACK;
+        self.buffer.shrink_to(SLACK as usize);
+        Ok(())
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn frame(record: &[u8], buffer: &mut Vec<u8>) {
+    buffer.extend_from_slice(&(record.len() as u32).to_le_bytes()); // of bounded queues
+    buffer.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
+    buffer.extend_from_slice(record);
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+//! Journals that fail, vanish or grow.
+
+use super::*;
+use crate::{
+    engine::{Attention, Checksums, Kernel, KernelError, Opening, Pinhole, Translation},
+    policy::Policy,
+};
+
+/// A kernel that translates nothing.
+struct NoNat;
+
+impl Kernel for NoNat {
+    fn translation(
+        &mut self,
+        client: std::net::SocketAddr,
+        server: std::net::SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        Ok(Some(Translation::identity(client, server)))
+    }
+    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
+        Ok(())
+    }
+    fn close(&mut self, _: &Pinhole) -> Result<(), KernelError> {
+        Ok(())
+    }
+    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+        Ok(())
+    }
+    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
+        Ok(())
+    }
+}
+
+fn engine() -> Engine {
+    Engine::new(Policy::default(), Checksums::Verify)
+}
+
+/// The SYN-ACK of another connection begins.
+fn begin(engine: &mut Engine, client_port: u16) {
+    let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
+        .tcp(21, client_port, 7000, 1000)
+        .syn()
+        .ack(5001);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &[]).unwrap();
+    engine.packet(Instant::now(), &packet, &mut NoNat, &mut Vec::new());
+    assert!(engine.sessions().any(|s| s.translation.client.port() == client_port));
+}
+
+/// What a daemon that is started now would know.
+fn known_again(state: &StateDir) -> usize {
+    let mut next = engine();
+    drop(state.open(7, &mut next).unwrap());
+    next.session_count()
+}
+
+#[test]
+fn sessions_are_known_again_and_numbered_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let mut engine = engine();
+    let mut journal = state.open(7, &mut engine).unwrap();
+    begin(&mut engine, 1035);
+    assert_eq!(known_again(&state), 0, "not written yet");
+    journal.rewrite(&mut engine).unwrap();
+    begin(&mut engine, 1036);
+    journal.write(&mut engine).unwrap();
+    let mut next = self::engine();
+    drop(state.open(7, &mut next).unwrap());
+    assert_eq!(next.session_count(), 2);
+    begin(&mut next, 1037);
+    assert_eq!(next.sessions().map(|s| s.id).max(), Some(3));
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_not_left_to_be_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let mut engine = engine();
+    let mut journal = state.open(7, &mut engine).unwrap();
+    begin(&mut engine, 1035);
+    journal.write(&mut engine).unwrap();
+    journal.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    begin(&mut engine, 1036);
+    assert!(journal.write(&mut engine).is_err());
+    assert!(!journal.path().exists());
+    begin(&mut engine, 1037);
+    journal.write(&mut engine).unwrap();
+    journal.recover(&mut engine).unwrap();
+    assert_eq!(known_again(&state), 3);
+}
+
+#[test]
+fn a_journal_that_someone_removed_is_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let mut engine = engine();
+    let mut journal = state.open(7, &mut engine).unwrap();
+    begin(&mut engine, 1035);
+    journal.write(&mut engine).unwrap();
+    fs::remove_file(journal.path()).unwrap();
+    journal.recover(&mut engine).unwrap();
+    assert_eq!(known_again(&state), 1);
+}
+
+#[test]
+fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let mut engine = engine();
+    let mut journal = state.open(7, &mut engine).unwrap();
+    journal.limit = 2000;
+    for port in 1000..1050 {
+        begin(&mut engine, port);
+        journal.write(&mut engine).unwrap();
+    }
+    let length = fs::metadata(journal.path()).unwrap().len();
+    assert_eq!(length, journal.length);
+    assert!(journal.limit > SLACK, "it was never written anew");
+    assert_eq!(known_again(&state), 50);
+}
+
+#[test]
+fn no_bytes_make_the_reading_panic() {
+    use proptest::prelude::*;
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let path = directory.path().join("queue-7.sessions");
+    proptest!(ProptestConfig::with_cases(200), |(bytes: Vec<u8>, sums: bool)| {
+        let mut content = state.origin.clone().into_bytes();
+        if sums { frame(&bytes, &mut content) } else { content.extend(bytes) }
+        fs::write(&path, content).unwrap();
+        drop(state.open(7, &mut engine()).unwrap());
+    });
+}

@@ -1,0 +1,123 @@
+//! Which connections are followed: how many there may be, which one gives way to another, and how
+//! long one that is still is kept.
+
+use std::time::{Duration, Instant};
+
+use super::{Attention, Engine, Entry, Kernel, KernelError, What};
+use crate::{
+    packet::Packet,
+    session::{Phase, Session},
+};
+
+/// Sessions that are over are kept this long for segments that are sent again: those whose numbers
+/// differ, which nothing else can put right, and the others, lest they look like new ones.
+const LINGER: Duration = Duration::from_secs(60);
+const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
+/// Connections on which nothing was said are kept this long.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Those whose client does not answer the greeting are: longer than servers wait for it.
+const GREETED: Duration = Duration::from_secs(900);
+/// Those that one end has closed are: the kernel forgets them then (nf_conntrack_tcp_timeout_fin_wait).
+const HALF_CLOSED: Duration = Duration::from_secs(120);
+/// Those of before a restart that said nothing since, and may be over, are.
+const UNCONFIRMED: Duration = Duration::from_secs(3600);
+/// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
+const IDLE: Duration = Duration::from_secs(432_000);
+/// How many places of the table one call of [`Engine::expire`] looks at, at least; of a larger table
+/// the sixteenth part.
+const SWEEP: u32 = 1024;
+
+impl Engine {
+    /// Whether one more connection may be followed beside all others.
+    pub(super) fn has_room(&self) -> bool {
+        self.table.all() < self.policy.max_sessions
+    }
+
+    /// Whether one more connection may be followed. Where there are as many as may be, the oldest of which
+    /// nothing is known gives way. Of the last quarter no engine has more than its share, so that
+    /// what floods one leaves room for the connections of the others.
+    pub(super) fn make_room(&mut self, now: Instant) -> bool {
+        let most = self.policy.max_sessions;
+        let (all, share) = (self.table.all(), most / self.table.tables().max(1));
+        if all < most && (all < most - most / 4 || self.table.len() <= share) {
+            return true;
+        }
+        let Some(index) = self.table.oldest(gives_way) else { return all < most };
+        if let Some(Entry { session, control }) = self.forget(index)
+            && !session.is_over()
+        {
+            self.counters.sessions_evicted += 1;
+            let age = now.saturating_duration_since(control.since).as_secs();
+            let what = format!(
+                "not followed any more, after {age} s, for a newer one: there are max-sessions"
+            );
+            self.events.push(control.event(What::Limit(what.into())));
+        }
+        true
+    }
+
+    /// `syn_ack` comes on the endpoints of a connection that is not over: both ends begin anew, or
+    /// someone who cannot see their packets forged it. The client's acknowledgement tells: until that
+    /// comes, which must therefore be queued, all stays as it is.
+    pub(super) fn contest(
+        &mut self,
+        index: u32,
+        syn_ack: &Packet<'_>,
+        kernel: &mut impl Kernel,
+    ) -> Option<u32> {
+        let Entry { control, .. } = self.table.get_mut(index)?;
+        if control.rival.as_ref().is_some_and(|rival| rival.began_with(syn_ack)) {
+            return Some(index);
+        }
+        control.rival = Some(Box::new(if control.spoke_in_syn {
+            Session::opened_unread(syn_ack)
+        } else {
+            Session::opened(syn_ack)
+        }));
+        // Not what is known of the old one: a new connection may be translated otherwise.
+        let told = match kernel.translation(control.client, control.server) {
+            Ok(Some(translation)) => kernel.attend(&translation, Attention::Every),
+            Ok(None) => Err(KernelError::Unknown),
+            Err(error) => Err(error),
+        };
+        if let Err(error @ KernelError::System { .. }) = told {
+            self.counters.errors += 1;
+            self.events.push(control.event(What::Failed(error.to_string())));
+        }
+        Some(index)
+    }
+
+    /// Drops what has been still for too long, a part of the table at a time.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        let places = self.table.places();
+        for _ in 0..SWEEP.max(places / 16).min(places) {
+            self.sweep = (self.sweep + 1) % places;
+            let Some(entry) = self.table.get_mut(self.sweep) else { continue };
+            if now.saturating_duration_since(entry.control.last) >= lifetime(&entry.session) {
+                self.forget(self.sweep);
+            }
+        }
+    }
+}
+
+/// Whether a connection is dropped for a newer one: nothing is known of it that its next packet does not
+/// tell again, or that was verified.
+fn gives_way(Entry { session, .. }: &Entry) -> bool {
+    let unknown = matches!(session.dialogue().phase(), Phase::Silent | Phase::Joined);
+    !session.is_adjusted() && (unknown || session.is_over())
+}
+
+/// How long a connection is kept without a packet.
+fn lifetime(session: &Session) -> Duration {
+    match session.dialogue().phase() {
+        _ if session.is_over() && session.is_adjusted() => LINGER,
+        _ if session.is_over() => LINGER_UNADJUSTED,
+        Phase::Silent => SILENCE,
+        // Nothing is known of such a one that its next packet does not tell again.
+        Phase::Joined if !session.is_adjusted() => SILENCE,
+        _ if session.is_half_closed() => HALF_CLOSED,
+        Phase::Greeted => GREETED,
+        _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
+        Phase::Joined | Phase::Verified => IDLE,
+    }
+}

@@ -1,0 +1,229 @@
+//! Sessions as records, so that a daemon that is started again goes on with them.
+//!
+//! A record says what a session is once the packets that were decided so far have passed, or that it is
+//! gone; of several about one session the last counts. Whoever keeps them writes them before it gives
+//! those verdicts: what was not written has not passed either, and is sent again. Times are
+//! milliseconds since a moment that both daemons know.
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use ahash::AHashMap;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Control, Engine, Entry, Kernel, Opening, Pinhole, Translation, pinholes::SavedPinhole,
+};
+use crate::session::Session;
+
+/// The form of a record. Raised with every change of a type that is in one, so that the records of another
+/// version are refused rather than misread; `tests` has a record of this form.
+pub const RECORD_FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+enum Record<'a> {
+    Session(Box<Saved<'a>>),
+    Gone(u64),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved<'a> {
+    id: u64,
+    client: SocketAddr,
+    server: SocketAddr,
+    translation: Option<Translation>,
+    since: u64,
+    last: u64,
+    pinholes: Vec<SavedPinhole>,
+    session: Cow<'a, Session>,
+}
+
+/// A record that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("a session cannot be read: {0}")]
+pub struct BadRecord(#[from] postcard::Error);
+
+/// What was taken over from records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Control connections.
+    pub sessions: usize,
+    /// How many of them have adjusted numbers.
+    pub adjusted: usize,
+}
+
+/// What changed and was not written yet.
+pub(super) struct Changes {
+    epoch: Instant,
+    /// Places in the table; an entry knows whether it is one of them.
+    changed: Vec<u32>,
+    gone: Vec<u64>,
+}
+
+impl Changes {
+    /// `entry` at `index` is another than before.
+    pub(super) fn note(&mut self, index: u32, entry: &mut Entry) {
+        if !std::mem::replace(&mut entry.control.changed, true) {
+            self.changed.push(index);
+        }
+    }
+
+    /// The session `id` is gone.
+    pub(super) fn note_gone(&mut self, id: u64) {
+        self.gone.push(id);
+    }
+}
+
+fn since(epoch: Instant, at: Instant) -> u64 {
+    at.saturating_duration_since(epoch).as_millis() as u64 // of an uptime
+}
+
+fn write(
+    Entry { session, control }: &Entry,
+    epoch: Instant,
+    buffer: &mut Vec<u8>,
+) -> Result<(), postcard::Error> {
+    let saved = Saved {
+        id: control.id,
+        client: control.client,
+        server: control.server,
+        translation: control.translation,
+        since: since(epoch, control.since),
+        last: since(epoch, control.last),
+        pinholes: control
+            .pinholes
+            .iter()
+            .map(|held| held.save(since(epoch, held.deadline)))
+            .collect(),
+        session: Cow::Borrowed(session),
+    };
+    put(&Record::Session(Box::new(saved)), buffer)
+}
+
+fn put(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    buffer.clear();
+    *buffer = postcard::to_extend(record, std::mem::take(buffer))?;
+    Ok(())
+}
+
+impl Engine {
+    /// From now on changes are noted; `epoch` is the moment that times count from.
+    pub fn note_changes(&mut self, epoch: Instant) {
+        self.changes = Some(Changes { epoch, changed: Vec::new(), gone: Vec::new() });
+    }
+
+    /// Hands a record of each session that changed since this was last called to `each`.
+    pub fn take_changes(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), BadRecord> {
+        let Some(Changes { epoch, changed, gone }) = &mut self.changes else { return Ok(()) };
+        let buffer = &mut self.record;
+        for index in changed.drain(..) {
+            let Some(entry) = self.table.get_mut(index) else { continue };
+            if std::mem::take(&mut entry.control.changed) {
+                write(entry, *epoch, buffer)?;
+                each(buffer);
+            }
+        }
+        for id in gone.drain(..) {
+            put(&Record::Gone(id), buffer)?;
+            each(buffer);
+        }
+        Ok(())
+    }
+
+    /// Hands a record of every session to `each`, in place of all changes so far.
+    pub fn records(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), BadRecord> {
+        let Some(changes) = &mut self.changes else { return Ok(()) };
+        changes.changed.clear();
+        changes.gone.clear();
+        for entry in self.table.iter_mut() {
+            entry.control.changed = false;
+            write(entry, changes.epoch, &mut self.record)?;
+            each(&self.record);
+        }
+        Ok(())
+    }
+
+    /// Goes on with what `records` tell, with times counted from `epoch`. Their pinholes are taken for
+    /// open: what the kernel has not, it has used up.
+    pub fn restore<'r>(
+        &mut self,
+        records: impl Iterator<Item = &'r [u8]>,
+        now: Instant,
+        epoch: Instant,
+    ) -> Result<Restored, BadRecord> {
+        let mut sessions = AHashMap::new();
+        for record in records {
+            match postcard::from_bytes(record)? {
+                Record::Session(saved) => drop(sessions.insert(saved.id, saved)),
+                Record::Gone(id) => drop(sessions.remove(&id)),
+            }
+        }
+        let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now).min(now);
+        let mut restored = Restored::default();
+        for saved in sessions.into_values() {
+            self.last_id.fetch_max(saved.id, Ordering::Relaxed);
+            let Saved { id, client, server, translation, pinholes, .. } = *saved;
+            let network = self.policy.network_of(client.ip(), server.ip());
+            let left_alone = network.is_some_and(|n| !self.policy.networks[usize::from(n)].inspect);
+            if left_alone || !self.has_room() {
+                continue;
+            }
+            let control = Control {
+                network,
+                translation,
+                since: at(saved.since),
+                last: at(saved.last),
+                ..Control::new(id, client, server, now)
+            };
+            let session = saved.session.into_owned();
+            restored.sessions += 1;
+            restored.adjusted += usize::from(session.is_adjusted());
+            let owner = self.table.insert(Entry { session, control });
+            let Some(entry) = self.table.get_mut(owner) else { continue };
+            for pinhole in pinholes {
+                let deadline = epoch.checked_add(Duration::from_millis(pinhole.deadline));
+                let deadline = deadline.unwrap_or(now).min(now + self.policy.pinhole_lifetime);
+                let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
+                entry.control.pinholes.push(held);
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Opens what sessions hold and `is_missing`, for the rest of its time.
+    pub fn open_again(
+        &mut self,
+        now: Instant,
+        kernel: &mut impl Kernel,
+        is_missing: impl Fn(&Pinhole) -> bool,
+    ) {
+        for Entry { control, .. } in self.table.iter() {
+            let Some(translation) = &control.translation else { continue };
+            for held in control.pinholes.iter().filter(|p| !p.in_use && is_missing(&p.pinhole)) {
+                let lifetime = held.deadline.saturating_duration_since(now);
+                let (pinhole, from_client) = (&held.pinhole, !held.kind.is_active());
+                let opening = Opening { pinhole, control: translation, from_client, lifetime };
+                if !lifetime.is_zero() && kernel.open(&opening).is_err() {
+                    self.counters.errors += 1;
+                }
+            }
+        }
+    }
+
+    /// Whether a session of this engine or one beside it holds a pinhole with these endpoints.
+    pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        self.pinholes.holds(initiator, arrival)
+    }
+
+    /// Whether the numbers of a connection that is open are adjusted, and `kernel` still knows it.
+    pub fn is_needed(&self, kernel: &mut impl Kernel) -> bool {
+        self.table.iter().any(|Entry { session, control }| {
+            let needed = session.is_adjusted() && !session.is_over();
+            needed && !matches!(kernel.translation(control.client, control.server), Ok(None))
+        })
+    }
+}

@@ -1,0 +1,284 @@
+//! What a confined daemon cannot do any more, done for it by a process of its own: the assistant.
+//!
+//! That runs programs, and reads files that others replace by renaming (a configuration,
+//! `/etc/resolv.conf`): rights to read follow the file, not its name. It is started before the daemon
+//! is confined, and ends with it. It does not trust the daemon: it runs the command lines of
+//! [`COMMANDS`] and reads the files that it was started for, and nothing else.
+//!
+//! Each request has a connection of its own, as one may take long: the daemon makes a pair of
+//! sockets and passes one of them on. A request is a JSON value up to the end of the stream, and so is
+//! its answer.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    mem::MaybeUninit,
+    net::Shutdown,
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use super::programs::{self, Finished};
+use crate::config;
+
+/// All that the daemon runs.
+const COMMANDS: [&[&str]; 12] = [
+    &["nft", "--file", "-"],
+    &["nft", "--check", "--file", "-"],
+    &["nft", "--json", "list", "ruleset"],
+    &["nft", "list", "chain", "ip", "mangle", "FTP_ALG_CONTROL"],
+    &["iptables-nft-save"],
+    &["iptables-legacy-save"],
+    &["iptables-save"],
+    &["iptables", "--version"],
+    &["ip6tables-nft-save"],
+    &["ip6tables-legacy-save"],
+    &["ip6tables-save"],
+    &["ip6tables", "--version"],
+];
+
+/// The daemon's end.
+#[derive(Debug)]
+pub struct Assistant {
+    connection: UnixStream,
+    files: Vec<PathBuf>,
+}
+
+static OURS: OnceLock<Assistant> = OnceLock::new();
+
+/// This process's assistant, if it has one.
+pub(super) fn ours() -> Option<&'static Assistant> {
+    OURS.get()
+}
+
+/// From now on this process leaves programs and `files` to the assistant at the other end of
+/// `connection`: once in its life, as it can never do them itself again.
+pub fn rely_on(connection: UnixStream, files: Vec<PathBuf>) {
+    let set = OURS.set(Assistant { connection, files });
+    debug_assert!(set.is_ok(), "a process has one assistant");
+}
+
+/// The text of a file, which an assistant must have been started for, if there is one.
+pub fn read(path: &Path) -> io::Result<String> {
+    match ours() {
+        Some(assistant) => assistant.read(path),
+        None => config::read_text(path),
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Run {
+        words: Vec<String>,
+        input: String,
+    },
+    /// The file with this number.
+    Read(usize),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Finished(Finished),
+    Text(String),
+    Failed { errno: Option<i32>, message: String },
+}
+
+impl Answer {
+    fn failed(error: &io::Error) -> Self {
+        Self::Failed { errno: error.raw_os_error(), message: error.to_string() }
+    }
+}
+
+impl Assistant {
+    pub(super) fn run(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        input: &str,
+    ) -> io::Result<Finished> {
+        let words = [program].iter().chain(arguments).map(|&word| word.to_owned()).collect();
+        match self.ask(&Request::Run { words, input: input.to_owned() })? {
+            Answer::Finished(finished) => Ok(finished),
+            other => Err(refusal(other)),
+        }
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        let number = self.files.iter().position(|file| file == path);
+        let number = number.ok_or_else(|| {
+            io::Error::other(format!("the assistant was not started for {}", path.display()))
+        })?;
+        match self.ask(&Request::Read(number))? {
+            Answer::Text(text) => Ok(text),
+            other => Err(refusal(other)),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> io::Result<Answer> {
+        let (mut mine, theirs) = UnixStream::pair()?;
+        let passed = [theirs.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&passed));
+        sendmsg(&self.connection, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+        drop(theirs);
+        mine.write_all(&serde_json::to_vec(request)?)?;
+        mine.shutdown(Shutdown::Write)?;
+        let mut answer = Vec::new();
+        mine.read_to_end(&mut answer)?;
+        if answer.is_empty() {
+            return Err(io::Error::other("the daemon's assistant has ended"));
+        }
+        Ok(serde_json::from_slice(&answer)?)
+    }
+}
+
+fn refusal(answer: Answer) -> io::Error {
+    match answer {
+        Answer::Failed { errno: Some(errno), .. } => io::Error::from_raw_os_error(errno),
+        Answer::Failed { errno: None, message } => io::Error::other(message),
+        Answer::Finished(_) | Answer::Text(_) => io::ErrorKind::InvalidData.into(),
+    }
+}
+
+/// Works for the daemon at the other end of `connection` until that ends. `confine` confines the
+/// calling thread to what a program may do.
+pub fn serve(
+    connection: &UnixStream,
+    files: Vec<PathBuf>,
+    confine: fn() -> io::Result<()>,
+) -> io::Result<()> {
+    let files = Arc::new(files);
+    while let Some(stream) = next(connection)? {
+        let files = Arc::clone(&files);
+        // Not waited for: without a daemon nobody wants the answer.
+        thread::Builder::new().name("request".into()).spawn(move || {
+            // A daemon that does not ask properly, or is gone, gets no answer.
+            let _ = attend(stream, &files, confine);
+        })?;
+    }
+    Ok(())
+}
+
+/// The next request's connection; `None` when the daemon has ended.
+fn next(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    loop {
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        match recvmsg(connection, &mut [IoSliceMut::new(&mut byte)], &mut control, flags) {
+            Ok(message) if message.bytes == 0 => return Ok(None),
+            Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let passed = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut passed) => passed.next(),
+            _ => None,
+        });
+        if let Some(passed) = passed {
+            return Ok(Some(UnixStream::from(passed)));
+        }
+    }
+}
+
+fn attend(
+    mut stream: UnixStream,
+    files: &[PathBuf],
+    confine: fn() -> io::Result<()>,
+) -> io::Result<()> {
+    let mut request = Vec::new();
+    stream.read_to_end(&mut request)?;
+    let answer = match serde_json::from_slice(&request)? {
+        Request::Run { words, input } => run(&words, &input, confine),
+        Request::Read(number) => files
+            .get(number)
+            .map_or_else(|| Err(io::ErrorKind::InvalidInput.into()), |file| config::read_text(file))
+            .map(Answer::Text),
+    };
+    let answer = answer.unwrap_or_else(|error| Answer::failed(&error));
+    stream.write_all(&serde_json::to_vec(&answer)?)
+}
+
+fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Result<Answer> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.split_first() {
+        Some((program, arguments)) if COMMANDS.contains(&words.as_slice()) => {
+            confine()?;
+            programs::run_here(program, arguments, input).map(Answer::Finished)
+        }
+        _ => Err(io::Error::other(format!("the assistant does not run `{}`", words.join(" ")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An assistant on a thread, for these files.
+    fn assistant(files: &[&Path]) -> (Assistant, thread::JoinHandle<io::Result<()>>) {
+        let (connection, theirs) = UnixStream::pair().unwrap();
+        let files: Vec<PathBuf> = files.iter().map(|&file| file.to_owned()).collect();
+        let served = files.clone();
+        let thread = thread::spawn(move || serve(&theirs, served, || Ok(())));
+        (Assistant { connection, files }, thread)
+    }
+
+    #[test]
+    fn it_runs_what_is_listed_and_nothing_else() {
+        let (assistant, thread) = assistant(&[]);
+        for (program, arguments) in [
+            ("id", &[][..]),
+            ("nft", &["--file", "/etc/shadow"]),
+            ("nft", &[]),
+            ("./nft", &["--file", "-"]),
+        ] {
+            let refused = assistant.run(program, arguments, "").unwrap_err().to_string();
+            assert!(refused.starts_with("the assistant does not run"), "{refused}");
+        }
+        let nonsense = assistant.run("nft", &["--check", "--file", "-"], "nonsense").unwrap();
+        assert!(!nonsense.success && nonsense.stderr.contains("nonsense"), "{nonsense:?}");
+        drop(assistant);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn it_reads_the_files_that_it_was_started_for_also_when_they_are_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, other) = (directory.path().join("a"), directory.path().join("b"));
+        let (assistant, _thread) = assistant(&[&file]);
+        assert_eq!(assistant.read(&file).unwrap_err().kind(), io::ErrorKind::NotFound);
+        for text in ["one", "two"] {
+            std::fs::write(&other, text).unwrap();
+            std::fs::rename(&other, &file).unwrap();
+            assert_eq!(assistant.read(&file).unwrap(), text);
+        }
+        std::fs::write(&other, "secret").unwrap();
+        let refused = assistant.read(&other).unwrap_err().to_string();
+        assert!(refused.contains("was not started for"), "{refused}");
+        let refused = assistant.ask(&Request::Read(1)).unwrap();
+        assert!(matches!(refused, Answer::Failed { .. }), "{refused:?}");
+    }
+
+    #[test]
+    fn nonsense_gets_no_answer_and_ends_nothing() {
+        let (assistant, _thread) = assistant(&[]);
+        (&assistant.connection).write_all(b"no descriptor").unwrap();
+        assert!(assistant.run("id", &[], "").unwrap_err().to_string().contains("does not run"));
+        let (gone, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let alone = Assistant { connection: gone, files: Vec::new() };
+        assert_eq!(alone.run("id", &[], "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}

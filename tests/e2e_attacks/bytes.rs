@@ -1,0 +1,165 @@
+//! Lines that a gateway might read otherwise than a server: Telnet commands, NUL bytes, other line
+//! ends, lines without end, and segments that contradict each other.
+
+use std::thread;
+
+use ftp_alg::lab::{Capture, Family, Topology};
+use serde_json::{Value, json};
+
+use crate::{
+    addresses::{SYN, assert_refused},
+    common::{host_port, login, lose_once, reply, say},
+    floods::resident,
+    scene::{ANNOUNCED, PORT, Scene},
+};
+
+/// The stranger's port 3764.
+const BOUNCE: &str = "PORT 198,51,100,66,14,180";
+
+#[test]
+fn telnet_commands_and_nul_bytes_hide_no_announcement() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lines = [
+        "\u{ff}\u{f4}\u{ff}\u{f2}PORT 198,51,100,66,14,180",
+        "PO\u{ff}\u{f1}RT 198,51,100,66,14,180",
+        "PO\u{ff}\u{fb}\u{1}RT 198,51,100,66,14,180",
+        "PO\u{ff}\u{fa}\u{1}\u{ff}\u{f0}RT 198,51,100,66,14,180",
+        "PORT 198,51,\u{ff}\u{f1}100,66,14,180",
+        "PORT\u{ff}\u{f1} 198,51,100,66,14,180\u{ff}\u{f1}",
+        "\0PORT 198,51,100,66,14,180",
+        "P\0O\0R\0T\0 198,51,100,66,14,180",
+        "PORT \u{0}198,51,100,66,14,\u{0}180",
+        "EPRT\0 |1|198.51.100.66|3764|\0",
+        "\tPORT\t198,51,100,66,14,180",
+        "port 198,51,100,66,14,180",
+    ];
+    assert_refused(&scene, &lines.map(str::to_owned));
+}
+
+#[test]
+fn a_bare_line_feed_ends_a_line() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let send = |text: String| json!({"send": text});
+    let both = json!({"reply": true, "count": 2});
+    let steps = [
+        send(format!("NOOP\n{BOUNCE}\r\n")),
+        both.clone(),
+        send(format!("NOOP\r\r\n{BOUNCE}\n")),
+        both,
+        say("LIST"),
+        reply(),
+    ];
+    let client = scene.logged_in(&steps);
+    assert_eq!(scene.announcements(), [""; 0]);
+    scene.assert_nothing_opened(&[ANNOUNCED, 3764]);
+    let session = client.release();
+    assert!(session.got(6).starts_with("500 ") && session.got(8).starts_with("500 "));
+    assert!(session.got(10).starts_with("425 "));
+}
+
+/// RFC 959 ends lines with CR LF: what a bare CR stands before is part of the line.
+#[test]
+fn a_bare_carriage_return_ends_no_line() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let together = format!("NOOP\r{PORT}\rLIST\r");
+    let client = scene.logged_in(&[json!({"send": together}), say("NOOP"), reply()]);
+    scene.assert_nothing_opened(&[ANNOUNCED]);
+    assert_eq!(client.release().error, None);
+}
+
+/// Lines of ten megabytes, a connection for each: how it starts, and what goes on without end. Most of
+/// the time goes by waiting, as no more is let through than is kept.
+fn assert_long_lines(lines: &[(&str, &str)]) {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let before = resident(&scene.gateway.daemon);
+    let say_line = |(start, filler): &(&str, &str)| {
+        let times = 10_000_000 / filler.len();
+        let long = json!({"send": filler, "times": times});
+        let steps = [json!({"send": start}), long, say(""), reply(), say("NOOP"), reply()];
+        let plan = json!({"timeout": 60});
+        scene.client_of(&scene.gateway.lab.client, &plan, &[&login()[..], &steps].concat())
+    };
+    let clients: Vec<_> = thread::scope(|scope| {
+        let clients: Vec<_> = lines.iter().map(|line| scope.spawn(|| say_line(line))).collect();
+        scene.assert_transfer();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let grown = resident(&scene.gateway.daemon).saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes more");
+    scene.assert_closed(&[ANNOUNCED]);
+    for client in clients {
+        let session = client.release();
+        assert_eq!(session.error, None);
+        assert!(session.got(8).starts_with("500 "), "{}", session.got(8));
+        assert_eq!(session.got(10), "200 Noop");
+    }
+    assert_eq!(scene.announcements().len(), 1, "that of the transfer");
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+}
+
+#[test]
+fn ten_megabytes_without_a_line_end_are_no_line() {
+    assert_long_lines(&[("", "x"), ("", "OOPS 192,168,150,80,14,178 ")]);
+}
+
+#[test]
+fn ten_megabytes_that_begin_with_an_announcement_are_none() {
+    assert_long_lines(&[(PORT, " and so on"), ("PORT ", "0"), ("EPRT |1|", "\u{ff}\u{f1}")]);
+}
+
+/// Of bytes that are sent twice the server gets what was read first: a client's segments, which of
+/// its packets are lost behind the gateway, and the line that the server gets.
+fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard: &str) {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lab = &scene.gateway.lab;
+    if let Some(lost) = lost {
+        lab.server.nft(&lose_once("prerouting", lost)).unwrap();
+    }
+    let thirds = Capture::start(&lab.third, "eth0", SYN).unwrap();
+    let sent = json!({"taken": taken, "segments": segments});
+    let client = scene.logged_in(&[sent, reply(), say("LIST"), reply(), say("NOOP"), reply()]);
+    let lines = scene.server.lines();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[2].starts_with(heard), "{lines:?}");
+    let opened = u64::from(heard.starts_with("PORT"));
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
+    if opened == 0 {
+        scene.assert_closed(&[ANNOUNCED, 3764]);
+    } else {
+        assert_eq!(host_port(&lines[2]).0, "198.51.100.1");
+    }
+    assert_eq!(client.release().steps.len(), 12);
+    let server = lab.server.address(Family::V4);
+    let reached = thirds.finish().unwrap().count(&format!("ip.src == {server}")).unwrap();
+    assert_eq!(reached, 0, "the stranger");
+    scene.assert_transfer();
+}
+
+/// Matches segments that begin with `NOOP`.
+const BEGINS_WITH_NOOP: &str = "tcp dport 21 @ih,0,32 0x4e4f4f50";
+
+#[test]
+fn of_segments_that_differ_the_first_counts() {
+    let harmless = "NOOP 198,51,100,66,14,180\r\n";
+    let bounce = format!("{BOUNCE}\r\n");
+    let longer = format!("{BOUNCE}\r\n{BOUNCE}\r\n");
+    // The server has not got the first when the second comes.
+    let both = json!([[0, harmless], [0, bounce]]);
+    assert_first_counts(harmless, &both, Some(BEGINS_WITH_NOOP), "NOOP 198");
+    let both = json!([[0, harmless], [0, longer], [0, &bounce[..9]]]);
+    assert_first_counts(harmless, &both, Some(BEGINS_WITH_NOOP), "NOOP 198");
+    // The bounce comes first, but past a gap; then part of it in pieces.
+    let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, harmless]]);
+    assert_first_counts(harmless, &late, None, "NOOP 198");
+}
+
+#[test]
+fn a_held_start_that_is_sent_again_as_another_counts_as_it_was() {
+    let line = format!("{PORT}\r\n");
+    let bounce = format!("{BOUNCE}\r\n");
+    let again = json!([[0, &line[..9]], [0, bounce], [0, &bounce[..12]], [9, &line[9..]]]);
+    assert_first_counts(&line, &again, None, "PORT 198,51,100,1,");
+    let other = format!("N{}", &bounce[1..]);
+    let started = json!([[0, "NO"], [0, "PO"], [0, bounce], [2, &other[2..]]]);
+    assert_first_counts(&other, &started, Some("tcp dport 21 @ih,0,16 0x4e4f"), "NORT 198");
+}

@@ -1,0 +1,155 @@
+//! Text that looks like an announcement, and announcements at the wrong time.
+
+use ftp_alg::lab::Topology;
+use serde_json::{Value, json};
+
+use crate::{
+    common::{login, reply, say},
+    scene::{ANNOUNCED, PASSIVE, PASSIVE_PORT, PORT, Scene},
+};
+
+/// Commands with a server's answers after a login, each of which opens nothing.
+fn assert_text(topology: Topology, exchanges: &[(&str, &str)], cut_before: Option<&str>) {
+    let extra: serde_json::Map<String, Value> =
+        exchanges.iter().map(|(said, answer)| ((*said).to_owned(), json!(answer))).collect();
+    let plan = json!({"extra": extra, "cut_before": cut_before, "pause": 0.01});
+    let scene = Scene::new(topology, &plan);
+    let steps: Vec<_> = exchanges.iter().flat_map(|(said, _)| [say(said), reply()]).collect();
+    let client = scene.logged_in(&steps);
+    let port = if topology == Topology::Masquerade { ANNOUNCED } else { PASSIVE_PORT };
+    scene.assert_nothing_opened(&[port]);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    for (at, (said, answer)) in exchanges.iter().enumerate() {
+        assert_eq!(session.got(6 + at * 2), answer.replace("\r\n", "\n"), "to {said}");
+    }
+    let heard = scene.server.lines();
+    for (said, _) in exchanges {
+        assert!(heard.iter().any(|line| line == said), "{said} in {heard:?}");
+    }
+}
+
+#[test]
+fn a_port_command_in_a_name_or_an_argument_is_text() {
+    let exchanges = [
+        "RETR PORT 192,168,150,80,14,178",
+        "STOR PORT 192,168,150,80,14,178",
+        "MKD a\rPORT 192,168,150,80,14,178",
+        "SITE PORT 192,168,150,80,14,178",
+        "PASS PORT 192,168,150,80,14,178",
+        "USER PORT 192,168,150,80,14,178",
+        "XPORT 192,168,150,80,14,178",
+        "PORT192,168,150,80,14,178",
+    ];
+    let exchanges = exchanges.map(|line| (line, "550 No"));
+    assert_text(Topology::Masquerade, &exchanges, None);
+}
+
+#[test]
+fn an_announcement_inside_other_replies_is_text() {
+    let lines = [
+        ("STAT", format!("211-Status\r\n{PASSIVE}\r\n211 End")),
+        ("HELP", format!("214-Help\r\n 227 x\r\n{PASSIVE}\r\n229 Extended (|||50069|)\r\n214 End")),
+        ("RETR x", format!("550 {PASSIVE}: no such file")),
+        ("RETR y", format!("550-no such file:\r\n{PASSIVE}\r\n550 End")),
+        ("MKD z", format!("257 \"{PASSIVE}\" is there")),
+    ];
+    let exchanges: Vec<_> = lines.iter().map(|(said, answer)| (*said, answer.as_str())).collect();
+    assert_text(Topology::PublishedServer, &exchanges, None);
+}
+
+/// A segment that begins with the code is no reply where the line does not begin with it.
+#[test]
+fn a_code_that_ends_a_line_of_text_is_text() {
+    let lines = [
+        ("STAT", format!("211-Status {PASSIVE}\r\n211 End")),
+        ("PASV x", format!("500 What is {PASSIVE}?")),
+        ("EPSV x", format!("500-Look:\r\n {PASSIVE}\r\n500 End")),
+    ];
+    let exchanges: Vec<_> = lines.iter().map(|(said, answer)| (*said, answer.as_str())).collect();
+    assert_text(Topology::PublishedServer, &exchanges, Some("227"));
+    assert_text(Topology::PublishedServer, &exchanges, Some(" Entering"));
+}
+
+#[test]
+fn an_announcement_that_answers_no_pasv_opens_nothing() {
+    let exchanges = [("NOOP", PASSIVE), ("FEAT", "229 Entering Extended Passive Mode (|||50069|)")];
+    assert_text(Topology::PublishedServer, &exchanges, None);
+}
+
+/// Steps of a client that has no login, or none any more, and announces.
+fn assert_no_login(extra: &Value, before: &[Value]) {
+    let scene = Scene::new(Topology::Masquerade, &json!({"extra": extra}));
+    let client = scene.client(&[before, &[say(PORT), reply()]].concat());
+    scene.assert_nothing_opened(&[ANNOUNCED]);
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn nothing_opens_before_a_login() {
+    assert_no_login(&json!({}), &[reply()]);
+    assert_no_login(&json!({}), &[reply(), say("USER lab"), reply()]);
+}
+
+#[test]
+fn nothing_opens_after_a_login_that_was_refused() {
+    let steps = [reply(), say("USER lab"), reply(), say("PASS wrong"), reply()];
+    assert_no_login(&json!({"PASS wrong": "530 No"}), &steps);
+    let text = "530-Not\r\n230 Welcome\r\n530 at all";
+    assert_no_login(&json!({"PASS wrong": text}), &steps);
+}
+
+#[test]
+fn a_230_that_answers_no_login_is_none() {
+    let steps = [reply(), say("NOOP"), reply(), say("FEAT"), reply()];
+    assert_no_login(&json!({"NOOP": "230 Welcome", "FEAT": "232 Welcome"}), &steps);
+}
+
+#[test]
+fn a_login_ends_with_a_rein() {
+    let steps = [&login()[..], &[say("REIN"), reply()]].concat();
+    assert_no_login(&json!({"REIN": "220 Anew"}), &steps);
+}
+
+#[test]
+fn a_client_bound_to_epsv_announces_nothing() {
+    let plan = json!({"extra": {"EPSV ALL": "200 As you wish"}, "passive_port": PASSIVE_PORT});
+    for (topology, announcement, port) in [
+        (Topology::Masquerade, PORT, ANNOUNCED),
+        (Topology::Masquerade, "EPRT |1|192.168.150.80|3762|", ANNOUNCED),
+        (Topology::PublishedServer, "PASV", PASSIVE_PORT),
+    ] {
+        let scene = Scene::new(topology, &plan);
+        let steps = [say("EPSV ALL"), reply(), say(announcement), reply()];
+        let client = scene.logged_in(&steps);
+        scene.assert_closed(&[port]);
+        assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{announcement}");
+        assert_eq!(client.release().error, None);
+    }
+}
+
+/// More commands than are remembered: which reply answers which is guessed, and must not be
+/// guessed in an attacker's favour.
+#[test]
+fn a_long_pipeline_makes_no_announcement_out_of_text() {
+    let extra = json!({"STAT": PASSIVE, "PASV": "227 Logout.", "FEAT": "230 Welcome"});
+    let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
+    let noops = |count| json!({"send": "NOOP\r\n", "times": count});
+    let replies = |count: usize| json!({"reply": true, "count": count});
+    let mut steps = Vec::new();
+    for (before, after) in [(40, 0), (0, 40), (40, 40), (31, 1), (32, 31), (500, 500)] {
+        let together = "NOOP\r\n".repeat(before) + "PASV\r\n" + &"NOOP\r\n".repeat(after);
+        steps.extend([json!({"send": together}), replies(before + after + 1)]);
+        steps.extend([say("STAT"), reply(), noops(3), replies(3), say("STAT"), reply()]);
+    }
+    let client = scene.logged_in(&steps);
+    scene.assert_closed(&[PASSIVE_PORT]);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(client.release().error, None);
+    // Nor a login.
+    let early = [reply(), say("FEAT"), reply(), json!({"send": "USER x\r\n".repeat(40)})];
+    let early = [&early[..], &[replies(40), say("FEAT"), reply(), say(PORT), reply()]].concat();
+    let client = scene.client(&early);
+    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(client.release().error, None);
+}

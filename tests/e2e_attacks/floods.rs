@@ -1,0 +1,131 @@
+//! More of everything than anybody needs: what there is of it is bounded, and gone afterwards.
+
+use std::{fs, thread, time::Duration};
+
+use ftp_alg::lab::{Daemon, Family, Script, Topology};
+use serde_json::json;
+
+use crate::{
+    common::{GatedClient, login, wait_for},
+    scene::{BACK_ENDS, Scene},
+};
+
+/// How much memory the daemon has in use, in bytes.
+pub fn resident(daemon: &Daemon) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kilobytes: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kilobytes << 10
+}
+
+/// Keeps a host from resetting connections that it knows nothing of.
+const MUTE: &str = "table inet mute {
+    chain output {
+        type filter hook output priority 0;
+        tcp flags rst drop
+    }
+}
+";
+
+#[test]
+fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
+    let scene = Scene::new(Topology::Routed, &json!({}));
+    let lab = &scene.gateway.lab;
+    let daemon = &scene.gateway.daemon;
+    scene.assert_transfer();
+    let before = resident(daemon);
+    // Nobody there answers, neither the client nor whom it pretends to be.
+    lab.client2.nft(MUTE).unwrap();
+    lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
+    let server = lab.server.address(Family::V4).to_string();
+    let sources = [lab.client2.address(Family::V4).to_string(), "192.168.150.82".to_owned()];
+    let arguments = [&server, "21", "100000", "20000", &sources[0], &sources[1]];
+    let flood = lab.client2.script(Script::Flood, &arguments, Duration::from_secs(60)).unwrap();
+    println!("flood: {} s", flood.success().unwrap().text().trim());
+    scene.assert_transfer();
+    let status = daemon.status().unwrap();
+    println!("{status}");
+    let grown = resident(daemon).saturating_sub(before);
+    println!("{grown} bytes more");
+    assert!(grown < 64 << 20, "{grown} bytes more");
+    assert!(status["sessions"].as_u64().unwrap() <= 65_536, "{status}");
+    let count = |name: &str| status[name].as_u64().unwrap_or(0);
+    assert!(count("uninspected") + count("sessions_evicted") > 0, "{status}");
+}
+
+/// A client that announces 10,000 ports at once, `connections` times, and reads all answers.
+fn flood_of_announcements(back_end: &str, connections: usize) {
+    let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
+    let lab = &scene.gateway.lab;
+    let count = 10_000 / connections;
+    let flood = |at: usize| {
+        let first = 20_000 + at * count;
+        let send = json!({"send": "PORT 192,168,150,81,{}\r\n", "ports": [first, first + count]});
+        let steps = [&login()[..], &[send, json!({"reply": true, "count": count})]].concat();
+        scene.client_of(&lab.client2, &json!({"timeout": 30}), &steps)
+    };
+    let (clients, most) = thread::scope(|scope| {
+        let floods: Vec<_> = (0..connections).map(|at| scope.spawn(move || flood(at))).collect();
+        let mut most = 0;
+        while !floods.iter().all(|flood| flood.is_finished()) {
+            most = most.max(scene.gateway.daemon.openings().unwrap().len());
+            scene.assert_transfer();
+        }
+        let clients: Vec<GatedClient> =
+            floods.into_iter().map(|flood| flood.join().unwrap()).collect();
+        (clients, most)
+    });
+    let status = scene.gateway.daemon.status().unwrap();
+    println!("at most {most} open; {status}");
+    // Eight of a session, and one or two of the other client.
+    assert!(most <= 8 * connections + 2, "{most} open");
+    assert!(most <= 64 + 2, "{most} open");
+    for client in clients {
+        assert_eq!(client.release().error, None);
+    }
+    scene.gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    wait_for("the last closing", || scene.gateway.daemon.openings().unwrap().is_empty());
+    scene.assert_transfer();
+    assert_eq!(scene.gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn ten_thousand_announcements_on_one_connection() {
+    // Most of the time goes by waiting: a gateway takes no more until what it rewrote has arrived.
+    thread::scope(|scope| {
+        for back_end in BACK_ENDS {
+            scope.spawn(|| flood_of_announcements(back_end, 1));
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_announcements_on_twenty_connections() {
+    for back_end in BACK_ENDS {
+        flood_of_announcements(back_end, 20);
+    }
+}
+
+/// A server that neither accepts nor refuses leaves each announcement open.
+#[test]
+fn a_client_holds_no_more_pinholes_than_it_may() {
+    let extra = json!({"PORT": "350 And now?"});
+    let configuration = "policy.max-pinholes-per-client = 20\n";
+    let scene = Scene::with(Topology::Masquerade, configuration, &json!({"extra": extra}));
+    let lab = &scene.gateway.lab;
+    let clients: Vec<_> = (0..5)
+        .map(|at| {
+            let ports = [20_000 + at * 10, 20_000 + at * 10 + 10];
+            let send = json!({"send": "PORT 192,168,150,81,{}\r\n", "ports": ports});
+            let steps = [&login()[..], &[send, json!({"reply": true, "count": 10})]].concat();
+            scene.client_of(&lab.client2, &json!({}), &steps)
+        })
+        .collect();
+    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 20);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_refused").unwrap(), 30);
+    for client in clients {
+        assert_eq!(client.release().error, None);
+    }
+    scene.gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+}

@@ -1,0 +1,149 @@
+//! Packets that a stranger makes in the server's name, without seeing the connection.
+
+use std::{thread, time::Duration};
+
+use ftp_alg::lab::{Analysis, Capture, Family, Topology};
+use serde_json::json;
+
+use crate::{
+    common::{gated_client, login, reply, say},
+    scene::{ANNOUNCED, PORT, Scene, active_transfer},
+};
+
+/// A control connection as the gateway's outer side shows it.
+struct Seen {
+    /// The client's port there.
+    port: u16,
+    /// The server's next number, and the client's.
+    next: (u32, u32),
+}
+
+impl Seen {
+    fn of(outer: &Analysis) -> Self {
+        let number = |text: &String| text.parse::<u32>().unwrap();
+        let fields = ["tcp.dstport", "tcp.seq_raw", "tcp.len", "tcp.ack_raw"];
+        let rows = outer.fields("tcp.srcport == 21 && tcp.len > 0", &fields).unwrap();
+        let row: Vec<u32> = rows.last().unwrap().iter().map(number).collect();
+        Self { port: row[0] as u16, next: (row[1].wrapping_add(row[2]), row[3]) }
+    }
+}
+
+/// Sends packets from the stranger as if from the server, with `flags` as nping has them.
+fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
+    let lab = &scene.gateway.lab;
+    let server = lab.server.address(Family::V4).to_string();
+    let gateway = lab.gateway.address(Family::V4).to_string();
+    let (port, seq, ack) = (port.to_string(), seq.to_string(), ack.to_string());
+    let mut arguments = vec!["--send-ip", "-c", "1", "-N", "--tcp", "--win", "500"];
+    arguments.extend(["--source-ip", &server, "-g", "21", "-p", &port]);
+    arguments.extend(["--flags", flags, "--seq", &seq, "--ack", &ack]);
+    let hex: String = payload.bytes().map(|byte| format!("{byte:02x}")).collect();
+    if !hex.is_empty() {
+        arguments.extend(["--data", &hex]);
+    }
+    arguments.push(&gateway);
+    lab.third.run("nping", &arguments).unwrap();
+}
+
+/// What a stranger tries between `before` and an active transfer, which works as if nothing were.
+fn assert_unmoved(before: &[serde_json::Value], still: Duration, forged: impl Fn(&Scene, &Seen)) {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lab = &scene.gateway.lab;
+    let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
+    let transfer = active_transfer(lab.client.address(Family::V4), ANNOUNCED);
+    let steps = [&login()[..], before, &[json!({"gate": ""})], &transfer].concat();
+    let plan = json!({"host": lab.dialled(Family::V4), "listen": [ANNOUNCED], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    let seen = Seen::of(&outer.finish().unwrap());
+    let opened = scene.gateway.daemon.counter("pinholes_opened").unwrap();
+    thread::sleep(still);
+    forged(&scene, &seen);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(5 + before.len() + 5), "the body\r\n");
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened + 1);
+}
+
+/// A session whose numbers are adjusted, whose packets conntrack lets pass whatever their numbers.
+fn adjusted(lab_client: &str) -> Vec<serde_json::Value> {
+    let line = format!("PORT {},14,179", lab_client.replace('.', ","));
+    vec![say(&line), reply()]
+}
+
+const FAR: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
+
+#[test]
+fn a_forged_syn_ack_changes_nothing() {
+    assert_unmoved(&adjusted("192.168.150.80"), Duration::ZERO, |scene, seen| {
+        for offset in FAR {
+            let numbers = (seen.next.0.wrapping_add(offset), seen.next.1.wrapping_add(offset));
+            forge(scene, seen.port, "syn,ack", numbers, "");
+        }
+    });
+}
+
+#[test]
+fn a_forged_syn_ack_on_a_silent_connection_changes_nothing() {
+    assert_unmoved(&adjusted("192.168.150.80"), Duration::from_secs(11), |scene, seen| {
+        forge(scene, seen.port, "syn,ack", (12_345, 67_890), "");
+        forge(scene, seen.port, "ack,psh", (12_346, 67_890), "220 Welcome\r\n");
+    });
+}
+
+#[test]
+fn a_forged_reset_changes_nothing() {
+    assert_unmoved(&adjusted("192.168.150.80"), Duration::ZERO, |scene, seen| {
+        for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
+            let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
+            forge(scene, seen.port, "rst", numbers, "");
+            forge(scene, seen.port, "rst,ack", numbers, "");
+            forge(scene, seen.port, "fin,ack", numbers, "");
+        }
+    });
+}
+
+#[test]
+fn forged_replies_change_nothing() {
+    assert_unmoved(&adjusted("192.168.150.80"), Duration::ZERO, |scene, seen| {
+        for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
+            let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
+            forge(scene, seen.port, "ack,psh", numbers, "421 Go away\r\n");
+            forge(scene, seen.port, "ack,psh", numbers, "227 (198,51,100,10,14,180)\r\n");
+            // Acknowledges what was never sent.
+            let numbers = (numbers.0, seen.next.1.wrapping_add(5000));
+            forge(scene, seen.port, "ack", numbers, "");
+        }
+    });
+}
+
+/// The login that a client waits for is the server's to accept.
+#[test]
+fn a_forged_230_is_no_login() {
+    let scene = Scene::new(Topology::Masquerade, &json!({"extra": {"PASS wrong": "530 No"}}));
+    let lab = &scene.gateway.lab;
+    let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
+    // The server waits for the rest of the line.
+    let steps = json!([
+        reply(),
+        say("USER lab"),
+        reply(),
+        {"send": "PASS wrong"},
+        {"gate": ""},
+        say(""),
+        reply(),
+        say(PORT),
+        reply(),
+    ]);
+    let host = lab.dialled(Family::V4);
+    let plan = json!({"host": host, "listen": [ANNOUNCED], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    let seen = Seen::of(&outer.finish().unwrap());
+    for offset in [1, 100_000, 1 << 19, 0u32.wrapping_sub(100), 1 << 30] {
+        let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
+        forge(&scene, seen.port, "ack,psh", numbers, "230 Welcome\r\n");
+    }
+    assert_eq!(client.release().error, None);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    scene.assert_transfer();
+}

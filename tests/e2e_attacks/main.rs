@@ -1,0 +1,15 @@
+//! What an attacker tries, through the real gateway: nothing opens for it, no connection of it gets
+//! through, and what is legitimate beside it works.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod addresses;
+mod bytes;
+mod dialogue;
+mod floods;
+mod forged;
+mod scene;
+mod slipstream;
+mod stealing;

@@ -1,0 +1,144 @@
+//! A gateway with a scripted server, the doors that an attacker tries, and a transfer like any other.
+
+use std::thread;
+
+use ftp_alg::lab::{Family, Host, Topology};
+use serde_json::{Value, json};
+
+use crate::common::{
+    GatedClient, Gateway, ScriptedServer, connect, gated_client, gateway_with, login, reply, say,
+    scripted_client, scripted_server,
+};
+
+/// Announces port 3762 of the client behind [`Topology::Masquerade`].
+pub const PORT: &str = "PORT 192,168,150,80,14,178";
+/// The port in [`PORT`].
+pub const ANNOUNCED: u16 = 3762;
+/// What the server behind [`Topology::PublishedServer`] says of its port 50069.
+pub const PASSIVE: &str = "227 Entering Passive Mode (192,168,150,90,195,149)";
+/// The port in [`PASSIVE`].
+pub const PASSIVE_PORT: u16 = 50069;
+
+/// Either back end.
+pub const BACK_ENDS: [&str; 2] =
+    ["[pinhole]\nbackend = \"nftables\"\n", "[pinhole]\nbackend = \"conntrack\"\n"];
+
+/// What the transfer that is like any other announces: another port than attacks do.
+const OTHER: u16 = 3763;
+
+/// A gateway and a scripted server, where the client or the server is behind NAT.
+pub struct Scene {
+    pub server: ScriptedServer,
+    pub gateway: Gateway,
+}
+
+impl Scene {
+    /// A server that answers as `plan` says, and a gateway with an empty configuration.
+    pub fn new(topology: Topology, plan: &Value) -> Self {
+        Self::with(topology, "", plan)
+    }
+
+    pub fn with(topology: Topology, configuration: &str, plan: &Value) -> Self {
+        let gateway = gateway_with(topology, configuration);
+        let server = scripted_server(&gateway.lab.server, plan);
+        Self { server, gateway }
+    }
+
+    /// The client says `steps`, and stays connected.
+    pub fn client(&self, steps: &[Value]) -> GatedClient {
+        self.client_of(&self.gateway.lab.client, &json!({"listen": [ANNOUNCED]}), steps)
+    }
+
+    /// The client logs in, says `steps`, and stays connected.
+    pub fn logged_in(&self, steps: &[Value]) -> GatedClient {
+        self.client(&[&login(), steps].concat())
+    }
+
+    /// A client on `host` as `plan` has it says `steps`, and stays connected.
+    pub fn client_of(&self, host: &Host, plan: &Value, steps: &[Value]) -> GatedClient {
+        let mut plan = plan.clone();
+        plan["host"] = json!(self.gateway.lab.dialled(Family::V4));
+        plan["steps"] = json!([steps, &[json!({"gate": ""})]].concat());
+        gated_client(host, plan)
+    }
+
+    /// Nothing is open to anyone, neither as the kernel lists it nor for whom it might have been
+    /// opened, nor for a stranger.
+    pub fn assert_closed(&self, ports: &[u16]) {
+        assert_eq!(self.gateway.daemon.openings().unwrap(), [""; 0]);
+        let lab = &self.gateway.lab;
+        let outside = lab.gateway.address(Family::V4).to_string();
+        let (others, inside) = match lab.spec().topology {
+            Topology::PublishedServer => {
+                ([&lab.client, &lab.client2], lab.server.address(Family::V4))
+            }
+            _ => ([&lab.server, &lab.third], lab.client.address(Family::V4)),
+        };
+        let inside = inside.to_string();
+        let mut doors: Vec<(&Host, &str, u16)> = Vec::new();
+        for port in ports {
+            doors.extend(others.map(|host| (host, outside.as_str(), *port)));
+            doors.extend([(&lab.third, outside.as_str(), *port), (&lab.third, &inside, *port)]);
+        }
+        assert_silent(&doors);
+        assert_eq!(self.gateway.daemon.openings().unwrap(), [""; 0]);
+    }
+
+    /// As [`assert_closed`](Self::assert_closed), and that nothing was ever opened; then what is
+    /// legitimate works.
+    pub fn assert_nothing_opened(&self, ports: &[u16]) {
+        self.assert_closed(ports);
+        assert_eq!(self.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+        self.assert_transfer();
+        assert_eq!(self.gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    }
+
+    /// A transfer like any other passes, on a connection of its own: an active one to a client
+    /// behind NAT, a passive one from a server behind it.
+    pub fn assert_transfer(&self) {
+        let lab = &self.gateway.lab;
+        let mut steps = login();
+        let body = if lab.spec().topology == Topology::PublishedServer {
+            steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+            steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
+            10
+        } else {
+            steps.extend(active_transfer(lab.client.address(Family::V4), OTHER));
+            9
+        };
+        let host = lab.dialled(Family::V4);
+        let plan = json!({"host": host, "listen": [OTHER], "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None);
+        assert_eq!(session.got(body), "the body\r\n");
+    }
+
+    /// The `PORT` and `EPRT` lines that reached the server, as one would read them that leaves out
+    /// what is not printable.
+    pub fn announcements(&self) -> Vec<String> {
+        let printable = |line: String| line.chars().filter(|c| matches!(c, ' '..='~')).collect();
+        let lines = self.server.lines().into_iter().map(printable);
+        lines.filter(|line: &String| line.contains("PORT") || line.contains("EPRT")).collect()
+    }
+}
+
+/// Announces `port` of `address`, and fetches a listing: six steps.
+pub fn active_transfer(address: std::net::IpAddr, port: u16) -> Vec<Value> {
+    let host = address.to_string().replace('.', ",");
+    let port_command = format!("PORT {host},{},{}", port / 256, port % 256);
+    vec![say(&port_command), reply(), say("LIST"), reply(), json!({"accept": port}), reply()]
+}
+
+/// No connection to any of `doors`, tried at once, gets as much as a refusal.
+pub fn assert_silent(doors: &[(&Host, &str, u16)]) {
+    thread::scope(|scope| {
+        let tries: Vec<_> = doors
+            .iter()
+            .map(|(host, address, port)| scope.spawn(|| connect(host, address, *port)))
+            .collect();
+        for ((host, address, port), outcome) in doors.iter().zip(tries) {
+            let outcome = outcome.join().unwrap();
+            assert_eq!(outcome, "silent", "{} to {address}:{port}", host.role());
+        }
+    });
+}

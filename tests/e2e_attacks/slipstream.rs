@@ -1,0 +1,113 @@
+//! NAT slipstreaming: a browser is made to send something that holds a `PORT`, to a server that
+//! answers as one for FTP would.
+
+use ftp_alg::lab::{Family, Topology};
+use serde_json::{Value, json};
+
+use crate::{
+    common::{gated_client, gateway_with, login, reply, say, scripted_server},
+    scene::{PORT, Scene},
+};
+
+/// A second control port that the firewall lets pass as well.
+const SECOND: u16 = 2121;
+/// The attack's ports begin here.
+const FIRST: u16 = 4000;
+
+fn port_line(port: u16) -> String {
+    format!("PORT 192,168,150,80,{},{}\r\n", port / 256, port % 256)
+}
+
+/// `openings` on one control connection each, whose last line announces the next port from
+/// [`FIRST`], with the segments' edges in them; to both control ports.
+fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
+    let gateway = gateway_with(Topology::Masquerade, "control-ports = [21, 2121]\n");
+    let lab = &gateway.lab;
+    let rule = format!("insert rule inet gateway forward tcp dport {SECOND} accept");
+    lab.gateway.nft(&rule).unwrap();
+    let plan = |port: u16| json!({"port": port, "extra": extra});
+    let _servers = [21, SECOND].map(|port| scripted_server(&lab.server, &plan(port)));
+    let last = FIRST + openings.len() as u16;
+    let legitimate = last + 1;
+    for control in [21, SECOND] {
+        let mut steps = Vec::new();
+        for (opening, cuts) in openings {
+            steps.extend([reply(), json!({"send": opening, "cut": cuts, "pause": 0.002})]);
+            steps.extend([json!({"sleep": 0.02}), json!({"redial": true})]);
+        }
+        steps.extend(login());
+        steps.extend([json!({"gate": ""})]);
+        let listen: Vec<u16> = (FIRST..=legitimate).collect();
+        let host = lab.dialled(Family::V4);
+        let plan = |steps: &[Value], listen: &[u16]| json!({"host": host, "port": control, "listen": listen, "steps": steps});
+        let browser = gated_client(&lab.client, plan(&steps, &listen));
+        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "on {control}");
+        let outside = lab.gateway.address(Family::V4);
+        let ports = format!("{FIRST}-{legitimate}");
+        // What a client of FTP announces meanwhile is there to be found.
+        let steps =
+            [&login()[..], &[json!({"send": port_line(legitimate)}), reply(), json!({"gate": ""})]];
+        let client = gated_client(&lab.client, plan(&steps.concat(), &[]));
+        assert_eq!(lab.third.scan(outside, &ports).unwrap(), [0; 0], "on {control}");
+        assert_eq!(lab.server.scan(outside, &ports).unwrap(), [legitimate], "on {control}");
+        for held in [browser, client] {
+            assert_eq!(held.release().error, None, "on {control}");
+        }
+    }
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 2);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+/// Replies of a server that wants a `POST` taken for FTP.
+fn complicit() -> Value {
+    json!({"POST": "220 go on", "Host:": "331 who?", "GET": "220 go on", "HELO": "220 go on"})
+}
+
+#[test]
+fn a_post_opens_nothing_wherever_its_segments_end() {
+    let head = "POST / HTTP/1.1\r\nHost: ftp.example.net\r\nContent-Length: 4000\r\n\r\n";
+    let body = "USER lab\r\nPASS lab\r\n";
+    let line = port_line(FIRST).len();
+    let openings: Vec<_> = (0..=line)
+        .map(|at| {
+            let before = format!("{head}{body}");
+            // Each edge that a browser can choose by padding; the line's own start above all.
+            let cut = vec![before.len() + at];
+            (before + &port_line(FIRST + at as u16) + "LIST\r\n", cut)
+        })
+        .collect();
+    assert_opens_nothing(&openings, &complicit());
+}
+
+#[test]
+fn other_protocols_that_hold_a_port_line_open_nothing() {
+    let commands = "USER lab\r\nPASS lab\r\n";
+    let hello = "\u{16}\u{3}\u{1}\u{1}\u{0}\u{1}\u{0}\u{0}\u{fc}\u{3}\u{3}";
+    let stun = "\u{0}\u{1}\u{0}\u{8}!\u{12}\u{a4}Babcdefghijkl";
+    let sip = "REGISTER sip:ftp SIP/2.0\r\n";
+    let openings =
+        [hello, stun, sip, "GET /", "SSH-2.0-x\r\n", "\0x", "\u{ff}\u{f4}\u{ff}\u{f2}x\r\n"];
+    let openings: Vec<_> = openings
+        .into_iter()
+        .flat_map(|start| [format!("{start}{commands}"), format!("{start}\r\n{commands}")])
+        .enumerate()
+        .map(|(at, before)| {
+            let cuts = vec![1, before.len()];
+            (before + &port_line(FIRST + at as u16) + "LIST\r\n", cuts)
+        })
+        .collect();
+    assert_opens_nothing(&openings, &complicit());
+}
+
+/// The greeting is the server's to make; what follows it must be the client's answer.
+#[test]
+fn a_client_that_speaks_before_the_greeting_opens_nothing() {
+    // The server answers only when it has read a line.
+    let scene = Scene::new(Topology::Masquerade, &json!({"greeting": null}));
+    let mut steps = vec![json!({"send": "USER lab\r\n"}), reply(), say("PASS lab"), reply()];
+    steps.extend([say(PORT), reply()]);
+    let client = scene.client(&steps);
+    scene.assert_closed(&[crate::scene::ANNOUNCED]);
+    assert_eq!(client.release().error, None);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+}

@@ -1,0 +1,181 @@
+//! Data port stealing: whoever is not the one that a pinhole is for, or comes too late.
+
+use std::time::Duration;
+
+use ftp_alg::lab::{Family, Host, Topology};
+use serde_json::{Value, json};
+
+use crate::{
+    common::{
+        captures, connect, gated_client, host_port, login, reply, say, scripted_client,
+        scripted_server,
+    },
+    scene::{ANNOUNCED, BACK_ENDS, PASSIVE_PORT, PORT, Scene, assert_silent},
+};
+
+/// A client behind NAT with an open pinhole, after which it says `then`; and where that leads.
+fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16)) {
+    let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
+    let steps = [&login()[..], &[say(PORT), reply(), json!({"gate": ""})], then].concat();
+    let lab = &scene.gateway.lab;
+    let plan = json!({"host": lab.dialled(Family::V4), "listen": [ANNOUNCED], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
+    let (address, port) = host_port(scene.server.lines().last().unwrap());
+    if then.is_empty() {
+        attack(&scene, &address, port);
+        assert_eq!(client.release().error, None);
+    } else {
+        assert_eq!(client.release().error, None);
+        attack(&scene, &address, port);
+    }
+    scene.assert_transfer();
+}
+
+#[test]
+fn a_third_host_that_comes_first_gets_nothing_and_takes_nothing() {
+    for back_end in BACK_ENDS {
+        announced(back_end, &[], |scene, address, port| {
+            let lab = &scene.gateway.lab;
+            let inside = lab.client.address(Family::V4).to_string();
+            for _ in 0..2 {
+                let third = &lab.third;
+                assert_silent(&[(third, address, port), (third, &inside, ANNOUNCED)]);
+            }
+            assert_eq!(connect(&lab.server, address, port), "open", "the right one, afterwards");
+        });
+    }
+}
+
+#[test]
+fn a_used_pinhole_admits_nobody() {
+    for back_end in BACK_ENDS {
+        announced(back_end, &[], |scene, address, port| {
+            let lab = &scene.gateway.lab;
+            assert_eq!(connect(&lab.server, address, port), "open");
+            assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+            assert_silent(&[(&lab.server, address, port), (&lab.third, address, port)]);
+        });
+    }
+}
+
+#[test]
+fn a_pinhole_does_not_outlive_its_control_connection() {
+    for back_end in BACK_ENDS {
+        for end in [json!({"abort": true}), json!({"sleep": 0})] {
+            announced(back_end, &[end], |scene, address, port| {
+                scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
+                assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+                let lab = &scene.gateway.lab;
+                assert_silent(&[(&lab.server, address, port), (&lab.third, address, port)]);
+            });
+        }
+    }
+}
+
+/// Whoever announced listens on, and the server comes again: a 226 is the end of it.
+#[test]
+fn a_transfer_that_is_over_leaves_nothing_open() {
+    for back_end in BACK_ENDS {
+        let plan = json!({"extra": {"RETR nothing": "226 Done"}});
+        let scene = Scene::with(Topology::Masquerade, back_end, &plan);
+        let fetched = [say("LIST"), reply(), json!({"accept": ANNOUNCED}), reply()];
+        let unused = [say("RETR nothing"), reply()];
+        for transfer in [&fetched[..], &unused] {
+            let client = scene.logged_in(&[&[say(PORT), reply()], transfer].concat());
+            let lines = scene.server.lines();
+            let announcement = lines.iter().rfind(|line| line.starts_with("PORT ")).unwrap();
+            scene.assert_closed(&[host_port(announcement).1]);
+            assert_eq!(client.release().error, None);
+        }
+        scene.assert_transfer();
+    }
+}
+
+/// A client of a published server with an open pinhole; what `attack` tries at it.
+fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
+    let scene =
+        Scene::with(Topology::PublishedServer, back_end, &json!({"passive_port": PASSIVE_PORT}));
+    let lab = &scene.gateway.lab;
+    let host = lab.dialled(Family::V4);
+    let steps = [&login()[..], &[say("PASV"), reply(), json!({"gate": ""})]].concat();
+    let steps =
+        [&steps[..], &[json!({"dial": true, "later": true}), say("LIST"), reply()]].concat();
+    let steps = [&steps[..], &[json!({"drain": true}), reply()]].concat();
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
+    attack(&scene, &host.to_string());
+    let session = client.release();
+    assert_eq!((session.error.as_deref(), session.got(11)), (None, "the body\r\n"));
+    // The listener is gone, but that is not to be learned.
+    scene.assert_closed(&[PASSIVE_PORT]);
+}
+
+#[test]
+fn one_clients_pinhole_is_no_other_clients() {
+    for back_end in BACK_ENDS {
+        passive(back_end, |scene, address| {
+            let lab = &scene.gateway.lab;
+            let inside = lab.server.address(Family::V4).to_string();
+            for _ in 0..2 {
+                assert_silent(&[
+                    (&lab.client2, address, PASSIVE_PORT),
+                    (&lab.third, address, PASSIVE_PORT),
+                    (&lab.third, &inside, PASSIVE_PORT),
+                ]);
+            }
+            // Nor does it help to be a client oneself, with a login and a dialogue of one's own.
+            let steps = [&login()[..], &[say("NOOP"), reply(), json!({"gate": ""})]].concat();
+            let plan = json!({"host": address, "steps": steps});
+            let other = gated_client(&lab.client2, plan);
+            assert_silent(&[(&lab.client2, address, PASSIVE_PORT)]);
+            assert_eq!(other.release().error, None);
+        });
+    }
+}
+
+/// A client of two servers: what it announced to one is for that one.
+#[test]
+fn one_servers_pinhole_is_no_other_servers() {
+    for back_end in BACK_ENDS {
+        announced(back_end, &[], |scene, address, port| {
+            let lab = &scene.gateway.lab;
+            let _other = scripted_server(&lab.third, &json!({}));
+            let at = |host: &Host| json!(host.address(Family::V4));
+            let steps = [&login()[..], &[say("NOOP"), reply(), json!({"gate": ""})]].concat();
+            let plan = json!({"host": at(&lab.third), "steps": steps});
+            let waiting = gated_client(&lab.client, plan);
+            assert_silent(&[(&lab.third, address, port)]);
+            // The same port, announced to the other one: each has its own.
+            let mut own = [&login()[..], &[say(PORT), reply(), say("LIST"), reply()]].concat();
+            own.push(json!({"sleep": 0.1}));
+            let plan = json!({"host": at(&lab.third), "steps": own});
+            scripted_client(&lab.client, &plan);
+            assert_eq!(connect(&lab.server, address, port), "open");
+            assert_eq!(waiting.release().error, None);
+        });
+    }
+}
+
+/// On the wire: what got through from anyone but the server is nothing at all.
+#[test]
+fn the_inside_sees_no_packet_of_a_thief() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lab = &scene.gateway.lab;
+    let (inner, _outer) = captures(lab);
+    let client = scene.logged_in(&[say(PORT), reply()]);
+    let (address, port) = host_port(scene.server.lines().last().unwrap());
+    let ports: String = format!("{ANNOUNCED},{port},22,1024-1100,49152-49300");
+    for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
+        assert_eq!(lab.third.scan(target, &ports).unwrap(), [0; 0]);
+    }
+    assert_eq!(connect(&lab.server, &address, port), "open");
+    let inner = inner.finish().unwrap();
+    let third = lab.third.address(Family::V4);
+    assert_eq!(inner.count(&format!("ip.addr == {third}")).unwrap(), 0);
+    assert_eq!(
+        inner.count(&format!("tcp.flags.syn == 1 && tcp.dstport == {ANNOUNCED}")).unwrap(),
+        1
+    );
+    assert_eq!(client.release().error, None);
+}

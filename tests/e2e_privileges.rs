@@ -1,0 +1,353 @@
+//! What the running daemon may still do, and that this is enough; what its confinement forbids.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use common::{
+    executable,
+    names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
+    wait_for,
+};
+use ftp_alg::{
+    daemon::confine,
+    lab::{Client, Daemon, Family, Lab, Mode, Server, ServerKind, Topology, Transfer},
+};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use serde_json::json;
+
+/// CAP_NET_ADMIN and CAP_NET_RAW.
+const TWO: &str = "0000000000003000";
+const NONE: &str = "0000000000000000";
+const NOBODY: u32 = 65534;
+const OUTSIDE: &str = "198.51.100.1";
+
+/// The lines of `status` of every thread of a process, as `(key, value)`.
+fn threads(process: u32) -> Vec<Vec<(String, String)>> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let status = |task: io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let lines = text.lines().filter_map(|line| line.split_once(':'));
+        lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
+    };
+    tasks.map(status).collect()
+}
+
+/// Each of these keys has this value, in every thread of `process`.
+fn assert_status(process: u32, expected: &[(&str, &str)]) {
+    for thread in threads(process) {
+        for (key, value) in expected {
+            let found = thread.iter().find(|(found, _)| found == key).unwrap();
+            assert_eq!(found.1, *value, "{key} of {:?}", thread[0]);
+        }
+    }
+}
+
+/// The only child of a process.
+fn child(process: u32) -> u32 {
+    let path = format!("/proc/{process}/task/{process}/children");
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
+/// The program under test where anyone may run it.
+fn for_everyone(lab: &Lab) -> PathBuf {
+    let program = lab.directory().join("ftp-alg-copy");
+    fs::copy(executable(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+/// A daemon that `start` starts (with the program and its arguments as `"$@"`) is confined, and
+/// does all that a daemon does.
+fn assert_works_confined(start: &str, uid: u32) {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let firewall = lab.gateway.ruleset().unwrap();
+    let home = lab.directory().join("gateway-ftp-alg");
+    let lines = format!(
+        "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
+        for_everyone(&lab).display(),
+        home.display()
+    );
+    let program = shell_program(&lab.gateway, "ftp-alg-started", &lines);
+    let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
+    let dns = NameServer::start(&lab.gateway, &program, &names);
+    let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
+    let mut daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
+    let loaded = lab.gateway.ruleset().unwrap();
+    wait_for_address(&daemon, OUTSIDE);
+
+    let id = format!("{uid}\t{uid}\t{uid}\t{uid}");
+    let groups = if uid == 0 { &[][..] } else { &[("Groups", ""), ("Gid", id.as_str())] };
+    let both = [
+        ("Uid", id.as_str()),
+        ("CapEff", TWO),
+        ("CapPrm", TWO),
+        ("CapBnd", TWO),
+        ("NoNewPrivs", "1"),
+    ];
+    let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
+    assert!(threads(daemon.id()).len() >= 5, "main, signals, names, queue and control");
+    assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
+    assert_status(child(daemon.id()), &[&both[..], groups].concat());
+    assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
+    let state = fs::metadata(home.join("state")).unwrap();
+    assert_eq!((state.uid(), state.mode() & 0o022), (uid, 0));
+
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let exchange = |name: &str| {
+        for mode in [Mode::Active, Mode::Passive] {
+            let address = lab.dialled(Family::V4);
+            let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+            if let Err(error) = transfer.exchange(&server, &format!("{name}-{mode}"), b"the body") {
+                panic!("{start}: {mode}: {error}\n{}", daemon.log());
+            }
+        }
+    };
+    exchange("before");
+    // What its assistant does for it: the configuration, names, the rules.
+    reload(&daemon, "nat.external-address = \"dns:hosts.lab.test\"\n");
+    wait_for("the reload", || row(&daemon, "ipv4")["name"] == "hosts.lab.test");
+    wait_for_address(&daemon, "203.0.113.9");
+    reload(&daemon, "");
+    wait_for("the reload", || daemon.log().matches("configuration is in use").count() == 2);
+    lab.gateway.nft(&format!("flush ruleset\n{firewall}")).unwrap();
+    wait_for("the table", || lab.gateway.ruleset().unwrap() == loaded);
+    exchange("after");
+    assert_eq!(daemon.counter("errors").unwrap(), 1, "the table's removal: {}", daemon.log());
+    let journal = home.join("state/queue-2100.sessions");
+    assert_eq!(fs::metadata(journal).unwrap().uid(), uid);
+
+    let assistant = child(daemon.id());
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
+    assert!(!home.join("socket").exists());
+    wait_for("the assistant's end", || !Path::new(&format!("/proc/{assistant}")).exists());
+}
+
+#[test]
+fn started_as_root_it_keeps_two_capabilities_and_works() {
+    assert_works_confined("exec \"$@\"", 0);
+}
+
+#[test]
+fn it_becomes_another_user_and_works() {
+    // The state directory it makes itself.
+    assert_works_confined(
+        "rmdir $home/state; chown 65534 $home; exec \"$@\" --user nobody",
+        NOBODY,
+    );
+}
+
+#[test]
+fn an_ordinary_user_with_two_capabilities_is_enough() {
+    let caps = "-all,+net_admin,+net_raw";
+    let start = format!(
+        "chown -R 65534 $home; exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+         --inh-caps={caps} --ambient-caps={caps} --bounding-set={caps} \"$@\""
+    );
+    assert_works_confined(&start, NOBODY);
+}
+
+#[test]
+fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let program = for_everyone(&lab);
+    let home = lab.directory().join("home");
+    let refused = |start: &str, user: &str, code: i32, words: &str| {
+        let mut command = lab.gateway.command("sh");
+        command.args(["-c", &format!("{start} \"$@\""), "sh"]).arg(&program);
+        command.args(["run", "--user", user, "--state-dir"]).arg(home.join("state"));
+        command.arg("--socket").arg(home.join("socket"));
+        let done = lab.gateway.finish(command, b"", std::time::Duration::from_secs(10)).unwrap();
+        assert_eq!(done.status.code(), Some(code), "{}", done.errors());
+        assert!(done.errors().contains(words), "{}", done.errors());
+    };
+    refused("exec", "no-such-user", 2, "--user no-such-user: no such user in /etc/passwd");
+    let nobody = "chown -R 65534 $PWD/home; exec setpriv --reuid=65534 --clear-groups";
+    fs::create_dir_all(home.join("state")).unwrap();
+    refused(nobody, "nobody", 1, "cannot become user nobody");
+    refused("exec", "daemon", 1, "belongs to user 65534, but the daemon runs as user 1");
+}
+
+#[test]
+fn a_kernel_without_landlock_is_said_so() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let gateway = &lab.gateway;
+    // Filters are of the thread that sets them, and of what it starts.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let absent = [(libc::SYS_landlock_create_ruleset, vec![])].into();
+            let errno = SeccompAction::Errno(libc::ENOSYS as u32);
+            let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+            let filter = SeccompFilter::new(absent, SeccompAction::Allow, errno, arch).unwrap();
+            apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+            let daemon = Daemon::start(&executable(), gateway, "").unwrap();
+            let what = "landlock: not in this kernel";
+            assert!(daemon.log().contains(what), "{}", daemon.log());
+            let status = daemon.status().unwrap();
+            assert!(status["unconfined"][0].as_str().unwrap().starts_with(what), "{status}");
+            for command in ["status", "doctor"] {
+                let said = daemon.ask(&[command]).unwrap().text();
+                assert!(said.contains(what), "{said}");
+            }
+            // The rest holds.
+            assert_status(daemon.id(), &[("CapBnd", TWO), ("NoNewPrivs", "1")]);
+        });
+    });
+}
+
+/// How a confined process ends that tries something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Done,
+    /// With this error, by its files' rights.
+    Errno(i32),
+    /// By a system call that is forbidden.
+    Forbidden,
+}
+
+const TRY: &str = "FTP_ALG_TEST_TRY";
+
+/// What [`confined`] tries in its process, by name; `state` is its state directory.
+fn attempt(name: &str, state: &Path) -> io::Result<()> {
+    let file = state.join("a");
+    let append = |path: &Path| {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+        file.write_all(b"more")?;
+        file.sync_all()?;
+        file.set_len(2)
+    };
+    let socket =
+        |domain: i32| socket2::Socket::new(domain.into(), socket2::Type::STREAM, None).map(drop);
+    match name {
+        "keep state" => {
+            append(&file)?;
+            fs::write(state.join("b"), "new")?;
+            fs::rename(state.join("b"), &file)?;
+            assert_eq!(fs::read_to_string(&file)?, "new");
+            assert_eq!(fs::read_dir(state)?.count(), 1);
+            fs::remove_file(file)
+        }
+        "read /proc" => fs::read("/proc/sys/net/ipv4/ip_forward").map(drop),
+        "read /etc/shadow" => fs::read("/etc/shadow").map(drop),
+        "read /etc" => fs::read_dir("/etc").map(drop),
+        "write outside" => append(&state.with_file_name("outside")),
+        "move out" => {
+            append(&file)?;
+            fs::rename(&file, state.with_file_name("out"))
+        }
+        "start a thread" => thread::spawn(|| ()).join().map_err(|_| io::ErrorKind::Other.into()),
+        "start a program" => Command::new("/bin/true").status().map(drop),
+        "socket of the internet" => socket(libc::AF_INET6),
+        "socket of a virtual machine" => socket(libc::AF_VSOCK),
+        "socket of packets" => socket(libc::AF_PACKET),
+        "change the root" => std::os::unix::fs::chroot("/"),
+        "change a mode" => fs::set_permissions("/", fs::Permissions::from_mode(0o755)),
+        "include a secret" => {
+            let rules = state.with_file_name("rules");
+            let mut nft = Command::new("/usr/sbin/nft");
+            let output = nft.arg("--check").arg("--file").arg(rules).output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains("Permission denied") && !said.contains("root:"), "{said}");
+            Ok(())
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Not a test of its own: the process that is confined, for [`assert_ends`].
+#[test]
+fn confined() {
+    let Ok(which) = std::env::var(TRY) else { return };
+    let (role, rest) = which.split_once('|').unwrap();
+    let (name, state) = rest.split_once('|').unwrap();
+    let state = Path::new(state);
+    match role {
+        "daemon" => drop(confine::daemon(None, state, state).unwrap()),
+        "assistant" => confine::assistant(None).unwrap(),
+        "program" => confine::program().unwrap(),
+        other => panic!("{other}"),
+    }
+    let code = match attempt(name, state) {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(100),
+    };
+    std::process::exit(code);
+}
+
+/// What becomes of a process, confined in this role, that tries this.
+fn assert_ends(role: &str, cases: &[(&str, End)]) {
+    let place = tempfile::tempdir().unwrap();
+    let state = place.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::write(place.path().join("rules"), "include \"/etc/shadow\"\n").unwrap();
+    for &(name, end) in cases {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "confined", "--nocapture"]);
+        command.env(TRY, format!("{role}|{name}|{}", state.display()));
+        let output = command.output().unwrap();
+        let found = match (output.status.code(), output.status.signal()) {
+            (Some(0), _) => End::Done,
+            (None, Some(libc::SIGSYS)) => End::Forbidden,
+            // In a build without debug assertions.
+            (Some(libc::EPERM), _) => End::Forbidden,
+            (Some(code), _) => End::Errno(code),
+            (None, signal) => panic!("{role}: {name}: signal {signal:?}"),
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(found, end, "{role}: {name}\n{said}");
+    }
+}
+
+#[test]
+fn the_daemon_has_its_state_and_nothing_else() {
+    assert_ends(
+        "daemon",
+        &[
+            ("keep state", End::Done),
+            ("read /proc", End::Done),
+            ("start a thread", End::Done),
+            ("socket of the internet", End::Done),
+            ("read /etc/shadow", End::Errno(libc::EACCES)),
+            ("read /etc", End::Errno(libc::EACCES)),
+            ("write outside", End::Errno(libc::EACCES)),
+            ("move out", End::Errno(libc::EACCES)),
+            ("start a program", End::Forbidden),
+            ("socket of a virtual machine", End::Forbidden),
+            ("socket of packets", End::Forbidden),
+            ("change the root", End::Forbidden),
+            ("change a mode", End::Forbidden),
+        ],
+    );
+}
+
+#[test]
+fn the_assistant_writes_nothing_and_its_programs_read_no_secrets() {
+    let denied = End::Errno(libc::EACCES);
+    assert_ends(
+        "assistant",
+        &[("start a program", End::Done), ("write outside", denied), ("move out", denied)],
+    );
+    assert_ends(
+        "program",
+        &[
+            ("start a program", End::Done),
+            ("read /proc", End::Done),
+            ("read /etc/shadow", denied),
+            ("read /etc", denied),
+            ("write outside", denied),
+            ("include a secret", End::Done),
+        ],
+    );
+}
