@@ -125,3 +125,48 @@ fn what_a_flushed_connection_tracker_costs_is_said() {
     let plan = json!({"host": host, "listen": [3762], "steps": steps});
     assert_eq!(scripted_client(&lab.client, &plan).error, None);
 }
+
+#[test]
+fn a_client_that_both_ends_forgot_is_followed_when_it_comes_again_from_the_same_port() {
+    // Where numbers are adjusted all packets are queued anyway.
+    for topology in [Topology::Masquerade, Topology::Routed] {
+        let gateway = gateway(topology);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let one_port = "echo 40001 40001 > /proc/sys/net/ipv4/ip_local_port_range";
+        lab.client.shell(one_port).unwrap().success().unwrap();
+        let host = lab.dialled(Family::V4).to_string();
+        let mut steps = login();
+        steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let first = gated_client(&lab.client, plan);
+        assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
+
+        // Both lose the connection, as when they are switched off: no FIN and no RST is heard of it.
+        for host in [&lab.client, &lab.server] {
+            host.nft(
+                "table ip silence { chain out { type filter hook output priority 0; \
+             tcp flags & (fin | rst) != 0 drop; }; }",
+            )
+            .unwrap();
+            host.shell("ss -K -t '( sport = :21 or dport = :21 )'").unwrap().success().unwrap();
+        }
+        first.release();
+        for host in [&lab.client, &lab.server] {
+            host.nft("delete table ip silence").unwrap();
+        }
+        let session = gateway.daemon.sessions().unwrap();
+        assert_eq!(session.len(), 1, "nobody heard that it ended: {session:?}");
+        let ports: Vec<_> = session.iter().map(|row| row["client"].to_string()).collect();
+        assert!(ports[0].contains(":40001"), "{ports:?}");
+
+        let steps = [login(), transfer()].concat();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let second = scripted_client(&lab.client, &plan);
+        assert_eq!(second.error, None);
+        let after = gateway.daemon.sessions().unwrap();
+        assert!(after.iter().all(|row| row["id"] != session[0]["id"]), "{after:?}");
+        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 2);
+        assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    }
+}

@@ -3,11 +3,11 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     captures, connect, gated_client, gateway, gateway_with, host_port, login, reply, say,
-    scripted_client, scripted_server,
+    scripted_client, scripted_server, wait_for,
 };
 use ftp_alg::lab::{Family, Topology};
 use serde_json::{Value, json};
@@ -32,6 +32,7 @@ fn refused_announcements_never_reach_the_server() {
         "PORT 192,168,150",
         "EPRT |1|198.51.100.66|3762|",
         "EPRT |1|192.168.150.80|22|",
+        "EPRT |2|fd00:150::80|3762|",
     ];
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
@@ -61,6 +62,50 @@ fn refused_announcements_never_reach_the_server() {
     assert_eq!(outer.faults().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+#[test]
+fn what_is_refused_thousands_of_times_is_counted_and_logged_at_a_bounded_rate() {
+    let gateway = gateway(Topology::Masquerade);
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({}));
+    let (batches, lines) = (20, 100);
+    let mut steps = login();
+    for _ in 0..batches {
+        steps.push(json!({"send": "PORT 198,51,100,66,4,1\r\n".repeat(lines)}));
+        steps.extend(vec![reply(); lines]);
+    }
+    steps.extend([say("NOOP"), reply()]);
+    let host = lab.dialled(Family::V4).to_string();
+    let started = Instant::now();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+    assert_eq!(session.steps.last().unwrap().0, "200 Noop");
+    let refused = (batches * lines) as u64;
+    assert_eq!(daemon.counter("pinholes_refused").unwrap(), refused);
+
+    // A summary follows within two seconds of the last line.
+    let said = || -> (u64, u64) {
+        let log = daemon.log();
+        let logged = log.lines().filter(|line| line.contains("refuse PORT")).count() as u64;
+        let more = |line: &str| -> Option<u64> {
+            line.split_once(" more lines were not logged: refusals")?
+                .0
+                .rsplit(' ')
+                .next()?
+                .parse()
+                .ok()
+        };
+        (logged, log.lines().filter_map(more).sum())
+    };
+    wait_for("the summary", || {
+        let (logged, skipped) = said();
+        logged + skipped == refused
+    });
+    let (logged, skipped) = said();
+    let most = 20 + started.elapsed().as_secs() + 1;
+    assert!((20..=most).contains(&logged), "{logged} of at most {most}");
+    assert_eq!(daemon.counter("log_lines_skipped").unwrap(), skipped);
 }
 
 #[test]

@@ -13,16 +13,20 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
+    time::Duration,
 };
 
 use common::{
-    executable,
+    executable, gateway,
     names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
     wait_for,
 };
 use ftp_alg::{
     daemon::confine,
-    lab::{Client, Daemon, Family, Lab, Mode, Server, ServerKind, Topology, Transfer},
+    lab::{
+        Client, Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology,
+        Transfer,
+    },
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use serde_json::json;
@@ -68,18 +72,24 @@ fn for_everyone(lab: &Lab) -> PathBuf {
     program
 }
 
-/// A daemon that `start` starts (with the program and its arguments as `"$@"`) is confined, and
-/// does all that a daemon does.
+/// A program that starts the daemon as `start` does, with its command line as `"$@"` and its
+/// directory as `$home`.
+fn starter(lab: &Lab, start: &str) -> PathBuf {
+    let program = for_everyone(lab);
+    let lines = format!(
+        "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
+        program.display(),
+        lab.directory().join("gateway-ftp-alg").display()
+    );
+    shell_program(&lab.gateway, "ftp-alg-started", &lines)
+}
+
+/// A daemon that `start` starts, see [`starter`], is confined, and does all that a daemon does.
 fn assert_works_confined(start: &str, uid: u32) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let home = lab.directory().join("gateway-ftp-alg");
-    let lines = format!(
-        "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
-        for_everyone(&lab).display(),
-        home.display()
-    );
-    let program = shell_program(&lab.gateway, "ftp-alg-started", &lines);
+    let program = starter(&lab, start);
     let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
     let dns = NameServer::start(&lab.gateway, &program, &names);
     let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
@@ -97,7 +107,7 @@ fn assert_works_confined(start: &str, uid: u32) {
         ("NoNewPrivs", "1"),
     ];
     let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
-    assert!(threads(daemon.id()).len() >= 5, "main, signals, names, queue and control");
+    assert!(threads(daemon.id()).len() >= 6, "main, signals, assistant, names, queue, control");
     assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
     assert_status(child(daemon.id()), &[&both[..], groups].concat());
     assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
@@ -160,6 +170,55 @@ fn an_ordinary_user_with_two_capabilities_is_enough() {
 }
 
 #[test]
+fn a_daemon_whose_assistant_ends_ends_too_and_says_so() {
+    let mut gateway = gateway(Topology::Routed);
+    let assistant = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
+    rustix::process::kill_process(assistant, rustix::process::Signal::KILL).unwrap();
+    wait_for("the daemon's end", || gateway.daemon.ended().is_some());
+    assert_eq!(gateway.daemon.ended().and_then(|status| status.code()), Some(1));
+    let log = gateway.daemon.log();
+    assert!(log.contains("assistant ended (signal: 9 (SIGKILL))"), "{log}");
+}
+
+/// Every program that `auto` asks is one that the assistant runs.
+#[test]
+fn all_of_the_firewall_is_read() {
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        let lab = Lab::build(Spec { firewall, ..Spec::new(Topology::Masquerade) }).unwrap();
+        let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        let log = daemon.log();
+        assert!(log.contains("the firewall lets connections with our ct mark pass"), "{log}");
+    }
+}
+
+/// The kernel shows some of its files to root only.
+#[test]
+fn what_only_root_may_read_is_not_taken_for_absent() {
+    let spec = Spec { firewall: FirewallKind::IptablesLegacy, ..Spec::new(Topology::Masquerade) };
+    let lab = Lab::build(spec).unwrap();
+    let program = starter(&lab, "chown -R 65534 $home; exec \"$@\" --user nobody");
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let log = daemon.log();
+    assert!(log.contains("not all of the firewall could be read"), "{log}");
+    assert!(log.contains("overruns are counted by the numbers of packets"), "{log}");
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let address = lab.dialled(Family::V4);
+    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    transfer.exchange(&server, "a", b"the body").unwrap();
+    assert_eq!(daemon.counter("overruns").unwrap(), 0);
+
+    let other = lab.directory().join("other");
+    let mut second = lab.gateway.command(executable());
+    second.args(["run", "--user", "nobody", "--state-dir"]).arg(&other);
+    second.arg("--socket").arg(other.join("socket"));
+    let done = lab.gateway.finish(second, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", done.errors());
+    assert!(done.errors().contains("queue 2100 is taken by another program"), "{}", done.errors());
+}
+
+#[test]
 fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = for_everyone(&lab);
@@ -169,7 +228,7 @@ fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
         command.args(["-c", &format!("{start} \"$@\""), "sh"]).arg(&program);
         command.args(["run", "--user", user, "--state-dir"]).arg(home.join("state"));
         command.arg("--socket").arg(home.join("socket"));
-        let done = lab.gateway.finish(command, b"", std::time::Duration::from_secs(10)).unwrap();
+        let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
         assert_eq!(done.status.code(), Some(code), "{}", done.errors());
         assert!(done.errors().contains(words), "{}", done.errors());
     };
@@ -181,13 +240,14 @@ fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
 }
 
 #[test]
-fn a_kernel_without_landlock_is_said_so() {
+fn a_kernel_without_landlock_or_seccomp_is_said_so() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let gateway = &lab.gateway;
     // Filters are of the thread that sets them, and of what it starts.
     thread::scope(|scope| {
         scope.spawn(|| {
-            let absent = [(libc::SYS_landlock_create_ruleset, vec![])].into();
+            let absent = [libc::SYS_landlock_create_ruleset, libc::SYS_seccomp];
+            let absent = absent.map(|call| (call, Vec::new())).into();
             let errno = SeccompAction::Errno(libc::ENOSYS as u32);
             let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
             let filter = SeccompFilter::new(absent, SeccompAction::Allow, errno, arch).unwrap();
@@ -197,9 +257,10 @@ fn a_kernel_without_landlock_is_said_so() {
             assert!(daemon.log().contains(what), "{}", daemon.log());
             let status = daemon.status().unwrap();
             assert!(status["unconfined"][0].as_str().unwrap().starts_with(what), "{status}");
+            assert!(status["unconfined"][1].as_str().unwrap().starts_with("seccomp: "), "{status}");
             for command in ["status", "doctor"] {
                 let said = daemon.ask(&[command]).unwrap().text();
-                assert!(said.contains(what), "{said}");
+                assert!(said.contains(what) && said.contains("seccomp: "), "{said}");
             }
             // The rest holds.
             assert_status(daemon.id(), &[("CapBnd", TWO), ("NoNewPrivs", "1")]);
@@ -248,6 +309,10 @@ fn attempt(name: &str, state: &Path) -> io::Result<()> {
             fs::rename(&file, state.with_file_name("out"))
         }
         "start a thread" => thread::spawn(|| ()).join().map_err(|_| io::ErrorKind::Other.into()),
+        "panic" => {
+            assert!(thread::spawn(|| panic!("as a worker may")).join().is_err());
+            Ok(())
+        }
         "start a program" => Command::new("/bin/true").status().map(drop),
         "socket of the internet" => socket(libc::AF_INET6),
         "socket of a virtual machine" => socket(libc::AF_VSOCK),
@@ -295,7 +360,7 @@ fn assert_ends(role: &str, cases: &[(&str, End)]) {
     for &(name, end) in cases {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "confined", "--nocapture"]);
-        command.env(TRY, format!("{role}|{name}|{}", state.display()));
+        command.env(TRY, format!("{role}|{name}|{}", state.display())).env("RUST_BACKTRACE", "1");
         let output = command.output().unwrap();
         let found = match (output.status.code(), output.status.signal()) {
             (Some(0), _) => End::Done,
@@ -318,6 +383,7 @@ fn the_daemon_has_its_state_and_nothing_else() {
             ("keep state", End::Done),
             ("read /proc", End::Done),
             ("start a thread", End::Done),
+            ("panic", End::Done),
             ("socket of the internet", End::Done),
             ("read /etc/shadow", End::Errno(libc::EACCES)),
             ("read /etc", End::Errno(libc::EACCES)),

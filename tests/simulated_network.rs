@@ -169,8 +169,8 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
             verdict: if rng.chance(0.3) { 3_000 } else { 0 },
         },
         queues_acks: rng.chance(0.5),
-        strays: if rng.chance(0.3) { 0.1 } else { 0.0 },
         crashes: *rng.pick(&[0.0, 0.0, 0.01, 0.2]),
+        strays: if rng.chance(0.3) { 0.1 } else { 0.0 },
         seed,
         ..Scenario::default()
     }

@@ -59,10 +59,27 @@ fn text(status: &snapshot::Status) -> String {
         ("overruns", status.overruns.to_string()),
         ("malformed", status.malformed.to_string()),
         ("errors", status.errors.to_string()),
+        ("log lines skipped", status.log_lines_skipped.to_string()),
     ];
+    let limits = &status.limits;
+    // A limit that was never reached is nothing to look at.
+    let limits = [
+        ("limit: sessions", limits.sessions),
+        ("limit: client's pinholes", limits.client_pinholes),
+        ("limit: session's pinholes", limits.session_pinholes),
+        ("limit: ports", limits.ports),
+        ("limit: line", limits.line),
+        ("limit: rewrites", limits.rewrites),
+        ("limit: kept bytes", limits.kept),
+        ("limit: commands", limits.commands),
+    ]
+    .into_iter()
+    .filter(|(_, count)| *count > 0)
+    .map(|(name, count)| (name, count.to_string()));
     let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
     let unconfined = status.unconfined.iter().map(|what| ("unconfined", what.clone()));
-    table::list(&rows.into_iter().chain(names).chain(unconfined).collect::<Vec<_>>())
+    let rows = rows.into_iter().chain(limits).chain(names).chain(unconfined);
+    table::list(&rows.collect::<Vec<_>>())
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.

@@ -28,7 +28,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -186,9 +186,10 @@ pub enum Event {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     log::init()?;
     let config = load(options)?;
-    let unconfined = confine(options)?;
+    let (assistant, unconfined) = confine(options)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
+    watch_assistant(assistant, sender.clone())?;
     let socket = Socket::bind(&options.socket)?;
     let mut service = workers::start(&config, &options.state_dir, &sender, unconfined)?;
     let server = socket.serve(service.source())?;
@@ -266,9 +267,9 @@ fn load(options: &Options) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Makes the directories, starts the assistant, and gives up all other rights. Gives what could not be
-/// confined on this machine.
-fn confine(options: &Options) -> Result<Vec<String>, DaemonError> {
+/// Makes the directories, starts the assistant, and gives up all other rights. Gives the assistant,
+/// and what could not be confined on this machine.
+fn confine(options: &Options) -> Result<(Child, Vec<String>), DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -276,17 +277,17 @@ fn confine(options: &Options) -> Result<Vec<String>, DaemonError> {
     };
     make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
-    start_assistant(options)
+    let assistant = start_assistant(options)
         .map_err(|source| DaemonError::System { what: "the assistant", source })?;
     let unconfined = confine::daemon(account.as_ref(), &options.state_dir, socket_dir)?;
     for what in &unconfined {
         tracing::warn!("{what}");
     }
-    Ok(unconfined)
+    Ok((assistant, unconfined))
 }
 
 /// Starts the process that does what this one soon cannot; it ends with this one.
-fn start_assistant(options: &Options) -> io::Result<()> {
+fn start_assistant(options: &Options) -> io::Result<Child> {
     let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
     let files = [config, Path::new(names::RESOLVER), Path::new(names::HOSTS)].map(Path::to_owned);
     let (ours, theirs) = UnixStream::pair()?;
@@ -295,9 +296,19 @@ fn start_assistant(options: &Options) -> io::Result<()> {
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
     // The keys of a terminal are for the daemon, and so is the service manager.
     command.process_group(0).env_remove("NOTIFY_SOCKET");
-    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
+    let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
     assistant::rely_on(ours, files.into());
-    Ok(())
+    Ok(child)
+}
+
+/// Without its assistant a daemon cannot put its table right: one that is started again can.
+fn watch_assistant(mut assistant: Child, events: Sender<Event>) -> Result<(), DaemonError> {
+    let watch = move || {
+        let how = assistant.wait().map_or_else(|error| error.to_string(), |how| how.to_string());
+        let _ = events.send(Event::Failed(format!("the daemon's assistant ended ({how})")));
+    };
+    let spawned = thread::Builder::new().name("assistant".into()).spawn(watch);
+    spawned.map(drop).map_err(|source| DaemonError::System { what: "the assistant", source })
 }
 
 /// Is the assistant of the daemon at the other end of standard input, for as long as that lives.

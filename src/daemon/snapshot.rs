@@ -1,6 +1,6 @@
 //! What the daemon tells about itself: rows that the control socket carries as JSON.
 //!
-//! Field names are contract: scripts read them. Knows nothing of the engine; who has the numbers
+//! Field names are contract: scripts read them. Knows nothing of engines at work; who has the numbers
 //! implements [`Source`].
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::ftp::Kind;
+use crate::{engine::Limits, ftp::Kind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,12 @@ pub struct Status {
     pub overruns: u64,
     /// What went wrong on our side: the kernel refused, a packet could not be answered.
     pub errors: u64,
+    /// How often each limit was reached; docs/configuration.md says what happens then.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Lines that were not logged, as there were too many.
+    #[serde(default)]
+    pub log_lines_skipped: u64,
     /// External addresses given by name.
     #[serde(default)]
     pub names: Vec<NameRow>,

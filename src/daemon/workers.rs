@@ -39,7 +39,6 @@ use crate::{
         self, Backend, Condition, Decision, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
         Verdicts,
     },
-    policy::Policy,
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.
@@ -96,7 +95,7 @@ pub(super) fn start(
     let queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     let state =
         StateDir::new(state_dir, &numbers).map_err(|error| state_failed(state_dir, &error))?;
-    let engine = Engine::new(worker_policy(config, &names), Checksums::Verify);
+    let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: parameters.backend().as_str(),
@@ -147,13 +146,6 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
         config::Backend::Auto | config::Backend::Nftables => parameters,
         config::Backend::Conntrack => parameters.with_backend(Backend::Conntrack),
     })
-}
-
-/// The policy of one worker: limits over all sessions are shared out evenly.
-fn worker_policy(config: &Config, names: &Names) -> Policy {
-    let mut policy = config.policy(|name| names.external(name));
-    policy.max_sessions = policy.max_sessions.div_ceil(usize::from(config.queue.workers));
-    policy
 }
 
 /// One queue and the engine behind it.
@@ -380,7 +372,7 @@ impl Service for Workers {
     }
 
     fn resolved(&self, config: &Config) {
-        let policy = worker_policy(config, &self.shared.names);
+        let policy = config.policy(|name| self.shared.names.external(name));
         for engine in &self.shared.engines {
             lock(engine).set_policy(policy.clone());
         }
@@ -429,9 +421,11 @@ impl Source for Shared {
             status.lost += counters.lost;
             status.uninspected += counters.uninspected;
             status.malformed += counters.malformed;
+            status.limits += counters.limits;
             status.errors += counters.errors;
         }
         status.pinholes = self.pinholes().len() as u64;
+        status.log_lines_skipped = self.log.skipped();
         status.names = self.names.rows();
         status.unconfined = self.unconfined.clone();
         status

@@ -1,7 +1,12 @@
 //! Which connections are followed: how many there may be, which one gives way to another, and how
 //! long one that is still is kept.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::AddAssign,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
 
 use super::{Attention, Engine, Entry, Kernel, KernelError, What};
 use crate::{
@@ -27,6 +32,42 @@ const IDLE: Duration = Duration::from_secs(432_000);
 /// the sixteenth part.
 const SWEEP: u32 = 1024;
 
+/// How often each limit was reached; field names are those of `ftp-alg status`. Of `max-sessions`
+/// [`Counters::uninspected`](super::Counters) tells as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Connections given up for newer ones.
+    pub sessions: u64,
+    /// Announcements refused for the pinholes of their client.
+    pub client_pinholes: u64,
+    /// Announcements refused for the pinholes of their session.
+    pub session_pinholes: u64,
+    /// Announcements refused as no external port was found free.
+    pub ports: u64,
+    /// Lines that may announce, too long to be held back.
+    pub line: u64,
+    /// Segments that waited for rewrites to be acknowledged.
+    pub rewrites: u64,
+    /// Segments that waited for a client's bytes to be acknowledged.
+    pub kept: u64,
+    /// Unanswered commands whose kind was forgotten.
+    pub commands: u64,
+}
+
+impl AddAssign for Limits {
+    fn add_assign(&mut self, other: Self) {
+        self.sessions += other.sessions;
+        self.client_pinholes += other.client_pinholes;
+        self.session_pinholes += other.session_pinholes;
+        self.ports += other.ports;
+        self.line += other.line;
+        self.rewrites += other.rewrites;
+        self.kept += other.kept;
+        self.commands += other.commands;
+    }
+}
+
 impl Engine {
     /// Whether one more connection may be followed beside all others.
     pub(super) fn has_room(&self) -> bool {
@@ -46,7 +87,7 @@ impl Engine {
         if let Some(Entry { session, control }) = self.forget(index)
             && !session.is_over()
         {
-            self.counters.sessions_evicted += 1;
+            self.counters.limits.sessions += 1;
             let age = now.saturating_duration_since(control.since).as_secs();
             let what = format!(
                 "not followed any more, after {age} s, for a newer one: there are max-sessions"
@@ -85,6 +126,24 @@ impl Engine {
             self.events.push(control.event(What::Failed(error.to_string())));
         }
         Some(index)
+    }
+
+    /// Of two connections on the same endpoints, the one that `packet` belongs to.
+    #[cold]
+    pub(super) fn decide(
+        &mut self,
+        now: Instant,
+        index: u32,
+        packet: &Packet<'_>,
+        kernel: &mut impl Kernel,
+    ) -> Option<u32> {
+        let control = &mut self.table.get_mut(index)?.control;
+        let (client, server) = (control.client, control.server);
+        let confirms =
+            |rival: &mut Box<Session>| packet.source() == client && rival.is_confirmed_by(packet);
+        let Some(session) = control.rival.take_if(confirms) else { return Some(index) };
+        self.forget(index);
+        self.insert(now, client, server, *session, kernel)
     }
 
     /// Drops what has been still for too long, a part of the table at a time.

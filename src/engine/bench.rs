@@ -15,7 +15,7 @@ use super::{
 use crate::{
     ftp::{Announcement, Kind, Malformed, Text},
     policy::{AuthTls, External, Foreign, Policy},
-    session::{Dialogue, Judge, Note, Phase, Refused, Ruling, Side},
+    session::{Dialogue, Judge, Limit, Note, Phase, Refused, Ruling, Side},
 };
 
 /// How many pinholes one session may hold at a time; pipelined announcements need several.
@@ -36,6 +36,16 @@ pub struct Bench<'a, K> {
 enum No {
     Refuse(Cow<'static, str>),
     Ignore(Cow<'static, str>),
+}
+
+impl No {
+    /// What is done about an address that is not the sender's, and that nothing can be opened for.
+    fn foreign(policy: &Policy, reason: Cow<'static, str>) -> Self {
+        match policy.foreign {
+            Foreign::Refuse => Self::Refuse(reason),
+            Foreign::Allow => Self::Ignore(reason),
+        }
+    }
 }
 
 /// What is opened: the pinhole that is wanted, and the address that the announcement will name.
@@ -74,10 +84,16 @@ impl<K: Kernel> Judge for Bench<'_, K> {
         });
         let opened = match (read, announced) {
             (Ok(_), Some(endpoint)) => self.open(kind, endpoint, asked, dialogue),
-            (Err(malformed), _) if kind.is_active() && !malformed.is_harmless() => {
-                Err(No::Refuse(malformed.to_string().into()))
+            (Err(malformed), _) => {
+                let reason = malformed.to_string().into();
+                Err(match malformed {
+                    // No server can be made to connect anywhere by it.
+                    Malformed::Family => No::Ignore(reason),
+                    Malformed::Scope => No::foreign(self.policy, reason),
+                    _ if kind.is_active() => No::Refuse(reason),
+                    _ => No::Ignore(reason),
+                })
             }
-            (Err(malformed), _) => Err(No::Ignore(malformed.to_string().into())),
             (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
         };
         let (action, rewritten, reason, ruling) = match opened {
@@ -114,10 +130,31 @@ impl<K: Kernel> Judge for Bench<'_, K> {
 
     fn refused(&mut self, what: Refused) {
         self.counters.commands_refused += 1;
+        self.counters.limits.line += u64::from(what == Refused::Overlong);
         self.tell(What::Refused(match what {
             Refused::Auth => "AUTH: policy.auth-tls is \"refuse\"",
             Refused::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
         }));
+    }
+
+    fn limit(&mut self, which: Limit) {
+        let limits = &mut self.counters.limits;
+        let (counter, what) = match which {
+            Limit::Reply => (
+                &mut limits.line,
+                "nothing is opened for a 227 or 229: its line is longer than 512 bytes",
+            ),
+            Limit::Rewrites => {
+                (&mut limits.rewrites, "a segment waits: 64 rewrites are not acknowledged")
+            }
+            Limit::Kept => (&mut limits.kept, "a segment waits: 64 KiB are not acknowledged"),
+            Limit::Commands => (
+                &mut limits.commands,
+                "too many commands wait for replies: those to the oldest open nothing",
+            ),
+        };
+        *counter += 1;
+        self.tell(What::Limit(what.into()));
     }
 
     fn note(&mut self, note: Note) {
@@ -215,9 +252,10 @@ impl<K: Kernel> Bench<'_, K> {
             return Err(No::Ignore("the server has not accepted a login".into()));
         }
         if dialogue.is_epsv_only() && kind != Kind::Epsv {
-            return Err(No::Ignore("the client has bound itself to EPSV (EPSV ALL)".into()));
+            return Err(No::Refuse("the client has bound itself to EPSV (EPSV ALL)".into()));
         }
         if self.control.pinholes.len() >= MAX_PER_SESSION {
+            self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(No::Refuse(reason.into()));
         }
@@ -233,10 +271,14 @@ impl<K: Kernel> Bench<'_, K> {
         let held = opened.map_err(|error| {
             No::Refuse(match error {
                 OpenError::Limit => {
+                    self.counters.limits.client_pinholes += 1;
                     let limit = policy.max_pinholes_per_client;
                     format!("the client has {limit} pinholes already").into()
                 }
-                OpenError::NoPort => "no external port is free".into(),
+                OpenError::NoPort => {
+                    self.counters.limits.ports += 1;
+                    "no external port is free".into()
+                }
                 OpenError::Kernel(error) => {
                     self.failed(&error);
                     error.to_string().into()
@@ -301,8 +343,9 @@ fn plan(
         (server.ip(), server_external.ip(), client.ip(), client_external.ip())
     };
     if announced.is_ipv4() != own.is_ipv4() {
+        // A server that speaks both could be made to connect to any host of the other.
         let reason = "its address is of another family than the control connection";
-        return Err(No::Ignore(reason.into()));
+        return Err(No::foreign(policy, reason.into()));
     }
     let named = external(kind, translation, policy)?;
     let is_own = [own, seen, named].contains(&announced.ip());

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use admission::Limits;
 use bench::Bench;
 use event::Events;
 pub use event::{Action, Decision, Event, What};
@@ -79,10 +80,10 @@ pub struct Counters {
     pub lost: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
-    /// Connections given up for newer ones because there were too many.
-    pub sessions_evicted: u64,
     /// Requests that the kernel refused.
     pub errors: u64,
+    /// What was not done as there was too much of it.
+    pub limits: Limits,
 }
 
 /// One row of the table of sessions, for people.
@@ -116,9 +117,6 @@ pub struct PinholeInfo {
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
 
-/// A packet that is to be sent, and for which session.
-type Injection = (u64, SocketAddr, SocketAddr, Vec<u8>);
-
 /// The engine.
 pub struct Engine {
     policy: Policy,
@@ -133,7 +131,7 @@ pub struct Engine {
     /// Where changes are noted, what did.
     changes: Option<Changes>,
     payload: Vec<u8>,
-    /// What is to be sent, and for which session.
+    /// What is to be sent.
     injections: Vec<Injection>,
     /// For records.
     record: Vec<u8>,
@@ -199,13 +197,13 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let Some(entry) = self.table.get_mut(index) else { return Verdict::Accept };
-        let tells = !packet.payload().is_empty()
-            || packet.flags() & (flags::FIN | flags::RST | flags::SYN) != 0;
-        if let Some(changes) = self.changes.as_mut().filter(|_| tells) {
-            changes.note(index, entry);
+        let ends = flags::FIN | flags::RST | flags::SYN;
+        if !packet.payload().is_empty() || packet.flags() & ends != 0 {
+            self.note_change(index);
         }
-        let Entry { session, control } = entry;
+        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+            return Verdict::Accept;
+        };
         control.last = now;
         let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
@@ -262,7 +260,7 @@ impl Engine {
     /// Does what may wait until verdicts are given, and changes are written: sends what is to be sent,
     /// closes in the kernel what was closed.
     pub fn settle(&mut self, kernel: &mut impl Kernel) {
-        for (session, client, server, packet) in self.injections.drain(..) {
+        for Injection { session, client, server, packet } in self.injections.drain(..) {
             if let Err(error) = kernel.inject(&packet) {
                 self.counters.errors += 1;
                 let what = What::Failed(error.to_string());
@@ -321,7 +319,7 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control }| SessionInfo {
+        open.map(|Entry { session, control, .. }| SessionInfo {
             id: control.id,
             translation: control
                 .translation
@@ -371,14 +369,8 @@ impl Engine {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let control = &mut self.table.get_mut(index)?.control;
-            let (client, server) = (control.client, control.server);
-            let confirmed = control
-                .rival
-                .take_if(|rival| packet.source() == client && rival.is_confirmed_by(packet));
-            let Some(session) = confirmed else { return found };
-            self.forget(index);
-            return self.insert(now, client, server, *session, kernel);
+            let is_contested = self.table.get_mut(index)?.control.rival.is_some();
+            return if is_contested { self.decide(now, index, packet, kernel) } else { found };
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
@@ -450,10 +442,7 @@ impl Engine {
             return None;
         }
         let index = self.table.insert(Entry { session, control });
-        // Also by a bare acknowledgement, of a SYN-ACK where another connection was.
-        if let (Some(changes), Some(entry)) = (&mut self.changes, self.table.get_mut(index)) {
-            changes.note(index, entry);
-        }
+        self.note_change(index);
         Some(index)
     }
 
@@ -488,9 +477,7 @@ impl Engine {
 
     fn remove(&mut self, index: u32) -> Option<Entry> {
         let entry = self.table.remove(index)?;
-        if let Some(changes) = &mut self.changes {
-            changes.note_gone(entry.control.id);
-        }
+        self.note_gone(entry.control.id);
         Some(entry)
     }
 }
@@ -531,13 +518,12 @@ fn tell_kernel<K: Kernel>(
         let (source, destination) = translation.seen_by(to);
         let mut packet = Vec::new();
         packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-        let Control { id, client, server, .. } = *bench.control;
-        injections.push((id, client, server, packet));
+        injections.push(Injection::of(bench.control, packet));
     }
     Ok(())
 }
 
-/// Has `segment`, the rest of what `from` sent, sent to the other end: as a packet of its own, which
+/// Has `segment`, the rest of what `from` sent, go to the other end: as a packet of its own, which
 /// nothing translates any more.
 fn send_rest<K: Kernel>(
     bench: &mut Bench<'_, K>,
@@ -545,12 +531,28 @@ fn send_rest<K: Kernel>(
     segment: &[u8],
     injections: &mut Vec<Injection>,
 ) {
-    let (Ok(translation), Ok(segment)) = (bench.translation(), Packet::parse(segment)) else {
-        return; // it is sent again
+    let (translation, segment) = match (bench.translation(), Packet::parse(segment)) {
+        (Ok(translation), Ok(segment)) => (translation, segment),
+        (Err(error), _) => return bench.failed(&error),
+        (Ok(_), Err(_)) => return,
     };
     let (source, destination) = translation.seen_by(from.peer());
     let mut packet = Vec::new();
     packet::with_endpoints(&segment, source, destination, &mut packet);
-    let Control { id, client, server, .. } = *bench.control;
-    injections.push((id, client, server, packet));
+    injections.push(Injection::of(bench.control, packet));
+}
+
+/// A packet that is to be sent on behalf of a connection.
+struct Injection {
+    session: u64,
+    client: SocketAddr,
+    server: SocketAddr,
+    packet: Vec<u8>,
+}
+
+impl Injection {
+    fn of(control: &Control, packet: Vec<u8>) -> Self {
+        let Control { id: session, client, server, .. } = *control;
+        Self { session, client, server, packet }
+    }
 }

@@ -22,7 +22,7 @@ use crate::session::Session;
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 1;
+pub const RECORD_FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -39,7 +39,9 @@ struct Saved<'a> {
     since: u64,
     last: u64,
     pinholes: Vec<SavedPinhole>,
+    spoke_in_syn: bool,
     session: Cow<'a, Session>,
+    rival: Option<Cow<'a, Session>>,
 }
 
 /// A record that makes no sense.
@@ -64,20 +66,6 @@ pub(super) struct Changes {
     gone: Vec<u64>,
 }
 
-impl Changes {
-    /// `entry` at `index` is another than before.
-    pub(super) fn note(&mut self, index: u32, entry: &mut Entry) {
-        if !std::mem::replace(&mut entry.control.changed, true) {
-            self.changed.push(index);
-        }
-    }
-
-    /// The session `id` is gone.
-    pub(super) fn note_gone(&mut self, id: u64) {
-        self.gone.push(id);
-    }
-}
-
 fn since(epoch: Instant, at: Instant) -> u64 {
     at.saturating_duration_since(epoch).as_millis() as u64 // of an uptime
 }
@@ -99,7 +87,9 @@ fn write(
             .iter()
             .map(|held| held.save(since(epoch, held.deadline)))
             .collect(),
+        spoke_in_syn: control.spoke_in_syn,
         session: Cow::Borrowed(session),
+        rival: control.rival.as_deref().map(Cow::Borrowed),
     };
     put(&Record::Session(Box::new(saved)), buffer)
 }
@@ -111,6 +101,22 @@ fn put(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postcard::Error>
 }
 
 impl Engine {
+    /// The session at `index` is another than before.
+    pub(super) fn note_change(&mut self, index: u32) {
+        if let (Some(changes), Some(entry)) = (&mut self.changes, self.table.get_mut(index))
+            && !std::mem::replace(&mut entry.control.changed, true)
+        {
+            changes.changed.push(index);
+        }
+    }
+
+    /// The session `id` is gone.
+    pub(super) fn note_gone(&mut self, id: u64) {
+        if let Some(changes) = &mut self.changes {
+            changes.gone.push(id);
+        }
+    }
+
     /// From now on changes are noted; `epoch` is the moment that times count from.
     pub fn note_changes(&mut self, epoch: Instant) {
         self.changes = Some(Changes { epoch, changed: Vec::new(), gone: Vec::new() });
@@ -177,6 +183,8 @@ impl Engine {
                 translation,
                 since: at(saved.since),
                 last: at(saved.last),
+                spoke_in_syn: saved.spoke_in_syn,
+                rival: saved.rival.map(|rival| Box::new(rival.into_owned())),
                 ..Control::new(id, client, server, now)
             };
             let session = saved.session.into_owned();

@@ -329,7 +329,7 @@ fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verifi
     assert!(engine.table.by_age.len() <= 2 * 10, "{}", engine.table.by_age.len());
     let counters = engine.counters();
     assert_eq!(counters.packets, 9900 + 10 * 3);
-    assert_eq!(counters.sessions_evicted + counters.uninspected, 9900);
+    assert_eq!(counters.limits.sessions + counters.uninspected, 9900);
     assert_eq!(counters.uninspected, 999, "behind the tenth nothing is left that gives way");
     let (events, more) = engine.take_events();
     assert_eq!(events.len() as u64 + more, 9900);

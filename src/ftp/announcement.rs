@@ -91,14 +91,6 @@ pub enum Malformed {
     Scope,
 }
 
-impl Malformed {
-    /// Whether a server may be handed the command all the same: it is well-formed for FTP, and
-    /// merely nothing that a gateway can open anything for.
-    pub fn is_harmless(&self) -> bool {
-        matches!(self, Self::Family | Self::Scope)
-    }
-}
-
 impl Announcement {
     /// Reads the argument of `PORT`, which starts at `start` of the text.
     pub fn port(argument: &[u8], start: usize) -> Result<Self, Malformed> {

@@ -19,7 +19,7 @@ use super::{
     table::{nft, queue_rule},
 };
 
-const CAP_NET_ADMIN: u32 = 12;
+pub(super) const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
@@ -237,7 +237,7 @@ fn is_ftp(name: &[u8]) -> bool {
 }
 
 /// Whether this thread has a capability.
-fn has(capability: u32) -> bool {
+pub(super) fn has(capability: u32) -> bool {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     status
         .lines()

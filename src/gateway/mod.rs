@@ -54,7 +54,7 @@ enum Holder {
 }
 
 impl LinuxKernel {
-    /// Opens all sockets, so that rights may be given up afterwards (CAP_NET_ADMIN must stay).
+    /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW.
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         Ok(Self {
             holder: match parameters.backend() {

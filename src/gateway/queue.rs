@@ -16,6 +16,7 @@ use std::{
 
 use super::{
     GatewayError,
+    features::{CAP_NET_ADMIN, has},
     netlink::{self, Message, Messages, Socket, Start, Writer, be16, be32},
 };
 
@@ -72,8 +73,11 @@ pub struct Queue {
     malformed: u64,
     refused: u64,
     overruns: u64,
-    /// `/proc` shows what the kernel dropped. Opened at once, as later the process may be confined.
+    /// Where the kernel says what it dropped, to root only. Without that the numbers of packets show
+    /// those that the receive buffer had no room for.
     statistics: Option<File>,
+    /// The number of the packet read last; the kernel counts from 1.
+    last: u32,
 }
 
 /// Where in the receive buffer a packet is.
@@ -124,6 +128,12 @@ impl Queue {
         socket
             .set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)
             .map_err(|e| GatewayError::system(opening(), e))?;
+        let statistics = File::open(STATISTICS);
+        if let Err(error) = &statistics {
+            tracing::info!(
+                "queue {number}: {STATISTICS}: {error}; overruns are counted by the numbers of packets"
+            );
+        }
         Ok(Self {
             socket,
             number,
@@ -133,7 +143,8 @@ impl Queue {
             malformed: 0,
             refused: 0,
             overruns: 0,
-            statistics: File::open(STATISTICS).ok(),
+            statistics: statistics.ok(),
+            last: 0,
         })
     }
 
@@ -168,6 +179,10 @@ impl Queue {
                 match message.kind {
                     PACKET => match parse(&message) {
                         Some((mut packet, Some(payload))) => {
+                            if self.statistics.is_none() {
+                                self.overruns += between(self.last, packet.id);
+                                self.last = packet.id;
+                            }
                             packet.start = start + offset_in(datagram, payload);
                             packet.length = payload.len();
                             self.found.push(packet);
@@ -344,12 +359,23 @@ fn configure(
     }
 }
 
+/// How many packets there were between two that came one after the other.
+fn between(last: u32, id: u32) -> u64 {
+    u64::from(id.wrapping_sub(last).wrapping_sub(1))
+}
+
 /// The kernel says EPERM both when the queue has a reader and when we may not ask.
 fn refused(number: u16, error: io::Error) -> GatewayError {
-    let taken = || {
-        let table = std::fs::read_to_string(STATISTICS).ok()?;
-        let owner = format!(" ({})", owner(row(&table, number)?.port));
-        Some(GatewayError::QueueTaken { number, owner })
+    let taken = || match std::fs::read_to_string(STATISTICS) {
+        Ok(table) => {
+            let owner = format!(" ({})", owner(row(&table, number)?.port));
+            Some(GatewayError::QueueTaken { number, owner })
+        }
+        // Only root may read it; who has the capability was refused for the reader.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has(CAP_NET_ADMIN) => {
+            Some(GatewayError::QueueTaken { number, owner: String::new() })
+        }
+        Err(_) => None,
     };
     let missing = || GatewayError::FeatureMissing {
         what: format!("queue {number}"),
@@ -551,6 +577,12 @@ mod tests {
         assert_eq!((row.port, row.dropped), (27402, 7));
         assert!(super::row(table, 2101).is_none());
         assert!(super::row("2100 x", 2100).is_none());
+    }
+
+    #[test]
+    fn packets_that_are_missing_are_counted_by_their_numbers() {
+        assert_eq!([between(0, 1), between(1, 2), between(2, 5)], [0, 0, 2]);
+        assert_eq!(between(u32::MAX, 0), 0);
     }
 
     proptest! {

@@ -270,7 +270,7 @@ fn rules(
 fn operator_queues() -> bool {
     let chain = "FTP_ALG_CONTROL";
     output_of("nft", &["list", "chain", "ip", "mangle", chain]).is_ok()
-        || uses_legacy(Ip::V4)
+        || uses_legacy(Ip::V4).unwrap_or(false)
             && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
 }
 

@@ -34,9 +34,13 @@ enum Awaited {
     Auth,
     Transfer,
     Other,
+    /// Of these only the number is known.
+    Forgotten,
 }
 
-/// How many unanswered commands are kept in order; of more, the oldest are forgotten.
+/// How often in a row the kind of the unanswered commands may change. Of more, what the oldest were is
+/// forgotten, but not how many: each reply is still that to its command, and replies to those
+/// mean nothing.
 const MAX_AWAITED: usize = 32;
 
 /// What a client's line is.
@@ -77,7 +81,11 @@ pub struct Dialogue {
     logged_in: bool,
     epsv_all: bool,
     replies: ReplyTracker,
-    awaited: Vec<Awaited>,
+    /// The unanswered commands, oldest first, as runs of one kind.
+    awaited: Vec<(Awaited, u32)>,
+    /// Whether some were forgotten since [`Dialogue::has_forgotten`] was last asked.
+    #[serde(skip)]
+    forgot: bool,
 }
 
 impl Default for Dialogue {
@@ -89,6 +97,7 @@ impl Default for Dialogue {
             epsv_all: false,
             replies: ReplyTracker::default(),
             awaited: Vec::new(),
+            forgot: false,
         }
     }
 }
@@ -121,7 +130,7 @@ impl Dialogue {
 
     /// Whether a 227 or 229 would be an answer.
     pub fn awaits_passive(&self) -> bool {
-        self.awaited.contains(&Awaited::Passive)
+        self.awaited.iter().any(|(awaited, _)| *awaited == Awaited::Passive)
     }
 
     /// Whether the start of a server's line may become an announcement.
@@ -205,8 +214,7 @@ impl Dialogue {
                 Meaning::Notable(Note::LoggedIn)
             }
             _ if reply.is_preliminary() => {
-                self.skip_to(Awaited::Transfer);
-                if self.awaited.first() == Some(&Awaited::Transfer) {
+                if self.skip_to(Awaited::Transfer) {
                     Meaning::Notable(Note::TransferStarted)
                 } else {
                     Meaning::Nothing
@@ -237,23 +245,43 @@ impl Dialogue {
     }
 
     fn await_reply(&mut self, awaited: Awaited) {
-        if self.awaited.len() == MAX_AWAITED {
-            self.awaited.remove(0);
+        if let Some((last, count)) = self.awaited.last_mut()
+            && *last == awaited
+        {
+            *count = count.saturating_add(1);
+            return;
         }
-        self.awaited.push(awaited);
+        if let (MAX_AWAITED.., [(_, oldest), next, ..]) = (self.awaited.len(), &mut *self.awaited) {
+            *next = (Awaited::Forgotten, next.1.saturating_add(*oldest));
+            self.awaited.remove(0);
+            self.forgot = true;
+        }
+        self.awaited.push((awaited, 1));
+    }
+
+    /// Whether there were more unanswered commands than are known by kind since this was last asked.
+    pub fn has_forgotten(&mut self) -> bool {
+        std::mem::take(&mut self.forgot)
     }
 
     fn pop(&mut self) -> Option<Awaited> {
-        (!self.awaited.is_empty()).then(|| self.awaited.remove(0))
+        let (awaited, count) = self.awaited.first_mut()?;
+        let awaited = *awaited;
+        *count -= 1;
+        if *count == 0 {
+            self.awaited.remove(0);
+        }
+        Some(awaited)
     }
 
-    /// Drops what stands before the first `which`: its replies will not come any more.
+    /// Drops what stands before the first `which`: its replies will not come any more. Whether those that
+    /// are forgotten will come is not known.
     fn skip_to(&mut self, which: Awaited) -> bool {
-        let found = self.awaited.iter().position(|a| *a == which);
-        if let Some(at) = found {
-            self.awaited.drain(..at);
-        }
-        found.is_some()
+        let mut kinds = self.awaited.iter().map(|(awaited, _)| *awaited);
+        let found = kinds.position(|a| a == which || a == Awaited::Forgotten);
+        let Some(at) = found.filter(|at| self.awaited[*at].0 == which) else { return false };
+        self.awaited.drain(..at);
+        true
     }
 
     fn answer(&mut self, which: Awaited) -> bool {
@@ -363,7 +391,44 @@ mod tests {
         let mut dialogue = logged_in();
         for _ in 0..100 {
             said(&mut dialogue, "NOOP");
+            said(&mut dialogue, "PASV");
         }
         assert_eq!(dialogue.awaited.len(), MAX_AWAITED);
+        assert!(dialogue.has_forgotten() && !dialogue.has_forgotten());
+    }
+
+    #[test]
+    fn commands_of_one_kind_are_not_many() {
+        let mut dialogue = logged_in();
+        for _ in 0..1000 {
+            said(&mut dialogue, "SIZE x");
+        }
+        assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), Step::Announces);
+        dialogue.announced(true);
+        assert!(!dialogue.has_forgotten());
+        for _ in 0..1000 {
+            assert_eq!(answered(&mut dialogue, "550 no"), Meaning::Nothing);
+        }
+        assert_eq!(answered(&mut dialogue, "500 no"), Meaning::Notable(Note::AnnouncementRefused));
+    }
+
+    #[test]
+    fn a_reply_to_a_forgotten_command_means_nothing_and_later_ones_are_told_apart() {
+        let mut dialogue = logged_in();
+        for _ in 0..50 {
+            said(&mut dialogue, "PASV");
+            said(&mut dialogue, "AUTH TLS");
+            dialogue.auth(true);
+        }
+        let forgotten = 100 - (MAX_AWAITED as u32 - 1);
+        for number in 0..forgotten {
+            let line = if number % 2 == 0 { "227 x" } else { "234 x" };
+            let meaning = answered(&mut dialogue, line);
+            assert!(matches!(meaning, Meaning::Nothing | Meaning::Passive { asked: false }));
+        }
+        assert_eq!(forgotten % 2, 1, "the next is an AUTH");
+        assert_eq!(answered(&mut dialogue, "534 no"), Meaning::Nothing);
+        assert_eq!(answered(&mut dialogue, "227 x"), Meaning::Passive { asked: true });
+        assert_eq!(answered(&mut dialogue, "234 go"), Meaning::Encrypted);
     }
 }

@@ -60,8 +60,24 @@ pub trait Judge {
     /// `AUTH` was kept from the server, or a line too long to be read.
     fn refused(&mut self, what: Refused);
 
+    /// Something was not done, as this limit is reached.
+    fn limit(&mut self, which: Limit);
+
     /// Takes note of something.
     fn note(&mut self, note: Note);
+}
+
+/// How much is kept of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Of a 227 or 229, so much that this one passed before it was whole: nothing is opened for it.
+    Reply,
+    /// Of rewrites that are not acknowledged: the segment waits.
+    Rewrites,
+    /// Of the client's bytes that are not acknowledged: the segment waits.
+    Kept,
+    /// Of unanswered commands: replies to the oldest open nothing.
+    Commands,
 }
 
 /// A command, other than an announcement that was read, kept from the server.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Dialogue, Judge, Phase, Refused, Ruling,
+    Dialogue, Judge, Limit, Phase, Refused, Ruling,
     dialogue::{Meaning, Step},
 };
 use crate::ftp::{Announcement, Command, Kind, Text, Verb};
@@ -92,7 +92,8 @@ pub fn server_line(
                 return None; // `227 Logout.`
             }
             if delivered > 0 && dialogue.phase() != Phase::Joined {
-                return None; // longer than is held back
+                judge.limit(Limit::Reply);
+                return None;
             }
             let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);
             if let (Ruling::Open(endpoint), Ok(announcement)) = (ruling, parsed) {

@@ -21,7 +21,7 @@ mod tls;
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
-pub use judge::{Judge, Note, Refused, Ruling};
+pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
@@ -142,9 +142,7 @@ impl Session {
     /// Whether `packet` is the client's acknowledgement of the SYN-ACK that this session began with, or
     /// the first that it says with it.
     pub fn is_confirmed_by(&self, packet: &Packet<'_>) -> bool {
-        let (client, server) = self.first;
-        let heard = packet.ack().distance_from(server);
-        packet.has(flags::ACK) && packet.seq() == client && (0..=MAX_MISSED as i32).contains(&heard)
+        packet.has(flags::ACK) && (packet.seq(), packet.ack()) == self.first
     }
 
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
@@ -221,8 +219,7 @@ impl Session {
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {
-            let missed = if self.unconfirmed { MAX_MISSED } else { 0 };
-            self.reset |= self.peek(from).expects(packet.seq(), missed);
+            self.reset |= self.obeys_reset(from, packet.seq());
             return self.renumbered(from, packet).into();
         }
         if self.peek(from).expects(packet.seq(), MAX_MISSED) {
@@ -249,7 +246,15 @@ impl Session {
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
-            if stream.map.is_full() || stream.finished || stream.kept() > MAX_KEPT {
+            let limit = if stream.map.is_full() {
+                Some(Limit::Rewrites)
+            } else {
+                (stream.kept() > MAX_KEPT).then_some(Limit::Kept)
+            };
+            if let Some(limit) = limit {
+                judge.limit(limit);
+            }
+            if limit.is_some() || stream.finished {
                 return Forward::Not.into();
             }
             stream.gaps = 0;
@@ -270,19 +275,25 @@ impl Session {
         self.deliver(from, packet, payload, again, out)
     }
 
-    /// Finds out whether a connection is where it was when it was saved. One of which every packet is
-    /// wanted waited meanwhile. Of others packets may have passed unread: where one seems to be missing,
-    /// the receiver is asked at once whether it has it. Gives whether `packet` belongs to it: a
-    /// stranger's does not, nor that of another connection, which therefore goes on unread.
+    /// Whether the receiver of a reset of `from` by number `seq` may obey it: only by the number
+    /// that it expects (RFC 5961 section 3.2), which is one that it has not acknowledged.
+    fn obeys_reset(&self, from: Side, seq: Seq) -> bool {
+        let stream = self.peek(from);
+        let expected = stream.map.acknowledge(stream.acked);
+        !seq.is_before(expected) && !seq.is_after(stream.next)
+    }
+
+    /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
+    /// another one may have begun on its endpoints. One of which every packet is wanted waited meanwhile.
+    /// Of others packets may have passed unread: where one seems to be missing, the receiver is asked at
+    /// once whether it has it.
     #[cold]
     fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
         let (seq, ack) = (packet.seq(), packet.ack());
         if self.wants_every || (seq, ack) == (sent, heard) {
             self.unconfirmed = false;
-        } else if !packet.has(flags::ACK) || packet.has(flags::RST) {
-            // It tells nothing.
-        } else if !(is_near(seq, sent) && is_near(ack, heard)) {
+        } else if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
             return false;
         } else if seq.is_after(sent) {
             self.stream(from).gaps = 1;

@@ -4,7 +4,7 @@
 //! `lines`; where its bytes are kept, and how they are delivered, is the matter of `stream`.
 
 use super::{
-    Judge, Mode, Note, Phase, Refused, Session, Side, TlsRecords,
+    Judge, Limit, Mode, Note, Phase, Refused, Session, Side, TlsRecords,
     lines::{Read, client_line, server_line},
     stream::MAX_HELD,
 };
@@ -91,6 +91,9 @@ impl Session {
             Side::Server => server_line(&mut self.dialogue, line, delivered, judge, &mut read),
         };
         stream.end_line(seq, chunk, delivered, edit);
+        if self.dialogue.has_forgotten() {
+            judge.limit(Limit::Commands);
+        }
         match read {
             Read::Nothing => {}
             Read::NotFtp => self.stop_reading(judge),

@@ -85,18 +85,18 @@ impl Stream {
         self.held
     }
 
-    /// Whether the byte `seq` is held back.
-    pub fn is_held(&self, seq: Seq) -> bool {
-        self.held
-            && seq.is_before(self.next)
-            && self.map.deliver(seq) == self.map.deliver(self.next)
-    }
-
     /// Whether the receiver looks at a segment of number `seq` although `missed` bytes may have passed
     /// unseen (RFC 9293 section 3.10.7.4); a keep-alive is by one before what it has.
     pub fn expects(&self, seq: Seq, missed: u32) -> bool {
         let first = self.map.acknowledge(self.acked) - 1;
         !seq.is_before(first) && !seq.is_after(self.next + missed)
+    }
+
+    /// Whether the byte `seq` is held back.
+    pub fn is_held(&self, seq: Seq) -> bool {
+        self.held
+            && seq.is_before(self.next)
+            && self.map.deliver(seq) == self.map.deliver(self.next)
     }
 
     /// What is held back may be acknowledged to its sender now.

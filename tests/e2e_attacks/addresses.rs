@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 
 use crate::{
     common::{gated_client, gateway_with, login, reply, say, scripted_client, scripted_server},
-    scene::{ANNOUNCED, BACK_ENDS, PASSIVE_PORT, PORT, Scene, assert_silent},
+    scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
 };
 
-/// Attempts to connect.
-pub const SYN: &str = "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn";
+/// Attempts to connect, as tshark knows them.
+pub const ATTEMPTS: &str = "tcp.flags.syn == 1 && tcp.flags.ack == 0";
 
 fn comma(host: &Host) -> String {
     host.address(Family::V4).to_string().replace('.', ",")
@@ -17,12 +17,14 @@ fn comma(host: &Host) -> String {
 
 /// What each of `lines` is answered when a client says it, then lets the server connect, and the
 /// session goes on.
-fn said(scene: &Scene, lines: &[String]) -> Vec<String> {
+fn said(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
     let mut steps = Vec::new();
     for line in lines {
         steps.extend([say(line), reply(), say("LIST"), reply(), say("NOOP"), reply()]);
     }
-    let client = scene.logged_in(&steps);
+    let lab = &scene.gateway.lab;
+    let plan = json!({"host": lab.dialled(family), "listen": [ANNOUNCED, 22]});
+    let client = scene.client_of(&lab.client, &plan, &[&login()[..], &steps].concat());
     scene.assert_closed(&[ANNOUNCED, 22]);
     let session = client.release();
     assert_eq!(session.error, None);
@@ -36,17 +38,21 @@ fn said(scene: &Scene, lines: &[String]) -> Vec<String> {
 
 /// The server refuses what it gets instead of `lines`, and connects to nobody.
 pub fn assert_refused(scene: &Scene, lines: &[String]) {
+    assert_refused_over(scene, Family::V4, lines);
+}
+
+fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
     let lab = &scene.gateway.lab;
-    let attempts = Capture::start(&lab.server, "eth0", SYN).unwrap();
-    for (line, answer) in lines.iter().zip(said(scene, lines)) {
+    let attempts = Capture::start(&lab.server, "eth0", "tcp").unwrap();
+    for (line, answer) in lines.iter().zip(said(scene, family, lines)) {
         assert!(answer.starts_with("500 "), "{line}: {answer}");
     }
     assert_eq!(scene.announcements(), [""; 0]);
     // But for those that this test made, to see whether anything is open.
-    let server = lab.server.address(Family::V4);
-    let made = format!("tcp.dstport in {{{ANNOUNCED}, 22}}");
-    let attempts = attempts.finish().unwrap();
-    assert_eq!(attempts.count(&format!("ip.src == {server} && !({made})")).unwrap(), 0);
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| lab.server.address(family));
+    let from_server = format!("(ip.src == {v4} || ipv6.src == {v6})");
+    let others = format!("{ATTEMPTS} && {from_server} && !(tcp.dstport in {{{ANNOUNCED}, 22}})");
+    assert_eq!(attempts.finish().unwrap().count(&others).unwrap(), 0);
     assert_eq!(scene.gateway.daemon.counter("pinholes_refused").unwrap(), lines.len() as u64);
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
     scene.assert_transfer();
@@ -67,6 +73,36 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
     }
     lines.extend(["PORT 127,0,0,1,14,180", "PORT 0,0,0,0,14,180"].map(str::to_owned));
     assert_refused(&scene, &lines);
+}
+
+/// Whoever has addresses of both families is seen with one of them: the other may be anybody's.
+#[test]
+fn an_address_of_another_family_is_a_third_hosts() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lab = &scene.gateway.lab;
+    let [third, client] = [&lab.third, &lab.client].map(|host| host.address(Family::V6));
+    let lines = [
+        format!("EPRT |2|{third}|3764|"),
+        format!("EPRT |2|{client}|3764|"),
+        "EPRT |2|::ffff:198.51.100.66|3764|".to_owned(),
+        "EPRT |2|fe80::1%eth0|3764|".to_owned(),
+    ];
+    assert_refused(&scene, &lines);
+}
+
+#[test]
+fn a_client_cannot_send_the_server_to_a_third_host_over_ipv6() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lab = &scene.gateway.lab;
+    let [third, client2] = [&lab.third, &lab.client2].map(|host| host.address(Family::V6));
+    let lines = [
+        format!("EPRT |2|{third}|3764|"),
+        format!("EPRT |2|{client2}|3764|"),
+        format!("PORT {},14,180", comma(&lab.third)),
+        "EPRT |1|198.51.100.66|3764|".to_owned(),
+        format!("EPRT |2|{}|22|", lab.client.address(Family::V6)),
+    ];
+    assert_refused_over(&scene, Family::V6, &lines);
 }
 
 #[test]
@@ -198,12 +234,11 @@ fn a_client_cannot_have_two_servers_connect_to_each_other() {
     }
 }
 
-/// The third host is listening, and so is the client: what differs is the address in the command.
 #[test]
 fn with_either_back_end_a_bounce_is_refused() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
         let lines = [format!("PORT {},14,178", comma(&scene.gateway.lab.client2))];
         assert_refused(&scene, &lines);
-    }
+    });
 }

@@ -1,7 +1,5 @@
 //! Packets that a stranger makes in the server's name, without seeing the connection.
 
-use std::{thread, time::Duration};
-
 use ftp_alg::lab::{Analysis, Capture, Family, Topology};
 use serde_json::json;
 
@@ -46,7 +44,7 @@ fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload:
 }
 
 /// What a stranger tries between `before` and an active transfer, which works as if nothing were.
-fn assert_unmoved(before: &[serde_json::Value], still: Duration, forged: impl Fn(&Scene, &Seen)) {
+fn assert_unmoved(before: &[serde_json::Value], forged: impl Fn(&Scene, &Seen)) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
@@ -56,7 +54,6 @@ fn assert_unmoved(before: &[serde_json::Value], still: Duration, forged: impl Fn
     let client = gated_client(&lab.client, plan);
     let seen = Seen::of(&outer.finish().unwrap());
     let opened = scene.gateway.daemon.counter("pinholes_opened").unwrap();
-    thread::sleep(still);
     forged(&scene, &seen);
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
     let session = client.release();
@@ -74,26 +71,20 @@ fn adjusted(lab_client: &str) -> Vec<serde_json::Value> {
 const FAR: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
 
 #[test]
-fn a_forged_syn_ack_changes_nothing() {
-    assert_unmoved(&adjusted("192.168.150.80"), Duration::ZERO, |scene, seen| {
+fn a_forged_syn_ack_and_what_follows_it_change_nothing() {
+    assert_unmoved(&adjusted("192.168.150.80"), |scene, seen| {
         for offset in FAR {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1.wrapping_add(offset));
             forge(scene, seen.port, "syn,ack", numbers, "");
+            let numbers = (numbers.0.wrapping_add(1), numbers.1);
+            forge(scene, seen.port, "ack,psh", numbers, "220 Welcome\r\n");
         }
     });
 }
 
 #[test]
-fn a_forged_syn_ack_on_a_silent_connection_changes_nothing() {
-    assert_unmoved(&adjusted("192.168.150.80"), Duration::from_secs(11), |scene, seen| {
-        forge(scene, seen.port, "syn,ack", (12_345, 67_890), "");
-        forge(scene, seen.port, "ack,psh", (12_346, 67_890), "220 Welcome\r\n");
-    });
-}
-
-#[test]
 fn a_forged_reset_changes_nothing() {
-    assert_unmoved(&adjusted("192.168.150.80"), Duration::ZERO, |scene, seen| {
+    assert_unmoved(&adjusted("192.168.150.80"), |scene, seen| {
         for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
             forge(scene, seen.port, "rst", numbers, "");
@@ -105,7 +96,7 @@ fn a_forged_reset_changes_nothing() {
 
 #[test]
 fn forged_replies_change_nothing() {
-    assert_unmoved(&adjusted("192.168.150.80"), Duration::ZERO, |scene, seen| {
+    assert_unmoved(&adjusted("192.168.150.80"), |scene, seen| {
         for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
             forge(scene, seen.port, "ack,psh", numbers, "421 Go away\r\n");

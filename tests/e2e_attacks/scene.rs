@@ -19,9 +19,15 @@ pub const PASSIVE: &str = "227 Entering Passive Mode (192,168,150,90,195,149)";
 /// The port in [`PASSIVE`].
 pub const PASSIVE_PORT: u16 = 50069;
 
-/// Either back end.
-pub const BACK_ENDS: [&str; 2] =
-    ["[pinhole]\nbackend = \"nftables\"\n", "[pinhole]\nbackend = \"conntrack\"\n"];
+/// Runs `test` with a configuration for either back end, at once: most of it is waiting for silence.
+pub fn with_each_back_end(test: impl Fn(&str) + Sync) {
+    thread::scope(|scope| {
+        for name in ["nftables", "conntrack"] {
+            let test = &test;
+            scope.spawn(move || test(&format!("[pinhole]\nbackend = \"{name}\"\n")));
+        }
+    });
+}
 
 /// What the transfer that is like any other announces: another port than attacks do.
 const OTHER: u16 = 3763;
@@ -57,7 +63,9 @@ impl Scene {
     /// A client on `host` as `plan` has it says `steps`, and stays connected.
     pub fn client_of(&self, host: &Host, plan: &Value, steps: &[Value]) -> GatedClient {
         let mut plan = plan.clone();
-        plan["host"] = json!(self.gateway.lab.dialled(Family::V4));
+        if plan["host"].is_null() {
+            plan["host"] = json!(self.gateway.lab.dialled(Family::V4));
+        }
         plan["steps"] = json!([steps, &[json!({"gate": ""})]].concat());
         gated_client(host, plan)
     }
@@ -68,16 +76,14 @@ impl Scene {
         assert_eq!(self.gateway.daemon.openings().unwrap(), [""; 0]);
         let lab = &self.gateway.lab;
         let outside = lab.gateway.address(Family::V4).to_string();
-        let (others, inside) = match lab.spec().topology {
-            Topology::PublishedServer => {
-                ([&lab.client, &lab.client2], lab.server.address(Family::V4))
-            }
-            _ => ([&lab.server, &lab.third], lab.client.address(Family::V4)),
+        let (meant, inside) = match lab.spec().topology {
+            Topology::PublishedServer => (vec![&lab.client, &lab.client2], &lab.server),
+            _ => (vec![&lab.server], &lab.client),
         };
-        let inside = inside.to_string();
+        let inside = inside.address(Family::V4).to_string();
         let mut doors: Vec<(&Host, &str, u16)> = Vec::new();
         for port in ports {
-            doors.extend(others.map(|host| (host, outside.as_str(), *port)));
+            doors.extend(meant.iter().map(|host| (*host, outside.as_str(), *port)));
             doors.extend([(&lab.third, outside.as_str(), *port), (&lab.third, &inside, *port)]);
         }
         assert_silent(&doors);

@@ -10,7 +10,7 @@ use crate::{
         captures, connect, gated_client, host_port, login, reply, say, scripted_client,
         scripted_server,
     },
-    scene::{ANNOUNCED, BACK_ENDS, PASSIVE_PORT, PORT, Scene, assert_silent},
+    scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
 };
 
 /// A client behind NAT with an open pinhole, after which it says `then`; and where that leads.
@@ -34,7 +34,7 @@ fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16))
 
 #[test]
 fn a_third_host_that_comes_first_gets_nothing_and_takes_nothing() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             let inside = lab.client.address(Family::V4).to_string();
@@ -44,24 +44,24 @@ fn a_third_host_that_comes_first_gets_nothing_and_takes_nothing() {
             }
             assert_eq!(connect(&lab.server, address, port), "open", "the right one, afterwards");
         });
-    }
+    });
 }
 
 #[test]
 fn a_used_pinhole_admits_nobody() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             assert_eq!(connect(&lab.server, address, port), "open");
             assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
             assert_silent(&[(&lab.server, address, port), (&lab.third, address, port)]);
         });
-    }
+    });
 }
 
 #[test]
 fn a_pinhole_does_not_outlive_its_control_connection() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         for end in [json!({"abort": true}), json!({"sleep": 0})] {
             announced(back_end, &[end], |scene, address, port| {
                 scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
@@ -70,13 +70,13 @@ fn a_pinhole_does_not_outlive_its_control_connection() {
                 assert_silent(&[(&lab.server, address, port), (&lab.third, address, port)]);
             });
         }
-    }
+    });
 }
 
 /// Whoever announced listens on, and the server comes again: a 226 is the end of it.
 #[test]
 fn a_transfer_that_is_over_leaves_nothing_open() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         let plan = json!({"extra": {"RETR nothing": "226 Done"}});
         let scene = Scene::with(Topology::Masquerade, back_end, &plan);
         let fetched = [say("LIST"), reply(), json!({"accept": ANNOUNCED}), reply()];
@@ -89,7 +89,7 @@ fn a_transfer_that_is_over_leaves_nothing_open() {
             assert_eq!(client.release().error, None);
         }
         scene.assert_transfer();
-    }
+    });
 }
 
 /// A client of a published server with an open pinhole; what `attack` tries at it.
@@ -113,7 +113,7 @@ fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
 
 #[test]
 fn one_clients_pinhole_is_no_other_clients() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         passive(back_end, |scene, address| {
             let lab = &scene.gateway.lab;
             let inside = lab.server.address(Family::V4).to_string();
@@ -131,13 +131,13 @@ fn one_clients_pinhole_is_no_other_clients() {
             assert_silent(&[(&lab.client2, address, PASSIVE_PORT)]);
             assert_eq!(other.release().error, None);
         });
-    }
+    });
 }
 
 /// A client of two servers: what it announced to one is for that one.
 #[test]
 fn one_servers_pinhole_is_no_other_servers() {
-    for back_end in BACK_ENDS {
+    with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             let _other = scripted_server(&lab.third, &json!({}));
@@ -154,7 +154,7 @@ fn one_servers_pinhole_is_no_other_servers() {
             assert_eq!(connect(&lab.server, address, port), "open");
             assert_eq!(waiting.release().error, None);
         });
-    }
+    });
 }
 
 /// On the wire: what got through from anyone but the server is nothing at all.

@@ -1,14 +1,14 @@
 //! Wire cases 1 to 5, 10 to 13: the forms of announcements.
 
 use ftp_alg::{
-    policy::Policy,
+    policy::{Foreign, Policy},
     session::Side::{Client, Server},
 };
 
 use crate::{
     assert_untouched, everywhere, everywhere_v4,
     support::{
-        ftp::{active, at, eprt, host_port, passive, text},
+        ftp::{active, at, crossed_out, eprt, host_port, passive, text},
         scenario::{Nat, Scenario},
         sim::Sim,
     },
@@ -194,19 +194,33 @@ fn case_10_a_reply_of_one_long_line_is_not_held_for_ever() {
 }
 
 #[test]
-fn case_11_what_eprt_cannot_mean_here_passes_without_a_pinhole() {
+fn case_11_eprt_of_an_address_that_is_not_the_control_connections_opens_nothing() {
     for (v6, line) in [
         (true, "EPRT |2|fe80::1%eth0|5282|\r\n"),
         (true, "EPRT |1|192.168.150.80|5282|\r\n"),
         (false, "EPRT |2|fd00:150::80|5282|\r\n"),
-        (true, "EPRT |3|x|5282|\r\n"),
     ] {
         let mut sim = Sim::logged_in(Scenario { v6, ..Scenario::default() });
+        let heard = sim.exchange(line, "500 what?\r\n").0;
+        assert_eq!(heard, crossed_out(line), "a server of both families could reach it");
+        assert_eq!(sim.kernel.opened, []);
+
+        let policy = Policy { foreign: Foreign::Allow, ..Policy::default() };
+        let mut sim = Sim::logged_in(Scenario { v6, policy, ..Scenario::default() });
         let reply = "522 Network protocol not supported, use (1)\r\n";
         assert_eq!(sim.exchange(line, reply), (line.to_owned(), reply.to_owned()));
         assert_eq!(sim.kernel.opened, []);
         assert_untouched(&sim);
     }
+}
+
+#[test]
+fn case_11_eprt_of_a_family_that_is_not_known_passes_without_a_pinhole() {
+    let mut sim = Sim::logged_in(Scenario::default());
+    let (line, reply) = ("EPRT |3|x|5282|\r\n", "522 Network protocol not supported\r\n");
+    assert_eq!(sim.exchange(line, reply), (line.to_owned(), reply.to_owned()));
+    assert_eq!(sim.kernel.opened, []);
+    assert_untouched(&sim);
 }
 
 #[test]
@@ -223,14 +237,14 @@ fn case_11_eprt_is_rewritten_in_both_families() {
 }
 
 #[test]
-fn case_12_after_epsv_all_nothing_but_epsv_opens() {
+fn case_12_after_epsv_all_nothing_but_epsv_opens_and_port_is_refused() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for epsv in ["EPSV\r\n", "EPSV 1\r\n", "EPSV 2\r\n", "epsv\r\n"] {
             let mut sim = Sim::logged_in(scenario.clone());
             assert_eq!(sim.exchange("EPSV ALL\r\n", "200 ok\r\n").0, "EPSV ALL\r\n");
-            sim.say(Client, active(at(t.client, 4000)).as_bytes());
-            sim.say(Server, b"200 ok\r\n");
+            let line = active(at(t.client, 4000));
+            assert_eq!(sim.exchange(&line, "500 what?\r\n").0, crossed_out(&line));
             if !scenario.v6 {
                 sim.exchange("PASV\r\n", &passive(at(t.server, 4001)));
             }

@@ -145,3 +145,63 @@ fn an_announcement_longer_than_can_be_held_is_refused_however_it_is_sent() {
         }
     }
 }
+
+#[test]
+fn whatever_is_refused_and_however_it_is_sent_the_client_gets_an_error_and_goes_on() {
+    let long = format!("PORT {}10,99,99,99,21,179", "  ".repeat(300));
+    let t = Nat::Masquerade.translation(false);
+    let good = active(at(t.client, 2200));
+    for refused in [
+        "PORT 10,99,99,99,21,179",       // a third host
+        "EPRT |1|10.99.99.99|5555|",     // the same
+        "EPRT |2|2001:db8:5::5|5555|",   // a host of another family
+        "PORT 192,168,150,80,0,22",      // a low port
+        "PORT 192,168,150,80,12,234",    // a denied port
+        "EPRT |1|192.168.150.80|3306|",  // the same
+        "PORT 192,168,150,80,256,22",    // no octet
+        "EPRT |1|192.168.150.80|65558|", // no port
+        "PORT 192,168,150,80",           // nothing
+        "AUTH TLS",
+        &long,
+    ] {
+        for end in ["\r\n", "\n"] {
+            let line = format!("{refused}{end}");
+            let commands = format!("NOOP\r\n{line}TYPE I\r\n{good}");
+            // In one segment, in two with a cut around and in the line, and bytewise.
+            let whole = commands.len();
+            let cuts = (4..8 + refused.len().min(40)).chain([whole]);
+            for (cut, piece) in cuts.map(|cut| (cut, whole)).chain([(0, 1)]) {
+                let policy = Policy {
+                    auth_tls: AuthTls::Refuse,
+                    deny_ports: [3306..=3306].into(),
+                    ..Policy::default()
+                };
+                let mut scenario = Scenario { policy, ..with(Nat::Masquerade) };
+                scenario.client.nagle = false;
+                let mut sim = Sim::logged_in(scenario);
+                let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+                let (start, rest) = commands.as_bytes().split_at(cut);
+                for piece in start.chunks(piece).chain(rest.chunks(piece)) {
+                    sim.write(Client, piece);
+                }
+                sim.converse(&mut server);
+                let heard = text(sim.client.read());
+                let codes: Vec<_> = heard.lines().map(|line| &line[..3]).collect();
+                assert_eq!(codes, ["200", "500", "200", "200"], "{line:?} at {cut}: {heard}");
+                let crossed = server.lines[1].trim_end();
+                // Of one that is too long to be held, what came first: no verb is left.
+                let verb = if refused == long { 512 } else { crossed.len() };
+                let is_crossed = crossed[..verb].bytes().all(|b| matches!(b, b'X' | b' '));
+                assert!(is_crossed, "{line:?} at {cut}: {crossed}");
+                assert_eq!(crossed.len(), refused.len(), "no number changes");
+                let seen = active(at(t.client_external, 2200));
+                assert_eq!(server.lines[3], seen, "{line:?} at {cut}");
+                assert_eq!(sim.kernel.opened.len(), 1, "{line:?} at {cut}");
+                let counters = sim.engine.counters();
+                assert_eq!(counters.pinholes_refused + counters.commands_refused, 1);
+                // What is longer than a segment may be goes on with the next.
+                assert!(refused == long || sim.timeouts() == 0, "{line:?} at {cut}");
+            }
+        }
+    }
+}

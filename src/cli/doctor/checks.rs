@@ -113,7 +113,7 @@ impl Checks<'_> {
         let name = "confinement";
         let missing = match self.running {
             Some(daemon) => daemon.unconfined.clone(),
-            None => Vec::from_iter(confine::landlock_lacking()),
+            None => confine::landlock_lacking().map(str::to_owned).into_iter().collect(),
         };
         if missing.is_empty() {
             return vec![Check::new(

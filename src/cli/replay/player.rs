@@ -256,11 +256,11 @@ impl<W: Write> Player<W> {
             return;
         }
         let (sender, receiver) = if of == 0 { key } else { (key.1, key.0) };
+        let seq = self.direction(key, 1 - of).next;
         if self.flow(key).stage == Stage::Followed
             && let Some((session, side)) = self.engine.session(sender, receiver)
         {
             let ack = session.map(side).deliver(until);
-            let seq = self.direction(key, 1 - of).next;
             let mut bytes = Vec::new();
             packet::acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
             self.tell_engine(&bytes, self.last_frame);

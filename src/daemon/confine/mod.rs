@@ -16,7 +16,7 @@ use std::{io, path::Path};
 use capctl::{Cap, CapSet, CapState, ambient, bounding, caps::cap_set_ids, prctl};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope,
+    RulesetError, RulesetStatus, Scope,
 };
 
 pub use account::{Account, AccountError};
@@ -26,9 +26,11 @@ use crate::gateway::search_path;
 /// The kernel's edge needs these: netlink and marks, raw sockets.
 const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 
-/// What landlock forbids unless it is allowed. [`Scope::Signal`] came last, with Linux 6.12; what an
-/// older kernel does not know it does not forbid.
+/// What landlock forbids unless it is allowed, with [`Scope::Signal`], as far as the kernel knows it.
+/// What Linux 5.13 does not know yet (truncation by name, signals, ioctl) seccomp forbids as well.
 const HANDLED: ABI = ABI::V5;
+const NO_LANDLOCK: &str = "landlock: not in this kernel, or not enabled (lsm= on its command line); \
+                           files are protected by their permissions only";
 
 /// Where programs and their libraries are, beside PATH.
 const PROGRAMS: [&str; 9] =
@@ -88,13 +90,17 @@ pub fn daemon(
         | AccessFs::MakeReg
         | AccessFs::MakeSock
         | AccessFs::RemoveFile;
-    let lacking = restrict([
+    let status = restrict([
         (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
         (state_dir, state),
         (socket_dir, AccessFs::MakeSock | AccessFs::RemoveFile),
     ])?;
-    syscalls::restrict().map_err(failed("seccomp"))?;
-    Ok(lacking.into_iter().collect())
+    let landlock = (status == RulesetStatus::NotEnforced).then(|| NO_LANDLOCK.to_owned());
+    // Not every kernel has it, and not for every processor is there a filter.
+    let seccomp = syscalls::restrict().err();
+    let seccomp =
+        seccomp.map(|error| format!("seccomp: {error}; every system call stays possible"));
+    Ok(landlock.into_iter().chain(seccomp).collect())
 }
 
 /// Confines the assistant: it reads and runs what it may, and changes no file.
@@ -118,11 +124,11 @@ pub fn program() -> io::Result<()> {
     restrict(rules.chain([null])).map(drop).map_err(io::Error::other)
 }
 
-/// What landlock would not do here; `None` if it does all that is asked of it.
-pub fn landlock_lacking() -> Option<String> {
+/// Why landlock would do nothing here; `None` if it does.
+pub fn landlock_lacking() -> Option<&'static str> {
     // On a thread of its own, which ends with its confinement.
-    let tried = std::thread::spawn(|| restrict([(Path::new("/"), AccessFs::from_all(HANDLED))]));
-    tried.join().ok().and_then(Result::ok).flatten()
+    let status = std::thread::spawn(|| restrict([])).join().ok().and_then(Result::ok);
+    (status == Some(RulesetStatus::NotEnforced)).then_some(NO_LANDLOCK)
 }
 
 /// Becomes `account`, keeping the needed capabilities and no other, now or later; those that the
@@ -154,35 +160,20 @@ fn keep_capabilities(account: Option<&Account>, for_programs: bool) -> Result<()
 }
 
 /// Forbids this thread all files but those beneath these paths; one that is absent gives nothing.
-/// Gives what the kernel cannot forbid.
 fn restrict<'a>(
     rules: impl IntoIterator<Item = (&'a Path, BitFlags<AccessFs>)>,
-) -> Result<Option<String>, ConfineError> {
-    let system = failed("landlock");
-    let status = (|| {
+) -> Result<RulesetStatus, ConfineError> {
+    let restrict = || {
         let ruleset =
             Ruleset::default().handle_access(AccessFs::from_all(HANDLED))?.scope(Scope::Signal)?;
         let mut ruleset = ruleset.create()?;
         for (path, access) in rules {
             let Ok(file) = PathFd::new(path) else { continue };
-            // Rights of a directory mean nothing for a file, and would count as not enforced.
+            // Rights of a directory mean nothing for a file.
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(HANDLED) };
             ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
         }
-        ruleset.restrict_self()
-    })()
-    .map_err(|error: landlock::RulesetError| system(error))?;
-    Ok(match status.ruleset {
-        RulesetStatus::FullyEnforced => None,
-        RulesetStatus::PartiallyEnforced => Some(
-            "landlock: this kernel knows only some of its rights, Linux 6.12 or newer has all; \
-             files are protected by their permissions besides"
-                .to_owned(),
-        ),
-        RulesetStatus::NotEnforced => Some(
-            "landlock: not in this kernel, or not enabled (lsm= on its command line); files are \
-             protected by their permissions only"
-                .to_owned(),
-        ),
-    })
+        Ok(ruleset.restrict_self()?.ruleset)
+    };
+    restrict().map_err(|error: RulesetError| failed("landlock")(error))
 }

@@ -4,7 +4,7 @@
 //! who has taken it over gains nothing by trying. In a debug build it ends the process at once, so
 //! that tests find a call that is missing here.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, process};
 
 use libc::c_long;
 use seccompiler::{
@@ -77,7 +77,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
-    // Threads, signals, the end: `clone` is below, and its successor answered by [`newer`].
+    // Threads, signals, the end: `clone` and `tgkill` are below, `clone3` is answered by [`newer`].
     libc::SYS_clone3,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -92,11 +92,11 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     libc::SYS_wait4,
     libc::SYS_waitid,
     // What may be known.
     libc::SYS_clock_gettime,
+    libc::SYS_getcwd, // A panic shows paths in relation to it.
     libc::SYS_getegid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -161,6 +161,8 @@ fn allowed() -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![argument(0, Is::MaskedEq(thread), thread)?]);
+    // As abort(3) does.
+    rules.insert(libc::SYS_tgkill, one_of(0, &[process::id().into()])?);
     filter(rules, FORBIDDEN, SeccompAction::Allow)
 }
 

@@ -23,7 +23,14 @@ pub(super) fn read(texts: bool) -> Firewall {
     });
     for ip in Ip::BOTH {
         let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
-        let legacy = uses_legacy(ip).then_some(Origin::IptablesLegacy);
+        let legacy = uses_legacy(ip).unwrap_or_else(|error| {
+            let program = program(Origin::IptablesLegacy, ip);
+            firewall
+                .unread
+                .push(format!("{program}: whether it is in use only root sees: {error}"));
+            false
+        });
+        let legacy = legacy.then_some(Origin::IptablesLegacy);
         for origin in over_nft.into_iter().chain(legacy) {
             match save(origin, ip) {
                 Ok(text) => firewall.add_saved(origin, ip, &text),
@@ -37,12 +44,16 @@ pub(super) fn read(texts: bool) -> Firewall {
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
-pub(in crate::gateway) fn uses_legacy(ip: Ip) -> bool {
+pub(in crate::gateway) fn uses_legacy(ip: Ip) -> io::Result<bool> {
     let file = match ip {
         Ip::V4 => "/proc/thread-self/net/ip_tables_names",
         Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty())
+    match fs::read_to_string(file) {
+        Ok(names) => Ok(!names.trim().is_empty()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// What `iptables-save` of this variant prints. Where there is only one variant, it has no suffix.

@@ -2,7 +2,7 @@
 
 JSON: {"host": H, "port": 21, "source": ADDRESS, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
 (`source` is the one of its addresses that it speaks from and listens on; without it, the system's choice
-and all)
+and all. "buffer": BYTES limits how much is under way at a time)
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
         TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
@@ -54,6 +54,8 @@ def dial():
     control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), 8, source), b""
     control.settimeout(plan.get("timeout", 8))
     control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
+    if plan.get("buffer"):
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, plan["buffer"])
     dialled.append(control)
 
 

@@ -1,0 +1,178 @@
+//! What happens at each limit: nothing opens, the dialogue goes on, it is counted, and said.
+
+use ftp_alg::{
+    engine::{Limits, What},
+    packet::flags,
+    policy::Policy,
+    session::Side::{Client, Server},
+};
+
+use crate::{
+    support::{
+        ftp::{ServerModel, text},
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+fn limited(policy: Policy) -> Sim {
+    Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) })
+}
+
+/// Lets a model server answer `commands`, sent at once; gives what it heard.
+fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
+    let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+    sim.write(Client, commands.as_bytes());
+    sim.converse(&mut server);
+    server.lines
+}
+
+/// What was said of limits, apart from refused announcements.
+fn said(sim: &Sim) -> Vec<String> {
+    let limits = sim.events.iter().filter(|event| matches!(event.what, What::Limit(_)));
+    limits.map(|event| event.what_text()).collect()
+}
+
+trait Said {
+    fn what_text(&self) -> String;
+}
+
+impl Said for ftp_alg::engine::Event {
+    fn what_text(&self) -> String {
+        let text = self.to_string();
+        text.split_once(": ").map(|(_, what)| what.to_owned()).unwrap_or(text)
+    }
+}
+
+/// The dialogue is where it was: one more announcement opens a pinhole, and has its reply.
+fn goes_on(sim: &mut Sim) {
+    let opened = sim.kernel.opened.len();
+    assert_eq!(serve(sim, "PORT 192,168,150,80,19,9\r\n"), ["PORT 198,51,100,1,19,9\r\n"]);
+    assert!(text(sim.client.read()).ends_with("200 PORT ok\r\n"), "{}", sim.summary());
+    assert_eq!(sim.kernel.opened.len(), opened + 1);
+}
+
+#[test]
+fn a_clients_pinholes_are_limited() {
+    let mut sim = limited(Policy { max_pinholes_per_client: 2, ..Policy::default() });
+    let lines: String = (1..=5).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
+    serve(&mut sim, &lines);
+    let limits = Limits { client_pinholes: 3, ..Limits::default() };
+    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 2));
+    let last = sim.decisions().pop().unwrap_or_default();
+    assert!(last.ends_with("the client has 2 pinholes already"), "{last}");
+    sim.advance(std::time::Duration::from_secs(31));
+    goes_on(&mut sim);
+}
+
+#[test]
+fn a_sessions_pinholes_are_limited() {
+    let mut sim = limited(Policy::default());
+    let lines: String = (1..=20).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
+    serve(&mut sim, &lines);
+    let limits = Limits { session_pinholes: 12, ..Limits::default() };
+    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 8));
+    goes_on(&mut sim);
+}
+
+#[test]
+fn only_so_many_ports_are_tried() {
+    let mut sim = limited(Policy::default());
+    sim.kernel.taken.extend(1..=u16::MAX);
+    serve(&mut sim, "PORT 192,168,150,80,9,9\r\n");
+    let limits = Limits { ports: 1, ..Limits::default() };
+    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 0));
+    sim.kernel.taken.clear();
+    sim.client.read();
+    goes_on(&mut sim);
+}
+
+#[test]
+fn a_line_that_may_announce_is_limited() {
+    let mut sim = limited(Policy::default());
+    let long = format!("PORT {}192,168,150,80,9,9\r\n", " ".repeat(600));
+    let (start, rest) = long.split_at(600);
+    let crossed = sim.say(Client, start.as_bytes());
+    assert!(crossed.len() == 600 && crossed.iter().all(|b| *b == b'X'), "{}", text(crossed));
+    serve(&mut sim, rest);
+    let limits = Limits { line: 1, ..Limits::default() };
+    assert_eq!(sim.engine.counters().limits, limits);
+    assert_eq!(sim.engine.counters().commands_refused, 1);
+    goes_on(&mut sim);
+
+    let mut sim = limited(Policy::default());
+    sim.say(Client, b"PASV\r\n");
+    for piece in [&[b"227 ", &[b'x'; 600][..]].concat()[..], b" (203,0,113,9,9,9)\r\n"] {
+        assert_eq!(sim.say(Server, piece), piece);
+    }
+    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 0));
+    assert_eq!(said(&sim).len(), 1);
+    goes_on(&mut sim);
+}
+
+#[test]
+fn rewrites_that_are_not_acknowledged_are_limited() {
+    let mut sim = limited(Policy::default());
+    let refused = "PORT 10,99,99,99,9,9\r\n".repeat(300);
+    let heard = serve(&mut sim, &refused);
+    assert_eq!(heard.len(), 300, "the segments that waited came again");
+    let limits = sim.engine.counters().limits;
+    assert!(limits.rewrites > 0, "{limits:?}");
+    assert_eq!(limits, Limits { rewrites: limits.rewrites, ..Limits::default() });
+    assert_eq!(said(&sim).len() as u64, limits.rewrites);
+    goes_on(&mut sim);
+}
+
+#[test]
+fn bytes_that_are_not_acknowledged_are_limited() {
+    let mut sim = limited(Policy::default());
+    let start = 1001 + sim.client.sent().len() as u32;
+    let ack = 70_001 + sim.server.sent().len() as u32;
+    let mut passed = 0;
+    for number in 0..100 {
+        let mut payload = vec![b'x'; 1000];
+        payload[999] = b'\n';
+        let seq = start + 1000 * number;
+        let flags = flags::ACK;
+        let said = Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
+        let forwarded = sim.forge(Client, &said).is_some_and(|segment| !segment.payload.is_empty());
+        passed += u64::from(forwarded);
+    }
+    assert_eq!(passed, 66);
+    let limits = Limits { kept: 1, ..Limits::default() };
+    // What follows the first that waits is past a gap.
+    assert_eq!((sim.engine.counters().limits, said(&sim).len()), (limits, 1));
+}
+
+#[test]
+fn commands_that_wait_for_replies_are_limited_by_kind() {
+    let mut sim = limited(Policy::default());
+    let heard = serve(&mut sim, &"SIZE x\r\n".repeat(500));
+    assert_eq!((heard.len(), sim.engine.counters().limits), (500, Limits::default()));
+    sim.client.read();
+
+    // In one segment, so that no reply comes between.
+    let commands = "NOOP\r\nPASV\r\n".repeat(50);
+    let heard = serve(&mut sim, &commands);
+    assert_eq!(heard.concat(), commands);
+    let limits = sim.engine.counters().limits;
+    assert_eq!(limits, Limits { commands: 100 - 32, ..Limits::default() });
+    assert_eq!(said(&sim).len(), 100 - 32);
+    assert!(sim.kernel.opened.len() <= 16, "only for what is known to be an answer");
+    sim.client.read();
+    goes_on(&mut sim);
+}
+
+#[test]
+fn sessions_are_limited() {
+    let mut sim = limited(Policy { max_sessions: 0, ..Policy::default() });
+    let line = "PORT 192,168,150,80,9,1\r\n";
+    assert_eq!(serve(&mut sim, line), [line]);
+    assert_eq!(sim.kernel.opened, []);
+    let counters = sim.engine.counters();
+    assert_eq!(counters.uninspected, counters.packets);
+    assert!(said(&sim).iter().all(|said| said == "not followed: there are max-sessions"));
+    assert_eq!(said(&sim).len() as u64, counters.packets);
+}
