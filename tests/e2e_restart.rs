@@ -224,7 +224,8 @@ fn what_a_crash_left_open_without_a_session_is_closed() {
 #[test]
 fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
     let journal = "queue-2100.sessions";
-    let cases: [(&str, &str, fn(&mut Vec<u8>)); 5] = [
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(&str, &str, Damage); 5] = [
         ("a flipped bit", "damaged at byte", |text| {
             let middle = text.iter().position(|b| *b == b'\n').unwrap() + 30;
             text[middle] ^= 1;
