@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::{Family, Host, Topology};
+use ftp_alg::lab::{Capture, Family, Host, Topology};
 use serde_json::{Value, json};
 
 use crate::{
     common::{
-        captures, connect, gated_client, host_port, login, reply, say, scripted_client,
-        scripted_server,
+        connect, gated_client, host_port, login, reply, say, scripted_client, scripted_server,
     },
     scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
 };
@@ -162,7 +161,7 @@ fn one_servers_pinhole_is_no_other_servers() {
 fn the_inside_sees_no_packet_of_a_thief() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
-    let (inner, _outer) = captures(lab);
+    let inner = Capture::start(&lab.gateway, lab.client_side(), "tcp").unwrap();
     let client = scene.logged_in(&[say(PORT), reply()]);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     let ports: String = format!("{ANNOUNCED},{port},22,1024-1100,49152-49300");
