@@ -33,13 +33,12 @@ impl<'a> Text<'a> {
         let end = trimmed_end(line);
         let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
         let indented = line.first().is_some_and(|b| is_blank(*b));
-        let cr = if start == end { first_cr(line) } else { None };
         Self {
             bytes: Cow::Borrowed(&line[start..end]),
             origins: Vec::new(),
             start,
             indented,
-            unfinished: cr.map_or(0, |at| line.len() - at),
+            unfinished: 0,
         }
     }
 
@@ -70,11 +69,6 @@ impl<'a> Text<'a> {
         let indented = bytes.first().is_some_and(|b| is_blank(*b));
         let end = trimmed_end(&bytes);
         let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
-        if start == end
-            && let Some(at) = first_cr(&bytes)
-        {
-            unfinished = line.len() - origins[at];
-        }
         bytes.truncate(end);
         origins.truncate(end);
         bytes.drain(..start);
@@ -92,8 +86,7 @@ impl<'a> Text<'a> {
         self.indented
     }
 
-    /// How many bytes at the end may say something once more follows: the start of a Telnet
-    /// command, or a CR before which there is nothing.
+    /// How many bytes at the end are the start of a Telnet command that goes on.
     pub fn unfinished(&self) -> usize {
         self.unfinished
     }
@@ -115,11 +108,6 @@ pub(super) fn is_blank(byte: u8) -> bool {
 /// The length without the line end and trailing blanks.
 fn trimmed_end(line: &[u8]) -> usize {
     line.iter().rposition(|b| *b != b'\n' && !is_blank(*b)).map_or(0, |i| i + 1)
-}
-
-/// Where the first CR stands. At a line's end it is trimmed, before other bytes it is one of them.
-fn first_cr(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|b| *b == b'\r')
 }
 
 /// Whether the Telnet command at the start of `bytes` goes on after them.
@@ -150,16 +138,6 @@ mod tests {
         {
             assert_eq!(Text::new(line).unfinished(), unfinished, "{line:?}");
         }
-    }
-
-    #[test]
-    fn a_cr_counts_once_more_follows() {
-        for (line, unfinished) in
-            [(&b" \r"[..], 1), (b"\r \r", 3), (b"\xff\xf1\r", 1), (b"\xff\r", 0), (b"PASV\r", 0)]
-        {
-            assert_eq!(Text::new(line).unfinished(), unfinished, "{line:?}");
-        }
-        assert_eq!(Text::new(b"\rPORT 1\r\n").bytes(), b"\rPORT 1");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub fn client_line(
     read: &mut Read,
 ) -> LineEdit {
     let text = Text::new(line);
-    let command = Command::parse(&text);
+    let command = Command::parse(&text).filter(|_| !is_no_beginning(dialogue, line));
     // The start of a line that may announce was held back, unless it could not be.
     let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
     let cut = !whole && dialogue.phase() != Phase::Joined;
@@ -67,6 +67,12 @@ pub fn client_line(
         }
         _ => None,
     }
+}
+
+/// Whether no FTP client begins with `bytes`: a message whose length stands before it may go on as FTP
+/// would.
+pub fn is_no_beginning(dialogue: &Dialogue, bytes: &[u8]) -> bool {
+    dialogue.phase() == Phase::Greeted && bytes.contains(&0)
 }
 
 /// Reads a complete line of the server, `delivered` bytes of which have been forwarded already.

@@ -5,7 +5,7 @@
 
 use super::{
     Judge, Limit, Mode, Note, Phase, Refused, Session, Side, TlsRecords,
-    lines::{Read, client_line, server_line},
+    lines::{Read, client_line, is_no_beginning, server_line},
     stream::MAX_HELD,
 };
 use crate::{
@@ -29,6 +29,10 @@ impl Session {
                 (seq, new) = (seq + start as u32, &new[start..]);
             }
             let Some(end) = memchr::memchr(b'\n', new) else {
+                if from == Side::Client && is_no_beginning(&self.dialogue, new) {
+                    self.stop_reading(judge);
+                    continue;
+                }
                 self.continue_line(from, seq, new, fin, judge);
                 return;
             };

@@ -173,8 +173,8 @@ impl Stream {
         self.line = Vec::new();
     }
 
-    /// The unfinished line says nothing yet, and is delivered; its last `unfinished` bytes may, once
-    /// more follows.
+    /// The unfinished line says nothing yet, and is delivered; of its last bytes `unfinished` are
+    /// the start of a Telnet command.
     pub fn pass_over(&mut self, mut line: Vec<u8>, unfinished: usize) {
         line.drain(..line.len() - unfinished);
         line.truncate(MAX_LINE);

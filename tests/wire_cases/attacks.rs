@@ -135,6 +135,7 @@ fn case_16_other_protocols_are_left_alone_for_good() {
             b"\x00\x01\x00\x08\x21\x12\xa4\x42abcdefghijkl\n",
             b"GET /PORT 10,0,0,2,4,1\r\n",
             b"POST /\nUSER x\r\n",
+            b"\0USER x\r\n",
         ] {
             for cut in 1..first.len().min(8) {
                 let mut sim = Sim::new(scenario.clone());
