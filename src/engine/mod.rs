@@ -382,14 +382,13 @@ impl Engine {
             if session.began_with(packet) {
                 return found;
             }
-            let unread = control.spoke_in_syn;
             let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
-            if !(unread && is_unknown) {
+            if !(control.spoke_in_syn && is_unknown) {
                 return self.contest(index, packet, kernel);
             }
             self.forget(index);
-            let opened = if unread { Session::opened_unread } else { Session::opened };
-            return self.insert(now, destination, source, opened(packet), kernel);
+            let session = Session::opened_unread(packet);
+            return self.insert(now, destination, source, session, kernel);
         }
         if packet.payload().is_empty() {
             return found;
