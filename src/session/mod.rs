@@ -22,7 +22,7 @@ pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use stream::Stream;
 use tls::TlsRecords;
 
@@ -72,6 +72,12 @@ const MAX_DISTANCE: u32 = 1 << 20;
 
 fn is_near(number: Seq, next: Seq) -> bool {
     number.distance_from(next).unsigned_abs() <= MAX_DISTANCE
+}
+
+/// Bytes are saved in one go, not each by itself: a session may have many, and is saved with each
+/// packet.
+fn save_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 /// One control connection.

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::SequenceMap;
+use super::{SequenceMap, save_bytes};
 use crate::packet::{Packet, Seq};
 
 /// The longest line start that is held back. Announcements are far shorter: RFC 2428's longest is
@@ -35,6 +35,7 @@ pub struct Stream {
     /// Rewrites.
     pub map: SequenceMap,
     /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
+    #[serde(serialize_with = "save_bytes")]
     line: Vec<u8>,
     /// Whether the unfinished line is held back, all of it.
     held: bool,
@@ -277,9 +278,5 @@ impl Stream {
 /// What is kept is saved as long as it is about a line; of more, which would be written with every
 /// packet, what is sent again is not compared after a restart.
 fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    if kept.len() <= MAX_LINE {
-        kept.serialize(serializer)
-    } else {
-        [0u8; 0][..].serialize(serializer)
-    }
+    save_bytes(if kept.len() <= MAX_LINE { kept } else { &[] }, serializer)
 }
