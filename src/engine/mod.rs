@@ -197,10 +197,6 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let ends = flags::FIN | flags::RST | flags::SYN;
-        if !packet.payload().is_empty() || packet.flags() & ends != 0 {
-            self.note_change(index);
-        }
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
@@ -251,8 +247,13 @@ impl Engine {
                 Verdict::Replace
             }
         };
+        let ends = flags::FIN | flags::RST | flags::SYN;
+        let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
         if session.wants_no_packet() {
             self.remove(index);
+        } else if says && outcome.forward != Forward::Not {
+            // Of others nothing is lost that the next packet does not tell again.
+            self.note_change(index);
         }
         verdict
     }
@@ -382,14 +383,14 @@ impl Engine {
             if session.began_with(packet) {
                 return found;
             }
-            let unread = control.spoke_in_syn;
+            // All that is known of such a one is that something was said before, in the SYN.
             let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
-            if !(unread && is_unknown) {
+            if !(control.spoke_in_syn && is_unknown) {
                 return self.contest(index, packet, kernel);
             }
             self.forget(index);
-            let opened = if unread { Session::opened_unread } else { Session::opened };
-            return self.insert(now, destination, source, opened(packet), kernel);
+            let session = Session::opened_unread(packet);
+            return self.insert(now, destination, source, session, kernel);
         }
         if packet.payload().is_empty() {
             return found;

@@ -290,17 +290,17 @@ impl Session {
     }
 
     /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
-    /// another one may have begun on its endpoints. One of which every packet is wanted waited meanwhile.
-    /// Of others packets may have passed unread: where one seems to be missing, the receiver is asked at
-    /// once whether it has it.
+    /// another one may have begun on its endpoints. One that is adjusted waited meanwhile. Of others packets
+    /// may have passed unread: where one seems to be missing, the receiver is asked at once whether it has it.
     #[cold]
     fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
         let (seq, ack) = (packet.seq(), packet.ack());
-        if self.wants_every || (seq, ack) == (sent, heard) {
-            self.unconfirmed = false;
-        } else if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
+        if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
             return false;
+        }
+        if self.is_adjusted() || (seq, ack) == (sent, heard) {
+            self.unconfirmed = false;
         } else if seq.is_after(sent) {
             self.stream(from).gaps = 1;
         }
