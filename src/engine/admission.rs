@@ -177,6 +177,6 @@ fn lifetime(session: &Session) -> Duration {
         _ if session.is_half_closed() => HALF_CLOSED,
         Phase::Greeted => GREETED,
         _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
-        Phase::Joined | Phase::Verified => IDLE,
+        Phase::Joined | Phase::Verified | Phase::Lost => IDLE,
     }
 }

@@ -416,9 +416,9 @@ fn a_record_has_the_form_of_its_number() {
     let known = "000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb00710915\
                  00000100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000094017600017b157b13\
                  3139382c35312c3130302c312c31342c313738025245001e504f5254203139322c3136382c3135302c3830\
-                 2c31342c3137380d0a5245768004001c0000950495040000000000f4038004000e00000201000001020100\
+                 2c31342c3137380d0a5245768004001c000000950495040000000000f4038004000e0000000201000001020100\
                  64f403010000";
-    assert_eq!((RECORD_FORMAT, hex.as_str()), (2, known));
+    assert_eq!((RECORD_FORMAT, hex.as_str()), (3, known));
 }
 
 #[test]
@@ -470,4 +470,22 @@ fn a_packet_that_waits_changes_no_session() {
     talk.next[0] -= 16;
     assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Verdict::Accept);
     assert_eq!(written(&mut talk.engine).len(), 1);
+}
+
+#[test]
+fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same() {
+    let mut talk = Conversation::logged_in();
+    // Acknowledges what was never sent; its server takes no notice of the segment.
+    talk.received[0] += 1000;
+    talk.say(Side::Client, "NOOP\r\n");
+    (talk.received[0], talk.next[0]) = (talk.received[0] - 1000, talk.next[0] - 6);
+    talk.say(Side::Client, "NOOP\r\n");
+    assert_eq!(talk.engine.counters().lost, 1);
+    let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
+    assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
+    assert_eq!(talk.say(Side::Client, "POR").1, "", "however it is cut");
+    assert_eq!(talk.say(Side::Client, "T 10,99,99,99,14,178\r\n").1, line);
+    let own = "PORT 192,168,150,80,14,178\r\n";
+    assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");
+    assert!(talk.kernel.open.is_empty());
 }

@@ -195,6 +195,7 @@ impl Session {
             (Mode::Reading, Phase::Silent) => "new",
             (Mode::Reading, Phase::Greeted) => "greeted",
             (Mode::Reading, Phase::Joined) => "joined",
+            (Mode::Reading, Phase::Lost) => "lost",
             (Mode::Reading, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
             (Mode::Reading, Phase::Verified) => "login",
         }
@@ -351,8 +352,9 @@ impl Session {
             if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
-            if self.dialogue.phase() != Phase::Joined {
-                self.dialogue.lose();
+            let phase = self.dialogue.phase();
+            self.dialogue.lose();
+            if !matches!(phase, Phase::Joined | Phase::Lost) {
                 judge.note(Note::Lost);
             }
         }

@@ -51,6 +51,8 @@ pub struct Stream {
     largest: u16,
     /// A segment started past `next`; how often in a row.
     pub gaps: u8,
+    /// Bytes were missed, if the receiver did not lie: what it acknowledged may never have been sent.
+    skipped: bool,
     /// Whether the sender has sent a FIN.
     pub finished: bool,
 }
@@ -70,6 +72,7 @@ impl Stream {
             clock: None,
             largest: 0,
             gaps: 0,
+            skipped: false,
             finished: false,
         }
     }
@@ -102,7 +105,7 @@ impl Stream {
 
     /// What is held back may be acknowledged to its sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.held && self.map.acknowledge(self.acked) == self.next
+        self.held && !self.skipped && self.map.acknowledge(self.acked) == self.next
     }
 
     /// Keeps `bytes` at `seq`, which are read, until the receiver acknowledges them.
@@ -158,6 +161,7 @@ impl Stream {
         self.line = Vec::new();
         self.held = false;
         self.gaps = 0;
+        self.skipped = true;
     }
 
     /// Drops what is kept for reading, but for what is held back and still to be delivered.
