@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    fs,
     path::Path,
     time::{Duration, Instant},
 };
@@ -33,7 +32,7 @@ fn main() {
         let start = Instant::now();
         let mut daemon = Daemon::start(program, &lab.gateway, "").unwrap();
         ready.push(start.elapsed());
-        memory.push(resident_kib(daemon.id()));
+        memory.push(daemon.resident().unwrap());
         daemon.stop().unwrap();
 
         let start = Instant::now();
@@ -61,10 +60,4 @@ fn main() {
 fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values.sort_unstable();
     values[values.len() / 2]
-}
-
-fn resident_kib(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

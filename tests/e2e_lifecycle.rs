@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
 
 use common::{
     executable, gated_client, gateway, login, reply, say, scripted_client, scripted_server,
@@ -109,6 +109,8 @@ fn connections_that_conntrack_forgot_go_on() {
         let steps = [login(), steps].concat();
         let plan = json!({"host": host, "listen": [3762], "steps": steps});
         let client = gated_client(&lab.client, plan);
+        // The delayed acknowledgement of the last reply would make it known again.
+        thread::sleep(Duration::from_millis(300));
         lab.gateway.run("conntrack", &["-F"]).unwrap();
         let session = client.release();
         assert_eq!(session.error, None, "{what}");

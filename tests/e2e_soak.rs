@@ -6,7 +6,7 @@
 mod common;
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,13 +29,6 @@ fn start_load(gateway: &Gateway, server: &Server, seconds: u64) -> Background {
     lab.client.start(command, "load").unwrap()
 }
 
-/// Resident memory of the daemon in KiB.
-fn resident(gateway: &Gateway) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.daemon.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[test]
 fn memory_is_flat_and_nothing_is_left_under_full_load() {
     let seconds = std::env::var("FTP_ALG_SOAK").map_or(15, |text| text.parse().unwrap());
@@ -47,7 +40,7 @@ fn memory_is_flat_and_nothing_is_left_under_full_load() {
     let mut sizes = Vec::new();
     while load.ended().is_none() {
         assert!(start.elapsed() < Duration::from_secs(seconds + 60), "the load does not end");
-        sizes.push(resident(&gateway));
+        sizes.push(gateway.daemon.resident().unwrap());
         thread::sleep(Duration::from_millis(seconds * 2));
     }
     let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();

@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
 
 use crate::{
     engine::{Engine, RECORD_FORMAT, Restored},
@@ -28,9 +32,11 @@ const FRAME: usize = 8;
 const SLACK: u64 = 4 << 20;
 
 /// The state directory, as far as it concerns this boot and this network namespace.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct StateDir {
     path: PathBuf,
+    /// Locked, as two daemons would put aside each other's state.
+    _lock: File,
     /// First line of every journal: what it is, and where it holds.
     origin: String,
     /// The moment that the kernel's monotonic clock counts from.
@@ -57,13 +63,20 @@ enum Refusal {
 impl StateDir {
     /// The directory at `path`, for workers of `queues`.
     pub(super) fn new(path: &Path, queues: &[u16]) -> io::Result<Self> {
+        let lock = File::open(path)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => io::Error::other("another ftp-alg uses it"),
+            error => error.into(),
+        })?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let namespace = fs::metadata("/proc/thread-self/ns/net")?;
         let (device, inode) = (namespace.dev(), namespace.ino());
         let since_boot = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
         let now = Instant::now();
+        put_aside_others(path, queues)?;
         Ok(Self {
             path: path.to_owned(),
+            _lock: lock,
             origin: format!(
                 "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?}\n",
                 boot.trim_end()
@@ -81,15 +94,7 @@ impl StateDir {
             Ok(Restored { sessions, adjusted }) => tracing::info!(
                 "{name}: {sessions} control connections of before go on, {adjusted} of them adjusted"
             ),
-            Err(why) => {
-                let aside = path.with_extension("refused");
-                tracing::warn!(
-                    "{name} is not used, and now called {}: {why}. Connections whose numbers were \
-                     adjusted before this start end; nothing is opened on the others",
-                    aside.display()
-                );
-                fs::rename(&path, aside)?;
-            }
+            Err(why) => put_aside(&path, &why)?,
         }
         engine.note_changes(self.epoch);
         let mut journal = Journal {
@@ -158,6 +163,32 @@ impl StateDir {
         create(&new)?.write_all(text.as_bytes())?;
         fs::rename(new, path)
     }
+}
+
+/// Journals of queues that are not among `queues`: nobody writes them, so that a daemon which has those queues
+/// again would believe what is long over.
+fn put_aside_others(path: &Path, queues: &[u16]) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("queue-"));
+        let number = number.and_then(|name| name.strip_suffix(".sessions")?.parse().ok());
+        if number.is_some_and(|number| !queues.contains(&number)) {
+            put_aside(&entry.path(), &Refusal::Elsewhere)?;
+        }
+    }
+    Ok(())
+}
+
+fn put_aside(journal: &Path, why: &Refusal) -> io::Result<()> {
+    let aside = journal.with_extension("refused");
+    tracing::warn!(
+        "{} is not used, and now called {}: {why}. Connections whose numbers were adjusted before \
+         this start end; nothing is opened on the others",
+        journal.display(),
+        aside.display()
+    );
+    fs::rename(journal, aside)
 }
 
 fn create(path: &Path) -> io::Result<File> {

@@ -121,6 +121,31 @@ fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
 }
 
 #[test]
+fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let two = || StateDir::new(directory.path(), &[7, 8]).unwrap();
+    let mut engine = engine();
+    let mut journal = two().open(8, &mut engine).unwrap();
+    begin(&mut engine, 1035);
+    journal.write(&mut engine).unwrap();
+    drop(StateDir::new(directory.path(), &[7]).unwrap());
+    assert!(directory.path().join("queue-8.refused").exists());
+    let mut later = self::engine();
+    drop(two().open(8, &mut later).unwrap());
+    assert_eq!(later.session_count(), 0);
+}
+
+#[test]
+fn a_state_directory_is_for_one_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = StateDir::new(directory.path(), &[7]).unwrap();
+    let refused = StateDir::new(directory.path(), &[8]).unwrap_err();
+    assert_eq!(refused.to_string(), "another ftp-alg uses it");
+    drop(first);
+    StateDir::new(directory.path(), &[8]).unwrap();
+}
+
+#[test]
 fn no_bytes_make_the_reading_panic() {
     use proptest::prelude::*;
     let directory = tempfile::tempdir().unwrap();

@@ -97,7 +97,7 @@ impl Engine {
         true
     }
 
-    /// `syn_ack` comes on the endpoints of a connection that is not over: both ends begin anew, or
+    /// `syn_ack` comes on the endpoints of a connection that is known: both ends begin anew, or
     /// someone who cannot see their packets forged it. The client's acknowledgement tells: until that
     /// comes, which must therefore be queued, all stays as it is.
     pub(super) fn contest(
@@ -177,6 +177,6 @@ fn lifetime(session: &Session) -> Duration {
         _ if session.is_half_closed() => HALF_CLOSED,
         Phase::Greeted => GREETED,
         _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
-        Phase::Joined | Phase::Verified => IDLE,
+        Phase::Joined | Phase::Verified | Phase::Lost => IDLE,
     }
 }

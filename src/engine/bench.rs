@@ -248,6 +248,9 @@ impl<K: Kernel> Bench<'_, K> {
             No::Refuse(error.to_string().into())
         })?;
         let plan = plan(kind, announced, &translation, self.policy)?;
+        if dialogue.phase() == Phase::Lost {
+            return Err(No::Ignore("packets of the dialogue were missed".into()));
+        }
         if self.policy.require_login && !dialogue.is_logged_in() {
             return Err(No::Ignore("the server has not accepted a login".into()));
         }

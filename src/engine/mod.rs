@@ -197,10 +197,6 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
-        let ends = flags::FIN | flags::RST | flags::SYN;
-        if !packet.payload().is_empty() || packet.flags() & ends != 0 {
-            self.note_change(index);
-        }
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
@@ -251,8 +247,13 @@ impl Engine {
                 Verdict::Replace
             }
         };
+        let ends = flags::FIN | flags::RST | flags::SYN;
+        let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
         if session.wants_no_packet() {
             self.remove(index);
+        } else if says && outcome.forward != Forward::Not {
+            // Of others nothing is lost that the next packet does not tell again.
+            self.note_change(index);
         }
         verdict
     }
@@ -382,6 +383,7 @@ impl Engine {
             if session.began_with(packet) {
                 return found;
             }
+            // All that is known of such a one is that something was said before, in the SYN.
             let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
             if !(control.spoke_in_syn && is_unknown) {
                 return self.contest(index, packet, kernel);

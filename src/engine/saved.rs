@@ -7,12 +7,12 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use ahash::AHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -22,7 +22,7 @@ use crate::session::Session;
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 2;
+pub const RECORD_FORMAT: u32 = 3;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -126,16 +126,17 @@ impl Engine {
     pub fn take_changes(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), BadRecord> {
         let Some(Changes { epoch, changed, gone }) = &mut self.changes else { return Ok(()) };
         let buffer = &mut self.record;
+        // First, so that of records that are cut off one never tells of two on the same endpoints.
+        for id in gone.drain(..) {
+            put(&Record::Gone(id), buffer)?;
+            each(buffer);
+        }
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
             if std::mem::take(&mut entry.control.changed) {
                 write(entry, *epoch, buffer)?;
                 each(buffer);
             }
-        }
-        for id in gone.drain(..) {
-            put(&Record::Gone(id), buffer)?;
-            each(buffer);
         }
         Ok(())
     }
@@ -161,7 +162,8 @@ impl Engine {
         now: Instant,
         epoch: Instant,
     ) -> Result<Restored, BadRecord> {
-        let mut sessions = AHashMap::new();
+        // By their numbers, so that the oldest are the first again.
+        let mut sessions = BTreeMap::new();
         for record in records {
             match postcard::from_bytes(record)? {
                 Record::Session(saved) => drop(sessions.insert(saved.id, saved)),

@@ -388,36 +388,104 @@ fn with_fin(packet: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// What a session with all that a record has is written as: an open pinhole, a rewrite that is not
-/// acknowledged, a line of which the start is held back.
-const RECORDED: &str = "\
-    000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
-    0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000095017600027b157b13313938\
-    2c35312c3130302c312c31342c31373892010390010003455052011f504f5254203139322c3136382c313530\
-    2c38302c31342c3137380d0a455052768004001c0000950495040000000000f4038004000e00000201000001\
-    02010064f403010000";
+/// What is written of `engine`.
+fn written(engine: &mut Engine) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    engine.take_changes(|record| records.push(record.to_vec())).unwrap();
+    records
+}
+
+/// A conversation that goes on with an engine that knows these records only.
+fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
+    let mut engine = Engine::new(Policy::default(), Checksums::Verify);
+    engine.restore(records.iter().map(Vec::as_slice), before.now, before.now).unwrap();
+    before.engine = engine;
+    before
+}
 
 #[test]
-fn a_record_of_this_format_is_read_and_written_as_ever() {
-    let mut talk = Conversation::logged_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    talk.say(Side::Client, "EPR");
+fn a_record_has_the_form_of_its_number() {
+    let mut talk = Conversation::masqueraded();
     talk.engine.note_changes(talk.now);
-    let mut written = Vec::new();
-    talk.engine.records(|record| written.push(record.to_vec())).unwrap();
-    let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
-    assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
+    let mut talk = talk.log_in();
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.say(Side::Client, "RE");
+    let records = written(&mut talk.engine);
+    let hex: String = records.concat().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Of another form RECORD_FORMAT is to be another, too.
+    let known = "000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb00710915\
+                 00000100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000094017600017b157b13\
+                 3139382c35312c3130302c312c31342c313738025245001e504f5254203139322c3136382c3135302c3830\
+                 2c31342c3137380d0a5245768004001c000000950495040000000000f4038004000e0000000201000001020100\
+                 64f403010000";
+    assert_eq!((RECORD_FORMAT, hex.as_str()), (3, known));
+}
 
-    let mut next = Engine::new(Policy::default(), Checksums::Verify);
-    let records = written.iter().map(Vec::as_slice);
-    let restored = next.restore(records, talk.now, talk.now).unwrap();
-    assert_eq!(restored, Restored { sessions: 1, adjusted: 1 });
-    next.note_changes(talk.now);
-    let mut again = Vec::new();
-    next.records(|record| again.push(record.to_vec())).unwrap();
-    assert_eq!(again, written);
-    talk.engine = next;
-    let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
-    assert_eq!((verdict, heard.as_str()), (Verdict::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
+#[test]
+fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
+    let mut talk = Conversation::logged_in();
+    talk.engine.note_changes(talk.now);
+    let mut journal = written(&mut talk.engine);
+    talk.say(Side::Client, "NOOP\r\n");
+    journal.extend(written(&mut talk.engine));
+    // Both ends begin anew on the same endpoints.
+    (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
+    let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
+    talk.hand(&syn_ack);
+    let acknowledgement = talk.build(Side::Client, 9_000_100, b"", false);
+    talk.hand(&acknowledgement);
+    journal.extend(written(&mut talk.engine));
+    for length in 0..=journal.len() {
+        let mut engine = Engine::new(Policy::default(), Checksums::Verify);
+        engine.restore(journal[..length].iter().map(Vec::as_slice), talk.now, talk.now).unwrap();
+        assert!(engine.table.iter().count() <= 1, "{length} of {}", journal.len());
+    }
+}
+
+#[test]
+fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
+    let mut talk = Conversation::masqueraded();
+    talk.engine.note_changes(talk.now);
+    let mut talk = talk.log_in();
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    let records = written(&mut talk.engine);
+    let mut talk = restored(&records, talk);
+    let (next, received) = (talk.next, talk.received);
+    // Its SYN-ACK passed while no daemon was there.
+    (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
+    let greeting = "220 ready\r\n";
+    assert_eq!(talk.say(Side::Server, greeting), (Verdict::Accept, greeting.to_owned()));
+    (talk.next, talk.received) = (next, received);
+    let (verdict, line) = talk.say(Side::Server, "200 ok\r\n");
+    assert_eq!((verdict, &*line), (Verdict::Replace, "200 ok\r\n"), "the old one goes on, too");
+}
+
+#[test]
+fn a_packet_that_waits_changes_no_session() {
+    let mut talk = Conversation::logged_in();
+    talk.engine.note_changes(talk.now);
+    talk.next[0] += 10;
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Verdict::Drop);
+    assert_eq!(written(&mut talk.engine), [[0; 0]; 0]);
+    talk.next[0] -= 16;
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Verdict::Accept);
+    assert_eq!(written(&mut talk.engine).len(), 1);
+}
+
+#[test]
+fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same() {
+    let mut talk = Conversation::logged_in();
+    // Acknowledges what was never sent; its server takes no notice of the segment.
+    talk.received[0] += 1000;
+    talk.say(Side::Client, "NOOP\r\n");
+    (talk.received[0], talk.next[0]) = (talk.received[0] - 1000, talk.next[0] - 6);
+    talk.say(Side::Client, "NOOP\r\n");
+    assert_eq!(talk.engine.counters().lost, 1);
+    let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
+    assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
+    assert_eq!(talk.say(Side::Client, "POR").1, "", "however it is cut");
+    assert_eq!(talk.say(Side::Client, "T 10,99,99,99,14,178\r\n").1, line);
+    let own = "PORT 192,168,150,80,14,178\r\n";
+    assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");
+    assert!(talk.kernel.open.is_empty());
 }

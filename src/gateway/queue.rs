@@ -177,23 +177,25 @@ impl Queue {
             let mut messages = Messages::new(datagram);
             for message in &mut messages {
                 match message.kind {
-                    PACKET => match parse(&message) {
-                        Some((mut packet, Some(payload))) => {
-                            if self.statistics.is_none() {
-                                self.overruns += between(self.last, packet.id);
-                                self.last = packet.id;
-                            }
+                    PACKET => {
+                        let Some((mut packet, payload)) = parse(&message) else {
+                            self.malformed += 1;
+                            continue;
+                        };
+                        if self.statistics.is_none() {
+                            self.overruns += between(self.last, packet.id);
+                            self.last = packet.id;
+                        }
+                        if let Some(payload) = payload {
                             packet.start = start + offset_in(datagram, payload);
                             packet.length = payload.len();
                             self.found.push(packet);
-                        }
-                        Some((packet, None)) => {
+                        } else {
                             // Nothing to judge it by; TCP repeats it.
                             self.malformed += 1;
                             put_verdict(&mut self.out, self.number, packet.id, Decision::Drop);
                         }
-                        None => self.malformed += 1,
-                    },
+                    }
                     netlink::ERROR if message.errno() != 0 => self.refused += 1,
                     _ => {}
                 }

@@ -1,7 +1,7 @@
 //! `ftp-alg run` in the gateway's namespace, asked things as a user would ask.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::ExitStatus,
     thread,
@@ -64,6 +64,16 @@ impl Daemon {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// How much memory it has in use, in KiB.
+    pub fn resident(&self) -> Result<u64> {
+        let path = PathBuf::from(format!("/proc/{}/status", self.id()));
+        let status = fs::read_to_string(&path)
+            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let size = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        size.ok_or(LabError::File { path, source: io::ErrorKind::InvalidData.into() })
     }
 
     /// Its control socket.

@@ -26,6 +26,7 @@ struct Rewrite {
     /// Where the replacement starts in delivered numbers.
     delivered: Seq,
     /// What is delivered instead.
+    #[serde(serialize_with = "super::save_bytes")]
     new: Vec<u8>,
 }
 

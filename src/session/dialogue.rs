@@ -18,8 +18,10 @@ pub enum Phase {
     Greeted,
     /// The client has answered the greeting with FTP commands.
     Verified,
-    /// Its start was not seen, or bytes of it were missed: what was said before is unknown.
+    /// Its start was not seen: what was said before is unknown.
     Joined,
+    /// It was verified, but bytes of it were missed: all else that was said before is unknown.
+    Lost,
 }
 
 /// What a command still waits for.
@@ -108,9 +110,14 @@ impl Dialogue {
         Self { phase: Phase::Joined, ..Self::default() }
     }
 
-    /// Bytes were missed: nothing that was known counts any more.
+    /// Bytes were missed: nothing that was known counts any more, but that it is FTP. An end can have it
+    /// look so at any time, and must not be rid of what is refused by that.
     pub fn lose(&mut self) {
-        *self = Self::joined();
+        let phase = match self.phase {
+            Phase::Verified | Phase::Lost => Phase::Lost,
+            Phase::Silent | Phase::Greeted | Phase::Joined => Phase::Joined,
+        };
+        *self = Self { phase, ..Self::default() };
     }
 
     /// How far this is known to be FTP.
@@ -145,7 +152,7 @@ impl Dialogue {
                 return Step::NotFtp;
             }
             (Phase::Greeted, Some(_)) => self.phase = Phase::Verified,
-            (Phase::Verified | Phase::Joined, _) => {}
+            (Phase::Verified | Phase::Joined | Phase::Lost, _) => {}
         }
         let Some(command) = command else { return Step::Nothing };
         let awaited = match command.verb {

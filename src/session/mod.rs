@@ -22,7 +22,7 @@ pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use stream::Stream;
 use tls::TlsRecords;
 
@@ -72,6 +72,12 @@ const MAX_DISTANCE: u32 = 1 << 20;
 
 fn is_near(number: Seq, next: Seq) -> bool {
     number.distance_from(next).unsigned_abs() <= MAX_DISTANCE
+}
+
+/// Bytes are saved in one go, not each by itself: a session may have many, and is saved with each
+/// packet.
+fn save_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 /// One control connection.
@@ -189,6 +195,7 @@ impl Session {
             (Mode::Reading, Phase::Silent) => "new",
             (Mode::Reading, Phase::Greeted) => "greeted",
             (Mode::Reading, Phase::Joined) => "joined",
+            (Mode::Reading, Phase::Lost) => "lost",
             (Mode::Reading, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
             (Mode::Reading, Phase::Verified) => "login",
         }
@@ -287,17 +294,17 @@ impl Session {
     }
 
     /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
-    /// another one may have begun on its endpoints. One of which every packet is wanted waited meanwhile.
-    /// Of others packets may have passed unread: where one seems to be missing, the receiver is asked at
-    /// once whether it has it.
+    /// another one may have begun on its endpoints. One that is adjusted waited meanwhile. Of others packets
+    /// may have passed unread: where one seems to be missing, the receiver is asked at once whether it has it.
     #[cold]
     fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
         let (seq, ack) = (packet.seq(), packet.ack());
-        if self.wants_every || (seq, ack) == (sent, heard) {
-            self.unconfirmed = false;
-        } else if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
+        if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
             return false;
+        }
+        if self.is_adjusted() || (seq, ack) == (sent, heard) {
+            self.unconfirmed = false;
         } else if seq.is_after(sent) {
             self.stream(from).gaps = 1;
         }
@@ -348,8 +355,9 @@ impl Session {
             if matches!(self.mode, Mode::Encrypted { .. }) {
                 self.mode = Mode::Opaque;
             }
-            if self.dialogue.phase() != Phase::Joined {
-                self.dialogue.lose();
+            let phase = self.dialogue.phase();
+            self.dialogue.lose();
+            if !matches!(phase, Phase::Joined | Phase::Lost) {
                 judge.note(Note::Lost);
             }
         }

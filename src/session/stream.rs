@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::SequenceMap;
+use super::{SequenceMap, save_bytes};
 use crate::packet::{Packet, Seq};
 
 /// The longest line start that is held back. Announcements are far shorter: RFC 2428's longest is
@@ -35,6 +35,7 @@ pub struct Stream {
     /// Rewrites.
     pub map: SequenceMap,
     /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
+    #[serde(serialize_with = "save_bytes")]
     line: Vec<u8>,
     /// Whether the unfinished line is held back, all of it.
     held: bool,
@@ -50,6 +51,8 @@ pub struct Stream {
     largest: u16,
     /// A segment started past `next`; how often in a row.
     pub gaps: u8,
+    /// Bytes were missed, if the receiver did not lie: what it acknowledged may never have been sent.
+    skipped: bool,
     /// Whether the sender has sent a FIN.
     pub finished: bool,
 }
@@ -69,6 +72,7 @@ impl Stream {
             clock: None,
             largest: 0,
             gaps: 0,
+            skipped: false,
             finished: false,
         }
     }
@@ -101,7 +105,7 @@ impl Stream {
 
     /// What is held back may be acknowledged to its sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.held && self.map.acknowledge(self.acked) == self.next
+        self.held && !self.skipped && self.map.acknowledge(self.acked) == self.next
     }
 
     /// Keeps `bytes` at `seq`, which are read, until the receiver acknowledges them.
@@ -157,6 +161,7 @@ impl Stream {
         self.line = Vec::new();
         self.held = false;
         self.gaps = 0;
+        self.skipped = true;
     }
 
     /// Drops what is kept for reading, but for what is held back and still to be delivered.
@@ -277,9 +282,5 @@ impl Stream {
 /// What is kept is saved as long as it is about a line; of more, which would be written with every
 /// packet, what is sent again is not compared after a restart.
 fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    if kept.len() <= MAX_LINE {
-        kept.serialize(serializer)
-    } else {
-        [0u8; 0][..].serialize(serializer)
-    }
+    save_bytes(if kept.len() <= MAX_LINE { kept } else { &[] }, serializer)
 }

@@ -154,7 +154,7 @@ impl GatedClient {
     }
 }
 
-/// Waits until `ready`, at most 20 seconds.
+/// Waits until `ready`, at most a minute.
 pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
     for _ in 0..6000 {
         if ready() {
@@ -162,7 +162,7 @@ pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
         }
         thread::sleep(Duration::from_millis(10));
     }
-    panic!("{what} did not come within 20 s");
+    panic!("{what} did not come within a minute");
 }
 
 /// Steps of a login.

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use crate::{
     addresses::{ATTEMPTS, assert_refused},
     common::{login, lose_once, reply, say},
-    floods::resident,
     scene::{ANNOUNCED, PORT, Scene},
 };
 
@@ -77,7 +76,7 @@ fn a_bare_carriage_return_ends_no_line() {
 /// of it is under way than the gateway keeps: what it drops would cost time, and nothing else.
 fn assert_long_lines(lines: &[(&str, &str)]) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
-    let before = resident(&scene.gateway.daemon);
+    let before = scene.gateway.daemon.resident().unwrap();
     let say_line = |(start, filler): &(&str, &str)| {
         let times = 10_000_000 / filler.len();
         let long = json!({"send": filler, "times": times});
@@ -90,8 +89,8 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
         scene.assert_transfer();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
-    let grown = resident(&scene.gateway.daemon).saturating_sub(before);
-    assert!(grown < 4 << 20, "{grown} bytes more");
+    let grown = scene.gateway.daemon.resident().unwrap().saturating_sub(before);
+    assert!(grown < 4 << 10, "{grown} KiB more");
     scene.assert_closed(&[ANNOUNCED]);
     for client in clients {
         let session = client.release();

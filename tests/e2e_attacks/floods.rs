@@ -1,22 +1,14 @@
 //! More of everything than anybody needs: what there is of it is bounded, and gone afterwards.
 
-use std::{fs, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use ftp_alg::lab::{Daemon, Family, Script, Topology};
+use ftp_alg::lab::{Family, Script, Topology};
 use serde_json::json;
 
 use crate::{
     common::{GatedClient, login, wait_for},
     scene::{Scene, with_each_back_end},
 };
-
-/// How much memory the daemon has in use, in bytes.
-pub fn resident(daemon: &Daemon) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let kilobytes: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
-    kilobytes << 10
-}
 
 /// Keeps a host from resetting connections that it knows nothing of.
 const MUTE: &str = "table inet mute {
@@ -33,7 +25,7 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
     scene.assert_transfer();
-    let before = resident(daemon);
+    let before = daemon.resident().unwrap();
     // Nobody there answers, neither the client nor whom it pretends to be.
     lab.client2.nft(MUTE).unwrap();
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
@@ -45,9 +37,9 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     scene.assert_transfer();
     let status = daemon.status().unwrap();
     println!("{status}");
-    let grown = resident(daemon).saturating_sub(before);
-    println!("{grown} bytes more");
-    assert!(grown < 96 << 20, "{grown} bytes more");
+    let grown = daemon.resident().unwrap().saturating_sub(before);
+    println!("{grown} KiB more");
+    assert!(grown < 96 << 10, "{grown} KiB more");
     assert!(status["sessions"].as_u64().unwrap() <= 65_536, "{status}");
     assert!(status["limits"]["sessions"].as_u64().unwrap_or(0) > 0, "{status}");
 }

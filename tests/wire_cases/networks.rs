@@ -322,3 +322,24 @@ fn an_announcement_cut_or_joined_behind_the_gateway_is_one() {
         }
     });
 }
+
+#[test]
+fn a_client_that_lies_about_what_it_has_is_heard_and_refused_as_before() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        let lie = next_of_client(&sim, b"");
+        sim.forge(Client, &Segment { ack: lie.ack.wrapping_add(1000), ..lie });
+        assert_eq!(sim.engine.counters().lost, 1);
+        let t = sim.translation;
+        let stranger = if t.client.is_ipv4() { "192.0.2.99:2200" } else { "[2001:db8:99::9]:2200" };
+        let mut say = |line: &str| -> String {
+            line.as_bytes().chunks(1).map(|byte| text(sim.say(Client, byte)).to_owned()).collect()
+        };
+        let own = active(at(t.client, 2200));
+        assert_eq!(say(&own), own);
+        let foreign = say(&active(stranger.parse().unwrap()));
+        assert!(foreign.starts_with("XXXX XXXX"), "{foreign}");
+        assert_eq!(say("NOOP\r\n"), "NOOP\r\n");
+        assert_eq!(sim.kernel.opened.len(), 0);
+    });
+}

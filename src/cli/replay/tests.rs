@@ -166,7 +166,7 @@ fn a_hole_is_told_and_opens_nothing() {
     }
     let (report, ..) = played(&talk.capture(&[8])).unwrap();
     assert_eq!(row(&report.rows), (8, "ignore", None));
-    assert_eq!(report.rows[0].reason, "the start of the dialogue was not seen");
+    assert_eq!(report.rows[0].reason, "packets of the dialogue were missed");
     assert_eq!(report.missing, 1);
     assert!(report.warnings[0].contains("before frame 9: 6 bytes from 192.168.150.80:1035"));
     // The same where the capture ends.
