@@ -340,7 +340,9 @@ impl Drop for Workers {
             Some(table) if needed => {
                 table.keep();
                 tracing::warn!(
-                    "control connections with adjusted numbers are open: table inet ftp_alg stays,                      and they wait for ftp-alg to be started again. `nft delete table inet ftp_alg`                      gives them up"
+                    "control connections with adjusted numbers are open: table inet ftp_alg stays, and \
+                     they wait for ftp-alg to be started again. `nft delete table inet ftp_alg` \
+                     gives them up"
                 );
             }
             table => drop(table),
