@@ -421,3 +421,27 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
     assert_eq!((verdict, heard.as_str()), (Verdict::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
 }
+
+#[test]
+fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
+    let mut talk = Conversation::logged_in();
+    talk.engine.note_changes(talk.now);
+    let mut record = Vec::new();
+    for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
+        talk.say(Side::Client, command);
+        talk.engine.records(|session| record = session.to_vec()).unwrap();
+        let left_alone = crate::policy::Network {
+            clients: Vec::new(),
+            servers: Vec::new(),
+            inspect: false,
+            policy: Policy::default(),
+        };
+        let networks = Policy { networks: vec![left_alone], ..Policy::default() };
+        for policy in [Policy { max_sessions: 0, ..Policy::default() }, networks] {
+            let mut next = Engine::new(policy, Checksums::Verify);
+            let restored = next.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+            let of_one = usize::from(adjusted);
+            assert_eq!(restored, Restored { sessions: of_one, adjusted: of_one });
+        }
+    }
+}
