@@ -248,3 +248,18 @@ fn an_iptables_firewall_needs_one_line_too() {
         }
     }
 }
+
+#[test]
+fn a_state_directory_is_for_one_daemon() {
+    let gateway = gateway(Topology::Routed);
+    let state = gateway.daemon.socket().with_file_name("state");
+    // Where neither queue nor rules are in the way.
+    let elsewhere = &gateway.lab.server;
+    let mut command = elsewhere.command(executable());
+    command.args(["run", "--state-dir"]).arg(&state);
+    command.arg("--socket").arg(state.with_file_name("other"));
+    let done = elsewhere.finish(command, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", done.errors());
+    assert!(done.errors().contains("is in use by another ftp-alg"), "{}", done.errors());
+    assert!(!state.join("queue-2100.refused").exists());
+}

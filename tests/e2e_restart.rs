@@ -106,15 +106,21 @@ fn adjusted_connections_wait_while_the_daemon_is_down() {
 }
 
 #[test]
-fn unadjusted_sessions_are_known_again_too() {
-    let mut gateway = gateway(Topology::Routed);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let client = gateway.client(&[gate(), announcement(), list()]);
-    gateway.end(End::Kill);
-    gateway.start_again("");
-    let session = client.release();
-    assert_eq!(session.error, None);
-    assert_eq!(session.got(10), "the body\r\n");
+fn unadjusted_sessions_are_known_again_too_without_their_table() {
+    for (how, lost) in [(End::Kill, false), (End::Kill, true), (End::Stop, true)] {
+        let mut gateway = gateway(Topology::Routed);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let client = gateway.client(&[gate(), announcement(), list()]);
+        gateway.end(how);
+        if lost {
+            // As a firewall does that is loaded meanwhile; a clean stop has removed it already.
+            gateway.lab.gateway.nft("table inet ftp_alg\ndelete table inet ftp_alg").unwrap();
+        }
+        gateway.start_again("");
+        let session = client.release();
+        assert_eq!(session.error, None, "{how:?} {lost}");
+        assert_eq!(session.got(10), "the body\r\n", "{how:?} {lost}");
+    }
 }
 
 #[test]

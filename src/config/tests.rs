@@ -218,6 +218,7 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("pinhole.mark-mask = 0x100000000", "is not a 32-bit number"),
         ("pinhole.mark-mask = 0x30", "exactly three bits set"),
         ("pinhole.mark-mask = 0x7", "0x7 leaves out the default mark 0x40000000"),
+        ("nat.external-address = \"127.0.0.1\"", "is not \"auto\", the address of a host"),
         ("nat.external-address = \"0.0.0.0\"", "is not \"auto\", the address of a host"),
         ("nat.port-range = \"1000-2000\"", "\"1000-2000\" is not a range of ports from 1024"),
         ("nat.port-range = \"3000-2000\"", "is not a range of ports"),

@@ -52,7 +52,8 @@ pub(super) fn external_address(text: &str) -> Option<ExternalAddress> {
     if let Some(name) = text.strip_prefix("dns:") {
         return is_host_name(name).then(|| ExternalAddress::Dns(name.to_owned()));
     }
-    host(text).map(ExternalAddress::Address)
+    // Of a loopback address each who hears it thinks that it is its own.
+    host(text).filter(|address| !address.is_loopback()).map(ExternalAddress::Address)
 }
 
 /// The address of one host.

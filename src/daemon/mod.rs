@@ -17,7 +17,7 @@ mod wire;
 mod workers;
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -37,6 +37,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use sd_notify::NotifyState;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -90,7 +94,7 @@ pub enum DaemonError {
         reason: String,
     },
     /// A directory of ours cannot be made or used.
-    #[error("cannot use the directory {}: {source}; run as root, or name another", path.display())]
+    #[error("cannot use the directory {}: {source}; name another, or run as root where it is to be made", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -122,6 +126,16 @@ pub enum DaemonError {
         owner: u32,
         /// Whose it should be.
         user: u32,
+    },
+    /// Two daemons would overwrite each other's state.
+    #[error(
+        "the state directory {} is in use by another ftp-alg: stop that first, or name another with \
+         --state-dir",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// There is no such user to become.
     #[error(transparent)]
@@ -186,11 +200,12 @@ pub enum Event {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     log::init()?;
     let config = load(options)?;
-    let (assistant, unconfined) = confine(options)?;
+    let (assistant, unconfined, state_dir) = confine(options)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
     watch_assistant(assistant, sender.clone())?;
     let socket = Socket::bind(&options.socket)?;
+    claim(&state_dir, &options.state_dir)?;
     let mut service = workers::start(&config, &options.state_dir, &sender, unconfined)?;
     let server = socket.serve(service.source())?;
     tracing::info!(
@@ -268,14 +283,14 @@ fn load(options: &Options) -> Result<Config, ConfigError> {
 }
 
 /// Makes the directories, starts the assistant, and gives up all other rights. Gives the assistant,
-/// and what could not be confined on this machine.
-fn confine(options: &Options) -> Result<(Child, Vec<String>), DaemonError> {
+/// what could not be confined on this machine, and the state directory.
+fn confine(options: &Options) -> Result<(Child, Vec<String>, File), DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    make_state_dir(&options.state_dir, account.as_ref())?;
+    let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
     let assistant = start_assistant(options)
         .map_err(|source| DaemonError::System { what: "the assistant", source })?;
@@ -283,7 +298,7 @@ fn confine(options: &Options) -> Result<(Child, Vec<String>), DaemonError> {
     for what in &unconfined {
         tracing::warn!("{what}");
     }
-    Ok((assistant, unconfined))
+    Ok((assistant, unconfined, state_dir))
 }
 
 /// Starts the process that does what this one soon cannot; it ends with this one.
@@ -337,10 +352,10 @@ fn watch_signals(events: Sender<Event>) -> Result<(), DaemonError> {
 }
 
 /// A directory that only we may write to, since a restarted daemon will believe what it finds there.
-fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
+fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, DaemonError> {
     make_dir(path, account)?;
-    let found = fs::metadata(path)
-        .map_err(|source| DaemonError::Directory { path: path.to_owned(), source })?;
+    let failed = |source| DaemonError::Directory { path: path.to_owned(), source };
+    let found = fs::metadata(path).map_err(failed)?;
     let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |account| account.uid);
     let (owner, mode) = (found.uid(), found.permissions().mode() & 0o7777);
     if owner != user {
@@ -349,7 +364,18 @@ fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonEr
     if mode & 0o022 != 0 {
         return Err(DaemonError::Exposed { path: path.to_owned(), mode });
     }
-    Ok(())
+    File::open(path).map_err(failed)
+}
+
+/// Keeps other daemons, which may be in other network namespaces, from the state directory at `path` for as
+/// long as `directory` is open.
+fn claim(directory: &File, path: &Path) -> Result<(), DaemonError> {
+    let path = path.to_owned();
+    match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(DaemonError::InUse { path }),
+        Err(source) => Err(DaemonError::Directory { path, source: source.into() }),
+    }
 }
 
 /// Makes a directory for `account`, unless it is there.

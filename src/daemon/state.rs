@@ -143,7 +143,8 @@ impl StateDir {
         Ok(records)
     }
 
-    fn imprint_path(&self) -> PathBuf {
+    /// Where it is written which rules are loaded.
+    pub(super) fn imprint_path(&self) -> PathBuf {
         self.path.join("table.json")
     }
 
@@ -237,7 +238,15 @@ impl Journal {
             }
             None => false,
         };
-        if kept { Ok(()) } else { self.rewrite(engine) }
+        if kept {
+            return Ok(());
+        }
+        self.rewrite(engine).inspect_err(|_| self.file = None)
+    }
+
+    /// Whether it can be written, as far as is known.
+    pub(super) fn is_written(&self) -> bool {
+        self.file.is_some()
     }
 
     /// Writes all sessions to a new file, which takes the place of the old one.

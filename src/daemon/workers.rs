@@ -219,8 +219,13 @@ impl Worker {
     fn tick(&mut self, now: Instant, overruns: &mut u64) -> Instant {
         let mut engine = lock(&self.engine);
         engine.expire(now, &mut self.kernel);
-        if let Err(error) = self.journal.recover(&mut engine) {
-            self.shared.fail(&not_kept(&self.journal, &error));
+        let was_written = self.journal.is_written();
+        match self.journal.recover(&mut engine) {
+            Ok(()) if was_written => {}
+            Ok(()) => tracing::info!("{} is written again", self.journal.path().display()),
+            // Said once.
+            Err(_) if !was_written => {}
+            Err(error) => self.shared.fail(&not_kept(&self.journal, &error)),
         }
         let events = engine.take_events();
         drop(engine);
@@ -249,8 +254,15 @@ fn give(engine: &mut Engine, journal: &mut Journal, verdicts: &mut Verdicts<'_>,
 }
 
 fn not_kept(journal: &Journal, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        // The right to write there is one to that directory, whatever took its place.
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+            "was its directory removed or replaced? Then start ftp-alg again"
+        }
+        _ => "it is tried again each second",
+    };
     format!(
-        "{}: {error}; until this works, adjusted connections will not survive a restart",
+        "{}: {error}; until this works, no session survives a restart; {remedy}",
         journal.path().display()
     )
 }
@@ -324,7 +336,10 @@ impl Workers {
     fn keep_imprint(&self) {
         let imprint = self.table.as_ref().and_then(Table::imprint);
         if let Err(error) = self.state.set_imprint(imprint.as_ref()) {
-            self.shared.fail(&format!("which rules are loaded cannot be written: {error}"));
+            self.shared.fail(&format!(
+                "{}: {error}; a daemon that is started again will load the rules again, too",
+                self.state.imprint_path().display()
+            ));
         }
     }
 }
@@ -338,8 +353,8 @@ impl Drop for Workers {
             Some(table) if needed => {
                 table.keep();
                 tracing::warn!(
-                    "control connections with adjusted numbers are open: table inet ftp_alg stays, \
-                     and they wait for ftp-alg to be started again. `nft delete table inet ftp_alg` \
+                    "control connections with adjusted numbers are open: table inet ftp_alg stays, and \
+                     they wait for ftp-alg to be started again. `nft delete table inet ftp_alg` \
                      gives them up"
                 );
             }

@@ -155,7 +155,8 @@ impl Engine {
     }
 
     /// Goes on with what `records` tell, with times counted from `epoch`. Their pinholes are taken for
-    /// open: what the kernel has not, it has used up.
+    /// open: what the kernel has not, it has used up. Where numbers are adjusted a policy that is stricter
+    /// now changes nothing: the connection would break.
     pub fn restore<'r>(
         &mut self,
         records: impl Iterator<Item = &'r [u8]>,
@@ -172,12 +173,15 @@ impl Engine {
         }
         let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now).min(now);
         let mut restored = Restored::default();
-        for saved in sessions.into_values() {
+        let mut sessions: Vec<_> = sessions.into_values().collect();
+        sessions.sort_unstable_by_key(|saved| (!saved.session.is_adjusted(), saved.id));
+        for saved in sessions {
             self.last_id.fetch_max(saved.id, Ordering::Relaxed);
             let Saved { id, client, server, translation, pinholes, .. } = *saved;
             let network = self.policy.network_of(client.ip(), server.ip());
             let left_alone = network.is_some_and(|n| !self.policy.networks[usize::from(n)].inspect);
-            if left_alone || !self.has_room() {
+            let adjusted = saved.session.is_adjusted();
+            if !adjusted && (left_alone || !self.has_room()) {
                 continue;
             }
             let control = Control {
@@ -191,7 +195,7 @@ impl Engine {
             };
             let session = saved.session.into_owned();
             restored.sessions += 1;
-            restored.adjusted += usize::from(session.is_adjusted());
+            restored.adjusted += usize::from(adjusted);
             let owner = self.table.insert(Entry { session, control });
             let Some(entry) = self.table.get_mut(owner) else { continue };
             for pinhole in pinholes {

@@ -489,3 +489,27 @@ fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same()
     assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");
     assert!(talk.kernel.open.is_empty());
 }
+
+#[test]
+fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
+    let mut talk = Conversation::logged_in();
+    talk.engine.note_changes(talk.now);
+    let mut record = Vec::new();
+    for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
+        talk.say(Side::Client, command);
+        talk.engine.records(|session| record = session.to_vec()).unwrap();
+        let left_alone = crate::policy::Network {
+            clients: Vec::new(),
+            servers: Vec::new(),
+            inspect: false,
+            policy: Policy::default(),
+        };
+        let networks = Policy { networks: vec![left_alone], ..Policy::default() };
+        for policy in [Policy { max_sessions: 0, ..Policy::default() }, networks] {
+            let mut next = Engine::new(policy, Checksums::Verify);
+            let restored = next.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+            let of_one = usize::from(adjusted);
+            assert_eq!(restored, Restored { sessions: of_one, adjusted: of_one });
+        }
+    }
+}
