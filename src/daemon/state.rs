@@ -13,11 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-    time::{ClockId, clock_gettime},
-};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     engine::{Engine, RECORD_FORMAT, Restored},
@@ -35,8 +31,6 @@ const SLACK: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct StateDir {
     path: PathBuf,
-    /// Locked, as two daemons would put aside each other's state.
-    _lock: File,
     /// First line of every journal: what it is, and where it holds.
     origin: String,
     /// The moment that the kernel's monotonic clock counts from.
@@ -63,11 +57,6 @@ enum Refusal {
 impl StateDir {
     /// The directory at `path`, for workers of `queues`.
     pub(super) fn new(path: &Path, queues: &[u16]) -> io::Result<Self> {
-        let lock = File::open(path)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            Errno::WOULDBLOCK => io::Error::other("another ftp-alg uses it"),
-            error => error.into(),
-        })?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let namespace = fs::metadata("/proc/thread-self/ns/net")?;
         let (device, inode) = (namespace.dev(), namespace.ino());
@@ -76,7 +65,6 @@ impl StateDir {
         put_aside_others(path, queues)?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
             origin: format!(
                 "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?}\n",
                 boot.trim_end()

@@ -136,16 +136,6 @@ fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
 }
 
 #[test]
-fn a_state_directory_is_for_one_daemon() {
-    let directory = tempfile::tempdir().unwrap();
-    let first = StateDir::new(directory.path(), &[7]).unwrap();
-    let refused = StateDir::new(directory.path(), &[8]).unwrap_err();
-    assert_eq!(refused.to_string(), "another ftp-alg uses it");
-    drop(first);
-    StateDir::new(directory.path(), &[8]).unwrap();
-}
-
-#[test]
 fn no_bytes_make_the_reading_panic() {
     use proptest::prelude::*;
     let directory = tempfile::tempdir().unwrap();
