@@ -214,6 +214,21 @@ fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
 }
 
 #[test]
+fn a_table_of_which_there_is_no_state_is_replaced_and_that_is_said() {
+    let mut gateway = gateway(Topology::Routed);
+    let said = "table inet ftp_alg is replaced: another ftp-alg loaded it";
+    for lost in [false, true] {
+        gateway.end(End::Kill);
+        if lost {
+            fs::remove_file(gateway.state("table.json")).unwrap();
+        }
+        gateway.start_again("");
+        let log = gateway.daemon.log();
+        assert_eq!(log.contains(said), lost, "{log}");
+    }
+}
+
+#[test]
 fn what_a_crash_left_open_without_a_session_is_closed() {
     let mut gateway = gateway(Topology::Routed);
     let _server = scripted_server(&gateway.lab.server, &json!({}));

@@ -115,8 +115,8 @@ pub enum DaemonError {
     },
     /// The state could be another's.
     #[error(
-        "the state directory {} belongs to user {owner}, but the daemon runs as user {user}: chown \
-         it, or name another with --state-dir",
+        "the state directory {} belongs to user {owner}, but the daemon runs as user {user}: \
+         name another with --state-dir, or chown it if it is ftp-alg's alone",
         path.display()
     )]
     Foreign {
@@ -182,6 +182,9 @@ pub trait Service {
 /// How often the service is to look after the machine: while our table is missing, adjusted connections pass
 /// as they are. A look costs some tens of microseconds.
 const CHECK: Duration = Duration::from_millis(100);
+
+/// How long one that was told to end may still have the state directory.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// What the main thread waits for.
 #[derive(Debug)]
@@ -371,10 +374,16 @@ fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, Daemon
 /// long as `directory` is open.
 fn claim(directory: &File, path: &Path) -> Result<(), DaemonError> {
     let path = path.to_owned();
-    match flock(directory, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(DaemonError::InUse { path }),
-        Err(source) => Err(DaemonError::Directory { path, source: source.into() }),
+    let until = Instant::now() + ENDING;
+    loop {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(DaemonError::InUse { path }),
+            Err(source) => return Err(DaemonError::Directory { path, source: source.into() }),
+        }
     }
 }
 

@@ -297,7 +297,15 @@ impl Workers {
     /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
     /// the sessions that were `restored`.
     fn load(&mut self, parameters: &RuleParameters, restored: bool) -> Result<(), ServiceError> {
-        let imprint = self.state.imprint().filter(|_| restored);
+        let imprint = self.state.imprint();
+        if imprint.is_none() && Table::is_there()? {
+            tracing::warn!(
+                "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
+                 queues, as the state directory does not know it. Connections whose numbers that \
+                 adjusted break; if it still runs, stop one of them"
+            );
+        }
+        let imprint = imprint.filter(|_| restored);
         let left = imprint.map(|imprint| Table::adopt(parameters, &imprint)).transpose()?.flatten();
         let is_new = left.is_none();
         let mut kernel = lock(&self.shared.kernel);

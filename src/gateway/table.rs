@@ -97,6 +97,12 @@ impl Table {
         }
     }
 
+    /// Whether a table of this name is loaded, whoever did it.
+    pub fn is_there() -> Result<bool, GatewayError> {
+        let mut socket = Socket::open().map_err(netlink_failed)?;
+        Ok(nft::shape(&mut socket).map_err(netlink_failed)?.is_some())
+    }
+
     /// Takes over the table that an earlier daemon left, with all that is open in it; `None` if it is not
     /// as `imprint` says, or not what would be loaded now.
     pub fn adopt(
