@@ -5,13 +5,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-nightly soak test-stock-kernel fuzz check bench build provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench build provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
-	@echo 'make test-nightly  a million random dialogues in the simulated network'
-	@echo 'make soak      full load for half an hour: memory stays as it is (root)'
+	@echo 'make test-nightly  random dialogues, crashes and full load for 45 minutes (root)'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting and lints'
@@ -28,15 +27,14 @@ test: provision rust
 	cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
-# FTP_ALG_DIALOGUES and FTP_ALG_SEED say how many, and where to start.
+# A million random dialogues, a thousand crashes under load, half an hour at full load: 45 minutes.
 test-nightly: export FTP_ALG_DIALOGUES ?= 1000000
-test-nightly: rust
+test-nightly: export FTP_ALG_ROUNDS ?= 1000
+test-nightly: export FTP_ALG_SOAK ?= 1800
+test-nightly: provision rust
 	cargo test --locked --release --test simulated_network -- --nocapture
-
-# FTP_ALG_SOAK says for how many seconds.
-soak: export FTP_ALG_SOAK ?= 1800
-soak: provision rust
-	cargo test --locked --test e2e_soak -- --nocapture
+	cargo test --locked --release --test e2e_restart killed_again -- --nocapture
+	cargo test --locked --release --test e2e_soak -- --nocapture
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.
 test-stock-kernel: provision rust

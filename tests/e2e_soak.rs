@@ -1,6 +1,6 @@
 //! Full load for a while: memory stays as it is, nothing fails, and nothing is left behind.
 //!
-//! `FTP_ALG_SOAK` says for how many seconds (15); `make soak` takes half an hour.
+//! `FTP_ALG_SOAK` says for how many seconds (15); `make test-nightly` takes half an hour.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;

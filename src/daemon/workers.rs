@@ -281,9 +281,7 @@ impl Workers {
         self.threads.push(thread::Builder::new().name(name).spawn(work)?);
         Ok(())
     }
-}
 
-impl Workers {
     /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
     /// the sessions that were `restored`.
     fn load(&mut self, parameters: &RuleParameters, restored: bool) -> Result<(), ServiceError> {
@@ -315,8 +313,8 @@ impl Workers {
         {
             for OpenPinhole { initiator, arrival, .. } in open_now {
                 if !lock(engine).holds(initiator, arrival) {
-                    let (target, source) = (arrival, initiator);
-                    kernel.close(&Pinhole { initiator, arrival, target, source })?;
+                    let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
+                    kernel.close(&left).unwrap_or_else(|error| self.shared.fail(&error));
                 }
             }
         }

@@ -223,6 +223,9 @@ impl Session {
         if self.unconfirmed && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
         }
+        if self.is_over() && !is_near(packet.seq(), self.peek(from).next) {
+            return Forward::Unchanged.into(); // of another connection, whose start was not seen
+        }
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {

@@ -22,7 +22,6 @@ fn telnet_commands_nul_bytes_and_blanks_hide_no_announcement() {
         "\u{ff}\u{f4}\u{ff}\u{f2}PORT 198,51,100,66,14,180",
         "PO\u{ff}\u{f1}RT 198,51,100,66,14,180",
         "PO\u{ff}\u{fb}\u{1}RT 198,51,100,66,14,180",
-        "PO\u{ff}\u{fa}\u{1}\u{ff}\u{f0}RT 198,51,100,66,14,180",
         "PORT 198,51,\u{ff}\u{f1}100,66,14,180",
         "PORT\u{ff}\u{f1} 198,51,100,66,14,180\u{ff}\u{f1}",
         "\0PORT 198,51,100,66,14,180",

@@ -56,8 +56,9 @@ pub struct Sim {
     progress: (u64, (usize, usize)),
 }
 
-/// Within this time something more must be acknowledged, while something is to be.
-const PATIENCE: u64 = 120_000_000;
+/// Within this time something more must be acknowledged, while something is to be: many more attempts
+/// than a network takes that loses or damages half of all packets, and a gateway that crashes.
+const PATIENCE: u64 = 600_000_000;
 /// No dialogue takes more events.
 const STEPS: u64 = 1_000_000;
 

@@ -167,6 +167,42 @@ fn endpoints_of_a_connection_whose_end_was_not_seen_may_be_used_again() {
 }
 
 #[test]
+fn a_connection_whose_handshake_was_not_seen_passes_where_another_has_just_ended() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        assert_followed(&mut sim);
+        sim.close(Client);
+        sim.settle();
+        sim.close(Server);
+        sim.settle();
+        // Its SYN-ACK was seen, but not the answer to that.
+        let (client, server) = (0x3456_789a, 0x1234_5678);
+        let syn_ack = Segment {
+            seq: server,
+            ack: client,
+            flags: flags::SYN | flags::ACK,
+            ..Segment::default()
+        };
+        let greeting = Segment {
+            seq: server + 1,
+            ack: client,
+            flags: flags::ACK,
+            payload: b"220 ready\r\n".to_vec(),
+            ..Segment::default()
+        };
+        let user = Segment {
+            seq: client,
+            ack: server + 12,
+            payload: b"USER x\r\n".to_vec(),
+            ..greeting.clone()
+        };
+        for (side, segment) in [(Server, syn_ack), (Server, greeting), (Client, user)] {
+            assert_eq!(sim.forge(side, &segment), Some(segment));
+        }
+    });
+}
+
+#[test]
 fn a_syn_ack_that_a_stranger_sends_changes_nothing() {
     everywhere(|scenario| {
         for still in [0, 20] {

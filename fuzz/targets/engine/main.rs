@@ -1,5 +1,5 @@
 //! The engine, through lists of operations: packets of several control connections, good and bad,
-//! time, a changing policy, and a kernel that fails.
+//! time, a changing policy, a kernel that fails, and restarts.
 //!
 //! The input is a script, one operation a line: a letter, who (`0` to `3` the clients, `4` to `7`
 //! the servers), and the rest; `World::operate` has the letters. What holds, whatever the script:

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg::{
-    engine::{Checksums, Engine, Translation, Verdict},
+    engine::{Checksums, Engine, Kernel, Translation, Verdict},
     packet::{Packet, flags},
     policy::{AuthTls, Externals, Foreign, KnownServer, Network, Policy},
     session::Side,
@@ -140,6 +140,7 @@ impl World {
                 self.gateway.policy = policy(who);
                 self.engine.set_policy(policy(who));
             }
+            b'z' => self.start_again(),
             b'k' => self.engine.close_all(&mut self.gateway),
             b'e' => {
                 self.gateway.recorder.failing ^= true;
@@ -164,6 +165,22 @@ impl World {
         self.pass(LONG);
         assert_eq!(self.engine.session_count(), 0, "sessions are left");
         assert_eq!(self.engine.expire(self.now(), &mut self.gateway), None, "deadlines are left");
+    }
+
+    /// The daemon ends, and another one goes on with what it wrote.
+    fn start_again(&mut self) {
+        self.engine.note_changes(self.base);
+        let mut records = Vec::new();
+        self.engine.records(|record| records.push(record.to_vec())).expect("records");
+        let mut next = Engine::new(self.gateway.policy.clone(), Checksums::Verify);
+        let (records, now) = (records.iter().map(Vec::as_slice), self.now());
+        next.restore(records, now, self.base).expect("records of our own");
+        for pinhole in self.gateway.recorder.pinholes() {
+            if !next.holds(pinhole.initiator, pinhole.arrival) {
+                self.has_failed |= self.gateway.close(&pinhole).is_err();
+            }
+        }
+        self.engine = next;
     }
 
     /// Both ends send again what is not acknowledged, until nothing is missing.
@@ -340,11 +357,12 @@ impl World {
         self.injected();
     }
 
-    /// What the engine sends by itself acknowledges what was sent, between ends that know each other.
+    /// What the engine sends by itself, an acknowledgement of what was sent or what grew past a segment, goes
+    /// between ends that know each other.
     fn injected(&mut self) {
         for packet in std::mem::take(&mut self.gateway.recorder.injected) {
             let (source, destination, segment) = Segment::judged(&packet);
-            assert!(segment.payload.is_empty() && segment.flags == flags::ACK);
+            assert!(!segment.has(flags::SYN) && !segment.has(flags::RST), "{segment:?}");
             let ends = |t: &Translation| {
                 let to_client = (t.server_external, t.client) == (source, destination);
                 let to_server = (t.client_external, t.server) == (source, destination);
