@@ -275,7 +275,9 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         let log = gateway.daemon.log();
         assert!(log.contains(words) && log.contains("queue-2100.refused"), "{what}: {log}");
         assert_eq!(fs::read(gateway.state("queue-2100.refused")).unwrap(), content, "{what}");
-        assert_eq!(gateway.daemon.sessions().unwrap(), [Value::Null; 0], "{what}");
+        // One that was heard of since is another.
+        let known = gateway.daemon.sessions().unwrap();
+        assert!(known.iter().all(|session| session["state"] == "joined"), "{what}: {known:?}");
         drop(client);
         // What is new works.
         let second = gateway.client(&[gate(), announcement(), list()]).release();

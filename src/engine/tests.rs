@@ -404,24 +404,6 @@ fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
 }
 
 #[test]
-fn a_record_has_the_form_of_its_number() {
-    let mut talk = Conversation::masqueraded();
-    talk.engine.note_changes(talk.now);
-    let mut talk = talk.log_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    talk.say(Side::Client, "RE");
-    let records = written(&mut talk.engine);
-    let hex: String = records.concat().iter().map(|byte| format!("{byte:02x}")).collect();
-    // Of another form RECORD_FORMAT is to be another, too.
-    let known = "000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb00710915\
-                 00000100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000094017600017b157b13\
-                 3139382c35312c3130302c312c31342c313738025245001e504f5254203139322c3136382c3135302c3830\
-                 2c31342c3137380d0a5245768004001c000000950495040000000000f4038004000e0000000201000001020100\
-                 64f403010000";
-    assert_eq!((RECORD_FORMAT, hex.as_str()), (3, known));
-}
-
-#[test]
 fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
     let mut talk = Conversation::logged_in();
     talk.engine.note_changes(talk.now);
@@ -512,4 +494,38 @@ fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
             assert_eq!(restored, Restored { sessions: of_one, adjusted: of_one });
         }
     }
+}
+
+/// What a session with all that a record has is written as: an open pinhole, a rewrite that is not
+/// acknowledged, a line of which the start is held back.
+const RECORDED: &str = "\
+    000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
+    0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000095017600027b157b13313938\
+    2c35312c3130302c312c31342c31373892010390010003455052011f504f5254203139322c3136382c313530\
+    2c38302c31342c3137380d0a455052768004001c000000950495040000000000f4038004000e000000020100\
+    000102010064f403010000";
+
+#[test]
+fn a_record_of_this_format_is_read_and_written_as_ever() {
+    let mut talk = Conversation::logged_in();
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.say(Side::Client, "EPR");
+    talk.engine.note_changes(talk.now);
+    let mut written = Vec::new();
+    talk.engine.records(|record| written.push(record.to_vec())).unwrap();
+    let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
+    assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
+
+    let mut next = Engine::new(Policy::default(), Checksums::Verify);
+    let records = written.iter().map(Vec::as_slice);
+    let restored = next.restore(records, talk.now, talk.now).unwrap();
+    assert_eq!(restored, Restored { sessions: 1, adjusted: 1 });
+    next.note_changes(talk.now);
+    let mut again = Vec::new();
+    next.records(|record| again.push(record.to_vec())).unwrap();
+    assert_eq!(again, written);
+    talk.engine = next;
+    let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
+    assert_eq!((verdict, heard.as_str()), (Verdict::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
 }
