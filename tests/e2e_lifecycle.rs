@@ -6,8 +6,8 @@ mod common;
 use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
 
 use common::{
-    executable, gated_client, gateway, login, reply, say, scripted_client, scripted_server,
-    wait_for,
+    executable, executable_for_everyone, gated_client, gateway, login, reply, say, scripted_client,
+    scripted_server, wait_for,
 };
 use ftp_alg::lab::{Client, Transfer};
 use ftp_alg::lab::{Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology};
@@ -149,10 +149,7 @@ fn unadjusted_connections_pass_while_the_daemon_is_down() {
 
 /// `run` must fail with exit code 1 and say why in one line, which holds `word`.
 fn assert_refuses(lab: &Lab, prepare: impl FnOnce(&mut std::process::Command), word: &str) {
-    // Where anyone may read it, also who is not root.
-    let program = lab.directory().join("ftp-alg-copy");
-    fs::copy(executable(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = executable_for_everyone(lab);
     let mut command = lab.gateway.command("env");
     prepare(&mut command);
     command.arg(&program).args(["run", "--config", "/nonexistent-by-choice"]);
@@ -189,9 +186,7 @@ fn run_without_root_says_so() {
 #[test]
 fn who_may_not_ask_the_daemon_is_told_so() {
     let gateway = gateway(Topology::Routed);
-    let program = gateway.lab.directory().join("ftp-alg-copy");
-    fs::copy(executable(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = executable_for_everyone(&gateway.lab);
     let mut command = gateway.lab.gateway.command("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
     command.arg("status").arg("--socket").arg(gateway.daemon.socket());

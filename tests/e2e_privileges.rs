@@ -17,7 +17,7 @@ use std::{
 };
 
 use common::{
-    executable, gateway,
+    executable, executable_for_everyone, gateway,
     names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
     wait_for,
 };
@@ -66,18 +66,10 @@ fn child(process: u32) -> u32 {
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
 }
 
-/// The program under test where anyone may run it.
-fn for_everyone(lab: &Lab) -> PathBuf {
-    let program = lab.directory().join("ftp-alg-copy");
-    fs::copy(executable(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    program
-}
-
 /// A program that starts the daemon as `start` does, with its command line as `"$@"` and its
 /// directory as `$home`.
 fn starter(lab: &Lab, start: &str) -> PathBuf {
-    let program = for_everyone(lab);
+    let program = executable_for_everyone(lab);
     let lines = format!(
         "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
         program.display(),
@@ -225,7 +217,7 @@ fn what_only_root_may_read_is_not_taken_for_absent() {
 #[test]
 fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
     let lab = Lab::new(Topology::Routed).unwrap();
-    let program = for_everyone(&lab);
+    let program = executable_for_everyone(&lab);
     let home = lab.directory().join("home");
     let refused = |start: &str, user: &str, code: i32, words: &str| {
         let mut command = lab.gateway.command("sh");

@@ -19,6 +19,15 @@ pub fn executable() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg")), PathBuf::from)
 }
 
+/// A copy of the program where anyone may run it, also who is not root. Made by another process: a child
+/// that a test starts at the same moment would have the copy open, and nobody could run it.
+pub fn executable_for_everyone(lab: &Lab) -> PathBuf {
+    let (program, copy) = (executable(), lab.directory().join("ftp-alg-copy"));
+    let arguments = ["-m", "755", &program.to_string_lossy(), &copy.to_string_lossy()];
+    lab.gateway.run("install", &arguments).unwrap().success().unwrap();
+    copy
+}
+
 /// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.
 pub struct Gateway {
     pub daemon: Daemon,
