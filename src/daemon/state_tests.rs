@@ -35,7 +35,16 @@ fn engine() -> Engine {
     Engine::new(Policy::default(), Checksums::Verify)
 }
 
-/// The SYN-ACK of another connection begins.
+/// An engine whose sessions are kept in the journal of queue 7.
+fn kept() -> (tempfile::TempDir, StateDir, Engine, Journal) {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let mut engine = engine();
+    let journal = state.open(7, &mut engine).unwrap();
+    (directory, state, engine, journal)
+}
+
+/// The SYN-ACK of another connection.
 fn begin(engine: &mut Engine, client_port: u16) {
     let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
         .tcp(21, client_port, 7000, 1000)
@@ -56,10 +65,7 @@ fn known_again(state: &StateDir) -> usize {
 
 #[test]
 fn sessions_are_known_again_and_numbered_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7]).unwrap();
-    let mut engine = engine();
-    let mut journal = state.open(7, &mut engine).unwrap();
+    let (_directory, state, mut engine, mut journal) = kept();
     begin(&mut engine, 1035);
     assert_eq!(known_again(&state), 0, "not written yet");
     journal.rewrite(&mut engine).unwrap();
@@ -74,10 +80,7 @@ fn sessions_are_known_again_and_numbered_on() {
 
 #[test]
 fn a_journal_that_cannot_be_written_is_not_left_to_be_believed() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7]).unwrap();
-    let mut engine = engine();
-    let mut journal = state.open(7, &mut engine).unwrap();
+    let (_directory, state, mut engine, mut journal) = kept();
     begin(&mut engine, 1035);
     journal.write(&mut engine).unwrap();
     journal.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
@@ -92,10 +95,7 @@ fn a_journal_that_cannot_be_written_is_not_left_to_be_believed() {
 
 #[test]
 fn a_journal_that_someone_removed_is_written_again() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7]).unwrap();
-    let mut engine = engine();
-    let mut journal = state.open(7, &mut engine).unwrap();
+    let (_directory, state, mut engine, mut journal) = kept();
     begin(&mut engine, 1035);
     journal.write(&mut engine).unwrap();
     fs::remove_file(journal.path()).unwrap();
@@ -105,10 +105,7 @@ fn a_journal_that_someone_removed_is_written_again() {
 
 #[test]
 fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
-    let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7]).unwrap();
-    let mut engine = engine();
-    let mut journal = state.open(7, &mut engine).unwrap();
+    let (_directory, state, mut engine, mut journal) = kept();
     journal.limit = 2000;
     for port in 1000..1050 {
         begin(&mut engine, port);

@@ -416,6 +416,20 @@ fn a_forged_syn_ack_takes_no_connection_away() {
     });
 }
 
+/// A login by segments with these numbers, and `last` of the client, all of which pass as they are; gives the
+/// numbers that come next.
+fn talk_on(sim: &mut Sim, (mut client, mut server): (u32, u32), last: &str) -> (u32, u32) {
+    for (side, line) in
+        [(Server, "220 x\r\n"), (Client, "USER x\r\n"), (Server, "230 x\r\n"), (Client, last)]
+    {
+        let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
+        let said = Segment { payload: line.into(), ..handshake(Client, seq, ack) };
+        assert_eq!(sim.forge(side, &said), Some(said), "{}", sim.summary());
+        *(if side == Client { &mut client } else { &mut server }) += line.len() as u32;
+    }
+    (client, server)
+}
+
 #[test]
 fn a_connection_on_the_endpoints_of_one_that_never_ended_is_followed() {
     everywhere(|scenario| {
@@ -427,23 +441,13 @@ fn a_connection_on_the_endpoints_of_one_that_never_ended_is_followed() {
             // The client was switched off, and on again; conntrack begins anew as well.
             sim.advance(Duration::from_secs(wait));
             sim.kernel.attention = None;
-            let (mut client, mut server) = (0x5000_0001, 0x9000_0001);
+            let (client, server) = (0x5000_0001, 0x9000_0001);
             let opening = [handshake(Server, client, server), handshake(Client, client, server)];
             assert_eq!(sim.forge(Server, &opening[0]).as_ref(), Some(&opening[0]));
             assert_eq!(sim.kernel.attention, Some(Attention::Every), "what comes next is seen");
             assert_eq!(sim.forge(Client, &opening[1]).as_ref(), Some(&opening[1]));
             assert_eq!(sim.kernel.pinholes(), [], "the old one is over");
-            for (side, line) in [
-                (Server, "220 x\r\n"),
-                (Client, "USER x\r\n"),
-                (Server, "230 x\r\n"),
-                (Client, "TYPE I\r\n"),
-            ] {
-                let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
-                let said = Segment { payload: line.into(), ..handshake(Client, seq, ack) };
-                assert_eq!(sim.forge(side, &said), Some(said), "{}", sim.summary());
-                *(if side == Client { &mut client } else { &mut server }) += line.len() as u32;
-            }
+            let (client, server) = talk_on(&mut sim, (client, server), "TYPE I\r\n");
             let line = active(at(t.client, 2300));
             let said = Segment { payload: line.into(), ..handshake(Client, client, server) };
             let passed = sim.forge(Client, &said).map(|segment| text(segment.payload));
@@ -460,20 +464,10 @@ fn data_in_a_syn_does_not_hide_what_is_said_where_another_connection_was() {
     let syn =
         Segment { seq: 4999, flags: flags::SYN, payload: request.into(), ..Segment::default() };
     sim.forge(Client, &syn);
-    let (mut client, mut server) = (5017, 9001);
+    let (client, server) = (5017, 9001);
     sim.forge(Server, &handshake(Server, client, server));
     sim.forge(Client, &handshake(Client, client, server));
-    for (side, line) in [
-        (Server, "220 x\r\n"),
-        (Client, "USER x\r\n"),
-        (Server, "230 x\r\n"),
-        (Client, "PORT 192,168,150,80,9,9\r\n"),
-    ] {
-        let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
-        let said = Segment { payload: line.into(), ..handshake(Client, seq, ack) };
-        assert_eq!(sim.forge(side, &said), Some(said), "{}", sim.summary());
-        *(if side == Client { &mut client } else { &mut server }) += line.len() as u32;
-    }
+    talk_on(&mut sim, (client, server), "PORT 192,168,150,80,9,9\r\n");
     assert_eq!(sim.kernel.opened, []);
 }
 
