@@ -127,6 +127,9 @@ impl Stream {
     pub fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
         let kept = self.kept.get(skipped(self.kept_from, seq)..).unwrap_or_default();
+        if kept.is_empty() {
+            return Cow::Borrowed(bytes); // all of them are new
+        }
         let start = skipped(seq, self.kept_from).min(bytes.len());
         let end = bytes.len().min(start + kept.len());
         let kept = &kept[..end - start];
