@@ -189,8 +189,7 @@ impl Session {
     /// must be answered (RFC 9293 section 3.10.7.4). It acknowledges what is known to be acknowledged,
     /// as with that number a stranger's segment would count.
     pub(super) fn gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
-        let other = self.peek(from.peer());
-        let ack = other.map.acknowledge(other.acked);
+        let ack = self.peek(from.peer()).unacknowledged();
         let stream = self.stream(from);
         if !is_near(packet.seq(), stream.next) {
             return Forward::Not;

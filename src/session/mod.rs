@@ -289,8 +289,7 @@ impl Session {
     /// that it expects (RFC 5961 section 3.2), which is one that it has not acknowledged.
     fn obeys_reset(&self, from: Side, seq: Seq) -> bool {
         let stream = self.peek(from);
-        let expected = stream.map.acknowledge(stream.acked);
-        !seq.is_before(expected) && !seq.is_after(stream.next)
+        !seq.is_before(stream.unacknowledged()) && !seq.is_after(stream.next)
     }
 
     /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:

@@ -89,10 +89,15 @@ impl Stream {
         self.held
     }
 
+    /// The first sent number that the receiver is not known to have acknowledged.
+    pub fn unacknowledged(&self) -> Seq {
+        self.map.acknowledge(self.acked)
+    }
+
     /// Whether the receiver looks at a segment of number `seq` although `missed` bytes may have passed
     /// unseen (RFC 9293 section 3.10.7.4); a keep-alive is by one before what it has.
     pub fn expects(&self, seq: Seq, missed: u32) -> bool {
-        let first = self.map.acknowledge(self.acked) - 1;
+        let first = self.unacknowledged() - 1;
         !seq.is_before(first) && !seq.is_after(self.next + missed)
     }
 
@@ -105,7 +110,7 @@ impl Stream {
 
     /// What is held back may be acknowledged to its sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.held && !self.skipped && self.map.acknowledge(self.acked) == self.next
+        self.held && !self.skipped && self.unacknowledged() == self.next
     }
 
     /// Keeps `bytes` at `seq`, which are read, until the receiver acknowledges them.
@@ -145,7 +150,7 @@ impl Stream {
         if self.kept.is_empty() && self.map.is_shift() {
             return;
         }
-        let acknowledged = self.map.acknowledge(self.acked);
+        let acknowledged = self.unacknowledged();
         let gone = acknowledged.distance_from(self.kept_from).max(0) as usize;
         if gone >= self.kept.len() {
             self.kept.clear();
