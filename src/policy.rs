@@ -172,6 +172,12 @@ impl Policy {
         self.networks.iter().map(Network::ends).eq(other.networks.iter().map(Network::ends))
     }
 
+    /// Whether connections in the network at `index` are followed at all; those outside of all are.
+    pub fn inspects(&self, index: Option<u16>) -> bool {
+        let network = index.and_then(|index| self.networks.get(usize::from(index)));
+        network.is_none_or(|network| network.inspect)
+    }
+
     /// The policy that holds in the network at `index`; this one outside of all.
     #[inline]
     pub fn within(&self, index: Option<u16>) -> &Self {

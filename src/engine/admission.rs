@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attention, Engine, Entry, Kernel, KernelError, What};
+use super::{Attention, Engine, Entry, Kernel, KernelError, What, attend_afresh};
 use crate::{
     packet::Packet,
     session::{Phase, Session},
@@ -116,11 +116,7 @@ impl Engine {
             Session::opened(syn_ack)
         }));
         // Not what is known of the old one: a new connection may be translated otherwise.
-        let told = match kernel.translation(control.client, control.server) {
-            Ok(Some(translation)) => kernel.attend(&translation, Attention::Every),
-            Ok(None) => Err(KernelError::Unknown),
-            Err(error) => Err(error),
-        };
+        let told = attend_afresh(kernel, control.client, control.server, Attention::Every);
         if let Err(error @ KernelError::System { .. }) = told {
             self.counters.errors += 1;
             self.events.push(control.event(What::Failed(error.to_string())));

@@ -428,7 +428,7 @@ impl Engine {
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
         let network = self.policy.network_of(client.ip(), server.ip());
-        if network.is_some_and(|at| !self.policy.networks[usize::from(at)].inspect) {
+        if !self.policy.inspects(network) {
             self.leave_alone(client, server, kernel);
             return None;
         }
@@ -449,14 +449,9 @@ impl Engine {
 
     /// Has no packet of the connection queued any more.
     fn leave_alone(&mut self, client: SocketAddr, server: SocketAddr, kernel: &mut impl Kernel) {
-        let told = match kernel.translation(client, server) {
-            Ok(Some(translation)) => kernel.attend(&translation, Attention::None),
-            // It is told with its next packet.
-            Ok(None) => return,
-            Err(error) => Err(error),
-        };
-        let what = match told {
+        let what = match attend_afresh(kernel, client, server, Attention::None) {
             Ok(()) => What::Turned("left alone: its [[network]] is not inspected"),
+            // It is told with its next packet.
             Err(KernelError::Unknown) => return,
             Err(error) => {
                 self.counters.errors += 1;
@@ -481,6 +476,17 @@ impl Engine {
         self.note_gone(entry.control.id);
         Some(entry)
     }
+}
+
+/// Tells the kernel what a connection's later packets need, of whose translation nothing is known here.
+fn attend_afresh(
+    kernel: &mut impl Kernel,
+    client: SocketAddr,
+    server: SocketAddr,
+    attention: Attention,
+) -> Result<(), KernelError> {
+    let translation = kernel.translation(client, server)?.ok_or(KernelError::Unknown)?;
+    kernel.attend(&translation, attention)
 }
 
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.

@@ -171,24 +171,23 @@ impl Engine {
                 Record::Gone(id) => drop(sessions.remove(&id)),
             }
         }
-        let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now).min(now);
+        let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now);
         let mut restored = Restored::default();
-        let mut sessions: Vec<_> = sessions.into_values().collect();
-        sessions.sort_unstable_by_key(|saved| (!saved.session.is_adjusted(), saved.id));
-        for saved in sessions {
+        let (first, rest): (Vec<_>, Vec<_>) =
+            sessions.into_values().partition(|saved| saved.session.is_adjusted());
+        for saved in first.into_iter().chain(rest) {
             self.last_id.fetch_max(saved.id, Ordering::Relaxed);
             let Saved { id, client, server, translation, pinholes, .. } = *saved;
             let network = self.policy.network_of(client.ip(), server.ip());
-            let left_alone = network.is_some_and(|n| !self.policy.networks[usize::from(n)].inspect);
             let adjusted = saved.session.is_adjusted();
-            if !adjusted && (left_alone || !self.has_room()) {
+            if !adjusted && (!self.policy.inspects(network) || !self.has_room()) {
                 continue;
             }
             let control = Control {
                 network,
                 translation,
-                since: at(saved.since),
-                last: at(saved.last),
+                since: at(saved.since).min(now),
+                last: at(saved.last).min(now),
                 spoke_in_syn: saved.spoke_in_syn,
                 rival: saved.rival.map(|rival| Box::new(rival.into_owned())),
                 ..Control::new(id, client, server, now)
@@ -199,8 +198,7 @@ impl Engine {
             let owner = self.table.insert(Entry { session, control });
             let Some(entry) = self.table.get_mut(owner) else { continue };
             for pinhole in pinholes {
-                let deadline = epoch.checked_add(Duration::from_millis(pinhole.deadline));
-                let deadline = deadline.unwrap_or(now).min(now + self.policy.pinhole_lifetime);
+                let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
                 let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
                 entry.control.pinholes.push(held);
             }
