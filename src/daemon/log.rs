@@ -60,14 +60,17 @@ impl Log {
         }
         let mut limiter = self.limiter();
         limiter.skip(Topic::Unkept, more, None);
-        let admitted = |event: &&Event| match topic(&event.what) {
-            Some(topic) => limiter.admits(now, topic, Some(event.client.ip())),
-            None => true,
+        let mut admits = |topic: Option<Topic>, event: &Event| {
+            topic.is_none_or(|topic| limiter.admits(now, topic, Some(event.client.ip())))
         };
-        let admitted: Vec<_> = events.iter().filter(admitted).collect();
+        let admitted: Vec<_> = events
+            .iter()
+            .map(|event| (topic(&event.what), event))
+            .filter(|(topic, event)| admits(*topic, event))
+            .collect();
         drop(limiter);
-        for event in admitted {
-            match topic(&event.what) {
+        for (topic, event) in admitted {
+            match topic {
                 Some(topic) => topic.line(event),
                 None => tracing::debug!("{event}"),
             }

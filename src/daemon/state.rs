@@ -147,10 +147,7 @@ impl StateDir {
     /// Remembers which rules are loaded.
     pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> io::Result<()> {
         let text = serde_json::to_string(&(&self.origin, imprint))?;
-        let path = self.imprint_path();
-        let new = path.with_extension("new");
-        create(&new)?.write_all(text.as_bytes())?;
-        fs::rename(new, path)
+        replace(&self.imprint_path(), text.as_bytes()).map(drop)
     }
 }
 
@@ -180,8 +177,14 @@ fn put_aside(journal: &Path, why: &Refusal) -> io::Result<()> {
     fs::rename(journal, aside)
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+/// Puts a file with this content in the place of the one at `path`, at once. Gives it, at its end.
+fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
+    let new = path.with_extension("new");
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(content)?;
+    fs::rename(new, path)?;
+    Ok(file)
 }
 
 /// The sessions of one worker, as a file.
@@ -239,15 +242,11 @@ impl Journal {
 
     /// Writes all sessions to a new file, which takes the place of the old one.
     fn rewrite(&mut self, engine: &mut Engine) -> io::Result<()> {
-        let new = self.path.with_extension("new");
         self.buffer.clear();
         self.buffer.extend_from_slice(self.origin.as_bytes());
         let buffer = &mut self.buffer;
         engine.records(|record| frame(record, buffer)).map_err(io::Error::other)?;
-        let mut file = create(&new)?;
-        file.write_all(&self.buffer)?;
-        fs::rename(new, &self.path)?;
-        self.file = Some(file);
+        self.file = Some(replace(&self.path, &self.buffer)?);
         self.length = self.buffer.len() as u64;
         self.limit = 2 * self.length + SLACK;
         self.buffer.shrink_to(SLACK as usize);
