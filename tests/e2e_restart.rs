@@ -11,7 +11,7 @@ use common::{
     GatedClient, Gateway, connect, executable, gated_client, gateway, gateway_with, host_port,
     login, reply, say, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Daemon, Family, Script, Server, ServerKind, Topology};
+use ftp_alg::lab::{Daemon, Family, Script, Server, ServerKind, Topology, patient};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
@@ -305,7 +305,6 @@ fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
 #[test]
 fn transfers_survive_a_daemon_that_is_killed_again_and_again() {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(100, |text| text.parse().unwrap());
-    let patience = std::env::var("FTP_ALG_LAB_PATIENCE").map_or(1, |text| text.parse().unwrap());
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let (user, password) = server.login();
@@ -322,7 +321,7 @@ fn transfers_survive_a_daemon_that_is_killed_again_and_again() {
         let log = gateway.daemon.log();
         assert!(log.contains("8 control connections of before go on, 8"), "round {round}: {log}");
         // At another moment of a transfer each time; long enough that what is sent again gets through.
-        thread::sleep(Duration::from_millis(250 + round * 37 % 250) * patience);
+        thread::sleep(patient(Duration::from_millis(250 + round * 37 % 250)));
     }
     fs::write(&until, b"").unwrap();
     wait_for("the load's end", || load.ended().is_some());

@@ -50,7 +50,7 @@ pub use held::Held;
 pub use host::Host;
 pub use matrix::{Cell, Matrix, Outcome};
 pub use network::Lab;
-pub use process::{Background, Finished, remove_everything};
+pub use process::{Background, Finished, patient, remove_everything};
 pub use script::Script;
 pub use server::{Server, ServerKind};
 pub use topology::{Ends, Far, Plan, Spec, Topology};

@@ -197,7 +197,7 @@ fn describe(command: &Command) -> String {
 }
 
 /// `limit`, or FTP_ALG_LAB_PATIENCE times as long: an emulated machine takes its time.
-pub(super) fn patient(limit: Duration) -> Duration {
+pub fn patient(limit: Duration) -> Duration {
     let factor = std::env::var("FTP_ALG_LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
     limit.saturating_mul(factor.unwrap_or(1))
 }
