@@ -21,8 +21,9 @@ use super::netlink::{self, Attributes, FAMILY_HEADER, Message, Socket, Start, Wr
 /// Our table, for libnftnl.
 pub(super) const TABLE: &CStr = c"ftp_alg";
 
-/// Room for one message. libnftnl does not check; ours, of one element or one rule, are below 512.
-const MESSAGE_ROOM: usize = 2048;
+/// Room for one message. libnftnl does not check; ours are below 512 but for the rules that tell lines
+/// (`selection`), which are below 5000.
+const MESSAGE_ROOM: usize = 8192;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
