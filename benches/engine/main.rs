@@ -2,41 +2,40 @@
 //!
 //! Each benchmark hands a fresh engine a whole recorded conversation and counts its packets, so
 //! that a figure is the time of one packet, verdict and new packet included, kernel excluded.
+//!
+//! `-- many` instead has a thousand to a million sessions at once, see [`many`]; `make
+//! bench-instructions` counts instructions, see [`instructions`].
 
 #![allow(clippy::unwrap_used)]
 
-use std::{net::SocketAddr, time::Instant};
+mod instructions;
+mod many;
+mod talk;
+
+use std::time::Instant;
 
 use divan::{Bencher, counter::ItemsCount};
-use etherparse::{PacketBuilder, TransportSlice};
-use ftp_alg::{
-    engine::{
-        Attention, Checksums, Engine, Kernel, KernelError, Opening, Pinhole, Translation, Verdict,
-    },
-    policy::Policy,
-};
+use etherparse::TransportSlice;
+use ftp_alg::engine::{Engine, Verdict};
+use talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, engine};
 
-const CLIENT: &str = "192.168.150.80:1035";
-const SERVER: &str = "203.0.113.9:21";
-const OUTSIDE: &str = "198.51.100.1:1035";
 const LINES: usize = 1000;
-/// A transfer in active mode: what is said, and whether the server says it.
-const ACTIVE: [(&str, bool); 4] = [
-    ("PORT 192,168,150,80,14,178\r\n", false),
-    ("200 PORT command successful.\r\n", true),
-    ("LIST\r\n", false),
-    ("226 Done.\r\n", true),
-];
 
 fn main() {
-    divan::main();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["many"] => many::each_count(),
+        ["many", count] => many::one_count(count.parse().unwrap()),
+        ["instructions", kind, count] => instructions::run(kind, count.parse().unwrap()),
+        _ => divan::main(),
+    }
 }
 
 /// The yardstick: only parsing the packet and its checksum, by etherparse.
 #[divan::bench]
 fn baseline(bencher: Bencher) {
-    let mut talk = Talk::logged_in();
-    for (line, server) in [("NOOP\r\n", false), ("200 Zzz...\r\n", true)].repeat(LINES / 2) {
+    let mut talk = Talk::logged_in(CLIENT);
+    for (line, server) in PASSING.repeat(LINES / 2) {
         talk.say(line, server);
     }
     bencher.counter(ItemsCount::new(LINES)).bench_local(|| {
@@ -57,20 +56,19 @@ fn baseline(bencher: Bencher) {
 /// Lines that concern nobody: what most of a dialogue is.
 #[divan::bench]
 fn passing(bencher: Bencher) {
-    let lines = [("NOOP\r\n", false), ("200 Zzz...\r\n", true)].repeat(LINES / 2);
-    run(bencher, &lines, LINES);
+    run(bencher, &PASSING.repeat(LINES / 2), LINES);
 }
 
 /// A `PORT` and its answer in turn, through masquerade: a rewrite and an adjusted packet.
 #[divan::bench]
-fn rewriting(bencher: Bencher) {
+fn active_transfer(bencher: Bencher) {
     run(bencher, &ACTIVE.repeat(LINES / 4), LINES);
 }
 
 /// The same, with the record that is written of each packet.
 #[divan::bench]
-fn rewriting_recorded(bencher: Bencher) {
-    let mut talk = Talk::logged_in();
+fn active_transfer_recorded(bencher: Bencher) {
+    let mut talk = Talk::logged_in(CLIENT);
     for (line, server) in ACTIVE.repeat(LINES / 4) {
         talk.say(line, server);
     }
@@ -81,9 +79,21 @@ fn rewriting_recorded(bencher: Bencher) {
     assert!(written > LINES);
 }
 
+/// Nothing but the `PORT`: the second of each of a thousand connections.
+#[divan::bench]
+fn rewriting(bencher: Bencher) {
+    run_on_each(bencher, &[PORT]);
+}
+
+/// The same, cut in three: the first two are held back, and acknowledged.
+#[divan::bench]
+fn rewriting_split(bencher: Bencher) {
+    run_on_each(bencher, &[&PORT[..3], &PORT[3..20], &PORT[20..]]);
+}
+
 /// A 227 through masquerade: a pinhole and no rewrite.
 #[divan::bench]
-fn opening(bencher: Bencher) {
+fn passive_transfer(bencher: Bencher) {
     let exchange = [
         ("PASV\r\n", false),
         ("227 Entering Passive Mode (203,0,113,9,195,149).\r\n", true),
@@ -96,8 +106,8 @@ fn opening(bencher: Bencher) {
 /// Packets that only have to be renumbered: pure acknowledgements after a rewrite.
 #[divan::bench]
 fn renumbering(bencher: Bencher) {
-    let mut talk = Talk::logged_in();
-    talk.say("PORT 192,168,150,80,14,178\r\n", false);
+    let mut talk = Talk::logged_in(CLIENT);
+    talk.say(PORT, false);
     for _ in 0..LINES {
         talk.say("", true);
     }
@@ -105,11 +115,30 @@ fn renumbering(bencher: Bencher) {
 }
 
 fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
-    let mut talk = Talk::logged_in();
+    let mut talk = Talk::logged_in(CLIENT);
     for (line, server) in lines {
         talk.say(line, *server);
     }
     bench_packets(bencher, &talk.packets, counted);
+}
+
+/// Times what clients say, each segment in turn, after a transfer of each.
+fn run_on_each(bencher: Bencher, segments: &[&str]) {
+    let (mut stage, mut timed) = (Vec::new(), vec![Vec::new(); segments.len()]);
+    for port in 0..LINES {
+        let mut talk = Talk::logged_in(&format!("192.168.150.80:{}", 2000 + port));
+        for (line, server) in ACTIVE {
+            talk.say(line, server);
+        }
+        stage.append(&mut talk.packets);
+        for segment in segments {
+            talk.say(segment, false);
+        }
+        timed.iter_mut().zip(talk.packets).for_each(|(all, packet)| all.push(packet));
+    }
+    let counted = LINES * segments.len();
+    stage.extend(timed.into_iter().flatten());
+    bench_packets(bencher, &stage, counted);
 }
 
 /// Times the last `counted` packets; those before set the stage.
@@ -129,12 +158,14 @@ fn bench_with(
     bencher
         .counter(ItemsCount::new(counted))
         .with_inputs(|| {
-            let mut engine = Engine::new(Policy::default(), Checksums::Verify);
+            let mut engine = engine();
             engine.note_changes(now);
             let mut out = Vec::new();
             for packet in stage {
                 engine.packet(now, packet, &mut Nowhere, &mut out);
             }
+            engine.settle(&mut Nowhere);
+            engine.take_events();
             (engine, out)
         })
         .bench_local_values(|(mut engine, mut out)| {
@@ -147,88 +178,4 @@ fn bench_with(
             engine.take_events();
             engine
         });
-}
-
-/// A conversation as the gateway sees it: the server's numbers are those it delivered to.
-struct Talk {
-    packets: Vec<Vec<u8>>,
-    engine: Engine,
-    next: [u32; 2],
-    received: [u32; 2],
-}
-
-impl Talk {
-    fn logged_in() -> Self {
-        let engine = Engine::new(Policy::default(), Checksums::Verify);
-        let mut talk = Self { packets: Vec::new(), engine, next: [100, 499], received: [499, 100] };
-        talk.send(b"", true, true);
-        talk.next[1] = 500;
-        talk.received[0] = 500;
-        for (line, server) in [
-            ("220 ready\r\n", true),
-            ("USER joe\r\n", false),
-            ("331 password\r\n", true),
-            ("PASS x\r\n", false),
-            ("230 in\r\n", true),
-        ] {
-            talk.say(line, server);
-        }
-        talk
-    }
-
-    fn say(&mut self, line: &str, server: bool) {
-        self.send(line.as_bytes(), server, false);
-    }
-
-    fn send(&mut self, payload: &[u8], server: bool, syn: bool) {
-        let me = usize::from(server);
-        let (client, other): (SocketAddr, SocketAddr) =
-            (CLIENT.parse().unwrap(), SERVER.parse().unwrap());
-        let (from, to) = if server { (other, client) } else { (client, other) };
-        let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { return };
-        let builder = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64)
-            .tcp(from.port(), to.port(), self.next[me], 512)
-            .ack(self.received[me]);
-        let builder = if syn { builder.syn() } else { builder };
-        let mut packet = Vec::new();
-        builder.write(&mut packet, payload).unwrap();
-        let mut out = Vec::new();
-        let verdict = self.engine.packet(Instant::now(), &packet, &mut Nowhere, &mut out);
-        self.engine.settle(&mut Nowhere);
-        let shrunk =
-            if verdict == Verdict::Replace { packet.len() as i64 - out.len() as i64 } else { 0 };
-        self.next[me] += payload.len() as u32;
-        self.received[1 - me] += (payload.len() as i64 - shrunk) as u32;
-        self.packets.push(packet);
-    }
-}
-
-/// A kernel that grants everything.
-struct Nowhere;
-
-impl Kernel for Nowhere {
-    fn translation(
-        &mut self,
-        client: SocketAddr,
-        server: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        let client_external = OUTSIDE.parse().unwrap();
-        Ok(Some(Translation { client, client_external, server, server_external: server }))
-    }
-
-    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn close(&mut self, _: &Pinhole) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
-        Ok(())
-    }
 }
