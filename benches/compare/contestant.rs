@@ -5,15 +5,14 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use ftp_alg::lab::{
-    Background, Daemon, Family, Lab, LabError, Plan, Result, Spec, Topology,
-};
+use ftp_alg::lab::{Background, Daemon, Family, Host, Lab, LabError, Result, Spec, Topology};
 
-use crate::{accept, options::Pin};
+use crate::{accept, figure::Figure, options::Pin, proxies};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +30,10 @@ pub enum Contestant {
     KernelHelper,
     /// The kernel's helper, with every control packet through a queue whose reader accepts all.
     AcceptLoop,
+    /// SuSE's ftp-proxy, dialled in the server's place.
+    SuseProxy,
+    /// ProFTPD with mod_proxy, likewise.
+    Proftpd,
     /// Nothing that reads FTP, and nothing dropped.
     NoHelper,
 }
@@ -42,7 +45,21 @@ impl Contestant {
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "helper",
             Self::AcceptLoop => "loop",
+            Self::SuseProxy => "suse",
+            Self::Proftpd => "proftpd",
             Self::NoHelper => "none",
+        }
+    }
+
+    /// What the table calls it.
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::Daemon { name, .. } => name,
+            Self::KernelHelper => "kernel helper",
+            Self::AcceptLoop => "C loop",
+            Self::SuseProxy => "SuSE ftp-proxy",
+            Self::Proftpd => "ProFTPD mod_proxy",
+            Self::NoHelper => "no helper",
         }
     }
 }
@@ -88,18 +105,17 @@ pub struct Stage {
     pub target: SocketAddr,
     pin: Pin,
     // Ended before the lab is removed.
-    _running: Vec<Background>,
+    running: Vec<Background>,
     daemon: Option<Daemon>,
     _server: Background,
 }
 
 impl Stage {
     /// Builds a lab with `contestant` on its gateway.
-    pub fn set(contestant: &Contestant, pin: Pin) -> Result<Self> {
+    pub fn set(contestant: &Contestant, figure: Figure, pin: Pin) -> Result<Self> {
         // What locally created traffic and real interfaces have: checksums and segmentation are
         // left to the last moment.
-        let plan = Plan::of(Topology::Masquerade);
-        let lab = Lab::build(Spec { plan, offloads: true, ..Spec::new(Topology::Masquerade) })?;
+        let lab = Lab::build(Spec { offloads: true, ..Spec::new(Topology::Masquerade) })?;
         for host in [&lab.client, &lab.server, &lab.gateway] {
             host.shell(ENDS)?;
         }
@@ -108,12 +124,12 @@ impl Stage {
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
         let mut stage =
-            Self { lab, target, pin, _running: Vec::new(), daemon: None, _server: server };
-        stage.place(contestant)?;
+            Self { lab, target, pin, running: Vec::new(), daemon: None, _server: server };
+        stage.place(contestant, figure)?;
         Ok(stage)
     }
 
-    fn place(&mut self, contestant: &Contestant) -> Result<()> {
+    fn place(&mut self, contestant: &Contestant, figure: Figure) -> Result<()> {
         let gateway = &self.lab.gateway;
         match contestant {
             Contestant::Daemon { executable, configuration, .. } => {
@@ -123,14 +139,33 @@ impl Stage {
             }
             Contestant::KernelHelper => gateway.nft(HELPER)?,
             Contestant::AcceptLoop => {
-                gateway.nft(HELPER)?;
+                // It is measured by itself where nothing is announced.
+                if matches!(figure, Figure::Cycles(_)) {
+                    gateway.nft(HELPER)?;
+                }
                 self.accept_loop()?;
             }
+            Contestant::SuseProxy => self.proxy(proxies::suse)?,
+            Contestant::Proftpd => self.proxy(proxies::proftpd)?,
             Contestant::NoHelper => {
                 gateway.nft("delete table inet gateway")?;
                 gateway.nft(OPEN)?;
             }
         }
+        Ok(())
+    }
+
+    /// A proxy in the server's place; whatever comes to it passes.
+    fn proxy(&mut self, prepare: fn(&Host, SocketAddr) -> Result<Command>) -> Result<()> {
+        let gateway = &self.lab.gateway;
+        gateway.nft("delete table inet gateway")?;
+        let running = gateway.start(prepare(gateway, self.target)?, "proxy")?;
+        self.pin.gateway(running.id())?;
+        gateway
+            .wait_for_port(21, Duration::from_secs(10))
+            .map_err(|error| LabError::Unexpected(format!("{error}: {}", running.log())))?;
+        self.target.set_ip(self.lab.spec().plan.inside.v4.into());
+        self.running.push(running);
         Ok(())
     }
 
@@ -148,22 +183,19 @@ impl Stage {
                 "iptables -w -t mangle -A FORWARD -p tcp {port} 21 -j NFQUEUE --queue-num {QUEUE}"
             ))?;
         }
-        self._running.push(running);
+        self.running.push(running);
         Ok(())
     }
 
-    /// Runs this program in the client's place with what it is ordered on its standard input;
-    /// what it writes is its answer.
-    pub fn client(&self, role: &str, order: &[u8], limit: Duration) -> Result<Vec<u8>> {
-        let client = &self.lab.client;
-        let command = self.pin.traffic(client.command(self.pin.program()), &[role])?;
-        Ok(client.finish(command, order, limit)?.success()?.stdout)
+    /// How many packets the daemon has seen, if there is one.
+    pub fn packets(&self) -> Result<Option<u64>> {
+        self.daemon.as_ref().map(|daemon| daemon.counter("packets")).transpose()
     }
 
     /// What the gateway's program said, for a measurement that failed.
     pub fn log(&self) -> String {
         let daemon = self.daemon.as_ref().map(Daemon::log);
-        daemon.into_iter().chain(self._running.iter().map(Background::log)).collect()
+        daemon.into_iter().chain(self.running.iter().map(Background::log)).collect()
     }
 }
 

@@ -70,7 +70,8 @@ impl Control {
             let (start, end) = self.line()?;
             let line = &self.buffer[start..end];
             // `220-` and what follows it belong to a reply that goes on.
-            let is_last = line.len() > 3 && line[3] == b' ' && line[..3].iter().all(u8::is_ascii_digit);
+            let is_last =
+                line.len() > 3 && line[3] == b' ' && line[..3].iter().all(u8::is_ascii_digit);
             if !is_last {
                 continue;
             }

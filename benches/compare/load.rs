@@ -51,17 +51,19 @@ pub struct Order {
     pub time: Duration,
 }
 
-/// What came of it.
+/// What came of a measurement, here or of another kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Cycles that ended well, all workers together, each second.
+    /// What was done each second: cycles, packets, bits.
     pub rate: f64,
     /// Of a cycle, in microseconds: half, nine tenths and 99 of 100 take no longer.
     pub percentiles: [f64; 3],
-    /// Cycles that failed.
+    /// What failed.
     pub errors: u64,
     /// What the first of them said.
     pub error: Option<String>,
+    /// What else must be known.
+    pub note: Option<String>,
 }
 
 /// Does what is ordered.
@@ -102,12 +104,12 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, order: &Order, barrier: &Barrier) -> Self {
-        let mut session = Session::new(order.target).map_err(|error| self.note("login", &error)).ok();
+        let mut session =
+            Session::new(order.target).map_err(|error| self.note("login", &error)).ok();
         barrier.wait();
         let start = Instant::now() + WARM_UP;
         let end = start + order.time;
-        let mut verbs = order.verbs.iter().cycle();
-        while let Some(verb) = verbs.next() {
+        for verb in order.verbs.iter().cycle() {
             let before = Instant::now();
             if before >= end || self.errors >= ERRORS {
                 break;

@@ -5,13 +5,13 @@ use std::{env, path::PathBuf, process::Command, time::Duration};
 
 use ftp_alg::lab::{LabError, Result};
 
-use crate::{contestant::Contestant, load::Verb};
+use crate::{contestant::Contestant, figure::Figure, load::Verb};
 
 /// How to use it; printed for a word that means nothing.
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
-  figures      cycles
-  contestants  ours other helper loop none
+  figures      cycles packets bulk control
+  contestants  ours other helper loop suse proftpd none
   verbs        pasv port epsv eprt (pasv and port in turn unless chosen)
   workers      a number, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -20,13 +20,6 @@ environment
   FTP_ALG_COMPARE_ROUNDS=5      FTP_ALG_COMPARE_SECONDS=2
   FTP_ALG_COMPARE_CONFIG=FILE   configuration of the daemon (of `other`, if that is given)
   FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other`";
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Figure {
-    /// Transfers of a small file.
-    Cycles,
-}
 
 /// Where processes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +82,6 @@ pub struct Options {
     pub contestants: Vec<Contestant>,
     /// Said in turn.
     pub verbs: Vec<Verb>,
-    /// Control connections at a time.
-    pub workers: Vec<usize>,
     /// Where processes run.
     pub pin: Pin,
     /// How often each is measured.
@@ -110,7 +101,6 @@ impl Options {
             figures: Vec::new(),
             contestants: Vec::new(),
             verbs: Vec::new(),
-            workers: Vec::new(),
             pin: Pin::Free,
             rounds: number("FTP_ALG_COMPARE_ROUNDS", 5)?,
             time: Duration::from_millis(
@@ -120,13 +110,15 @@ impl Options {
             words: env::args().skip(1).filter(|word| word != "--bench").collect(),
         };
         let all = contestants()?;
-        for word in options.words.clone() {
-            if let Some(contestant) = all.iter().find(|one| one.name() == word) {
+        let words = options.words.clone();
+        let (mut figures, mut workers) = (Vec::new(), Vec::new());
+        for word in &words {
+            if let Some(contestant) = all.iter().find(|one| one.name() == word.as_str()) {
                 options.contestants.push(contestant.clone());
                 continue;
             }
             match word.as_str() {
-                "cycles" => options.figures.push(Figure::Cycles),
+                "cycles" | "packets" | "bulk" | "control" => figures.push(word.as_str()),
                 "pasv" => options.verbs.push(Verb::Pasv),
                 "port" => options.verbs.push(Verb::Port),
                 "epsv" => options.verbs.push(Verb::Epsv),
@@ -135,13 +127,10 @@ impl Options {
                 "apart" => options.pin = Pin::Apart,
                 "--keep" => options.keep = true,
                 number => match number.parse() {
-                    Ok(workers @ 1..=1000) => options.workers.push(workers),
+                    Ok(number @ 1..=1000) => workers.push(number),
                     _ => return Err(format!("{word} means nothing here\n{USAGE}")),
                 },
             }
-        }
-        if options.figures.is_empty() {
-            options.figures = vec![Figure::Cycles];
         }
         if options.contestants.is_empty() {
             options.contestants = all;
@@ -149,8 +138,19 @@ impl Options {
         if options.verbs.is_empty() {
             options.verbs = vec![Verb::Pasv, Verb::Port];
         }
-        if options.workers.is_empty() {
-            options.workers = vec![1, 8];
+        if workers.is_empty() {
+            workers = vec![1, 8];
+        }
+        if figures.is_empty() {
+            figures = vec!["cycles", "packets", "bulk", "control"];
+        }
+        for figure in figures {
+            match figure {
+                "packets" => options.figures.push(Figure::Packets),
+                "bulk" => options.figures.push(Figure::Bulk),
+                "control" => options.figures.push(Figure::Control),
+                _ => options.figures.extend(workers.iter().map(|count| Figure::Cycles(*count))),
+            }
         }
         Ok(options)
     }
@@ -174,7 +174,13 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         }
         None => vec![daemon("ours", ours, &configuration)],
     };
-    all.extend([Contestant::KernelHelper, Contestant::AcceptLoop, Contestant::NoHelper]);
+    all.extend([
+        Contestant::KernelHelper,
+        Contestant::AcceptLoop,
+        Contestant::SuseProxy,
+        Contestant::Proftpd,
+        Contestant::NoHelper,
+    ]);
     Ok(all)
 }
 

@@ -129,7 +129,8 @@ impl Session {
     /// A reply of at least `length` bytes in very many lines.
     fn talk(&mut self, length: &str) -> io::Result<()> {
         let length: usize = length.parse().unwrap_or(0);
-        let line = b" Everything is as it should be, and there is nothing else to be said of it.\r\n";
+        let line =
+            b" Everything is as it should be, and there is nothing else to be said of it.\r\n";
         let text: Vec<u8> = line.iter().copied().cycle().take(line.len() * 1024).collect();
         self.reply("211-Status")?;
         for _ in 0..length.div_ceil(text.len()) {
