@@ -18,6 +18,7 @@ pub(super) const TABLE: &CStr = c"ftp_alg";
 const OBJECT_ROOM: usize = 2048;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.
+const NFT_MSG_DESTROYSETELEM: i32 = 30;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -101,12 +102,21 @@ impl Batch {
         self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
     }
 
-    /// Deletes an element whether it is there or not. Returns the index of the message that fails
-    /// when it is there with other data.
+    /// Deletes an element whether it is there or not; kernels before Linux 6.3 refuse it with EINVAL.
+    /// Returns the message's index.
+    ///
+    /// What is not there costs a look-up, and nothing to be done after the batch. (Deleting it fails the
+    /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
+    pub(super) fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+        let element = Element { set, key, data: None, timeout: None };
+        self.element(NFT_MSG_DESTROYSETELEM, 0, &element)
+    }
+
+    /// Deletes an element whether it is there or not, on any kernel. Returns the index of the message
+    /// that fails when it is there with other data.
     ///
     /// It is added first, which changes nothing if it is there; what one batch adds and deletes is
-    /// never seen. (NFT_MSG_DESTROYSETELEM needs Linux 6.3. Deleting what is not there fails the
-    /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
+    /// never seen.
     pub(super) fn clear_element(&mut self, element: &Element<'_>) -> usize {
         let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
         self.delete_element(element.set, element.key);
