@@ -178,7 +178,9 @@ impl<K: Kernel> Judge for Bench<'_, K> {
                 }
             }
             Note::TransferEnded { completed: true } => {
-                self.close_answered(self.control.pinholes.len(), None);
+                for held in self.control.pinholes.extract_if(.., |held| held.answered) {
+                    self.pinholes.spend(held);
+                }
             }
             Note::TransferEnded { completed: false } => self.transfer_failed(),
             Note::LoggedIn => self.tell(What::Turned("logged in")),
@@ -205,6 +207,7 @@ impl<K: Kernel> Bench<'_, K> {
             }
             self.pinholes.close(held);
         }
+        self.pinholes.settle_spent();
     }
 
     /// The connection's translation, looked up once. Only what conntrack tracks is queued, so one

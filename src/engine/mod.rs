@@ -280,6 +280,7 @@ impl Engine {
                 self.pinholes.close(held);
             }
         }
+        self.pinholes.settle_spent();
         self.settle(kernel);
     }
 
@@ -297,6 +298,7 @@ impl Engine {
             }
         }
         self.sweep(now);
+        self.pinholes.settle_spent();
         self.settle(kernel);
         self.pinholes.next_deadline()
     }
