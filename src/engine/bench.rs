@@ -180,7 +180,9 @@ impl<K: Kernel> Judge for Bench<'_, K> {
                 pinholes.filter(|p| p.answered).for_each(|held| self.pinholes.used(held));
             }
             Note::TransferEnded { completed: true } => {
-                self.close_answered(self.control.pinholes().len(), None);
+                let pinholes = self.control.pinholes_mut();
+                let over = pinholes.map(|all| all.extract_if(.., |held| held.answered));
+                over.into_iter().flatten().for_each(|held| self.pinholes.spend(held));
             }
             Note::TransferEnded { completed: false } => self.transfer_failed(),
             Note::LoggedIn => self.tell(What::Turned("logged in")),
@@ -207,6 +209,7 @@ impl<K: Kernel> Bench<'_, K> {
             }
             self.pinholes.close(held);
         }
+        self.pinholes.settle_spent();
     }
 
     /// The connection's translation, looked up once. Only what conntrack tracks is queued, so one

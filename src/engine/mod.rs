@@ -288,6 +288,7 @@ impl Engine {
                 self.pinholes.close(held);
             }
         }
+        self.pinholes.settle_spent();
         self.settle(kernel);
     }
 
@@ -304,6 +305,7 @@ impl Engine {
             }
         }
         self.sweep(now);
+        self.pinholes.settle_spent();
         self.settle(kernel);
         self.pinholes.next_deadline()
     }

@@ -100,6 +100,20 @@ impl Kernel for LinuxKernel {
         }
     }
 
+    fn close_and_open(
+        &mut self,
+        closed: &[Pinhole],
+        opening: &Opening<'_>,
+    ) -> Result<(), KernelError> {
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.close_and_open(closed, opening),
+            Holder::Conntrack(expectations) => {
+                closed.iter().try_for_each(|pinhole| expectations.close(pinhole))?;
+                expectations.open(opening)
+            }
+        }
+    }
+
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.conntrack.attend(control, attention)
     }

@@ -258,7 +258,9 @@ impl Table {
     fn add_selection(&mut self) -> Result<Option<i32>, GatewayError> {
         let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
         let mut batch = Batch::new();
-        selection::rules(&table, |rule| drop(batch.object(rule, MsgType::Add)));
+        selection::rules(&table, |rule| {
+            batch.object(rule, MsgType::Add);
+        });
         Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
     }
 
