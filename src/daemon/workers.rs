@@ -123,7 +123,8 @@ pub(super) fn start(
     for ((queue, engine), journal) in queues.into_iter().zip(&shared.engines).zip(journals) {
         let (engine, shared) = (Arc::clone(engine), Arc::clone(&shared));
         let kernel = LinuxKernel::new(&parameters)?;
-        let worker = Worker { queue, engine, journal, kernel, shared };
+        let parameters = parameters.clone();
+        let worker = Worker { queue, engine, journal, kernel, parameters, shared };
         workers.spawn(worker, wake.try_clone()?, events.clone())?;
     }
     tracing::info!("back end {}: {why}", parameters.backend().as_str());
@@ -157,6 +158,7 @@ struct Worker {
     engine: Arc<Mutex<Engine>>,
     journal: Journal,
     kernel: LinuxKernel,
+    parameters: RuleParameters,
     shared: Arc<Shared>,
 }
 
@@ -205,13 +207,15 @@ impl Worker {
         let now = Instant::now();
         let (packets, mut verdicts) = self.queue.batch();
         for packet in packets {
-            let verdict = engine.packet(now, packet.payload, &mut self.kernel, replacement);
+            let woken = self.parameters.woken(packet.mark);
+            let verdict = engine.queued(now, packet.payload, woken, &mut self.kernel, replacement);
             let decision = match verdict {
                 Verdict::Accept => Decision::Accept,
                 Verdict::Replace => Decision::Replace(replacement),
                 Verdict::Drop => Decision::Drop,
             };
-            if let Err(error) = verdicts.verdict(packet.id, decision) {
+            let mark = self.parameters.answer(packet.mark, engine.answer());
+            if let Err(error) = verdicts.verdict_with(packet.id, decision, mark) {
                 self.shared.fail(&error);
             }
             if verdicts.is_full() {
@@ -326,6 +330,7 @@ impl Workers {
             None => Table::install(parameters)?,
         });
         self.keep_imprint();
+        self.tell_of_selection();
         if !restored {
             return Ok(());
         }
@@ -350,6 +355,14 @@ impl Workers {
             }
         }
         Ok(())
+    }
+
+    /// What passed another table, or none, may be anything.
+    fn tell_of_selection(&self) {
+        let answers = self.table.as_ref().is_some_and(Table::tells_lines);
+        for engine in &self.shared.engines {
+            lock(engine).set_selection(answers);
+        }
     }
 
     fn keep_imprint(&self) {
@@ -434,6 +447,7 @@ impl Service for Workers {
         ));
         table.restore()?;
         self.keep_imprint();
+        self.tell_of_selection();
         Ok(())
     }
 }

@@ -36,7 +36,10 @@ pub use queue::{Decision, Packet, Queue, Verdicts};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 
-use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use crate::{
+    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
+    session::Renumberings,
+};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
 /// thread; it needs the loaded [`Table`], which all share.
@@ -116,6 +119,10 @@ impl Kernel for LinuxKernel {
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.conntrack.attend(control, attention)
+    }
+
+    fn renumber(&mut self, control: &Translation, how: &Renumberings) -> Result<bool, KernelError> {
+        self.conntrack.renumber(control, how)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

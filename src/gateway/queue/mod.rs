@@ -47,6 +47,8 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
     /// Netfilter hook: 1 input, 2 forward, 3 output, 4 postrouting.
     pub hook: u8,
+    /// The packet mark.
+    pub mark: u32,
     /// Interface that it came in on; 0 if it was made here.
     pub indev: u32,
     /// Interface that it goes out on; 0 if it ends here.
@@ -190,7 +192,7 @@ impl Queue {
                         } else {
                             // Nothing to judge it by; TCP repeats it.
                             self.malformed += 1;
-                            self.pending.decide(packet.id, Decision::Drop);
+                            self.pending.decide(packet.id, Decision::Drop, None);
                         }
                     }
                     netlink::ERROR if message.errno() != 0 => self.refused += 1,

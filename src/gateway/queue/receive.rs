@@ -18,6 +18,7 @@ const SLOT: usize = (1 << 16) + 1024 + 320;
 pub(super) struct Found {
     pub(super) id: u32,
     hook: u8,
+    mark: u32,
     indev: u32,
     outdev: u32,
     pub(super) start: usize,
@@ -94,6 +95,7 @@ impl Receiver {
             id: found.id,
             payload: self.bytes.get(found.start..found.start.checked_add(found.length)?)?,
             hook: found.hook,
+            mark: found.mark,
             indev: found.indev,
             outdev: found.outdev,
         })
@@ -102,12 +104,13 @@ impl Receiver {
 
 pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]>)> {
     let mut found = None;
-    let (mut payload, mut indev, mut outdev) = (None, 0, 0);
+    let (mut payload, mut mark, mut indev, mut outdev) = (None, 0, 0, 0);
     for (kind, content) in message.attributes() {
         match i32::from(kind) {
             libc::NFQA_PACKET_HDR => {
                 found = Some((be32(content)?, content.get(4..).and_then(be16)?, *content.get(6)?));
             }
+            libc::NFQA_MARK => mark = be32(content)?,
             libc::NFQA_IFINDEX_INDEV => indev = be32(content)?,
             libc::NFQA_IFINDEX_OUTDEV => outdev = be32(content)?,
             libc::NFQA_PAYLOAD => payload = Some(content),
@@ -115,7 +118,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
         }
     }
     let (id, _protocol, hook) = found?;
-    Some((Found { id, hook, indev, outdev, start: 0, length: 0 }, payload))
+    Some((Found { id, hook, mark, indev, outdev, start: 0, length: 0 }, payload))
 }
 
 /// Where `part`, a part of `whole`, starts.
