@@ -8,6 +8,8 @@
 mod lab;
 #[path = "gateway/packets.rs"]
 mod packets;
+#[path = "gateway/watch.rs"]
+mod watch;
 
 use std::{
     io::{self, Read as _, Write as _},

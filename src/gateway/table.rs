@@ -15,7 +15,7 @@ use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GatewayError,
+    Commits, GatewayError,
     firewall::{Ip, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
@@ -38,6 +38,10 @@ pub struct Table {
     shape: Option<Shape>,
     /// What the table's helper object is, where it is ours.
     helper: Option<OwnHelper>,
+    /// The transactions of ours that leave the table's shape as it is.
+    commits: Option<Commits>,
+    /// How many transactions others had made when the table was last found intact.
+    others: Option<u32>,
 }
 
 /// What became of the table since it was loaded.
@@ -123,7 +127,7 @@ impl Table {
             return Ok(None);
         }
         let (parameters, shape) = (parameters.clone(), Some(shape));
-        Ok(Some(Self { parameters, statement, socket, shape, helper }))
+        Ok(Some(Self { parameters, statement, socket, shape, helper, commits: None, others: None }))
     }
 
     /// By what [`Table::adopt`] knows it.
@@ -153,7 +157,15 @@ impl Table {
         })?;
         // From here on it is removed if something fails.
         let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
-        let mut table = Self { parameters: parameters.clone(), statement, socket, shape, helper };
+        let mut table = Self {
+            parameters: parameters.clone(),
+            statement,
+            socket,
+            shape,
+            helper,
+            commits: None,
+            others: None,
+        };
         if statement == QueueStatement::Xtables {
             let mut refused = table.add_queue_rules(parameters)?;
             if refused == Some(libc::ENOENT) {
@@ -166,8 +178,28 @@ impl Table {
         Ok(table)
     }
 
-    /// What became of it.
+    /// Knows from now on which transactions were ours: all that open or close pinholes in this network
+    /// namespace must be counted in `commits`.
+    pub fn count_in(&mut self, commits: &Commits) {
+        (self.commits, self.others) = (Some(commits.clone()), None);
+    }
+
+    /// What became of it. Looks at it only if others have changed nf_tables since it was found intact.
     pub fn condition(&mut self) -> Result<Condition, GatewayError> {
+        let Some(commits) = &self.commits else { return self.look() };
+        let others = commits.of_others(&mut self.socket).map_err(netlink_failed)?;
+        if others.is_some() && others == self.others {
+            return Ok(Condition::Intact);
+        }
+        self.others = None;
+        let condition = self.look()?;
+        // Counted before the look: what came between shows in the next one.
+        self.others = others.filter(|_| condition == Condition::Intact);
+        Ok(condition)
+    }
+
+    /// As [`Table::condition`], whatever was found before.
+    pub fn look(&mut self) -> Result<Condition, GatewayError> {
         let now = nft::shape(&mut self.socket).map_err(netlink_failed)?;
         Ok(match now {
             None => Condition::Gone,
@@ -181,7 +213,8 @@ impl Table {
 
     /// Loads it again, without what was open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let restored = Self::install_with(&self.parameters, self.statement)?;
+        let mut restored = Self::install_with(&self.parameters, self.statement)?;
+        restored.commits = self.commits.take();
         std::mem::replace(self, restored).keep();
         Ok(())
     }
