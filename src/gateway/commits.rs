@@ -33,12 +33,12 @@ struct Counts {
 }
 
 impl Commits {
-    /// Sends a batch that, if it is not refused, changes something; or is asked to
+    /// Sends a batch of elements that, if it is not refused, changes something; or is asked to
     /// [tell](Batch::tell_changes) whether it does.
     pub(super) fn send(&self, batch: &mut Batch, socket: &mut Socket) -> io::Result<Outcome> {
         self.counts.started.fetch_add(1, SeqCst);
         // Where it is not known what became of it, it never ends, and no difference is known any more.
-        let outcome = batch.send(socket)?;
+        let outcome = batch.send_unacknowledged(socket)?;
         self.counts.changed.fetch_add(u32::from(outcome.changed()), SeqCst);
         self.counts.ended.fetch_add(1, SeqCst);
         Ok(outcome)

@@ -193,34 +193,49 @@ impl Batch {
         })
     }
 
-    /// Sends the batch; the kernel does all of it or nothing.
+    /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
     pub(super) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
         // The kernel answers each message that fails, and those that ask for it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
+        let (outcome, answered) = self.hand_over(socket, Some(last))?;
+        if !answered && outcome.errors.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+        }
+        Ok(outcome)
+    }
+
+    /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
+    /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
+    /// in silence, and what else fails is told before the system call returns.
+    pub(super) fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+        self.hand_over(socket, None).map(|(outcome, _)| outcome)
+    }
+
+    /// Sends it. Gives what the kernel said, and whether it acknowledged the message `last`.
+    fn hand_over(
+        &mut self,
+        socket: &mut Socket,
+        last: Option<usize>,
+    ) -> io::Result<(Outcome, bool)> {
         self.boundary(libc::NFNL_MSG_BATCH_END);
         let mut answered = false;
         let (mut errors, mut told) = (Vec::new(), self.tells_changes.then_some(false));
-        socket.ask_until(&self.bytes, |message| {
+        socket.ask(&self.bytes, |message| {
             if message.kind == NEW_GENERATION {
                 told = Some(true);
             }
             if message.kind != netlink::ERROR {
-                return false;
+                return;
             }
             let index = (message.sequence as usize).wrapping_sub(FIRST_SEQUENCE as usize);
-            answered |= index == last;
+            answered |= Some(index) == last;
             match message.errno() {
                 0 => {}
                 errno => errors.push((index, errno)),
             }
-            // Errors come in the order of their messages, and what is told comes before.
-            answered && errors.is_empty()
         })?;
-        if !answered && errors.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
-        }
-        Ok(Outcome { errors, told })
+        Ok((Outcome { errors, told }, answered))
     }
 
     /// Sets a flag of the message that starts at `start`.
