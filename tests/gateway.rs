@@ -8,6 +8,8 @@
 mod lab;
 #[path = "gateway/packets.rs"]
 mod packets;
+#[path = "gateway/runs.rs"]
+mod runs;
 #[path = "gateway/watch.rs"]
 mod watch;
 

@@ -20,6 +20,7 @@ mod pinholes;
 mod programs;
 mod queue;
 pub mod rules;
+mod selection;
 mod table;
 
 use std::net::SocketAddr;

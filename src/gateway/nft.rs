@@ -14,8 +14,9 @@ use super::netlink::{self, Attributes, FAMILY_HEADER, Message, Socket, Start, Wr
 /// Our table, for libnftnl.
 pub(super) const TABLE: &CStr = c"ftp_alg";
 
-/// Room for one object of libnftnl; ours are below 512.
-const OBJECT_ROOM: usize = 2048;
+/// Room for one object of libnftnl; ours are below 512, but for the rules that tell lines (`selection`),
+/// which are below 5000.
+const OBJECT_ROOM: usize = 8192;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.
 const NFT_MSG_DESTROYSETELEM: i32 = 30;
