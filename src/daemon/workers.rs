@@ -36,8 +36,8 @@ use crate::{
     config::{self, Config},
     engine::{Checksums, Engine, Kernel, Pinhole, Verdict},
     gateway::{
-        self, Backend, Condition, Decision, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
-        Verdicts,
+        self, Backend, Commits, Condition, Decision, LinuxKernel, OpenPinhole, Queue,
+        RuleParameters, Table, Verdicts,
     },
 };
 
@@ -98,6 +98,7 @@ pub(super) fn start(
     let queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     let state =
         StateDir::new(state_dir, &numbers).map_err(|error| state_failed(state_dir, &error))?;
+    let commits = Commits::default();
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let shared = Arc::new(Shared {
         started: Instant::now(),
@@ -108,7 +109,7 @@ pub(super) fn start(
         log: Log::default(),
         names,
         unconfined,
-        kernel: Mutex::new(LinuxKernel::new(&parameters)?),
+        kernel: Mutex::new(LinuxKernel::new(&parameters)?.counted_in(&commits)),
     });
     let (wake, end) = io::pipe()?;
     let mut workers = Workers { shared, state, end: Some(end), threads: Vec::new(), table: None };
@@ -120,9 +121,12 @@ pub(super) fn start(
     }
     let restored = shared.engines.iter().any(|engine| lock(engine).session_count() > 0);
     workers.load(&parameters, restored)?;
+    if let Some(table) = &mut workers.table {
+        table.count_in(&commits);
+    }
     for ((queue, engine), journal) in queues.into_iter().zip(&shared.engines).zip(journals) {
         let (engine, shared) = (Arc::clone(engine), Arc::clone(&shared));
-        let kernel = LinuxKernel::new(&parameters)?;
+        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits);
         let parameters = parameters.clone();
         let worker = Worker { queue, engine, journal, kernel, parameters, shared };
         workers.spawn(worker, wake.try_clone()?, events.clone())?;

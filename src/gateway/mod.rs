@@ -5,6 +5,7 @@
 
 pub mod assistant;
 mod choice;
+mod commits;
 mod conntrack;
 mod ctnetlink;
 mod error;
@@ -25,6 +26,7 @@ mod table;
 use std::net::SocketAddr;
 
 pub use choice::{Outlook, automatic, choose, outlooks};
+pub use commits::Commits;
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
 pub use expectations::Expectations;
@@ -68,6 +70,15 @@ impl LinuxKernel {
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
         })
+    }
+
+    /// Counts each transaction of nf_tables in `commits`.
+    pub fn counted_in(self, commits: &Commits) -> Self {
+        let holder = match self.holder {
+            Holder::Nftables(pinholes) => Holder::Nftables(pinholes.counted_in(commits)),
+            other => other,
+        };
+        Self { holder, ..self }
     }
 
     /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
