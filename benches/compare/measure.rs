@@ -3,8 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, OwnedFd},
-    process::{Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -17,7 +16,7 @@ use crate::{
     figure::Figure,
     flood,
     load::{self, Report, Verb},
-    options::{Options, ROLE},
+    options::Options,
     server,
 };
 
@@ -57,13 +56,13 @@ fn cycles(
         }
     }
     let order = load::Order { target: stage.target, verbs, workers, time: options.time };
-    answer(options, &stage.lab.client, stage, &["load"], &order)
+    client(options, stage, "load", &order)
 }
 
 fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
     let order = bulk::Order { target: stage.target, control, time: options.time };
     let before = stage.packets()?;
-    let mut report = answer(options, &stage.lab.client, stage, &["bulk"], &order)?;
+    let mut report = client(options, stage, "bulk", &order)?;
     if let (true, Some(before), Some(after)) = (control, before, stage.packets()?) {
         let seen = after.saturating_sub(before);
         report.note = Some(format!("the daemon saw {seen} packets"));
@@ -72,24 +71,29 @@ fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
 }
 
 fn packets(options: &Options, stage: &Stage) -> Result<Report> {
-    // Nobody answers but the generator.
-    for (host, port) in [(&stage.lab.client, "sport"), (&stage.lab.server, "dport")] {
-        host.nft(&format!(
-            "table ip quiet {{ chain arrived {{
-                type filter hook prerouting priority raw; tcp {port} 21 drop
-            }}; }}"
+    let lab = &stage.lab;
+    // Only the gateway is left: its cables end at the generator, and it knows where to send.
+    let side = |interface: &str, near, far| {
+        let [host, switches] = [lab.gateway.namespace(), lab.switches()];
+        let neighbour = format!("neigh replace {near} lladdr 02:00:00:00:00:09 dev {interface}");
+        let cable = format!("gateway-{interface}");
+        lab.gateway.shell(&format!(
+            "ip -n {switches} link set {cable} nomaster\nip -n {host} {neighbour}"
         ))?;
-    }
-    let order = flood::Order {
-        client: v4(&stage.lab.client)?,
-        outside: v4(&stage.lab.gateway)?,
-        server: stage.target,
-        time: options.time,
-        counters: [String::new(), String::new()],
+        let shown = lab.gateway.run("ip", &["-br", "link", "show", "dev", interface])?.text();
+        let gateway = link_address(&shown)
+            .ok_or_else(|| LabError::Unexpected(format!("no link-layer address: {shown}")))?;
+        Ok(flood::Side { interface: cable, gateway, near, far })
     };
+    let (client, outside) = (v4(&lab.client)?, v4(&lab.gateway)?);
+    let server = v4(&lab.server)?;
+    let sides = [side("lan", client, server)?, side("wan", server, outside)?];
+    let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    let beside = ["flood-beside", stage.lab.client.namespace()];
-    let mut report = answer(options, &stage.lab.server, stage, &beside, &order)?;
+    let mut command = lab.gateway.command("nsenter");
+    let there = format!("--net=/run/netns/{}", lab.switches());
+    command.arg(there).arg("--").arg(options.pin.program());
+    let mut report = answer(options, stage, command, "flood", &order)?;
     if let (Some(before), Some(after)) = (before, stage.packets()?) {
         let sent = report.rate * options.time.as_secs_f64();
         let seen = after.saturating_sub(before) as f64 / sent * 100.0;
@@ -99,6 +103,14 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
     Ok(report)
 }
 
+/// The address in a line like `lan@if5  UP  aa:bb:cc:dd:ee:ff <...>`.
+fn link_address(shown: &str) -> Option<[u8; 6]> {
+    let text = shown.split_whitespace().nth(2)?;
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
 fn v4(host: &Host) -> Result<Ipv4Addr> {
     match host.address(Family::V4) {
         IpAddr::V4(address) => Ok(address),
@@ -106,20 +118,25 @@ fn v4(host: &Host) -> Result<Ipv4Addr> {
     }
 }
 
-/// What this program says as `role` on `host`.
+/// What this program says as `role` on the client.
+fn client(options: &Options, stage: &Stage, role: &str, order: &impl Serialize) -> Result<Report> {
+    answer(options, stage, stage.lab.client.command(options.pin.program()), role, order)
+}
+
+/// What this program says as `role`; `command` goes where it has to be.
 fn answer(
     options: &Options,
-    host: &Host,
     stage: &Stage,
-    role: &[&str],
+    command: Command,
+    role: &str,
     order: &impl Serialize,
 ) -> Result<Report> {
     let order = serde_json::to_vec(order).unwrap_or_default();
-    let command = options.pin.traffic(host.command(options.pin.program()), role)?;
+    let command = options.pin.traffic(command, &[role]);
     let limit = options.time + Duration::from_secs(30);
-    let done = host.finish(command, &order, limit)?.success()?;
+    let done = stage.lab.client.finish(command, &order, limit)?.success()?;
     serde_json::from_slice(&done.stdout).map_err(|error| {
-        LabError::Unexpected(format!("{role:?}: {error}: {}{}", done.text(), stage.log()))
+        LabError::Unexpected(format!("{role}: {error}: {}{}", done.text(), stage.log()))
     })
 }
 
@@ -129,11 +146,7 @@ pub fn play(role: &[&str]) -> io::Result<()> {
         ["serve", port] => return server::run(port.parse().map_err(io::Error::other)?),
         ["load"] => load::run(&serde_json::from_slice(&input()?)?),
         ["bulk"] => bulk::run(&serde_json::from_slice(&input()?)?)?,
-        ["flood-beside", client] => return flood_beside(client),
-        ["flood", order] => {
-            let socket = io::stdin().as_fd().try_clone_to_owned()?;
-            flood::run(&serde_json::from_str(order)?, socket.into())?
-        }
+        ["flood"] => flood::run(&serde_json::from_slice(&input()?)?)?,
         _ => return Err(io::Error::other(format!("no such role: {role:?}"))),
     };
     io::stdout().write_all(&serde_json::to_vec(&report)?)
@@ -143,21 +156,4 @@ fn input() -> io::Result<Vec<u8>> {
     let mut order = Vec::new();
     io::stdin().read_to_end(&mut order)?;
     Ok(order)
-}
-
-/// In the server's namespace: opens a socket there and gives it to the generator, which runs in
-/// the client's.
-fn flood_beside(client: &str) -> io::Result<()> {
-    let mut order: flood::Order = serde_json::from_slice(&input()?)?;
-    let counters = |process: &str| format!("/proc/{process}/net/dev");
-    order.counters = [counters("self"), counters(&std::process::id().to_string())];
-    let socket: OwnedFd = flood::raw_socket()?.into();
-    let status = Command::new("nsenter")
-        .arg(format!("--net=/run/netns/{client}"))
-        .arg("--")
-        .arg(std::env::current_exe()?)
-        .args([ROLE, "flood", &serde_json::to_string(&order)?])
-        .stdin(Stdio::from(socket))
-        .status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("generator: {status}"))) }
 }

@@ -42,12 +42,12 @@ impl Pin {
     }
 
     /// `command`, which is of [`Pin::program`], with what makes it this program in a role.
-    pub fn traffic(self, mut command: Command, role: &[&str]) -> Result<Command> {
+    pub fn traffic(self, mut command: Command, role: &[&str]) -> Command {
         if self != Self::Free {
             command.args(["-c", "0"]).arg(itself());
         }
         command.arg(ROLE).args(role);
-        Ok(command)
+        command
     }
 
     /// Puts a program of the gateway, with all its threads, in its place.

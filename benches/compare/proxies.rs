@@ -92,6 +92,8 @@ pub fn proftpd(gateway: &Host, server: SocketAddr) -> Result<Command> {
     );
     let configuration = configuration(&home, &text)?;
     let mut command = gateway.command(unpacked("root", "usr/sbin/proftpd")?);
+    // mod_proxy.so is not linked with it.
+    command.env("LD_PRELOAD", "libssl.so.3");
     command.arg("-n").arg("-c").arg(configuration);
     with_libraries(&mut command);
     Ok(command)
