@@ -83,6 +83,7 @@ pub fn run(order: &Order) -> io::Result<Report> {
     let waited = flood.idle.as_secs_f64() / elapsed.as_secs_f64();
     Ok(Report {
         rate: arrived as f64 / elapsed.as_secs_f64(),
+        total: flood.sent as f64,
         errors: lost,
         error: (lost > 0).then(|| format!("{lost} packets did not arrive")),
         note: Some(format!("generator waits {:.0}% of the time", waited * 100.0)),

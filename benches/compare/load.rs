@@ -56,8 +56,12 @@ pub struct Order {
 pub struct Report {
     /// What was done each second: cycles, packets, bits.
     pub rate: f64,
+    /// What was done in all, before counting began too.
+    pub total: f64,
     /// Of a cycle, in microseconds: half, nine tenths and 99 of 100 take no longer.
     pub percentiles: [f64; 3],
+    /// Processor time that the gateway's program took for each, in seconds.
+    pub cost: Option<f64>,
     /// What failed.
     pub errors: u64,
     /// What the first of them said.
@@ -83,6 +87,7 @@ pub fn run(order: &Order) -> Report {
             continue;
         };
         report.rate += worker.latencies.len() as f64 / order.time.as_secs_f64();
+        report.total += worker.done as f64;
         report.errors += worker.errors;
         report.error = report.error.or(worker.error);
         latencies.extend(worker.latencies);
@@ -98,6 +103,7 @@ pub fn run(order: &Order) -> Report {
 #[derive(Default)]
 struct Worker {
     latencies: Vec<Duration>,
+    done: u64,
     errors: u64,
     error: Option<String>,
 }
@@ -119,6 +125,7 @@ impl Worker {
                 None => Err(io::ErrorKind::NotConnected.into()),
             };
             let after = Instant::now();
+            self.done += u64::from(done.is_ok());
             match done {
                 Ok(()) if before >= start && after <= end => self.latencies.push(after - before),
                 Ok(()) => {}

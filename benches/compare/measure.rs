@@ -95,8 +95,7 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
     command.arg(there).arg("--").arg(options.pin.program());
     let mut report = answer(options, stage, command, "flood", &order)?;
     if let (Some(before), Some(after)) = (before, stage.packets()?) {
-        let sent = report.rate * options.time.as_secs_f64();
-        let seen = after.saturating_sub(before) as f64 / sent * 100.0;
+        let seen = after.saturating_sub(before) as f64 / report.total * 100.0;
         let note = report.note.take().unwrap_or_default();
         report.note = Some(format!("{note}, the daemon saw {seen:.0}%"));
     }
@@ -134,10 +133,14 @@ fn answer(
     let order = serde_json::to_vec(order).unwrap_or_default();
     let command = options.pin.traffic(command, &[role]);
     let limit = options.time + Duration::from_secs(30);
+    let before = stage.processor_time();
     let done = stage.lab.client.finish(command, &order, limit)?.success()?;
-    serde_json::from_slice(&done.stdout).map_err(|error| {
+    let mut report: Report = serde_json::from_slice(&done.stdout).map_err(|error| {
         LabError::Unexpected(format!("{role}: {error}: {}{}", done.text(), stage.log()))
-    })
+    })?;
+    let used = before.zip(stage.processor_time()).map(|(before, after)| after - before);
+    report.cost = used.map(|used| used.as_secs_f64() / report.total);
+    Ok(report)
 }
 
 /// This program as an end of a measurement; what it says is on its standard output.

@@ -11,7 +11,7 @@ use crate::{contestant::Contestant, figure::Figure, load::Verb};
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
   figures      cycles packets bulk control
-  contestants  ours other helper loop suse proftpd none
+  contestants  ours other helper loop suse hurried proftpd none
   verbs        pasv port epsv eprt (pasv and port in turn unless chosen)
   workers      a number, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -177,7 +177,8 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
     all.extend([
         Contestant::KernelHelper,
         Contestant::AcceptLoop,
-        Contestant::SuseProxy,
+        Contestant::SuseProxy { hurried: false },
+        Contestant::SuseProxy { hurried: true },
         Contestant::Proftpd,
         Contestant::NoHelper,
     ]);

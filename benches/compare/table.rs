@@ -73,7 +73,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
     let Some(rate) = of(|report| report.rate) else { return String::new() };
     let digits = if figure.unit() > 1.0 { 2 } else { 0 };
     let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
-    let mut line = format!("{:<18} {rate:<26}", contestant.title());
+    let mut line = format!("{:<23} {rate:<26}", contestant.title());
     if matches!(figure, Figure::Cycles(_)) {
         let values = [
             of(|one| one.percentiles[0]),
@@ -82,6 +82,16 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
         ];
         let [half, nine, most] = values.map(|value| value.map_or(0.0, |value| value.middle));
         let _ = write!(line, " p50 {half:.0} us, p90 {nine:.0} us, p99 {most:.0} us");
+    }
+    if let Some(cost) = Spread::of(reports.iter().filter_map(|report| report.cost)) {
+        let cost = cost.middle * 1e6;
+        let _ = match figure {
+            Figure::Cycles(_) => write!(line, ", program {cost:.0} us a cycle"),
+            Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
+            Figure::Bulk | Figure::Control => {
+                write!(line, " program {:.2} ns a byte", cost * 8e3)
+            }
+        };
     }
     if let Some(note) = reports.iter().find_map(|report| report.note.as_ref()) {
         let _ = write!(line, " {note}");
