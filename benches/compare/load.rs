@@ -45,7 +45,9 @@ pub struct Order {
     pub target: SocketAddr,
     /// What each worker says, in turn.
     pub verbs: Vec<Verb>,
-    /// Control connections.
+    /// Whether each transfer has a control connection of its own.
+    pub whole: bool,
+    /// Control connections at a time.
     pub workers: usize,
     /// For how long.
     pub time: Duration,
@@ -110,8 +112,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, order: &Order, barrier: &Barrier) -> Self {
-        let mut session =
-            Session::new(order.target).map_err(|error| self.note("login", &error)).ok();
+        let mut session = self.session(order);
         barrier.wait();
         let start = Instant::now() + WARM_UP;
         let end = start + order.time;
@@ -121,6 +122,9 @@ impl Worker {
                 break;
             }
             let done = match &mut session {
+                _ if order.whole => {
+                    Session::new(order.target).and_then(|mut session| session.whole(*verb))
+                }
                 Some(session) => session.cycle(*verb),
                 None => Err(io::ErrorKind::NotConnected.into()),
             };
@@ -131,11 +135,20 @@ impl Worker {
                 Ok(()) => {}
                 Err(error) => {
                     self.note(&format!("{verb:?}"), &error);
-                    session = Session::new(order.target).ok();
+                    session = self.session(order);
                 }
             }
         }
         self
+    }
+
+    /// A session for all transfers, unless each has its own.
+    fn session(&mut self, order: &Order) -> Option<Session> {
+        if order.whole {
+            return None;
+        }
+        let opened = Session::new(order.target);
+        opened.map_err(|error| self.note("login", &error)).ok()
     }
 
     fn note(&mut self, what: &str, error: &io::Error) {
@@ -157,6 +170,12 @@ impl Session {
         let control = Control::login(target)?;
         let (local, peer) = (control.local()?, control.peer()?);
         Ok(Self { control, local, peer, listeners: Vec::new(), next: 0 })
+    }
+
+    /// One transfer, and the end.
+    fn whole(&mut self, verb: Verb) -> io::Result<()> {
+        self.cycle(verb)?;
+        self.control.command("QUIT\r\n", b'2').map(drop)
     }
 
     /// One transfer.

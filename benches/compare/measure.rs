@@ -24,7 +24,8 @@ use crate::{
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
     let measured = Stage::set(contestant, figure, options.pin).and_then(|stage| {
         let report = match figure {
-            Figure::Cycles(workers) => cycles(options, contestant, &stage, workers),
+            Figure::Cycles(workers) => cycles(options, contestant, &stage, (workers, false)),
+            Figure::Sessions(workers) => cycles(options, contestant, &stage, (workers, true)),
             Figure::Packets => packets(options, &stage),
             Figure::Bulk => transfer(options, &stage, false),
             Figure::Control => transfer(options, &stage, true),
@@ -45,7 +46,7 @@ fn cycles(
     options: &Options,
     contestant: &Contestant,
     stage: &Stage,
-    workers: usize,
+    (workers, whole): (usize, bool),
 ) -> Result<Report> {
     let mut verbs = options.verbs.clone();
     if *contestant == Contestant::NoHelper {
@@ -55,7 +56,7 @@ fn cycles(
             return Ok(Report::default());
         }
     }
-    let order = load::Order { target: stage.target, verbs, workers, time: options.time };
+    let order = load::Order { target: stage.target, verbs, whole, workers, time: options.time };
     client(options, stage, "load", &order)
 }
 
