@@ -44,6 +44,9 @@ use crate::{
 /// How long a worker waits for a packet before it looks at what has expired.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How many batches a worker reads before it looks whether there is something else to do.
+const BATCHES_BETWEEN_LOOKS: usize = 16;
+
 /// What the workers and the control socket share.
 pub(super) struct Shared {
     started: Instant,
@@ -183,13 +186,21 @@ impl Worker {
             if !fds[1].revents().is_empty() {
                 return Ok(());
             }
-            self.batch(&mut replacement)?;
+            // What is full is followed by more, mostly.
+            for _ in 0..BATCHES_BETWEEN_LOOKS {
+                if !self.batch(&mut replacement)? {
+                    break;
+                }
+            }
         }
     }
 
-    /// Reads what waits, and decides about it.
-    fn batch(&mut self, replacement: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
-        self.queue.receive()?;
+    /// Reads what waits, and decides about it. Whether it was as much as can be read at once.
+    fn batch(&mut self, replacement: &mut Vec<u8>) -> Result<bool, Box<dyn Error>> {
+        let count = self.queue.receive()?;
+        if count == 0 {
+            return Ok(false);
+        }
         let mut engine = lock(&self.engine);
         let now = Instant::now();
         let (packets, mut verdicts) = self.queue.batch();
@@ -212,7 +223,7 @@ impl Worker {
         let events = engine.take_events();
         drop(engine);
         self.shared.log.events(now, events);
-        Ok(())
+        Ok(count >= Queue::BATCH)
     }
 
     /// What is to be done about once a second. Gives the time of the next.

@@ -131,6 +131,17 @@ pub trait Kernel {
     /// already established goes on.
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError>;
 
+    /// Closes `closed`, then opens as [`open`](Self::open) does; at once, where the kernel can. If this
+    /// fails, any of `closed` may still be open.
+    fn close_and_open(
+        &mut self,
+        closed: &[Pinhole],
+        opening: &Opening<'_>,
+    ) -> Result<(), KernelError> {
+        closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
+        self.open(opening)
+    }
+
     /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if
     /// conntrack does not know it.
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;

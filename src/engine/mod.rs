@@ -6,7 +6,9 @@
 
 mod admission;
 mod bench;
+mod control;
 mod event;
+mod index;
 mod kernel;
 mod pinholes;
 mod saved;
@@ -25,13 +27,14 @@ use std::{
 
 pub use admission::Limits;
 use bench::Bench;
+use control::{Control, Entry, Epoch};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
-use table::{Control, Entry, Key, Table};
+use table::{Key, Table};
 
 use crate::{
     ftp::Kind,
@@ -122,6 +125,7 @@ pub struct Engine {
     policy: Policy,
     checksums: Checksums,
     table: Table,
+    epoch: Epoch,
     pinholes: PinholeTable,
     counters: Counters,
     events: Events,
@@ -144,6 +148,7 @@ impl Engine {
             policy,
             checksums,
             table: Table::default(),
+            epoch: Epoch::default(),
             pinholes: PinholeTable::default(),
             counters: Counters::default(),
             events: Events::default(),
@@ -171,7 +176,8 @@ impl Engine {
     pub fn set_policy(&mut self, policy: Policy) {
         if !policy.tells_networks_as(&self.policy) {
             for Entry { control, .. } in self.table.iter_mut() {
-                control.network = policy.network_of(control.client.ip(), control.server.ip());
+                let (client, server) = (control.client().ip(), control.server().ip());
+                control.network = policy.network_of(client, server);
             }
         }
         self.policy = policy;
@@ -197,13 +203,15 @@ impl Engine {
             return Verdict::Accept;
         }
         let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
+        let moment = self.epoch.moment(now);
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
-        control.last = now;
+        control.last = moment;
         let from = control.side(packet.source_endpoint());
         let mut bench = Bench {
             now,
+            moment,
             index,
             policy: self.policy.within(control.network),
             kernel,
@@ -276,10 +284,11 @@ impl Engine {
     /// Closes all pinholes, used or not; sessions stay.
     pub fn close_all(&mut self, kernel: &mut impl Kernel) {
         for entry in self.table.iter_mut() {
-            for held in std::mem::take(&mut entry.control.pinholes) {
+            for held in entry.control.take_pinholes() {
                 self.pinholes.close(held);
             }
         }
+        self.pinholes.settle_spent();
         self.settle(kernel);
     }
 
@@ -288,15 +297,15 @@ impl Engine {
     pub fn expire(&mut self, now: Instant, kernel: &mut impl Kernel) -> Option<Instant> {
         while let Some((owner, serial)) = self.pinholes.next_expired(now) {
             let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
-            let at = control.pinholes.iter().position(|p| p.is(serial) && !p.in_use);
-            if let Some(at) = at {
-                let held = control.pinholes.remove(at);
+            let at = control.pinholes().iter().position(|p| p.is(serial) && !p.in_use);
+            if let Some(held) = at.and_then(|at| control.let_go(at)) {
                 let what = What::Closed(held.pinhole, "nobody connected in time");
                 self.events.push(control.event(what));
                 self.pinholes.close(held);
             }
         }
         self.sweep(now);
+        self.pinholes.settle_spent();
         self.settle(kernel);
         self.pinholes.next_deadline()
     }
@@ -320,22 +329,23 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control, .. }| SessionInfo {
-            id: control.id,
-            translation: control
-                .translation
-                .unwrap_or(Translation::identity(control.client, control.server)),
-            state: session.state(),
-            since: control.since,
-            adjusted: session.wants_every_packet(),
-            pinholes: control.pinholes.iter().filter(|p| !p.in_use).count(),
+        open.filter_map(|Entry { session, control }| {
+            let unknown = || Translation::identity(control.client(), control.server());
+            Some(SessionInfo {
+                id: control.id,
+                translation: control.translation().copied().unwrap_or_else(unknown),
+                state: session.state(),
+                since: self.epoch.instant(control.since)?,
+                adjusted: session.wants_every_packet(),
+                pinholes: control.pinholes().iter().filter(|p| !p.in_use).count(),
+            })
         })
     }
 
     /// The pinholes that nobody has used yet, as far as the dialogue tells.
     pub fn pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|Entry { control, .. }| {
-            control.pinholes.iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
+            control.pinholes().iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
                 session: control.id,
                 pinhole: held.pinhole,
                 kind: held.kind,
@@ -370,7 +380,7 @@ impl Engine {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let is_contested = self.table.get_mut(index)?.control.rival.is_some();
+            let is_contested = self.table.get_mut(index)?.control.rival().is_some();
             return if is_contested { self.decide(now, index, packet, kernel) } else { found };
         }
         let (source, destination) = (packet.source(), packet.destination());
@@ -433,7 +443,9 @@ impl Engine {
             return None;
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let control = Control { network, ..Control::new(id, client, server, now) };
+        let moment = self.epoch.moment(now);
+        let mut control = Control::new(id, client, server, moment);
+        control.network = network;
         // For one of which as little is known no other is given up.
         let is_joined = session.dialogue().phase() == Phase::Joined;
         if !(if is_joined { self.has_room() } else { self.make_room(now) }) {
@@ -465,7 +477,7 @@ impl Engine {
     /// Drops the entry at `index`, and what it holds.
     fn forget(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.remove(index)?;
-        for held in std::mem::take(&mut entry.control.pinholes) {
+        for held in entry.control.take_pinholes() {
             self.pinholes.close(held);
         }
         Some(entry)
@@ -504,14 +516,12 @@ fn tell_kernel<K: Kernel>(
         None
     };
     if let Some(wanted) = attention
-        && bench.control.attention.is_none_or(|(told, at)| {
-            told != wanted || bench.now.saturating_duration_since(at) >= REMINDER
-        })
+        && bench.control.is_to_be_told(wanted, bench.moment, REMINDER)
     {
         match bench.translation().and_then(|t| bench.kernel.attend(&t, wanted)) {
-            Ok(()) => bench.control.attention = Some((wanted, bench.now)),
+            Ok(()) => bench.control.told(wanted, bench.moment),
             // It will be known, perhaps with another translation, once this packet has passed.
-            Err(KernelError::Unknown) => bench.control.translation = None,
+            Err(KernelError::Unknown) => bench.control.set_translation(None),
             Err(error) => return Err(error),
         }
     }
@@ -559,7 +569,7 @@ struct Injection {
 
 impl Injection {
     fn of(control: &Control, packet: Vec<u8>) -> Self {
-        let Control { id: session, client, server, .. } = *control;
-        Self { session, client, server, packet }
+        let (client, server) = (control.client(), control.server());
+        Self { session: control.id, client, server, packet }
     }
 }

@@ -6,6 +6,7 @@
 
 mod announcement;
 mod command;
+pub mod harmless;
 mod reply;
 mod text;
 

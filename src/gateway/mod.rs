@@ -19,6 +19,7 @@ mod pinholes;
 mod programs;
 mod queue;
 pub mod rules;
+mod selection;
 mod table;
 
 use std::net::SocketAddr;
@@ -96,6 +97,20 @@ impl Kernel for LinuxKernel {
         match &mut self.holder {
             Holder::Nftables(pinholes) => pinholes.close(pinhole),
             Holder::Conntrack(expectations) => expectations.close(pinhole),
+        }
+    }
+
+    fn close_and_open(
+        &mut self,
+        closed: &[Pinhole],
+        opening: &Opening<'_>,
+    ) -> Result<(), KernelError> {
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.close_and_open(closed, opening),
+            Holder::Conntrack(expectations) => {
+                closed.iter().try_for_each(|pinhole| expectations.close(pinhole))?;
+                expectations.open(opening)
+            }
         }
     }
 

@@ -14,6 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::few::{Few, save_bytes};
 use crate::packet::Seq;
 
 /// One replaced range.
@@ -26,7 +27,7 @@ struct Rewrite {
     /// Where the replacement starts in delivered numbers.
     delivered: Seq,
     /// What is delivered instead.
-    #[serde(serialize_with = "super::save_bytes")]
+    #[serde(serialize_with = "save_bytes")]
     new: Vec<u8>,
 }
 
@@ -50,7 +51,7 @@ pub const MAX_REWRITES: usize = 64;
 pub struct SequenceMap {
     /// Delivered minus sent before the first rewrite that is remembered.
     base: u32,
-    rewrites: Vec<Rewrite>,
+    rewrites: Few<Rewrite>,
 }
 
 impl SequenceMap {
@@ -82,7 +83,7 @@ impl SequenceMap {
     /// The delivered number of sent `seq`.
     pub fn deliver(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
-        for rewrite in &self.rewrites {
+        for rewrite in &*self.rewrites {
             if seq.is_before(rewrite.start) {
                 break;
             }
@@ -99,7 +100,7 @@ impl SequenceMap {
     /// acknowledges to the sender.
     pub fn acknowledge(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
-        for rewrite in &self.rewrites {
+        for rewrite in &*self.rewrites {
             if seq.is_before(rewrite.delivered) {
                 break;
             }
@@ -150,10 +151,7 @@ impl SequenceMap {
         if gone > 0 {
             let last = &self.rewrites[gone - 1];
             self.base = last.delivered_end() - last.end();
-            self.rewrites.drain(..gone);
-            if self.rewrites.is_empty() {
-                self.rewrites.shrink_to(2);
-            }
+            self.rewrites.drop_front(gone);
         }
     }
 
@@ -162,7 +160,7 @@ impl SequenceMap {
         let end = seq + bytes.len() as u32; // a segment
         let index = |s: Seq| (s - seq) as usize;
         let mut at = seq;
-        for rewrite in &self.rewrites {
+        for rewrite in &*self.rewrites {
             if !rewrite.end().is_after(seq) {
                 continue;
             }

@@ -11,18 +11,23 @@
 
 mod adjust;
 mod dialogue;
+mod few;
 mod forwarding;
 mod judge;
+mod kept;
 mod lines;
 mod reading;
 mod stream;
 mod tls;
+mod unanswered;
 
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
+use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
-use serde::{Deserialize, Serialize, Serializer};
+use kept::save_kept;
+use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
 
@@ -47,14 +52,12 @@ impl Side {
     }
 }
 
-/// How the connection is treated.
+/// Why a connection is not read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Mode {
-    /// Both directions are read.
-    Reading,
+enum Unread {
     /// TLS: the records of each direction, `None` once it is plain text again.
     Encrypted { client: Option<TlsRecords>, server: Option<TlsRecords> },
-    /// Nothing is read any more.
+    /// It is not FTP, or was lost while it was encrypted: for good.
     Opaque,
 }
 
@@ -74,19 +77,18 @@ fn is_near(number: Seq, next: Seq) -> bool {
     number.distance_from(next).unsigned_abs() <= MAX_DISTANCE
 }
 
-/// Bytes are saved in one go, not each by itself: a session may have many, and is saved with each
-/// packet.
-fn save_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_bytes(bytes)
-}
-
 /// One control connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Session {
     client: Stream,
     server: Stream,
+    /// What was read of the client's bytes from `kept_from` on and is not known to be acknowledged.
+    #[serde(serialize_with = "save_kept")]
+    kept: Bytes,
+    kept_from: Seq,
     dialogue: Dialogue,
-    mode: Mode,
+    /// Set if what is sent is not read as FTP.
+    unread: Option<Box<Unread>>,
     /// The first numbers of client and server.
     first: (Seq, Seq),
     /// Whether every packet must be seen from now on.
@@ -131,8 +133,10 @@ impl Session {
         Self {
             client: Stream::new(client),
             server: Stream::new(server),
+            kept: Bytes::default(),
+            kept_from: client,
             dialogue,
-            mode: Mode::Reading,
+            unread: None,
             first: (client, server),
             wants_every: false,
             reset: false,
@@ -163,7 +167,7 @@ impl Session {
 
     /// Whether no packet of the connection need be seen any more.
     pub fn wants_no_packet(&self) -> bool {
-        matches!(self.mode, Mode::Opaque) && !self.wants_every
+        matches!(self.unread.as_deref(), Some(Unread::Opaque)) && !self.wants_every
     }
 
     /// Whether the connection is over: reset, or finished by both ends.
@@ -188,16 +192,16 @@ impl Session {
 
     /// One word for people.
     pub fn state(&self) -> &'static str {
-        match (&self.mode, self.dialogue.phase()) {
+        match (self.unread.as_deref(), self.dialogue.phase()) {
             _ if self.is_over() => "closing",
-            (Mode::Opaque, _) => "opaque",
-            (Mode::Encrypted { .. }, _) => "encrypted",
-            (Mode::Reading, Phase::Silent) => "new",
-            (Mode::Reading, Phase::Greeted) => "greeted",
-            (Mode::Reading, Phase::Joined) => "joined",
-            (Mode::Reading, Phase::Lost) => "lost",
-            (Mode::Reading, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
-            (Mode::Reading, Phase::Verified) => "login",
+            (Some(Unread::Opaque), _) => "opaque",
+            (Some(Unread::Encrypted { .. }), _) => "encrypted",
+            (None, Phase::Silent) => "new",
+            (None, Phase::Greeted) => "greeted",
+            (None, Phase::Joined) => "joined",
+            (None, Phase::Lost) => "lost",
+            (None, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
+            (None, Phase::Verified) => "login",
         }
     }
 
@@ -251,15 +255,16 @@ impl Session {
             return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);
+        let payload = if reads { self.as_read(seq, payload) } else { payload.into() };
+        let kept = if from == Side::Client { self.kept.len() } else { 0 };
         let stream = self.stream(from);
-        let payload = if reads { stream.as_read(seq, payload) } else { payload.into() };
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
             let limit = if stream.map.is_full() {
                 Some(Limit::Rewrites)
             } else {
-                (stream.kept() > MAX_KEPT).then_some(Limit::Kept)
+                (kept > MAX_KEPT).then_some(Limit::Kept)
             };
             if let Some(limit) = limit {
                 judge.limit(limit);
@@ -270,9 +275,9 @@ impl Session {
             stream.gaps = 0;
             again = false;
             if reads {
-                stream.keep(seq + new as u32, &payload[new..]);
+                self.keep(seq + new as u32, &payload[new..]);
                 // From here on acknowledgements must be seen.
-                self.wants_every |= self.client.kept() > MAX_UNSEEN;
+                self.wants_every |= self.kept.len() > MAX_UNSEEN;
             }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
             let stream = self.stream(from);
@@ -312,13 +317,13 @@ impl Session {
 
     /// Whether what `side` sends is plain text that is read.
     fn is_readable(&self, side: Side) -> bool {
-        match &self.mode {
-            Mode::Reading => true,
-            Mode::Encrypted { client, server } => match side {
+        match self.unread.as_deref() {
+            None => true,
+            Some(Unread::Encrypted { client, server }) => match side {
                 Side::Client => client.is_none(),
                 Side::Server => server.is_none(),
             },
-            Mode::Opaque => false,
+            Some(Unread::Opaque) => false,
         }
     }
 
@@ -345,14 +350,17 @@ impl Session {
         }
         if !ack.is_after(delivered) {
             stream.acked = stream.acked.max(ack);
-            stream.forget_acknowledged();
+            if by == Side::Server {
+                self.forget_kept();
+            }
+            self.stream(by.peer()).forget_acknowledged();
         } else if !stream.is_holding() {
             // The receiver has bytes that were never queued here: the queue was full, or the
             // daemon away. Both ends go on; what the missed bytes said is not known.
             stream.skip_to(stream.map.acknowledge(ack));
             stream.acked = ack;
-            if matches!(self.mode, Mode::Encrypted { .. }) {
-                self.mode = Mode::Opaque;
+            if let Some(unread) = &mut self.unread {
+                **unread = Unread::Opaque;
             }
             let phase = self.dialogue.phase();
             self.dialogue.lose();

@@ -4,7 +4,7 @@
 //! `lines`; where its bytes are kept, and how they are delivered, is the matter of `stream`.
 
 use super::{
-    Judge, Limit, Mode, Note, Phase, Refused, Session, Side, TlsRecords,
+    Judge, Limit, Note, Phase, Refused, Session, Side, TlsRecords, Unread,
     lines::{Read, client_line, is_no_beginning, server_line},
     stream::MAX_HELD,
 };
@@ -56,11 +56,11 @@ impl Session {
         if was_holding {
             self.stream(from).let_go(seq, *new.first()?);
         }
-        let (records, others) = match (&mut self.mode, from) {
-            (Mode::Reading, _) => return Some(0),
-            (Mode::Opaque, _) => return None,
-            (Mode::Encrypted { client, server }, Side::Client) => (client, server),
-            (Mode::Encrypted { client, server }, Side::Server) => (server, client),
+        let (records, others) = match (self.unread.as_deref_mut(), from) {
+            (None, _) => return Some(0),
+            (Some(Unread::Opaque), _) => return None,
+            (Some(Unread::Encrypted { client, server }), Side::Client) => (client, server),
+            (Some(Unread::Encrypted { client, server }), Side::Server) => (server, client),
         };
         let start = records.as_mut()?.follow(new)?;
         if was_holding && start == 0 {
@@ -73,7 +73,7 @@ impl Session {
             self.dialogue.resume();
             judge.note(Note::Readable);
         } else {
-            self.mode = Mode::Reading;
+            self.unread = None;
         }
         Some(start)
     }
@@ -98,10 +98,10 @@ impl Session {
             Read::Nothing => {}
             Read::NotFtp => self.stop_reading(judge),
             Read::Encrypted => {
-                self.mode = Mode::Encrypted {
+                self.unread = Some(Box::new(Unread::Encrypted {
                     client: Some(TlsRecords::default()),
                     server: Some(TlsRecords::default()),
-                };
+                }));
                 self.client.stop_reading();
                 self.server.stop_reading();
                 judge.note(Note::Encrypted);
@@ -173,7 +173,7 @@ impl Session {
 
     /// The connection is not FTP: from here on nothing is read.
     fn stop_reading(&mut self, judge: &mut impl Judge) {
-        self.mode = Mode::Opaque;
+        self.unread = Some(Box::new(Unread::Opaque));
         self.client.stop_reading();
         self.server.stop_reading();
         judge.note(Note::NotFtp);
