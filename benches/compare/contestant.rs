@@ -115,7 +115,8 @@ pub struct Stage {
     pub lab: Lab,
     /// Where clients connect.
     pub target: SocketAddr,
-    pin: Pin,
+    /// Where processes run.
+    pub pin: Pin,
     // Ended before the lab is removed.
     running: Vec<Background>,
     daemon: Option<Daemon>,

@@ -33,7 +33,7 @@ impl Figure {
             Self::Cycles(workers) => format!("transfer cycles/s, {workers} workers"),
             Self::Sessions(1) => "sessions/s, 1 worker".to_owned(),
             Self::Sessions(workers) => format!("sessions/s, {workers} workers"),
-            Self::Packets => "control packets/s".to_owned(),
+            Self::Packets => "control packets/s of the reader's processor time".to_owned(),
             Self::Bulk => "data connection, Gbit/s".to_owned(),
             Self::Control => "control connection, Gbit/s".to_owned(),
         }

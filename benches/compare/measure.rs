@@ -16,13 +16,14 @@ use crate::{
     figure::Figure,
     flood,
     load::{self, Report, Verb},
-    options::Options,
+    options::{Options, Pin},
     server,
 };
 
 /// What `contestant` reaches. That it could not be measured is an error of the report.
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
-    let measured = Stage::set(contestant, figure, options.pin).and_then(|stage| {
+    let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
+    let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
         let report = match figure {
             Figure::Cycles(workers) => cycles(options, contestant, &stage, (workers, false)),
             Figure::Sessions(workers) => cycles(options, contestant, &stage, (workers, true)),
@@ -91,10 +92,15 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
     let sides = [side("lan", client, server)?, side("wan", server, outside)?];
     let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    let mut command = lab.gateway.command("nsenter");
+    // Before the reader, on its core.
+    let mut command = lab.gateway.command("chrt");
     let there = format!("--net=/run/netns/{}", lab.switches());
-    command.arg(there).arg("--").arg(options.pin.program());
+    command.args(["-f", "1", "nsenter", &there, "--"]).arg(Pin::Together.program());
     let mut report = answer(options, stage, command, "flood", &order)?;
+    if let Some(cost) = report.cost {
+        report.note = Some(format!("{:.0}/s beside the generator", report.rate));
+        report.rate = 1.0 / cost;
+    }
     if let (Some(before), Some(after)) = (before, stage.packets()?) {
         let seen = after.saturating_sub(before) as f64 / report.total * 100.0;
         let note = report.note.take().unwrap_or_default();
@@ -120,7 +126,7 @@ fn v4(host: &Host) -> Result<Ipv4Addr> {
 
 /// What this program says as `role` on the client.
 fn client(options: &Options, stage: &Stage, role: &str, order: &impl Serialize) -> Result<Report> {
-    answer(options, stage, stage.lab.client.command(options.pin.program()), role, order)
+    answer(options, stage, stage.lab.client.command(stage.pin.program()), role, order)
 }
 
 /// What this program says as `role`; `command` goes where it has to be.
@@ -132,7 +138,7 @@ fn answer(
     order: &impl Serialize,
 ) -> Result<Report> {
     let order = serde_json::to_vec(order).unwrap_or_default();
-    let command = options.pin.traffic(command, &[role]);
+    let command = stage.pin.traffic(command, &[role]);
     let limit = options.time + Duration::from_secs(30);
     let before = stage.processor_time();
     let done = stage.lab.client.finish(command, &order, limit)?.success()?;

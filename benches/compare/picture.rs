@@ -8,10 +8,10 @@ use crate::{
     table::{pairs, title_of},
 };
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 980.0;
 /// Where bars begin, and where the goal is.
-const LEFT: f64 = 400.0;
-const GOAL: f64 = 640.0;
+const LEFT: f64 = 470.0;
+const GOAL: f64 = 710.0;
 /// What is drawn at most, in goals.
 const MOST: f64 = 1.6;
 const ROW: f64 = 30.0;

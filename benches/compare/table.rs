@@ -38,7 +38,7 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
 }
 
 fn goals(text: &mut String, options: &Options, results: &Results) {
-    let _ = writeln!(text, "{:<58} | {:>7} | {:<22} |", "ratio", "goal", "measured");
+    let _ = writeln!(text, "{:<64} | {:>7} | {:<22} |", "ratio", "goal", "measured");
     for (at, figure) in options.figures.iter().enumerate() {
         for (goal, contestant) in pairs(*figure, options) {
             let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else { continue };
@@ -51,7 +51,7 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
             let least = goal.least.to_string();
             let _ = writeln!(
                 text,
-                "{what:<58} | {:>7} | {:<22} | {word}{errors}",
+                "{what:<64} | {:>7} | {:<22} | {word}{errors}",
                 format!(">= {least}"),
                 spread(ratio, 3)
             );
@@ -147,7 +147,9 @@ pub fn machine() -> String {
 }
 
 fn command(options: &Options) -> String {
-    let rounds = format!("FTP_ALG_COMPARE_ROUNDS={}", options.rounds);
+    let seconds = options.time.as_secs_f64();
+    let rounds =
+        format!("FTP_ALG_COMPARE_ROUNDS={} FTP_ALG_COMPARE_SECONDS={seconds}", options.rounds);
     let words = options.words.join(" ");
     let words = if words.is_empty() { words } else { format!(" -- {words}") };
     format!("{rounds} cargo bench --bench compare{words}")
