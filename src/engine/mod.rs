@@ -252,6 +252,7 @@ impl Engine {
             pinholes: &mut self.pinholes,
             counters: &mut self.counters,
             events: &mut self.events,
+            was_calm: woken != Woken::Not,
         };
         let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
         let told = have_renumbered(&mut bench, session, woken)
