@@ -92,10 +92,16 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
     let sides = [side("lan", client, server)?, side("wan", server, outside)?];
     let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    // Before the reader, on its core.
-    let mut command = lab.gateway.command("chrt");
     let there = format!("--net=/run/netns/{}", lab.switches());
-    command.args(["-f", "1", "nsenter", &there, "--"]).arg(Pin::Together.program());
+    let mut command = if stage.processor_time().is_some() {
+        // Before the reader, on its core.
+        let mut command = lab.gateway.command("chrt");
+        command.args(["-f", "1", "nsenter"]);
+        command
+    } else {
+        lab.gateway.command("nsenter")
+    };
+    command.args([&there, "--"]).arg(Pin::Together.program());
     let mut report = answer(options, stage, command, "flood", &order)?;
     if let Some(cost) = report.cost {
         report.note = Some(format!("{:.0}/s beside the generator", report.rate));
