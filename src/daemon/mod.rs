@@ -14,6 +14,7 @@ mod names;
 pub mod snapshot;
 mod state;
 mod wire;
+mod worker;
 mod workers;
 
 use std::{

@@ -34,7 +34,7 @@ pub use features::{Expecting, Features, Routing};
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use programs::search_path;
-pub use queue::{Decision, Packet, Queue, Verdicts};
+pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 

@@ -57,6 +57,7 @@ pub struct RuleParameters {
     control_ports: Vec<u16>,
     queue_first: u16,
     queue_count: u16,
+    by_processor: bool,
     data: u32,
     every: u32,
     none: u32,
@@ -69,6 +70,7 @@ impl Default for RuleParameters {
             control_ports: vec![21],
             queue_first: 2100,
             queue_count: 1,
+            by_processor: false,
             data: 0x4000_0000,
             every: 0x2000_0000,
             none: 0x1000_0000,
@@ -120,12 +122,33 @@ impl RuleParameters {
         let every = 1 << others.ilog2();
         let none = others & !every;
         let backend = Backend::Nftables;
-        Ok(Self { control_ports, queue_first, queue_count, data: mark, every, none, backend })
+        let by_processor = false;
+        Ok(Self {
+            control_ports,
+            queue_first,
+            queue_count,
+            by_processor,
+            data: mark,
+            every,
+            none,
+            backend,
+        })
     }
 
     /// These, with another back end than [`Backend::Nftables`].
     pub fn with_backend(self, backend: Backend) -> Self {
         Self { backend, ..self }
+    }
+
+    /// These, where a packet goes to the queue of the processor that it is on, rather than to that of its
+    /// connection. Of one queue both are the same.
+    pub fn by_processor(self, by_processor: bool) -> Self {
+        Self { by_processor: by_processor && self.queue_count > 1, ..self }
+    }
+
+    /// Whether packets are spread over the queues by the processor that they are on.
+    pub fn is_by_processor(&self) -> bool {
+        self.by_processor
     }
 
     /// What holds the pinholes.
@@ -230,6 +253,12 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                     QueueStatement::Operator,
                 ) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
+                ("queue flags bypass to $queues", _) if parameters.by_processor => {
+                    text.push_str(&line.replace("bypass", "bypass,fanout"));
+                }
+                ("queue to $queues", _) if parameters.by_processor => {
+                    text.push_str(&line.replace("queue to", "queue flags fanout to"));
+                }
                 _ => text.push_str(line),
             },
         }
@@ -255,6 +284,9 @@ pub fn render_ip6tables(parameters: &RuleParameters) -> String {
 fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
     let queue = match parameters.queue_count {
         1 => format!("--queue-num {}", parameters.queue_first),
+        _ if parameters.by_processor => {
+            format!("--queue-balance {} --queue-cpu-fanout", queues(parameters, ':'))
+        }
         _ => format!("--queue-balance {}", queues(parameters, ':')),
     };
     let mut text = String::with_capacity(template.len() + 64);
@@ -347,6 +379,17 @@ mod tests {
         assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
         assert!(!text.contains("0x70000000"));
         assert!(text.contains("0>>24=0x45&&0&0xFFFF=40"));
+    }
+
+    #[test]
+    fn packets_are_spread_by_processor_over_several_queues_only() {
+        let spread = others().by_processor(true);
+        let text = render(&spread);
+        assert!(text.contains("queue flags bypass,fanout to $queues"), "{text}");
+        assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
+        let text = render_iptables(&spread);
+        assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 3);
+        assert_eq!(RuleParameters::default().by_processor(true), RuleParameters::default());
     }
 
     #[test]

@@ -398,7 +398,8 @@ pub(super) fn queue_rule<'a>(
 ) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
-    rule.add_expr(&NfQueue { first, total: last - first + 1, bypass });
+    let by_processor = parameters.is_by_processor();
+    rule.add_expr(&NfQueue { first, total: last - first + 1, bypass, by_processor });
     rule
 }
 
@@ -407,14 +408,15 @@ struct NfQueue {
     first: u16,
     total: u16,
     bypass: bool,
+    by_processor: bool,
 }
 
 impl Expression for NfQueue {
     fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
-        // struct xt_NFQ_info_v3, padded to 8 bytes as XT_ALIGN does.
+        // struct xt_NFQ_info_v3 (flags: 1 bypass, 2 by processor), padded to 8 bytes as XT_ALIGN does.
         let [a, b] = self.first.to_ne_bytes();
         let [c, d] = self.total.to_ne_bytes();
-        let [e, f] = u16::from(self.bypass).to_ne_bytes();
+        let [e, f] = (u16::from(self.bypass) | u16::from(self.by_processor) << 1).to_ne_bytes();
         let info = [a, b, c, d, e, f, 0, 0];
         // SAFETY: the strings are constants. libnftnl frees the target's information with
         // free(3) when it frees the expression, so it must come from malloc(3).

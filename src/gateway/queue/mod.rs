@@ -16,6 +16,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::FileExt,
     },
+    time::Duration,
 };
 
 use super::{
@@ -86,9 +87,6 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The most packets that [`Queue::receive`] reads.
-    pub const BATCH: usize = BATCH;
-
     /// Becomes the reader of queue `number`.
     pub fn open(number: u16) -> Result<Self, GatewayError> {
         let opening = || format!("queue {number}");
@@ -153,9 +151,31 @@ impl Queue {
     /// Reads the packets that wait, up to a batch, without blocking. Returns how many; they stay
     /// readable by [`Queue::packet`] until the next call.
     pub fn receive(&mut self) -> Result<usize, GatewayError> {
+        self.read(libc::MSG_DONTWAIT)
+    }
+
+    /// How long [`Queue::wait`] waits.
+    pub fn set_patience(&mut self, patience: Duration) -> Result<(), GatewayError> {
+        let waiting = |e| GatewayError::system(format!("queue {}", self.number), e);
+        socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(waiting)
+    }
+
+    /// As [`Queue::receive`], but waits until there is a packet, one wakes this, or
+    /// patience ends: reading at once saves a call of poll() for each.
+    pub fn wait(&mut self) -> Result<usize, GatewayError> {
+        self.read(libc::MSG_WAITFORONE)
+    }
+
+    /// What ends [`Queue::wait`] from another thread.
+    pub fn waker(&self) -> Result<Waker, GatewayError> {
+        let waking = |e| GatewayError::system(format!("queue {}", self.number), e);
+        Ok(Waker { socket: Socket::open().map_err(waking)?, port: self.socket.port() })
+    }
+
+    fn read(&mut self, flags: libc::c_int) -> Result<usize, GatewayError> {
         self.found.clear();
         let datagrams = loop {
-            match self.receiver.receive(self.socket.as_fd().as_raw_fd()) {
+            match self.receiver.receive(self.socket.as_fd().as_raw_fd(), flags) {
                 Ok(datagrams) => break datagrams,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => break 0,
@@ -216,7 +236,7 @@ impl Queue {
     }
 
     /// The packets of the batch last received, and what takes the verdicts on them.
-    pub fn batch(&mut self) -> (impl Iterator<Item = Packet<'_>>, Verdicts<'_>) {
+    pub fn batch(&mut self) -> (impl Iterator<Item = Packet<'_>> + Clone, Verdicts<'_>) {
         let receiver = &self.receiver;
         (
             self.found.iter().filter_map(|found| receiver.packet(found)),
@@ -255,6 +275,22 @@ impl Queue {
     /// Verdicts that the kernel refused, as on a packet it no longer had.
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+}
+
+/// Ends the wait of a queue's reader, by a message to its socket that says nothing.
+#[derive(Debug)]
+pub struct Waker {
+    socket: Socket,
+    port: u32,
+}
+
+impl Waker {
+    /// Does so; a reader that is not there any more needs none.
+    pub fn wake(&self) {
+        let mut nothing = Vec::new();
+        netlink::put_nothing(&mut nothing);
+        let _ = self.socket.send_to(&nothing, self.port);
     }
 }
 

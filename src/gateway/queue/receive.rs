@@ -56,7 +56,7 @@ impl Receiver {
         Self { bytes, lengths: Vec::with_capacity(BATCH), calls }
     }
 
-    pub(super) fn receive(&mut self, fd: i32) -> io::Result<usize> {
+    pub(super) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
         self.lengths.clear();
         let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
         for ((vector, header), slot) in
@@ -74,7 +74,7 @@ impl Receiver {
                 fd,
                 headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
-                libc::MSG_DONTWAIT,
+                flags,
                 std::ptr::null_mut(),
             )
         };
