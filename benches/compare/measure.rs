@@ -103,14 +103,15 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
     };
     command.args([&there, "--"]).arg(Pin::Together.program());
     let mut report = answer(options, stage, command, "flood", &order)?;
+    let seen = before.zip(stage.packets()?).map(|(before, after)| after.saturating_sub(before));
+    // What its rules spared the daemon is not inspected.
+    let share = seen.map_or(1.0, |seen| seen as f64 / report.total);
     if let Some(cost) = report.cost {
-        report.note = Some(format!("{:.0}/s beside the generator", report.rate));
-        report.rate = 1.0 / cost;
-    }
-    if let (Some(before), Some(after)) = (before, stage.packets()?) {
-        let seen = after.saturating_sub(before) as f64 / report.total * 100.0;
-        let note = report.note.take().unwrap_or_default();
-        report.note = Some(format!("{note}, the daemon saw {seen:.0}%"));
+        let said =
+            seen.map_or(String::new(), |_| format!(", the daemon saw {:.0}%", share * 100.0));
+        report.note = Some(format!("{:.0}/s beside the generator{said}", report.rate));
+        report.cost = Some(cost / share);
+        report.rate = share / cost;
     }
     Ok(report)
 }
