@@ -179,6 +179,7 @@ impl Conntrack {
         &mut self,
         control: &Translation,
         how: &Renumberings,
+        is_known: bool,
     ) -> Result<bool, KernelError> {
         let original = Tuple { source: control.client, destination: control.server_external };
         let failed = |source: io::Error| {
@@ -206,6 +207,7 @@ impl Conntrack {
             |_| {},
         );
         match told {
+            Ok(()) if is_known => return Ok(true),
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(failed(error)),

@@ -132,8 +132,13 @@ impl Kernel for LinuxKernel {
         self.conntrack.attend(control, attention)
     }
 
-    fn renumber(&mut self, control: &Translation, how: &Renumberings) -> Result<bool, KernelError> {
-        self.conntrack.renumber(control, how)
+    fn renumber(
+        &mut self,
+        control: &Translation,
+        how: &Renumberings,
+        is_known: bool,
+    ) -> Result<bool, KernelError> {
+        self.conntrack.renumber(control, how, is_known)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

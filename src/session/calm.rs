@@ -77,7 +77,11 @@ impl Session {
     /// Whether harmless lines may pass unread from now on.
     pub fn is_calm(&self) -> bool {
         let is_idle = |side| self.peek(side).is_idle() && self.is_right_unseen(side);
+        // The selection finds the answer to a command by the number that the client had heard, and sees both
+        // before the kernel changes them.
+        let is_paired = !self.server.map.shifts();
         self.unread.is_none()
+            && is_paired
             && !(self.unconfirmed || self.reset || self.wants_every_packet())
             && is_idle(Side::Client)
             && is_idle(Side::Server)

@@ -12,8 +12,8 @@ pub const MIN_LINE: usize = 6;
 /// First four characters, in lower case, of commands that open, move or encrypt nothing, and that servers
 /// answer with lines of no one's making but their own. A blank or the line's end follows.
 pub const COMMANDS: [[u8; 4]; 11] = [
-    *b"retr", *b"stor", *b"appe", *b"list", *b"nlst", *b"mlsd", *b"rest", *b"type", *b"size", *b"mdtm",
-    *b"noop",
+    *b"retr", *b"stor", *b"appe", *b"list", *b"nlst", *b"mlsd", *b"rest", *b"type", *b"size",
+    *b"mdtm", *b"noop",
 ];
 
 /// Whole lines, in lower case, that ask the server for an announcement.
