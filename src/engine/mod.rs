@@ -26,6 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What the kernel is told of the dialogue.
+pub use crate::session::{Renumbering, Renumberings, Woken, harmless};
 pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
@@ -42,7 +44,7 @@ use crate::{
     ftp::Kind,
     packet::{Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Forward, Phase, Rest, Session, Side, Woken},
+    session::{Forward, Phase, Rest, Session, Side},
 };
 
 /// What becomes of a queued packet.

@@ -10,10 +10,7 @@ use super::{
     netlink::{Message, Writer, be32},
     rules::{OWN_HELPER, RuleParameters},
 };
-use crate::{
-    engine::{Attention, KernelError, Translation},
-    session::{Renumbering, Renumberings},
-};
+use crate::engine::{Attention, KernelError, Renumbering, Renumberings, Translation};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_CT_NEW: u8 = 0;

@@ -1,7 +1,7 @@
 //! The part of the packet selection that nft's language cannot say: whether a packet is exactly one plain
 //! line of a few kinds. Classic BPF programs for the iptables match `bpf` (xt_bpf), through nft_compat.
 //!
-//! What a line must be is in `session::harmless`; here it only becomes programs. A program that meets anything
+//! What a line must be is in `engine::harmless`; here it only becomes programs. A program that meets anything
 //! it does not expect, as a packet that is cut, does not match, and the packet is queued.
 
 #![allow(unsafe_code)]
@@ -19,7 +19,7 @@ use nftnl::{
 use nftnl_sys as sys;
 
 use super::nft;
-use crate::session::harmless::{
+use crate::engine::harmless::{
     ANNOUNCING, COMMANDS, LOGINS, MAX_LINE, MIN_LINE, QUESTIONS, REPLIES,
 };
 
@@ -312,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::session::harmless;
+    use crate::engine::harmless;
 
     /// The kernel's own classic BPF, on a socket of its own: what a program matches comes through.
     struct Filter {
