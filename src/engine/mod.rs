@@ -34,7 +34,7 @@ pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
-use table::{Key, Table};
+use table::{APPROACHED, Key, Table};
 
 use crate::{
     ftp::Kind,
@@ -120,6 +120,9 @@ pub struct PinholeInfo {
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
 
+/// So few sessions are in a processor's own cache anyhow.
+const FEW_SESSIONS: usize = 4096;
+
 /// The engine.
 pub struct Engine {
     policy: Policy,
@@ -183,6 +186,25 @@ impl Engine {
         self.policy = policy;
     }
 
+    /// Prepares for packets that are taken next, and decides nothing. Where there are more sessions than a
+    /// cache holds each packet waits for memory, and here for that of all at once.
+    pub fn expect<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
+        if self.table.len() < FEW_SESSIONS {
+            return;
+        }
+        let mut keys = [Key::default(); APPROACHED];
+        let mut packets = packets.filter_map(|bytes| Packet::parse(bytes).ok()).peekable();
+        while packets.peek().is_some() {
+            let mut count = 0;
+            for (key, packet) in keys.iter_mut().zip(&mut packets) {
+                let (source, destination) = packet.endpoints();
+                *key = Key::between(source, destination);
+                count += 1;
+            }
+            self.table.approach(&keys[..count]);
+        }
+    }
+
     /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
     /// packet that goes on instead is in `out`. When this returns, what the packet announces can
     /// be connected to; give the verdict, then call [`settle`](Self::settle).
@@ -202,13 +224,15 @@ impl Engine {
             self.counters.malformed += 1;
             return Verdict::Accept;
         }
-        let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
+        let (source, destination) = packet.endpoints();
+        let key = Key::between(source, destination);
+        let Some(index) = self.entry_of(now, &packet, &key, kernel) else { return Verdict::Accept };
         let moment = self.epoch.moment(now);
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
         control.last = moment;
-        let from = control.side(packet.source_endpoint());
+        let from = control.side(source);
         let mut bench = Bench {
             now,
             moment,
@@ -363,7 +387,7 @@ impl Engine {
     pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
         let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.control.side(a)))
+        Some((&entry.session, entry.control.side(a.into())))
     }
 
     /// The entry that `packet` belongs to, made where it starts one.
@@ -371,10 +395,10 @@ impl Engine {
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
+        key: &Key,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
-        let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
-        let found = self.table.find(&key);
+        let found = self.table.find(key);
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
