@@ -138,11 +138,7 @@ impl Control {
     /// The pinhole at `index`, which it holds no more.
     pub fn let_go(&mut self, index: usize) -> Option<Held> {
         let pinholes = self.pinholes_mut()?;
-        let held = (index < pinholes.len()).then(|| pinholes.remove(index));
-        if pinholes.is_empty() {
-            *pinholes = Vec::new(); // its memory is given back
-        }
-        held
+        (index < pinholes.len()).then(|| pinholes.remove(index))
     }
 
     /// The same, which it holds no more.
