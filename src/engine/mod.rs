@@ -5,6 +5,7 @@
 //! run the same code.
 
 mod admission;
+mod ahead;
 mod bench;
 mod control;
 mod event;
@@ -27,20 +28,20 @@ use std::{
 
 pub use admission::Limits;
 use bench::Bench;
-use control::{Control, Entry, Epoch};
+use control::{Control, Entry, Epoch, Moment};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
-pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
-use table::{APPROACHED, Key, Table};
+use table::{Key, Table};
 
 use crate::{
     ftp::Kind,
     packet::{self, Edit, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side, Woken},
 };
 
 /// What becomes of a queued packet.
@@ -120,9 +121,6 @@ pub struct PinholeInfo {
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
 
-/// So few sessions are in a processor's own cache anyhow.
-const FEW_SESSIONS: usize = 4096;
-
 /// The engine.
 pub struct Engine {
     policy: Policy,
@@ -142,6 +140,10 @@ pub struct Engine {
     injections: Vec<Injection>,
     /// For records.
     record: Vec<u8>,
+    /// Whether the packet selection takes answers.
+    answers: bool,
+    /// The last one.
+    answer: Answer,
 }
 
 impl Engine {
@@ -161,6 +163,8 @@ impl Engine {
             payload: Vec::new(),
             injections: Vec::new(),
             record: Vec::new(),
+            answers: false,
+            answer: Answer::Nothing,
         }
     }
 
@@ -186,28 +190,21 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// Prepares for packets that are taken next, and decides nothing. Where there are more sessions than a
-    /// cache holds each packet waits for memory, and here for that of all at once.
-    pub fn expect<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
-        if self.table.len() < FEW_SESSIONS {
-            return;
-        }
-        let mut keys = [Key::default(); APPROACHED];
-        let mut packets = packets.filter_map(|bytes| Packet::parse(bytes).ok()).peekable();
-        while packets.peek().is_some() {
-            let mut count = 0;
-            for (key, packet) in keys.iter_mut().zip(&mut packets) {
-                let (source, destination) = packet.endpoints();
-                *key = Key::between(source, destination);
-                count += 1;
-            }
-            self.table.approach(&keys[..count]);
+    /// From now on the packet selection tells which packets ended a calm, and takes an [`Answer`] with each
+    /// verdict. What passed it before may not have been harmless.
+    pub fn set_selection(&mut self, answers: bool) {
+        self.answers = answers;
+        for Entry { session, .. } in self.table.iter_mut() {
+            session.expect_nothing_unseen();
         }
     }
 
-    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
-    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
-    /// be connected to; give the verdict, then call [`settle`](Self::settle).
+    /// What goes to the packet selection with the last verdict.
+    pub fn answer(&self) -> Answer {
+        self.answer
+    }
+
+    /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
     pub fn packet(
         &mut self,
         now: Instant,
@@ -215,6 +212,21 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
+        self.queued(now, bytes, Woken::Not, kernel, out)
+    }
+
+    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
+    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
+    /// be connected to; give the verdict with the [`answer`](Self::answer), then call [`settle`](Self::settle).
+    pub fn queued(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        woken: Woken,
+        kernel: &mut impl Kernel,
+        out: &mut Vec<u8>,
+    ) -> Verdict {
+        self.answer = Answer::Nothing;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes) else {
             self.counters.malformed += 1;
@@ -243,9 +255,11 @@ impl Engine {
             pinholes: &mut self.pinholes,
             counters: &mut self.counters,
             events: &mut self.events,
+            was_calm: woken != Woken::Not,
         };
-        let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
-        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
+        let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
+        let told = have_renumbered(&mut bench, session, woken)
+            .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections));
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -254,6 +268,11 @@ impl Engine {
         if let Err(error) = &told {
             bench.failed(error);
         }
+        let (final_seq, final_ack) = match outcome.forward {
+            Forward::Changed { seq, ack, .. } => (seq, ack),
+            _ => (packet.seq(), packet.ack()),
+        };
+        outcome.forward = session.before_renumbering(from, &packet, outcome.forward);
         let verdict = match outcome.forward {
             Forward::Unchanged => Verdict::Accept,
             Forward::Not => Verdict::Drop,
@@ -261,17 +280,23 @@ impl Engine {
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
             Forward::Changed { seq, ack, payload, flags, urgent } => {
                 let sent = session.map(from.peer());
-                let sack = |[left, right]: [Seq; 2]| {
+                let acknowledged = |[left, right]: [Seq; 2]| {
                     let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
                     left.is_before(right).then_some([left, right])
+                };
+                let kernel_takes = session.renumbered_by_kernel()[from.peer() as usize];
+                let sack = |block| {
+                    acknowledged(block)
+                        .map(|ends| ends.map(|n| kernel_takes.before_acknowledgement(n)))
                 };
                 let mut whole = &self.payload[..];
                 if let Some(Rest { start, flags }) = outcome.rest {
                     let (first, rest) = whole.split_at(start);
                     whole = first;
-                    let seq = seq + start as u32; // within a packet
+                    let seq = final_seq + start as u32; // within a packet
+                    let ack = final_ack; // the kernel does not see this one
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
-                    packet.rebuild(&edit, sack, out);
+                    packet.rebuild(&edit, acknowledged, out);
                     send_rest(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
@@ -279,6 +304,9 @@ impl Engine {
                 Verdict::Replace
             }
         };
+        if self.answers && verdict != Verdict::Drop {
+            self.answer = answer(session, control, woken, moment);
+        }
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
         if session.wants_no_packet() {
@@ -312,6 +340,7 @@ impl Engine {
                 self.pinholes.close(held);
             }
         }
+        self.pinholes.settle_spent();
         self.settle(kernel);
     }
 
@@ -328,6 +357,7 @@ impl Engine {
             }
         }
         self.sweep(now);
+        self.pinholes.settle_spent();
         self.settle(kernel);
         self.pinholes.next_deadline()
     }
@@ -521,6 +551,48 @@ fn attend_afresh(
 ) -> Result<(), KernelError> {
     let translation = kernel.translation(client, server)?.ok_or(KernelError::Unknown)?;
     kernel.attend(&translation, attention)
+}
+
+/// What the selection is to be told with the verdict on a packet that `woken` came with.
+fn answer(session: &mut Session, control: &mut Control, woken: Woken, now: Moment) -> Answer {
+    let was_woken = woken != Woken::Not;
+    if session.wants_every_packet() || session.wants_no_packet() {
+        // That it was told by a request.
+        return if was_woken { Answer::Kept } else { Answer::Nothing };
+    }
+    if session.is_calm() && control.rival().is_none() {
+        session.expect_unseen();
+        control.told(Attention::Calm, now);
+        return Answer::Calm;
+    }
+    let is_told = matches!(control.attention(), None | Some(Attention::Payload));
+    control.told(Attention::Payload, now);
+    if was_woken || !is_told { Answer::Payload } else { Answer::Nothing }
+}
+
+/// Has the kernel change the numbers of what is not seen, where they differ.
+fn have_renumbered<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    session: &mut Session,
+    woken: Woken,
+) -> Result<(), KernelError> {
+    if bench.control.keeps_numbers() {
+        return Ok(());
+    }
+    let Some(wanted) = session.renumberings() else { return Ok(()) };
+    // A calm connection is one that conntrack has not forgotten, with all that it was told.
+    let is_known = woken != Woken::Not || bench.control.renumbered_since(bench.moment) < REMINDER;
+    if is_known && session.is_renumbered_as(&wanted) {
+        return Ok(());
+    }
+    let translation = match bench.translation() {
+        Err(KernelError::Unknown) => return Ok(()),
+        known => known?,
+    };
+    let done = bench.kernel.renumber(&translation, &wanted)?;
+    bench.control.set_renumbered(bench.moment, done);
+    session.set_renumbered(if done { wanted } else { Default::default() });
+    Ok(())
 }
 
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.
