@@ -99,6 +99,7 @@ fn round(
             said[session] += 1;
         }
         let start = Instant::now();
+        engine.expect(batch.iter().map(|(packet, length)| &packet[..*length]));
         for (packet, length) in &batch {
             let verdict = engine.packet(now, &packet[..*length], &mut Nowhere, out);
             assert_eq!(verdict, Verdict::Accept);

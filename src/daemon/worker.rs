@@ -23,7 +23,7 @@ use super::{state::Journal, workers::Shared};
 use crate::{
     engine::{Answer, Engine, Verdict},
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
-    packet::Packet,
+    packet::{Endpoint, Packet},
     session::Woken,
 };
 
@@ -56,14 +56,14 @@ impl Home {
             Self::Queue(shard) => shard,
             Self::Endpoints(0 | 1) => 0,
             Self::Endpoints(shards) => Packet::parse(bytes).map_or(0, |packet| {
-                let one = |address: u128, port: u16| {
+                let one = |end: Endpoint| {
                     // Odd numbers without a pattern; who chooses ports to meet may meet others of his own.
-                    let folded = (address as u64) ^ ((address >> 64) as u64).rotate_left(32);
-                    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(port))
+                    let folded = end.low ^ end.high.rotate_left(32);
+                    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(end.port))
                         .wrapping_mul(0xd6e8_feb8_6659_fd93)
                 };
-                let (a, b) = (packet.source_endpoint(), packet.destination_endpoint());
-                let both = one(a.address, a.port).wrapping_add(one(b.address, b.port));
+                let (a, b) = packet.endpoints();
+                let both = one(a).wrapping_add(one(b));
                 let mixed = (both ^ (both >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
                 ((mixed >> 32) % shards as u64) as usize
             }),

@@ -4,7 +4,7 @@
 //! cache lines with the session, and what few connections have elsewhere.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,14 @@ pub struct Entry {
     pub control: Control,
     /// The session.
     pub session: Session,
+}
+
+impl Entry {
+    /// Something of each of its cache lines.
+    pub fn touched(&self) -> u64 {
+        let Control { id, ends, told, .. } = &self.control;
+        id ^ u64::from(*told) ^ u64::from(ends.server_port) ^ u64::from(self.session.touched())
+    }
 }
 
 /// What is known of a control connection besides its session.
@@ -89,12 +97,7 @@ impl Control {
     }
 
     fn address(&self, end: Endpoint) -> SocketAddr {
-        let ip = if self.is_v4 {
-            IpAddr::from(Ipv4Addr::from_bits(end.address as u32)) // it was made of one
-        } else {
-            Ipv6Addr::from_bits(end.address).into()
-        };
-        SocketAddr::new(ip, end.port)
+        end.socket(self.is_v4)
     }
 
     /// Something that happened on it.
@@ -103,8 +106,8 @@ impl Control {
     }
 
     /// Which end `source` is.
-    pub fn side(&self, source: impl Into<Endpoint>) -> Side {
-        if source.into() == self.ends.client() { Side::Client } else { Side::Server }
+    pub fn side(&self, source: Endpoint) -> Side {
+        if source == self.ends.client() { Side::Client } else { Side::Server }
     }
 
     /// How its ends see each other, if that was looked up.
@@ -131,7 +134,9 @@ impl Control {
 
     /// One more pinhole.
     pub fn hold(&mut self, held: Held) {
-        self.rare().pinholes.push(held);
+        let pinholes = &mut self.rare().pinholes;
+        pinholes.reserve_exact(1); // hardly ever are there more, and each is large
+        pinholes.push(held);
     }
 
     /// The pinhole at `index`, which it holds no more.
@@ -202,19 +207,20 @@ impl Control {
 }
 
 /// Both endpoints of a connection. Bytes, as numbers of their length would be aligned to it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Ends {
-    client: [u8; 16],
-    server: [u8; 16],
+    client: [[u8; 8]; 2],
+    server: [[u8; 8]; 2],
     client_port: u16,
     server_port: u16,
 }
 
 impl Ends {
     fn new(client: Endpoint, server: Endpoint) -> Self {
+        let packed = |end: Endpoint| [end.high.to_ne_bytes(), end.low.to_ne_bytes()];
         Self {
-            client: client.address.to_ne_bytes(),
-            server: server.address.to_ne_bytes(),
+            client: packed(client),
+            server: packed(server),
             client_port: client.port,
             server_port: server.port,
         }
@@ -222,13 +228,17 @@ impl Ends {
 
     /// The client's.
     pub fn client(&self) -> Endpoint {
-        Endpoint { address: u128::from_ne_bytes(self.client), port: self.client_port }
+        unpacked(self.client, self.client_port)
     }
 
     /// The server's.
     pub fn server(&self) -> Endpoint {
-        Endpoint { address: u128::from_ne_bytes(self.server), port: self.server_port }
+        unpacked(self.server, self.server_port)
     }
+}
+
+fn unpacked([high, low]: [[u8; 8]; 2], port: u16) -> Endpoint {
+    Endpoint { high: u64::from_ne_bytes(high), low: u64::from_ne_bytes(low), port }
 }
 
 /// A time, in nanoseconds from the [`Epoch`] on.
@@ -248,25 +258,41 @@ impl Moment {
 
 /// The first time that an engine was told: an [`Instant`] takes twice the room of the distance from it.
 #[derive(Clone, Copy, Default)]
-pub struct Epoch(Option<Instant>);
+pub struct Epoch {
+    first: Option<Instant>,
+    /// What was asked last: packets of one batch are of one time.
+    last: Option<(Instant, Moment)>,
+}
 
 impl Epoch {
     /// The moment `at`.
+    #[inline]
     pub fn moment(&mut self, at: Instant) -> Moment {
-        let epoch = *self.0.get_or_insert(at);
+        if let Some((last, moment)) = self.last
+            && last == at
+        {
+            return moment;
+        }
+        self.other_moment(at)
+    }
+
+    fn other_moment(&mut self, at: Instant) -> Moment {
+        let epoch = *self.first.get_or_insert(at);
         let nanos = |distance: Duration| {
             i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX) // in three hundred years
         };
-        Moment(match at.checked_duration_since(epoch) {
+        let moment = Moment(match at.checked_duration_since(epoch) {
             Some(after) => nanos(after),
             None => -nanos(epoch.duration_since(at)),
-        })
+        });
+        self.last = Some((at, moment));
+        moment
     }
 
     /// When `moment` was; there is none without an epoch.
     pub fn instant(&self, Moment(nanos): Moment) -> Option<Instant> {
         let distance = Duration::from_nanos(nanos.unsigned_abs());
-        let epoch = self.0?;
+        let epoch = self.first?;
         if nanos < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) }
     }
 }

@@ -36,6 +36,13 @@ impl Index {
         part.position(hash, &mut is).map(|at| place(part.slots[at]))
     }
 
+    /// The slot at which a search for this hash begins: to read it has it in the cache afterwards.
+    pub fn first_slot(&self, hash: u64) -> u64 {
+        let part = &self.parts[part_of(hash)];
+        let mask = part.slots.len().wrapping_sub(1);
+        part.slots.get(hash as usize & mask).copied().unwrap_or_default()
+    }
+
     /// One more place.
     pub fn insert(&mut self, hash: u64, place: u32) {
         self.parts[part_of(hash)].insert(hash << 32 | (u64::from(place) + 1));

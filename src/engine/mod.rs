@@ -5,6 +5,7 @@
 //! run the same code.
 
 mod admission;
+mod ahead;
 mod bench;
 mod control;
 mod event;
@@ -239,13 +240,15 @@ impl Engine {
             self.counters.malformed += 1;
             return Verdict::Accept;
         }
-        let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
+        let (source, destination) = packet.endpoints();
+        let key = Key::between(source, destination);
+        let Some(index) = self.entry_of(now, &packet, &key, kernel) else { return Verdict::Accept };
         let moment = self.epoch.moment(now);
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
         control.last = moment;
-        let from = control.side(packet.source_endpoint());
+        let from = control.side(source);
         let mut bench = Bench {
             now,
             moment,
@@ -418,7 +421,7 @@ impl Engine {
     pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
         let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.control.side(a)))
+        Some((&entry.session, entry.control.side(a.into())))
     }
 
     /// The entry that `packet` belongs to, made where it starts one.
@@ -426,10 +429,10 @@ impl Engine {
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
+        key: &Key,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
-        let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
-        let found = self.table.find(&key);
+        let found = self.table.find(key);
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     hash::{Hash, Hasher},
+    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,36 +18,41 @@ use super::{
 };
 use crate::packet::Endpoint;
 
-/// The endpoints of a connection, the same for both directions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key {
-    low: Endpoint,
-    high: Endpoint,
-}
+/// The endpoints of a connection, in either order.
+#[derive(Clone, Copy, Default)]
+pub struct Key(Endpoint, Endpoint);
 
 impl Key {
     /// The key of the connection between `a` and `b`.
     pub fn between(a: impl Into<Endpoint>, b: impl Into<Endpoint>) -> Self {
-        let (a, b) = (a.into(), b.into());
-        let (low, high) = if a < b { (a, b) } else { (b, a) };
-        Self { low, high }
+        Self(a.into(), b.into())
     }
 
     fn of(control: &Control) -> Self {
-        Self::between(control.ends.client(), control.ends.server())
+        Self(control.ends.client(), control.ends.server())
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0 == other.0 && self.1 == other.1) || (self.0 == other.1 && self.1 == other.0)
     }
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        match (u64::try_from(self.low.address), u64::try_from(self.high.address)) {
-            (Ok(low), Ok(high)) => state.write_u64(low << 32 | high), // IPv4
-            _ => {
-                state.write_u128(self.low.address);
-                state.write_u128(self.high.address);
+        let Self(a, b) = *self;
+        if a.high | b.high | (a.low >> 32) | (b.low >> 32) == 0 {
+            // Without a jump, which would be taken as often as not.
+            let (a, b) = ((a.low << 16) | u64::from(a.port), (b.low << 16) | u64::from(b.port));
+            state.write_u128((u128::from(a.min(b)) << 64) | u128::from(a.max(b)));
+        } else {
+            for Endpoint { high, low, port } in [a.min(b), a.max(b)] {
+                state.write_u64(high);
+                state.write_u64(low);
+                state.write_u16(port);
             }
         }
-        state.write_u32(u32::from(self.low.port) << 16 | u32::from(self.high.port));
     }
 }
 
@@ -57,6 +63,8 @@ pub struct Table {
     index: Index,
     entries: Places,
     free: Vec<u32>,
+    /// What was found last: packets of one connection often come one after the other.
+    recent: u32,
     /// Places and the ends of numbers in the order in which they were taken, of entries that may have gone
     /// since.
     pub(super) by_age: VecDeque<(u32, u32)>,
@@ -98,10 +106,29 @@ impl Table {
     }
 
     /// Where the connection `key` is.
-    pub fn find(&self, key: &Key) -> Option<u32> {
-        self.index.find(self.random.hash_one(key), |place| {
-            self.entries.get(place).is_some_and(|entry| Key::of(&entry.control) == *key)
-        })
+    pub fn find(&mut self, key: &Key) -> Option<u32> {
+        let is = |place| {
+            let entry = self.entries.get(place);
+            entry.is_some_and(|entry| Key::of(&entry.control) == *key)
+        };
+        if !is(self.recent) {
+            self.recent = self.index.find(self.random.hash_one(key), is)?;
+        }
+        Some(self.recent)
+    }
+
+    /// Has what is known of these connections in the cache, as far as it fits. Where one search waits for memory
+    /// the processor begins the next, as no step of one needs another's.
+    pub fn approach(&self, keys: &[Key]) {
+        let mut hashes = [0; APPROACHED];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = self.random.hash_one(key);
+            black_box(self.index.first_slot(*hash));
+        }
+        for hash in &hashes[..keys.len().min(APPROACHED)] {
+            let place = self.index.find(*hash, |_| true);
+            black_box(place.and_then(|place| self.entries.get(place)).map(Entry::touched));
+        }
     }
 
     /// The one at `index`.
@@ -157,6 +184,9 @@ impl Table {
         self.entries.len() as u32 // bounded by max-sessions
     }
 }
+
+/// How many connections are approached together.
+pub const APPROACHED: usize = 32;
 
 /// How many entries are moved at most as there are more of them, and how much room for them is free at most.
 const CHUNK: usize = 1 << 13;

@@ -23,9 +23,9 @@ impl<T> Few<T> {
         self.0.take().map_or_else(Vec::new, |list| *list)
     }
 
-    /// One more.
+    /// One more. There is room for one alone at first, as mostly no other follows.
     pub fn push(&mut self, one: T) {
-        self.list_mut().push(one);
+        self.0.get_or_insert_with(|| Box::new(Vec::with_capacity(1))).push(one);
     }
 
     /// The last.

@@ -150,6 +150,9 @@ impl Session {
 
     /// A packet without payload, or one whose payload stays: only its numbers are mapped.
     pub(super) fn renumbered(&self, from: Side, packet: &Packet<'_>) -> Forward {
+        if !self.is_adjusted() {
+            return Forward::Unchanged; // nothing is held back either
+        }
         let seq = self.number_for(from, packet);
         let ack = self.acknowledgement_for(from, packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
