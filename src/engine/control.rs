@@ -64,8 +64,6 @@ struct Rare {
     rival: Option<Box<Session>>,
     /// Whether the kernel does not change its numbers.
     keeps_numbers: bool,
-    /// In which millisecond the kernel was last asked to change them.
-    renumbered: u32,
 }
 
 impl Control {
@@ -184,16 +182,9 @@ impl Control {
         self.rare.as_ref().is_some_and(|rare| rare.keeps_numbers)
     }
 
-    /// How long ago the kernel was asked to change numbers.
-    pub fn renumbered_since(&self, now: Moment) -> Duration {
-        let last = self.rare.as_ref().map_or(0, |rare| rare.renumbered);
-        Duration::from_millis(now.millis().wrapping_sub(last).into())
-    }
-
-    /// The kernel was asked to, and does or cannot.
-    pub fn set_renumbered(&mut self, now: Moment, done: bool) {
-        let rare = self.rare();
-        (rare.renumbered, rare.keeps_numbers) = (now.millis(), !done);
+    /// Whether the kernel cannot, as it said when it was asked.
+    pub fn set_keeps_numbers(&mut self, keeps: bool) {
+        self.rare().keeps_numbers = keeps;
     }
 
     /// The kernel was told.

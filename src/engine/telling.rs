@@ -56,8 +56,7 @@ pub(super) fn have_renumbered<K: Kernel>(
     }
     let Some(wanted) = session.renumberings() else { return Ok(()) };
     // A calm connection is one that conntrack has not forgotten, with all that it was told.
-    let is_known = woken != Woken::Not || bench.control.renumbered_since(bench.moment) < REMINDER;
-    if is_known && session.is_renumbered_as(&wanted) {
+    if woken != Woken::Not && session.is_renumbered_as(&wanted) {
         return Ok(());
     }
     let translation = match bench.translation() {
@@ -67,7 +66,7 @@ pub(super) fn have_renumbered<K: Kernel>(
     let before = session.renumbered_by_kernel();
     let is_known = woken != Woken::Not && before.iter().any(|numbers| !numbers.is_identity());
     let done = bench.kernel.renumber(&translation, &wanted, is_known)?;
-    bench.control.set_renumbered(bench.moment, done);
+    bench.control.set_keeps_numbers(!done);
     session.set_renumbered(if done { wanted } else { Default::default() });
     Ok(())
 }

@@ -152,6 +152,7 @@ impl Session {
             Side::Server => {
                 if self.unseen.0.as_ref().is_none_or(|what| what.heard != seq) {
                     self.pass_over_answers(judge);
+                    self.dialogue.transfers();
                 }
                 if woken == Woken::Marked {
                     self.dialogue.asked();

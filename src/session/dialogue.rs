@@ -199,6 +199,11 @@ impl Dialogue {
         announced
     }
 
+    /// What the client said last is not known; it matters only if it began a transfer.
+    pub fn transfers(&mut self) {
+        self.await_reply(Awaited::Transfer);
+    }
+
     /// The client asked for an announcement.
     pub fn asked(&mut self) {
         self.await_reply(Awaited::Passive);
