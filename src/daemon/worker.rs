@@ -202,7 +202,13 @@ fn decide<'p>(
         if *home != index {
             continue;
         }
-        *decided = match shard.engine.packet(now, packet.payload, kernel, replacement) {
+        *decided = match shard.engine.packet_left_to(
+            packet.offload,
+            now,
+            packet.payload,
+            kernel,
+            replacement,
+        ) {
             Verdict::Accept => Decided::Accept,
             Verdict::Drop => Decided::Drop,
             Verdict::Replace => {

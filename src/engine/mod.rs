@@ -9,6 +9,7 @@ mod bench;
 mod control;
 mod event;
 mod index;
+mod injection;
 mod kernel;
 mod pinholes;
 mod saved;
@@ -30,6 +31,7 @@ use bench::Bench;
 use control::{Control, Entry, Epoch};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
+use injection::{Injection, part, send};
 pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
 use saved::Changes;
@@ -38,7 +40,7 @@ use table::{Key, Table};
 
 use crate::{
     ftp::Kind,
-    packet::{self, Edit, Packet, Seq, flags},
+    packet::{self, Edit, Offload, Packet, Seq, flags},
     policy::Policy,
     session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
 };
@@ -193,12 +195,26 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
+        self.packet_left_to(Offload::default(), now, bytes, kernel, out)
+    }
+
+    /// As [`packet`](Self::packet), for one of which `offload` is left to do. What replaces it has its
+    /// checksum, and is never shorter than it if segments are joined in it (see [`part`]).
+    pub fn packet_left_to(
+        &mut self,
+        offload: Offload,
+        now: Instant,
+        bytes: &[u8],
+        kernel: &mut impl Kernel,
+        out: &mut Vec<u8>,
+    ) -> Verdict {
         self.counters.packets += 1;
-        let Ok(packet) = Packet::parse(bytes) else {
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
             return Verdict::Accept;
         };
-        if self.checksums == Checksums::Verify && !packet.checksum_is_valid() {
+        let is_summed = self.checksums == Checksums::Verify && !offload.unsummed;
+        if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             return Verdict::Accept;
         }
@@ -230,17 +246,28 @@ impl Engine {
         if let Err(error) = &told {
             bench.failed(error);
         }
+        let sent = session.map(from.peer());
+        let sack = |[left, right]: [Seq; 2]| {
+            let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
+            left.is_before(right).then_some([left, right])
+        };
         let verdict = match outcome.forward {
             Forward::Unchanged => Verdict::Accept,
             Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
+            // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
+            Forward::Changed { seq, ack, payload: true, flags, urgent }
+                if offload.joined && self.payload.len() < packet.payload().len() =>
+            {
+                let edit = Edit { seq, ack, payload: Some(&self.payload), flags, urgent };
+                let limit = session.longest_segment(from);
+                for segment in part(&packet, &edit, limit, sack) {
+                    send(&mut bench, from, &segment, &mut self.injections);
+                }
+                Verdict::Drop
+            }
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let sent = session.map(from.peer());
-                let sack = |[left, right]: [Seq; 2]| {
-                    let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
-                    left.is_before(right).then_some([left, right])
-                };
                 let mut whole = &self.payload[..];
                 if let Some(Rest { start, flags }) = outcome.rest {
                     let (first, rest) = whole.split_at(start);
@@ -248,7 +275,7 @@ impl Engine {
                     let seq = seq + start as u32; // within a packet
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
                     packet.rebuild(&edit, sack, out);
-                    send_rest(&mut bench, from, out, &mut self.injections);
+                    send(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
                 packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
@@ -538,38 +565,4 @@ fn tell_kernel<K: Kernel>(
         injections.push(Injection::of(bench.control, packet));
     }
     Ok(())
-}
-
-/// Has `segment`, the rest of what `from` sent, go to the other end: as a packet of its own, which
-/// nothing translates any more.
-fn send_rest<K: Kernel>(
-    bench: &mut Bench<'_, K>,
-    from: Side,
-    segment: &[u8],
-    injections: &mut Vec<Injection>,
-) {
-    let (translation, segment) = match (bench.translation(), Packet::parse(segment)) {
-        (Ok(translation), Ok(segment)) => (translation, segment),
-        (Err(error), _) => return bench.failed(&error),
-        (Ok(_), Err(_)) => return,
-    };
-    let (source, destination) = translation.seen_by(from.peer());
-    let mut packet = Vec::new();
-    packet::with_endpoints(&segment, source, destination, &mut packet);
-    injections.push(Injection::of(bench.control, packet));
-}
-
-/// A packet that is to be sent on behalf of a connection.
-struct Injection {
-    session: u64,
-    client: SocketAddr,
-    server: SocketAddr,
-    packet: Vec<u8>,
-}
-
-impl Injection {
-    fn of(control: &Control, packet: Vec<u8>) -> Self {
-        let (client, server) = (control.client(), control.server());
-        Self { session: control.id, client, server, packet }
-    }
 }

@@ -213,6 +213,11 @@ impl Session {
         }
     }
 
+    /// As long may a segment be that `side` is to have sent.
+    pub fn longest_segment(&self, side: Side) -> usize {
+        self.peek(side).longest_segment()
+    }
+
     /// Takes a packet of `from`. A changed payload is written over `out`.
     pub fn packet(
         &mut self,
