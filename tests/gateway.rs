@@ -10,6 +10,8 @@ mod lab;
 mod packets;
 #[path = "gateway/runs.rs"]
 mod runs;
+#[path = "gateway/watch.rs"]
+mod watch;
 
 use std::{
     io::{self, Read as _, Write as _},

@@ -50,19 +50,20 @@ fn receive(stream: &mut TcpStream, time: Duration) -> io::Result<Report> {
     let mut buffer = vec![0; 1 << 20];
     let start = Instant::now() + WARM_UP;
     let end = start + time;
-    let mut bytes = 0;
+    let (mut bytes, mut all) = (0, 0);
     loop {
         let count = stream.read(&mut buffer)?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        all += count;
         let now = Instant::now();
         if now >= start {
             bytes += count;
         }
         if now >= end {
             let rate = bytes as f64 * 8.0 / (now - start).as_secs_f64();
-            return Ok(Report { rate, ..Report::default() });
+            return Ok(Report { rate, total: all as f64 * 8.0, ..Report::default() });
         }
     }
 }

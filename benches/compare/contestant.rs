@@ -2,7 +2,7 @@
 //! another left in connection tracking.
 
 use std::{
-    io,
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -31,7 +31,11 @@ pub enum Contestant {
     /// The kernel's helper, with every control packet through a queue whose reader accepts all.
     AcceptLoop,
     /// SuSE's ftp-proxy, dialled in the server's place.
-    SuseProxy,
+    SuseProxy {
+        /// Whether its clients acknowledge at once, as clients usually do not. It lets the last
+        /// reply of a transfer wait for the acknowledgement of the one before, for 40 ms.
+        hurried: bool,
+    },
     /// ProFTPD with mod_proxy, likewise.
     Proftpd,
     /// Nothing that reads FTP, and nothing dropped.
@@ -45,7 +49,8 @@ impl Contestant {
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "helper",
             Self::AcceptLoop => "loop",
-            Self::SuseProxy => "suse",
+            Self::SuseProxy { hurried: false } => "suse",
+            Self::SuseProxy { hurried: true } => "hurried",
             Self::Proftpd => "proftpd",
             Self::NoHelper => "none",
         }
@@ -57,7 +62,8 @@ impl Contestant {
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "kernel helper",
             Self::AcceptLoop => "C loop",
-            Self::SuseProxy => "SuSE ftp-proxy",
+            Self::SuseProxy { hurried: false } => "SuSE ftp-proxy",
+            Self::SuseProxy { hurried: true } => "SuSE ftp-proxy, hurried",
             Self::Proftpd => "ProFTPD mod_proxy",
             Self::NoHelper => "no helper",
         }
@@ -97,16 +103,25 @@ echo 10000 60999 > /proc/sys/net/ipv4/ip_local_port_range
 echo 4194304 > /proc/sys/net/core/wmem_max 2>/dev/null || true
 ";
 
+/// On the client, of connections to the gateway itself.
+const HURRIED: &str = "
+route=$(ip -4 route show dev eth0 scope link)
+ip route replace $route dev eth0 quickack 1
+";
+
 /// A contestant at its place, and an FTP server behind it.
 pub struct Stage {
     /// The lab.
     pub lab: Lab,
     /// Where clients connect.
     pub target: SocketAddr,
-    pin: Pin,
+    /// Where processes run.
+    pub pin: Pin,
     // Ended before the lab is removed.
     running: Vec<Background>,
     daemon: Option<Daemon>,
+    /// What reads the queue.
+    program: Option<u32>,
     _server: Background,
 }
 
@@ -119,12 +134,25 @@ impl Stage {
         for host in [&lab.client, &lab.server, &lab.gateway] {
             host.shell(ENDS)?;
         }
+        // A bridge is no part of a gateway, and must not call on its firewall.
+        lab.gateway.shell(&format!(
+            "nsenter --net=/run/netns/{} sh -c '\
+             for file in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 > $file; done'",
+            lab.switches()
+        ))?;
         let target = SocketAddr::new(lab.server.address(Family::V4), 21);
-        let serve = pin.traffic(lab.server.command(pin.program()), &["serve", "21"])?;
+        let serve = pin.traffic(lab.server.command(pin.program()), &["serve", "21"]);
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
-        let mut stage =
-            Self { lab, target, pin, running: Vec::new(), daemon: None, _server: server };
+        let mut stage = Self {
+            lab,
+            target,
+            pin,
+            running: Vec::new(),
+            daemon: None,
+            program: None,
+            _server: server,
+        };
         stage.place(contestant, figure)?;
         Ok(stage)
     }
@@ -135,17 +163,23 @@ impl Stage {
             Contestant::Daemon { executable, configuration, .. } => {
                 let daemon = Daemon::start(executable, gateway, configuration)?;
                 self.pin.gateway(daemon.id())?;
+                self.program = Some(daemon.id());
                 self.daemon = Some(daemon);
             }
             Contestant::KernelHelper => gateway.nft(HELPER)?,
             Contestant::AcceptLoop => {
                 // It is measured by itself where nothing is announced.
-                if matches!(figure, Figure::Cycles(_)) {
+                if matches!(figure, Figure::Cycles(_) | Figure::Sessions(_)) {
                     gateway.nft(HELPER)?;
                 }
                 self.accept_loop()?;
             }
-            Contestant::SuseProxy => self.proxy(proxies::suse)?,
+            Contestant::SuseProxy { hurried } => {
+                self.proxy(proxies::suse)?;
+                if *hurried {
+                    self.lab.client.shell(HURRIED)?;
+                }
+            }
             Contestant::Proftpd => self.proxy(proxies::proftpd)?,
             Contestant::NoHelper => {
                 gateway.nft("delete table inet gateway")?;
@@ -178,6 +212,7 @@ impl Stage {
         let mut running = gateway.start(command, "accept")?;
         wait_for_ready(&mut running)?;
         self.pin.gateway(running.id())?;
+        self.program = Some(running.id());
         for port in ["--dport", "--sport"] {
             gateway.shell(&format!(
                 "iptables -w -t mangle -A FORWARD -p tcp {port} 21 -j NFQUEUE --queue-num {QUEUE}"
@@ -185,6 +220,16 @@ impl Stage {
         }
         self.running.push(running);
         Ok(())
+    }
+
+    /// Processor time of the gateway's program until now, if it is one process.
+    pub fn processor_time(&self) -> Option<Duration> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.program?)).ok()?.flatten();
+        let used = threads.filter_map(|thread| {
+            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Some(Duration::from_nanos(used.sum()))
     }
 
     /// How many packets the daemon has seen, if there is one.

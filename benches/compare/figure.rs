@@ -7,6 +7,8 @@ use crate::contestant::Contestant;
 pub enum Figure {
     /// Transfers of a small file, by so many control connections at a time.
     Cycles(usize),
+    /// Whole sessions with one such transfer, as download programs have them.
+    Sessions(usize),
     /// Commands and replies through the queue, without data connections.
     Packets,
     /// A data connection.
@@ -29,7 +31,9 @@ impl Figure {
         match self {
             Self::Cycles(1) => "transfer cycles/s, 1 worker".to_owned(),
             Self::Cycles(workers) => format!("transfer cycles/s, {workers} workers"),
-            Self::Packets => "control packets/s".to_owned(),
+            Self::Sessions(1) => "sessions/s, 1 worker".to_owned(),
+            Self::Sessions(workers) => format!("sessions/s, {workers} workers"),
+            Self::Packets => "control packets/s of the reader's processor time".to_owned(),
             Self::Bulk => "data connection, Gbit/s".to_owned(),
             Self::Control => "control connection, Gbit/s".to_owned(),
         }
@@ -45,7 +49,7 @@ impl Figure {
         let ours = matches!(contestant, Contestant::Daemon { .. });
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
-            Self::Cycles(_) => true,
+            Self::Cycles(_) | Self::Sessions(_) => true,
             Self::Packets | Self::Control => named(&["loop", "none"]),
             Self::Bulk => named(&["helper", "none"]),
         }
@@ -54,7 +58,7 @@ impl Figure {
     /// Its goals.
     pub fn goals(self) -> &'static [Goal] {
         match self {
-            Self::Cycles(_) => &[
+            Self::Cycles(_) | Self::Sessions(_) => &[
                 Goal { with: &["helper"], least: 0.88 },
                 Goal { with: &["suse", "proftpd"], least: 5.0 },
             ],

@@ -1,21 +1,27 @@
 //! Packets through the queue: many logged-in control connections whose packets this makes itself,
 //! both ends of them, so that no TCP stack stands in the way. Commands and replies follow each other
-//! in order, and so many are under way at a time that the gateway always has work, but loses none.
+//! in order.
 //!
-//! It needs to hear nothing: both ends' numbers are its own, masquerading keeps ports that are
-//! free, and what arrives is counted by the interfaces.
+//! It runs on the reader's core and before it: it fills the queue, then sleeps until that is read.
+//! So the reader always finds many packets, as one does that cannot keep up, and never loses one. On
+//! a core of its own the generator would be slower than a good reader, which then wakes and sleeps
+//! for each packet; and waking another core costs more than anything that is measured here.
+//!
+//! It stands at the other ends of the gateway's cables, and needs to hear nothing: both ends'
+//! numbers are its own, masquerading keeps ports that are free, and what arrives is counted by the
+//! interfaces.
 
 use std::{
     fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::Ipv4Addr,
     os::unix::fs::FileExt,
     thread,
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::load::Report;
 
@@ -26,8 +32,11 @@ const CONNECTIONS: u32 = 256;
 /// Packets under way: fewer than a queue or a reader's socket takes by default.
 const UNDER_WAY: u64 = 128;
 
-/// Sent before looking how many have arrived.
-const BURST: u64 = 16;
+/// When so few are left, it is time for more.
+const FEW: u64 = 16;
+
+/// The reader's time between two looks at what has arrived.
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// The first client port.
 const FIRST_PORT: u16 = 20_000;
@@ -35,44 +44,42 @@ const FIRST_PORT: u16 = 20_000;
 /// After so long without a packet those under way are taken for lost.
 const LOST: Duration = Duration::from_millis(300);
 
+/// A side of the gateway.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Side {
+    /// The other end of the cable to it.
+    pub interface: String,
+    /// The gateway's own link-layer address there.
+    pub gateway: [u8; 6],
+    /// Who is there as the gateway sees it.
+    pub near: Ipv4Addr,
+    /// Who is at the other side as one sees it from here.
+    pub far: Ipv4Addr,
+}
+
 /// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// The client's address.
-    pub client: Ipv4Addr,
-    /// What the server sees in its place.
-    pub outside: Ipv4Addr,
-    /// The server.
-    pub server: SocketAddr,
+    /// The client's and the server's.
+    pub sides: [Side; 2],
     /// For how long.
     pub time: Duration,
-    /// `/proc/PID/net/dev` of processes in the client's and in the server's namespace.
-    pub counters: [String; 2],
 }
 
-/// A raw socket in this process's namespace, for packets with their headers.
-pub fn raw_socket() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-    socket.set_header_included_v4(true)?;
-    Ok(socket)
-}
-
-/// Does what is ordered, with `server` as a raw socket in the server's namespace.
-pub fn run(order: &Order, server: Socket) -> io::Result<Report> {
-    let SocketAddr::V4(at) = order.server else { return Err(io::ErrorKind::Unsupported.into()) };
+/// Does what is ordered.
+pub fn run(order: &Order) -> io::Result<Report> {
+    let [client, server] = &order.sides;
     let mut flood = Flood {
-        sockets: [raw_socket()?, server],
-        ends: [[SocketAddrV4::new(order.client, 0), at], [at, SocketAddrV4::new(order.outside, 0)]],
-        counters: Counters::open(&order.counters)?,
+        cables: [Cable::open(client)?, Cable::open(server)?],
+        counters: Counters::open(order)?,
         connections: vec![[1000, 5000]; CONNECTIONS as usize],
         sent: 0,
-        idle: Duration::ZERO,
+        arrived: 0,
         lost: 0,
     };
     flood.open()?;
     let arrived = flood.counters.arrived()?;
     let (start, lost) = (Instant::now(), flood.lost);
-    flood.idle = Duration::ZERO;
     while start.elapsed() < order.time {
         flood.round(Direction::Command, b"NOOP\r\n")?;
         flood.round(Direction::Reply, b"200 fine\r\n")?;
@@ -80,13 +87,11 @@ pub fn run(order: &Order, server: Socket) -> io::Result<Report> {
     let elapsed = start.elapsed();
     let arrived = flood.counters.arrived()? - arrived;
     let lost = flood.lost - lost;
-    let waited = flood.idle.as_secs_f64() / elapsed.as_secs_f64();
-    let lost_ones = || format!("{lost} packets did not arrive");
     Ok(Report {
         rate: arrived as f64 / elapsed.as_secs_f64(),
+        total: flood.sent as f64,
         errors: lost,
-        error: (lost > 0).then(lost_ones),
-        note: Some(format!("generator waits {:.0}% of the time", waited * 100.0)),
+        error: (lost > 0).then(|| format!("{lost} packets did not arrive")),
         ..Report::default()
     })
 }
@@ -98,22 +103,20 @@ enum Direction {
 }
 
 struct Flood {
-    /// In the client's and in the server's namespace.
-    sockets: [Socket; 2],
-    /// Source and destination of a command and of a reply; a connection has a port of its own.
-    ends: [[SocketAddrV4; 2]; 2],
+    /// To the client's and to the server's side.
+    cables: [Cable; 2],
     counters: Counters,
-    /// The next sequence number of client and server.
+    /// The next sequence number of client and server; each connection has a client port of its own.
     connections: Vec<[u32; 2]>,
     sent: u64,
-    idle: Duration,
+    /// As far as it is known.
+    arrived: u64,
     lost: u64,
 }
 
-const FIN_SYN_ACK: [u8; 4] = [0x01, 0x02, 0x10, 0x18];
-const SYN: u8 = FIN_SYN_ACK[1];
-const ACK: u8 = FIN_SYN_ACK[2];
-const PUSH_ACK: u8 = FIN_SYN_ACK[3];
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+const PUSH_ACK: u8 = 0x18;
 
 impl Flood {
     /// Handshakes and logins.
@@ -136,36 +139,30 @@ impl Flood {
 
     fn all(&mut self, direction: Direction, flags: u8, payload: &[u8]) -> io::Result<()> {
         for number in 0..CONNECTIONS {
-            if self.sent.is_multiple_of(BURST) {
-                self.wait()?;
-            }
+            self.wait()?;
             self.send(number as usize, direction, flags, payload)?;
         }
         Ok(())
     }
 
-    /// Waits until fewer than [`UNDER_WAY`] are.
+    /// Waits until only [`FEW`] are under way, if [`UNDER_WAY`] are.
     fn wait(&mut self) -> io::Result<()> {
+        if self.sent < self.arrived + UNDER_WAY {
+            return Ok(());
+        }
         let start = Instant::now();
-        let mut spins = 0;
         loop {
-            let arrived = self.counters.arrived()? + self.lost;
-            if self.sent + BURST <= arrived + UNDER_WAY {
-                break;
+            self.arrived = self.counters.arrived()? + self.lost;
+            if self.sent <= self.arrived + FEW {
+                return Ok(());
             }
-            spins += 1;
             if start.elapsed() > LOST {
-                self.lost += self.sent.saturating_sub(arrived);
-                break;
+                self.lost += self.sent.saturating_sub(self.arrived);
+                self.arrived = self.sent;
+                return Ok(());
             }
-            if spins > 4 {
-                thread::yield_now();
-            }
+            thread::sleep(PAUSE);
         }
-        if spins > 0 {
-            self.idle += start.elapsed();
-        }
-        Ok(())
     }
 
     fn send(
@@ -176,55 +173,85 @@ impl Flood {
         payload: &[u8],
     ) -> io::Result<()> {
         let own = usize::from(direction == Direction::Reply);
-        let [mut source, mut destination] = self.ends[own];
-        let port = FIRST_PORT + number as u16;
-        if own == 0 {
-            source.set_port(port)
-        } else {
-            destination.set_port(port)
-        }
+        let Side { near, far, .. } = self.cables[own].side;
+        let client = FIRST_PORT + number as u16;
+        let ports = if own == 0 { [client, 21] } else { [21, client] };
         let numbers = &mut self.connections[number];
         let acknowledged = if flags & ACK != 0 { numbers[1 - own] } else { 0 };
-        let packet = segment(source, destination, numbers[own], acknowledged, flags, payload);
+        let head = Head { ports, sequence: numbers[own], acknowledged, flags };
         numbers[own] += payload.len() as u32 + u32::from(flags & SYN != 0);
-        self.sockets[own].send_to(&packet, &SockAddr::from(destination))?;
+        self.cables[own].send(near, far, &head, payload)?;
         self.sent += 1;
         Ok(())
     }
 }
 
-/// A TCP segment with its IP header and right checksums.
-fn segment(
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
+/// What differs from one TCP header to the next.
+struct Head {
+    ports: [u16; 2],
     sequence: u32,
     acknowledged: u32,
     flags: u8,
-    payload: &[u8],
-) -> Vec<u8> {
-    // Windows of a gigabyte: nothing is ever acknowledged for the sake of the window.
-    let options: &[u8] = if flags & SYN != 0 { &[2, 4, 5, 0xb4, 1, 3, 3, 14] } else { &[] };
-    let length = 20 + options.len() + payload.len();
-    let mut packet = Vec::with_capacity(20 + length);
-    packet.extend([0x45, 0]);
-    packet.extend((20 + length as u16).to_be_bytes());
-    packet.extend([0, 0, 0x40, 0, 64, libc::IPPROTO_TCP as u8, 0, 0]);
-    packet.extend(source.ip().octets());
-    packet.extend(destination.ip().octets());
-    let header = checksum(0, &packet);
-    packet[10..12].copy_from_slice(&header.to_be_bytes());
-    packet.extend(source.port().to_be_bytes());
-    packet.extend(destination.port().to_be_bytes());
-    packet.extend(sequence.to_be_bytes());
-    packet.extend(acknowledged.to_be_bytes());
-    packet.extend([((20 + options.len()) * 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    packet.extend(options);
-    packet.extend(payload);
-    // The pseudo header: addresses, protocol and length.
-    let pseudo = libc::IPPROTO_TCP as u32 + length as u32;
-    let sum = checksum(pseudo, &packet[12..]);
-    packet[36..38].copy_from_slice(&sum.to_be_bytes());
-    packet
+}
+
+/// A cable to the gateway.
+struct Cable {
+    socket: Socket,
+    side: Side,
+}
+
+impl Cable {
+    fn open(side: &Side) -> io::Result<Self> {
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        let index = rustix::net::netdevice::name_to_index(&socket, &side.interface)?;
+        socket.bind(&link_address(index as i32)?)?;
+        Ok(Self { socket, side: side.clone() })
+    }
+
+    /// Sends a TCP segment with the headers below it and right checksums.
+    fn send(&self, source: Ipv4Addr, to: Ipv4Addr, head: &Head, payload: &[u8]) -> io::Result<()> {
+        // Windows of a gigabyte: nothing is ever acknowledged for the sake of the window.
+        let options: &[u8] =
+            if head.flags & SYN != 0 { &[2, 4, 5, 0xb4, 1, 3, 3, 14] } else { &[] };
+        let length = 20 + options.len() + payload.len();
+        let mut frame = Vec::with_capacity(34 + length);
+        frame.extend(self.side.gateway);
+        frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
+        frame.extend([0x45, 0]);
+        frame.extend((20 + length as u16).to_be_bytes());
+        frame.extend([0, 0, 0x40, 0, 64, libc::IPPROTO_TCP as u8, 0, 0]);
+        frame.extend(source.octets());
+        frame.extend(to.octets());
+        let header = checksum(0, &frame[14..]);
+        frame[24..26].copy_from_slice(&header.to_be_bytes());
+        frame.extend(head.ports.iter().flat_map(|port| port.to_be_bytes()));
+        frame.extend(head.sequence.to_be_bytes());
+        frame.extend(head.acknowledged.to_be_bytes());
+        frame.extend([((20 + options.len()) * 4) as u8, head.flags, 0xff, 0xff, 0, 0, 0, 0]);
+        frame.extend(options);
+        frame.extend(payload);
+        // Begins with the pseudo header: protocol and length, then both addresses.
+        let sum = checksum(libc::IPPROTO_TCP as u32 + length as u32, &frame[26..]);
+        frame[50..52].copy_from_slice(&sum.to_be_bytes());
+        self.socket.send(&frame).map(drop)
+    }
+}
+
+/// An interface as packet sockets know it.
+#[allow(unsafe_code)]
+fn link_address(index: i32) -> io::Result<SockAddr> {
+    // SAFETY: `storage` is zeroed and has room and alignment for any address; what is written is a
+    // whole `sockaddr_ll`, of which the length is told.
+    let ((), address) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let address = storage.cast::<libc::sockaddr_ll>();
+            (*address).sll_family = libc::AF_PACKET as u16;
+            (*address).sll_ifindex = index;
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })?
+    };
+    Ok(address)
 }
 
 fn checksum(start: u32, bytes: &[u8]) -> u16 {
@@ -238,15 +265,17 @@ fn checksum(start: u32, bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// What both ends' interfaces received.
+/// What both cables brought from the gateway.
 struct Counters {
-    files: [File; 2],
+    file: File,
+    interfaces: [String; 2],
     start: u64,
 }
 
 impl Counters {
-    fn open([client, server]: &[String; 2]) -> io::Result<Self> {
-        Ok(Self { files: [File::open(client)?, File::open(server)?], start: 0 })
+    fn open(order: &Order) -> io::Result<Self> {
+        let interfaces = order.sides.each_ref().map(|side| format!("{}:", side.interface));
+        Ok(Self { file: File::open("/proc/self/net/dev")?, interfaces, start: 0 })
     }
 
     fn arrived(&self) -> io::Result<u64> {
@@ -254,16 +283,15 @@ impl Counters {
     }
 
     fn total(&self) -> io::Result<u64> {
-        let mut sum = 0;
-        for file in &self.files {
-            let mut text = [0; 2048];
-            let length = file.read_at(&mut text, 0)?;
-            let text = String::from_utf8_lossy(&text[..length]);
-            let line = text.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"));
+        let mut text = [0; 8192];
+        let length = self.file.read_at(&mut text, 0)?;
+        let text = String::from_utf8_lossy(&text[..length]);
+        let packets = |interface: &String| {
+            let line = text.lines().find_map(|line| line.trim_start().strip_prefix(interface))?;
             // Bytes, then packets received.
-            let packets = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-            sum += packets.ok_or(io::ErrorKind::InvalidData)?;
-        }
-        Ok(sum)
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        let [client, server] = self.interfaces.each_ref().map(packets);
+        Ok(client.zip(server).map(|(a, b)| a + b).ok_or(io::ErrorKind::InvalidData)?)
     }
 }

@@ -45,7 +45,9 @@ pub struct Order {
     pub target: SocketAddr,
     /// What each worker says, in turn.
     pub verbs: Vec<Verb>,
-    /// Control connections.
+    /// Whether each transfer has a control connection of its own.
+    pub whole: bool,
+    /// Control connections at a time.
     pub workers: usize,
     /// For how long.
     pub time: Duration,
@@ -56,8 +58,12 @@ pub struct Order {
 pub struct Report {
     /// What was done each second: cycles, packets, bits.
     pub rate: f64,
+    /// What was done in all, before counting began too.
+    pub total: f64,
     /// Of a cycle, in microseconds: half, nine tenths and 99 of 100 take no longer.
     pub percentiles: [f64; 3],
+    /// Processor time that the gateway's program took for each, in seconds.
+    pub cost: Option<f64>,
     /// What failed.
     pub errors: u64,
     /// What the first of them said.
@@ -83,6 +89,7 @@ pub fn run(order: &Order) -> Report {
             continue;
         };
         report.rate += worker.latencies.len() as f64 / order.time.as_secs_f64();
+        report.total += worker.done as f64;
         report.errors += worker.errors;
         report.error = report.error.or(worker.error);
         latencies.extend(worker.latencies);
@@ -98,14 +105,14 @@ pub fn run(order: &Order) -> Report {
 #[derive(Default)]
 struct Worker {
     latencies: Vec<Duration>,
+    done: u64,
     errors: u64,
     error: Option<String>,
 }
 
 impl Worker {
     fn run(mut self, order: &Order, barrier: &Barrier) -> Self {
-        let mut session =
-            Session::new(order.target).map_err(|error| self.note("login", &error)).ok();
+        let mut session = self.session(order);
         barrier.wait();
         let start = Instant::now() + WARM_UP;
         let end = start + order.time;
@@ -115,20 +122,33 @@ impl Worker {
                 break;
             }
             let done = match &mut session {
+                _ if order.whole => {
+                    Session::new(order.target).and_then(|mut session| session.whole(*verb))
+                }
                 Some(session) => session.cycle(*verb),
                 None => Err(io::ErrorKind::NotConnected.into()),
             };
             let after = Instant::now();
+            self.done += u64::from(done.is_ok());
             match done {
                 Ok(()) if before >= start && after <= end => self.latencies.push(after - before),
                 Ok(()) => {}
                 Err(error) => {
                     self.note(&format!("{verb:?}"), &error);
-                    session = Session::new(order.target).ok();
+                    session = self.session(order);
                 }
             }
         }
         self
+    }
+
+    /// A session for all transfers, unless each has its own.
+    fn session(&mut self, order: &Order) -> Option<Session> {
+        if order.whole {
+            return None;
+        }
+        let opened = Session::new(order.target);
+        opened.map_err(|error| self.note("login", &error)).ok()
     }
 
     fn note(&mut self, what: &str, error: &io::Error) {
@@ -150,6 +170,12 @@ impl Session {
         let control = Control::login(target)?;
         let (local, peer) = (control.local()?, control.peer()?);
         Ok(Self { control, local, peer, listeners: Vec::new(), next: 0 })
+    }
+
+    /// One transfer, and the end.
+    fn whole(&mut self, verb: Verb) -> io::Result<()> {
+        self.cycle(verb)?;
+        self.control.command("QUIT\r\n", b'2').map(drop)
     }
 
     /// One transfer.

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
 fn compare(options: &Options) -> Result<(), String> {
     ftp_alg::lab::requirements().map_err(|error| error.to_string())?;
     leave_nothing_behind();
+    let machine = table::machine();
     let mut results = Results::new(options);
     for round in 0..options.rounds {
         for (at, figure) in options.figures.iter().enumerate() {
@@ -61,7 +62,7 @@ fn compare(options: &Options) -> Result<(), String> {
         }
     }
     eprint!("\r\x1b[K");
-    let text = table::text(options, &results);
+    let text = table::text(options, &machine, &results);
     print!("{text}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = if options.keep {
@@ -70,7 +71,7 @@ fn compare(options: &Options) -> Result<(), String> {
         root.join(env!("CARGO_TARGET_TMPDIR"))
     };
     for (name, contents) in
-        [("comparison.txt", text), ("comparison.svg", picture::svg(options, &results))]
+        [("comparison.txt", text), ("comparison.svg", picture::svg(options, &machine, &results))]
     {
         let path = directory.join(name);
         fs::create_dir_all(&directory)

@@ -3,8 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, OwnedFd},
-    process::{Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -17,15 +16,17 @@ use crate::{
     figure::Figure,
     flood,
     load::{self, Report, Verb},
-    options::{Options, ROLE},
+    options::{Options, Pin},
     server,
 };
 
 /// What `contestant` reaches. That it could not be measured is an error of the report.
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
-    let measured = Stage::set(contestant, figure, options.pin).and_then(|stage| {
+    let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
+    let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
         let report = match figure {
-            Figure::Cycles(workers) => cycles(options, contestant, &stage, workers),
+            Figure::Cycles(workers) => cycles(options, contestant, &stage, (workers, false)),
+            Figure::Sessions(workers) => cycles(options, contestant, &stage, (workers, true)),
             Figure::Packets => packets(options, &stage),
             Figure::Bulk => transfer(options, &stage, false),
             Figure::Control => transfer(options, &stage, true),
@@ -46,7 +47,7 @@ fn cycles(
     options: &Options,
     contestant: &Contestant,
     stage: &Stage,
-    workers: usize,
+    (workers, whole): (usize, bool),
 ) -> Result<Report> {
     let mut verbs = options.verbs.clone();
     if *contestant == Contestant::NoHelper {
@@ -56,14 +57,14 @@ fn cycles(
             return Ok(Report::default());
         }
     }
-    let order = load::Order { target: stage.target, verbs, workers, time: options.time };
-    answer(options, &stage.lab.client, stage, &["load"], &order)
+    let order = load::Order { target: stage.target, verbs, whole, workers, time: options.time };
+    client(options, stage, "load", &order)
 }
 
 fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
     let order = bulk::Order { target: stage.target, control, time: options.time };
     let before = stage.packets()?;
-    let mut report = answer(options, &stage.lab.client, stage, &["bulk"], &order)?;
+    let mut report = client(options, stage, "bulk", &order)?;
     if let (true, Some(before), Some(after)) = (control, before, stage.packets()?) {
         let seen = after.saturating_sub(before);
         report.note = Some(format!("the daemon saw {seen} packets"));
@@ -72,31 +73,48 @@ fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
 }
 
 fn packets(options: &Options, stage: &Stage) -> Result<Report> {
-    // Nobody answers but the generator.
-    for (host, port) in [(&stage.lab.client, "sport"), (&stage.lab.server, "dport")] {
-        host.nft(&format!(
-            "table ip quiet {{ chain arrived {{
-                type filter hook prerouting priority raw; tcp {port} 21 drop
-            }}; }}"
+    let lab = &stage.lab;
+    // Only the gateway is left: its cables end at the generator, and it knows where to send.
+    let side = |interface: &str, near, far| {
+        let [host, switches] = [lab.gateway.namespace(), lab.switches()];
+        let neighbour = format!("neigh replace {near} lladdr 02:00:00:00:00:09 dev {interface}");
+        let cable = format!("gateway-{interface}");
+        lab.gateway.shell(&format!(
+            "ip -n {switches} link set {cable} nomaster\nip -n {host} {neighbour}"
         ))?;
-    }
-    let order = flood::Order {
-        client: v4(&stage.lab.client)?,
-        outside: v4(&stage.lab.gateway)?,
-        server: stage.target,
-        time: options.time,
-        counters: [String::new(), String::new()],
+        let shown = lab.gateway.run("ip", &["-br", "link", "show", "dev", interface])?.text();
+        let gateway = link_address(&shown)
+            .ok_or_else(|| LabError::Unexpected(format!("no link-layer address: {shown}")))?;
+        Ok(flood::Side { interface: cable, gateway, near, far })
     };
+    let (client, outside) = (v4(&lab.client)?, v4(&lab.gateway)?);
+    let server = v4(&lab.server)?;
+    let sides = [side("lan", client, server)?, side("wan", server, outside)?];
+    let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    let beside = ["flood-beside", stage.lab.client.namespace()];
-    let mut report = answer(options, &stage.lab.server, stage, &beside, &order)?;
+    // Before the reader, on its core.
+    let mut command = lab.gateway.command("chrt");
+    let there = format!("--net=/run/netns/{}", lab.switches());
+    command.args(["-f", "1", "nsenter", &there, "--"]).arg(Pin::Together.program());
+    let mut report = answer(options, stage, command, "flood", &order)?;
+    if let Some(cost) = report.cost {
+        report.note = Some(format!("{:.0}/s beside the generator", report.rate));
+        report.rate = 1.0 / cost;
+    }
     if let (Some(before), Some(after)) = (before, stage.packets()?) {
-        let sent = report.rate * options.time.as_secs_f64();
-        let seen = after.saturating_sub(before) as f64 / sent * 100.0;
+        let seen = after.saturating_sub(before) as f64 / report.total * 100.0;
         let note = report.note.take().unwrap_or_default();
         report.note = Some(format!("{note}, the daemon saw {seen:.0}%"));
     }
     Ok(report)
+}
+
+/// The address in a line like `lan@if5  UP  aa:bb:cc:dd:ee:ff <...>`.
+fn link_address(shown: &str) -> Option<[u8; 6]> {
+    let text = shown.split_whitespace().nth(2)?;
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
 }
 
 fn v4(host: &Host) -> Result<Ipv4Addr> {
@@ -106,21 +124,30 @@ fn v4(host: &Host) -> Result<Ipv4Addr> {
     }
 }
 
-/// What this program says as `role` on `host`.
+/// What this program says as `role` on the client.
+fn client(options: &Options, stage: &Stage, role: &str, order: &impl Serialize) -> Result<Report> {
+    answer(options, stage, stage.lab.client.command(stage.pin.program()), role, order)
+}
+
+/// What this program says as `role`; `command` goes where it has to be.
 fn answer(
     options: &Options,
-    host: &Host,
     stage: &Stage,
-    role: &[&str],
+    command: Command,
+    role: &str,
     order: &impl Serialize,
 ) -> Result<Report> {
     let order = serde_json::to_vec(order).unwrap_or_default();
-    let command = options.pin.traffic(host.command(options.pin.program()), role)?;
+    let command = stage.pin.traffic(command, &[role]);
     let limit = options.time + Duration::from_secs(30);
-    let done = host.finish(command, &order, limit)?.success()?;
-    serde_json::from_slice(&done.stdout).map_err(|error| {
-        LabError::Unexpected(format!("{role:?}: {error}: {}{}", done.text(), stage.log()))
-    })
+    let before = stage.processor_time();
+    let done = stage.lab.client.finish(command, &order, limit)?.success()?;
+    let mut report: Report = serde_json::from_slice(&done.stdout).map_err(|error| {
+        LabError::Unexpected(format!("{role}: {error}: {}{}", done.text(), stage.log()))
+    })?;
+    let used = before.zip(stage.processor_time()).map(|(before, after)| after - before);
+    report.cost = used.map(|used| used.as_secs_f64() / report.total);
+    Ok(report)
 }
 
 /// This program as an end of a measurement; what it says is on its standard output.
@@ -129,11 +156,7 @@ pub fn play(role: &[&str]) -> io::Result<()> {
         ["serve", port] => return server::run(port.parse().map_err(io::Error::other)?),
         ["load"] => load::run(&serde_json::from_slice(&input()?)?),
         ["bulk"] => bulk::run(&serde_json::from_slice(&input()?)?)?,
-        ["flood-beside", client] => return flood_beside(client),
-        ["flood", order] => {
-            let socket = io::stdin().as_fd().try_clone_to_owned()?;
-            flood::run(&serde_json::from_str(order)?, socket.into())?
-        }
+        ["flood"] => flood::run(&serde_json::from_slice(&input()?)?)?,
         _ => return Err(io::Error::other(format!("no such role: {role:?}"))),
     };
     io::stdout().write_all(&serde_json::to_vec(&report)?)
@@ -143,21 +166,4 @@ fn input() -> io::Result<Vec<u8>> {
     let mut order = Vec::new();
     io::stdin().read_to_end(&mut order)?;
     Ok(order)
-}
-
-/// In the server's namespace: opens a socket there and gives it to the generator, which runs in
-/// the client's.
-fn flood_beside(client: &str) -> io::Result<()> {
-    let mut order: flood::Order = serde_json::from_slice(&input()?)?;
-    let counters = |process: &str| format!("/proc/{process}/net/dev");
-    order.counters = [counters("self"), counters(&std::process::id().to_string())];
-    let socket: OwnedFd = flood::raw_socket()?.into();
-    let status = Command::new("nsenter")
-        .arg(format!("--net=/run/netns/{client}"))
-        .arg("--")
-        .arg(std::env::current_exe()?)
-        .args([ROLE, "flood", &serde_json::to_string(&order)?])
-        .stdin(Stdio::from(socket))
-        .status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("generator: {status}"))) }
 }

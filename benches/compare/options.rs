@@ -10,8 +10,8 @@ use crate::{contestant::Contestant, figure::Figure, load::Verb};
 /// How to use it; printed for a word that means nothing.
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
-  figures      cycles packets bulk control
-  contestants  ours other helper loop suse proftpd none
+  figures      cycles sessions packets bulk control
+  contestants  ours other helper loop suse hurried proftpd none
   verbs        pasv port epsv eprt (pasv and port in turn unless chosen)
   workers      a number, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -42,12 +42,12 @@ impl Pin {
     }
 
     /// `command`, which is of [`Pin::program`], with what makes it this program in a role.
-    pub fn traffic(self, mut command: Command, role: &[&str]) -> Result<Command> {
+    pub fn traffic(self, mut command: Command, role: &[&str]) -> Command {
         if self != Self::Free {
             command.args(["-c", "0"]).arg(itself());
         }
         command.arg(ROLE).args(role);
-        Ok(command)
+        command
     }
 
     /// Puts a program of the gateway, with all its threads, in its place.
@@ -118,7 +118,9 @@ impl Options {
                 continue;
             }
             match word.as_str() {
-                "cycles" | "packets" | "bulk" | "control" => figures.push(word.as_str()),
+                "cycles" | "sessions" | "packets" | "bulk" | "control" => {
+                    figures.push(word.as_str())
+                }
                 "pasv" => options.verbs.push(Verb::Pasv),
                 "port" => options.verbs.push(Verb::Port),
                 "epsv" => options.verbs.push(Verb::Epsv),
@@ -142,13 +144,16 @@ impl Options {
             workers = vec![1, 8];
         }
         if figures.is_empty() {
-            figures = vec!["cycles", "packets", "bulk", "control"];
+            figures = vec!["cycles", "sessions", "packets", "bulk", "control"];
         }
         for figure in figures {
             match figure {
                 "packets" => options.figures.push(Figure::Packets),
                 "bulk" => options.figures.push(Figure::Bulk),
                 "control" => options.figures.push(Figure::Control),
+                "sessions" => {
+                    options.figures.extend(workers.iter().map(|count| Figure::Sessions(*count)));
+                }
                 _ => options.figures.extend(workers.iter().map(|count| Figure::Cycles(*count))),
             }
         }
@@ -177,7 +182,8 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
     all.extend([
         Contestant::KernelHelper,
         Contestant::AcceptLoop,
-        Contestant::SuseProxy,
+        Contestant::SuseProxy { hurried: false },
+        Contestant::SuseProxy { hurried: true },
         Contestant::Proftpd,
         Contestant::NoHelper,
     ]);

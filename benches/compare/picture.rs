@@ -5,20 +5,20 @@ use std::fmt::Write as _;
 use crate::{
     options::Options,
     results::Results,
-    table::{machine, pairs},
+    table::{pairs, title_of},
 };
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 980.0;
 /// Where bars begin, and where the goal is.
-const LEFT: f64 = 400.0;
-const GOAL: f64 = 640.0;
+const LEFT: f64 = 470.0;
+const GOAL: f64 = 710.0;
 /// What is drawn at most, in goals.
 const MOST: f64 = 1.6;
 const ROW: f64 = 30.0;
 const TOP: f64 = 64.0;
 
 /// An SVG of its own.
-pub fn svg(options: &Options, results: &Results) -> String {
+pub fn svg(options: &Options, machine: &str, results: &Results) -> String {
     let mut rows = String::new();
     let mut count = 0.0;
     for (at, figure) in options.figures.iter().enumerate() {
@@ -28,17 +28,23 @@ pub fn svg(options: &Options, results: &Results) -> String {
             let share = ratio.middle / goal.least;
             let length = share.min(MOST) * (GOAL - LEFT);
             let colour = if share >= 1.0 { "#2e7d32" } else { "#c62828" };
-            let title = format!("{}: {} / {with}", figure.title(), contestant.name());
+            let title =
+                format!("{}: {} / {}", figure.title(), contestant.title(), title_of(options, with));
+            let [from, to] = [ratio.least, ratio.most]
+                .map(|value| LEFT + (value / goal.least).min(MOST) * (GOAL - LEFT));
             let _ = write!(
                 rows,
                 "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\n\
                  <rect x=\"{LEFT}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"18\" fill=\"{colour}\"/>\n\
+                 <line x1=\"{from:.1}\" y1=\"{:.0}\" x2=\"{to:.1}\" y2=\"{:.0}\" stroke=\"#222\"/>\n\
                  <text x=\"{:.0}\" y=\"{:.0}\">{:.2}  (goal {})</text>\n",
                 LEFT - 8.0,
                 y + 14.0,
                 escaped(&title),
                 y,
-                LEFT + length + 6.0,
+                y + 9.0,
+                y + 9.0,
+                to.max(LEFT + length) + 6.0,
                 y + 14.0,
                 ratio.middle,
                 goal.least,
@@ -55,7 +61,7 @@ pub fn svg(options: &Options, results: &Results) -> String {
          <text x=\"12\" y=\"42\" fill=\"#555\">{}</text>\n{rows}\
          <line x1=\"{GOAL}\" y1=\"{:.0}\" x2=\"{GOAL}\" y2=\"{:.0}\" stroke=\"#333\" \
          stroke-dasharray=\"4 3\"/>\n</svg>\n",
-        escaped(&machine()),
+        escaped(machine),
         TOP - 8.0,
         height - 8.0,
     )

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use ftp_alg::lab::{Host, LabError, Result};
+use ftp_alg::lab::{Family, Host, LabError, Result};
 
 use crate::contestant::file_error;
 
@@ -80,19 +80,25 @@ pub fn proftpd(gateway: &Host, server: SocketAddr) -> Result<Command> {
     let modules = unpacked("bench", "usr/lib/proftpd")?;
     let text = format!(
         "ModulePath {modules}\nLoadModule mod_proxy.c\n\
-         ServerType standalone\nServerName lab\nDefaultServer on\nUseIPv6 off\nPort 21\n\
+         ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {own}\nUseIPv6 off\nPort 21\n\
          UseReverseDNS off\nWtmpLog off\nDelayEngine off\nUser nobody\nGroup nogroup\nMaxInstances 64\n\
          RequireValidShell off\nAuthPAM off\nAllowForeignAddress on\n\
          PidFile {home}/pid\nScoreboardFile {home}/scoreboard\nSystemLog {home}/log\n\
          TransferLog none\n\
          ProxyEngine on\nProxyRole reverse\nProxyReverseServers ftp://{server}\n\
-         ProxyTables {home}/tables\nProxyDataTransferPolicy client\n",
+         ProxySourceAddress {own}\nProxyTables {home}/tables\nProxyDataTransferPolicy client\n",
         modules = modules.display(),
+        own = gateway.address(Family::V4),
         home = home.display(),
     );
     let configuration = configuration(&home, &text)?;
     let mut command = gateway.command(unpacked("root", "usr/sbin/proftpd")?);
+    // mod_proxy.so is not linked with it.
+    command.env("LD_PRELOAD", "libssl.so.3");
     command.arg("-n").arg("-c").arg(configuration);
+    if std::env::var_os("FTP_ALG_COMPARE_LOG").is_some() {
+        command.args(["-d", "8"]);
+    }
     with_libraries(&mut command);
     Ok(command)
 }

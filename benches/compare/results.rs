@@ -54,6 +54,13 @@ impl Results {
         &self.reports[figure][contestant]
     }
 
+    /// What failed in all rounds of `name`.
+    pub fn errors(&self, figure: usize, name: &str) -> u64 {
+        let at = self.names.iter().position(|other| *other == name);
+        let reports = at.map_or(&[][..], |at| self.reports(figure, at));
+        reports.iter().map(|report| report.errors).sum()
+    }
+
     /// `one` beside the best of those of the goal that were measured, round by round; and which
     /// was the best.
     pub fn ratio(&self, figure: usize, one: &str, goal: &Goal) -> Option<(Spread, &'static str)> {

@@ -21,9 +21,10 @@ use std::{
 
 use super::{state::Journal, workers::Shared};
 use crate::{
-    engine::{Engine, Verdict},
-    gateway::{Decision, LinuxKernel, Queue, Verdicts},
+    engine::{Answer, Engine, Verdict},
+    gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
     packet::Packet,
+    session::Woken,
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.
@@ -86,6 +87,7 @@ pub(super) struct Worker {
     /// The shard of which this worker drops what is over.
     pub(super) own: usize,
     pub(super) kernel: LinuxKernel,
+    parameters: RuleParameters,
     pub(super) shared: Arc<Shared>,
     buffers: Buffers,
 }
@@ -95,7 +97,7 @@ pub(super) struct Worker {
 struct Buffers {
     /// The shard of each packet.
     homes: Vec<usize>,
-    decided: Vec<Decided>,
+    decided: Vec<(Decided, Answer)>,
     replacements: Vec<u8>,
     replacement: Vec<u8>,
 }
@@ -109,9 +111,10 @@ impl Worker {
         home: Home,
         own: usize,
         kernel: LinuxKernel,
+        parameters: RuleParameters,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { queue, home, own, kernel, shared, buffers: Buffers::default() }
+        Self { queue, home, own, kernel, parameters, shared, buffers: Buffers::default() }
     }
 
     /// Works until `end` is set; who sets it wakes this one.
@@ -134,18 +137,19 @@ impl Worker {
 
     /// Decides about the packets that were read.
     fn batch(&mut self, now: Instant) {
-        let Self { queue, home, kernel, shared, buffers, .. } = self;
+        let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
         let (packets, verdicts) = queue.batch();
         buffers.homes.clear();
         buffers.homes.extend(packets.clone().map(|packet| home.of(packet.payload)));
         buffers.decided.clear();
-        buffers.decided.resize(buffers.homes.len(), Decided::Drop);
+        buffers.decided.resize(buffers.homes.len(), (Decided::Drop, Answer::Nothing));
         for (index, shard) in shared.shards.iter().enumerate() {
             if buffers.homes.contains(&index) {
-                decide(&mut lock(shard), now, index, packets.clone(), buffers, kernel, shared);
+                let packets = packets.clone().map(|packet| (packet, parameters.woken(packet.mark)));
+                decide(&mut lock(shard), now, index, packets, buffers, kernel, shared);
             }
         }
-        give(verdicts, packets, buffers, shared);
+        give(verdicts, packets, buffers, parameters, shared);
         for (index, shard) in shared.shards.iter().enumerate() {
             if buffers.homes.contains(&index) {
                 let mut shard = lock(shard);
@@ -192,23 +196,19 @@ fn decide<'p>(
     shard: &mut Shard,
     now: Instant,
     index: usize,
-    packets: impl Iterator<Item = crate::gateway::Packet<'p>>,
+    packets: impl Iterator<Item = (crate::gateway::Packet<'p>, Woken)>,
     buffers: &mut Buffers,
     kernel: &mut LinuxKernel,
     shared: &Shared,
 ) {
     let Buffers { homes, decided, replacements, replacement } = buffers;
-    for ((packet, home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+    for (((packet, woken), home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
         if *home != index {
             continue;
         }
-        *decided = match shard.engine.packet_left_to(
-            packet.offload,
-            now,
-            packet.payload,
-            kernel,
-            replacement,
-        ) {
+        let verdict =
+            shard.engine.queued(now, packet.payload, woken, packet.offload, kernel, replacement);
+        let verdict = match verdict {
             Verdict::Accept => Decided::Accept,
             Verdict::Drop => Decided::Drop,
             Verdict::Replace => {
@@ -217,6 +217,7 @@ fn decide<'p>(
                 Decided::Replace(start..replacements.len())
             }
         };
+        *decided = (verdict, shard.engine.answer());
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {
         shared.fail(&not_kept(&shard.journal, &error));
@@ -228,10 +229,11 @@ fn give<'p>(
     mut verdicts: Verdicts<'_>,
     packets: impl Iterator<Item = crate::gateway::Packet<'p>>,
     buffers: &mut Buffers,
+    parameters: &RuleParameters,
     shared: &Shared,
 ) {
     let Buffers { decided, replacements, .. } = buffers;
-    for (packet, decided) in packets.zip(decided.iter()) {
+    for (packet, (decided, answer)) in packets.zip(decided.iter()) {
         let decision = match decided {
             Decided::Accept => Decision::Accept,
             Decided::Drop => Decision::Drop,
@@ -239,7 +241,8 @@ fn give<'p>(
                 Decision::Replace(replacements.get(range.clone()).unwrap_or_default())
             }
         };
-        if let Err(error) = verdicts.verdict(packet.id, decision) {
+        let mark = parameters.answer(packet.mark, *answer);
+        if let Err(error) = verdicts.verdict_with(packet.id, decision, mark) {
             shared.fail(&error);
         }
         if verdicts.is_full()

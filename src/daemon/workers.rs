@@ -33,7 +33,8 @@ use crate::{
     config::{self, Config},
     engine::{Checksums, Engine, Kernel, Pinhole},
     gateway::{
-        self, Backend, Condition, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table, Waker,
+        self, Backend, Commits, Condition, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
+        Waker,
     },
 };
 
@@ -84,6 +85,7 @@ pub(super) fn start(
     queues.iter_mut().try_for_each(Queue::take_joined)?;
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
+    let commits = Commits::default();
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let shards = numbers
         .iter()
@@ -104,20 +106,23 @@ pub(super) fn start(
         log: Log::default(),
         names,
         unconfined,
-        kernel: Mutex::new(LinuxKernel::new(&parameters)?),
+        kernel: Mutex::new(LinuxKernel::new(&parameters)?.counted_in(&commits)),
     });
     let mut workers =
         Workers { shared, state, end: Arc::default(), threads: Vec::new(), table: None };
     workers.load(&parameters, restored)?;
+    if let Some(table) = &mut workers.table {
+        table.count_in(&commits);
+    }
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
         let home = match config.queue.fanout {
             config::Fanout::Connection => Home::Queue(index),
             config::Fanout::Cpu => Home::Endpoints(count),
         };
-        let kernel = LinuxKernel::new(&parameters)?;
+        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits);
         let shared = Arc::clone(&workers.shared);
-        let worker = Worker::new(queue, home, index, kernel, shared);
+        let worker = Worker::new(queue, home, index, kernel, parameters.clone(), shared);
         let processors = match config.queue.fanout {
             config::Fanout::Cpu if count > 1 => Some((index, count)),
             _ => None,
@@ -208,6 +213,7 @@ impl Workers {
             None => Table::install(parameters)?,
         });
         self.keep_imprint();
+        self.tell_of_selection();
         if !restored {
             return Ok(());
         }
@@ -231,6 +237,14 @@ impl Workers {
             }
         }
         Ok(())
+    }
+
+    /// What passed another table, or none, may be anything.
+    fn tell_of_selection(&self) {
+        let answers = self.table.as_ref().is_some_and(Table::tells_lines);
+        for shard in &self.shared.shards {
+            lock(shard).engine.set_selection(answers);
+        }
     }
 
     fn keep_imprint(&self) {
@@ -332,6 +346,7 @@ impl Service for Workers {
         ));
         table.restore()?;
         self.keep_imprint();
+        self.tell_of_selection();
         Ok(())
     }
 }

@@ -54,6 +54,10 @@ struct Rare {
     translation: Option<Translation>,
     pinholes: Vec<Held>,
     rival: Option<Box<Session>>,
+    /// Whether the kernel does not change its numbers.
+    keeps_numbers: bool,
+    /// In which millisecond the kernel was last asked to change them.
+    renumbered: u32,
 }
 
 impl Control {
@@ -163,6 +167,28 @@ impl Control {
     pub fn is_to_be_told(&self, wanted: Attention, now: Moment, again: Duration) -> bool {
         let age = now.millis().wrapping_sub(self.told);
         self.attention != Some(wanted) || Duration::from_millis(age.into()) >= again
+    }
+
+    /// What the kernel was last told.
+    pub fn attention(&self) -> Option<Attention> {
+        self.attention
+    }
+
+    /// Whether the kernel cannot change its numbers.
+    pub fn keeps_numbers(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.keeps_numbers)
+    }
+
+    /// How long ago the kernel was asked to change numbers.
+    pub fn renumbered_since(&self, now: Moment) -> Duration {
+        let last = self.rare.as_ref().map_or(0, |rare| rare.renumbered);
+        Duration::from_millis(now.millis().wrapping_sub(last).into())
+    }
+
+    /// The kernel was asked to, and does or cannot.
+    pub fn set_renumbered(&mut self, now: Moment, done: bool) {
+        let rare = self.rare();
+        (rare.renumbered, rare.keeps_numbers) = (now.millis(), !done);
     }
 
     /// The kernel was told.

@@ -28,11 +28,11 @@ use std::{
 
 pub use admission::Limits;
 use bench::Bench;
-use control::{Control, Entry, Epoch};
+use control::{Control, Entry, Epoch, Moment};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
 use injection::{Injection, part, send};
-pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
@@ -42,7 +42,7 @@ use crate::{
     ftp::Kind,
     packet::{self, Edit, Offload, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side, Woken},
 };
 
 /// What becomes of a queued packet.
@@ -141,6 +141,10 @@ pub struct Engine {
     injections: Vec<Injection>,
     /// For records.
     record: Vec<u8>,
+    /// Whether the packet selection takes answers.
+    answers: bool,
+    /// The last one.
+    answer: Answer,
 }
 
 impl Engine {
@@ -160,6 +164,8 @@ impl Engine {
             payload: Vec::new(),
             injections: Vec::new(),
             record: Vec::new(),
+            answers: false,
+            answer: Answer::Nothing,
         }
     }
 
@@ -185,9 +191,21 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
-    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
-    /// be connected to; give the verdict, then call [`settle`](Self::settle).
+    /// From now on the packet selection tells which packets ended a calm, and takes an [`Answer`] with each
+    /// verdict. What passed it before may not have been harmless.
+    pub fn set_selection(&mut self, answers: bool) {
+        self.answers = answers;
+        for Entry { session, .. } in self.table.iter_mut() {
+            session.expect_nothing_unseen();
+        }
+    }
+
+    /// What goes to the packet selection with the last verdict.
+    pub fn answer(&self) -> Answer {
+        self.answer
+    }
+
+    /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
     pub fn packet(
         &mut self,
         now: Instant,
@@ -195,19 +213,25 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
-        self.packet_left_to(Offload::default(), now, bytes, kernel, out)
+        self.queued(now, bytes, Woken::Not, Offload::default(), kernel, out)
     }
 
-    /// As [`packet`](Self::packet), for one of which `offload` is left to do. What replaces it has its
-    /// checksum, and is never shorter than it if segments are joined in it (see [`part`]).
-    pub fn packet_left_to(
+    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
+    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
+    /// be connected to; give the verdict with the [`answer`](Self::answer), then call [`settle`](Self::settle).
+    ///
+    /// `offload` is left to do of the packet. What replaces it has its checksum, and is never shorter than it if
+    /// segments are joined in it (see [`part`]).
+    pub fn queued(
         &mut self,
-        offload: Offload,
         now: Instant,
         bytes: &[u8],
+        woken: Woken,
+        offload: Offload,
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
+        self.answer = Answer::Nothing;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
@@ -236,8 +260,9 @@ impl Engine {
             counters: &mut self.counters,
             events: &mut self.events,
         };
-        let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
-        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
+        let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
+        let told = have_renumbered(&mut bench, session, woken)
+            .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections));
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -247,34 +272,47 @@ impl Engine {
             bench.failed(error);
         }
         let sent = session.map(from.peer());
-        let sack = |[left, right]: [Seq; 2]| {
+        let acknowledged = |[left, right]: [Seq; 2]| {
             let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
             left.is_before(right).then_some([left, right])
         };
+        let (final_seq, final_ack) = match outcome.forward {
+            Forward::Changed { seq, ack, .. } => (seq, ack),
+            _ => (packet.seq(), packet.ack()),
+        };
+        outcome.forward = session.before_renumbering(from, &packet, outcome.forward);
         let verdict = match outcome.forward {
             Forward::Unchanged => Verdict::Accept,
             Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
             // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
-            Forward::Changed { seq, ack, payload: true, flags, urgent }
+            Forward::Changed { payload: true, flags, urgent, .. }
                 if offload.joined && self.payload.len() < packet.payload().len() =>
             {
+                // The kernel does not see these.
+                let (seq, ack) = (final_seq, final_ack);
                 let edit = Edit { seq, ack, payload: Some(&self.payload), flags, urgent };
                 let limit = session.longest_segment(from);
-                for segment in part(&packet, &edit, limit, sack) {
+                for segment in part(&packet, &edit, limit, acknowledged) {
                     send(&mut bench, from, &segment, &mut self.injections);
                 }
                 Verdict::Drop
             }
             Forward::Changed { seq, ack, payload, flags, urgent } => {
+                let kernel_takes = session.renumbered_by_kernel()[from.peer() as usize];
+                let sack = |block| {
+                    acknowledged(block)
+                        .map(|ends| ends.map(|n| kernel_takes.before_acknowledgement(n)))
+                };
                 let mut whole = &self.payload[..];
                 if let Some(Rest { start, flags }) = outcome.rest {
                     let (first, rest) = whole.split_at(start);
                     whole = first;
-                    let seq = seq + start as u32; // within a packet
+                    let seq = final_seq + start as u32; // within a packet
+                    let ack = final_ack; // the kernel does not see this one
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
-                    packet.rebuild(&edit, sack, out);
+                    packet.rebuild(&edit, acknowledged, out);
                     send(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
@@ -282,6 +320,9 @@ impl Engine {
                 Verdict::Replace
             }
         };
+        if self.answers && verdict != Verdict::Drop {
+            self.answer = answer(session, control, woken, moment);
+        }
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
         if session.wants_no_packet() {
@@ -526,6 +567,48 @@ fn attend_afresh(
 ) -> Result<(), KernelError> {
     let translation = kernel.translation(client, server)?.ok_or(KernelError::Unknown)?;
     kernel.attend(&translation, attention)
+}
+
+/// What the selection is to be told with the verdict on a packet that `woken` came with.
+fn answer(session: &mut Session, control: &mut Control, woken: Woken, now: Moment) -> Answer {
+    let was_woken = woken != Woken::Not;
+    if session.wants_every_packet() || session.wants_no_packet() {
+        // That it was told by a request.
+        return if was_woken { Answer::Kept } else { Answer::Nothing };
+    }
+    if session.is_calm() && control.rival().is_none() {
+        session.expect_unseen();
+        control.told(Attention::Calm, now);
+        return Answer::Calm;
+    }
+    let is_told = matches!(control.attention(), None | Some(Attention::Payload));
+    control.told(Attention::Payload, now);
+    if was_woken || !is_told { Answer::Payload } else { Answer::Nothing }
+}
+
+/// Has the kernel change the numbers of what is not seen, where they differ.
+fn have_renumbered<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    session: &mut Session,
+    woken: Woken,
+) -> Result<(), KernelError> {
+    if bench.control.keeps_numbers() {
+        return Ok(());
+    }
+    let Some(wanted) = session.renumberings() else { return Ok(()) };
+    // A calm connection is one that conntrack has not forgotten, with all that it was told.
+    let is_known = woken != Woken::Not || bench.control.renumbered_since(bench.moment) < REMINDER;
+    if is_known && session.is_renumbered_as(&wanted) {
+        return Ok(());
+    }
+    let translation = match bench.translation() {
+        Err(KernelError::Unknown) => return Ok(()),
+        known => known?,
+    };
+    let done = bench.kernel.renumber(&translation, &wanted)?;
+    bench.control.set_renumbered(bench.moment, done);
+    session.set_renumbered(if done { wanted } else { Default::default() });
+    Ok(())
 }
 
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.

@@ -5,6 +5,7 @@
 
 pub mod assistant;
 mod choice;
+mod commits;
 mod conntrack;
 mod ctnetlink;
 mod error;
@@ -25,6 +26,7 @@ mod table;
 use std::net::SocketAddr;
 
 pub use choice::{Outlook, automatic, choose, outlooks};
+pub use commits::Commits;
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
 pub use expectations::Expectations;
@@ -36,7 +38,10 @@ pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 
-use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use crate::{
+    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
+    session::Renumberings,
+};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
 /// thread; it needs the loaded [`Table`], which all share.
@@ -65,6 +70,15 @@ impl LinuxKernel {
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
         })
+    }
+
+    /// Counts each transaction of nf_tables in `commits`.
+    pub fn counted_in(self, commits: &Commits) -> Self {
+        let holder = match self.holder {
+            Holder::Nftables(pinholes) => Holder::Nftables(pinholes.counted_in(commits)),
+            other => other,
+        };
+        Self { holder, ..self }
     }
 
     /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
@@ -116,6 +130,10 @@ impl Kernel for LinuxKernel {
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.conntrack.attend(control, attention)
+    }
+
+    fn renumber(&mut self, control: &Translation, how: &Renumberings) -> Result<bool, KernelError> {
+        self.conntrack.renumber(control, how)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

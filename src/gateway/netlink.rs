@@ -374,18 +374,6 @@ impl Socket {
         request: &[u8],
         mut each: impl FnMut(Message<'_>),
     ) -> io::Result<()> {
-        self.ask_until(request, |message| {
-            each(message);
-            false
-        })
-    }
-
-    /// As [`ask`](Self::ask), until `each` says that nothing more can come.
-    pub(super) fn ask_until(
-        &mut self,
-        request: &[u8],
-        mut each: impl FnMut(Message<'_>) -> bool,
-    ) -> io::Result<()> {
         self.buffer.resize(1 << 16, 0);
         self.send(request)?;
         loop {
@@ -401,11 +389,7 @@ impl Socket {
             match usize::try_from(read) {
                 Ok(0) => return Ok(()),
                 Ok(length) => {
-                    let messages = Messages::new(self.buffer.get(..length).unwrap_or_default());
-                    // Each is looked at, whatever the ones before say.
-                    if messages.fold(false, |done, message| each(message) | done) {
-                        return Ok(());
-                    }
+                    Messages::new(self.buffer.get(..length).unwrap_or_default()).for_each(&mut each)
                 }
                 Err(_) => match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

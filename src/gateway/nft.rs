@@ -32,8 +32,12 @@ const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_TABLE_HANDLE: u16 = 4;
+const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+
+/// The kind of message that tells that a transaction has changed something.
+const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_NEWGEN as u16;
 
 /// An element of a set or map in our table.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +53,8 @@ pub(super) struct Element<'a> {
 pub(super) struct Outcome {
     /// Index of the message and error number, of those that failed.
     errors: Vec<(usize, i32)>,
+    /// Whether the batch was asked to tell changes, and if so, told of some.
+    told: Option<bool>,
 }
 
 impl Outcome {
@@ -60,6 +66,12 @@ impl Outcome {
     /// With which error message `index` failed, if it did.
     pub(super) fn error_of(&self, index: usize) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
+    }
+
+    /// Whether the batch changed something, taking it that one which did not tell did so unless it
+    /// failed.
+    pub(super) fn changed(&self) -> bool {
+        self.errors.is_empty() && self.told.unwrap_or(true)
     }
 
     /// Why the batch did not take effect, if it did not.
@@ -75,11 +87,12 @@ pub(super) struct Batch {
     messages: usize,
     /// Where the last message starts.
     last: usize,
+    tells_changes: bool,
 }
 
 impl Batch {
     pub(super) fn new() -> Self {
-        let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0 };
+        let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, tells_changes: false };
         batch.clear();
         batch
     }
@@ -88,7 +101,15 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.messages = 0;
+        self.tells_changes = false;
         self.boundary(libc::NFNL_MSG_BATCH_BEGIN);
+    }
+
+    /// Has the outcome tell whether the batch changes anything: one that only destroys what is not there
+    /// does not. Costs a message more of the kernel.
+    pub(super) fn tell_changes(&mut self) {
+        self.tells_changes = true;
+        self.add_flag(0, libc::NLM_F_ECHO);
     }
 
     /// Adds an element that must not be there. Returns the message's index.
@@ -173,35 +194,58 @@ impl Batch {
         })
     }
 
-    /// Sends the batch; the kernel does all of it or nothing.
+    /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
     pub(super) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
         // The kernel answers each message that fails, and those that ask for it: the last one.
-        // struct nlmsghdr: the low half of the flags.
-        if let Some(flags) = self.bytes.get_mut(self.last + 6..self.last + 8) {
-            let asked = flags.first_chunk().map_or(0, |flags| u16::from_ne_bytes(*flags));
-            flags.copy_from_slice(&(asked | libc::NLM_F_ACK as u16).to_ne_bytes());
-        }
+        self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
+        let (outcome, answered) = self.hand_over(socket, Some(last))?;
+        if !answered && outcome.errors.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+        }
+        Ok(outcome)
+    }
+
+    /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
+    /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
+    /// in silence, and what else fails is told before the system call returns.
+    pub(super) fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+        self.hand_over(socket, None).map(|(outcome, _)| outcome)
+    }
+
+    /// Sends it. Gives what the kernel said, and whether it acknowledged the message `last`.
+    fn hand_over(
+        &mut self,
+        socket: &mut Socket,
+        last: Option<usize>,
+    ) -> io::Result<(Outcome, bool)> {
         self.boundary(libc::NFNL_MSG_BATCH_END);
         let mut answered = false;
-        let mut errors = Vec::new();
-        socket.ask_until(&self.bytes, |message| {
+        let (mut errors, mut told) = (Vec::new(), self.tells_changes.then_some(false));
+        socket.ask(&self.bytes, |message| {
+            if message.kind == NEW_GENERATION {
+                told = Some(true);
+            }
             if message.kind != netlink::ERROR {
-                return false;
+                return;
             }
             let index = (message.sequence as usize).wrapping_sub(FIRST_SEQUENCE as usize);
-            answered |= index == last;
+            answered |= Some(index) == last;
             match message.errno() {
                 0 => {}
                 errno => errors.push((index, errno)),
             }
-            // Errors come in the order of their messages.
-            answered && errors.is_empty()
         })?;
-        if !answered && errors.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+        Ok((Outcome { errors, told }, answered))
+    }
+
+    /// Sets a flag of the message that starts at `start`.
+    fn add_flag(&mut self, start: usize, flag: i32) {
+        // struct nlmsghdr: behind length and type.
+        if let Some(flags) = self.bytes.get_mut(start + 6..start + 8) {
+            let asked = flags.first_chunk().map_or(0, |flags| u16::from_ne_bytes(*flags));
+            flags.copy_from_slice(&(asked | flag as u16).to_ne_bytes());
         }
-        Ok(Outcome { errors })
     }
 
     fn next_sequence(&self) -> u32 {
@@ -218,7 +262,9 @@ impl Batch {
             family: libc::AF_UNSPEC as u8,
             resource: libc::NFNL_SUBSYS_NFTABLES as u16,
         };
-        self.append(|out| drop(Writer::new(out, start)))
+        self.append(|out| {
+            Writer::new(out, start);
+        })
     }
 
     fn message(&mut self, command: i32, flags: i32, fill: impl FnOnce(&mut Writer<'_>)) -> usize {
@@ -264,6 +310,15 @@ pub(super) struct Shape {
     rules: u32,
     /// Elements of the set of control ports.
     ports: usize,
+}
+
+/// How many transactions there were in this network namespace. It wraps around, and is never 0.
+pub(super) fn generation(socket: &mut Socket) -> io::Result<u32> {
+    let mut generation = None;
+    ask(socket, libc::NFT_MSG_GETGEN, 0, &[], |message| {
+        generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
+    })?;
+    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The shape of our table, if there is one.

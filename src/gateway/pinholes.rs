@@ -18,7 +18,7 @@ use std::{
 };
 
 use super::{
-    GatewayError,
+    Commits, GatewayError,
     netlink::Socket,
     nft::{self, Batch, Element},
 };
@@ -36,6 +36,7 @@ const ATTEMPTS: usize = 4;
 pub struct Pinholes {
     socket: Socket,
     batch: Batch,
+    commits: Commits,
     /// Whether the kernel deletes what may not be there (Linux 6.3); told by its first answer.
     destroys: bool,
 }
@@ -76,12 +77,17 @@ impl Pinholes {
     /// Opens a netlink socket; the table need not be there yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        Ok(Self { socket, batch: Batch::new(), destroys: true })
+        Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), destroys: true })
     }
 
     /// As [`Pinholes::new`], with no request that is newer than Linux 6.1.
     pub fn for_older_kernels() -> Result<Self, GatewayError> {
         Ok(Self { destroys: false, ..Self::new()? })
+    }
+
+    /// Counts each transaction in `commits`.
+    pub fn counted_in(self, commits: &Commits) -> Self {
+        Self { commits: commits.clone(), ..self }
     }
 
     /// Opens a pinhole for one connection, within its lifetime. [`KernelError::Taken`] if initiator
@@ -128,7 +134,7 @@ impl Pinholes {
                     added[index] = self.batch.add_element(element);
                 }
             }
-            let outcome = self.batch.send(&mut self.socket).map_err(failed)?;
+            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(()) };
             if self.destroys && outcome.failed_with(destroyed, libc::EINVAL) {
                 self.destroys = false;
@@ -165,8 +171,9 @@ impl Pinholes {
         let elements = Elements::of(pinhole).map_err(failed)?;
         for _ in 0..ATTEMPTS {
             self.batch.clear();
+            self.batch.tell_changes();
             let revoked = self.revoke(&elements);
-            let outcome = self.batch.send(&mut self.socket).map_err(failed)?;
+            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             match outcome.first_error() {
                 // Without our table there are no pinholes.
                 None | Some(libc::ENOENT) => return Ok(()),

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::GatewayError;
+use crate::{engine::Answer, session::Woken};
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
 const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");
@@ -178,6 +179,26 @@ impl RuleParameters {
     /// The ct mark bit of a control connection of which no packet is queued.
     pub fn none(&self) -> u32 {
         self.none
+    }
+
+    /// What the packet mark says of a packet that was queued.
+    pub fn woken(&self, mark: u32) -> Woken {
+        match mark & self.mask() {
+            woken if woken == self.data | self.every => Woken::Plainly,
+            marked if marked == self.data | self.none => Woken::Marked,
+            _ => Woken::Not,
+        }
+    }
+
+    /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
+    pub fn answer(&self, mark: u32, answer: Answer) -> Option<u32> {
+        let bits = match answer {
+            Answer::Nothing => return None,
+            Answer::Calm => self.mask(),
+            Answer::Payload => self.data | self.every,
+            Answer::Kept => 0,
+        };
+        Some(mark & !self.mask() | bits)
     }
 
     /// All our bits of the ct mark; also the packet mark of what we send ourselves.

@@ -15,7 +15,7 @@ use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GatewayError,
+    Commits, GatewayError,
     firewall::{Ip, uses_legacy},
     helper::{Helper, OwnHelper},
     netlink::Socket,
@@ -41,6 +41,16 @@ pub struct Table {
     helper: Helper,
     /// Whether the kernel has what tells harmless lines, so that connections can be calm.
     tells_lines: bool,
+    watch: Watch,
+}
+
+/// What spares a look at the table.
+#[derive(Debug, Default)]
+struct Watch {
+    /// The transactions of ours that leave the table's shape as it is.
+    commits: Option<Commits>,
+    /// How many transactions others had made when the table was last found intact.
+    others: Option<u32>,
 }
 
 /// What became of the table since it was loaded.
@@ -127,7 +137,8 @@ impl Table {
             return Ok(None);
         }
         let (parameters, shape) = (parameters.clone(), Some(shape));
-        Ok(Some(Self { parameters, statement, socket, shape, helper, tells_lines }))
+        let watch = Watch::default();
+        Ok(Some(Self { parameters, statement, socket, shape, helper, tells_lines, watch }))
     }
 
     /// By what [`Table::adopt`] knows it.
@@ -158,8 +169,9 @@ impl Table {
         })?;
         // From here on it is removed if something fails.
         let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
-        let parameters = parameters.clone();
-        let mut table = Self { parameters, statement, socket, shape, helper, tells_lines: false };
+        let (parameters, watch) = (parameters.clone(), Watch::default());
+        let mut table =
+            Self { parameters, statement, socket, shape, helper, tells_lines: false, watch };
         if statement == QueueStatement::Xtables {
             let mut refused = table.add_queue_rules()?;
             if refused == Some(libc::ENOENT) {
@@ -181,8 +193,28 @@ impl Table {
         Ok(table)
     }
 
-    /// What became of it.
+    /// Knows from now on which transactions were ours: all that open or close pinholes in this network
+    /// namespace must be counted in `commits`.
+    pub fn count_in(&mut self, commits: &Commits) {
+        self.watch = Watch { commits: Some(commits.clone()), others: None };
+    }
+
+    /// What became of it. Looks at it only if others have changed nf_tables since it was found intact.
     pub fn condition(&mut self) -> Result<Condition, GatewayError> {
+        let Some(commits) = &self.watch.commits else { return self.look() };
+        let others = commits.of_others(&mut self.socket).map_err(netlink_failed)?;
+        if others.is_some() && others == self.watch.others {
+            return Ok(Condition::Intact);
+        }
+        self.watch.others = None;
+        let condition = self.look()?;
+        // Counted before the look: what came between shows in the next one.
+        self.watch.others = others.filter(|_| condition == Condition::Intact);
+        Ok(condition)
+    }
+
+    /// As [`Table::condition`], whatever was found before.
+    pub fn look(&mut self) -> Result<Condition, GatewayError> {
         let now = nft::shape(&mut self.socket).map_err(netlink_failed)?;
         Ok(match now {
             None => Condition::Gone,
@@ -196,7 +228,8 @@ impl Table {
 
     /// Loads it again, without what was open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let restored = Self::install_with(&self.parameters, self.statement)?;
+        let mut restored = Self::install_with(&self.parameters, self.statement)?;
+        restored.watch.commits = self.watch.commits.take();
         std::mem::replace(self, restored).keep();
         Ok(())
     }

@@ -178,6 +178,32 @@ impl Dialogue {
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
     }
 
+    /// Whether nothing is pending that must be read; where the client waits for answers (`in_step`), what
+    /// answers its last announcement shows by its form whether that failed.
+    pub fn is_calm(&self, in_step: bool) -> bool {
+        self.phase == Phase::Verified
+            && self.logged_in
+            && self.is_between_replies()
+            && (self.awaited.len() == 0 || in_step && self.awaited.is_only(Awaited::Announcement))
+    }
+
+    /// Whether no reply of several lines goes on.
+    pub fn is_between_replies(&self) -> bool {
+        self.replies == ReplyTracker::default()
+    }
+
+    /// What was awaited was answered by something harmless. Whether it was an announcement.
+    pub fn pass_over_answers(&mut self) -> bool {
+        let announced = self.awaited.is_only(Awaited::Announcement);
+        self.awaited = Unanswered::default();
+        announced
+    }
+
+    /// The client asked for an announcement.
+    pub fn asked(&mut self) {
+        self.await_reply(Awaited::Passive);
+    }
+
     /// The dialogue is plain text again after encryption. The login was made while it could not
     /// be read: RFC 4217 lets `CCC` follow a login only, and the server still refuses what comes
     /// without one.

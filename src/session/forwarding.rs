@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::{Session, Side, is_near, stream::MAX_JOINED};
+use super::{ASKED_AFTER, Session, Side, is_near, stream::MAX_JOINED};
 use crate::packet::{Packet, Seq, flags};
 
 /// How a packet is to be forwarded.
@@ -197,11 +197,10 @@ impl Session {
             return Forward::Not;
         }
         stream.gaps = stream.gaps.saturating_add(1);
-        if stream.gaps < 2 {
+        if stream.gaps < ASKED_AFTER {
             return Forward::Not;
         }
         let seq = stream.map.deliver(stream.next) - 1;
-        self.wants_every = true;
         Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }

@@ -10,6 +10,7 @@
 //! - a number is delivered with the same byte however often its segment is sent again.
 
 mod adjust;
+mod calm;
 mod dialogue;
 mod few;
 mod forwarding;
@@ -17,16 +18,20 @@ mod judge;
 mod kept;
 mod lines;
 mod reading;
+mod renumbering;
 mod stream;
 mod tls;
 mod unanswered;
 
 pub use adjust::SequenceMap;
+use calm::Unseen;
+pub use calm::Woken;
 pub use dialogue::{Dialogue, Phase};
 use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use kept::save_kept;
+pub use renumbering::{Renumbering, Renumberings};
 use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
@@ -70,6 +75,9 @@ const MAX_UNSEEN: usize = 1 << 14;
 /// How much of either direction may have passed unseen, as while the daemon was away.
 const MAX_MISSED: u32 = 1 << 16;
 
+/// After how many segments past a gap, one after the other, the receiver is asked what it has.
+const ASKED_AFTER: u8 = 2;
+
 /// How far numbers may be from those that come next.
 const MAX_DISTANCE: u32 = 1 << 20;
 
@@ -91,8 +99,8 @@ pub struct Session {
     unread: Option<Box<Unread>>,
     /// The first numbers of client and server.
     first: (Seq, Seq),
-    /// Whether every packet must be seen from now on.
-    wants_every: bool,
+    /// What passed unread in the calm.
+    unseen: Unseen,
     reset: bool,
     /// Whether it was saved, and packets of it may have passed since that nobody read.
     #[serde(skip, default = "unconfirmed")]
@@ -138,7 +146,7 @@ impl Session {
             dialogue,
             unread: None,
             first: (client, server),
-            wants_every: false,
+            unseen: Unseen::default(),
             reset: false,
             unconfirmed: false,
         }
@@ -155,9 +163,18 @@ impl Session {
         packet.has(flags::ACK) && (packet.seq(), packet.ack()) == self.first
     }
 
-    /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
+    /// Whether every packet of the connection must be seen: numbers differ, and the kernel does not see to
+    /// it, or bytes are held.
     pub fn wants_every_packet(&self) -> bool {
-        self.wants_every
+        let is_right = |side| {
+            let stream = self.peek(side);
+            !(stream.map.shifts() || stream.is_holding() || self.unseen.renumbered().is_some())
+                || self.is_right_unseen(side)
+        };
+        // Acknowledgements show what is missing, and how much of what is kept was received.
+        let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
+        let is_much = self.kept.len() > MAX_UNSEEN;
+        is_asked || is_much || !(is_right(Side::Client) && is_right(Side::Server))
     }
 
     /// Whether numbers or bytes of either direction are not delivered as they are sent.
@@ -167,7 +184,7 @@ impl Session {
 
     /// Whether no packet of the connection need be seen any more.
     pub fn wants_no_packet(&self) -> bool {
-        matches!(self.unread.as_deref(), Some(Unread::Opaque)) && !self.wants_every
+        matches!(self.unread.as_deref(), Some(Unread::Opaque)) && !self.wants_every_packet()
     }
 
     /// Whether the connection is over: reset, or finished by both ends.
@@ -218,17 +235,20 @@ impl Session {
         self.peek(side).longest_segment()
     }
 
-    /// Takes a packet of `from`. A changed payload is written over `out`.
+    /// Takes a packet of `from`, of which the selection says that it has `woken` the connection. A changed
+    /// payload is written over `out`.
     pub fn packet(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
+        woken: Woken,
         judge: &mut impl Judge,
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
+        self.wake(from, packet, woken, judge);
         if self.unconfirmed && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
         }
@@ -259,6 +279,14 @@ impl Session {
         if seq.is_after(stream.next) {
             return self.gap(from, packet).into();
         }
+        if seq != stream.next
+            && let Some(outcome) = self.sent_unseen(from, packet, judge, out)
+        {
+            return outcome;
+        }
+        if from == Side::Client && packet.has(flags::ACK) {
+            self.client_heard(packet.ack());
+        }
         let reads = from == Side::Client && self.is_readable(from);
         let payload = if reads { self.as_read(seq, payload) } else { payload.into() };
         let kept = if from == Side::Client { self.kept.len() } else { 0 };
@@ -281,8 +309,6 @@ impl Session {
             again = false;
             if reads {
                 self.keep(seq + new as u32, &payload[new..]);
-                // From here on acknowledgements must be seen.
-                self.wants_every |= self.kept.len() > MAX_UNSEEN;
             }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
             let stream = self.stream(from);
@@ -367,11 +393,16 @@ impl Session {
             if let Some(unread) = &mut self.unread {
                 **unread = Unread::Opaque;
             }
-            let phase = self.dialogue.phase();
-            self.dialogue.lose();
-            if !matches!(phase, Phase::Joined | Phase::Lost) {
-                judge.note(Note::Lost);
-            }
+            self.lose(judge);
+        }
+    }
+
+    /// Bytes were missed.
+    fn lose(&mut self, judge: &mut impl Judge) {
+        let phase = self.dialogue.phase();
+        self.dialogue.lose();
+        if !matches!(phase, Phase::Joined | Phase::Lost) {
+            judge.note(Note::Lost);
         }
     }
 }

@@ -107,7 +107,6 @@ impl Session {
                 judge.note(Note::Encrypted);
             }
         }
-        self.notice_changed_numbers(from);
     }
 
     /// `chunk` at `seq` belongs to a line that is not complete; a FIN follows it if `fin`.
@@ -144,16 +143,11 @@ impl Session {
             if from == Side::Client {
                 judge.refused(Refused::Overlong);
                 stream.cross_out(seq, chunk);
-                self.notice_changed_numbers(from);
                 return;
             }
             hold = false;
         }
         stream.continue_line(seq, chunk, hold && !fin);
-        if stream.is_holding() {
-            self.wants_every = true;
-        }
-        self.notice_changed_numbers(from);
     }
 
     /// Telnet commands (urgent ones above all) and blanks before a command need not wait: gives how
@@ -177,10 +171,5 @@ impl Session {
         self.client.stop_reading();
         self.server.stop_reading();
         judge.note(Note::NotFtp);
-    }
-
-    /// What was just read may have been the first rewrite that shifts numbers.
-    fn notice_changed_numbers(&mut self, side: Side) {
-        self.wants_every |= self.peek(side).map.shifts();
     }
 }

@@ -121,6 +121,17 @@ impl Stream {
         self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
     }
 
+    /// Whether it is between two lines, and goes on.
+    pub fn is_idle(&self) -> bool {
+        self.line.is_empty() && !self.held && !self.finished
+    }
+
+    /// What it says up to `next` is not read.
+    pub fn pass_over_to(&mut self, next: Seq) {
+        self.next = next;
+        self.gaps = 0;
+    }
+
     /// Bytes were missed up to `next`: the unfinished line is lost.
     pub fn skip_to(&mut self, next: Seq) {
         self.next = next;

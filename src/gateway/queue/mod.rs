@@ -49,6 +49,8 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
     /// Netfilter hook: 1 input, 2 forward, 3 output, 4 postrouting.
     pub hook: u8,
+    /// The packet mark.
+    pub mark: u32,
     /// Interface that it came in on; 0 if it was made here.
     pub indev: u32,
     /// Interface that it goes out on; 0 if it ends here.
@@ -223,7 +225,7 @@ impl Queue {
                         if packet.is_cut && packet.offload.joined {
                             // More than a message holds (BIG TCP). TCP repeats it in parts.
                             is_any_cut = true;
-                            self.pending.decide(packet.id, Decision::Drop);
+                            self.pending.decide(packet.id, Decision::Drop, None);
                         } else if let Some(payload) = payload {
                             packet.start = start + offset_in(datagram, payload);
                             packet.length = payload.len();
@@ -231,7 +233,7 @@ impl Queue {
                         } else {
                             // Nothing to judge it by; TCP repeats it.
                             self.malformed += 1;
-                            self.pending.decide(packet.id, Decision::Drop);
+                            self.pending.decide(packet.id, Decision::Drop, None);
                         }
                     }
                     netlink::ERROR if message.errno() != 0 => self.refused += 1,

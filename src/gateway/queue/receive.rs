@@ -19,6 +19,7 @@ const SLOT: usize = (1 << 16) + 1024 + 320;
 pub(super) struct Found {
     pub(super) id: u32,
     hook: u8,
+    mark: u32,
     indev: u32,
     outdev: u32,
     pub(super) offload: Offload,
@@ -98,6 +99,7 @@ impl Receiver {
             id: found.id,
             payload: self.bytes.get(found.start..found.start.checked_add(found.length)?)?,
             hook: found.hook,
+            mark: found.mark,
             indev: found.indev,
             outdev: found.outdev,
             offload: found.offload,
@@ -107,13 +109,14 @@ impl Receiver {
 
 pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]>)> {
     let mut found = None;
-    let (mut payload, mut indev, mut outdev) = (None, 0, 0);
+    let (mut payload, mut mark, mut indev, mut outdev) = (None, 0, 0, 0);
     let (mut offload, mut is_cut) = (Offload::default(), false);
     for (kind, content) in message.attributes() {
         match i32::from(kind) {
             libc::NFQA_PACKET_HDR => {
                 found = Some((be32(content)?, content.get(4..).and_then(be16)?, *content.get(6)?));
             }
+            libc::NFQA_MARK => mark = be32(content)?,
             libc::NFQA_IFINDEX_INDEV => indev = be32(content)?,
             libc::NFQA_IFINDEX_OUTDEV => outdev = be32(content)?,
             libc::NFQA_SKB_INFO => {
@@ -128,7 +131,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
     }
     let (id, _protocol, hook) = found?;
     let (start, length) = (0, 0);
-    Some((Found { id, hook, indev, outdev, offload, is_cut, start, length }, payload))
+    Some((Found { id, hook, mark, indev, outdev, offload, is_cut, start, length }, payload))
 }
 
 /// Where `part`, a part of `whole`, starts.

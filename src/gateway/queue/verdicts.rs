@@ -61,11 +61,11 @@ impl Pending {
         self.is_blind = true;
     }
 
-    pub(super) fn decide(&mut self, id: u32, decision: Decision<'_>) {
+    pub(super) fn decide(&mut self, id: u32, decision: Decision<'_>, mark: Option<u32>) {
         let is_first = self.undecided.front() == Some(&id);
         if is_first {
             self.undecided.pop_front();
-            if decision == Decision::Accept {
+            if decision == Decision::Accept && mark.is_none() {
                 self.run.push(id);
                 return;
             }
@@ -78,7 +78,7 @@ impl Pending {
             Decision::Replace(payload) => (libc::NF_ACCEPT, Some(payload)),
             Decision::Drop => (libc::NF_DROP, None),
         };
-        self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload);
+        self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload, mark);
     }
 
     /// How much there is to send.
@@ -90,17 +90,24 @@ impl Pending {
         let mut run = std::mem::take(&mut self.run);
         match run.as_slice() {
             [_, .., last] if !self.is_blind => {
-                self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None);
+                self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None, None);
             }
-            each => each
-                .iter()
-                .for_each(|id| self.put(libc::NFQNL_MSG_VERDICT, libc::NF_ACCEPT, *id, None)),
+            each => each.iter().for_each(|id| {
+                self.put(libc::NFQNL_MSG_VERDICT, libc::NF_ACCEPT, *id, None, None);
+            }),
         }
         run.clear();
         self.run = run;
     }
 
-    fn put(&mut self, kind: libc::c_int, verdict: libc::c_int, id: u32, payload: Option<&[u8]>) {
+    fn put(
+        &mut self,
+        kind: libc::c_int,
+        verdict: libc::c_int,
+        id: u32,
+        payload: Option<&[u8]>,
+        mark: Option<u32>,
+    ) {
         let mut header = [0; 8];
         if let Some((first, rest)) = header.split_first_chunk_mut() {
             *first = (verdict as u32).to_be_bytes();
@@ -121,6 +128,9 @@ impl Pending {
         if let Some(payload) = payload {
             message.put(libc::NFQA_PAYLOAD as u16, payload);
         }
+        if let Some(mark) = mark {
+            message.put(libc::NFQA_MARK as u16, &mark.to_be_bytes());
+        }
     }
 }
 
@@ -134,16 +144,26 @@ pub struct Verdicts<'a> {
 impl Verdicts<'_> {
     /// As [`Queue::verdict`](super::Queue::verdict).
     pub fn verdict(&mut self, id: u32, decision: Decision<'_>) -> Result<(), GatewayError> {
+        self.verdict_with(id, decision, None)
+    }
+
+    /// The same; the packet goes on with `mark` as its packet mark, if there is one.
+    pub fn verdict_with(
+        &mut self,
+        id: u32,
+        decision: Decision<'_>,
+        mark: Option<u32>,
+    ) -> Result<(), GatewayError> {
         match decision {
             Decision::Replace(payload) if payload.len() > MAXIMUM_REPLACEMENT => {
-                self.pending.decide(id, Decision::Drop);
+                self.pending.decide(id, Decision::Drop, None);
                 let length = payload.len();
                 return Err(GatewayError::Parameters(format!(
                     "a packet of {length} bytes is above what a verdict can carry, \
                      {MAXIMUM_REPLACEMENT}; it was dropped"
                 )));
             }
-            decision => self.pending.decide(id, decision),
+            decision => self.pending.decide(id, decision, mark),
         }
         Ok(())
     }

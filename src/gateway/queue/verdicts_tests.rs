@@ -68,7 +68,7 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
     for (id, name) in (7..).zip("aaadaaraa".chars()) {
         kernel.waiting.push_back(id);
         pending.was_read(id);
-        pending.decide(id, decision(name));
+        pending.decide(id, decision(name), None);
     }
     pending.close_run();
     assert_eq!(Messages::new(&pending.out).count(), 5);
@@ -81,7 +81,7 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
 fn a_replacement_is_carried() {
     let mut pending = Pending::new(2100);
     pending.was_read(8);
-    pending.decide(8, Decision::Replace(b"new"));
+    pending.decide(8, Decision::Replace(b"new"), None);
     let message = Messages::new(&pending.out).next().unwrap();
     assert_eq!(message.attributes().first(2), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
     assert_eq!(message.attributes().first(10), Some(&b"new"[..]));
@@ -94,15 +94,15 @@ fn what_waits_from_an_earlier_batch_is_not_covered() {
         kernel.waiting.push_back(id);
         pending.was_read(id);
     }
-    pending.decide(1, Decision::Accept);
+    pending.decide(1, Decision::Accept, None);
     // 2 is kept for later.
     for id in 3..=5 {
-        pending.decide(id, Decision::Accept);
+        pending.decide(id, Decision::Accept, None);
     }
     kernel.take(&mut pending);
     assert_eq!(kernel.waiting, [2, 6]);
-    pending.decide(2, Decision::Drop);
-    pending.decide(6, Decision::Accept);
+    pending.decide(2, Decision::Drop, None);
+    pending.decide(6, Decision::Accept, None);
     kernel.take(&mut pending);
     assert_eq!((kernel.was(2), kernel.was(6), kernel.refused), (Some('d'), Some('a'), 0));
 }
@@ -118,7 +118,7 @@ fn after_a_packet_without_a_number_each_verdict_is_its_own() {
         }
     }
     for id in [1, 2, 4, 5, 6, 7, 8, 9] {
-        pending.decide(id, Decision::Accept);
+        pending.decide(id, Decision::Accept, None);
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
@@ -130,7 +130,7 @@ fn a_number_that_does_not_rise_ends_the_runs() {
     for id in [5, 6, 4, 7] {
         kernel.waiting.push_back(id);
         pending.was_read(id);
-        pending.decide(id, if id == 4 { Decision::Drop } else { Decision::Accept });
+        pending.decide(id, if id == 4 { Decision::Drop } else { Decision::Accept }, None);
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
@@ -162,7 +162,7 @@ proptest! {
                 name => {
                     let id = open.remove(place.saturating_sub(2).min(open.len() - 1));
                     let name = if gap == 2 { 'r' } else { name };
-                    pending.decide(id, decision(name));
+                    pending.decide(id, decision(name), None);
                     wanted.insert(id, name);
                 }
             }
