@@ -23,7 +23,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const ERRORS: u64 = 5;
 
 /// The client's listeners, announced in turn, as the server's.
-const LISTENERS: usize = 16;
+const LISTENERS: usize = 512;
 
 /// How a data connection comes about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -92,19 +92,26 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
     let sides = [side("lan", client, server)?, side("wan", server, outside)?];
     let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    // Before the reader, on its core.
-    let mut command = lab.gateway.command("chrt");
     let there = format!("--net=/run/netns/{}", lab.switches());
-    command.args(["-f", "1", "nsenter", &there, "--"]).arg(Pin::Together.program());
+    let mut command = if stage.processor_time().is_some() {
+        // Before the reader, on its core.
+        let mut command = lab.gateway.command("chrt");
+        command.args(["-f", "1", "nsenter"]);
+        command
+    } else {
+        lab.gateway.command("nsenter")
+    };
+    command.args([&there, "--"]).arg(Pin::Together.program());
     let mut report = answer(options, stage, command, "flood", &order)?;
+    let seen = before.zip(stage.packets()?).map(|(before, after)| after.saturating_sub(before));
+    // What its rules spared the daemon is not inspected.
+    let share = seen.map_or(1.0, |seen| seen as f64 / report.total);
     if let Some(cost) = report.cost {
-        report.note = Some(format!("{:.0}/s beside the generator", report.rate));
-        report.rate = 1.0 / cost;
-    }
-    if let (Some(before), Some(after)) = (before, stage.packets()?) {
-        let seen = after.saturating_sub(before) as f64 / report.total * 100.0;
-        let note = report.note.take().unwrap_or_default();
-        report.note = Some(format!("{note}, the daemon saw {seen:.0}%"));
+        let said =
+            seen.map_or(String::new(), |_| format!(", the daemon saw {:.0}%", share * 100.0));
+        report.note = Some(format!("{:.0}/s beside the generator{said}", report.rate));
+        report.cost = Some(cost / share);
+        report.rate = share / cost;
     }
     Ok(report)
 }

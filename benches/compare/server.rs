@@ -12,7 +12,7 @@ use crate::dialogue::{PATIENCE, as_host_port, host_port};
 
 /// Passive listeners of a session, announced in turn: ports differ from one transfer to the next,
 /// as with real servers, and no transfer waits for one to be opened.
-const LISTENERS: usize = 16;
+const LISTENERS: usize = 512;
 
 /// What is written at once.
 const CHUNK: usize = 128 * 1024;

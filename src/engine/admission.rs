@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attention, Engine, Entry, Kernel, KernelError, What, attend_afresh};
+use super::{Attention, Engine, Entry, Kernel, KernelError, What, telling::attend_afresh};
 use crate::{
     packet::Packet,
     session::{Phase, Session},

@@ -32,6 +32,8 @@ pub struct Bench<'a, K> {
     pub pinholes: &'a mut PinholeTable,
     pub counters: &'a mut Counters,
     pub events: &'a mut Events,
+    /// Whether the connection was calm, so that transfers were not seen.
+    pub was_calm: bool,
 }
 
 /// Why nothing is opened.
@@ -266,6 +268,15 @@ impl<K: Kernel> Bench<'_, K> {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(No::Refuse(reason.into()));
+        }
+        if self.was_calm {
+            // What was announced before was used, most likely.
+            let all = self.control.pinholes_mut();
+            let answered = all.map(|all| all.extract_if(.., |held| held.answered));
+            for mut held in answered.into_iter().flatten() {
+                self.pinholes.used(&mut held);
+                self.pinholes.spend(held);
+            }
         }
         let policy = self.policy;
         let opened = self.pinholes.open(

@@ -165,9 +165,15 @@ pub trait Kernel {
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
 
     /// Has the kernel change numbers of this control connection itself: those that the client sends, and those
-    /// that the server sends. `false` if it cannot, or not for this connection; then it does not.
-    fn renumber(&mut self, control: &Translation, how: &Renumberings) -> Result<bool, KernelError> {
-        let _ = (control, how);
+    /// that the server sends. `false` if it cannot, or not for this connection; then it does not. `is_known` says
+    /// that it did before, and has not forgotten the connection since.
+    fn renumber(
+        &mut self,
+        control: &Translation,
+        how: &Renumberings,
+        is_known: bool,
+    ) -> Result<bool, KernelError> {
+        let _ = (control, how, is_known);
         Ok(false)
     }
 

@@ -9,11 +9,12 @@ mod bench;
 mod control;
 mod event;
 mod index;
-mod injection;
 mod kernel;
+mod parting;
 mod pinholes;
 mod saved;
 mod table;
+mod telling;
 #[cfg(test)]
 mod tests;
 
@@ -26,23 +27,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What the kernel is told of the dialogue.
+pub use crate::session::{Renumbering, Renumberings, Woken, harmless};
 pub use admission::Limits;
 use bench::Bench;
-use control::{Control, Entry, Epoch, Moment};
+use control::{Control, Entry, Epoch};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
-use injection::{Injection, part, send};
 pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use parting::part;
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
 use table::{Key, Table};
+use telling::{Injection, answer, attend_afresh, have_renumbered, send_rest, tell_kernel};
 
 use crate::{
     ftp::Kind,
-    packet::{self, Edit, Offload, Packet, Seq, flags},
+    packet::{Edit, Offload, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side, Woken},
+    session::{Forward, Phase, Rest, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -259,6 +263,7 @@ impl Engine {
             pinholes: &mut self.pinholes,
             counters: &mut self.counters,
             events: &mut self.events,
+            was_calm: woken != Woken::Not,
         };
         let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
         let told = have_renumbered(&mut bench, session, woken)
@@ -295,7 +300,7 @@ impl Engine {
                 let edit = Edit { seq, ack, payload: Some(&self.payload), flags, urgent };
                 let limit = session.longest_segment(from);
                 for segment in part(&packet, &edit, limit, acknowledged) {
-                    send(&mut bench, from, &segment, &mut self.injections);
+                    send_rest(&mut bench, from, &segment, &mut self.injections);
                 }
                 Verdict::Drop
             }
@@ -313,7 +318,7 @@ impl Engine {
                     let ack = final_ack; // the kernel does not see this one
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
                     packet.rebuild(&edit, acknowledged, out);
-                    send(&mut bench, from, out, &mut self.injections);
+                    send_rest(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
                 packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
@@ -556,96 +561,4 @@ impl Engine {
         self.note_gone(entry.control.id);
         Some(entry)
     }
-}
-
-/// Tells the kernel what a connection's later packets need, of whose translation nothing is known here.
-fn attend_afresh(
-    kernel: &mut impl Kernel,
-    client: SocketAddr,
-    server: SocketAddr,
-    attention: Attention,
-) -> Result<(), KernelError> {
-    let translation = kernel.translation(client, server)?.ok_or(KernelError::Unknown)?;
-    kernel.attend(&translation, attention)
-}
-
-/// What the selection is to be told with the verdict on a packet that `woken` came with.
-fn answer(session: &mut Session, control: &mut Control, woken: Woken, now: Moment) -> Answer {
-    let was_woken = woken != Woken::Not;
-    if session.wants_every_packet() || session.wants_no_packet() {
-        // That it was told by a request.
-        return if was_woken { Answer::Kept } else { Answer::Nothing };
-    }
-    if session.is_calm() && control.rival().is_none() {
-        session.expect_unseen();
-        control.told(Attention::Calm, now);
-        return Answer::Calm;
-    }
-    let is_told = matches!(control.attention(), None | Some(Attention::Payload));
-    control.told(Attention::Payload, now);
-    if was_woken || !is_told { Answer::Payload } else { Answer::Nothing }
-}
-
-/// Has the kernel change the numbers of what is not seen, where they differ.
-fn have_renumbered<K: Kernel>(
-    bench: &mut Bench<'_, K>,
-    session: &mut Session,
-    woken: Woken,
-) -> Result<(), KernelError> {
-    if bench.control.keeps_numbers() {
-        return Ok(());
-    }
-    let Some(wanted) = session.renumberings() else { return Ok(()) };
-    // A calm connection is one that conntrack has not forgotten, with all that it was told.
-    let is_known = woken != Woken::Not || bench.control.renumbered_since(bench.moment) < REMINDER;
-    if is_known && session.is_renumbered_as(&wanted) {
-        return Ok(());
-    }
-    let translation = match bench.translation() {
-        Err(KernelError::Unknown) => return Ok(()),
-        known => known?,
-    };
-    let done = bench.kernel.renumber(&translation, &wanted)?;
-    bench.control.set_renumbered(bench.moment, done);
-    session.set_renumbered(if done { wanted } else { Default::default() });
-    Ok(())
-}
-
-/// Tells the kernel what the connection's later packets need, and sends what is to be sent.
-fn tell_kernel<K: Kernel>(
-    bench: &mut Bench<'_, K>,
-    session: &Session,
-    outcome: &Outcome,
-    injections: &mut Vec<Injection>,
-) -> Result<(), KernelError> {
-    let attention = if session.wants_every_packet() {
-        Some(Attention::Every)
-    } else if session.wants_no_packet() {
-        Some(Attention::None)
-    } else {
-        None
-    };
-    if let Some(wanted) = attention
-        && bench.control.is_to_be_told(wanted, bench.moment, REMINDER)
-    {
-        match bench.translation().and_then(|t| bench.kernel.attend(&t, wanted)) {
-            Ok(()) => bench.control.told(wanted, bench.moment),
-            // It will be known, perhaps with another translation, once this packet has passed.
-            Err(KernelError::Unknown) => bench.control.set_translation(None),
-            Err(error) => return Err(error),
-        }
-    }
-    if let Some(acknowledgement) = outcome.acknowledge {
-        let Acknowledgement { to, seq, ack, window, timestamps } = acknowledgement;
-        let translation = match bench.translation() {
-            // What is held is sent again, and acknowledged then.
-            Err(KernelError::Unknown) => return Ok(()),
-            known => known?,
-        };
-        let (source, destination) = translation.seen_by(to);
-        let mut packet = Vec::new();
-        packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-        injections.push(Injection::of(bench.control, packet));
-    }
-    Ok(())
 }

@@ -6,7 +6,6 @@
 
 mod announcement;
 mod command;
-pub mod harmless;
 mod reply;
 mod text;
 

@@ -10,10 +10,7 @@ use super::{
     netlink::{Message, Writer, be32},
     rules::{OWN_HELPER, RuleParameters},
 };
-use crate::{
-    engine::{Attention, KernelError, Translation},
-    session::{Renumbering, Renumberings},
-};
+use crate::engine::{Attention, KernelError, Renumbering, Renumberings, Translation};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_CT_NEW: u8 = 0;
@@ -179,6 +176,7 @@ impl Conntrack {
         &mut self,
         control: &Translation,
         how: &Renumberings,
+        is_known: bool,
     ) -> Result<bool, KernelError> {
         let original = Tuple { source: control.client, destination: control.server_external };
         let failed = |source: io::Error| {
@@ -206,6 +204,7 @@ impl Conntrack {
             |_| {},
         );
         match told {
+            Ok(()) if is_known => return Ok(true),
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             Err(error) => return Err(failed(error)),

@@ -38,10 +38,7 @@ pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 
-use crate::{
-    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
-    session::Renumberings,
-};
+use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Renumberings, Translation};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
 /// thread; it needs the loaded [`Table`], which all share.
@@ -132,8 +129,13 @@ impl Kernel for LinuxKernel {
         self.conntrack.attend(control, attention)
     }
 
-    fn renumber(&mut self, control: &Translation, how: &Renumberings) -> Result<bool, KernelError> {
-        self.conntrack.renumber(control, how)
+    fn renumber(
+        &mut self,
+        control: &Translation,
+        how: &Renumberings,
+        is_known: bool,
+    ) -> Result<bool, KernelError> {
+        self.conntrack.renumber(control, how, is_known)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::GatewayError;
-use crate::{engine::Answer, session::Woken};
+use crate::engine::{Answer, Woken};
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
 const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");

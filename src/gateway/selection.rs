@@ -1,7 +1,7 @@
 //! The part of the packet selection that nft's language cannot say: whether a packet is exactly one plain
 //! line of a few kinds. Classic BPF programs for the iptables match `bpf` (xt_bpf), through nft_compat.
 //!
-//! What a line must be is in `ftp::harmless`; here it only becomes programs. A program that meets anything
+//! What a line must be is in `engine::harmless`; here it only becomes programs. A program that meets anything
 //! it does not expect, as a packet that is cut, does not match, and the packet is queued.
 
 #![allow(unsafe_code)]
@@ -19,7 +19,9 @@ use nftnl::{
 use nftnl_sys as sys;
 
 use super::nft;
-use crate::ftp::harmless::{ANNOUNCING, COMMANDS, LOGINS, MAX_LINE, MIN_LINE, QUESTIONS, REPLIES};
+use crate::engine::harmless::{
+    ANNOUNCING, COMMANDS, LOGINS, MAX_LINE, MIN_LINE, QUESTIONS, REPLIES,
+};
 
 /// Instructions of one program (XT_BPF_MAX_NUM_INSTR).
 const MOST_INSTRUCTIONS: usize = 64;
@@ -176,7 +178,9 @@ impl Program {
                 p.put(LOAD_BYTE | AT_X, 3).need(libc::BPF_JEQ, b' '.into());
                 p.put(LOAD_BYTE | AT_X, 0).need_one_of(&REPLIES.map(u32::from));
                 p.put(LOAD_HALF | AT_X, 0);
-                p.forbid(libc::BPF_JEQ, u16::from_be_bytes(LOGINS).into());
+                for start in LOGINS {
+                    p.forbid(libc::BPF_JEQ, u16::from_be_bytes(start).into());
+                }
             }
             Line::Announcement => {
                 p.need_one_of(&words(&ANNOUNCING));
@@ -308,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ftp::harmless;
+    use crate::engine::harmless;
 
     /// The kernel's own classic BPF, on a socket of its own: what a program matches comes through.
     struct Filter {

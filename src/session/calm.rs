@@ -1,5 +1,5 @@
 //! Calm: a dialogue that is known and has nothing pending, of which lines that are harmless by their form
-//! (`ftp::harmless`) pass unread.
+//! (`session::harmless`) pass unread.
 //!
 //! The packet selection tells such lines apart. Any other ends the calm before it is queued, and comes
 //! here marked as one that did; whatever was said before it was harmless, and is passed over. Once all
@@ -11,9 +11,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Judge, Note, Phase, Renumberings, Session, Side, forwarding::Outcome};
+use super::{Judge, Note, Phase, Renumberings, Session, Side, forwarding::Outcome, harmless};
 use crate::{
-    ftp::{Command, Text, Verb, harmless},
+    ftp::{Command, Text, Verb},
     packet::{Packet, Seq, flags},
     session::Forward,
 };
@@ -77,7 +77,11 @@ impl Session {
     /// Whether harmless lines may pass unread from now on.
     pub fn is_calm(&self) -> bool {
         let is_idle = |side| self.peek(side).is_idle() && self.is_right_unseen(side);
+        // The selection finds the answer to a command by the number that the client had heard, and sees both
+        // before the kernel changes them.
+        let is_paired = !self.server.map.shifts();
         self.unread.is_none()
+            && is_paired
             && !(self.unconfirmed || self.reset || self.wants_every_packet())
             && is_idle(Side::Client)
             && is_idle(Side::Server)

@@ -70,7 +70,7 @@ impl<T> From<Vec<T>> for Few<T> {
     }
 }
 
-/// How many bytes take no memory of their own: a `PORT` is 28 with its line end.
+/// How many bytes take no memory of their own: most commands, but not a `PORT`.
 const SHORT: usize = 22;
 
 /// Bytes, mostly as few as a command has.

@@ -14,6 +14,7 @@ mod calm;
 mod dialogue;
 mod few;
 mod forwarding;
+pub mod harmless;
 mod judge;
 mod kept;
 mod lines;

@@ -11,19 +11,21 @@ pub const MIN_LINE: usize = 6;
 
 /// First four characters, in lower case, of commands that open, move or encrypt nothing, and that servers
 /// answer with lines of no one's making but their own. A blank or the line's end follows.
-pub const COMMANDS: [[u8; 4]; 9] =
-    [*b"retr", *b"stor", *b"list", *b"nlst", *b"mlsd", *b"type", *b"size", *b"mdtm", *b"noop"];
+pub const COMMANDS: [[u8; 4]; 11] = [
+    *b"retr", *b"stor", *b"appe", *b"list", *b"nlst", *b"mlsd", *b"rest", *b"type", *b"size",
+    *b"mdtm", *b"noop",
+];
 
 /// Whole lines, in lower case, that ask the server for an announcement.
 pub const QUESTIONS: [[u8; 4]; 2] = [*b"pasv", *b"epsv"];
 
 /// First digits of replies that need not be read: nothing failed, and nothing is announced.
-pub const REPLIES: [u8; 2] = *b"12";
+pub const REPLIES: [u8; 3] = *b"123";
 
 /// Of these, what must be read all the same: whole codes, and first two digits (logins).
 pub const ANNOUNCING: [[u8; 4]; 2] = [*b"227 ", *b"229 "];
 /// As [`ANNOUNCING`].
-pub const LOGINS: [u8; 2] = *b"23";
+pub const LOGINS: [[u8; 2]; 2] = [*b"23", *b"33"];
 
 /// Whether `payload` is one line of printable ASCII, whole and not too long.
 fn is_plain(payload: &[u8]) -> bool {
@@ -59,7 +61,7 @@ pub fn is_harmless_reply(payload: &[u8]) -> bool {
         && REPLIES.contains(&code[0])
         && code[3] == b' '
         && !ANNOUNCING.contains(&code)
-        && code[..2] != LOGINS
+        && !LOGINS.contains(&[code[0], code[1]])
 }
 
 /// Whether `payload` is one reply, of one line, that announces.
