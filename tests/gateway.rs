@@ -109,12 +109,10 @@ fn all_ways_of_queueing_load() {
             let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
             table.remove().unwrap();
-            let parameters = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000);
-            let parameters = parameters.unwrap().by_processor(true);
-            let table = Table::install_with(&parameters, *way).unwrap();
+            let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
+            let _table = Table::install_with(&two.by_processor(true), *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
-            table.remove().unwrap();
             Table::install_with(&parameters, QueueStatement::Operator).unwrap();
         });
     }

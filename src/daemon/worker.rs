@@ -206,7 +206,8 @@ fn decide<'p>(
         if *home != index {
             continue;
         }
-        let verdict = shard.engine.queued(now, packet.payload, woken, kernel, replacement);
+        let verdict =
+            shard.engine.queued(now, packet.payload, woken, packet.offload, kernel, replacement);
         let verdict = match verdict {
             Verdict::Accept => Decided::Accept,
             Verdict::Drop => Decided::Drop,

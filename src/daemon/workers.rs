@@ -81,7 +81,8 @@ pub(super) fn start(
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
-    let queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    queues.iter_mut().try_for_each(Queue::take_joined)?;
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
     let commits = Commits::default();

@@ -11,6 +11,7 @@ mod control;
 mod event;
 mod index;
 mod kernel;
+mod parting;
 mod pinholes;
 mod saved;
 mod table;
@@ -35,6 +36,7 @@ use control::{Control, Entry, Epoch};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use parting::part;
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
@@ -43,7 +45,7 @@ use telling::{Injection, answer, attend_afresh, have_renumbered, send_rest, tell
 
 use crate::{
     ftp::Kind,
-    packet::{Edit, Packet, Seq, flags},
+    packet::{Edit, Offload, Packet, Seq, flags},
     policy::Policy,
     session::{Forward, Phase, Rest, Session, Side},
 };
@@ -216,27 +218,32 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
-        self.queued(now, bytes, Woken::Not, kernel, out)
+        self.queued(now, bytes, Woken::Not, Offload::default(), kernel, out)
     }
 
     /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
     /// packet that goes on instead is in `out`. When this returns, what the packet announces can
     /// be connected to; give the verdict with the [`answer`](Self::answer), then call [`settle`](Self::settle).
+    ///
+    /// `offload` is left to do of the packet. What replaces it has its checksum, and is never shorter than it if
+    /// segments are joined in it (see [`part`]).
     pub fn queued(
         &mut self,
         now: Instant,
         bytes: &[u8],
         woken: Woken,
+        offload: Offload,
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
         self.answer = Answer::Nothing;
         self.counters.packets += 1;
-        let Ok(packet) = Packet::parse(bytes) else {
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
             return Verdict::Accept;
         };
-        if self.checksums == Checksums::Verify && !packet.checksum_is_valid() {
+        let is_summed = self.checksums == Checksums::Verify && !offload.unsummed;
+        if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             return Verdict::Accept;
         }
@@ -272,6 +279,11 @@ impl Engine {
         if let Err(error) = &told {
             bench.failed(error);
         }
+        let sent = session.map(from.peer());
+        let acknowledged = |[left, right]: [Seq; 2]| {
+            let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
+            left.is_before(right).then_some([left, right])
+        };
         let (final_seq, final_ack) = match outcome.forward {
             Forward::Changed { seq, ack, .. } => (seq, ack),
             _ => (packet.seq(), packet.ack()),
@@ -282,12 +294,20 @@ impl Engine {
             Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
+            // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
+            Forward::Changed { payload: true, flags, urgent, .. }
+                if offload.joined && self.payload.len() < packet.payload().len() =>
+            {
+                // The kernel does not see these.
+                let (seq, ack) = (final_seq, final_ack);
+                let edit = Edit { seq, ack, payload: Some(&self.payload), flags, urgent };
+                let limit = session.longest_segment(from);
+                for segment in part(&packet, &edit, limit, acknowledged) {
+                    send_rest(&mut bench, from, &segment, &mut self.injections);
+                }
+                Verdict::Drop
+            }
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let sent = session.map(from.peer());
-                let acknowledged = |[left, right]: [Seq; 2]| {
-                    let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
-                    left.is_before(right).then_some([left, right])
-                };
                 let kernel_takes = session.renumbered_by_kernel()[from.peer() as usize];
                 let sack = |block| {
                     acknowledged(block)

@@ -1,5 +1,8 @@
 //! The engine with a kernel that only takes notes: one dialogue, packet by packet.
 
+#[path = "joined_tests.rs"]
+mod joined;
+
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;

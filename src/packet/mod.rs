@@ -24,6 +24,7 @@ pub mod flags {
     pub const PSH: u8 = 0x08;
     pub const ACK: u8 = 0x10;
     pub const URG: u8 = 0x20;
+    pub const CWR: u8 = 0x80;
 }
 
 /// Why bytes are no TCP packet that can be inspected.
@@ -43,7 +44,17 @@ pub enum Malformed {
     Tcp,
 }
 
-/// A whole IP packet that carries a whole TCP segment.
+/// What a kernel leaves to whoever sends a packet on: network cards, or its own last step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The payload is that of several segments of one connection, one behind the other; on the wire
+    /// each is a packet.
+    pub joined: bool,
+    /// The TCP checksum is not computed yet; the one on the wire will be right.
+    pub unsummed: bool,
+}
+
+/// A whole IP packet that carries a whole TCP segment, or several joined as one.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     /// The packet, without link-layer padding after it.
@@ -54,6 +65,7 @@ pub struct Packet<'a> {
     tcp: usize,
     /// Where the payload starts.
     payload: usize,
+    offload: Offload,
 }
 
 impl<'a> Packet<'a> {
@@ -73,7 +85,18 @@ impl<'a> Packet<'a> {
         let length = TcpSlice::from_slice(tcp).map_err(|_| Malformed::Tcp)?.header_slice().len();
         let header = tcp.first_chunk().ok_or(Malformed::Tcp)?;
         let start = tcp.as_ptr().addr() - bytes.as_ptr().addr();
-        Ok(Self { bytes: &bytes[..start + tcp.len()], header, tcp: start, payload: start + length })
+        let (bytes, payload) = (&bytes[..start + tcp.len()], start + length);
+        Ok(Self { bytes, header, tcp: start, payload, offload: Offload::default() })
+    }
+
+    /// This packet, of which `offload` is left to do.
+    pub fn left_to(self, offload: Offload) -> Self {
+        Self { offload, ..self }
+    }
+
+    /// What is left to do of it.
+    pub fn offload(&self) -> Offload {
+        self.offload
     }
 
     /// The whole packet.

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::{ASKED_AFTER, Session, Side, is_near};
+use super::{ASKED_AFTER, Session, Side, is_near, stream::MAX_JOINED};
 use crate::packet::{Packet, Seq, flags};
 
 /// How a packet is to be forwarded.
@@ -101,13 +101,15 @@ impl Session {
         }
         let mut control = packet.flags();
         let mut rest = None;
-        let limit = stream.longest_segment();
+        let segment = stream.longest_segment();
+        // What is joined is parted again behind us.
+        let limit = if packet.offload().joined { MAX_JOINED } else { segment };
         if out.len() > limit && out.len() > payload.len() {
             // What is lost of the rest, or is too long for it, follows when the receiver has
             // acknowledged this much and the sender sends again from there.
             let ends = flags::FIN | flags::PSH;
-            let dropped = if out.len() > 2 * limit { ends } else { 0 };
-            out.truncate(2 * limit);
+            let dropped = if out.len() > limit + segment { ends } else { 0 };
+            out.truncate(limit + segment);
             rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
             control &= !ends;
         }

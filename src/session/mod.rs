@@ -237,6 +237,11 @@ impl Session {
         }
     }
 
+    /// As long may a segment be that `side` is to have sent.
+    pub fn longest_segment(&self, side: Side) -> usize {
+        self.peek(side).longest_segment()
+    }
+
     /// Takes a packet of `from`, of which the selection says that it has `woken` the connection. A changed
     /// payload is written over `out`.
     pub fn packet(

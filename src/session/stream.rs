@@ -22,6 +22,9 @@ pub const MAX_HELD: usize = 512;
 /// How much of an unfinished line that passes is kept for reading; more of it is read as cut.
 pub const MAX_LINE: usize = 1024;
 
+/// A joined segment may grow to this length; an IP packet holds little more.
+pub const MAX_JOINED: usize = 65_000;
+
 /// A delivered segment may always be this long (RFC 879's default for IPv4), and as long as the
 /// longest that its sender sent.
 const SAFE_SEGMENT: usize = 536;
@@ -76,7 +79,9 @@ impl Stream {
     pub fn observe(&mut self, packet: &Packet<'_>) {
         self.window = packet.window();
         self.clock = packet.timestamps().map_or(self.clock, |(value, _)| Some(value));
-        self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
+        if !packet.offload().joined {
+            self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
+        }
     }
 
     /// Whether bytes are held back.

@@ -24,6 +24,7 @@ use super::{
     features::{CAP_NET_ADMIN, has},
     netlink::{self, Messages, Socket, Start, Writer},
 };
+use crate::packet::Offload;
 use receive::{BATCH, Found, Receiver, offset_in, parse};
 pub(super) use statistics::{STATISTICS, readers};
 use statistics::{owner, row};
@@ -44,7 +45,7 @@ const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
 pub struct Packet<'a> {
     /// What [`Queue::verdict`] wants.
     pub id: u32,
-    /// The IP packet, whole and with valid checksums.
+    /// The IP packet, whole.
     pub payload: &'a [u8],
     /// Netfilter hook: 1 input, 2 forward, 3 output, 4 postrouting.
     pub hook: u8,
@@ -54,6 +55,8 @@ pub struct Packet<'a> {
     pub indev: u32,
     /// Interface that it goes out on; 0 if it ends here.
     pub outdev: u32,
+    /// What is left to do of it, with [`Queue::take_joined`].
+    pub offload: Offload,
 }
 
 /// What becomes of a packet.
@@ -61,7 +64,8 @@ pub struct Packet<'a> {
 pub enum Decision<'a> {
     /// It goes on as it is.
     Accept,
-    /// This goes on in its place; checksums must be right.
+    /// This goes on in its place. Checksums must be right. In the place of a joined packet a shorter one
+    /// would be lost: tcp_gso_segment() refuses what is no longer than a segment.
     Replace(&'a [u8]),
     /// It ends here.
     Drop,
@@ -76,6 +80,7 @@ pub struct Queue {
     receiver: Receiver,
     found: Vec<Found>,
     pending: Pending,
+    is_joined: bool,
     malformed: u64,
     refused: u64,
     overruns: u64,
@@ -105,9 +110,8 @@ impl Queue {
             message
                 .put(libc::NFQA_CFG_PARAMS as u16, &parameters)
                 .put(libc::NFQA_CFG_QUEUE_MAXLEN as u16, &MAXIMUM_WAITING.to_be_bytes());
-            // Neither fail-open nor GSO: a packet that passed a full queue unseen would tear the
-            // stream of its connection, while TCP repeats one that was dropped; and what is
-            // rewritten must come as it goes on the wire.
+            // No fail-open: a packet that passed a full queue unseen would tear the stream of its
+            // connection, while TCP repeats one that was dropped.
         })
         .map_err(|e| GatewayError::system(opening(), e))?;
         // Without the right to exceed rmem_max, what it allows must do.
@@ -135,6 +139,7 @@ impl Queue {
             receiver: Receiver::new(),
             found: Vec::with_capacity(BATCH),
             pending: Pending::new(number),
+            is_joined: false,
             malformed: 0,
             refused: 0,
             overruns: 0,
@@ -152,6 +157,17 @@ impl Queue {
     /// readable by [`Queue::packet`] until the next call.
     pub fn receive(&mut self) -> Result<usize, GatewayError> {
         self.read(libc::MSG_DONTWAIT)
+    }
+
+    /// Has packets come as the kernel handles them: several segments as one, without a checksum. It parts and
+    /// sums them when they go on, changed ones too (nfqnl_mangle() leaves their segment's length, and
+    /// tcp_gso_segment() sums what is not marked as partly summed).
+    pub fn take_joined(&mut self) -> Result<(), GatewayError> {
+        let number = self.number;
+        configure(&mut self.socket, number, |message| joined(message, true))
+            .map_err(|e| GatewayError::system(format!("queue {number}"), e))?;
+        self.is_joined = true;
+        Ok(())
     }
 
     /// How long [`Queue::wait`] waits.
@@ -189,6 +205,7 @@ impl Queue {
             }
         };
         let malformed_before = self.malformed;
+        let mut is_any_cut = false;
         for slot in 0..datagrams {
             let Some((start, datagram)) = self.receiver.datagram(slot) else { continue };
             let mut messages = Messages::new(datagram);
@@ -205,7 +222,11 @@ impl Queue {
                             self.last = packet.id;
                         }
                         self.pending.was_read(packet.id);
-                        if let Some(payload) = payload {
+                        if packet.is_cut && packet.offload.joined {
+                            // More than a message holds (BIG TCP). TCP repeats it in parts.
+                            is_any_cut = true;
+                            self.pending.decide(packet.id, Decision::Drop, None);
+                        } else if let Some(payload) = payload {
                             packet.start = start + offset_in(datagram, payload);
                             packet.length = payload.len();
                             self.found.push(packet);
@@ -224,10 +245,26 @@ impl Queue {
                 self.pending.was_unreadable();
             }
         }
-        if self.malformed != malformed_before {
+        if is_any_cut && self.is_joined {
+            self.part()?;
+        }
+        if is_any_cut || self.malformed != malformed_before {
             self.flush()?;
         }
         Ok(self.found.len())
+    }
+
+    /// Ends what [`Queue::take_joined`] began, between packets.
+    fn part(&mut self) -> Result<(), GatewayError> {
+        self.is_joined = false;
+        let number = self.number;
+        tracing::warn!(
+            "queue {number}: a packet is longer than 64 KiB; from now on each segment comes alone"
+        );
+        let mut request = Vec::new();
+        let start = configuration(number, 0, 0);
+        joined(&mut Writer::new(&mut request, start), false);
+        self.socket.send(&request).map_err(|e| GatewayError::system(format!("queue {number}"), e))
     }
 
     /// Packet `index` of the batch last received.
@@ -301,6 +338,26 @@ impl AsFd for Queue {
     }
 }
 
+/// Whether packets come as several segments in one.
+fn joined(message: &mut Writer<'_>, yes: bool) {
+    let mask = libc::NFQA_CFG_F_GSO as u32;
+    let flags = if yes { mask } else { 0 };
+    message
+        .put(libc::NFQA_CFG_FLAGS as u16, &flags.to_be_bytes())
+        .put(libc::NFQA_CFG_MASK as u16, &mask.to_be_bytes());
+}
+
+fn configuration(number: u16, flags: u16, sequence: u32) -> Start {
+    Start {
+        subsystem: SUBSYSTEM,
+        command: libc::NFQNL_MSG_CONFIG as u8,
+        flags,
+        sequence,
+        family: libc::AF_UNSPEC as u8,
+        resource: number,
+    }
+}
+
 /// Sends one configuration message and waits for the kernel's answer.
 fn configure(
     socket: &mut Socket,
@@ -308,14 +365,7 @@ fn configure(
     fill: impl FnOnce(&mut Writer<'_>),
 ) -> io::Result<()> {
     let mut request = Vec::new();
-    let start = Start {
-        subsystem: SUBSYSTEM,
-        command: libc::NFQNL_MSG_CONFIG as u8,
-        flags: libc::NLM_F_ACK as u16,
-        sequence: socket.next_sequence(),
-        family: libc::AF_UNSPEC as u8,
-        resource: number,
-    };
+    let start = configuration(number, libc::NLM_F_ACK as u16, socket.next_sequence());
     fill(&mut Writer::new(&mut request, start));
     let mut answer = None;
     socket.ask(&request, |message| {

@@ -6,6 +6,7 @@ use super::{
     super::netlink::{Message, be16, be32},
     Packet,
 };
+use crate::packet::Offload;
 
 /// Datagrams read at once.
 pub(super) const BATCH: usize = 64;
@@ -21,6 +22,9 @@ pub(super) struct Found {
     mark: u32,
     indev: u32,
     outdev: u32,
+    pub(super) offload: Offload,
+    /// The packet is longer than what came of it.
+    pub(super) is_cut: bool,
     pub(super) start: usize,
     pub(super) length: usize,
 }
@@ -98,6 +102,7 @@ impl Receiver {
             mark: found.mark,
             indev: found.indev,
             outdev: found.outdev,
+            offload: found.offload,
         })
     }
 }
@@ -105,6 +110,7 @@ impl Receiver {
 pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]>)> {
     let mut found = None;
     let (mut payload, mut mark, mut indev, mut outdev) = (None, 0, 0, 0);
+    let (mut offload, mut is_cut) = (Offload::default(), false);
     for (kind, content) in message.attributes() {
         match i32::from(kind) {
             libc::NFQA_PACKET_HDR => {
@@ -113,12 +119,19 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
             libc::NFQA_MARK => mark = be32(content)?,
             libc::NFQA_IFINDEX_INDEV => indev = be32(content)?,
             libc::NFQA_IFINDEX_OUTDEV => outdev = be32(content)?,
+            libc::NFQA_SKB_INFO => {
+                let flags = be32(content)?.cast_signed();
+                offload.joined = flags & libc::NFQA_SKB_GSO != 0;
+                offload.unsummed = flags & libc::NFQA_SKB_CSUMNOTREADY != 0;
+            }
+            libc::NFQA_CAP_LEN => is_cut = true,
             libc::NFQA_PAYLOAD => payload = Some(content),
             _ => {}
         }
     }
     let (id, _protocol, hook) = found?;
-    Some((Found { id, hook, mark, indev, outdev, start: 0, length: 0 }, payload))
+    let (start, length) = (0, 0);
+    Some((Found { id, hook, mark, indev, outdev, offload, is_cut, start, length }, payload))
 }
 
 /// Where `part`, a part of `whole`, starts.
