@@ -268,6 +268,11 @@ impl Engine {
             events: &mut self.events,
             was_calm: woken != Woken::Not,
         };
+        let was_told = bench.control.attention() == Some(Attention::Calm);
+        if was_told && woken == Woken::Not && from == Side::Client && !packet.payload().is_empty() {
+            // It was queued before the selection was told: its client did not wait.
+            session.bar_calm();
+        }
         let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
         let told = have_renumbered(&mut bench, session, woken)
             .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections));
@@ -329,7 +334,7 @@ impl Engine {
             }
         };
         if self.answers && verdict != Verdict::Drop {
-            self.answer = answer(session, control, woken, moment);
+            self.answer = answer(from, session, control, woken, moment);
         }
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = !packet.payload().is_empty() || packet.flags() & ends != 0;

@@ -25,6 +25,7 @@ pub(super) fn attend_afresh(
 
 /// What the selection is to be told with the verdict on a packet that `woken` came with.
 pub(super) fn answer(
+    from: Side,
     session: &mut Session,
     control: &mut Control,
     woken: Woken,
@@ -35,7 +36,7 @@ pub(super) fn answer(
         // That it was told by a request.
         return if was_woken { Answer::Kept } else { Answer::Nothing };
     }
-    if session.is_calm() && control.rival().is_none() {
+    if session.is_calm(from) && control.rival().is_none() {
         session.expect_unseen();
         control.told(Attention::Calm, now);
         return Answer::Calm;

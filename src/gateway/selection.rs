@@ -31,11 +31,10 @@ const INFO: usize = 8 + MOST_INSTRUCTIONS * 8 + 8;
 const WORDS: usize = 6;
 
 /// Chains of our table, and what a packet must be to go where.
-const RULES: [(&CStr, Line, &CStr); 4] = [
+const RULES: [(&CStr, Line, &CStr); 3] = [
     (c"commands", Line::Command, c"said"),
     (c"commands", Line::Question, c"asked_for"),
     (c"replies", Line::Reply, c"answered"),
-    (c"replies", Line::Announcement, c"announced"),
 ];
 
 /// The kinds of lines.
@@ -44,7 +43,6 @@ enum Line {
     Command,
     Question,
     Reply,
-    Announcement,
 }
 
 /// A program under construction. Its jumps out of it are set when its length is known: classic BPF has
@@ -181,9 +179,6 @@ impl Program {
                 for start in LOGINS {
                     p.forbid(libc::BPF_JEQ, u16::from_be_bytes(start).into());
                 }
-            }
-            Line::Announcement => {
-                p.need_one_of(&words(&ANNOUNCING));
             }
         }
         program
@@ -351,7 +346,7 @@ mod tests {
 
     impl Filters {
         fn new() -> Self {
-            let kinds = [Line::Command, Line::Question, Line::Reply, Line::Announcement];
+            let kinds = [Line::Command, Line::Question, Line::Reply];
             Self(kinds.map(|k| (k, programs(k).into_iter().map(Filter::new).collect())).into())
         }
 
@@ -367,7 +362,6 @@ mod tests {
             (Line::Command, harmless::is_harmless_command(payload) && !question),
             (Line::Question, question),
             (Line::Reply, harmless::is_harmless_reply(payload)),
-            (Line::Announcement, harmless::is_announcement(payload)),
         ]
         .into_iter()
         .filter_map(|(kind, is)| is.then_some(kind))
@@ -391,7 +385,7 @@ mod tests {
 
     #[test]
     fn programs_fit_and_the_kernel_takes_them() {
-        for kind in [Line::Command, Line::Question, Line::Reply, Line::Announcement] {
+        for kind in [Line::Command, Line::Question, Line::Reply] {
             assert!(programs(kind).iter().all(|p| p.len() <= MOST_INSTRUCTIONS));
         }
         let filters = Filters::new();
@@ -400,7 +394,7 @@ mod tests {
             ("noop\r\n", Some(Line::Command)),
             ("PASV\r\n", Some(Line::Question)),
             ("226 done\r\n", Some(Line::Reply)),
-            ("227 Entering Passive Mode (1,2,3,4,5,6)\r\n", Some(Line::Announcement)),
+            ("227 Entering Passive Mode (1,2,3,4,5,6)\r\n", None),
             ("RETR a\r\nSTAT\r\n", None),
             ("", None),
         ] {

@@ -1,22 +1,18 @@
 //! Calm: a dialogue that is known and has nothing pending, of which lines that are harmless by their form
-//! (`session::harmless`) pass unread.
+//! ([`harmless`](super::harmless)) pass unread.
 //!
 //! The packet selection tells such lines apart. Any other ends the calm before it is queued, and comes
 //! here marked as one that did; whatever was said before it was harmless, and is passed over. Once all
 //! that it began is answered, the connection is calm again.
 //!
-//! What was passed over may still be sent again, or may never have been sent: a number that comes too early
-//! can be a stranger's, or hide what follows it. So it is remembered until its receiver has
-//! acknowledged it, and what comes there must be harmless, or is read where it stands.
+//! A command passes unread only if it begins where the server has acknowledged all before it, and there only
+//! one ever does. So no two that overlap make a third, and what the server acknowledges was whole
+//! lines. A client that does not wait for answers is not calm again: what it says is read, as before.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Judge, Note, Phase, Renumberings, Session, Side, forwarding::Outcome, harmless};
-use crate::{
-    ftp::{Command, Text, Verb},
-    packet::{Packet, Seq, flags},
-    session::Forward,
-};
+use super::{Judge, Note, Phase, Renumberings, Session, Side};
+use crate::packet::{Packet, Seq, flags};
 
 /// What the selection says of a packet that it queued.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,15 +20,11 @@ pub enum Woken {
     /// Its connection was not calm.
     #[default]
     Not,
-    /// It ended the calm.
+    /// It ended the calm; of a client, it begins where the server has acknowledged all before it.
     Plainly,
-    /// It did, and is an announcement that was asked for, or a command that does not wait for the answer
-    /// to the one before.
+    /// It ended the calm, and is the answer to a question for an announcement; of a client, it begins elsewhere.
     Marked,
 }
-
-/// From where to where.
-type Range = (Seq, Seq);
 
 /// What is done with a connection of which not all is seen.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -41,16 +33,15 @@ pub struct Unseen(Option<Box<What>>);
 /// What a connection has of which something passed unseen.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct What {
-    /// Of client and server: from where to where lines passed that are not known to be acknowledged.
-    ranges: [Option<Range>; 2],
     /// How far the client had heard the server when it spoke last: there the answer begins.
     heard: Seq,
     /// Whether it had waited for the answers to what it said before.
     in_step: bool,
-    /// Of client and server: whether lines may have passed although no mark says so, as this was not told
-    /// yet what the selection was told.
+    /// Whether it has once not waited.
+    barred: bool,
+    /// Whether lines may have passed unread, as the connection was calm since this was restored.
     #[serde(skip)]
-    expected: [bool; 2],
+    expected: bool,
     /// What the kernel adds to numbers.
     renumbered: Option<Renumberings>,
 }
@@ -74,30 +65,49 @@ impl Unseen {
 }
 
 impl Session {
-    /// Whether harmless lines may pass unread from now on.
-    pub fn is_calm(&self) -> bool {
+    /// Whether harmless lines may pass unread from a packet of `from` on.
+    pub fn is_calm(&self, from: Side) -> bool {
         let is_idle = |side| self.peek(side).is_idle() && self.is_right_unseen(side);
+        let in_step = match &self.unseen.0 {
+            Some(what) if what.barred => return false,
+            Some(what) => what.in_step,
+            None => false,
+        };
+        // A reply shows where the next command begins, if it acknowledges all that was said.
+        let is_heard = from == Side::Client || self.client.unacknowledged() == self.client.next;
         // The selection finds the answer to a command by the number that the client had heard, and sees both
         // before the kernel changes them.
         let is_paired = !self.server.map.shifts();
         self.unread.is_none()
+            && is_heard
             && is_paired
             && !(self.unconfirmed || self.reset || self.wants_every_packet())
             && is_idle(Side::Client)
             && is_idle(Side::Server)
-            && self.dialogue.is_calm(self.unseen.0.as_ref().is_some_and(|what| what.in_step))
+            && self.dialogue.is_calm(from == Side::Client && in_step)
     }
 
     /// The selection is told that it is calm.
     pub fn expect_unseen(&mut self) {
-        self.unseen.what().expected = [true; 2];
+        self.unseen.what().expected = true;
     }
 
     /// What passed unread in the calm cannot be told from what passed as nobody listened.
     pub fn expect_nothing_unseen(&mut self) {
         if let Some(what) = &mut self.unseen.0 {
-            what.expected = [false; 2];
+            what.expected = false;
         }
+    }
+
+    /// The client does not wait for answers, or sends again what the selection may have let pass.
+    pub fn bar_calm(&mut self) {
+        self.unseen.what().barred = true;
+    }
+
+    /// Whether what is acknowledged and was not read may have been harmless lines.
+    pub(super) fn expects_unseen(&self) -> bool {
+        let expected = self.unseen.0.as_ref().is_some_and(|what| what.expected);
+        expected && self.dialogue.phase() == Phase::Verified
     }
 
     /// Passes over what was said in the calm before `packet`.
@@ -108,48 +118,36 @@ impl Session {
         woken: Woken,
         judge: &mut impl Judge,
     ) {
-        let expected = match &mut self.unseen.0 {
-            Some(what) => std::mem::take(&mut what.expected[from as usize]),
-            None => false,
-        };
-        let was_calm = woken != Woken::Not;
-        if !(was_calm || expected) || self.dialogue.phase() != Phase::Verified {
+        if woken == Woken::Not || self.dialogue.phase() != Phase::Verified {
             return;
         }
-        // Its number alone says nothing, and it says nothing else.
+        self.unseen.what().expected = true;
+        // The number of a reset says nothing, and it says nothing else.
         if packet.has(flags::RST) {
             return;
         }
-        if was_calm {
-            self.unconfirmed = false;
-        }
-        let (seq, ack) = (packet.seq(), packet.ack());
+        self.unconfirmed = false;
+        let seq = packet.seq();
         if packet.has(flags::ACK) {
-            let stream = self.peek(from.peer());
-            if ack.is_after(stream.map.deliver(stream.next)) {
-                self.pass_over(from.peer(), stream.map.acknowledge(ack), judge);
-            }
+            self.pass_over_acknowledged(from, packet.ack(), judge);
         }
-        if seq.is_after(self.peek(from).next) {
-            self.pass_over(from, seq, judge);
-        }
-        if !was_calm {
-            return;
-        }
-        match from {
-            Side::Client => {
-                let in_step = woken == Woken::Plainly;
-                self.unseen.what().in_step = in_step;
-                if in_step {
-                    // It has answers to all that it said, so the server has all of that.
-                    let stream = &mut self.client;
-                    stream.acked = stream.acked.max(stream.map.deliver(seq));
-                    stream.forget_acknowledged();
-                    self.forget_kept();
-                    self.pass_over_answers(judge);
+        match (from, woken) {
+            (Side::Client, Woken::Marked) => self.bar_calm(),
+            (Side::Client, _) => {
+                // It begins where the server has acknowledged all before it.
+                if seq.is_after(self.client.next) {
+                    self.pass_over(Side::Client, seq, judge);
                 }
+                let stream = &mut self.client;
+                stream.acked = stream.acked.max(stream.map.deliver(seq));
+                stream.forget_acknowledged();
+                self.forget_kept();
+                self.pass_over_answers(judge);
             }
-            Side::Server => {
+            (Side::Server, _) => {
+                if seq.is_after(self.server.next) {
+                    self.pass_over(Side::Server, seq, judge);
+                }
                 if self.unseen.0.as_ref().is_none_or(|what| what.heard != seq) {
                     self.pass_over_answers(judge);
                     self.dialogue.transfers();
@@ -158,6 +156,21 @@ impl Session {
                     self.dialogue.asked();
                 }
             }
+        }
+        if from == Side::Client {
+            self.unseen.what().in_step = woken == Woken::Plainly;
+        }
+    }
+
+    /// `by` acknowledges `ack`, of which the last part may be harmless lines that were not read.
+    pub(super) fn pass_over_acknowledged(&mut self, by: Side, ack: Seq, judge: &mut impl Judge) {
+        let stream = self.stream(by.peer());
+        if ack.is_after(stream.map.deliver(stream.next)) {
+            let sent = stream.map.acknowledge(ack);
+            stream.acked = ack;
+            stream.forget_acknowledged();
+            self.pass_over(by.peer(), sent, judge);
+            self.forget_kept();
         }
     }
 
@@ -179,92 +192,11 @@ impl Session {
     fn pass_over(&mut self, side: Side, to: Seq, judge: &mut impl Judge) {
         let is_between_lines = side == Side::Client || self.dialogue.is_between_replies();
         let stream = self.stream(side);
-        if !stream.is_idle() || !is_between_lines {
+        if stream.is_idle() && is_between_lines {
+            stream.pass_over_to(to);
+        } else {
+            stream.skip_to(to);
             self.lose(judge);
-            return;
-        }
-        let from = stream.next;
-        stream.pass_over_to(to);
-        let range = &mut self.unseen.what().ranges[side as usize];
-        *range = Some((range.map_or(from, |(start, _)| start), to));
-    }
-
-    /// What becomes of a segment of `from`, with all its bytes before what comes next, that has some of those
-    /// that passed unseen: `None` if it is to be read, or sent again what was.
-    pub(super) fn sent_unseen(
-        &mut self,
-        from: Side,
-        packet: &Packet<'_>,
-        judge: &mut impl Judge,
-        out: &mut Vec<u8>,
-    ) -> Option<Outcome> {
-        let range = &mut self.unseen.0.as_mut()?.ranges[from as usize];
-        let (start, end) = (*range)?;
-        let (seq, payload) = (packet.seq(), packet.payload());
-        let stream = match from {
-            Side::Client => &mut self.client,
-            Side::Server => &mut self.server,
-        };
-        let acknowledged = stream.unacknowledged();
-        if !end.is_after(acknowledged) {
-            *range = None;
-            return None;
-        }
-        let first = start.max(acknowledged);
-        if !seq.is_before(end)
-            || !(seq + payload.len() as u32).is_after(first)
-            || payload.is_empty()
-        {
-            return None;
-        }
-        let is_harmless = match from {
-            Side::Client => harmless::is_harmless_command(payload),
-            Side::Server => harmless::is_harmless_reply(payload),
-        };
-        if is_harmless {
-            return Some(self.renumbered(from, packet).into());
-        }
-        if !stream.map.changes_after(seq) && stream.is_idle() {
-            // It was never sent before: what came too early is read again when it comes.
-            stream.pass_over_to(seq);
-            *range = start.is_before(seq).then_some((start, seq));
-            return None;
-        }
-        self.lose(judge);
-        let forward = self.renumbered(from, packet);
-        if from == Side::Server {
-            return Some(forward.into());
-        }
-        out.clear();
-        if !cross_out(payload, judge, out) {
-            return Some(Forward::Not.into());
-        }
-        let (seq, ack) = match forward {
-            Forward::Changed { seq, ack, .. } => (seq, ack),
-            _ => (packet.seq(), packet.ack()),
-        };
-        let (flags, urgent) = (packet.flags(), packet.urgent().unwrap_or(0));
-        Some(Forward::Changed { seq, ack, payload: true, flags, urgent }.into())
-    }
-}
-
-/// Writes `payload` to `out` with every line crossed out that may be an announcement, or `AUTH` where that is
-/// refused. `false` if one may only begin there.
-fn cross_out(payload: &[u8], judge: &impl Judge, out: &mut Vec<u8>) -> bool {
-    for line in payload.split_inclusive(|byte| *byte == b'\n') {
-        let text = Text::new(line);
-        let refuses_auth = judge.refuses_auth();
-        if !line.ends_with(b"\n") && Command::may_announce(&text, refuses_auth) {
-            return false;
-        }
-        let verb = Command::parse(&text).map(|command| command.verb);
-        let start = out.len();
-        out.extend_from_slice(line);
-        if matches!(verb, Some(Verb::Port | Verb::Eprt)) || refuses_auth && verb == Some(Verb::Auth)
-        {
-            let range = text.origin(0..text.bytes().len());
-            out[start + range.start..start + range.end].fill(b'X');
         }
     }
-    true
 }

@@ -64,11 +64,6 @@ pub fn is_harmless_reply(payload: &[u8]) -> bool {
         && !LOGINS.contains(&[code[0], code[1]])
 }
 
-/// Whether `payload` is one reply, of one line, that announces.
-pub fn is_announcement(payload: &[u8]) -> bool {
-    is_plain(payload) && ANNOUNCING.contains(&first_four(payload))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,7 +120,5 @@ mod tests {
         ] {
             assert!(!is_harmless_reply(line.as_bytes()), "{line:?}");
         }
-        assert!(is_announcement(b"227 Entering Passive Mode (1,2,3,4,5,6)\r\n"));
-        assert!(!is_announcement(b"227-x\r\n"));
     }
 }

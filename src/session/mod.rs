@@ -286,11 +286,6 @@ impl Session {
         if seq.is_after(stream.next) {
             return self.gap(from, packet).into();
         }
-        if seq != stream.next
-            && let Some(outcome) = self.sent_unseen(from, packet, judge, out)
-        {
-            return outcome;
-        }
         if from == Side::Client && packet.has(flags::ACK) {
             self.client_heard(packet.ack());
         }
@@ -392,7 +387,12 @@ impl Session {
                 self.forget_kept();
             }
             self.stream(by.peer()).forget_acknowledged();
-        } else if !stream.is_holding() {
+        } else if self.peek(by.peer()).is_holding() {
+            // What is held back cannot be acknowledged by it.
+        } else if self.expects_unseen() {
+            self.pass_over_acknowledged(by, ack, judge);
+        } else {
+            let stream = self.stream(by.peer());
             // The receiver has bytes that were never queued here: the queue was full, or the
             // daemon away. Both ends go on; what the missed bytes said is not known.
             stream.skip_to(stream.map.acknowledge(ack));
