@@ -106,15 +106,17 @@ impl Engine {
         syn_ack: &Packet<'_>,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
-        let Entry { control, .. } = self.table.get_mut(index)?;
+        let Entry { session, control } = self.table.get_mut(index)?;
+        let kernel_adds = session.renumbered_by_kernel();
         if control.rival().is_some_and(|rival| rival.began_with(syn_ack)) {
             return Some(index);
         }
-        control.set_rival(Some(if control.spoke_in_syn {
+        let rival = if control.spoke_in_syn {
             Session::opened_unread(syn_ack)
         } else {
             Session::opened(syn_ack)
-        }));
+        };
+        control.set_rival(Some(rival.under(kernel_adds)));
         // Not what is known of the old one: a new connection may be translated otherwise.
         let told = attend_afresh(kernel, control.client(), control.server(), Attention::Every);
         if let Err(error @ KernelError::System { .. }) = told {

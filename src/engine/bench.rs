@@ -34,6 +34,8 @@ pub struct Bench<'a, K> {
     pub events: &'a mut Events,
     /// Whether the connection was calm, so that transfers were not seen.
     pub was_calm: bool,
+    /// Whether the packet selection takes answers.
+    pub answers: bool,
 }
 
 /// Why nothing is opened.

@@ -267,6 +267,7 @@ impl Engine {
             counters: &mut self.counters,
             events: &mut self.events,
             was_calm: woken != Woken::Not,
+            answers: self.answers,
         };
         let was_told = bench.control.attention() == Some(Attention::Calm);
         if was_told && woken == Woken::Not && from == Side::Client && !packet.payload().is_empty() {
@@ -274,8 +275,12 @@ impl Engine {
             session.bar_calm();
         }
         let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
-        let told = have_renumbered(&mut bench, session, woken)
-            .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections));
+        let told = if packet.has(flags::SYN) {
+            Ok(()) // it may be of another connection
+        } else {
+            have_renumbered(&mut bench, session, woken)
+                .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections))
+        };
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {

@@ -52,7 +52,7 @@ pub(super) fn have_renumbered<K: Kernel>(
     session: &mut Session,
     woken: Woken,
 ) -> Result<(), KernelError> {
-    if bench.control.keeps_numbers() {
+    if bench.control.keeps_numbers() || !bench.answers {
         return Ok(());
     }
     let Some(wanted) = session.renumberings() else { return Ok(()) };
@@ -65,6 +65,8 @@ pub(super) fn have_renumbered<K: Kernel>(
         known => known?,
     };
     let before = session.renumbered_by_kernel();
+    // What comes to the same for this connection may not for another on its endpoints.
+    let wanted = if session.is_renumbered_as(&wanted) { before } else { wanted };
     let is_known = woken != Woken::Not && before.iter().any(|numbers| !numbers.is_identity());
     let done = bench.kernel.renumber(&translation, &wanted, is_known)?;
     bench.control.set_keeps_numbers(!done);
@@ -83,6 +85,8 @@ pub(super) fn tell_kernel<K: Kernel>(
         Some(Attention::Every)
     } else if session.wants_no_packet() {
         Some(Attention::None)
+    } else if bench.answers && bench.control.attention() == Some(Attention::Every) {
+        Some(Attention::Payload)
     } else {
         None
     };

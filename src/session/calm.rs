@@ -39,6 +39,8 @@ struct What {
     in_step: bool,
     /// Whether it has once not waited.
     barred: bool,
+    /// Whether much of what it said waited for its acknowledgement.
+    much: bool,
     /// Whether lines may have passed unread, as the connection was calm since this was restored.
     #[serde(skip)]
     expected: bool,
@@ -49,6 +51,16 @@ struct What {
 impl Unseen {
     fn what(&mut self) -> &mut What {
         self.0.get_or_insert_default()
+    }
+
+    /// Whether so much of the client waited for its acknowledgement that these are seen from then on.
+    pub fn was_much(&self) -> bool {
+        self.0.as_ref().is_some_and(|what| what.much)
+    }
+
+    /// So much waits.
+    pub fn set_much(&mut self) {
+        self.what().much = true;
     }
 
     /// What the kernel adds to numbers.
@@ -75,9 +87,9 @@ impl Session {
         };
         // A reply shows where the next command begins, if it acknowledges all that was said.
         let is_heard = from == Side::Client || self.client.unacknowledged() == self.client.next;
-        // The selection finds the answer to a command by the number that the client had heard, and sees both
-        // before the kernel changes them.
-        let is_paired = !self.server.map.shifts();
+        // The selection finds answers, and where commands begin, by what the other end acknowledged, and sees
+        // both before the kernel changes them.
+        let is_paired = !(self.client.map.shifts() || self.server.map.shifts());
         self.unread.is_none()
             && is_heard
             && is_paired

@@ -153,6 +153,12 @@ impl Session {
         }
     }
 
+    /// The same, on endpoints of which the kernel changes numbers, as it was told for another.
+    pub fn under(mut self, kernel: Renumberings) -> Self {
+        self.set_renumbered(kernel);
+        self
+    }
+
     /// Whether `syn_ack` is the one that this session began with, sent again.
     pub fn began_with(&self, syn_ack: &Packet<'_>) -> bool {
         self.first == (syn_ack.ack(), syn_ack.seq() + 1)
@@ -174,8 +180,7 @@ impl Session {
         };
         // Acknowledgements show what is missing, and how much of what is kept was received.
         let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
-        let is_much = self.kept.len() > MAX_UNSEEN;
-        is_asked || is_much || !(is_right(Side::Client) && is_right(Side::Server))
+        is_asked || self.unseen.was_much() || !(is_right(Side::Client) && is_right(Side::Server))
     }
 
     /// Whether numbers or bytes of either direction are not delivered as they are sent.
@@ -311,6 +316,10 @@ impl Session {
             again = false;
             if reads {
                 self.keep(seq + new as u32, &payload[new..]);
+                // From here on acknowledgements must be seen.
+                if self.kept.len() > MAX_UNSEEN {
+                    self.unseen.set_much();
+                }
             }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
             let stream = self.stream(from);

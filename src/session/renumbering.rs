@@ -28,7 +28,20 @@ impl Renumbering {
         self.before == 0 && self.after == 0
     }
 
-    /// The number to forward so that the kernel makes `wanted` of it (`nf_ct_seq_adjust`).
+    /// What the kernel makes of `seq` (`nf_ct_seq_adjust`).
+    #[cfg(test)]
+    fn delivered(&self, seq: Seq) -> Seq {
+        seq + if seq.is_after(self.position) { self.after } else { self.before }
+    }
+
+    /// What the kernel makes of an acknowledgement.
+    #[cfg(test)]
+    fn acknowledged(&self, ack: Seq) -> Seq {
+        let early = ack - self.before;
+        if early.is_after(self.position) { ack - self.after } else { early }
+    }
+
+    /// The number to forward so that the kernel makes `wanted` of it.
     fn before_delivery(&self, wanted: Seq) -> Seq {
         let late = wanted - self.after;
         if late.is_after(self.position) { late } else { wanted - self.before }
@@ -69,7 +82,8 @@ pub type Renumberings = [Renumbering; 2];
 impl Session {
     /// What the kernel would have to do; `None` if it cannot, or nothing is to be done.
     pub fn renumberings(&self) -> Option<Renumberings> {
-        let numbers_change = self.client.map.shifts() || self.server.map.shifts();
+        let is_told = self.unseen.renumbered().is_some();
+        let numbers_change = is_told || self.client.map.shifts() || self.server.map.shifts();
         let held = self.client.is_holding() || self.server.is_holding();
         if !numbers_change || held {
             return None;
@@ -140,15 +154,6 @@ mod tests {
 
     use super::*;
 
-    /// `nf_ct_seq_adjust`, as the kernel's sources have it.
-    fn delivered(seq: Seq, r: &Renumbering) -> Seq {
-        if seq.is_after(r.position) { seq + r.after } else { seq + r.before }
-    }
-
-    fn acknowledged(ack: Seq, r: &Renumbering) -> Seq {
-        if (ack - r.before).is_after(r.position) { ack - r.after } else { ack - r.before }
-    }
-
     proptest! {
         /// Where packets pass unseen the kernel does what the map does; where they are seen, what it does is
         /// undone.
@@ -166,19 +171,19 @@ mod tests {
             let r = map.as_renumbering().unwrap();
             for n in 60..at + len + 200 {
                 if n <= at || n >= at + len {
-                    prop_assert_eq!(delivered(sent(n), &r), map.deliver(sent(n)));
+                    prop_assert_eq!(r.delivered(sent(n)), map.deliver(sent(n)));
                     let ack = map.deliver(sent(n));
-                    prop_assert_eq!(acknowledged(ack, &r), sent(n));
+                    prop_assert_eq!(r.acknowledged(ack), sent(n));
                 }
                 let wanted = map.deliver(sent(n));
                 // Between the two constants there may be numbers that the kernel cannot make.
                 let forwarded = r.before_delivery(wanted);
                 if n <= at || n >= at + len {
-                    prop_assert_eq!(delivered(forwarded, &r), wanted);
+                    prop_assert_eq!(r.delivered(forwarded), wanted);
                 }
                 let forwarded = r.before_acknowledgement(sent(n));
                 if n <= at || n >= at + len {
-                    prop_assert_eq!(acknowledged(forwarded, &r), sent(n));
+                    prop_assert_eq!(r.acknowledged(forwarded), sent(n));
                 }
             }
             map.forget_before(sent(at + len));
