@@ -144,14 +144,7 @@ impl Conntrack {
                         .put(CTA_MARK, &mark.to_be_bytes())
                         .put(CTA_MARK_MASK, &mask.to_be_bytes());
                     if attention == Attention::Every {
-                        // struct nf_ct_tcp_flags: flags, mask.
-                        let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
-                        message.nest(CTA_PROTOINFO, |info| {
-                            info.nest(CTA_PROTOINFO_TCP, |tcp| {
-                                tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
-                                    .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
-                            });
-                        });
+                        put_liberal(message);
                     }
                 },
                 |_| {},
@@ -200,6 +193,8 @@ impl Conntrack {
                 original.put(message, CTA_TUPLE_ORIG);
                 put(message, CTA_SEQ_ADJ_ORIG, &how[0]);
                 put(message, CTA_SEQ_ADJ_REPLY, &how[1]);
+                // Another connection that begins on the endpoints is renumbered, too, or undone by us.
+                put_liberal(message);
             },
             |_| {},
         );
@@ -284,6 +279,18 @@ impl Conntrack {
         }
         Ok(found)
     }
+}
+
+/// Has conntrack not judge the connection's numbers.
+fn put_liberal(message: &mut Writer<'_>) {
+    // struct nf_ct_tcp_flags: flags, mask.
+    let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+    message.nest(CTA_PROTOINFO, |info| {
+        info.nest(CTA_PROTOINFO_TCP, |tcp| {
+            tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
+                .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+        });
+    });
 }
 
 fn parse(message: &Message<'_>) -> Option<Connection> {
