@@ -296,7 +296,7 @@ nft -f - <<END
 table inet other {{
     ct helper ftp-standard {{ type \"ftp\" protocol tcp; }}
     chain c {{
-        type filter hook prerouting priority mangle;
+        type filter hook prerouting priority filter;
         tcp dport 21 ct helper set \"ftp-standard\"
     }}
 }}

@@ -106,17 +106,15 @@ impl Engine {
         syn_ack: &Packet<'_>,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
-        let Entry { session, control } = self.table.get_mut(index)?;
-        let kernel_adds = session.renumbered_by_kernel();
+        let Entry { control, .. } = self.table.get_mut(index)?;
         if control.rival().is_some_and(|rival| rival.began_with(syn_ack)) {
             return Some(index);
         }
-        let rival = if control.spoke_in_syn {
+        control.set_rival(Some(if control.spoke_in_syn {
             Session::opened_unread(syn_ack)
         } else {
             Session::opened(syn_ack)
-        };
-        control.set_rival(Some(rival.under(kernel_adds)));
+        }));
         // Not what is known of the old one: a new connection may be translated otherwise.
         let told = attend_afresh(kernel, control.client(), control.server(), Attention::Every);
         if let Err(error @ KernelError::System { .. }) = told {

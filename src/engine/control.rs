@@ -62,8 +62,6 @@ struct Rare {
     translation: Option<Translation>,
     pinholes: Vec<Held>,
     rival: Option<Box<Session>>,
-    /// Whether the kernel does not change its numbers.
-    keeps_numbers: bool,
 }
 
 impl Control {
@@ -175,16 +173,6 @@ impl Control {
     /// What the kernel was last told.
     pub fn attention(&self) -> Option<Attention> {
         self.attention
-    }
-
-    /// Whether the kernel cannot change its numbers.
-    pub fn keeps_numbers(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.keeps_numbers)
-    }
-
-    /// Whether the kernel cannot, as it said when it was asked.
-    pub fn set_keeps_numbers(&mut self, keeps: bool) {
-        self.rare().keeps_numbers = keeps;
     }
 
     /// The kernel was told.

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::session::{Renumberings, Side};
+use crate::session::Side;
 
 /// How NAT shows the two ends of a control connection to each other.
 ///
@@ -163,19 +163,6 @@ pub trait Kernel {
     /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if
     /// conntrack does not know it.
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
-
-    /// Has the kernel change numbers of this control connection itself: those that the client sends, and those
-    /// that the server sends. `false` if it cannot, or not for this connection; then it does not. `is_known` says
-    /// that it did before, and has not forgotten the connection since.
-    fn renumber(
-        &mut self,
-        control: &Translation,
-        how: &Renumberings,
-        is_known: bool,
-    ) -> Result<bool, KernelError> {
-        let _ = (control, how, is_known);
-        Ok(false)
-    }
 
     /// Sends a whole IP packet from this machine, past connection tracking.
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;

@@ -29,7 +29,7 @@ use std::{
 };
 
 /// What the kernel is told of the dialogue.
-pub use crate::session::{Renumbering, Renumberings, Woken, harmless};
+pub use crate::session::{Woken, harmless};
 pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
@@ -41,7 +41,7 @@ use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
 use table::{Key, Table};
-use telling::{Injection, answer, attend_afresh, have_renumbered, send_rest, tell_kernel};
+use telling::{Injection, answer, attend_afresh, send_rest, tell_kernel};
 
 use crate::{
     ftp::Kind,
@@ -274,13 +274,8 @@ impl Engine {
             // It was queued before the selection was told: its client did not wait.
             session.bar_calm();
         }
-        let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
-        let told = if packet.has(flags::SYN) {
-            Ok(()) // it may be of another connection
-        } else {
-            have_renumbered(&mut bench, session, woken)
-                .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections))
-        };
+        let outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
+        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -294,22 +289,15 @@ impl Engine {
             let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
             left.is_before(right).then_some([left, right])
         };
-        let (final_seq, final_ack) = match outcome.forward {
-            Forward::Changed { seq, ack, .. } => (seq, ack),
-            _ => (packet.seq(), packet.ack()),
-        };
-        outcome.forward = session.before_renumbering(from, &packet, outcome.forward);
         let verdict = match outcome.forward {
             Forward::Unchanged => Verdict::Accept,
             Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
             // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
-            Forward::Changed { payload: true, flags, urgent, .. }
+            Forward::Changed { seq, ack, payload: true, flags, urgent }
                 if offload.joined && self.payload.len() < packet.payload().len() =>
             {
-                // The kernel does not see these.
-                let (seq, ack) = (final_seq, final_ack);
                 let edit = Edit { seq, ack, payload: Some(&self.payload), flags, urgent };
                 let limit = session.longest_segment(from);
                 for segment in part(&packet, &edit, limit, acknowledged) {
@@ -318,23 +306,17 @@ impl Engine {
                 Verdict::Drop
             }
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let kernel_takes = session.renumbered_by_kernel()[from.peer() as usize];
-                let sack = |block| {
-                    acknowledged(block)
-                        .map(|ends| ends.map(|n| kernel_takes.before_acknowledgement(n)))
-                };
                 let mut whole = &self.payload[..];
                 if let Some(Rest { start, flags }) = outcome.rest {
                     let (first, rest) = whole.split_at(start);
                     whole = first;
-                    let seq = final_seq + start as u32; // within a packet
-                    let ack = final_ack; // the kernel does not see this one
+                    let seq = seq + start as u32; // within a packet
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
                     packet.rebuild(&edit, acknowledged, out);
                     send_rest(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
-                packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, sack, out);
+                packet.rebuild(&Edit { seq, ack, payload, flags, urgent }, acknowledged, out);
                 Verdict::Replace
             }
         };

@@ -46,34 +46,6 @@ pub(super) fn answer(
     if was_woken || !is_told { Answer::Payload } else { Answer::Nothing }
 }
 
-/// Has the kernel change the numbers of what is not seen, where they differ.
-pub(super) fn have_renumbered<K: Kernel>(
-    bench: &mut Bench<'_, K>,
-    session: &mut Session,
-    woken: Woken,
-) -> Result<(), KernelError> {
-    if bench.control.keeps_numbers() || !bench.answers {
-        return Ok(());
-    }
-    let Some(wanted) = session.renumberings() else { return Ok(()) };
-    // A calm connection is one that conntrack has not forgotten, with all that it was told.
-    if woken != Woken::Not && session.is_renumbered_as(&wanted) {
-        return Ok(());
-    }
-    let translation = match bench.translation() {
-        Err(KernelError::Unknown) => return Ok(()),
-        known => known?,
-    };
-    let before = session.renumbered_by_kernel();
-    // What comes to the same for this connection may not for another on its endpoints.
-    let wanted = if session.is_renumbered_as(&wanted) { before } else { wanted };
-    let is_known = woken != Woken::Not && before.iter().any(|numbers| !numbers.is_identity());
-    let done = bench.kernel.renumber(&translation, &wanted, is_known)?;
-    bench.control.set_keeps_numbers(!done);
-    session.set_renumbered(if done { wanted } else { Default::default() });
-    Ok(())
-}
-
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.
 pub(super) fn tell_kernel<K: Kernel>(
     bench: &mut Bench<'_, K>,

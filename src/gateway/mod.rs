@@ -38,7 +38,7 @@ pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 
-use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Renumberings, Translation};
+use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
 /// thread; it needs the loaded [`Table`], which all share.
@@ -127,15 +127,6 @@ impl Kernel for LinuxKernel {
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.conntrack.attend(control, attention)
-    }
-
-    fn renumber(
-        &mut self,
-        control: &Translation,
-        how: &Renumberings,
-        is_known: bool,
-    ) -> Result<bool, KernelError> {
-        self.conntrack.renumber(control, how, is_known)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

@@ -18,8 +18,6 @@ const IP6TABLES: &str = include_str!("../../rules/ftp-alg.ip6tables");
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
 
-/// The kernel's conntrack helper for scanners (nf_conntrack_sane).
-pub(super) const SCANNER_HELPER: &str = "sane";
 /// The name of our own conntrack helper.
 pub(super) const OWN_HELPER: &str = "ftp-alg";
 
@@ -266,9 +264,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
     text
 }
 
-/// Nftables rules with the lines that need a conntrack helper, which must be there when they are loaded.
-pub(super) fn with_helper(text: &str, name: &str) -> String {
-    text.replace("\"sane\"", &format!("\"{name}\"")).replace("#helper: ", "")
+/// Nftables rules with our own helper, which must be there when they are loaded.
+pub(super) fn with_own_helper(text: &str) -> String {
+    text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
 }
 
 /// The iptables rules, for `iptables-restore --noflush`.

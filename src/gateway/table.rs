@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     Commits, GatewayError,
     firewall::{Ip, uses_legacy},
-    helper::{Helper, OwnHelper},
+    helper::OwnHelper,
     netlink::Socket,
     nft::{self, Batch, Shape},
     programs::{self, output_of},
-    rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_helper},
+    rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
     selection,
 };
 
@@ -37,8 +37,8 @@ pub struct Table {
     socket: Socket,
     /// As it was loaded; `None` means that there is nothing to remove.
     shape: Option<Shape>,
-    /// What the table's helper object is.
-    helper: Helper,
+    /// What the table's helper object is, where it is ours.
+    helper: Option<OwnHelper>,
     /// Whether the kernel has what tells harmless lines, so that connections can be calm.
     tells_lines: bool,
     watch: Watch,
@@ -130,10 +130,10 @@ impl Table {
         {
             return Ok(None);
         }
-        let helper = helper(parameters, &mut socket)?;
-        if imprint_text(parameters, statement, &helper) != *text {
+        let helper = OwnHelper::register().map_err(helper_failed)?;
+        if imprint_text(parameters, statement, helper.as_ref()) != *text {
             // The rules that refer to it are still there.
-            helper.keep();
+            helper.into_iter().for_each(OwnHelper::keep);
             return Ok(None);
         }
         let (parameters, shape) = (parameters.clone(), Some(shape));
@@ -143,7 +143,7 @@ impl Table {
 
     /// By what [`Table::adopt`] knows it.
     pub fn imprint(&self) -> Option<Imprint> {
-        let text = imprint_text(&self.parameters, self.statement, &self.helper);
+        let text = imprint_text(&self.parameters, self.statement, self.helper.as_ref());
         let (statement, tells_lines) = (self.statement, self.tells_lines);
         self.shape.map(|shape| Imprint { text, statement, tells_lines, shape })
     }
@@ -154,8 +154,8 @@ impl Table {
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        let helper = helper(parameters, &mut socket)?;
-        let text = rules(parameters, statement, &helper);
+        let helper = OwnHelper::register().map_err(helper_failed)?;
+        let text = rules(parameters, statement, helper.as_ref());
         nft(&["--file", "-"], &text).map_err(|error| match error {
             // Without `queue` statements nothing else in the rules may be missing.
             GatewayError::RulesRefused { message }
@@ -187,7 +187,7 @@ impl Table {
                 table.load_module(|chain| selection::probe(chain))?;
                 refused = table.add_selection()?;
             }
-            table.tells_lines = refused.is_none() && std::env::var_os("NOCALM").is_none();
+            table.tells_lines = refused.is_none();
             table.shape = nft::shape(&mut table.socket).map_err(netlink_failed)?;
         }
         Ok(table)
@@ -247,7 +247,9 @@ impl Table {
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
         self.shape = None;
-        std::mem::take(&mut self.helper).keep();
+        if let Some(helper) = self.helper.take() {
+            helper.keep();
+        }
     }
 
     /// Removes the table, and nothing else: not one that has taken its place.
@@ -270,7 +272,7 @@ impl Table {
                 return Err(GatewayError::system(what, io::Error::from_raw_os_error(error)));
             }
         }
-        self.helper = Helper::None;
+        self.helper = None;
         Ok(())
     }
 
@@ -323,29 +325,22 @@ impl Drop for Table {
     }
 }
 
-/// The helper of control connections. With one of the kernel's own it can also renumber packets; one in
-/// user space does not depend on what the kernel's may read, and is better for expectations.
-fn helper(parameters: &RuleParameters, socket: &mut Socket) -> Result<Helper, GatewayError> {
-    let is_there = |socket: &mut Socket| Helper::has_scanner(socket).map_err(netlink_failed);
-    if parameters.backend() == Backend::Nftables && is_there(socket)? {
-        return Ok(Helper::Scanner);
-    }
-    Ok(match OwnHelper::register().map_err(helper_failed)? {
-        Some(own) => Helper::Own(own),
-        // Without it the rules are refused.
-        None if parameters.backend() == Backend::Conntrack => Helper::Scanner,
-        None => Helper::None,
-    })
-}
-
 /// The text that is loaded.
-fn rules(parameters: &RuleParameters, statement: QueueStatement, helper: &Helper) -> String {
+fn rules(
+    parameters: &RuleParameters,
+    statement: QueueStatement,
+    helper: Option<&OwnHelper>,
+) -> String {
     let text = render_nftables(parameters, statement);
-    helper.name().map_or_else(|| text.clone(), |name| with_helper(&text, name))
+    if helper.is_some() { with_own_helper(&text) } else { text }
 }
 
 /// All that tells a table that this program loads from one of another version.
-fn imprint_text(parameters: &RuleParameters, statement: QueueStatement, helper: &Helper) -> String {
+fn imprint_text(
+    parameters: &RuleParameters,
+    statement: QueueStatement,
+    helper: Option<&OwnHelper>,
+) -> String {
     format!("{}# {:08x}\n", rules(parameters, statement, helper), selection::fingerprint())
 }
 

@@ -19,7 +19,7 @@ use crate::packet::Seq;
 
 /// One replaced range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Rewrite {
+struct Rewrite {
     /// First sent number that is replaced.
     start: Seq,
     /// How many sent numbers are replaced; at least 1.
@@ -34,11 +34,6 @@ pub(super) struct Rewrite {
 impl Rewrite {
     fn end(&self) -> Seq {
         self.start + self.len
-    }
-
-    /// Where it starts, and what is added to numbers after it.
-    pub(super) fn step(&self) -> (Seq, u32) {
-        (self.start, self.delivered_end() - self.end())
     }
 
     fn delivered_end(&self) -> Seq {
@@ -73,16 +68,6 @@ impl SequenceMap {
     /// Whether numbers before the last rewrite and after it differ, or ever did.
     pub fn shifts(&self) -> bool {
         self.base != 0 || self.rewrites.iter().any(|r| r.len as usize != r.new.len())
-    }
-
-    /// What is added before the first rewrite that is remembered, and these.
-    pub(super) fn shape(&self) -> (u32, &[Rewrite]) {
-        (self.base, &self.rewrites)
-    }
-
-    /// Whether anything is replaced at sent `seq` or after it.
-    pub fn changes_after(&self, seq: Seq) -> bool {
-        self.rewrites.last().is_some_and(|last| last.end().is_after(seq))
     }
 
     /// Whether the history is full.

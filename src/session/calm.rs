@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Judge, Note, Phase, Renumberings, Session, Side};
+use super::{Judge, Note, Phase, Session, Side, is_near};
 use crate::packet::{Packet, Seq, flags};
 
 /// What the selection says of a packet that it queued.
@@ -41,11 +41,11 @@ struct What {
     barred: bool,
     /// Whether much of what it said waited for its acknowledgement.
     much: bool,
+    /// Whether a reset came by a number that its receiver may obey or not.
+    maybe_reset: bool,
     /// Whether lines may have passed unread, as the connection was calm since this was restored.
     #[serde(skip)]
     expected: bool,
-    /// What the kernel adds to numbers.
-    renumbered: Option<Renumberings>,
 }
 
 impl Unseen {
@@ -58,28 +58,21 @@ impl Unseen {
         self.0.as_ref().is_some_and(|what| what.much)
     }
 
+    /// Whether a reset came that was perhaps not obeyed; asked once.
+    pub fn was_maybe_reset(&mut self) -> bool {
+        self.0.as_mut().is_some_and(|what| std::mem::take(&mut what.maybe_reset))
+    }
+
     /// So much waits.
     pub fn set_much(&mut self) {
         self.what().much = true;
-    }
-
-    /// What the kernel adds to numbers.
-    pub fn renumbered(&self) -> Option<&Renumberings> {
-        self.0.as_ref()?.renumbered.as_ref()
-    }
-
-    /// It adds this from now on.
-    pub fn set_renumbered(&mut self, renumbered: Option<Renumberings>) {
-        if self.0.is_some() || renumbered.is_some() {
-            self.what().renumbered = renumbered;
-        }
     }
 }
 
 impl Session {
     /// Whether harmless lines may pass unread from a packet of `from` on.
     pub fn is_calm(&self, from: Side) -> bool {
-        let is_idle = |side| self.peek(side).is_idle() && self.is_right_unseen(side);
+        let is_idle = |side| self.peek(side).is_idle() && !self.peek(side).map.shifts();
         let in_step = match &self.unseen.0 {
             Some(what) if what.barred => return false,
             Some(what) => what.in_step,
@@ -87,12 +80,8 @@ impl Session {
         };
         // A reply shows where the next command begins, if it acknowledges all that was said.
         let is_heard = from == Side::Client || self.client.unacknowledged() == self.client.next;
-        // The selection finds answers, and where commands begin, by what the other end acknowledged, and sees
-        // both before the kernel changes them.
-        let is_paired = !(self.client.map.shifts() || self.server.map.shifts());
         self.unread.is_none()
             && is_heard
-            && is_paired
             && !(self.unconfirmed || self.reset || self.wants_every_packet())
             && is_idle(Side::Client)
             && is_idle(Side::Server)
@@ -133,13 +122,24 @@ impl Session {
         if woken == Woken::Not || self.dialogue.phase() != Phase::Verified {
             return;
         }
+        let seq = packet.seq();
+        let heard = self.peek(from.peer());
+        let heard = heard.map.deliver(heard.next);
+        if !is_near(seq, self.peek(from).next)
+            || packet.has(flags::ACK) && !is_near(packet.ack(), heard)
+        {
+            return; // a stranger's
+        }
         self.unseen.what().expected = true;
-        // The number of a reset says nothing, and it says nothing else.
         if packet.has(flags::RST) {
+            // Whether its receiver obeys it is not known; if not, one of them will say something.
+            if seq.is_after(self.peek(from).next) {
+                self.unseen.what().maybe_reset = true;
+                self.reset = true;
+            }
             return;
         }
         self.unconfirmed = false;
-        let seq = packet.seq();
         if packet.has(flags::ACK) {
             self.pass_over_acknowledged(from, packet.ack(), judge);
         }
@@ -158,6 +158,9 @@ impl Session {
             }
             (Side::Server, _) => {
                 if seq.is_after(self.server.next) {
+                    if !begins_reply(packet.payload()) {
+                        return; // its beginning was lost, and comes again
+                    }
                     self.pass_over(Side::Server, seq, judge);
                 }
                 if self.unseen.0.as_ref().is_none_or(|what| what.heard != seq) {
@@ -211,4 +214,12 @@ impl Session {
             self.lose(judge);
         }
     }
+}
+
+/// Whether a server's line begins so.
+fn begins_reply(payload: &[u8]) -> bool {
+    payload.is_empty()
+        || payload.len() > 3
+            && payload[..3].iter().all(u8::is_ascii_digit)
+            && matches!(payload[3], b' ' | b'-')
 }

@@ -19,7 +19,6 @@ mod judge;
 mod kept;
 mod lines;
 mod reading;
-mod renumbering;
 mod stream;
 mod tls;
 mod unanswered;
@@ -32,7 +31,6 @@ use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use kept::save_kept;
-pub use renumbering::{Renumbering, Renumberings};
 use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
@@ -153,12 +151,6 @@ impl Session {
         }
     }
 
-    /// The same, on endpoints of which the kernel changes numbers, as it was told for another.
-    pub fn under(mut self, kernel: Renumberings) -> Self {
-        self.set_renumbered(kernel);
-        self
-    }
-
     /// Whether `syn_ack` is the one that this session began with, sent again.
     pub fn began_with(&self, syn_ack: &Packet<'_>) -> bool {
         self.first == (syn_ack.ack(), syn_ack.seq() + 1)
@@ -170,17 +162,13 @@ impl Session {
         packet.has(flags::ACK) && (packet.seq(), packet.ack()) == self.first
     }
 
-    /// Whether every packet of the connection must be seen: numbers differ, and the kernel does not see to
-    /// it, or bytes are held.
+    /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
     pub fn wants_every_packet(&self) -> bool {
-        let is_right = |side| {
-            let stream = self.peek(side);
-            !(stream.map.shifts() || stream.is_holding() || self.unseen.renumbered().is_some())
-                || self.is_right_unseen(side)
-        };
+        let is_plain = |stream: &Stream| !(stream.map.shifts() || stream.is_holding());
         // Acknowledgements show what is missing, and how much of what is kept was received.
         let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
-        is_asked || self.unseen.was_much() || !(is_right(Side::Client) && is_right(Side::Server))
+        let is_much = self.unseen.was_much();
+        is_asked || is_much || !(is_plain(&self.client) && is_plain(&self.server))
     }
 
     /// Whether numbers or bytes of either direction are not delivered as they are sent.
@@ -263,6 +251,9 @@ impl Session {
         self.wake(from, packet, woken, judge);
         if self.unconfirmed && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
+        }
+        if self.reset && !packet.payload().is_empty() && self.unseen.was_maybe_reset() {
+            self.reset = false; // it was not obeyed
         }
         if self.is_over() && !is_near(packet.seq(), self.peek(from).next) {
             return Forward::Unchanged.into(); // of another connection, whose start was not seen
