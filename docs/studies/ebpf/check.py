@@ -56,9 +56,9 @@ def opens(listener, namespace=CLIENT, source=C):
 
 def queued():
     """Packets that the queue's rule has counted."""
-    rules = subprocess.run(["ip", "netns", "exec", GATEWAY, "iptables", "-t", "mangle", "-nvxL", "control"],
+    rules = subprocess.run(["ip", "netns", "exec", GATEWAY, "nft", "list", "chain", "ip", "mangle", "queued"],
                            capture_output=True, text=True, check=True).stdout
-    return sum(int(n) for n in re.findall(r"^\s*(\d+)\s.*NFQUEUE", rules, re.M))
+    return int(re.search(r"counter packets (\d+)", rules).group(1))
 
 
 class Control:
