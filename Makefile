@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench build provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -15,6 +15,8 @@ help:
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting and lints'
 	@echo 'make bench     the benchmarks'
+	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
+	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
 	@echo 'make build     target/release/ftp-alg'
 	@echo 'make provision install what demo and test need (root)'
 
@@ -51,6 +53,15 @@ check: provision rust
 
 bench: provision rust
 	cargo bench --locked
+	cargo bench --locked --bench engine -- many
+
+bench-instructions: provision rust
+	benches/instructions
+
+# WORDS choose what is measured, as in WORDS='cycles ours helper'; docs/benchmarks/README.md has them.
+bench-compare: provision rust
+	@packaging/provision bench
+	cargo bench --locked --bench compare -- $(WORDS)
 
 build: provision rust
 	cargo build --locked --release

@@ -10,7 +10,8 @@ use std::{
 use toml::{Spanned, Value};
 
 use super::{
-    Backend, Config, ExternalAddress, Limits, Nat, Network, Pinhole, Problem, Queue, Server, error,
+    Backend, Config, ExternalAddress, Fanout, Limits, Nat, Network, Pinhole, Problem, Queue,
+    Server, error,
     file::{self, File, Leaf},
     text,
 };
@@ -110,7 +111,8 @@ impl Checker<'_> {
             let why = format!("leaves no {workers} queues (number + workers): at most {QUEUES}");
             self.refuse("queue.number", leaf, &why);
         }
-        Queue { number, workers }
+        let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
+        Queue { number, workers, fanout }
     }
 
     fn pinhole(&mut self, file: &file::Pinhole, default: Pinhole) -> Pinhole {
@@ -407,6 +409,7 @@ impl Checker<'_> {
     }
 }
 
+const FANOUTS: [(&str, Fanout); 2] = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
 const BACKENDS: [(&str, Backend); 3] =
     [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("conntrack", Backend::Conntrack)];
 

@@ -28,6 +28,7 @@ pub(super) struct File {
 pub(super) struct Queue {
     pub number: Leaf,
     pub workers: Leaf,
+    pub fanout: Leaf,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -63,6 +63,27 @@ pub struct Queue {
     pub number: u16,
     /// How many there are, one worker each.
     pub workers: u16,
+    /// How packets are spread over them.
+    pub fanout: Fanout,
+}
+
+/// How packets are spread over several queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fanout {
+    /// All packets of a connection by one queue.
+    Connection,
+    /// Each by the queue of the processor that it is on, where its worker runs.
+    Cpu,
+}
+
+impl Fanout {
+    /// Its name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Cpu => "cpu",
+        }
+    }
 }
 
 impl Queue {
@@ -199,7 +220,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: 1 },
+            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection },
             pinhole: Pinhole {
                 backend: Backend::Auto,
                 timeout: policy.pinhole_lifetime,
@@ -331,6 +352,7 @@ impl Config {
             ("control-ports", self.control_ports != next.control_ports),
             ("queue.number", self.queue.number != next.queue.number),
             ("queue.workers", self.queue.workers != next.queue.workers),
+            ("queue.fanout", self.queue.fanout != next.queue.fanout),
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),

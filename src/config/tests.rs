@@ -30,6 +30,7 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         [queue]
         number = 2100
         workers = 1
+        fanout = "connection"
         [pinhole]
         backend = "auto"
         timeout = "30s"
@@ -207,6 +208,7 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("queue.number = 65536", "queue.number: 65536 is not a whole number from 0 to 65535"),
         ("queue.workers = 0", "queue.workers: 0 is not a whole number from 1 to 64"),
         ("queue.workers = 65", "queue.workers: 65 is not a whole number from 1 to 64"),
+        ("queue.fanout = \"port\"", "queue.fanout: \"port\" is not one of \"connection\", \"cpu\""),
         ("queue = { number = 65535, workers = 2 }", "65535 leaves no 2 queues"),
         ("pinhole.backend = \"ebpf\"", "is not one of \"auto\", \"nftables\", \"conntrack\""),
         ("pinhole.timeout = \"999ms\"", "\"999ms\" is not a duration from 1s to 1h"),
@@ -402,6 +404,8 @@ fn keys_that_a_running_daemon_cannot_change_are_told_apart() {
     let old = Config::default();
     let new = parse("control-ports = [2121]\npinhole.timeout = \"5s\"\nqueue.workers = 2").unwrap();
     assert_eq!(old.fixed_keys_changed(&new), ["control-ports", "queue.workers"]);
+    let other = parse("queue.fanout = \"cpu\"").unwrap();
+    assert_eq!(old.fixed_keys_changed(&other), ["queue.fanout"]);
     let merged = new.with_fixed_keys_of(&old);
     assert!(old.fixed_keys_changed(&merged).is_empty());
     assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));

@@ -14,6 +14,7 @@ mod names;
 pub mod snapshot;
 mod state;
 mod wire;
+mod worker;
 mod workers;
 
 use std::{
@@ -180,7 +181,7 @@ pub trait Service {
 }
 
 /// How often the service is to look after the machine: while our table is missing, adjusted connections pass
-/// as they are. A look costs some tens of microseconds.
+/// as they are. A look costs microseconds, unless another program has changed nf_tables.
 const CHECK: Duration = Duration::from_millis(100);
 
 /// How long one that was told to end may still have the state directory.

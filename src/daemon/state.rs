@@ -16,6 +16,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
+    config::Fanout,
     engine::{Engine, RECORD_FORMAT, Restored},
     gateway::Imprint,
 };
@@ -56,7 +57,7 @@ enum Refusal {
 
 impl StateDir {
     /// The directory at `path`, for workers of `queues`.
-    pub(super) fn new(path: &Path, queues: &[u16]) -> io::Result<Self> {
+    pub(super) fn new(path: &Path, queues: &[u16], fanout: Fanout) -> io::Result<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let namespace = fs::metadata("/proc/thread-self/ns/net")?;
         let (device, inode) = (namespace.dev(), namespace.ino());
@@ -66,8 +67,9 @@ impl StateDir {
         Ok(Self {
             path: path.to_owned(),
             origin: format!(
-                "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?}\n",
-                boot.trim_end()
+                "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?} by {}\n",
+                boot.trim_end(),
+                fanout.as_str()
             ),
             epoch: now.checked_sub(since_boot).unwrap_or(now),
         })

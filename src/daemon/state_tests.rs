@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    config::Fanout,
     engine::{Attention, Checksums, Kernel, KernelError, Opening, Pinhole, Translation},
     policy::Policy,
 };
@@ -38,7 +39,7 @@ fn engine() -> Engine {
 /// An engine whose sessions are kept in the journal of queue 7.
 fn kept() -> (tempfile::TempDir, StateDir, Engine, Journal) {
     let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let state = StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap();
     let mut engine = engine();
     let journal = state.open(7, &mut engine).unwrap();
     (directory, state, engine, journal)
@@ -120,12 +121,12 @@ fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
 #[test]
 fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
     let directory = tempfile::tempdir().unwrap();
-    let two = || StateDir::new(directory.path(), &[7, 8]).unwrap();
+    let two = || StateDir::new(directory.path(), &[7, 8], Fanout::Connection).unwrap();
     let mut engine = engine();
     let mut journal = two().open(8, &mut engine).unwrap();
     begin(&mut engine, 1035);
     journal.write(&mut engine).unwrap();
-    drop(StateDir::new(directory.path(), &[7]).unwrap());
+    drop(StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap());
     assert!(directory.path().join("queue-8.refused").exists());
     let mut later = self::engine();
     drop(two().open(8, &mut later).unwrap());
@@ -136,7 +137,7 @@ fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
 fn no_bytes_make_the_reading_panic() {
     use proptest::prelude::*;
     let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7]).unwrap();
+    let state = StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap();
     let path = directory.path().join("queue-7.sessions");
     proptest!(ProptestConfig::with_cases(200), |(bytes: Vec<u8>, sums: bool)| {
         let mut content = state.origin.clone().into_bytes();

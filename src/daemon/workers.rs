@@ -1,59 +1,53 @@
-//! One thread for each queue: packets in, verdicts out.
-//!
-//! Each worker has an engine of its own, as the kernel keeps a connection on one queue. Engines
-//! are behind locks only for the control socket's thread, which looks at them now and then.
+//! The workers together: starting and ending them, the table whose packets they get, and what the control
+//! socket asks of them. What one does is in [`super::worker`].
 //!
 //! A worker that ends by itself, or panics, ends the daemon: half a gateway is worse than one that
 //! the service manager starts again, since unadjusted connections pass without us.
 
 use std::{
     collections::HashMap,
-    error::Error,
     fmt::Display,
-    io::{self, PipeReader, PipeWriter},
-    os::fd::AsFd,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::Sender,
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
     Event, Service, ServiceError,
     log::Log,
     names::Names,
     snapshot::{PinholeRow, SessionRow, Source, Status},
-    state::{Journal, StateDir},
+    state::StateDir,
+    worker::{Home, Shard, Worker, lock},
 };
 use crate::{
     config::{self, Config},
-    engine::{Checksums, Engine, Kernel, Pinhole, Verdict},
+    engine::{Checksums, Engine, Kernel, Pinhole},
     gateway::{
-        self, Backend, Condition, Decision, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
-        Verdicts,
+        self, Backend, Commits, Condition, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
+        Waker,
     },
 };
-
-/// How long a worker waits for a packet before it looks at what has expired.
-const TICK: Duration = Duration::from_secs(1);
 
 /// What the workers and the control socket share.
 pub(super) struct Shared {
     started: Instant,
     backend: &'static str,
-    engines: Vec<Arc<Mutex<Engine>>>,
+    pub(super) shards: Vec<Mutex<Shard>>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
     /// Packets that the kernel dropped as a queue was full.
-    overruns: AtomicU64,
-    log: Log,
+    pub(super) overruns: AtomicU64,
+    pub(super) log: Log,
     names: Names,
     /// What of the daemon's confinement is missing on this machine.
     unconfined: Vec<String>,
@@ -62,15 +56,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn fail(&self, error: &dyn Display) {
+    pub(super) fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.log.fail(Instant::now(), error);
     }
-}
-
-/// A worker that panicked ends the daemon; until then its engine can be looked at.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a worker for each queue; when this returns they give verdicts.
@@ -92,36 +81,53 @@ pub(super) fn start(
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
-    let queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
-    let state =
-        StateDir::new(state_dir, &numbers).map_err(|error| state_failed(state_dir, &error))?;
+    let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    queues.iter_mut().try_for_each(Queue::take_joined)?;
+    let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
+        .map_err(|error| state_failed(state_dir, &error))?;
+    let commits = Commits::default();
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
+    let shards = numbers
+        .iter()
+        .map(|number| {
+            let mut engine = engine.beside();
+            let journal = state.open(*number, &mut engine)?;
+            Ok(Mutex::new(Shard { engine, journal }))
+        })
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(|error| state_failed(state_dir, &error))?;
+    let restored = shards.iter().any(|shard| lock(shard).engine.session_count() > 0);
     let shared = Arc::new(Shared {
         started: Instant::now(),
         backend: parameters.backend().as_str(),
-        engines: queues.iter().map(|_| Arc::new(Mutex::new(engine.beside()))).collect(),
+        shards,
         errors: AtomicU64::new(0),
         overruns: AtomicU64::new(0),
         log: Log::default(),
         names,
         unconfined,
-        kernel: Mutex::new(LinuxKernel::new(&parameters)?),
+        kernel: Mutex::new(LinuxKernel::new(&parameters)?.counted_in(&commits)),
     });
-    let (wake, end) = io::pipe()?;
-    let mut workers = Workers { shared, state, end: Some(end), threads: Vec::new(), table: None };
-    let shared = Arc::clone(&workers.shared);
-    let mut journals = Vec::new();
-    for (number, engine) in numbers.iter().zip(&shared.engines) {
-        let journal = workers.state.open(*number, &mut lock(engine));
-        journals.push(journal.map_err(|error| state_failed(state_dir, &error))?);
-    }
-    let restored = shared.engines.iter().any(|engine| lock(engine).session_count() > 0);
+    let mut workers =
+        Workers { shared, state, end: Arc::default(), threads: Vec::new(), table: None };
     workers.load(&parameters, restored)?;
-    for ((queue, engine), journal) in queues.into_iter().zip(&shared.engines).zip(journals) {
-        let (engine, shared) = (Arc::clone(engine), Arc::clone(&shared));
-        let kernel = LinuxKernel::new(&parameters)?;
-        let worker = Worker { queue, engine, journal, kernel, shared };
-        workers.spawn(worker, wake.try_clone()?, events.clone())?;
+    if let Some(table) = &mut workers.table {
+        table.count_in(&commits);
+    }
+    let count = queues.len();
+    for (index, queue) in queues.into_iter().enumerate() {
+        let home = match config.queue.fanout {
+            config::Fanout::Connection => Home::Queue(index),
+            config::Fanout::Cpu => Home::Endpoints(count),
+        };
+        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits);
+        let shared = Arc::clone(&workers.shared);
+        let worker = Worker::new(queue, home, index, kernel, parameters.clone(), shared);
+        let processors = match config.queue.fanout {
+            config::Fanout::Cpu if count > 1 => Some((index, count)),
+            _ => None,
+        };
+        workers.spawn(worker, processors, events.clone())?;
     }
     tracing::info!("back end {}: {why}", parameters.backend().as_str());
     Ok(Box::new(workers))
@@ -141,148 +147,39 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
         queue.workers,
         pinhole.mark,
         pinhole.mark_mask,
-    )?;
+    )?
+    .by_processor(queue.fanout == config::Fanout::Cpu);
     Ok(match pinhole.backend {
         config::Backend::Auto | config::Backend::Nftables => parameters,
         config::Backend::Conntrack => parameters.with_backend(Backend::Conntrack),
     })
 }
 
-/// One queue and the engine behind it.
-struct Worker {
-    queue: Queue,
-    engine: Arc<Mutex<Engine>>,
-    journal: Journal,
-    kernel: LinuxKernel,
-    shared: Arc<Shared>,
-}
-
-impl Worker {
-    /// Works until `wake` ends: it never has a byte to read, and hangs up when the daemon stops.
-    fn run(mut self, wake: &PipeReader) -> Result<(), Box<dyn Error>> {
-        let mut overruns = self.queue.overruns();
-        let mut next_tick = Instant::now();
-        let mut replacement = Vec::new();
-        loop {
-            let now = Instant::now();
-            if now >= next_tick {
-                next_tick = self.tick(now, &mut overruns);
-            }
-            let rest = next_tick.saturating_duration_since(now);
-            let timeout = Timespec::try_from(rest).unwrap_or_default();
-            let (queue, wake) = (self.queue.as_fd(), wake.as_fd());
-            let mut fds = [
-                PollFd::from_borrowed_fd(queue, PollFlags::IN),
-                PollFd::from_borrowed_fd(wake, PollFlags::IN),
-            ];
-            match poll(&mut fds, Some(&timeout)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
-                Ok(_) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if !fds[1].revents().is_empty() {
-                return Ok(());
-            }
-            self.batch(&mut replacement)?;
-        }
-    }
-
-    /// Reads what waits, and decides about it.
-    fn batch(&mut self, replacement: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
-        self.queue.receive()?;
-        let mut engine = lock(&self.engine);
-        let now = Instant::now();
-        let (packets, mut verdicts) = self.queue.batch();
-        for packet in packets {
-            let verdict = engine.packet(now, packet.payload, &mut self.kernel, replacement);
-            let decision = match verdict {
-                Verdict::Accept => Decision::Accept,
-                Verdict::Replace => Decision::Replace(replacement),
-                Verdict::Drop => Decision::Drop,
-            };
-            if let Err(error) = verdicts.verdict(packet.id, decision) {
-                self.shared.fail(&error);
-            }
-            if verdicts.is_full() {
-                give(&mut engine, &mut self.journal, &mut verdicts, &self.shared);
-            }
-        }
-        give(&mut engine, &mut self.journal, &mut verdicts, &self.shared);
-        engine.settle(&mut self.kernel);
-        let events = engine.take_events();
-        drop(engine);
-        self.shared.log.events(now, events);
-        Ok(())
-    }
-
-    /// What is to be done about once a second. Gives the time of the next.
-    fn tick(&mut self, now: Instant, overruns: &mut u64) -> Instant {
-        let mut engine = lock(&self.engine);
-        engine.expire(now, &mut self.kernel);
-        let was_written = self.journal.is_written();
-        match self.journal.recover(&mut engine) {
-            Ok(()) if was_written => {}
-            Ok(()) => tracing::info!("{} is written again", self.journal.path().display()),
-            // Said once.
-            Err(_) if !was_written => {}
-            Err(error) => self.shared.fail(&not_kept(&self.journal, &error)),
-        }
-        let events = engine.take_events();
-        drop(engine);
-        self.shared.log.events(now, events);
-        self.shared.log.sum_up(now);
-        let dropped = self.queue.overruns();
-        if dropped > *overruns {
-            let (number, more) = (self.queue.number(), dropped - *overruns);
-            tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
-            self.shared.overruns.fetch_add(more, Ordering::Relaxed);
-            *overruns = dropped;
-        }
-        now + TICK
-    }
-}
-
-/// Gives the verdicts so far, once it is written what they do to sessions. Where that fails they are
-/// given all the same: FTP goes on, and only a restart will be noticed.
-fn give(engine: &mut Engine, journal: &mut Journal, verdicts: &mut Verdicts<'_>, shared: &Shared) {
-    if let Err(error) = journal.write(engine) {
-        shared.fail(&not_kept(journal, &error));
-    }
-    if let Err(error) = verdicts.flush() {
-        shared.fail(&error);
-    }
-}
-
-fn not_kept(journal: &Journal, error: &io::Error) -> String {
-    let remedy = match error.kind() {
-        // The right to write there is one to that directory, whatever took its place.
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-            "was its directory removed or replaced? Then start ftp-alg again"
-        }
-        _ => "it is tried again each second",
-    };
-    format!(
-        "{}: {error}; until this works, no session survives a restart; {remedy}",
-        journal.path().display()
-    )
-}
-
 struct Workers {
     shared: Arc<Shared>,
     state: StateDir,
-    /// Dropped to end all workers: each has the other end of the pipe.
-    end: Option<PipeWriter>,
-    threads: Vec<JoinHandle<()>>,
+    /// Set to end all workers, which then are woken.
+    end: Arc<AtomicBool>,
+    threads: Vec<(JoinHandle<()>, Waker)>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
 }
 
 impl Workers {
-    fn spawn(&mut self, worker: Worker, wake: PipeReader, events: Sender<Event>) -> io::Result<()> {
-        let name = format!("queue-{}", worker.queue.number());
+    fn spawn(
+        &mut self,
+        worker: Worker,
+        processors: Option<(usize, usize)>,
+        events: Sender<Event>,
+    ) -> Result<(), ServiceError> {
+        let number = worker.queue.number();
+        let waker = worker.queue.waker()?;
+        let end = Arc::clone(&self.end);
         let work = move || {
-            let number = worker.queue.number();
-            let why = match catch_unwind(AssertUnwindSafe(|| worker.run(&wake))) {
+            if let Some((index, count)) = processors {
+                pin(number, index, count);
+            }
+            let why = match catch_unwind(AssertUnwindSafe(|| worker.run(&end))) {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "a defect in ftp-alg; please report the lines above".to_owned(),
@@ -290,7 +187,8 @@ impl Workers {
             let _ =
                 events.send(Event::Failed(format!("the worker of queue {number} ended: {why}")));
         };
-        self.threads.push(thread::Builder::new().name(name).spawn(work)?);
+        let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(work)?;
+        self.threads.push((thread, waker));
         Ok(())
     }
 
@@ -315,6 +213,7 @@ impl Workers {
             None => Table::install(parameters)?,
         });
         self.keep_imprint();
+        self.tell_of_selection();
         if !restored {
             return Ok(());
         }
@@ -322,23 +221,30 @@ impl Workers {
         let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
             open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
         };
-        for engine in &self.shared.engines {
+        for shard in &self.shared.shards {
             let is_missing =
                 |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
-            lock(engine).open_again(Instant::now(), &mut *kernel, is_missing);
+            lock(shard).engine.open_again(Instant::now(), &mut *kernel, is_missing);
         }
         // Of an expectation is not known whose it is; it ends by itself.
-        if let (Backend::Nftables, Some(engine)) =
-            (parameters.backend(), self.shared.engines.first())
+        if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
         {
             for OpenPinhole { initiator, arrival, .. } in open_now {
-                if !lock(engine).holds(initiator, arrival) {
+                if !lock(shard).engine.holds(initiator, arrival) {
                     let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
                     kernel.close(&left).unwrap_or_else(|error| self.shared.fail(&error));
                 }
             }
         }
         Ok(())
+    }
+
+    /// What passed another table, or none, may be anything.
+    fn tell_of_selection(&self) {
+        let answers = self.table.as_ref().is_some_and(Table::tells_lines);
+        for shard in &self.shared.shards {
+            lock(shard).engine.set_selection(answers);
+        }
     }
 
     fn keep_imprint(&self) {
@@ -352,10 +258,26 @@ impl Workers {
     }
 }
 
+/// Keeps this thread on the processors whose packets its queue gets: the kernel puts those of
+/// processor `c` into queue `c % count`. A thread that is elsewhere works as well, only later.
+fn pin(number: u16, index: usize, count: usize) {
+    let pinned = sched_getaffinity(None).and_then(|allowed| {
+        let mut wanted = CpuSet::new();
+        let of_queue = (index..CpuSet::MAX_CPU).step_by(count);
+        of_queue.filter(|cpu| allowed.is_set(*cpu)).for_each(|cpu| wanted.set(cpu));
+        // None where there are more workers than processors: such a queue gets no packets.
+        if wanted.count() == 0 { Ok(()) } else { sched_setaffinity(None, &wanted) }
+    });
+    if let Err(error) = pinned {
+        tracing::warn!("the worker of queue {number} is not kept on its processors: {error}");
+    }
+}
+
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        let needed = self.shared.engines.iter().any(|engine| lock(engine).is_needed(&mut *kernel));
+        let needed =
+            self.shared.shards.iter().any(|shard| lock(shard).engine.is_needed(&mut *kernel));
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
             Some(table) if needed => {
@@ -368,15 +290,16 @@ impl Drop for Workers {
             }
             table => drop(table),
         }
-        drop(self.end.take());
-        for thread in self.threads.drain(..) {
+        self.end.store(true, Ordering::Release);
+        for (thread, waker) in self.threads.drain(..) {
+            waker.wake();
             let _ = thread.join();
         }
         self.shared.log.end();
         if !needed {
             // Those in our table have gone with it; expectations have not.
-            for engine in &self.shared.engines {
-                lock(engine).close_all(&mut *kernel);
+            for shard in &self.shared.shards {
+                lock(shard).engine.close_all(&mut *kernel);
             }
         }
     }
@@ -396,8 +319,8 @@ impl Service for Workers {
 
     fn resolved(&self, config: &Config) {
         let policy = config.policy(|name| self.shared.names.external(name));
-        for engine in &self.shared.engines {
-            lock(engine).set_policy(policy.clone());
+        for shard in &self.shared.shards {
+            lock(shard).engine.set_policy(policy.clone());
         }
     }
 
@@ -423,6 +346,7 @@ impl Service for Workers {
         ));
         table.restore()?;
         self.keep_imprint();
+        self.tell_of_selection();
         Ok(())
     }
 }
@@ -432,8 +356,8 @@ impl Source for Shared {
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
         status.overruns = self.overruns.load(Ordering::Relaxed);
-        for engine in &self.engines {
-            let engine = lock(engine);
+        for shard in &self.shards {
+            let engine = &lock(shard).engine;
             let counters = engine.counters();
             status.sessions += engine.sessions().count() as u64;
             status.packets += counters.packets;
@@ -468,8 +392,8 @@ impl Source for Shared {
             pinholes: session.pinholes as u64,
         };
         let rows =
-            |engine: &Arc<Mutex<Engine>>| lock(engine).sessions().map(row).collect::<Vec<_>>();
-        self.engines.iter().flat_map(rows).collect()
+            |shard: &Mutex<Shard>| lock(shard).engine.sessions().map(row).collect::<Vec<_>>();
+        self.shards.iter().flat_map(rows).collect()
     }
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.
@@ -497,9 +421,9 @@ impl Source for Shared {
                 remaining_seconds: remaining.as_secs(),
             })
         };
-        let rows = |engine: &Arc<Mutex<Engine>>| {
-            lock(engine).pinholes().filter_map(row).collect::<Vec<_>>()
+        let rows = |shard: &Mutex<Shard>| {
+            lock(shard).engine.pinholes().filter_map(row).collect::<Vec<_>>()
         };
-        self.engines.iter().flat_map(rows).collect()
+        self.shards.iter().flat_map(rows).collect()
     }
 }

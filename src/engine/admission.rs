@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attention, Engine, Entry, Kernel, KernelError, What, attend_afresh};
+use super::{Attention, Engine, Entry, Kernel, KernelError, What, telling::attend_afresh};
 use crate::{
     packet::Packet,
     session::{Phase, Session},
@@ -88,7 +88,7 @@ impl Engine {
             && !session.is_over()
         {
             self.counters.limits.sessions += 1;
-            let age = now.saturating_duration_since(control.since).as_secs();
+            let age = self.epoch.moment(now).since(control.since).as_secs();
             let what = format!(
                 "not followed any more, after {age} s, for a newer one: there are max-sessions"
             );
@@ -107,16 +107,16 @@ impl Engine {
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
         let Entry { control, .. } = self.table.get_mut(index)?;
-        if control.rival.as_ref().is_some_and(|rival| rival.began_with(syn_ack)) {
+        if control.rival().is_some_and(|rival| rival.began_with(syn_ack)) {
             return Some(index);
         }
-        control.rival = Some(Box::new(if control.spoke_in_syn {
+        control.set_rival(Some(if control.spoke_in_syn {
             Session::opened_unread(syn_ack)
         } else {
             Session::opened(syn_ack)
         }));
         // Not what is known of the old one: a new connection may be translated otherwise.
-        let told = attend_afresh(kernel, control.client, control.server, Attention::Every);
+        let told = attend_afresh(kernel, control.client(), control.server(), Attention::Every);
         if let Err(error @ KernelError::System { .. }) = told {
             self.counters.errors += 1;
             self.events.push(control.event(What::Failed(error.to_string())));
@@ -134,21 +134,21 @@ impl Engine {
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
         let control = &mut self.table.get_mut(index)?.control;
-        let (client, server) = (control.client, control.server);
-        let confirms =
-            |rival: &mut Box<Session>| packet.source() == client && rival.is_confirmed_by(packet);
-        let Some(session) = control.rival.take_if(confirms) else { return Some(index) };
+        let (client, server) = (control.client(), control.server());
+        let confirms = |rival: &Session| packet.source() == client && rival.is_confirmed_by(packet);
+        let Some(session) = control.take_rival_if(confirms) else { return Some(index) };
         self.forget(index);
-        self.insert(now, client, server, *session, kernel)
+        self.insert(now, client, server, session, kernel)
     }
 
     /// Drops what has been still for too long, a part of the table at a time.
     pub(super) fn sweep(&mut self, now: Instant) {
         let places = self.table.places();
+        let now = self.epoch.moment(now);
         for _ in 0..SWEEP.max(places / 16).min(places) {
             self.sweep = (self.sweep + 1) % places;
             let Some(entry) = self.table.get_mut(self.sweep) else { continue };
-            if now.saturating_duration_since(entry.control.last) >= lifetime(&entry.session) {
+            if now.since(entry.control.last) >= lifetime(&entry.session) {
                 self.forget(self.sweep);
             }
         }

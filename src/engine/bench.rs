@@ -8,9 +8,9 @@ use std::{
 
 use super::{
     Action, Counters, Decision, Kernel, KernelError, Pinhole, Translation, What,
+    control::{Control, Moment},
     event::{Events, shown},
     pinholes::{OpenError, PinholeTable},
-    table::Control,
 };
 use crate::{
     ftp::{Announcement, Kind, Malformed, Text},
@@ -23,6 +23,8 @@ const MAX_PER_SESSION: usize = 8;
 
 pub struct Bench<'a, K> {
     pub now: Instant,
+    /// The same.
+    pub moment: Moment,
     pub index: u32,
     pub policy: &'a Policy,
     pub kernel: &'a mut K,
@@ -30,6 +32,8 @@ pub struct Bench<'a, K> {
     pub pinholes: &'a mut PinholeTable,
     pub counters: &'a mut Counters,
     pub events: &'a mut Events,
+    /// Whether the connection was calm, so that transfers were not seen.
+    pub was_calm: bool,
 }
 
 /// Why nothing is opened.
@@ -79,7 +83,7 @@ impl<K: Kernel> Judge for Bench<'_, K> {
         }
         let from = if kind.is_active() { Side::Client } else { Side::Server };
         let announced = read.ok().map(|a| {
-            let address = a.address.unwrap_or(self.control.server.ip());
+            let address = a.address.unwrap_or(self.control.server().ip());
             SocketAddr::new(address, a.port)
         });
         let opened = match (read, announced) {
@@ -102,7 +106,7 @@ impl<K: Kernel> Judge for Bench<'_, K> {
                 let action = if same { Action::Open } else { Action::Rewrite };
                 let reason = match announced.filter(|_| healed) {
                     Some(announced) => {
-                        let (own, ip) = (self.control.server.ip(), announced.ip());
+                        let (own, ip) = (self.control.server().ip(), announced.ip());
                         format!("healed: the server is {own}, and means itself by {ip}").into()
                     }
                     None if same => "both ends see the same endpoint".into(),
@@ -160,25 +164,27 @@ impl<K: Kernel> Judge for Bench<'_, K> {
     fn note(&mut self, note: Note) {
         match note {
             Note::AnnouncementAccepted => {
-                if let Some(at) = self.control.pinholes.iter().position(|p| !p.answered) {
-                    self.control.pinholes[at].answered = true;
+                let mut pinholes = self.control.pinholes_mut().into_iter().flatten().enumerate();
+                if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
+                    held.answered = true;
                     self.close_answered(at, None);
                 }
             }
             Note::AnnouncementRefused => {
-                if let Some(at) = self.control.pinholes.iter().position(|p| !p.answered) {
-                    let held = self.control.pinholes.remove(at);
+                let refused = self.control.pinholes().iter().position(|p| !p.answered);
+                if let Some(held) = refused.and_then(|at| self.control.let_go(at)) {
                     self.tell(What::Closed(held.pinhole, "the server refused the announcement"));
                     self.pinholes.close(held);
                 }
             }
             Note::TransferStarted => {
-                for held in self.control.pinholes.iter_mut().filter(|p| p.answered) {
-                    self.pinholes.used(held);
-                }
+                let pinholes = self.control.pinholes_mut().into_iter().flatten();
+                pinholes.filter(|p| p.answered).for_each(|held| self.pinholes.used(held));
             }
             Note::TransferEnded { completed: true } => {
-                self.close_answered(self.control.pinholes.len(), None);
+                let pinholes = self.control.pinholes_mut();
+                let over = pinholes.map(|all| all.extract_if(.., |held| held.answered));
+                over.into_iter().flatten().for_each(|held| self.pinholes.spend(held));
             }
             Note::TransferEnded { completed: false } => self.transfer_failed(),
             Note::LoggedIn => self.tell(What::Turned("logged in")),
@@ -199,24 +205,25 @@ impl<K: Kernel> Judge for Bench<'_, K> {
 impl<K: Kernel> Bench<'_, K> {
     /// Closes all pinholes of the connection.
     pub fn close_all(&mut self, why: &'static str) {
-        for held in std::mem::take(&mut self.control.pinholes) {
+        for held in self.control.take_pinholes() {
             if !held.in_use {
                 self.tell(What::Closed(held.pinhole, why));
             }
             self.pinholes.close(held);
         }
+        self.pinholes.settle_spent();
     }
 
     /// The connection's translation, looked up once. Only what conntrack tracks is queued, so one
     /// that it does not know was forgotten (`conntrack -F`), and may be translated.
     pub fn translation(&mut self) -> Result<Translation, KernelError> {
-        if let Some(translation) = self.control.translation {
-            return Ok(translation);
+        if let Some(translation) = self.control.translation() {
+            return Ok(*translation);
         }
-        let (client, server) = (self.control.client, self.control.server);
+        let (client, server) = (self.control.client(), self.control.server());
         let found = self.kernel.translation(client, server)?;
         let translation = found.ok_or(KernelError::Unknown)?;
-        self.control.translation = Some(translation);
+        self.control.set_translation(Some(translation));
         Ok(translation)
     }
 
@@ -257,10 +264,19 @@ impl<K: Kernel> Bench<'_, K> {
         if dialogue.is_epsv_only() && kind != Kind::Epsv {
             return Err(No::Refuse("the client has bound itself to EPSV (EPSV ALL)".into()));
         }
-        if self.control.pinholes.len() >= MAX_PER_SESSION {
+        if self.control.pinholes().len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(No::Refuse(reason.into()));
+        }
+        if self.was_calm {
+            // What was announced before was used, most likely.
+            let all = self.control.pinholes_mut();
+            let answered = all.map(|all| all.extract_if(.., |held| held.answered));
+            for mut held in answered.into_iter().flatten() {
+                self.pinholes.used(&mut held);
+                self.pinholes.spend(held);
+            }
         }
         let policy = self.policy;
         let opened = self.pinholes.open(
@@ -291,24 +307,23 @@ impl<K: Kernel> Bench<'_, K> {
         self.counters.pinholes_opened += 1;
         let endpoint = SocketAddr::new(plan.named, held.pinhole.arrival.port());
         let answered = held.answered;
-        self.control.pinholes.push(held);
+        self.control.hold(held);
         if answered {
-            self.close_answered(self.control.pinholes.len() - 1, Some("a later one replaced it"));
+            let before = self.control.pinholes().len() - 1;
+            self.close_answered(before, Some("a later one replaced it"));
         }
         Ok(Opened { endpoint, healed: plan.healed })
     }
 
     /// Closes what the server has answered, before the pinhole at `end`.
     fn close_answered(&mut self, end: usize, why: Option<&'static str>) {
-        let mut at = 0;
         let mut kept = 0;
-        while at < end {
-            at += 1;
-            if !self.control.pinholes[kept].answered {
+        for _ in 0..end {
+            if self.control.pinholes().get(kept).is_some_and(|held| !held.answered) {
                 kept += 1;
                 continue;
             }
-            let held = self.control.pinholes.remove(kept);
+            let Some(held) = self.control.let_go(kept) else { return };
             if let Some(why) = why.filter(|_| !held.in_use) {
                 self.tell(What::Closed(held.pinhole, why));
             }
@@ -319,7 +334,8 @@ impl<K: Kernel> Bench<'_, K> {
     /// A transfer failed, perhaps before its data connection: the pinhole lives to its deadline.
     fn transfer_failed(&mut self) {
         let (now, pinholes) = (self.now, &mut *self.pinholes);
-        self.control.pinholes.retain_mut(|held| {
+        let Some(held) = self.control.pinholes_mut() else { return };
+        held.retain_mut(|held| {
             if held.in_use && held.deadline <= now {
                 pinholes.close(held.clone());
                 return false;

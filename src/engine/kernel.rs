@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::session::Side;
+use crate::session::{Renumberings, Side};
 
 /// How NAT shows the two ends of a control connection to each other.
 ///
@@ -89,8 +89,26 @@ pub struct Opening<'a> {
 pub enum Attention {
     /// Every packet must be queued, and conntrack must not judge sequence numbers (be-liberal).
     Every,
+    /// What opens, ends or says something is queued, as of a connection that is new.
+    Payload,
+    /// Of what is said, lines that are harmless by their form are not queued; any other ends this.
+    Calm,
     /// No packet is queued any more: not FTP, or opaque and unadjusted.
     None,
+}
+
+/// What goes to the packet selection with a verdict, without a request of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// From this packet on [`Attention::Calm`].
+    Calm,
+    /// From this packet on [`Attention::Payload`].
+    Payload,
+    /// What is known to it stays, whatever came up with the packet.
+    Kept,
 }
 
 /// Why the kernel did not do what was asked.
@@ -131,9 +149,33 @@ pub trait Kernel {
     /// already established goes on.
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError>;
 
+    /// Closes `closed`, then opens as [`open`](Self::open) does; at once, where the kernel can. If this
+    /// fails, any of `closed` may still be open.
+    fn close_and_open(
+        &mut self,
+        closed: &[Pinhole],
+        opening: &Opening<'_>,
+    ) -> Result<(), KernelError> {
+        closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
+        self.open(opening)
+    }
+
     /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if
     /// conntrack does not know it.
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
+
+    /// Has the kernel change numbers of this control connection itself: those that the client sends, and those
+    /// that the server sends. `false` if it cannot, or not for this connection; then it does not. `is_known` says
+    /// that it did before, and has not forgotten the connection since.
+    fn renumber(
+        &mut self,
+        control: &Translation,
+        how: &Renumberings,
+        is_known: bool,
+    ) -> Result<bool, KernelError> {
+        let _ = (control, how, is_known);
+        Ok(false)
+    }
 
     /// Sends a whole IP packet from this machine, past connection tracking.
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;

@@ -5,12 +5,17 @@
 //! run the same code.
 
 mod admission;
+mod ahead;
 mod bench;
+mod control;
 mod event;
+mod index;
 mod kernel;
+mod parting;
 mod pinholes;
 mod saved;
 mod table;
+mod telling;
 #[cfg(test)]
 mod tests;
 
@@ -23,21 +28,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What the kernel is told of the dialogue.
+pub use crate::session::{Renumbering, Renumberings, Woken, harmless};
 pub use admission::Limits;
 use bench::Bench;
+use control::{Control, Entry, Epoch};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
-pub use kernel::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use parting::part;
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
-use table::{Control, Entry, Key, Table};
+use table::{Key, Table};
+use telling::{Injection, answer, attend_afresh, have_renumbered, send_rest, tell_kernel};
 
 use crate::{
     ftp::Kind,
-    packet::{self, Edit, Packet, Seq, flags},
+    packet::{Edit, Offload, Packet, Seq, flags},
     policy::Policy,
-    session::{Acknowledgement, Forward, Outcome, Phase, Rest, Session, Side},
+    session::{Forward, Phase, Rest, Session, Side},
 };
 
 /// What becomes of a queued packet.
@@ -122,6 +132,7 @@ pub struct Engine {
     policy: Policy,
     checksums: Checksums,
     table: Table,
+    epoch: Epoch,
     pinholes: PinholeTable,
     counters: Counters,
     events: Events,
@@ -135,6 +146,10 @@ pub struct Engine {
     injections: Vec<Injection>,
     /// For records.
     record: Vec<u8>,
+    /// Whether the packet selection takes answers.
+    answers: bool,
+    /// The last one.
+    answer: Answer,
 }
 
 impl Engine {
@@ -144,6 +159,7 @@ impl Engine {
             policy,
             checksums,
             table: Table::default(),
+            epoch: Epoch::default(),
             pinholes: PinholeTable::default(),
             counters: Counters::default(),
             events: Events::default(),
@@ -153,6 +169,8 @@ impl Engine {
             payload: Vec::new(),
             injections: Vec::new(),
             record: Vec::new(),
+            answers: false,
+            answer: Answer::Nothing,
         }
     }
 
@@ -171,15 +189,28 @@ impl Engine {
     pub fn set_policy(&mut self, policy: Policy) {
         if !policy.tells_networks_as(&self.policy) {
             for Entry { control, .. } in self.table.iter_mut() {
-                control.network = policy.network_of(control.client.ip(), control.server.ip());
+                let (client, server) = (control.client().ip(), control.server().ip());
+                control.network = policy.network_of(client, server);
             }
         }
         self.policy = policy;
     }
 
-    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
-    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
-    /// be connected to; give the verdict, then call [`settle`](Self::settle).
+    /// From now on the packet selection tells which packets ended a calm, and takes an [`Answer`] with each
+    /// verdict. What passed it before may not have been harmless.
+    pub fn set_selection(&mut self, answers: bool) {
+        self.answers = answers;
+        for Entry { session, .. } in self.table.iter_mut() {
+            session.expect_nothing_unseen();
+        }
+    }
+
+    /// What goes to the packet selection with the last verdict.
+    pub fn answer(&self) -> Answer {
+        self.answer
+    }
+
+    /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
     pub fn packet(
         &mut self,
         now: Instant,
@@ -187,23 +218,47 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
+        self.queued(now, bytes, Woken::Not, Offload::default(), kernel, out)
+    }
+
+    /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
+    /// packet that goes on instead is in `out`. When this returns, what the packet announces can
+    /// be connected to; give the verdict with the [`answer`](Self::answer), then call [`settle`](Self::settle).
+    ///
+    /// `offload` is left to do of the packet. What replaces it has its checksum, and is never shorter than it if
+    /// segments are joined in it (see [`part`]).
+    pub fn queued(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        woken: Woken,
+        offload: Offload,
+        kernel: &mut impl Kernel,
+        out: &mut Vec<u8>,
+    ) -> Verdict {
+        self.answer = Answer::Nothing;
         self.counters.packets += 1;
-        let Ok(packet) = Packet::parse(bytes) else {
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
             return Verdict::Accept;
         };
-        if self.checksums == Checksums::Verify && !packet.checksum_is_valid() {
+        let is_summed = self.checksums == Checksums::Verify && !offload.unsummed;
+        if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             return Verdict::Accept;
         }
-        let Some(index) = self.entry_of(now, &packet, kernel) else { return Verdict::Accept };
+        let (source, destination) = packet.endpoints();
+        let key = Key::between(source, destination);
+        let Some(index) = self.entry_of(now, &packet, &key, kernel) else { return Verdict::Accept };
+        let moment = self.epoch.moment(now);
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
-        control.last = now;
-        let from = control.side(packet.source_endpoint());
+        control.last = moment;
+        let from = control.side(source);
         let mut bench = Bench {
             now,
+            moment,
             index,
             policy: self.policy.within(control.network),
             kernel,
@@ -211,9 +266,11 @@ impl Engine {
             pinholes: &mut self.pinholes,
             counters: &mut self.counters,
             events: &mut self.events,
+            was_calm: woken != Woken::Not,
         };
-        let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
-        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
+        let mut outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
+        let told = have_renumbered(&mut bench, session, woken)
+            .and_then(|()| tell_kernel(&mut bench, session, &outcome, &mut self.injections));
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -222,24 +279,48 @@ impl Engine {
         if let Err(error) = &told {
             bench.failed(error);
         }
+        let sent = session.map(from.peer());
+        let acknowledged = |[left, right]: [Seq; 2]| {
+            let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
+            left.is_before(right).then_some([left, right])
+        };
+        let (final_seq, final_ack) = match outcome.forward {
+            Forward::Changed { seq, ack, .. } => (seq, ack),
+            _ => (packet.seq(), packet.ack()),
+        };
+        outcome.forward = session.before_renumbering(from, &packet, outcome.forward);
         let verdict = match outcome.forward {
             Forward::Unchanged => Verdict::Accept,
             Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
+            // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
+            Forward::Changed { payload: true, flags, urgent, .. }
+                if offload.joined && self.payload.len() < packet.payload().len() =>
+            {
+                // The kernel does not see these.
+                let (seq, ack) = (final_seq, final_ack);
+                let edit = Edit { seq, ack, payload: Some(&self.payload), flags, urgent };
+                let limit = session.longest_segment(from);
+                for segment in part(&packet, &edit, limit, acknowledged) {
+                    send_rest(&mut bench, from, &segment, &mut self.injections);
+                }
+                Verdict::Drop
+            }
             Forward::Changed { seq, ack, payload, flags, urgent } => {
-                let sent = session.map(from.peer());
-                let sack = |[left, right]: [Seq; 2]| {
-                    let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
-                    left.is_before(right).then_some([left, right])
+                let kernel_takes = session.renumbered_by_kernel()[from.peer() as usize];
+                let sack = |block| {
+                    acknowledged(block)
+                        .map(|ends| ends.map(|n| kernel_takes.before_acknowledgement(n)))
                 };
                 let mut whole = &self.payload[..];
                 if let Some(Rest { start, flags }) = outcome.rest {
                     let (first, rest) = whole.split_at(start);
                     whole = first;
-                    let seq = seq + start as u32; // within a packet
+                    let seq = final_seq + start as u32; // within a packet
+                    let ack = final_ack; // the kernel does not see this one
                     let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
-                    packet.rebuild(&edit, sack, out);
+                    packet.rebuild(&edit, acknowledged, out);
                     send_rest(&mut bench, from, out, &mut self.injections);
                 }
                 let payload = payload.then_some(whole);
@@ -247,6 +328,9 @@ impl Engine {
                 Verdict::Replace
             }
         };
+        if self.answers && verdict != Verdict::Drop {
+            self.answer = answer(session, control, woken, moment);
+        }
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
         if session.wants_no_packet() {
@@ -276,10 +360,11 @@ impl Engine {
     /// Closes all pinholes, used or not; sessions stay.
     pub fn close_all(&mut self, kernel: &mut impl Kernel) {
         for entry in self.table.iter_mut() {
-            for held in std::mem::take(&mut entry.control.pinholes) {
+            for held in entry.control.take_pinholes() {
                 self.pinholes.close(held);
             }
         }
+        self.pinholes.settle_spent();
         self.settle(kernel);
     }
 
@@ -288,15 +373,15 @@ impl Engine {
     pub fn expire(&mut self, now: Instant, kernel: &mut impl Kernel) -> Option<Instant> {
         while let Some((owner, serial)) = self.pinholes.next_expired(now) {
             let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
-            let at = control.pinholes.iter().position(|p| p.is(serial) && !p.in_use);
-            if let Some(at) = at {
-                let held = control.pinholes.remove(at);
+            let at = control.pinholes().iter().position(|p| p.is(serial) && !p.in_use);
+            if let Some(held) = at.and_then(|at| control.let_go(at)) {
                 let what = What::Closed(held.pinhole, "nobody connected in time");
                 self.events.push(control.event(what));
                 self.pinholes.close(held);
             }
         }
         self.sweep(now);
+        self.pinholes.settle_spent();
         self.settle(kernel);
         self.pinholes.next_deadline()
     }
@@ -320,22 +405,23 @@ impl Engine {
     /// The control connections that are open.
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.map(|Entry { session, control, .. }| SessionInfo {
-            id: control.id,
-            translation: control
-                .translation
-                .unwrap_or(Translation::identity(control.client, control.server)),
-            state: session.state(),
-            since: control.since,
-            adjusted: session.wants_every_packet(),
-            pinholes: control.pinholes.iter().filter(|p| !p.in_use).count(),
+        open.filter_map(|Entry { session, control }| {
+            let unknown = || Translation::identity(control.client(), control.server());
+            Some(SessionInfo {
+                id: control.id,
+                translation: control.translation().copied().unwrap_or_else(unknown),
+                state: session.state(),
+                since: self.epoch.instant(control.since)?,
+                adjusted: session.wants_every_packet(),
+                pinholes: control.pinholes().iter().filter(|p| !p.in_use).count(),
+            })
         })
     }
 
     /// The pinholes that nobody has used yet, as far as the dialogue tells.
     pub fn pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|Entry { control, .. }| {
-            control.pinholes.iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
+            control.pinholes().iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
                 session: control.id,
                 pinhole: held.pinhole,
                 kind: held.kind,
@@ -355,7 +441,7 @@ impl Engine {
     pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
         let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.control.side(a)))
+        Some((&entry.session, entry.control.side(a.into())))
     }
 
     /// The entry that `packet` belongs to, made where it starts one.
@@ -363,14 +449,14 @@ impl Engine {
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
+        key: &Key,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
-        let key = Key::between(packet.source_endpoint(), packet.destination_endpoint());
-        let found = self.table.find(&key);
+        let found = self.table.find(key);
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let is_contested = self.table.get_mut(index)?.control.rival.is_some();
+            let is_contested = self.table.get_mut(index)?.control.rival().is_some();
             return if is_contested { self.decide(now, index, packet, kernel) } else { found };
         }
         let (source, destination) = (packet.source(), packet.destination());
@@ -433,7 +519,9 @@ impl Engine {
             return None;
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let control = Control { network, ..Control::new(id, client, server, now) };
+        let moment = self.epoch.moment(now);
+        let mut control = Control::new(id, client, server, moment);
+        control.network = network;
         // For one of which as little is known no other is given up.
         let is_joined = session.dialogue().phase() == Phase::Joined;
         if !(if is_joined { self.has_room() } else { self.make_room(now) }) {
@@ -465,7 +553,7 @@ impl Engine {
     /// Drops the entry at `index`, and what it holds.
     fn forget(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.remove(index)?;
-        for held in std::mem::take(&mut entry.control.pinholes) {
+        for held in entry.control.take_pinholes() {
             self.pinholes.close(held);
         }
         Some(entry)
@@ -475,91 +563,5 @@ impl Engine {
         let entry = self.table.remove(index)?;
         self.note_gone(entry.control.id);
         Some(entry)
-    }
-}
-
-/// Tells the kernel what a connection's later packets need, of whose translation nothing is known here.
-fn attend_afresh(
-    kernel: &mut impl Kernel,
-    client: SocketAddr,
-    server: SocketAddr,
-    attention: Attention,
-) -> Result<(), KernelError> {
-    let translation = kernel.translation(client, server)?.ok_or(KernelError::Unknown)?;
-    kernel.attend(&translation, attention)
-}
-
-/// Tells the kernel what the connection's later packets need, and sends what is to be sent.
-fn tell_kernel<K: Kernel>(
-    bench: &mut Bench<'_, K>,
-    session: &Session,
-    outcome: &Outcome,
-    injections: &mut Vec<Injection>,
-) -> Result<(), KernelError> {
-    let attention = if session.wants_every_packet() {
-        Some(Attention::Every)
-    } else if session.wants_no_packet() {
-        Some(Attention::None)
-    } else {
-        None
-    };
-    if let Some(wanted) = attention
-        && bench.control.attention.is_none_or(|(told, at)| {
-            told != wanted || bench.now.saturating_duration_since(at) >= REMINDER
-        })
-    {
-        match bench.translation().and_then(|t| bench.kernel.attend(&t, wanted)) {
-            Ok(()) => bench.control.attention = Some((wanted, bench.now)),
-            // It will be known, perhaps with another translation, once this packet has passed.
-            Err(KernelError::Unknown) => bench.control.translation = None,
-            Err(error) => return Err(error),
-        }
-    }
-    if let Some(acknowledgement) = outcome.acknowledge {
-        let Acknowledgement { to, seq, ack, window, timestamps } = acknowledgement;
-        let translation = match bench.translation() {
-            // What is held is sent again, and acknowledged then.
-            Err(KernelError::Unknown) => return Ok(()),
-            known => known?,
-        };
-        let (source, destination) = translation.seen_by(to);
-        let mut packet = Vec::new();
-        packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-        injections.push(Injection::of(bench.control, packet));
-    }
-    Ok(())
-}
-
-/// Has `segment`, the rest of what `from` sent, go to the other end: as a packet of its own, which
-/// nothing translates any more.
-fn send_rest<K: Kernel>(
-    bench: &mut Bench<'_, K>,
-    from: Side,
-    segment: &[u8],
-    injections: &mut Vec<Injection>,
-) {
-    let (translation, segment) = match (bench.translation(), Packet::parse(segment)) {
-        (Ok(translation), Ok(segment)) => (translation, segment),
-        (Err(error), _) => return bench.failed(&error),
-        (Ok(_), Err(_)) => return,
-    };
-    let (source, destination) = translation.seen_by(from.peer());
-    let mut packet = Vec::new();
-    packet::with_endpoints(&segment, source, destination, &mut packet);
-    injections.push(Injection::of(bench.control, packet));
-}
-
-/// A packet that is to be sent on behalf of a connection.
-struct Injection {
-    session: u64,
-    client: SocketAddr,
-    server: SocketAddr,
-    packet: Vec<u8>,
-}
-
-impl Injection {
-    fn of(control: &Control, packet: Vec<u8>) -> Self {
-        let Control { id: session, client, server, .. } = *control;
-        Self { session, client, server, packet }
     }
 }

@@ -71,6 +71,9 @@ struct Deadline {
 /// How many random ports are tried when the announced one is taken.
 const PORT_TRIES: usize = 32;
 
+/// How many spent pinholes may wait for an opening that takes them along.
+const MAX_SPENT: usize = 32;
+
 /// What the tables of engines beside each other have in common.
 #[derive(Default)]
 struct Common {
@@ -87,6 +90,10 @@ pub struct PinholeTable {
     deadlines: VecDeque<Deadline>,
     /// Closed here, still to be closed in the kernel.
     closing: Vec<Held>,
+    /// As those, but most likely used up, so that there is no hurry.
+    spent: Vec<Held>,
+    /// What of these the next opening closes.
+    closed: Vec<Pinhole>,
     random: RandomState,
 }
 
@@ -115,6 +122,10 @@ impl PinholeTable {
         if common.per_client.get(&client).is_some_and(|n| *n >= policy.max_pinholes_per_client) {
             return Err(OpenError::Limit);
         }
+        let Self { spent, closed, .. } = self;
+        closed.clear();
+        closed.extend(spent.iter().filter(|held| common.is_open(held)).map(|held| held.pinhole));
+        let others = closed.len();
         let announced = wanted.arrival.port();
         for attempt in 0..=PORT_TRIES {
             common.serial += 1;
@@ -126,18 +137,22 @@ impl PinholeTable {
                     None => break,
                 },
             });
+            closed.truncate(others);
             match common.ports.get(&(wanted.initiator, wanted.arrival)) {
-                Some((target, _)) if *target == wanted.target => {
-                    kernel.close(&wanted).map_err(OpenError::Kernel)?; // announced again
-                }
+                Some((target, _)) if *target == wanted.target => closed.push(wanted), // announced again
+                Some((_, serial)) if spent.iter().any(|held| held.is(*serial)) => {}
                 Some(_) => continue,
                 None => {}
             }
             let (pinhole, lifetime) = (&wanted, policy.pinhole_lifetime);
-            match kernel.open(&Opening { pinhole, control, from_client, lifetime }) {
+            let opening = Opening { pinhole, control, from_client, lifetime };
+            match kernel.close_and_open(closed, &opening) {
                 Ok(()) => {}
                 Err(KernelError::Taken) => continue,
                 Err(error) => return Err(OpenError::Kernel(error)),
+            }
+            for held in spent.drain(..) {
+                common.free(&held);
             }
             let held = Held {
                 pinhole: wanted,
@@ -207,12 +222,28 @@ impl PinholeTable {
         self.closing.push(held);
     }
 
+    /// Gives up `held`, whose transfer is over. Its connection has used it up, unless the server says
+    /// what is not so: the kernel closes it with the next opening, or in
+    /// [`settle_spent`](Self::settle_spent), and its port is free then.
+    pub fn spend(&mut self, held: Held) {
+        if held.in_use && self.spent.len() < MAX_SPENT {
+            self.spent.push(held);
+        } else {
+            self.close(held);
+        }
+    }
+
     /// Closes in the kernel what was closed here.
     pub fn settle(&mut self, kernel: &mut impl Kernel) -> Result<(), KernelError> {
         settle(&mut self.closing, &mut lock(&self.common), kernel)
     }
 
-    /// Whether something is still to be closed in the kernel.
+    /// Has [`settle`](Self::settle) close what is spent, too.
+    pub fn settle_spent(&mut self) {
+        self.closing.append(&mut self.spent);
+    }
+
+    /// Whether nothing has to be closed in the kernel at once.
     pub fn is_settled(&self) -> bool {
         self.closing.is_empty()
     }
@@ -238,6 +269,22 @@ impl Common {
         }
     }
 
+    /// Whether the endpoints of `held` are still its own: they may have been opened again since, which
+    /// closed it.
+    fn is_open(&self, held: &Held) -> bool {
+        let key = (held.pinhole.initiator, held.pinhole.arrival);
+        self.ports.get(&key).is_some_and(|(_, open)| held.is(*open))
+    }
+
+    /// Frees the endpoints of `held`, if they are. Returns whether they were.
+    fn free(&mut self, held: &Held) -> bool {
+        let is_open = self.is_open(held);
+        if is_open {
+            self.ports.remove(&(held.pinhole.initiator, held.pinhole.arrival));
+        }
+        is_open
+    }
+
     fn uncount(&mut self, client: IpAddr) {
         if let Some(count) = self.per_client.get_mut(&client) {
             *count -= 1;
@@ -261,14 +308,12 @@ fn settle(
     kernel: &mut impl Kernel,
 ) -> Result<(), KernelError> {
     let mut result = Ok(());
-    for Held { pinhole, serial, client, in_use, .. } in closing.drain(..) {
-        if !in_use {
-            common.uncount(client);
+    for held in closing.drain(..) {
+        if !held.in_use {
+            common.uncount(held.client);
         }
-        let key = (pinhole.initiator, pinhole.arrival);
-        if common.ports.get(&key).is_some_and(|(_, open)| *open == serial) {
-            common.ports.remove(&key);
-            result = result.and(kernel.close(&pinhole));
+        if common.free(&held) {
+            result = result.and(kernel.close(&held.pinhole));
         }
     }
     result

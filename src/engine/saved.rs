@@ -16,13 +16,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Control, Engine, Entry, Kernel, Opening, Pinhole, Translation, pinholes::SavedPinhole,
+    Control, Engine, Entry, Epoch, Kernel, Opening, Pinhole, Translation, pinholes::SavedPinhole,
 };
 use crate::session::Session;
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 3;
+pub const RECORD_FORMAT: u32 = 4;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -72,24 +72,26 @@ fn since(epoch: Instant, at: Instant) -> u64 {
 
 fn write(
     Entry { session, control }: &Entry,
+    own: Epoch,
     epoch: Instant,
     buffer: &mut Vec<u8>,
 ) -> Result<(), postcard::Error> {
+    let millis = |moment| own.instant(moment).map_or(0, |at| since(epoch, at));
     let saved = Saved {
         id: control.id,
-        client: control.client,
-        server: control.server,
-        translation: control.translation,
-        since: since(epoch, control.since),
-        last: since(epoch, control.last),
+        client: control.client(),
+        server: control.server(),
+        translation: control.translation().copied(),
+        since: millis(control.since),
+        last: millis(control.last),
         pinholes: control
-            .pinholes
+            .pinholes()
             .iter()
             .map(|held| held.save(since(epoch, held.deadline)))
             .collect(),
         spoke_in_syn: control.spoke_in_syn,
         session: Cow::Borrowed(session),
-        rival: control.rival.as_deref().map(Cow::Borrowed),
+        rival: control.rival().map(Cow::Borrowed),
     };
     put(&Record::Session(Box::new(saved)), buffer)
 }
@@ -134,7 +136,7 @@ impl Engine {
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
             if std::mem::take(&mut entry.control.changed) {
-                write(entry, *epoch, buffer)?;
+                write(entry, self.epoch, *epoch, buffer)?;
                 each(buffer);
             }
         }
@@ -148,7 +150,7 @@ impl Engine {
         changes.gone.clear();
         for entry in self.table.iter_mut() {
             entry.control.changed = false;
-            write(entry, changes.epoch, &mut self.record)?;
+            write(entry, self.epoch, changes.epoch, &mut self.record)?;
             each(&self.record);
         }
         Ok(())
@@ -183,15 +185,13 @@ impl Engine {
             if !adjusted && (!self.policy.inspects(network) || !self.has_room()) {
                 continue;
             }
-            let control = Control {
-                network,
-                translation,
-                since: at(saved.since).min(now),
-                last: at(saved.last).min(now),
-                spoke_in_syn: saved.spoke_in_syn,
-                rival: saved.rival.map(|rival| Box::new(rival.into_owned())),
-                ..Control::new(id, client, server, now)
-            };
+            let [since, last] =
+                [saved.since, saved.last].map(|millis| self.epoch.moment(at(millis).min(now)));
+            let mut control = Control::new(id, client, server, since);
+            (control.network, control.last) = (network, last);
+            control.spoke_in_syn = saved.spoke_in_syn;
+            control.set_translation(translation);
+            control.set_rival(saved.rival.map(Cow::into_owned));
             let session = saved.session.into_owned();
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
@@ -200,7 +200,7 @@ impl Engine {
             for pinhole in pinholes {
                 let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
                 let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
-                entry.control.pinholes.push(held);
+                entry.control.hold(held);
             }
         }
         Ok(restored)
@@ -214,8 +214,8 @@ impl Engine {
         is_missing: impl Fn(&Pinhole) -> bool,
     ) {
         for Entry { control, .. } in self.table.iter() {
-            let Some(translation) = &control.translation else { continue };
-            for held in control.pinholes.iter().filter(|p| !p.in_use && is_missing(&p.pinhole)) {
+            let Some(translation) = control.translation() else { continue };
+            for held in control.pinholes().iter().filter(|p| !p.in_use && is_missing(&p.pinhole)) {
                 let lifetime = held.deadline.saturating_duration_since(now);
                 let (pinhole, from_client) = (&held.pinhole, !held.kind.is_active());
                 let opening = Opening { pinhole, control: translation, from_client, lifetime };
@@ -235,7 +235,7 @@ impl Engine {
     pub fn is_needed(&self, kernel: &mut impl Kernel) -> bool {
         self.table.iter().any(|Entry { session, control }| {
             let needed = session.is_adjusted() && !session.is_over();
-            needed && !matches!(kernel.translation(control.client, control.server), Ok(None))
+            needed && !matches!(kernel.translation(control.client(), control.server()), Ok(None))
         })
     }
 }

@@ -3,129 +3,71 @@
 use std::{
     collections::VecDeque,
     hash::{Hash, Hasher},
-    net::SocketAddr,
+    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
-use ahash::AHashMap;
+use ahash::RandomState;
 
-use super::{Attention, Event, Translation, What, pinholes::Held};
-use crate::{
-    packet::Endpoint,
-    session::{Session, Side},
+use super::{
+    control::{Control, Entry},
+    index::Index,
 };
+use crate::packet::Endpoint;
 
-/// The endpoints of a connection, the same for both directions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key {
-    low: u128,
-    high: u128,
-    ports: u32,
-}
+/// The endpoints of a connection, in either order.
+#[derive(Clone, Copy, Default)]
+pub struct Key(Endpoint, Endpoint);
 
 impl Key {
     /// The key of the connection between `a` and `b`.
     pub fn between(a: impl Into<Endpoint>, b: impl Into<Endpoint>) -> Self {
-        let (a, b) = (a.into(), b.into());
-        let (low, high) = if a < b { (a, b) } else { (b, a) };
-        let ports = u32::from(low.port) << 16 | u32::from(high.port);
-        Self { low: low.address, high: high.address, ports }
+        Self(a.into(), b.into())
+    }
+
+    fn of(control: &Control) -> Self {
+        Self(control.ends.client(), control.ends.server())
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0 == other.0 && self.1 == other.1) || (self.0 == other.1 && self.1 == other.0)
     }
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        match (u64::try_from(self.low), u64::try_from(self.high)) {
-            (Ok(low), Ok(high)) => state.write_u64(low << 32 | high), // IPv4
-            _ => {
-                state.write_u128(self.low);
-                state.write_u128(self.high);
+        let Self(a, b) = *self;
+        if a.high | b.high | (a.low >> 32) | (b.low >> 32) == 0 {
+            // Without a jump, which would be taken as often as not.
+            let (a, b) = ((a.low << 16) | u64::from(a.port), (b.low << 16) | u64::from(b.port));
+            state.write_u128((u128::from(a.min(b)) << 64) | u128::from(a.max(b)));
+        } else {
+            for Endpoint { high, low, port } in [a.min(b), a.max(b)] {
+                state.write_u64(high);
+                state.write_u64(low);
+                state.write_u16(port);
             }
         }
-        state.write_u32(self.ports);
     }
-}
-
-/// What is known of a control connection besides its session.
-#[derive(Debug)]
-pub struct Control {
-    /// Its number, from 1.
-    pub id: u64,
-    /// The client, as packets show it.
-    pub client: SocketAddr,
-    /// The server, as packets show it.
-    pub server: SocketAddr,
-    /// Which of the policy's networks it is in.
-    pub network: Option<u16>,
-    /// Looked up when first needed.
-    pub translation: Option<Translation>,
-    /// What the kernel was last told, and when.
-    pub attention: Option<(Attention, Instant)>,
-    /// Pinholes that it holds, oldest first.
-    pub pinholes: Vec<Held>,
-    /// When it was first seen.
-    pub since: Instant,
-    /// When a packet of it was last seen.
-    pub last: Instant,
-    /// Another that began on the same endpoints, unless it was forged.
-    pub rival: Option<Box<Session>>,
-    /// Whether the client said something in a SYN (RFC 7413), which is not read.
-    pub spoke_in_syn: bool,
-    /// Whether it is noted as changed since it was last written.
-    pub changed: bool,
-}
-
-impl Control {
-    /// A connection that is first seen `now`.
-    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Instant) -> Self {
-        Self {
-            id,
-            client,
-            server,
-            network: None,
-            translation: None,
-            attention: None,
-            pinholes: Vec::new(),
-            since: now,
-            last: now,
-            rival: None,
-            spoke_in_syn: false,
-            changed: false,
-        }
-    }
-
-    /// Something that happened on it.
-    pub fn event(&self, what: What) -> Event {
-        Event { session: self.id, client: self.client, server: self.server, what }
-    }
-
-    /// Which end `source` is.
-    pub fn side(&self, source: impl Into<Endpoint>) -> Side {
-        if source.into() == self.client.into() { Side::Client } else { Side::Server }
-    }
-}
-
-/// A control connection.
-#[derive(Debug)]
-pub struct Entry {
-    /// The session.
-    pub session: Session,
-    /// All else.
-    pub control: Control,
 }
 
 /// All control connections that are followed.
 #[derive(Default)]
 pub struct Table {
-    by_key: AHashMap<Key, u32>,
-    entries: Vec<Option<Entry>>,
+    random: RandomState,
+    index: Index,
+    entries: Places,
     free: Vec<u32>,
-    /// Places and numbers in the order in which they were taken, of entries that may have gone since.
-    pub(super) by_age: VecDeque<(u32, u64)>,
+    /// What was found last: packets of one connection often come one after the other.
+    recent: u32,
+    /// Places and the ends of numbers in the order in which they were taken, of entries that may have gone
+    /// since.
+    pub(super) by_age: VecDeque<(u32, u32)>,
     /// How many entries the tables beside each other have together.
     all: Arc<AtomicUsize>,
 }
@@ -150,8 +92,8 @@ impl Table {
     /// never asked about again.
     pub fn oldest(&mut self, may: impl Fn(&Entry) -> bool) -> Option<u32> {
         while let Some((index, id)) = self.by_age.pop_front() {
-            let entry = self.entries.get(index as usize)?.as_ref();
-            if entry.is_some_and(|entry| entry.control.id == id && may(entry)) {
+            let entry = self.entries.get(index);
+            if entry.is_some_and(|entry| entry.control.id as u32 == id && may(entry)) {
                 return Some(index);
             }
         }
@@ -160,38 +102,59 @@ impl Table {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.by_key.len()
+        self.entries.len() - self.free.len()
     }
 
     /// Where the connection `key` is.
-    pub fn find(&self, key: &Key) -> Option<u32> {
-        self.by_key.get(key).copied()
+    pub fn find(&mut self, key: &Key) -> Option<u32> {
+        let is = |place| {
+            let entry = self.entries.get(place);
+            entry.is_some_and(|entry| Key::of(&entry.control) == *key)
+        };
+        if !is(self.recent) {
+            self.recent = self.index.find(self.random.hash_one(key), is)?;
+        }
+        Some(self.recent)
+    }
+
+    /// Has what is known of these connections in the cache, as far as it fits. Where one search waits for memory
+    /// the processor begins the next, as no step of one needs another's.
+    pub fn approach(&self, keys: &[Key]) {
+        let mut hashes = [0; APPROACHED];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = self.random.hash_one(key);
+            black_box(self.index.first_slot(*hash));
+        }
+        for hash in &hashes[..keys.len().min(APPROACHED)] {
+            let place = self.index.find(*hash, |_| true);
+            black_box(place.and_then(|place| self.entries.get(place)).map(Entry::touched));
+        }
     }
 
     /// The one at `index`.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut Entry> {
-        self.entries.get_mut(index as usize)?.as_mut()
+        self.entries.get_mut(index)?.as_mut()
     }
 
     /// Takes in one more.
     pub fn insert(&mut self, entry: Entry) -> u32 {
-        let key = Key::between(entry.control.client, entry.control.server);
-        let id = entry.control.id;
-        let index = if let Some(index) = self.free.pop() {
-            self.entries[index as usize] = Some(entry);
-            index
-        } else {
-            self.entries.push(Some(entry));
-            (self.entries.len() - 1) as u32 // bounded by max-sessions
+        let hash = self.random.hash_one(Key::of(&entry.control));
+        let id = entry.control.id as u32;
+        let free = self.free.pop();
+        let index = match free.and_then(|index| Some((index, self.entries.get_mut(index)?))) {
+            Some((index, place)) => {
+                *place = Some(entry);
+                index
+            }
+            None => self.entries.push(entry),
         };
-        self.by_key.insert(key, index);
+        self.index.insert(hash, index);
         self.all.fetch_add(1, Ordering::Relaxed);
         self.by_age.push_back((index, id));
         if self.by_age.len() > 2 * self.entries.len() {
             let entries = &self.entries;
             self.by_age.retain(|(index, id)| {
-                let entry = entries.get(*index as usize).and_then(Option::as_ref);
-                entry.is_some_and(|entry| entry.control.id == *id)
+                entries.get(*index).is_some_and(|entry| entry.control.id as u32 == *id)
             });
         }
         index
@@ -199,8 +162,8 @@ impl Table {
 
     /// Takes out the one at `index`.
     pub fn remove(&mut self, index: u32) -> Option<Entry> {
-        let entry = self.entries.get_mut(index as usize)?.take()?;
-        self.by_key.remove(&Key::between(entry.control.client, entry.control.server));
+        let entry = self.entries.get_mut(index)?.take()?;
+        self.index.remove(self.random.hash_one(Key::of(&entry.control)), index);
         self.free.push(index);
         self.all.fetch_sub(1, Ordering::Relaxed);
         Some(entry)
@@ -208,16 +171,55 @@ impl Table {
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().flatten()
+        self.entries.chunks.iter().flatten().flatten()
     }
 
     /// All of them, to change.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.entries.iter_mut().flatten()
+        self.entries.chunks.iter_mut().flatten().flatten()
     }
 
     /// How many places there are, taken or free.
     pub fn places(&self) -> u32 {
         self.entries.len() as u32 // bounded by max-sessions
+    }
+}
+
+/// How many connections are approached together.
+pub const APPROACHED: usize = 32;
+
+/// How many entries are moved at most as there are more of them, and how much room for them is free at most.
+const CHUNK: usize = 1 << 13;
+
+/// Entries, in pieces that are never moved once they are full.
+#[derive(Default)]
+struct Places {
+    chunks: Vec<Vec<Option<Entry>>>,
+}
+
+impl Places {
+    fn len(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
+    fn get(&self, index: u32) -> Option<&Entry> {
+        self.chunks.get(index as usize / CHUNK)?.get(index as usize % CHUNK)?.as_ref()
+    }
+
+    fn get_mut(&mut self, index: u32) -> Option<&mut Option<Entry>> {
+        self.chunks.get_mut(index as usize / CHUNK)?.get_mut(index as usize % CHUNK)
+    }
+
+    fn push(&mut self, entry: Entry) -> u32 {
+        let index = self.len() as u32; // bounded by max-sessions
+        if (index as usize).is_multiple_of(CHUNK) {
+            // The first grows with what is in it, as there may never be more.
+            let room = if index == 0 { 0 } else { CHUNK };
+            self.chunks.push(Vec::with_capacity(room));
+        }
+        if let Some(last) = self.chunks.last_mut() {
+            last.push(Some(entry));
+        }
+        index
     }
 }

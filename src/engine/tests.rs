@@ -1,5 +1,8 @@
 //! The engine with a kernel that only takes notes: one dialogue, packet by packet.
 
+#[path = "joined_tests.rs"]
+mod joined;
+
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
@@ -172,6 +175,62 @@ fn an_unused_pinhole_ends_at_its_deadline() {
     assert_eq!(talk.engine.expire(talk.now, &mut talk.kernel), Some(deadline));
     assert_eq!(talk.engine.expire(deadline, &mut talk.kernel), None);
     assert!(talk.kernel.open.is_empty());
+}
+
+/// One after a whole transfer.
+fn spent() -> Conversation {
+    let mut talk = Conversation::logged_in();
+    for (side, line) in [
+        (Side::Client, "PORT 192,168,150,80,14,178\r\n"),
+        (Side::Server, "200 ok\r\n"),
+        (Side::Client, "LIST\r\n"),
+        (Side::Server, "150 now\r\n"),
+        (Side::Server, "226 done\r\n"),
+    ] {
+        talk.say(side, line);
+    }
+    assert_eq!(talk.kernel.open.len(), 1, "it was closed before it had to be");
+    talk
+}
+
+#[test]
+fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
+    for port in [178, 179] {
+        let mut talk = spent();
+        let line = format!("PORT 192,168,150,80,14,{port}\r\n");
+        assert_eq!(talk.say(Side::Client, &line).1, format!("PORT 198,51,100,1,14,{port}\r\n"));
+        assert_eq!(talk.kernel.open.len(), 1);
+        assert_eq!(talk.kernel.open[0].arrival.port(), 14 << 8 | port);
+        let is_held = |port| {
+            let arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), 14 << 8 | port);
+            talk.engine.pinholes.holds(talk.server.ip(), arrival)
+        };
+        assert!(is_held(port) && !is_held(178 + 179 - port));
+    }
+}
+
+#[test]
+fn a_spent_pinhole_is_closed_when_nothing_opens_for_a_while_or_ever() {
+    let mut talk = spent();
+    talk.engine.expire(talk.now, &mut talk.kernel);
+    assert!(talk.kernel.open.is_empty());
+    let mut talk = spent();
+    let end = with_fin(talk.build(Side::Client, talk.next[0], b"", false));
+    talk.hand(&end);
+    let end = with_fin(talk.build(Side::Server, talk.next[1], b"", false));
+    talk.hand(&end);
+    assert!(talk.kernel.open.is_empty());
+}
+
+#[test]
+fn a_spent_pinholes_port_is_not_given_to_an_engine_beside_before_it_is_closed() {
+    let mut talk = spent();
+    let beside = talk.engine.beside();
+    let mut other = Conversation::through(beside, "192.168.150.81").log_in();
+    let announce = "PORT 192,168,150,81,14,178\r\n";
+    assert_ne!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
+    talk.engine.expire(talk.now, &mut talk.kernel);
+    assert_eq!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
 }
 
 #[test]
@@ -501,9 +560,9 @@ fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
 const RECORDED: &str = "\
     000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
     0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000095017600027b157b13313938\
-    2c35312c3130302c312c31342c31373892010390010003455052011f504f5254203139322c3136382c313530\
-    2c38302c31342c3137380d0a455052768004001c000000950495040000000000f4038004000e000000020100\
-    000102010064f403010000";
+    2c35312c3130302c312c31342c31373892010390010003455052018004001c00000095049504000000008004\
+    000e0000001f504f5254203139322c3136382c3135302c38302c31342c3137380d0a45505276020100000102\
+    01000064f403010000950400000000";
 
 #[test]
 fn a_record_of_this_format_is_read_and_written_as_ever() {

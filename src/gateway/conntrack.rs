@@ -7,17 +7,26 @@ use std::{io, net::SocketAddr};
 use super::{
     GatewayError,
     ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of, put_source},
-    netlink::Message,
-    rules::RuleParameters,
+    netlink::{Message, Writer, be32},
+    rules::{OWN_HELPER, RuleParameters},
 };
-use crate::engine::{Attention, KernelError, Translation};
+use crate::engine::{Attention, KernelError, Renumbering, Renumberings, Translation};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_CT_NEW: u8 = 0;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
+const CTA_HELP: u16 = 5;
+const CTA_HELP_NAME: u16 = 1;
 const CTA_MARK: u16 = 8;
+const CTA_SEQ_ADJ_ORIG: u16 = 15;
+const CTA_SEQ_ADJ_REPLY: u16 = 16;
 const CTA_MARK_MASK: u16 = 21;
+const CTA_SEQADJ_CORRECTION_POS: u16 = 1;
+const CTA_SEQADJ_OFFSET_BEFORE: u16 = 2;
+const CTA_SEQADJ_OFFSET_AFTER: u16 = 3;
+const IPS_SEQ_ADJUST: u32 = 1 << 6;
 const CTA_FILTER: u16 = 25;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
@@ -118,6 +127,8 @@ impl Conntrack {
     ) -> Result<(), KernelError> {
         let mark = match attention {
             Attention::Every => self.every,
+            Attention::Payload => 0,
+            Attention::Calm => self.every | self.none,
             Attention::None => self.none,
         };
         let mask = self.every | self.none;
@@ -155,6 +166,68 @@ impl Conntrack {
                     }
                 }
             })
+    }
+
+    /// Has the kernel change numbers of a control connection (`struct nf_ct_seqadj`), if it has room for
+    /// that: where the kernel's own helper was there when it was translated. One in user space gives that room
+    /// as well, but then the kernel changes the numbers of what comes back from a queue twice
+    /// (`nf_confirm_cthelper`).
+    pub fn renumber(
+        &mut self,
+        control: &Translation,
+        how: &Renumberings,
+        is_known: bool,
+    ) -> Result<bool, KernelError> {
+        let original = Tuple { source: control.client, destination: control.server_external };
+        let failed = |source: io::Error| {
+            let (client, server) = (control.client, control.server_external);
+            let what = format!("renumber the connection {client} -> {server}");
+            KernelError::System { what, source }
+        };
+        let put = |message: &mut Writer<'_>, kind, how: &Renumbering| {
+            message.nest(kind, |numbers| {
+                numbers
+                    .put(CTA_SEQADJ_CORRECTION_POS, &how.position.0.to_be_bytes())
+                    .put(CTA_SEQADJ_OFFSET_BEFORE, &how.before.to_be_bytes())
+                    .put(CTA_SEQADJ_OFFSET_AFTER, &how.after.to_be_bytes());
+            });
+        };
+        let told = self.requests.ask(
+            IPCTNL_MSG_CT_NEW,
+            libc::NLM_F_ACK,
+            family_of(original.source),
+            |message| {
+                original.put(message, CTA_TUPLE_ORIG);
+                put(message, CTA_SEQ_ADJ_ORIG, &how[0]);
+                put(message, CTA_SEQ_ADJ_REPLY, &how[1]);
+            },
+            |_| {},
+        );
+        match told {
+            Ok(()) if is_known => return Ok(true),
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        }
+        // Where there is no room the kernel says nothing.
+        let mut done = false;
+        let asked = self.requests.ask(
+            IPCTNL_MSG_CT_GET,
+            0,
+            family_of(original.source),
+            |message| original.put(message, CTA_TUPLE_ORIG),
+            |message| {
+                let attributes = message.attributes();
+                let status = attributes.first(CTA_STATUS).and_then(be32).unwrap_or(0);
+                let helper = attributes.nested(CTA_HELP).and_then(|help| help.first(CTA_HELP_NAME));
+                let own = helper.is_some_and(|name| name.starts_with(OWN_HELPER.as_bytes()));
+                done = status & IPS_SEQ_ADJUST != 0 && !own;
+            },
+        );
+        match asked {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(failed(error)),
+            _ => Ok(done),
+        }
     }
 
     fn get(&mut self, tuple: Tuple) -> io::Result<Option<Connection>> {

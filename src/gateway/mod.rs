@@ -5,6 +5,7 @@
 
 pub mod assistant;
 mod choice;
+mod commits;
 mod conntrack;
 mod ctnetlink;
 mod error;
@@ -19,11 +20,13 @@ mod pinholes;
 mod programs;
 mod queue;
 pub mod rules;
+mod selection;
 mod table;
 
 use std::net::SocketAddr;
 
 pub use choice::{Outlook, automatic, choose, outlooks};
+pub use commits::Commits;
 pub use conntrack::Conntrack;
 pub use error::GatewayError;
 pub use expectations::Expectations;
@@ -31,11 +34,11 @@ pub use features::{Expecting, Features, Routing};
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use programs::search_path;
-pub use queue::{Decision, Packet, Queue, Verdicts};
+pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 
-use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Renumberings, Translation};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
 /// thread; it needs the loaded [`Table`], which all share.
@@ -64,6 +67,15 @@ impl LinuxKernel {
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
         })
+    }
+
+    /// Counts each transaction of nf_tables in `commits`.
+    pub fn counted_in(self, commits: &Commits) -> Self {
+        let holder = match self.holder {
+            Holder::Nftables(pinholes) => Holder::Nftables(pinholes.counted_in(commits)),
+            other => other,
+        };
+        Self { holder, ..self }
     }
 
     /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
@@ -99,8 +111,31 @@ impl Kernel for LinuxKernel {
         }
     }
 
+    fn close_and_open(
+        &mut self,
+        closed: &[Pinhole],
+        opening: &Opening<'_>,
+    ) -> Result<(), KernelError> {
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.close_and_open(closed, opening),
+            Holder::Conntrack(expectations) => {
+                closed.iter().try_for_each(|pinhole| expectations.close(pinhole))?;
+                expectations.open(opening)
+            }
+        }
+    }
+
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.conntrack.attend(control, attention)
+    }
+
+    fn renumber(
+        &mut self,
+        control: &Translation,
+        how: &Renumberings,
+        is_known: bool,
+    ) -> Result<bool, KernelError> {
+        self.conntrack.renumber(control, how, is_known)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

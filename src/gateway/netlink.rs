@@ -220,6 +220,13 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Appends a message that says nothing, for who only waits for one.
+pub(super) fn put_nothing(out: &mut Vec<u8>) {
+    out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
+    out.extend_from_slice(&(libc::NLMSG_NOOP as u16).to_ne_bytes());
+    out.resize(out.len() + HEADER - 6, 0);
+}
+
 /// A netfilter socket, bound.
 pub(super) struct Socket {
     /// Not `mnl::Socket`: a program that this one starts would inherit that, and keep a queue.
@@ -290,6 +297,32 @@ impl Socket {
     pub(super) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.sequence
+    }
+
+    /// The number by which the kernel knows the socket.
+    pub(super) fn port(&self) -> u32 {
+        // SAFETY: the socket lives as long as `self`.
+        unsafe { mnl_sys::mnl_socket_get_portid(self.inner.as_ptr()) }
+    }
+
+    /// Sends to another socket than the kernel's, which needs CAP_NET_ADMIN.
+    pub(super) fn send_to(&self, bytes: &[u8], port: u32) -> io::Result<()> {
+        // SAFETY: plain data for which zero is a valid value.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_pid = port;
+        // SAFETY: bytes and address live, with these lengths, and the kernel only reads them.
+        let sent = unsafe {
+            libc::sendto(
+                self.as_raw_fd(),
+                bytes.as_ptr().cast(),
+                bytes.len(),
+                0,
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_nl>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {

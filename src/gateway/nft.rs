@@ -1,18 +1,11 @@
 //! Batches of nf_tables messages on a persistent socket: all of one batch happens, or nothing.
 //!
-//! libnftnl builds the objects. Its own batch is not used: it takes 128 KiB for each, and a
-//! pinhole is a few hundred bytes.
+//! Elements are written here, as each transfer waits for some; libnftnl builds tables, chains and rules.
+//! Its own batch is not used: it takes 128 KiB for each, and a pinhole is a few hundred bytes.
 
 #![allow(unsafe_code)]
 
-use std::{
-    ffi::{CStr, c_char},
-    io,
-    ptr::NonNull,
-    time::Duration,
-};
-
-use nftnl_sys::{self as sys, libc as sys_libc};
+use std::{ffi::CStr, io, ptr::NonNull, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,20 +14,30 @@ use super::netlink::{self, Attributes, FAMILY_HEADER, Message, Socket, Start, Wr
 /// Our table, for libnftnl.
 pub(super) const TABLE: &CStr = c"ftp_alg";
 
-/// Room for one message. libnftnl does not check; ours, of one element or one rule, are below 512.
-const MESSAGE_ROOM: usize = 2048;
+/// Room for one object of libnftnl; ours are below 512, but for the rules that tell lines (`selection`),
+/// which are below 5000.
+const OBJECT_ROOM: usize = 8192;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.
+const NFT_MSG_DESTROYSETELEM: i32 = 30;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_TABLE_HANDLE: u16 = 4;
+const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+
+/// The kind of message that tells that a transaction has changed something.
+const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_NEWGEN as u16;
 
 /// An element of a set or map in our table.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,8 @@ pub(super) struct Element<'a> {
 pub(super) struct Outcome {
     /// Index of the message and error number, of those that failed.
     errors: Vec<(usize, i32)>,
+    /// Whether the batch was asked to tell changes, and if so, told of some.
+    told: Option<bool>,
 }
 
 impl Outcome {
@@ -63,6 +68,12 @@ impl Outcome {
         self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
     }
 
+    /// Whether the batch changed something, taking it that one which did not tell did so unless it
+    /// failed.
+    pub(super) fn changed(&self) -> bool {
+        self.errors.is_empty() && self.told.unwrap_or(true)
+    }
+
     /// Why the batch did not take effect, if it did not.
     pub(super) fn first_error(&self) -> Option<i32> {
         self.errors.first().map(|(_, errno)| *errno)
@@ -72,29 +83,33 @@ impl Outcome {
 /// Messages to be sent as one.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Words, as libnftnl writes through pointers to structures.
-    words: Vec<u32>,
-    /// In bytes; always whole words.
-    length: usize,
+    bytes: Vec<u8>,
     messages: usize,
-    /// Where the last message starts, in words.
+    /// Where the last message starts.
     last: usize,
+    tells_changes: bool,
 }
 
 impl Batch {
     pub(super) fn new() -> Self {
-        let mut batch = Self { words: Vec::new(), length: 0, messages: 0, last: 0 };
+        let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, tells_changes: false };
         batch.clear();
         batch
     }
 
     /// Starts again, keeping the memory.
     pub(super) fn clear(&mut self) {
-        (self.length, self.messages, self.last) = (0, 0, 0);
-        self.append(|buffer, sequence| {
-            // SAFETY: `append` gives room for a message, aligned for its header.
-            unsafe { sys::nftnl_batch_begin(buffer, sequence) }
-        });
+        self.bytes.clear();
+        self.messages = 0;
+        self.tells_changes = false;
+        self.boundary(libc::NFNL_MSG_BATCH_BEGIN);
+    }
+
+    /// Has the outcome tell whether the batch changes anything: one that only destroys what is not there
+    /// does not. Costs a message more of the kernel.
+    pub(super) fn tell_changes(&mut self) {
+        self.tells_changes = true;
+        self.add_flag(0, libc::NLM_F_ECHO);
     }
 
     /// Adds an element that must not be there. Returns the message's index.
@@ -109,204 +124,179 @@ impl Batch {
         self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
     }
 
-    /// Deletes an element whether it is there or not. Returns the index of the message that fails
-    /// when it is there with other data.
+    /// Deletes an element whether it is there or not; kernels before Linux 6.3 refuse it with EINVAL.
+    /// Returns the message's index.
+    ///
+    /// What is not there costs a look-up, and nothing to be done after the batch. (Deleting it fails the
+    /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
+    pub(super) fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+        let element = Element { set, key, data: None, timeout: None };
+        self.element(NFT_MSG_DESTROYSETELEM, 0, &element)
+    }
+
+    /// Deletes an element whether it is there or not, on any kernel. Returns the index of the message
+    /// that fails when it is there with other data.
     ///
     /// It is added first, which changes nothing if it is there; what one batch adds and deletes is
-    /// never seen. (NFT_MSG_DESTROYSETELEM needs Linux 6.3. Deleting what is not there fails the
-    /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
+    /// never seen.
     pub(super) fn clear_element(&mut self, element: &Element<'_>) -> usize {
         let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
         self.delete_element(element.set, element.key);
         index
     }
 
-    fn element(&mut self, message: i32, flags: i32, element: &Element<'_>) -> usize {
-        let list = element.to_list();
-        self.append(|buffer, sequence| {
-            // SAFETY: `append` gives room for a message, and one element's is far below it; the
-            // list lives until the message is built.
-            unsafe {
-                let header = nf_tables_header(buffer, message, flags, sequence);
-                sys::nftnl_set_elems_nlmsg_build_payload(header, list.as_ptr());
-                header
-            }
+    fn element(&mut self, command: i32, flags: i32, element: &Element<'_>) -> usize {
+        let Element { set, key, data, timeout } = *element;
+        self.message(command, flags, |message| {
+            message.put(NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul());
+            message.put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
+            message.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+                list.nest(NFTA_LIST_ELEM, |element| {
+                    element.nest(NFTA_SET_ELEM_KEY, |content| {
+                        content.put(NFTA_DATA_VALUE, key);
+                    });
+                    if let Some(data) = data {
+                        element.nest(NFTA_SET_ELEM_DATA, |content| {
+                            content.put(NFTA_DATA_VALUE, data);
+                        });
+                    }
+                    if let Some(timeout) = timeout {
+                        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                        element.put(NFTA_SET_ELEM_TIMEOUT, &milliseconds.max(1).to_be_bytes());
+                    }
+                });
+            });
         })
     }
 
     /// Adds an object, or deletes it. Returns the message's index.
     pub(super) fn object(&mut self, object: &impl nftnl::NlMsg, kind: nftnl::MsgType) -> usize {
-        self.append(|buffer, sequence| {
-            // SAFETY: `NlMsg` asks for room for the largest message there is, which a table, a
-            // chain or a rule never takes: ours hold two names and at most one expression.
-            unsafe { object.write(buffer.cast(), sequence, kind) };
-            buffer.cast()
-        })
+        // libnftnl writes through pointers to structures, and does not check for the end.
+        let mut room = vec![0_u64; OBJECT_ROOM / size_of::<u64>()];
+        let (sequence, whole) = (self.next_sequence(), size_of_val(&room[..]));
+        // SAFETY: `NlMsg` asks for room for the largest message there is, which a table, a chain or a
+        // rule never takes: ours hold two names and at most one expression. Any initialised words are
+        // valid bytes, of the same memory and extent.
+        let bytes: &[u8] = unsafe {
+            object.write(room.as_mut_ptr().cast(), sequence, kind);
+            std::slice::from_raw_parts(room.as_ptr().cast(), whole)
+        };
+        let length = bytes.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length)) as usize;
+        let message = bytes.get(..length.next_multiple_of(4)).unwrap_or_default();
+        self.append(|out| out.extend_from_slice(message))
     }
 
     /// Removes all rules of a chain of our table. Returns the message's index.
     pub(super) fn flush_chain(&mut self, chain: &CStr) -> usize {
-        // SAFETY: it allocates, and is freed by the function that belongs to it.
-        let rule = unsafe { Owned::new(sys::nftnl_rule_alloc(), sys::nftnl_rule_free) };
-        self.append(|buffer, sequence| {
-            // SAFETY: the rule is alive and copies the strings; `append` gives the room.
-            unsafe {
-                let raw = rule.as_ptr();
-                sys::nftnl_rule_set_str(raw, sys::NFTNL_RULE_TABLE as u16, TABLE.as_ptr());
-                sys::nftnl_rule_set_str(raw, sys::NFTNL_RULE_CHAIN as u16, chain.as_ptr());
-                let header = nf_tables_header(buffer, libc::NFT_MSG_DELRULE, 0, sequence);
-                sys::nftnl_rule_nlmsg_build_payload(header, raw);
-                header
-            }
+        self.message(libc::NFT_MSG_DELRULE, 0, |message| {
+            message.put(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul());
+            message.put(NFTA_RULE_CHAIN, chain.to_bytes_with_nul());
         })
     }
 
-    /// Sends the batch; the kernel does all of it or nothing.
+    /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
     pub(super) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
         // The kernel answers each message that fails, and those that ask for it: the last one.
-        // struct nlmsghdr: length, then type and flags as two 16-bit halves.
-        if let Some(flags) = self.words.get_mut(self.last + 1) {
-            let [a, b, c, d] = flags.to_ne_bytes();
-            let [c, d] = (u16::from_ne_bytes([c, d]) | libc::NLM_F_ACK as u16).to_ne_bytes();
-            *flags = u32::from_ne_bytes([a, b, c, d]);
-        }
+        self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
-        self.append(|buffer, sequence| {
-            // SAFETY: `append` gives room for a message, aligned for its header.
-            unsafe { sys::nftnl_batch_end(buffer, sequence) }
-        });
-        let bytes: &[u8] = {
-            let words = self.words.get(..self.length / size_of::<u32>()).unwrap_or_default();
-            // SAFETY: any initialised words are valid bytes, of the same memory and extent.
-            unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
-        };
+        let (outcome, answered) = self.hand_over(socket, Some(last))?;
+        if !answered && outcome.errors.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+        }
+        Ok(outcome)
+    }
+
+    /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
+    /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
+    /// in silence, and what else fails is told before the system call returns.
+    pub(super) fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+        self.hand_over(socket, None).map(|(outcome, _)| outcome)
+    }
+
+    /// Sends it. Gives what the kernel said, and whether it acknowledged the message `last`.
+    fn hand_over(
+        &mut self,
+        socket: &mut Socket,
+        last: Option<usize>,
+    ) -> io::Result<(Outcome, bool)> {
+        self.boundary(libc::NFNL_MSG_BATCH_END);
         let mut answered = false;
-        let mut errors = Vec::new();
-        socket.ask(bytes, |message| {
+        let (mut errors, mut told) = (Vec::new(), self.tells_changes.then_some(false));
+        socket.ask(&self.bytes, |message| {
+            if message.kind == NEW_GENERATION {
+                told = Some(true);
+            }
             if message.kind != netlink::ERROR {
                 return;
             }
             let index = (message.sequence as usize).wrapping_sub(FIRST_SEQUENCE as usize);
-            answered |= index == last;
+            answered |= Some(index) == last;
             match message.errno() {
                 0 => {}
                 errno => errors.push((index, errno)),
             }
         })?;
-        if !answered && errors.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
-        }
-        Ok(Outcome { errors })
+        Ok((Outcome { errors, told }, answered))
     }
 
-    fn append(&mut self, build: impl FnOnce(*mut c_char, u32) -> *mut sys_libc::nlmsghdr) -> usize {
-        self.last = self.length / size_of::<u32>();
-        self.words.resize(self.words.len().max(self.last + MESSAGE_ROOM / size_of::<u32>()), 0);
-        let index = self.messages;
-        let Some(room) = self.words.get_mut(self.last..) else { return index };
-        let header = build(room.as_mut_ptr().cast(), FIRST_SEQUENCE.wrapping_add(index as u32));
-        // SAFETY: `build` returns the header that it wrote at the start of the room.
-        let length = unsafe { (*header).nlmsg_len } as usize;
-        self.length += length.next_multiple_of(size_of::<u32>());
+    /// Sets a flag of the message that starts at `start`.
+    fn add_flag(&mut self, start: usize, flag: i32) {
+        // struct nlmsghdr: behind length and type.
+        if let Some(flags) = self.bytes.get_mut(start + 6..start + 8) {
+            let asked = flags.first_chunk().map_or(0, |flags| u16::from_ne_bytes(*flags));
+            flags.copy_from_slice(&(asked | flag as u16).to_ne_bytes());
+        }
+    }
+
+    fn next_sequence(&self) -> u32 {
+        FIRST_SEQUENCE.wrapping_add(self.messages as u32)
+    }
+
+    /// The message that begins or ends a batch, and is of no table.
+    fn boundary(&mut self, command: i32) -> usize {
+        let start = Start {
+            subsystem: libc::NFNL_SUBSYS_NONE as u8,
+            command: command as u8,
+            flags: 0,
+            sequence: self.next_sequence(),
+            family: libc::AF_UNSPEC as u8,
+            resource: libc::NFNL_SUBSYS_NFTABLES as u16,
+        };
+        self.append(|out| {
+            Writer::new(out, start);
+        })
+    }
+
+    fn message(&mut self, command: i32, flags: i32, fill: impl FnOnce(&mut Writer<'_>)) -> usize {
+        let sequence = self.next_sequence();
+        self.append(|out| fill(&mut Writer::new(out, start(command, flags, sequence))))
+    }
+
+    fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        self.last = self.bytes.len();
+        write(&mut self.bytes);
         self.messages += 1;
-        index
+        self.messages - 1
     }
 }
 
 /// The kernel's own messages have 0.
 const FIRST_SEQUENCE: u32 = 1;
 
-/// # Safety
-/// There must be room for a message at `buffer`, aligned for its header.
-unsafe fn nf_tables_header(
-    buffer: *mut c_char,
-    message: i32,
-    flags: i32,
-    sequence: u32,
-) -> *mut sys_libc::nlmsghdr {
-    // SAFETY: the caller's promise.
-    unsafe {
-        sys::nftnl_nlmsg_build_hdr(
-            buffer,
-            message as u16,
-            libc::NFPROTO_INET as u16,
-            flags as u16,
-            sequence,
-        )
-    }
-}
-
-impl Element<'_> {
-    /// The element as a list of one, which libnftnl calls a set.
-    fn to_list(self) -> Owned<sys::nftnl_set> {
-        let put = |element: *mut sys::nftnl_set_elem, attribute: u32, bytes: &[u8]| {
-            // SAFETY: the element is alive; the bytes are copied, and those beyond 80, the size
-            // of libnftnl's register, would be refused there: ours have at most 36.
-            unsafe {
-                sys::nftnl_set_elem_set(
-                    element,
-                    attribute as u16,
-                    bytes.as_ptr().cast(),
-                    bytes.len() as u32,
-                )
-            };
-        };
-        // SAFETY: it allocates, and is freed by the function that belongs to it.
-        let list = unsafe { Owned::new(sys::nftnl_set_alloc(), sys::nftnl_set_free) };
-        // SAFETY: it only allocates.
-        let element = allocated(unsafe { sys::nftnl_set_elem_alloc() });
-        put(element.as_ptr(), sys::NFTNL_SET_ELEM_KEY, self.key);
-        if let Some(data) = self.data {
-            put(element.as_ptr(), sys::NFTNL_SET_ELEM_DATA, data);
-        }
-        // SAFETY: list and element are alive, and strings are copied; the list takes the element
-        // and frees it with itself.
-        unsafe {
-            if let Some(timeout) = self.timeout {
-                let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-                sys::nftnl_set_elem_set_u64(
-                    element.as_ptr(),
-                    sys::NFTNL_SET_ELEM_TIMEOUT as u16,
-                    milliseconds,
-                );
-            }
-            let raw = list.as_ptr();
-            sys::nftnl_set_set_str(raw, sys::NFTNL_SET_TABLE as u16, TABLE.as_ptr());
-            sys::nftnl_set_set_str(raw, sys::NFTNL_SET_NAME as u16, self.set.as_ptr());
-            sys::nftnl_set_elem_add(raw, element.as_ptr());
-        }
-        list
+fn start(command: i32, flags: i32, sequence: u32) -> Start {
+    Start {
+        subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
+        command: command as u8,
+        flags: flags as u16,
+        sequence,
+        family: libc::NFPROTO_INET as u8,
+        resource: 0,
     }
 }
 
 /// Aborts without memory, as Rust itself does; libnftnl's allocations fail for no other reason.
 pub(super) fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
-}
-
-/// An object of libnftnl.
-struct Owned<T> {
-    object: NonNull<T>,
-    free: unsafe extern "C" fn(*const T),
-}
-
-impl<T> Owned<T> {
-    /// # Safety
-    /// `object` is of no one else, and `free` is what frees it.
-    unsafe fn new(object: *mut T, free: unsafe extern "C" fn(*const T)) -> Self {
-        Self { object: allocated(object), free }
-    }
-
-    fn as_ptr(&self) -> *mut T {
-        self.object.as_ptr()
-    }
-}
-
-impl<T> Drop for Owned<T> {
-    fn drop(&mut self) {
-        // SAFETY: the promise made to `new`.
-        unsafe { (self.free)(self.object.as_ptr()) }
-    }
 }
 
 /// What tells our table from one that was changed, or put in its place.
@@ -320,6 +310,15 @@ pub(super) struct Shape {
     rules: u32,
     /// Elements of the set of control ports.
     ports: usize,
+}
+
+/// How many transactions there were in this network namespace. It wraps around, and is never 0.
+pub(super) fn generation(socket: &mut Socket) -> io::Result<u32> {
+    let mut generation = None;
+    ask(socket, libc::NFT_MSG_GETGEN, 0, &[], |message| {
+        generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
+    })?;
+    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The shape of our table, if there is one.
@@ -381,18 +380,10 @@ fn ask(
     attributes: &[(u16, &[u8])],
     each: impl FnMut(&Message<'_>),
 ) -> io::Result<()> {
-    let start = Start {
-        subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
-        command: command as u8,
-        flags: flags as u16,
-        sequence: 0,
-        family: libc::NFPROTO_INET as u8,
-        resource: 0,
-    };
     let fill = |writer: &mut Writer<'_>| {
         for (kind, content) in attributes {
             writer.put(*kind, content);
         }
     };
-    socket.request(&mut Vec::new(), start, fill, each)
+    socket.request(&mut Vec::new(), start(command, flags, 0), fill, each)
 }

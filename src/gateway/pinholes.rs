@@ -1,21 +1,24 @@
 //! Pinholes as elements of the sets and maps in our table.
 //!
-//! A pinhole is three elements, written in one atomic batch: the permission (`pinholes*`, which
+//! A pinhole is at most three elements, written in one atomic batch: the permission (`pinholes*`, which
 //! the kernel deletes when a connection uses it), where the connection goes (`targets*`) and the
-//! source it shows there (`sources*`). The latter two mean something only for a connection that
-//! the permission admitted, so what is left of them when it is gone does nothing; opening writes
-//! them anew whatever they were. Knows nothing of the connection that asked for the pinhole.
+//! source it shows there (`sources*`); the latter two only where they change something. They mean
+//! something only for a connection that the permission admitted, so what is left of them when it is gone
+//! does nothing, and expires; opening deletes what an earlier pinhole left under the same keys. Knows
+//! nothing of the connection that asked for the pinhole.
+//!
+//! A transfer waits for its pinhole, so that as little is asked as can be. Above all nothing is deleted
+//! that is not there: each deletion ends with work for the kernel that waits for a grace period.
 
 use std::{
-    collections::HashMap,
     ffi::CStr,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
-    GatewayError,
+    Commits, GatewayError,
     netlink::Socket,
     nft::{self, Batch, Element},
 };
@@ -33,49 +36,21 @@ const ATTEMPTS: usize = 4;
 pub struct Pinholes {
     socket: Socket,
     batch: Batch,
-    leftovers: Leftovers,
+    commits: Commits,
+    /// Whether the kernel deletes what may not be there (Linux 6.3); told by its first answer.
+    destroys: bool,
 }
 
-type MapKey = (&'static CStr, Vec<u8>);
-
-/// Translations that we wrote and that may still be in the kernel, by map and key. Without this
-/// opening is as right, but needs a failing batch to learn what is there.
-#[derive(Debug, Default)]
-struct Leftovers {
-    written: HashMap<MapKey, (Vec<u8>, Instant)>,
-    /// When the expired ones are looked for again.
-    prune_above: usize,
-}
-
-impl Leftovers {
-    fn data(&self, map: &'static CStr, key: &[u8]) -> Option<Vec<u8>> {
-        self.written.get(&(map, key.to_vec())).map(|(data, _)| data.clone())
-    }
-
-    fn wrote(&mut self, map: &'static CStr, key: &[u8], data: &[u8], lifetime: Duration) {
-        let now = Instant::now();
-        if self.written.len() > self.prune_above {
-            self.written.retain(|_, (_, expiry)| *expiry > now);
-            self.prune_above = (self.written.len() * 2).max(1024);
-        }
-        if let Some(expiry) = now.checked_add(lifetime) {
-            self.written.insert((map, key.to_vec()), (data.to_vec(), expiry));
-        }
-    }
-
-    fn deleted(&mut self, map: &'static CStr, key: &[u8]) {
-        self.written.remove(&(map, key.to_vec()));
-    }
-}
-
-/// How to be rid of what is under a translation's key.
+/// How to be rid of a translation that an earlier pinhole may have left, where the kernel cannot
+/// destroy: its data is guessed, then learned from errors.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Old {
-    /// Nothing is there.
+    /// None, or one with the new one's data.
+    Same,
+    /// One with other data.
+    Other,
+    /// It has expired meanwhile.
     Absent,
-    /// What we wrote may be there.
-    Written(Vec<u8>),
-    /// Something is there.
-    Present,
 }
 
 /// A pinhole that nothing has used yet.
@@ -102,73 +77,85 @@ impl Pinholes {
     /// Opens a netlink socket; the table need not be there yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        Ok(Self { socket, batch: Batch::new(), leftovers: Leftovers::default() })
+        Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), destroys: true })
+    }
+
+    /// As [`Pinholes::new`], with no request that is newer than Linux 6.1.
+    pub fn for_older_kernels() -> Result<Self, GatewayError> {
+        Ok(Self { destroys: false, ..Self::new()? })
+    }
+
+    /// Counts each transaction in `commits`.
+    pub fn counted_in(self, commits: &Commits) -> Self {
+        Self { commits: commits.clone(), ..self }
     }
 
     /// Opens a pinhole for one connection, within its lifetime. [`KernelError::Taken`] if initiator
     /// and arrival are those of an open pinhole.
     pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        self.close_and_open(&[], opening)
+    }
+
+    /// Closes `closed`, whether they are open, used or expired, and opens a pinhole as
+    /// [`Pinholes::open`] does; all of it or nothing.
+    pub fn close_and_open(
+        &mut self,
+        closed: &[Pinhole],
+        opening: &Opening<'_>,
+    ) -> Result<(), KernelError> {
         let Opening { pinhole, lifetime, .. } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let elements = Elements::of(pinhole).map_err(failed)?;
-        let sets = elements.sets;
-        let longer = lifetime.saturating_add(TRANSLATIONS_LONGER);
-        // An element cannot be overwritten. What is there is guessed, then learned from errors.
-        let mut old = [(sets.targets, &elements.key), (sets.sources, &elements.source_key)]
-            .map(|(map, key)| self.leftovers.data(map, key).map_or(Old::Absent, Old::Written));
-        let translations = [
-            (sets.targets, &elements.key, &elements.target),
-            (sets.sources, &elements.source_key, &elements.source),
-        ]
-        .map(|(set, key, data)| Element {
-            set,
-            key,
-            data: Some(data),
-            timeout: Some(longer),
-        });
+        let permission = elements.permission(Some(lifetime));
+        let translations =
+            elements.translations(Some(lifetime.saturating_add(TRANSLATIONS_LONGER)));
+        let mut old = [Old::Same; 2];
         for _ in 0..ATTEMPTS {
             self.batch.clear();
-            let permission = self.batch.add_element(&Element {
-                set: sets.pinholes,
-                key: &elements.key,
-                data: None,
-                timeout: Some(lifetime),
-            });
-            let [mut target, mut source] = [(usize::MAX, usize::MAX); 2];
-            for ((element, old), at) in
-                translations.iter().zip(&old).zip([&mut target, &mut source])
-            {
-                at.0 = match old {
-                    Old::Absent => usize::MAX,
-                    Old::Written(data) => {
-                        self.batch.clear_element(&Element { data: Some(data), ..*element })
-                    }
-                    Old::Present => self.batch.delete_element(element.set, element.key),
-                };
-                at.1 = self.batch.add_element(element);
+            let mut destroyed = usize::MAX;
+            for pinhole in closed {
+                destroyed = self.revoke(&Elements::of(pinhole).map_err(failed)?);
             }
-            let outcome = self.batch.send(&mut self.socket).map_err(failed)?;
-            let Some(error) = outcome.first_error() else {
-                for Element { set, key, data, .. } in translations {
-                    self.leftovers.wrote(set, key, data.unwrap_or_default(), longer);
+            let permitted = self.batch.add_element(&permission);
+            let [mut cleared, mut added] = [[usize::MAX; 2]; 2];
+            for (index, Translation { element, changes }) in translations.iter().enumerate() {
+                match old[index] {
+                    _ if self.destroys => {
+                        destroyed = self.batch.destroy_element(element.set, element.key);
+                    }
+                    Old::Same => cleared[index] = self.batch.clear_element(element),
+                    Old::Other => {
+                        cleared[index] = self.batch.delete_element(element.set, element.key);
+                    }
+                    Old::Absent => {}
                 }
-                return Ok(());
-            };
+                if *changes {
+                    added[index] = self.batch.add_element(element);
+                }
+            }
+            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
+            let Some(error) = outcome.first_error() else { return Ok(()) };
+            if self.destroys && outcome.failed_with(destroyed, libc::EINVAL) {
+                self.destroys = false;
+                continue;
+            }
             let there =
                 |at| outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY);
-            if there(permission) {
+            if there(permitted) {
                 return Err(KernelError::Taken);
             }
             let mut learned = false;
-            for (old, (clear, add)) in old.iter_mut().zip([target, source]) {
-                if outcome.failed_with(clear, libc::ENOENT) && matches!(old, Old::Present) {
-                    *old = Old::Absent;
-                    learned = true;
-                } else if (there(clear) || there(add)) && !matches!(old, Old::Present) {
-                    *old = Old::Present;
-                    learned = true;
-                }
+            for ((old, cleared), added) in old.iter_mut().zip(cleared).zip(added) {
+                let now = if outcome.failed_with(cleared, libc::ENOENT) && *old == Old::Other {
+                    Old::Absent
+                } else if there(cleared) || there(added) {
+                    Old::Other
+                } else {
+                    *old
+                };
+                learned |= now != *old;
+                *old = now;
             }
             if !learned {
                 return Err(failed(table_error(error)));
@@ -182,32 +169,34 @@ impl Pinholes {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let elements = Elements::of(pinhole).map_err(failed)?;
-        let sets = elements.sets;
-        self.leftovers.deleted(sets.targets, &elements.key);
-        // The source stays until it expires: its key has no arrival, so another pinhole to the
-        // same target may be using it. The timeout is that of an element that is never seen.
-        let timeout = Some(TRANSLATIONS_LONGER);
-        let permission = Element { set: sets.pinholes, key: &elements.key, data: None, timeout };
-        let target = Element { set: sets.targets, data: Some(&elements.target), ..permission };
-        self.batch.clear();
-        self.batch.clear_element(&permission);
-        self.batch.clear_element(&target);
-        match self.batch.send(&mut self.socket).map_err(failed)?.first_error() {
-            // Without our table there are no pinholes.
-            None | Some(libc::ENOENT) => return Ok(()),
-            // The target is that of a later pinhole, which replaced this one.
-            Some(libc::EBUSY | libc::EEXIST) => {}
-            Some(error) => return Err(failed(io::Error::from_raw_os_error(error))),
-        }
-        for set in [sets.pinholes, sets.targets] {
+        for _ in 0..ATTEMPTS {
             self.batch.clear();
-            self.batch.delete_element(set, &elements.key);
-            match self.batch.send(&mut self.socket).map_err(failed)?.first_error() {
-                None | Some(libc::ENOENT) => {}
+            self.batch.tell_changes();
+            let revoked = self.revoke(&elements);
+            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
+            match outcome.first_error() {
+                // Without our table there are no pinholes.
+                None | Some(libc::ENOENT) => return Ok(()),
+                Some(libc::EINVAL)
+                    if self.destroys && outcome.failed_with(revoked, libc::EINVAL) =>
+                {
+                    self.destroys = false;
+                }
                 Some(error) => return Err(failed(io::Error::from_raw_os_error(error))),
             }
         }
-        Ok(())
+        Err(failed(io::ErrorKind::ResourceBusy.into()))
+    }
+
+    /// Adds to the batch that a pinhole is closed. Its translations stay until they expire: another to the
+    /// same target may be using the source. Returns the index of the message that an older kernel refuses.
+    fn revoke(&mut self, elements: &Elements) -> usize {
+        if self.destroys {
+            self.batch.destroy_element(elements.sets.pinholes, elements.key.as_ref())
+        } else {
+            // The timeout is that of an element that is never seen.
+            self.batch.clear_element(&elements.permission(Some(TRANSLATIONS_LONGER)))
+        }
     }
 
     /// The pinholes that are open now, as the kernel says.
@@ -251,10 +240,18 @@ fn table_error(errno: i32) -> io::Error {
 /// The bytes of a pinhole's elements, as the sets' types want them.
 struct Elements {
     sets: &'static Sets,
-    key: Vec<u8>,
-    target: Vec<u8>,
-    source_key: Vec<u8>,
-    source: Vec<u8>,
+    key: Bytes,
+    target: Bytes,
+    source_key: Bytes,
+    source: Bytes,
+    changes_target: bool,
+    changes_source: bool,
+}
+
+/// An element that translates, and whether there is need of it.
+struct Translation<'a> {
+    element: Element<'a>,
+    changes: bool,
 }
 
 impl Elements {
@@ -271,28 +268,66 @@ impl Elements {
         };
         Ok(Self {
             sets,
-            key: bytes(&[initiator], arrival),
-            target: bytes(&[], target),
-            source_key: bytes(&[initiator], target),
-            source: address(source),
+            key: Bytes::default().address(initiator).endpoint(arrival),
+            target: Bytes::default().endpoint(target),
+            source_key: Bytes::default().address(initiator).endpoint(target),
+            source: Bytes::default().address(source),
+            changes_target: target != arrival,
+            changes_source: source != initiator,
         })
     }
-}
 
-fn address(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
+    fn permission(&self, timeout: Option<Duration>) -> Element<'_> {
+        Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
+    }
+
+    fn translations(&self, timeout: Option<Duration>) -> [Translation<'_>; 2] {
+        let of = |set, key, data, changes| {
+            let element = Element { set, key, data: Some(data), timeout };
+            Translation { element, changes }
+        };
+        let Sets { targets, sources, .. } = *self.sets;
+        [
+            of(targets, self.key.as_ref(), self.target.as_ref(), self.changes_target),
+            of(sources, self.source_key.as_ref(), self.source.as_ref(), self.changes_source),
+        ]
     }
 }
 
-/// A concatenation: each part takes whole 4-byte words.
-fn bytes(before: &[IpAddr], endpoint: SocketAddr) -> Vec<u8> {
-    let mut bytes: Vec<u8> = before.iter().copied().flat_map(address).collect();
-    bytes.extend(address(endpoint.ip()));
-    bytes.extend(endpoint.port().to_be_bytes());
-    bytes.extend([0, 0]);
-    bytes
+/// A concatenation: each part takes whole 4-byte words. The longest has two addresses and a port.
+#[derive(Clone, Copy, Default)]
+struct Bytes {
+    words: [[u8; 4]; 9],
+    length: usize,
+}
+
+impl Bytes {
+    fn push(mut self, word: [u8; 4]) -> Self {
+        if let Some(free) = self.words.get_mut(self.length) {
+            *free = word;
+            self.length += 1;
+        }
+        self
+    }
+
+    fn address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.push(address.octets()),
+            IpAddr::V6(address) => {
+                let octets = address.octets();
+                octets.as_chunks().0.iter().fold(self, |bytes, word| bytes.push(*word))
+            }
+        }
+    }
+
+    fn endpoint(self, endpoint: SocketAddr) -> Self {
+        let [high, low] = endpoint.port().to_be_bytes();
+        self.address(endpoint.ip()).push([high, low, 0, 0])
+    }
+
+    fn as_ref(&self) -> &[u8] {
+        self.words.get(..self.length).unwrap_or_default().as_flattened()
+    }
 }
 
 fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
@@ -329,15 +364,15 @@ mod tests {
         {
             let pinhole = pinhole(initiator, arrival);
             let elements = Elements::of(&pinhole).unwrap();
-            assert_eq!(read_key(&elements.key), Some((pinhole.initiator, pinhole.arrival)));
+            assert_eq!(read_key(elements.key.as_ref()), Some((pinhole.initiator, pinhole.arrival)));
         }
     }
 
     #[test]
     fn a_key_has_whole_words() {
         let elements = Elements::of(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
-        assert_eq!(elements.key, [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
-        assert_eq!(elements.target, [192, 0, 2, 7, 1, 2, 0, 0]);
+        assert_eq!(elements.key.as_ref(), [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
+        assert_eq!(elements.target.as_ref(), [192, 0, 2, 7, 1, 2, 0, 0]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::GatewayError;
+use crate::engine::{Answer, Woken};
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
 const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");
@@ -17,6 +18,8 @@ const IP6TABLES: &str = include_str!("../../rules/ftp-alg.ip6tables");
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
 
+/// The kernel's conntrack helper for scanners (nf_conntrack_sane).
+pub(super) const SCANNER_HELPER: &str = "sane";
 /// The name of our own conntrack helper.
 pub(super) const OWN_HELPER: &str = "ftp-alg";
 
@@ -54,6 +57,7 @@ pub struct RuleParameters {
     control_ports: Vec<u16>,
     queue_first: u16,
     queue_count: u16,
+    by_processor: bool,
     data: u32,
     every: u32,
     none: u32,
@@ -66,6 +70,7 @@ impl Default for RuleParameters {
             control_ports: vec![21],
             queue_first: 2100,
             queue_count: 1,
+            by_processor: false,
             data: 0x4000_0000,
             every: 0x2000_0000,
             none: 0x1000_0000,
@@ -117,12 +122,33 @@ impl RuleParameters {
         let every = 1 << others.ilog2();
         let none = others & !every;
         let backend = Backend::Nftables;
-        Ok(Self { control_ports, queue_first, queue_count, data: mark, every, none, backend })
+        let by_processor = false;
+        Ok(Self {
+            control_ports,
+            queue_first,
+            queue_count,
+            by_processor,
+            data: mark,
+            every,
+            none,
+            backend,
+        })
     }
 
     /// These, with another back end than [`Backend::Nftables`].
     pub fn with_backend(self, backend: Backend) -> Self {
         Self { backend, ..self }
+    }
+
+    /// These, where a packet goes to the queue of the processor that it is on, rather than to that of its
+    /// connection. Of one queue both are the same.
+    pub fn by_processor(self, by_processor: bool) -> Self {
+        Self { by_processor: by_processor && self.queue_count > 1, ..self }
+    }
+
+    /// Whether packets are spread over the queues by the processor that they are on.
+    pub fn is_by_processor(&self) -> bool {
+        self.by_processor
     }
 
     /// What holds the pinholes.
@@ -153,6 +179,26 @@ impl RuleParameters {
     /// The ct mark bit of a control connection of which no packet is queued.
     pub fn none(&self) -> u32 {
         self.none
+    }
+
+    /// What the packet mark says of a packet that was queued.
+    pub fn woken(&self, mark: u32) -> Woken {
+        match mark & self.mask() {
+            woken if woken == self.data | self.every => Woken::Plainly,
+            marked if marked == self.data | self.none => Woken::Marked,
+            _ => Woken::Not,
+        }
+    }
+
+    /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
+    pub fn answer(&self, mark: u32, answer: Answer) -> Option<u32> {
+        let bits = match answer {
+            Answer::Nothing => return None,
+            Answer::Calm => self.mask(),
+            Answer::Payload => self.data | self.every,
+            Answer::Kept => 0,
+        };
+        Some(mark & !self.mask() | bits)
     }
 
     /// All our bits of the ct mark; also the packet mark of what we send ourselves.
@@ -207,6 +253,12 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                     QueueStatement::Operator,
                 ) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
+                ("queue flags bypass to $queues", _) if parameters.by_processor => {
+                    text.push_str(&line.replace("bypass", "bypass,fanout"));
+                }
+                ("queue to $queues", _) if parameters.by_processor => {
+                    text.push_str(&line.replace("queue to", "queue flags fanout to"));
+                }
                 _ => text.push_str(line),
             },
         }
@@ -214,9 +266,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
     text
 }
 
-/// Nftables rules with our own helper, which must be there when they are loaded.
-pub(super) fn with_own_helper(text: &str) -> String {
-    text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
+/// Nftables rules with the lines that need a conntrack helper, which must be there when they are loaded.
+pub(super) fn with_helper(text: &str, name: &str) -> String {
+    text.replace("\"sane\"", &format!("\"{name}\"")).replace("#helper: ", "")
 }
 
 /// The iptables rules, for `iptables-restore --noflush`.
@@ -232,6 +284,9 @@ pub fn render_ip6tables(parameters: &RuleParameters) -> String {
 fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
     let queue = match parameters.queue_count {
         1 => format!("--queue-num {}", parameters.queue_first),
+        _ if parameters.by_processor => {
+            format!("--queue-balance {} --queue-cpu-fanout", queues(parameters, ':'))
+        }
         _ => format!("--queue-balance {}", queues(parameters, ':')),
     };
     let mut text = String::with_capacity(template.len() + 64);
@@ -324,6 +379,17 @@ mod tests {
         assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
         assert!(!text.contains("0x70000000"));
         assert!(text.contains("0>>24=0x45&&0&0xFFFF=40"));
+    }
+
+    #[test]
+    fn packets_are_spread_by_processor_over_several_queues_only() {
+        let spread = others().by_processor(true);
+        let text = render(&spread);
+        assert!(text.contains("queue flags bypass,fanout to $queues"), "{text}");
+        assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
+        let text = render_iptables(&spread);
+        assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 3);
+        assert_eq!(RuleParameters::default().by_processor(true), RuleParameters::default());
     }
 
     #[test]

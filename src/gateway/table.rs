@@ -15,13 +15,14 @@ use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GatewayError,
+    Commits, GatewayError,
     firewall::{Ip, uses_legacy},
-    helper::OwnHelper,
+    helper::{Helper, OwnHelper},
     netlink::Socket,
     nft::{self, Batch, Shape},
     programs::{self, output_of},
-    rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
+    rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_helper},
+    selection,
 };
 
 /// Chains that queue: what passes without a reader, what waits for one.
@@ -36,8 +37,20 @@ pub struct Table {
     socket: Socket,
     /// As it was loaded; `None` means that there is nothing to remove.
     shape: Option<Shape>,
-    /// What the table's helper object is, where it is ours.
-    helper: Option<OwnHelper>,
+    /// What the table's helper object is.
+    helper: Helper,
+    /// Whether the kernel has what tells harmless lines, so that connections can be calm.
+    tells_lines: bool,
+    watch: Watch,
+}
+
+/// What spares a look at the table.
+#[derive(Debug, Default)]
+struct Watch {
+    /// The transactions of ours that leave the table's shape as it is.
+    commits: Option<Commits>,
+    /// How many transactions others had made when the table was last found intact.
+    others: Option<u32>,
 }
 
 /// What became of the table since it was loaded.
@@ -58,6 +71,7 @@ pub enum Condition {
 pub struct Imprint {
     text: String,
     statement: QueueStatement,
+    tells_lines: bool,
     shape: Shape,
 }
 
@@ -109,27 +123,29 @@ impl Table {
         parameters: &RuleParameters,
         imprint: &Imprint,
     ) -> Result<Option<Self>, GatewayError> {
-        let Imprint { statement, shape, ref text } = *imprint;
+        let Imprint { statement, shape, tells_lines, ref text } = *imprint;
         let mut socket = Socket::open().map_err(netlink_failed)?;
         if nft::shape(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
         {
             return Ok(None);
         }
-        let helper = OwnHelper::register().map_err(helper_failed)?;
-        if rules(parameters, statement, helper.as_ref()) != *text {
+        let helper = helper(parameters, &mut socket)?;
+        if imprint_text(parameters, statement, &helper) != *text {
             // The rules that refer to it are still there.
-            helper.into_iter().for_each(OwnHelper::keep);
+            helper.keep();
             return Ok(None);
         }
         let (parameters, shape) = (parameters.clone(), Some(shape));
-        Ok(Some(Self { parameters, statement, socket, shape, helper }))
+        let watch = Watch::default();
+        Ok(Some(Self { parameters, statement, socket, shape, helper, tells_lines, watch }))
     }
 
     /// By what [`Table::adopt`] knows it.
     pub fn imprint(&self) -> Option<Imprint> {
-        let text = rules(&self.parameters, self.statement, self.helper.as_ref());
-        self.shape.map(|shape| Imprint { text, statement: self.statement, shape })
+        let text = imprint_text(&self.parameters, self.statement, &self.helper);
+        let (statement, tells_lines) = (self.statement, self.tells_lines);
+        self.shape.map(|shape| Imprint { text, statement, tells_lines, shape })
     }
 
     /// As [`Table::install`], queueing as told.
@@ -138,8 +154,8 @@ impl Table {
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        let helper = OwnHelper::register().map_err(helper_failed)?;
-        let text = rules(parameters, statement, helper.as_ref());
+        let helper = helper(parameters, &mut socket)?;
+        let text = rules(parameters, statement, &helper);
         nft(&["--file", "-"], &text).map_err(|error| match error {
             // Without `queue` statements nothing else in the rules may be missing.
             GatewayError::RulesRefused { message }
@@ -153,21 +169,52 @@ impl Table {
         })?;
         // From here on it is removed if something fails.
         let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
-        let mut table = Self { parameters: parameters.clone(), statement, socket, shape, helper };
+        let (parameters, watch) = (parameters.clone(), Watch::default());
+        let mut table =
+            Self { parameters, statement, socket, shape, helper, tells_lines: false, watch };
         if statement == QueueStatement::Xtables {
-            let mut refused = table.add_queue_rules(parameters)?;
+            let mut refused = table.add_queue_rules()?;
             if refused == Some(libc::ENOENT) {
-                table.load_target()?;
-                refused = table.add_queue_rules(parameters)?;
+                let parameters = RuleParameters::default();
+                table.load_module(|chain| queue_rule(chain, &parameters, true))?;
+                refused = table.add_queue_rules()?;
             }
             refused.map_or(Ok(()), |errno| Err(no_queue(errno)))?;
+        }
+        if statement != QueueStatement::Operator {
+            let mut refused = table.add_selection()?;
+            if refused == Some(libc::ENOENT) {
+                table.load_module(|chain| selection::probe(chain))?;
+                refused = table.add_selection()?;
+            }
+            table.tells_lines = refused.is_none();
             table.shape = nft::shape(&mut table.socket).map_err(netlink_failed)?;
         }
         Ok(table)
     }
 
-    /// What became of it.
+    /// Knows from now on which transactions were ours: all that open or close pinholes in this network
+    /// namespace must be counted in `commits`.
+    pub fn count_in(&mut self, commits: &Commits) {
+        self.watch = Watch { commits: Some(commits.clone()), others: None };
+    }
+
+    /// What became of it. Looks at it only if others have changed nf_tables since it was found intact.
     pub fn condition(&mut self) -> Result<Condition, GatewayError> {
+        let Some(commits) = &self.watch.commits else { return self.look() };
+        let others = commits.of_others(&mut self.socket).map_err(netlink_failed)?;
+        if others.is_some() && others == self.watch.others {
+            return Ok(Condition::Intact);
+        }
+        self.watch.others = None;
+        let condition = self.look()?;
+        // Counted before the look: what came between shows in the next one.
+        self.watch.others = others.filter(|_| condition == Condition::Intact);
+        Ok(condition)
+    }
+
+    /// As [`Table::condition`], whatever was found before.
+    pub fn look(&mut self) -> Result<Condition, GatewayError> {
         let now = nft::shape(&mut self.socket).map_err(netlink_failed)?;
         Ok(match now {
             None => Condition::Gone,
@@ -181,7 +228,8 @@ impl Table {
 
     /// Loads it again, without what was open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let restored = Self::install_with(&self.parameters, self.statement)?;
+        let mut restored = Self::install_with(&self.parameters, self.statement)?;
+        restored.watch.commits = self.watch.commits.take();
         std::mem::replace(self, restored).keep();
         Ok(())
     }
@@ -191,12 +239,15 @@ impl Table {
         self.statement
     }
 
+    /// Whether it tells harmless lines from others, so that connections can be calm.
+    pub fn tells_lines(&self) -> bool {
+        self.tells_lines
+    }
+
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
         self.shape = None;
-        if let Some(helper) = self.helper.take() {
-            helper.keep();
-        }
+        std::mem::take(&mut self.helper).keep();
     }
 
     /// Removes the table, and nothing else: not one that has taken its place.
@@ -219,35 +270,45 @@ impl Table {
                 return Err(GatewayError::system(what, io::Error::from_raw_os_error(error)));
             }
         }
-        self.helper = None;
+        self.helper = Helper::None;
         Ok(())
     }
 
     /// Puts the iptables target into the chains that queue, in the place of what is in them.
     /// Gives the error number that a rule met with.
-    fn add_queue_rules(
-        &mut self,
-        parameters: &RuleParameters,
-    ) -> Result<Option<i32>, GatewayError> {
+    fn add_queue_rules(&mut self) -> Result<Option<i32>, GatewayError> {
         let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
         let mut batch = Batch::new();
         for (name, bypass) in QUEUEING {
             let chain = Chain::new(name, &table);
             batch.flush_chain(name);
-            batch.object(&queue_rule(&chain, parameters, bypass), MsgType::Add);
+            batch.object(&queue_rule(&chain, &self.parameters, bypass), MsgType::Add);
         }
         Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
     }
 
-    /// Has the kernel load the target's module, in a transaction that leaves nothing behind: Linux
-    /// 6.1 loads it by a name that begins with the family's, and has none for inet.
-    fn load_target(&mut self) -> Result<(), GatewayError> {
+    /// Puts the rules that tell harmless lines into their chains. As [`Table::add_queue_rules`].
+    fn add_selection(&mut self) -> Result<Option<i32>, GatewayError> {
+        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
+        let mut batch = Batch::new();
+        selection::rules(&table, |rule| {
+            batch.object(rule, MsgType::Add);
+        });
+        Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
+    }
+
+    /// Has the kernel load the module that a rule needs, in a transaction that leaves nothing behind: Linux
+    /// 6.1 loads those of iptables by a name that begins with the family's, and has none for inet.
+    fn load_module(
+        &mut self,
+        rule: impl for<'a> FnOnce(&'a Chain<'a>) -> Rule<'a>,
+    ) -> Result<(), GatewayError> {
         let table = nftnl::Table::new(c"ftp_alg_probe", ProtoFamily::Ipv4);
         let chain = Chain::new(c"c", &table);
         let mut batch = Batch::new();
         batch.object(&table, MsgType::Add);
         batch.object(&chain, MsgType::Add);
-        batch.object(&queue_rule(&chain, &RuleParameters::default(), true), MsgType::Add);
+        batch.object(&rule(&chain), MsgType::Add);
         batch.object(&table, MsgType::Del);
         batch.send(&mut self.socket).map_err(netlink_failed)?;
         Ok(())
@@ -262,14 +323,30 @@ impl Drop for Table {
     }
 }
 
+/// The helper of control connections. With one of the kernel's own it can also renumber packets; one in
+/// user space does not depend on what the kernel's may read, and is better for expectations.
+fn helper(parameters: &RuleParameters, socket: &mut Socket) -> Result<Helper, GatewayError> {
+    let is_there = |socket: &mut Socket| Helper::has_scanner(socket).map_err(netlink_failed);
+    if parameters.backend() == Backend::Nftables && is_there(socket)? {
+        return Ok(Helper::Scanner);
+    }
+    Ok(match OwnHelper::register().map_err(helper_failed)? {
+        Some(own) => Helper::Own(own),
+        // Without it the rules are refused.
+        None if parameters.backend() == Backend::Conntrack => Helper::Scanner,
+        None => Helper::None,
+    })
+}
+
 /// The text that is loaded.
-fn rules(
-    parameters: &RuleParameters,
-    statement: QueueStatement,
-    helper: Option<&OwnHelper>,
-) -> String {
+fn rules(parameters: &RuleParameters, statement: QueueStatement, helper: &Helper) -> String {
     let text = render_nftables(parameters, statement);
-    if helper.is_some() { with_own_helper(&text) } else { text }
+    helper.name().map_or_else(|| text.clone(), |name| with_helper(&text, name))
+}
+
+/// All that tells a table that this program loads from one of another version.
+fn imprint_text(parameters: &RuleParameters, statement: QueueStatement, helper: &Helper) -> String {
+    format!("{}# {:08x}\n", rules(parameters, statement, helper), selection::fingerprint())
 }
 
 /// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.
@@ -321,7 +398,8 @@ pub(super) fn queue_rule<'a>(
 ) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
-    rule.add_expr(&NfQueue { first, total: last - first + 1, bypass });
+    let by_processor = parameters.is_by_processor();
+    rule.add_expr(&NfQueue { first, total: last - first + 1, bypass, by_processor });
     rule
 }
 
@@ -330,14 +408,15 @@ struct NfQueue {
     first: u16,
     total: u16,
     bypass: bool,
+    by_processor: bool,
 }
 
 impl Expression for NfQueue {
     fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
-        // struct xt_NFQ_info_v3, padded to 8 bytes as XT_ALIGN does.
+        // struct xt_NFQ_info_v3 (flags: 1 bypass, 2 by processor), padded to 8 bytes as XT_ALIGN does.
         let [a, b] = self.first.to_ne_bytes();
         let [c, d] = self.total.to_ne_bytes();
-        let [e, f] = u16::from(self.bypass).to_ne_bytes();
+        let [e, f] = (u16::from(self.bypass) | u16::from(self.by_processor) << 1).to_ne_bytes();
         let info = [a, b, c, d, e, f, 0, 0];
         // SAFETY: the strings are constants. libnftnl frees the target's information with
         // free(3) when it frees the expression, so it must come from malloc(3).

@@ -101,6 +101,12 @@ impl Lab {
         &self.directory
     }
 
+    /// The namespace of the switches. There the cable to an interface is named after both its ends,
+    /// as in `gateway-lan`.
+    pub fn switches(&self) -> &str {
+        self.namespaces.last().map_or("", String::as_str)
+    }
+
     /// Whether addresses of this family are translated.
     pub fn translates(&self, family: Family) -> bool {
         self.spec.translates(family)

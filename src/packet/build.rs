@@ -46,7 +46,7 @@ impl<'a> Packet<'a> {
             tcp.set_flags(edit.flags);
             tcp.set_urgent_ptr(edit.urgent);
         }
-        if edit.payload.is_none() {
+        if edit.payload.is_none() && !self.offload.unsummed {
             // RFC 1624: only what changed has to be summed.
             let checksum = self.word::<16>();
             let updated = update_checksum(checksum, header, &out[self.tcp..self.payload]);

@@ -10,7 +10,7 @@ mod seq;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice, checksum::Sum16BitWords};
+use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
 pub use build::{Edit, acknowledgement, with_endpoints};
 pub use seq::Seq;
@@ -24,6 +24,7 @@ pub mod flags {
     pub const PSH: u8 = 0x08;
     pub const ACK: u8 = 0x10;
     pub const URG: u8 = 0x20;
+    pub const CWR: u8 = 0x80;
 }
 
 /// Why bytes are no TCP packet that can be inspected.
@@ -43,7 +44,17 @@ pub enum Malformed {
     Tcp,
 }
 
-/// A whole IP packet that carries a whole TCP segment.
+/// What a kernel leaves to whoever sends a packet on: network cards, or its own last step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The payload is that of several segments of one connection, one behind the other; on the wire
+    /// each is a packet.
+    pub joined: bool,
+    /// The TCP checksum is not computed yet; the one on the wire will be right.
+    pub unsummed: bool,
+}
+
+/// A whole IP packet that carries a whole TCP segment, or several joined as one.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     /// The packet, without link-layer padding after it.
@@ -54,6 +65,7 @@ pub struct Packet<'a> {
     tcp: usize,
     /// Where the payload starts.
     payload: usize,
+    offload: Offload,
 }
 
 impl<'a> Packet<'a> {
@@ -73,7 +85,18 @@ impl<'a> Packet<'a> {
         let length = TcpSlice::from_slice(tcp).map_err(|_| Malformed::Tcp)?.header_slice().len();
         let header = tcp.first_chunk().ok_or(Malformed::Tcp)?;
         let start = tcp.as_ptr().addr() - bytes.as_ptr().addr();
-        Ok(Self { bytes: &bytes[..start + tcp.len()], header, tcp: start, payload: start + length })
+        let (bytes, payload) = (&bytes[..start + tcp.len()], start + length);
+        Ok(Self { bytes, header, tcp: start, payload, offload: Offload::default() })
+    }
+
+    /// This packet, of which `offload` is left to do.
+    pub fn left_to(self, offload: Offload) -> Self {
+        Self { offload, ..self }
+    }
+
+    /// What is left to do of it.
+    pub fn offload(&self) -> Offload {
+        self.offload
     }
 
     /// The whole packet.
@@ -83,22 +106,28 @@ impl<'a> Packet<'a> {
 
     /// Address and port that it comes from.
     pub fn source(&self) -> SocketAddr {
-        SocketAddr::new(self.address(Side::Source), self.word::<0>())
+        self.endpoints().0.socket(self.is_v4())
     }
 
     /// Address and port that it goes to.
     pub fn destination(&self) -> SocketAddr {
-        SocketAddr::new(self.address(Side::Destination), self.word::<2>())
+        self.endpoints().1.socket(self.is_v4())
     }
 
-    /// As [`source`](Self::source), quick to compare.
-    pub fn source_endpoint(&self) -> Endpoint {
-        Endpoint { address: self.packed_address(Side::Source), port: self.word::<0>() }
-    }
-
-    /// As [`destination`](Self::destination), quick to compare.
-    pub fn destination_endpoint(&self) -> Endpoint {
-        Endpoint { address: self.packed_address(Side::Destination), port: self.word::<2>() }
+    /// Source and destination, quick to compare.
+    #[inline]
+    pub fn endpoints(&self) -> (Endpoint, Endpoint) {
+        let long = |at: usize| self.bytes[at..].first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
+        let (from, to) = (self.word::<0>(), self.word::<2>());
+        // An IPv4 header has 20 bytes at least, an IPv6 header 40.
+        if self.is_v4() {
+            let both = long(12);
+            let end = |low, port| Endpoint { high: 0, low, port };
+            (end(both >> 32, from), end(both & 0xffff_ffff, to))
+        } else {
+            let end = |at, port| Endpoint { high: long(at), low: long(at + 8), port };
+            (end(8, from), end(24, to))
+        }
     }
 
     /// The sequence number of its first payload byte (of the SYN, if it carries one).
@@ -146,13 +175,17 @@ impl<'a> Packet<'a> {
     /// Whether the TCP checksum is right. A receiver discards the packet if not.
     pub fn checksum_is_valid(&self) -> bool {
         let segment = &self.bytes[self.tcp..];
-        let sum = Sum16BitWords::new()
-            .add_slice(segment)
-            .add_2bytes([0, IpNumber::TCP.0])
-            .add_4bytes((segment.len() as u32).to_be_bytes()); // an IP packet's
-        let addresses = if self.is_v4() { 12..20 } else { 8..40 };
-        // What is summed includes the checksum, so the whole is zero.
-        sum.add_slice(&self.bytes[addresses]).ones_complement() == 0
+        let length = segment.len() as u32; // an IP packet's
+        let pseudo = u64::from(u16::from(IpNumber::TCP.0).to_be()) + u64::from(length.to_be());
+        let sum = pseudo
+            + match (self.is_v4(), self.tcp) {
+                (true, 20) | (false, 40) => sum(&self.bytes[if self.is_v4() { 12 } else { 8 }..]),
+                (true, _) => sum(segment) + sum(&self.bytes[12..20]),
+                (false, _) => sum(segment) + sum(&self.bytes[8..40]),
+            };
+        // What is summed includes the checksum, so the whole is zero: in ones' complement that is all
+        // multiples of 2^16 - 1.
+        sum.is_multiple_of(0xffff)
     }
 
     /// Where in the packet the content of the SACK option stands: eight bytes a block.
@@ -186,27 +219,6 @@ impl<'a> Packet<'a> {
         self.bytes[0] >> 4 == 4
     }
 
-    fn address(&self, side: Side) -> IpAddr {
-        let packed = self.packed_address(side);
-        if self.is_v4() {
-            Ipv4Addr::from_bits(packed as u32).into()
-        } else {
-            Ipv6Addr::from_bits(packed).into()
-        }
-    }
-
-    fn packed_address(&self, side: Side) -> u128 {
-        // An IPv4 header has 20 bytes at least, an IPv6 header 40.
-        let source = side == Side::Source;
-        if self.is_v4() {
-            let at = if source { 12 } else { 16 };
-            self.bytes[at..].first_chunk().map_or(0, |b| u128::from(u32::from_be_bytes(*b)))
-        } else {
-            let at = if source { 8 } else { 24 };
-            self.bytes[at..].first_chunk().map_or(0, |b| u128::from_be_bytes(*b))
-        }
-    }
-
     fn word<const AT: usize>(&self) -> u16 {
         u16::from_be_bytes([self.header[AT], self.header[AT + 1]])
     }
@@ -217,36 +229,68 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Address and port in one number each. IPv4 addresses are the numbers below 2^32: no connection
-/// has an IPv6 address among them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Address and port in numbers that fit into registers: in one of 128 bits what was just written in parts is
+/// read back whole, a stall a packet. IPv4 addresses are the numbers below 2^32: no two connections differ
+/// by that alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// The address.
-    pub address: u128,
+    /// The address's upper half.
+    pub high: u64,
+    /// The address's lower half.
+    pub low: u64,
     /// The port.
     pub port: u16,
 }
 
-impl From<SocketAddr> for Endpoint {
-    fn from(endpoint: SocketAddr) -> Self {
-        let address = match endpoint.ip() {
-            IpAddr::V4(v4) => u128::from(v4.to_bits()),
-            IpAddr::V6(v6) => v6.to_bits(),
+impl Endpoint {
+    /// The same as an address, of IPv4 if that is said.
+    pub fn socket(self, is_v4: bool) -> SocketAddr {
+        let ip = if is_v4 {
+            IpAddr::from(Ipv4Addr::from_bits(self.low as u32)) // it was made of one
+        } else {
+            Ipv6Addr::from_bits((u128::from(self.high) << 64) | u128::from(self.low)).into()
         };
-        Self { address, port: endpoint.port() }
+        SocketAddr::new(ip, self.port)
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Source,
-    Destination,
+impl From<SocketAddr> for Endpoint {
+    fn from(endpoint: SocketAddr) -> Self {
+        let (high, low) = match endpoint.ip() {
+            IpAddr::V4(v4) => (0, u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64), // its halves
+        };
+        Self { high, low, port: endpoint.port() }
+    }
 }
 
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_SACK: u8 = 5;
 const OPTION_TIMESTAMPS: u8 = 8;
+
+/// The sum of 16-bit words, modulo 2^16 - 1, in the byte order of this machine: what adds up to zero does
+/// in either (RFC 1071 section 2).
+#[inline]
+fn sum(mut bytes: &[u8]) -> u64 {
+    let mut sum = 0; // of 64 KiB at most
+    while let Some((word, rest)) = bytes.split_first_chunk::<8>() {
+        let word = u64::from_ne_bytes(*word);
+        sum += (word & 0xffff_ffff) + (word >> 32);
+        bytes = rest;
+    }
+    if let Some((word, rest)) = bytes.split_first_chunk::<4>() {
+        sum += u64::from(u32::from_ne_bytes(*word));
+        bytes = rest;
+    }
+    let last = match *bytes {
+        [] => [0; 4],
+        [a] => [a, 0, 0, 0],
+        [a, b] => [a, b, 0, 0],
+        [a, b, c, ..] => [a, b, c, 0],
+    };
+    sum + u64::from(u32::from_ne_bytes(last))
+}
 
 fn tcp_bytes<'a>(payload: &etherparse::IpPayloadSlice<'a>) -> Result<&'a [u8], Malformed> {
     match payload {

@@ -14,11 +14,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::few::{Few, save_bytes};
 use crate::packet::Seq;
 
 /// One replaced range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Rewrite {
+pub(super) struct Rewrite {
     /// First sent number that is replaced.
     start: Seq,
     /// How many sent numbers are replaced; at least 1.
@@ -26,13 +27,18 @@ struct Rewrite {
     /// Where the replacement starts in delivered numbers.
     delivered: Seq,
     /// What is delivered instead.
-    #[serde(serialize_with = "super::save_bytes")]
+    #[serde(serialize_with = "save_bytes")]
     new: Vec<u8>,
 }
 
 impl Rewrite {
     fn end(&self) -> Seq {
         self.start + self.len
+    }
+
+    /// Where it starts, and what is added to numbers after it.
+    pub(super) fn step(&self) -> (Seq, u32) {
+        (self.start, self.delivered_end() - self.end())
     }
 
     fn delivered_end(&self) -> Seq {
@@ -50,7 +56,7 @@ pub const MAX_REWRITES: usize = 64;
 pub struct SequenceMap {
     /// Delivered minus sent before the first rewrite that is remembered.
     base: u32,
-    rewrites: Vec<Rewrite>,
+    rewrites: Few<Rewrite>,
 }
 
 impl SequenceMap {
@@ -69,6 +75,16 @@ impl SequenceMap {
         self.base != 0 || self.rewrites.iter().any(|r| r.len as usize != r.new.len())
     }
 
+    /// What is added before the first rewrite that is remembered, and these.
+    pub(super) fn shape(&self) -> (u32, &[Rewrite]) {
+        (self.base, &self.rewrites)
+    }
+
+    /// Whether anything is replaced at sent `seq` or after it.
+    pub fn changes_after(&self, seq: Seq) -> bool {
+        self.rewrites.last().is_some_and(|last| last.end().is_after(seq))
+    }
+
     /// Whether the history is full.
     pub fn is_full(&self) -> bool {
         self.rewrites.len() >= MAX_REWRITES
@@ -82,7 +98,7 @@ impl SequenceMap {
     /// The delivered number of sent `seq`.
     pub fn deliver(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
-        for rewrite in &self.rewrites {
+        for rewrite in &*self.rewrites {
             if seq.is_before(rewrite.start) {
                 break;
             }
@@ -99,7 +115,7 @@ impl SequenceMap {
     /// acknowledges to the sender.
     pub fn acknowledge(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
-        for rewrite in &self.rewrites {
+        for rewrite in &*self.rewrites {
             if seq.is_before(rewrite.delivered) {
                 break;
             }
@@ -150,10 +166,7 @@ impl SequenceMap {
         if gone > 0 {
             let last = &self.rewrites[gone - 1];
             self.base = last.delivered_end() - last.end();
-            self.rewrites.drain(..gone);
-            if self.rewrites.is_empty() {
-                self.rewrites.shrink_to(2);
-            }
+            self.rewrites.drop_front(gone);
         }
     }
 
@@ -162,7 +175,7 @@ impl SequenceMap {
         let end = seq + bytes.len() as u32; // a segment
         let index = |s: Seq| (s - seq) as usize;
         let mut at = seq;
-        for rewrite in &self.rewrites {
+        for rewrite in &*self.rewrites {
             if !rewrite.end().is_after(seq) {
                 continue;
             }

@@ -6,7 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Note;
+use super::{
+    Note,
+    unanswered::{Awaited, Unanswered},
+};
 use crate::ftp::{Command, Reply, ReplyTracker, Text, Verb};
 
 /// How far a control connection has shown that it is FTP.
@@ -23,27 +26,6 @@ pub enum Phase {
     /// It was verified, but bytes of it were missed: all else that was said before is unknown.
     Lost,
 }
-
-/// What a command still waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Awaited {
-    Login,
-    Passive,
-    /// The answer to a `PORT` or `EPRT` that opened a pinhole.
-    Announcement,
-    EpsvAll,
-    Reinitialize,
-    Auth,
-    Transfer,
-    Other,
-    /// Of these only the number is known.
-    Forgotten,
-}
-
-/// How often in a row the kind of the unanswered commands may change. Of more, what the oldest were is
-/// forgotten, but not how many: each reply is still that to its command, and replies to those
-/// mean nothing.
-const MAX_AWAITED: usize = 32;
 
 /// What a client's line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +65,7 @@ pub struct Dialogue {
     logged_in: bool,
     epsv_all: bool,
     replies: ReplyTracker,
-    /// The unanswered commands, oldest first, as runs of one kind.
-    awaited: Vec<(Awaited, u32)>,
+    awaited: Unanswered,
     /// Whether some were forgotten since [`Dialogue::has_forgotten`] was last asked.
     #[serde(skip)]
     forgot: bool,
@@ -98,7 +79,7 @@ impl Default for Dialogue {
             logged_in: false,
             epsv_all: false,
             replies: ReplyTracker::default(),
-            awaited: Vec::new(),
+            awaited: Unanswered::default(),
             forgot: false,
         }
     }
@@ -137,7 +118,7 @@ impl Dialogue {
 
     /// Whether a 227 or 229 would be an answer.
     pub fn awaits_passive(&self) -> bool {
-        self.awaited.iter().any(|(awaited, _)| *awaited == Awaited::Passive)
+        self.awaited.has(Awaited::Passive)
     }
 
     /// Whether the start of a server's line may become an announcement.
@@ -197,11 +178,42 @@ impl Dialogue {
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
     }
 
+    /// Whether nothing is pending that must be read; where the client waits for answers (`in_step`), what
+    /// answers its last announcement shows by its form whether that failed.
+    pub fn is_calm(&self, in_step: bool) -> bool {
+        self.phase == Phase::Verified
+            && self.logged_in
+            && self.is_between_replies()
+            && (self.awaited.len() == 0 || in_step && self.awaited.is_only(Awaited::Announcement))
+    }
+
+    /// Whether no reply of several lines goes on.
+    pub fn is_between_replies(&self) -> bool {
+        self.replies == ReplyTracker::default()
+    }
+
+    /// What was awaited was answered by something harmless. Whether it was an announcement.
+    pub fn pass_over_answers(&mut self) -> bool {
+        let announced = self.awaited.is_only(Awaited::Announcement);
+        self.awaited = Unanswered::default();
+        announced
+    }
+
+    /// What the client said last is not known; it matters only if it began a transfer.
+    pub fn transfers(&mut self) {
+        self.await_reply(Awaited::Transfer);
+    }
+
+    /// The client asked for an announcement.
+    pub fn asked(&mut self) {
+        self.await_reply(Awaited::Passive);
+    }
+
     /// The dialogue is plain text again after encryption. The login was made while it could not
     /// be read: RFC 4217 lets `CCC` follow a login only, and the server still refuses what comes
     /// without one.
     pub fn resume(&mut self) {
-        self.awaited.clear();
+        self.awaited = Unanswered::default();
         self.replies = ReplyTracker::default();
         self.logged_in = true;
     }
@@ -211,7 +223,7 @@ impl Dialogue {
             227 | 229 => {
                 let asked = self.answer(Awaited::Passive);
                 if !asked {
-                    self.pop();
+                    self.awaited.pop();
                 }
                 Meaning::Passive { asked }
             }
@@ -221,13 +233,13 @@ impl Dialogue {
                 Meaning::Notable(Note::LoggedIn)
             }
             _ if reply.is_preliminary() => {
-                if self.skip_to(Awaited::Transfer) {
+                if self.awaited.skip_to(Awaited::Transfer) {
                     Meaning::Notable(Note::TransferStarted)
                 } else {
                     Meaning::Nothing
                 }
             }
-            _ => match self.pop() {
+            _ => match self.awaited.pop() {
                 Some(Awaited::Announcement) if reply.is_success() => {
                     Meaning::Notable(Note::AnnouncementAccepted)
                 }
@@ -252,18 +264,7 @@ impl Dialogue {
     }
 
     fn await_reply(&mut self, awaited: Awaited) {
-        if let Some((last, count)) = self.awaited.last_mut()
-            && *last == awaited
-        {
-            *count = count.saturating_add(1);
-            return;
-        }
-        if let (MAX_AWAITED.., [(_, oldest), next, ..]) = (self.awaited.len(), &mut *self.awaited) {
-            *next = (Awaited::Forgotten, next.1.saturating_add(*oldest));
-            self.awaited.remove(0);
-            self.forgot = true;
-        }
-        self.awaited.push((awaited, 1));
+        self.forgot |= self.awaited.push(awaited);
     }
 
     /// Whether there were more unanswered commands than are known by kind since this was last asked.
@@ -271,34 +272,14 @@ impl Dialogue {
         std::mem::take(&mut self.forgot)
     }
 
-    fn pop(&mut self) -> Option<Awaited> {
-        let (awaited, count) = self.awaited.first_mut()?;
-        let awaited = *awaited;
-        *count -= 1;
-        if *count == 0 {
-            self.awaited.remove(0);
-        }
-        Some(awaited)
-    }
-
-    /// Drops what stands before the first `which`: its replies will not come any more. Whether those that
-    /// are forgotten will come is not known.
-    fn skip_to(&mut self, which: Awaited) -> bool {
-        let mut kinds = self.awaited.iter().map(|(awaited, _)| *awaited);
-        let found = kinds.position(|a| a == which || a == Awaited::Forgotten);
-        let Some(at) = found.filter(|at| self.awaited[*at].0 == which) else { return false };
-        self.awaited.drain(..at);
-        true
-    }
-
     fn answer(&mut self, which: Awaited) -> bool {
-        self.skip_to(which) && self.pop().is_some()
+        self.awaited.skip_to(which) && self.awaited.pop().is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::unanswered::MAX_AWAITED, *};
 
     fn said(dialogue: &mut Dialogue, line: &str) -> Step {
         let text = Text::new(line.as_bytes());

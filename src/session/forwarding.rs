@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::{Session, Side, is_near};
+use super::{ASKED_AFTER, Session, Side, is_near, stream::MAX_JOINED};
 use crate::packet::{Packet, Seq, flags};
 
 /// How a packet is to be forwarded.
@@ -101,13 +101,15 @@ impl Session {
         }
         let mut control = packet.flags();
         let mut rest = None;
-        let limit = stream.longest_segment();
+        let segment = stream.longest_segment();
+        // What is joined is parted again behind us.
+        let limit = if packet.offload().joined { MAX_JOINED } else { segment };
         if out.len() > limit && out.len() > payload.len() {
             // What is lost of the rest, or is too long for it, follows when the receiver has
             // acknowledged this much and the sender sends again from there.
             let ends = flags::FIN | flags::PSH;
-            let dropped = if out.len() > 2 * limit { ends } else { 0 };
-            out.truncate(2 * limit);
+            let dropped = if out.len() > limit + segment { ends } else { 0 };
+            out.truncate(limit + segment);
             rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
             control &= !ends;
         }
@@ -150,6 +152,9 @@ impl Session {
 
     /// A packet without payload, or one whose payload stays: only its numbers are mapped.
     pub(super) fn renumbered(&self, from: Side, packet: &Packet<'_>) -> Forward {
+        if !self.is_adjusted() {
+            return Forward::Unchanged; // nothing is held back either
+        }
         let seq = self.number_for(from, packet);
         let ack = self.acknowledgement_for(from, packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
@@ -195,11 +200,10 @@ impl Session {
             return Forward::Not;
         }
         stream.gaps = stream.gaps.saturating_add(1);
-        if stream.gaps < 2 {
+        if stream.gaps < ASKED_AFTER {
             return Forward::Not;
         }
         let seq = stream.map.deliver(stream.next) - 1;
-        self.wants_every = true;
         Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }

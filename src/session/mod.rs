@@ -10,19 +10,30 @@
 //! - a number is delivered with the same byte however often its segment is sent again.
 
 mod adjust;
+mod calm;
 mod dialogue;
+mod few;
 mod forwarding;
+pub mod harmless;
 mod judge;
+mod kept;
 mod lines;
 mod reading;
+mod renumbering;
 mod stream;
 mod tls;
+mod unanswered;
 
 pub use adjust::SequenceMap;
+use calm::Unseen;
+pub use calm::Woken;
 pub use dialogue::{Dialogue, Phase};
+use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
-use serde::{Deserialize, Serialize, Serializer};
+use kept::save_kept;
+pub use renumbering::{Renumbering, Renumberings};
+use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
 
@@ -47,14 +58,12 @@ impl Side {
     }
 }
 
-/// How the connection is treated.
+/// Why a connection is not read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Mode {
-    /// Both directions are read.
-    Reading,
+enum Unread {
     /// TLS: the records of each direction, `None` once it is plain text again.
     Encrypted { client: Option<TlsRecords>, server: Option<TlsRecords> },
-    /// Nothing is read any more.
+    /// It is not FTP, or was lost while it was encrypted: for good.
     Opaque,
 }
 
@@ -67,6 +76,9 @@ const MAX_UNSEEN: usize = 1 << 14;
 /// How much of either direction may have passed unseen, as while the daemon was away.
 const MAX_MISSED: u32 = 1 << 16;
 
+/// After how many segments past a gap, one after the other, the receiver is asked what it has.
+const ASKED_AFTER: u8 = 2;
+
 /// How far numbers may be from those that come next.
 const MAX_DISTANCE: u32 = 1 << 20;
 
@@ -74,23 +86,22 @@ fn is_near(number: Seq, next: Seq) -> bool {
     number.distance_from(next).unsigned_abs() <= MAX_DISTANCE
 }
 
-/// Bytes are saved in one go, not each by itself: a session may have many, and is saved with each
-/// packet.
-fn save_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_bytes(bytes)
-}
-
 /// One control connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Session {
     client: Stream,
     server: Stream,
+    /// What was read of the client's bytes from `kept_from` on and is not known to be acknowledged.
+    #[serde(serialize_with = "save_kept")]
+    kept: Bytes,
+    kept_from: Seq,
     dialogue: Dialogue,
-    mode: Mode,
+    /// Set if what is sent is not read as FTP.
+    unread: Option<Box<Unread>>,
     /// The first numbers of client and server.
     first: (Seq, Seq),
-    /// Whether every packet must be seen from now on.
-    wants_every: bool,
+    /// What passed unread in the calm.
+    unseen: Unseen,
     reset: bool,
     /// Whether it was saved, and packets of it may have passed since that nobody read.
     #[serde(skip, default = "unconfirmed")]
@@ -131,10 +142,12 @@ impl Session {
         Self {
             client: Stream::new(client),
             server: Stream::new(server),
+            kept: Bytes::default(),
+            kept_from: client,
             dialogue,
-            mode: Mode::Reading,
+            unread: None,
             first: (client, server),
-            wants_every: false,
+            unseen: Unseen::default(),
             reset: false,
             unconfirmed: false,
         }
@@ -151,9 +164,18 @@ impl Session {
         packet.has(flags::ACK) && (packet.seq(), packet.ack()) == self.first
     }
 
-    /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
+    /// Whether every packet of the connection must be seen: numbers differ, and the kernel does not see to
+    /// it, or bytes are held.
     pub fn wants_every_packet(&self) -> bool {
-        self.wants_every
+        let is_right = |side| {
+            let stream = self.peek(side);
+            !(stream.map.shifts() || stream.is_holding() || self.unseen.renumbered().is_some())
+                || self.is_right_unseen(side)
+        };
+        // Acknowledgements show what is missing, and how much of what is kept was received.
+        let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
+        let is_much = self.kept.len() > MAX_UNSEEN;
+        is_asked || is_much || !(is_right(Side::Client) && is_right(Side::Server))
     }
 
     /// Whether numbers or bytes of either direction are not delivered as they are sent.
@@ -163,7 +185,7 @@ impl Session {
 
     /// Whether no packet of the connection need be seen any more.
     pub fn wants_no_packet(&self) -> bool {
-        matches!(self.mode, Mode::Opaque) && !self.wants_every
+        matches!(self.unread.as_deref(), Some(Unread::Opaque)) && !self.wants_every_packet()
     }
 
     /// Whether the connection is over: reset, or finished by both ends.
@@ -188,17 +210,23 @@ impl Session {
 
     /// One word for people.
     pub fn state(&self) -> &'static str {
-        match (&self.mode, self.dialogue.phase()) {
+        match (self.unread.as_deref(), self.dialogue.phase()) {
             _ if self.is_over() => "closing",
-            (Mode::Opaque, _) => "opaque",
-            (Mode::Encrypted { .. }, _) => "encrypted",
-            (Mode::Reading, Phase::Silent) => "new",
-            (Mode::Reading, Phase::Greeted) => "greeted",
-            (Mode::Reading, Phase::Joined) => "joined",
-            (Mode::Reading, Phase::Lost) => "lost",
-            (Mode::Reading, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
-            (Mode::Reading, Phase::Verified) => "login",
+            (Some(Unread::Opaque), _) => "opaque",
+            (Some(Unread::Encrypted { .. }), _) => "encrypted",
+            (None, Phase::Silent) => "new",
+            (None, Phase::Greeted) => "greeted",
+            (None, Phase::Joined) => "joined",
+            (None, Phase::Lost) => "lost",
+            (None, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
+            (None, Phase::Verified) => "login",
         }
+    }
+
+    /// Something of each of its cache lines: whoever reads it has them in the cache afterwards.
+    pub fn touched(&self) -> u32 {
+        let numbers = self.client.next.0 ^ self.server.next.0 ^ self.kept_from.0 ^ self.first.0.0;
+        numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.kept.len() as u32
     }
 
     /// The mapping of the direction that `side` sends.
@@ -209,17 +237,25 @@ impl Session {
         }
     }
 
-    /// Takes a packet of `from`. A changed payload is written over `out`.
+    /// As long may a segment be that `side` is to have sent.
+    pub fn longest_segment(&self, side: Side) -> usize {
+        self.peek(side).longest_segment()
+    }
+
+    /// Takes a packet of `from`, of which the selection says that it has `woken` the connection. A changed
+    /// payload is written over `out`.
     pub fn packet(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
+        woken: Woken,
         judge: &mut impl Judge,
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
+        self.wake(from, packet, woken, judge);
         if self.unconfirmed && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
         }
@@ -250,16 +286,25 @@ impl Session {
         if seq.is_after(stream.next) {
             return self.gap(from, packet).into();
         }
+        if seq != stream.next
+            && let Some(outcome) = self.sent_unseen(from, packet, judge, out)
+        {
+            return outcome;
+        }
+        if from == Side::Client && packet.has(flags::ACK) {
+            self.client_heard(packet.ack());
+        }
         let reads = from == Side::Client && self.is_readable(from);
+        let payload = if reads { self.as_read(seq, payload) } else { payload.into() };
+        let kept = if from == Side::Client { self.kept.len() } else { 0 };
         let stream = self.stream(from);
-        let payload = if reads { stream.as_read(seq, payload) } else { payload.into() };
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
             let limit = if stream.map.is_full() {
                 Some(Limit::Rewrites)
             } else {
-                (stream.kept() > MAX_KEPT).then_some(Limit::Kept)
+                (kept > MAX_KEPT).then_some(Limit::Kept)
             };
             if let Some(limit) = limit {
                 judge.limit(limit);
@@ -270,9 +315,7 @@ impl Session {
             stream.gaps = 0;
             again = false;
             if reads {
-                stream.keep(seq + new as u32, &payload[new..]);
-                // From here on acknowledgements must be seen.
-                self.wants_every |= self.client.kept() > MAX_UNSEEN;
+                self.keep(seq + new as u32, &payload[new..]);
             }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
             let stream = self.stream(from);
@@ -312,13 +355,13 @@ impl Session {
 
     /// Whether what `side` sends is plain text that is read.
     fn is_readable(&self, side: Side) -> bool {
-        match &self.mode {
-            Mode::Reading => true,
-            Mode::Encrypted { client, server } => match side {
+        match self.unread.as_deref() {
+            None => true,
+            Some(Unread::Encrypted { client, server }) => match side {
                 Side::Client => client.is_none(),
                 Side::Server => server.is_none(),
             },
-            Mode::Opaque => false,
+            Some(Unread::Opaque) => false,
         }
     }
 
@@ -345,20 +388,28 @@ impl Session {
         }
         if !ack.is_after(delivered) {
             stream.acked = stream.acked.max(ack);
-            stream.forget_acknowledged();
+            if by == Side::Server {
+                self.forget_kept();
+            }
+            self.stream(by.peer()).forget_acknowledged();
         } else if !stream.is_holding() {
             // The receiver has bytes that were never queued here: the queue was full, or the
             // daemon away. Both ends go on; what the missed bytes said is not known.
             stream.skip_to(stream.map.acknowledge(ack));
             stream.acked = ack;
-            if matches!(self.mode, Mode::Encrypted { .. }) {
-                self.mode = Mode::Opaque;
+            if let Some(unread) = &mut self.unread {
+                **unread = Unread::Opaque;
             }
-            let phase = self.dialogue.phase();
-            self.dialogue.lose();
-            if !matches!(phase, Phase::Joined | Phase::Lost) {
-                judge.note(Note::Lost);
-            }
+            self.lose(judge);
+        }
+    }
+
+    /// Bytes were missed.
+    fn lose(&mut self, judge: &mut impl Judge) {
+        let phase = self.dialogue.phase();
+        self.dialogue.lose();
+        if !matches!(phase, Phase::Joined | Phase::Lost) {
+            judge.note(Note::Lost);
         }
     }
 }

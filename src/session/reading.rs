@@ -4,7 +4,7 @@
 //! `lines`; where its bytes are kept, and how they are delivered, is the matter of `stream`.
 
 use super::{
-    Judge, Limit, Mode, Note, Phase, Refused, Session, Side, TlsRecords,
+    Judge, Limit, Note, Phase, Refused, Session, Side, TlsRecords, Unread,
     lines::{Read, client_line, is_no_beginning, server_line},
     stream::MAX_HELD,
 };
@@ -56,11 +56,11 @@ impl Session {
         if was_holding {
             self.stream(from).let_go(seq, *new.first()?);
         }
-        let (records, others) = match (&mut self.mode, from) {
-            (Mode::Reading, _) => return Some(0),
-            (Mode::Opaque, _) => return None,
-            (Mode::Encrypted { client, server }, Side::Client) => (client, server),
-            (Mode::Encrypted { client, server }, Side::Server) => (server, client),
+        let (records, others) = match (self.unread.as_deref_mut(), from) {
+            (None, _) => return Some(0),
+            (Some(Unread::Opaque), _) => return None,
+            (Some(Unread::Encrypted { client, server }), Side::Client) => (client, server),
+            (Some(Unread::Encrypted { client, server }), Side::Server) => (server, client),
         };
         let start = records.as_mut()?.follow(new)?;
         if was_holding && start == 0 {
@@ -73,7 +73,7 @@ impl Session {
             self.dialogue.resume();
             judge.note(Note::Readable);
         } else {
-            self.mode = Mode::Reading;
+            self.unread = None;
         }
         Some(start)
     }
@@ -98,16 +98,15 @@ impl Session {
             Read::Nothing => {}
             Read::NotFtp => self.stop_reading(judge),
             Read::Encrypted => {
-                self.mode = Mode::Encrypted {
+                self.unread = Some(Box::new(Unread::Encrypted {
                     client: Some(TlsRecords::default()),
                     server: Some(TlsRecords::default()),
-                };
+                }));
                 self.client.stop_reading();
                 self.server.stop_reading();
                 judge.note(Note::Encrypted);
             }
         }
-        self.notice_changed_numbers(from);
     }
 
     /// `chunk` at `seq` belongs to a line that is not complete; a FIN follows it if `fin`.
@@ -144,16 +143,11 @@ impl Session {
             if from == Side::Client {
                 judge.refused(Refused::Overlong);
                 stream.cross_out(seq, chunk);
-                self.notice_changed_numbers(from);
                 return;
             }
             hold = false;
         }
         stream.continue_line(seq, chunk, hold && !fin);
-        if stream.is_holding() {
-            self.wants_every = true;
-        }
-        self.notice_changed_numbers(from);
     }
 
     /// Telnet commands (urgent ones above all) and blanks before a command need not wait: gives how
@@ -173,14 +167,9 @@ impl Session {
 
     /// The connection is not FTP: from here on nothing is read.
     fn stop_reading(&mut self, judge: &mut impl Judge) {
-        self.mode = Mode::Opaque;
+        self.unread = Some(Box::new(Unread::Opaque));
         self.client.stop_reading();
         self.server.stop_reading();
         judge.note(Note::NotFtp);
-    }
-
-    /// What was just read may have been the first rewrite that shifts numbers.
-    fn notice_changed_numbers(&mut self, side: Side) {
-        self.wants_every |= self.peek(side).map.shifts();
     }
 }

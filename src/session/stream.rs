@@ -7,11 +7,12 @@
 //! them again; but only once everything before them has been acknowledged by the receiver, as an
 //! acknowledgement covers all that precedes it.
 
-use std::borrow::Cow;
+use serde::{Deserialize, Serialize};
 
-use serde::{Deserialize, Serialize, Serializer};
-
-use super::{SequenceMap, save_bytes};
+use super::{
+    SequenceMap,
+    few::{Few, save_bytes},
+};
 use crate::packet::{Packet, Seq};
 
 /// The longest line start that is held back. Announcements are far shorter: RFC 2428's longest is
@@ -19,7 +20,10 @@ use crate::packet::{Packet, Seq};
 pub const MAX_HELD: usize = 512;
 
 /// How much of an unfinished line that passes is kept for reading; more of it is read as cut.
-const MAX_LINE: usize = 1024;
+pub const MAX_LINE: usize = 1024;
+
+/// A joined segment may grow to this length; an IP packet holds little more.
+pub const MAX_JOINED: usize = 65_000;
 
 /// A delivered segment may always be this long (RFC 879's default for IPv4), and as long as the
 /// longest that its sender sent.
@@ -36,13 +40,9 @@ pub struct Stream {
     pub map: SequenceMap,
     /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
     #[serde(serialize_with = "save_bytes")]
-    line: Vec<u8>,
+    line: Few<u8>,
     /// Whether the unfinished line is held back, all of it.
     held: bool,
-    /// What was read from `kept_from` on and is not known to be acknowledged.
-    #[serde(serialize_with = "save_kept")]
-    kept: Vec<u8>,
-    kept_from: Seq,
     /// The sender's window as last advertised.
     pub window: u16,
     /// The sender's clock as last seen in a timestamps option.
@@ -64,10 +64,8 @@ impl Stream {
             next: first,
             acked: first,
             map: SequenceMap::default(),
-            line: Vec::new(),
+            line: Few::default(),
             held: false,
-            kept: Vec::new(),
-            kept_from: first,
             window: u16::MAX,
             clock: None,
             largest: 0,
@@ -81,7 +79,9 @@ impl Stream {
     pub fn observe(&mut self, packet: &Packet<'_>) {
         self.window = packet.window();
         self.clock = packet.timestamps().map_or(self.clock, |(value, _)| Some(value));
-        self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
+        if !packet.offload().joined {
+            self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
+        }
     }
 
     /// Whether bytes are held back.
@@ -113,60 +113,29 @@ impl Stream {
         self.held && !self.skipped && self.unacknowledged() == self.next
     }
 
-    /// Keeps `bytes` at `seq`, which are read, until the receiver acknowledges them.
-    pub fn keep(&mut self, seq: Seq, bytes: &[u8]) {
-        if self.kept.is_empty() || self.kept_from + self.kept.len() as u32 != seq {
-            self.kept.clear();
-            self.kept_from = seq;
-        }
-        self.kept.extend_from_slice(bytes);
-    }
-
-    /// How much is kept that is not known to be acknowledged.
-    pub fn kept(&self) -> usize {
-        self.kept.len()
-    }
-
-    /// `bytes` at `seq`, of which those that were read before are as they were read: an attack
-    /// sends others, and some keep-alives send one of garbage (RFC 1122 section 4.2.3.6).
-    pub fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
-        let kept = self.kept.get(skipped(self.kept_from, seq)..).unwrap_or_default();
-        if kept.is_empty() {
-            return Cow::Borrowed(bytes); // all of them are new
-        }
-        let start = skipped(seq, self.kept_from).min(bytes.len());
-        let end = bytes.len().min(start + kept.len());
-        let kept = &kept[..end - start];
-        if bytes[start..end] == *kept {
-            return Cow::Borrowed(bytes);
-        }
-        Cow::Owned([&bytes[..start], kept, &bytes[end..]].concat())
-    }
-
     /// Forgets rewrites that the receiver has acknowledged, but not what is held back: its sender
     /// may still send it again.
     pub fn forget_acknowledged(&mut self) {
-        if self.kept.is_empty() && self.map.is_shift() {
-            return;
-        }
-        let acknowledged = self.unacknowledged();
-        let gone = acknowledged.distance_from(self.kept_from).max(0) as usize;
-        if gone >= self.kept.len() {
-            self.kept.clear();
-            self.kept.shrink_to(MAX_HELD);
-        } else {
-            self.kept.drain(..gone);
-            self.kept_from = self.kept_from + gone as u32;
-        }
         let Some(last) = self.map.last_start() else { return };
+        let acknowledged = self.unacknowledged();
         self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
+    }
+
+    /// Whether it is between two lines, and goes on.
+    pub fn is_idle(&self) -> bool {
+        self.line.is_empty() && !self.held && !self.finished
+    }
+
+    /// What it says up to `next` is not read.
+    pub fn pass_over_to(&mut self, next: Seq) {
+        self.next = next;
+        self.gaps = 0;
     }
 
     /// Bytes were missed up to `next`: the unfinished line is lost.
     pub fn skip_to(&mut self, next: Seq) {
         self.next = next;
-        self.line = Vec::new();
+        self.line = Few::default();
         self.held = false;
         self.gaps = 0;
         self.skipped = true;
@@ -175,7 +144,7 @@ impl Stream {
     /// Drops what is kept for reading, but for what is held back and still to be delivered.
     pub fn stop_reading(&mut self) {
         if !self.held {
-            self.line = Vec::new();
+            self.line = Few::default();
         }
     }
 
@@ -183,7 +152,7 @@ impl Stream {
     pub fn let_go(&mut self, seq: Seq, first: u8) {
         self.line.push(first);
         self.release(seq, 1);
-        self.line = Vec::new();
+        self.line = Few::default();
     }
 
     /// The unfinished line says nothing yet, and is delivered; of its last bytes `unfinished` are
@@ -191,7 +160,7 @@ impl Stream {
     pub fn pass_over(&mut self, mut line: Vec<u8>, unfinished: usize) {
         line.drain(..line.len() - unfinished);
         line.truncate(MAX_LINE);
-        self.line = line;
+        self.line = line.into();
     }
 
     /// The whole unfinished line with `chunk`, which completes or continues it, and how many of
@@ -215,7 +184,7 @@ impl Stream {
         edit: Option<(std::ops::Range<usize>, Vec<u8>)>,
     ) {
         if self.held {
-            let mut line = std::mem::take(&mut self.line);
+            let mut line = self.line.take();
             if let Some((range, new)) = edit {
                 line.splice(range, new);
             }
@@ -226,7 +195,7 @@ impl Stream {
         {
             self.map.replace(seq + start as u32, range.len() as u32, new);
         }
-        if self.line.capacity() > 2 * MAX_HELD { self.line = Vec::new() } else { self.line.clear() }
+        self.line = Few::default();
     }
 
     /// `chunk` at `seq` continues a line that is not complete. With `hold` it is held back, if all
@@ -246,22 +215,23 @@ impl Stream {
     /// delivered.
     fn lengthen_line(&mut self, chunk: &[u8]) {
         let room = if self.held { chunk.len() } else { MAX_LINE.saturating_sub(self.line.len()) };
-        self.line.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        self.line.list_mut().extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
 
     /// The line so far is delivered in place of the `len` numbers at `seq`.
     fn release(&mut self, seq: Seq, len: u32) {
-        self.map.replace(seq, len, self.line.clone());
+        self.map.replace(seq, len, self.line.to_vec());
         self.held = false;
-        self.line.truncate(MAX_LINE);
+        self.line.list_mut().truncate(MAX_LINE);
     }
 
     /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
     /// it is delivered with every byte crossed out, blanks as well, so that whatever follows in the
     /// line is no command; and is read as that.
     pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
-        self.line.extend_from_slice(chunk);
-        self.line.fill(b'X');
+        let line = self.line.list_mut();
+        line.extend_from_slice(chunk);
+        line.fill(b'X');
         self.release(seq, chunk.len() as u32);
     }
 
@@ -271,7 +241,7 @@ impl Stream {
         if self.held {
             self.line.push(0);
             self.release(seq, 1);
-            self.line.clear();
+            self.line = Few::default();
         }
         self.finished = true;
     }
@@ -285,10 +255,4 @@ impl Stream {
     pub fn line(&self) -> &[u8] {
         &self.line
     }
-}
-
-/// What is kept is saved as long as it is about a line; of more, which would be written with every
-/// packet, what is sent again is not compared after a restart.
-fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    save_bytes(if kept.len() <= MAX_LINE { kept } else { &[] }, serializer)
 }

@@ -373,7 +373,7 @@ impl Sim {
         match self.kernel.attention {
             Some(Attention::None) => false,
             Some(Attention::Every) => true,
-            None => {
+            None | Some(Attention::Payload | Attention::Calm) => {
                 let ends = segment.flags & (flags::FIN | flags::RST | flags::SYN) != 0;
                 self.queues_acks || ends || !segment.payload.is_empty()
             }

@@ -161,6 +161,8 @@ fn allowed() -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![argument(0, Is::MaskedEq(thread), thread)?]);
+    // Of the thread itself.
+    rules.insert(libc::SYS_sched_setaffinity, one_of(0, &[0])?);
     // As abort(3) does.
     rules.insert(libc::SYS_tgkill, one_of(0, &[process::id().into()])?);
     filter(rules, FORBIDDEN, SeccompAction::Allow)

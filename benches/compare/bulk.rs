@@ -1,0 +1,69 @@
+//! Bulk: as many bytes as come, through a data connection, or on the control connection as a reply
+//! that does not end.
+
+use std::{
+    io::{self, Read},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    dialogue::{Control, PATIENCE, host_port},
+    load::Report,
+};
+
+/// More than can come.
+const ENDLESS: u64 = 1 << 40;
+
+/// Before counting begins: windows are open.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// What to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Where the server is, or the proxy.
+    pub target: SocketAddr,
+    /// On the control connection, and not through a data connection.
+    pub control: bool,
+    /// For how long.
+    pub time: Duration,
+}
+
+/// Does what is ordered; the rate is in bits a second.
+pub fn run(order: &Order) -> io::Result<Report> {
+    let mut control = Control::login(order.target)?;
+    if order.control {
+        control.send(&format!("STAT {ENDLESS}\r\n"))?;
+        return receive(control.stream(), order.time);
+    }
+    let reply = control.command("PASV\r\n", b'2')?;
+    let target = host_port(reply).ok_or_else(|| io::Error::other("no endpoint in the reply"))?;
+    let mut data = TcpStream::connect_timeout(&target.into(), PATIENCE)?;
+    control.send(&format!("RETR {ENDLESS}\r\n"))?;
+    data.set_read_timeout(Some(PATIENCE))?;
+    receive(&mut data, order.time)
+}
+
+fn receive(stream: &mut TcpStream, time: Duration) -> io::Result<Report> {
+    let mut buffer = vec![0; 1 << 20];
+    let start = Instant::now() + WARM_UP;
+    let end = start + time;
+    let (mut bytes, mut all) = (0, 0);
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        all += count;
+        let now = Instant::now();
+        if now >= start {
+            bytes += count;
+        }
+        if now >= end {
+            let rate = bytes as f64 * 8.0 / (now - start).as_secs_f64();
+            return Ok(Report { rate, total: all as f64 * 8.0, ..Report::default() });
+        }
+    }
+}

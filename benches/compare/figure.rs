@@ -1,0 +1,70 @@
+//! The figures: who takes part in each, and what is compared with what.
+
+use crate::contestant::Contestant;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// Transfers of a small file, by so many control connections at a time.
+    Cycles(usize),
+    /// Whole sessions with one such transfer, as download programs have them.
+    Sessions(usize),
+    /// Commands and replies through the queue, without data connections.
+    Packets,
+    /// A data connection.
+    Bulk,
+    /// A control connection that carries a reply without end.
+    Control,
+}
+
+/// A ratio that has a goal.
+pub struct Goal {
+    /// Ours is compared with the best of these.
+    pub with: &'static [&'static str],
+    /// At least.
+    pub least: f64,
+}
+
+impl Figure {
+    /// What the table calls it.
+    pub fn title(self) -> String {
+        match self {
+            Self::Cycles(1) => "transfer cycles/s, 1 worker".to_owned(),
+            Self::Cycles(workers) => format!("transfer cycles/s, {workers} workers"),
+            Self::Sessions(1) => "sessions/s, 1 worker".to_owned(),
+            Self::Sessions(workers) => format!("sessions/s, {workers} workers"),
+            Self::Packets => "control packets/s of the reader's processor time".to_owned(),
+            Self::Bulk => "data connection, Gbit/s".to_owned(),
+            Self::Control => "control connection, Gbit/s".to_owned(),
+        }
+    }
+
+    /// What a rate is divided by to be printed.
+    pub fn unit(self) -> f64 {
+        if matches!(self, Self::Bulk | Self::Control) { 1e9 } else { 1.0 }
+    }
+
+    /// Whether it says something of `contestant`.
+    pub fn is_for(self, contestant: &Contestant) -> bool {
+        let ours = matches!(contestant, Contestant::Daemon { .. });
+        let named = |names: &[&str]| ours || names.contains(&contestant.name());
+        match self {
+            Self::Cycles(_) | Self::Sessions(_) => true,
+            Self::Packets | Self::Control => named(&["loop", "none"]),
+            Self::Bulk => named(&["helper", "none"]),
+        }
+    }
+
+    /// Its goals.
+    pub fn goals(self) -> &'static [Goal] {
+        match self {
+            Self::Cycles(_) | Self::Sessions(_) => &[
+                Goal { with: &["helper"], least: 0.88 },
+                Goal { with: &["suse", "proftpd"], least: 5.0 },
+            ],
+            Self::Packets => &[Goal { with: &["loop"], least: 2.0 }],
+            Self::Bulk => &[Goal { with: &["none"], least: 0.99 }],
+            Self::Control => &[Goal { with: &["loop"], least: 5.0 }],
+        }
+    }
+}

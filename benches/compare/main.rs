@@ -1,0 +1,102 @@
+//! `ftp-alg` beside what else there is: `make bench-compare`, as root.
+//!
+//! Builds a client, a gateway that masquerades and drops by default, and a server, puts each
+//! contestant on the gateway in turn, and measures what users would notice. Each measurement has a
+//! lab of its own, all are interleaved over several rounds, and what is printed are medians.
+//! `docs/benchmarks/README.md` says how to run and read it.
+
+mod accept;
+mod bulk;
+mod contestant;
+mod dialogue;
+mod figure;
+mod flood;
+mod load;
+mod measure;
+mod options;
+mod picture;
+mod proxies;
+mod results;
+mod server;
+mod table;
+
+use std::{fs, path::Path, process::ExitCode, thread};
+
+use options::{Options, ROLE};
+use results::Results;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        [ROLE, role @ ..] => measure::play(role).map_err(|error| error.to_string()),
+        _ if !words.contains(&"--bench") => return ExitCode::SUCCESS, // `cargo test --benches`
+        _ => Options::read().and_then(|options| compare(&options)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures everything that is asked for, prints and keeps it.
+fn compare(options: &Options) -> Result<(), String> {
+    ftp_alg::lab::requirements().map_err(|error| error.to_string())?;
+    leave_nothing_behind();
+    let machine = table::machine();
+    let mut results = Results::new(options);
+    for round in 0..options.rounds {
+        for (at, figure) in options.figures.iter().enumerate() {
+            for place in 0..options.contestants.len() {
+                let which = turn(round, place, options.contestants.len());
+                let contestant = &options.contestants[which];
+                if figure.is_for(contestant) {
+                    let title = contestant.title();
+                    eprint!("\r\x1b[Kround {}: {}, {title}", round + 1, figure.title());
+                    results.add(at, which, measure::measure(options, *figure, contestant));
+                }
+            }
+        }
+    }
+    eprint!("\r\x1b[K");
+    let text = table::text(options, &machine, &results);
+    print!("{text}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = if options.keep {
+        root.join("docs/benchmarks")
+    } else {
+        root.join(env!("CARGO_TARGET_TMPDIR"))
+    };
+    for (name, contents) in
+        [("comparison.txt", text), ("comparison.svg", picture::svg(options, &machine, &results))]
+    {
+        let path = directory.join(name);
+        fs::create_dir_all(&directory)
+            .and_then(|()| fs::write(&path, contents))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+/// Who has `place` in `round`: who is first in one is last in the next, and all have been first
+/// after as many pairs of rounds.
+fn turn(round: usize, place: usize, count: usize) -> usize {
+    let place = if round.is_multiple_of(2) { place } else { count - 1 - place };
+    (place + round / 2) % count
+}
+
+/// Whoever is tired of waiting finds no namespace and no process left.
+fn leave_nothing_behind() {
+    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+    let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) else { return };
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            ftp_alg::lab::remove_everything();
+            std::process::exit(1);
+        }
+    });
+}

@@ -1,0 +1,176 @@
+//! One measurement: a lab of its own, the contestant on its gateway, and the ends' answer.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr},
+    process::Command,
+    time::Duration,
+};
+
+use ftp_alg::lab::{Family, Host, LabError, Result};
+use serde::Serialize;
+
+use crate::{
+    bulk,
+    contestant::{Contestant, Stage},
+    figure::Figure,
+    flood,
+    load::{self, Report, Verb},
+    options::{Options, Pin},
+    server,
+};
+
+/// What `contestant` reaches. That it could not be measured is an error of the report.
+pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
+    let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
+    let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
+        let report = match figure {
+            Figure::Cycles(workers) => cycles(options, contestant, &stage, (workers, false)),
+            Figure::Sessions(workers) => cycles(options, contestant, &stage, (workers, true)),
+            Figure::Packets => packets(options, &stage),
+            Figure::Bulk => transfer(options, &stage, false),
+            Figure::Control => transfer(options, &stage, true),
+        };
+        if std::env::var_os("FTP_ALG_COMPARE_LOG").is_some() {
+            eprintln!("\n{} {report:?}\n{}", contestant.name(), stage.log());
+        }
+        report
+    });
+    measured.unwrap_or_else(|error| Report {
+        errors: 1,
+        error: Some(error.to_string()),
+        ..Report::default()
+    })
+}
+
+fn cycles(
+    options: &Options,
+    contestant: &Contestant,
+    stage: &Stage,
+    (workers, whole): (usize, bool),
+) -> Result<Report> {
+    let mut verbs = options.verbs.clone();
+    if *contestant == Contestant::NoHelper {
+        // An endpoint that the client announces is of no use without a helper.
+        verbs.retain(|verb| matches!(verb, Verb::Pasv | Verb::Epsv));
+        if verbs.is_empty() {
+            return Ok(Report::default());
+        }
+    }
+    let order = load::Order { target: stage.target, verbs, whole, workers, time: options.time };
+    client(options, stage, "load", &order)
+}
+
+fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
+    let order = bulk::Order { target: stage.target, control, time: options.time };
+    let before = stage.packets()?;
+    let mut report = client(options, stage, "bulk", &order)?;
+    if let (true, Some(before), Some(after)) = (control, before, stage.packets()?) {
+        let seen = after.saturating_sub(before);
+        report.note = Some(format!("the daemon saw {seen} packets"));
+    }
+    Ok(report)
+}
+
+fn packets(options: &Options, stage: &Stage) -> Result<Report> {
+    let lab = &stage.lab;
+    // Only the gateway is left: its cables end at the generator, and it knows where to send.
+    let side = |interface: &str, near, far| {
+        let [host, switches] = [lab.gateway.namespace(), lab.switches()];
+        let neighbour = format!("neigh replace {near} lladdr 02:00:00:00:00:09 dev {interface}");
+        let cable = format!("gateway-{interface}");
+        lab.gateway.shell(&format!(
+            "ip -n {switches} link set {cable} nomaster\nip -n {host} {neighbour}"
+        ))?;
+        let shown = lab.gateway.run("ip", &["-br", "link", "show", "dev", interface])?.text();
+        let gateway = link_address(&shown)
+            .ok_or_else(|| LabError::Unexpected(format!("no link-layer address: {shown}")))?;
+        Ok(flood::Side { interface: cable, gateway, near, far })
+    };
+    let (client, outside) = (v4(&lab.client)?, v4(&lab.gateway)?);
+    let server = v4(&lab.server)?;
+    let sides = [side("lan", client, server)?, side("wan", server, outside)?];
+    let order = flood::Order { sides, time: options.time };
+    let before = stage.packets()?;
+    let there = format!("--net=/run/netns/{}", lab.switches());
+    let mut command = if stage.processor_time().is_some() {
+        // Before the reader, on its core.
+        let mut command = lab.gateway.command("chrt");
+        command.args(["-f", "1", "nsenter"]);
+        command
+    } else {
+        lab.gateway.command("nsenter")
+    };
+    command.args([&there, "--"]).arg(Pin::Together.program());
+    let mut report = answer(options, stage, command, "flood", &order)?;
+    let seen = before.zip(stage.packets()?).map(|(before, after)| after.saturating_sub(before));
+    // What its rules spared the daemon is not inspected.
+    let share = seen.map_or(1.0, |seen| seen as f64 / report.total);
+    if let Some(cost) = report.cost {
+        let said =
+            seen.map_or(String::new(), |_| format!(", the daemon saw {:.0}%", share * 100.0));
+        report.note = Some(format!("{:.0}/s beside the generator{said}", report.rate));
+        report.cost = Some(cost / share);
+        report.rate = share / cost;
+    }
+    Ok(report)
+}
+
+/// The address in a line like `lan@if5  UP  aa:bb:cc:dd:ee:ff <...>`.
+fn link_address(shown: &str) -> Option<[u8; 6]> {
+    let text = shown.split_whitespace().nth(2)?;
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+fn v4(host: &Host) -> Result<Ipv4Addr> {
+    match host.address(Family::V4) {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(_) => Err(LabError::Unexpected("no IPv4 address".to_owned())),
+    }
+}
+
+/// What this program says as `role` on the client.
+fn client(options: &Options, stage: &Stage, role: &str, order: &impl Serialize) -> Result<Report> {
+    answer(options, stage, stage.lab.client.command(stage.pin.program()), role, order)
+}
+
+/// What this program says as `role`; `command` goes where it has to be.
+fn answer(
+    options: &Options,
+    stage: &Stage,
+    command: Command,
+    role: &str,
+    order: &impl Serialize,
+) -> Result<Report> {
+    let order = serde_json::to_vec(order).unwrap_or_default();
+    let command = stage.pin.traffic(command, &[role]);
+    let limit = options.time + Duration::from_secs(30);
+    let before = stage.processor_time();
+    let done = stage.lab.client.finish(command, &order, limit)?.success()?;
+    let mut report: Report = serde_json::from_slice(&done.stdout).map_err(|error| {
+        LabError::Unexpected(format!("{role}: {error}: {}{}", done.text(), stage.log()))
+    })?;
+    let used = before.zip(stage.processor_time()).map(|(before, after)| after - before);
+    report.cost = used.map(|used| used.as_secs_f64() / report.total);
+    Ok(report)
+}
+
+/// This program as an end of a measurement; what it says is on its standard output.
+pub fn play(role: &[&str]) -> io::Result<()> {
+    let report = match role {
+        ["serve", port] => return server::run(port.parse().map_err(io::Error::other)?),
+        ["load"] => load::run(&serde_json::from_slice(&input()?)?),
+        ["bulk"] => bulk::run(&serde_json::from_slice(&input()?)?)?,
+        ["flood"] => flood::run(&serde_json::from_slice(&input()?)?)?,
+        _ => return Err(io::Error::other(format!("no such role: {role:?}"))),
+    };
+    io::stdout().write_all(&serde_json::to_vec(&report)?)
+}
+
+fn input() -> io::Result<Vec<u8>> {
+    let mut order = Vec::new();
+    io::stdin().read_to_end(&mut order)?;
+    Ok(order)
+}

@@ -1,0 +1,104 @@
+//! The user-space proxies, unpacked by `packaging/provision bench`. Both are dialled in the
+//! server's place, on the gateway, and every connection to them is allowed: nothing that their
+//! firewall would cost is counted.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use ftp_alg::lab::{Family, Host, LabError, Result};
+
+use crate::contestant::file_error;
+
+fn cache() -> PathBuf {
+    std::env::var_os("FTP_ALG_LAB_CACHE")
+        .map_or_else(|| PathBuf::from("/var/cache/ftp-alg-lab"), PathBuf::from)
+}
+
+/// `program` below one of the directories of unpacked packages.
+fn unpacked(directory: &str, program: &str) -> Result<PathBuf> {
+    let path = cache().join(directory).join(program);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(LabError::Unexpected(format!(
+        "{} is missing: `packaging/provision bench` as root unpacks it",
+        path.display()
+    )))
+}
+
+fn with_libraries(command: &mut Command) {
+    let mut paths = Vec::new();
+    for directory in ["root", "bench"] {
+        for libraries in ["usr/lib", "lib"] {
+            let entries = fs::read_dir(cache().join(directory).join(libraries));
+            let entries = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+            paths.extend(entries.filter(|path| path.to_string_lossy().ends_with("-linux-gnu")));
+        }
+    }
+    if let Ok(paths) = std::env::join_paths(paths) {
+        command.env("LD_LIBRARY_PATH", paths);
+    }
+}
+
+fn home(gateway: &Host, name: &str) -> Result<PathBuf> {
+    let home = gateway.directory().join(name);
+    fs::create_dir_all(&home).map_err(file_error(&home))?;
+    Ok(home)
+}
+
+fn configuration(home: &Path, text: &str) -> Result<PathBuf> {
+    let path = home.join("configuration");
+    fs::write(&path, text).map_err(file_error(&path))?;
+    Ok(path)
+}
+
+/// SuSE's ftp-proxy, a process for each connection.
+pub fn suse(gateway: &Host, server: SocketAddr) -> Result<Command> {
+    let home = home(gateway, "ftp-proxy")?;
+    let text = format!(
+        "ServerType standalone\nPort 21\nDestinationAddress {}\nDestinationPort {}\n\
+         DestinationTransferMode client\nSameAddress yes\nMaxClients 64\nForkLimit 100000\n\
+         LogLevel FLT\nLogDestination {home}/log\nPidFile {home}/pid\n",
+        server.ip(),
+        server.port(),
+        home = home.display(),
+    );
+    let configuration = configuration(&home, &text)?;
+    let mut command = gateway.command(unpacked("bench", "usr/sbin/ftp-proxy")?);
+    command.arg("-d").arg("-n").arg("-f").arg(configuration);
+    with_libraries(&mut command);
+    Ok(command)
+}
+
+/// ProFTPD with mod_proxy in front of one server, a process for each connection.
+pub fn proftpd(gateway: &Host, server: SocketAddr) -> Result<Command> {
+    let home = home(gateway, "mod_proxy")?;
+    let modules = unpacked("bench", "usr/lib/proftpd")?;
+    let text = format!(
+        "ModulePath {modules}\nLoadModule mod_proxy.c\n\
+         ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {own}\nUseIPv6 off\nPort 21\n\
+         UseReverseDNS off\nWtmpLog off\nDelayEngine off\nUser nobody\nGroup nogroup\nMaxInstances 64\n\
+         RequireValidShell off\nAuthPAM off\nAllowForeignAddress on\n\
+         PidFile {home}/pid\nScoreboardFile {home}/scoreboard\nSystemLog {home}/log\n\
+         TransferLog none\n\
+         ProxyEngine on\nProxyRole reverse\nProxyReverseServers ftp://{server}\n\
+         ProxySourceAddress {own}\nProxyTables {home}/tables\nProxyDataTransferPolicy client\n",
+        modules = modules.display(),
+        own = gateway.address(Family::V4),
+        home = home.display(),
+    );
+    let configuration = configuration(&home, &text)?;
+    let mut command = gateway.command(unpacked("root", "usr/sbin/proftpd")?);
+    // mod_proxy.so is not linked with it.
+    command.env("LD_PRELOAD", "libssl.so.3");
+    command.arg("-n").arg("-c").arg(configuration);
+    if std::env::var_os("FTP_ALG_COMPARE_LOG").is_some() {
+        command.args(["-d", "8"]);
+    }
+    with_libraries(&mut command);
+    Ok(command)
+}

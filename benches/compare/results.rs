@@ -1,0 +1,83 @@
+//! What was measured, and what it says: medians, spread, ratios.
+
+use crate::{figure::Goal, load::Report, options::Options};
+
+/// Reports by figure, contestant and round.
+pub struct Results {
+    reports: Vec<Vec<Vec<Report>>>,
+    names: Vec<&'static str>,
+}
+
+/// The middle of some values, and their ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The median.
+    pub middle: f64,
+    /// The least.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of no values: nothing.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_unstable_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        let upper = values[values.len() / 2];
+        let lower = values[(values.len() - 1) / 2];
+        Some(Self { middle: (lower + upper) / 2.0, least, most })
+    }
+
+    /// All of it times `factor`.
+    pub fn scaled(self, factor: f64) -> Self {
+        Self { middle: self.middle * factor, least: self.least * factor, most: self.most * factor }
+    }
+}
+
+impl Results {
+    /// Room for what is asked for.
+    pub fn new(options: &Options) -> Self {
+        let names = options.contestants.iter().map(|contestant| contestant.name()).collect();
+        let reports = vec![vec![Vec::new(); options.contestants.len()]; options.figures.len()];
+        Self { reports, names }
+    }
+
+    /// A further round's report.
+    pub fn add(&mut self, figure: usize, contestant: usize, report: Report) {
+        self.reports[figure][contestant].push(report);
+    }
+
+    /// A report a round.
+    pub fn reports(&self, figure: usize, contestant: usize) -> &[Report] {
+        &self.reports[figure][contestant]
+    }
+
+    /// What failed in all rounds of `name`.
+    pub fn errors(&self, figure: usize, name: &str) -> u64 {
+        let at = self.names.iter().position(|other| *other == name);
+        let reports = at.map_or(&[][..], |at| self.reports(figure, at));
+        reports.iter().map(|report| report.errors).sum()
+    }
+
+    /// `one` beside the best of those of the goal that were measured, round by round; and which
+    /// was the best.
+    pub fn ratio(&self, figure: usize, one: &str, goal: &Goal) -> Option<(Spread, &'static str)> {
+        let find = |name: &str| self.names.iter().position(|other| *other == name);
+        let middle = |at: &usize| {
+            let rates = self.reports(figure, *at).iter().map(|report| report.rate);
+            Spread::of(rates).map_or(0.0, |spread| spread.middle)
+        };
+        let best = goal
+            .with
+            .iter()
+            .filter_map(|name| find(name))
+            .filter(|at| middle(at) > 0.0)
+            .max_by(|a, b| middle(a).total_cmp(&middle(b)))?;
+        let ours = self.reports(figure, find(one)?);
+        let pairs = ours.iter().zip(self.reports(figure, best));
+        let ratios = pairs.filter(|(_, other)| other.rate > 0.0).map(|(a, b)| a.rate / b.rate);
+        Some((Spread::of(ratios)?, self.names[best]))
+    }
+}

@@ -1,0 +1,170 @@
+//! The server: a thread for each control connection and nothing that takes time, so that the
+//! gateway's cost shows. Any login is right, and a file's name is its length.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use crate::dialogue::{PATIENCE, as_host_port, host_port};
+
+/// Passive listeners of a session, announced in turn: ports differ from one transfer to the next,
+/// as with real servers, and no transfer waits for one to be opened.
+const LISTENERS: usize = 512;
+
+/// What is written at once.
+const CHUNK: usize = 128 * 1024;
+
+/// Serves `port` on every address until the process is ended.
+pub fn run(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    for stream in listener.incoming() {
+        let stream = stream?;
+        // A client that goes away ends its session and nothing else.
+        thread::spawn(move || Session::new(stream).and_then(|mut session| session.run()));
+    }
+    Ok(())
+}
+
+/// How the next data connection comes about.
+enum Data {
+    None,
+    Passive(usize),
+    Active(SocketAddr),
+}
+
+struct Session {
+    control: TcpStream,
+    local: Ipv4Addr,
+    listeners: Vec<TcpListener>,
+    next: usize,
+    data: Data,
+    chunk: Vec<u8>,
+}
+
+impl Session {
+    fn new(control: TcpStream) -> io::Result<Self> {
+        control.set_nodelay(true)?;
+        let IpAddr::V4(local) = control.local_addr()?.ip() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let chunk = vec![b'x'; CHUNK];
+        Ok(Self { control, local, listeners: Vec::new(), next: 0, data: Data::None, chunk })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let mut reader = BufReader::new(self.control.try_clone()?);
+        self.reply("220 ready")?;
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            let line = line.trim_end();
+            let (verb, argument) = line.split_once(' ').unwrap_or((line, ""));
+            match verb.to_ascii_uppercase().as_str() {
+                "USER" => self.reply("331 password")?,
+                "PASS" => self.reply("230 logged in")?,
+                "PASV" => self.passive(false)?,
+                "EPSV" => self.passive(true)?,
+                "PORT" => self.active(host_port(&format!("({argument})")).map(SocketAddr::V4))?,
+                "EPRT" => self.active(extended(argument))?,
+                "RETR" => self.retrieve(argument)?,
+                "STAT" => self.talk(argument)?,
+                "TYPE" | "NOOP" | "MODE" | "STRU" | "OPTS" | "CWD" => self.reply("200 fine")?,
+                "SYST" => self.reply("215 UNIX Type: L8")?,
+                "PWD" => self.reply("257 \"/\" is here")?,
+                "FEAT" => self.reply("211-Features:\r\n EPSV\r\n EPRT\r\n211 End")?,
+                "QUIT" => return self.reply("221 bye"),
+                _ => self.reply("502 what?")?,
+            }
+        }
+    }
+
+    fn reply(&mut self, line: &str) -> io::Result<()> {
+        self.control.write_all(format!("{line}\r\n").as_bytes())
+    }
+
+    fn passive(&mut self, extended: bool) -> io::Result<()> {
+        if self.listeners.len() < LISTENERS {
+            self.listeners.push(TcpListener::bind((self.local, 0))?);
+        }
+        let at = self.next % LISTENERS;
+        self.next += 1;
+        let port = self.listeners[at].local_addr()?.port();
+        self.data = Data::Passive(at);
+        if extended {
+            self.reply(&format!("229 Entering Extended Passive Mode (|||{port}|)"))
+        } else {
+            let endpoint = as_host_port(SocketAddrV4::new(self.local, port));
+            self.reply(&format!("227 Entering Passive Mode ({endpoint})"))
+        }
+    }
+
+    fn active(&mut self, target: Option<SocketAddr>) -> io::Result<()> {
+        let Some(target) = target else { return self.reply("501 what endpoint?") };
+        self.data = Data::Active(target);
+        self.reply("200 fine")
+    }
+
+    fn retrieve(&mut self, name: &str) -> io::Result<()> {
+        let Ok(length) = name.parse() else { return self.reply("550 no such file") };
+        let data = match std::mem::replace(&mut self.data, Data::None) {
+            Data::None => return self.reply("425 no data connection"),
+            Data::Passive(at) => accept(&self.listeners[at]),
+            Data::Active(target) => TcpStream::connect_timeout(&target, PATIENCE),
+        };
+        let Ok(mut data) = data else { return self.reply("425 no data connection") };
+        self.reply("150 here it comes")?;
+        if write_all(&mut data, &self.chunk, length).is_err() {
+            return self.reply("426 broken off");
+        }
+        drop(data);
+        self.reply("226 done")
+    }
+
+    /// A reply of at least `length` bytes in very many lines.
+    fn talk(&mut self, length: &str) -> io::Result<()> {
+        let length: usize = length.parse().unwrap_or(0);
+        let line =
+            b" Everything is as it should be, and there is nothing else to be said of it.\r\n";
+        let text: Vec<u8> = line.iter().copied().cycle().take(line.len() * 1024).collect();
+        self.reply("211-Status")?;
+        for _ in 0..length.div_ceil(text.len()) {
+            self.control.write_all(&text)?;
+        }
+        self.reply("211 End")
+    }
+}
+
+/// The next connection to `listener`; the client connects before it asks for the file.
+fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    let socket = socket2::SockRef::from(listener);
+    socket.set_read_timeout(Some(PATIENCE))?;
+    listener.accept().map(|(stream, _)| stream)
+}
+
+fn write_all(data: &mut TcpStream, chunk: &[u8], mut length: u64) -> io::Result<()> {
+    data.set_write_timeout(Some(Duration::from_secs(20)))?;
+    while length > 0 {
+        let part = usize::try_from(length).unwrap_or(usize::MAX).min(chunk.len());
+        data.write_all(&chunk[..part])?;
+        length -= part as u64;
+    }
+    data.shutdown(std::net::Shutdown::Write)?;
+    if chunk.len() as u64 * 8 < length {
+        // Nothing comes, but the end: a big file has arrived when the client closes, too.
+        let _ = data.read(&mut [0])?;
+    }
+    Ok(())
+}
+
+/// `|1|h.h.h.h|port|`
+fn extended(argument: &str) -> Option<SocketAddr> {
+    let mut fields = argument.split('|').skip(2);
+    let address: IpAddr = fields.next()?.parse().ok()?;
+    Some(SocketAddr::new(address, fields.next()?.parse().ok()?))
+}

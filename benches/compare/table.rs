@@ -1,0 +1,156 @@
+//! The result as text: each goal with its ratio, then everything that was measured.
+
+use std::{fmt::Write as _, fs, process::Command};
+
+use crate::{
+    contestant::Contestant,
+    figure::Figure,
+    load::Report,
+    options::Options,
+    results::{Results, Spread},
+};
+
+/// All of it.
+pub fn text(options: &Options, machine: &str, results: &Results) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{machine}");
+    let _ = writeln!(text, "{}", command(options));
+    let _ = writeln!(
+        text,
+        "{} rounds of {:?} each, interleaved: median (least..most); announcements: {}\n",
+        options.rounds,
+        options.time,
+        verbs(options)
+    );
+    goals(&mut text, options, results);
+    for (at, figure) in options.figures.iter().enumerate() {
+        let _ = writeln!(text, "\n{}", figure.title());
+        for (which, contestant) in options.contestants.iter().enumerate() {
+            let reports = results.reports(at, which);
+            if !reports.is_empty() {
+                let _ = writeln!(text, "  {}", line(*figure, contestant, reports));
+            }
+        }
+    }
+    text += "\nThe other goals: `cargo bench --bench daemon` prints start to ready and memory at rest,\n\
+             `cargo bench --bench engine` what a packet costs the engine.\n";
+    text
+}
+
+fn goals(text: &mut String, options: &Options, results: &Results) {
+    let _ = writeln!(text, "{:<64} | {:>7} | {:<22} |", "ratio", "goal", "measured");
+    for (at, figure) in options.figures.iter().enumerate() {
+        for (goal, contestant) in pairs(*figure, options) {
+            let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else { continue };
+            let other = title_of(options, with);
+            let what = format!("{}: {} / {other}", figure.title(), contestant.title());
+            let word = if ratio.middle >= goal.least { "reached" } else { "FALLS SHORT" };
+            let failed = |name| results.errors(at, name) > 0;
+            let errors =
+                if failed(contestant.name()) || failed(with) { ", with ERRORS" } else { "" };
+            let least = goal.least.to_string();
+            let _ = writeln!(
+                text,
+                "{what:<64} | {:>7} | {:<22} | {word}{errors}",
+                format!(">= {least}"),
+                spread(ratio, 3)
+            );
+        }
+    }
+}
+
+/// What the table calls the contestant of that name.
+pub fn title_of(options: &Options, name: &'static str) -> &'static str {
+    let mut all = options.contestants.iter();
+    all.find(|contestant| contestant.name() == name).map_or(name, Contestant::title)
+}
+
+/// Each goal of the figure, for each build of ours.
+pub fn pairs(
+    figure: Figure,
+    options: &Options,
+) -> impl Iterator<Item = (&'static crate::figure::Goal, &Contestant)> {
+    figure.goals().iter().flat_map(move |goal| {
+        let ours = |one: &&Contestant| matches!(one, Contestant::Daemon { .. });
+        options.contestants.iter().filter(ours).map(move |contestant| (goal, contestant))
+    })
+}
+
+fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
+    let of = |value: fn(&Report) -> f64| Spread::of(reports.iter().map(value));
+    let Some(rate) = of(|report| report.rate) else { return String::new() };
+    let digits = if figure.unit() > 1.0 { 2 } else { 0 };
+    let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
+    let mut line = format!("{:<23} {rate:<26}", contestant.title());
+    if matches!(figure, Figure::Cycles(_) | Figure::Sessions(_)) {
+        let values = [
+            of(|one| one.percentiles[0]),
+            of(|one| one.percentiles[1]),
+            of(|one| one.percentiles[2]),
+        ];
+        let [half, nine, most] = values.map(|value| value.map_or(0.0, |value| value.middle));
+        let _ = write!(line, " p50 {half:.0} us, p90 {nine:.0} us, p99 {most:.0} us");
+    }
+    if let Some(cost) = Spread::of(reports.iter().filter_map(|report| report.cost)) {
+        let cost = cost.middle * 1e6;
+        let _ = match figure {
+            Figure::Cycles(_) | Figure::Sessions(_) => {
+                write!(line, ", program {cost:.0} us a cycle")
+            }
+            Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
+            // Nothing of it goes through the program.
+            Figure::Bulk => Ok(()),
+            Figure::Control => write!(line, " program {:.2} ns a byte,", cost * 8e3),
+        };
+    }
+    if let Some(note) = reports.iter().find_map(|report| report.note.as_ref()) {
+        let _ = write!(line, " {note}");
+    }
+    let errors: u64 = reports.iter().map(|report| report.errors).sum();
+    if errors > 0 {
+        let first = reports.iter().find_map(|report| report.error.as_deref());
+        let first = first.unwrap_or_default().replace('\n', "; ");
+        let _ = write!(line, " {errors} ERRORS, the first: {first}");
+    }
+    line
+}
+
+fn spread(of: Spread, digits: usize) -> String {
+    format!("{:.digits$} ({:.digits$}..{:.digits$})", of.middle, of.least, of.most)
+}
+
+fn verbs(options: &Options) -> String {
+    let verbs: Vec<String> =
+        options.verbs.iter().map(|verb| format!("{verb:?}").to_uppercase()).collect();
+    verbs.join(", ")
+}
+
+/// Kernel, processor, how many, and how busy they are now.
+pub fn machine() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let processors = read("/proc/cpuinfo");
+    let model =
+        processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown processor", |(_, model)| model);
+    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let load = read("/proc/loadavg");
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
+    let busy = if load > 0.5 { ": BUSY, spreads are wide" } else { "" };
+    let date = Command::new("date").arg("+%F").output().map(|done| done.stdout).unwrap_or_default();
+    let date = String::from_utf8_lossy(&date);
+    format!(
+        "{}, Linux {}, {cores} cores of {model}; load before {load:.2}{busy}",
+        date.trim(),
+        kernel.trim()
+    )
+}
+
+fn command(options: &Options) -> String {
+    let seconds = options.time.as_secs_f64();
+    let rounds =
+        format!("FTP_ALG_COMPARE_ROUNDS={} FTP_ALG_COMPARE_SECONDS={seconds}", options.rounds);
+    let words = options.words.join(" ");
+    let words = if words.is_empty() { words } else { format!(" -- {words}") };
+    format!("{rounds} cargo bench --bench compare{words}")
+}

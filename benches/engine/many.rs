@@ -1,0 +1,169 @@
+//! Many sessions at once: what one takes of memory, and what a packet costs that belongs to any of them.
+//!
+//! Each count has a process of its own. Memory is what is resident more than before (`VmRSS`), so that
+//! tables, allocator and all else are in it. Timed packets are made just before, a few at a time, so that they are
+//! in the cache, as those are that a kernel just delivered, but what the engine knows of their sessions is not.
+
+use std::time::{Duration, Instant};
+
+use ftp_alg::engine::{Engine, Verdict};
+
+use super::talk::{Nowhere, engine};
+
+const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
+/// Packets in one go, as a queue worker reads them.
+const BATCH: usize = 64;
+/// Packets timed in one round; the median of the rounds counts.
+const TIMED: usize = 1 << 20;
+const ROUNDS: usize = 7;
+const ROOM: usize = 80;
+const SERVER: [u8; 4] = [203, 0, 113, 9];
+const LOGIN: [(bool, &[u8]); 5] = [
+    (true, b"220 ready\r\n"),
+    (false, b"USER joe\r\n"),
+    (true, b"331 password\r\n"),
+    (false, b"PASS x\r\n"),
+    (true, b"230 in\r\n"),
+];
+const EXCHANGE: [(bool, &[u8]); 2] = [(false, b"NOOP\r\n"), (true, b"200 Zzz...\r\n")];
+
+/// Measures each count in a process of its own.
+pub fn each_count() {
+    for count in COUNTS {
+        let program = std::env::current_exe().unwrap();
+        let child = std::process::Command::new(program).args(["many", &count.to_string()]).status();
+        assert!(child.unwrap().success());
+    }
+}
+
+/// Measures one count, and prints a line.
+pub fn one_count(count: usize) {
+    let mut said = vec![1_u32; count]; // touched, before memory is measured
+    said.fill(0);
+    let (now, mut out) = (Instant::now(), Vec::with_capacity(1 << 16));
+    let before = resident();
+    let mut engine = engine();
+    for session in 0..count {
+        log_in(&mut engine, now, session, &mut out);
+    }
+    assert_eq!(engine.session_count(), count);
+    let bytes = resident().saturating_sub(before) / count;
+    let mut random = 0x9e37_79b9_7f4a_7c15;
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let spent = round(&mut engine, now, &mut said, &mut random, &mut out);
+            spent.as_nanos() as f64 / TIMED as f64
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    let (least, median) = (rounds[0], rounds[ROUNDS / 2]);
+    println!(
+        "{count:>9} sessions: {median:6.1} ns a packet (at least {least:.1}), {bytes} bytes a session"
+    );
+}
+
+fn log_in(engine: &mut Engine, now: Instant, session: usize, out: &mut Vec<u8>) {
+    let mut numbers = [first(session), !first(session)];
+    let mut packet = [0; ROOM];
+    let syn_ack = build(&mut packet, session, true, [numbers[0], numbers[1] - 1], 0x12, b"");
+    engine.packet(now, &packet[..syn_ack], &mut Nowhere, out);
+    for (server, line) in LOGIN {
+        let length = build(&mut packet, session, server, numbers, 0x18, line);
+        let verdict = engine.packet(now, &packet[..length], &mut Nowhere, out);
+        assert_eq!(verdict, Verdict::Accept);
+        numbers[usize::from(server)] += line.len() as u32;
+    }
+    engine.settle(&mut Nowhere);
+    if session.is_multiple_of(1024) {
+        engine.take_events();
+    }
+}
+
+/// Hands the engine packets of any sessions, each the next of its own, and gives the time that took.
+fn round(
+    engine: &mut Engine,
+    now: Instant,
+    said: &mut [u32],
+    random: &mut u64,
+    out: &mut Vec<u8>,
+) -> Duration {
+    let mut batch = [([0; ROOM], 0); BATCH];
+    let mut spent = Duration::ZERO;
+    for _ in 0..TIMED / BATCH {
+        for (packet, length) in &mut batch {
+            *random ^= *random << 13;
+            *random ^= *random >> 7;
+            *random ^= *random << 17;
+            let session = (*random % said.len() as u64) as usize;
+            *length = next(packet, session, said[session]);
+            said[session] += 1;
+        }
+        let start = Instant::now();
+        engine.expect(batch.iter().map(|(packet, length)| &packet[..*length]));
+        for (packet, length) in &batch {
+            let verdict = engine.packet(now, &packet[..*length], &mut Nowhere, out);
+            assert_eq!(verdict, Verdict::Accept);
+        }
+        engine.settle(&mut Nowhere);
+        spent += start.elapsed();
+    }
+    spent
+}
+
+/// Builds the packet of a session on which `said` were said since its login.
+fn next(packet: &mut [u8; ROOM], session: usize, said: u32) -> usize {
+    let mut numbers = [first(session), !first(session)];
+    for (server, line) in LOGIN {
+        numbers[usize::from(server)] += line.len() as u32;
+    }
+    let (server, line) = EXCHANGE[said as usize % 2];
+    numbers[0] += said.div_ceil(2) * EXCHANGE[0].1.len() as u32;
+    numbers[1] += said / 2 * EXCHANGE[1].1.len() as u32;
+    build(packet, session, server, numbers, 0x18, line)
+}
+
+fn first(session: usize) -> u32 {
+    (session as u32).wrapping_mul(0x9e37_79b1) >> 1
+}
+
+/// Writes a packet of one end, and gives its length.
+fn build(
+    packet: &mut [u8; ROOM],
+    session: usize,
+    server: bool,
+    numbers: [u32; 2],
+    flags: u8,
+    payload: &[u8],
+) -> usize {
+    // A few connections of each client.
+    let client = [10, (session >> 18) as u8, (session >> 10) as u8, (session >> 2) as u8];
+    let port = 40_000 + (session & 3) as u16;
+    let length = 40 + payload.len();
+    packet[..20]
+        .copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    packet[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+    let (from, to) = if server { (SERVER, client) } else { (client, SERVER) };
+    packet[12..16].copy_from_slice(&from);
+    packet[16..20].copy_from_slice(&to);
+    let ports = if server { [21, port] } else { [port, 21] };
+    let [own, other] = if server { [numbers[1], numbers[0]] } else { numbers };
+    packet[20..22].copy_from_slice(&ports[0].to_be_bytes());
+    packet[22..24].copy_from_slice(&ports[1].to_be_bytes());
+    packet[24..28].copy_from_slice(&own.to_be_bytes());
+    packet[28..32].copy_from_slice(&other.to_be_bytes());
+    packet[32..40].copy_from_slice(&[0x50, flags, 2, 0, 0, 0, 0, 0]);
+    packet[40..length].copy_from_slice(payload);
+    let sum = packet[12..length].chunks(2).fold(6 + length as u32 - 20, |sum, word| {
+        sum + u32::from(u16::from_be_bytes([word[0], *word.get(1).unwrap_or(&0)]))
+    });
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[36..38].copy_from_slice(&checksum.to_be_bytes());
+    length
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}

@@ -1,0 +1,292 @@
+//! What a pinhole costs while its packet waits: `cargo bench --bench pinholes`, as root.
+//!
+//! Two network namespaces, one with 10 live pinholes and one with 50,000, take turns. A pinhole for a
+//! transfer is used by a connection, and is closed when the next opens, which has the next port;
+//! one that is revoked is closed unused, and the next is for another client and server. The yardstick
+//! is the one element without which there is no pinhole, as bytes that are ready to be sent.
+
+#![allow(unsafe_code, clippy::unwrap_used)]
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use ftp_alg::{
+    engine::{Kernel as _, Opening, Pinhole, Translation},
+    gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table},
+    lab::{Host, Lab, Topology},
+};
+use socket2::Socket;
+
+const LIVE: [usize; 2] = [10, 50_000];
+const ROUNDS: usize = 40;
+const EACH: usize = 100;
+const RATIO_GOAL: f64 = 2.0;
+const LIFETIME: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(3600);
+
+fn main() {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return; // `cargo test --benches` only compiles it
+    }
+    let outside = File::open("/proc/self/ns/net").unwrap();
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let hosts = [&lab.gateway, &lab.server];
+    let mut places: Vec<_> =
+        hosts.into_iter().zip(LIVE).map(|(host, live)| Place::new(host, live)).collect();
+    for round in 0..=ROUNDS {
+        for place in &mut places {
+            place.measure();
+            if round == 0 {
+                place.forget(); // warm by now
+            }
+        }
+    }
+    println!(
+        "{} of each (of looks {}), interleaved; microseconds",
+        ROUNDS * EACH,
+        ROUNDS * EACH / 10
+    );
+    println!("{:62} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "max");
+    let mut ratios = Vec::new();
+    for (index, what) in WHAT.into_iter().enumerate() {
+        let mut worst = Vec::new();
+        for place in &mut places {
+            let times = &mut place.times[index];
+            worst.push(print(&format!("{what}, {} live", place.live), times));
+        }
+        ratios.push((what, worst[1] / worst[0]));
+    }
+    let grown = &mut places[1];
+    print(&format!("open, while they grow to {}", grown.live), &mut grown.grew);
+    for (what, ratio) in ratios.into_iter().take(OURS) {
+        println!("{what}: p99 with {} / with {} {ratio:.2}, goal {RATIO_GOAL}", LIVE[1], LIVE[0]);
+    }
+    for place in &places {
+        let sum = |index: usize| place.times[index].iter().sum::<Duration>().as_secs_f64();
+        let rate = (ROUNDS * EACH) as f64 / sum(0);
+        println!("transfers a second, {} live: {rate:.0}", place.live);
+    }
+    drop(places);
+    enter(&outside); // the lab ends what runs in its namespaces
+}
+
+/// Prints how `times` are spread. Gives the time that one in a hundred passes.
+fn print(name: &str, times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
+    let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(at);
+    println!("{name:62} {p50:8.2} {p90:8.2} {p99:8.2} {max:8.1}");
+    p99
+}
+
+/// What is measured; the first [`OURS`] are ours.
+const WHAT: [&str; 7] = [
+    "transfer: the last closed, the next opened",
+    "open, another client, one translation",
+    "close, unused",
+    "yardstick: one element, sent",
+    "yardstick: its answer, read",
+    "a look at the table, when only we changed something",
+    "a look at the table, when others did",
+];
+const OURS: usize = 3;
+
+/// A namespace with our table and live pinholes.
+struct Place {
+    live: usize,
+    kernel: LinuxKernel,
+    bare: Bare,
+    table: Table,
+    count: u32,
+    last: Option<Pinhole>,
+    times: [Vec<Duration>; WHAT.len()],
+    /// What each of those that stay took to open.
+    grew: Vec<Duration>,
+    namespace: File,
+}
+
+impl Place {
+    fn new(host: &Host, live: usize) -> Self {
+        let namespace = File::open(format!("/run/netns/{}", host.namespace())).unwrap();
+        enter(&namespace);
+        let parameters = RuleParameters::default();
+        let commits = Commits::default();
+        let mut table = Table::install(&parameters).unwrap();
+        table.count_in(&commits);
+        let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
+        let bare = Bare::new();
+        let mut place = Self {
+            live,
+            kernel,
+            bare,
+            table,
+            count: 0,
+            last: None,
+            times: Default::default(),
+            grew: Vec::with_capacity(live),
+            namespace,
+        };
+        for number in 0..live {
+            // The client is masqueraded, so that there is something to translate.
+            let initiator = Ipv4Addr::from(0x0a00_0000 + number as u32);
+            let arrival = SocketAddr::from(([198, 51, 100, 1], 50_000));
+            let target = SocketAddr::from(([192, 168, 150, 80], 50_000));
+            let pinhole =
+                Pinhole { initiator: initiator.into(), arrival, target, source: initiator.into() };
+            let start = Instant::now();
+            place.open(&[], &pinhole, LONG);
+            place.grew.push(start.elapsed());
+        }
+        place
+    }
+
+    fn measure(&mut self) {
+        enter(&self.namespace);
+        for _ in 0..EACH {
+            self.count += 1;
+            // The conntrack entry of a refused connection is gone before its port comes again.
+            let host: IpAddr = Ipv4Addr::LOCALHOST.into();
+            let port = 20_000 + (self.count % 40_000) as u16;
+            let arrival = SocketAddr::new(host, port);
+            let pinhole = Pinhole { initiator: host, arrival, target: arrival, source: host };
+            let last = self.last.replace(pinhole);
+            self.timed(0, |place| place.open(last.as_slice(), &pinhole, LIFETIME));
+            refused(arrival);
+
+            let initiator = IpAddr::from(Ipv4Addr::from(0xac10_0000 + self.count));
+            let arrival = SocketAddr::from(([198, 51, 100, 1], 40_000));
+            let target = SocketAddr::from(([192, 168, 150, 80], 40_000));
+            let pinhole = Pinhole { initiator, arrival, target, source: initiator };
+            self.timed(1, |place| place.open(&[], &pinhole, LIFETIME));
+            self.timed(2, |place| place.kernel.close(&pinhole).unwrap());
+
+            self.bare.prepare(self.count);
+            self.timed(3, |place| place.bare.send());
+            self.timed(4, |place| place.bare.answer());
+            self.bare.undo();
+        }
+        self.table.condition().unwrap(); // nothing of it is known that was before the yardstick
+        for _ in 0..EACH / 10 {
+            self.timed(5, |place| assert_eq!(place.table.condition().unwrap(), Condition::Intact));
+            self.timed(6, |place| assert_eq!(place.table.look().unwrap(), Condition::Intact));
+        }
+    }
+
+    fn open(&mut self, closed: &[Pinhole], pinhole: &Pinhole, lifetime: Duration) {
+        let control = Translation::identity(pinhole.target, pinhole.arrival);
+        let opening = Opening { pinhole, control: &control, from_client: false, lifetime };
+        self.kernel.close_and_open(closed, &opening).unwrap();
+    }
+
+    fn timed(&mut self, index: usize, work: impl FnOnce(&mut Self)) {
+        let start = Instant::now();
+        work(self);
+        self.times[index].push(start.elapsed());
+    }
+
+    fn forget(&mut self) {
+        self.times.iter_mut().for_each(Vec::clear);
+    }
+}
+
+/// A connection to a port that nobody listens at: its first packet uses a pinhole up.
+fn refused(arrival: SocketAddr) {
+    assert!(TcpStream::connect(arrival).is_err());
+}
+
+/// Moves this thread to a namespace.
+fn enter(namespace: &File) {
+    // SAFETY: it only changes the namespace of this thread.
+    let done = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(done, 0, "setns: {}", io::Error::last_os_error());
+}
+
+/// One element in a batch, ready to be sent.
+struct Bare {
+    socket: Socket,
+    bytes: Vec<u8>,
+    /// Where the message is, and in it the first word of the key.
+    message: usize,
+    key: usize,
+}
+
+impl Bare {
+    fn new() -> Self {
+        // SAFETY: it only opens a socket, which nobody else has.
+        let socket = unsafe {
+            let raw = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER);
+            assert!(raw >= 0, "{}", io::Error::last_os_error());
+            Socket::from(OwnedFd::from_raw_fd(raw))
+        };
+        let mut bytes = Vec::new();
+        message(&mut bytes, libc::NFNL_MSG_BATCH_BEGIN as u16, 0, 10, &[]);
+        let mut element = attribute(1, &attribute(1, &[0; 12]));
+        element.extend(attribute(4, &LIFETIME.as_millis().to_be_bytes()[8..]));
+        let mut body = attribute(1, b"ftp_alg\0");
+        body.extend(attribute(2, b"pinholes4\0"));
+        body.extend(attribute(3, &attribute(1, &element)));
+        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | libc::NFT_MSG_NEWSETELEM) as u16;
+        let start = bytes.len();
+        let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK) as u16;
+        message(&mut bytes, kind, flags, 0, &body);
+        let key = bytes.len() - 12 - 12;
+        message(&mut bytes, libc::NFNL_MSG_BATCH_END as u16, 0, 10, &[]);
+        Self { socket, bytes, message: start, key }
+    }
+
+    fn prepare(&mut self, number: u32) {
+        self.bytes[self.key..self.key + 4].copy_from_slice(&(0xc000_0000 + number).to_be_bytes());
+    }
+
+    /// Deletes the element again.
+    fn undo(&mut self) {
+        let kind = |bytes: &mut [u8], command: i32| bytes[0] = command as u8;
+        kind(&mut self.bytes[self.message + 4..], libc::NFT_MSG_DELSETELEM);
+        self.send();
+        self.answer();
+        kind(&mut self.bytes[self.message + 4..], libc::NFT_MSG_NEWSETELEM);
+    }
+
+    fn send(&self) {
+        assert_eq!(self.socket.send(&self.bytes).unwrap(), self.bytes.len());
+    }
+
+    fn answer(&self) {
+        let mut answer = [0; 4096];
+        // SAFETY: pointer and length are those of `answer`.
+        let read = unsafe {
+            libc::recv(
+                self.socket.as_raw_fd(),
+                answer.as_mut_ptr().cast(),
+                answer.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        assert_eq!(answer[16..20], [0; 4], "the kernel refused the element ({read} bytes)");
+    }
+}
+
+fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
+    let nested = if matches!(content.first_chunk(), Some([_, 0, 1..=4, 0])) { 0x8000 } else { 0 };
+    let mut bytes = (content.len() as u16 + 4).to_ne_bytes().to_vec();
+    bytes.extend((kind | nested).to_ne_bytes());
+    bytes.extend(content);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn message(out: &mut Vec<u8>, kind: u16, flags: u16, resource: u16, body: &[u8]) {
+    out.extend((20 + body.len() as u32).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend((flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    out.extend([0; 8]);
+    let family = if body.is_empty() { libc::AF_UNSPEC } else { libc::NFPROTO_INET };
+    out.extend([family as u8, 0]);
+    out.extend(resource.to_be_bytes());
+    out.extend(body);
+}

@@ -1,0 +1,312 @@
+//! The thread of one queue: packets in, verdicts out.
+//!
+//! A shard is an engine with its journal, and knows the connections that are its own: with
+//! `fanout = "connection"` those of one queue, as the kernel keeps a connection there; with
+//! `fanout = "cpu"` those that their two endpoints fall to, as each packet comes by the queue of the
+//! processor that it is on. A thread never holds two shards at a time, nor asks for anything but the log's
+//! lock while it holds one, so that none waits for another in a circle. Verdicts go to the queue that
+//! the packet came from, once every shard that a batch told something new has written it to its journal; closing and
+//! sending follow the verdicts.
+
+use std::{
+    error::Error,
+    io,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{state::Journal, workers::Shared};
+use crate::{
+    engine::{Answer, Engine, Verdict},
+    gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
+    packet::{Endpoint, Packet},
+    session::Woken,
+};
+
+/// How long a worker waits for a packet before it looks at what has expired.
+const TICK: Duration = Duration::from_secs(1);
+
+/// An engine, and where it is written what it knows.
+pub(super) struct Shard {
+    pub(super) engine: Engine,
+    pub(super) journal: Journal,
+}
+
+/// A worker that panicked ends the daemon; until then its engine can be looked at.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Which shard a packet belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// This one: all packets of its connection come by this queue.
+    Queue(usize),
+    /// One of so many, the same for both directions of a connection, and after a restart.
+    Endpoints(usize),
+}
+
+impl Home {
+    fn of(self, bytes: &[u8]) -> usize {
+        match self {
+            Self::Queue(shard) => shard,
+            Self::Endpoints(0 | 1) => 0,
+            Self::Endpoints(shards) => Packet::parse(bytes).map_or(0, |packet| {
+                let one = |end: Endpoint| {
+                    // Odd numbers without a pattern; who chooses ports to meet may meet others of his own.
+                    let folded = end.low ^ end.high.rotate_left(32);
+                    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(end.port))
+                        .wrapping_mul(0xd6e8_feb8_6659_fd93)
+                };
+                let (a, b) = packet.endpoints();
+                let both = one(a).wrapping_add(one(b));
+                let mixed = (both ^ (both >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+                ((mixed >> 32) % shards as u64) as usize
+            }),
+        }
+    }
+}
+
+/// What was decided on a packet, until all are.
+#[derive(Clone, Debug)]
+enum Decided {
+    Accept,
+    Drop,
+    /// These of the replacements.
+    Replace(Range<usize>),
+}
+
+/// One queue, and its way to the shards.
+pub(super) struct Worker {
+    pub(super) queue: Queue,
+    pub(super) home: Home,
+    /// The shard of which this worker drops what is over.
+    pub(super) own: usize,
+    pub(super) kernel: LinuxKernel,
+    parameters: RuleParameters,
+    pub(super) shared: Arc<Shared>,
+    buffers: Buffers,
+}
+
+/// For one batch; kept, so that a packet allocates nothing.
+#[derive(Default)]
+struct Buffers {
+    /// The shard of each packet.
+    homes: Vec<usize>,
+    decided: Vec<(Decided, Answer)>,
+    replacements: Vec<u8>,
+    replacement: Vec<u8>,
+}
+
+/// Kept for the next batch; of a larger one the rest is given back.
+const KEPT_REPLACEMENTS: usize = 256 << 10;
+
+impl Worker {
+    pub(super) fn new(
+        queue: Queue,
+        home: Home,
+        own: usize,
+        kernel: LinuxKernel,
+        parameters: RuleParameters,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { queue, home, own, kernel, parameters, shared, buffers: Buffers::default() }
+    }
+
+    /// Works until `end` is set; who sets it wakes this one.
+    pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
+        self.queue.set_patience(TICK)?;
+        let mut overruns = self.queue.overruns();
+        let mut next_tick = Instant::now();
+        while !end.load(Ordering::Acquire) {
+            let packets = self.queue.wait()?;
+            let now = Instant::now();
+            if packets > 0 {
+                self.batch(now);
+            }
+            if now >= next_tick {
+                next_tick = self.tick(now, &mut overruns);
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides about the packets that were read.
+    fn batch(&mut self, now: Instant) {
+        let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
+        let (packets, verdicts) = queue.batch();
+        buffers.homes.clear();
+        buffers.homes.extend(packets.clone().map(|packet| home.of(packet.payload)));
+        buffers.decided.clear();
+        buffers.decided.resize(buffers.homes.len(), (Decided::Drop, Answer::Nothing));
+        for (index, shard) in shared.shards.iter().enumerate() {
+            if buffers.homes.contains(&index) {
+                let packets = packets.clone().map(|packet| (packet, parameters.woken(packet.mark)));
+                decide(&mut lock(shard), now, index, packets, buffers, kernel, shared);
+            }
+        }
+        give(verdicts, packets, buffers, parameters, shared);
+        for (index, shard) in shared.shards.iter().enumerate() {
+            if buffers.homes.contains(&index) {
+                let mut shard = lock(shard);
+                shard.engine.settle(kernel);
+                let events = shard.engine.take_events();
+                drop(shard);
+                shared.log.events(now, events);
+            }
+        }
+    }
+
+    /// What is to be done about once a second. Gives the time of the next.
+    fn tick(&mut self, now: Instant, overruns: &mut u64) -> Instant {
+        let Some(shard) = self.shared.shards.get(self.own) else { return now + TICK };
+        let mut shard = lock(shard);
+        let Shard { engine, journal } = &mut *shard;
+        engine.expire(now, &mut self.kernel);
+        let was_written = journal.is_written();
+        match journal.recover(engine) {
+            Ok(()) if was_written => {}
+            Ok(()) => tracing::info!("{} is written again", journal.path().display()),
+            // Said once.
+            Err(_) if !was_written => {}
+            Err(error) => self.shared.fail(&not_kept(journal, &error)),
+        }
+        let events = engine.take_events();
+        drop(shard);
+        self.shared.log.events(now, events);
+        self.shared.log.sum_up(now);
+        let dropped = self.queue.overruns();
+        if dropped > *overruns {
+            let (number, more) = (self.queue.number(), dropped - *overruns);
+            tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
+            self.shared.overruns.fetch_add(more, Ordering::Relaxed);
+            *overruns = dropped;
+        }
+        now + TICK
+    }
+}
+
+/// Decides about those of `packets` that are of the shard `index`, and writes what they do to sessions. Where
+/// that fails they go on all the same: FTP works, and only a restart will be noticed.
+fn decide<'p>(
+    shard: &mut Shard,
+    now: Instant,
+    index: usize,
+    packets: impl Iterator<Item = (crate::gateway::Packet<'p>, Woken)>,
+    buffers: &mut Buffers,
+    kernel: &mut LinuxKernel,
+    shared: &Shared,
+) {
+    let Buffers { homes, decided, replacements, replacement } = buffers;
+    for (((packet, woken), home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+        if *home != index {
+            continue;
+        }
+        let verdict =
+            shard.engine.queued(now, packet.payload, woken, packet.offload, kernel, replacement);
+        let verdict = match verdict {
+            Verdict::Accept => Decided::Accept,
+            Verdict::Drop => Decided::Drop,
+            Verdict::Replace => {
+                let start = replacements.len();
+                replacements.extend_from_slice(replacement);
+                Decided::Replace(start..replacements.len())
+            }
+        };
+        *decided = (verdict, shard.engine.answer());
+    }
+    if let Err(error) = shard.journal.write(&mut shard.engine) {
+        shared.fail(&not_kept(&shard.journal, &error));
+    }
+}
+
+/// Gives the verdicts, in the order of the packets, so that accepts are runs.
+fn give<'p>(
+    mut verdicts: Verdicts<'_>,
+    packets: impl Iterator<Item = crate::gateway::Packet<'p>>,
+    buffers: &mut Buffers,
+    parameters: &RuleParameters,
+    shared: &Shared,
+) {
+    let Buffers { decided, replacements, .. } = buffers;
+    for (packet, (decided, answer)) in packets.zip(decided.iter()) {
+        let decision = match decided {
+            Decided::Accept => Decision::Accept,
+            Decided::Drop => Decision::Drop,
+            Decided::Replace(range) => {
+                Decision::Replace(replacements.get(range.clone()).unwrap_or_default())
+            }
+        };
+        let mark = parameters.answer(packet.mark, *answer);
+        if let Err(error) = verdicts.verdict_with(packet.id, decision, mark) {
+            shared.fail(&error);
+        }
+        if verdicts.is_full()
+            && let Err(error) = verdicts.flush()
+        {
+            shared.fail(&error);
+        }
+    }
+    if let Err(error) = verdicts.flush() {
+        shared.fail(&error);
+    }
+    replacements.clear();
+    replacements.shrink_to(KEPT_REPLACEMENTS);
+}
+
+fn not_kept(journal: &Journal, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        // The right to write there is one to that directory, whatever took its place.
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+            "was its directory removed or replaced? Then start ftp-alg again"
+        }
+        _ => "it is tried again each second",
+    };
+    format!(
+        "{}: {error}; until this works, no session survives a restart; {remedy}",
+        journal.path().display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A TCP segment without payload, from `a` to `b`, each an address's last byte and a port.
+    fn segment(a: (u8, u16), b: (u8, u16)) -> Vec<u8> {
+        let mut packet = vec![0; 40];
+        packet[..4].copy_from_slice(&[0x45, 0, 0, 40]);
+        packet[8..10].copy_from_slice(&[64, 6]);
+        packet[12..20].copy_from_slice(&[10, 0, 0, a.0, 192, 0, 2, b.0]);
+        if a.0 > b.0 {
+            packet[12..20].copy_from_slice(&[192, 0, 2, a.0, 10, 0, 0, b.0]);
+        }
+        packet[20..22].copy_from_slice(&a.1.to_be_bytes());
+        packet[22..24].copy_from_slice(&b.1.to_be_bytes());
+        packet[32] = 0x50;
+        packet
+    }
+
+    #[test]
+    fn both_directions_are_at_home_in_one_shard_and_connections_in_all() {
+        let home = Home::Endpoints(4);
+        let mut counts = [0; 4];
+        for port in 1024..2024 {
+            let (client, server) = ((2, port), (9, 21));
+            let there = home.of(&segment(client, server));
+            assert_eq!(there, home.of(&segment(server, client)));
+            counts[there] += 1;
+        }
+        assert!(counts.iter().all(|count| (180..320).contains(count)), "{counts:?}");
+        assert_eq!(home.of(b"not a packet"), 0);
+        assert_eq!(Home::Queue(3).of(&segment((2, 1024), (9, 21))), 3);
+        // Journals of before a restart, and of another build, must be found.
+        let known =
+            [1024, 1025, 1026, 1027, 1028].map(|port| home.of(&segment((2, port), (9, 21))));
+        assert_eq!(known, [2, 1, 0, 2, 1]);
+    }
+}

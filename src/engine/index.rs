@@ -1,0 +1,162 @@
+//! Where in the table a connection is: from the hash of its endpoints to its place.
+//!
+//! The endpoints stand in the entry alone. A slot has 32 bits of the hash and a place in eight bytes, and
+//! those that a search looks at lie beside each other, so that a packet's entry is found with one cache
+//! line, however many there are. There are many small tables instead of a large one, so that no packet
+//! waits while all are moved to one of twice the size.
+
+/// The top bits of a hash choose the part, the low ones the slot.
+const PARTS: u32 = 64;
+
+/// The low half of a hash above, a place and one below; zero is free.
+type Slot = u64;
+
+/// Places of the table by hashes. Knows neither keys nor entries.
+pub struct Index {
+    parts: [Part; PARTS as usize],
+}
+
+#[derive(Default)]
+struct Part {
+    /// A power of two, or none.
+    slots: Vec<Slot>,
+    taken: usize,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { parts: std::array::from_fn(|_| Part::default()) }
+    }
+}
+
+impl Index {
+    /// The place with this hash that `is` the one.
+    pub fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let part = &self.parts[part_of(hash)];
+        part.position(hash, &mut is).map(|at| place(part.slots[at]))
+    }
+
+    /// The slot at which a search for this hash begins: to read it has it in the cache afterwards.
+    pub fn first_slot(&self, hash: u64) -> u64 {
+        let part = &self.parts[part_of(hash)];
+        let mask = part.slots.len().wrapping_sub(1);
+        part.slots.get(hash as usize & mask).copied().unwrap_or_default()
+    }
+
+    /// One more place.
+    pub fn insert(&mut self, hash: u64, place: u32) {
+        self.parts[part_of(hash)].insert(hash << 32 | (u64::from(place) + 1));
+    }
+
+    /// Takes out a place.
+    pub fn remove(&mut self, hash: u64, place: u32) {
+        let part = &mut self.parts[part_of(hash)];
+        if let Some(at) = part.position(hash, &mut |found| found == place) {
+            part.remove(at);
+        }
+    }
+}
+
+impl Part {
+    fn position(&self, hash: u64, is: &mut impl FnMut(u32) -> bool) -> Option<usize> {
+        let mask = self.slots.len().checked_sub(1)?;
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = *self.slots.get(at)?;
+            if slot == 0 {
+                return None; // there is one always
+            }
+            if slot >> 32 == hash & 0xffff_ffff && is(place(slot)) {
+                return Some(at);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn insert(&mut self, slot: Slot) {
+        self.taken += 1;
+        if self.taken * 4 > self.slots.len() * 3 {
+            let more = vec![0; (self.slots.len() * 2).max(8)];
+            for slot in std::mem::replace(&mut self.slots, more) {
+                if slot != 0 {
+                    self.put(slot);
+                }
+            }
+        }
+        self.put(slot);
+    }
+
+    fn put(&mut self, slot: Slot) {
+        let mask = self.slots.len() - 1;
+        let mut at = home(slot) & mask;
+        while self.slots[at] != 0 {
+            at = (at + 1) & mask;
+        }
+        self.slots[at] = slot;
+    }
+
+    /// Frees a slot, and fills it with one behind it that would not be found any more.
+    fn remove(&mut self, mut free: usize) {
+        let mask = self.slots.len() - 1;
+        let mut at = free;
+        loop {
+            at = (at + 1) & mask;
+            let slot = self.slots[at];
+            if slot == 0 {
+                break;
+            }
+            let from_home = at.wrapping_sub(home(slot)) & mask;
+            if from_home >= at.wrapping_sub(free) & mask {
+                self.slots[free] = slot;
+                free = at;
+            }
+        }
+        self.slots[free] = 0;
+        self.taken -= 1;
+    }
+}
+
+fn part_of(hash: u64) -> usize {
+    (hash >> (u64::BITS - PARTS.ilog2())) as usize
+}
+
+fn home(slot: Slot) -> usize {
+    (slot >> 32) as usize
+}
+
+fn place(slot: Slot) -> u32 {
+    (slot as u32).wrapping_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn places_are_found_by_their_hashes_whatever_came_and_went(
+            steps in proptest::collection::vec((0u64..40, any::<bool>()), 0..400),
+        ) {
+            // Few hashes, of which some wrap round and all are in two parts: as many meet as can.
+            let hash = |n: u64| ((n % 2) << 63) | ((n / 2) % 5) | ((n % 3) << 31);
+            let mut index = Index::default();
+            let mut known = BTreeMap::new();
+            for (n, comes) in steps {
+                if comes && known.insert(n, ()).is_none() {
+                    index.insert(hash(n), n as u32);
+                } else if !comes {
+                    index.remove(hash(n), n as u32);
+                    known.remove(&n);
+                }
+                for n in 0..40 {
+                    let found = index.find(hash(n), |place| place == n as u32);
+                    prop_assert_eq!(found.is_some(), known.contains_key(&n));
+                }
+            }
+        }
+    }
+}

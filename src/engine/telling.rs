@@ -1,0 +1,145 @@
+//! What the kernel and the packet selection are told of a control connection, and what is sent on its behalf.
+
+use std::net::SocketAddr;
+
+use super::{
+    Answer, Attention, Kernel, KernelError, REMINDER,
+    bench::Bench,
+    control::{Control, Moment},
+};
+use crate::{
+    packet::{self, Packet},
+    session::{Acknowledgement, Outcome, Session, Side, Woken},
+};
+
+/// Tells the kernel what a connection's later packets need, of whose translation nothing is known here.
+pub(super) fn attend_afresh(
+    kernel: &mut impl Kernel,
+    client: SocketAddr,
+    server: SocketAddr,
+    attention: Attention,
+) -> Result<(), KernelError> {
+    let translation = kernel.translation(client, server)?.ok_or(KernelError::Unknown)?;
+    kernel.attend(&translation, attention)
+}
+
+/// What the selection is to be told with the verdict on a packet that `woken` came with.
+pub(super) fn answer(
+    session: &mut Session,
+    control: &mut Control,
+    woken: Woken,
+    now: Moment,
+) -> Answer {
+    let was_woken = woken != Woken::Not;
+    if session.wants_every_packet() || session.wants_no_packet() {
+        // That it was told by a request.
+        return if was_woken { Answer::Kept } else { Answer::Nothing };
+    }
+    if session.is_calm() && control.rival().is_none() {
+        session.expect_unseen();
+        control.told(Attention::Calm, now);
+        return Answer::Calm;
+    }
+    let is_told = matches!(control.attention(), None | Some(Attention::Payload));
+    control.told(Attention::Payload, now);
+    if was_woken || !is_told { Answer::Payload } else { Answer::Nothing }
+}
+
+/// Has the kernel change the numbers of what is not seen, where they differ.
+pub(super) fn have_renumbered<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    session: &mut Session,
+    woken: Woken,
+) -> Result<(), KernelError> {
+    if bench.control.keeps_numbers() {
+        return Ok(());
+    }
+    let Some(wanted) = session.renumberings() else { return Ok(()) };
+    // A calm connection is one that conntrack has not forgotten, with all that it was told.
+    if woken != Woken::Not && session.is_renumbered_as(&wanted) {
+        return Ok(());
+    }
+    let translation = match bench.translation() {
+        Err(KernelError::Unknown) => return Ok(()),
+        known => known?,
+    };
+    let before = session.renumbered_by_kernel();
+    let is_known = woken != Woken::Not && before.iter().any(|numbers| !numbers.is_identity());
+    let done = bench.kernel.renumber(&translation, &wanted, is_known)?;
+    bench.control.set_keeps_numbers(!done);
+    session.set_renumbered(if done { wanted } else { Default::default() });
+    Ok(())
+}
+
+/// Tells the kernel what the connection's later packets need, and sends what is to be sent.
+pub(super) fn tell_kernel<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    session: &Session,
+    outcome: &Outcome,
+    injections: &mut Vec<Injection>,
+) -> Result<(), KernelError> {
+    let attention = if session.wants_every_packet() {
+        Some(Attention::Every)
+    } else if session.wants_no_packet() {
+        Some(Attention::None)
+    } else {
+        None
+    };
+    if let Some(wanted) = attention
+        && bench.control.is_to_be_told(wanted, bench.moment, REMINDER)
+    {
+        match bench.translation().and_then(|t| bench.kernel.attend(&t, wanted)) {
+            Ok(()) => bench.control.told(wanted, bench.moment),
+            // It will be known, perhaps with another translation, once this packet has passed.
+            Err(KernelError::Unknown) => bench.control.set_translation(None),
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(acknowledgement) = outcome.acknowledge {
+        let Acknowledgement { to, seq, ack, window, timestamps } = acknowledgement;
+        let translation = match bench.translation() {
+            // What is held is sent again, and acknowledged then.
+            Err(KernelError::Unknown) => return Ok(()),
+            known => known?,
+        };
+        let (source, destination) = translation.seen_by(to);
+        let mut packet = Vec::new();
+        packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+        injections.push(Injection::of(bench.control, packet));
+    }
+    Ok(())
+}
+
+/// Has `segment`, the rest of what `from` sent, go to the other end: as a packet of its own, which
+/// nothing translates any more.
+pub(super) fn send_rest<K: Kernel>(
+    bench: &mut Bench<'_, K>,
+    from: Side,
+    segment: &[u8],
+    injections: &mut Vec<Injection>,
+) {
+    let (translation, segment) = match (bench.translation(), Packet::parse(segment)) {
+        (Ok(translation), Ok(segment)) => (translation, segment),
+        (Err(error), _) => return bench.failed(&error),
+        (Ok(_), Err(_)) => return,
+    };
+    let (source, destination) = translation.seen_by(from.peer());
+    let mut packet = Vec::new();
+    packet::with_endpoints(&segment, source, destination, &mut packet);
+    injections.push(Injection::of(bench.control, packet));
+}
+
+/// A packet that is to be sent on behalf of a connection.
+pub(super) struct Injection {
+    pub(super) session: u64,
+    pub(super) client: SocketAddr,
+    pub(super) server: SocketAddr,
+    pub(super) packet: Vec<u8>,
+}
+
+impl Injection {
+    fn of(control: &Control, packet: Vec<u8>) -> Self {
+        let (client, server) = (control.client(), control.server());
+        Self { session: control.id, client, server, packet }
+    }
+}

@@ -1,0 +1,425 @@
+//! One NFQUEUE: reads queued packets in batches, and gives verdicts in batches.
+//!
+//! Does not know what is in a packet. A packet stays in the kernel until its verdict is flushed;
+//! verdicts may come in any order and in a later batch.
+
+#![allow(unsafe_code)]
+
+mod receive;
+mod statistics;
+mod verdicts;
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
+    time::Duration,
+};
+
+use super::{
+    GatewayError,
+    features::{CAP_NET_ADMIN, has},
+    netlink::{self, Messages, Socket, Start, Writer},
+};
+use crate::packet::Offload;
+use receive::{BATCH, Found, Receiver, offset_in, parse};
+pub(super) use statistics::{STATISTICS, readers};
+use statistics::{owner, row};
+use verdicts::Pending;
+pub use verdicts::Verdicts;
+
+const SUBSYSTEM: u8 = libc::NFNL_SUBSYS_QUEUE as u8;
+const PACKET: u16 = (libc::NFNL_SUBSYS_QUEUE as u16) << 8 | libc::NFQNL_MSG_PACKET as u16;
+
+/// Packets waiting for a verdict, beyond which the kernel drops.
+const MAXIMUM_WAITING: u32 = 8192;
+const SOCKET_BUFFER: i32 = 8 << 20;
+/// What an attribute can hold.
+const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
+
+/// A packet that waits for its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// What [`Queue::verdict`] wants.
+    pub id: u32,
+    /// The IP packet, whole.
+    pub payload: &'a [u8],
+    /// Netfilter hook: 1 input, 2 forward, 3 output, 4 postrouting.
+    pub hook: u8,
+    /// The packet mark.
+    pub mark: u32,
+    /// Interface that it came in on; 0 if it was made here.
+    pub indev: u32,
+    /// Interface that it goes out on; 0 if it ends here.
+    pub outdev: u32,
+    /// What is left to do of it, with [`Queue::take_joined`].
+    pub offload: Offload,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision<'a> {
+    /// It goes on as it is.
+    Accept,
+    /// This goes on in its place. Checksums must be right. In the place of a joined packet a shorter one
+    /// would be lost: tcp_gso_segment() refuses what is no longer than a segment.
+    Replace(&'a [u8]),
+    /// It ends here.
+    Drop,
+}
+
+/// A queue of which this is the only reader. Closing it is dropping it: packets without a verdict
+/// are then dropped by the kernel.
+#[derive(Debug)]
+pub struct Queue {
+    socket: Socket,
+    number: u16,
+    receiver: Receiver,
+    found: Vec<Found>,
+    pending: Pending,
+    is_joined: bool,
+    malformed: u64,
+    refused: u64,
+    overruns: u64,
+    /// Where the kernel says what it dropped, to root only. Without that the numbers of packets show
+    /// those that the receive buffer had no room for.
+    statistics: Option<File>,
+    /// The number of the packet read last; the kernel counts from 1.
+    last: u32,
+}
+
+impl Queue {
+    /// Becomes the reader of queue `number`.
+    pub fn open(number: u16) -> Result<Self, GatewayError> {
+        let opening = || format!("queue {number}");
+        let mut socket = Socket::open().map_err(|e| GatewayError::system(opening(), e))?;
+        configure(&mut socket, number, |message| {
+            message.put(libc::NFQA_CFG_CMD as u16, &[libc::NFQNL_CFG_CMD_BIND as u8, 0, 0, 0]);
+        })
+        .map_err(|error| refused(number, error))?;
+        configure(&mut socket, number, |message| {
+            // struct nfqnl_msg_config_params: copy range (big-endian), mode.
+            let mut parameters = [0; 5];
+            if let Some((range, mode)) = parameters.split_first_chunk_mut() {
+                *range = 0xffff_u32.to_be_bytes();
+                mode.fill(libc::NFQNL_COPY_PACKET as u8);
+            }
+            message
+                .put(libc::NFQA_CFG_PARAMS as u16, &parameters)
+                .put(libc::NFQA_CFG_QUEUE_MAXLEN as u16, &MAXIMUM_WAITING.to_be_bytes());
+            // No fail-open: a packet that passed a full queue unseen would tear the stream of its
+            // connection, while TCP repeats one that was dropped.
+        })
+        .map_err(|e| GatewayError::system(opening(), e))?;
+        // Without the right to exceed rmem_max, what it allows must do.
+        for (force, polite) in
+            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+        {
+            if socket.set_option(libc::SOL_SOCKET, force, SOCKET_BUFFER).is_err() {
+                let _ = socket.set_option(libc::SOL_SOCKET, polite, SOCKET_BUFFER);
+            }
+        }
+        // A socket that reports an overrun is refused all further packets until it has been read
+        // empty (netlink_overrun sets NETLINK_S_CONGESTED); the drops are counted in /proc.
+        socket
+            .set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)
+            .map_err(|e| GatewayError::system(opening(), e))?;
+        let statistics = File::open(STATISTICS);
+        if let Err(error) = &statistics {
+            tracing::info!(
+                "queue {number}: {STATISTICS}: {error}; overruns are counted by the numbers of packets"
+            );
+        }
+        Ok(Self {
+            socket,
+            number,
+            receiver: Receiver::new(),
+            found: Vec::with_capacity(BATCH),
+            pending: Pending::new(number),
+            is_joined: false,
+            malformed: 0,
+            refused: 0,
+            overruns: 0,
+            statistics: statistics.ok(),
+            last: 0,
+        })
+    }
+
+    /// The queue's number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Reads the packets that wait, up to a batch, without blocking. Returns how many; they stay
+    /// readable by [`Queue::packet`] until the next call.
+    pub fn receive(&mut self) -> Result<usize, GatewayError> {
+        self.read(libc::MSG_DONTWAIT)
+    }
+
+    /// Has packets come as the kernel handles them: several segments as one, without a checksum. It parts and
+    /// sums them when they go on, changed ones too (nfqnl_mangle() leaves their segment's length, and
+    /// tcp_gso_segment() sums what is not marked as partly summed).
+    pub fn take_joined(&mut self) -> Result<(), GatewayError> {
+        let number = self.number;
+        configure(&mut self.socket, number, |message| joined(message, true))
+            .map_err(|e| GatewayError::system(format!("queue {number}"), e))?;
+        self.is_joined = true;
+        Ok(())
+    }
+
+    /// How long [`Queue::wait`] waits.
+    pub fn set_patience(&mut self, patience: Duration) -> Result<(), GatewayError> {
+        let waiting = |e| GatewayError::system(format!("queue {}", self.number), e);
+        socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(waiting)
+    }
+
+    /// As [`Queue::receive`], but waits until there is a packet, one wakes this, or
+    /// patience ends: reading at once saves a call of poll() for each.
+    pub fn wait(&mut self) -> Result<usize, GatewayError> {
+        self.read(libc::MSG_WAITFORONE)
+    }
+
+    /// What ends [`Queue::wait`] from another thread.
+    pub fn waker(&self) -> Result<Waker, GatewayError> {
+        let waking = |e| GatewayError::system(format!("queue {}", self.number), e);
+        Ok(Waker { socket: Socket::open().map_err(waking)?, port: self.socket.port() })
+    }
+
+    fn read(&mut self, flags: libc::c_int) -> Result<usize, GatewayError> {
+        self.found.clear();
+        let datagrams = loop {
+            match self.receiver.receive(self.socket.as_fd().as_raw_fd(), flags) {
+                Ok(datagrams) => break datagrams,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => break 0,
+                    Some(libc::EINTR) => {}
+                    Some(libc::ENOBUFS) => self.overruns += 1,
+                    _ => {
+                        let what = format!("reading queue {}", self.number);
+                        return Err(GatewayError::system(what, error));
+                    }
+                },
+            }
+        };
+        let malformed_before = self.malformed;
+        let mut is_any_cut = false;
+        for slot in 0..datagrams {
+            let Some((start, datagram)) = self.receiver.datagram(slot) else { continue };
+            let mut messages = Messages::new(datagram);
+            for message in &mut messages {
+                match message.kind {
+                    PACKET => {
+                        let Some((mut packet, payload)) = parse(&message) else {
+                            self.malformed += 1;
+                            self.pending.was_unreadable();
+                            continue;
+                        };
+                        if self.statistics.is_none() {
+                            self.overruns += between(self.last, packet.id);
+                            self.last = packet.id;
+                        }
+                        self.pending.was_read(packet.id);
+                        if packet.is_cut && packet.offload.joined {
+                            // More than a message holds (BIG TCP). TCP repeats it in parts.
+                            is_any_cut = true;
+                            self.pending.decide(packet.id, Decision::Drop, None);
+                        } else if let Some(payload) = payload {
+                            packet.start = start + offset_in(datagram, payload);
+                            packet.length = payload.len();
+                            self.found.push(packet);
+                        } else {
+                            // Nothing to judge it by; TCP repeats it.
+                            self.malformed += 1;
+                            self.pending.decide(packet.id, Decision::Drop, None);
+                        }
+                    }
+                    netlink::ERROR if message.errno() != 0 => self.refused += 1,
+                    _ => {}
+                }
+            }
+            if messages.malformed() {
+                self.malformed += 1;
+                self.pending.was_unreadable();
+            }
+        }
+        if is_any_cut && self.is_joined {
+            self.part()?;
+        }
+        if is_any_cut || self.malformed != malformed_before {
+            self.flush()?;
+        }
+        Ok(self.found.len())
+    }
+
+    /// Ends what [`Queue::take_joined`] began, between packets.
+    fn part(&mut self) -> Result<(), GatewayError> {
+        self.is_joined = false;
+        let number = self.number;
+        tracing::warn!(
+            "queue {number}: a packet is longer than 64 KiB; from now on each segment comes alone"
+        );
+        let mut request = Vec::new();
+        let start = configuration(number, 0, 0);
+        joined(&mut Writer::new(&mut request, start), false);
+        self.socket.send(&request).map_err(|e| GatewayError::system(format!("queue {number}"), e))
+    }
+
+    /// Packet `index` of the batch last received.
+    pub fn packet(&self, index: usize) -> Option<Packet<'_>> {
+        self.found.get(index).and_then(|found| self.receiver.packet(found))
+    }
+
+    /// The packets of the batch last received, and what takes the verdicts on them.
+    pub fn batch(&mut self) -> (impl Iterator<Item = Packet<'_>> + Clone, Verdicts<'_>) {
+        let receiver = &self.receiver;
+        (
+            self.found.iter().filter_map(|found| receiver.packet(found)),
+            Verdicts { socket: &self.socket, pending: &mut self.pending },
+        )
+    }
+
+    /// Decides on a packet, of this batch or an earlier one. Takes effect with [`Queue::flush`].
+    pub fn verdict(&mut self, id: u32, decision: Decision<'_>) -> Result<(), GatewayError> {
+        self.verdicts().verdict(id, decision)
+    }
+
+    /// Sends the verdicts given so far.
+    pub fn flush(&mut self) -> Result<(), GatewayError> {
+        self.verdicts().flush()
+    }
+
+    fn verdicts(&mut self) -> Verdicts<'_> {
+        Verdicts { socket: &self.socket, pending: &mut self.pending }
+    }
+
+    /// Packets that the kernel dropped, as the queue or our receive buffer was full.
+    pub fn overruns(&self) -> u64 {
+        let mut text = [0; 4096];
+        let read =
+            self.statistics.as_ref().and_then(|f| f.read_at(&mut text, 0).ok()).unwrap_or_default();
+        let text = String::from_utf8_lossy(text.get(..read).unwrap_or_default());
+        self.overruns + row(&text, self.number).map_or(0, |row| row.dropped)
+    }
+
+    /// Messages of the kernel that made no sense; their packets were dropped.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
+    }
+
+    /// Verdicts that the kernel refused, as on a packet it no longer had.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+}
+
+/// Ends the wait of a queue's reader, by a message to its socket that says nothing.
+#[derive(Debug)]
+pub struct Waker {
+    socket: Socket,
+    port: u32,
+}
+
+impl Waker {
+    /// Does so; a reader that is not there any more needs none.
+    pub fn wake(&self) {
+        let mut nothing = Vec::new();
+        netlink::put_nothing(&mut nothing);
+        let _ = self.socket.send_to(&nothing, self.port);
+    }
+}
+
+impl AsFd for Queue {
+    /// Readable when packets wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Whether packets come as several segments in one.
+fn joined(message: &mut Writer<'_>, yes: bool) {
+    let mask = libc::NFQA_CFG_F_GSO as u32;
+    let flags = if yes { mask } else { 0 };
+    message
+        .put(libc::NFQA_CFG_FLAGS as u16, &flags.to_be_bytes())
+        .put(libc::NFQA_CFG_MASK as u16, &mask.to_be_bytes());
+}
+
+fn configuration(number: u16, flags: u16, sequence: u32) -> Start {
+    Start {
+        subsystem: SUBSYSTEM,
+        command: libc::NFQNL_MSG_CONFIG as u8,
+        flags,
+        sequence,
+        family: libc::AF_UNSPEC as u8,
+        resource: number,
+    }
+}
+
+/// Sends one configuration message and waits for the kernel's answer.
+fn configure(
+    socket: &mut Socket,
+    number: u16,
+    fill: impl FnOnce(&mut Writer<'_>),
+) -> io::Result<()> {
+    let mut request = Vec::new();
+    let start = configuration(number, libc::NLM_F_ACK as u16, socket.next_sequence());
+    fill(&mut Writer::new(&mut request, start));
+    let mut answer = None;
+    socket.ask(&request, |message| {
+        if message.kind == netlink::ERROR && message.sequence == start.sequence {
+            answer = Some(message.errno());
+        }
+    })?;
+    match answer {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer")),
+    }
+}
+
+/// The kernel says EPERM both when the queue has a reader and when we may not ask.
+fn refused(number: u16, error: io::Error) -> GatewayError {
+    let taken = || match std::fs::read_to_string(STATISTICS) {
+        Ok(table) => {
+            let owner = format!(" ({})", owner(row(&table, number)?.port));
+            Some(GatewayError::QueueTaken { number, owner })
+        }
+        // Only root may read it; who has the capability was refused for the reader.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has(CAP_NET_ADMIN) => {
+            Some(GatewayError::QueueTaken { number, owner: String::new() })
+        }
+        Err(_) => None,
+    };
+    let missing = || GatewayError::FeatureMissing {
+        what: format!("queue {number}"),
+        feature: "nfnetlink_queue",
+        remedy: "load it with `modprobe nfnetlink_queue`",
+    };
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EBUSY) => {
+            taken().unwrap_or_else(|| GatewayError::system(format!("queue {number}"), error))
+        }
+        // nfnetlink_rcv_msg() knows no such subsystem.
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => missing(),
+        _ => GatewayError::system(format!("queue {number}"), error),
+    }
+}
+
+/// How many packets there were between two that came one after the other.
+fn between(last: u32, id: u32) -> u64 {
+    u64::from(id.wrapping_sub(last).wrapping_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_that_are_missing_are_counted_by_their_numbers() {
+        assert_eq!([between(0, 1), between(1, 2), between(2, 5)], [0, 0, 2]);
+        assert_eq!(between(u32::MAX, 0), 0);
+    }
+}

@@ -1,0 +1,52 @@
+//! What `/proc` tells of all queues: who reads them, and how many packets were dropped.
+
+/// Most programs have their process id as netlink port.
+pub(super) fn owner(port: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{port}/comm")).map_or_else(
+        |_| format!("netlink port {port}"),
+        |name| format!("{}, pid {port}", name.trim_end()),
+    )
+}
+
+/// Of these queues those that someone reads, and who does.
+pub(in super::super) fn readers(numbers: std::ops::RangeInclusive<u16>) -> Vec<(u16, String)> {
+    let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
+    numbers.filter_map(|number| Some((number, owner(row(&table, number)?.port)))).collect()
+}
+
+/// The thread's own network namespace, not that of the process's first thread.
+pub(in super::super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+
+pub(super) struct Row {
+    pub(super) port: u32,
+    pub(super) dropped: u64,
+}
+
+/// Columns (seq_show in nfnetlink_queue.c): queue, port, waiting, copy mode, copy range, dropped,
+/// dropped at the socket, last id, 1.
+pub(super) fn row(table: &str, number: u16) -> Option<Row> {
+    table.lines().find_map(|line| {
+        let mut columns = line.split_ascii_whitespace();
+        if columns.next()?.parse::<u16>().ok()? != number {
+            return None;
+        }
+        let port = columns.next()?.parse().ok()?;
+        let full: u64 = columns.nth(3)?.parse().ok()?;
+        let socket: u64 = columns.next()?.parse().ok()?;
+        Some(Row { port, dropped: full.saturating_add(socket) })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_row_of_a_queue_is_read() {
+        let table = " 2100  27402     0 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
+        let row = row(table, 2100).unwrap();
+        assert_eq!((row.port, row.dropped), (27402, 7));
+        assert!(super::row(table, 2101).is_none());
+        assert!(super::row("2100 x", 2100).is_none());
+    }
+}

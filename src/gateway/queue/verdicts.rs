@@ -1,0 +1,195 @@
+//! Verdicts on their way to the kernel: joined in one send, and a run of plain accepts as one message.
+//!
+//! `NFQNL_MSG_VERDICT_BATCH` goes to every packet up to a number that waits in the kernel, so it must
+//! never be sent while one up to that number is undecided. [`Pending`] knows which are: the kernel counts
+//! packets upwards and hands them out in that order (`__nfqnl_enqueue_packet`, under the queue's lock), so what
+//! was read and has no verdict yet is a row of rising numbers. A run goes on only by the first of that row;
+//! all that is left in it, and all that is read later, is above the run's end. One packet whose number
+//! is not known, or out of order, would break this, and ends it for good.
+
+use std::collections::VecDeque;
+
+use super::{
+    super::{
+        GatewayError,
+        netlink::{Socket, Start, Writer},
+    },
+    Decision, MAXIMUM_REPLACEMENT, SUBSYSTEM,
+};
+
+/// Verdicts are to be sent when they take this many bytes.
+pub(super) const FLUSH_AT: usize = 256 << 10;
+
+/// Verdicts not sent yet, and packets without any.
+#[derive(Debug)]
+pub(super) struct Pending {
+    number: u16,
+    /// Read and not decided, in the order of their numbers.
+    undecided: VecDeque<u32>,
+    /// Whether `undecided` may lack one.
+    is_blind: bool,
+    /// The number read last.
+    last: Option<u32>,
+    /// Accepted, but not in `out` yet.
+    run: Vec<u32>,
+    /// What is to be sent.
+    out: Vec<u8>,
+}
+
+impl Pending {
+    pub(super) fn new(number: u16) -> Self {
+        Self {
+            number,
+            undecided: VecDeque::new(),
+            is_blind: false,
+            last: None,
+            run: Vec::new(),
+            out: Vec::with_capacity(4096),
+        }
+    }
+
+    /// A packet of this number waits for its verdict.
+    pub(super) fn was_read(&mut self, id: u32) {
+        // As nfq_id_after() compares: numbers go round.
+        self.is_blind |= self.last.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
+        self.last = Some(id);
+        self.undecided.push_back(id);
+    }
+
+    /// There may be a packet whose number could not be read. It never gets a verdict.
+    pub(super) fn was_unreadable(&mut self) {
+        self.is_blind = true;
+    }
+
+    pub(super) fn decide(&mut self, id: u32, decision: Decision<'_>, mark: Option<u32>) {
+        let is_first = self.undecided.front() == Some(&id);
+        if is_first {
+            self.undecided.pop_front();
+            if decision == Decision::Accept && mark.is_none() {
+                self.run.push(id);
+                return;
+            }
+        } else if let Some(at) = self.undecided.iter().position(|undecided| *undecided == id) {
+            self.undecided.remove(at);
+        }
+        self.close_run();
+        let (verdict, payload) = match decision {
+            Decision::Accept => (libc::NF_ACCEPT, None),
+            Decision::Replace(payload) => (libc::NF_ACCEPT, Some(payload)),
+            Decision::Drop => (libc::NF_DROP, None),
+        };
+        self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload, mark);
+    }
+
+    /// How much there is to send.
+    fn length(&self) -> usize {
+        self.out.len()
+    }
+
+    fn close_run(&mut self) {
+        let mut run = std::mem::take(&mut self.run);
+        match run.as_slice() {
+            [_, .., last] if !self.is_blind => {
+                self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None, None);
+            }
+            each => each.iter().for_each(|id| {
+                self.put(libc::NFQNL_MSG_VERDICT, libc::NF_ACCEPT, *id, None, None);
+            }),
+        }
+        run.clear();
+        self.run = run;
+    }
+
+    fn put(
+        &mut self,
+        kind: libc::c_int,
+        verdict: libc::c_int,
+        id: u32,
+        payload: Option<&[u8]>,
+        mark: Option<u32>,
+    ) {
+        let mut header = [0; 8];
+        if let Some((first, rest)) = header.split_first_chunk_mut() {
+            *first = (verdict as u32).to_be_bytes();
+            rest.copy_from_slice(&id.to_be_bytes());
+        }
+        let mut message = Writer::new(
+            &mut self.out,
+            Start {
+                subsystem: SUBSYSTEM,
+                command: kind as u8,
+                flags: 0,
+                sequence: 0,
+                family: libc::AF_UNSPEC as u8,
+                resource: self.number,
+            },
+        );
+        message.put(libc::NFQA_VERDICT_HDR as u16, &header);
+        if let Some(payload) = payload {
+            message.put(libc::NFQA_PAYLOAD as u16, payload);
+        }
+        if let Some(mark) = mark {
+            message.put(libc::NFQA_MARK as u16, &mark.to_be_bytes());
+        }
+    }
+}
+
+/// Takes verdicts while the packets of the batch are still borrowed.
+#[derive(Debug)]
+pub struct Verdicts<'a> {
+    pub(super) socket: &'a Socket,
+    pub(super) pending: &'a mut Pending,
+}
+
+impl Verdicts<'_> {
+    /// As [`Queue::verdict`](super::Queue::verdict).
+    pub fn verdict(&mut self, id: u32, decision: Decision<'_>) -> Result<(), GatewayError> {
+        self.verdict_with(id, decision, None)
+    }
+
+    /// The same; the packet goes on with `mark` as its packet mark, if there is one.
+    pub fn verdict_with(
+        &mut self,
+        id: u32,
+        decision: Decision<'_>,
+        mark: Option<u32>,
+    ) -> Result<(), GatewayError> {
+        match decision {
+            Decision::Replace(payload) if payload.len() > MAXIMUM_REPLACEMENT => {
+                self.pending.decide(id, Decision::Drop, None);
+                let length = payload.len();
+                return Err(GatewayError::Parameters(format!(
+                    "a packet of {length} bytes is above what a verdict can carry, \
+                     {MAXIMUM_REPLACEMENT}; it was dropped"
+                )));
+            }
+            decision => self.pending.decide(id, decision, mark),
+        }
+        Ok(())
+    }
+
+    /// Whether so much was decided that it is to be flushed before more is.
+    pub fn is_full(&self) -> bool {
+        self.pending.length() >= FLUSH_AT
+    }
+
+    /// As [`Queue::flush`](super::Queue::flush).
+    pub fn flush(&mut self) -> Result<(), GatewayError> {
+        self.pending.close_run();
+        let out = &mut self.pending.out;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let sent = self.socket.send(out);
+        out.clear();
+        out.shrink_to(FLUSH_AT);
+        // What they were about still waits in the kernel.
+        self.pending.is_blind |= sent.is_err();
+        let number = self.pending.number;
+        sent.map_err(|e| GatewayError::system(format!("verdicts of queue {number}"), e))
+    }
+}
+
+#[cfg(test)]
+#[path = "verdicts_tests.rs"]
+mod tests;

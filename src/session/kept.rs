@@ -1,0 +1,57 @@
+//! The client's bytes are kept until the server has acknowledged them, so that what is sent again is what
+//! was read, and no other command takes its place.
+
+use std::borrow::Cow;
+
+use serde::Serializer;
+
+use super::{Session, few::save_bytes, stream::MAX_LINE};
+use crate::packet::Seq;
+
+impl Session {
+    /// Keeps `bytes` of the client at `seq`, which are read, until the server acknowledges them.
+    pub(super) fn keep(&mut self, seq: Seq, bytes: &[u8]) {
+        if self.kept.is_empty() || self.kept_from + self.kept.len() as u32 != seq {
+            self.kept.clear();
+            self.kept_from = seq;
+        }
+        self.kept.extend(bytes);
+    }
+
+    /// Forgets what of the client's bytes the server has acknowledged.
+    pub(super) fn forget_kept(&mut self) {
+        if self.kept.is_empty() {
+            return;
+        }
+        let gone = self.client.unacknowledged().distance_from(self.kept_from).max(0) as usize;
+        if gone >= self.kept.len() {
+            self.kept.clear();
+        } else if gone > 0 {
+            self.kept.drop_front(gone);
+            self.kept_from = self.kept_from + gone as u32;
+        }
+    }
+
+    /// `bytes` of the client at `seq`, of which those that were read before are as they were read: an
+    /// attack sends others, and some keep-alives send one of garbage (RFC 1122 section 4.2.3.6).
+    pub(super) fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
+        let kept = self.kept.get(skipped(self.kept_from, seq)..).unwrap_or_default();
+        if kept.is_empty() {
+            return Cow::Borrowed(bytes); // all of them are new
+        }
+        let start = skipped(seq, self.kept_from).min(bytes.len());
+        let end = bytes.len().min(start + kept.len());
+        let kept = &kept[..end - start];
+        if bytes[start..end] == *kept {
+            return Cow::Borrowed(bytes);
+        }
+        Cow::Owned([&bytes[..start], kept, &bytes[end..]].concat())
+    }
+}
+
+/// What is kept is saved as long as it is about a line; of more, which would be written with every
+/// packet, what is sent again is not compared after a restart.
+pub fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    save_bytes(if kept.len() <= MAX_LINE { kept } else { &[] }, serializer)
+}
