@@ -196,12 +196,14 @@ fn decide<'p>(
     shard: &mut Shard,
     now: Instant,
     index: usize,
-    packets: impl Iterator<Item = (crate::gateway::Packet<'p>, Woken)>,
+    packets: impl Iterator<Item = (crate::gateway::Packet<'p>, Woken)> + Clone,
     buffers: &mut Buffers,
     kernel: &mut LinuxKernel,
     shared: &Shared,
 ) {
     let Buffers { homes, decided, replacements, replacement } = buffers;
+    let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
+    shard.engine.expect(own.map(|((packet, _), _)| packet.payload));
     for (((packet, woken), home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
         if *home != index {
             continue;

@@ -144,7 +144,13 @@ impl Session {
             self.pass_over_acknowledged(from, packet.ack(), judge);
         }
         match (from, woken) {
-            (Side::Client, Woken::Marked) => self.bar_calm(),
+            (Side::Client, Woken::Marked) => {
+                self.bar_calm();
+                // One command may wait for its answer that was not read; or this is sent again, and the server
+                // is asked at once what it has.
+                self.dialogue.waits();
+                self.client.gaps = self.client.gaps.max(1);
+            }
             (Side::Client, _) => {
                 // It begins where the server has acknowledged all before it.
                 if seq.is_after(self.client.next) {

@@ -199,6 +199,13 @@ impl Dialogue {
         announced
     }
 
+    /// A command that was not read waits for its answer, unless others do.
+    pub fn waits(&mut self) {
+        if self.awaited.len() == 0 {
+            self.await_reply(Awaited::Other);
+        }
+    }
+
     /// What the client said last is not known; it matters only if it began a transfer.
     pub fn transfers(&mut self) {
         self.await_reply(Awaited::Transfer);

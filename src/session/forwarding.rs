@@ -146,7 +146,10 @@ impl Session {
             seq: other.map.deliver(other.next),
             ack: self.peek(to).next,
             window: other.window,
-            timestamps: other.clock.zip(packet.timestamps().map(|(value, _)| value)),
+            timestamps: other.clock.zip(packet.timestamps()).map(|(clock, (value, echo))| {
+                // What was not seen may have shown a later clock, which the addressee echoes.
+                (if Seq(echo).is_after(Seq(clock)) { echo } else { clock }, value)
+            }),
         }
     }
 

@@ -167,6 +167,19 @@ fn of_segments_that_differ_the_first_counts() {
     assert_first_counts(harmless, &late, None, &["NOOP 198"]);
 }
 
+/// Of lines that are harmless by themselves the server must not get one that begins in the middle of another.
+#[test]
+fn harmless_lines_that_overlap_make_no_command() {
+    let long = "NOOP aaaaaaPORT 198,51,100,66,14,180\r\n";
+    let short = "NOOP xxxx\r\n";
+    assert!(long[short.len()..].starts_with("PORT "));
+    let segments = json!([[0, long], [0, short], [0, long]]);
+    assert_first_counts(long, &segments, Some(BEGINS_WITH_NO), &["NOOP aaa"]);
+    // One after the other, as if the first had not been sent.
+    let segments = json!([[0, short], [0, long]]);
+    assert_first_counts(long, &segments, Some(BEGINS_WITH_NO), &["NOOP aaa"]);
+}
+
 #[test]
 fn a_held_start_that_is_sent_again_as_another_counts_as_it_was() {
     let line = format!("{PORT}\r\n");

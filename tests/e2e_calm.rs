@@ -1,0 +1,55 @@
+//! Calm connections: what is harmless is not queued, whatever passes so opens nothing, and a client that does not
+//! wait for answers is served as before.
+
+mod common;
+
+use common::{gateway, login, reply, say, scripted_client, scripted_server};
+use ftp_alg::lab::{Family, Topology};
+use serde_json::{Value, json};
+
+const PASSIVE_PORT: u16 = 50069;
+
+/// A passive transfer; `between` is said after PASV, before its answer is read.
+fn transfer(between: &[Value], answers: usize) -> Vec<Value> {
+    let mut steps = vec![say("PASV")];
+    steps.extend_from_slice(between);
+    steps.extend([reply(), json!({"dial": true, "later": true})]);
+    steps.extend(vec![reply(); answers]);
+    steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
+    steps
+}
+
+/// Packets that were queued for `transfers`, after the login.
+fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
+    let gateway = gateway(topology);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"passive_port": PASSIVE_PORT}));
+    let host = lab.dialled(Family::V4);
+    let run = |steps: Vec<Value>| {
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None);
+    };
+    run(login());
+    let alone = gateway.daemon.counter("packets").unwrap();
+    run([login(), transfers.concat()].concat());
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), transfers.len() as u64);
+    assert_eq!(gateway.daemon.counter("lost").unwrap(), 0);
+    gateway.daemon.counter("packets").unwrap() - 2 * alone
+}
+
+#[test]
+fn a_passive_transfer_is_one_hop() {
+    for topology in [Topology::Masquerade, Topology::Routed] {
+        let transfers = vec![transfer(&[], 0); 20];
+        let packets = queued(topology, &transfers);
+        assert!((20..=24).contains(&packets), "{packets} packets of {} transfers", transfers.len());
+    }
+}
+
+#[test]
+fn a_client_that_does_not_wait_for_answers_is_served() {
+    let noop = [say("NOOP")];
+    for transfers in [vec![transfer(&noop, 1); 5], vec![transfer(&[], 0), transfer(&noop, 1)]] {
+        assert!(queued(Topology::Masquerade, &transfers) > transfers.len() as u64);
+    }
+}
