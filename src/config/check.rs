@@ -112,7 +112,8 @@ impl Checker<'_> {
             self.refuse("queue.number", leaf, &why);
         }
         let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
-        Queue { number, workers, fanout }
+        let calm = self.flag("queue.calm", &file.calm, default.calm);
+        Queue { number, workers, fanout, calm }
     }
 
     fn pinhole(&mut self, file: &file::Pinhole, default: Pinhole) -> Pinhole {

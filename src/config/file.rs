@@ -29,6 +29,7 @@ pub(super) struct Queue {
     pub number: Leaf,
     pub workers: Leaf,
     pub fanout: Leaf,
+    pub calm: Leaf,
 }
 
 #[derive(Debug, Default, Deserialize)]

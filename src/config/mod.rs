@@ -65,6 +65,8 @@ pub struct Queue {
     pub workers: u16,
     /// How packets are spread over them.
     pub fanout: Fanout,
+    /// Whether harmless lines of a dialogue that is known pass unread.
+    pub calm: bool,
 }
 
 /// How packets are spread over several queues.
@@ -220,7 +222,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection },
+            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection, calm: false },
             pinhole: Pinhole {
                 backend: Backend::Auto,
                 timeout: policy.pinhole_lifetime,
@@ -353,6 +355,7 @@ impl Config {
             ("queue.number", self.queue.number != next.queue.number),
             ("queue.workers", self.queue.workers != next.queue.workers),
             ("queue.fanout", self.queue.fanout != next.queue.fanout),
+            ("queue.calm", self.queue.calm != next.queue.calm),
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),

@@ -148,7 +148,8 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
         pinhole.mark,
         pinhole.mark_mask,
     )?
-    .by_processor(queue.fanout == config::Fanout::Cpu);
+    .by_processor(queue.fanout == config::Fanout::Cpu)
+    .calm(queue.calm);
     Ok(match pinhole.backend {
         config::Backend::Auto | config::Backend::Nftables => parameters,
         config::Backend::Conntrack => parameters.with_backend(Backend::Conntrack),

@@ -56,6 +56,7 @@ pub struct RuleParameters {
     queue_first: u16,
     queue_count: u16,
     by_processor: bool,
+    is_calm: bool,
     data: u32,
     every: u32,
     none: u32,
@@ -69,6 +70,7 @@ impl Default for RuleParameters {
             queue_first: 2100,
             queue_count: 1,
             by_processor: false,
+            is_calm: false,
             data: 0x4000_0000,
             every: 0x2000_0000,
             none: 0x1000_0000,
@@ -126,6 +128,7 @@ impl RuleParameters {
             queue_first,
             queue_count,
             by_processor,
+            is_calm: false,
             data: mark,
             every,
             none,
@@ -177,6 +180,16 @@ impl RuleParameters {
     /// The ct mark bit of a control connection of which no packet is queued.
     pub fn none(&self) -> u32 {
         self.none
+    }
+
+    /// These, with rules that let harmless lines of calm connections pass, if `calm`.
+    pub fn calm(self, calm: bool) -> Self {
+        Self { is_calm: calm, ..self }
+    }
+
+    /// Whether harmless lines of calm connections pass.
+    pub fn is_calm(&self) -> bool {
+        self.is_calm
     }
 
     /// What the packet mark says of a packet that was queued.

@@ -181,13 +181,17 @@ impl Table {
             }
             refused.map_or(Ok(()), |errno| Err(no_queue(errno)))?;
         }
-        if statement != QueueStatement::Operator {
+        // nft cannot say these.
+        let adds_rules = statement == QueueStatement::Xtables || table.parameters.is_calm();
+        if table.parameters.is_calm() && statement != QueueStatement::Operator {
             let mut refused = table.add_selection()?;
             if refused == Some(libc::ENOENT) {
-                table.load_module(|chain| selection::probe(chain))?;
+                table.load_module(selection::probe)?;
                 refused = table.add_selection()?;
             }
             table.tells_lines = refused.is_none();
+        }
+        if adds_rules {
             table.shape = nft::shape(&mut table.socket).map_err(netlink_failed)?;
         }
         Ok(table)
@@ -341,7 +345,8 @@ fn imprint_text(
     statement: QueueStatement,
     helper: Option<&OwnHelper>,
 ) -> String {
-    format!("{}# {:08x}\n", rules(parameters, statement, helper), selection::fingerprint())
+    let lines = if parameters.is_calm() { selection::fingerprint() } else { 0 };
+    format!("{}# {lines:08x}\n", rules(parameters, statement, helper))
 }
 
 /// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.
