@@ -1,6 +1,8 @@
 //! Calm connections: what is harmless is not queued, whatever passes so opens nothing, and a client that does not
 //! wait for answers is served as before.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod common;
 
 use common::{gateway_with, login, reply, say, scripted_client, scripted_server};

@@ -6,7 +6,9 @@ use std::{fmt, net::SocketAddr};
 use ftp_alg::{
     ftp::{Announcement, Kind, Malformed, Text},
     packet::{Packet, Seq, flags},
-    session::{Dialogue, Forward, Judge, Limit, Note, Outcome, Refused, Ruling, Session, Side, Woken},
+    session::{
+        Dialogue, Forward, Judge, Limit, Note, Outcome, Refused, Ruling, Session, Side, Woken,
+    },
 };
 
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.

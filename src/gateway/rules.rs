@@ -274,6 +274,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             },
         }
     }
+    if parameters.is_calm {
+        return text.replace("#calm: ", "");
+    }
     text
 }
 
