@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr};
 use super::{
     GatewayError,
     ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of, put_source},
-    netlink::{Message, Writer},
+    netlink::Message,
     rules::RuleParameters,
 };
 use crate::engine::{Attention, KernelError, Translation};
@@ -135,7 +135,14 @@ impl Conntrack {
                         .put(CTA_MARK, &mark.to_be_bytes())
                         .put(CTA_MARK_MASK, &mask.to_be_bytes());
                     if attention == Attention::Every {
-                        put_liberal(message);
+                        // struct nf_ct_tcp_flags: flags, mask.
+                        let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+                        message.nest(CTA_PROTOINFO, |info| {
+                            info.nest(CTA_PROTOINFO_TCP, |tcp| {
+                                tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
+                                    .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+                            });
+                        });
                     }
                 },
                 |_| {},
@@ -206,18 +213,6 @@ impl Conntrack {
         }
         Ok(found)
     }
-}
-
-/// Has conntrack not judge the connection's numbers.
-fn put_liberal(message: &mut Writer<'_>) {
-    // struct nf_ct_tcp_flags: flags, mask.
-    let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
-    message.nest(CTA_PROTOINFO, |info| {
-        info.nest(CTA_PROTOINFO_TCP, |tcp| {
-            tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
-                .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
-        });
-    });
 }
 
 fn parse(message: &Message<'_>) -> Option<Connection> {

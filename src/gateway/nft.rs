@@ -7,6 +7,7 @@
 
 use std::{ffi::CStr, io, ptr::NonNull, time::Duration};
 
+use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::netlink::{self, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64};
@@ -297,6 +298,44 @@ fn start(command: i32, flags: i32, sequence: u32) -> Start {
 /// Aborts without memory, as Rust itself does; libnftnl's allocations fail for no other reason.
 pub(super) fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
+}
+
+/// Which kind of iptables' extensions an expression of nft_compat holds.
+#[derive(Clone, Copy)]
+pub(super) enum Extension {
+    Match,
+    Target,
+}
+
+/// An extension of iptables as an nftables expression; only nft_compat knows it. `info` is its structure in
+/// the kernel's headers, padded as XT_ALIGN does.
+pub(super) fn extension(
+    kind: Extension,
+    name: &CStr,
+    revision: u32,
+    info: &[u8],
+) -> NonNull<sys::nftnl_expr> {
+    let (expression, [name_of, revision_of, info_of]) = match kind {
+        Extension::Match => {
+            (c"match", [sys::NFTNL_EXPR_MT_NAME, sys::NFTNL_EXPR_MT_REV, sys::NFTNL_EXPR_MT_INFO])
+        }
+        Extension::Target => {
+            (c"target", [sys::NFTNL_EXPR_TG_NAME, sys::NFTNL_EXPR_TG_REV, sys::NFTNL_EXPR_TG_INFO])
+        }
+    };
+    // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
+    // expression, so it must come from malloc(3), with room for what is copied there.
+    unsafe {
+        let expression = allocated(sys::nftnl_expr_alloc(expression.as_ptr()));
+        let memory = allocated(libc::malloc(info.len()).cast::<u8>());
+        std::ptr::copy_nonoverlapping(info.as_ptr(), memory.as_ptr(), info.len());
+        let raw = expression.as_ptr();
+        sys::nftnl_expr_set_str(raw, name_of as u16, name.as_ptr());
+        sys::nftnl_expr_set_u32(raw, revision_of as u16, revision);
+        let memory = memory.as_ptr().cast();
+        sys::nftnl_expr_set(raw, info_of as u16, memory, info.len() as u32);
+        expression
+    }
 }
 
 /// What tells our table from one that was changed, or put in its place.

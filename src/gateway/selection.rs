@@ -4,10 +4,8 @@
 //! What a line must be is in `engine::harmless`; here it only becomes programs. A program that meets anything
 //! it does not expect, as a packet that is cut, does not match, and the packet is queued.
 
-#![allow(unsafe_code)]
-
 use std::{
-    ffi::{CStr, CString, c_void},
+    ffi::{CStr, CString},
     ptr::NonNull,
 };
 
@@ -18,7 +16,7 @@ use nftnl::{
 };
 use nftnl_sys as sys;
 
-use super::nft;
+use super::nft::{self, Extension};
 use crate::engine::harmless::{
     ANNOUNCING, COMMANDS, LOGINS, MAX_LINE, MIN_LINE, QUESTIONS, REPLIES,
 };
@@ -279,27 +277,12 @@ impl Expression for Match {
             put(at + 2, &[*jt, *jf]);
             put(at + 4, &k.to_ne_bytes());
         }
-        // SAFETY: the strings are constants. libnftnl frees the match's information with free(3) when
-        // it frees the expression, so it must come from malloc(3).
-        unsafe {
-            let expression = nft::allocated(sys::nftnl_expr_alloc(c"match".as_ptr()));
-            let memory = nft::allocated(libc::malloc(INFO).cast::<[u8; INFO]>());
-            memory.write_unaligned(info);
-            let raw = expression.as_ptr();
-            sys::nftnl_expr_set_str(raw, sys::NFTNL_EXPR_MT_NAME as u16, c"bpf".as_ptr());
-            sys::nftnl_expr_set_u32(raw, sys::NFTNL_EXPR_MT_REV as u16, 0);
-            sys::nftnl_expr_set(
-                raw,
-                sys::NFTNL_EXPR_MT_INFO as u16,
-                memory.as_ptr().cast::<c_void>(),
-                INFO as u32,
-            );
-            expression
-        }
+        nft::extension(Extension::Match, c"bpf", 0, &info)
     }
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod tests {
     use std::os::{fd::AsRawFd, unix::net::UnixDatagram};
 

@@ -2,13 +2,7 @@
 //!
 //! Knows the names of the two chains that queue, and nothing else of the rules.
 
-#![allow(unsafe_code)]
-
-use std::{
-    ffi::{CStr, c_void},
-    io,
-    ptr::NonNull,
-};
+use std::{ffi::CStr, io, ptr::NonNull};
 
 use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
 use nftnl_sys as sys;
@@ -19,7 +13,7 @@ use super::{
     firewall::{Ip, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
-    nft::{self, Batch, Shape},
+    nft::{self, Batch, Extension, Shape},
     programs::{self, output_of},
     rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
     selection,
@@ -418,22 +412,6 @@ impl Expression for NfQueue {
         let [c, d] = self.total.to_ne_bytes();
         let [e, f] = (u16::from(self.bypass) | u16::from(self.by_processor) << 1).to_ne_bytes();
         let info = [a, b, c, d, e, f, 0, 0];
-        // SAFETY: the strings are constants. libnftnl frees the target's information with
-        // free(3) when it frees the expression, so it must come from malloc(3).
-        unsafe {
-            let expression = nft::allocated(sys::nftnl_expr_alloc(c"target".as_ptr()));
-            let memory = nft::allocated(libc::malloc(info.len()).cast::<[u8; 8]>());
-            memory.write_unaligned(info);
-            let raw = expression.as_ptr();
-            sys::nftnl_expr_set_str(raw, sys::NFTNL_EXPR_TG_NAME as u16, c"NFQUEUE".as_ptr());
-            sys::nftnl_expr_set_u32(raw, sys::NFTNL_EXPR_TG_REV as u16, 3);
-            sys::nftnl_expr_set(
-                raw,
-                sys::NFTNL_EXPR_TG_INFO as u16,
-                memory.as_ptr().cast::<c_void>(),
-                info.len() as u32,
-            );
-            expression
-        }
+        nft::extension(Extension::Target, c"NFQUEUE", 3, &info)
     }
 }
