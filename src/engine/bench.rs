@@ -273,12 +273,8 @@ impl<K: Kernel> Bench<'_, K> {
         }
         if self.was_calm {
             // What was announced before was used, most likely.
-            let all = self.control.pinholes_mut();
-            let answered = all.map(|all| all.extract_if(.., |held| held.answered));
-            for mut held in answered.into_iter().flatten() {
-                self.pinholes.used(&mut held);
-                self.pinholes.spend(held);
-            }
+            self.note(Note::TransferStarted);
+            self.note(Note::TransferEnded { completed: true });
         }
         let policy = self.policy;
         let opened = self.pinholes.open(

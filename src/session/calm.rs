@@ -161,6 +161,7 @@ impl Session {
                 stream.forget_acknowledged();
                 self.forget_kept();
                 self.pass_over_answers(judge);
+                self.unseen.what().in_step = true;
             }
             (Side::Server, _) => {
                 if seq.is_after(self.server.next) {
@@ -177,9 +178,6 @@ impl Session {
                     self.dialogue.asked();
                 }
             }
-        }
-        if from == Side::Client {
-            self.unseen.what().in_step = woken == Woken::Plainly;
         }
     }
 
