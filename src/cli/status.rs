@@ -50,6 +50,7 @@ fn text(status: &snapshot::Status) -> String {
         ("sessions", status.sessions.to_string()),
         ("pinholes", status.pinholes.to_string()),
         ("packets", status.packets.to_string()),
+        ("copies", status.copies.to_string()),
         ("rewrites", status.rewrites.to_string()),
         ("pinholes opened", status.pinholes_opened.to_string()),
         ("pinholes refused", status.pinholes_refused.to_string()),

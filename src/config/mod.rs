@@ -222,7 +222,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection, calm: false },
+            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection, calm: true },
             pinhole: Pinhole {
                 backend: Backend::Auto,
                 timeout: policy.pinhole_lifetime,

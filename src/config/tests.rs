@@ -31,7 +31,7 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         number = 2100
         workers = 1
         fanout = "connection"
-        calm = false
+        calm = true
         [pinhole]
         backend = "auto"
         timeout = "30s"

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod confine;
 pub mod control;
+mod copies;
 mod log;
 mod names;
 pub mod snapshot;

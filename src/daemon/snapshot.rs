@@ -27,6 +27,9 @@ pub struct Status {
     pub pinholes: u64,
     /// Packets that got a verdict.
     pub packets: u64,
+    /// Packets that passed at once, and were read from copies.
+    #[serde(default)]
+    pub copies: u64,
     /// Announcements whose endpoint was replaced.
     pub rewrites: u64,
     /// Pinholes opened since the start.

@@ -24,7 +24,6 @@ use crate::{
     engine::{Answer, Engine, Verdict},
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
     packet::{Endpoint, Packet},
-    session::Woken,
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.
@@ -51,7 +50,7 @@ pub(super) enum Home {
 }
 
 impl Home {
-    fn of(self, bytes: &[u8]) -> usize {
+    pub(super) fn of(self, bytes: &[u8]) -> usize {
         match self {
             Self::Queue(shard) => shard,
             Self::Endpoints(0 | 1) => 0,
@@ -138,6 +137,7 @@ impl Worker {
     /// Decides about the packets that were read.
     fn batch(&mut self, now: Instant) {
         let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
+        shared.read_copies(now, kernel);
         let (packets, verdicts) = queue.batch();
         buffers.homes.clear();
         buffers.homes.extend(packets.clone().map(|packet| home.of(packet.payload)));
@@ -145,7 +145,7 @@ impl Worker {
         buffers.decided.resize(buffers.homes.len(), (Decided::Drop, Answer::Nothing));
         for (index, shard) in shared.shards.iter().enumerate() {
             if buffers.homes.contains(&index) {
-                let packets = packets.clone().map(|packet| (packet, parameters.woken(packet.mark)));
+                let packets = packets.clone();
                 decide(&mut lock(shard), now, index, packets, buffers, kernel, shared);
             }
         }
@@ -196,20 +196,19 @@ fn decide<'p>(
     shard: &mut Shard,
     now: Instant,
     index: usize,
-    packets: impl Iterator<Item = (crate::gateway::Packet<'p>, Woken)> + Clone,
+    packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
     buffers: &mut Buffers,
     kernel: &mut LinuxKernel,
     shared: &Shared,
 ) {
     let Buffers { homes, decided, replacements, replacement } = buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
-    shard.engine.expect(own.map(|((packet, _), _)| packet.payload));
-    for (((packet, woken), home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+    shard.engine.expect(own.map(|(packet, _)| packet.payload));
+    for ((packet, home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
         if *home != index {
             continue;
         }
-        let verdict =
-            shard.engine.queued(now, packet.payload, woken, packet.offload, kernel, replacement);
+        let verdict = shard.engine.queued(now, packet.payload, packet.offload, kernel, replacement);
         let verdict = match verdict {
             Verdict::Accept => Decided::Accept,
             Verdict::Drop => Decided::Drop,

@@ -23,6 +23,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
     Event, Service, ServiceError,
+    copies::CopyReader,
     log::Log,
     names::Names,
     snapshot::{PinholeRow, SessionRow, Source, Status},
@@ -33,8 +34,8 @@ use crate::{
     config::{self, Config},
     engine::{Checksums, Engine, Kernel, Pinhole},
     gateway::{
-        self, Backend, Commits, Condition, LinuxKernel, OpenPinhole, Queue, RuleParameters, Table,
-        Waker,
+        self, Backend, Commits, Condition, Copies, LinuxKernel, OpenPinhole, Queue, RuleParameters,
+        Table, Waker,
     },
 };
 
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     started: Instant,
     backend: &'static str,
     pub(super) shards: Vec<Mutex<Shard>>,
+    /// Where harmless lines pass.
+    pub(super) copies: Option<CopyReader>,
     /// What the workers met besides what their engines count.
     errors: AtomicU64,
     /// Packets that the kernel dropped as a queue was full.
@@ -83,6 +86,8 @@ pub(super) fn start(
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     queues.iter_mut().try_for_each(Queue::take_joined)?;
+    let copies = open_copies(&mut parameters);
+    let by_endpoints = (config.queue.fanout == config::Fanout::Cpu).then_some(numbers.len());
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
     let commits = Commits::default();
@@ -101,6 +106,7 @@ pub(super) fn start(
         started: Instant::now(),
         backend: parameters.backend().as_str(),
         shards,
+        copies: copies.map(|copies| CopyReader { copies: Mutex::new(copies), by_endpoints }),
         errors: AtomicU64::new(0),
         overruns: AtomicU64::new(0),
         log: Log::default(),
@@ -108,8 +114,14 @@ pub(super) fn start(
         unconfined,
         kernel: Mutex::new(LinuxKernel::new(&parameters)?.counted_in(&commits)),
     });
-    let mut workers =
-        Workers { shared, state, end: Arc::default(), threads: Vec::new(), table: None };
+    let mut workers = Workers {
+        shared,
+        state,
+        end: Arc::default(),
+        threads: Vec::new(),
+        copies: None,
+        table: None,
+    };
     workers.load(&parameters, restored)?;
     if let Some(table) = &mut workers.table {
         table.count_in(&commits);
@@ -129,8 +141,24 @@ pub(super) fn start(
         };
         workers.spawn(worker, processors, events.clone())?;
     }
+    workers.follow_copies(LinuxKernel::new(&parameters)?.counted_in(&commits), events.clone())?;
     tracing::info!("back end {}: {why}", parameters.backend().as_str());
     Ok(Box::new(workers))
+}
+
+/// Becomes the reader of copies, if harmless lines are to pass. Where that does not work they wait, as others do.
+fn open_copies(parameters: &mut RuleParameters) -> Option<Copies> {
+    if !parameters.is_calm() {
+        return None;
+    }
+    match Copies::open(parameters.copies()) {
+        Ok(copies) => Some(copies),
+        Err(error) => {
+            tracing::info!("all lines wait for ftp-alg, harmless ones too: {error}");
+            *parameters = parameters.clone().calm(false);
+            None
+        }
+    }
 }
 
 fn state_failed(path: &Path, error: &io::Error) -> ServiceError {
@@ -162,6 +190,7 @@ struct Workers {
     /// Set to end all workers, which then are woken.
     end: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
+    copies: Option<JoinHandle<()>>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
 }
@@ -190,6 +219,27 @@ impl Workers {
         };
         let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(work)?;
         self.threads.push((thread, waker));
+        Ok(())
+    }
+
+    /// Starts the thread that reads copies when no packet is queued.
+    fn follow_copies(
+        &mut self,
+        mut kernel: LinuxKernel,
+        events: Sender<Event>,
+    ) -> Result<(), ServiceError> {
+        if self.shared.copies.is_none() {
+            return Ok(());
+        }
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
+        let work = move || {
+            let follow = AssertUnwindSafe(|| shared.follow_copies(&mut kernel, &end));
+            if catch_unwind(follow).is_err() {
+                let why = "a defect in ftp-alg; please report the lines above";
+                let _ = events.send(Event::Failed(format!("the reader of copies ended: {why}")));
+            }
+        };
+        self.copies = Some(thread::Builder::new().name("copies".to_owned()).spawn(work)?);
         Ok(())
     }
 
@@ -242,7 +292,8 @@ impl Workers {
 
     /// What passed another table, or none, may be anything.
     fn tell_of_selection(&self) {
-        let answers = self.table.as_ref().is_some_and(Table::tells_lines);
+        let tells_lines = self.table.as_ref().is_some_and(Table::tells_lines);
+        let answers = tells_lines && self.shared.copies.is_some();
         for shard in &self.shared.shards {
             lock(shard).engine.set_selection(answers);
         }
@@ -294,6 +345,10 @@ impl Drop for Workers {
         self.end.store(true, Ordering::Release);
         for (thread, waker) in self.threads.drain(..) {
             waker.wake();
+            let _ = thread.join();
+        }
+        if let Some(thread) = self.copies.take() {
+            thread.thread().unpark();
             let _ = thread.join();
         }
         self.shared.log.end();
@@ -354,6 +409,7 @@ impl Service for Workers {
 
 impl Source for Shared {
     fn status(&self) -> Status {
+        self.read_copies(Instant::now(), &mut lock(&self.kernel));
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
         status.overruns = self.overruns.load(Ordering::Relaxed);
@@ -362,6 +418,7 @@ impl Source for Shared {
             let counters = engine.counters();
             status.sessions += engine.sessions().count() as u64;
             status.packets += counters.packets;
+            status.copies += counters.copies;
             status.rewrites += counters.rewrites;
             status.pinholes_opened += counters.pinholes_opened;
             status.pinholes_refused += counters.pinholes_refused;
@@ -381,6 +438,7 @@ impl Source for Shared {
 
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
+        self.read_copies(now, &mut lock(&self.kernel));
         let row = |session: crate::engine::SessionInfo| SessionRow {
             id: session.id,
             client: session.translation.client,
@@ -399,6 +457,7 @@ impl Source for Shared {
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.
     fn pinholes(&self) -> Vec<PinholeRow> {
+        self.read_copies(Instant::now(), &mut lock(&self.kernel));
         let open = match lock(&self.kernel).list_open() {
             Ok(open) => open,
             Err(error) => {

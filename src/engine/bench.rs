@@ -32,8 +32,6 @@ pub struct Bench<'a, K> {
     pub pinholes: &'a mut PinholeTable,
     pub counters: &'a mut Counters,
     pub events: &'a mut Events,
-    /// Whether the connection was calm, so that transfers were not seen.
-    pub was_calm: bool,
     /// Whether the packet selection takes answers.
     pub answers: bool,
 }
@@ -270,11 +268,6 @@ impl<K: Kernel> Bench<'_, K> {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(No::Refuse(reason.into()));
-        }
-        if self.was_calm {
-            // What was announced before was used, most likely.
-            self.note(Note::TransferStarted);
-            self.note(Note::TransferEnded { completed: true });
         }
         let policy = self.policy;
         let opened = self.pinholes.open(

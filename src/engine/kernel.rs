@@ -91,7 +91,7 @@ pub enum Attention {
     Every,
     /// What opens, ends or says something is queued, as of a connection that is new.
     Payload,
-    /// Of what is said, lines that are harmless by their form are not queued; any other ends this.
+    /// Of what is said, lines that are harmless by their form pass, and copies of them come; any other ends this.
     Calm,
     /// No packet is queued any more: not FTP, or opaque and unadjusted.
     None,
@@ -105,10 +105,6 @@ pub enum Answer {
     Nothing,
     /// From this packet on [`Attention::Calm`].
     Calm,
-    /// From this packet on [`Attention::Payload`].
-    Payload,
-    /// What is known to it stays, whatever came up with the packet.
-    Kept,
 }
 
 /// Why the kernel did not do what was asked.

@@ -29,7 +29,7 @@ use std::{
 };
 
 /// What the kernel is told of the dialogue.
-pub use crate::session::{Woken, harmless};
+pub use crate::session::harmless;
 pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
@@ -76,6 +76,8 @@ pub enum Checksums {
 pub struct Counters {
     /// Packets taken.
     pub packets: u64,
+    /// Packets that passed, and were read from copies.
+    pub copies: u64,
     /// Packets that could not be read and passed.
     pub malformed: u64,
     /// Announcements rewritten.
@@ -196,13 +198,50 @@ impl Engine {
         self.policy = policy;
     }
 
-    /// From now on the packet selection tells which packets ended a calm, and takes an [`Answer`] with each
-    /// verdict. What passed it before may not have been harmless.
+    /// From now on the packet selection takes an [`Answer`] with each verdict, and sends copies of what passes
+    /// in the calm to [`passed`](Self::passed), or does not.
     pub fn set_selection(&mut self, answers: bool) {
         self.answers = answers;
-        for Entry { session, .. } in self.table.iter_mut() {
-            session.expect_nothing_unseen();
+    }
+
+    /// Copies were lost, of any of the connections.
+    pub fn lose_copies(&mut self) {
+        self.counters.errors += 1;
+        for Entry { session, control } in self.table.iter_mut() {
+            if control.attention() == Some(Attention::Calm) {
+                session.lose_copies();
+            }
         }
+    }
+
+    /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets
+    /// that were queued after it passed are decided; then call [`settle`](Self::settle). Whether its connection is
+    /// one of this engine.
+    pub fn passed(&mut self, now: Instant, bytes: &[u8], kernel: &mut impl Kernel) -> bool {
+        // Conntrack has looked at its checksum, if it was there already.
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let (source, destination) = packet.endpoints();
+        let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
+        let moment = self.epoch.moment(now);
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
+        self.counters.copies += 1;
+        control.last = moment;
+        let from = control.side(source);
+        let mut bench = Bench {
+            now,
+            moment,
+            index,
+            policy: self.policy.within(control.network),
+            kernel,
+            control,
+            pinholes: &mut self.pinholes,
+            counters: &mut self.counters,
+            events: &mut self.events,
+            answers: self.answers,
+        };
+        session.passed(from, &packet, &mut bench);
+        self.note_change(index);
+        true
     }
 
     /// What goes to the packet selection with the last verdict.
@@ -218,7 +257,7 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
-        self.queued(now, bytes, Woken::Not, Offload::default(), kernel, out)
+        self.queued(now, bytes, Offload::default(), kernel, out)
     }
 
     /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
@@ -231,7 +270,6 @@ impl Engine {
         &mut self,
         now: Instant,
         bytes: &[u8],
-        woken: Woken,
         offload: Offload,
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
@@ -266,15 +304,9 @@ impl Engine {
             pinholes: &mut self.pinholes,
             counters: &mut self.counters,
             events: &mut self.events,
-            was_calm: woken != Woken::Not,
             answers: self.answers,
         };
-        let was_told = bench.control.attention() == Some(Attention::Calm);
-        if was_told && woken == Woken::Not && from == Side::Client && !packet.payload().is_empty() {
-            // It was queued before the selection was told: its client did not wait.
-            session.bar_calm();
-        }
-        let outcome = session.packet(from, &packet, woken, &mut bench, &mut self.payload);
+        let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
         let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
         if session.is_over() {
             bench.close_all("the control connection ended");
@@ -321,7 +353,7 @@ impl Engine {
             }
         };
         if self.answers && verdict != Verdict::Drop {
-            self.answer = answer(from, session, control, woken, moment);
+            self.answer = answer(session, control, moment);
         }
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = !packet.payload().is_empty() || packet.flags() & ends != 0;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     packet::{self, Packet},
-    session::{Acknowledgement, Outcome, Session, Side, Woken},
+    session::{Acknowledgement, Outcome, Session, Side},
 };
 
 /// Tells the kernel what a connection's later packets need, of whose translation nothing is known here.
@@ -23,27 +23,14 @@ pub(super) fn attend_afresh(
     kernel.attend(&translation, attention)
 }
 
-/// What the selection is to be told with the verdict on a packet that `woken` came with.
-pub(super) fn answer(
-    from: Side,
-    session: &mut Session,
-    control: &mut Control,
-    woken: Woken,
-    now: Moment,
-) -> Answer {
-    let was_woken = woken != Woken::Not;
+/// What the selection is to be told with the verdict on a packet. One that was queued has ended the calm.
+pub(super) fn answer(session: &Session, control: &mut Control, now: Moment) -> Answer {
     if session.wants_every_packet() || session.wants_no_packet() {
-        // That it was told by a request.
-        return if was_woken { Answer::Kept } else { Answer::Nothing };
+        return Answer::Nothing; // that it was told by a request
     }
-    if session.is_calm(from) && control.rival().is_none() {
-        session.expect_unseen();
-        control.told(Attention::Calm, now);
-        return Answer::Calm;
-    }
-    let is_told = matches!(control.attention(), None | Some(Attention::Payload));
-    control.told(Attention::Payload, now);
-    if was_woken || !is_told { Answer::Payload } else { Answer::Nothing }
+    let is_calm = session.is_calm() && control.rival().is_none();
+    control.told(if is_calm { Attention::Calm } else { Attention::Payload }, now);
+    if is_calm { Answer::Calm } else { Answer::Nothing }
 }
 
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.

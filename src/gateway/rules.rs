@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::GatewayError;
-use crate::engine::{Answer, Woken};
+use crate::engine::Answer;
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
 const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");
@@ -70,7 +70,7 @@ impl Default for RuleParameters {
             queue_first: 2100,
             queue_count: 1,
             by_processor: false,
-            is_calm: false,
+            is_calm: true,
             data: 0x4000_0000,
             every: 0x2000_0000,
             none: 0x1000_0000,
@@ -128,7 +128,7 @@ impl RuleParameters {
             queue_first,
             queue_count,
             by_processor,
-            is_calm: false,
+            is_calm: true,
             data: mark,
             every,
             none,
@@ -167,6 +167,11 @@ impl RuleParameters {
         self.queue_first..=self.queue_first.saturating_add(self.queue_count.saturating_sub(1))
     }
 
+    /// The log group of copies: the number of the first queue.
+    pub fn copies(&self) -> u16 {
+        self.queue_first
+    }
+
     /// The ct mark bit of an admitted data connection.
     pub fn data(&self) -> u32 {
         self.data
@@ -182,7 +187,7 @@ impl RuleParameters {
         self.none
     }
 
-    /// These, with rules that let harmless lines of calm connections pass, if `calm`.
+    /// These, with harmless lines of calm connections passing, if `calm`.
     pub fn calm(self, calm: bool) -> Self {
         Self { is_calm: calm, ..self }
     }
@@ -192,24 +197,12 @@ impl RuleParameters {
         self.is_calm
     }
 
-    /// What the packet mark says of a packet that was queued.
-    pub fn woken(&self, mark: u32) -> Woken {
-        match mark & self.mask() {
-            woken if woken == self.data | self.every => Woken::Plainly,
-            marked if marked == self.data | self.none => Woken::Marked,
-            _ => Woken::Not,
-        }
-    }
-
     /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
     pub fn answer(&self, mark: u32, answer: Answer) -> Option<u32> {
-        let bits = match answer {
-            Answer::Nothing => return None,
-            Answer::Calm => self.mask(),
-            Answer::Payload => self.data | self.every,
-            Answer::Kept => 0,
-        };
-        Some(mark & !self.mask() | bits)
+        match answer {
+            Answer::Nothing => None,
+            Answer::Calm => Some(mark | self.mask()),
+        }
     }
 
     /// All our bits of the ct mark; also the packet mark of what we send ourselves.
@@ -252,6 +245,13 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 value("21", &ports.join(", "));
             }
             "define queues" => value("2100", &queues(parameters, '-')),
+            _ if line.trim_start().starts_with("log group") => {
+                if parameters.is_calm {
+                    value("2100", &parameters.copies().to_string());
+                } else {
+                    text.push_str("\t\tgoto wake\n");
+                }
+            }
             "define data" => value("0x40000000", &mark(parameters.data)),
             "define every" => value("0x20000000", &mark(parameters.every)),
             "define none" => value("0x10000000", &mark(parameters.none)),
@@ -273,9 +273,6 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 _ => text.push_str(line),
             },
         }
-    }
-    if parameters.is_calm {
-        return text.replace("#calm: ", "");
     }
     text
 }

@@ -17,9 +17,7 @@ use nftnl::{
 use nftnl_sys as sys;
 
 use super::nft::{self, Extension};
-use crate::engine::harmless::{
-    ANNOUNCING, COMMANDS, LOGINS, MAX_LINE, MIN_LINE, QUESTIONS, REPLIES,
-};
+use crate::engine::harmless::{ANNOUNCING, COMMANDS, MAX_LINE, MIN_LINE, REPLIES};
 
 /// Instructions of one program (XT_BPF_MAX_NUM_INSTR).
 const MOST_INSTRUCTIONS: usize = 64;
@@ -28,20 +26,21 @@ const INFO: usize = 8 + MOST_INSTRUCTIONS * 8 + 8;
 /// Words of a line that one program can look at.
 const WORDS: usize = 6;
 
-/// Chains of our table, and what a packet must be to go where.
-const RULES: [(&CStr, Line, &CStr); 3] = [
-    (c"commands", Line::Command, c"said"),
-    (c"commands", Line::Question, c"asked_for"),
-    (c"replies", Line::Reply, c"answered"),
-];
+/// Chains of our table, and what a packet must be to go on from there.
+const RULES: [(&CStr, Line); 2] = [(c"commands", Line::Command), (c"replies", Line::Reply)];
+/// Where it goes.
+const PASSED: &CStr = c"copied";
 
 /// The kinds of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
     Command,
-    Question,
     Reply,
 }
+
+/// Lowest byte of a line, and of a line without blanks.
+const PLAIN: u8 = 0x20;
+const NO_BLANK: u8 = 0x21;
 
 /// A program under construction. Its jumps out of it are set when its length is known: classic BPF has
 /// forward jumps only, by the number of instructions that are left out.
@@ -133,16 +132,16 @@ impl Program {
             .put(libc::BPF_MISC | libc::BPF_TAX, 0)
             .put(LOAD_HALF | AT_X, MIN_LINE as u32 - 2)
             .need(libc::BPF_JEQ, u32::from(u16::from_be_bytes(*b"\r\n")))
-            .plain_word(0)
+            .word_of(PLAIN, 0)
             .put(libc::BPF_LDX | libc::BPF_W | libc::BPF_MEM, 1)
     }
 
-    /// Needs each of the four bytes at X and `offset` to be from 0x20 to 0x7f. With their highest bits clear,
-    /// adding 0x60 to each carries nothing over, and sets the highest bit of those that are not below 0x20.
-    fn plain_word(&mut self, offset: u32) -> &mut Self {
+    /// Needs each of the four bytes at X and `offset` to be from `lowest` to 0x7f. With their highest bits clear,
+    /// adding to each carries nothing over, and sets the highest bit of those that are not below it.
+    fn word_of(&mut self, lowest: u8, offset: u32) -> &mut Self {
         self.put(LOAD_WORD | AT_X, offset)
             .forbid(libc::BPF_JSET, 0x8080_8080)
-            .put(DO | libc::BPF_ADD, 0x6060_6060)
+            .put(DO | libc::BPF_ADD, u32::from_be_bytes([0x80 - lowest; 4]))
             .put(DO | libc::BPF_AND, 0x8080_8080)
             .need(libc::BPF_JEQ, 0x8080_8080)
     }
@@ -151,47 +150,57 @@ impl Program {
     fn of_kind(kind: Line) -> Self {
         let mut program = Self::start();
         let p = &mut program;
-        p.need(libc::BPF_JGE, MIN_LINE as u32);
-        if kind == Line::Question {
-            p.forbid(libc::BPF_JGT, MIN_LINE as u32);
-        } else {
-            p.forbid(libc::BPF_JGT, MAX_LINE as u32);
-        }
+        p.need(libc::BPF_JGE, MIN_LINE as u32).forbid(libc::BPF_JGT, MAX_LINE as u32);
         p.end_of_line().put(LOAD_WORD | AT_X, 0);
-        let in_lower_case = |p: &mut Self, verbs: &[[u8; 4]]| {
-            p.put(DO | libc::BPF_OR, 0x2020_2020).need_one_of(&words(verbs));
-        };
         match kind {
             Line::Command => {
-                in_lower_case(p, &COMMANDS);
-                p.put(LOAD_BYTE | AT_X, 4).need_one_of(&[b' '.into(), b'\r'.into()]);
+                p.put(DO | libc::BPF_OR, 0x2020_2020).need_one_of(&words(&COMMANDS));
             }
-            Line::Question => in_lower_case(p, &QUESTIONS),
             Line::Reply => {
                 for code in words(&ANNOUNCING) {
                     p.forbid(libc::BPF_JEQ, code);
                 }
                 p.put(LOAD_BYTE | AT_X, 3).need(libc::BPF_JEQ, b' '.into());
                 p.put(LOAD_BYTE | AT_X, 0).need_one_of(&REPLIES.map(u32::from));
-                p.put(LOAD_HALF | AT_X, 0);
-                for start in LOGINS {
-                    p.forbid(libc::BPF_JEQ, u16::from_be_bytes(start).into());
-                }
             }
         }
         program
     }
 
-    /// What is plain from word `first` of the payload on, as far as one program can look. The last four bytes
-    /// before CR LF were looked at.
-    fn plain_from(first: usize) -> Self {
+    /// Matches here unless the payload is at least so long.
+    fn done_below(&mut self, length: u32) -> &mut Self {
+        self.put(LOAD_WORD | libc::BPF_MEM, 0);
+        self.done.push(self.code.len());
+        self.put(IF | libc::BPF_JGE, length)
+    }
+
+    /// A blank behind the verb, and none in the first three and the last four bytes of the argument, if there is one.
+    fn argument() -> Self {
+        let mut program = Self::start();
+        let p = &mut program;
+        p.done_below(MIN_LINE as u32 + 1).put(LOAD_BYTE | AT_X, 4).need(libc::BPF_JEQ, b' '.into());
+        for at in 5..8 {
+            p.done_below(at + 3)
+                .put(LOAD_BYTE | AT_X, at)
+                .need(libc::BPF_JGE, NO_BLANK.into())
+                .forbid(libc::BPF_JGE, 0x80);
+        }
+        p.done_below(11)
+            .put(LOAD_LENGTH, 0)
+            .put(DO | libc::BPF_SUB, MIN_LINE as u32)
+            .put(libc::BPF_MISC | libc::BPF_TAX, 0)
+            .word_of(NO_BLANK, 0);
+        program
+    }
+
+    /// What has no bytes below `lowest` from word `first` of the payload on, as far as one program can look. The
+    /// last four bytes before CR LF were looked at.
+    fn words_from(first: usize, lowest: u8) -> Self {
         let mut program = Self::start();
         let p = &mut program;
         for word in first..first + WORDS {
             let offset = 4 * word as u32;
-            p.put(LOAD_WORD | libc::BPF_MEM, 0);
-            p.done.push(p.code.len());
-            p.put(IF | libc::BPF_JGE, offset + MIN_LINE as u32).plain_word(offset);
+            p.done_below(offset + MIN_LINE as u32).word_of(lowest, offset);
         }
         program
     }
@@ -219,20 +228,28 @@ fn words(values: &[[u8; 4]]) -> Vec<u32> {
 
 /// The programs that all must match a packet of `kind`.
 fn programs(kind: Line) -> Vec<Vec<sock_filter>> {
-    let scanned = if kind == Line::Question { 0 } else { (MAX_LINE - 2) / 4 };
-    let scans = (0..scanned).step_by(WORDS).map(Program::plain_from);
-    std::iter::once(Program::of_kind(kind)).chain(scans).map(Program::finish).collect()
+    let (argument, start, lowest) = match kind {
+        Line::Command => (Some(Program::argument()), 2, NO_BLANK),
+        Line::Reply => (None, 0, PLAIN),
+    };
+    let scans = (start..(MAX_LINE - 2) / 4).step_by(WORDS);
+    let scans = scans.map(|first| Program::words_from(first, lowest));
+    std::iter::once(Program::of_kind(kind))
+        .chain(argument)
+        .chain(scans)
+        .map(Program::finish)
+        .collect()
 }
 
 /// The rules that tell harmless lines, for our table.
 pub(super) fn rules(table: &nftnl::Table, mut each: impl FnMut(&Rule<'_>)) {
-    for (chain, kind, target) in RULES {
+    for (chain, kind) in RULES {
         let chain = Chain::new(chain, table);
         let mut rule = Rule::new(&chain);
         for program in programs(kind) {
             rule.add_expr(&Match(program));
         }
-        rule.add_expr(&Verdict::Goto { chain: CString::from(target) });
+        rule.add_expr(&Verdict::Goto { chain: CString::from(PASSED) });
         each(&rule);
     }
 }
@@ -247,9 +264,9 @@ pub(super) fn probe<'a>(chain: &'a Chain<'a>) -> Rule<'a> {
 /// What tells these programs from those of another version.
 pub(super) fn fingerprint() -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    for (chain, kind, target) in RULES {
+    hasher.update(PASSED.to_bytes());
+    for (chain, kind) in RULES {
         hasher.update(chain.to_bytes());
-        hasher.update(target.to_bytes());
         for sock_filter { code, jt, jf, k } in programs(kind).into_iter().flatten() {
             hasher.update(&code.to_ne_bytes());
             hasher.update(&[jt, jf]);
@@ -329,7 +346,7 @@ mod tests {
 
     impl Filters {
         fn new() -> Self {
-            let kinds = [Line::Command, Line::Question, Line::Reply];
+            let kinds = [Line::Command, Line::Reply];
             Self(kinds.map(|k| (k, programs(k).into_iter().map(Filter::new).collect())).into())
         }
 
@@ -340,10 +357,8 @@ mod tests {
     }
 
     fn expected(payload: &[u8]) -> Vec<Line> {
-        let question = harmless::is_question(payload);
         [
-            (Line::Command, harmless::is_harmless_command(payload) && !question),
-            (Line::Question, question),
+            (Line::Command, harmless::is_harmless_command(payload)),
             (Line::Reply, harmless::is_harmless_reply(payload)),
         ]
         .into_iter()
@@ -368,14 +383,15 @@ mod tests {
 
     #[test]
     fn programs_fit_and_the_kernel_takes_them() {
-        for kind in [Line::Command, Line::Question, Line::Reply] {
+        for kind in [Line::Command, Line::Reply] {
             assert!(programs(kind).iter().all(|p| p.len() <= MOST_INSTRUCTIONS));
         }
         let filters = Filters::new();
         for (line, kind) in [
-            ("RETR a file\r\n", Some(Line::Command)),
+            ("RETR a-file\r\n", Some(Line::Command)),
+            ("RETR a file\r\n", None),
             ("noop\r\n", Some(Line::Command)),
-            ("PASV\r\n", Some(Line::Question)),
+            ("PASV\r\n", Some(Line::Command)),
             ("226 done\r\n", Some(Line::Reply)),
             ("227 Entering Passive Mode (1,2,3,4,5,6)\r\n", None),
             ("RETR a\r\nSTAT\r\n", None),
@@ -390,7 +406,9 @@ mod tests {
     #[test]
     fn a_byte_that_is_not_plain_is_found_wherever_it_is() {
         let filters = Filters::new();
-        for length in [MIN_LINE, 7, 8, 9, 31, 32, 33, 100, MAX_LINE - 1, MAX_LINE, MAX_LINE + 1] {
+        for length in
+            [MIN_LINE, 7, 8, 9, 10, 11, 12, 31, 32, 33, 100, MAX_LINE - 1, MAX_LINE, MAX_LINE + 1]
+        {
             for start in ["RETR ", "200 ", "227 "] {
                 let mut line = vec![b'x'; length];
                 line[length - 2..].copy_from_slice(b"\r\n");

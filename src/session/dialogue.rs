@@ -178,42 +178,17 @@ impl Dialogue {
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
     }
 
-    /// Whether nothing is pending that must be read; where the client waits for answers (`in_step`), what
-    /// answers its last announcement shows by its form whether that failed.
-    pub fn is_calm(&self, in_step: bool) -> bool {
+    /// Whether it is known, and nothing is pending.
+    pub fn is_calm(&self) -> bool {
         self.phase == Phase::Verified
             && self.logged_in
-            && self.is_between_replies()
-            && (self.awaited.len() == 0 || in_step && self.awaited.is_only(Awaited::Announcement))
+            && self.replies == ReplyTracker::default()
+            && !self.awaits_replies()
     }
 
-    /// Whether no reply of several lines goes on.
-    pub fn is_between_replies(&self) -> bool {
-        self.replies == ReplyTracker::default()
-    }
-
-    /// What was awaited was answered by something harmless. Whether it was an announcement.
-    pub fn pass_over_answers(&mut self) -> bool {
-        let announced = self.awaited.is_only(Awaited::Announcement);
-        self.awaited = Unanswered::default();
-        announced
-    }
-
-    /// A command that was not read waits for its answer, unless others do.
-    pub fn waits(&mut self) {
-        if self.awaited.len() == 0 {
-            self.await_reply(Awaited::Other);
-        }
-    }
-
-    /// What the client said last is not known; it matters only if it began a transfer.
-    pub fn transfers(&mut self) {
-        self.await_reply(Awaited::Transfer);
-    }
-
-    /// The client asked for an announcement.
-    pub fn asked(&mut self) {
-        self.await_reply(Awaited::Passive);
+    /// Whether a command was not answered yet.
+    pub fn awaits_replies(&self) -> bool {
+        self.awaited.len() > 0
     }
 
     /// The dialogue is plain text again after encryption. The login was made while it could not

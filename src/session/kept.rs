@@ -50,6 +50,13 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Whether those of the client's `bytes` at `seq` that were read before are as they were read, as far as is known.
+    pub(super) fn is_as_read(&self, seq: Seq, bytes: &[u8]) -> bool {
+        matches!(self.as_read(seq, bytes), Cow::Borrowed(_))
+    }
+}
+
 /// What is kept is saved as long as it is about a line; of more, which would be written with every
 /// packet, what is sent again is not compared after a restart.
 pub fn save_kept<S: Serializer>(kept: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,7 +10,7 @@
 //! - a number is delivered with the same byte however often its segment is sent again.
 
 mod adjust;
-mod calm;
+mod copies;
 mod dialogue;
 mod few;
 mod forwarding;
@@ -24,8 +24,7 @@ mod tls;
 mod unanswered;
 
 pub use adjust::SequenceMap;
-use calm::Unseen;
-pub use calm::Woken;
+use copies::Copies;
 pub use dialogue::{Dialogue, Phase};
 use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
@@ -98,8 +97,8 @@ pub struct Session {
     unread: Option<Box<Unread>>,
     /// The first numbers of client and server.
     first: (Seq, Seq),
-    /// What passed unread in the calm.
-    unseen: Unseen,
+    /// Of what passed before it was read.
+    copies: Copies,
     reset: bool,
     /// Whether it was saved, and packets of it may have passed since that nobody read.
     #[serde(skip, default = "unconfirmed")]
@@ -145,7 +144,7 @@ impl Session {
             dialogue,
             unread: None,
             first: (client, server),
-            unseen: Unseen::default(),
+            copies: Copies::default(),
             reset: false,
             unconfirmed: false,
         }
@@ -167,7 +166,7 @@ impl Session {
         let is_plain = |stream: &Stream| !(stream.map.shifts() || stream.is_holding());
         // Acknowledgements show what is missing, and how much of what is kept was received.
         let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
-        let is_much = self.unseen.was_much();
+        let is_much = self.copies.was_much();
         is_asked || is_much || !(is_plain(&self.client) && is_plain(&self.server))
     }
 
@@ -235,25 +234,19 @@ impl Session {
         self.peek(side).longest_segment()
     }
 
-    /// Takes a packet of `from`, of which the selection says that it has `woken` the connection. A changed
-    /// payload is written over `out`.
+    /// Takes a packet of `from`. A changed payload is written over `out`.
     pub fn packet(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        woken: Woken,
         judge: &mut impl Judge,
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
-        self.wake(from, packet, woken, judge);
         if self.unconfirmed && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
-        }
-        if self.reset && !packet.payload().is_empty() && self.unseen.was_maybe_reset() {
-            self.reset = false; // it was not obeyed
         }
         if self.is_over() && !is_near(packet.seq(), self.peek(from).next) {
             return Forward::Unchanged.into(); // of another connection, whose start was not seen
@@ -282,8 +275,8 @@ impl Session {
         if seq.is_after(stream.next) {
             return self.gap(from, packet).into();
         }
-        if from == Side::Client && packet.has(flags::ACK) {
-            self.client_heard(packet.ack());
+        if from == Side::Client && self.is_barred(packet) {
+            return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);
         let payload = if reads { self.as_read(seq, payload) } else { payload.into() };
@@ -309,7 +302,7 @@ impl Session {
                 self.keep(seq + new as u32, &payload[new..]);
                 // From here on acknowledgements must be seen.
                 if self.kept.len() > MAX_UNSEEN {
-                    self.unseen.set_much();
+                    self.copies.set_much();
                 }
             }
             self.read(from, seq + new as u32, &payload[new..], fin, judge);
@@ -319,6 +312,7 @@ impl Session {
                 stream.finish(end);
                 stream.next = end + 1;
             }
+            self.read_ahead(from, judge);
         }
         self.deliver(from, packet, payload, again, out)
     }
@@ -376,11 +370,15 @@ impl Session {
 
     /// `by` acknowledged what the other end sent up to delivered `ack`.
     fn acknowledged(&mut self, by: Side, ack: Seq, judge: &mut impl Judge) {
-        let stream = self.stream(by.peer());
+        let stream = self.peek(by.peer());
         let delivered = stream.map.deliver(stream.next);
         if !is_near(ack, delivered) {
             return;
         }
+        if by == Side::Server {
+            self.unbar(ack);
+        }
+        let stream = self.stream(by.peer());
         if !ack.is_after(delivered) {
             stream.acked = stream.acked.max(ack);
             if by == Side::Server {
@@ -389,8 +387,6 @@ impl Session {
             self.stream(by.peer()).forget_acknowledged();
         } else if self.peek(by.peer()).is_holding() {
             // What is held back cannot be acknowledged by it.
-        } else if self.expects_unseen() {
-            self.pass_over_acknowledged(by, ack, judge);
         } else {
             let stream = self.stream(by.peer());
             // The receiver has bytes that were never queued here: the queue was full, or the

@@ -126,12 +126,6 @@ impl Stream {
         self.line.is_empty() && !self.held && !self.finished
     }
 
-    /// What it says up to `next` is not read.
-    pub fn pass_over_to(&mut self, next: Seq) {
-        self.next = next;
-        self.gaps = 0;
-    }
-
     /// Bytes were missed up to `next`: the unfinished line is lost.
     pub fn skip_to(&mut self, next: Seq) {
         self.next = next;

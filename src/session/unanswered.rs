@@ -47,11 +47,6 @@ impl Unanswered {
         self.kinds().any(|kind| kind == which)
     }
 
-    /// Whether there is one command, of this kind.
-    pub fn is_only(&self, which: Awaited) -> bool {
-        self.oldest == Some((which, 1)) && self.later.is_empty()
-    }
-
     /// One more command. Whether that was too many, and of the oldest only the number is known now.
     pub fn push(&mut self, awaited: Awaited) -> bool {
         let Some(oldest) = &mut self.oldest else {

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-mod receive;
+pub(super) mod receive;
 mod statistics;
 mod verdicts;
 
@@ -25,7 +25,7 @@ use super::{
     netlink::{self, Messages, Socket, Start, Writer},
 };
 use crate::packet::Offload;
-use receive::{BATCH, Found, Receiver, offset_in, parse};
+use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};
 pub(super) use statistics::{STATISTICS, readers};
 use statistics::{owner, row};
 use verdicts::Pending;
@@ -136,7 +136,7 @@ impl Queue {
         Ok(Self {
             socket,
             number,
-            receiver: Receiver::new(),
+            receiver: Receiver::new(SLOT),
             found: Vec::with_capacity(BATCH),
             pending: Pending::new(number),
             is_joined: false,

@@ -1,6 +1,6 @@
 //! Reading what a queue holds: datagrams into buffers made once, packets in their place there.
 
-use std::io;
+use std::{io, ops::Range};
 
 use super::{
     super::netlink::{Message, be16, be32},
@@ -10,9 +10,9 @@ use crate::packet::Offload;
 
 /// Datagrams read at once.
 pub(super) const BATCH: usize = 64;
-/// The largest packet and its attributes. Slots begin at different places of the processor's cache: with
+/// The largest queued packet and its attributes. Slots begin at different places of the processor's cache: with
 /// a power of two between them, sixty headers would push each other out.
-const SLOT: usize = (1 << 16) + 1024 + 320;
+pub(super) const SLOT: usize = (1 << 16) + 1024 + 320;
 
 /// Where in the receive buffer a packet is.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +30,10 @@ pub(super) struct Found {
 }
 
 /// Buffers for one batch, made once.
-pub(super) struct Receiver {
+pub(in crate::gateway) struct Receiver {
     bytes: Vec<u8>,
+    /// The room for one datagram.
+    slot: usize,
     lengths: Vec<usize>,
     calls: Box<Calls>,
 }
@@ -52,19 +54,21 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new() -> Self {
+    /// With `slot` bytes for each datagram.
+    pub(in crate::gateway) fn new(slot: usize) -> Self {
         // Zeroed pages that are never touched take no memory.
-        let bytes = vec![0; BATCH * SLOT];
+        let bytes = vec![0; BATCH * slot];
         // SAFETY: plain data for which zero is a valid value.
         let calls = Box::new(unsafe { std::mem::zeroed() });
-        Self { bytes, lengths: Vec::with_capacity(BATCH), calls }
+        Self { bytes, slot, lengths: Vec::with_capacity(BATCH), calls }
     }
 
-    pub(super) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
+    /// Reads datagrams, at most [`batch`](Self::batch).
+    pub(in crate::gateway) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
         self.lengths.clear();
         let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
         for ((vector, header), slot) in
-            vectors.iter_mut().zip(headers.iter_mut()).zip(self.bytes.chunks_exact_mut(SLOT))
+            vectors.iter_mut().zip(headers.iter_mut()).zip(self.bytes.chunks_exact_mut(self.slot))
         {
             vector.iov_base = slot.as_mut_ptr().cast();
             vector.iov_len = slot.len();
@@ -83,13 +87,24 @@ impl Receiver {
             )
         };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        self.lengths.extend(headers.iter().take(received).map(|h| (h.msg_len as usize).min(SLOT)));
+        self.lengths
+            .extend(headers.iter().take(received).map(|h| (h.msg_len as usize).min(self.slot)));
         Ok(received)
     }
 
+    /// How many are read at once.
+    pub(in crate::gateway) fn batch(&self) -> usize {
+        BATCH
+    }
+
+    /// What was read last, at `range`.
+    pub(in crate::gateway) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
+        self.bytes.get(range)
+    }
+
     /// A datagram and where it starts.
-    pub(super) fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
-        let start = slot.checked_mul(SLOT)?;
+    pub(in crate::gateway) fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
+        let start = slot.checked_mul(self.slot)?;
         let length = *self.lengths.get(slot)?;
         Some((start, self.bytes.get(start..start.checked_add(length)?)?))
     }
@@ -135,7 +150,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
 }
 
 /// Where `part`, a part of `whole`, starts.
-pub(super) fn offset_in(whole: &[u8], part: &[u8]) -> usize {
+pub(in crate::gateway) fn offset_in(whole: &[u8], part: &[u8]) -> usize {
     (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize)
 }
 

@@ -1,0 +1,85 @@
+//! Copies of lines that passed, on their way to the engines: before each batch of packets, as those were
+//! queued later, before the control socket answers, and often enough that their buffer does not fill.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use super::{
+    worker::{Home, Shard, lock},
+    workers::Shared,
+};
+use crate::gateway::{Copies, LinuxKernel, READ_EVERY};
+
+/// Where copies come from, and how they find their shard.
+#[derive(Debug)]
+pub(super) struct CopyReader {
+    pub(super) copies: Mutex<Copies>,
+    /// By how many shards endpoints are spread; otherwise the kernel has chosen the connection's queue.
+    pub(super) by_endpoints: Option<usize>,
+}
+
+impl Shared {
+    /// Has the engines read all copies that have come. Who finds none knows that they were read: the lock is held
+    /// until they are.
+    pub(super) fn read_copies(&self, now: Instant, kernel: &mut LinuxKernel) {
+        let Some(CopyReader { copies, by_endpoints }) = &self.copies else { return };
+        let mut copies = lock(copies);
+        loop {
+            let more = copies.receive().unwrap_or_else(|error| {
+                self.fail(&error);
+                false
+            });
+            for packet in copies.packets() {
+                match by_endpoints {
+                    Some(shards) => {
+                        let home = Home::Endpoints(*shards).of(packet);
+                        if let Some(shard) = self.shards.get(home) {
+                            lock(shard).engine.passed(now, packet, kernel);
+                        }
+                    }
+                    None => {
+                        let mut shards = self.shards.iter();
+                        shards.any(|shard| lock(shard).engine.passed(now, packet, kernel));
+                    }
+                }
+            }
+            if !more {
+                break;
+            }
+        }
+        if copies.were_lost() {
+            for shard in &self.shards {
+                lock(shard).engine.lose_copies();
+            }
+            self.fail(
+                &"copies of control packets were lost, as ftp-alg was kept from reading them: where that \
+                  matters, clients have to wait for their servers to say what they have",
+            );
+        }
+    }
+
+    /// Reads copies until `end` is set, and writes and does what follows from them.
+    pub(super) fn follow_copies(&self, kernel: &mut LinuxKernel, end: &AtomicBool) {
+        while !end.load(Ordering::Acquire) {
+            thread::park_timeout(READ_EVERY);
+            let now = Instant::now();
+            self.read_copies(now, kernel);
+            for shard in &self.shards {
+                let mut shard = lock(shard);
+                let Shard { engine, journal } = &mut *shard;
+                // Where that fails, the worker of the shard says so.
+                let _ = journal.write(engine);
+                engine.settle(kernel);
+                let events = engine.take_events();
+                drop(shard);
+                self.log.events(now, events);
+            }
+        }
+    }
+}

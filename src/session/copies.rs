@@ -1,0 +1,198 @@
+//! Calm: a dialogue that is known, in which lines that are harmless by their form
+//! ([`harmless`](super::harmless)) pass at once, and are read afterwards, from copies.
+//!
+//! The packet selection tells such lines apart. Any other ends the calm before it is queued, and all copies of what
+//! passed before it are read before it is. So nothing is ever unread when something is decided; and whatever pieces of
+//! harmless lines a server puts together, as segments may overlap, none is an announcement. What is left to see to is
+//! what the client says *between* such lines: where what passed is not what was read at that place before, nothing more
+//! of the client goes on until the server has acknowledged all of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ASKED_AFTER, Judge, Session, Side, is_near};
+use crate::packet::{Packet, Seq, flags};
+
+/// What few connections have.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Copies(Option<Box<State>>);
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct State {
+    /// A line that passed before what precedes it, of client and server.
+    ahead: [Option<(Seq, Vec<u8>)>; 2],
+    barrier: Option<Barrier>,
+    /// Whether the client has once not waited for an answer.
+    hurries: bool,
+    /// Whether much of what it said waited for its acknowledgement.
+    much: bool,
+}
+
+/// Until when nothing of the client goes on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Barrier {
+    /// Until the server has acknowledged this.
+    To(Seq),
+    /// Until the server has answered what it has; copies were lost.
+    Unknown,
+}
+
+impl Copies {
+    fn state(&mut self) -> &mut State {
+        self.0.get_or_insert_default()
+    }
+
+    fn hurries(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| state.hurries)
+    }
+
+    fn barrier(&self) -> Option<Barrier> {
+        self.0.as_ref().and_then(|state| state.barrier)
+    }
+
+    fn ahead(&self, side: Side) -> Option<Seq> {
+        Some(self.0.as_ref()?.ahead[side as usize].as_ref()?.0)
+    }
+
+    /// Nothing of the client goes on until the server has acknowledged `end`, too.
+    fn bar(&mut self, end: Seq) {
+        let barrier = &mut self.state().barrier;
+        *barrier = Some(match *barrier {
+            Some(Barrier::To(other)) => Barrier::To(other.max(end)),
+            Some(Barrier::Unknown) => Barrier::Unknown,
+            None => Barrier::To(end),
+        });
+    }
+
+    /// Whether so much of the client waited for its acknowledgement that these are seen from then on.
+    pub fn was_much(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| state.much)
+    }
+
+    /// So much waits.
+    pub fn set_much(&mut self) {
+        self.state().much = true;
+    }
+}
+
+impl Session {
+    /// Whether harmless lines may pass at once from here on. The server has acknowledged all that the client
+    /// said: what comes later at an earlier number changes nothing any more.
+    pub fn is_calm(&self) -> bool {
+        let is_idle = |side| self.peek(side).is_idle() && !self.peek(side).map.shifts();
+        self.unread.is_none()
+            && !(self.unconfirmed || self.reset || self.wants_every_packet())
+            && self.client.unacknowledged() == self.client.next
+            && is_idle(Side::Client)
+            && is_idle(Side::Server)
+            && self.copies.barrier().is_none()
+            && !self.copies.hurries()
+            && self.dialogue.is_calm()
+    }
+
+    /// Copies were lost: of a connection that may have been calm is not known what its server has.
+    pub fn lose_copies(&mut self) {
+        self.copies.state().barrier = Some(Barrier::Unknown);
+    }
+
+    /// Reads a packet of `from` that has passed as it is.
+    pub fn passed(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
+        if self.unconfirmed && !self.confirm(from, packet)
+            || !is_near(packet.seq(), self.peek(from).next)
+        {
+            return;
+        }
+        if self.peek(from).map.shifts() {
+            // It passed just before it was known that numbers differ.
+            return self.lose_copies();
+        }
+        self.stream(from).observe(packet);
+        if packet.has(flags::ACK) {
+            self.acknowledged(from, packet.ack(), judge);
+        }
+        let (seq, payload) = (packet.seq(), packet.payload());
+        if from == Side::Client {
+            if self.dialogue.awaits_replies() && !seq.is_before(self.client.next) {
+                self.copies.state().hurries = true;
+            }
+            if !self.is_as_read(seq, payload) {
+                self.copies.bar(seq + payload.len() as u32);
+            }
+        }
+        if seq.is_after(self.peek(from).next) {
+            return self.is_ahead(from, seq, payload);
+        }
+        self.read_passed(from, seq, payload, judge);
+        self.read_ahead(from, judge);
+    }
+
+    /// Reads what is new of `payload` at `seq`.
+    fn read_passed(&mut self, from: Side, seq: Seq, payload: &[u8], judge: &mut impl Judge) {
+        let new = (self.peek(from).next - seq) as usize;
+        let Some(payload) = payload.get(new..).filter(|new| !new.is_empty()) else { return };
+        let seq = seq + new as u32;
+        if from == Side::Client && self.is_readable(from) {
+            self.keep(seq, payload);
+        }
+        self.read(from, seq, payload, false, judge);
+        let stream = self.stream(from);
+        stream.next = seq + payload.len() as u32;
+        stream.gaps = 0;
+    }
+
+    /// `payload` at `seq` has passed, and what precedes it was not seen.
+    fn is_ahead(&mut self, from: Side, seq: Seq, payload: &[u8]) {
+        let ahead = &mut self.copies.state().ahead[from as usize];
+        if ahead.is_none() {
+            *ahead = Some((seq, payload.to_vec()));
+        }
+        if from == Side::Client {
+            self.copies.bar(seq + payload.len() as u32);
+        }
+    }
+
+    /// What `from` says was read up to a line that had passed before.
+    pub(super) fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
+        let Some(start) = self.copies.ahead(from) else { return };
+        let next = self.peek(from).next;
+        if next.is_before(start) {
+            return;
+        }
+        let ahead = self.copies.state().ahead[from as usize].take();
+        if let Some((seq, payload)) = ahead.filter(|_| next == start) {
+            self.read_passed(from, seq, &payload, judge);
+            // The server has what was read, whole.
+            let state = self.copies.state();
+            if from == Side::Client
+                && matches!(state.barrier, Some(Barrier::To(end)) if end == self.client.next)
+            {
+                state.barrier = None;
+            }
+        }
+    }
+
+    /// Whether `packet` of the client waits, as it is not known what the server has of what comes before it.
+    pub(super) fn is_barred(&self, packet: &Packet<'_>) -> bool {
+        if self.copies.barrier().is_none() || packet.payload().is_empty() {
+            return false;
+        }
+        let payload = packet.payload();
+        let end = packet.seq() + payload.len() as u32;
+        // What only fills the gap before a line that passed goes on, unless it might be changed.
+        let fills = self.copies.ahead(Side::Client) == Some(end)
+            && payload.ends_with(b"\n")
+            && !payload.windows(2).any(|two| two.eq_ignore_ascii_case(b"rt"));
+        !fills
+    }
+
+    /// The server has said that it has what comes before `ack`.
+    pub(super) fn unbar(&mut self, ack: Seq) {
+        let has_it = match self.copies.barrier() {
+            None => return,
+            Some(Barrier::To(end)) => !ack.is_before(self.client.map.deliver(end)),
+            Some(Barrier::Unknown) => self.client.gaps >= ASKED_AFTER,
+        };
+        if has_it {
+            self.copies.state().barrier = None;
+        }
+    }
+}
