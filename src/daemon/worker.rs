@@ -204,7 +204,7 @@ fn decide<'p>(
     let Buffers { homes, decided, replacements, replacement } = buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
-    for ((packet, home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+    for ((packet, home), decided) in packets.clone().zip(homes.iter()).zip(decided.iter_mut()) {
         if *home != index {
             continue;
         }
@@ -218,7 +218,12 @@ fn decide<'p>(
                 Decided::Replace(start..replacements.len())
             }
         };
-        *decided = (verdict, shard.engine.answer());
+        decided.0 = verdict;
+    }
+    for ((packet, home), (verdict, answer)) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+        if *home == index && !matches!(verdict, Decided::Drop) {
+            *answer = shard.engine.answer(now, packet.payload);
+        }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {
         shared.fail(&not_kept(&shard.journal, &error));

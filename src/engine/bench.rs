@@ -87,7 +87,7 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             SocketAddr::new(address, a.port)
         });
         let opened = match (read, announced) {
-            (Ok(_), Some(endpoint)) => self.open(kind, endpoint, asked, dialogue),
+            (Ok(read), Some(endpoint)) => self.open(read, endpoint, asked, dialogue),
             (Err(malformed), _) => {
                 let reason = malformed.to_string().into();
                 Err(match malformed {
@@ -239,11 +239,12 @@ impl<K: Kernel> Bench<'_, K> {
     /// Opens a pinhole for `announced`.
     fn open(
         &mut self,
-        kind: Kind,
+        read: &Announcement,
         announced: SocketAddr,
         asked: bool,
         dialogue: &Dialogue,
     ) -> Result<Opened, No> {
+        let kind = read.kind;
         if dialogue.phase() == Phase::Joined {
             return Err(No::Ignore("the start of the dialogue was not seen".into()));
         }
@@ -270,11 +271,14 @@ impl<K: Kernel> Bench<'_, K> {
             return Err(No::Refuse(reason.into()));
         }
         let policy = self.policy;
+        // A server's port may be the only one that leads to it, and a connection may be adjusted already.
+        let is_free = self.answers && kind.is_active() && plan.named != announced.ip();
+        let room = is_free.then(|| read.room_for_port(plan.named)).flatten();
         let opened = self.pinholes.open(
             self.now,
             policy,
             (self.index, &translation),
-            kind,
+            (kind, room),
             plan.pinhole,
             self.kernel,
         );

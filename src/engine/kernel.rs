@@ -103,8 +103,10 @@ pub enum Answer {
     /// Nothing.
     #[default]
     Nothing,
-    /// From this packet on [`Attention::Calm`].
+    /// From this packet on [`Attention::Calm`], if the connection has [`Attention::Payload`] so far.
     Calm,
+    /// The calm is over.
+    Payload,
 }
 
 /// Why the kernel did not do what was asked.

@@ -150,8 +150,6 @@ pub struct Engine {
     record: Vec<u8>,
     /// Whether the packet selection takes answers.
     answers: bool,
-    /// The last one.
-    answer: Answer,
 }
 
 impl Engine {
@@ -172,7 +170,6 @@ impl Engine {
             injections: Vec::new(),
             record: Vec::new(),
             answers: false,
-            answer: Answer::Nothing,
         }
     }
 
@@ -244,9 +241,18 @@ impl Engine {
         true
     }
 
-    /// What goes to the packet selection with the last verdict.
-    pub fn answer(&self) -> Answer {
-        self.answer
+    /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
+    /// other packets of the batch are decided, too.
+    pub fn answer(&mut self, now: Instant, bytes: &[u8]) -> Answer {
+        let found = Packet::parse(bytes).ok().filter(|_| self.answers).and_then(|packet| {
+            let (source, destination) = packet.endpoints();
+            self.table.find(&Key::between(source, destination))
+        });
+        let moment = self.epoch.moment(now);
+        match found.and_then(|index| self.table.get_mut(index)) {
+            Some(Entry { session, control }) => answer(session, control, moment),
+            None => Answer::Nothing,
+        }
     }
 
     /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
@@ -274,7 +280,6 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
-        self.answer = Answer::Nothing;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
@@ -352,9 +357,6 @@ impl Engine {
                 Verdict::Replace
             }
         };
-        if self.answers && verdict != Verdict::Drop {
-            self.answer = answer(session, control, moment);
-        }
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
         if session.wants_no_packet() {

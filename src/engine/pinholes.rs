@@ -70,6 +70,11 @@ struct Deadline {
 
 /// How many random ports are tried when the announced one is taken.
 const PORT_TRIES: usize = 32;
+/// How many of the right length are tried before those.
+const FITTING_TRIES: usize = 4;
+/// Among how many one of the right length is looked for. Of those below 10000, with one digit fewer, every
+/// fiftieth is written with four characters in a `PORT`.
+const FITTING_DRAWS: usize = 256;
 
 /// How many spent pinholes may wait for an opening that takes them along.
 const MAX_SPENT: usize = 32;
@@ -104,13 +109,14 @@ impl PinholeTable {
     }
 
     /// Opens `wanted` for the session `owner` and its control connection, at another external port if
-    /// the announced one is taken.
+    /// the announced one is taken, or if that is not written with as many bytes as there is `room` for: an
+    /// announcement that stays as long changes no numbers.
     pub fn open(
         &mut self,
         now: Instant,
         policy: &Policy,
         (owner, control): (u32, &Translation),
-        kind: Kind,
+        (kind, room): (Kind, Option<usize>),
         mut wanted: Pinhole,
         kernel: &mut impl Kernel,
     ) -> Result<Held, OpenError> {
@@ -127,16 +133,12 @@ impl PinholeTable {
         closed.extend(spent.iter().filter(|held| common.is_open(held)).map(|held| held.pinhole));
         let others = closed.len();
         let announced = wanted.arrival.port();
-        for attempt in 0..=PORT_TRIES {
+        let seed = self.random.hash_one(common.serial);
+        let random = self.random.clone();
+        for port in candidates(policy, announced, kind, room, &random, seed) {
             common.serial += 1;
             let serial = common.serial;
-            wanted.arrival.set_port(match attempt {
-                0 => announced,
-                _ => match policy.external_port(self.random.hash_one(serial)) {
-                    Some(port) => port,
-                    None => break,
-                },
-            });
+            wanted.arrival.set_port(port);
             closed.truncate(others);
             match common.ports.get(&(wanted.initiator, wanted.arrival)) {
                 Some((target, _)) if *target == wanted.target => closed.push(wanted), // announced again
@@ -296,6 +298,23 @@ impl Common {
 }
 
 /// What a panic left is whole: an entry is written in one step.
+/// The external ports to try in the place of `announced`, best first.
+fn candidates<'a>(
+    policy: &'a Policy,
+    announced: u16,
+    kind: Kind,
+    room: Option<usize>,
+    random: &'a RandomState,
+    seed: u64,
+) -> impl Iterator<Item = u16> + 'a {
+    let fits = move |port: &u16| room.is_none_or(|room| kind.port_length(*port) == room);
+    let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
+    let draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
+    let fitting = (0..draws).map_while(draw).filter(fits).take(FITTING_TRIES);
+    let any = (draws..draws + PORT_TRIES).map_while(draw);
+    fitting.chain([announced]).chain(any)
+}
+
 fn lock(common: &Mutex<Common>) -> MutexGuard<'_, Common> {
     common.lock().unwrap_or_else(PoisonError::into_inner)
 }

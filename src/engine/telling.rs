@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     packet::{self, Packet},
-    session::{Acknowledgement, Outcome, Session, Side},
+    session::{Acknowledgement, Forward, Outcome, Session, Side},
 };
 
 /// Tells the kernel what a connection's later packets need, of whose translation nothing is known here.
@@ -23,14 +23,26 @@ pub(super) fn attend_afresh(
     kernel.attend(&translation, attention)
 }
 
-/// What the selection is to be told with the verdict on a packet. One that was queued has ended the calm.
+/// What the selection is to be told with the verdict on a packet.
 pub(super) fn answer(session: &Session, control: &mut Control, now: Moment) -> Answer {
     if session.wants_every_packet() || session.wants_no_packet() {
         return Answer::Nothing; // that it was told by a request
     }
-    let is_calm = session.is_calm() && control.rival().is_none();
-    control.told(if is_calm { Attention::Calm } else { Attention::Payload }, now);
-    if is_calm { Answer::Calm } else { Answer::Nothing }
+    if session.is_calm() && control.rival().is_none() {
+        control.told(Attention::Calm, now);
+        return Answer::Calm;
+    }
+    // This packet was perhaps queued before the calm that it ended.
+    let was_calm = control.attention() == Some(Attention::Calm);
+    control.told(Attention::Payload, now);
+    if was_calm { Answer::Payload } else { Answer::Nothing }
+}
+
+/// Whether the calm is over and no verdict says so, as the packet is dropped.
+fn is_calm_over<K: Kernel>(bench: &Bench<'_, K>, session: &Session, outcome: &Outcome) -> bool {
+    outcome.forward == Forward::Not
+        && bench.control.attention() == Some(Attention::Calm)
+        && !session.is_calm()
 }
 
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.
@@ -44,7 +56,10 @@ pub(super) fn tell_kernel<K: Kernel>(
         Some(Attention::Every)
     } else if session.wants_no_packet() {
         Some(Attention::None)
-    } else if bench.answers && bench.control.attention() == Some(Attention::Every) {
+    } else if bench.answers
+        && (bench.control.attention() == Some(Attention::Every)
+            || is_calm_over(bench, session, outcome))
+    {
         Some(Attention::Payload)
     } else {
         None

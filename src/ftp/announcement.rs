@@ -91,6 +91,16 @@ pub enum Malformed {
     Scope,
 }
 
+impl Kind {
+    /// How many bytes a port takes in an announcement of this kind.
+    pub fn port_length(self, port: u16) -> usize {
+        match (self, port.to_be_bytes()) {
+            (Self::Port | Self::Pasv, [high, low]) => digits(high.into()) + 1 + digits(low.into()),
+            (Self::Eprt | Self::Epsv, _) => digits(port),
+        }
+    }
+}
+
 impl Announcement {
     /// Reads the argument of `PORT`, which starts at `start` of the text.
     pub fn port(argument: &[u8], start: usize) -> Result<Self, Malformed> {
@@ -161,6 +171,23 @@ impl Announcement {
         Err(Malformed::Form(Kind::Epsv))
     }
 
+    /// How many bytes are left for the port where `address` is named in the place of this endpoint. `None` when
+    /// no port takes as many.
+    pub fn room_for_port(&self, address: IpAddr) -> Option<usize> {
+        let address = match (self.kind, address) {
+            (Kind::Epsv, _) => return Some(self.endpoint.len()),
+            (_, IpAddr::V4(ip)) => {
+                ip.octets().map(|octet| digits(octet.into())).iter().sum::<usize>() + 3
+            }
+            (_, IpAddr::V6(ip)) => ip.to_string().len(),
+        };
+        let lengths = match self.kind {
+            Kind::Port | Kind::Pasv => 3..=7,
+            Kind::Eprt | Kind::Epsv => 1..=5,
+        };
+        self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
+    }
+
     /// The text that takes the place of the endpoint when `new` is announced instead. `None` when
     /// the form cannot say it: an IPv6 address in a host-port.
     pub fn rewritten(&self, new: SocketAddr) -> Option<String> {
@@ -178,6 +205,10 @@ impl Announcement {
             (Kind::Epsv, _) => Some(new.port().to_string()),
         }
     }
+}
+
+fn digits(number: u16) -> usize {
+    number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
 /// Six numbers between commas. By hand, as the machinery of `format!` costs a tenth of a rewrite.

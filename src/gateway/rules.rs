@@ -202,6 +202,7 @@ impl RuleParameters {
         match answer {
             Answer::Nothing => None,
             Answer::Calm => Some(mark | self.mask()),
+            Answer::Payload => Some(mark & !self.mask() | self.data | self.every),
         }
     }
 

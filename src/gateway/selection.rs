@@ -26,8 +26,14 @@ const INFO: usize = 8 + MOST_INSTRUCTIONS * 8 + 8;
 /// Words of a line that one program can look at.
 const WORDS: usize = 6;
 
-/// Chains of our table, and what a packet must be to go on from there.
-const RULES: [(&CStr, Line); 2] = [(c"commands", Line::Command), (c"replies", Line::Reply)];
+/// Chains of our table, and what a packet must be to go on from there: what is short, which is most, is told by
+/// fewer programs.
+const RULES: [(&CStr, Line, usize); 4] = [
+    (c"commands", Line::Command, 37),
+    (c"commands", Line::Command, MAX_LINE),
+    (c"replies", Line::Reply, 77),
+    (c"replies", Line::Reply, MAX_LINE),
+];
 /// Where it goes.
 const PASSED: &CStr = c"copied";
 
@@ -146,11 +152,11 @@ impl Program {
             .need(libc::BPF_JEQ, 0x8080_8080)
     }
 
-    /// What is of `kind` by its first and its last bytes, and not too long.
-    fn of_kind(kind: Line) -> Self {
+    /// What is of `kind` by its first and its last bytes, and not longer than `longest`.
+    fn of_kind(kind: Line, longest: usize) -> Self {
         let mut program = Self::start();
         let p = &mut program;
-        p.need(libc::BPF_JGE, MIN_LINE as u32).forbid(libc::BPF_JGT, MAX_LINE as u32);
+        p.need(libc::BPF_JGE, MIN_LINE as u32).forbid(libc::BPF_JGT, longest as u32);
         p.end_of_line().put(LOAD_WORD | AT_X, 0);
         match kind {
             Line::Command => {
@@ -226,15 +232,15 @@ fn words(values: &[[u8; 4]]) -> Vec<u32> {
     values.iter().map(|value| u32::from_be_bytes(*value)).collect()
 }
 
-/// The programs that all must match a packet of `kind`.
-fn programs(kind: Line) -> Vec<Vec<sock_filter>> {
+/// The programs that all must match a packet of `kind` that is not longer than `longest`.
+fn programs(kind: Line, longest: usize) -> Vec<Vec<sock_filter>> {
     let (argument, start, lowest) = match kind {
         Line::Command => (Some(Program::argument()), 2, NO_BLANK),
         Line::Reply => (None, 0, PLAIN),
     };
-    let scans = (start..(MAX_LINE - 2) / 4).step_by(WORDS);
+    let scans = (start..(longest - 2) / 4).step_by(WORDS);
     let scans = scans.map(|first| Program::words_from(first, lowest));
-    std::iter::once(Program::of_kind(kind))
+    std::iter::once(Program::of_kind(kind, longest))
         .chain(argument)
         .chain(scans)
         .map(Program::finish)
@@ -243,10 +249,10 @@ fn programs(kind: Line) -> Vec<Vec<sock_filter>> {
 
 /// The rules that tell harmless lines, for our table.
 pub(super) fn rules(table: &nftnl::Table, mut each: impl FnMut(&Rule<'_>)) {
-    for (chain, kind) in RULES {
+    for (chain, kind, longest) in RULES {
         let chain = Chain::new(chain, table);
         let mut rule = Rule::new(&chain);
-        for program in programs(kind) {
+        for program in programs(kind, longest) {
             rule.add_expr(&Match(program));
         }
         rule.add_expr(&Verdict::Goto { chain: CString::from(PASSED) });
@@ -265,9 +271,9 @@ pub(super) fn probe<'a>(chain: &'a Chain<'a>) -> Rule<'a> {
 pub(super) fn fingerprint() -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(PASSED.to_bytes());
-    for (chain, kind) in RULES {
+    for (chain, kind, longest) in RULES {
         hasher.update(chain.to_bytes());
-        for sock_filter { code, jt, jf, k } in programs(kind).into_iter().flatten() {
+        for sock_filter { code, jt, jf, k } in programs(kind, longest).into_iter().flatten() {
             hasher.update(&code.to_ne_bytes());
             hasher.update(&[jt, jf]);
             hasher.update(&k.to_ne_bytes());
@@ -342,17 +348,22 @@ mod tests {
         }
     }
 
+    /// The filters of each rule.
     struct Filters(Vec<(Line, Vec<Filter>)>);
 
     impl Filters {
         fn new() -> Self {
-            let kinds = [Line::Command, Line::Reply];
-            Self(kinds.map(|k| (k, programs(k).into_iter().map(Filter::new).collect())).into())
+            let filters = |programs: Vec<Vec<sock_filter>>| programs.into_iter().map(Filter::new);
+            let rule = |(_, kind, longest)| (kind, filters(programs(kind, longest)).collect());
+            Self(RULES.map(rule).into())
         }
 
         fn kinds(&self, packet: &[u8]) -> Vec<Line> {
             let all = |filters: &[Filter]| filters.iter().all(|filter| filter.matches(packet));
-            self.0.iter().filter(|(_, filters)| all(filters)).map(|(kind, _)| *kind).collect()
+            let mut kinds: Vec<_> =
+                self.0.iter().filter(|(_, filters)| all(filters)).map(|(kind, _)| *kind).collect();
+            kinds.dedup();
+            kinds
         }
     }
 
@@ -383,8 +394,8 @@ mod tests {
 
     #[test]
     fn programs_fit_and_the_kernel_takes_them() {
-        for kind in [Line::Command, Line::Reply] {
-            assert!(programs(kind).iter().all(|p| p.len() <= MOST_INSTRUCTIONS));
+        for (_, kind, longest) in RULES {
+            assert!(programs(kind, longest).iter().all(|p| p.len() <= MOST_INSTRUCTIONS));
         }
         let filters = Filters::new();
         for (line, kind) in [
