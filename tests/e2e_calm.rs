@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{gateway_with, login, reply, say, scripted_client, scripted_server};
+use common::{gateway_with, login, reply, say, scripted_client, scripted_server, wait_for};
 use ftp_alg::lab::{Family, Topology};
 use serde_json::{Value, json};
 
@@ -31,12 +31,18 @@ fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
         let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
         assert_eq!(session.error, None);
     };
+    // With its end, which takes a moment.
+    let counted = || {
+        wait_for("the session to end", || gateway.daemon.counter("sessions").unwrap() == 0);
+        gateway.daemon.counter("packets").unwrap()
+    };
     run(login());
-    let alone = gateway.daemon.counter("packets").unwrap();
+    let alone = counted();
     run([login(), transfers.concat()].concat());
+    let all = counted();
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), transfers.len() as u64);
     assert_eq!(gateway.daemon.counter("lost").unwrap(), 0);
-    gateway.daemon.counter("packets").unwrap() - 2 * alone
+    all - 2 * alone
 }
 
 #[test]
@@ -52,7 +58,12 @@ fn a_passive_transfer_is_one_hop() {
 fn a_client_that_does_not_wait_for_answers_is_served() {
     let noop = [say("NOOP")];
     for transfers in [vec![transfer(&noop, 1); 5], vec![transfer(&[], 0), transfer(&noop, 1)]] {
-        assert!(queued(Topology::Masquerade, &transfers) > transfers.len() as u64);
+        let packets = queued(Topology::Masquerade, &transfers);
+        assert!(
+            packets > transfers.len() as u64,
+            "{packets} packets of {} transfers",
+            transfers.len()
+        );
     }
 }
 
