@@ -292,8 +292,7 @@ impl Workers {
 
     /// What passed another table, or none, may be anything.
     fn tell_of_selection(&self) {
-        let tells_lines = self.table.as_ref().is_some_and(Table::tells_lines);
-        let answers = tells_lines && self.shared.copies.is_some();
+        let answers = self.table.as_ref().is_some_and(Table::lets_pass);
         for shard in &self.shared.shards {
             lock(shard).engine.set_selection(answers);
         }

@@ -300,40 +300,20 @@ pub(super) fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
 }
 
-/// Which kind of iptables' extensions an expression of nft_compat holds.
-#[derive(Clone, Copy)]
-pub(super) enum Extension {
-    Match,
-    Target,
-}
-
-/// An extension of iptables as an nftables expression; only nft_compat knows it. `info` is its structure in
+/// A target of iptables as an nftables expression; only nft_compat knows it. `info` is its structure in
 /// the kernel's headers, padded as XT_ALIGN does.
-pub(super) fn extension(
-    kind: Extension,
-    name: &CStr,
-    revision: u32,
-    info: &[u8],
-) -> NonNull<sys::nftnl_expr> {
-    let (expression, [name_of, revision_of, info_of]) = match kind {
-        Extension::Match => {
-            (c"match", [sys::NFTNL_EXPR_MT_NAME, sys::NFTNL_EXPR_MT_REV, sys::NFTNL_EXPR_MT_INFO])
-        }
-        Extension::Target => {
-            (c"target", [sys::NFTNL_EXPR_TG_NAME, sys::NFTNL_EXPR_TG_REV, sys::NFTNL_EXPR_TG_INFO])
-        }
-    };
+pub(super) fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
     // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
     // expression, so it must come from malloc(3), with room for what is copied there.
     unsafe {
-        let expression = allocated(sys::nftnl_expr_alloc(expression.as_ptr()));
+        let expression = allocated(sys::nftnl_expr_alloc(c"target".as_ptr()));
         let memory = allocated(libc::malloc(info.len()).cast::<u8>());
         std::ptr::copy_nonoverlapping(info.as_ptr(), memory.as_ptr(), info.len());
         let raw = expression.as_ptr();
-        sys::nftnl_expr_set_str(raw, name_of as u16, name.as_ptr());
-        sys::nftnl_expr_set_u32(raw, revision_of as u16, revision);
+        sys::nftnl_expr_set_str(raw, sys::NFTNL_EXPR_TG_NAME as u16, name.as_ptr());
+        sys::nftnl_expr_set_u32(raw, sys::NFTNL_EXPR_TG_REV as u16, revision);
         let memory = memory.as_ptr().cast();
-        sys::nftnl_expr_set(raw, info_of as u16, memory, info.len() as u32);
+        sys::nftnl_expr_set(raw, sys::NFTNL_EXPR_TG_INFO as u16, memory, info.len() as u32);
         expression
     }
 }

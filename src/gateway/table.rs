@@ -13,10 +13,9 @@ use super::{
     firewall::{Ip, uses_legacy},
     helper::OwnHelper,
     netlink::Socket,
-    nft::{self, Batch, Extension, Shape},
+    nft::{self, Batch, Shape},
     programs::{self, output_of},
     rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
-    selection,
 };
 
 /// Chains that queue: what passes without a reader, what waits for one.
@@ -33,8 +32,6 @@ pub struct Table {
     shape: Option<Shape>,
     /// What the table's helper object is, where it is ours.
     helper: Option<OwnHelper>,
-    /// Whether the kernel has what tells harmless lines, so that connections can be calm.
-    tells_lines: bool,
     watch: Watch,
 }
 
@@ -65,7 +62,6 @@ pub enum Condition {
 pub struct Imprint {
     text: String,
     statement: QueueStatement,
-    tells_lines: bool,
     shape: Shape,
 }
 
@@ -117,7 +113,7 @@ impl Table {
         parameters: &RuleParameters,
         imprint: &Imprint,
     ) -> Result<Option<Self>, GatewayError> {
-        let Imprint { statement, shape, tells_lines, ref text } = *imprint;
+        let Imprint { statement, shape, ref text } = *imprint;
         let mut socket = Socket::open().map_err(netlink_failed)?;
         if nft::shape(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
@@ -125,21 +121,21 @@ impl Table {
             return Ok(None);
         }
         let helper = OwnHelper::register().map_err(helper_failed)?;
-        if imprint_text(parameters, statement, helper.as_ref()) != *text {
+        if rules(parameters, statement, helper.as_ref()) != *text {
             // The rules that refer to it are still there.
             helper.into_iter().for_each(OwnHelper::keep);
             return Ok(None);
         }
         let (parameters, shape) = (parameters.clone(), Some(shape));
         let watch = Watch::default();
-        Ok(Some(Self { parameters, statement, socket, shape, helper, tells_lines, watch }))
+        Ok(Some(Self { parameters, statement, socket, shape, helper, watch }))
     }
 
     /// By what [`Table::adopt`] knows it.
     pub fn imprint(&self) -> Option<Imprint> {
-        let text = imprint_text(&self.parameters, self.statement, self.helper.as_ref());
-        let (statement, tells_lines) = (self.statement, self.tells_lines);
-        self.shape.map(|shape| Imprint { text, statement, tells_lines, shape })
+        let text = rules(&self.parameters, self.statement, self.helper.as_ref());
+        let statement = self.statement;
+        self.shape.map(|shape| Imprint { text, statement, shape })
     }
 
     /// As [`Table::install`], queueing as told.
@@ -164,8 +160,7 @@ impl Table {
         // From here on it is removed if something fails.
         let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
         let (parameters, watch) = (parameters.clone(), Watch::default());
-        let mut table =
-            Self { parameters, statement, socket, shape, helper, tells_lines: false, watch };
+        let mut table = Self { parameters, statement, socket, shape, helper, watch };
         if statement == QueueStatement::Xtables {
             let mut refused = table.add_queue_rules()?;
             if refused == Some(libc::ENOENT) {
@@ -174,18 +169,6 @@ impl Table {
                 refused = table.add_queue_rules()?;
             }
             refused.map_or(Ok(()), |errno| Err(no_queue(errno)))?;
-        }
-        // nft cannot say these.
-        let adds_rules = statement == QueueStatement::Xtables || table.parameters.is_calm();
-        if table.parameters.is_calm() && statement != QueueStatement::Operator {
-            let mut refused = table.add_selection()?;
-            if refused == Some(libc::ENOENT) {
-                table.load_module(selection::probe)?;
-                refused = table.add_selection()?;
-            }
-            table.tells_lines = refused.is_none();
-        }
-        if adds_rules {
             table.shape = nft::shape(&mut table.socket).map_err(netlink_failed)?;
         }
         Ok(table)
@@ -237,9 +220,9 @@ impl Table {
         self.statement
     }
 
-    /// Whether it tells harmless lines from others, so that connections can be calm.
-    pub fn tells_lines(&self) -> bool {
-        self.tells_lines
+    /// Whether it lets harmless lines of calm connections pass. Operators' queueing knows of none.
+    pub fn lets_pass(&self) -> bool {
+        self.parameters.is_calm() && self.statement != QueueStatement::Operator
     }
 
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
@@ -287,16 +270,6 @@ impl Table {
         Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
     }
 
-    /// Puts the rules that tell harmless lines into their chains. As [`Table::add_queue_rules`].
-    fn add_selection(&mut self) -> Result<Option<i32>, GatewayError> {
-        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
-        let mut batch = Batch::new();
-        selection::rules(&table, |rule| {
-            batch.object(rule, MsgType::Add);
-        });
-        Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
-    }
-
     /// Has the kernel load the module that a rule needs, in a transaction that leaves nothing behind: Linux
     /// 6.1 loads those of iptables by a name that begins with the family's, and has none for inet.
     fn load_module(
@@ -331,16 +304,6 @@ fn rules(
 ) -> String {
     let text = render_nftables(parameters, statement);
     if helper.is_some() { with_own_helper(&text) } else { text }
-}
-
-/// All that tells a table that this program loads from one of another version.
-fn imprint_text(
-    parameters: &RuleParameters,
-    statement: QueueStatement,
-    helper: Option<&OwnHelper>,
-) -> String {
-    let lines = if parameters.is_calm() { selection::fingerprint() } else { 0 };
-    format!("{}# {lines:08x}\n", rules(parameters, statement, helper))
 }
 
 /// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.
@@ -412,6 +375,6 @@ impl Expression for NfQueue {
         let [c, d] = self.total.to_ne_bytes();
         let [e, f] = (u16::from(self.bypass) | u16::from(self.by_processor) << 1).to_ne_bytes();
         let info = [a, b, c, d, e, f, 0, 0];
-        nft::extension(Extension::Target, c"NFQUEUE", 3, &info)
+        nft::target(c"NFQUEUE", 3, &info)
     }
 }
