@@ -17,7 +17,7 @@ use crate::{accept, figure::Figure, options::Pin, proxies};
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contestant {
-    /// `ftp-alg`; of two builds one is `ours` and one `other`.
+    /// `ftp-alg`: `ours`, with a worker on each core, or another build, `other`.
     Daemon {
         /// Which of them.
         name: &'static str,
@@ -43,6 +43,9 @@ pub enum Contestant {
 }
 
 impl Contestant {
+    /// The name of `ftp-alg` with a worker on each core.
+    pub const BY_CORE: &str = "by-core";
+
     /// Its name in the table and on the command line.
     pub fn name(&self) -> &'static str {
         match self {
@@ -59,6 +62,7 @@ impl Contestant {
     /// What the table calls it.
     pub fn title(&self) -> &'static str {
         match self {
+            Self::Daemon { name: Self::BY_CORE, .. } => "ours, by core",
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "kernel helper",
             Self::AcceptLoop => "C loop",

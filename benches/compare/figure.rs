@@ -46,7 +46,9 @@ impl Figure {
 
     /// Whether it says something of `contestant`.
     pub fn is_for(self, contestant: &Contestant) -> bool {
-        let ours = matches!(contestant, Contestant::Daemon { .. });
+        // One connection, or one core, shows nothing of several workers.
+        let ours = matches!(contestant, Contestant::Daemon { name, .. }
+            if *name != Contestant::BY_CORE);
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
             Self::Cycles(_) | Self::Sessions(_) => true,

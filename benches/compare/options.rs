@@ -11,7 +11,7 @@ use crate::{contestant::Contestant, figure::Figure, load::Verb};
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
   figures      cycles sessions packets bulk control
-  contestants  ours other helper loop suse hurried proftpd none
+  contestants  ours by-core other helper loop suse hurried proftpd none
   verbs        pasv port epsv eprt (pasv and port in turn unless chosen)
   workers      a number, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -173,11 +173,16 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         executable,
         configuration: configuration.to_owned(),
     };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let by_core = format!("[queue]\nworkers = {cores}\nfanout = \"cpu\"\n");
     let mut all = match env::var_os("FTP_ALG_COMPARE_EXE") {
         Some(other) => {
             vec![daemon("ours", ours, ""), daemon("other", other.into(), &configuration)]
         }
-        None => vec![daemon("ours", ours, &configuration)],
+        None => vec![
+            daemon("ours", ours.clone(), &configuration),
+            daemon(Contestant::BY_CORE, ours, &by_core),
+        ],
     };
     all.extend([
         Contestant::KernelHelper,
