@@ -8,6 +8,7 @@ mod admission;
 mod ahead;
 mod bench;
 mod control;
+mod early;
 mod event;
 mod index;
 mod kernel;
@@ -33,6 +34,7 @@ pub use crate::session::{Woken, harmless};
 pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
+pub use early::{Early, Kept, Taken, Turn, Waiting};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
@@ -59,6 +61,9 @@ pub enum Verdict {
     Replace,
     /// It ends here.
     Drop,
+    /// It overtook what precedes it, and may wait for that: it is to be handed in again when it is its
+    /// [turn](Engine::turn). Only with [patience](Engine::set_patience).
+    Early,
 }
 
 /// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
@@ -150,6 +155,8 @@ pub struct Engine {
     answers: bool,
     /// The last one.
     answer: Answer,
+    /// Whether early packets may wait.
+    is_patient: bool,
 }
 
 impl Engine {
@@ -171,6 +178,7 @@ impl Engine {
             record: Vec::new(),
             answers: false,
             answer: Answer::Nothing,
+            is_patient: false,
         }
     }
 
@@ -256,6 +264,10 @@ impl Engine {
         };
         control.last = moment;
         let from = control.side(source);
+        if self.is_patient && woken == Woken::Not && session.is_early(from, &packet) {
+            self.counters.packets -= 1; // it will be counted
+            return Verdict::Early;
+        }
         let mut bench = Bench {
             now,
             moment,
