@@ -81,6 +81,16 @@ fn ip_options_and_fragments_together_do_not_either() {
 }
 
 #[test]
+fn segments_that_overtake_each_other_are_not_lost() {
+    // The client sends nothing again.
+    let many = format!("NOOP\r\n{PORT}\r\nTYPE I\r\nNOOP\r\n");
+    let mut steps = lines(&["USER lab", "PASS lab", &many, "NOOP"]);
+    steps[2] = json!({"send": many, "reversed": true});
+    let report = announced(json!({"steps": steps}), false);
+    assert_eq!(report["replies"].as_array().unwrap().len(), 3 + 4 + 1, "{report}");
+}
+
+#[test]
 fn a_closed_window_opens_again_on_an_adjusted_connection() {
     let mut steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
     steps[3]["closed"] = json!(1.5);

@@ -171,6 +171,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         queues_acks: rng.chance(0.5),
         crashes: *rng.pick(&[0.0, 0.0, 0.01, 0.2]),
         strays: if rng.chance(0.3) { 0.1 } else { 0.0 },
+        is_patient: seed % 2 == 1,
         seed,
         ..Scenario::default()
     }

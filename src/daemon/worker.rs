@@ -21,13 +21,15 @@ use std::{
 
 use super::{state::Journal, workers::Shared};
 use crate::{
-    engine::{Answer, Engine, Verdict},
+    engine::{Answer, Engine, Kept, Turn, Verdict, Waiting},
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
     packet::{Endpoint, Packet},
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.
 const TICK: Duration = Duration::from_secs(1);
+/// The same where a packet waits for one that it overtook, which may come by another queue.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// An engine, and where it is written what it knows.
 pub(super) struct Shard {
@@ -77,6 +79,8 @@ enum Decided {
     Drop,
     /// These of the replacements.
     Replace(Range<usize>),
+    /// It is kept until what precedes it has come.
+    Wait,
 }
 
 /// One queue, and its way to the shards.
@@ -91,6 +95,9 @@ pub(super) struct Worker {
     buffers: Buffers,
 }
 
+/// Those of this queue that overtook others: what there is of them besides their bytes.
+type EarlyPackets = Waiting<crate::gateway::Packet<'static>>;
+
 /// For one batch; kept, so that a packet allocates nothing.
 #[derive(Default)]
 struct Buffers {
@@ -99,6 +106,7 @@ struct Buffers {
     decided: Vec<(Decided, Answer)>,
     replacements: Vec<u8>,
     replacement: Vec<u8>,
+    early: EarlyPackets,
 }
 
 /// Kept for the next batch; of a larger one the rest is given back.
@@ -119,6 +127,7 @@ impl Worker {
     /// Works until `end` is set; who sets it wakes this one.
     pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
         self.queue.set_patience(TICK)?;
+        let mut is_looking = false;
         let mut overruns = self.queue.overruns();
         let mut next_tick = Instant::now();
         while !end.load(Ordering::Acquire) {
@@ -126,6 +135,13 @@ impl Worker {
             let now = Instant::now();
             if packets > 0 {
                 self.batch(now);
+            }
+            if !self.buffers.early.is_empty() {
+                self.look_at_early(now);
+            }
+            if is_looking == self.buffers.early.is_empty() {
+                is_looking = !is_looking;
+                self.queue.set_patience(if is_looking { LOOK } else { TICK })?;
             }
             if now >= next_tick {
                 next_tick = self.tick(now, &mut overruns);
@@ -137,27 +153,34 @@ impl Worker {
     /// Decides about the packets that were read.
     fn batch(&mut self, now: Instant) {
         let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
-        shared.read_copies(now, kernel);
         let (packets, verdicts) = queue.batch();
-        buffers.homes.clear();
-        buffers.homes.extend(packets.clone().map(|packet| home.of(packet.payload)));
-        buffers.decided.clear();
-        buffers.decided.resize(buffers.homes.len(), (Decided::Drop, Answer::Nothing));
-        for (index, shard) in shared.shards.iter().enumerate() {
-            if buffers.homes.contains(&index) {
-                let packets = packets.clone();
-                decide(&mut lock(shard), now, index, packets, buffers, kernel, shared);
+        let is_patient = true;
+        Means { home: *home, kernel, parameters, shared, buffers, is_patient }
+            .use_on(now, packets, verdicts);
+    }
+
+    /// Decides about packets that overtook others, if these have come.
+    fn look_at_early(&mut self, now: Instant) {
+        let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
+        let taken = buffers.early.take(now, |bytes| {
+            let shard = shared.shards.get(home.of(bytes));
+            shard.map_or(Turn::Over, |shard| lock(shard).engine.turn(bytes))
+        });
+        for (early, is_patient) in [(&taken.due, true), (&taken.late, false)] {
+            if !early.is_empty() {
+                let packets = early.iter().map(|early| early.with.of(&early.bytes));
+                Means { home: *home, kernel, parameters, shared, buffers, is_patient }.use_on(
+                    now,
+                    packets,
+                    queue.verdicts(),
+                );
             }
         }
-        give(verdicts, packets, buffers, parameters, shared);
-        for (index, shard) in shared.shards.iter().enumerate() {
-            if buffers.homes.contains(&index) {
-                let mut shard = lock(shard);
-                shard.engine.settle(kernel);
-                let events = shard.engine.take_events();
-                drop(shard);
-                shared.log.events(now, events);
-            }
+        let mut verdicts = queue.verdicts();
+        let dropped =
+            taken.over.iter().try_for_each(|late| verdicts.verdict(late.with.id, Decision::Drop));
+        if let Err(error) = dropped.and_then(|()| verdicts.flush()) {
+            shared.fail(&error);
         }
     }
 
@@ -190,6 +213,51 @@ impl Worker {
     }
 }
 
+/// What packets are decided with.
+struct Means<'a> {
+    home: Home,
+    kernel: &'a mut LinuxKernel,
+    parameters: &'a RuleParameters,
+    shared: &'a Shared,
+    buffers: &'a mut Buffers,
+    /// Whether early packets may wait.
+    is_patient: bool,
+}
+
+impl Means<'_> {
+    /// Decides about `packets` and gives the verdicts, then does what may wait until then.
+    fn use_on<'p>(
+        mut self,
+        now: Instant,
+        packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
+        verdicts: Verdicts<'_>,
+    ) {
+        let Self { home, parameters, shared, .. } = self;
+        shared.read_copies(now, self.kernel);
+        let buffers = &mut *self.buffers;
+        buffers.homes.clear();
+        buffers.homes.extend(packets.clone().map(|packet| home.of(packet.payload)));
+        buffers.decided.clear();
+        buffers.decided.resize(buffers.homes.len(), (Decided::Drop, Answer::Nothing));
+        for (index, shard) in shared.shards.iter().enumerate() {
+            if self.buffers.homes.contains(&index) {
+                decide(&mut lock(shard), now, index, packets.clone(), &mut self);
+            }
+        }
+        let Self { buffers, kernel, .. } = self;
+        give(verdicts, packets, buffers, parameters, shared);
+        for (index, shard) in shared.shards.iter().enumerate() {
+            if buffers.homes.contains(&index) {
+                let mut shard = lock(shard);
+                shard.engine.settle(kernel);
+                let events = shard.engine.take_events();
+                drop(shard);
+                shared.log.events(now, events);
+            }
+        }
+    }
+}
+
 /// Decides about those of `packets` that are of the shard `index`, and writes what they do to sessions. Where
 /// that fails they go on all the same: FTP works, and only a restart will be noticed.
 fn decide<'p>(
@@ -197,21 +265,37 @@ fn decide<'p>(
     now: Instant,
     index: usize,
     packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
-    buffers: &mut Buffers,
-    kernel: &mut LinuxKernel,
-    shared: &Shared,
+    means: &mut Means<'_>,
 ) {
-    let Buffers { homes, decided, replacements, replacement } = buffers;
+    let Means { kernel, shared, buffers, is_patient, .. } = means;
+    let Buffers { homes, decided, replacements, replacement, early } = &mut **buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
     for ((packet, home), decided) in packets.clone().zip(homes.iter()).zip(decided.iter_mut()) {
         if *home != index {
             continue;
         }
-        let verdict = shard.engine.queued(now, packet.payload, packet.offload, kernel, replacement);
+        let mut queued = |is_patient| {
+            shard.engine.set_patience(is_patient);
+            let (payload, offload) = (packet.payload, packet.offload);
+            shard.engine.queued(now, payload, offload, *kernel, replacement)
+        };
+        let mut verdict = queued(*is_patient);
+        if verdict == Verdict::Early {
+            let empty: &'static [u8] = &[];
+            match early.keep(now, packet.payload, packet.of(empty)) {
+                Kept::Yes => {}
+                Kept::Full => verdict = queued(false),
+                Kept::Again => {
+                    queued(false); // as the first time
+                    verdict = queued(false);
+                }
+            }
+        }
         let verdict = match verdict {
             Verdict::Accept => Decided::Accept,
             Verdict::Drop => Decided::Drop,
+            Verdict::Early => Decided::Wait,
             Verdict::Replace => {
                 let start = replacements.len();
                 replacements.extend_from_slice(replacement);
@@ -221,7 +305,7 @@ fn decide<'p>(
         decided.0 = verdict;
     }
     for ((packet, home), (verdict, answer)) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
-        if *home == index && !matches!(verdict, Decided::Drop) {
+        if *home == index && !matches!(verdict, Decided::Drop | Decided::Wait) {
             *answer = shard.engine.answer(now, packet.payload);
         }
     }
@@ -243,6 +327,7 @@ fn give<'p>(
         let decision = match decided {
             Decided::Accept => Decision::Accept,
             Decided::Drop => Decision::Drop,
+            Decided::Wait => continue,
             Decided::Replace(range) => {
                 Decision::Replace(replacements.get(range.clone()).unwrap_or_default())
             }

@@ -8,6 +8,8 @@ mod admission;
 mod ahead;
 mod bench;
 mod control;
+mod copies;
+mod early;
 mod event;
 mod index;
 mod kernel;
@@ -33,6 +35,7 @@ pub use crate::session::harmless;
 pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
+pub use early::{Early, Kept, Taken, Turn, Waiting};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
@@ -41,7 +44,7 @@ use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
 use table::{Key, Table};
-use telling::{Injection, answer, attend_afresh, send_rest, tell_kernel};
+use telling::{Injection, attend_afresh, send_rest, tell_kernel};
 
 use crate::{
     ftp::Kind,
@@ -59,6 +62,9 @@ pub enum Verdict {
     Replace,
     /// It ends here.
     Drop,
+    /// It overtook what precedes it, and may wait for that: it is to be handed in again when it is its
+    /// [turn](Engine::turn). Only with [patience](Engine::set_patience).
+    Early,
 }
 
 /// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
@@ -150,6 +156,8 @@ pub struct Engine {
     record: Vec<u8>,
     /// Whether the packet selection takes answers.
     answers: bool,
+    /// Whether early packets may wait.
+    is_patient: bool,
 }
 
 impl Engine {
@@ -170,6 +178,7 @@ impl Engine {
             injections: Vec::new(),
             record: Vec::new(),
             answers: false,
+            is_patient: false,
         }
     }
 
@@ -193,66 +202,6 @@ impl Engine {
             }
         }
         self.policy = policy;
-    }
-
-    /// From now on the packet selection takes an [`Answer`] with each verdict, and sends copies of what passes
-    /// in the calm to [`passed`](Self::passed), or does not.
-    pub fn set_selection(&mut self, answers: bool) {
-        self.answers = answers;
-    }
-
-    /// Copies were lost, of any of the connections.
-    pub fn lose_copies(&mut self) {
-        self.counters.errors += 1;
-        for Entry { session, control } in self.table.iter_mut() {
-            if control.attention() == Some(Attention::Calm) {
-                session.lose_copies();
-            }
-        }
-    }
-
-    /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets
-    /// that were queued after it passed are decided; then call [`settle`](Self::settle). Whether its connection is
-    /// one of this engine.
-    pub fn passed(&mut self, now: Instant, bytes: &[u8], kernel: &mut impl Kernel) -> bool {
-        // Conntrack has looked at its checksum, if it was there already.
-        let Ok(packet) = Packet::parse(bytes) else { return false };
-        let (source, destination) = packet.endpoints();
-        let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
-        let moment = self.epoch.moment(now);
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
-        self.counters.copies += 1;
-        control.last = moment;
-        let from = control.side(source);
-        let mut bench = Bench {
-            now,
-            moment,
-            index,
-            policy: self.policy.within(control.network),
-            kernel,
-            control,
-            pinholes: &mut self.pinholes,
-            counters: &mut self.counters,
-            events: &mut self.events,
-            answers: self.answers,
-        };
-        session.passed(from, &packet, &mut bench);
-        self.note_change(index);
-        true
-    }
-
-    /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
-    /// other packets of the batch are decided, too.
-    pub fn answer(&mut self, now: Instant, bytes: &[u8]) -> Answer {
-        let found = Packet::parse(bytes).ok().filter(|_| self.answers).and_then(|packet| {
-            let (source, destination) = packet.endpoints();
-            self.table.find(&Key::between(source, destination))
-        });
-        let moment = self.epoch.moment(now);
-        match found.and_then(|index| self.table.get_mut(index)) {
-            Some(Entry { session, control }) => answer(session, control, moment),
-            None => Answer::Nothing,
-        }
     }
 
     /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
@@ -299,6 +248,10 @@ impl Engine {
         };
         control.last = moment;
         let from = control.side(source);
+        if self.is_patient && session.is_early(from, &packet) {
+            self.counters.packets -= 1; // it will be counted
+            return Verdict::Early;
+        }
         let mut bench = Bench {
             now,
             moment,

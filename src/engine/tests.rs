@@ -1,5 +1,7 @@
 //! The engine with a kernel that only takes notes: one dialogue, packet by packet.
 
+#[path = "early_tests.rs"]
+mod early;
 #[path = "joined_tests.rs"]
 mod joined;
 

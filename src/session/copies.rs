@@ -49,6 +49,11 @@ impl Copies {
         self.0.as_ref().and_then(|state| state.barrier)
     }
 
+    /// Whether nothing of the client goes on for now.
+    pub fn bars(&self) -> bool {
+        self.barrier().is_some()
+    }
+
     fn ahead(&self, side: Side) -> Option<Seq> {
         Some(self.0.as_ref()?.ahead[side as usize].as_ref()?.0)
     }
@@ -84,7 +89,7 @@ impl Session {
             && self.client.unacknowledged() == self.client.next
             && is_idle(Side::Client)
             && is_idle(Side::Server)
-            && self.copies.barrier().is_none()
+            && !self.copies.bars()
             && !self.copies.hurries()
             && self.dialogue.is_calm()
     }
@@ -172,7 +177,7 @@ impl Session {
 
     /// Whether `packet` of the client waits, as it is not known what the server has of what comes before it.
     pub(super) fn is_barred(&self, packet: &Packet<'_>) -> bool {
-        if self.copies.barrier().is_none() || packet.payload().is_empty() {
+        if !self.copies.bars() || packet.payload().is_empty() {
             return false;
         }
         let payload = packet.payload();

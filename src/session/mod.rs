@@ -324,6 +324,30 @@ impl Session {
         !seq.is_before(stream.unacknowledged()) && !seq.is_after(stream.next)
     }
 
+    /// The first number of `side` that was not seen yet.
+    pub fn next_of(&self, side: Side) -> Seq {
+        self.peek(side).next
+    }
+
+    /// Whether what precedes `packet` of `from` may just have been overtaken by it, so that it may wait for that.
+    /// Not if one before was past that gap, and did not wait. What it acknowledges must be what the other end has sent and is
+    /// not known to be acknowledged: else a stranger who hits the window anywhere would have bytes read when their turn comes.
+    pub fn is_early(&self, from: Side, packet: &Packet<'_>) -> bool {
+        let (stream, other) = (self.peek(from), self.peek(from.peer()));
+        if !packet.seq().is_after(stream.next) {
+            return false;
+        }
+        let says = !packet.payload().is_empty() || packet.has(flags::FIN);
+        let ack = packet.ack();
+        let is_between_ends =
+            !ack.is_before(other.acked) && !ack.is_after(other.map.deliver(other.next));
+        says && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK
+            && is_near(packet.seq(), stream.next)
+            && is_between_ends
+            && stream.gaps == 0
+            && !(self.unconfirmed || self.reset || stream.finished || self.copies.bars())
+    }
+
     /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
     /// another one may have begun on its endpoints. One that is adjusted waited meanwhile. Of others packets
     /// may have passed unread: where one seems to be missing, the receiver is asked at once whether it has it.

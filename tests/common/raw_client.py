@@ -5,7 +5,8 @@ Segments longer than `fragment` bytes, a multiple of 8, go as IP fragments, the 
 puts a router alert into each packet. IPv4 only. Nothing is sent again, so the network must lose nothing, and
 the host must keep its own resets back.
 A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
-probes are answered. Each is followed by a reply; so is the handshake.
+probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
+goes first. Each line is followed by a reply; so is the handshake.
 Prints one JSON object: {"replies": [TEXT, ...], "probes": N, "error": TEXT or null}.
 """
 import json
@@ -52,6 +53,15 @@ def send(flags, payload=b""):
     number = (number + len(payload) + bool(flags & (SYN | FIN))) & 0xFFFFFFFF
 
 
+def send_reversed(lines):
+    global number
+    start = number
+    for at, line in reversed(list(enumerate(lines))):
+        number = (start + sum(map(len, lines[:at]))) & 0xFFFFFFFF
+        send(ACK | PSH, line)
+    number = (start + sum(map(len, lines))) & 0xFFFFFFFF
+
+
 def take():
     """Takes what arrives next, and acknowledges it."""
     global expected, received, probes
@@ -93,14 +103,19 @@ try:
     replies.append(reply())
     for step in plan["steps"]:
         window = 0 if step.get("closed") else 60000
-        send(ACK | PSH, step["send"].encode("latin-1"))
+        text = step["send"].encode("latin-1")
+        if step.get("reversed"):
+            send_reversed(text.splitlines(keepends=True))
+        else:
+            send(ACK | PSH, text)
         opens = time.monotonic() + step.get("closed", 0)
         while time.monotonic() < opens:
             take()
         if step.get("closed"):
             window = 60000
             send(ACK)
-        replies.append(reply())
+        for _ in text.splitlines():
+            replies.append(reply())
 except Exception as problem:
     error = repr(problem)
 print(json.dumps({"replies": replies, "probes": probes, "error": error}))

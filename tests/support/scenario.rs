@@ -62,6 +62,8 @@ pub struct Scenario {
     pub strays: f64,
     /// How often the gateway crashes, for each packet that is queued.
     pub crashes: f64,
+    /// Whether what overtook others waits for them, as the daemon has it.
+    pub is_patient: bool,
     pub seed: u64,
 }
 
@@ -77,6 +79,7 @@ impl Default for Scenario {
             queues_acks: false,
             strays: 0.0,
             crashes: 0.0,
+            is_patient: false,
             seed: 1,
         }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ftp_alg::{
-    engine::{Attention, Engine, Event, Translation, Verdict, What},
+    engine::{Attention, Engine, Event, Kept, Translation, Verdict, Waiting, What},
     packet::{Seq, flags},
     session::Side,
 };
@@ -47,6 +47,9 @@ pub struct Sim {
     swept: u64,
     released: u64,
     queues_acks: bool,
+    is_patient: bool,
+    /// What overtook others.
+    early: Waiting<Flight>,
     air: Air,
     stranger: Stranger,
     steps: u64,
@@ -55,6 +58,9 @@ pub struct Sim {
     /// When an acknowledgement last moved, and where both stood.
     progress: (u64, (usize, usize)),
 }
+
+/// The verdict on what overtook others.
+struct Waits;
 
 /// Within this time something more must be acknowledged, while something is to be: many more attempts
 /// than a network takes that loses or damages half of all packets, and a gateway that crashes.
@@ -66,7 +72,7 @@ impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
         let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
-        let Scenario { queues_acks, strays, crashes, seed, .. } = scenario;
+        let Scenario { queues_acks, strays, crashes, is_patient, seed, .. } = scenario;
         let translation = nat.translation(v6);
         let base = Instant::now();
         let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4));
@@ -86,6 +92,8 @@ impl Sim {
             swept: 0,
             released: 0,
             queues_acks,
+            is_patient,
+            early: Waiting::default(),
             air: Air::new(link, Rng::new(seed)),
             stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
@@ -355,7 +363,7 @@ impl Sim {
             Err(Fault::Ip) => return, // by the kernel, before it comes to us
             Ok((_, _, segment)) if !self.is_queued(&segment) => Some(flight.bytes),
             read => {
-                let passed = self.hand(flight.from, &flight.bytes);
+                let passed = self.hand_patiently(&flight);
                 let unread = passed.as_ref().is_none_or(|passed| *passed == flight.bytes);
                 assert!(read.is_ok() || unread, "it passes unread");
                 passed
@@ -366,6 +374,35 @@ impl Sim {
         if let Some(bytes) = passed {
             self.air.send(Flight { to: Place::End, bytes, ..flight }, self.released);
         }
+        let now = self.base + self.now();
+        let taken = self.early.take(now, |bytes| self.engine.turn(bytes));
+        self.dropped += taken.over.len() as u64;
+        taken.due.into_iter().for_each(|early| self.at_gateway(early.with));
+        for late in taken.late {
+            if let Some(bytes) = self.hand(late.with.from, &late.bytes) {
+                let flight = Flight { to: Place::End, bytes, ..late.with };
+                self.air.send(flight, self.released.max(self.now));
+            }
+        }
+    }
+
+    /// Hands a packet to the engine as the daemon does.
+    fn hand_patiently(&mut self, flight: &Flight) -> Option<Vec<u8>> {
+        self.engine.set_patience(self.is_patient);
+        let verdict = self.hand_once(flight.from, &flight.bytes);
+        self.engine.set_patience(false);
+        match verdict {
+            Ok(passed) => return passed,
+            Err(Waits) => {
+                match self.early.keep(self.base + self.now(), &flight.bytes, flight.clone()) {
+                    Kept::Yes => return None,
+                    Kept::Full => {}
+                    // As the first time.
+                    Kept::Again => drop(self.hand(flight.from, &flight.bytes)),
+                }
+            }
+        }
+        self.hand(flight.from, &flight.bytes)
     }
 
     /// As the rules select: pure acknowledgements only where every packet is wanted.
@@ -382,14 +419,19 @@ impl Sim {
 
     /// Hands a packet to the engine, and gives what goes on.
     fn hand(&mut self, from: Side, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.hand_once(from, bytes).unwrap_or_else(|Waits| panic!("it may not wait"))
+    }
+
+    fn hand_once(&mut self, from: Side, bytes: &[u8]) -> Result<Option<Vec<u8>>, Waits> {
         self.kernel.now = self.now();
         let mut out = vec![0xa5; 5]; // junk that must go
         let now = self.base + self.now();
         let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
         if self.crashes.strike(&mut self.engine, &mut self.kernel, now) {
             self.trace("crashed", from, bytes);
+            self.early = Waiting::default();
             self.dropped += 1;
-            return None;
+            return Ok(None);
         }
         self.engine.settle(&mut self.kernel);
         self.events.extend(self.engine.take_events().0);
@@ -398,7 +440,8 @@ impl Sim {
         }
         self.check_pinholes();
         self.trace("queued", from, bytes);
-        match verdict {
+        Ok(match verdict {
+            Verdict::Early => return Err(Waits),
             Verdict::Accept => {
                 self.trace("accepted", from, bytes);
                 self.accepted += 1;
@@ -415,7 +458,7 @@ impl Sim {
                 self.dropped += 1;
                 None
             }
-        }
+        })
     }
 
     /// A packet that takes the place of another is valid, and says the same of all that is no

@@ -352,7 +352,7 @@ impl World {
                 assert_eq!((from, to), (source, destination));
                 connection.receive(side, &changed);
             }
-            Verdict::Drop => {}
+            Verdict::Drop | Verdict::Early => {}
         }
         self.injected();
     }

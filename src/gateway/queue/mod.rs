@@ -59,6 +59,13 @@ pub struct Packet<'a> {
     pub offload: Offload,
 }
 
+impl Packet<'_> {
+    /// The same with these bytes.
+    pub fn of(self, payload: &[u8]) -> Packet<'_> {
+        Packet { payload, ..self }
+    }
+}
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision<'a> {
@@ -291,7 +298,8 @@ impl Queue {
         self.verdicts().flush()
     }
 
-    fn verdicts(&mut self) -> Verdicts<'_> {
+    /// What takes verdicts on packets of earlier batches.
+    pub fn verdicts(&mut self) -> Verdicts<'_> {
         Verdicts { socket: &self.socket, pending: &mut self.pending }
     }
 

@@ -1,0 +1,70 @@
+//! What the packet selection lets pass, and is told of: harmless lines of calm connections, of which copies come here.
+
+use std::time::Instant;
+
+use super::{
+    Answer, Attention, Engine, Kernel, bench::Bench, control::Entry, table::Key, telling::answer,
+};
+use crate::packet::Packet;
+
+impl Engine {
+    /// From now on the packet selection takes an [`Answer`] with each verdict, and sends copies of what passes
+    /// in the calm to [`passed`](Self::passed), or does not.
+    pub fn set_selection(&mut self, answers: bool) {
+        self.answers = answers;
+    }
+
+    /// Copies were lost, of any of the connections.
+    pub fn lose_copies(&mut self) {
+        self.counters.errors += 1;
+        for Entry { session, control } in self.table.iter_mut() {
+            if control.attention() == Some(Attention::Calm) {
+                session.lose_copies();
+            }
+        }
+    }
+
+    /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets
+    /// that were queued after it passed are decided; then call [`settle`](Self::settle). Whether its connection is
+    /// one of this engine.
+    pub fn passed(&mut self, now: Instant, bytes: &[u8], kernel: &mut impl Kernel) -> bool {
+        // Conntrack has looked at its checksum, if it was there already.
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let (source, destination) = packet.endpoints();
+        let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
+        let moment = self.epoch.moment(now);
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
+        self.counters.copies += 1;
+        control.last = moment;
+        let from = control.side(source);
+        let mut bench = Bench {
+            now,
+            moment,
+            index,
+            policy: self.policy.within(control.network),
+            kernel,
+            control,
+            pinholes: &mut self.pinholes,
+            counters: &mut self.counters,
+            events: &mut self.events,
+            answers: self.answers,
+        };
+        session.passed(from, &packet, &mut bench);
+        self.note_change(index);
+        true
+    }
+
+    /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
+    /// other packets of the batch are decided, too.
+    pub fn answer(&mut self, now: Instant, bytes: &[u8]) -> Answer {
+        let found = Packet::parse(bytes).ok().filter(|_| self.answers).and_then(|packet| {
+            let (source, destination) = packet.endpoints();
+            self.table.find(&Key::between(source, destination))
+        });
+        let moment = self.epoch.moment(now);
+        match found.and_then(|index| self.table.get_mut(index)) {
+            Some(Entry { session, control }) => answer(session, control, moment),
+            None => Answer::Nothing,
+        }
+    }
+}
