@@ -46,6 +46,8 @@ pub struct Features {
     pub nft: Result<String, String>,
     /// How packets get into a queue, if the kernel takes our rules.
     pub rules: Result<QueueStatement, GatewayError>,
+    /// Whether harmless packets can pass, as copies of them can be logged.
+    pub logs: bool,
     /// Whether our table is loaded, and queues by itself.
     pub table_queues: bool,
     /// Whether queues can be read (nfnetlink_queue).
@@ -97,13 +99,15 @@ impl Features {
             true => helped_connections(parameters).unwrap_or(0),
             false => 0,
         };
+        let rules = queueing(parameters, socket.as_mut());
         Self {
             net_admin,
             net_raw: has(CAP_NET_RAW),
             nft: output_of("nft", &["--version"])
                 .map(|text| version(&text).to_owned())
                 .map_err(|error| error.to_string()),
-            rules: queueing(parameters, socket.as_mut()),
+            logs: matches!(rules, Ok((_, true))),
+            rules: rules.map(|(statement, _)| statement),
             table_queues: table_queues(),
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
@@ -173,22 +177,29 @@ fn table_queues() -> bool {
     output_of("nft", &["list", "table", "inet", TABLE]).is_ok_and(|text| text.lines().any(queues))
 }
 
-/// How our rules can queue here, by checking them as a whole.
+/// How our rules can queue here, by checking them as a whole, and whether they can log.
 fn queueing(
     parameters: &RuleParameters,
     socket: Option<&mut Socket>,
-) -> Result<QueueStatement, GatewayError> {
+) -> Result<(QueueStatement, bool), GatewayError> {
     let not_permitted = || GatewayError::NotPermitted { what: "nf_tables".into() };
     let socket = socket.ok_or_else(not_permitted)?;
-    match check(&render_nftables(parameters, QueueStatement::Native)) {
-        Ok(()) => Ok(QueueStatement::Native),
-        Err(GatewayError::RulesRefused { .. }) => {
-            check(&render_nftables(parameters, QueueStatement::Xtables))?;
-            queue_target(parameters, socket)?;
-            Ok(QueueStatement::Xtables)
+    let mut refused = None;
+    for parameters in parameters.or_less_calm() {
+        for statement in [QueueStatement::Native, QueueStatement::Xtables] {
+            match check(&render_nftables(&parameters, statement)) {
+                Ok(()) if statement == QueueStatement::Native => {}
+                Ok(()) => queue_target(&parameters, socket)?,
+                Err(error @ GatewayError::RulesRefused { .. }) => {
+                    refused = Some(error);
+                    continue;
+                }
+                Err(other) => return Err(other),
+            }
+            return Ok((statement, parameters.is_calm()));
         }
-        Err(other) => Err(other),
     }
+    Err(refused.unwrap_or_else(not_permitted))
 }
 
 /// Tries the iptables target in a transaction whose last message cannot succeed: it deletes a

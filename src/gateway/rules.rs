@@ -192,6 +192,12 @@ impl RuleParameters {
         Self { is_calm: calm, ..self }
     }
 
+    /// These, and without that where they have it, as not every kernel logs.
+    pub fn or_less_calm(&self) -> impl Iterator<Item = Self> + use<> {
+        let less = self.is_calm.then(|| self.clone().calm(false));
+        std::iter::once(self.clone()).chain(less)
+    }
+
     /// Whether harmless lines of calm connections pass.
     pub fn is_calm(&self) -> bool {
         self.is_calm

@@ -93,12 +93,16 @@ impl Table {
         if operator_queues() {
             return Self::install_with(parameters, QueueStatement::Operator);
         }
-        match Self::install_with(parameters, QueueStatement::Native) {
-            Err(GatewayError::RulesRefused { .. }) => {
-                Self::install_with(parameters, QueueStatement::Xtables)
+        let mut refused = None;
+        for parameters in parameters.or_less_calm() {
+            for statement in [QueueStatement::Native, QueueStatement::Xtables] {
+                match Self::install_with(&parameters, statement) {
+                    Err(GatewayError::RulesRefused { message }) => refused = Some(message),
+                    other => return other,
+                }
             }
-            other => other,
         }
+        Err(GatewayError::RulesRefused { message: refused.unwrap_or_default() })
     }
 
     /// Whether a table of this name is loaded, whoever did it.
