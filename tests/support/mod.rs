@@ -15,6 +15,7 @@ pub mod link;
 pub mod recorder;
 pub mod scenario;
 pub mod segment;
+pub mod selection;
 pub mod sim;
 mod stranger;
 pub mod tcp;

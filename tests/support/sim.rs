@@ -12,7 +12,7 @@ use std::{
 };
 
 use ftp_alg::{
-    engine::{Attention, Engine, Event, Translation, Verdict, What},
+    engine::{Engine, Event, Translation, Verdict, What},
     packet::{Seq, flags},
     session::Side,
 };
@@ -24,6 +24,7 @@ use super::{
     recorder::Recorder,
     scenario::Scenario,
     segment::{Fault, Segment},
+    selection::{Selection, Way},
     stranger::Stranger,
     tcp::{End, Settings},
 };
@@ -34,6 +35,7 @@ pub struct Sim {
     pub engine: Engine,
     pub kernel: Recorder,
     pub crashes: Crashes,
+    pub selection: Selection,
     pub translation: Translation,
     pub client: End,
     pub server: End,
@@ -46,7 +48,6 @@ pub struct Sim {
     now: u64,
     swept: u64,
     released: u64,
-    queues_acks: bool,
     air: Air,
     stranger: Stranger,
     steps: u64,
@@ -66,14 +67,15 @@ impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
         let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
-        let Scenario { queues_acks, strays, crashes, seed, .. } = scenario;
+        let Scenario { queues_acks, selection, strays, crashes, seed, .. } = scenario;
         let translation = nat.translation(v6);
         let base = Instant::now();
-        let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4));
+        let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4), selection);
         let mut sim = Self {
             engine,
             kernel: Recorder::new(translation),
             crashes,
+            selection: Selection::new(selection, queues_acks, Rng::new(seed ^ 5)),
             translation,
             client: End::new(client.clone(), server.isn, seed ^ 1),
             server: End::new(server, client.isn, seed ^ 2),
@@ -85,7 +87,6 @@ impl Sim {
             now: 0,
             swept: 0,
             released: 0,
-            queues_acks,
             air: Air::new(link, Rng::new(seed)),
             stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
@@ -119,7 +120,7 @@ impl Sim {
             flags: flags::ACK,
             ..syn_ack
         };
-        while self.is_queued(&ack) && self.forge(Side::Client, &ack).is_none() {}
+        while self.forge(Side::Client, &ack).is_none() {}
     }
 
     /// The same two endpoints begin another connection, with numbers past those of the last, as
@@ -136,6 +137,7 @@ impl Sim {
         self.server = End::new(server.0, client.0.isn, server.1);
         self.progress = (self.now, (0, 0));
         self.kernel.attention = None;
+        self.selection.begin();
         self.shake_hands();
     }
 
@@ -276,7 +278,8 @@ impl Sim {
 
     /// A packet that no end's TCP made: an attacker's. Gives what the engine lets through.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
-        let passed = self.hand(from, &self.packet(from, segment))?;
+        let now = self.now;
+        let passed = self.select(from, self.packet(from, segment), now)?;
         Some(Segment::judged(&passed).2)
     }
 
@@ -351,46 +354,74 @@ impl Sim {
     }
 
     fn at_gateway(&mut self, flight: Flight) {
-        let passed = match Segment::read(&flight.bytes) {
-            Err(Fault::Ip) => return, // by the kernel, before it comes to us
-            Ok((_, _, segment)) if !self.is_queued(&segment) => Some(flight.bytes),
-            read => {
-                let passed = self.hand(flight.from, &flight.bytes);
-                let unread = passed.as_ref().is_none_or(|passed| *passed == flight.bytes);
+        // One queue gives its verdicts in order, and what is not queued overtakes what is.
+        let release = self.released.max(self.now + self.air.verdict_delay());
+        let Flight { from, bytes, .. } = &flight;
+        let queued = self.engine.counters().packets;
+        let passed = self.select(*from, bytes.clone(), release);
+        let was_queued = self.engine.counters().packets != queued;
+        let release = if was_queued { release } else { self.now };
+        self.released = self.released.max(release);
+        if let Some(bytes) = passed {
+            self.air.send(Flight { to: Place::End, bytes, ..flight }, release);
+        }
+    }
+
+    /// What goes on of a packet, whose verdict is given at `release` if it is queued.
+    fn select(&mut self, from: Side, bytes: Vec<u8>, release: u64) -> Option<Vec<u8>> {
+        let read = Segment::read(&bytes);
+        if matches!(read, Err(Fault::Ip)) {
+            return None; // by the kernel, before it comes to us
+        }
+        let segment = read.as_ref().ok().map(|(_, _, segment)| segment);
+        match self.selection.way(self.now, &mut self.kernel.attention, from, segment) {
+            Way::Passes => Some(bytes),
+            Way::Copied => {
+                self.trace("copied", from, &bytes);
+                self.selection.copy(&bytes);
+                if self.selection.is_read_now() {
+                    self.read_copies();
+                    let now = self.base + self.now();
+                    let Self { crashes, engine, kernel, selection, .. } = self;
+                    crashes.strike(engine, kernel, selection, now);
+                }
+                Some(bytes)
+            }
+            Way::Queued => {
+                let passed = self.hand(from, &bytes, release);
+                let unread = passed.as_ref().is_none_or(|passed| *passed == bytes);
                 assert!(read.is_ok() || unread, "it passes unread");
                 passed
             }
-        };
-        // One queue gives its verdicts in order.
-        self.released = self.released.max(self.now + self.air.verdict_delay());
-        if let Some(bytes) = passed {
-            self.air.send(Flight { to: Place::End, bytes, ..flight }, self.released);
         }
     }
 
-    /// As the rules select: pure acknowledgements only where every packet is wanted.
-    fn is_queued(&self, segment: &Segment) -> bool {
-        match self.kernel.attention {
-            Some(Attention::None) => false,
-            Some(Attention::Every) => true,
-            None | Some(Attention::Payload | Attention::Calm) => {
-                let ends = segment.flags & (flags::FIN | flags::RST | flags::SYN) != 0;
-                self.queues_acks || ends || !segment.payload.is_empty()
-            }
-        }
-    }
-
-    /// Hands a packet to the engine, and gives what goes on.
-    fn hand(&mut self, from: Side, bytes: &[u8]) -> Option<Vec<u8>> {
+    /// The daemon reads what passed.
+    pub fn read_copies(&mut self) {
         self.kernel.now = self.now();
+        let now = self.base + self.now();
+        for copy in self.selection.read() {
+            self.engine.passed(now, &copy, &mut self.kernel);
+        }
+        self.engine.settle(&mut self.kernel);
+        self.events.extend(self.engine.take_events().0);
+        assert!(self.kernel.injected.is_empty(), "nothing is held");
+    }
+
+    /// Hands a packet to the engine, and gives what goes on at `release`.
+    fn hand(&mut self, from: Side, bytes: &[u8], release: u64) -> Option<Vec<u8>> {
+        self.read_copies();
         let mut out = vec![0xa5; 5]; // junk that must go
         let now = self.base + self.now();
         let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
-        if self.crashes.strike(&mut self.engine, &mut self.kernel, now) {
+        let answer = self.engine.answer();
+        let Self { crashes, engine, kernel, selection, .. } = self;
+        if crashes.strike(engine, kernel, selection, now) {
             self.trace("crashed", from, bytes);
             self.dropped += 1;
             return None;
         }
+        self.selection.answered(answer, release);
         self.engine.settle(&mut self.kernel);
         self.events.extend(self.engine.take_events().0);
         for injected in std::mem::take(&mut self.kernel.injected) {
