@@ -106,12 +106,12 @@ pub fn server_line(
             if parsed.is_err() && !asked {
                 return None; // `227 Logout.`
             }
-            if delivered > 0 && dialogue.phase() != Phase::Joined {
-                judge.limit(Limit::Reply);
-                return None;
-            }
             if overtaken {
                 judge.refused(Refused::Overtaken);
+                return None;
+            }
+            if delivered > 0 && dialogue.phase() != Phase::Joined {
+                judge.limit(Limit::Reply);
                 return None;
             }
             let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);

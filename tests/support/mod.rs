@@ -19,6 +19,7 @@ pub mod selection;
 pub mod sim;
 mod stranger;
 pub mod tcp;
+pub mod victim;
 
 /// Seeded random numbers (splitmix64), the same on every machine.
 #[derive(Clone, Debug)]
