@@ -136,7 +136,40 @@ impl Session {
         self.read_ahead(from, judge);
     }
 
-    /// Reads what is new of `payload` at `seq`.
+    /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it; a FIN follows it if
+    /// `fin`. What passed is read as whole as it passed.
+    pub(super) fn read_queued(
+        &mut self,
+        from: Side,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        judge: &mut impl Judge,
+    ) {
+        let end = seq + payload.len() as u32;
+        loop {
+            self.read_ahead(from, judge);
+            let next = self.peek(from).next;
+            if !next.is_before(end) {
+                break;
+            }
+            let starts = self.copies.ahead(from).iter().map(|(start, _)| *start);
+            let stop = starts.fold(end, Seq::min);
+            let new = &payload[(next - seq) as usize..(stop - seq) as usize];
+            if from == Side::Client && self.is_readable(from) {
+                self.keep(next, new);
+            }
+            self.read(from, next, new, fin && stop == end, judge);
+            self.stream(from).next = stop;
+        }
+        if fin && self.peek(from).next == end {
+            let stream = self.stream(from);
+            stream.finish(end);
+            stream.next = end + 1;
+        }
+    }
+
+    /// Reads what is new of `payload` at `seq`, which has passed.
     fn read_passed(&mut self, from: Side, seq: Seq, payload: &[u8], judge: &mut impl Judge) {
         let new = (self.peek(from).next - seq) as usize;
         let Some(payload) = payload.get(new..).filter(|new| !new.is_empty()) else { return };

@@ -262,10 +262,12 @@ impl Sim {
         announcements.collect()
     }
 
-    /// Whether nothing was opened for an announcement, as a line behind it had passed before.
+    /// Whether nothing was opened for an announcement, as a line behind it had passed before, or a crash
+    /// took what tells of it.
     pub fn was_overtaken(&self) -> bool {
         let is_it = |e: &Event| matches!(e.what, What::Refused(why) if why.contains("passed already"));
-        self.events.iter().any(is_it)
+        let is_forgotten = self.crashes.count > 0 && self.selection.passed > 0;
+        is_forgotten || self.events.iter().any(is_it)
     }
 
     pub fn summary(&self) -> String {
