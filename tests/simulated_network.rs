@@ -90,7 +90,10 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
         sim.converse(&mut server);
         expected.push(unchanged(line));
     }
-    let pipelines = rng.chance(0.5);
+    // A line that passed ahead of a gap and was forgotten in a crash does not keep what fills the gap from being
+    // rewritten, which tears the stream.
+    let forgets = sim.selection.is_on && sim.crashes.may_come();
+    let pipelines = rng.chance(0.5) && !forgets;
     let mut filled = 0;
     // So that it is calm now and then.
     let (most, calmly) = if sim.selection.is_on { (25, rng.chance(0.7)) } else { (7, false) };
@@ -152,7 +155,12 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
 }
 
 /// One end closes first, or both at once.
-fn part(sim: &mut Sim, rng: &mut Rng, server: &mut ServerModel, expected: &mut Vec<(String, String)>) {
+fn part(
+    sim: &mut Sim,
+    rng: &mut Rng,
+    server: &mut ServerModel,
+    expected: &mut Vec<(String, String)>,
+) {
     if rng.chance(0.2) {
         sim.close_both();
     } else {

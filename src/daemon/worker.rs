@@ -204,7 +204,8 @@ fn decide<'p>(
     let Buffers { homes, decided, replacements, replacement } = buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
-    for ((packet, home), decided) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+    let all = packets.clone().zip(homes.iter());
+    for ((packet, home), decided) in all.clone().zip(decided.iter_mut()) {
         if *home != index {
             continue;
         }
@@ -219,6 +220,12 @@ fn decide<'p>(
             }
         };
         *decided = (verdict, shard.engine.answer());
+    }
+    for ((packet, home), (_, answer)) in all.zip(decided.iter_mut()) {
+        if *home == index && *answer == Answer::Calm && !shard.engine.is_calm_still(packet.payload)
+        {
+            *answer = Answer::Nothing;
+        }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {
         shared.fail(&not_kept(&shard.journal, &error));

@@ -208,7 +208,8 @@ impl Engine {
     pub fn lose_copies(&mut self) {
         self.counters.errors += 1;
         for Entry { session, control } in self.table.iter_mut() {
-            if control.attention() == Some(Attention::Calm) {
+            // What the connections of before a restart are is not known here.
+            if matches!(control.attention(), Some(Attention::Calm) | None) {
                 session.lose_copies();
             }
         }
@@ -247,6 +248,16 @@ impl Engine {
     /// What goes to the packet selection with the last verdict.
     pub fn answer(&self) -> Answer {
         self.answer
+    }
+
+    /// Whether what was answered to the packet `bytes` still holds. To be asked before verdicts on several packets are
+    /// given: one that was decided later, and is released later, must not be overtaken by what passes.
+    pub fn is_calm_still(&mut self, bytes: &[u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let (source, destination) = packet.endpoints();
+        let found = self.table.find(&Key::between(source, destination));
+        let entry = found.and_then(|index| self.table.get_mut(index));
+        entry.is_some_and(|entry| entry.control.attention() == Some(Attention::Calm))
     }
 
     /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).

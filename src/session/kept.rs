@@ -37,7 +37,9 @@ impl Session {
     pub(super) fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         match self.as_kept(seq, bytes) {
             Cow::Borrowed(bytes) => self.with_ahead(Side::Client, seq, bytes),
-            Cow::Owned(bytes) => Cow::Owned(self.with_ahead(Side::Client, seq, &bytes).into_owned()),
+            Cow::Owned(bytes) => {
+                Cow::Owned(self.with_ahead(Side::Client, seq, &bytes).into_owned())
+            }
         }
     }
 

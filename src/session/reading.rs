@@ -88,8 +88,12 @@ impl Session {
         let (line, delivered) = stream.line_with(chunk);
         let mut read = Read::Nothing;
         let edit = match from {
-            Side::Client => client_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read),
-            Side::Server => server_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read),
+            Side::Client => {
+                client_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
+            }
+            Side::Server => {
+                server_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
+            }
         };
         stream.end_line(seq, chunk, delivered, edit);
         if self.dialogue.has_forgotten() {

@@ -40,6 +40,11 @@ impl Crashes {
         (engine, Self { chance, policy, rng, epoch, journal: Vec::new(), answers, count: 0 })
     }
 
+    /// Whether there are any.
+    pub fn may_come(&self) -> bool {
+        self.chance > 0.0
+    }
+
     /// To be called between decision and verdict, and when copies were read: writes what changed, unless it
     /// crashes. Whether it did; then the packet has no verdict.
     pub fn strike(
@@ -60,6 +65,13 @@ impl Crashes {
             *engine = self.started_again(kernel, now);
         }
         crashes
+    }
+
+    /// One that comes when all is written.
+    pub fn crash(&mut self, engine: &mut Engine, kernel: &mut Recorder, now: Instant) {
+        engine.take_changes(|record| self.journal.push(record.to_vec())).unwrap();
+        self.count += 1;
+        *engine = self.started_again(kernel, now);
     }
 
     fn started_again(&mut self, kernel: &mut Recorder, now: Instant) -> Engine {

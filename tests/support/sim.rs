@@ -120,7 +120,8 @@ impl Sim {
             flags: flags::ACK,
             ..syn_ack
         };
-        while self.forge(Side::Client, &ack).is_none() {}
+        let ack = self.packet(Side::Client, &ack);
+        while self.select(Side::Client, ack.clone(), self.now).is_none() {}
     }
 
     /// The same two endpoints begin another connection, with numbers past those of the last, as
@@ -265,7 +266,8 @@ impl Sim {
     /// Whether nothing was opened for an announcement, as a line behind it had passed before, or a crash
     /// took what tells of it.
     pub fn was_overtaken(&self) -> bool {
-        let is_it = |e: &Event| matches!(e.what, What::Refused(why) if why.contains("passed already"));
+        let is_it =
+            |e: &Event| matches!(e.what, What::Refused(why) if why.contains("passed already"));
         let is_forgotten = self.crashes.count > 0 && self.selection.passed > 0;
         is_forgotten || self.events.iter().any(is_it)
     }
@@ -284,11 +286,15 @@ impl Sim {
         )
     }
 
-    /// A packet that no end's TCP made: an attacker's. Gives what the engine lets through.
+    /// A packet that no end's TCP made: an attacker's. Gives what goes on: of what the selection
+    /// queues, or of anything where it knows no calm, what the engine lets through.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
-        let now = self.now;
-        let passed = self.select(from, self.packet(from, segment), now)?;
-        Some(Segment::judged(&passed).2)
+        let (now, bytes) = (self.now, self.packet(from, segment));
+        let passed = match self.selection.is_on {
+            true => self.select(from, bytes, now),
+            false => self.hand(from, &bytes, now),
+        };
+        Some(Segment::judged(&passed?).2)
     }
 
     /// Nothing must be left once the connection is over and forgotten.
@@ -405,6 +411,13 @@ impl Sim {
                 passed
             }
         }
+    }
+
+    /// The gateway crashes, having written what it knew.
+    pub fn crash(&mut self) {
+        let now = self.base + self.now();
+        self.crashes.crash(&mut self.engine, &mut self.kernel, now);
+        self.selection.crashed(true);
     }
 
     /// The daemon reads what passed.
