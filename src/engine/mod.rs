@@ -250,16 +250,6 @@ impl Engine {
         self.answer
     }
 
-    /// Whether what was answered to the packet `bytes` still holds. To be asked before verdicts on several packets are
-    /// given: one that was decided later, and is released later, must not be overtaken by what passes.
-    pub fn is_calm_still(&mut self, bytes: &[u8]) -> bool {
-        let Ok(packet) = Packet::parse(bytes) else { return false };
-        let (source, destination) = packet.endpoints();
-        let found = self.table.find(&Key::between(source, destination));
-        let entry = found.and_then(|index| self.table.get_mut(index));
-        entry.is_some_and(|entry| entry.control.attention() == Some(Attention::Calm))
-    }
-
     /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
     pub fn packet(
         &mut self,

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use super::{
-    Answer, Attention, Kernel, KernelError, REMINDER,
+    Answer, Attention, Engine, Kernel, KernelError, REMINDER,
     bench::Bench,
     control::{Control, Moment},
+    table::Key,
 };
 use crate::{
     packet::{self, Packet},
@@ -31,6 +32,18 @@ pub(super) fn answer(session: &Session, control: &mut Control, now: Moment) -> A
     let is_calm = session.is_calm() && control.rival().is_none();
     control.told(if is_calm { Attention::Calm } else { Attention::Payload }, now);
     if is_calm { Answer::Calm } else { Answer::Nothing }
+}
+
+impl Engine {
+    /// Whether what was answered to the packet `bytes` still holds. To be asked before verdicts on several packets are
+    /// given: one that was decided later, and is released later, must not be overtaken by what passes.
+    pub fn is_calm_still(&mut self, bytes: &[u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let (source, destination) = packet.endpoints();
+        let found = self.table.find(&Key::between(source, destination));
+        let entry = found.and_then(|index| self.table.get_mut(index));
+        entry.is_some_and(|entry| entry.control.attention() == Some(Attention::Calm))
+    }
 }
 
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.
