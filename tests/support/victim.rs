@@ -63,8 +63,16 @@ impl Victim {
     pub fn lines(&self) -> Vec<String> {
         let whole = self.received.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n"));
         let text = whole.map(|line| {
-            let line: Vec<u8> = line.iter().copied().filter(|b| b.is_ascii() && *b != 0).collect();
-            String::from_utf8(line).unwrap().trim().to_ascii_uppercase()
+            let mut said = String::new();
+            let mut bytes = line.iter();
+            while let Some(byte) = bytes.next() {
+                match byte {
+                    0 => {}
+                    0xff => drop(bytes.next()), // of the kind that has no option
+                    byte => said.push(char::from(*byte)),
+                }
+            }
+            said.trim().to_ascii_uppercase()
         });
         text.collect()
     }

@@ -249,16 +249,20 @@ fn random_attack(seed: u64, loses: bool) {
     let mut rng = Rng::new(seed);
     let mut attack = Attack::new(*rng.pick(&ALL));
     let mut next = 0;
-    let mut late = Vec::new();
+    let (mut late, mut ends) = (Vec::new(), vec![0]);
     for _ in 0..4 + rng.below(30) {
         let received = attack.victim.ack().wrapping_sub(attack.client) as i32;
         let base = *rng.pick(&[next, received, received, next.min(received)]);
         let offset = base + if rng.chance(0.4) { 0 } else { rng.below(34) as i32 - 8 };
         let line = *rng.pick(lines);
+        // So that what another line ends before is an announcement.
+        let inner = line.windows(4).position(|four| four == b"PORT").filter(|_| rng.chance(0.5));
+        let offset = inner.map_or(offset, |inner| *rng.pick(&ends) - inner as i32);
         let cut = if rng.chance(0.1) { 1 + rng.below(line.len()) } else { line.len() };
         let passed = attack.send(offset, &line[..cut]);
         if passed.is_some() {
             next = next.max(offset + cut as i32);
+            ends.push(offset + cut as i32);
         }
         match rng.below(6) {
             0 => {} // it dies
