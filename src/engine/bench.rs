@@ -138,6 +138,9 @@ impl<K: Kernel> Judge for Bench<'_, K> {
         self.tell(What::Refused(match what {
             Refused::Auth => "AUTH: policy.auth-tls is \"refuse\"",
             Refused::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
+            Refused::Overtaken => {
+                "an announcement that was lost: the line behind it has passed already"
+            }
         }));
     }
 

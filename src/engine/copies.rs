@@ -18,7 +18,8 @@ impl Engine {
     pub fn lose_copies(&mut self) {
         self.counters.errors += 1;
         for Entry { session, control } in self.table.iter_mut() {
-            if control.attention() == Some(Attention::Calm) {
+            // What the connections of before a restart are is not known here.
+            if matches!(control.attention(), Some(Attention::Calm) | None) {
                 session.lose_copies();
             }
         }

@@ -252,7 +252,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 value("21", &ports.join(", "));
             }
             "define queues" => value("2100", &queues(parameters, '-')),
-            _ if line.trim() == "#commands:" => text.push_str(&selection::commands()),
+            _ if line.trim() == "#lines:" => text.push_str(&selection::chains()),
             // Which needs nfnetlink_log.
             _ if line.trim_start().starts_with("log group") => {
                 if parameters.is_calm {
@@ -372,7 +372,7 @@ mod tests {
     fn defaults_give_the_files_themselves() {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
         assert_eq!(defaults, RuleParameters::default());
-        assert_eq!(render(&defaults), NFTABLES.replace("\t#commands:\n", &selection::commands()));
+        assert_eq!(render(&defaults), NFTABLES.replace("\t#lines:\n", &selection::chains()));
         assert_eq!(render_iptables(&defaults), IPTABLES);
         assert_eq!(render_ip6tables(&defaults), IP6TABLES);
     }

@@ -1,26 +1,26 @@
-//! The part of the rules that tells harmless commands, made from the tables that say what they are
-//! ([`engine::harmless`](crate::engine::harmless)): nftables has no loop, so there is a rule for each byte of the argument,
-//! and a chain for each place where the line may end.
+//! The part of the rules that tells harmless packets, made from the tables that say what they are
+//! ([`engine::harmless`](crate::engine::harmless)): nftables has no loop, so there is a rule for each byte of a line,
+//! and a chain for each place where a line may end.
 
 use std::fmt::Write as _;
 
-use crate::engine::harmless::{ARGUMENT, COMMANDS, MAX_COMMAND, MIN_COMMAND};
+use crate::engine::harmless::{ARGUMENT, COMMANDS, MAX_COMMAND, MAX_REPLY, MIN_COMMAND};
 
-/// Where a command is known to be whole.
+/// Where what is known to be whole goes.
 const PASSED: &str = "copied";
 /// Where everything else goes.
 const OTHER: &str = "wake";
 
 /// Clears the bit by which small letters differ.
 const CASE: u32 = 0xdfdf_dfdf;
+/// Length of a verb, and of a reply's code and blank.
+const START: usize = MIN_COMMAND - 2;
 
-/// Chain `commands`, and those that it goes to.
-pub(super) fn commands() -> String {
-    let verb_end = MIN_COMMAND - 2;
-    let ends = verb_end..=MAX_COMMAND - 2;
+/// Chains `commands` and `replies`, and those that they go to. A test on a byte that is not there does not match.
+pub(super) fn chains() -> String {
     let mut text = String::new();
-    // Writing to a String cannot fail. A test on a byte that is not there does not match.
-    for at in ends.clone() {
+    // Writing to a String cannot fail.
+    for at in START..=MAX_COMMAND.max(MAX_REPLY) - 2 {
         let _ = write!(
             text,
             "\tchain end_{at} {{\n\
@@ -32,20 +32,44 @@ pub(super) fn commands() -> String {
             at * 8,
         );
     }
+    commands(&mut text);
+    replies(&mut text);
+    text
+}
+
+/// A verb, perhaps a blank and an argument.
+fn commands(text: &mut String) {
     let verbs = COMMANDS.map(|verb| format!("{:#010x}", u32::from_be_bytes(verb))).join(", ");
     let _ = write!(
         text,
         "\tchain commands {{\n\
          \t\t@ih,0,32 & {CASE:#010x} != {{ {verbs} }} goto {OTHER}\n\
-         \t\t@ih,{},8 != {:#04x} goto end_{verb_end}\n",
-        verb_end * 8,
+         \t\t@ih,{},8 != {:#04x} goto end_{START}\n",
+        START * 8,
         b' ',
     );
     let (lowest, highest) = (ARGUMENT.start(), ARGUMENT.end());
-    for at in ends.skip(1) {
-        let _ =
-            writeln!(text, "\t\t@ih,{},8 != {lowest:#04x}-{highest:#04x} goto end_{at}", at * 8);
+    for at in START + 1..=MAX_COMMAND - 2 {
+        let place = at * 8;
+        let _ = writeln!(text, "\t\t@ih,{place},8 != {lowest:#04x}-{highest:#04x} goto end_{at}");
     }
     let _ = write!(text, "\t\tgoto {OTHER}\n\t}}\n");
-    text
+}
+
+/// A code and a blank, but not of an announcement, then anything up to a line feed.
+fn replies(text: &mut String) {
+    let announcing =
+        [b"227", b"229"].map(|[a, b, c]| format!("0x{a:02x}{b:02x}{c:02x}")).join(", ");
+    let _ = write!(
+        text,
+        "\tchain replies {{\n\
+         \t\t@ih,0,24 {{ {announcing} }} goto {OTHER}\n\
+         \t\t@ih,0,8 != {:#04x}-{:#04x} goto {OTHER}\n\
+         \t\t@ih,24,8 != {:#04x} goto {OTHER}\n",
+        b'1', b'5', b' ',
+    );
+    for end in START..=MAX_REPLY - 2 {
+        let _ = writeln!(text, "\t\t@ih,{},8 {:#04x} goto end_{end}", (end + 1) * 8, b'\n');
+    }
+    let _ = write!(text, "\t\tgoto {OTHER}\n\t}}\n");
 }

@@ -4,13 +4,22 @@
 //! The packet selection tells such lines apart. Any other ends the calm before it is queued, and all copies of what
 //! passed before it are read before it is. So nothing is ever unread when something is decided; and whatever pieces of
 //! harmless lines a server puts together, as segments may overlap, none is an announcement. What is left to see to is
-//! what the client says *between* such lines: where what passed is not what was read at that place before, nothing more
-//! of the client goes on until the server has acknowledged all of it.
+//! what the client says *between* such lines:
+//! - what is queued goes on with the bytes of what passed at its numbers, read or ahead of what was read, so that each
+//!   number has one byte, whichever segments reach the server;
+//! - where two that passed differ at a number, nothing more of the client goes on until the server has acknowledged
+//!   all of them;
+//! - what comes before a line that passed keeps its length, so that this line's numbers stay right.
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
 use super::{ASKED_AFTER, Judge, Session, Side, is_near};
 use crate::packet::{Packet, Seq, flags};
+
+/// How many lines that passed before what precedes them are kept of a direction.
+const MAX_AHEAD: usize = 64;
 
 /// What few connections have.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -18,8 +27,9 @@ pub struct Copies(Option<Box<State>>);
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct State {
-    /// A line that passed before what precedes it, of client and server.
-    ahead: [Option<(Seq, Vec<u8>)>; 2],
+    /// What passed before what precedes it, of client and server, in the order of its coming. No two differ at a
+    /// number.
+    ahead: [Vec<(Seq, Vec<u8>)>; 2],
     barrier: Option<Barrier>,
     /// Whether the client has once not waited for an answer.
     hurries: bool,
@@ -54,8 +64,9 @@ impl Copies {
         self.barrier().is_some()
     }
 
-    fn ahead(&self, side: Side) -> Option<Seq> {
-        Some(self.0.as_ref()?.ahead[side as usize].as_ref()?.0)
+    /// What passed of `side` before what precedes it.
+    pub fn ahead(&self, side: Side) -> &[(Seq, Vec<u8>)] {
+        self.0.as_ref().map_or(&[], |state| &state.ahead[side as usize])
     }
 
     /// Nothing of the client goes on until the server has acknowledged `end`, too.
@@ -119,7 +130,7 @@ impl Session {
             if self.dialogue.awaits_replies() && !seq.is_before(self.client.next) {
                 self.copies.state().hurries = true;
             }
-            if !self.is_as_read(seq, payload) {
+            if !matches!(self.as_read(seq, payload), Cow::Borrowed(_)) {
                 self.copies.bar(seq + payload.len() as u32);
             }
         }
@@ -130,7 +141,40 @@ impl Session {
         self.read_ahead(from, judge);
     }
 
-    /// Reads what is new of `payload` at `seq`.
+    /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it; a FIN follows it if
+    /// `fin`. What passed is read as whole as it passed.
+    pub(super) fn read_queued(
+        &mut self,
+        from: Side,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        judge: &mut impl Judge,
+    ) {
+        let end = seq + payload.len() as u32;
+        loop {
+            self.read_ahead(from, judge);
+            let next = self.peek(from).next;
+            if !next.is_before(end) {
+                break;
+            }
+            let starts = self.copies.ahead(from).iter().map(|(start, _)| *start);
+            let stop = starts.fold(end, Seq::min);
+            let new = &payload[(next - seq) as usize..(stop - seq) as usize];
+            if from == Side::Client && self.is_readable(from) {
+                self.keep(next, new);
+            }
+            self.read(from, next, new, fin && stop == end, judge);
+            self.stream(from).next = stop;
+        }
+        if fin && self.peek(from).next == end {
+            let stream = self.stream(from);
+            stream.finish(end);
+            stream.next = end + 1;
+        }
+    }
+
+    /// Reads what is new of `payload` at `seq`, which has passed.
     fn read_passed(&mut self, from: Side, seq: Seq, payload: &[u8], judge: &mut impl Judge) {
         let new = (self.peek(from).next - seq) as usize;
         let Some(payload) = payload.get(new..).filter(|new| !new.is_empty()) else { return };
@@ -138,7 +182,9 @@ impl Session {
         if from == Side::Client && self.is_readable(from) {
             self.keep(seq, payload);
         }
+        self.reads_passed = true;
         self.read(from, seq, payload, false, judge);
+        self.reads_passed = false;
         let stream = self.stream(from);
         stream.next = seq + payload.len() as u32;
         stream.gaps = 0;
@@ -146,47 +192,58 @@ impl Session {
 
     /// `payload` at `seq` has passed, and what precedes it was not seen.
     fn is_ahead(&mut self, from: Side, seq: Seq, payload: &[u8]) {
+        if payload.is_empty() {
+            return;
+        }
+        // What was there before stays.
+        let payload = self.with_ahead(from, seq, payload).into_owned();
+        let end = seq + payload.len() as u32;
         let ahead = &mut self.copies.state().ahead[from as usize];
-        if ahead.is_none() {
-            *ahead = Some((seq, payload.to_vec()));
+        let is_known = ahead.iter().any(|(start, bytes)| {
+            !seq.is_before(*start) && !end.is_after(*start + bytes.len() as u32)
+        });
+        if is_known {
+        } else if ahead.len() < MAX_AHEAD {
+            ahead.push((seq, payload));
+        } else if from == Side::Client {
+            self.copies.bar(end);
         }
-        if from == Side::Client {
-            self.copies.bar(seq + payload.len() as u32);
+    }
+
+    /// `bytes` of `from` at `seq`, with what passed ahead at their numbers in place of them.
+    pub(super) fn with_ahead<'a>(&self, from: Side, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let mut all = Cow::Borrowed(bytes);
+        for (start, passed) in self.copies.ahead(from) {
+            let offset = start.distance_from(seq);
+            let (at, skipped) = (offset.max(0) as usize, (-offset).max(0) as usize);
+            let passed = passed.get(skipped..).unwrap_or_default();
+            let passed = &passed[..passed.len().min(all.len().saturating_sub(at))];
+            if !passed.is_empty() && all[at..at + passed.len()] != *passed {
+                all.to_mut()[at..at + passed.len()].copy_from_slice(passed);
+            }
         }
+        all
+    }
+
+    /// Whether what ends at `end` of `from` cannot be changed any more, as it has passed or something behind it has.
+    pub(super) fn is_overtaken(&self, from: Side, end: Seq) -> bool {
+        self.reads_passed || self.copies.ahead(from).iter().any(|(start, _)| !start.is_before(end))
     }
 
     /// What `from` says was read up to a line that had passed before.
     pub(super) fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
-        let Some(start) = self.copies.ahead(from) else { return };
-        let next = self.peek(from).next;
-        if next.is_before(start) {
-            return;
-        }
-        let ahead = self.copies.state().ahead[from as usize].take();
-        if let Some((seq, payload)) = ahead.filter(|_| next == start) {
+        loop {
+            let next = self.peek(from).next;
+            let mut starts = self.copies.ahead(from).iter().map(|(start, _)| *start);
+            let Some(at) = starts.position(|start| !start.is_after(next)) else { return };
+            let (seq, payload) = self.copies.state().ahead[from as usize].remove(at);
             self.read_passed(from, seq, &payload, judge);
-            // The server has what was read, whole.
-            let state = self.copies.state();
-            if from == Side::Client
-                && matches!(state.barrier, Some(Barrier::To(end)) if end == self.client.next)
-            {
-                state.barrier = None;
-            }
         }
     }
 
-    /// Whether `packet` of the client waits, as it is not known what the server has of what comes before it.
+    /// Whether `packet` of the client waits, as it is not known what the server has at its numbers.
     pub(super) fn is_barred(&self, packet: &Packet<'_>) -> bool {
-        if !self.copies.bars() || packet.payload().is_empty() {
-            return false;
-        }
-        let payload = packet.payload();
-        let end = packet.seq() + payload.len() as u32;
-        // What only fills the gap before a line that passed goes on, unless it might be changed.
-        let fills = self.copies.ahead(Side::Client) == Some(end)
-            && payload.ends_with(b"\n")
-            && !payload.windows(2).any(|two| two.eq_ignore_ascii_case(b"rt"));
-        !fills
+        self.copies.bars() && !packet.payload().is_empty()
     }
 
     /// The server has said that it has what comes before `ack`.

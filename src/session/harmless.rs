@@ -4,14 +4,14 @@
 //! A command is a payload that is exactly one line, so that nothing can hide in it: no second line, no Telnet command, no
 //! NUL. Segments may overlap, and a server may then read pieces of several. The only blank of a command
 //! stands behind its verb, so that no pieces of harmless commands, in whatever order, make up one with an
-//! argument and another verb. Replies may be anything that is not, at its start, an announcement.
+//! argument and another verb. A reply is exactly one line, too, so that no announcement follows another one unseen.
 
 /// The longest command that is told by its form, CR LF included.
 pub const MAX_COMMAND: usize = 48;
 /// The shortest: four characters and CR LF.
 pub const MIN_COMMAND: usize = 6;
-/// The longest packet of a reply, IP header included.
-pub const MAX_REPLY_PACKET: usize = 1000;
+/// The longest reply.
+pub const MAX_REPLY: usize = 80;
 
 /// Commands that open, move or encrypt nothing by themselves. One blank and an argument without blanks may
 /// follow.
@@ -35,11 +35,12 @@ pub fn is_harmless_command(payload: &[u8]) -> bool {
         }
 }
 
-/// Whether `payload` begins as a reply of one line that announces nothing. Its packet must not be longer than
-/// [`MAX_REPLY_PACKET`].
+/// Whether `payload` is one reply of one line, and announces nothing.
 pub fn is_harmless_reply(payload: &[u8]) -> bool {
-    matches!(payload, [b'1'..=b'5', second, third, b' ', ..]
-        if !(payload[0] == b'2' && *second == b'2' && matches!(third, b'7' | b'9')))
+    payload.len() <= MAX_REPLY
+        && matches!(payload, [b'1'..=b'5', _, _, b' ', text @ .., b'\r', b'\n']
+            if !text.contains(&b'\n'))
+        && !matches!(payload, [b'2', b'2', b'7' | b'9', ..])
 }
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ mod tests {
 
     #[test]
     fn replies_that_announce_or_go_on_are_not() {
-        for line in ["226 done\r\n", "150 here\r\n", "550 no\r\n", "230 in\r\n", "200 "] {
+        for line in ["226 done\r\n", "150 here\r\n", "550 no\r\n", "230 in\r\n", "200 \r\n"] {
             assert!(is_harmless_reply(line.as_bytes()), "{line:?}");
         }
         for line in [
@@ -99,6 +100,9 @@ mod tests {
             "627 x\r\n",
             " 226 x\r\n",
             "226\r\n",
+            "226 cut",
+            "226 x\n",
+            "226 x\r\n227 y\r\n",
             "226",
         ] {
             assert!(!is_harmless_reply(line.as_bytes()), "{line:?}");

@@ -80,11 +80,13 @@ pub enum Limit {
     Commands,
 }
 
-/// A command, other than an announcement that was read, kept from the server.
+/// What nothing is opened for, other than an announcement that was judged; a command is kept from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// `AUTH`, by the operator's choice.
     Auth,
     /// A `PORT` or `EPRT` line longer than is held back.
     Overlong,
+    /// An announcement before a line that has passed already: a rewrite would change that line's numbers.
+    Overtaken,
 }

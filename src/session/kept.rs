@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use serde::Serializer;
 
-use super::{Session, few::save_bytes, stream::MAX_LINE};
+use super::{Session, Side, few::save_bytes, stream::MAX_LINE};
 use crate::packet::Seq;
 
 impl Session {
@@ -32,9 +32,18 @@ impl Session {
         }
     }
 
-    /// `bytes` of the client at `seq`, of which those that were read before are as they were read: an
-    /// attack sends others, and some keep-alives send one of garbage (RFC 1122 section 4.2.3.6).
+    /// `bytes` of the client at `seq`, of which those that were read before, or passed ahead, are as they were
+    /// then: an attack sends others, and some keep-alives send one of garbage (RFC 1122 section 4.2.3.6).
     pub(super) fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        match self.as_kept(seq, bytes) {
+            Cow::Borrowed(bytes) => self.with_ahead(Side::Client, seq, bytes),
+            Cow::Owned(bytes) => {
+                Cow::Owned(self.with_ahead(Side::Client, seq, &bytes).into_owned())
+            }
+        }
+    }
+
+    fn as_kept<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
         let kept = self.kept.get(skipped(self.kept_from, seq)..).unwrap_or_default();
         if kept.is_empty() {
@@ -47,13 +56,6 @@ impl Session {
             return Cow::Borrowed(bytes);
         }
         Cow::Owned([&bytes[..start], kept, &bytes[end..]].concat())
-    }
-}
-
-impl Session {
-    /// Whether those of the client's `bytes` at `seq` that were read before are as they were read, as far as is known.
-    pub(super) fn is_as_read(&self, seq: Seq, bytes: &[u8]) -> bool {
-        matches!(self.as_read(seq, bytes), Cow::Borrowed(_))
     }
 }
 

@@ -21,11 +21,13 @@ pub enum Read {
 /// A range of the line and what takes its place.
 pub type LineEdit = Option<(Range<usize>, Vec<u8>)>;
 
-/// Reads a complete line of the client, `delivered` bytes of which have been forwarded already.
+/// Reads a complete line of the client, `delivered` bytes of which have been forwarded already. Where it is
+/// `overtaken` by what follows it, it keeps its length.
 pub fn client_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
+    overtaken: bool,
     judge: &mut impl Judge,
     read: &mut Read,
 ) -> LineEdit {
@@ -38,6 +40,11 @@ pub fn client_line(
         (Step::Announces, _) if cut => {
             dialogue.announced(false);
             None
+        }
+        (Step::Announces, _) if overtaken => {
+            dialogue.announced(false);
+            judge.refused(Refused::Overtaken);
+            whole.then(|| refusal(&text, line))
         }
         (Step::NotFtp, _) => {
             *read = Read::NotFtp;
@@ -75,11 +82,13 @@ pub fn is_no_beginning(dialogue: &Dialogue, bytes: &[u8]) -> bool {
     dialogue.phase() == Phase::Greeted && bytes.contains(&0)
 }
 
-/// Reads a complete line of the server, `delivered` bytes of which have been forwarded already.
+/// Reads a complete line of the server, `delivered` bytes of which have been forwarded already. Where it is
+/// `overtaken` by what follows it, it keeps its length.
 pub fn server_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
+    overtaken: bool,
     judge: &mut impl Judge,
     read: &mut Read,
 ) -> LineEdit {
@@ -96,6 +105,10 @@ pub fn server_line(
             };
             if parsed.is_err() && !asked {
                 return None; // `227 Logout.`
+            }
+            if overtaken {
+                judge.refused(Refused::Overtaken);
+                return None;
             }
             if delivered > 0 && dialogue.phase() != Phase::Joined {
                 judge.limit(Limit::Reply);

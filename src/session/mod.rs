@@ -99,6 +99,9 @@ pub struct Session {
     first: (Seq, Seq),
     /// Of what passed before it was read.
     copies: Copies,
+    /// Whether that is being read.
+    #[serde(skip)]
+    reads_passed: bool,
     reset: bool,
     /// Whether it was saved, and packets of it may have passed since that nobody read.
     #[serde(skip, default = "unconfirmed")]
@@ -145,6 +148,7 @@ impl Session {
             unread: None,
             first: (client, server),
             copies: Copies::default(),
+            reads_passed: false,
             reset: false,
             unconfirmed: false,
         }
@@ -270,7 +274,7 @@ impl Session {
             return self.renumbered(from, packet).into();
         }
 
-        let (seq, end) = (packet.seq(), packet.seq() + payload.len() as u32);
+        let seq = packet.seq();
         let stream = self.stream(from);
         if seq.is_after(stream.next) {
             return self.gap(from, packet).into();
@@ -298,21 +302,11 @@ impl Session {
             }
             stream.gaps = 0;
             again = false;
-            if reads {
-                self.keep(seq + new as u32, &payload[new..]);
-                // From here on acknowledgements must be seen.
-                if self.kept.len() > MAX_UNSEEN {
-                    self.copies.set_much();
-                }
+            self.read_queued(from, seq, &payload, fin, judge);
+            // From here on acknowledgements must be seen.
+            if self.kept.len() > MAX_UNSEEN {
+                self.copies.set_much();
             }
-            self.read(from, seq + new as u32, &payload[new..], fin, judge);
-            let stream = self.stream(from);
-            stream.next = end;
-            if fin {
-                stream.finish(end);
-                stream.next = end + 1;
-            }
-            self.read_ahead(from, judge);
         }
         self.deliver(from, packet, payload, again, out)
     }

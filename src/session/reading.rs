@@ -80,6 +80,7 @@ impl Session {
 
     /// `chunk` at `seq` ends a line.
     fn end_line(&mut self, from: Side, seq: Seq, chunk: &[u8], judge: &mut impl Judge) {
+        let overtaken = self.is_overtaken(from, seq + chunk.len() as u32);
         let stream = match from {
             Side::Client => &mut self.client,
             Side::Server => &mut self.server,
@@ -87,8 +88,12 @@ impl Session {
         let (line, delivered) = stream.line_with(chunk);
         let mut read = Read::Nothing;
         let edit = match from {
-            Side::Client => client_line(&mut self.dialogue, line, delivered, judge, &mut read),
-            Side::Server => server_line(&mut self.dialogue, line, delivered, judge, &mut read),
+            Side::Client => {
+                client_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
+            }
+            Side::Server => {
+                server_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
+            }
         };
         stream.end_line(seq, chunk, delivered, edit);
         if self.dialogue.has_forgotten() {
@@ -125,6 +130,7 @@ impl Session {
                 return;
             }
         }
+        let overtaken = self.is_overtaken(from, seq + chunk.len() as u32);
         let stream = match from {
             Side::Client => &mut self.client,
             Side::Server => &mut self.server,
@@ -139,9 +145,14 @@ impl Session {
                 Side::Server => self.dialogue.may_announce(&text),
             };
         }
-        if hold && before + chunk.len() > MAX_HELD {
+        let refused = if before + chunk.len() > MAX_HELD {
+            Some(Refused::Overlong)
+        } else {
+            overtaken.then_some(Refused::Overtaken)
+        };
+        if hold && let Some(refused) = refused {
             if from == Side::Client {
-                judge.refused(Refused::Overlong);
+                judge.refused(refused);
                 stream.cross_out(seq, chunk);
                 return;
             }

@@ -15,9 +15,11 @@ pub mod link;
 pub mod recorder;
 pub mod scenario;
 pub mod segment;
+pub mod selection;
 pub mod sim;
 mod stranger;
 pub mod tcp;
+pub mod victim;
 
 /// Seeded random numbers (splitmix64), the same on every machine.
 #[derive(Clone, Debug)]

@@ -12,8 +12,8 @@ use std::{
 };
 
 use ftp_alg::{
-    engine::{Attention, Engine, Event, Kept, Translation, Verdict, Waiting, What},
-    packet::{Seq, flags},
+    engine::{Engine, Event, Translation, Waiting, What},
+    packet::flags,
     session::Side,
 };
 
@@ -23,10 +23,13 @@ use super::{
     link::{Air, Flight, Origin, Place},
     recorder::Recorder,
     scenario::Scenario,
-    segment::{Fault, Segment},
+    segment::Segment,
+    selection::Selection,
     stranger::Stranger,
     tcp::{End, Settings},
 };
+
+mod gateway;
 
 /// The network.
 pub struct Sim {
@@ -34,6 +37,7 @@ pub struct Sim {
     pub engine: Engine,
     pub kernel: Recorder,
     pub crashes: Crashes,
+    pub selection: Selection,
     pub translation: Translation,
     pub client: End,
     pub server: End,
@@ -46,10 +50,9 @@ pub struct Sim {
     now: u64,
     swept: u64,
     released: u64,
-    queues_acks: bool,
     is_patient: bool,
     /// What overtook others.
-    early: Waiting<Flight>,
+    early: Waiting<(Side, Origin)>,
     air: Air,
     stranger: Stranger,
     steps: u64,
@@ -58,9 +61,6 @@ pub struct Sim {
     /// When an acknowledgement last moved, and where both stood.
     progress: (u64, (usize, usize)),
 }
-
-/// The verdict on what overtook others.
-struct Waits;
 
 /// Within this time something more must be acknowledged, while something is to be: many more attempts
 /// than a network takes that loses or damages half of all packets, and a gateway that crashes.
@@ -72,14 +72,15 @@ impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
         let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
-        let Scenario { queues_acks, strays, crashes, is_patient, seed, .. } = scenario;
+        let Scenario { queues_acks, selection, strays, crashes, is_patient, seed, .. } = scenario;
         let translation = nat.translation(v6);
         let base = Instant::now();
-        let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4));
+        let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4), selection);
         let mut sim = Self {
             engine,
             kernel: Recorder::new(translation),
             crashes,
+            selection: Selection::new(selection, queues_acks, Rng::new(seed ^ 5)),
             translation,
             client: End::new(client.clone(), server.isn, seed ^ 1),
             server: End::new(server, client.isn, seed ^ 2),
@@ -91,7 +92,6 @@ impl Sim {
             now: 0,
             swept: 0,
             released: 0,
-            queues_acks,
             is_patient,
             early: Waiting::default(),
             air: Air::new(link, Rng::new(seed)),
@@ -127,7 +127,8 @@ impl Sim {
             flags: flags::ACK,
             ..syn_ack
         };
-        while self.is_queued(&ack) && self.forge(Side::Client, &ack).is_none() {}
+        let ack = self.packet(Side::Client, &ack);
+        while self.select(Side::Client, ack.clone(), self.now, None).is_none() {}
     }
 
     /// The same two endpoints begin another connection, with numbers past those of the last, as
@@ -144,6 +145,7 @@ impl Sim {
         self.server = End::new(server.0, client.0.isn, server.1);
         self.progress = (self.now, (0, 0));
         self.kernel.attention = None;
+        self.selection.begin();
         self.shake_hands();
     }
 
@@ -268,6 +270,15 @@ impl Sim {
         announcements.collect()
     }
 
+    /// Whether nothing was opened for an announcement, as a line behind it had passed before, or a crash
+    /// took what tells of it.
+    pub fn was_overtaken(&self) -> bool {
+        let is_it =
+            |e: &Event| matches!(e.what, What::Refused(why) if why.contains("passed already"));
+        let is_forgotten = self.crashes.count > 0 && self.selection.passed > 0;
+        is_forgotten || self.events.iter().any(is_it)
+    }
+
     pub fn summary(&self) -> String {
         format!(
             "at {:?}: client {}/{} acknowledged, {} received; server {}/{}, {}; events {:#?}",
@@ -282,10 +293,15 @@ impl Sim {
         )
     }
 
-    /// A packet that no end's TCP made: an attacker's. Gives what the engine lets through.
+    /// A packet that no end's TCP made: an attacker's. Gives what goes on: of what the selection
+    /// queues, or of anything where it knows no calm, what the engine lets through.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
-        let passed = self.hand(from, &self.packet(from, segment))?;
-        Some(Segment::judged(&passed).2)
+        let (now, bytes) = (self.now, self.packet(from, segment));
+        let passed = match self.selection.is_on {
+            true => self.select(from, bytes, now, None),
+            false => self.hand(from, &bytes, now),
+        };
+        Some(Segment::judged(&passed?).2)
     }
 
     /// Nothing must be left once the connection is over and forgotten.
@@ -350,178 +366,14 @@ impl Sim {
         };
         let (side, now) = (flight.from.peer(), self.now);
         if flight.origin == Origin::Genuine {
-            self.end(side).assert_possible(&segment, now);
-            self.check_claims(side, &segment);
+            // What a crash made the gateway forget it may take for held, until that is sent again.
+            if !self.selection.lost {
+                self.end(side).assert_possible(&segment, now);
+                self.check_claims(side, &segment);
+            }
         }
         for answer in self.end(side).arrive(&segment, now) {
             self.send(side, answer);
         }
-    }
-
-    fn at_gateway(&mut self, flight: Flight) {
-        let passed = match Segment::read(&flight.bytes) {
-            Err(Fault::Ip) => return, // by the kernel, before it comes to us
-            Ok((_, _, segment)) if !self.is_queued(&segment) => Some(flight.bytes),
-            read => {
-                let passed = self.hand_patiently(&flight);
-                let unread = passed.as_ref().is_none_or(|passed| *passed == flight.bytes);
-                assert!(read.is_ok() || unread, "it passes unread");
-                passed
-            }
-        };
-        // One queue gives its verdicts in order.
-        self.released = self.released.max(self.now + self.air.verdict_delay());
-        if let Some(bytes) = passed {
-            self.air.send(Flight { to: Place::End, bytes, ..flight }, self.released);
-        }
-        let now = self.base + self.now();
-        let taken = self.early.take(now, |bytes| self.engine.turn(bytes));
-        self.dropped += taken.over.len() as u64;
-        taken.due.into_iter().for_each(|early| self.at_gateway(early.with));
-        for late in taken.late {
-            if let Some(bytes) = self.hand(late.with.from, &late.bytes) {
-                let flight = Flight { to: Place::End, bytes, ..late.with };
-                self.air.send(flight, self.released.max(self.now));
-            }
-        }
-    }
-
-    /// Hands a packet to the engine as the daemon does.
-    fn hand_patiently(&mut self, flight: &Flight) -> Option<Vec<u8>> {
-        self.engine.set_patience(self.is_patient);
-        let verdict = self.hand_once(flight.from, &flight.bytes);
-        self.engine.set_patience(false);
-        match verdict {
-            Ok(passed) => return passed,
-            Err(Waits) => {
-                match self.early.keep(self.base + self.now(), &flight.bytes, flight.clone()) {
-                    Kept::Yes => return None,
-                    Kept::Full => {}
-                    // As the first time.
-                    Kept::Again => drop(self.hand(flight.from, &flight.bytes)),
-                }
-            }
-        }
-        self.hand(flight.from, &flight.bytes)
-    }
-
-    /// As the rules select: pure acknowledgements only where every packet is wanted.
-    fn is_queued(&self, segment: &Segment) -> bool {
-        match self.kernel.attention {
-            Some(Attention::None) => false,
-            Some(Attention::Every) => true,
-            None | Some(Attention::Payload | Attention::Calm) => {
-                let ends = segment.flags & (flags::FIN | flags::RST | flags::SYN) != 0;
-                self.queues_acks || ends || !segment.payload.is_empty()
-            }
-        }
-    }
-
-    /// Hands a packet to the engine, and gives what goes on.
-    fn hand(&mut self, from: Side, bytes: &[u8]) -> Option<Vec<u8>> {
-        self.hand_once(from, bytes).unwrap_or_else(|Waits| panic!("it may not wait"))
-    }
-
-    fn hand_once(&mut self, from: Side, bytes: &[u8]) -> Result<Option<Vec<u8>>, Waits> {
-        self.kernel.now = self.now();
-        let mut out = vec![0xa5; 5]; // junk that must go
-        let now = self.base + self.now();
-        let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
-        if self.crashes.strike(&mut self.engine, &mut self.kernel, now) {
-            self.trace("crashed", from, bytes);
-            self.early = Waiting::default();
-            self.dropped += 1;
-            return Ok(None);
-        }
-        self.engine.settle(&mut self.kernel);
-        self.events.extend(self.engine.take_events().0);
-        for injected in std::mem::take(&mut self.kernel.injected) {
-            self.deliver_injected(injected);
-        }
-        self.check_pinholes();
-        self.trace("queued", from, bytes);
-        Ok(match verdict {
-            Verdict::Early => return Err(Waits),
-            Verdict::Accept => {
-                self.trace("accepted", from, bytes);
-                self.accepted += 1;
-                Some(bytes.to_vec())
-            }
-            Verdict::Replace => {
-                self.trace("replaced", from, &out);
-                self.replaced += 1;
-                self.check_replaced(from, bytes, &out);
-                Some(out)
-            }
-            Verdict::Drop => {
-                self.trace("dropped", from, bytes);
-                self.dropped += 1;
-                None
-            }
-        })
-    }
-
-    /// A packet that takes the place of another is valid, and says the same of all that is no
-    /// concern of ours.
-    fn check_replaced(&self, from: Side, old: &[u8], new: &[u8]) {
-        let (old, (source, destination, new)) = (Segment::judged(old).2, Segment::judged(new));
-        assert_eq!((source, destination), self.endpoints(from));
-        assert_eq!((new.ecn, new.ip_options), (old.ecn, old.ip_options));
-        assert_eq!((new.window, new.timestamps), (old.window, old.timestamps));
-    }
-
-    fn trace(&self, what: &str, from: Side, bytes: &[u8]) {
-        if self.traces {
-            let shown = Segment::read(bytes).map(|(_, _, s)| {
-                let text = String::from_utf8_lossy(&s.payload).into_owned();
-                format!(
-                    "seq {} ack {} flags {:#04x} sack {:?} {text:?}",
-                    s.seq, s.ack, s.flags, s.sack
-                )
-            });
-            eprintln!("{:>9}us {what:<10} {from:?} {shown:?}", self.now);
-        }
-    }
-
-    fn deliver_injected(&mut self, bytes: Vec<u8>) {
-        let (source, destination, segment) = Segment::judged(&bytes);
-        let Translation { client, client_external, server, server_external } = self.translation;
-        let to = if destination == client { Side::Client } else { Side::Server };
-        let expected: (SocketAddr, SocketAddr) = match to {
-            Side::Client => (server_external, client),
-            Side::Server => (client_external, server),
-        };
-        assert_eq!((source, destination), expected, "what the addressee knows");
-        assert!(segment.has(flags::ACK) && !segment.has(flags::SYN) && !segment.has(flags::RST));
-        self.trace("injected", to.peer(), &bytes);
-        let flight = Flight { from: to.peer(), to: Place::End, origin: Origin::Genuine, bytes };
-        self.air.send(flight, self.now);
-    }
-
-    /// What a SACK block claims to `side`, which sent it, the other end has.
-    fn check_claims(&mut self, side: Side, segment: &Segment) {
-        let Translation { client, server, .. } = self.translation;
-        if self.server.received() == 0 {
-            return; // the gateway may still follow the connection before
-        }
-        let Some((session, _)) = self.engine.session(client, server) else { return };
-        let map = session.map(side).clone();
-        let sender = if side == Side::Client { &self.client } else { &self.server };
-        let receiver = if side == Side::Client { &self.server } else { &self.client };
-        let awaits = |number| sender.awaits(number);
-        for (left, right) in segment.sack.iter().filter(|(left, _)| awaits(*left)) {
-            let (from, to) = (map.deliver(Seq(*left)).0, map.deliver(Seq(*right)).0);
-            assert!(receiver.has(from, to), "SACK {left}..{right} of {side:?} is untrue");
-        }
-    }
-
-    /// What the engine holds open, the kernel holds open, unless it was used or has expired.
-    fn check_pinholes(&mut self) {
-        let open = self.kernel.pinholes();
-        let mut held: Vec<_> = self.engine.pinholes().map(|p| p.pinhole).collect();
-        held.retain(|p| open.contains(p));
-        held.dedup();
-        let limit = 8; // of one session
-        assert!(open.len() <= limit, "{} pinholes for one session", open.len());
     }
 }

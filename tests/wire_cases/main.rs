@@ -8,6 +8,7 @@ mod support;
 
 mod announcements;
 mod attacks;
+mod calm;
 mod limits;
 mod networks;
 mod pinholes;
