@@ -6,9 +6,7 @@ use std::{fmt, net::SocketAddr};
 use ftp_alg::{
     ftp::{Announcement, Kind, Malformed, Text},
     packet::{Packet, Seq, flags},
-    session::{
-        Dialogue, Forward, Judge, Limit, Note, Outcome, Refused, Ruling, Session, Side, Woken,
-    },
+    session::{Dialogue, Forward, Judge, Limit, Note, Outcome, Refused, Ruling, Session, Side},
 };
 
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.
@@ -203,7 +201,7 @@ impl Talk {
         let bits = if payload.is_empty() { flags::ACK } else { flags::ACK | flags::PSH };
         fill(&mut self.packet, seq, ack, bits, payload);
         let packet = Packet::parse(&self.packet).expect("a packet");
-        self.session.packet(side, &packet, Woken::Not, &mut self.judge, &mut self.out)
+        self.session.packet(side, &packet, &mut self.judge, &mut self.out)
     }
 }
 

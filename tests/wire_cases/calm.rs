@@ -303,7 +303,7 @@ fn no_attack_after_copies_were_lost_makes_a_server_execute_one() {
 }
 
 fn rounds() -> u64 {
-    std::env::var("FTP_ALG_DIALOGUES").map_or(5_000, |number| number.parse().unwrap())
+    std::env::var("FTP_ALG_DIALOGUES").ok().and_then(|number| number.parse().ok()).unwrap_or(5_000)
 }
 
 fn attention(sim: &Sim) -> Option<Attention> {
