@@ -6,7 +6,10 @@
 mod common;
 
 use common::{gateway_with, login, reply, say, scripted_client, scripted_server, wait_for};
-use ftp_alg::lab::{Family, Topology};
+use ftp_alg::{
+    engine::harmless::is_harmless_command,
+    lab::{Family, Topology},
+};
 use serde_json::{Value, json};
 
 const PASSIVE_PORT: u16 = 50069;
@@ -51,6 +54,34 @@ fn a_passive_transfer_is_one_hop() {
         let transfers = vec![transfer(&[], 0); 20];
         let packets = queued(topology, &transfers);
         assert!((20..=24).contains(&packets), "{packets} packets of {} transfers", transfers.len());
+    }
+}
+
+/// The rules tell what the tables say: a harmless command and its reply are two copies, another ends the calm.
+#[test]
+fn what_passes_is_what_is_harmless() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.dialled(Family::V4);
+    let copies = |step: Value| {
+        let before = gateway.daemon.counter("copies").unwrap();
+        let steps = [login(), vec![step, reply()]].concat();
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None);
+        gateway.daemon.counter("copies").unwrap() - before
+    };
+    let long = |length: usize| format!("SIZE {}", "x".repeat(length - 7));
+    let lines = [
+        "NOOP", "noop", "NoOp", "TYPE I", "SIZE a,b", "MDTM a.b", "MDTM ", "REST 1", "NOOPS", "NOO",
+    ];
+    let others =
+        ["NOOP a b", "NOOP  a", "NOOP a ", " NOOP", "SITE a", "CWD a", "NOOP \u{e9}", "NOOP\ta"];
+    let longs = [long(7), long(8), long(47), long(48), long(49), long(80)];
+    for line in lines.iter().chain(&others).map(ToString::to_string).chain(longs) {
+        let sent = format!("{line}\r\n");
+        let expected = if is_harmless_command(sent.as_bytes()) { 2 } else { 0 };
+        assert_eq!(copies(say(&line)), expected, "{line:?}");
     }
 }
 
