@@ -27,7 +27,18 @@ impl Capture {
         let name = format!("{}-{interface}-{number}", host.role());
         let path = host.directory().join(format!("{name}.pcap"));
         let mut command = host.command("tcpdump");
-        command.args(["-i", interface, "-n", "-s", "0", "-U", "--immediate-mode", "-B", "16384"]);
+        // Each place of the ring has room for the longest packet, so that there are a thousand of them.
+        command.args([
+            "-i",
+            interface,
+            "-n",
+            "-s",
+            "65535",
+            "-U",
+            "--immediate-mode",
+            "-B",
+            "65536",
+        ]);
         // Each packet is written by root, at once.
         command.args(["-Z", "root", "-w"]).arg(&path).arg(filter);
         let mut process = host.start(command, &name)?;
