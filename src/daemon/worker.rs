@@ -21,7 +21,7 @@ use std::{
 
 use super::{state::Journal, workers::Shared};
 use crate::{
-    engine::{Answer, Engine, Kept, Turn, Verdict, Waiting},
+    engine::{Answer, Engine, Handled, Kept, Turn, Verdict, Waiting},
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
     packet::{Endpoint, Packet},
 };
@@ -103,7 +103,7 @@ type EarlyPackets = Waiting<crate::gateway::Packet<'static>>;
 struct Buffers {
     /// The shard of each packet.
     homes: Vec<usize>,
-    decided: Vec<(Decided, Answer)>,
+    decided: Vec<(Decided, Handled, Answer)>,
     replacements: Vec<u8>,
     replacement: Vec<u8>,
     early: EarlyPackets,
@@ -238,7 +238,9 @@ impl Means<'_> {
         buffers.homes.clear();
         buffers.homes.extend(packets.clone().map(|packet| home.of(packet.payload)));
         buffers.decided.clear();
-        buffers.decided.resize(buffers.homes.len(), (Decided::Drop, Answer::Nothing));
+        buffers
+            .decided
+            .resize(buffers.homes.len(), (Decided::Drop, Handled::NONE, Answer::Nothing));
         for (index, shard) in shared.shards.iter().enumerate() {
             if self.buffers.homes.contains(&index) {
                 decide(&mut lock(shard), now, index, packets.clone(), &mut self);
@@ -267,7 +269,7 @@ fn decide<'p>(
     packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
     means: &mut Means<'_>,
 ) {
-    let Means { kernel, shared, buffers, is_patient, .. } = means;
+    let Means { kernel, parameters, shared, buffers, is_patient, .. } = means;
     let Buffers { homes, decided, replacements, replacement, early } = &mut **buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
@@ -302,11 +304,14 @@ fn decide<'p>(
                 Decided::Replace(start..replacements.len())
             }
         };
-        decided.0 = verdict;
+        (decided.0, decided.1) = (verdict, shard.engine.handled());
     }
-    for ((packet, home), (verdict, answer)) in packets.zip(homes.iter()).zip(decided.iter_mut()) {
+    for ((packet, home), (verdict, handled, answer)) in
+        packets.zip(homes.iter()).zip(decided.iter_mut())
+    {
         if *home == index && !matches!(verdict, Decided::Drop | Decided::Wait) {
-            *answer = shard.engine.answer(now, packet.payload);
+            let ended = parameters.has_ended_calm(packet.mark);
+            *answer = shard.engine.answer(now, *handled, ended);
         }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {
@@ -323,7 +328,7 @@ fn give<'p>(
     shared: &Shared,
 ) {
     let Buffers { decided, replacements, .. } = buffers;
-    for (packet, (decided, answer)) in packets.zip(decided.iter()) {
+    for (packet, (decided, _, answer)) in packets.zip(decided.iter()) {
         let decision = match decided {
             Decided::Accept => Decision::Accept,
             Decided::Drop => Decision::Drop,

@@ -7,7 +7,24 @@ use super::{
 };
 use crate::packet::Packet;
 
+/// The connection of a packet that was decided about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handled {
+    pub(super) index: u32,
+    pub(super) id: u64,
+}
+
+impl Handled {
+    /// None that is followed.
+    pub const NONE: Self = Self { index: u32::MAX, id: 0 };
+}
+
 impl Engine {
+    /// The connection of the packet that was decided about last.
+    pub fn handled(&self) -> Handled {
+        self.handled
+    }
+
     /// From now on the packet selection takes an [`Answer`] with each verdict, and sends copies of what passes
     /// in the calm to [`passed`](Self::passed), or does not.
     pub fn set_selection(&mut self, answers: bool) {
@@ -55,16 +72,13 @@ impl Engine {
         true
     }
 
-    /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
-    /// other packets of the batch are decided, too.
-    pub fn answer(&mut self, now: Instant, bytes: &[u8]) -> Answer {
-        let found = Packet::parse(bytes).ok().filter(|_| self.answers).and_then(|packet| {
-            let (source, destination) = packet.endpoints();
-            self.table.find(&Key::between(source, destination))
-        });
+    /// What goes to the packet selection with the verdict on a packet, if that is not dropped; whether the packet
+    /// `ended` a calm, as the selection says. To be asked when the other packets of the batch are decided, too.
+    pub fn answer(&mut self, now: Instant, handled: Handled, ended: bool) -> Answer {
         let moment = self.epoch.moment(now);
-        match found.and_then(|index| self.table.get_mut(index)) {
-            Some(Entry { session, control }) => answer(session, control, moment),
+        let Handled { index, id } = handled;
+        match self.table.get_mut(index).filter(|entry| self.answers && entry.control.id == id) {
+            Some(Entry { session, control }) => answer(session, control, ended, moment),
             None => Answer::Nothing,
         }
     }

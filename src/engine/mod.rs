@@ -35,6 +35,7 @@ pub use crate::session::harmless;
 pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
+pub use copies::Handled;
 pub use early::{Early, Kept, Taken, Turn, Waiting};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
@@ -156,6 +157,7 @@ pub struct Engine {
     record: Vec<u8>,
     /// Whether the packet selection takes answers.
     answers: bool,
+    handled: Handled,
     /// Whether early packets may wait.
     is_patient: bool,
 }
@@ -178,6 +180,7 @@ impl Engine {
             injections: Vec::new(),
             record: Vec::new(),
             answers: false,
+            handled: Handled::NONE,
             is_patient: false,
         }
     }
@@ -229,6 +232,7 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
+        self.handled = Handled::NONE;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
@@ -247,6 +251,7 @@ impl Engine {
             return Verdict::Accept;
         };
         control.last = moment;
+        self.handled = Handled { index, id: control.id };
         let from = control.side(source);
         if self.is_patient && session.is_early(from, &packet) {
             self.counters.packets -= 1; // it will be counted

@@ -203,6 +203,11 @@ impl RuleParameters {
         self.is_calm
     }
 
+    /// Whether a packet of packet mark `mark` has ended the calm of its connection.
+    pub fn has_ended_calm(&self, mark: u32) -> bool {
+        mark & self.mask() == self.none
+    }
+
     /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
     pub fn answer(&self, mark: u32, answer: Answer) -> Option<u32> {
         match answer {
@@ -252,7 +257,6 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 value("21", &ports.join(", "));
             }
             "define queues" => value("2100", &queues(parameters, '-')),
-            _ if line.trim() == "#lines:" => text.push_str(&selection::chains()),
             // Which needs nfnetlink_log.
             _ if line.trim_start().starts_with("log group") => {
                 if parameters.is_calm {
@@ -283,7 +287,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             },
         }
     }
-    text
+    text.replacen(selection::PLACE, &selection::chains(), 1)
 }
 
 /// Nftables rules with our own helper, which must be there when they are loaded.
@@ -372,9 +376,16 @@ mod tests {
     fn defaults_give_the_files_themselves() {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
         assert_eq!(defaults, RuleParameters::default());
-        assert_eq!(render(&defaults), NFTABLES.replace("\t#lines:\n", &selection::chains()));
+        assert_eq!(render(&defaults), NFTABLES.replace(selection::PLACE, &selection::chains()));
         assert_eq!(render_iptables(&defaults), IPTABLES);
         assert_eq!(render_ip6tables(&defaults), IP6TABLES);
+    }
+
+    #[test]
+    fn both_files_have_the_place_of_the_lines() {
+        for file in [NFTABLES, CONNTRACK] {
+            assert_eq!(file.matches(selection::PLACE).count(), 1);
+        }
     }
 
     #[test]

@@ -11,6 +11,10 @@ const PASSED: &str = "copied";
 /// Where everything else goes.
 const OTHER: &str = "wake";
 
+/// What chains stand in the files, in whose place these are put.
+pub(super) const PLACE: &str =
+    "\tchain commands {\n\t\tgoto wake\n\t}\n\tchain replies {\n\t\tgoto wake\n\t}\n";
+
 /// Clears the bit by which small letters differ.
 const CASE: u32 = 0xdfdf_dfdf;
 /// Length of a verb, and of a reply's code and blank.

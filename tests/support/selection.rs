@@ -35,6 +35,8 @@ pub struct Selection {
     rng: Rng,
     /// Copies that were not read.
     copies: Vec<Vec<u8>>,
+    /// Whether the last packet that was queued ended the calm.
+    pub ended: bool,
     /// When the connection will be calm, as a packet is released that was answered so.
     calm_at: Option<u64>,
     /// Whether the engine has read copies since it last wrote what it knows.
@@ -52,6 +54,7 @@ impl Selection {
             queues_acks: queues_acks && !is_on,
             rng,
             copies: Vec::new(),
+            ended: false,
             calm_at: None,
             unwritten: false,
             lost: false,
@@ -74,6 +77,7 @@ impl Selection {
                 *mark = Some(Attention::Calm);
             }
         }
+        self.ended = false;
         let ends = flags::FIN | flags::RST | flags::SYN;
         let (says, ends, urgent) = segment.map_or((true, false, false), |s| {
             (!s.payload.is_empty(), s.flags & ends != 0, s.has(flags::URG))
@@ -93,6 +97,7 @@ impl Selection {
                     Way::Copied
                 } else {
                     *mark = Some(Attention::Payload);
+                    self.ended = true;
                     Way::Queued
                 }
             }

@@ -159,7 +159,10 @@ impl Sim {
         let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
         let answer = match verdict {
             Verdict::Early | Verdict::Drop => Answer::Nothing,
-            Verdict::Accept | Verdict::Replace => self.engine.answer(now, bytes),
+            Verdict::Accept | Verdict::Replace => {
+                let (handled, ended) = (self.engine.handled(), self.selection.ended);
+                self.engine.answer(now, handled, ended)
+            }
         };
         let Self { crashes, engine, kernel, selection, .. } = self;
         if crashes.strike(engine, kernel, selection, now) {
