@@ -1,4 +1,4 @@
-//! Verdicts on their way to the kernel: joined in one send, and a run of plain accepts as one message.
+//! Verdicts on their way to the kernel: joined in one send, and a run of accepts with one packet mark as one message.
 //!
 //! `NFQNL_MSG_VERDICT_BATCH` goes to every packet up to a number that waits in the kernel, so it must
 //! never be sent while one up to that number is undecided. [`Pending`] knows which are: the kernel counts
@@ -30,8 +30,9 @@ pub(super) struct Pending {
     is_blind: bool,
     /// The number read last.
     last: Option<u32>,
-    /// Accepted, but not in `out` yet.
+    /// Accepted, but not in `out` yet, all to go on with the same packet mark.
     run: Vec<u32>,
+    run_mark: Option<u32>,
     /// What is to be sent.
     out: Vec<u8>,
 }
@@ -44,6 +45,7 @@ impl Pending {
             is_blind: false,
             last: None,
             run: Vec::new(),
+            run_mark: None,
             out: Vec::with_capacity(4096),
         }
     }
@@ -65,7 +67,11 @@ impl Pending {
         let is_first = self.undecided.front() == Some(&id);
         if is_first {
             self.undecided.pop_front();
-            if decision == Decision::Accept && mark.is_none() {
+            if decision == Decision::Accept {
+                if mark != self.run_mark {
+                    self.close_run();
+                    self.run_mark = mark;
+                }
                 self.run.push(id);
                 return;
             }
@@ -90,10 +96,11 @@ impl Pending {
         let mut run = std::mem::take(&mut self.run);
         match run.as_slice() {
             [_, .., last] if !self.is_blind => {
-                self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None, None);
+                let mark = self.run_mark;
+                self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None, mark);
             }
             each => each.iter().for_each(|id| {
-                self.put(libc::NFQNL_MSG_VERDICT, libc::NF_ACCEPT, *id, None, None);
+                self.put(libc::NFQNL_MSG_VERDICT, libc::NF_ACCEPT, *id, None, self.run_mark);
             }),
         }
         run.clear();

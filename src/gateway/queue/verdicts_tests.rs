@@ -12,6 +12,7 @@ use crate::gateway::netlink::Messages;
 struct Kernel {
     waiting: VecDeque<u32>,
     fates: BTreeMap<u32, (u32, Option<Vec<u8>>)>,
+    marks: BTreeMap<u32, Option<u32>>,
     batches: usize,
     /// Verdicts on packets that did not wait.
     refused: usize,
@@ -26,6 +27,8 @@ impl Kernel {
             let number = |at: usize| u32::from_be_bytes(*header[at..].first_chunk().unwrap());
             let (verdict, id) = (number(0), number(4));
             let payload = message.attributes().first(libc::NFQA_PAYLOAD as u16);
+            let mark = message.attributes().first(libc::NFQA_MARK as u16);
+            let mark = mark.map(|mark| u32::from_be_bytes(*mark.first_chunk().unwrap()));
             let is_batch = i32::from(message.kind & 0xff) == libc::NFQNL_MSG_VERDICT_BATCH;
             self.batches += usize::from(is_batch);
             let is_meant = |waiting: u32| match is_batch {
@@ -36,12 +39,17 @@ impl Kernel {
             self.waiting.retain(|waiting| {
                 if is_meant(*waiting) {
                     self.fates.insert(*waiting, (verdict, payload.map(<[u8]>::to_vec)));
+                    self.marks.insert(*waiting, mark);
                 }
                 !is_meant(*waiting)
             });
             self.refused += usize::from(self.waiting.len() == before);
         }
         pending.out.clear();
+    }
+
+    fn marks(&self, ids: std::ops::Range<u32>) -> Vec<Option<u32>> {
+        ids.filter_map(|id| self.marks.get(&id).copied()).collect()
     }
 
     fn was(&self, id: u32) -> Option<char> {
@@ -75,6 +83,19 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
     kernel.take(&mut pending);
     let fates: String = (7..16).filter_map(|id| kernel.was(id)).collect();
     assert_eq!((fates.as_str(), kernel.batches, kernel.refused), ("aaadaaraa", 3, 0));
+}
+
+#[test]
+fn a_run_has_one_mark() {
+    let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+    let marks = [None, None, Some(7), Some(7), Some(7), Some(8), None, None];
+    for (id, mark) in (1..).zip(marks) {
+        kernel.waiting.push_back(id);
+        pending.was_read(id);
+        pending.decide(id, Decision::Accept, mark);
+    }
+    kernel.take(&mut pending);
+    assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
 }
 
 #[test]
