@@ -36,18 +36,14 @@ impl Shared {
                 false
             });
             for packet in copies.packets() {
-                match by_endpoints {
-                    Some(shards) => {
-                        let home = Home::Endpoints(*shards).of(packet);
-                        if let Some(shard) = self.shards.get(home) {
-                            lock(shard).engine.passed(now, packet, kernel);
-                        }
+                let shards = match by_endpoints {
+                    Some(count) => {
+                        let home = Home::Endpoints(*count).of(packet);
+                        self.shards.get(home..=home).unwrap_or_default()
                     }
-                    None => {
-                        let mut shards = self.shards.iter();
-                        shards.any(|shard| lock(shard).engine.passed(now, packet, kernel));
-                    }
-                }
+                    None => &self.shards,
+                };
+                shards.iter().any(|shard| lock(shard).engine.passed(now, packet, kernel));
             }
             if !more {
                 break;
@@ -75,10 +71,7 @@ impl Shared {
                 let Shard { engine, journal } = &mut *shard;
                 // Where that fails, the worker of the shard says so.
                 let _ = journal.write(engine);
-                engine.settle(kernel);
-                let events = engine.take_events();
-                drop(shard);
-                self.log.events(now, events);
+                self.settle(now, shard, kernel);
             }
         }
     }

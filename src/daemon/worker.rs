@@ -250,11 +250,7 @@ impl Means<'_> {
         give(verdicts, packets, buffers, parameters, shared);
         for (index, shard) in shared.shards.iter().enumerate() {
             if buffers.homes.contains(&index) {
-                let mut shard = lock(shard);
-                shard.engine.settle(kernel);
-                let events = shard.engine.take_events();
-                drop(shard);
-                shared.log.events(now, events);
+                shared.settle(now, lock(shard), kernel);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::Sender,
     },
@@ -62,6 +62,19 @@ impl Shared {
     pub(super) fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.log.fail(Instant::now(), error);
+    }
+
+    /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
+    pub(super) fn settle(
+        &self,
+        now: Instant,
+        mut shard: MutexGuard<'_, Shard>,
+        kernel: &mut LinuxKernel,
+    ) {
+        shard.engine.settle(kernel);
+        let events = shard.engine.take_events();
+        drop(shard);
+        self.log.events(now, events);
     }
 }
 

@@ -72,10 +72,7 @@ impl Copies {
                 .put(libc::NFULA_CFG_NLBUFSIZ as u16, &(SLOT as u32).to_be_bytes());
         };
         socket.request(&mut buffer, start, configure, |_| {}).map_err(failed)?;
-        // Without the right to exceed rmem_max, what it allows must do.
-        if socket.set_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, SOCKET_BUFFER).is_err() {
-            let _ = socket.set_option(libc::SOL_SOCKET, libc::SO_RCVBUF, SOCKET_BUFFER);
-        }
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
         let (receiver, found) = (Receiver::new(SLOT), Vec::new());
         Ok(Self { socket, group, receiver, found, lost: false })
     }

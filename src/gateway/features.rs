@@ -185,19 +185,17 @@ fn queueing(
     let not_permitted = || GatewayError::NotPermitted { what: "nf_tables".into() };
     let socket = socket.ok_or_else(not_permitted)?;
     let mut refused = None;
-    for parameters in parameters.or_less_calm() {
-        for statement in [QueueStatement::Native, QueueStatement::Xtables] {
-            match check(&render_nftables(&parameters, statement)) {
-                Ok(()) if statement == QueueStatement::Native => {}
-                Ok(()) => queue_target(&parameters, socket)?,
-                Err(error @ GatewayError::RulesRefused { .. }) => {
-                    refused = Some(error);
-                    continue;
-                }
-                Err(other) => return Err(other),
+    for (parameters, statement) in parameters.ways() {
+        match check(&render_nftables(&parameters, statement)) {
+            Ok(()) if statement == QueueStatement::Native => {}
+            Ok(()) => queue_target(&parameters, socket)?,
+            Err(error @ GatewayError::RulesRefused { .. }) => {
+                refused = Some(error);
+                continue;
             }
-            return Ok((statement, parameters.is_calm()));
+            Err(other) => return Err(other),
         }
+        return Ok((statement, parameters.is_calm()));
     }
     Err(refused.unwrap_or_else(not_permitted))
 }

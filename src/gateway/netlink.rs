@@ -293,6 +293,14 @@ impl Socket {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// As [`Socket::set_option`], of a buffer's size: beyond what anyone may have, or, without the right to that, as much as
+    /// anyone may.
+    pub(super) fn set_buffer(&self, force: i32, polite: i32, size: i32) {
+        if self.set_option(libc::SOL_SOCKET, force, size).is_err() {
+            let _ = self.set_option(libc::SOL_SOCKET, polite, size);
+        }
+    }
+
     /// A sequence number not used for a long time; never 0, which the kernel uses itself.
     pub(super) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1).max(1);

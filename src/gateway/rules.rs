@@ -192,10 +192,13 @@ impl RuleParameters {
         Self { is_calm: calm, ..self }
     }
 
-    /// These, and without that where they have it, as not every kernel logs.
-    pub fn or_less_calm(&self) -> impl Iterator<Item = Self> + use<> {
-        let less = self.is_calm.then(|| self.clone().calm(false));
-        std::iter::once(self.clone()).chain(less)
+    /// How these may be loaded where no operator queues, best first: not every kernel logs, or has nftables' own queue
+    /// statement.
+    pub fn ways(&self) -> impl Iterator<Item = (Self, QueueStatement)> + use<> {
+        let less_calm = self.is_calm.then(|| self.clone().calm(false));
+        std::iter::once(self.clone()).chain(less_calm).flat_map(|parameters| {
+            [QueueStatement::Native, QueueStatement::Xtables].map(|way| (parameters.clone(), way))
+        })
     }
 
     /// Whether harmless lines of calm connections pass.

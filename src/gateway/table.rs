@@ -94,12 +94,10 @@ impl Table {
             return Self::install_with(parameters, QueueStatement::Operator);
         }
         let mut refused = None;
-        for parameters in parameters.or_less_calm() {
-            for statement in [QueueStatement::Native, QueueStatement::Xtables] {
-                match Self::install_with(&parameters, statement) {
-                    Err(GatewayError::RulesRefused { message }) => refused = Some(message),
-                    other => return other,
-                }
+        for (parameters, statement) in parameters.ways() {
+            match Self::install_with(&parameters, statement) {
+                Err(GatewayError::RulesRefused { message }) => refused = Some(message),
+                other => return other,
             }
         }
         Err(GatewayError::RulesRefused { message: refused.unwrap_or_default() })

@@ -161,11 +161,7 @@ impl Session {
             let starts = self.copies.ahead(from).iter().map(|(start, _)| *start);
             let stop = starts.fold(end, Seq::min);
             let new = &payload[(next - seq) as usize..(stop - seq) as usize];
-            if from == Side::Client && self.is_readable(from) {
-                self.keep(next, new);
-            }
-            self.read(from, next, new, fin && stop == end, judge);
-            self.stream(from).next = stop;
+            self.read_new(from, next, new, fin && stop == end, judge);
         }
         if fin && self.peek(from).next == end {
             let stream = self.stream(from);
@@ -178,16 +174,19 @@ impl Session {
     fn read_passed(&mut self, from: Side, seq: Seq, payload: &[u8], judge: &mut impl Judge) {
         let new = (self.peek(from).next - seq) as usize;
         let Some(payload) = payload.get(new..).filter(|new| !new.is_empty()) else { return };
-        let seq = seq + new as u32;
-        if from == Side::Client && self.is_readable(from) {
-            self.keep(seq, payload);
-        }
         self.reads_passed = true;
-        self.read(from, seq, payload, false, judge);
+        self.read_new(from, seq + new as u32, payload, false, judge);
         self.reads_passed = false;
-        let stream = self.stream(from);
-        stream.next = seq + payload.len() as u32;
-        stream.gaps = 0;
+        self.stream(from).gaps = 0;
+    }
+
+    /// Reads `new`, which is next and starts at `seq`; a FIN follows it if `fin`.
+    fn read_new(&mut self, from: Side, seq: Seq, new: &[u8], fin: bool, judge: &mut impl Judge) {
+        if from == Side::Client && self.is_readable(from) {
+            self.keep(seq, new);
+        }
+        self.read(from, seq, new, fin, judge);
+        self.stream(from).next = seq + new.len() as u32;
     }
 
     /// `payload` at `seq` has passed, and what precedes it was not seen.
@@ -239,11 +238,6 @@ impl Session {
             let (seq, payload) = self.copies.state().ahead[from as usize].remove(at);
             self.read_passed(from, seq, &payload, judge);
         }
-    }
-
-    /// Whether `packet` of the client waits, as it is not known what the server has at its numbers.
-    pub(super) fn is_barred(&self, packet: &Packet<'_>) -> bool {
-        self.copies.bars() && !packet.payload().is_empty()
     }
 
     /// The server has said that it has what comes before `ack`.

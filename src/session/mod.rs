@@ -276,10 +276,10 @@ impl Session {
 
         let seq = packet.seq();
         let stream = self.stream(from);
-        if seq.is_after(stream.next) {
-            return self.gap(from, packet).into();
-        }
-        if from == Side::Client && self.is_barred(packet) {
+        let is_past_gap = seq.is_after(stream.next);
+        // It is not known what the server has at its numbers.
+        let is_barred = from == Side::Client && self.copies.bars() && !payload.is_empty();
+        if is_past_gap || is_barred {
             return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);

@@ -121,14 +121,8 @@ impl Queue {
             // connection, while TCP repeats one that was dropped.
         })
         .map_err(|e| GatewayError::system(opening(), e))?;
-        // Without the right to exceed rmem_max, what it allows must do.
-        for (force, polite) in
-            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
-        {
-            if socket.set_option(libc::SOL_SOCKET, force, SOCKET_BUFFER).is_err() {
-                let _ = socket.set_option(libc::SOL_SOCKET, polite, SOCKET_BUFFER);
-            }
-        }
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
+        socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SOCKET_BUFFER);
         // A socket that reports an overrun is refused all further packets until it has been read
         // empty (netlink_overrun sets NETLINK_S_CONGESTED); the drops are counted in /proc.
         socket
