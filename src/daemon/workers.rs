@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     fmt::Display,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -222,16 +223,10 @@ impl Workers {
             if let Some((index, count)) = processors {
                 pin(number, index, count);
             }
-            let why = match catch_unwind(AssertUnwindSafe(|| worker.run(&end))) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "a defect in ftp-alg; please report the lines above".to_owned(),
-            };
-            let _ =
-                events.send(Event::Failed(format!("the worker of queue {number} ended: {why}")));
+            worker.run(&end)
         };
-        let thread = thread::Builder::new().name(format!("queue-{number}")).spawn(work)?;
-        self.threads.push((thread, waker));
+        let what = format!("the worker of queue {number}");
+        self.threads.push((start_thread(format!("queue-{number}"), what, events, work)?, waker));
         Ok(())
     }
 
@@ -246,13 +241,11 @@ impl Workers {
         }
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
         let work = move || {
-            let follow = AssertUnwindSafe(|| shared.follow_copies(&mut kernel, &end));
-            if catch_unwind(follow).is_err() {
-                let why = "a defect in ftp-alg; please report the lines above";
-                let _ = events.send(Event::Failed(format!("the reader of copies ended: {why}")));
-            }
+            shared.follow_copies(&mut kernel, &end);
+            Ok(())
         };
-        self.copies = Some(thread::Builder::new().name("copies".to_owned()).spawn(work)?);
+        let what = "the reader of copies".to_owned();
+        self.copies = Some(start_thread("copies".to_owned(), what, events, work)?);
         Ok(())
     }
 
@@ -320,6 +313,23 @@ impl Workers {
             ));
         }
     }
+}
+
+/// Starts a thread. If it fails or panics, the daemon is told that `what` ended, and why.
+fn start_thread(
+    name: String,
+    what: String,
+    events: Sender<Event>,
+    work: impl FnOnce() -> Result<(), Box<dyn Error>> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name).spawn(move || {
+        let why = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "a defect in ftp-alg; please report the lines above".to_owned(),
+        };
+        let _ = events.send(Event::Failed(format!("{what} ended: {why}")));
+    })
 }
 
 /// Keeps this thread on the processors whose packets its queue gets: the kernel puts those of
