@@ -128,14 +128,12 @@ impl PinholeTable {
         if common.per_client.get(&client).is_some_and(|n| *n >= policy.max_pinholes_per_client) {
             return Err(OpenError::Limit);
         }
-        let Self { spent, closed, .. } = self;
+        let Self { spent, closed, deadlines, random, .. } = self;
         closed.clear();
         closed.extend(spent.iter().filter(|held| common.is_open(held)).map(|held| held.pinhole));
         let others = closed.len();
         let announced = wanted.arrival.port();
-        let seed = self.random.hash_one(common.serial);
-        let random = self.random.clone();
-        for port in candidates(policy, announced, kind, room, &random, seed) {
+        for port in candidates(policy, announced, kind, room, random, common.serial) {
             common.serial += 1;
             let serial = common.serial;
             wanted.arrival.set_port(port);
@@ -167,7 +165,7 @@ impl PinholeTable {
             };
             common.enter(&held);
             drop(common);
-            self.await_deadline(owner, &held);
+            await_deadline(deadlines, owner, &held);
             return Ok(held);
         }
         Err(OpenError::NoPort)
@@ -188,20 +186,13 @@ impl PinholeTable {
         let held = Held { pinhole, kind, deadline, answered, in_use, client, serial };
         common.enter(&held);
         drop(common);
-        self.await_deadline(owner, &held);
+        await_deadline(&mut self.deadlines, owner, &held);
         held
     }
 
     /// Whether a session of any engine beside this one holds a pinhole with these endpoints.
     pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         lock(&self.common).ports.contains_key(&(initiator, arrival))
-    }
-
-    fn await_deadline(&mut self, owner: u32, held: &Held) {
-        let Held { deadline: at, serial, .. } = *held;
-        // The last place, but after a reload that shortens lifetimes.
-        let place = self.deadlines.partition_point(|d| d.at <= at);
-        self.deadlines.insert(place, Deadline { at, owner, serial });
     }
 
     /// A transfer uses `held`: it does not count for its client any more.
@@ -297,8 +288,14 @@ impl Common {
     }
 }
 
-/// What a panic left is whole: an entry is written in one step.
-/// The external ports to try in the place of `announced`, best first.
+fn await_deadline(deadlines: &mut VecDeque<Deadline>, owner: u32, held: &Held) {
+    let Held { deadline: at, serial, .. } = *held;
+    // The last place, but after a reload that shortens lifetimes.
+    let place = deadlines.partition_point(|d| d.at <= at);
+    deadlines.insert(place, Deadline { at, owner, serial });
+}
+
+/// The external ports to try in the place of `announced`, best first; others for each `seed`.
 fn candidates<'a>(
     policy: &'a Policy,
     announced: u16,
@@ -315,6 +312,7 @@ fn candidates<'a>(
     fitting.chain([announced]).chain(any)
 }
 
+/// What a panic left is whole: an entry is written in one step.
 fn lock(common: &Mutex<Common>) -> MutexGuard<'_, Common> {
     common.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -218,9 +218,11 @@ fn host_port(numbers: [u8; 6]) -> String {
         if i > 0 {
             text.push(',');
         }
-        let digits = [number / 100, number / 10 % 10, number % 10];
-        let leading = digits.iter().take(2).take_while(|digit| **digit == 0).count();
-        text.extend(digits.iter().skip(leading).map(|digit| char::from(b'0' + digit)));
+        for (least, digit) in [(100, number / 100), (10, number / 10 % 10), (0, number % 10)] {
+            if number >= least {
+                text.push(char::from(b'0' + digit));
+            }
+        }
     }
     text
 }

@@ -21,12 +21,9 @@ use crate::packet::{Packet, Seq, flags};
 /// How many lines that passed before what precedes them are kept of a direction.
 const MAX_AHEAD: usize = 64;
 
-/// What few connections have.
+/// What is known of a connection because something of it passed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Copies(Option<Box<State>>);
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct State {
+pub struct Copies {
     /// What passed before what precedes it, of client and server, in the order of its coming. No two differ at a
     /// number.
     ahead: [Vec<(Seq, Vec<u8>)>; 2],
@@ -47,32 +44,9 @@ enum Barrier {
 }
 
 impl Copies {
-    fn state(&mut self) -> &mut State {
-        self.0.get_or_insert_default()
-    }
-
-    fn hurries(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.hurries)
-    }
-
-    fn barrier(&self) -> Option<Barrier> {
-        self.0.as_ref().and_then(|state| state.barrier)
-    }
-
-    /// Whether nothing of the client goes on for now.
-    pub fn bars(&self) -> bool {
-        self.barrier().is_some()
-    }
-
-    /// What passed of `side` before what precedes it.
-    pub fn ahead(&self, side: Side) -> &[(Seq, Vec<u8>)] {
-        self.0.as_ref().map_or(&[], |state| &state.ahead[side as usize])
-    }
-
     /// Nothing of the client goes on until the server has acknowledged `end`, too.
     fn bar(&mut self, end: Seq) {
-        let barrier = &mut self.state().barrier;
-        *barrier = Some(match *barrier {
+        self.barrier = Some(match self.barrier {
             Some(Barrier::To(other)) => Barrier::To(other.max(end)),
             Some(Barrier::Unknown) => Barrier::Unknown,
             None => Barrier::To(end),
@@ -81,12 +55,12 @@ impl Copies {
 
     /// Whether so much of the client waited for its acknowledgement that these are seen from then on.
     pub fn was_much(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.much)
+        self.much
     }
 
     /// So much waits.
     pub fn set_much(&mut self) {
-        self.state().much = true;
+        self.much = true;
     }
 }
 
@@ -95,19 +69,38 @@ impl Session {
     /// said: what comes later at an earlier number changes nothing any more.
     pub fn is_calm(&self) -> bool {
         let is_idle = |side| self.peek(side).is_idle() && !self.peek(side).map.shifts();
-        self.unread.is_none()
+        self.unread().is_none()
             && !(self.unconfirmed || self.reset || self.wants_every_packet())
             && self.client.unacknowledged() == self.client.next
             && is_idle(Side::Client)
             && is_idle(Side::Server)
-            && !self.copies.bars()
-            && !self.copies.hurries()
+            && !self.is_barred()
+            && !self.copies().is_some_and(|copies| copies.hurries)
             && self.dialogue.is_calm()
+    }
+
+    /// Whether nothing of the client goes on for now.
+    pub(super) fn is_barred(&self) -> bool {
+        self.copies().is_some_and(|copies| copies.barrier.is_some())
+    }
+
+    pub(super) fn copies(&self) -> Option<&Copies> {
+        self.seldom.as_ref().map(|seldom| &seldom.copies)
+    }
+
+    pub(super) fn copies_mut(&mut self) -> &mut Copies {
+        &mut self.seldom_mut().copies
+    }
+
+    /// What passed of `side` before what precedes it.
+    #[inline]
+    fn ahead(&self, side: Side) -> &[(Seq, Vec<u8>)] {
+        self.copies().map_or(&[], |copies| &copies.ahead[side as usize])
     }
 
     /// Copies were lost: of a connection that may have been calm is not known what its server has.
     pub fn lose_copies(&mut self) {
-        self.copies.state().barrier = Some(Barrier::Unknown);
+        self.copies_mut().barrier = Some(Barrier::Unknown);
     }
 
     /// Reads a packet of `from` that has passed as it is.
@@ -128,10 +121,10 @@ impl Session {
         let (seq, payload) = (packet.seq(), packet.payload());
         if from == Side::Client {
             if self.dialogue.awaits_replies() && !seq.is_before(self.client.next) {
-                self.copies.state().hurries = true;
+                self.copies_mut().hurries = true;
             }
             if !matches!(self.as_read(seq, payload), Cow::Borrowed(_)) {
-                self.copies.bar(seq + payload.len() as u32);
+                self.copies_mut().bar(seq + payload.len() as u32);
             }
         }
         if seq.is_after(self.peek(from).next) {
@@ -151,22 +144,38 @@ impl Session {
         fin: bool,
         judge: &mut impl Judge,
     ) {
-        let end = seq + payload.len() as u32;
-        loop {
-            self.read_ahead(from, judge);
-            let next = self.peek(from).next;
-            if !next.is_before(end) {
-                break;
-            }
-            let starts = self.copies.ahead(from).iter().map(|(start, _)| *start);
-            let stop = starts.fold(end, Seq::min);
-            let new = &payload[(next - seq) as usize..(stop - seq) as usize];
-            self.read_new(from, next, new, fin && stop == end, judge);
+        let (next, end) = (self.peek(from).next, seq + payload.len() as u32);
+        if !self.ahead(from).is_empty() {
+            self.read_between(from, seq, payload, fin, judge);
+        } else if next.is_before(end) {
+            self.read_new(from, next, &payload[(next - seq) as usize..], fin, judge);
         }
         if fin && self.peek(from).next == end {
             let stream = self.stream(from);
             stream.finish(end);
             stream.next = end + 1;
+        }
+    }
+
+    /// As [`read_queued`](Self::read_queued), where something passed ahead.
+    #[cold]
+    fn read_between(
+        &mut self,
+        from: Side,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        judge: &mut impl Judge,
+    ) {
+        let end = seq + payload.len() as u32;
+        self.read_ahead(from, judge);
+        while self.peek(from).next.is_before(end) {
+            let next = self.peek(from).next;
+            let starts = self.ahead(from).iter().map(|(start, _)| *start);
+            let stop = starts.fold(end, Seq::min);
+            let new = &payload[(next - seq) as usize..(stop - seq) as usize];
+            self.read_new(from, next, new, fin && stop == end, judge);
+            self.read_ahead(from, judge);
         }
     }
 
@@ -197,7 +206,7 @@ impl Session {
         // What was there before stays.
         let payload = self.with_ahead(from, seq, payload).into_owned();
         let end = seq + payload.len() as u32;
-        let ahead = &mut self.copies.state().ahead[from as usize];
+        let ahead = &mut self.copies_mut().ahead[from as usize];
         let is_known = ahead.iter().any(|(start, bytes)| {
             !seq.is_before(*start) && !end.is_after(*start + bytes.len() as u32)
         });
@@ -205,14 +214,14 @@ impl Session {
         } else if ahead.len() < MAX_AHEAD {
             ahead.push((seq, payload));
         } else if from == Side::Client {
-            self.copies.bar(end);
+            self.copies_mut().bar(end);
         }
     }
 
     /// `bytes` of `from` at `seq`, with what passed ahead at their numbers in place of them.
     pub(super) fn with_ahead<'a>(&self, from: Side, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let mut all = Cow::Borrowed(bytes);
-        for (start, passed) in self.copies.ahead(from) {
+        for (start, passed) in self.ahead(from) {
             let offset = start.distance_from(seq);
             let (at, skipped) = (offset.max(0) as usize, (-offset).max(0) as usize);
             let passed = passed.get(skipped..).unwrap_or_default();
@@ -226,29 +235,29 @@ impl Session {
 
     /// Whether what ends at `end` of `from` cannot be changed any more, as it has passed or something behind it has.
     pub(super) fn is_overtaken(&self, from: Side, end: Seq) -> bool {
-        self.reads_passed || self.copies.ahead(from).iter().any(|(start, _)| !start.is_before(end))
+        self.reads_passed || self.ahead(from).iter().any(|(start, _)| !start.is_before(end))
     }
 
     /// What `from` says was read up to a line that had passed before.
-    pub(super) fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
-        loop {
+    fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
+        while !self.ahead(from).is_empty() {
             let next = self.peek(from).next;
-            let mut starts = self.copies.ahead(from).iter().map(|(start, _)| *start);
+            let mut starts = self.ahead(from).iter().map(|(start, _)| *start);
             let Some(at) = starts.position(|start| !start.is_after(next)) else { return };
-            let (seq, payload) = self.copies.state().ahead[from as usize].remove(at);
+            let (seq, payload) = self.copies_mut().ahead[from as usize].remove(at);
             self.read_passed(from, seq, &payload, judge);
         }
     }
 
     /// The server has said that it has what comes before `ack`.
     pub(super) fn unbar(&mut self, ack: Seq) {
-        let has_it = match self.copies.barrier() {
+        let has_it = match self.copies().and_then(|copies| copies.barrier) {
             None => return,
             Some(Barrier::To(end)) => !ack.is_before(self.client.map.deliver(end)),
             Some(Barrier::Unknown) => self.client.gaps >= ASKED_AFTER,
         };
         if has_it {
-            self.copies.state().barrier = None;
+            self.copies_mut().barrier = None;
         }
     }
 }

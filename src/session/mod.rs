@@ -24,6 +24,8 @@ mod tls;
 mod unanswered;
 
 pub use adjust::SequenceMap;
+use std::borrow::Cow;
+
 use copies::Copies;
 pub use dialogue::{Dialogue, Phase};
 use few::Bytes;
@@ -93,12 +95,9 @@ pub struct Session {
     kept: Bytes,
     kept_from: Seq,
     dialogue: Dialogue,
-    /// Set if what is sent is not read as FTP.
-    unread: Option<Box<Unread>>,
     /// The first numbers of client and server.
     first: (Seq, Seq),
-    /// Of what passed before it was read.
-    copies: Copies,
+    seldom: Option<Box<Seldom>>,
     /// Whether that is being read.
     #[serde(skip)]
     reads_passed: bool,
@@ -106,6 +105,15 @@ pub struct Session {
     /// Whether it was saved, and packets of it may have passed since that nobody read.
     #[serde(skip, default = "unconfirmed")]
     unconfirmed: bool,
+}
+
+/// What few connections have: in one place, as a packet's session is to be in few cache lines.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Seldom {
+    /// Set if what is sent is not read as FTP.
+    unread: Option<Unread>,
+    /// Of what passed before it was read.
+    copies: Copies,
 }
 
 /// Of what was saved.
@@ -145,9 +153,8 @@ impl Session {
             kept: Bytes::default(),
             kept_from: client,
             dialogue,
-            unread: None,
             first: (client, server),
-            copies: Copies::default(),
+            seldom: None,
             reads_passed: false,
             reset: false,
             unconfirmed: false,
@@ -166,11 +173,12 @@ impl Session {
     }
 
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
+    #[inline]
     pub fn wants_every_packet(&self) -> bool {
         let is_plain = |stream: &Stream| !(stream.map.shifts() || stream.is_holding());
         // Acknowledgements show what is missing, and how much of what is kept was received.
         let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
-        let is_much = self.copies.was_much();
+        let is_much = self.copies().is_some_and(Copies::was_much);
         is_asked || is_much || !(is_plain(&self.client) && is_plain(&self.server))
     }
 
@@ -180,8 +188,9 @@ impl Session {
     }
 
     /// Whether no packet of the connection need be seen any more.
+    #[inline]
     pub fn wants_no_packet(&self) -> bool {
-        matches!(self.unread.as_deref(), Some(Unread::Opaque)) && !self.wants_every_packet()
+        matches!(self.unread(), Some(Unread::Opaque)) && !self.wants_every_packet()
     }
 
     /// Whether the connection is over: reset, or finished by both ends.
@@ -206,7 +215,7 @@ impl Session {
 
     /// One word for people.
     pub fn state(&self) -> &'static str {
-        match (self.unread.as_deref(), self.dialogue.phase()) {
+        match (self.unread(), self.dialogue.phase()) {
             _ if self.is_over() => "closing",
             (Some(Unread::Opaque), _) => "opaque",
             (Some(Unread::Encrypted { .. }), _) => "encrypted",
@@ -278,7 +287,7 @@ impl Session {
         let stream = self.stream(from);
         let is_past_gap = seq.is_after(stream.next);
         // It is not known what the server has at its numbers.
-        let is_barred = from == Side::Client && self.copies.bars() && !payload.is_empty();
+        let is_barred = from == Side::Client && self.is_barred() && !payload.is_empty();
         if is_past_gap || is_barred {
             return self.gap(from, packet).into();
         }
@@ -305,8 +314,11 @@ impl Session {
             self.read_queued(from, seq, &payload, fin, judge);
             // From here on acknowledgements must be seen.
             if self.kept.len() > MAX_UNSEEN {
-                self.copies.set_much();
+                self.copies_mut().set_much();
             }
+        }
+        if matches!(payload, Cow::Borrowed(_)) && !self.is_adjusted() {
+            return Forward::Unchanged.into();
         }
         self.deliver(from, packet, payload, again, out)
     }
@@ -339,7 +351,7 @@ impl Session {
             && is_near(packet.seq(), stream.next)
             && is_between_ends
             && stream.gaps == 0
-            && !(self.unconfirmed || self.reset || stream.finished || self.copies.bars())
+            && !(self.unconfirmed || self.reset || stream.finished || self.is_barred())
     }
 
     /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
@@ -360,9 +372,18 @@ impl Session {
         true
     }
 
+    /// How what is sent is read, if not as FTP.
+    fn unread(&self) -> Option<&Unread> {
+        self.seldom.as_ref()?.unread.as_ref()
+    }
+
+    fn seldom_mut(&mut self) -> &mut Seldom {
+        self.seldom.get_or_insert_default()
+    }
+
     /// Whether what `side` sends is plain text that is read.
     fn is_readable(&self, side: Side) -> bool {
-        match self.unread.as_deref() {
+        match self.unread() {
             None => true,
             Some(Unread::Encrypted { client, server }) => match side {
                 Side::Client => client.is_none(),
@@ -411,8 +432,8 @@ impl Session {
             // daemon away. Both ends go on; what the missed bytes said is not known.
             stream.skip_to(stream.map.acknowledge(ack));
             stream.acked = ack;
-            if let Some(unread) = &mut self.unread {
-                **unread = Unread::Opaque;
+            if self.unread().is_some() {
+                self.seldom_mut().unread = Some(Unread::Opaque);
             }
             self.lose(judge);
         }

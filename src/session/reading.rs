@@ -56,12 +56,13 @@ impl Session {
         if was_holding {
             self.stream(from).let_go(seq, *new.first()?);
         }
-        let (records, others) = match (self.unread.as_deref_mut(), from) {
-            (None, _) => return Some(0),
-            (Some(Unread::Opaque), _) => return None,
-            (Some(Unread::Encrypted { client, server }), Side::Client) => (client, server),
-            (Some(Unread::Encrypted { client, server }), Side::Server) => (server, client),
-        };
+        let (records, others) =
+            match (self.seldom.as_mut().and_then(|seldom| seldom.unread.as_mut()), from) {
+                (None, _) => return Some(0),
+                (Some(Unread::Opaque), _) => return None,
+                (Some(Unread::Encrypted { client, server }), Side::Client) => (client, server),
+                (Some(Unread::Encrypted { client, server }), Side::Server) => (server, client),
+            };
         let start = records.as_mut()?.follow(new)?;
         if was_holding && start == 0 {
             // It goes on a line whose start went with its first byte.
@@ -73,7 +74,7 @@ impl Session {
             self.dialogue.resume();
             judge.note(Note::Readable);
         } else {
-            self.unread = None;
+            self.seldom_mut().unread = None;
         }
         Some(start)
     }
@@ -103,10 +104,10 @@ impl Session {
             Read::Nothing => {}
             Read::NotFtp => self.stop_reading(judge),
             Read::Encrypted => {
-                self.unread = Some(Box::new(Unread::Encrypted {
+                self.seldom_mut().unread = Some(Unread::Encrypted {
                     client: Some(TlsRecords::default()),
                     server: Some(TlsRecords::default()),
-                }));
+                });
                 self.client.stop_reading();
                 self.server.stop_reading();
                 judge.note(Note::Encrypted);
@@ -178,7 +179,7 @@ impl Session {
 
     /// The connection is not FTP: from here on nothing is read.
     fn stop_reading(&mut self, judge: &mut impl Judge) {
-        self.unread = Some(Box::new(Unread::Opaque));
+        self.seldom_mut().unread = Some(Unread::Opaque);
         self.client.stop_reading();
         self.server.stop_reading();
         judge.note(Note::NotFtp);
