@@ -1,12 +1,13 @@
 //! The figures: who takes part in each, and what is compared with what.
 
-use crate::contestant::Contestant;
+use crate::{contestant::Contestant, load::Verb};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
-    /// Transfers of a small file, by so many control connections at a time.
-    Cycles(usize),
+    /// Transfers of a small file, by so many control connections at a time; announced in one way, or in those that
+    /// were chosen, in turn.
+    Cycles(usize, Option<Verb>),
     /// Whole sessions with one such transfer, as download programs have them.
     Sessions(usize),
     /// Commands and replies through the queue, without data connections.
@@ -29,10 +30,11 @@ impl Figure {
     /// What the table calls it.
     pub fn title(self) -> String {
         match self {
-            Self::Cycles(1) => "transfer cycles/s, 1 worker".to_owned(),
-            Self::Cycles(workers) => format!("transfer cycles/s, {workers} workers"),
-            Self::Sessions(1) => "sessions/s, 1 worker".to_owned(),
-            Self::Sessions(workers) => format!("sessions/s, {workers} workers"),
+            Self::Cycles(workers, Some(verb)) => {
+                format!("{} cycles/s, {}", verb.name(), counted(workers))
+            }
+            Self::Cycles(workers, None) => format!("transfer cycles/s, {}", counted(workers)),
+            Self::Sessions(workers) => format!("sessions/s, {}", counted(workers)),
             Self::Packets => "control packets/s of the reader's processor time".to_owned(),
             Self::Bulk => "data connection, Gbit/s".to_owned(),
             Self::Control => "control connection, Gbit/s".to_owned(),
@@ -51,7 +53,7 @@ impl Figure {
             if *name != Contestant::BY_CORE);
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
-            Self::Cycles(_) | Self::Sessions(_) => true,
+            Self::Cycles(..) | Self::Sessions(_) => true,
             Self::Packets | Self::Control => named(&["loop", "none"]),
             Self::Bulk => named(&["helper", "none"]),
         }
@@ -60,7 +62,7 @@ impl Figure {
     /// Its goals.
     pub fn goals(self) -> &'static [Goal] {
         match self {
-            Self::Cycles(_) | Self::Sessions(_) => &[
+            Self::Cycles(..) | Self::Sessions(_) => &[
                 Goal { with: &["helper"], least: 0.88 },
                 Goal { with: &["suse", "proftpd"], least: 5.0 },
             ],
@@ -69,4 +71,8 @@ impl Figure {
             Self::Control => &[Goal { with: &["loop"], least: 5.0 }],
         }
     }
+}
+
+fn counted(workers: usize) -> String {
+    if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
 }

@@ -38,6 +38,18 @@ pub enum Verb {
     Eprt,
 }
 
+impl Verb {
+    /// As FTP has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pasv => "PASV",
+            Self::Port => "PORT",
+            Self::Epsv => "EPSV",
+            Self::Eprt => "EPRT",
+        }
+    }
+}
+
 /// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {

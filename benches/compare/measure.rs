@@ -25,8 +25,13 @@ pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Re
     let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
     let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
         let report = match figure {
-            Figure::Cycles(workers) => cycles(options, contestant, &stage, (workers, false)),
-            Figure::Sessions(workers) => cycles(options, contestant, &stage, (workers, true)),
+            Figure::Cycles(workers, verb) => {
+                let verbs = verb.map_or_else(|| options.verbs.clone(), |verb| vec![verb]);
+                cycles(options, contestant, &stage, (workers, false), verbs)
+            }
+            Figure::Sessions(workers) => {
+                cycles(options, contestant, &stage, (workers, true), options.verbs.clone())
+            }
             Figure::Packets => packets(options, &stage),
             Figure::Bulk => transfer(options, &stage, false),
             Figure::Control => transfer(options, &stage, true),
@@ -48,8 +53,8 @@ fn cycles(
     contestant: &Contestant,
     stage: &Stage,
     (workers, whole): (usize, bool),
+    mut verbs: Vec<Verb>,
 ) -> Result<Report> {
-    let mut verbs = options.verbs.clone();
     if *contestant == Contestant::NoHelper {
         // An endpoint that the client announces is of no use without a helper.
         verbs.retain(|verb| matches!(verb, Verb::Pasv | Verb::Epsv));

@@ -12,7 +12,8 @@ pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
   figures      cycles sessions packets bulk control
   contestants  ours by-core other helper loop suse hurried proftpd none
-  verbs        pasv port epsv eprt (pasv and port in turn unless chosen)
+  verbs        pasv port epsv eprt; those chosen take turns (unless chosen: cycles of either of the first two,
+               sessions of both in turn)
   workers      a number, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
   --keep       writes docs/benchmarks/comparison.txt and .svg, else they are in target/
@@ -80,7 +81,7 @@ pub struct Options {
     pub figures: Vec<Figure>,
     /// In the table's order; the order of measuring changes from round to round.
     pub contestants: Vec<Contestant>,
-    /// Said in turn.
+    /// Said in turn, where the figure does not say which.
     pub verbs: Vec<Verb>,
     /// Where processes run.
     pub pin: Pin,
@@ -137,6 +138,12 @@ impl Options {
         if options.contestants.is_empty() {
             options.contestants = all;
         }
+        // A client has its transfers active or passive.
+        let of_cycles = match options.verbs[..] {
+            [] => vec![Some(Verb::Pasv), Some(Verb::Port)],
+            [verb] => vec![Some(verb)],
+            _ => vec![None],
+        };
         if options.verbs.is_empty() {
             options.verbs = vec![Verb::Pasv, Verb::Port];
         }
@@ -154,7 +161,11 @@ impl Options {
                 "sessions" => {
                     options.figures.extend(workers.iter().map(|count| Figure::Sessions(*count)));
                 }
-                _ => options.figures.extend(workers.iter().map(|count| Figure::Cycles(*count))),
+                _ => options.figures.extend(
+                    of_cycles
+                        .iter()
+                        .flat_map(|verb| workers.iter().map(|count| Figure::Cycles(*count, *verb))),
+                ),
             }
         }
         Ok(options)

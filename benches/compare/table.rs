@@ -17,10 +17,10 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
     let _ = writeln!(text, "{}", command(options));
     let _ = writeln!(
         text,
-        "{} rounds of {:?} each, interleaved: median (least..most); announcements: {}\n",
+        "{} rounds of {:?} each, interleaved: median (least..most); where not named, {} in turn\n",
         options.rounds,
         options.time,
-        verbs(options)
+        options.verbs.iter().map(|verb| verb.name()).collect::<Vec<_>>().join(", ")
     );
     goals(&mut text, options, results);
     for (at, figure) in options.figures.iter().enumerate() {
@@ -82,7 +82,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
     let digits = if figure.unit() > 1.0 { 2 } else { 0 };
     let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
     let mut line = format!("{:<23} {rate:<26}", contestant.title());
-    if matches!(figure, Figure::Cycles(_) | Figure::Sessions(_)) {
+    if matches!(figure, Figure::Cycles(..) | Figure::Sessions(_)) {
         let values = [
             of(|one| one.percentiles[0]),
             of(|one| one.percentiles[1]),
@@ -94,7 +94,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
     if let Some(cost) = Spread::of(reports.iter().filter_map(|report| report.cost)) {
         let cost = cost.middle * 1e6;
         let _ = match figure {
-            Figure::Cycles(_) | Figure::Sessions(_) => {
+            Figure::Cycles(..) | Figure::Sessions(_) => {
                 write!(line, ", program {cost:.0} us a cycle")
             }
             Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
@@ -117,12 +117,6 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
 
 fn spread(of: Spread, digits: usize) -> String {
     format!("{:.digits$} ({:.digits$}..{:.digits$})", of.middle, of.least, of.most)
-}
-
-fn verbs(options: &Options) -> String {
-    let verbs: Vec<String> =
-        options.verbs.iter().map(|verb| format!("{verb:?}").to_uppercase()).collect();
-    verbs.join(", ")
 }
 
 /// Kernel, processor, how many, and how busy they are now.
