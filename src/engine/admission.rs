@@ -24,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 const GREETED: Duration = Duration::from_secs(900);
 /// Those that one end has closed are: the kernel forgets them then (nf_conntrack_tcp_timeout_fin_wait).
 const HALF_CLOSED: Duration = Duration::from_secs(120);
-/// Those of before a restart that said nothing since, and may be over, are.
+/// Those of before a restart, or that may have said what was lost, and said nothing since, may be over, and are.
 const UNCONFIRMED: Duration = Duration::from_secs(3600);
 /// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
 const IDLE: Duration = Duration::from_secs(432_000);

@@ -68,6 +68,9 @@ impl Engine {
             answers: self.answers,
         };
         session.passed(from, &packet, &mut bench);
+        if session.is_over() {
+            bench.close_all("the control connection ended");
+        }
         self.note_change(index);
         true
     }

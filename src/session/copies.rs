@@ -27,6 +27,8 @@ pub struct Copies {
     /// What passed before what precedes it, of client and server, in the order of its coming. No two differ at a
     /// number.
     ahead: [Vec<(Seq, Vec<u8>)>; 2],
+    /// Where a FIN has passed, before what precedes it.
+    ends: [Option<Seq>; 2],
     barrier: Option<Barrier>,
     /// Whether the client has once not waited for an answer.
     hurries: bool,
@@ -84,6 +86,11 @@ impl Session {
         self.copies().is_some_and(|copies| copies.barrier.is_some())
     }
 
+    /// Whether what the server has is not known, as copies were lost.
+    pub(super) fn has_lost_copies(&self) -> bool {
+        self.copies().is_some_and(|copies| matches!(copies.barrier, Some(Barrier::Unknown)))
+    }
+
     pub(super) fn copies(&self) -> Option<&Copies> {
         self.seldom.as_ref().map(|seldom| &seldom.copies)
     }
@@ -127,6 +134,9 @@ impl Session {
                 self.copies_mut().bar(seq + payload.len() as u32);
             }
         }
+        if packet.has(flags::FIN) && !self.peek(from).finished {
+            self.copies_mut().ends[from as usize] = Some(seq + payload.len() as u32);
+        }
         if seq.is_after(self.peek(from).next) {
             return self.is_ahead(from, seq, payload);
         }
@@ -145,15 +155,13 @@ impl Session {
         judge: &mut impl Judge,
     ) {
         let (next, end) = (self.peek(from).next, seq + payload.len() as u32);
-        if !self.ahead(from).is_empty() {
+        if self.seldom.is_some() {
             self.read_between(from, seq, payload, fin, judge);
         } else if next.is_before(end) {
             self.read_new(from, next, &payload[(next - seq) as usize..], fin, judge);
         }
         if fin && self.peek(from).next == end {
-            let stream = self.stream(from);
-            stream.finish(end);
-            stream.next = end + 1;
+            self.finish(from, end);
         }
     }
 
@@ -238,15 +246,30 @@ impl Session {
         self.reads_passed || self.ahead(from).iter().any(|(start, _)| !start.is_before(end))
     }
 
-    /// What `from` says was read up to a line that had passed before.
+    /// What `from` says was read up to a line that had passed before, or to the FIN.
     fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
-        while !self.ahead(from).is_empty() {
+        loop {
             let next = self.peek(from).next;
             let mut starts = self.ahead(from).iter().map(|(start, _)| *start);
-            let Some(at) = starts.position(|start| !start.is_after(next)) else { return };
+            let Some(at) = starts.position(|start| !start.is_after(next)) else { break };
             let (seq, payload) = self.copies_mut().ahead[from as usize].remove(at);
             self.read_passed(from, seq, &payload, judge);
         }
+        self.finish_passed(from);
+    }
+
+    /// All of `from` was read up to its FIN, if that has passed.
+    fn finish_passed(&mut self, from: Side) {
+        let next = self.peek(from).next;
+        if self.copies().is_some_and(|copies| copies.ends[from as usize] == Some(next)) {
+            self.finish(from, next);
+        }
+    }
+
+    fn finish(&mut self, from: Side, end: Seq) {
+        let stream = self.stream(from);
+        stream.finish(end);
+        stream.next = end + 1;
     }
 
     /// The server has said that it has what comes before `ack`.

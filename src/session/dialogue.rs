@@ -178,10 +178,9 @@ impl Dialogue {
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
     }
 
-    /// Whether it is known, and nothing is pending.
+    /// Whether it is known from its start, and nothing is pending.
     pub fn is_calm(&self) -> bool {
-        self.phase == Phase::Verified
-            && self.logged_in
+        matches!(self.phase, Phase::Greeted | Phase::Verified)
             && self.replies == ReplyTracker::default()
             && !self.awaits_replies()
     }

@@ -15,9 +15,10 @@ pub const MAX_REPLY: usize = 80;
 
 /// Commands that open, move or encrypt nothing by themselves. One blank and an argument without blanks may
 /// follow.
-pub const COMMANDS: [[u8; 4]; 13] = [
-    *b"RETR", *b"STOR", *b"APPE", *b"LIST", *b"NLST", *b"MLSD", *b"REST", *b"TYPE", *b"SIZE",
-    *b"MDTM", *b"NOOP", *b"PASV", *b"EPSV",
+pub const COMMANDS: [[u8; 4]; 22] = [
+    *b"USER", *b"PASS", *b"SYST", *b"FEAT", *b"QUIT", *b"RETR", *b"STOR", *b"APPE", *b"LIST",
+    *b"NLST", *b"MLSD", *b"MLST", *b"REST", *b"TYPE", *b"SIZE", *b"MDTM", *b"CDUP", *b"DELE",
+    *b"RNFR", *b"NOOP", *b"PASV", *b"EPSV",
 ];
 
 /// Bytes of an argument: printable ASCII but for the blank (and DEL).
@@ -46,6 +47,7 @@ pub fn is_harmless_reply(payload: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ftp::{Command, Text, Verb};
 
     #[test]
     fn only_whole_single_commands_without_blanks_are_harmless() {
@@ -57,6 +59,9 @@ mod tests {
             "PASV\r\n",
             "epsv 1\r\n",
             "LIST \r\n",
+            "USER anonymous\r\n",
+            "PASS a@b\r\n",
+            "QUIT\r\n",
         ] {
             assert!(is_harmless_command(line.as_bytes()), "{line:?}");
         }
@@ -77,6 +82,7 @@ mod tests {
             "",
             "RETR x\0\r\n",
             "AUTH TLS\r\n",
+            "REIN\r\n",
             "CWD x\r\n",
             "LIST\rx\r\n",
         ] {
@@ -85,6 +91,15 @@ mod tests {
         let of_length = |length: usize| format!("RETR {}\r\n", "x".repeat(length - 7));
         assert!(is_harmless_command(of_length(MAX_COMMAND).as_bytes()));
         assert!(!is_harmless_command(of_length(MAX_COMMAND + 1).as_bytes()));
+    }
+
+    #[test]
+    fn harmless_commands_are_ftp() {
+        for verb in &COMMANDS {
+            let text = Text::new(verb);
+            let verb = Command::parse(&text).unwrap().verb;
+            assert!(!matches!(verb, Verb::Unknown | Verb::Port | Verb::Eprt | Verb::Auth));
+        }
     }
 
     #[test]

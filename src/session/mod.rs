@@ -198,9 +198,9 @@ impl Session {
         self.reset || (self.client.finished && self.server.finished)
     }
 
-    /// Whether it was saved, and nothing has shown yet that it goes on where it was.
+    /// Whether it was saved, or copies were lost, and nothing has shown yet that it goes on where it was.
     pub fn is_unconfirmed(&self) -> bool {
-        self.unconfirmed
+        self.unconfirmed || self.has_lost_copies()
     }
 
     /// Whether one end has said its last.

@@ -78,22 +78,24 @@ impl Selection {
             }
         }
         self.ended = false;
-        let ends = flags::FIN | flags::RST | flags::SYN;
+        let every_end = flags::FIN | flags::RST | flags::SYN;
         let (says, ends, urgent) = segment.map_or((true, false, false), |s| {
-            (!s.payload.is_empty(), s.flags & ends != 0, s.has(flags::URG))
+            (!s.payload.is_empty(), s.flags & every_end != 0, s.has(flags::URG))
         });
         match *mark {
             Some(Attention::None) => Way::Passes,
             Some(Attention::Every) => Way::Queued,
             Some(Attention::Calm) => {
-                let Some(Segment { payload, .. }) = segment else { return Way::Passes };
+                let Some(segment) = segment else { return Way::Passes };
+                let payload = &segment.payload;
                 let is_harmless = match from {
                     Side::Client => is_harmless_command(payload),
                     Side::Server => is_harmless_reply(payload),
                 };
+                let is_fin = !says && segment.flags & (every_end | flags::URG) == flags::FIN;
                 if !says && !ends {
                     Way::Passes
-                } else if is_harmless && !ends && !urgent {
+                } else if is_fin || is_harmless && !ends && !urgent {
                     Way::Copied
                 } else {
                     *mark = Some(Attention::Payload);
