@@ -28,7 +28,11 @@ enum End {
 impl Gateway {
     fn end(&mut self, how: End) {
         match how {
-            End::Kill => self.daemon.kill(),
+            End::Kill => {
+                // What passed as harmless is read and written within 50 ms.
+                thread::sleep(Duration::from_millis(200));
+                self.daemon.kill();
+            }
             End::Stop => assert!(self.daemon.stop().unwrap().success(), "{}", self.daemon.log()),
         }
     }

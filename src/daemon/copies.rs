@@ -60,10 +60,12 @@ impl Shared {
         }
     }
 
-    /// Reads copies until `end` is set, and writes and does what follows from them.
+    /// Reads copies until `end` is set, and those of before that; writes and does what follows from them.
     pub(super) fn follow_copies(&self, kernel: &mut LinuxKernel, end: &AtomicBool) {
-        while !end.load(Ordering::Acquire) {
+        let mut is_last = false;
+        while !is_last {
             thread::park_timeout(READ_EVERY);
+            is_last = end.load(Ordering::Acquire);
             let now = Instant::now();
             self.read_copies(now, kernel);
             for shard in &self.shards {
