@@ -80,9 +80,14 @@ impl Engine {
     pub fn answer(&mut self, now: Instant, handled: Handled, ended: bool) -> Answer {
         let moment = self.epoch.moment(now);
         let Handled { index, id } = handled;
-        match self.table.get_mut(index).filter(|entry| self.answers && entry.control.id == id) {
-            Some(Entry { session, control }) => answer(session, control, ended, moment),
-            None => Answer::Nothing,
+        let answers = self.answers;
+        let entry = self.table.get_mut(index).filter(|entry| answers && entry.control.id == id);
+        let Some(Entry { session, control }) = entry else { return Answer::Nothing };
+        let answer = answer(session, control, ended, moment);
+        if answer == Answer::Calm {
+            // After a restart it is not adjusted, either, where its end is lost.
+            self.note_change(index);
         }
+        answer
     }
 }
