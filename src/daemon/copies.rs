@@ -60,21 +60,25 @@ impl Shared {
         }
     }
 
-    /// Reads copies until `end` is set, and those of before that; writes and does what follows from them.
+    /// Has the engines read all copies that have come; writes and does what follows from them.
+    pub(super) fn catch_up(&self, now: Instant, kernel: &mut LinuxKernel) {
+        self.read_copies(now, kernel);
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let Shard { engine, journal } = &mut *shard;
+            // Where that fails, the worker of the shard says so.
+            let _ = journal.write(engine);
+            self.settle(now, shard, kernel);
+        }
+    }
+
+    /// Reads copies until `end` is set, and those of before that.
     pub(super) fn follow_copies(&self, kernel: &mut LinuxKernel, end: &AtomicBool) {
         let mut is_last = false;
         while !is_last {
             thread::park_timeout(READ_EVERY);
             is_last = end.load(Ordering::Acquire);
-            let now = Instant::now();
-            self.read_copies(now, kernel);
-            for shard in &self.shards {
-                let mut shard = lock(shard);
-                let Shard { engine, journal } = &mut *shard;
-                // Where that fails, the worker of the shard says so.
-                let _ = journal.write(engine);
-                self.settle(now, shard, kernel);
-            }
+            self.catch_up(Instant::now(), kernel);
         }
     }
 }

@@ -431,7 +431,7 @@ impl Service for Workers {
 
 impl Source for Shared {
     fn status(&self) -> Status {
-        self.read_copies(Instant::now(), &mut lock(&self.kernel));
+        self.catch_up(Instant::now(), &mut lock(&self.kernel));
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
         status.overruns = self.overruns.load(Ordering::Relaxed);
@@ -460,7 +460,7 @@ impl Source for Shared {
 
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
-        self.read_copies(now, &mut lock(&self.kernel));
+        self.catch_up(now, &mut lock(&self.kernel));
         let row = |session: crate::engine::SessionInfo| SessionRow {
             id: session.id,
             client: session.translation.client,
@@ -479,7 +479,7 @@ impl Source for Shared {
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.
     fn pinholes(&self) -> Vec<PinholeRow> {
-        self.read_copies(Instant::now(), &mut lock(&self.kernel));
+        self.catch_up(Instant::now(), &mut lock(&self.kernel));
         let open = match lock(&self.kernel).list_open() {
             Ok(open) => open,
             Err(error) => {
