@@ -23,9 +23,9 @@ mod stream;
 mod tls;
 mod unanswered;
 
-pub use adjust::SequenceMap;
 use std::borrow::Cow;
 
+pub use adjust::SequenceMap;
 use copies::Copies;
 pub use dialogue::{Dialogue, Phase};
 use few::Bytes;
@@ -98,7 +98,7 @@ pub struct Session {
     /// The first numbers of client and server.
     first: (Seq, Seq),
     seldom: Option<Box<Seldom>>,
-    /// Whether that is being read.
+    /// Whether something that has passed is being read.
     #[serde(skip)]
     reads_passed: bool,
     reset: bool,
