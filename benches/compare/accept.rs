@@ -4,8 +4,6 @@ use std::{fs, path::PathBuf, process::Command, sync::OnceLock};
 
 use ftp_alg::lab::{LabError, Result};
 
-use crate::contestant::file_error;
-
 const SOURCE: &str = include_str!("accept.c");
 
 /// The program's path. It is built once.
@@ -16,7 +14,7 @@ pub fn build() -> Result<PathBuf> {
     }
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let (source, program) = (directory.join("accept.c"), directory.join("accept"));
-    fs::write(&source, SOURCE).map_err(file_error(&source))?;
+    fs::write(&source, SOURCE).map_err(LabError::file(&source))?;
     let output = Command::new("cc")
         .args(["-O2", "-Wall", "-Wextra", "-o"])
         .args([&program, &source])

@@ -15,14 +15,17 @@ mod load;
 mod measure;
 mod options;
 mod picture;
+mod pin;
 mod proxies;
 mod results;
 mod server;
+mod stage;
 mod table;
 
 use std::{fs, path::Path, process::ExitCode, thread};
 
-use options::{Options, ROLE};
+use options::Options;
+use pin::ROLE;
 use results::Results;
 
 fn main() -> ExitCode {

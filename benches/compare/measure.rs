@@ -12,12 +12,14 @@ use serde::Serialize;
 
 use crate::{
     bulk,
-    contestant::{Contestant, Stage},
+    contestant::Contestant,
     figure::Figure,
     flood,
     load::{self, Report, Verb},
-    options::{Options, Pin},
+    options::Options,
+    pin::Pin,
     server,
+    stage::Stage,
 };
 
 /// What `contestant` reaches. That it could not be measured is an error of the report.

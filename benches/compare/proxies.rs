@@ -11,8 +11,6 @@ use std::{
 
 use ftp_alg::lab::{Family, Host, LabError, Result};
 
-use crate::contestant::file_error;
-
 fn cache() -> PathBuf {
     std::env::var_os("FTP_ALG_LAB_CACHE")
         .map_or_else(|| PathBuf::from("/var/cache/ftp-alg-lab"), PathBuf::from)
@@ -46,13 +44,13 @@ fn with_libraries(command: &mut Command) {
 
 fn home(gateway: &Host, name: &str) -> Result<PathBuf> {
     let home = gateway.directory().join(name);
-    fs::create_dir_all(&home).map_err(file_error(&home))?;
+    fs::create_dir_all(&home).map_err(LabError::file(&home))?;
     Ok(home)
 }
 
 fn configuration(home: &Path, text: &str) -> Result<PathBuf> {
     let path = home.join("configuration");
-    fs::write(&path, text).map_err(file_error(&path))?;
+    fs::write(&path, text).map_err(LabError::file(&path))?;
     Ok(path)
 }
 

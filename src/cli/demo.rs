@@ -83,8 +83,7 @@ impl Demo {
         clean_up_on_signals()?;
         let executable = match &self.executable {
             Some(path) => path.clone(),
-            None => std::env::current_exe()
-                .map_err(|source| LabError::File { path: "/proc/self/exe".into(), source })?,
+            None => std::env::current_exe().map_err(LabError::file("/proc/self/exe"))?,
         };
         let paint = Paint { colours: io::stdout().is_terminal() };
         let mut rows = Vec::new();

@@ -12,6 +12,8 @@ pub mod control;
 mod copies;
 mod log;
 mod names;
+mod shard;
+mod shared;
 pub mod snapshot;
 mod state;
 mod wire;

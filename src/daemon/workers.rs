@@ -1,18 +1,16 @@
-//! The workers together: starting and ending them, the table whose packets they get, and what the control
-//! socket asks of them. What one does is in [`super::worker`].
+//! The workers together: starting and ending them, and the table whose packets they get. What one does is in
+//! [`super::worker`].
 //!
 //! A worker that ends by itself, or panics, ends the daemon: half a gateway is worse than one that
 //! the service manager starts again, since unadjusted connections pass without us.
 
 use std::{
-    collections::HashMap,
     error::Error,
-    fmt::Display,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::Sender,
     },
@@ -27,9 +25,11 @@ use super::{
     copies::CopyReader,
     log::Log,
     names::Names,
-    snapshot::{PinholeRow, SessionRow, Source, Status},
+    shard::{Home, Shard, lock},
+    shared::Shared,
+    snapshot::Source,
     state::StateDir,
-    worker::{Home, Shard, Worker, lock},
+    worker::Worker,
 };
 use crate::{
     config::{self, Config},
@@ -39,45 +39,6 @@ use crate::{
         Table, Waker,
     },
 };
-
-/// What the workers and the control socket share.
-pub(super) struct Shared {
-    started: Instant,
-    backend: &'static str,
-    pub(super) shards: Vec<Mutex<Shard>>,
-    /// Where harmless lines pass.
-    pub(super) copies: Option<CopyReader>,
-    /// What the workers met besides what their engines count.
-    errors: AtomicU64,
-    /// Packets that the kernel dropped as a queue was full.
-    pub(super) overruns: AtomicU64,
-    pub(super) log: Log,
-    names: Names,
-    /// What of the daemon's confinement is missing on this machine.
-    unconfined: Vec<String>,
-    /// For questions of the control socket.
-    kernel: Mutex<LinuxKernel>,
-}
-
-impl Shared {
-    pub(super) fn fail(&self, error: &dyn Display) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
-        self.log.fail(Instant::now(), error);
-    }
-
-    /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
-    pub(super) fn settle(
-        &self,
-        now: Instant,
-        mut shard: MutexGuard<'_, Shard>,
-        kernel: &mut LinuxKernel,
-    ) {
-        shard.engine.settle(kernel);
-        let events = shard.engine.take_events();
-        drop(shard);
-        self.log.events(now, events);
-    }
-}
 
 /// Starts a worker for each queue; when this returns they give verdicts.
 pub(super) fn start(
@@ -120,7 +81,7 @@ pub(super) fn start(
         started: Instant::now(),
         backend: parameters.backend().as_str(),
         shards,
-        copies: copies.map(|copies| CopyReader { copies: Mutex::new(copies), by_endpoints }),
+        copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
         errors: AtomicU64::new(0),
         overruns: AtomicU64::new(0),
         log: Log::default(),
@@ -426,86 +387,5 @@ impl Service for Workers {
         self.keep_imprint();
         self.tell_of_selection();
         Ok(())
-    }
-}
-
-impl Source for Shared {
-    fn status(&self) -> Status {
-        self.catch_up(Instant::now(), &mut lock(&self.kernel));
-        let mut status = Status::new(self.backend, self.started.elapsed());
-        status.errors = self.errors.load(Ordering::Relaxed);
-        status.overruns = self.overruns.load(Ordering::Relaxed);
-        for shard in &self.shards {
-            let engine = &lock(shard).engine;
-            let counters = engine.counters();
-            status.sessions += engine.sessions().count() as u64;
-            status.packets += counters.packets;
-            status.copies += counters.copies;
-            status.rewrites += counters.rewrites;
-            status.pinholes_opened += counters.pinholes_opened;
-            status.pinholes_refused += counters.pinholes_refused;
-            status.commands_refused += counters.commands_refused;
-            status.lost += counters.lost;
-            status.uninspected += counters.uninspected;
-            status.malformed += counters.malformed;
-            status.limits += counters.limits;
-            status.errors += counters.errors;
-        }
-        status.pinholes = self.pinholes().len() as u64;
-        status.log_lines_skipped = self.log.skipped();
-        status.names = self.names.rows();
-        status.unconfined = self.unconfined.clone();
-        status
-    }
-
-    fn sessions(&self) -> Vec<SessionRow> {
-        let now = Instant::now();
-        self.catch_up(now, &mut lock(&self.kernel));
-        let row = |session: crate::engine::SessionInfo| SessionRow {
-            id: session.id,
-            client: session.translation.client,
-            server: session.translation.server,
-            client_external: session.translation.client_external,
-            server_external: session.translation.server_external,
-            state: session.state.to_owned(),
-            age_seconds: now.saturating_duration_since(session.since).as_secs(),
-            adjusted: session.adjusted,
-            pinholes: session.pinholes as u64,
-        };
-        let rows =
-            |shard: &Mutex<Shard>| lock(shard).engine.sessions().map(row).collect::<Vec<_>>();
-        self.shards.iter().flat_map(rows).collect()
-    }
-
-    /// What the engines hold and the kernel says is open: it closes by itself what is used.
-    fn pinholes(&self) -> Vec<PinholeRow> {
-        self.catch_up(Instant::now(), &mut lock(&self.kernel));
-        let open = match lock(&self.kernel).list_open() {
-            Ok(open) => open,
-            Err(error) => {
-                self.fail(&error);
-                return Vec::new();
-            }
-        };
-        // Looked up while an engine is locked, which keeps its worker waiting.
-        let remaining: HashMap<_, _> =
-            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
-        let row = |info: crate::engine::PinholeInfo| {
-            let pinhole = info.pinhole;
-            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
-            Some(PinholeRow {
-                session: info.session,
-                initiator: pinhole.initiator,
-                arrival: pinhole.arrival,
-                target: pinhole.target,
-                source: pinhole.source,
-                kind: info.kind,
-                remaining_seconds: remaining.as_secs(),
-            })
-        };
-        let rows = |shard: &Mutex<Shard>| {
-            lock(shard).engine.pinholes().filter_map(row).collect::<Vec<_>>()
-        };
-        self.shards.iter().flat_map(rows).collect()
     }
 }

@@ -25,7 +25,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::programs::{self, Finished};
+use super::child::{self, Finished};
 use crate::config;
 
 /// All that the daemon runs.
@@ -216,7 +216,7 @@ fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Re
     match words.split_first() {
         Some((program, arguments)) if COMMANDS.contains(&words.as_slice()) => {
             confine()?;
-            programs::run_here(program, arguments, input).map(Answer::Finished)
+            child::run(program, arguments, input).map(Answer::Finished)
         }
         _ => Err(io::Error::other(format!("the assistant does not run `{}`", words.join(" ")))),
     }

@@ -15,12 +15,10 @@ use super::{
     nft::Batch,
     programs::output_of,
     queue,
+    rights::{CAP_NET_ADMIN, CAP_NET_RAW, has},
     rules::{QueueStatement, TABLE, render_nftables},
     table::{nft, queue_rule},
 };
-
-pub(super) const CAP_NET_ADMIN: u32 = 12;
-const CAP_NET_RAW: u32 = 13;
 
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
 const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
@@ -243,16 +241,6 @@ fn helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
 
 fn is_ftp(name: &[u8]) -> bool {
     name.strip_suffix(b"\0").unwrap_or(name) == b"ftp"
-}
-
-/// Whether this thread has a capability.
-pub(super) fn has(capability: u32) -> bool {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .is_some_and(|effective| effective & 1 << capability != 0)
 }
 
 fn number_in(path: &str) -> Option<u64> {

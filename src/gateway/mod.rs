@@ -4,6 +4,7 @@
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
 pub mod assistant;
+mod child;
 mod choice;
 mod commits;
 mod conntrack;
@@ -20,12 +21,14 @@ mod nft;
 mod pinholes;
 mod programs;
 mod queue;
+mod rights;
 pub mod rules;
 mod selection;
 mod table;
 
 use std::net::SocketAddr;
 
+pub use child::search_path;
 pub use choice::{Outlook, automatic, choose, outlooks};
 pub use commits::Commits;
 pub use conntrack::Conntrack;
@@ -35,7 +38,6 @@ pub use expectations::Expectations;
 pub use features::{Expecting, Features, Routing};
 pub use inject::Injector;
 pub use pinholes::{OpenPinhole, Pinholes};
-pub use programs::search_path;
 pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};

@@ -233,8 +233,7 @@ impl<'a> Transfer<'a> {
     /// Stores `contents` as `pub/NAME`.
     pub fn upload(&self, name: &str, contents: &[u8]) -> Result<()> {
         let local = self.scratch()?.join(name);
-        fs::write(&local, contents)
-            .map_err(|source| LabError::File { path: local.clone(), source })?;
+        fs::write(&local, contents).map_err(LabError::file(&local))?;
         self.errand(Errand::Put, name, &local.to_string_lossy()).map(drop)
     }
 
@@ -249,8 +248,7 @@ impl<'a> Transfer<'a> {
         static ERRANDS: AtomicU32 = AtomicU32::new(0);
         let number = ERRANDS.fetch_add(1, Ordering::Relaxed);
         let path = self.host.directory().join(format!("{}-errand-{number}", self.host.role()));
-        fs::create_dir_all(&path)
-            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(LabError::file(&path))?;
         Ok(path)
     }
 

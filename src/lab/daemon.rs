@@ -35,7 +35,7 @@ impl Daemon {
         let file = home.join("ftp-alg.toml");
         fs::create_dir_all(&state)
             .and_then(|()| fs::write(&file, configuration))
-            .map_err(|source| LabError::File { path: file.clone(), source })?;
+            .map_err(LabError::file(&file))?;
         let mut command = gateway.command(executable);
         command.arg("run").arg("--config").arg(file).arg("--state-dir").arg(state);
         command.arg("--socket").arg(home.join("socket"));
@@ -69,8 +69,7 @@ impl Daemon {
     /// How much memory it has in use, in KiB.
     pub fn resident(&self) -> Result<u64> {
         let path = PathBuf::from(format!("/proc/{}/status", self.id()));
-        let status = fs::read_to_string(&path)
-            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        let status = fs::read_to_string(&path).map_err(LabError::file(&path))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let size = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
         size.ok_or(LabError::File { path, source: io::ErrorKind::InvalidData.into() })

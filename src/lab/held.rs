@@ -40,8 +40,7 @@ impl Held {
 
     /// Lets the transfer go on, and gives the number of bytes that came.
     pub fn release(mut self) -> Result<usize> {
-        std::fs::write(&self.gate, b"")
-            .map_err(|source| LabError::File { path: self.gate.clone(), source })?;
+        std::fs::write(&self.gate, b"").map_err(LabError::file(&self.gate))?;
         let mut bytes = None;
         self.process.wait_until("end of transfer", LIMIT, |held| {
             let log = held.log();

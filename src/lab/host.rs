@@ -185,8 +185,7 @@ impl Host {
     /// A file of the lab, made with `contents`.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf> {
         let path = self.directory.join(name);
-        fs::write(&path, contents)
-            .map_err(|source| LabError::File { path: path.clone(), source })?;
+        fs::write(&path, contents).map_err(LabError::file(&path))?;
         Ok(path)
     }
 }

@@ -107,6 +107,14 @@ pub enum LabError {
     Unexpected(String),
 }
 
+impl LabError {
+    /// What becomes of an error with the file at `path`.
+    pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { path, source }
+    }
+}
+
 /// A result of the lab.
 pub type Result<T> = std::result::Result<T, LabError>;
 

@@ -80,8 +80,7 @@ impl Lab {
         lab.namespaces.push(format!("{prefix}-switch"));
         // From here on dropping `lab` removes whatever exists already.
         register(&lab.namespaces, &lab.directory);
-        fs::create_dir_all(&lab.directory)
-            .map_err(|source| LabError::File { path: lab.directory.clone(), source })?;
+        fs::create_dir_all(&lab.directory).map_err(LabError::file(&lab.directory))?;
         lab.wire(&machines)?;
         for machine in &machines {
             machine.tune(lab.spec.offloads)?;

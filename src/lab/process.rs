@@ -281,8 +281,7 @@ impl Background {
             let out = File::options().create(true).append(true).open(path)?;
             Ok((out.try_clone()?, out))
         };
-        let (out, err) =
-            file(&log).map_err(|source| LabError::File { path: log.clone(), source })?;
+        let (out, err) = file(&log).map_err(LabError::file(&log))?;
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         let child = command
             .spawn()

@@ -58,7 +58,7 @@ impl Script {
             let part = directory.join(format!("{name}.{:?}", std::thread::current().id()));
             fs::write(&part, source)
                 .and_then(|()| fs::rename(&part, &path))
-                .map_err(|source| LabError::File { path: path.clone(), source })?;
+                .map_err(LabError::file(&path))?;
         }
         Ok(path)
     }

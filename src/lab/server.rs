@@ -106,7 +106,7 @@ impl Server {
         let home = host.directory().join(format!("{}-{kind}", host.role()));
         let files = home.join("files");
         let owner = if kind == ServerKind::Vsftpd { DAEMON } else { NOBODY };
-        prepare(&files, owner).map_err(|source| LabError::File { path: files.clone(), source })?;
+        prepare(&files, owner).map_err(LabError::file(&files))?;
         let setup = Setup { host, home: &home, files: &files, more };
         let mut command = match kind {
             ServerKind::Vsftpd => setup.vsftpd()?,
@@ -136,13 +136,13 @@ impl Server {
     /// Puts a file into the directory `pub`.
     pub fn put(&self, name: &str, contents: &[u8]) -> Result<()> {
         let path = self.files.join("pub").join(name);
-        fs::write(&path, contents).map_err(|source| LabError::File { path, source })
+        fs::write(&path, contents).map_err(LabError::file(&path))
     }
 
     /// Reads a file of the directory `pub`, as after an upload.
     pub fn stored(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.files.join("pub").join(name);
-        fs::read(&path).map_err(|source| LabError::File { path, source })
+        fs::read(&path).map_err(LabError::file(&path))
     }
 
     /// What it said.
@@ -183,14 +183,13 @@ impl Setup<'_> {
         let path = self.home.join(name);
         fs::write(&path, contents)
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
-            .map_err(|source| LabError::File { path: path.clone(), source })?;
+            .map_err(LabError::file(&path))?;
         Ok(path)
     }
 
     fn vsftpd(&self) -> Result<Command> {
         let empty = self.home.join("empty");
-        fs::create_dir_all(&empty)
-            .map_err(|source| LabError::File { path: empty.clone(), source })?;
+        fs::create_dir_all(&empty).map_err(LabError::file(&empty))?;
         let configuration = format!(
             "listen=NO\nlisten_ipv6=YES\nbackground=NO\n\
              anonymous_enable=YES\nno_anon_password=NO\nftp_username=daemon\nnopriv_user=nobody\n\

@@ -21,8 +21,8 @@ use std::{
 
 use super::{
     GatewayError,
-    features::{CAP_NET_ADMIN, has},
     netlink::{self, Messages, Socket, Start, Writer},
+    rights::{CAP_NET_ADMIN, has},
 };
 use crate::packet::Offload;
 use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};

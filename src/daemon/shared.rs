@@ -1,0 +1,170 @@
+//! What the workers and the control socket share, and what that socket asks of it.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use super::{
+    copies::CopyReader,
+    log::Log,
+    names::Names,
+    shard::{Shard, lock},
+    snapshot::{PinholeRow, SessionRow, Source, Status},
+};
+use crate::gateway::{LinuxKernel, READ_EVERY};
+
+/// Shared by the workers, the reader of copies and the control socket.
+pub(super) struct Shared {
+    pub(super) started: Instant,
+    pub(super) backend: &'static str,
+    pub(super) shards: Vec<Mutex<Shard>>,
+    /// Where harmless lines pass.
+    pub(super) copies: Option<CopyReader>,
+    /// What the workers met besides what their engines count.
+    pub(super) errors: AtomicU64,
+    /// Packets that the kernel dropped as a queue was full.
+    pub(super) overruns: AtomicU64,
+    pub(super) log: Log,
+    pub(super) names: Names,
+    /// What of the daemon's confinement is missing on this machine.
+    pub(super) unconfined: Vec<String>,
+    /// For questions of the control socket.
+    pub(super) kernel: Mutex<LinuxKernel>,
+}
+
+impl Shared {
+    pub(super) fn fail(&self, error: &dyn Display) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.log.fail(Instant::now(), error);
+    }
+
+    /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
+    pub(super) fn settle(
+        &self,
+        now: Instant,
+        mut shard: MutexGuard<'_, Shard>,
+        kernel: &mut LinuxKernel,
+    ) {
+        shard.engine.settle(kernel);
+        let events = shard.engine.take_events();
+        drop(shard);
+        self.log.events(now, events);
+    }
+
+    /// Has the engines read all copies that have come.
+    pub(super) fn read_copies(&self, now: Instant, kernel: &mut LinuxKernel) {
+        if let Some(copies) = &self.copies {
+            copies.read(now, &self.shards, kernel, |error| self.fail(error));
+        }
+    }
+
+    /// Has the engines read all copies that have come; writes and does what follows from them.
+    pub(super) fn catch_up(&self, now: Instant, kernel: &mut LinuxKernel) {
+        self.read_copies(now, kernel);
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let Shard { engine, journal } = &mut *shard;
+            // Where that fails, the worker of the shard says so.
+            let _ = journal.write(engine);
+            self.settle(now, shard, kernel);
+        }
+    }
+
+    /// Reads copies until `end` is set, and those of before that.
+    pub(super) fn follow_copies(&self, kernel: &mut LinuxKernel, end: &AtomicBool) {
+        let mut is_last = false;
+        while !is_last {
+            thread::park_timeout(READ_EVERY);
+            is_last = end.load(Ordering::Acquire);
+            self.catch_up(Instant::now(), kernel);
+        }
+    }
+}
+
+impl Source for Shared {
+    fn status(&self) -> Status {
+        self.catch_up(Instant::now(), &mut lock(&self.kernel));
+        let mut status = Status::new(self.backend, self.started.elapsed());
+        status.errors = self.errors.load(Ordering::Relaxed);
+        status.overruns = self.overruns.load(Ordering::Relaxed);
+        for shard in &self.shards {
+            let engine = &lock(shard).engine;
+            let counters = engine.counters();
+            status.sessions += engine.sessions().count() as u64;
+            status.packets += counters.packets;
+            status.copies += counters.copies;
+            status.rewrites += counters.rewrites;
+            status.pinholes_opened += counters.pinholes_opened;
+            status.pinholes_refused += counters.pinholes_refused;
+            status.commands_refused += counters.commands_refused;
+            status.lost += counters.lost;
+            status.uninspected += counters.uninspected;
+            status.malformed += counters.malformed;
+            status.limits += counters.limits;
+            status.errors += counters.errors;
+        }
+        status.pinholes = self.pinholes().len() as u64;
+        status.log_lines_skipped = self.log.skipped();
+        status.names = self.names.rows();
+        status.unconfined = self.unconfined.clone();
+        status
+    }
+
+    fn sessions(&self) -> Vec<SessionRow> {
+        let now = Instant::now();
+        self.catch_up(now, &mut lock(&self.kernel));
+        let row = |session: crate::engine::SessionInfo| SessionRow {
+            id: session.id,
+            client: session.translation.client,
+            server: session.translation.server,
+            client_external: session.translation.client_external,
+            server_external: session.translation.server_external,
+            state: session.state.to_owned(),
+            age_seconds: now.saturating_duration_since(session.since).as_secs(),
+            adjusted: session.adjusted,
+            pinholes: session.pinholes as u64,
+        };
+        let rows =
+            |shard: &Mutex<Shard>| lock(shard).engine.sessions().map(row).collect::<Vec<_>>();
+        self.shards.iter().flat_map(rows).collect()
+    }
+
+    /// What the engines hold and the kernel says is open: it closes by itself what is used.
+    fn pinholes(&self) -> Vec<PinholeRow> {
+        self.catch_up(Instant::now(), &mut lock(&self.kernel));
+        let open = match lock(&self.kernel).list_open() {
+            Ok(open) => open,
+            Err(error) => {
+                self.fail(&error);
+                return Vec::new();
+            }
+        };
+        // Looked up while an engine is locked, which keeps its worker waiting.
+        let remaining: HashMap<_, _> =
+            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
+        let row = |info: crate::engine::PinholeInfo| {
+            let pinhole = info.pinhole;
+            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
+            Some(PinholeRow {
+                session: info.session,
+                initiator: pinhole.initiator,
+                arrival: pinhole.arrival,
+                target: pinhole.target,
+                source: pinhole.source,
+                kind: info.kind,
+                remaining_seconds: remaining.as_secs(),
+            })
+        };
+        let rows = |shard: &Mutex<Shard>| {
+            lock(shard).engine.pinholes().filter_map(row).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(rows).collect()
+    }
+}
