@@ -20,6 +20,26 @@ struct {
 	__type(value, struct locked);
 } locks SEC(".maps");
 
+static __always_inline void count_locked(void)
+{
+	__u32 zero = 0;
+	struct locked *l = bpf_map_lookup_elem(&locks, &zero);
+
+	if (l) {
+		bpf_spin_lock(&l->lock);
+		l->value++;
+		bpf_spin_unlock(&l->lock);
+	}
+}
+
+static __always_inline struct nf_conn *look_up(struct __sk_buff *skb)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_ct_opts opts = { .netns_id = -1, .l4proto = 6 };
+
+	return bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+}
+
 SEC("nf/accept")
 int nf_accept(struct bpf_nf_ctx *ctx)
 {
@@ -65,10 +85,8 @@ int nf_write_packet(struct bpf_nf_ctx *ctx)
 SEC("nf/look_up_conntrack")
 int nf_look_up_conntrack(struct bpf_nf_ctx *ctx)
 {
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_ct_opts opts = { .netns_id = -1, .l4proto = 6 };
-	struct nf_conn *ct = bpf_skb_ct_lookup((struct __sk_buff *)ctx->skb, &tuple,
-					       sizeof(tuple.ipv4), &opts, sizeof(opts));
+	struct nf_conn *ct = look_up((struct __sk_buff *)ctx->skb);
+
 	if (ct)
 		bpf_ct_release(ct);
 	return 1;
@@ -88,14 +106,7 @@ int nf_set_conntrack_mark(struct bpf_nf_ctx *ctx)
 SEC("nf/spin_lock")
 int nf_spin_lock(struct bpf_nf_ctx *ctx)
 {
-	__u32 zero = 0;
-	struct locked *l = bpf_map_lookup_elem(&locks, &zero);
-
-	if (l) {
-		bpf_spin_lock(&l->lock);
-		l->value++;
-		bpf_spin_unlock(&l->lock);
-	}
+	count_locked();
 	return 1;
 }
 
@@ -123,23 +134,15 @@ int sf_set_packet_mark(struct __sk_buff *skb)
 SEC("sf/spin_lock")
 int sf_spin_lock(struct __sk_buff *skb)
 {
-	__u32 zero = 0;
-	struct locked *l = bpf_map_lookup_elem(&locks, &zero);
-
-	if (l) {
-		bpf_spin_lock(&l->lock);
-		l->value++;
-		bpf_spin_unlock(&l->lock);
-	}
+	count_locked();
 	return 1;
 }
 
 SEC("sf/look_up_conntrack")
 int sf_look_up_conntrack(struct __sk_buff *skb)
 {
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_ct_opts opts = { .netns_id = -1, .l4proto = 6 };
-	struct nf_conn *ct = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+	struct nf_conn *ct = look_up(skb);
+
 	if (ct)
 		bpf_ct_release(ct);
 	return 1;
@@ -155,9 +158,8 @@ int tc_set_packet_mark(struct __sk_buff *skb)
 SEC("tc/set_conntrack_mark")
 int tc_set_conntrack_mark(struct __sk_buff *skb)
 {
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_ct_opts opts = { .netns_id = -1, .l4proto = 6 };
-	struct nf_conn *ct = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+	struct nf_conn *ct = look_up(skb);
+
 	if (ct) {
 		ct->mark = 1;
 		bpf_ct_release(ct);
@@ -168,14 +170,7 @@ int tc_set_conntrack_mark(struct __sk_buff *skb)
 SEC("tc/spin_lock")
 int tc_spin_lock(struct __sk_buff *skb)
 {
-	__u32 zero = 0;
-	struct locked *l = bpf_map_lookup_elem(&locks, &zero);
-
-	if (l) {
-		bpf_spin_lock(&l->lock);
-		l->value++;
-		bpf_spin_unlock(&l->lock);
-	}
+	count_locked();
 	return -1;
 }
 
