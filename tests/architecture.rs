@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic, its helpers as well")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -47,6 +48,20 @@ fn a_module_names_only_modules_above_it() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_beside_each_other_name_each_other_in_no_circle() {
+    let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
+    for file in sources("src") {
+        let text = fs::read_to_string(&file).unwrap();
+        for (from, to) in through_super(&file, &text) {
+            named.entry(from).or_default().insert(to);
+        }
+    }
+    assert!(named.len() > 50, "{} files name others", named.len());
+    let circles = circles(named);
+    assert!(circles.is_empty(), "{circles:#?}");
 }
 
 #[test]
@@ -137,6 +152,33 @@ mod the_reading_itself {
     }
 
     #[test]
+    fn finds_the_files_beside_a_file() {
+        let gateway = root().join("src/gateway");
+        let found = |file: &str, text| -> Vec<(PathBuf, PathBuf)> {
+            through_super(&gateway.join(file), text)
+        };
+        let (queue, nft) = (gateway.join("queue"), gateway.join("nft"));
+        assert_eq!(found("nft.rs", "use super::{Thing, queue::x};"), [(nft, queue.clone())]);
+        let rights = [(queue, gateway.join("rights"))];
+        assert_eq!(found("queue/mod.rs", "use super::rights::has;"), rights);
+        assert_eq!(found("queue/receive.rs", "use super::super::rights::has;"), rights);
+        assert_eq!(found("nft.rs", "use super::*; // super::queue"), []);
+    }
+
+    #[test]
+    fn tells_a_circle_from_what_leads_to_it() {
+        let of = |edges: &[(&str, &str)]| -> Vec<PathBuf> {
+            let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
+            for (from, to) in edges {
+                named.entry(from.into()).or_default().insert(to.into());
+            }
+            circles(named).into_keys().collect()
+        };
+        assert_eq!(of(&[("a", "b"), ("b", "c"), ("a", "c")]), [""; 0].map(PathBuf::from));
+        assert_eq!(of(&[("b", "c"), ("c", "b"), ("b", "d")]), ["b", "c"].map(PathBuf::from));
+    }
+
+    #[test]
     fn tells_unsafe_code_from_the_word() {
         assert!(has_unsafe("fn f() { unsafe { g() } }"));
         assert!(has_unsafe("pub unsafe fn f() {}"));
@@ -190,6 +232,50 @@ fn heads(tokens: &[String]) -> Vec<String> {
         }
     }
     heads
+}
+
+/// What the text of `file` names through `super`, of modules that are files or directories: which of those it
+/// is in, and which it names, both without their ending.
+fn through_super(file: &Path, text: &str) -> Vec<(PathBuf, PathBuf)> {
+    let own = if file.ends_with("mod.rs") { file.parent().unwrap() } else { file };
+    let own = own.with_extension("");
+    let tokens = tokens(&blanked(text));
+    let mut found = Vec::new();
+    let mut levels: usize = 0;
+    for (at, token) in tokens.iter().enumerate() {
+        match token.as_str() {
+            "super" => levels += 1,
+            "::" => continue,
+            _ => levels = 0,
+        }
+        let Some(from) = levels.checked_sub(1).and_then(|levels| own.ancestors().nth(levels))
+        else {
+            continue;
+        };
+        for name in heads(&tokens[at + 1..]) {
+            let to = from.with_file_name(name);
+            if to.join("mod.rs").exists() || to.with_extension("rs").exists() {
+                found.push((from.to_owned(), to));
+            }
+        }
+    }
+    found
+}
+
+/// What is left of `named` when whoever names nobody has left, again and again.
+fn circles(
+    mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
+) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
+    loop {
+        let before = named.clone();
+        for names in named.values_mut() {
+            names.retain(|name| before.contains_key(name));
+        }
+        named.retain(|_, names| !names.is_empty());
+        if named == before {
+            return named;
+        }
+    }
 }
 
 fn has_unsafe(text: &str) -> bool {
