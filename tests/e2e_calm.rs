@@ -76,10 +76,20 @@ fn what_passes_is_what_is_harmless() {
     assert_eq!(alone, 6, "USER, PASS, their replies and two FINs");
     let long = |length: usize| format!("SIZE {}", "x".repeat(length - 7));
     let lines = [
-        "NOOP", "noop", "NoOp", "TYPE I", "SIZE a,b", "MDTM a.b", "MDTM ", "REST 1", "NOOPS", "NOO",
+        "NOOP", "noop", "NoOp", "TYPE I", "SIZE a,b", "MDTM a.b", "MDTM ", "REST 1", "NOOPS",
+        "NOO", "PWD", "cwd /a", "MKD a", "RMD a", "RNTO a", "CWDS a", "CW",
     ];
-    let others =
-        ["NOOP a b", "NOOP  a", "NOOP a ", " NOOP", "SITE a", "CWD a", "NOOP \u{e9}", "NOOP\ta"];
+    let others = [
+        "NOOP a b",
+        "NOOP  a",
+        "NOOP a ",
+        " NOOP",
+        "SITE a",
+        "CWD a b",
+        "CWD  a",
+        "NOOP \u{e9}",
+        "NOOP\ta",
+    ];
     let longs = [long(7), long(8), long(47), long(48), long(49), long(80)];
     for line in lines.iter().chain(&others).map(ToString::to_string).chain(longs) {
         let sent = format!("{line}\r\n");

@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_micros(200);
 
 /// One that a gateway has to read: it is not among those that the rules of `ftp-alg` let pass once a
 /// dialogue is known.
-const COMMAND: &[u8] = b"CWD pub\r\n";
+const COMMAND: &[u8] = b"CWD p b\r\n";
 
 /// The first client port.
 const FIRST_PORT: u16 = 20_000;

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use crate::engine::harmless::{ARGUMENT, COMMANDS, MAX_COMMAND, MAX_REPLY, MIN_COMMAND};
+use crate::engine::harmless::{ARGUMENT, COMMANDS, MAX_COMMAND, MAX_REPLY, SHORT_COMMANDS};
 
 /// Where what is known to be whole goes.
 const PASSED: &str = "copied";
@@ -15,16 +15,18 @@ const OTHER: &str = "wake";
 pub(super) const PLACE: &str =
     "\tchain commands {\n\t\tgoto wake\n\t}\n\tchain replies {\n\t\tgoto wake\n\t}\n";
 
-/// Clears the bit by which small letters differ.
+/// Clears the bits by which small letters differ, of four and of three.
 const CASE: u32 = 0xdfdf_dfdf;
-/// Length of a verb, and of a reply's code and blank.
-const START: usize = MIN_COMMAND - 2;
+const SHORT_CASE: u32 = CASE >> 8;
+/// Lengths of verbs; the longer is that of a reply's code and blank, too.
+const START: usize = 4;
+const SHORT: usize = 3;
 
 /// Chains `commands` and `replies`, and those that they go to. A test on a byte that is not there does not match.
 pub(super) fn chains() -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    for at in START..=MAX_COMMAND.max(MAX_REPLY) - 2 {
+    for at in SHORT..=MAX_COMMAND.max(MAX_REPLY) - 2 {
         let _ = write!(
             text,
             "\tchain end_{at} {{\n\
@@ -41,18 +43,30 @@ pub(super) fn chains() -> String {
     text
 }
 
-/// A verb, perhaps a blank and an argument.
+/// A verb, perhaps a blank and an argument. A byte that would be the blank of a short verb belongs to no longer one.
 fn commands(text: &mut String) {
     let verbs = COMMANDS.map(|verb| format!("{:#010x}", u32::from_be_bytes(verb))).join(", ");
+    let short = SHORT_COMMANDS.map(|[a, b, c]| format!("0x{a:02x}{b:02x}{c:02x}")).join(", ");
+    let (lowest, highest) = (ARGUMENT.start(), ARGUMENT.end());
     let _ = write!(
         text,
         "\tchain commands {{\n\
-         \t\t@ih,0,32 & {CASE:#010x} != {{ {verbs} }} goto {OTHER}\n\
-         \t\t@ih,{},8 != {:#04x} goto end_{START}\n",
+         \t\t@ih,0,32 & {CASE:#010x} {{ {verbs} }} goto verb_{START}\n\
+         \t\t@ih,0,24 & {SHORT_CASE:#08x} != {{ {short} }} goto {OTHER}\n\
+         \t\t@ih,{},8 != {blank:#04x} goto end_{SHORT}\n\
+         \t\t@ih,{},8 != {lowest:#04x}-{highest:#04x} goto end_{START}\n\
+         \t\tgoto argument\n\
+         \t}}\n\
+         \tchain verb_{START} {{\n\
+         \t\t@ih,{},8 != {blank:#04x} goto end_{START}\n\
+         \t\tgoto argument\n\
+         \t}}\n\
+         \tchain argument {{\n",
+        SHORT * 8,
         START * 8,
-        b' ',
+        START * 8,
+        blank = b' ',
     );
-    let (lowest, highest) = (ARGUMENT.start(), ARGUMENT.end());
     for at in START + 1..=MAX_COMMAND - 2 {
         let place = at * 8;
         let _ = writeln!(text, "\t\t@ih,{place},8 != {lowest:#04x}-{highest:#04x} goto end_{at}");

@@ -8,27 +8,30 @@
 
 /// The longest command that is told by its form, CR LF included.
 pub const MAX_COMMAND: usize = 48;
-/// The shortest: four characters and CR LF.
-pub const MIN_COMMAND: usize = 6;
 /// The longest reply.
 pub const MAX_REPLY: usize = 80;
 
-/// Commands that open, move or encrypt nothing by themselves. One blank and an argument without blanks may
-/// follow.
-pub const COMMANDS: [[u8; 4]; 22] = [
+/// Commands of four letters that open, move or encrypt nothing by themselves. One blank and an argument without blanks
+/// may follow.
+pub const COMMANDS: [[u8; 4]; 23] = [
     *b"USER", *b"PASS", *b"SYST", *b"FEAT", *b"QUIT", *b"RETR", *b"STOR", *b"APPE", *b"LIST",
     *b"NLST", *b"MLSD", *b"MLST", *b"REST", *b"TYPE", *b"SIZE", *b"MDTM", *b"CDUP", *b"DELE",
-    *b"RNFR", *b"NOOP", *b"PASV", *b"EPSV",
+    *b"RNFR", *b"RNTO", *b"NOOP", *b"PASV", *b"EPSV",
 ];
+/// The same of three letters.
+pub const SHORT_COMMANDS: [[u8; 3]; 4] = [*b"CWD", *b"PWD", *b"MKD", *b"RMD"];
 
 /// Bytes of an argument: printable ASCII but for the blank (and DEL).
 pub const ARGUMENT: std::ops::RangeInclusive<u8> = 0x21..=0x7f;
 
-/// Whether `payload` is one command of [`COMMANDS`].
+/// Whether `payload` is one command of [`COMMANDS`] or [`SHORT_COMMANDS`].
 pub fn is_harmless_command(payload: &[u8]) -> bool {
-    let Some((verb, rest)) = payload.split_first_chunk::<4>() else { return false };
+    let end = payload.iter().position(|byte| matches!(byte, b' ' | b'\r')).unwrap_or(payload.len());
+    let (verb, rest) = payload.split_at(end);
+    let is_one = |known: &[u8]| verb.eq_ignore_ascii_case(known);
     payload.len() <= MAX_COMMAND
-        && COMMANDS.contains(&verb.to_ascii_uppercase()[..].try_into().unwrap_or_default())
+        && (COMMANDS.iter().any(|known| is_one(known))
+            || SHORT_COMMANDS.iter().any(|known| is_one(known)))
         && match rest {
             b"\r\n" => true,
             [b' ', argument @ .., b'\r', b'\n'] => argument.iter().all(|b| ARGUMENT.contains(b)),
@@ -62,6 +65,8 @@ mod tests {
             "USER anonymous\r\n",
             "PASS a@b\r\n",
             "QUIT\r\n",
+            "PWD\r\n",
+            "cwd /a/b\r\n",
         ] {
             assert!(is_harmless_command(line.as_bytes()), "{line:?}");
         }
@@ -83,7 +88,12 @@ mod tests {
             "RETR x\0\r\n",
             "AUTH TLS\r\n",
             "REIN\r\n",
-            "CWD x\r\n",
+            "CWD a b\r\n",
+            "CWD  a\r\n",
+            "CWD\0a\r\n",
+            "CWDX a\r\n",
+            "CW\r\n",
+            "CWD",
             "LIST\rx\r\n",
         ] {
             assert!(!is_harmless_command(line.as_bytes()), "{line:?}");
@@ -95,7 +105,9 @@ mod tests {
 
     #[test]
     fn harmless_commands_are_ftp() {
-        for verb in &COMMANDS {
+        let all =
+            COMMANDS.iter().map(|verb| &verb[..]).chain(SHORT_COMMANDS.iter().map(|v| &v[..]));
+        for verb in all {
             let text = Text::new(verb);
             let verb = Command::parse(&text).unwrap().verb;
             assert!(!matches!(verb, Verb::Unknown | Verb::Port | Verb::Eprt | Verb::Auth));

@@ -97,7 +97,8 @@ impl Attack {
 
 /// What harmless lines an attacker has, and what he wants to have executed.
 fn harmless_piece() -> impl Strategy<Value = Vec<u8>> {
-    let verb = "(LIST|REST|TYPE|PASV|EPSV|NOOP|RETR|STOR|APPE|NLST|MLSD|SIZE|MDTM|list|rest)";
+    let verb = "(LIST|REST|TYPE|PASV|EPSV|NOOP|RETR|STOR|APPE|NLST|MLSD|SIZE|MDTM|list|rest|\
+                CWD|PWD|MKD|cwd)";
     let argument = "( (PORT|EPRT|xPORT|ORT|RT|T|1,2,3,4,5,6|PORT1,2,3,4,5,6|a{0,8}PORT))?";
     (verb, argument).prop_map(|(verb, argument)| format!("{verb}{argument}\r\n").into_bytes())
 }
@@ -232,6 +233,8 @@ fn random_attack(seed: u64, loses: bool) {
         b"LIST 10,99,99,99,21,179\r\n",
         b"REST 10,99,99,99,21,179\r\n",
         b"TYPE PORT\r\n",
+        b"CWD PORT\r\n",
+        b"CWD 10,99,99,99,21,179\r\n",
         b"RETR xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxPORT\r\n",
         b"SITE xxPORT 10,99,99,99,21,179\r\n",
         b"SITE xxxxxxxPORT 10,99,99,99,21,179\r\n",
@@ -318,8 +321,8 @@ fn a_client_goes_on_after_copies_were_lost() {
     sim.advance(Duration::from_millis(200));
     sim.selection.lose();
     sim.engine.lose_copies();
-    assert_eq!(sim.exchange("CWD x\r\n", "200 ok\r\n250 ok\r\n").0, "NOOP\r\nCWD x\r\n");
-    assert_eq!(sim.exchange("CWD y\r\n", "250 ok\r\n").1, "250 ok\r\n");
+    assert_eq!(sim.exchange("SITE x\r\n", "200 ok\r\n250 ok\r\n").0, "NOOP\r\nSITE x\r\n");
+    assert_eq!(sim.exchange("SITE y\r\n", "250 ok\r\n").1, "250 ok\r\n");
 }
 
 #[test]
