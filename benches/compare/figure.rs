@@ -5,11 +5,11 @@ use crate::{contestant::Contestant, load::Verb};
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
-    /// Transfers of a small file, by so many control connections at a time; announced in one way, or in those that
-    /// were chosen, in turn.
+    /// Transfers of a small file, by so many clients at a time; announced in one way, or in those that were chosen, in
+    /// turn.
     Cycles(usize, Option<Verb>),
-    /// Whole sessions with one such transfer, as download programs have them.
-    Sessions(usize),
+    /// Whole sessions with one such transfer: connection, login, transfer, `QUIT`.
+    Sessions(usize, Option<Verb>),
     /// Commands and replies through the queue, without data connections.
     Packets,
     /// A data connection.
@@ -30,11 +30,10 @@ impl Figure {
     /// What the table calls it.
     pub fn title(self) -> String {
         match self {
-            Self::Cycles(workers, Some(verb)) => {
-                format!("{} cycles/s, {}", verb.name(), counted(workers))
+            Self::Cycles(clients, verb) => format!("{} cycles/s, {}", kind(verb), counted(clients)),
+            Self::Sessions(clients, verb) => {
+                format!("{} sessions/s, {}", kind(verb), counted(clients))
             }
-            Self::Cycles(workers, None) => format!("transfer cycles/s, {}", counted(workers)),
-            Self::Sessions(workers) => format!("sessions/s, {}", counted(workers)),
             Self::Packets => "control packets/s of the reader's processor time".to_owned(),
             Self::Bulk => "data connection, Gbit/s".to_owned(),
             Self::Control => "control connection, Gbit/s".to_owned(),
@@ -53,7 +52,11 @@ impl Figure {
             if *name != Contestant::BY_CORE);
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
-            Self::Cycles(..) | Self::Sessions(_) => true,
+            // An endpoint that the client announces is of no use without a helper.
+            Self::Cycles(_, Some(verb)) | Self::Sessions(_, Some(verb)) if verb.is_active() => {
+                *contestant != Contestant::NoHelper
+            }
+            Self::Cycles(..) | Self::Sessions(..) => true,
             Self::Packets | Self::Control => named(&["loop", "none"]),
             Self::Bulk => named(&["helper", "none"]),
         }
@@ -62,7 +65,7 @@ impl Figure {
     /// Its goals.
     pub fn goals(self) -> &'static [Goal] {
         match self {
-            Self::Cycles(..) | Self::Sessions(_) => &[
+            Self::Cycles(..) | Self::Sessions(..) => &[
                 Goal { with: &["helper"], least: 0.88 },
                 Goal { with: &["suse", "proftpd"], least: 5.0 },
             ],
@@ -73,6 +76,10 @@ impl Figure {
     }
 }
 
-fn counted(workers: usize) -> String {
-    if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
+fn kind(verb: Option<Verb>) -> &'static str {
+    verb.map_or("transfer", Verb::name)
+}
+
+fn counted(clients: usize) -> String {
+    if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients") }
 }

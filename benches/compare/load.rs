@@ -48,6 +48,11 @@ impl Verb {
             Self::Eprt => "EPRT",
         }
     }
+
+    /// Whether the client announces an endpoint, and the server dials it.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Port | Self::Eprt)
+    }
 }
 
 /// What to do.
@@ -59,8 +64,8 @@ pub struct Order {
     pub verbs: Vec<Verb>,
     /// Whether each transfer has a control connection of its own.
     pub whole: bool,
-    /// Control connections at a time.
-    pub workers: usize,
+    /// How many at a time.
+    pub clients: usize,
     /// For how long.
     pub time: Duration,
 }
@@ -86,8 +91,8 @@ pub struct Report {
 
 /// Does what is ordered.
 pub fn run(order: &Order) -> Report {
-    let barrier = Arc::new(Barrier::new(order.workers));
-    let workers: Vec<_> = (0..order.workers)
+    let barrier = Arc::new(Barrier::new(order.clients));
+    let workers: Vec<_> = (0..order.clients)
         .map(|_| {
             let (order, barrier) = (order.clone(), Arc::clone(&barrier));
             thread::spawn(move || Worker::default().run(&order, &barrier))
@@ -143,7 +148,8 @@ impl Worker {
             let after = Instant::now();
             self.done += u64::from(done.is_ok());
             match done {
-                Ok(()) if before >= start && after <= end => self.latencies.push(after - before),
+                // As many begin before counting does as end after it.
+                Ok(()) if after >= start && after <= end => self.latencies.push(after - before),
                 Ok(()) => {}
                 Err(error) => {
                     self.note(&format!("{verb:?}"), &error);

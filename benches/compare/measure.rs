@@ -26,13 +26,13 @@ use crate::{
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
     let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
     let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
+        let verbs = |verb: Option<Verb>| verb.map_or_else(|| options.verbs.clone(), |one| vec![one]);
         let report = match figure {
-            Figure::Cycles(workers, verb) => {
-                let verbs = verb.map_or_else(|| options.verbs.clone(), |verb| vec![verb]);
-                cycles(options, contestant, &stage, (workers, false), verbs)
+            Figure::Cycles(clients, verb) => {
+                cycles(options, contestant, &stage, (clients, false), verbs(verb))
             }
-            Figure::Sessions(workers) => {
-                cycles(options, contestant, &stage, (workers, true), options.verbs.clone())
+            Figure::Sessions(clients, verb) => {
+                cycles(options, contestant, &stage, (clients, true), verbs(verb))
             }
             Figure::Packets => packets(options, &stage),
             Figure::Bulk => transfer(options, &stage, false),
@@ -54,18 +54,16 @@ fn cycles(
     options: &Options,
     contestant: &Contestant,
     stage: &Stage,
-    (workers, whole): (usize, bool),
+    (clients, whole): (usize, bool),
     mut verbs: Vec<Verb>,
 ) -> Result<Report> {
-    if *contestant == Contestant::NoHelper {
-        // An endpoint that the client announces is of no use without a helper.
-        verbs.retain(|verb| matches!(verb, Verb::Pasv | Verb::Epsv));
-        if verbs.is_empty() {
-            return Ok(Report::default());
-        }
+    let mut note = None;
+    if *contestant == Contestant::NoHelper && verbs.iter().any(|verb| verb.is_active()) {
+        verbs.retain(|verb| !verb.is_active());
+        note = Some("passive ones only".to_owned());
     }
-    let order = load::Order { target: stage.target, verbs, whole, workers, time: options.time };
-    client(options, stage, "load", &order)
+    let order = load::Order { target: stage.target, verbs, whole, clients, time: options.time };
+    Ok(Report { note, ..client(options, stage, "load", &order)? })
 }
 
 fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {

@@ -1,7 +1,12 @@
 //! What is asked for: words on the command line that choose figures and contestants, and the
 //! environment for what has a number or a path.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use crate::{contestant::Contestant, figure::Figure, load::Verb, pin::Pin};
 
@@ -10,15 +15,15 @@ pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
   figures      cycles sessions packets bulk control
   contestants  ours by-core other helper loop suse hurried proftpd none
-  verbs        pasv port epsv eprt; those chosen take turns (unless chosen: cycles of either of the first two,
-               sessions of both in turn)
-  workers      a number, as in: 1 8
+  verbs        pasv port epsv eprt; those chosen take turns (unless chosen: either of the first two by itself)
+  clients      how many at a time, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
-  --keep       writes docs/benchmarks/comparison.txt and .svg, else they are in target/
+  --keep       writes docs/benchmarks/comparison.txt and .svg, else they are in target/; alone, as these are of all
 environment
   FTP_ALG_COMPARE_ROUNDS=5      FTP_ALG_COMPARE_SECONDS=2
   FTP_ALG_COMPARE_CONFIG=FILE   configuration of the daemon (of `other`, if that is given)
-  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other`";
+  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other` in the place of `by-core`
+  FTP_ALG_COMPARE_LOG=1         prints each report, and what the gateway's program said";
 
 /// All that is asked for.
 #[derive(Clone, Debug)]
@@ -44,21 +49,31 @@ pub struct Options {
 impl Options {
     /// Reads command line and environment.
     pub fn read() -> std::result::Result<Self, String> {
+        let rounds = number("FTP_ALG_COMPARE_ROUNDS", 5)?;
+        let seconds = number("FTP_ALG_COMPARE_SECONDS", 2.0)?;
+        if rounds == 0 || !(0.1..=600.0).contains(&seconds) {
+            return Err(
+                "FTP_ALG_COMPARE_ROUNDS is at least 1, FTP_ALG_COMPARE_SECONDS 0.1 to 600".into()
+            );
+        }
         let mut options = Self {
             figures: Vec::new(),
             contestants: Vec::new(),
             verbs: Vec::new(),
             pin: Pin::Free,
-            rounds: number("FTP_ALG_COMPARE_ROUNDS", 5)?,
-            time: Duration::from_millis(
-                (number::<f64>("FTP_ALG_COMPARE_SECONDS", 2.0)? * 1000.0) as u64,
-            ),
+            rounds,
+            time: Duration::from_secs_f64(seconds),
             keep: false,
-            words: env::args().skip(1).filter(|word| word != "--bench").collect(),
+            words: Vec::new(),
         };
+        for word in env::args().skip(1).filter(|word| word != "--bench") {
+            if !options.words.contains(&word) {
+                options.words.push(word);
+            }
+        }
         let all = contestants()?;
         let words = options.words.clone();
-        let (mut figures, mut workers) = (Vec::new(), Vec::new());
+        let (mut figures, mut clients) = (Vec::new(), Vec::new());
         for word in &words {
             if let Some(contestant) = all.iter().find(|one| one.name() == word.as_str()) {
                 options.contestants.push(contestant.clone());
@@ -74,9 +89,14 @@ impl Options {
                 "eprt" => options.verbs.push(Verb::Eprt),
                 "together" => options.pin = Pin::Together,
                 "apart" => options.pin = Pin::Apart,
-                "--keep" => options.keep = true,
+                "--keep" if words.len() == 1 => options.keep = true,
+                "--keep" => return Err("--keep stands alone: what is kept is of all".to_owned()),
+                "other" => return Err("`other` is what FTP_ALG_COMPARE_EXE names".to_owned()),
+                Contestant::BY_CORE => {
+                    return Err("`by-core` is not measured beside FTP_ALG_COMPARE_EXE".to_owned());
+                }
                 number => match number.parse() {
-                    Ok(number @ 1..=1000) => workers.push(number),
+                    Ok(number @ 1..=1000) => clients.push(number),
                     _ => return Err(format!("{word} means nothing here\n{USAGE}")),
                 },
             }
@@ -85,7 +105,7 @@ impl Options {
             options.contestants = all;
         }
         // A client has its transfers active or passive.
-        let of_cycles = match options.verbs[..] {
+        let announced = match options.verbs[..] {
             [] => vec![Some(Verb::Pasv), Some(Verb::Port)],
             [verb] => vec![Some(verb)],
             _ => vec![None],
@@ -93,8 +113,8 @@ impl Options {
         if options.verbs.is_empty() {
             options.verbs = vec![Verb::Pasv, Verb::Port];
         }
-        if workers.is_empty() {
-            workers = vec![1, 8];
+        if clients.is_empty() {
+            clients = vec![1, 8];
         }
         if figures.is_empty() {
             figures = vec!["cycles", "sessions", "packets", "bulk", "control"];
@@ -104,14 +124,12 @@ impl Options {
                 "packets" => options.figures.push(Figure::Packets),
                 "bulk" => options.figures.push(Figure::Bulk),
                 "control" => options.figures.push(Figure::Control),
-                "sessions" => {
-                    options.figures.extend(workers.iter().map(|count| Figure::Sessions(*count)));
-                }
-                _ => options.figures.extend(
-                    of_cycles
-                        .iter()
-                        .flat_map(|verb| workers.iter().map(|count| Figure::Cycles(*count, *verb))),
-                ),
+                _ => options.figures.extend(announced.iter().flat_map(|verb| {
+                    clients.iter().map(move |count| match figure {
+                        "sessions" => Figure::Sessions(*count, *verb),
+                        _ => Figure::Cycles(*count, *verb),
+                    })
+                })),
             }
         }
         Ok(options)
@@ -125,6 +143,8 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         None => String::new(),
     };
     let ours = PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg"));
+    let other = env::var_os("FTP_ALG_COMPARE_EXE").map(PathBuf::from);
+    check(other.as_ref().unwrap_or(&ours))?;
     let daemon = |name, executable, configuration: &str| Contestant::Daemon {
         name,
         executable,
@@ -132,10 +152,8 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let by_core = format!("[queue]\nworkers = {cores}\nfanout = \"cpu\"\n");
-    let mut all = match env::var_os("FTP_ALG_COMPARE_EXE") {
-        Some(other) => {
-            vec![daemon("ours", ours, ""), daemon("other", other.into(), &configuration)]
-        }
+    let mut all = match other {
+        Some(other) => vec![daemon("ours", ours, ""), daemon("other", other, &configuration)],
         None => vec![
             daemon("ours", ours.clone(), &configuration),
             daemon(Contestant::BY_CORE, ours, &by_core),
@@ -150,6 +168,22 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         Contestant::NoHelper,
     ]);
     Ok(all)
+}
+
+/// Whether the program that takes the configuration can be started, and takes it.
+fn check(program: &Path) -> std::result::Result<(), String> {
+    let Some(path) = env::var_os("FTP_ALG_COMPARE_CONFIG") else {
+        return match program.metadata() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{}: {error}", program.display())),
+        };
+    };
+    let checked = Command::new(program).arg("check").arg("--config").arg(path).output();
+    let checked = checked.map_err(|error| format!("{}: {error}", program.display()))?;
+    if checked.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&checked.stderr).trim().to_owned())
 }
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> std::result::Result<T, String> {

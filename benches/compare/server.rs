@@ -2,7 +2,7 @@
 //! gateway's cost shows. Any login is right, and a file's name is its length.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     thread,
     time::Duration,
@@ -154,12 +154,7 @@ fn write_all(data: &mut TcpStream, chunk: &[u8], mut length: u64) -> io::Result<
         data.write_all(&chunk[..part])?;
         length -= part as u64;
     }
-    data.shutdown(std::net::Shutdown::Write)?;
-    if chunk.len() as u64 * 8 < length {
-        // Nothing comes, but the end: a big file has arrived when the client closes, too.
-        let _ = data.read(&mut [0])?;
-    }
-    Ok(())
+    data.shutdown(std::net::Shutdown::Write)
 }
 
 /// `|1|h.h.h.h|port|`

@@ -112,7 +112,7 @@ impl Stage {
             Contestant::KernelHelper => gateway.nft(HELPER)?,
             Contestant::AcceptLoop => {
                 // It is measured by itself where nothing is announced.
-                if matches!(figure, Figure::Cycles(..) | Figure::Sessions(_)) {
+                if matches!(figure, Figure::Cycles(..) | Figure::Sessions(..)) {
                     gateway.nft(HELPER)?;
                 }
                 self.accept_loop()?;

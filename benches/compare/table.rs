@@ -82,7 +82,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
     let digits = if figure.unit() > 1.0 { 2 } else { 0 };
     let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
     let mut line = format!("{:<23} {rate:<26}", contestant.title());
-    if matches!(figure, Figure::Cycles(..) | Figure::Sessions(_)) {
+    if matches!(figure, Figure::Cycles(..) | Figure::Sessions(..)) {
         let values = [
             of(|one| one.percentiles[0]),
             of(|one| one.percentiles[1]),
@@ -94,7 +94,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
     if let Some(cost) = Spread::of(reports.iter().filter_map(|report| report.cost)) {
         let cost = cost.middle * 1e6;
         let _ = match figure {
-            Figure::Cycles(..) | Figure::Sessions(_) => {
+            Figure::Cycles(..) | Figure::Sessions(..) => {
                 write!(line, ", program {cost:.0} us a cycle")
             }
             Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
