@@ -26,7 +26,8 @@ use crate::{
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
     let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
     let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
-        let verbs = |verb: Option<Verb>| verb.map_or_else(|| options.verbs.clone(), |one| vec![one]);
+        let verbs =
+            |verb: Option<Verb>| verb.map_or_else(|| options.verbs.clone(), |one| vec![one]);
         let report = match figure {
             Figure::Cycles(clients, verb) => {
                 cycles(options, contestant, &stage, (clients, false), verbs(verb))

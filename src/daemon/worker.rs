@@ -20,7 +20,7 @@ use super::{
     state::Journal,
 };
 use crate::{
-    engine::{Answer, Handled, Kept, Turn, Verdict, Waiting},
+    engine::{Answer, Handled, Kept, Queued, Turn, Verdict, Waiting},
     gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
 };
 
@@ -111,8 +111,8 @@ impl Worker {
     fn batch(&mut self, now: Instant) {
         let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
         let (packets, verdicts) = queue.batch();
-        let is_patient = true;
-        Means { home: *home, kernel, parameters, shared, buffers, is_patient }
+        let (is_patient, has_waited) = (true, false);
+        Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
             .use_on(now, packets, verdicts);
     }
 
@@ -126,11 +126,9 @@ impl Worker {
         for (early, is_patient) in [(&taken.due, true), (&taken.late, false)] {
             if !early.is_empty() {
                 let packets = early.iter().map(|early| early.with.of(&early.bytes));
-                Means { home: *home, kernel, parameters, shared, buffers, is_patient }.use_on(
-                    now,
-                    packets,
-                    queue.verdicts(),
-                );
+                let (buffers, has_waited) = (&mut *buffers, true);
+                Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
+                    .use_on(now, packets, queue.verdicts());
             }
         }
         let mut verdicts = queue.verdicts();
@@ -179,6 +177,8 @@ struct Means<'a> {
     buffers: &'a mut Buffers,
     /// Whether early packets may wait.
     is_patient: bool,
+    /// Whether all of them have.
+    has_waited: bool,
 }
 
 impl Means<'_> {
@@ -222,7 +222,7 @@ fn decide<'p>(
     packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
     means: &mut Means<'_>,
 ) {
-    let Means { kernel, parameters, shared, buffers, is_patient, .. } = means;
+    let Means { kernel, parameters, shared, buffers, is_patient, has_waited, .. } = means;
     let Buffers { homes, decided, replacements, replacement, early } = &mut **buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
@@ -230,10 +230,10 @@ fn decide<'p>(
         if *home != index {
             continue;
         }
-        let mut queued = |is_patient| {
-            shard.engine.set_patience(is_patient);
-            let (payload, offload) = (packet.payload, packet.offload);
-            shard.engine.queued(now, payload, offload, *kernel, replacement)
+        let ended_calm = !*has_waited && parameters.has_ended_calm(packet.mark);
+        let mut queued = |may_wait| {
+            let how = Queued { offload: packet.offload, ended_calm, may_wait };
+            shard.engine.queued(now, packet.payload, how, *kernel, replacement)
         };
         let mut verdict = queued(*is_patient);
         if verdict == Verdict::Early {
@@ -259,12 +259,9 @@ fn decide<'p>(
         };
         (decided.0, decided.1) = (verdict, shard.engine.handled());
     }
-    for ((packet, home), (verdict, handled, answer)) in
-        packets.zip(homes.iter()).zip(decided.iter_mut())
-    {
+    for (home, (verdict, handled, answer)) in homes.iter().zip(decided.iter_mut()) {
         if *home == index && !matches!(verdict, Decided::Drop | Decided::Wait) {
-            let ended = parameters.has_ended_calm(packet.mark);
-            *answer = shard.engine.answer(now, *handled, ended);
+            *answer = shard.engine.answer(now, *handled);
         }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {

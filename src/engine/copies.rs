@@ -3,9 +3,13 @@
 use std::time::Instant;
 
 use super::{
-    Answer, Attention, Engine, Kernel, bench::Bench, control::Entry, table::Key, telling::answer,
+    Answer, Attention, Engine, Kernel,
+    bench::Bench,
+    control::Entry,
+    table::Key,
+    telling::{answer, tell_kernel},
 };
-use crate::packet::Packet;
+use crate::{packet::Packet, session::Forward};
 
 /// The connection of a packet that was decided about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,13 @@ impl Engine {
             answers: self.answers,
         };
         session.passed(from, &packet, &mut bench);
+        if session.wants_every_packet() {
+            let told =
+                tell_kernel(&mut bench, session, &Forward::Unchanged.into(), &mut self.injections);
+            if let Err(error) = told {
+                bench.failed(&error);
+            }
+        }
         if session.is_over() {
             bench.close_all("the control connection ended");
         }
@@ -75,15 +86,15 @@ impl Engine {
         true
     }
 
-    /// What goes to the packet selection with the verdict on a packet, if that is not dropped; whether the packet
-    /// `ended` a calm, as the selection says. To be asked when the other packets of the batch are decided, too.
-    pub fn answer(&mut self, now: Instant, handled: Handled, ended: bool) -> Answer {
+    /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
+    /// other packets of the batch are decided, too.
+    pub fn answer(&mut self, now: Instant, handled: Handled) -> Answer {
         let moment = self.epoch.moment(now);
         let Handled { index, id } = handled;
         let answers = self.answers;
         let entry = self.table.get_mut(index).filter(|entry| answers && entry.control.id == id);
         let Some(Entry { session, control }) = entry else { return Answer::Nothing };
-        let answer = answer(session, control, ended, moment);
+        let answer = answer(session, control, moment);
         if answer == Answer::Calm {
             // After a restart it is not adjusted, either, where its end is lost.
             self.note_change(index);

@@ -23,11 +23,6 @@ const MOST_BYTES: usize = 4 << 20;
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// Whether the engine may say [`Verdict::Early`](super::Verdict::Early) from now on. At first it may not.
-    pub fn set_patience(&mut self, is_patient: bool) {
-        self.is_patient = is_patient;
-    }
-
     /// How things stand for an early packet.
     pub fn turn(&mut self, bytes: &[u8]) -> Turn {
         let Ok(packet) = Packet::parse(bytes) else { return Turn::Over };

@@ -5,10 +5,8 @@ use super::*;
 impl Conversation {
     /// Hands in `packet` with patience.
     fn hand_early(&mut self, packet: &[u8]) -> Verdict {
-        self.engine.set_patience(true);
-        let verdict = self.engine.packet(self.now, packet, &mut self.kernel, &mut Vec::new());
-        self.engine.set_patience(false);
-        verdict
+        let how = Queued { may_wait: true, ..Queued::default() };
+        self.engine.queued(self.now, packet, how, &mut self.kernel, &mut Vec::new())
     }
 
     /// A segment of `side`, `past` its next number.

@@ -16,7 +16,8 @@ impl Conversation {
         }
         let mut out = Vec::new();
         let (now, kernel) = (self.now, &mut self.kernel);
-        let verdict = self.engine.queued(now, &packet, offload, kernel, &mut out);
+        let how = Queued { offload, ..Queued::default() };
+        let verdict = self.engine.queued(now, &packet, how, kernel, &mut out);
         self.engine.settle(kernel);
         (verdict, out)
     }
@@ -37,7 +38,8 @@ fn a_packet_without_a_checksum_is_read_only_where_it_gets_one() {
         let mut packet = talk.build(Side::Client, seq, port.as_bytes(), false);
         packet[36] ^= 1;
         let mut out = Vec::new();
-        let verdict = talk.engine.queued(talk.now, &packet, offload, &mut talk.kernel, &mut out);
+        let how = Queued { offload, ..Queued::default() };
+        let verdict = talk.engine.queued(talk.now, &packet, how, &mut talk.kernel, &mut out);
         assert_eq!(talk.kernel.open.len(), pinholes);
         assert_eq!(verdict == Verdict::Replace, pinholes == 1);
     }

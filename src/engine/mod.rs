@@ -64,8 +64,19 @@ pub enum Verdict {
     /// It ends here.
     Drop,
     /// It overtook what precedes it, and may wait for that: it is to be handed in again when it is its
-    /// [turn](Engine::turn). Only with [patience](Engine::set_patience).
+    /// [turn](Engine::turn). Only one that [may wait](Queued::may_wait).
     Early,
+}
+
+/// How a packet comes here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Queued {
+    /// What is left to do of it.
+    pub offload: Offload,
+    /// Whether the packet selection says that it ended a calm. Not of one that waited: another may have begun since.
+    pub ended_calm: bool,
+    /// Whether it may wait for what it overtook.
+    pub may_wait: bool,
 }
 
 /// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
@@ -158,8 +169,6 @@ pub struct Engine {
     /// Whether the packet selection takes answers.
     answers: bool,
     handled: Handled,
-    /// Whether early packets may wait.
-    is_patient: bool,
 }
 
 impl Engine {
@@ -181,7 +190,6 @@ impl Engine {
             record: Vec::new(),
             answers: false,
             handled: Handled::NONE,
-            is_patient: false,
         }
     }
 
@@ -215,23 +223,24 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
-        self.queued(now, bytes, Offload::default(), kernel, out)
+        self.queued(now, bytes, Queued::default(), kernel, out)
     }
 
     /// Takes one packet, from its IP header on, and decides about it. For [`Verdict::Replace`] the
     /// packet that goes on instead is in `out`. When this returns, what the packet announces can
     /// be connected to; give the verdict with the [`answer`](Self::answer), then call [`settle`](Self::settle).
     ///
-    /// `offload` is left to do of the packet. What replaces it has its checksum, and is never shorter than it if
-    /// segments are joined in it (see [`part`]).
+    /// What replaces a packet has its checksum, and is never shorter than it if segments are joined in it (see
+    /// [`part`]).
     pub fn queued(
         &mut self,
         now: Instant,
         bytes: &[u8],
-        offload: Offload,
+        how: Queued,
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
+        let Queued { offload, ended_calm, may_wait } = how;
         self.handled = Handled::NONE;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
@@ -251,9 +260,18 @@ impl Engine {
             return Verdict::Accept;
         };
         control.last = moment;
-        self.handled = Handled { index, id: control.id };
         let from = control.side(source);
-        if self.is_patient && session.is_early(from, &packet) {
+        if control.attention() == Some(Attention::Calm) {
+            if ended_calm {
+                control.told(Attention::Payload, moment);
+            } else if from == Side::Client && !packet.payload().is_empty() {
+                // It was queued before the calm began: harmless lines may be passing at its numbers. When it is sent
+                // again, it ends the calm.
+                return Verdict::Drop;
+            }
+        }
+        self.handled = Handled { index, id: control.id };
+        if may_wait && session.is_early(from, &packet) {
             self.counters.packets -= 1; // it will be counted
             return Verdict::Early;
         }

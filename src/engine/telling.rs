@@ -23,8 +23,8 @@ pub(super) fn attend_afresh(
     kernel.attend(&translation, attention)
 }
 
-/// What the selection is to be told with the verdict on a packet, which may itself have `ended` the calm.
-pub(super) fn answer(session: &Session, control: &mut Control, ended: bool, now: Moment) -> Answer {
+/// What the selection is to be told with the verdict on a packet.
+pub(super) fn answer(session: &Session, control: &mut Control, now: Moment) -> Answer {
     if session.wants_every_packet() || session.wants_no_packet() {
         return Answer::Nothing; // that it was told by a request
     }
@@ -32,8 +32,8 @@ pub(super) fn answer(session: &Session, control: &mut Control, ended: bool, now:
         control.told(Attention::Calm, now);
         return Answer::Calm;
     }
-    // Otherwise it was queued before the calm began.
-    let is_calm = control.attention() == Some(Attention::Calm) && !ended;
+    // Of one that was queued before the calm began.
+    let is_calm = control.attention() == Some(Attention::Calm);
     control.told(Attention::Payload, now);
     if is_calm { Answer::Payload } else { Answer::Nothing }
 }

@@ -19,7 +19,7 @@ const PACKET: u16 = (libc::NFNL_SUBSYS_ULOG as u16) << 8 | libc::NFULNL_MSG_PACK
 pub const READ_EVERY: Duration = Duration::from_millis(50);
 /// A copy takes about a kilobyte of it; memory is used for what waits only.
 const SOCKET_BUFFER: i32 = 64 << 20;
-/// The largest copy with its attributes: what passes is a line of at most 128 bytes. Slots begin at different
+/// The largest copy with its attributes: what passes is a packet of at most 256 bytes. Slots begin at different
 /// places of the processor's cache.
 const SLOT: usize = (1 << 10) + 320;
 
@@ -73,6 +73,17 @@ impl Copies {
         };
         socket.request(&mut buffer, start, configure, |_| {}).map_err(failed)?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
+        // The kernel gives twice as much as is asked for.
+        let room = socket.option(libc::SOL_SOCKET, libc::SO_RCVBUF).map_err(failed)?;
+        if room < SOCKET_BUFFER {
+            return Err(GatewayError::System {
+                what: format!("log group {group}"),
+                source: io::Error::other(format!(
+                    "its receive buffer may have {room} bytes, and needs {SOCKET_BUFFER}: set \
+                     net.core.rmem_max to that"
+                )),
+            });
+        }
         let (receiver, found) = (Receiver::new(SLOT), Vec::new());
         Ok(Self { socket, group, receiver, found, lost: false })
     }

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ASKED_AFTER, Judge, Session, Side, is_near};
+use super::{ASKED_AFTER, Judge, MAX_MISSED, MAX_UNSEEN, Session, Side, is_near};
 use crate::packet::{Packet, Seq, flags};
 
 /// How many lines that passed before what precedes them are kept of a direction.
@@ -58,11 +58,6 @@ impl Copies {
     /// Whether so much of the client waited for its acknowledgement that these are seen from then on.
     pub fn was_much(&self) -> bool {
         self.much
-    }
-
-    /// So much waits.
-    pub fn set_much(&mut self) {
-        self.much = true;
     }
 }
 
@@ -121,9 +116,11 @@ impl Session {
             // It passed just before it was known that numbers differ.
             return self.lose_copies();
         }
-        self.stream(from).observe(packet);
-        if packet.has(flags::ACK) {
-            self.acknowledged(from, packet.ack(), judge);
+        if self.peek(from).expects(packet.seq(), MAX_MISSED) {
+            self.stream(from).observe(packet);
+            if packet.has(flags::ACK) {
+                self.acknowledged(from, packet.ack(), judge);
+            }
         }
         let (seq, payload) = (packet.seq(), packet.payload());
         if from == Side::Client {
@@ -142,6 +139,14 @@ impl Session {
         }
         self.read_passed(from, seq, payload, judge);
         self.read_ahead(from, judge);
+        self.see_acknowledgements();
+    }
+
+    /// Where much of the client waits for its acknowledgement, packets that say nothing must be seen, too.
+    pub(super) fn see_acknowledgements(&mut self) {
+        if self.kept.len() > MAX_UNSEEN {
+            self.copies_mut().much = true;
+        }
     }
 
     /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it; a FIN follows it if

@@ -312,10 +312,7 @@ impl Session {
             stream.gaps = 0;
             again = false;
             self.read_queued(from, seq, &payload, fin, judge);
-            // From here on acknowledgements must be seen.
-            if self.kept.len() > MAX_UNSEEN {
-                self.copies_mut().set_much();
-            }
+            self.see_acknowledgements();
         }
         if matches!(payload, Cow::Borrowed(_)) && !self.is_adjusted() {
             return Forward::Unchanged.into();

@@ -7,6 +7,7 @@ mod common;
 
 mod addresses;
 mod bytes;
+mod calm;
 mod dialogue;
 mod floods;
 mod forged;

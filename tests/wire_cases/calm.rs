@@ -1,10 +1,10 @@
 //! Calm connections: harmless lines pass before they are read. What attackers make of that, and misfortune.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ftp_alg::{
-    engine::{Attention, harmless::is_harmless_command},
-    packet::flags,
+    engine::{Answer, Attention, Queued, Turn, Verdict, harmless::is_harmless_command},
+    packet::{Offload, flags},
     session::Side::{self, Client, Server},
 };
 use proptest::prelude::*;
@@ -365,6 +365,8 @@ fn a_passive_transfer_is_one_packet_of_the_queue() {
 #[test]
 fn of_a_whole_session_what_opens_and_what_announces_are_queued() {
     let mut sim = Sim::logged_in(calm(Nat::Masquerade));
+    sim.exchange("PWD\r\n", "257 \"/\" is the current directory\r\n");
+    sim.exchange("CWD pub\r\n", "250 there\r\n");
     sim.exchange("PASV\r\n", "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
     sim.exchange("RETR x\r\n", "150 here\r\n");
     sim.say(Server, b"226 done\r\n");
@@ -468,4 +470,97 @@ fn text_that_is_reflected_opens_nothing() {
     }
     attack.replies("227 =203,0,113,9,9,9\r\n");
     assert_eq!(attack.sim.kernel.opened, [], "it answers nothing");
+}
+
+/// The daemon between the engine and the queue, with packets that were queued before a verdict was given.
+impl Attack {
+    fn packet(&self, offset: i32, payload: &[u8]) -> Vec<u8> {
+        let (client, server) = (self.sim.translation.client, self.sim.translation.server);
+        let seq = self.client.wrapping_add_signed(offset);
+        self.segment(Client, seq, payload).packet(client, server)
+    }
+
+    /// The engine's verdict and answer.
+    fn decided(&mut self, packet: &[u8], how: Queued) -> (Verdict, Answer) {
+        let Sim { engine, kernel, .. } = &mut self.sim;
+        let now = Instant::now();
+        let verdict = engine.queued(now, packet, how, kernel, &mut Vec::new());
+        let goes_on = matches!(verdict, Verdict::Accept | Verdict::Replace);
+        let handled = engine.handled();
+        (verdict, if goes_on { engine.answer(now, handled) } else { Answer::Nothing })
+    }
+
+    fn copied(&mut self, packet: &[u8]) {
+        let Sim { engine, kernel, .. } = &mut self.sim;
+        assert!(engine.passed(Instant::now(), packet, kernel));
+    }
+}
+
+const PROBE: Queued = Queued {
+    ended_calm: true,
+    may_wait: false,
+    offload: Offload { joined: false, unsummed: false },
+};
+
+/// A probe ends a calm, and the next begins with its verdict. What was queued in between is decided when lines may
+/// pass at its numbers.
+#[test]
+fn what_was_queued_before_a_calm_began_comes_again() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.sim.read_copies();
+    let (probe, long) = (attack.packet(-1, b"x"), attack.packet(0, b"SITE xxxxxxxxxx\r\n"));
+    assert_eq!(attack.decided(&probe, PROBE), (Verdict::Accept, Answer::Calm));
+    assert_eq!(attack.decided(&long, Queued::default()).0, Verdict::Drop);
+    attack.copied(&attack.packet(0, b"NOOP xxxx\r\n"));
+    // Sent again it ends that calm, and has the bytes of what passed.
+    let how = Queued { ended_calm: true, ..Queued::default() };
+    assert_eq!(attack.decided(&long, how), (Verdict::Replace, Answer::Nothing));
+}
+
+/// One that waits for what it overtook has ended a calm; another begins meanwhile.
+#[test]
+fn what_waited_comes_again_where_a_calm_began_meanwhile() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.sim.read_copies();
+    let (early, probe) = (attack.packet(6, b"SITE xxxxxxxxxx\r\n"), attack.packet(-1, b"x"));
+    let how = Queued { ended_calm: true, may_wait: true, ..Queued::default() };
+    assert_eq!(attack.decided(&early, how).0, Verdict::Early);
+    assert_eq!(attack.decided(&probe, Queued::default()), (Verdict::Accept, Answer::Calm));
+    attack.copied(&attack.packet(0, b"NOOP\r\n"));
+    assert_eq!(attack.sim.engine.turn(&early), Turn::Due);
+    let has_waited = Queued { may_wait: true, ..Queued::default() };
+    assert_eq!(attack.decided(&early, has_waited).0, Verdict::Drop);
+}
+
+/// Both ends together: commands that nobody answers, acknowledged by packets that carry nothing.
+#[test]
+fn what_is_kept_of_a_calm_client_has_a_limit() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    let line = format!("NOOP {}\r\n", "x".repeat(41));
+    for number in 0..10_000 {
+        let offset = number * line.len() as i32;
+        attack.send(offset, line.as_bytes());
+        let mut ack = attack.segment(Server, attack.server, b"");
+        ack.ack = attack.client.wrapping_add_signed(offset + line.len() as i32);
+        attack.sim.forge(Server, &ack);
+        if number % 100 == 0 {
+            attack.sim.read_copies();
+        }
+    }
+    assert_eq!(attention(&attack.sim), Some(Attention::Every));
+    let (client, server) = (attack.sim.translation.client, attack.sim.translation.server);
+    let (session, _) = attack.sim.engine.session(client, server).unwrap();
+    assert!(format!("{session:?}").len() < 1 << 19);
+}
+
+/// Where conntrack does not judge numbers (`nf_conntrack_tcp_be_liberal`).
+#[test]
+fn what_no_receiver_expects_acknowledges_nothing() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    let far = attack.server.wrapping_add(900_000);
+    let mut forged = attack.segment(Server, far, b"200 x\r\n");
+    forged.ack = attack.client.wrapping_add(900_000);
+    assert!(attack.sim.forge(Server, &forged).is_some());
+    attack.sim.read_copies();
+    assert_eq!(attack.sim.engine.counters().lost, 0);
 }

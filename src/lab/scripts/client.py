@@ -8,9 +8,11 @@ A STEP is one of
         TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
         "bytes": true cuts at every byte; "times": N sends TEXT as often in a row; "ports": [FIRST, END]
         sends it for each port before END, which {} in TEXT stands for as in PORT
-  {"taken": "TEXT", "segments": [[OFFSET, "TEXT"], ...]}
+  {"taken": "TEXT", "segments": [[OFFSET, "TEXT", HOW], ...]}
         the system takes TEXT for sent and waits for its acknowledgement, but what is really sent are
-        these segments, at these offsets from its start; IPv4
+        these segments, at these offsets from its start. HOW may be left out, or have
+        "stale": true, a timestamp by which the server discards it (RFC 7323, PAWS; IPv4);
+        "options": BYTES of IPv6 destination options; "pause": SECONDS after it instead of 0.01
   {"reply": true}           reads one whole reply; "count": N reads as many, and gives the last
   {"accept": PORT}          accepts a data connection there and reads it to its end
   {"accept": PORT, "write": "TEXT"}   writes instead of reading
@@ -32,7 +34,7 @@ import sys
 import time
 
 # linux/tcp.h: reading and setting what a connection has reached.
-TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
 RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
@@ -116,24 +118,43 @@ def next_number(queue):
     return control.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF
 
 
+def destination_options(length):
+    """An IPv6 header of unknown options to be skipped; `length` is a multiple of 8."""
+    body = b""
+    while len(body) < length - 2:
+        room = min(250, length - 4 - len(body))
+        body += bytes([0x1E, room]) + b"\0" * room
+    return bytes([socket.IPPROTO_TCP, length // 8 - 1]) + body
+
+
 def taken(step):
     control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     received, sent = next_number(RECEIVE_QUEUE), next_number(SEND_QUEUE)
+    clock = control.getsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP)
     control.sendall(step["taken"].encode("latin-1"))
     control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, -1)  # without a window probe
-    (here, source), (there, target) = control.getsockname(), control.getpeername()
-    ends = socket.inet_aton(here) + socket.inet_aton(there)
-    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
-    for offset, text in step["segments"]:
-        text = text.encode("latin-1")
-        flags = 0x5018  # 20 bytes of header, PSH, ACK
+    (here, source), (there, target) = control.getsockname()[:2], control.getpeername()[:2]
+    ends = socket.inet_pton(family, here) + socket.inet_pton(family, there)
+    six = family == socket.AF_INET6
+    raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW if six else socket.IPPROTO_TCP)
+    for offset, text, *how in step["segments"]:
+        how = how[0] if how else {}
+        times = struct.pack("!BBBBII", 1, 1, 8, 10, clock - 1_000_000 & 0xFFFFFFFF, 0) if how.get("stale") else b""
+        after = times + text.encode("latin-1")
+        flags = (5 + len(times) // 4) << 12 | 0x18  # PSH, ACK
         fields = (source, target, sent + offset & 0xFFFFFFFF, received, flags, 500)
-        summed = ends + struct.pack("!HHHHIIHHHH", 6, 20 + len(text), *fields, 0, 0) + text
+        summed = ends + struct.pack("!HHHHIIHHHH", 6, 20 + len(after), *fields, 0, 0) + after
         total = sum(struct.unpack(f"!{len(summed) + 1 >> 1}H", summed + b"\0" * (len(summed) % 2)))
         total = (total & 0xFFFF) + (total >> 16)
         checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-        raw.sendto(struct.pack("!HHIIHHHH", *fields, checksum, 0) + text, (there, 0))
-        time.sleep(step.get("pause", 0.01))
+        packet = struct.pack("!HHIIHHHH", *fields, checksum, 0) + after
+        if six:
+            options = destination_options(how["options"]) if how.get("options") else b""
+            kind = socket.IPPROTO_DSTOPTS if options else socket.IPPROTO_TCP
+            packet = options + packet
+            packet = struct.pack("!IHBB", 6 << 28, len(packet), kind, 64) + ends + packet
+        raw.sendto(packet, (there, 0))
+        time.sleep(how.get("pause", step.get("pause", 0.01)))
     return ""
 
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ftp_alg::{
-    engine::{Answer, Kept, Translation, Verdict, Waiting},
+    engine::{Answer, Kept, Queued, Translation, Verdict, Waiting},
     packet::{Seq, flags},
     session::Side,
 };
@@ -36,6 +36,7 @@ impl Sim {
         let now = self.base + self.now();
         let taken = self.early.take(now, |bytes| self.engine.turn(bytes));
         self.dropped += taken.over.len() as u64;
+        self.selection.ended = false; // or another calm has begun since
         for (early, is_due) in [(taken.due, true), (taken.late, false)] {
             for early in early {
                 let ((from, origin), release) = (early.with, self.release());
@@ -105,9 +106,7 @@ impl Sim {
         release: u64,
         origin: Option<Origin>,
     ) -> Option<Vec<u8>> {
-        self.engine.set_patience(self.is_patient && origin.is_some());
-        let verdict = self.hand_once(from, bytes, release);
-        self.engine.set_patience(false);
+        let verdict = self.hand_once(from, bytes, release, self.is_patient && origin.is_some());
         match (verdict, origin) {
             (Ok(passed), _) => return passed,
             (Err(Waits), Some(origin)) => {
@@ -144,7 +143,8 @@ impl Sim {
 
     /// Hands a packet to the engine, and gives what goes on at `release`.
     pub(super) fn hand(&mut self, from: Side, bytes: &[u8], release: u64) -> Option<Vec<u8>> {
-        self.hand_once(from, bytes, release).unwrap_or_else(|Waits| panic!("it may not wait"))
+        self.hand_once(from, bytes, release, false)
+            .unwrap_or_else(|Waits| panic!("it may not wait"))
     }
 
     fn hand_once(
@@ -152,16 +152,18 @@ impl Sim {
         from: Side,
         bytes: &[u8],
         release: u64,
+        may_wait: bool,
     ) -> Result<Option<Vec<u8>>, Waits> {
         self.read_copies();
         let mut out = vec![0xa5; 5]; // junk that must go
         let now = self.base + self.now();
-        let verdict = self.engine.packet(now, bytes, &mut self.kernel, &mut out);
+        let how = Queued { ended_calm: self.selection.ended, may_wait, ..Queued::default() };
+        let verdict = self.engine.queued(now, bytes, how, &mut self.kernel, &mut out);
         let answer = match verdict {
             Verdict::Early | Verdict::Drop => Answer::Nothing,
             Verdict::Accept | Verdict::Replace => {
-                let (handled, ended) = (self.engine.handled(), self.selection.ended);
-                self.engine.answer(now, handled, ended)
+                let handled = self.engine.handled();
+                self.engine.answer(now, handled)
             }
         };
         let Self { crashes, engine, kernel, selection, .. } = self;

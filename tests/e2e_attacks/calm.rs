@@ -1,0 +1,97 @@
+//! Calm connections, through the real kernel: no segments that a client makes have its server execute what was not judged.
+
+use std::time::Duration;
+
+use ftp_alg::lab::{Family, Topology};
+use serde_json::{Value, json};
+
+use crate::{
+    common::{login, reply, scripted_client},
+    scene::Scene,
+};
+
+/// A third host's endpoint, which no client may announce.
+const BOUNCE: &str = "PORT 198,51,100,66,14,180\r\n";
+
+/// What the server executes of what a client sends in segments of its own making. Its system takes `taken` for sent.
+fn executed(family: Family, configuration: &str, taken: &str, segments: &Value) -> Vec<String> {
+    let scene = Scene::with(Topology::Routed, configuration, &json!({}));
+    let lab = &scene.gateway.lab;
+    let sent = json!({"taken": taken, "segments": segments});
+    // What was done so far is over, and read.
+    let steps = [login(), vec![json!({"sleep": 0.2}), sent, json!({"sleep": 0.5})]].concat();
+    let plan = json!({"host": lab.dialled(family), "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None);
+    assert_eq!(
+        scene.gateway.daemon.counter("errors").unwrap(),
+        0,
+        "{}",
+        scene.gateway.daemon.log()
+    );
+    scene.server.lines()
+}
+
+fn assert_not_executed(lines: &[String]) {
+    assert!(!lines.iter().any(|line| line.starts_with("PORT ")), "{lines:?}");
+}
+
+/// A packet waits for what it overtook, dies at the server, and is cut by a line that passes.
+#[test]
+fn what_waits_is_not_cut_by_what_passes_in_a_later_calm() {
+    let (first, cut) = ("NOOP\r\n", "NOOP xxxx\r\n");
+    let long = format!("SITE xxxxxx{BOUNCE}");
+    assert!(long[cut.len()..].starts_with("PORT "));
+    let [at, behind] = [first.len(), first.len() + cut.len()];
+    let segments = json!([
+        [at, long, {"stale": true}],
+        [-1, "x"],
+        [0, first, {"pause": 0.09}],
+        [at, cut],
+        [behind, BOUNCE],
+    ]);
+    for configuration in
+        ["", "[queue]\nworkers = 2\nfanout = \"cpu\"\n", "[pinhole]\nbackend = \"conntrack\"\n"]
+    {
+        let taken = format!("{first}{long}");
+        assert_not_executed(&executed(Family::V4, configuration, &taken, &segments));
+    }
+}
+
+/// Headers of IPv6 that make a packet longer than a copy may be.
+#[test]
+fn a_line_behind_long_options_is_not_lost_from_sight() {
+    let (one, two) = ("SITE ", format!("xxxxxxxxx{BOUNCE}"));
+    let segments = json!([
+        [one.len(), "NOOP xx\r\n", {"options": 1320, "pause": 0.2}],
+        [0, one, {"pause": 0.05}],
+        [0, one, {"pause": 0.05}],
+        [0, one, {"pause": 0}],
+        [one.len(), two],
+    ]);
+    assert_not_executed(&executed(Family::V6, "", &format!("{one}{two}"), &segments));
+}
+
+/// A packet that is queued while the verdict that begins a calm is on its way, again and again at other moments.
+#[test]
+fn what_is_queued_before_a_calm_begins_is_not_cut_by_what_passes_in_it() {
+    let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));
+    let scene = Scene::new(Topology::Routed, &json!({}));
+    let lab = &scene.gateway.lab;
+    let micros = |count: u32| f64::from(count) / 1e6;
+    let mut steps = Vec::new();
+    for round in 0..400_u32 {
+        let [first, second] =
+            [round % 8, round / 8 % 12].map(|step| json!({"pause": micros(step * 10)}));
+        let segments = json!([[-1, "x", first], [0, long, second], [0, short]]);
+        let attack = json!({"taken": long, "segments": segments});
+        // Its greeting begins a calm.
+        let greeted = json!({"sleep": 0.001});
+        steps.extend([json!({"redial": true}), reply(), greeted, attack, json!({"abort": true})]);
+    }
+    let plan = json!({"host": lab.dialled(Family::V4), "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_not_executed(&scene.server.lines());
+}
