@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use super::{
-    Answer, Attention, Engine, Kernel,
+    Answer, Attention, Engine, Kernel, KernelError, Verdict, What,
     bench::Bench,
     control::Entry,
     table::Key,
-    telling::{answer, tell_kernel},
+    telling::{answer, attend_afresh, tell_kernel},
 };
 use crate::{packet::Packet, session::Forward};
 
@@ -23,7 +23,52 @@ impl Handled {
     pub const NONE: Self = Self { index: u32::MAX, id: 0 };
 }
 
+/// Whose calm was ended by a request, while the packets of one batch were decided.
+#[derive(Default)]
+pub(super) struct Interrupted {
+    at: Option<Instant>,
+    connections: Vec<u32>,
+}
+
+impl Interrupted {
+    #[inline]
+    pub(super) fn has(&self, now: Instant, index: u32) -> bool {
+        !self.connections.is_empty() && self.at == Some(now) && self.connections.contains(&index)
+    }
+
+    fn add(&mut self, now: Instant, index: u32) {
+        if self.at.replace(now) != Some(now) {
+            self.connections.clear();
+        }
+        self.connections.push(index);
+    }
+}
+
 impl Engine {
+    /// Ends a calm that began after a packet of the client was queued, or while it waited: harmless lines may be passing at
+    /// its numbers, and cut what the server gets of it. So it is dropped, and so are those of its batch; copies are
+    /// read before the next, and what is sent again finds them read.
+    #[cold]
+    pub(super) fn interrupt(
+        &mut self,
+        now: Instant,
+        index: u32,
+        kernel: &mut impl Kernel,
+    ) -> Verdict {
+        let moment = self.epoch.moment(now);
+        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return Verdict::Drop };
+        match attend_afresh(kernel, control.client(), control.server(), Attention::Payload) {
+            // What conntrack does not know is not calm either.
+            Ok(()) | Err(KernelError::Unknown) => control.told(Attention::Payload, moment),
+            Err(error) => {
+                self.counters.errors += 1;
+                self.events.push(control.event(What::Failed(error.to_string())));
+            }
+        }
+        self.interrupted.add(now, index);
+        Verdict::Drop
+    }
+
     /// The connection of the packet that was decided about last.
     pub fn handled(&self) -> Handled {
         self.handled

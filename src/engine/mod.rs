@@ -36,6 +36,7 @@ pub use admission::Limits;
 use bench::Bench;
 use control::{Control, Entry, Epoch};
 pub use copies::Handled;
+use copies::Interrupted;
 pub use early::{Early, Kept, Taken, Turn, Waiting};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
@@ -169,6 +170,7 @@ pub struct Engine {
     /// Whether the packet selection takes answers.
     answers: bool,
     handled: Handled,
+    interrupted: Interrupted,
 }
 
 impl Engine {
@@ -190,6 +192,7 @@ impl Engine {
             record: Vec::new(),
             answers: false,
             handled: Handled::NONE,
+            interrupted: Interrupted::default(),
         }
     }
 
@@ -265,10 +268,10 @@ impl Engine {
             if ended_calm {
                 control.told(Attention::Payload, moment);
             } else if from == Side::Client && !packet.payload().is_empty() {
-                // It was queued before the calm began: harmless lines may be passing at its numbers. When it is sent
-                // again, it ends the calm.
-                return Verdict::Drop;
+                return self.interrupt(now, index, kernel);
             }
+        } else if self.interrupted.has(now, index) && from == Side::Client {
+            return Verdict::Drop;
         }
         self.handled = Handled { index, id: control.id };
         if may_wait && session.is_early(from, &packet) {
