@@ -23,7 +23,13 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return; // `cargo test --benches` only compiles it
     }
-    let lab = Lab::new(Topology::Routed).unwrap();
+    let lab = match Lab::new(Topology::Routed) {
+        Ok(lab) => lab,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+    };
     let program = Path::new(env!("CARGO_BIN_EXE_ftp-alg"));
     let rules = rules::render_nftables(&RuleParameters::default(), QueueStatement::Operator);
     let rules = lab.gateway.write("rules.nft", rules.as_bytes()).unwrap();

@@ -34,7 +34,13 @@ fn main() {
         return; // `cargo test --benches` only compiles it
     }
     let outside = File::open("/proc/self/ns/net").unwrap();
-    let lab = Lab::new(Topology::Routed).unwrap();
+    let lab = match Lab::new(Topology::Routed) {
+        Ok(lab) => lab,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+    };
     let hosts = [&lab.gateway, &lab.server];
     let mut places: Vec<_> =
         hosts.into_iter().zip(LIVE).map(|(host, live)| Place::new(host, live)).collect();

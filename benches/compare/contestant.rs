@@ -16,7 +16,8 @@ pub enum Contestant {
     },
     /// `nf_conntrack_ftp` and `nf_nat_ftp`.
     KernelHelper,
-    /// The kernel's helper, with every control packet through a queue whose reader accepts all.
+    /// Every control packet through a queue whose reader accepts all; the kernel's helper beside it where there are
+    /// transfers.
     AcceptLoop,
     /// SuSE's ftp-proxy, dialled in the server's place.
     SuseProxy {

@@ -1,4 +1,4 @@
-//! The load: logged-in control connections, one a worker, that transfer a small file again and
+//! The load: logged-in control connections, one a client, that transfer a small file again and
 //! again. Says what it measured as one JSON object.
 
 use std::{

@@ -67,8 +67,9 @@ fn compare(options: &Options) -> Result<(), String> {
     eprint!("\r\x1b[K");
     let text = table::text(options, &machine, &results);
     print!("{text}");
+    let failed = results.failed(options);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let directory = if options.keep {
+    let directory = if options.keep && !failed {
         root.join("docs/benchmarks")
     } else {
         root.join(env!("CARGO_TARGET_TMPDIR"))
@@ -82,7 +83,11 @@ fn compare(options: &Options) -> Result<(), String> {
             .map_err(|error| format!("{}: {error}", path.display()))?;
         println!("{}", path.display());
     }
-    Ok(())
+    if failed {
+        Err("some of it could not be measured: ERRORS above say what".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 /// Who has `place` in `round`: who is first in one is last in the next, and all have been first

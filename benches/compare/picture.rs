@@ -30,6 +30,12 @@ pub fn svg(options: &Options, machine: &str, results: &Results) -> String {
             let colour = if share >= 1.0 { "#2e7d32" } else { "#c62828" };
             let title =
                 format!("{}: {} / {}", figure.title(), contestant.title(), title_of(options, with));
+            let failed = [contestant.name(), with].iter().any(|name| results.errors(at, name) > 0);
+            let sign = match (failed, share > MOST) {
+                (true, _) => "ERRORS ",
+                (false, true) => "\u{25b8} ",
+                (false, false) => "",
+            };
             let [from, to] = [ratio.least, ratio.most]
                 .map(|value| LEFT + (value / goal.least).min(MOST) * (GOAL - LEFT));
             let _ = write!(
@@ -37,7 +43,7 @@ pub fn svg(options: &Options, machine: &str, results: &Results) -> String {
                 "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\n\
                  <rect x=\"{LEFT}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"18\" fill=\"{colour}\"/>\n\
                  <line x1=\"{from:.1}\" y1=\"{:.0}\" x2=\"{to:.1}\" y2=\"{:.0}\" stroke=\"#222\"/>\n\
-                 <text x=\"{:.0}\" y=\"{:.0}\">{:.2}  (goal {})</text>\n",
+                 <text x=\"{:.0}\" y=\"{:.0}\">{sign}{:.2}  (goal {})</text>\n",
                 LEFT - 8.0,
                 y + 14.0,
                 escaped(&title),

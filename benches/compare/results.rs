@@ -1,6 +1,6 @@
 //! What was measured, and what it says: medians, spread, ratios.
 
-use crate::{figure::Goal, load::Report, options::Options};
+use crate::{contestant::Contestant, figure::Goal, load::Report, options::Options};
 
 /// Reports by figure, contestant and round.
 pub struct Results {
@@ -59,6 +59,18 @@ impl Results {
         let at = self.names.iter().position(|other| *other == name);
         let reports = at.map_or(&[][..], |at| self.reports(figure, at));
         reports.iter().map(|report| report.errors).sum()
+    }
+
+    /// Whether something of ours failed, or something could not be measured at all. That a peer fails now and then is
+    /// a result.
+    pub fn failed(&self, options: &Options) -> bool {
+        self.reports.iter().any(|figure| {
+            figure.iter().zip(&options.contestants).any(|(reports, contestant)| {
+                let all = !reports.is_empty() && reports.iter().all(|report| report.rate == 0.0);
+                let is_ours = matches!(contestant, Contestant::Daemon { .. });
+                all || is_ours && reports.iter().any(|report| report.errors > 0)
+            })
+        })
     }
 
     /// `one` beside the best of those of the goal that were measured, round by round; and which

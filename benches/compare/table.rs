@@ -1,6 +1,6 @@
 //! The result as text: each goal with its ratio, then everything that was measured.
 
-use std::{fmt::Write as _, fs, process::Command};
+use std::{env, fmt::Write as _, fs, process::Command};
 
 use crate::{
     contestant::Contestant,
@@ -32,8 +32,8 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
             }
         }
     }
-    text += "\nThe other goals: `cargo bench --bench daemon` prints start to ready and memory at rest,\n\
-             `cargo bench --bench engine` what a packet costs the engine.\n";
+    text += "\nThe other goals: `cargo bench --bench daemon` prints start to ready and memory at rest, `--bench pinholes`\n\
+             what a pinhole takes, `--bench engine` what a packet costs the engine, and with `-- many` how that grows.\n";
     text
 }
 
@@ -41,7 +41,16 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
     let _ = writeln!(text, "{:<64} | {:>7} | {:<22} |", "ratio", "goal", "measured");
     for (at, figure) in options.figures.iter().enumerate() {
         for (goal, contestant) in pairs(*figure, options) {
-            let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else { continue };
+            let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else {
+                let mut asked = options.contestants.iter().map(Contestant::name);
+                let with = asked.find(|name| goal.with.contains(name));
+                if let Some(with) = with.filter(|_| figure.is_for(contestant)) {
+                    let other = title_of(options, with);
+                    let what = format!("{}: {} / {other}", figure.title(), contestant.title());
+                    let _ = writeln!(text, "{what:<64} | >= {:>4} | not measured", goal.least);
+                }
+                continue;
+            };
             let other = title_of(options, with);
             let what = format!("{}: {} / {other}", figure.title(), contestant.title());
             let word = if ratio.middle >= goal.least { "reached" } else { "FALLS SHORT" };
@@ -103,6 +112,9 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
             Figure::Control => write!(line, " program {:.2} ns a byte,", cost * 8e3),
         };
     }
+    if figure == Figure::Packets && *contestant == Contestant::NoHelper {
+        line += " by the clock, of one core that generates and forwards";
+    }
     if let Some(note) = reports.iter().find_map(|report| report.note.as_ref()) {
         let _ = write!(line, " {note}");
     }
@@ -144,7 +156,10 @@ fn command(options: &Options) -> String {
     let seconds = options.time.as_secs_f64();
     let rounds =
         format!("FTP_ALG_COMPARE_ROUNDS={} FTP_ALG_COMPARE_SECONDS={seconds}", options.rounds);
+    let others = ["FTP_ALG_COMPARE_CONFIG", "FTP_ALG_COMPARE_EXE"]
+        .into_iter()
+        .filter_map(|name| Some(format!("{name}={} ", env::var_os(name)?.display())));
     let words = options.words.join(" ");
     let words = if words.is_empty() { words } else { format!(" -- {words}") };
-    format!("{rounds} cargo bench --bench compare{words}")
+    format!("{}{rounds} cargo bench --bench compare{words}", others.collect::<String>())
 }
