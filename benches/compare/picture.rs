@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     options::Options,
     results::Results,
-    table::{pairs, title_of},
+    table::{pairs, ratio_title},
 };
 
 const WIDTH: f64 = 980.0;
@@ -28,8 +28,7 @@ pub fn svg(options: &Options, machine: &str, results: &Results) -> String {
             let share = ratio.middle / goal.least;
             let length = share.min(MOST) * (GOAL - LEFT);
             let colour = if share >= 1.0 { "#2e7d32" } else { "#c62828" };
-            let title =
-                format!("{}: {} / {}", figure.title(), contestant.title(), title_of(options, with));
+            let title = ratio_title(options, *figure, contestant, with);
             let failed = [contestant.name(), with].iter().any(|name| results.errors(at, name) > 0);
             let sign = match (failed, share > MOST) {
                 (true, _) => "ERRORS ",

@@ -45,14 +45,12 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
                 let mut asked = options.contestants.iter().map(Contestant::name);
                 let with = asked.find(|name| goal.with.contains(name));
                 if let Some(with) = with.filter(|_| figure.is_for(contestant)) {
-                    let other = title_of(options, with);
-                    let what = format!("{}: {} / {other}", figure.title(), contestant.title());
+                    let what = ratio_title(options, *figure, contestant, with);
                     let _ = writeln!(text, "{what:<64} | >= {:>4} | not measured", goal.least);
                 }
                 continue;
             };
-            let other = title_of(options, with);
-            let what = format!("{}: {} / {other}", figure.title(), contestant.title());
+            let what = ratio_title(options, *figure, contestant, with);
             let word = if ratio.middle >= goal.least { "reached" } else { "FALLS SHORT" };
             let failed = |name| results.errors(at, name) > 0;
             let errors =
@@ -68,8 +66,18 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
     }
 }
 
+/// What a ratio to the contestant of the name `with` is called.
+pub fn ratio_title(
+    options: &Options,
+    figure: Figure,
+    contestant: &Contestant,
+    with: &'static str,
+) -> String {
+    format!("{}: {} / {}", figure.title(), contestant.title(), title_of(options, with))
+}
+
 /// What the table calls the contestant of that name.
-pub fn title_of(options: &Options, name: &'static str) -> &'static str {
+fn title_of(options: &Options, name: &'static str) -> &'static str {
     let mut all = options.contestants.iter();
     all.find(|contestant| contestant.name() == name).map_or(name, Contestant::title)
 }

@@ -24,14 +24,17 @@ pub const SHORT_COMMANDS: [[u8; 3]; 4] = [*b"CWD", *b"PWD", *b"MKD", *b"RMD"];
 /// Bytes of an argument: printable ASCII but for the blank (and DEL).
 pub const ARGUMENT: std::ops::RangeInclusive<u8> = 0x21..=0x7f;
 
+/// Those of either length.
+fn verbs() -> impl Iterator<Item = &'static [u8]> {
+    COMMANDS.iter().map(|verb| &verb[..]).chain(SHORT_COMMANDS.iter().map(|verb| &verb[..]))
+}
+
 /// Whether `payload` is one command of [`COMMANDS`] or [`SHORT_COMMANDS`].
 pub fn is_harmless_command(payload: &[u8]) -> bool {
     let end = payload.iter().position(|byte| matches!(byte, b' ' | b'\r')).unwrap_or(payload.len());
     let (verb, rest) = payload.split_at(end);
-    let is_one = |known: &[u8]| verb.eq_ignore_ascii_case(known);
     payload.len() <= MAX_COMMAND
-        && (COMMANDS.iter().any(|known| is_one(known))
-            || SHORT_COMMANDS.iter().any(|known| is_one(known)))
+        && verbs().any(|known| verb.eq_ignore_ascii_case(known))
         && match rest {
             b"\r\n" => true,
             [b' ', argument @ .., b'\r', b'\n'] => argument.iter().all(|b| ARGUMENT.contains(b)),
@@ -105,9 +108,7 @@ mod tests {
 
     #[test]
     fn harmless_commands_are_ftp() {
-        let all =
-            COMMANDS.iter().map(|verb| &verb[..]).chain(SHORT_COMMANDS.iter().map(|v| &v[..]));
-        for verb in all {
+        for verb in verbs() {
             let text = Text::new(verb);
             let verb = Command::parse(&text).unwrap().verb;
             assert!(!matches!(verb, Verb::Unknown | Verb::Port | Verb::Eprt | Verb::Auth));

@@ -496,7 +496,8 @@ impl Attack {
     }
 }
 
-const PROBE: Queued = Queued {
+/// What ended a calm.
+const ENDED: Queued = Queued {
     ended_calm: true,
     may_wait: false,
     offload: Offload { joined: false, unsummed: false },
@@ -509,12 +510,11 @@ fn what_was_queued_before_a_calm_began_comes_again() {
     let mut attack = Attack::new(Prefers::Lowest);
     attack.sim.read_copies();
     let (probe, long) = (attack.packet(-1, b"x"), attack.packet(0, b"SITE xxxxxxxxxx\r\n"));
-    assert_eq!(attack.decided(&probe, PROBE), (Verdict::Accept, Answer::Calm));
+    assert_eq!(attack.decided(&probe, ENDED), (Verdict::Accept, Answer::Calm));
     assert_eq!(attack.decided(&long, Queued::default()).0, Verdict::Drop);
     attack.copied(&attack.packet(0, b"NOOP xxxx\r\n"));
     // Sent again it ends that calm, and has the bytes of what passed.
-    let how = Queued { ended_calm: true, ..Queued::default() };
-    assert_eq!(attack.decided(&long, how), (Verdict::Replace, Answer::Nothing));
+    assert_eq!(attack.decided(&long, ENDED), (Verdict::Replace, Answer::Nothing));
 }
 
 /// One that waits for what it overtook has ended a calm; another begins meanwhile.
@@ -523,7 +523,7 @@ fn what_waited_comes_again_where_a_calm_began_meanwhile() {
     let mut attack = Attack::new(Prefers::Lowest);
     attack.sim.read_copies();
     let (early, probe) = (attack.packet(6, b"SITE xxxxxxxxxx\r\n"), attack.packet(-1, b"x"));
-    let how = Queued { ended_calm: true, may_wait: true, ..Queued::default() };
+    let how = Queued { may_wait: true, ..ENDED };
     assert_eq!(attack.decided(&early, how).0, Verdict::Early);
     assert_eq!(attack.decided(&probe, Queued::default()), (Verdict::Accept, Answer::Calm));
     attack.copied(&attack.packet(0, b"NOOP\r\n"));
