@@ -10,10 +10,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
-	@echo 'make test-nightly  random dialogues, crashes and full load for 45 minutes (root)'
+	@echo 'make test-nightly  random dialogues, crashes and full load for 75 minutes (root)'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
-	@echo 'make check     formatting and lints'
+	@echo 'make check     formatting, lints, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
@@ -33,9 +33,17 @@ test: provision rust
 test-nightly: export FTP_ALG_DIALOGUES ?= 1000000
 test-nightly: export FTP_ALG_ROUNDS ?= 1000
 test-nightly: export FTP_ALG_SOAK ?= 1800
+test-nightly: export FTP_ALG_HOSTILE ?= 65536
+test-nightly: export FTP_ALG_URGENT ?= 300000
+test-nightly: export FTP_ALG_RELOADS ?= 150
 test-nightly: provision rust
 	cargo test --locked --release --test simulated_network -- --nocapture
+	cargo test --locked --release --test budget resident -- --nocapture
+	cargo test --locked --release --test wire_cases urgent -- --nocapture
 	cargo test --locked --release --test e2e_restart killed_again -- --nocapture
+	cargo test --locked --release --test e2e_reload -- --nocapture
+	cargo test --locked --release --test e2e_away kills -- --nocapture
+	FTP_ALG_ROUNDS=30 cargo test --locked --release --test e2e_away stop -- --nocapture
 	cargo test --locked --release --test e2e_soak -- --nocapture
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.
@@ -50,6 +58,7 @@ check: provision rust
 	cargo fmt --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --all-targets -- -D warnings
+	packaging/audit
 
 bench: provision rust
 	cargo bench --locked

@@ -121,7 +121,7 @@ impl Place {
         let namespace = File::open(format!("/run/netns/{}", host.namespace())).unwrap();
         enter(&namespace);
         let parameters = RuleParameters::default();
-        let commits = Commits::default();
+        let commits = Commits::by_one_socket().unwrap();
         let mut table = Table::install(&parameters).unwrap();
         table.count_in(&commits);
         let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);

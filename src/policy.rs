@@ -33,9 +33,13 @@ pub struct Policy {
     pub auth_tls: AuthTls,
     /// The most control connections that are followed at a time.
     pub max_sessions: usize,
+    /// How many of these one client may have before others go first, where there are nearly as many as may be.
+    pub max_sessions_per_client: usize,
+    /// The most bytes that all sessions hold together until they are acknowledged, or complete.
+    pub memory: usize,
     /// The most pinholes that one client may have open at a time.
     pub max_pinholes_per_client: usize,
-    /// Connections for which another policy holds: the first that matches, of at most 65536.
+    /// Connections for which another policy holds: the first that matches, of at most 65535.
     pub networks: Vec<Network>,
 }
 
@@ -120,6 +124,8 @@ impl Default for Policy {
             require_login: true,
             auth_tls: AuthTls::Pass,
             max_sessions: 65536,
+            max_sessions_per_client: 4096,
+            memory: 64 << 20,
             max_pinholes_per_client: 64,
             networks: Vec::new(),
         }

@@ -50,10 +50,11 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
     assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
-    // 0x40000000: what firewalls accept data connections by, and nothing of what it inherits.
+    // 0x40000000: what firewalls accept data connections by, and nothing of what it inherits; 0x10000000: its
+    // handshake is over.
     let connections = lab.gateway.connections().unwrap();
     let data = connections.lines().find(|line| line.contains(&format!("dport={port} ")));
-    assert!(data.is_some_and(|line| line.contains("mark=1073741824 ")), "{connections}");
+    assert!(data.is_some_and(|line| line.contains("mark=1342177280 ")), "{connections}");
     assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
@@ -182,7 +183,7 @@ fn a_third_host_that_is_allowed_is_the_one_that_is_reached() {
 
 #[test]
 fn what_was_added_is_removed() {
-    // Where nothing is adjusted: what is waits for the next start.
+    // Where nothing is adjusted or was said for three seconds: what is waits for the next start.
     let mut gateway = gateway(Topology::Routed);
     let lab = &gateway.lab;
     let ruleset = lab.gateway.ruleset().unwrap();
@@ -194,6 +195,7 @@ fn what_was_added_is_removed() {
     let _client =
         gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
     assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    std::thread::sleep(std::time::Duration::from_millis(3500));
     assert!(gateway.daemon.stop().unwrap().success());
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     assert!(!lab.gateway.ruleset().unwrap().contains("ftp_alg"));

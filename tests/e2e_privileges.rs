@@ -83,7 +83,8 @@ fn assert_works_confined(start: &str, uid: u32) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let home = lab.directory().join("gateway-ftp-alg");
-    let program = starter(&lab, start);
+    // So that what others remove is loaded again, by the assistant.
+    let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
     let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
     let dns = NameServer::start(&lab.gateway, &program, &names);
     let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
@@ -161,6 +162,24 @@ fn an_ordinary_user_with_two_capabilities_is_enough() {
          --inh-caps={caps} --ambient-caps={caps} --bounding-set={caps} \"$@\""
     );
     assert_works_confined(&start, NOBODY);
+}
+
+/// With file capabilities (`setcap`) anyone who may run the program chooses its environment.
+#[test]
+fn the_environment_chooses_no_program_and_reaches_none() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let own = lab.directory().join("own");
+    fs::create_dir(&own).unwrap();
+    for name in ["nft", "iptables-nft-save", "iptables-save", "iptables"] {
+        let program = shell_program(&lab.gateway, name, "echo chosen by PATH >&2; exit 1");
+        fs::copy(program, own.join(name)).unwrap();
+    }
+    let start = format!("PATH={}:$PATH LD_BIND_NOW=1 exec \"$@\"", own.display());
+    let daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, "").unwrap();
+    assert!(lab.gateway.ruleset().unwrap().contains("table inet ftp_alg"));
+    assert!(!daemon.log().contains("chosen by PATH"), "{}", daemon.log());
+    let environment = fs::read(format!("/proc/{}/environ", child(daemon.id()))).unwrap();
+    assert_eq!(String::from_utf8_lossy(&environment), "");
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn unadjusted_sessions_are_known_again_too_without_their_table() {
         gateway.end(how);
         if lost {
             // As a firewall does that is loaded meanwhile; a clean stop has removed it already.
-            gateway.lab.gateway.nft("table inet ftp_alg\ndelete table inet ftp_alg").unwrap();
+            let _ = gateway.lab.gateway.nft("delete table inet ftp_alg");
         }
         gateway.start_again("");
         let session = client.release();
@@ -134,8 +134,10 @@ fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
     // What is not seen is a REIN: the login does not count any more.
     let unseen = [say("REIN"), reply()];
     let client =
-        gateway.client(&[gate(), unseen.to_vec(), vec![json!({"sleep": 2})], announcement()]);
+        gateway.client(&[gate(), unseen.to_vec(), vec![json!({"sleep": 3})], announcement()]);
     gateway.end(End::Kill);
+    // Up to then it would wait.
+    thread::sleep(Duration::from_secs(6));
     thread::scope(|scope| {
         let session = scope.spawn(|| client.release());
         thread::sleep(Duration::from_secs(1));
@@ -315,7 +317,7 @@ fn transfers_survive_a_daemon_that_is_killed_again_and_again() {
     let host = gateway.lab.dialled(Family::V4).to_string();
     let until = gateway.lab.directory().join("load-is-over");
     let stop = until.display().to_string();
-    let arguments = [&host, user, password, "active", "8", "0", "7200", &stop];
+    let arguments = [&host, user, password, "active", "8", "0", "7200", &stop, "150"];
     let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
     let mut load = gateway.lab.client.start(command, "load").unwrap();
     wait_for("the load", || load.log().contains("ready"));

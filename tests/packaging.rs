@@ -54,6 +54,18 @@ fn the_unit_is_understood() {
 }
 
 #[test]
+fn the_unit_has_a_watchdog_that_the_daemon_itself_feeds() {
+    let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let limit: u64 = value("WatchdogSec").unwrap().trim_end_matches('s').parse().unwrap();
+    // Longer than what hangs may keep control connections waiting, and not much longer.
+    assert!((6..=20).contains(&limit), "{limit}");
+    assert_eq!(value("NotifyAccess"), Some("main"));
+    // Which a watchdog's end is one of.
+    assert_eq!(value("Restart"), Some("on-failure"));
+}
+
+#[test]
 fn the_units_user_is_made() {
     let root = tempfile::tempdir().unwrap();
     let installed = root.path().join("usr/lib/sysusers.d");

@@ -23,7 +23,15 @@ fuzz_target!(|data: &[u8]| {
     let cut = read(how, segments(stream, cuts));
     if is_short(stream) {
         let whole = read(how, std::iter::once(stream));
-        assert_eq!(cut, whole);
+        // How much of a line in which something may hide is crossed out depends on what had been forwarded of it.
+        let may_hide = |pair: &[u8]| {
+            matches!(pair, [0 | 0xf0.., _] | [_, 0 | 0xf0..])
+                || pair[0] == b'\r' && pair[1] != b'\n'
+        };
+        let hides = |reading: &Reading| format!("{:?}", reading.said).contains("Hidden");
+        if !stream.windows(2).any(may_hide) && !hides(&cut) && !hides(&whole) {
+            assert_eq!(cut, whole);
+        }
     }
 });
 

@@ -6,7 +6,9 @@ use std::{fmt, net::SocketAddr};
 use ftp_alg::{
     ftp::{Announcement, Kind, Malformed, Text},
     packet::{Packet, Seq, flags},
-    session::{Dialogue, Forward, Judge, Limit, Note, Outcome, Refused, Ruling, Session, Side},
+    session::{
+        Dialogue, Forward, Judge, Limit, Note, Outcome, Reason, Refused, Ruling, Session, Side,
+    },
 };
 
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.
@@ -59,9 +61,13 @@ impl Judge for Recorder {
         self.said.push(Said::Announcement(kind, read.cloned().map_err(Clone::clone)));
         match read {
             Ok(_) => Ruling::Open(self.endpoint),
-            Err(_) if kind.is_active() => Ruling::Refuse,
+            Err(_) if kind.is_active() => Ruling::Refuse(Reason::Malformed),
             Err(_) => Ruling::Pass,
         }
+    }
+
+    fn may_adjust(&mut self) -> bool {
+        true
     }
 
     fn refuses_auth(&self) -> bool {
@@ -142,7 +148,12 @@ impl Talk {
         };
         let dialogue = self.session.dialogue();
         let dialogue = (dialogue.awaits_passive(), dialogue.is_logged_in());
-        Reading { said: self.judge.said, received: stream.received, dialogue }
+        // A client is known for none of FTP with the byte that shows it, perhaps before its line is complete: the order
+        // of what is told, and how often, depends on the cuts.
+        let mut said = self.judge.said;
+        said.sort_by_key(|said| format!("{said:?}"));
+        said.dedup_by_key(|said| format!("{said:?}"));
+        Reading { said, received: stream.received, dialogue }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {

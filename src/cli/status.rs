@@ -49,6 +49,7 @@ fn text(status: &snapshot::Status) -> String {
         ("back end", status.backend.clone()),
         ("sessions", status.sessions.to_string()),
         ("pinholes", status.pinholes.to_string()),
+        ("memory held", format!("{} KiB", status.memory >> 10)),
         ("packets", status.packets.to_string()),
         ("copies", status.copies.to_string()),
         ("rewrites", status.rewrites.to_string()),
@@ -66,8 +67,12 @@ fn text(status: &snapshot::Status) -> String {
     // A limit that was never reached is nothing to look at.
     let limits = [
         ("limit: sessions", limits.sessions),
+        ("limit: client's sessions", limits.client_sessions),
+        ("limit: memory", limits.memory),
         ("limit: client's pinholes", limits.client_pinholes),
         ("limit: session's pinholes", limits.session_pinholes),
+        ("limit: pinholes", limits.pinholes),
+        ("limit: endings", limits.endings),
         ("limit: ports", limits.ports),
         ("limit: line", limits.line),
         ("limit: rewrites", limits.rewrites),

@@ -21,6 +21,10 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::fro
 const MAX_CONTROL_PORTS: usize = 64;
 const MAX_WORKERS: u16 = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
+/// Without the key one client's share of them is a sixteenth.
+const SHARES: usize = 16;
+/// The least holds a few sessions that hold as much as one may (docs/configuration.md).
+const MEMORY: RangeInclusive<usize> = 1 << 20..=1 << 40;
 /// Each session is compared with all of them, once.
 const MAX_NETWORKS: usize = 1024;
 /// Each announced port is compared with all of them.
@@ -157,7 +161,18 @@ impl Checker<'_> {
             default.max_sessions,
             1..=MAX_SESSIONS,
         );
-        Limits { max_sessions, ..self.rules(&file.rules(), &default, nat) }
+        let max_sessions_per_client = self.number(
+            "policy.max-sessions-per-client",
+            &file.max_sessions_per_client,
+            (max_sessions / SHARES).max(1),
+            1..=MAX_SESSIONS,
+        );
+        let allowed = "a size from 1MiB to 1TiB, such as \"64MiB\", \"512KiB\", \"1GiB\" or a number of bytes";
+        let memory = self.value("policy.memory", &file.memory, default.memory, allowed, |value| {
+            text::bytes(value).filter(|bytes| MEMORY.contains(bytes))
+        });
+        let rules = self.rules(&file.rules(), &default, nat);
+        Limits { max_sessions, max_sessions_per_client, memory, ..rules }
     }
 
     /// What `[policy]` and each `[[network]]` may set.
@@ -197,6 +212,8 @@ impl Checker<'_> {
                 1..=MAX_PINHOLES_PER_CLIENT,
             ),
             max_sessions: default.max_sessions,
+            max_sessions_per_client: default.max_sessions_per_client,
+            memory: default.memory,
         }
     }
 

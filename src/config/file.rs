@@ -57,6 +57,8 @@ pub(super) struct Policy {
     pub require_login: Leaf,
     pub auth_tls: Leaf,
     pub max_sessions: Leaf,
+    pub max_sessions_per_client: Leaf,
+    pub memory: Leaf,
     pub max_pinholes_per_client: Leaf,
 }
 

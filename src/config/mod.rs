@@ -187,6 +187,10 @@ pub struct Limits {
     pub auth_tls: AuthTls,
     /// The most control connections at a time.
     pub max_sessions: usize,
+    /// How many of these one client may have before others go first.
+    pub max_sessions_per_client: usize,
+    /// The most bytes that all control connections hold together.
+    pub memory: usize,
     /// The most pinholes of one client at a time.
     pub max_pinholes_per_client: usize,
 }
@@ -237,6 +241,8 @@ impl Default for Config {
                 require_login: policy.require_login,
                 auth_tls: policy.auth_tls,
                 max_sessions: policy.max_sessions,
+                max_sessions_per_client: policy.max_sessions_per_client,
+                memory: policy.memory,
                 max_pinholes_per_client: policy.max_pinholes_per_client,
             },
             networks: Vec::new(),
@@ -315,6 +321,8 @@ impl Config {
             require_login: self.limits.require_login,
             auth_tls: self.limits.auth_tls,
             max_sessions: self.limits.max_sessions,
+            max_sessions_per_client: self.limits.max_sessions_per_client,
+            memory: self.limits.memory,
             max_pinholes_per_client: self.limits.max_pinholes_per_client,
             networks: Vec::new(),
         };

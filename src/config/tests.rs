@@ -47,6 +47,8 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         require-login = true
         auth-tls = "pass"
         max-sessions = 65536
+        max-sessions-per-client = 4096
+        memory = "64MiB"
         max-pinholes-per-client = 64
     "#;
     assert_eq!(parse(text).unwrap(), Config::default());
@@ -71,6 +73,8 @@ fn every_key_reaches_the_policy() {
         require-login = false
         auth-tls = "refuse"
         max-sessions = 10
+        max-sessions-per-client = 3
+        memory = "512MiB"
         max-pinholes-per-client = 2
         [[server]]
         address = "10.0.0.5"
@@ -115,6 +119,8 @@ fn every_key_reaches_the_policy() {
         require_login: false,
         auth_tls: AuthTls::Refuse,
         max_sessions: 10,
+        max_sessions_per_client: 3,
+        memory: 512 << 20,
         max_pinholes_per_client: 2,
         networks: vec![],
     };
@@ -240,6 +246,16 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("policy.require-login = \"yes\"", "\"yes\" is not true or false"),
         ("policy.auth-tls = true", "policy.auth-tls: true is not one of \"pass\", \"refuse\""),
         ("policy.max-sessions = 0", "policy.max-sessions: 0 is not a whole number from 1"),
+        (
+            "policy.max-sessions-per-client = 0",
+            "policy.max-sessions-per-client: 0 is not a whole number from 1",
+        ),
+        (
+            "policy.memory = '64MB'",
+            "policy.memory: '64MB' is not a size from 1MiB to 1TiB, such as",
+        ),
+        ("policy.memory = '100KiB'", "policy.memory: '100KiB' is not a size from 1MiB"),
+        ("policy.memory = 4096", "policy.memory: 4096 is not a size from 1MiB to 1TiB"),
         ("policy.max-pinholes-per-client = 0", "0 is not a whole number from 1"),
         ("metrics.listen = \"9821\"", "metrics.listen: \"9821\" is not an address and a port"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),

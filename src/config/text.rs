@@ -25,6 +25,26 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     number.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
+/// `64MiB`, `512KiB`, `1GiB`, or a number of bytes.
+pub(super) fn bytes(value: &Value) -> Option<usize> {
+    if let Value::Integer(bytes) = value {
+        return usize::try_from(*bytes).ok();
+    }
+    let text = value.as_str()?;
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let number: usize = number.parse().ok()?;
+    let factor = match unit {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(factor)
+}
+
 /// `49152-65535`: both ends belong to it, the first is not above the last.
 pub(super) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = text.split_once('-')?;
@@ -107,6 +127,28 @@ mod tests {
             assert_eq!(duration(text), None, "{text}");
         }
         assert_eq!(duration("18446744073709551615h"), None);
+    }
+
+    #[test]
+    fn a_size_is_a_whole_number_of_bytes_or_has_a_unit() {
+        let read = |text: &str| bytes(&toml::from_str::<toml::Table>(text).unwrap()["m"]);
+        for (text, expected) in [
+            ("m = 1048576", 1 << 20),
+            ("m = '1048576'", 1 << 20),
+            ("m = '512KiB'", 512 << 10),
+            ("m = '64MiB'", 64 << 20),
+            ("m = '2GiB'", 2 << 30),
+        ] {
+            assert_eq!(read(text), Some(expected), "{text}");
+        }
+        for text in
+            ["''", "'64'.5", "'64MB'", "'64 MiB'", "'64mib'", "'-1'", "-1", "1.5", "'MiB'", "true"]
+        {
+            let text = format!("m = {text}").replace("'.5", ".5'");
+            assert_eq!(read(&text), None, "{text}");
+        }
+        assert_eq!(read("m = '99999999999999999999MiB'"), None);
+        assert_eq!(read("m = '17592186044416MiB'"), None);
     }
 
     #[test]

@@ -124,6 +124,8 @@ enum Topic {
     Kernel,
     Refusal,
     Limit,
+    /// Connections that were ended at a limit.
+    Ended,
     /// What was opened, or passed.
     Announcement,
     /// What the engine did not keep.
@@ -131,8 +133,15 @@ enum Topic {
 }
 
 impl Topic {
-    const ALL: [Self; 6] =
-        [Self::Machine, Self::Kernel, Self::Refusal, Self::Limit, Self::Announcement, Self::Unkept];
+    const ALL: [Self; 7] = [
+        Self::Machine,
+        Self::Kernel,
+        Self::Refusal,
+        Self::Limit,
+        Self::Ended,
+        Self::Announcement,
+        Self::Unkept,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -140,6 +149,7 @@ impl Topic {
             Self::Kernel => "requests that the kernel refused",
             Self::Refusal => "refusals",
             Self::Limit => "limits that were reached",
+            Self::Ended => "connections that were ended at a limit",
             Self::Announcement => "announcements",
             Self::Unkept => "events of one batch of packets beyond the first",
         }
@@ -148,7 +158,7 @@ impl Topic {
     fn line(self, text: &dyn Display) {
         match self {
             Self::Machine | Self::Kernel => tracing::error!("{text}"),
-            Self::Refusal | Self::Limit | Self::Unkept => tracing::warn!("{text}"),
+            Self::Refusal | Self::Limit | Self::Ended | Self::Unkept => tracing::warn!("{text}"),
             Self::Announcement => tracing::info!("{text}"),
         }
     }
@@ -172,6 +182,7 @@ fn topic(what: &What) -> Option<Topic> {
         What::Announcement(Decision { action: Action::Refuse, .. }) => Some(Topic::Refusal),
         What::Announcement(_) | What::Unread(_) => Some(Topic::Announcement),
         What::Limit(_) => Some(Topic::Limit),
+        What::Ended(_) => Some(Topic::Ended),
         What::Closed(..) | What::Turned(_) => None,
     }
 }

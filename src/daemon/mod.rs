@@ -10,12 +10,15 @@ pub mod client;
 pub mod confine;
 pub mod control;
 mod copies;
+mod heart;
 mod log;
 mod names;
+mod progress;
 mod shard;
 mod shared;
 pub mod snapshot;
 mod state;
+mod upkeep;
 mod wire;
 mod worker;
 mod workers;
@@ -178,9 +181,10 @@ pub trait Service {
     fn reload(&self, config: &Config);
     /// Goes on with `config`, which is the same, but its names have other addresses.
     fn resolved(&self, config: &Config);
-    /// Sees to it, ten times a second, that the machine is as it was left; what can be put right
-    /// is. An error ends the daemon.
-    fn check(&mut self) -> Result<(), ServiceError>;
+    /// Sees to it, ten times a second, that the machine is as it was left; what can be put right is.
+    fn check(&mut self);
+    /// Whether every thread that packets wait for makes progress.
+    fn makes_progress(&self) -> bool;
 }
 
 /// How often the service is to look after the machine: while our table is missing, adjusted connections pass
@@ -199,6 +203,8 @@ pub enum Event {
     Reload,
     /// An external address given by name is another than before.
     Resolved,
+    /// Another program has changed nf_tables.
+    Rules,
     /// A worker ended; the text says which and why.
     Failed(String),
 }
@@ -239,18 +245,45 @@ fn attend(
     service: &mut dyn Service,
 ) -> Result<(), DaemonError> {
     let mut next_check = Instant::now() + CHECK;
+    let mut watchdog = Watchdog::new();
     loop {
         let now = Instant::now();
         if now >= next_check {
-            service.check()?;
+            service.check();
+            watchdog.feed(now, service);
             next_check = now + CHECK;
         }
         match events.recv_timeout(next_check.saturating_duration_since(now)) {
             Ok(Event::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Event::Failed(why)) => return Err(DaemonError::Failed(why)),
             Ok(Event::Reload) => config = reload(options, config, service),
+            Ok(Event::Rules) => service.check(),
             Ok(Event::Resolved) => service.resolved(&config),
             Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// The service manager's watchdog, which ends a daemon that hangs, and starts it again.
+struct Watchdog {
+    /// How often it is to hear of us; `None` without one.
+    every: Option<Duration>,
+    next: Instant,
+}
+
+impl Watchdog {
+    fn new() -> Self {
+        let every = sd_notify::watchdog_enabled().map(|limit| limit / 4);
+        Self { every, next: Instant::now() }
+    }
+
+    fn feed(&mut self, now: Instant, service: &dyn Service) {
+        if let Some(every) = self.every
+            && now >= self.next
+            && service.makes_progress()
+        {
+            notify(&[NotifyState::Watchdog]);
+            self.next = now + every;
         }
     }
 }
@@ -316,8 +349,8 @@ fn start_assistant(options: &Options) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("ftp-alg").arg(ASSISTANT);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
-    // The keys of a terminal are for the daemon, and so is the service manager.
-    command.process_group(0).env_remove("NOTIFY_SOCKET");
+    // The keys of a terminal are for the daemon, and so are the service manager and the environment.
+    command.process_group(0).env_clear();
     let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
     assistant::rely_on(ours, files.into());
     Ok(child)

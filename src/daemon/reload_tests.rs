@@ -8,6 +8,10 @@ use super::*;
 struct Notes(RefCell<Vec<Config>>);
 
 impl Service for Notes {
+    fn makes_progress(&self) -> bool {
+        true
+    }
+
     fn source(&self) -> Arc<dyn Source> {
         unreachable!("no control socket here")
     }
@@ -15,9 +19,7 @@ impl Service for Notes {
         self.0.borrow_mut().push(config.clone());
     }
     fn resolved(&self, _: &Config) {}
-    fn check(&mut self) -> Result<(), ServiceError> {
-        Ok(())
-    }
+    fn check(&mut self) {}
 }
 
 /// Attends `events` with `text` in the configuration file; the daemon runs the defaults.

@@ -42,7 +42,7 @@ impl Home {
                 let one = |end: Endpoint| {
                     // Odd numbers without a pattern; who chooses ports to meet may meet others of his own.
                     let folded = end.low ^ end.high.rotate_left(32);
-                    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(end.port))
+                    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(end.port_and_family()))
                         .wrapping_mul(0xd6e8_feb8_6659_fd93)
                 };
                 let (a, b) = packet.endpoints();

@@ -15,6 +15,7 @@ use super::{
     copies::CopyReader,
     log::Log,
     names::Names,
+    progress::Progress,
     shard::{Shard, lock},
     snapshot::{PinholeRow, SessionRow, Source, Status},
 };
@@ -27,10 +28,14 @@ pub(super) struct Shared {
     pub(super) shards: Vec<Mutex<Shard>>,
     /// Where harmless lines pass.
     pub(super) copies: Option<CopyReader>,
+    /// Of each worker, and of the reader of copies behind them.
+    pub(super) progress: Progress,
     /// What the workers met besides what their engines count.
     pub(super) errors: AtomicU64,
     /// Packets that the kernel dropped as a queue was full.
     pub(super) overruns: AtomicU64,
+    /// Ends of connections that the packet selection could not note.
+    pub(super) endings: AtomicU64,
     pub(super) log: Log,
     pub(super) names: Names,
     /// What of the daemon's confinement is missing on this machine.
@@ -77,13 +82,29 @@ impl Shared {
         }
     }
 
+    /// Packets passed by unread for some time, of any of the connections. Written at once, as a daemon that is started
+    /// again would find a sign of life.
+    pub(super) fn lapse(&self) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let Shard { engine, journal } = &mut *shard;
+            engine.lapse();
+            if let Err(error) = journal.write(engine) {
+                drop(shard);
+                self.fail(&error);
+            }
+        }
+    }
+
     /// Reads copies until `end` is set, and those of before that.
     pub(super) fn follow_copies(&self, kernel: &mut LinuxKernel, end: &AtomicBool) {
         let mut is_last = false;
         while !is_last {
             thread::park_timeout(READ_EVERY);
             is_last = end.load(Ordering::Acquire);
-            self.catch_up(Instant::now(), kernel);
+            let now = Instant::now();
+            self.catch_up(now, kernel);
+            self.progress.note(self.shards.len(), now);
         }
     }
 }
@@ -94,9 +115,11 @@ impl Source for Shared {
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
         status.overruns = self.overruns.load(Ordering::Relaxed);
+        status.limits.endings = self.endings.load(Ordering::Relaxed);
         for shard in &self.shards {
             let engine = &lock(shard).engine;
             let counters = engine.counters();
+            status.memory = engine.memory() as u64; // of all shards
             status.sessions += engine.sessions().count() as u64;
             status.packets += counters.packets;
             status.copies += counters.copies;

@@ -25,6 +25,9 @@ pub struct Status {
     pub sessions: u64,
     /// Pinholes open now.
     pub pinholes: u64,
+    /// Bytes that sessions hold until they are acknowledged, or complete; `policy.memory` is their budget.
+    #[serde(default)]
+    pub memory: u64,
     /// Packets that got a verdict.
     pub packets: u64,
     /// Packets that passed at once, and were read from copies.

@@ -27,6 +27,8 @@ const MAGIC: &str = "ftp-alg sessions, format ";
 const FRAME: usize = 8;
 /// A journal is written anew when it is this much longer than twice what it then was.
 const SLACK: u64 = 4 << 20;
+/// So much of it is put together before it is written.
+const CHUNK: usize = 1 << 20;
 
 /// The state directory, as far as it concerns this boot and this network namespace.
 #[derive(Debug)]
@@ -179,13 +181,21 @@ fn put_aside(journal: &Path, why: &Refusal) -> io::Result<()> {
     fs::rename(journal, aside)
 }
 
-/// Puts a file with this content in the place of the one at `path`, at once. Gives it, at its end.
+/// Puts a file with this content in the place of the one at `path`, at once.
 fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
+    replace_with(path, |file| file.write_all(content))
+}
+
+/// Puts a file with what `write` writes in the place of the one at `path`, at once. Gives it, at its end.
+fn replace_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
     let new = path.with_extension("new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(content)?;
-    fs::rename(new, path)?;
+    if let Err(error) = write(&mut file).and_then(|()| fs::rename(&new, path)) {
+        // There may be no room for it, and then it takes what others need.
+        let _ = fs::remove_file(new);
+        return Err(error);
+    }
     Ok(file)
 }
 
@@ -218,7 +228,11 @@ impl Journal {
             return Err(error);
         }
         self.length += self.buffer.len() as u64;
-        if self.length > self.limit { self.rewrite(engine) } else { Ok(()) }
+        if self.length <= self.limit {
+            return Ok(());
+        }
+        // If that fails, this one is still right.
+        self.rewrite(engine).inspect_err(|_| self.limit = self.length + SLACK)
     }
 
     /// Writes it anew if that failed before, or the file is not there any more. To be called now and
@@ -244,14 +258,29 @@ impl Journal {
 
     /// Writes all sessions to a new file, which takes the place of the old one.
     fn rewrite(&mut self, engine: &mut Engine) -> io::Result<()> {
-        self.buffer.clear();
-        self.buffer.extend_from_slice(self.origin.as_bytes());
-        let buffer = &mut self.buffer;
-        engine.records(|record| frame(record, buffer)).map_err(io::Error::other)?;
-        self.file = Some(replace(&self.path, &self.buffer)?);
-        self.length = self.buffer.len() as u64;
-        self.limit = 2 * self.length + SLACK;
-        self.buffer.shrink_to(SLACK as usize);
+        let Self { path, origin, buffer, .. } = self;
+        buffer.clear();
+        buffer.extend_from_slice(origin.as_bytes());
+        let mut length = 0;
+        let file = replace_with(path, |file| {
+            let mut written = Ok(());
+            let read = engine.records(|record| {
+                frame(record, buffer);
+                if buffer.len() >= CHUNK && written.is_ok() {
+                    length += buffer.len() as u64;
+                    written = file.write_all(buffer);
+                    buffer.clear();
+                }
+            });
+            read.map_err(io::Error::other)?;
+            written?;
+            length += buffer.len() as u64;
+            file.write_all(buffer)
+        })?;
+        self.file = Some(file);
+        self.length = length;
+        self.limit = 2 * length + SLACK;
+        self.buffer.shrink_to(2 * CHUNK);
         Ok(())
     }
 

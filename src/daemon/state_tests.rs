@@ -118,6 +118,51 @@ fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
     assert_eq!(known_again(&state), 50);
 }
 
+/// docs/scaling.md: twice what it holds, and 4 MiB.
+#[test]
+fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack() {
+    let (directory, _state, mut engine, mut journal) = kept();
+    begin(&mut engine, 1035);
+    let (mut longest, mut seq) = (0, 5001);
+    let line = [&b"RETR "[..], &[b'x'; 200], b"\r\n"].concat();
+    let mut say = |engine: &mut Engine, client: bool, seq: u32, ack: u32, text: &[u8]| {
+        let (a, b) = ([192, 168, 150, 80], [203, 0, 113, 9]);
+        let builder = match client {
+            true => etherparse::PacketBuilder::ipv4(a, b, 64).tcp(1035, 21, seq, 1000),
+            false => etherparse::PacketBuilder::ipv4(b, a, 64).tcp(21, 1035, seq, 1000),
+        };
+        let mut packet = Vec::new();
+        builder.ack(ack).write(&mut packet, text).unwrap();
+        engine.packet(Instant::now(), &packet, &mut NoNat, &mut Vec::new());
+        engine.take_events();
+        journal.write(engine).unwrap();
+        let sum = |entry: io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len();
+        let length: u64 = fs::read_dir(directory.path()).unwrap().map(sum).sum();
+        longest = length.max(longest);
+    };
+    say(&mut engine, false, 7001, 5001, b"220 ready\r\n");
+    for _ in 0..20_000 {
+        say(&mut engine, true, seq, 7012, &line);
+        seq += line.len() as u32;
+        if seq % 7 == 0 {
+            say(&mut engine, false, 7012, seq, b"");
+        }
+    }
+    assert!(longest <= SLACK + 64 * 1024, "{longest}");
+    assert!(longest > SLACK / 2, "it was written to: {longest}");
+}
+
+#[test]
+fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
+    let (directory, _state, mut engine, mut journal) = kept();
+    begin(&mut engine, 1035);
+    let new = directory.path().join("queue-7.new");
+    std::os::unix::fs::symlink("/dev/full", &new).unwrap();
+    assert!(journal.rewrite(&mut engine).is_err());
+    assert!(!new.exists() && fs::symlink_metadata(&new).is_err());
+    journal.rewrite(&mut engine).unwrap();
+}
+
 #[test]
 fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
     let directory = tempfile::tempdir().unwrap();

@@ -21,11 +21,14 @@ use super::{
 };
 use crate::{
     engine::{Answer, Handled, Kept, Queued, Turn, Verdict, Waiting},
-    gateway::{Decision, LinuxKernel, Queue, RuleParameters, Verdicts},
+    gateway::{DEADLINE, Decision, GatewayError, LinuxKernel, Queue, RuleParameters, Verdicts},
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.
 const TICK: Duration = Duration::from_secs(1);
+/// What has waited as long as that may have been sent again, and have passed by the queue: a little less than the
+/// deadline, as the kernel rounds it.
+const STALE: Duration = DEADLINE.saturating_sub(Duration::from_millis(100));
 /// The same where a packet waits for one that it overtook, which may come by another queue.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -87,9 +90,16 @@ impl Worker {
         let mut is_looking = false;
         let mut overruns = self.queue.overruns();
         let mut next_tick = Instant::now();
+        let mut last_pass = next_tick;
         while !end.load(Ordering::Acquire) {
-            let packets = self.queue.wait()?;
-            let now = Instant::now();
+            let mut packets = self.queue.wait()?;
+            let mut now = Instant::now();
+            if now.saturating_duration_since(last_pass) >= STALE {
+                self.drop_stale()?;
+                (packets, now) = (0, Instant::now());
+            }
+            last_pass = now;
+            self.shared.progress.note(self.own, now);
             if packets > 0 {
                 self.batch(now);
             }
@@ -114,6 +124,43 @@ impl Worker {
         let (is_patient, has_waited) = (true, false);
         Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
             .use_on(now, packets, verdicts);
+    }
+
+    /// Drops the packets that wait, as this worker was stopped for so long that others of their connections passed by: TCP
+    /// sends what is still missing again. Those of adjusted connections never pass by, and are decided. Until progress is
+    /// noted, no sign of life is given, and what comes is not queued.
+    #[cold]
+    fn drop_stale(&mut self) -> Result<(), GatewayError> {
+        let mut dropped = 0;
+        let early = self.buffers.early.take_all();
+        for early in &early {
+            self.queue.verdict(early.with.id, Decision::Drop)?;
+        }
+        loop {
+            let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
+            let (packets, mut verdicts) = queue.batch();
+            let mut held = Vec::new();
+            for packet in packets {
+                let shard = shared.shards.get(home.of(packet.payload));
+                if shard.is_some_and(|shard| lock(shard).engine.wants_every(packet.payload)) {
+                    held.push(packet);
+                } else {
+                    verdicts.verdict(packet.id, Decision::Drop)?;
+                    dropped += 1;
+                }
+            }
+            let (is_patient, has_waited) = (false, true);
+            Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
+                .use_on(Instant::now(), held.iter().copied(), verdicts);
+            if self.queue.receive()? == 0 {
+                break;
+            }
+        }
+        let number = self.queue.number();
+        tracing::warn!(
+            "queue {number}: {dropped} packets that waited too long are dropped, and come again"
+        );
+        Ok(())
     }
 
     /// Decides about packets that overtook others, if these have come.
@@ -227,12 +274,19 @@ fn decide<'p>(
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
     for ((packet, home), decided) in packets.clone().zip(homes.iter()).zip(decided.iter_mut()) {
-        if *home != index {
+        // This thread may have been stopped in the middle of a batch: what is dropped has changed nothing.
+        if *home != index || now.elapsed() >= STALE {
             continue;
         }
         let ended_calm = !*has_waited && parameters.has_ended_calm(packet.mark);
+        if parameters.is_unnoted_end(packet.mark) {
+            shared.endings.fetch_add(1, Ordering::Relaxed);
+        }
+        let ended_calm_before = !*has_waited && parameters.has_ended_calm_before(packet.mark);
         let mut queued = |may_wait| {
-            let how = Queued { offload: packet.offload, ended_calm, may_wait };
+            let (from, every) = (parameters.from(packet.mark), parameters.is_every(packet.mark));
+            let offload = packet.offload;
+            let how = Queued { offload, ended_calm, ended_calm_before, may_wait, from, every };
             shard.engine.queued(now, packet.payload, how, *kernel, replacement)
         };
         let mut verdict = queued(*is_patient);
@@ -261,7 +315,7 @@ fn decide<'p>(
     }
     for (home, (verdict, handled, answer)) in homes.iter().zip(decided.iter_mut()) {
         if *home == index && !matches!(verdict, Decided::Drop | Decided::Wait) {
-            *answer = shard.engine.answer(now, *handled);
+            *answer = shard.engine.answer(*handled);
         }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {

@@ -12,10 +12,10 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::Sender,
+        mpsc::{self, Receiver, Sender},
     },
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -23,22 +23,30 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use super::{
     Event, Service, ServiceError,
     copies::CopyReader,
+    heart::{self, Heart},
     log::Log,
     names::Names,
+    progress::Progress,
     shard::{Home, Shard, lock},
     shared::Shared,
     snapshot::Source,
     state::StateDir,
+    upkeep::{self, Upkeep},
     worker::Worker,
 };
 use crate::{
     config::{self, Config},
     engine::{Checksums, Engine, Kernel, Pinhole},
     gateway::{
-        self, Backend, Commits, Condition, Copies, LinuxKernel, OpenPinhole, Queue, RuleParameters,
-        Table, Waker,
+        self, Backend, ClaimedPorts, ClaimsReader, Commits, Copies, DEADLINE, LinuxKernel,
+        OpenPinhole, Queue, RuleParameters, Table, Waker,
     },
 };
+
+/// How long the first reading of the operator's rules may keep the workers from their start.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often is looked whether the operator's rules have changed.
+const LOOK_AT_CLAIMS: Duration = Duration::from_secs(1);
 
 /// Starts a worker for each queue; when this returns they give verdicts.
 pub(super) fn start(
@@ -65,7 +73,11 @@ pub(super) fn start(
     let by_endpoints = (config.queue.fanout == config::Fanout::Cpu).then_some(numbers.len());
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
-    let commits = Commits::default();
+    let commits = commits()?;
+    let claimed = ClaimedPorts::default();
+    let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
+        Ok(LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed))
+    };
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let shards = numbers
         .iter()
@@ -77,17 +89,20 @@ pub(super) fn start(
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| state_failed(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(shard).engine.session_count() > 0);
+    let threads = shards.len() + usize::from(copies.is_some());
     let shared = Arc::new(Shared {
+        progress: Progress::new(threads),
         started: Instant::now(),
         backend: parameters.backend().as_str(),
         shards,
         copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
         errors: AtomicU64::new(0),
         overruns: AtomicU64::new(0),
+        endings: AtomicU64::new(0),
         log: Log::default(),
         names,
         unconfined,
-        kernel: Mutex::new(LinuxKernel::new(&parameters)?.counted_in(&commits)),
+        kernel: Mutex::new(make_kernel()?),
     });
     let mut workers = Workers {
         shared,
@@ -95,19 +110,26 @@ pub(super) fn start(
         end: Arc::default(),
         threads: Vec::new(),
         copies: None,
+        claims: None,
         table: None,
+        upkeep: Upkeep::default(),
+        heart: None,
     };
-    workers.load(&parameters, restored)?;
-    if let Some(table) = &mut workers.table {
-        table.count_in(&commits);
+    let is_new_table = workers.load(&parameters, &commits, restored)?;
+    if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
+        upkeep::listen(events.clone())?;
     }
+    workers.heart = Some(Heart::start(&commits, &workers.shared, is_new_table)?);
+    let claims_are_read = workers.follow_claims(ClaimsReader::new(&claimed, &commits)?, events)?;
+    // Some rule sets take long to read; without what is published known, FTP goes on all the same.
+    let _ = claims_are_read.recv_timeout(PATIENCE);
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
         let home = match config.queue.fanout {
             config::Fanout::Connection => Home::Queue(index),
             config::Fanout::Cpu => Home::Endpoints(count),
         };
-        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits);
+        let kernel = make_kernel()?;
         let shared = Arc::clone(&workers.shared);
         let worker = Worker::new(queue, home, index, kernel, parameters.clone(), shared);
         let processors = match config.queue.fanout {
@@ -116,9 +138,20 @@ pub(super) fn start(
         };
         workers.spawn(worker, processors, events.clone())?;
     }
-    workers.follow_copies(LinuxKernel::new(&parameters)?.counted_in(&commits), events.clone())?;
+    workers.follow_copies(make_kernel()?, events.clone())?;
     tracing::info!("back end {}: {why}", parameters.backend().as_str());
     Ok(Box::new(workers))
+}
+
+/// The variable that, if it says `no`, has our table be one that other programs can remove, for tests.
+const OWNER: &str = "FTP_ALG_TABLE_OWNER";
+
+/// All transactions go by one socket, which owns our table where the kernel has that.
+fn commits() -> Result<Commits, crate::gateway::GatewayError> {
+    if std::env::var_os(OWNER).is_some_and(|value| value == "no") {
+        return Ok(Commits::default());
+    }
+    Commits::by_one_socket()
 }
 
 /// Becomes the reader of copies, if harmless lines are to pass. Where that does not work they wait, as others do.
@@ -166,8 +199,11 @@ struct Workers {
     end: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
     copies: Option<JoinHandle<()>>,
+    claims: Option<JoinHandle<()>>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
+    upkeep: Upkeep,
+    heart: Option<Heart>,
 }
 
 impl Workers {
@@ -210,30 +246,66 @@ impl Workers {
         Ok(())
     }
 
+    /// Starts the thread that follows the operator's rules. It tells when they have been read once.
+    fn follow_claims(
+        &mut self,
+        mut reader: ClaimsReader,
+        events: &Sender<Event>,
+    ) -> Result<Receiver<()>, ServiceError> {
+        let (told, is_read) = mpsc::channel();
+        let end = Arc::clone(&self.end);
+        let work = move || {
+            while !end.load(Ordering::Acquire) {
+                reader.look();
+                let _ = told.send(());
+                thread::park_timeout(LOOK_AT_CLAIMS);
+            }
+            Ok(())
+        };
+        let what = "the reader of published ports".to_owned();
+        self.claims = Some(start_thread("claims".to_owned(), what, events.clone(), work)?);
+        Ok(is_read)
+    }
+
     /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
-    /// the sessions that were `restored`.
-    fn load(&mut self, parameters: &RuleParameters, restored: bool) -> Result<(), ServiceError> {
+    /// the sessions that were `restored`. Whether the table is a new one.
+    fn load(
+        &mut self,
+        parameters: &RuleParameters,
+        commits: &Commits,
+        restored: bool,
+    ) -> Result<bool, ServiceError> {
         let imprint = self.state.imprint();
         if imprint.is_none() && Table::is_there()? {
+            if let Some(rival) = Table::rival(parameters)? {
+                return Err(rival.into());
+            }
             tracing::warn!(
                 "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
                  queues, as the state directory does not know it. Connections whose numbers that \
-                 adjusted break; if it still runs, stop one of them"
+                 adjusted break"
             );
         }
         let imprint = imprint.filter(|_| restored);
-        let left = imprint.map(|imprint| Table::adopt(parameters, &imprint)).transpose()?.flatten();
+        let left = imprint.map(|imprint| Table::adopt(parameters, &imprint, commits));
+        let left = left.transpose()?.flatten();
         let is_new = left.is_none();
         let mut kernel = lock(&self.shared.kernel);
         let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
         self.table = Some(match left {
             Some(table) => table,
-            None => Table::install(parameters)?,
+            None => Table::install_for(parameters, Some(commits))?,
         });
+        if self.table.as_ref().is_some_and(|table| !table.is_owned()) {
+            tracing::info!(
+                "other programs can remove table inet ftp_alg, as a firewall does that is loaded anew: this \
+                 kernel has no tables that belong to a program and stay after it (Linux 6.9)"
+            );
+        }
         self.keep_imprint();
         self.tell_of_selection();
         if !restored {
-            return Ok(());
+            return Ok(is_new);
         }
         let open_now = kernel.list_open()?;
         let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
@@ -254,7 +326,7 @@ impl Workers {
                 }
             }
         }
-        Ok(())
+        Ok(is_new)
     }
 
     /// What passed another table, or none, may be anything.
@@ -311,17 +383,35 @@ fn pin(number: u16, index: usize, count: usize) {
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        let needed =
-            self.shared.shards.iter().any(|shard| lock(shard).engine.is_needed(&mut *kernel));
+        let now = Instant::now();
+        // Which connections are over may have passed.
+        self.shared.catch_up(now, &mut kernel);
+        let is_any = |is: &mut dyn FnMut(&mut Engine) -> bool| {
+            self.shared.shards.iter().any(|s| is(&mut lock(s).engine))
+        };
+        let adjusted = is_any(&mut |engine| engine.is_needed(&mut *kernel));
+        // What they announce while a daemon is started again waits for it.
+        let needed = adjusted || is_any(&mut |engine| engine.is_in_use(now));
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
             Some(table) if needed => {
+                if let Some(Err(error)) = self.heart.as_mut().map(Heart::stop) {
+                    self.shared.fail(&error);
+                }
                 table.keep();
-                tracing::warn!(
-                    "control connections with adjusted numbers are open: table inet ftp_alg stays, and \
-                     they wait for ftp-alg to be started again. `nft delete table inet ftp_alg` \
-                     gives them up"
-                );
+                if adjusted {
+                    tracing::warn!(
+                        "control connections with adjusted numbers are open: table inet ftp_alg stays, \
+                         and they wait for ftp-alg to be started again. `nft delete table inet ftp_alg` \
+                         gives them up"
+                    );
+                } else {
+                    tracing::info!(
+                        "control connections are in use: table inet ftp_alg stays, and they wait up to \
+                         {} s for ftp-alg to be started again. `nft delete table inet ftp_alg` removes it",
+                        heart::RESTART.as_secs()
+                    );
+                }
             }
             table => drop(table),
         }
@@ -329,6 +419,10 @@ impl Drop for Workers {
         for (thread, waker) in self.threads.drain(..) {
             waker.wake();
             let _ = thread.join();
+        }
+        // Not waited for: it may be reading a large rule set.
+        if let Some(thread) = self.claims.take() {
+            thread.thread().unpark();
         }
         if let Some(thread) = self.copies.take() {
             thread.thread().unpark();
@@ -363,29 +457,20 @@ impl Service for Workers {
         }
     }
 
-    fn check(&mut self) -> Result<(), ServiceError> {
-        let Some(table) = &mut self.table else { return Ok(()) };
-        let what = match table.condition() {
-            Ok(Condition::Intact) => return Ok(()),
-            Ok(Condition::Gone) => "removed",
-            Ok(Condition::Changed) => "changed",
-            Ok(Condition::Replaced) => {
-                return Err("table inet ftp_alg was replaced by another program: does a second \
-                            ftp-alg run here? Its table stays; stop it, or leave this one stopped"
-                    .into());
-            }
-            Err(error) => {
-                self.shared.fail(&error);
-                return Ok(());
-            }
-        };
-        self.shared.fail(&format!(
-            "table inet ftp_alg was {what} by another program: it is loaded again; what was open \
-             is closed, and what passed meanwhile was not seen"
-        ));
-        table.restore()?;
-        self.keep_imprint();
-        self.tell_of_selection();
-        Ok(())
+    fn makes_progress(&self) -> bool {
+        self.shared.progress.oldest().elapsed() < DEADLINE
+    }
+
+    fn check(&mut self) {
+        if let Some(Err(error)) = self.heart.as_mut().map(|heart| heart.beat(&self.shared)) {
+            self.shared.fail(&error);
+        }
+        let Some(table) = &mut self.table else { return };
+        if self.upkeep.attend(Instant::now(), table, &self.shared) {
+            self.shared.lapse();
+            upkeep::open_again(table, &self.shared);
+            self.keep_imprint();
+            self.tell_of_selection();
+        }
     }
 }

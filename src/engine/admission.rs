@@ -8,11 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attention, Engine, Entry, Kernel, KernelError, What, telling::attend_afresh};
-use crate::{
-    packet::Packet,
-    session::{Phase, Session},
-};
+use super::{Engine, Entry, Kernel, What};
+use crate::session::{Phase, Session};
 
 /// Sessions that are over are kept this long for segments that are sent again: those whose numbers
 /// differ, which nothing else can put right, and the others, lest they look like new ones.
@@ -20,8 +17,8 @@ const LINGER: Duration = Duration::from_secs(60);
 const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
 /// Connections on which nothing was said are kept this long.
 const SILENCE: Duration = Duration::from_secs(120);
-/// Those whose client does not answer the greeting are: longer than servers wait for it.
-const GREETED: Duration = Duration::from_secs(900);
+/// Those on which no login was accepted are: longer than servers wait for one.
+const NO_LOGIN: Duration = Duration::from_secs(900);
 /// Those that one end has closed are: the kernel forgets them then (nf_conntrack_tcp_timeout_fin_wait).
 const HALF_CLOSED: Duration = Duration::from_secs(120);
 /// Those of before a restart, or that may have said what was lost, and said nothing since, may be over, and are.
@@ -39,10 +36,18 @@ const SWEEP: u32 = 1024;
 pub struct Limits {
     /// Connections given up for newer ones.
     pub sessions: u64,
+    /// Connections given up for others, of clients that had more than their share.
+    pub client_sessions: u64,
+    /// Connections ended for the memory that they held.
+    pub memory: u64,
     /// Announcements refused for the pinholes of their client.
     pub client_pinholes: u64,
     /// Announcements refused for the pinholes of their session.
     pub session_pinholes: u64,
+    /// Announcements refused as there is no room for another pinhole, or none for the client's part.
+    pub pinholes: u64,
+    /// Connections whose end could not be noted by the packet selection, as its set was full.
+    pub endings: u64,
     /// Announcements refused as no external port was found free.
     pub ports: u64,
     /// Lines that may announce, too long to be held back.
@@ -58,8 +63,12 @@ pub struct Limits {
 impl AddAssign for Limits {
     fn add_assign(&mut self, other: Self) {
         self.sessions += other.sessions;
+        self.client_sessions += other.client_sessions;
+        self.memory += other.memory;
         self.client_pinholes += other.client_pinholes;
         self.session_pinholes += other.session_pinholes;
+        self.pinholes += other.pinholes;
+        self.endings += other.endings;
         self.ports += other.ports;
         self.line += other.line;
         self.rewrites += other.rewrites;
@@ -75,15 +84,17 @@ impl Engine {
     }
 
     /// Whether one more connection may be followed. Where there are as many as may be, the oldest of which
-    /// nothing is known gives way. Of the last quarter no engine has more than its share, so that
-    /// what floods one leaves room for the connections of the others.
-    pub(super) fn make_room(&mut self, now: Instant) -> bool {
+    /// nothing is known gives way, or one of a client that has more than its share. Of the last quarter no engine has
+    /// more than its share, so that what floods one leaves room for the connections of the others.
+    pub(super) fn make_room(&mut self, now: Instant, kernel: &mut impl Kernel) -> bool {
         let most = self.policy.max_sessions;
         let (all, share) = (self.table.all(), most / self.table.tables().max(1));
         if all < most && (all < most - most / 4 || self.table.len() <= share) {
             return true;
         }
-        let Some(index) = self.table.oldest(gives_way) else { return all < most };
+        let Some(index) = self.table.oldest(gives_way) else {
+            return self.give_up_of_any(now, kernel) || all < most;
+        };
         if let Some(Entry { session, control }) = self.forget(index)
             && !session.is_over()
         {
@@ -97,58 +108,22 @@ impl Engine {
         true
     }
 
-    /// `syn_ack` comes on the endpoints of a connection that is known: both ends begin anew, or
-    /// someone who cannot see their packets forged it. The client's acknowledgement tells: until that
-    /// comes, which must therefore be queued, all stays as it is.
-    pub(super) fn contest(
-        &mut self,
-        index: u32,
-        syn_ack: &Packet<'_>,
-        kernel: &mut impl Kernel,
-    ) -> Option<u32> {
-        let Entry { control, .. } = self.table.get_mut(index)?;
-        if control.rival().is_some_and(|rival| rival.began_with(syn_ack)) {
-            return Some(index);
-        }
-        control.set_rival(Some(if control.spoke_in_syn {
-            Session::opened_unread(syn_ack)
-        } else {
-            Session::opened(syn_ack)
-        }));
-        // Not what is known of the old one: a new connection may be translated otherwise.
-        let told = attend_afresh(kernel, control.client(), control.server(), Attention::Every);
-        if let Err(error @ KernelError::System { .. }) = told {
-            self.counters.errors += 1;
-            self.events.push(control.event(What::Failed(error.to_string())));
-        }
-        Some(index)
-    }
-
-    /// Of two connections on the same endpoints, the one that `packet` belongs to.
-    #[cold]
-    pub(super) fn decide(
-        &mut self,
-        now: Instant,
-        index: u32,
-        packet: &Packet<'_>,
-        kernel: &mut impl Kernel,
-    ) -> Option<u32> {
-        let control = &mut self.table.get_mut(index)?.control;
-        let (client, server) = (control.client(), control.server());
-        let confirms = |rival: &Session| packet.source() == client && rival.is_confirmed_by(packet);
-        let Some(session) = control.take_rival_if(confirms) else { return Some(index) };
-        self.forget(index);
-        self.insert(now, client, server, session, kernel)
-    }
-
     /// Drops what has been still for too long, a part of the table at a time.
     pub(super) fn sweep(&mut self, now: Instant) {
         let places = self.table.places();
+        let is_nearly_full = self.is_nearly_full();
         let now = self.epoch.moment(now);
         for _ in 0..SWEEP.max(places / 16).min(places) {
             self.sweep = (self.sweep + 1) % places;
-            let Some(entry) = self.table.get_mut(self.sweep) else { continue };
-            if now.since(entry.control.last) >= lifetime(&entry.session) {
+            let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
+            let needs_login = self.policy.within(control.network()).require_login;
+            // Where there is hardly room it is not enough to say something now and then.
+            let is_timed_from_start = is_nearly_full
+                && needs_login
+                && matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified)
+                && !(has_login(session) || session.is_adjusted() || session.is_over());
+            let since = if is_timed_from_start { control.since } else { control.last };
+            if now.since(since) >= lifetime(session, needs_login) {
                 self.forget(self.sweep);
             }
         }
@@ -157,22 +132,33 @@ impl Engine {
 
 /// Whether a connection is dropped for a newer one: nothing is known of it that its next packet does not
 /// tell again, or that was verified.
-fn gives_way(Entry { session, .. }: &Entry) -> bool {
-    let unknown = matches!(session.dialogue().phase(), Phase::Silent | Phase::Joined);
+pub(super) fn gives_way(Entry { session, .. }: &Entry) -> bool {
+    let unknown =
+        matches!(session.dialogue().phase(), Phase::Silent | Phase::Early | Phase::Joined);
     !session.is_adjusted() && (unknown || session.is_over())
 }
 
 /// How long a connection is kept without a packet.
-fn lifetime(session: &Session) -> Duration {
+fn lifetime(session: &Session, needs_login: bool) -> Duration {
     match session.dialogue().phase() {
-        _ if session.is_over() && session.is_adjusted() => LINGER,
+        _ if session.is_over() && (session.is_adjusted() || session.has_ended()) => LINGER,
         _ if session.is_over() => LINGER_UNADJUSTED,
-        Phase::Silent => SILENCE,
+        Phase::Silent | Phase::Early => SILENCE,
         // Nothing is known of such a one that its next packet does not tell again.
         Phase::Joined if !session.is_adjusted() => SILENCE,
         _ if session.is_half_closed() => HALF_CLOSED,
-        Phase::Greeted => GREETED,
+        Phase::Greeted => NO_LOGIN,
+        Phase::Verified | Phase::NotFtp
+            if needs_login && !has_login(session) && !session.is_adjusted() =>
+        {
+            NO_LOGIN
+        }
         _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
-        Phase::Joined | Phase::Verified | Phase::Lost => IDLE,
+        Phase::Joined | Phase::Verified | Phase::Lost | Phase::NotFtp => IDLE,
     }
+}
+
+/// Whether a login was accepted, as far as can be known.
+pub(super) fn has_login(session: &Session) -> bool {
+    session.dialogue().is_logged_in() || session.is_encrypted()
 }

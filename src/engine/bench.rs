@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Action, Counters, Decision, Kernel, KernelError, Pinhole, Translation, What,
+    Action, Attention, Counters, Decision, Kernel, KernelError, Pinhole, Translation, What,
     control::{Control, Moment},
     event::{Events, shown},
     pinholes::{OpenError, PinholeTable},
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     ftp::{Announcement, Kind, Malformed, Text},
     policy::{AuthTls, External, Foreign, Policy},
-    session::{Dialogue, Judge, Limit, Note, Phase, Refused, Ruling, Side},
+    session::{Dialogue, Judge, Limit, Note, Phase, Reason, Refused, Ruling, Side},
 };
 
 /// How many pinholes one session may hold at a time; pipelined announcements need several.
@@ -38,15 +38,17 @@ pub struct Bench<'a, K> {
 
 /// Why nothing is opened.
 enum No {
-    Refuse(Cow<'static, str>),
+    Refuse(Reason, Cow<'static, str>),
     Ignore(Cow<'static, str>),
+    /// As refused, but the client gets the reply as it is.
+    Pass(Cow<'static, str>),
 }
 
 impl No {
     /// What is done about an address that is not the sender's, and that nothing can be opened for.
-    fn foreign(policy: &Policy, reason: Cow<'static, str>) -> Self {
+    fn foreign(policy: &Policy, why: Reason, reason: Cow<'static, str>) -> Self {
         match policy.foreign {
-            Foreign::Refuse => Self::Refuse(reason),
+            Foreign::Refuse => Self::Refuse(why, reason),
             Foreign::Allow => Self::Ignore(reason),
         }
     }
@@ -93,8 +95,8 @@ impl<K: Kernel> Judge for Bench<'_, K> {
                 Err(match malformed {
                     // No server can be made to connect anywhere by it.
                     Malformed::Family => No::Ignore(reason),
-                    Malformed::Scope => No::foreign(self.policy, reason),
-                    _ if kind.is_active() => No::Refuse(reason),
+                    Malformed::Scope => No::foreign(self.policy, Reason::Address, reason),
+                    _ if kind.is_active() => No::Refuse(Reason::Malformed, reason),
                     _ => No::Ignore(reason),
                 })
             }
@@ -114,7 +116,8 @@ impl<K: Kernel> Judge for Bench<'_, K> {
                 };
                 (action, (!same).then_some(endpoint), reason, Ruling::Open(endpoint))
             }
-            Err(No::Refuse(reason)) => (Action::Refuse, None, reason, Ruling::Refuse),
+            Err(No::Refuse(why, reason)) => (Action::Refuse, None, reason, Ruling::Refuse(why)),
+            Err(No::Pass(reason)) => (Action::Refuse, None, reason, Ruling::Pass),
             Err(No::Ignore(reason)) => (Action::Ignore, None, reason, Ruling::Pass),
         };
         match action {
@@ -128,19 +131,35 @@ impl<K: Kernel> Judge for Bench<'_, K> {
         ruling
     }
 
+    fn may_adjust(&mut self) -> bool {
+        let every = Attention::Every;
+        let told = self.translation().and_then(|t| self.kernel.attend(&t, every));
+        if told.is_ok() {
+            self.control.told(every, self.moment);
+        }
+        told.is_ok()
+    }
+
     fn refuses_auth(&self) -> bool {
         self.policy.auth_tls == AuthTls::Refuse
     }
 
     fn refused(&mut self, what: Refused) {
-        self.counters.commands_refused += 1;
+        match what {
+            Refused::Hidden => self.counters.pinholes_refused += 1,
+            _ => self.counters.commands_refused += 1,
+        }
         self.counters.limits.line += u64::from(what == Refused::Overlong);
         self.tell(What::Refused(match what {
             Refused::Auth => "AUTH: policy.auth-tls is \"refuse\"",
+            Refused::Hidden => {
+                "PORT, EPRT or AUTH: Telnet commands, a bare CR or LF or a NUL hide it from some servers"
+            }
             Refused::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
             Refused::Overtaken => {
                 "an announcement that was lost: the line behind it has passed already"
             }
+            Refused::Urgent => "a line that is another command without its urgent byte",
         }));
     }
 
@@ -194,6 +213,12 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             Note::NotFtp => {
                 self.close_all("the connection is not FTP");
                 self.tell(What::Turned("not FTP: not inspected any more"));
+            }
+            Note::NotFtpClient => {
+                self.close_all("the connection is not FTP");
+                self.tell(What::Turned(
+                    "not FTP: nothing is opened any more; what is refused is refused",
+                ));
             }
             Note::Encrypted => self.tell(What::Turned("encrypted: not readable any more")),
             Note::Readable => self.tell(What::Turned("readable again")),
@@ -256,22 +281,23 @@ impl<K: Kernel> Bench<'_, K> {
         }
         let translation = self.translation().map_err(|error| {
             self.failed(&error);
-            No::Refuse(error.to_string().into())
+            No::Refuse(Reason::Kernel, error.to_string().into())
         })?;
         let plan = plan(kind, announced, &translation, self.policy)?;
-        if dialogue.phase() == Phase::Lost {
-            return Err(No::Ignore("packets of the dialogue were missed".into()));
+        if let Some(bar) = dialogue.bar(kind.is_active()) {
+            return Err(No::Ignore(bar.into()));
         }
         if self.policy.require_login && !dialogue.is_logged_in() {
             return Err(No::Ignore("the server has not accepted a login".into()));
         }
         if dialogue.is_epsv_only() && kind != Kind::Epsv {
-            return Err(No::Refuse("the client has bound itself to EPSV (EPSV ALL)".into()));
+            let reason = "the client has bound itself to EPSV (EPSV ALL)";
+            return Err(No::Refuse(Reason::EpsvOnly, reason.into()));
         }
         if self.control.pinholes().len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
-            return Err(No::Refuse(reason.into()));
+            return Err(No::Refuse(Reason::Limit, reason.into()));
         }
         let policy = self.policy;
         // A server's port may be the only one that leads to it, and a connection may be adjusted already.
@@ -285,22 +311,25 @@ impl<K: Kernel> Bench<'_, K> {
             plan.pinhole,
             self.kernel,
         );
-        let held = opened.map_err(|error| {
-            No::Refuse(match error {
-                OpenError::Limit => {
-                    self.counters.limits.client_pinholes += 1;
-                    let limit = policy.max_pinholes_per_client;
-                    format!("the client has {limit} pinholes already").into()
-                }
-                OpenError::NoPort => {
-                    self.counters.limits.ports += 1;
-                    "no external port is free".into()
-                }
-                OpenError::Kernel(error) => {
-                    self.failed(&error);
-                    error.to_string().into()
-                }
-            })
+        let held = opened.map_err(|error| match error {
+            OpenError::Limit(limit) => {
+                self.counters.limits.client_pinholes += 1;
+                let reason = format!("the client has {limit} pinholes already");
+                No::Refuse(Reason::Limit, reason.into())
+            }
+            OpenError::Full(what) => {
+                self.counters.limits.pinholes += 1;
+                let reason = format!("there is no room for another pinhole: {what}");
+                No::Refuse(Reason::Limit, reason.into())
+            }
+            OpenError::NoPort => {
+                self.counters.limits.ports += 1;
+                No::Refuse(Reason::NoPort, "no external port is free".into())
+            }
+            OpenError::Kernel(error) => {
+                self.failed(&error);
+                No::Refuse(Reason::Kernel, error.to_string().into())
+            }
         })?;
         self.counters.pinholes_opened += 1;
         let endpoint = SocketAddr::new(plan.named, held.pinhole.arrival.port());
@@ -362,7 +391,7 @@ fn plan(
     if announced.is_ipv4() != own.is_ipv4() {
         // A server that speaks both could be made to connect to any host of the other.
         let reason = "its address is of another family than the control connection";
-        return Err(No::foreign(policy, reason.into()));
+        return Err(No::foreign(policy, Reason::Family, reason.into()));
     }
     let named = external(kind, translation, policy)?;
     let is_own = [own, seen, named].contains(&announced.ip());
@@ -371,16 +400,23 @@ fn plan(
     if !sender && policy.foreign == Foreign::Refuse {
         let ip = announced.ip();
         let hint = if kind.is_active() { "" } else { ", and no heal-address is set for it" };
-        return Err(No::Refuse(format!("{ip} is not the sender's address {own}{hint}").into()));
+        let reason = format!("{ip} is not the sender's address {own}{hint}").into();
+        // Somebody's public server that does not know its address. Many clients then connect to the address that they
+        // dialled (curl, lftp, FileZilla), which works where the firewall lets clients connect to any server.
+        let is_elsewhere = is_internal(ip) && !is_internal(own) && policy.server(own).is_none();
+        return Err(match is_elsewhere && !kind.is_active() {
+            true => No::Pass(reason),
+            false => No::Refuse(Reason::Address, reason),
+        });
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
         let reason = format!("port {port} in {kind} is below the minimum {minimum}");
-        return Err(No::Refuse(reason.into()));
+        return Err(No::Refuse(Reason::LowPort, reason.into()));
     }
     if policy.denies(announced.port()) {
         let reason = format!("port {} in {kind} is one of deny-ports", announced.port());
-        return Err(No::Refuse(reason.into()));
+        return Err(No::Refuse(Reason::DeniedPort, reason.into()));
     }
     let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {
         // The address that the server was given by whoever put it behind another NAT.
@@ -418,7 +454,8 @@ fn external(kind: Kind, translation: &Translation, policy: &Policy) -> Result<Ip
         External::Auto => Ok(seen),
         External::Fixed(address) => Ok(address),
         External::Unresolved => {
-            Err(No::Refuse("the name of the external address is not resolved yet".into()))
+            let reason = "the name of the external address is not resolved yet";
+            Err(No::Refuse(Reason::Unresolved, reason.into()))
         }
     }
 }

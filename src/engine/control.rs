@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU16,
     time::{Duration, Instant},
 };
 
@@ -28,7 +29,7 @@ impl Entry {
     /// Something of each of its cache lines.
     pub fn touched(&self) -> u64 {
         let Control { id, ends, told, .. } = &self.control;
-        id ^ u64::from(*told) ^ u64::from(ends.server_port) ^ u64::from(self.session.touched())
+        id ^ u64::from(*told) ^ u64::from(ends.server_port[0]) ^ u64::from(self.session.touched())
     }
 }
 
@@ -39,9 +40,8 @@ pub struct Control {
     pub id: u64,
     /// Client and server, as packets show them.
     pub ends: Ends,
-    is_v4: bool,
-    /// Which of the policy's networks it is in.
-    pub network: Option<u16>,
+    /// One more than which of the policy's networks it is in.
+    network: Option<NonZeroU16>,
     /// What the kernel was last told, and in which millisecond.
     attention: Option<Attention>,
     told: u32,
@@ -53,6 +53,10 @@ pub struct Control {
     pub spoke_in_syn: bool,
     /// Whether it is noted as changed since it was last written.
     pub changed: bool,
+    /// Whether it holds more memory than is ordinary.
+    pub weighs: bool,
+    /// Whether it counts for its client.
+    pub counts: bool,
     rare: Option<Box<Rare>>,
 }
 
@@ -61,7 +65,19 @@ pub struct Control {
 struct Rare {
     translation: Option<Translation>,
     pinholes: Vec<Held>,
-    rival: Option<Box<Session>>,
+    rival: Option<Rival>,
+    /// Whether its packets are watched for a while.
+    is_watched: bool,
+    /// How often in a row the kernel did not know it when it was to be told.
+    misses: u8,
+}
+
+/// Another connection that began on the same endpoints, unless it was forged.
+#[derive(Debug)]
+struct Rival {
+    session: Box<Session>,
+    /// When its SYN-ACK came last.
+    since: Moment,
 }
 
 impl Control {
@@ -70,7 +86,6 @@ impl Control {
         Self {
             id,
             ends: Ends::new(client.into(), server.into()),
-            is_v4: client.is_ipv4(),
             network: None,
             attention: None,
             told: 0,
@@ -78,22 +93,31 @@ impl Control {
             last: now,
             spoke_in_syn: false,
             changed: false,
+            weighs: false,
+            counts: false,
             rare: None,
         }
     }
 
     /// The client, as packets show it.
     pub fn client(&self) -> SocketAddr {
-        self.address(self.ends.client())
+        self.ends.client().socket()
     }
 
     /// The server, as packets show it.
     pub fn server(&self) -> SocketAddr {
-        self.address(self.ends.server())
+        self.ends.server().socket()
     }
 
-    fn address(&self, end: Endpoint) -> SocketAddr {
-        end.socket(self.is_v4)
+    /// Which of the policy's networks it is in.
+    pub fn network(&self) -> Option<u16> {
+        self.network.map(|after| after.get() - 1)
+    }
+
+    /// It is in this one.
+    pub fn set_network(&mut self, network: Option<u16>) {
+        // There are fewer than are counted here.
+        self.network = network.and_then(|network| NonZeroU16::new(network.saturating_add(1)));
     }
 
     /// Something that happened on it.
@@ -148,26 +172,42 @@ impl Control {
 
     /// Another that began on the same endpoints, unless it was forged.
     pub fn rival(&self) -> Option<&Session> {
-        self.rare.as_ref()?.rival.as_deref()
+        self.rare.as_ref()?.rival.as_ref().map(|rival| &*rival.session)
     }
 
-    /// Another began on the same endpoints, or someone forged it.
-    pub fn set_rival(&mut self, rival: Option<Session>) {
-        if self.rare.is_some() || rival.is_some() {
-            self.rare().rival = rival.map(Box::new);
+    /// Another began `now` on the same endpoints, or someone forged it.
+    pub fn set_rival(&mut self, session: Session, now: Moment) {
+        self.rare().rival = Some(Rival { session: Box::new(session), since: now });
+    }
+
+    /// The other one's SYN-ACK came again.
+    pub fn refresh_rival(&mut self, now: Moment) {
+        if let Some(rival) = self.rare.as_mut().and_then(|rare| rare.rival.as_mut()) {
+            rival.since = now;
         }
+    }
+
+    /// Gives up the other one if its SYN-ACK is as old as this. Returns whether there is still one.
+    pub fn drop_old_rival(&mut self, now: Moment, age: Duration) -> bool {
+        let Some(rare) = &mut self.rare else { return false };
+        rare.rival.take_if(|rival| now.since(rival.since) >= age);
+        rare.rival.is_some()
     }
 
     /// Takes the other one out if it `is` none that was forged.
     pub fn take_rival_if(&mut self, is: impl FnOnce(&Session) -> bool) -> Option<Session> {
         let rival = &mut self.rare.as_mut()?.rival;
-        rival.take_if(|rival| is(rival)).map(|rival| *rival)
+        rival.take_if(|rival| is(&rival.session)).map(|rival| *rival.session)
     }
 
     /// Whether the kernel is to be told `wanted`, as it was told otherwise, or long ago.
     pub fn is_to_be_told(&self, wanted: Attention, now: Moment, again: Duration) -> bool {
-        let age = now.millis().wrapping_sub(self.told);
-        self.attention != Some(wanted) || Duration::from_millis(age.into()) >= again
+        self.attention != Some(wanted) || self.told_since(now) >= again
+    }
+
+    /// How long ago the kernel was last told something.
+    pub fn told_since(&self, now: Moment) -> Duration {
+        Duration::from_millis(now.millis().wrapping_sub(self.told).into())
     }
 
     /// What the kernel was last told.
@@ -178,6 +218,45 @@ impl Control {
     /// The kernel was told.
     pub fn told(&mut self, attention: Attention, now: Moment) {
         (self.attention, self.told) = (Some(attention), now.millis());
+        if let Some(rare) = &mut self.rare {
+            rare.misses = 0;
+        }
+    }
+
+    /// Its packets are watched for a while, or not any more. Returns whether they were.
+    pub fn watch(&mut self, is_watched: bool) -> bool {
+        match (&mut self.rare, is_watched) {
+            (None, false) => false,
+            (rare, _) => {
+                std::mem::replace(&mut rare.get_or_insert_default().is_watched, is_watched)
+            }
+        }
+    }
+
+    /// The packet selection is told with a verdict, and not by a request.
+    pub fn answered(&mut self, attention: Attention) {
+        self.attention = Some(attention);
+    }
+
+    /// Whether the kernel did not know the connection so often that it need not be asked `again` yet.
+    pub fn is_unknown(&self, now: Moment, again: Duration) -> bool {
+        let misses = self.rare.as_ref().map_or(0, |rare| rare.misses);
+        misses >= MISSES && self.told_since(now) < again
+    }
+
+    /// The kernel did not know the connection when it was to be told `wanted`. It may know it after the next
+    /// packet; a connection that it goes on not knowing is asked about again only as a reminder.
+    pub fn missed(&mut self, wanted: Attention, now: Moment) {
+        let rare = self.rare();
+        rare.misses = rare.misses.saturating_add(1);
+        if rare.misses >= MISSES {
+            (self.attention, self.told) = (Some(wanted), now.millis());
+        }
+    }
+
+    /// What it was told is not known any more.
+    pub fn forget_attention(&mut self) {
+        self.attention = None;
     }
 
     fn rare(&mut self) -> &mut Rare {
@@ -185,13 +264,17 @@ impl Control {
     }
 }
 
+/// So often in a row the kernel is asked at once about a connection that it does not know.
+const MISSES: u8 = 4;
+
 /// Both endpoints of a connection. Bytes, as numbers of their length would be aligned to it.
 #[derive(Debug)]
 pub struct Ends {
     client: [[u8; 8]; 2],
     server: [[u8; 8]; 2],
-    client_port: u16,
-    server_port: u16,
+    client_port: [u8; 2],
+    server_port: [u8; 2],
+    is_v4: bool,
 }
 
 impl Ends {
@@ -200,24 +283,26 @@ impl Ends {
         Self {
             client: packed(client),
             server: packed(server),
-            client_port: client.port,
-            server_port: server.port,
+            client_port: client.port().to_ne_bytes(),
+            server_port: server.port().to_ne_bytes(),
+            is_v4: client.is_v4(),
         }
     }
 
     /// The client's.
     pub fn client(&self) -> Endpoint {
-        unpacked(self.client, self.client_port)
+        self.end(self.client, self.client_port)
     }
 
     /// The server's.
     pub fn server(&self) -> Endpoint {
-        unpacked(self.server, self.server_port)
+        self.end(self.server, self.server_port)
     }
-}
 
-fn unpacked([high, low]: [[u8; 8]; 2], port: u16) -> Endpoint {
-    Endpoint { high: u64::from_ne_bytes(high), low: u64::from_ne_bytes(low), port }
+    fn end(&self, address: [[u8; 8]; 2], port: [u8; 2]) -> Endpoint {
+        let [high, low] = address.map(u64::from_ne_bytes);
+        Endpoint::new(high, low, u16::from_ne_bytes(port), self.is_v4)
+    }
 }
 
 /// A time, in nanoseconds from the [`Epoch`] on.
@@ -291,6 +376,7 @@ mod tests {
             ("10.0.0.1:4000", "203.0.113.9:21"),
             ("[::1]:4000", "[::1]:21"),
             ("[fe80::1]:1", "[::]:2"),
+            ("[::10.0.0.1]:4000", "[::ffff:203.0.113.9]:21"),
         ] {
             let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
             let mut epoch = Epoch::default();

@@ -91,6 +91,27 @@ impl Engine {
         }
     }
 
+    /// Packets of any of the connections may have passed unread for some time, but of those of which all are held.
+    pub fn lapse(&mut self) {
+        for index in 0..self.table.places() {
+            let Some(Entry { session, control }) = self.table.get_mut(index) else { continue };
+            if !session.wants_every_packet() {
+                control.forget_attention();
+                session.lapse();
+                self.note_change(index);
+            }
+        }
+    }
+
+    /// Whether all packets of the connection that this one belongs to are held, so that none ever passes unread.
+    pub fn wants_every(&mut self, bytes: &[u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let (source, destination) = packet.endpoints();
+        let found = self.table.find(&Key::between(source, destination));
+        let entry = found.and_then(|index| self.table.get_mut(index));
+        entry.is_some_and(|entry| entry.session.wants_every_packet())
+    }
+
     /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets
     /// that were queued after it passed are decided; then call [`settle`](Self::settle). Whether its connection is
     /// one of this engine.
@@ -103,12 +124,18 @@ impl Engine {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
         self.counters.copies += 1;
         control.last = moment;
+        if session.has_ended() {
+            return true;
+        }
         let from = control.side(source);
+        if control.attention().is_none() && session.has_unseen_lines() {
+            control.told(Attention::Calm, moment);
+        }
         let mut bench = Bench {
             now,
             moment,
             index,
-            policy: self.policy.within(control.network),
+            policy: self.policy.within(control.network()),
             kernel,
             control,
             pinholes: &mut self.pinholes,
@@ -118,8 +145,16 @@ impl Engine {
         };
         session.passed(from, &packet, &mut bench);
         if session.wants_every_packet() {
-            let told =
-                tell_kernel(&mut bench, session, &Forward::Unchanged.into(), &mut self.injections);
+            let told = tell_kernel(
+                &mut bench,
+                session,
+                &Forward::Unchanged.into(),
+                false,
+                &mut self.injections,
+            );
+            if !session.changes_packets() {
+                self.watched.add(now, index, bench.control);
+            }
             if let Err(error) = told {
                 bench.failed(&error);
             }
@@ -128,18 +163,19 @@ impl Engine {
             bench.close_all("the control connection ended");
         }
         self.note_change(index);
+        self.weigh(now, index, kernel);
+        self.enlist(now, index, kernel);
         true
     }
 
     /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
     /// other packets of the batch are decided, too.
-    pub fn answer(&mut self, now: Instant, handled: Handled) -> Answer {
-        let moment = self.epoch.moment(now);
+    pub fn answer(&mut self, handled: Handled) -> Answer {
         let Handled { index, id } = handled;
         let answers = self.answers;
         let entry = self.table.get_mut(index).filter(|entry| answers && entry.control.id == id);
         let Some(Entry { session, control }) = entry else { return Answer::Nothing };
-        let answer = answer(session, control, moment);
+        let answer = answer(session, control);
         if answer == Answer::Calm {
             // After a restart it is not adjusted, either, where its end is lost.
             self.note_change(index);

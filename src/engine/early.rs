@@ -142,6 +142,12 @@ impl<T> Waiting<T> {
         Kept::Yes
     }
 
+    /// Takes out all, in whatever order.
+    pub fn take_all(&mut self) -> Vec<Early<T>> {
+        self.bytes = 0;
+        std::mem::take(&mut self.packets)
+    }
+
     /// Takes out all that does not wait any longer, where `turn` is as [`Engine::turn`].
     pub fn take(&mut self, now: Instant, mut turn: impl FnMut(&[u8]) -> Turn) -> Taken<T> {
         let mut taken = Taken { due: Vec::new(), late: Vec::new(), over: Vec::new() };
@@ -197,7 +203,7 @@ mod tests {
         let client = |next| {
             move |bytes: &[u8]| {
                 let packet = Packet::parse(bytes).unwrap();
-                let is_other = packet.endpoints().0.port != CLIENT.1;
+                let is_other = packet.endpoints().0.port() != CLIENT.1;
                 if is_other { Turn::Waits } else { Turn::at(packet.seq(), Seq(next)) }
             }
         };

@@ -61,6 +61,8 @@ pub enum What {
     Refused(&'static str),
     /// This was not done, as a limit is reached.
     Limit(Cow<'static, str>),
+    /// The connection was ended at a limit.
+    Ended(String),
     /// The connection is treated otherwise from here on.
     Turned(&'static str),
     /// The kernel did not do what was asked.
@@ -89,6 +91,7 @@ impl fmt::Display for Event {
             What::Closed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
             What::Refused(what) => write!(f, "refuse {what}"),
             What::Limit(what) => f.write_str(what),
+            What::Ended(why) => write!(f, "ended, both ends are reset: {why}"),
             What::Turned(what) => f.write_str(what),
             What::Failed(what) => write!(f, "failed: {what}"),
         }

@@ -89,6 +89,8 @@ pub struct Opening<'a> {
 pub enum Attention {
     /// Every packet must be queued, and conntrack must not judge sequence numbers (be-liberal).
     Every,
+    /// Every packet is queued for a while, as an acknowledgement shows whose a SYN-ACK was; conntrack goes on judging numbers.
+    Watched,
     /// What opens, ends or says something is queued, as of a connection that is new.
     Payload,
     /// Of what is said, lines that are harmless by their form pass, and copies of them come; any other ends this.
@@ -115,6 +117,12 @@ pub enum KernelError {
     /// The pinhole's initiator and arrival are already those of another pinhole.
     #[error("the port is already taken")]
     Taken,
+    /// There is no room for another pinhole.
+    #[error("the kernel has no room for another pinhole: {what}")]
+    Full {
+        /// The limit that was reached.
+        what: &'static str,
+    },
     /// Conntrack does not know the connection, or not yet: of one that it forgot, the first packet
     /// is known when its verdict is given.
     #[error("conntrack does not know the connection")]
@@ -131,12 +139,12 @@ pub enum KernelError {
 
 /// The kernel, as the engine sees it. Each call has taken effect when it returns.
 pub trait Kernel {
-    /// The translation of the TCP connection between `a` and `b` (either may be the client), as
-    /// conntrack knows it; `None` when it knows no such connection.
+    /// The translation of the TCP connection whose packets show these two ends, as conntrack knows it;
+    /// `None` when it knows no such connection. Costs a few direct look-ups, however many connections there are.
     fn translation(
         &mut self,
-        a: SocketAddr,
-        b: SocketAddr,
+        client: SocketAddr,
+        server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError>;
 
     /// Opens a pinhole for one connection, or for its lifetime if none comes.
@@ -156,6 +164,11 @@ pub trait Kernel {
     ) -> Result<(), KernelError> {
         closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
         self.open(opening)
+    }
+
+    /// How many pinholes can be open at a time, at least 1.
+    fn capacity(&self) -> usize {
+        usize::from(u16::MAX)
     }
 
     /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if

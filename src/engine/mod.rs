@@ -13,13 +13,17 @@ mod early;
 mod event;
 mod index;
 mod kernel;
+mod listing;
+mod memory;
 mod parting;
 mod pinholes;
 mod saved;
+mod shares;
 mod table;
 mod telling;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     net::SocketAddr,
@@ -30,6 +34,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Which end sent a packet.
+pub use crate::session::Side;
 /// What the kernel is told of the dialogue.
 pub use crate::session::harmless;
 pub use admission::Limits;
@@ -41,18 +47,21 @@ pub use early::{Early, Kept, Taken, Turn, Waiting};
 use event::Events;
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Answer, Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+pub use listing::{PinholeInfo, SessionInfo};
+use memory::Memory;
 use parting::part;
 use pinholes::PinholeTable;
 use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
+use shares::Shares;
 use table::{Key, Table};
 use telling::{Injection, attend_afresh, send_rest, tell_kernel};
+use watch::Watched;
 
 use crate::{
-    ftp::Kind,
     packet::{Edit, Offload, Packet, Seq, flags},
     policy::Policy,
-    session::{Forward, Phase, Rest, Session, Side},
+    session::{Forward, Phase, Rest, Session},
 };
 
 /// What becomes of a queued packet.
@@ -76,8 +85,14 @@ pub struct Queued {
     pub offload: Offload,
     /// Whether the packet selection says that it ended a calm. Not of one that waited: another may have begun since.
     pub ended_calm: bool,
+    /// Whether it says that the packet begins where one did that ended a calm before: the kernel may have dropped that.
+    pub ended_calm_before: bool,
     /// Whether it may wait for what it overtook.
     pub may_wait: bool,
+    /// Which end sent it, where the packet selection says so: connection tracking knows, ports do not always show it.
+    pub from: Option<Side>,
+    /// Whether the packet selection queued it because it queues every packet of its connection.
+    pub every: bool,
 }
 
 /// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
@@ -117,34 +132,6 @@ pub struct Counters {
     pub limits: Limits,
 }
 
-/// One row of the table of sessions, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionInfo {
-    /// Its number.
-    pub id: u64,
-    /// Both ends, and how they see each other; without translation as long as none was needed.
-    pub translation: Translation,
-    /// One word for where it stands.
-    pub state: &'static str,
-    /// Since when it is followed.
-    pub since: Instant,
-    /// Whether its sequence numbers are adjusted.
-    pub adjusted: bool,
-    /// How many pinholes it holds.
-    pub pinholes: usize,
-}
-
-/// One open pinhole, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PinholeInfo {
-    /// The session that holds it.
-    pub session: u64,
-    /// The pinhole.
-    pub pinhole: Pinhole,
-    /// What announced it.
-    pub kind: Kind,
-}
-
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
 const REMINDER: Duration = Duration::from_secs(1);
 
@@ -155,6 +142,8 @@ pub struct Engine {
     table: Table,
     epoch: Epoch,
     pinholes: PinholeTable,
+    memory: Memory,
+    shares: Shares,
     counters: Counters,
     events: Events,
     /// Common to engines beside each other.
@@ -171,6 +160,7 @@ pub struct Engine {
     answers: bool,
     handled: Handled,
     interrupted: Interrupted,
+    watched: Watched,
 }
 
 impl Engine {
@@ -182,6 +172,8 @@ impl Engine {
             table: Table::default(),
             epoch: Epoch::default(),
             pinholes: PinholeTable::default(),
+            memory: Memory::default(),
+            shares: Shares::default(),
             counters: Counters::default(),
             events: Events::default(),
             last_id: Arc::default(),
@@ -193,6 +185,7 @@ impl Engine {
             answers: false,
             handled: Handled::NONE,
             interrupted: Interrupted::default(),
+            watched: Watched::default(),
         }
     }
 
@@ -202,6 +195,7 @@ impl Engine {
         Self {
             table: self.table.beside(),
             pinholes: self.pinholes.beside(),
+            memory: self.memory.beside(),
             last_id: Arc::clone(&self.last_id),
             ..Self::new(self.policy.clone(), self.checksums)
         }
@@ -212,10 +206,11 @@ impl Engine {
         if !policy.tells_networks_as(&self.policy) {
             for Entry { control, .. } in self.table.iter_mut() {
                 let (client, server) = (control.client().ip(), control.server().ip());
-                control.network = policy.network_of(client, server);
+                control.set_network(policy.network_of(client, server));
             }
         }
         self.policy = policy;
+        self.share_again();
     }
 
     /// Takes one packet of a selection that tells nothing, as [`queued`](Self::queued).
@@ -243,7 +238,7 @@ impl Engine {
         kernel: &mut impl Kernel,
         out: &mut Vec<u8>,
     ) -> Verdict {
-        let Queued { offload, ended_calm, may_wait } = how;
+        let Queued { offload, ended_calm, ended_calm_before, may_wait, every, .. } = how;
         self.handled = Handled::NONE;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
@@ -257,13 +252,18 @@ impl Engine {
         }
         let (source, destination) = packet.endpoints();
         let key = Key::between(source, destination);
-        let Some(index) = self.entry_of(now, &packet, &key, kernel) else { return Verdict::Accept };
+        let Some(index) = self.entry_of(now, &packet, &key, how, kernel) else {
+            return Verdict::Accept;
+        };
         let moment = self.epoch.moment(now);
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Verdict::Accept;
         };
         control.last = moment;
         let from = control.side(source);
+        let has_unseen = session.has_unseen_lines();
+        // No calm has begun since: that of before a restart ended while nobody was there.
+        let ended_calm = ended_calm || ended_calm_before && has_unseen;
         if control.attention() == Some(Attention::Calm) {
             if ended_calm {
                 control.told(Attention::Payload, moment);
@@ -272,6 +272,9 @@ impl Engine {
             }
         } else if self.interrupted.has(now, index) && from == Side::Client {
             return Verdict::Drop;
+        }
+        if session.has_ended() && !packet.has(flags::SYN) {
+            return self.answer_ended(index, from, &packet, kernel);
         }
         self.handled = Handled { index, id: control.id };
         if may_wait && session.is_early(from, &packet) {
@@ -282,7 +285,7 @@ impl Engine {
             now,
             moment,
             index,
-            policy: self.policy.within(control.network),
+            policy: self.policy.within(control.network()),
             kernel,
             control,
             pinholes: &mut self.pinholes,
@@ -290,8 +293,17 @@ impl Engine {
             events: &mut self.events,
             answers: self.answers,
         };
-        let outcome = session.packet(from, &packet, &mut bench, &mut self.payload);
-        let told = tell_kernel(&mut bench, session, &outcome, &mut self.injections);
+        let read = [Side::Client, Side::Server].map(|side| session.next_of(side));
+        let is_end = ended_calm && has_unseen;
+        let outcome = session.packet_after(is_end, from, &packet, &mut bench, &mut self.payload);
+        let is_new = read != [Side::Client, Side::Server].map(|side| session.next_of(side));
+        let told = tell_kernel(&mut bench, session, &outcome, every, &mut self.injections);
+        let attention = bench.control.attention();
+        if matches!(attention, Some(Attention::Watched | Attention::Every))
+            && !session.changes_packets()
+        {
+            self.watched.add(now, index, bench.control);
+        }
         if session.is_over() {
             bench.close_all("the control connection ended");
         } else if session.wants_no_packet() {
@@ -337,13 +349,15 @@ impl Engine {
             }
         };
         let ends = flags::FIN | flags::RST | flags::SYN;
-        let says = !packet.payload().is_empty() || packet.flags() & ends != 0;
+        let says = is_new || packet.flags() & ends != 0;
         if session.wants_no_packet() {
             self.remove(index);
-        } else if says && outcome.forward != Forward::Not {
+        } else if says && outcome.forward != Forward::Not || has_unseen {
             // Of others nothing is lost that the next packet does not tell again.
             self.note_change(index);
         }
+        self.weigh(now, index, kernel);
+        self.enlist(now, index, kernel);
         verdict
     }
 
@@ -385,7 +399,9 @@ impl Engine {
                 self.pinholes.close(held);
             }
         }
+        self.end_watches(now, kernel);
         self.sweep(now);
+        self.keep_budget(now, kernel);
         self.pinholes.settle_spent();
         self.settle(kernel);
         self.pinholes.next_deadline()
@@ -405,33 +421,6 @@ impl Engine {
     /// How many control connections are followed, with those that are over and linger.
     pub fn session_count(&self) -> usize {
         self.table.len()
-    }
-
-    /// The control connections that are open.
-    pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
-        let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.filter_map(|Entry { session, control }| {
-            let unknown = || Translation::identity(control.client(), control.server());
-            Some(SessionInfo {
-                id: control.id,
-                translation: control.translation().copied().unwrap_or_else(unknown),
-                state: session.state(),
-                since: self.epoch.instant(control.since)?,
-                adjusted: session.wants_every_packet(),
-                pinholes: control.pinholes().iter().filter(|p| !p.in_use).count(),
-            })
-        })
-    }
-
-    /// The pinholes that nobody has used yet, as far as the dialogue tells.
-    pub fn pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
-        self.table.iter().flat_map(|Entry { control, .. }| {
-            control.pinholes().iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
-                session: control.id,
-                pinhole: held.pinhole,
-                kind: held.kind,
-            })
-        })
     }
 
     /// Drops the session between two endpoints, for tools that know that it is over.
@@ -455,6 +444,7 @@ impl Engine {
         now: Instant,
         packet: &Packet<'_>,
         key: &Key,
+        how: Queued,
         kernel: &mut impl Kernel,
     ) -> Option<u32> {
         let found = self.table.find(key);
@@ -477,7 +467,7 @@ impl Engine {
             // All that is known of such a one is that something was said before, in the SYN.
             let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
             if !(control.spoke_in_syn && is_unknown) {
-                return self.contest(index, packet, kernel);
+                return self.contest(now, index, packet, how.every, kernel);
             }
             self.forget(index);
             let session = Session::opened_unread(packet);
@@ -490,17 +480,9 @@ impl Engine {
             self.table.get_mut(index)?.control.spoke_in_syn = true;
             return found;
         }
-        // The start was not seen. Which end is the client shows by its port, if at all.
-        let is_control =
-            |endpoint: SocketAddr| self.policy.control_ports.contains(&endpoint.port());
-        let side = match (is_control(destination), is_control(source)) {
-            (true, false) => Side::Client,
-            (false, true) => Side::Server,
-            _ => {
-                let translation = kernel.translation(source, destination).ok()??;
-                if translation.client == source { Side::Client } else { Side::Server }
-            }
-        };
+        // The start was not seen. Where nobody says which end is the client its port shows it, if at all; nobody is asked,
+        // as whoever forges such packets would have it asked for each.
+        let side = how.from.or_else(|| self.side_by_port(source, destination))?;
         let session = Session::joined(side, packet);
         let index = match side {
             Side::Client => self.insert(now, source, destination, session, kernel),
@@ -508,6 +490,16 @@ impl Engine {
         }?;
         self.table.get_mut(index)?.control.spoke_in_syn = packet.has(flags::SYN);
         Some(index)
+    }
+
+    fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
+        let is_control =
+            |endpoint: SocketAddr| self.policy.control_ports.contains(&endpoint.port());
+        match (is_control(destination), is_control(source)) {
+            (true, false) => Some(Side::Client),
+            (false, true) => Some(Side::Server),
+            _ => None,
+        }
     }
 
     fn insert(
@@ -526,10 +518,10 @@ impl Engine {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let moment = self.epoch.moment(now);
         let mut control = Control::new(id, client, server, moment);
-        control.network = network;
+        control.set_network(network);
         // For one of which as little is known no other is given up.
         let is_joined = session.dialogue().phase() == Phase::Joined;
-        if !(if is_joined { self.has_room() } else { self.make_room(now) }) {
+        if !(if is_joined { self.has_room() } else { self.make_room(now, kernel) }) {
             self.counters.uninspected += 1;
             self.events
                 .push(control.event(What::Limit("not followed: there are max-sessions".into())));
@@ -566,6 +558,12 @@ impl Engine {
 
     fn remove(&mut self, index: u32) -> Option<Entry> {
         let entry = self.table.remove(index)?;
+        if entry.control.weighs {
+            self.forget_memory(index);
+        }
+        if entry.control.counts {
+            self.uncount(entry.control.client(), index);
+        }
         self.note_gone(entry.control.id);
         Some(entry)
     }

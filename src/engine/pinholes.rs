@@ -8,8 +8,8 @@
 //! initiator and arrival, so that one engine closing its own could close another's.
 
 use std::{
-    collections::VecDeque,
-    net::{IpAddr, SocketAddr},
+    collections::{VecDeque, hash_map::Entry},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -33,7 +33,7 @@ pub struct Held {
     pub answered: bool,
     /// Whether a transfer uses it.
     pub in_use: bool,
-    /// Whose it is.
+    /// Whose it is, as [`share_of`] has it.
     client: IpAddr,
     /// Tells it from others with the same endpoints.
     serial: u64,
@@ -53,8 +53,10 @@ pub struct SavedPinhole {
 /// Why no pinhole was opened.
 #[derive(Debug)]
 pub enum OpenError {
-    /// The client has as many as it may.
-    Limit,
+    /// The client has as many unused ones as it may.
+    Limit(usize),
+    /// There are as many as there may be, or the client has too large a part of them.
+    Full(&'static str),
     /// No external port was free.
     NoPort,
     /// The kernel refused.
@@ -79,13 +81,35 @@ const FITTING_DRAWS: usize = 256;
 /// How many spent pinholes may wait for an opening that takes them along.
 const MAX_SPENT: usize = 32;
 
+/// Of all pinholes that there can be, one client may hold this part unused, and this part with those in use.
+const UNUSED_PART: usize = 4;
+const HELD_PART: usize = 8;
+
 /// What the tables of engines beside each other have in common.
 #[derive(Default)]
 struct Common {
     /// Initiator and arrival of each pinhole, with where it leads and its serial.
     ports: AHashMap<(IpAddr, SocketAddr), (SocketAddr, u64)>,
-    per_client: AHashMap<IpAddr, usize>,
+    /// How many pinholes have each initiator and target: their source is translated by these.
+    sources: AHashMap<(IpAddr, SocketAddr), u32>,
+    per_client: AHashMap<IpAddr, Share>,
     serial: u64,
+}
+
+/// What a client has of all pinholes.
+#[derive(Default)]
+struct Share {
+    unused: usize,
+    /// Those in use as well.
+    held: usize,
+}
+
+/// Whom a client's pinholes count for: an IPv6 host has a whole /64 to itself.
+fn share_of(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+    }
 }
 
 /// All pinholes of one engine.
@@ -120,17 +144,16 @@ impl PinholeTable {
         mut wanted: Pinhole,
         kernel: &mut impl Kernel,
     ) -> Result<Held, OpenError> {
-        let client = control.client.ip();
+        let client = share_of(control.client.ip());
         let from_client = !kind.is_active();
         let mut common = lock(&self.common);
         // What is closed here must be closed there before the same endpoints open again.
         settle(&mut self.closing, &mut common, kernel).map_err(OpenError::Kernel)?;
-        if common.per_client.get(&client).is_some_and(|n| *n >= policy.max_pinholes_per_client) {
-            return Err(OpenError::Limit);
-        }
+        common.check(client, policy.max_pinholes_per_client, kernel.capacity().max(1))?;
         let Self { spent, closed, deadlines, random, .. } = self;
         closed.clear();
-        closed.extend(spent.iter().filter(|held| common.is_open(held)).map(|held| held.pinhole));
+        let open = spent.iter().filter(|held| common.is_open(held));
+        closed.extend(open.map(|held| common.closing(&held.pinhole)));
         let others = closed.len();
         let announced = wanted.arrival.port();
         for port in candidates(policy, announced, kind, room, random, common.serial) {
@@ -139,7 +162,9 @@ impl PinholeTable {
             wanted.arrival.set_port(port);
             closed.truncate(others);
             match common.ports.get(&(wanted.initiator, wanted.arrival)) {
-                Some((target, _)) if *target == wanted.target => closed.push(wanted), // announced again
+                Some((target, _)) if *target == wanted.target => {
+                    closed.push(common.closing(&wanted))
+                } // announced again
                 Some((_, serial)) if spent.iter().any(|held| held.is(*serial)) => {}
                 Some(_) => continue,
                 None => {}
@@ -149,9 +174,11 @@ impl PinholeTable {
             match kernel.close_and_open(closed, &opening) {
                 Ok(()) => {}
                 Err(KernelError::Taken) => continue,
+                Err(KernelError::Full { what }) => return Err(OpenError::Full(what)),
                 Err(error) => return Err(OpenError::Kernel(error)),
             }
             for held in spent.drain(..) {
+                common.drop_of(&held);
                 common.free(&held);
             }
             let held = Held {
@@ -183,6 +210,7 @@ impl PinholeTable {
         let mut common = lock(&self.common);
         common.serial += 1;
         let serial = common.serial;
+        let client = share_of(client);
         let held = Held { pinhole, kind, deadline, answered, in_use, client, serial };
         common.enter(&held);
         drop(common);
@@ -205,7 +233,7 @@ impl PinholeTable {
     /// The transfer that used `held` failed: it may be used again until its deadline.
     pub fn unused(&mut self, held: &mut Held) {
         if std::mem::replace(&mut held.in_use, false) {
-            *lock(&self.common).per_client.entry(held.client).or_default() += 1;
+            lock(&self.common).per_client.entry(held.client).or_default().unused += 1;
         }
     }
 
@@ -254,11 +282,49 @@ impl PinholeTable {
 }
 
 impl Common {
+    /// Whether `client` may hold one more of `capacity`, and of the unused ones `most`.
+    fn check(&self, client: IpAddr, most: usize, capacity: usize) -> Result<(), OpenError> {
+        if self.ports.len() >= capacity {
+            return Err(OpenError::Full("there are as many as it holds"));
+        }
+        let Some(Share { unused, held }) = self.per_client.get(&client) else { return Ok(()) };
+        let most = most.min((capacity / UNUSED_PART).max(1));
+        if *unused >= most {
+            return Err(OpenError::Limit(most));
+        }
+        if *held >= (capacity / HELD_PART).max(most) {
+            return Err(OpenError::Full("the client has its share of them"));
+        }
+        Ok(())
+    }
+
     fn enter(&mut self, held: &Held) {
         let Pinhole { initiator, arrival, target, .. } = held.pinhole;
-        self.ports.insert((initiator, arrival), (target, held.serial));
-        if !held.in_use {
-            *self.per_client.entry(held.client).or_default() += 1;
+        let before = self.ports.insert((initiator, arrival), (target, held.serial));
+        if let Some((target, _)) = before {
+            self.forget_source(initiator, target);
+        }
+        *self.sources.entry((initiator, target)).or_default() += 1;
+        let share = self.per_client.entry(held.client).or_default();
+        share.held += 1;
+        share.unused += usize::from(!held.in_use);
+    }
+
+    fn forget_source(&mut self, initiator: IpAddr, target: SocketAddr) {
+        if let Entry::Occupied(mut count) = self.sources.entry((initiator, target)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// `pinhole` as it is to be closed: without its source translation, if another open one has the same.
+    fn closing(&self, pinhole: &Pinhole) -> Pinhole {
+        let Pinhole { initiator, target, .. } = *pinhole;
+        match self.sources.get(&(initiator, target)) {
+            Some(2..) => Pinhole { source: initiator, ..*pinhole },
+            _ => *pinhole,
         }
     }
 
@@ -273,16 +339,28 @@ impl Common {
     fn free(&mut self, held: &Held) -> bool {
         let is_open = self.is_open(held);
         if is_open {
-            self.ports.remove(&(held.pinhole.initiator, held.pinhole.arrival));
+            let Pinhole { initiator, arrival, target, .. } = held.pinhole;
+            self.ports.remove(&(initiator, arrival));
+            self.forget_source(initiator, target);
         }
         is_open
     }
 
     fn uncount(&mut self, client: IpAddr) {
-        if let Some(count) = self.per_client.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_client.remove(&client);
+        if let Some(share) = self.per_client.get_mut(&client) {
+            share.unused = share.unused.saturating_sub(1);
+        }
+    }
+
+    /// The client does not hold `held` any more.
+    fn drop_of(&mut self, held: &Held) {
+        if !held.in_use {
+            self.uncount(held.client);
+        }
+        if let Entry::Occupied(mut share) = self.per_client.entry(held.client) {
+            share.get_mut().held = share.get().held.saturating_sub(1);
+            if share.get().held == 0 {
+                share.remove();
             }
         }
     }
@@ -326,11 +404,10 @@ fn settle(
 ) -> Result<(), KernelError> {
     let mut result = Ok(());
     for held in closing.drain(..) {
-        if !held.in_use {
-            common.uncount(held.client);
-        }
+        common.drop_of(&held);
+        let closing = common.closing(&held.pinhole);
         if common.free(&held) {
-            result = result.and(kernel.close(&held.pinhole));
+            result = result.and(kernel.close(&closing));
         }
     }
     result
@@ -348,3 +425,7 @@ impl Held {
         SavedPinhole { pinhole, kind, deadline, answered, in_use }
     }
 }
+
+#[cfg(test)]
+#[path = "pinholes_tests.rs"]
+mod tests;

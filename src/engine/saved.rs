@@ -16,13 +16,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Control, Engine, Entry, Epoch, Kernel, Opening, Pinhole, Translation, pinholes::SavedPinhole,
+    Attention, Control, Engine, Entry, Epoch, Kernel, Opening, Pinhole, Translation,
+    pinholes::SavedPinhole,
 };
-use crate::session::Session;
+use crate::session::{Phase, Session};
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 6;
+pub const RECORD_FORMAT: u32 = 7;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -40,9 +41,16 @@ struct Saved<'a> {
     last: u64,
     pinholes: Vec<SavedPinhole>,
     spoke_in_syn: bool,
+    /// Whether harmless lines of it pass from here on, or may have passed unseen before.
+    is_calm: bool,
     session: Cow<'a, Session>,
     rival: Option<Cow<'a, Session>>,
 }
+
+/// About so many connections the kernel is asked at the end.
+const MOST_ASKED: usize = 4096;
+/// A connection is in use on which something was said that long ago.
+const IN_USE: Duration = Duration::from_secs(3);
 
 /// A record that makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +98,7 @@ fn write(
             .map(|held| held.save(since(epoch, held.deadline)))
             .collect(),
         spoke_in_syn: control.spoke_in_syn,
+        is_calm: control.attention() == Some(Attention::Calm) || session.has_unseen_lines(),
         session: Cow::Borrowed(session),
         rival: control.rival().map(Cow::Borrowed),
     };
@@ -188,15 +197,27 @@ impl Engine {
             let [since, last] =
                 [saved.since, saved.last].map(|millis| self.epoch.moment(at(millis).min(now)));
             let mut control = Control::new(id, client, server, since);
-            (control.network, control.last) = (network, last);
+            control.set_network(network);
+            // What is retransmitted is not written, and one that is adjusted must not be forgotten for that.
+            control.last = if adjusted { self.epoch.moment(now) } else { last };
             control.spoke_in_syn = saved.spoke_in_syn;
             control.set_translation(translation);
-            control.set_rival(saved.rival.map(Cow::into_owned));
-            let session = saved.session.into_owned();
+            if let Some(rival) = saved.rival {
+                control.set_rival(rival.into_owned(), self.epoch.moment(now));
+            }
+            let mut session = saved.session.into_owned();
+            if saved.is_calm {
+                session.had_calm();
+            }
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
             let owner = self.table.insert(Entry { session, control });
+            self.note_memory(owner);
+            self.count_for_client(owner);
             let Some(entry) = self.table.get_mut(owner) else { continue };
+            if entry.control.rival().is_some() {
+                self.watched.add(now, owner, &mut entry.control);
+            }
             for pinhole in pinholes {
                 let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
                 let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
@@ -231,11 +252,22 @@ impl Engine {
         self.pinholes.holds(initiator, arrival)
     }
 
-    /// Whether the numbers of a connection that is open are adjusted, and `kernel` still knows it.
-    pub fn is_needed(&self, kernel: &mut impl Kernel) -> bool {
+    /// Whether something was said a moment ago on a connection that is open, and followed.
+    pub fn is_in_use(&mut self, now: Instant) -> bool {
+        let moment = self.epoch.moment(now);
         self.table.iter().any(|Entry { session, control }| {
-            let needed = session.is_adjusted() && !session.is_over();
-            needed && !matches!(kernel.translation(control.client(), control.server()), Ok(None))
+            let is_known = matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified);
+            is_known && !session.is_half_closed() && moment.since(control.last) < IN_USE
+        })
+    }
+
+    /// Whether the numbers of a connection that is open are adjusted, and `kernel` still knows it. Of very many that it
+    /// does not know the rest is taken for known: whoever stops must not ask for long.
+    pub fn is_needed(&self, kernel: &mut impl Kernel) -> bool {
+        let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
+        self.table.iter().filter(adjusted).enumerate().any(|(asked, Entry { control, .. })| {
+            asked >= MOST_ASKED
+                || !matches!(kernel.translation(control.client(), control.server()), Ok(None))
         })
     }
 }

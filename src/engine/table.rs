@@ -42,15 +42,16 @@ impl PartialEq for Key {
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self(a, b) = *self;
-        if a.high | b.high | (a.low >> 32) | (b.low >> 32) == 0 {
+        if a.is_v4() && b.is_v4() {
             // Without a jump, which would be taken as often as not.
-            let (a, b) = ((a.low << 16) | u64::from(a.port), (b.low << 16) | u64::from(b.port));
+            let one = |end: Endpoint| (end.low << 16) | u64::from(end.port());
+            let (a, b) = (one(a), one(b));
             state.write_u128((u128::from(a.min(b)) << 64) | u128::from(a.max(b)));
         } else {
-            for Endpoint { high, low, port } in [a.min(b), a.max(b)] {
-                state.write_u64(high);
-                state.write_u64(low);
-                state.write_u16(port);
+            for end in [a.min(b), a.max(b)] {
+                state.write_u64(end.high);
+                state.write_u64(end.low);
+                state.write_u32(end.port_and_family());
             }
         }
     }

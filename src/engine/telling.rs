@@ -2,11 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{
-    Answer, Attention, Kernel, KernelError, REMINDER,
-    bench::Bench,
-    control::{Control, Moment},
-};
+use super::{Answer, Attention, Kernel, KernelError, REMINDER, bench::Bench, control::Control};
 use crate::{
     packet::{self, Packet},
     session::{Acknowledgement, Forward, Outcome, Session, Side},
@@ -24,17 +20,18 @@ pub(super) fn attend_afresh(
 }
 
 /// What the selection is to be told with the verdict on a packet.
-pub(super) fn answer(session: &Session, control: &mut Control, now: Moment) -> Answer {
-    if session.wants_every_packet() || session.wants_no_packet() {
+pub(super) fn answer(session: &Session, control: &mut Control) -> Answer {
+    let is_watched = matches!(control.attention(), Some(Attention::Every | Attention::Watched));
+    if session.wants_every_packet() || session.wants_no_packet() || is_watched {
         return Answer::Nothing; // that it was told by a request
     }
     if session.is_calm() && control.rival().is_none() {
-        control.told(Attention::Calm, now);
+        control.answered(Attention::Calm);
         return Answer::Calm;
     }
     // Of one that was queued before the calm began.
     let is_calm = control.attention() == Some(Attention::Calm);
-    control.told(Attention::Payload, now);
+    control.answered(Attention::Payload);
     if is_calm { Answer::Payload } else { Answer::Nothing }
 }
 
@@ -45,32 +42,55 @@ fn is_calm_over<K: Kernel>(bench: &Bench<'_, K>, session: &Session, outcome: &Ou
         && !session.is_calm()
 }
 
+/// What the kernel is to be told with a request of its own. `every` says that the packet was queued because every one
+/// of its connection is, as someone told the kernel once: an earlier daemon, or a session that is forgotten.
+fn wanted<K: Kernel>(
+    bench: &Bench<'_, K>,
+    session: &Session,
+    outcome: &Outcome,
+    every: bool,
+) -> Option<Attention> {
+    let control = &bench.control;
+    if session.wants_every_packet() {
+        // Past a gap, too, conntrack must not judge: it has seen numbers that go no further.
+        return Some(Attention::Every);
+    }
+    if session.wants_no_packet() {
+        return Some(Attention::None);
+    }
+    let is_settled = control.rival().is_none();
+    let is_over = match control.attention() {
+        Some(Attention::Every | Attention::Watched) => is_settled,
+        // Perhaps it was told meanwhile, and this packet was queued before.
+        Some(Attention::Payload | Attention::Calm) => {
+            every && is_settled && control.told_since(bench.moment) >= REMINDER
+        }
+        // Of one that took the place of another just now that must be written first: after a crash it is decided again.
+        None => every && is_settled && control.since < bench.moment,
+        Some(Attention::None) => false,
+    };
+    (is_over || bench.answers && is_calm_over(bench, session, outcome))
+        .then_some(Attention::Payload)
+}
+
 /// Tells the kernel what the connection's later packets need, and sends what is to be sent.
 pub(super) fn tell_kernel<K: Kernel>(
     bench: &mut Bench<'_, K>,
     session: &Session,
     outcome: &Outcome,
+    every: bool,
     injections: &mut Vec<Injection>,
 ) -> Result<(), KernelError> {
-    let attention = if session.wants_every_packet() {
-        Some(Attention::Every)
-    } else if session.wants_no_packet() {
-        Some(Attention::None)
-    } else if bench.answers
-        && (bench.control.attention() == Some(Attention::Every)
-            || is_calm_over(bench, session, outcome))
-    {
-        Some(Attention::Payload)
-    } else {
-        None
-    };
-    if let Some(wanted) = attention
+    if let Some(wanted) = wanted(bench, session, outcome, every)
         && bench.control.is_to_be_told(wanted, bench.moment, REMINDER)
     {
         match bench.translation().and_then(|t| bench.kernel.attend(&t, wanted)) {
             Ok(()) => bench.control.told(wanted, bench.moment),
             // It will be known, perhaps with another translation, once this packet has passed.
-            Err(KernelError::Unknown) => bench.control.set_translation(None),
+            Err(KernelError::Unknown) => {
+                bench.control.set_translation(None);
+                bench.control.missed(wanted, bench.moment);
+            }
             Err(error) => return Err(error),
         }
     }
@@ -117,7 +137,7 @@ pub(super) struct Injection {
 }
 
 impl Injection {
-    fn of(control: &Control, packet: Vec<u8>) -> Self {
+    pub(super) fn of(control: &Control, packet: Vec<u8>) -> Self {
         let (client, server) = (control.client(), control.server());
         Self { session: control.id, client, server, packet }
     }

@@ -249,13 +249,20 @@ fn a_cut_announcement_is_held_and_acknowledged() {
 }
 
 #[test]
-fn other_protocols_are_left_alone_for_good() {
+fn other_protocols_open_nothing_and_are_left_alone_where_the_server_is_none_of_ftp() {
     let mut talk = Conversation::masqueraded();
     talk.say(Side::Server, "220 ready\r\n");
     assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Verdict::Accept);
-    assert_eq!(talk.kernel.attention, Some(Attention::None));
+    assert_eq!(talk.kernel.attention, None);
     assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, Verdict::Accept);
+    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Verdict::Replace);
     assert!(talk.kernel.open.is_empty());
+
+    let mut talk = Conversation::masqueraded();
+    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Verdict::Accept);
+    assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, Verdict::Accept);
+    assert_eq!(talk.kernel.attention, Some(Attention::None));
+    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Verdict::Accept);
 }
 
 #[test]
@@ -426,7 +433,7 @@ fn what_one_end_has_closed_is_not_kept_for_ever() {
     let mut fin = flood(1, Side::Server, (10, 11), "421 too late\r\n");
     fin = with_fin(fin);
     assert_eq!(engine.packet(now, &fin, &mut kernel, &mut out), Verdict::Accept);
-    now += Duration::from_secs(3600);
+    now += Duration::from_secs(600);
     engine.expire(now, &mut kernel);
     assert_eq!(clients(&engine), [2]);
 }
@@ -561,10 +568,10 @@ fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
 /// acknowledged, a line of which the start is held back.
 const RECORDED: &str = "\
     000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
-    0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000095017600027b157b13313938\
-    2c35312c3130302c312c31342c31373892010390010003455052018004001c00000095049504000000008004\
-    000e0000001f504f5254203139322c3136382c3135302c38302c31342c3137380d0a45505276020100000102\
-    010064f403000000";
+    0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea010000000095017600027b157b001331\
+    39382c35312c3130302c312c31342c3137389201039001000003455052018004001c00000095049504000000\
+    008004000e0000001f504f5254203139322c3136382c3135302c38302c31342c3137380d0a45505276020100\
+    00010301000064f403000000";
 
 #[test]
 fn a_record_of_this_format_is_read_and_written_as_ever() {

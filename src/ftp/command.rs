@@ -15,7 +15,9 @@ pub enum Verb {
     Epsv,
     /// `EPSV ALL`: from now on nothing but EPSV is used (RFC 2428 section 4).
     EpsvAll,
-    /// `USER`, `PASS`, `ACCT`: a step of a login.
+    /// `USER`: a login begins, and ends the one before (RFC 959 section 4.1.1).
+    User,
+    /// `PASS`, `ACCT`: a further step of a login.
     Login,
     /// `REIN`: back to before the login.
     Reinitialize,
@@ -25,6 +27,9 @@ pub enum Verb {
     ClearCommandChannel,
     /// A command that moves data over a data connection.
     Transfer,
+    /// A command whose reply may have lines that hold names, with an argument: `STAT` of a directory is
+    /// answered by a listing.
+    Listing,
     /// Another FTP command.
     Other,
     /// Not a command of any FTP specification.
@@ -36,6 +41,8 @@ pub enum Verb {
 pub struct Command<'t> {
     /// What it asks for.
     pub verb: Verb,
+    /// The first word.
+    pub word: &'t [u8],
     /// What follows the verb, without blanks around it.
     pub argument: &'t [u8],
     /// Where the argument starts in the text.
@@ -53,7 +60,8 @@ impl<'t> Command<'t> {
         let (verb, rest) = bytes.split_at(end);
         let blanks = rest.iter().position(|b| !is_blank(*b)).unwrap_or(rest.len());
         let argument = &rest[blanks..];
-        Some(Self { verb: classify(verb, argument), argument, argument_start: end + blanks })
+        let argument_start = end + blanks;
+        Some(Self { verb: classify(verb, argument), word: verb, argument, argument_start })
     }
 
     /// Whether `text`, the start of a line that is not complete yet, may become a command that
@@ -84,11 +92,15 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"PASV" | b"P@SW" => Verb::Pasv,
         b"EPSV" if argument.eq_ignore_ascii_case(b"ALL") => Verb::EpsvAll,
         b"EPSV" => Verb::Epsv,
-        b"USER" | b"PASS" | b"ACCT" => Verb::Login,
+        b"USER" => Verb::User,
+        b"PASS" | b"ACCT" => Verb::Login,
         b"REIN" => Verb::Reinitialize,
         b"AUTH" => Verb::Auth,
         b"CCC\0" => Verb::ClearCommandChannel,
         b"APPE" | b"LIST" | b"MLSD" | b"NLST" | b"RETR" | b"STOR" | b"STOU" => Verb::Transfer,
+        // Clients send these with others.
+        b"SITE" if has_first_word(argument, b"CHMOD") || has_first_word(argument, b"UTIME") => Verb::Other,
+        b"HELP" | b"MLST" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
         | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
         | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
@@ -98,6 +110,13 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,
         _ => Verb::Unknown,
     }
+}
+
+fn has_first_word(argument: &[u8], word: &[u8]) -> bool {
+    argument
+        .split(|byte| *byte == b' ')
+        .next()
+        .is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]

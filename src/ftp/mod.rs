@@ -6,10 +6,13 @@
 
 mod announcement;
 mod command;
+mod foreign;
+mod hidden;
 mod reply;
 mod text;
 
 pub use announcement::{Announcement, Kind, Malformed};
 pub use command::{Command, Verb};
+pub use hidden::{Hidden, LineEnd, is_plain};
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;

@@ -1,5 +1,7 @@
 //! Replies: the server's lines (RFC 959 section 4.2).
 
+use std::num::NonZeroU16;
+
 use serde::{Deserialize, Serialize};
 
 use super::Text;
@@ -26,21 +28,27 @@ impl Reply {
     pub fn is_failure(self) -> bool {
         (400..600).contains(&self.code)
     }
+
+    /// 50x, 53x: what servers answer to a command that they do not know, or not before a login.
+    pub fn is_of_unknown_command(self) -> bool {
+        matches!(self.code / 10, 50 | 53)
+    }
 }
 
 /// Follows multi-line replies, so that text inside one is not taken for a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTracker {
-    open: Option<u16>,
+    /// The code of the reply that is open, and one more: there are few bytes for it.
+    open: Option<NonZeroU16>,
 }
 
 impl ReplyTracker {
     /// Reads one complete line; gives the reply if this line ends one.
     pub fn line(&mut self, text: &Text<'_>) -> Option<Reply> {
         let parsed = parse(text);
-        match (self.open, parsed) {
+        match (self.open(), parsed) {
             (None, Some((code, true))) => {
-                self.open = Some(code);
+                self.open = NonZeroU16::new(code + 1); // at most 999
                 None
             }
             (None, Some((code, false))) => Some(Reply { code }),
@@ -52,10 +60,33 @@ impl ReplyTracker {
         }
     }
 
+    /// The code of a multi-line reply that goes on.
+    pub fn open(&self) -> Option<u16> {
+        self.open.map(|code| code.get() - 1)
+    }
+
+    /// Whether `text`, the start of a line that is not complete yet, may become a line that ends the reply to an
+    /// unknown command ([`Reply::is_of_unknown_command`]).
+    pub fn may_fail(&self, text: &Text<'_>) -> bool {
+        let start = text.bytes();
+        let is_of_open = |code: u16| {
+            Reply { code }.is_of_unknown_command()
+                && code.to_string().as_bytes().starts_with(&start[..start.len().min(3)])
+        };
+        let may_begin = match start {
+            [] | [b'5'] | [b'5', b'0' | b'3'] => true,
+            [b'5', b'0' | b'3', digit, rest @ ..] => {
+                digit.is_ascii_digit() && rest.first() != Some(&b'-')
+            }
+            _ => false,
+        };
+        !text.is_indented() && may_begin && self.open().is_none_or(is_of_open)
+    }
+
     /// Whether `text`, the start of a line that is not complete yet, may become a line that ends a
     /// 227 or 229 reply.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        if text.is_indented() || self.open.is_some_and(|code| code != 227 && code != 229) {
+        if text.is_indented() || self.open().is_some_and(|code| code != 227 && code != 229) {
             return false;
         }
         let start = text.bytes();

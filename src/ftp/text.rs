@@ -4,13 +4,15 @@
 //! into the control connection. They are skipped for reading; the bytes that are forwarded stay
 //! as they are, so every position in the text can be traced to its place in the line. Options are
 //! refused (RFC 1123 section 4.1.2.12), so nothing is ever negotiated further: what `IAC SB` begins
-//! is text, as servers take it.
+//! is text, as servers take it. What servers take otherwise is the matter of `hidden`.
 
 use std::{borrow::Cow, ops::Range};
 
 const IAC: u8 = 0xff;
 const WILL: u8 = 0xfb;
 const DONT: u8 = 0xfe;
+/// The lowest Telnet command (RFC 854: SE).
+const LOWEST: u8 = 0xf0;
 
 /// The readable part of one line, without its line end.
 #[derive(Debug)]
@@ -50,9 +52,11 @@ impl<'a> Text<'a> {
             let skip = match (byte, line.get(i + 1)) {
                 (0, _) => 1,
                 (IAC, Some(&IAC)) => 0,
+                // No option has the number of a letter: what follows is the start of a word.
+                (IAC, Some(&(WILL..=DONT))) if is_graphic(line.get(i + 2)) => 2,
                 (IAC, Some(&(WILL..=DONT))) => 3,
-                (IAC, Some(_)) => 2,
-                (IAC, None) => 1,
+                (IAC, Some(&(LOWEST..))) => 2,
+                (IAC, _) => 1,
                 _ => 0,
             };
             if skip == 0 {
@@ -103,6 +107,10 @@ impl<'a> Text<'a> {
 /// What some servers pass over before a verb, and take for its end: what C calls white space.
 pub(super) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r')
+}
+
+fn is_graphic(byte: Option<&u8>) -> bool {
+    byte.is_some_and(u8::is_ascii_graphic)
 }
 
 /// The length without the line end and trailing blanks.

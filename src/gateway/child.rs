@@ -2,13 +2,23 @@
 
 use std::{
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use serde::{Deserialize, Serialize};
 
-/// Packagers put these programs into sbin, which is not in everyone's PATH.
-const SBIN: &str = "/usr/sbin:/sbin:/usr/local/sbin";
+/// Where programs are looked for. Never in `PATH`: who starts a program that has capabilities of its own (as
+/// `setcap` gives them) chooses that, and would choose what gets them, too.
+const DIRECTORIES: [&str; 6] = [
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/usr/local/sbin",
+    "/run/current-system/sw/bin", // NixOS
+];
 
 /// What a program left behind.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,11 +28,14 @@ pub(super) struct Finished {
     pub(super) stderr: String,
 }
 
-/// Runs `program` to its end, with `input` on its standard input. It is found wherever packagers put it, and speaks
+/// Runs `program` to its end, with `input` on its standard input. It gets nothing of the environment, and speaks
 /// English.
 pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<Finished> {
-    let mut child = Command::new(program)
-        .env("PATH", search_path())
+    let absent = || io::Error::from_raw_os_error(libc::ENOENT);
+    let path = find(program, &DIRECTORIES.map(Path::new)).ok_or_else(absent)?;
+    let mut child = Command::new(path)
+        .env_clear()
+        .env("PATH", DIRECTORIES.join(":"))
         .env("LC_ALL", "C")
         .args(arguments)
         .stdin(Stdio::piped())
@@ -43,29 +56,37 @@ pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<
     })
 }
 
-/// Where programs are looked for, as in PATH.
-pub fn search_path() -> String {
-    path(std::env::var("PATH").ok())
-}
-
-/// An empty part would be the working directory, which may be anyone's.
-fn path(own: Option<String>) -> String {
-    match own.filter(|own| !own.is_empty()) {
-        Some(own) => format!("{own}:{SBIN}"),
-        None => format!("{SBIN}:/usr/bin:/bin"),
-    }
+/// Where `program` is. A directory in which others than its owner may put programs is passed over.
+fn find(program: &str, directories: &[&Path]) -> Option<PathBuf> {
+    let is_safe = |directory: &&&Path| {
+        directory.metadata().is_ok_and(|found| found.permissions().mode() & 0o022 == 0)
+    };
+    let candidates = directories.iter().filter(is_safe).map(|directory| directory.join(program));
+    candidates.into_iter().find(|candidate| candidate.is_file())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn without_a_path_nothing_is_looked_for_in_the_working_directory() {
-        for own in [None, Some(String::new())] {
-            assert!(path(own).split(':').all(|part| part.starts_with('/')));
+    fn programs_get_nothing_of_the_environment() {
+        let printed = run("env", &[], "").unwrap().stdout;
+        let mut names: Vec<_> = printed.lines().filter_map(|line| line.split('=').next()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["LC_ALL", "PATH"], "{printed}");
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("nft"), "").unwrap();
+        for (mode, is_found) in [(0o755, true), (0o775, false), (0o1777, false)] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(find("nft", &[directory.path()]).is_some(), is_found, "{mode:o}");
         }
-        assert_eq!(path(Some("/opt/bin".into())), format!("/opt/bin:{SBIN}"));
     }
 
     #[test]

@@ -7,12 +7,13 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
 };
 
 use super::{
+    GatewayError, compiled,
     netlink::Socket,
     nft::{self, Batch, Outcome},
 };
@@ -22,6 +23,8 @@ use super::{
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
     counts: Arc<Counts>,
+    /// The socket by which all of them are made, if one is to own our table.
+    writer: Option<Arc<Mutex<Socket>>>,
 }
 
 /// All of them wrap around, as the generation does.
@@ -33,12 +36,45 @@ struct Counts {
 }
 
 impl Commits {
-    /// Sends a batch of elements that, if it is not refused, changes something; or is asked to
+    /// With one socket for all of them, so that it can own our table; the kernel takes one transaction at a time
+    /// anyway. Where the kernel has no tables with an owner, each thread has its own, as in [`Commits::default`].
+    pub fn by_one_socket() -> Result<Self, GatewayError> {
+        let failed = |error| GatewayError::system("netlink socket", error);
+        let mut socket = Socket::open().map_err(failed)?;
+        compiled::prepare(&socket);
+        let has_owners = compiled::can_own(&mut socket).map_err(failed)?;
+        let writer = has_owners.then(|| Arc::new(Mutex::new(socket)));
+        Ok(Self { writer, ..Self::default() })
+    }
+
+    /// Whether there is a socket that can own our table.
+    pub(super) fn can_own(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Sends a batch that is not counted, and is acknowledged; by `socket` if there is none for all.
+    pub(super) fn send_acknowledged(
+        &self,
+        batch: &mut Batch,
+        socket: &mut Socket,
+    ) -> io::Result<Outcome> {
+        self.with_writer(socket, |socket| batch.send(socket))
+    }
+
+    fn with_writer<T>(&self, other: &mut Socket, send: impl FnOnce(&mut Socket) -> T) -> T {
+        match &self.writer {
+            // A panic leaves nothing half sent.
+            Some(writer) => send(&mut writer.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => send(other),
+        }
+    }
+
+    /// Sends, by `socket` if there is none for all, a batch of elements that, if it is not refused, changes something; or is asked to
     /// [tell](Batch::tell_changes) whether it does.
     pub(super) fn send(&self, batch: &mut Batch, socket: &mut Socket) -> io::Result<Outcome> {
         self.counts.started.fetch_add(1, SeqCst);
         // Where it is not known what became of it, it never ends, and no difference is known any more.
-        let outcome = batch.send_unacknowledged(socket)?;
+        let outcome = self.with_writer(socket, |socket| batch.send_unacknowledged(socket))?;
         self.counts.changed.fetch_add(u32::from(outcome.changed()), SeqCst);
         self.counts.ended.fetch_add(1, SeqCst);
         Ok(outcome)

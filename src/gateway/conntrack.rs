@@ -6,7 +6,8 @@ use std::{io, net::SocketAddr};
 
 use super::{
     GatewayError,
-    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of, put_source},
+    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
+    externals::Externals,
     netlink::Message,
     rules::RuleParameters,
 };
@@ -18,14 +19,9 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_MARK_MASK: u16 = 21;
-const CTA_FILTER: u16 = 25;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
-const CTA_FILTER_ORIG_FLAGS: u16 = 1;
-const CTA_FILTER_REPLY_FLAGS: u16 = 2;
-/// CTA_FILTER_F_CTA_IP_SRC, _PROTO_NUM and _PROTO_SRC_PORT: compare the source, ignore the rest.
-const FILTER_SOURCE: u32 = 1 << 0 | 1 << 3 | 1 << 4;
 const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
 
 /// Asks conntrack. One for each thread.
@@ -34,7 +30,7 @@ pub struct Conntrack {
     requests: Requests,
     every: u32,
     none: u32,
-    control_ports: Vec<u16>,
+    externals: Externals,
 }
 
 /// Both directions as conntrack has them.
@@ -54,10 +50,9 @@ impl Connection {
         }
     }
 
-    /// Whether these are the addresses that its packets show at our hooks, either way round.
-    fn shows(&self, a: SocketAddr, b: SocketAddr) -> bool {
-        let (client, server) = (self.original.source, self.reply.source);
-        (client, server) == (a, b) || (client, server) == (b, a)
+    /// Whether these are the addresses that its packets show at our hooks.
+    fn shows(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        (self.original.source, self.reply.source) == (client, server)
     }
 }
 
@@ -67,43 +62,62 @@ impl Conntrack {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)
             .map_err(|e| GatewayError::system("netlink socket", e))?;
         let (every, none) = (parameters.every(), parameters.none());
-        let control_ports = parameters.control_ports().to_vec();
-        Ok(Self { requests, every, none, control_ports })
+        let externals = Externals::new().map_err(|e| GatewayError::system("netlink socket", e))?;
+        Ok(Self { requests, every, none, externals })
     }
 
-    /// The translation of the TCP connection whose packets show `a` and `b` at our hooks.
+    /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
     ///
     /// What shows there is the original source and the reply source. The kernel looks up by the
     /// whole tuple of either direction, so without destination NAT the pair is the original
-    /// tuple, without source NAT the reply tuple, and with both it is neither; then only going
-    /// through the table finds it.
+    /// tuple, without source NAT the reply tuple. With both it is neither: then the address that the client
+    /// dialled is one of those that our rules have noted of this server.
+    ///
+    /// Nothing here depends on how many connections there are. Whoever sends packets that belong to none has
+    /// each of them looked for.
     pub fn translation(
         &mut self,
-        a: SocketAddr,
-        b: SocketAddr,
+        client: SocketAddr,
+        server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
-        let failed = |source| KernelError::System {
-            what: format!("look up the connection between {a} and {b}"),
+        self.find(client, server).map_err(|source| KernelError::System {
+            what: format!("look up the connection between {client} and {server}"),
             source,
-        };
-        if a.is_ipv4() != b.is_ipv4() {
+        })
+    }
+
+    fn find(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<Translation>> {
+        if client.is_ipv4() != server.is_ipv4() {
             return Ok(None);
         }
-        for (source, destination) in [(a, b), (b, a)] {
-            // Its reply tuple may be another connection's visible pair, so this is checked.
-            let found = self.get(Tuple { source, destination }).map_err(failed)?;
-            if let Some(connection) = found.filter(|connection| connection.shows(a, b)) {
-                return Ok(Some(connection.translation()));
-            }
+        let pair = [(client, server), (server, client)];
+        if let Some(found) = self.first_of(client, server, pair)? {
+            return Ok(Some(found));
         }
-        // Going through the table takes milliseconds, so the likelier way first.
-        let ways = if self.control_ports.contains(&a.port()) {
-            [(b, a), (a, b)]
-        } else {
-            [(a, b), (b, a)]
-        };
-        for (client, server) in ways {
-            if let Some(connection) = self.search(client, server).map_err(failed)? {
+        let known = self.externals.of(server);
+        let dialled = |external: &SocketAddr| (client, *external);
+        if let Some(found) = self.first_of(client, server, known.iter().map(dialled))? {
+            return Ok(Some(found));
+        }
+        if !self.externals.read_again()? {
+            return Ok(None);
+        }
+        let read = self.externals.of(server);
+        let new = read.iter().filter(|external| !known.contains(external));
+        self.first_of(client, server, new.map(dialled))
+    }
+
+    /// The first connection with one of these pairs of addresses that shows `client` and `server`.
+    fn first_of(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+        pairs: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
+    ) -> io::Result<Option<Translation>> {
+        for (source, destination) in pairs {
+            // Its reply tuple may be another connection's visible pair, so this is checked.
+            let found = self.get(Tuple { source, destination })?;
+            if let Some(connection) = found.filter(|found| found.shows(client, server)) {
                 return Ok(Some(connection.translation()));
             }
         }
@@ -117,7 +131,7 @@ impl Conntrack {
         attention: Attention,
     ) -> Result<(), KernelError> {
         let mark = match attention {
-            Attention::Every => self.every,
+            Attention::Every | Attention::Watched => self.every,
             Attention::Payload => 0,
             Attention::Calm => self.every | self.none,
             Attention::None => self.none,
@@ -173,45 +187,6 @@ impl Conntrack {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Goes through the table for a connection of which both destinations are unknown. The
-    /// kernel filters (CTA_FILTER, Linux 5.8); one that does not is given no filter.
-    fn search(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<Connection>> {
-        let mut found = None;
-        for filter in [true, false] {
-            let asked = self.requests.ask(
-                IPCTNL_MSG_CT_GET,
-                libc::NLM_F_DUMP,
-                family_of(client),
-                |message| {
-                    if filter {
-                        put_source(message, CTA_TUPLE_ORIG, client);
-                        put_source(message, CTA_TUPLE_REPLY, server);
-                        message.nest(CTA_FILTER, |flags| {
-                            flags
-                                .put(CTA_FILTER_ORIG_FLAGS, &FILTER_SOURCE.to_ne_bytes())
-                                .put(CTA_FILTER_REPLY_FLAGS, &FILTER_SOURCE.to_ne_bytes());
-                        });
-                    }
-                },
-                |message| {
-                    let matches =
-                        |c: &Connection| (c.original.source, c.reply.source) == (client, server);
-                    found = found.or_else(|| parse(message).filter(matches));
-                },
-            );
-            match asked {
-                Err(error)
-                    if filter
-                        && matches!(
-                            error.raw_os_error(),
-                            Some(libc::EINVAL | libc::EOPNOTSUPP)
-                        ) => {}
-                other => return other.map(|()| found),
-            }
-        }
-        Ok(found)
     }
 }
 
@@ -288,7 +263,7 @@ mod tests {
             connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]);
         let Translation { client, client_external, server, server_external } =
             connection.translation();
-        assert!(connection.shows(client, server) && connection.shows(server, client));
+        assert!(connection.shows(client, server) && !connection.shows(server, client));
         assert!(!connection.shows(client, server_external));
         assert!(!connection.shows(client_external, server));
     }

@@ -69,18 +69,6 @@ impl Tuple {
     }
 }
 
-/// Appends the source half of a tuple, for filters.
-pub(super) fn put_source(message: &mut Writer<'_>, kind: u16, source: SocketAddr) {
-    message.nest(kind, |inner| {
-        inner.nest(CTA_TUPLE_IP, |ip| {
-            put_address(ip, source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
-        });
-        inner.nest(CTA_TUPLE_PROTO, |proto| {
-            proto.put(CTA_PROTO_NUM, &[TCP]).put(CTA_PROTO_SRC_PORT, &source.port().to_be_bytes());
-        });
-    });
-}
-
 fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
     match address {
         IpAddr::V4(address) => message.put(v4, &address.octets()),

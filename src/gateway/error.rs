@@ -12,7 +12,9 @@ pub enum GatewayError {
         what: String,
     },
     /// The program `nft` is not there.
-    #[error("nft not found; install nftables, which loads the rules")]
+    #[error(
+        "nft not found in /usr/sbin, /usr/bin and the like; install nftables, which loads the rules"
+    )]
     NftMissing,
     /// `nft` did not load our rules.
     #[error(
@@ -43,6 +45,25 @@ pub enum GatewayError {
         feature: &'static str,
         /// What to do.
         remedy: &'static str,
+    },
+    /// Another program changed the rules at the same moment; what failed may work the next time.
+    #[error(
+        "table inet ftp_alg cannot be loaded while another program changes the rules: {message}"
+    )]
+    Disturbed {
+        /// What failed at last.
+        message: String,
+    },
+    /// Another daemon's table is loaded, and that daemon runs.
+    #[error(
+        "table inet ftp_alg is that of another ftp-alg, which reads queue {number}{owner}: stop one of the two; one can \
+         serve all control ports"
+    )]
+    Rival {
+        /// A queue that the table puts packets into.
+        number: u16,
+        /// ` (name, pid 1234)`, or nothing.
+        owner: String,
     },
     /// The rules cannot be made with these values.
     #[error("{0}")]

@@ -6,7 +6,7 @@
 //! ends with its control connection. Knows nothing of what was announced.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -33,10 +33,14 @@ const CTA_EXPECT_NAT_TUPLE: u16 = 2;
 /// Translates source and destination as the master connection's are.
 const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
 
+/// How many expectations there can be, those of others included.
+const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
+
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
 pub struct Expectations {
     requests: Requests,
+    capacity: usize,
 }
 
 impl Expectations {
@@ -44,7 +48,13 @@ impl Expectations {
     pub fn new() -> Result<Self, GatewayError> {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK_EXP)
             .map_err(|e| GatewayError::system("netlink socket", e))?;
-        Ok(Self { requests })
+        let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
+        Ok(Self { requests, capacity: read.unwrap_or(usize::MAX) })
+    }
+
+    /// How many expectations there can be, as it was when this was made.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Opens a pinhole for one connection, within its lifetime, in whole seconds.
@@ -89,6 +99,7 @@ impl Expectations {
                 Some(libc::EEXIST | libc::EBUSY | libc::EALREADY) => KernelError::Taken,
                 // Conntrack has forgotten the control connection.
                 Some(libc::ENOENT) => KernelError::Unknown,
+                Some(libc::EMFILE) => KernelError::Full { what: "nf_conntrack_expect_max" },
                 _ => failed(refusal(source)),
             }
         })?;
@@ -174,9 +185,6 @@ fn refusal(error: io::Error) -> io::Error {
         Some(libc::EOPNOTSUPP | libc::ESHUTDOWN) => {
             "the control connection carries no helper, since it began before ftp-alg did or conntrack \
              was flushed; open a new one"
-        }
-        Some(libc::EMFILE) => {
-            "conntrack has no room for more expectations (nf_conntrack_expect_max)"
         }
         Some(libc::EINVAL) => "the kernel does not know nat-follow-master (modprobe nf_nat)",
         _ => return error,

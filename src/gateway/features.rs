@@ -10,14 +10,15 @@ use nftnl::{Chain, MsgType, ProtoFamily};
 
 use super::{
     GatewayError, RuleParameters,
+    compiled::as_draft,
     ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Requests, Tuple},
+    loading::{nft, no_queue, queue_rule},
     netlink::{Message, Socket},
     nft::Batch,
     programs::output_of,
     queue,
     rights::{CAP_NET_ADMIN, CAP_NET_RAW, has},
     rules::{QueueStatement, TABLE, render_nftables},
-    table::{nft, queue_rule},
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
@@ -184,7 +185,8 @@ fn queueing(
     let socket = socket.ok_or_else(not_permitted)?;
     let mut refused = None;
     for (parameters, statement) in parameters.ways() {
-        match check(&render_nftables(&parameters, statement)) {
+        // Under another name: the table itself may have an owner.
+        match check(&as_draft(&render_nftables(&parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}
             Ok(()) => queue_target(&parameters, socket)?,
             Err(error @ GatewayError::RulesRefused { .. }) => {
@@ -211,7 +213,7 @@ fn queue_target(parameters: &RuleParameters, socket: &mut Socket) -> Result<(), 
         let mut batch = Batch::new();
         batch.object(&table, MsgType::Add);
         batch.object(&chain, MsgType::Add);
-        let rule = batch.object(&queue_rule(&chain, parameters, true), MsgType::Add);
+        let rule = batch.object(&queue_rule(&chain, parameters), MsgType::Add);
         batch.object(&Chain::new(c"absent", &table), MsgType::Del);
         let outcome = batch.send(socket).map_err(failed)?;
         refused = outcome.error_of(rule);
@@ -219,7 +221,7 @@ fn queue_target(parameters: &RuleParameters, socket: &mut Socket) -> Result<(), 
             return Ok(());
         }
     }
-    Err(super::table::no_queue(refused.unwrap_or(libc::ENOENT)))
+    Err(no_queue(refused.unwrap_or(libc::ENOENT)))
 }
 
 /// How many control connections have the kernel's helper.

@@ -5,7 +5,11 @@
 
 use std::{io, thread, time::Duration};
 
-use super::{ctnetlink::Requests, netlink::Writer, rules::OWN_HELPER};
+use super::{
+    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
+    netlink::{Message, Writer},
+    rules::OWN_HELPER,
+};
 
 // From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
 const NFNL_MSG_CTHELPER_NEW: u8 = 0;
@@ -30,6 +34,14 @@ const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 const MOST_EXPECTED: u32 = 64;
 /// Until each expectation is given its own.
 const TIMEOUT_SECONDS: u32 = 30;
+
+/// The kernel's helper for scanners, which stands in for ours.
+const SCANNER_HELPER: &[u8] = b"sane\0";
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+const IPCTNL_MSG_CT_NEW: u8 = 0;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_HELP: u16 = 5;
+const CTA_HELP_NAME: u16 = 1;
 
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
@@ -103,6 +115,46 @@ impl Drop for OwnHelper {
             }
         }
     }
+}
+
+/// Takes the helper for scanners off the connections to `ports`, and ends what they expect: without our rules
+/// nothing keeps it from acting on what they say.
+pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
+    let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
+    let mut carriers = Vec::new();
+    requests.ask(
+        IPCTNL_MSG_CT_GET,
+        libc::NLM_F_DUMP,
+        libc::AF_UNSPEC,
+        |_| {},
+        |message| carriers.extend(carrier(message, ports)),
+    )?;
+    for original in carriers {
+        let fill = |message: &mut Writer<'_>| {
+            original.put(message, CTA_TUPLE_ORIG);
+            message.nest(CTA_HELP, |help| {
+                help.put(CTA_HELP_NAME, b"\0");
+            });
+        };
+        let family = family_of(original.source);
+        let taken = requests.ask(IPCTNL_MSG_CT_NEW, libc::NLM_F_ACK, family, fill, |_| {});
+        // One that has ended meanwhile carries none any more.
+        taken.or_else(|error| match error.raw_os_error() {
+            Some(libc::ENOENT) => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    Ok(())
+}
+
+/// The original tuple of a connection to one of `ports` that carries the helper for scanners.
+fn carrier(message: &Message<'_>, ports: &[u16]) -> Option<Tuple> {
+    let attributes = message.attributes();
+    let name = attributes.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
+    let original = Tuple::parse(&attributes.nested(CTA_TUPLE_ORIG)?)?;
+    let reply = Tuple::parse(&attributes.nested(CTA_TUPLE_REPLY)?)?;
+    let is_control = [original.destination, reply.source].map(|end| ports.contains(&end.port()));
+    (name == SCANNER_HELPER && is_control.contains(&true)).then_some(original)
 }
 
 fn identify(message: &mut Writer<'_>, family: i32) {

@@ -6,41 +6,52 @@
 pub mod assistant;
 mod child;
 mod choice;
+mod claimed;
 mod commits;
+mod compiled;
 mod conntrack;
 mod copies;
 mod ctnetlink;
 mod error;
 mod expectations;
+mod externals;
 mod features;
 pub mod firewall;
+mod heartbeat;
 mod helper;
 mod inject;
+mod loading;
 mod netlink;
 mod nft;
+mod notices;
 mod pinholes;
 mod programs;
 mod queue;
 mod rights;
+mod rival;
 pub mod rules;
 mod selection;
 mod table;
+mod used;
 
 use std::net::SocketAddr;
 
-pub use child::search_path;
 pub use choice::{Outlook, automatic, choose, outlooks};
+pub use claimed::{ClaimedPorts, ClaimsReader};
 pub use commits::Commits;
 pub use conntrack::Conntrack;
 pub use copies::{Copies, READ_EVERY};
 pub use error::GatewayError;
 pub use expectations::Expectations;
 pub use features::{Expecting, Features, Routing};
+pub use heartbeat::{DEADLINE, Heartbeat};
 pub use inject::Injector;
+pub use notices::Notices;
 pub use pinholes::{OpenPinhole, Pinholes};
 pub use queue::{Decision, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
+pub use used::used_pinholes;
 
 use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
@@ -51,6 +62,7 @@ pub struct LinuxKernel {
     holder: Holder,
     conntrack: Conntrack,
     injector: Injector,
+    claimed: ClaimedPorts,
 }
 
 /// What holds the pinholes.
@@ -70,6 +82,7 @@ impl LinuxKernel {
             },
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
+            claimed: ClaimedPorts::default(),
         })
     }
 
@@ -80,6 +93,26 @@ impl LinuxKernel {
             other => other,
         };
         Self { holder, ..self }
+    }
+
+    /// Opens no translated pinhole at a port that is among `claimed`.
+    pub fn sparing(self, claimed: &ClaimedPorts) -> Self {
+        Self { claimed: claimed.clone(), ..self }
+    }
+
+    /// [`KernelError::Taken`] if the pinhole is translated, and something else uses the port where it arrives.
+    fn check(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        let Pinhole { arrival, target, .. } = *pinhole;
+        if arrival == target {
+            return Ok(());
+        }
+        match self.claimed.is_claimed(arrival, target) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(KernelError::Taken),
+            Err(source) => {
+                Err(KernelError::System { what: format!("look whether {arrival} is free"), source })
+            }
+        }
     }
 
     /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
@@ -95,13 +128,14 @@ impl LinuxKernel {
 impl Kernel for LinuxKernel {
     fn translation(
         &mut self,
-        a: SocketAddr,
-        b: SocketAddr,
+        client: SocketAddr,
+        server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
-        self.conntrack.translation(a, b)
+        self.conntrack.translation(client, server)
     }
 
     fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+        self.check(opening.pinhole)?;
         match &mut self.holder {
             Holder::Nftables(pinholes) => pinholes.open(opening),
             Holder::Conntrack(expectations) => expectations.open(opening),
@@ -120,12 +154,20 @@ impl Kernel for LinuxKernel {
         closed: &[Pinhole],
         opening: &Opening<'_>,
     ) -> Result<(), KernelError> {
+        self.check(opening.pinhole)?;
         match &mut self.holder {
             Holder::Nftables(pinholes) => pinholes.close_and_open(closed, opening),
             Holder::Conntrack(expectations) => {
                 closed.iter().try_for_each(|pinhole| expectations.close(pinhole))?;
                 expectations.open(opening)
             }
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        match &self.holder {
+            Holder::Nftables(_) => Pinholes::CAPACITY,
+            Holder::Conntrack(expectations) => expectations.capacity(),
         }
     }
 

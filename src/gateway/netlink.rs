@@ -110,6 +110,15 @@ impl<'a> Attributes<'a> {
         self.clone().find(|(found, _)| *found == kind).map(|(_, content)| content)
     }
 
+    /// Type of each attribute, and its bytes with header and padding.
+    pub(super) fn whole(mut self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        std::iter::from_fn(move || {
+            let before = self.rest;
+            let (kind, _) = self.next()?;
+            before.get(..before.len() - self.rest.len()).map(|bytes| (kind, bytes))
+        })
+    }
+
     /// The attributes inside the first attribute of this type.
     pub(super) fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
         self.first(kind).map(Attributes::new)
@@ -196,6 +205,13 @@ impl<'a> Writer<'a> {
         self.out.extend_from_slice(&kind.to_ne_bytes());
         self.out.extend_from_slice(content);
         self.out.resize(align(self.out.len() - self.start) + self.start, 0);
+        self.settle();
+        self
+    }
+
+    /// Appends attributes that are whole, with their padding.
+    pub(super) fn put_whole(&mut self, attributes: &[u8]) -> &mut Self {
+        self.out.extend_from_slice(attributes);
         self.settle();
         self
     }

@@ -31,7 +31,9 @@ const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_TABLE_FLAGS: u16 = 2;
+pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
+/// Flags: that no other socket may change the table, and that it stays when its owner has gone.
+pub(super) const OWNED: u32 = 0x2 | 0x4;
 const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
@@ -73,6 +75,11 @@ impl Outcome {
     /// failed.
     pub(super) fn changed(&self) -> bool {
         self.errors.is_empty() && self.told.unwrap_or(true)
+    }
+
+    /// Which message failed first, and why, if the batch did not take effect.
+    pub(super) fn first_failure(&self) -> Option<(usize, i32)> {
+        self.errors.first().copied()
     }
 
     /// Why the batch did not take effect, if it did not.
@@ -185,6 +192,21 @@ impl Batch {
         let length = bytes.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length)) as usize;
         let message = bytes.get(..length.next_multiple_of(4)).unwrap_or_default();
         self.append(|out| out.extend_from_slice(message))
+    }
+
+    /// Adds a message about `table`, or a part of it, with attributes that are whole. Returns its index.
+    pub(super) fn copied(
+        &mut self,
+        command: i32,
+        flags: i32,
+        table: &str,
+        attributes: &[u8],
+    ) -> usize {
+        let mut name = table.as_bytes().to_vec();
+        name.push(0);
+        self.message(command, flags, |message| {
+            message.put(NFTA_TABLE_NAME, &name).put_whole(attributes);
+        })
     }
 
     /// Removes all rules of a chain of our table. Returns the message's index.
@@ -323,7 +345,7 @@ pub(super) fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nf
 pub(super) struct Shape {
     /// Never given twice.
     pub(super) handle: u64,
-    /// Such as `dormant`.
+    /// Such as `dormant`, but for those about owners.
     flags: u32,
     /// Checksum of all rules, with their order and handles.
     rules: u32,
@@ -355,13 +377,66 @@ pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
     }))?;
     let Some((handle, flags)) = table else { return Ok(None) };
-    let of_table = [(NFTA_RULE_TABLE, name)];
-    absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
-        // What precedes the attributes has the number of the last transaction.
-        rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
-    }))?;
+    // Whether a table has an owner changes with the daemon that runs.
+    let flags = flags & !OWNED;
+    absent(ask(
+        socket,
+        libc::NFT_MSG_GETRULE,
+        libc::NLM_F_DUMP,
+        &[(NFTA_RULE_TABLE, name)],
+        |message| {
+            // What precedes the attributes has the number of the last transaction.
+            rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
+        },
+    ))?;
     absent(dump(socket, c"control_ports", |_, _| ports += 1).map(drop))?;
     Ok(Some(Shape { handle, flags, rules: rules.finalize(), ports }))
+}
+
+/// The attributes of each rule of our table, if there is one.
+pub(super) fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
+    let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
+    let asked = ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
+        each(message.attributes());
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether there is a table of this name.
+pub(super) fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
+    let mut name = table.as_bytes().to_vec();
+    name.push(0);
+    match ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {}) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel tells of all objects of one kind in `table`, of those that `of` names.
+pub(super) fn dump_of(
+    socket: &mut Socket,
+    command: i32,
+    table: &str,
+    of: Option<(u16, &[u8])>,
+    mut each: impl FnMut(&Attributes<'_>),
+) -> io::Result<()> {
+    let mut name = table.as_bytes().to_vec();
+    name.push(0);
+    let asked: Vec<_> = std::iter::once((NFTA_TABLE_NAME, &name[..])).chain(of).collect();
+    let mut consistent = true;
+    ask(socket, command, libc::NLM_F_DUMP, &asked, |message| {
+        consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+        let attributes = message.attributes();
+        // Not all kernels tell of one table only.
+        if attributes.first(NFTA_TABLE_NAME) == Some(&name[..]) {
+            each(&attributes);
+        }
+    })?;
+    if consistent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 /// The elements of a set of our table: key and what is left of the timeout. Returns whether the

@@ -74,6 +74,9 @@ const V4: Sets = Sets { pinholes: c"pinholes4", targets: c"targets4", sources: c
 const V6: Sets = Sets { pinholes: c"pinholes6", targets: c"targets6", sources: c"sources6" };
 
 impl Pinholes {
+    /// The size of each set of pinholes, with some room for what was used up and is not collected yet.
+    pub(super) const CAPACITY: usize = 65_536 - 4096;
+
     /// Opens a netlink socket; the table need not be there yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
@@ -145,6 +148,9 @@ impl Pinholes {
             if there(permitted) {
                 return Err(KernelError::Taken);
             }
+            if error == libc::ENFILE {
+                return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
+            }
             let mut learned = false;
             for ((old, cleared), added) in old.iter_mut().zip(cleared).zip(added) {
                 let now = if outcome.failed_with(cleared, libc::ENOENT) && *old == Old::Other {
@@ -188,10 +194,16 @@ impl Pinholes {
         Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
-    /// Adds to the batch that a pinhole is closed. Its translations stay until they expire: another to the
-    /// same target may be using the source. Returns the index of the message that an older kernel refuses.
+    /// Adds to the batch that a pinhole is closed, with its translations: whoever opens many leaves no more behind
+    /// than it holds. Returns the index of the message that an older kernel refuses; there translations stay
+    /// until they expire.
     fn revoke(&mut self, elements: &Elements) -> usize {
         if self.destroys {
+            for Translation { element, changes } in elements.translations(None) {
+                if changes {
+                    self.batch.destroy_element(element.set, element.key);
+                }
+            }
             self.batch.destroy_element(elements.sets.pinholes, elements.key.as_ref())
         } else {
             // The timeout is that of an element that is never seen.

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::{GatewayError, selection};
-use crate::engine::Answer;
+use crate::engine::{Answer, Side};
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
 const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");
@@ -208,7 +208,32 @@ impl RuleParameters {
 
     /// Whether a packet of packet mark `mark` has ended the calm of its connection.
     pub fn has_ended_calm(&self, mark: u32) -> bool {
+        mark & self.mask() == self.none | self.every
+    }
+
+    /// Which end sent a packet of packet mark `mark`, if the rules say so.
+    pub fn from(&self, mark: u32) -> Option<Side> {
+        match mark & self.mask() {
+            bits if bits == self.every => Some(Side::Client),
+            bits if bits == self.data => Some(Side::Server),
+            _ => None,
+        }
+    }
+
+    /// Whether a packet of packet mark `mark` was queued because every packet of its connection is.
+    pub fn is_every(&self, mark: u32) -> bool {
         mark & self.mask() == self.none
+    }
+
+    /// Whether a packet of packet mark `mark` ends a connection that the selection had no room to note.
+    pub fn is_unnoted_end(&self, mark: u32) -> bool {
+        mark & self.mask() == self.data | self.every
+    }
+
+    /// Whether a packet of packet mark `mark` is a segment that ended the calm of its connection before, and was
+    /// sent again.
+    pub fn has_ended_calm_before(&self, mark: u32) -> bool {
+        mark & self.mask() == self.none | self.data
     }
 
     /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
@@ -274,15 +299,8 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
             _ => match (line.trim(), statement) {
-                ("queue flags bypass to $queues", QueueStatement::Xtables)
-                | (
-                    "queue flags bypass to $queues" | "queue to $queues",
-                    QueueStatement::Operator,
-                ) => {}
+                ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
-                ("queue flags bypass to $queues", _) if parameters.by_processor => {
-                    text.push_str(&line.replace("bypass", "bypass,fanout"));
-                }
                 ("queue to $queues", _) if parameters.by_processor => {
                     text.push_str(&line.replace("queue to", "queue flags fanout to"));
                 }
@@ -419,7 +437,6 @@ mod tests {
     fn packets_are_spread_by_processor_over_several_queues_only() {
         let spread = others().by_processor(true);
         let text = render(&spread);
-        assert!(text.contains("queue flags bypass,fanout to $queues"), "{text}");
         assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
         let text = render_iptables(&spread);
         assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 3);
@@ -433,6 +450,37 @@ mod tests {
         assert!(text.contains("chain hold {\n\t\tdrop\n"));
         let text = render_nftables(&others(), QueueStatement::Operator);
         assert!(text.contains("chain hold {\n\t}"));
+        assert!(!text.contains("queue to"));
+    }
+
+    #[test]
+    fn what_goes_with_a_packet_is_read_as_the_rules_write_it() {
+        for parameters in [RuleParameters::default(), others()] {
+            let RuleParameters { data, every, none, .. } = parameters;
+            let read = |mark| {
+                let mark = mark | 0x8000; // the operator's
+                let ended = (
+                    parameters.has_ended_calm(mark),
+                    parameters.has_ended_calm_before(mark),
+                    parameters.is_unnoted_end(mark),
+                );
+                (parameters.from(mark), ended, parameters.is_every(mark))
+            };
+            let (client, server) = (Some(Side::Client), Some(Side::Server));
+            let no_end = (false, false, false);
+            assert_eq!(read(0), (None, no_end, false), "an operator's rules say nothing");
+            assert_eq!(read(every), (client, no_end, false));
+            assert_eq!(read(data), (server, no_end, false));
+            assert_eq!(read(every | none), (None, (true, false, false), false));
+            assert_eq!(read(data | none), (None, (false, true, false), false));
+            assert_eq!(read(data | every), (None, (false, false, true), false));
+            assert_eq!(read(none), (None, no_end, true));
+            // None of them is taken for an answer by the rules, if it comes back as it is.
+            let answers = [Answer::Calm, Answer::Payload].map(|a| parameters.answer(0, a));
+            for mark in [every, every | none, data, data | none, none] {
+                assert!(!answers.contains(&Some(mark)));
+            }
+        }
     }
 
     #[test]

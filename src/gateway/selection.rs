@@ -74,7 +74,8 @@ fn commands(text: &mut String) {
     let _ = write!(text, "\t\tgoto {OTHER}\n\t}}\n");
 }
 
-/// A code and a blank, but not of an announcement, then anything up to a line feed.
+/// A code and a blank, but not of an announcement, then anything up to a line feed but such a code: of what is sent again
+/// from within a line, nothing begins as an announcement.
 fn replies(text: &mut String) {
     let announcing =
         [b"227", b"229"].map(|[a, b, c]| format!("0x{a:02x}{b:02x}{c:02x}")).join(", ");
@@ -86,8 +87,19 @@ fn replies(text: &mut String) {
          \t\t@ih,24,8 != {:#04x} goto {OTHER}\n",
         b'1', b'5', b' ',
     );
+    let mut checks = String::new();
     for end in START..=MAX_REPLY - 2 {
+        // Of the two digits that both codes begin with, one is at an even place.
+        if end % 2 == 0 {
+            let _ = writeln!(text, "\t\t@ih,{},8 {:#04x} jump code_{end}", end * 8, b'2');
+            let _ = writeln!(checks, "\tchain code_{end} {{");
+            for at in [end - 1, end] {
+                let _ = writeln!(checks, "\t\t@ih,{},24 {{ {announcing} }} goto {OTHER}", at * 8);
+            }
+            let _ = writeln!(checks, "\t}}");
+        }
         let _ = writeln!(text, "\t\t@ih,{},8 {:#04x} goto end_{end}", (end + 1) * 8, b'\n');
     }
     let _ = write!(text, "\t\tgoto {OTHER}\n\t}}\n");
+    text.push_str(&checks);
 }

@@ -1,25 +1,21 @@
-//! Our nftables table: loads it, adds what its text cannot say, removes it.
-//!
-//! Knows the names of the two chains that queue, and nothing else of the rules.
+//! Our nftables table: has it loaded, watches it, removes it. Knows nothing of its rules.
 
-use std::{ffi::CStr, io, ptr::NonNull};
+use std::{io, sync::Arc, thread, time::Duration};
 
-use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
-use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Commits, GatewayError,
+    compiled::{self, Compiled},
     firewall::{Ip, uses_legacy},
-    helper::OwnHelper,
+    helper::{OwnHelper, take_off_scanner_helper},
+    loading::{Loaded, Loader, netlink_failed, remove_draft, transact},
     netlink::Socket,
     nft::{self, Batch, Shape},
-    programs::{self, output_of},
+    programs::output_of,
+    rival,
     rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
 };
-
-/// Chains that queue: what passes without a reader, what waits for one.
-const QUEUEING: [(&CStr, bool); 2] = [(c"inspect", true), (c"hold", false)];
 
 /// The table `inet ftp_alg`, loaded; removed when dropped.
 #[derive(Debug)]
@@ -33,6 +29,10 @@ pub struct Table {
     /// What the table's helper object is, where it is ours.
     helper: Option<OwnHelper>,
     watch: Watch,
+    /// What it was made of, where this process has loaded it.
+    compiled: Option<Arc<Compiled>>,
+    /// Whether others can change it.
+    is_owned: bool,
 }
 
 /// What spares a look at the table.
@@ -44,6 +44,9 @@ struct Watch {
     others: Option<u32>,
 }
 
+/// How often, and how long, to wait for other programs that change the rules while ours are loaded.
+const PATIENCE: (u32, Duration) = (200, Duration::from_millis(20));
+
 /// What became of the table since it was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -53,7 +56,7 @@ pub enum Condition {
     Gone,
     /// Rules are missing or were added, as after `nft flush table`.
     Changed,
-    /// Another one has taken its place: most likely that of another ftp-alg.
+    /// Another one has taken its place: a copy that was saved and loaded, or that of another ftp-alg.
     Replaced,
 }
 
@@ -65,37 +68,26 @@ pub struct Imprint {
     shape: Shape,
 }
 
-fn no_helper() -> GatewayError {
-    GatewayError::FeatureMissing {
-        what: "backend \"conntrack\"".into(),
-        feature: "nfnetlink_cthelper and no nf_conntrack_sane, one of which expectations need",
-        remedy: "load one of them with modprobe, or set backend = \"nftables\" in [pinhole]",
-    }
-}
-
-pub(super) fn no_queue(errno: i32) -> GatewayError {
-    match errno {
-        libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
-            what: GatewayError::QUEUE_RULES.into(),
-            feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
-            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush \
-                     first, then start ftp-alg again",
-        },
-        _ => GatewayError::system(GatewayError::QUEUE_RULES, io::Error::from_raw_os_error(errno)),
-    }
-}
-
 impl Table {
     /// Loads the table, in the place of one that is already there, and queues as this kernel can:
     /// what it cannot is seen by trying, as each transaction costs grace periods of the kernel.
     /// Where the operator has loaded rules that queue, these do it.
     pub fn install(parameters: &RuleParameters) -> Result<Self, GatewayError> {
+        Self::install_for(parameters, None)
+    }
+
+    /// As [`Table::install`], for who makes all transactions by `commits`, whose socket then owns it, if
+    /// there is one and the kernel has such tables (Linux 6.9): no other program can remove or change it.
+    pub fn install_for(
+        parameters: &RuleParameters,
+        commits: Option<&Commits>,
+    ) -> Result<Self, GatewayError> {
         if operator_queues() {
-            return Self::install_with(parameters, QueueStatement::Operator);
+            return Self::load(parameters, QueueStatement::Operator, commits, None);
         }
         let mut refused = None;
         for (parameters, statement) in parameters.ways() {
-            match Self::install_with(&parameters, statement) {
+            match Self::load(&parameters, statement, commits, None) {
                 Err(GatewayError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
             }
@@ -109,14 +101,28 @@ impl Table {
         Ok(nft::shape(&mut socket).map_err(netlink_failed)?.is_some())
     }
 
+    /// The daemon that the loaded table belongs to, as an error, if that is another than the one that reads the queues of
+    /// `parameters`, and runs.
+    pub fn rival(parameters: &RuleParameters) -> Result<Option<GatewayError>, GatewayError> {
+        let mut socket = Socket::open().map_err(netlink_failed)?;
+        rival::find(&mut socket, parameters).map_err(netlink_failed)
+    }
+
+    /// As [`Table::rival`], of the daemon whose table this is.
+    pub fn rival_now(&self) -> Result<Option<GatewayError>, GatewayError> {
+        Self::rival(&self.parameters)
+    }
+
     /// Takes over the table that an earlier daemon left, with all that is open in it; `None` if it is not
-    /// as `imprint` says, or not what would be loaded now.
+    /// as `imprint` says, or not what would be loaded now. `commits` as in [`Table::install_for`].
     pub fn adopt(
         parameters: &RuleParameters,
         imprint: &Imprint,
+        commits: &Commits,
     ) -> Result<Option<Self>, GatewayError> {
         let Imprint { statement, shape, ref text } = *imprint;
         let mut socket = Socket::open().map_err(netlink_failed)?;
+        compiled::prepare(&socket);
         if nft::shape(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
         {
@@ -128,9 +134,24 @@ impl Table {
             helper.into_iter().for_each(OwnHelper::keep);
             return Ok(None);
         }
+        // What nobody owned before cannot be owned any more.
+        let is_owned = commits.can_own() && {
+            let mut batch = Batch::new();
+            compiled::own_table(&mut batch, true);
+            let outcome = commits.send_acknowledged(&mut batch, &mut socket);
+            outcome.map_err(netlink_failed)?.first_error().is_none()
+        };
         let (parameters, shape) = (parameters.clone(), Some(shape));
-        let watch = Watch::default();
-        Ok(Some(Self { parameters, statement, socket, shape, helper, watch }))
+        let watch = Watch { commits: Some(commits.clone()), others: None };
+        let compiled = None;
+        let table =
+            Self { parameters, statement, socket, shape, helper, watch, compiled, is_owned };
+        Ok(Some(table))
+    }
+
+    /// Whether no other program can remove or change it.
+    pub fn is_owned(&self) -> bool {
+        self.is_owned
     }
 
     /// By what [`Table::adopt`] knows it.
@@ -145,35 +166,51 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
-        let mut socket = Socket::open().map_err(netlink_failed)?;
-        let helper = OwnHelper::register().map_err(helper_failed)?;
-        let text = rules(parameters, statement, helper.as_ref());
-        nft(&["--file", "-"], &text).map_err(|error| match error {
-            // Without `queue` statements nothing else in the rules may be missing.
-            GatewayError::RulesRefused { message }
-                if parameters.backend() == Backend::Conntrack
-                    && statement != QueueStatement::Native
-                    && message.contains("No such file or directory") =>
-            {
-                no_helper()
+        Self::load(parameters, statement, None, None)
+    }
+
+    /// Loads it, from `compiled` if it is that, and tries again while other programs are in the way.
+    fn load(
+        parameters: &RuleParameters,
+        statement: QueueStatement,
+        commits: Option<&Commits>,
+        compiled: Option<&Arc<Compiled>>,
+    ) -> Result<Self, GatewayError> {
+        let (attempts, pause) = PATIENCE;
+        for _ in 1..attempts {
+            match Self::load_once(parameters, statement, commits, compiled) {
+                Err(GatewayError::Disturbed { .. }) => thread::sleep(pause),
+                other => return other,
             }
-            other => other,
-        })?;
-        // From here on it is removed if something fails.
-        let shape = nft::shape(&mut socket).map_err(netlink_failed)?;
-        let (parameters, watch) = (parameters.clone(), Watch::default());
-        let mut table = Self { parameters, statement, socket, shape, helper, watch };
-        if statement == QueueStatement::Xtables {
-            let mut refused = table.add_queue_rules()?;
-            if refused == Some(libc::ENOENT) {
-                let parameters = RuleParameters::default();
-                table.load_module(|chain| queue_rule(chain, &parameters, true))?;
-                refused = table.add_queue_rules()?;
-            }
-            refused.map_or(Ok(()), |errno| Err(no_queue(errno)))?;
-            table.shape = nft::shape(&mut table.socket).map_err(netlink_failed)?;
         }
-        Ok(table)
+        Self::load_once(parameters, statement, commits, compiled)
+    }
+
+    fn load_once(
+        parameters: &RuleParameters,
+        statement: QueueStatement,
+        commits: Option<&Commits>,
+        compiled: Option<&Arc<Compiled>>,
+    ) -> Result<Self, GatewayError> {
+        let mut socket = Socket::open().map_err(netlink_failed)?;
+        compiled::prepare(&socket);
+        let helper = OwnHelper::register().map_err(helper_failed)?;
+        let mut loader = Loader { parameters, statement, socket: &mut socket, commits };
+        let (compiled, is_new) = match compiled {
+            Some(compiled) => (Arc::clone(compiled), false),
+            None => {
+                let text = rules(parameters, statement, helper.as_ref());
+                (Arc::new(loader.compile(&text)?), true)
+            }
+        };
+        let loaded = loader.put(&compiled, is_new);
+        if loaded.is_err() && is_new {
+            remove_draft(&mut socket);
+        }
+        let Loaded { shape, is_owned } = loaded?;
+        let watch = Watch { commits: commits.cloned(), others: None };
+        let (parameters, compiled, shape) = (parameters.clone(), Some(compiled), Some(shape));
+        Ok(Self { parameters, statement, socket, shape, helper, watch, compiled, is_owned })
     }
 
     /// Knows from now on which transactions were ours: all that open or close pinholes in this network
@@ -211,10 +248,15 @@ impl Table {
 
     /// Loads it again, without what was open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let mut restored = Self::install_with(&self.parameters, self.statement)?;
-        restored.watch.commits = self.watch.commits.take();
+        let (commits, compiled) = (self.watch.commits.as_ref(), self.compiled.as_ref());
+        let restored = Self::load_once(&self.parameters, self.statement, commits, compiled)?;
         std::mem::replace(self, restored).keep();
         Ok(())
+    }
+
+    /// What it was made for.
+    pub fn parameters(&self) -> &RuleParameters {
+        &self.parameters
     }
 
     /// How it queues.
@@ -247,45 +289,20 @@ impl Table {
             return Ok(());
         }
         let mut batch = Batch::new();
-        batch.object(&nftnl::Table::new(nft::TABLE, ProtoFamily::Inet), MsgType::Del);
-        match batch.send(&mut self.socket).map_err(netlink_failed)?.first_error() {
+        compiled::delete_table(&mut batch);
+        let commits = self.watch.commits.as_ref();
+        let outcome = transact(commits, &mut self.socket, &mut batch).map_err(netlink_failed)?;
+        match outcome.first_error() {
             None | Some(libc::ENOENT) => {}
             Some(error) => {
                 let what = format!("removal of table inet {TABLE}");
                 return Err(GatewayError::system(what, io::Error::from_raw_os_error(error)));
             }
         }
-        self.helper = None;
-        Ok(())
-    }
-
-    /// Puts the iptables target into the chains that queue, in the place of what is in them.
-    /// Gives the error number that a rule met with.
-    fn add_queue_rules(&mut self) -> Result<Option<i32>, GatewayError> {
-        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
-        let mut batch = Batch::new();
-        for (name, bypass) in QUEUEING {
-            let chain = Chain::new(name, &table);
-            batch.flush_chain(name);
-            batch.object(&queue_rule(&chain, &self.parameters, bypass), MsgType::Add);
+        if self.parameters.backend() == Backend::Conntrack && self.helper.is_none() {
+            take_off_scanner_helper(self.parameters.control_ports()).map_err(helper_failed)?;
         }
-        Ok(batch.send(&mut self.socket).map_err(netlink_failed)?.first_error())
-    }
-
-    /// Has the kernel load the module that a rule needs, in a transaction that leaves nothing behind: Linux
-    /// 6.1 loads those of iptables by a name that begins with the family's, and has none for inet.
-    fn load_module(
-        &mut self,
-        rule: impl for<'a> FnOnce(&'a Chain<'a>) -> Rule<'a>,
-    ) -> Result<(), GatewayError> {
-        let table = nftnl::Table::new(c"ftp_alg_probe", ProtoFamily::Ipv4);
-        let chain = Chain::new(c"c", &table);
-        let mut batch = Batch::new();
-        batch.object(&table, MsgType::Add);
-        batch.object(&chain, MsgType::Add);
-        batch.object(&rule(&chain), MsgType::Add);
-        batch.object(&table, MsgType::Del);
-        batch.send(&mut self.socket).map_err(netlink_failed)?;
+        self.helper = None;
         Ok(())
     }
 }
@@ -316,67 +333,6 @@ fn operator_queues() -> bool {
             && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
 }
 
-fn netlink_failed(error: io::Error) -> GatewayError {
-    GatewayError::system("nf_tables", error)
-}
-
 fn helper_failed(error: io::Error) -> GatewayError {
     GatewayError::system("conntrack helper ftp-alg", error)
-}
-
-/// Runs `nft` on `text`.
-pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => GatewayError::NftMissing,
-        _ => GatewayError::system("nft", error),
-    };
-    let finished = programs::run("nft", arguments, text).map_err(failed)?;
-    if finished.success {
-        return Ok(());
-    }
-    let message = finished.stderr;
-    if message.contains("Operation not permitted") {
-        return Err(GatewayError::NotPermitted { what: format!("table inet {TABLE}") });
-    }
-    if message.contains("cache initialization failed") || message.contains("not supported by") {
-        return Err(GatewayError::FeatureMissing {
-            what: format!("table inet {TABLE}"),
-            feature: "nf_tables",
-            remedy: "load it with `modprobe nf_tables`",
-        });
-    }
-    // What follows the first line shows the place in a text that the operator does not see.
-    let message = message.lines().next().unwrap_or("no reason given").to_owned();
-    Err(GatewayError::RulesRefused { message })
-}
-
-pub(super) fn queue_rule<'a>(
-    chain: &'a Chain<'a>,
-    parameters: &RuleParameters,
-    bypass: bool,
-) -> Rule<'a> {
-    let (first, last) = parameters.queues().into_inner();
-    let mut rule = Rule::new(chain);
-    let by_processor = parameters.is_by_processor();
-    rule.add_expr(&NfQueue { first, total: last - first + 1, bypass, by_processor });
-    rule
-}
-
-/// The iptables target NFQUEUE as an nftables expression; only nft_compat knows it.
-struct NfQueue {
-    first: u16,
-    total: u16,
-    bypass: bool,
-    by_processor: bool,
-}
-
-impl Expression for NfQueue {
-    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
-        // struct xt_NFQ_info_v3 (flags: 1 bypass, 2 by processor), padded to 8 bytes as XT_ALIGN does.
-        let [a, b] = self.first.to_ne_bytes();
-        let [c, d] = self.total.to_ne_bytes();
-        let [e, f] = (u16::from(self.bypass) | u16::from(self.by_processor) << 1).to_ne_bytes();
-        let info = [a, b, c, d, e, f, 0, 0];
-        nft::target(c"NFQUEUE", 3, &info)
-    }
 }

@@ -106,12 +106,12 @@ impl<'a> Packet<'a> {
 
     /// Address and port that it comes from.
     pub fn source(&self) -> SocketAddr {
-        self.endpoints().0.socket(self.is_v4())
+        self.endpoints().0.socket()
     }
 
     /// Address and port that it goes to.
     pub fn destination(&self) -> SocketAddr {
-        self.endpoints().1.socket(self.is_v4())
+        self.endpoints().1.socket()
     }
 
     /// Source and destination, quick to compare.
@@ -122,10 +122,11 @@ impl<'a> Packet<'a> {
         // An IPv4 header has 20 bytes at least, an IPv6 header 40.
         if self.is_v4() {
             let both = long(12);
-            let end = |low, port| Endpoint { high: 0, low, port };
+            let end = |low, port| Endpoint { high: 0, low, port: u32::from(port) };
             (end(both >> 32, from), end(both & 0xffff_ffff, to))
         } else {
-            let end = |at, port| Endpoint { high: long(at), low: long(at + 8), port };
+            let port = |port| IPV6 | u32::from(port);
+            let end = |at, of| Endpoint { high: long(at), low: long(at + 8), port: port(of) };
             (end(8, from), end(24, to))
         }
     }
@@ -230,27 +231,56 @@ impl<'a> Packet<'a> {
 }
 
 /// Address and port in numbers that fit into registers: in one of 128 bits what was just written in parts is
-/// read back whole, a stall a packet. IPv4 addresses are the numbers below 2^32: no two connections differ
-/// by that alone.
+/// read back whole, a stall a packet.
+///
+/// The family is part of it: an IPv4 address is not the IPv6 address with the same number, whether that is
+/// `::a.b.c.d` or `::ffff:a.b.c.d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// The address's upper half.
+    /// The address's upper half; zero for IPv4.
     pub high: u64,
-    /// The address's lower half.
+    /// The address's lower half; for IPv4 the address.
     pub low: u64,
-    /// The port.
-    pub port: u16,
+    /// The port, with [`IPV6`] above it.
+    port: u32,
 }
 
+/// Set in the number of an IPv6 endpoint's port: one comparison then tells ports and families apart.
+const IPV6: u32 = 1 << 16;
+
 impl Endpoint {
-    /// The same as an address, of IPv4 if that is said.
-    pub fn socket(self, is_v4: bool) -> SocketAddr {
-        let ip = if is_v4 {
+    /// The endpoint with these halves of an address.
+    #[inline]
+    pub fn new(high: u64, low: u64, port: u16, is_v4: bool) -> Self {
+        Self { high, low, port: u32::from(port) | if is_v4 { 0 } else { IPV6 } }
+    }
+
+    /// Its port.
+    #[inline]
+    pub fn port(self) -> u16 {
+        self.port as u16 // without the family
+    }
+
+    /// Whether it is of IPv4.
+    #[inline]
+    pub fn is_v4(self) -> bool {
+        self.port & IPV6 == 0
+    }
+
+    /// The port, and the family above it: another number for each pair of them.
+    #[inline]
+    pub fn port_and_family(self) -> u32 {
+        self.port
+    }
+
+    /// The same as an address.
+    pub fn socket(self) -> SocketAddr {
+        let ip = if self.is_v4() {
             IpAddr::from(Ipv4Addr::from_bits(self.low as u32)) // it was made of one
         } else {
             Ipv6Addr::from_bits((u128::from(self.high) << 64) | u128::from(self.low)).into()
         };
-        SocketAddr::new(ip, self.port)
+        SocketAddr::new(ip, self.port())
     }
 }
 
@@ -260,7 +290,7 @@ impl From<SocketAddr> for Endpoint {
             IpAddr::V4(v4) => (0, u64::from(v4.to_bits())),
             IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64), // its halves
         };
-        Self { high, low, port: endpoint.port() }
+        Self::new(high, low, endpoint.port(), endpoint.is_ipv4())
     }
 }
 
@@ -347,6 +377,20 @@ mod tests {
         offset[32] = 0xf0; // a data offset past the end
         assert_eq!(Packet::parse(&offset).unwrap_err(), Malformed::Tcp);
         assert_eq!(Packet::parse(&[]).unwrap_err(), Malformed::Ip);
+    }
+
+    #[test]
+    fn endpoints_of_two_families_differ_though_their_addresses_have_one_number() {
+        let texts =
+            ["10.0.0.2:21", "[::10.0.0.2]:21", "[::ffff:10.0.0.2]:21", "[::]:21", "0.0.0.0:21"];
+        let sockets: Vec<SocketAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        for (at, socket) in sockets.iter().enumerate() {
+            let endpoint = Endpoint::from(*socket);
+            assert_eq!((endpoint.socket(), endpoint.port()), (*socket, 21));
+            assert_eq!(endpoint.is_v4(), socket.is_ipv4());
+            let same = sockets.iter().filter(|other| Endpoint::from(**other) == endpoint).count();
+            assert_eq!(same, 1, "{}", texts[at]);
+        }
     }
 
     proptest! {

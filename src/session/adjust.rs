@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::few::{Few, save_bytes};
+use super::few::{Few, allocated, save_bytes};
 use crate::packet::Seq;
 
 /// One replaced range.
@@ -27,8 +27,52 @@ struct Rewrite {
     /// Where the replacement starts in delivered numbers.
     delivered: Seq,
     /// What is delivered instead.
-    #[serde(serialize_with = "save_bytes")]
-    new: Vec<u8>,
+    new: Replacement,
+}
+
+/// What is delivered in place of a range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Replacement {
+    Bytes(#[serde(serialize_with = "save_bytes")] Box<[u8]>),
+    /// So many times [`CROSSED_OUT`]: a refused line may be as long as a packet.
+    CrossedOut(u32),
+}
+
+/// Each byte of what is crossed out as a whole.
+pub const CROSSED_OUT: u8 = b'X';
+
+impl Replacement {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::CrossedOut(count) => *count as usize,
+        }
+    }
+
+    /// Writes those of its bytes from `first` up to `last` to `out`.
+    fn render(&self, first: usize, last: usize, out: &mut Vec<u8>) {
+        match self {
+            Self::Bytes(bytes) => out.extend_from_slice(&bytes[first..last]),
+            Self::CrossedOut(_) => out.resize(out.len() + last - first, CROSSED_OUT),
+        }
+    }
+
+    fn heap(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => allocated(bytes.len()),
+            Self::CrossedOut(_) => 0,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Replacement {
+    fn from(new: Vec<u8>) -> Self {
+        if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == CROSSED_OUT) {
+            Self::CrossedOut(new.len() as u32) // at most a packet and what was held before it
+        } else {
+            Self::Bytes(new.into())
+        }
+    }
 }
 
 impl Rewrite {
@@ -42,8 +86,10 @@ impl Rewrite {
 }
 
 /// How many rewrites that are not acknowledged yet a direction remembers. When they are as many,
-/// nothing more may be rewritten until the receiver acknowledges.
+/// nothing more is read until the receiver acknowledges.
 pub const MAX_REWRITES: usize = 64;
+/// Likewise, how many bytes that are delivered in place of others.
+pub const MAX_REWRITTEN: usize = 4096;
 
 /// The mapping of one direction, with a bounded history: rewrites that the receiver has
 /// acknowledged are forgotten, only their sum is kept.
@@ -72,7 +118,30 @@ impl SequenceMap {
 
     /// Whether the history is full.
     pub fn is_full(&self) -> bool {
-        self.rewrites.len() >= MAX_REWRITES
+        self.rewrites.len() >= MAX_REWRITES || self.rewritten() >= MAX_REWRITTEN
+    }
+
+    /// How many bytes are remembered that are delivered in place of others.
+    fn rewritten(&self) -> usize {
+        let kept = |rewrite: &Rewrite| match &rewrite.new {
+            Replacement::Bytes(bytes) => bytes.len(),
+            Replacement::CrossedOut(_) => 0,
+        };
+        self.rewrites.iter().map(kept).sum()
+    }
+
+    /// How much memory it takes besides its own size.
+    #[inline]
+    pub fn heap(&self) -> usize {
+        if self.rewrites.is_empty() {
+            return 0;
+        }
+        self.rewrites.heap() + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
+    }
+
+    /// Whether half of the history is full: what need not be rewritten is not.
+    pub fn is_half_full(&self) -> bool {
+        self.rewrites.len() >= MAX_REWRITES / 2
     }
 
     /// Where the last range that is remembered starts, in sent numbers.
@@ -133,7 +202,7 @@ impl SequenceMap {
     pub fn replace(&mut self, start: Seq, len: u32, new: Vec<u8>) {
         debug_assert!(len > 0);
         if let Some(last) = self.rewrites.last_mut()
-            && last.new.is_empty()
+            && last.new.len() == 0
             && new.is_empty()
             && last.end() == start
         {
@@ -142,7 +211,7 @@ impl SequenceMap {
         }
         let offset = self.rewrites.last().map_or(self.base, |r| r.delivered_end() - r.end());
         let delivered = start + offset;
-        self.rewrites.push(Rewrite { start, len, delivered, new });
+        self.rewrites.push(Rewrite { start, len, delivered, new: new.into() });
     }
 
     /// Forgets what was replaced wholly before sent `seq`: its receiver has acknowledged it.
@@ -177,7 +246,7 @@ impl SequenceMap {
             } else {
                 rewrite.new.len()
             };
-            out.extend_from_slice(&rewrite.new[first..last]);
+            rewrite.new.render(first, last, out);
             at = rewrite.end().min(end);
         }
         out.extend_from_slice(&bytes[index(at)..]);
@@ -232,6 +301,33 @@ mod tests {
         assert_eq!(map.acknowledge_left(Seq(16)), Seq(14));
         assert_eq!(map.acknowledge_left(Seq(18)), Seq(14));
         assert_eq!(map.acknowledge_left(Seq(10)), Seq(10));
+    }
+
+    #[test]
+    fn a_line_that_is_crossed_out_takes_no_memory_of_its_length() {
+        let mut map = SequenceMap::default();
+        map.replace(Seq(5), 60_000, vec![CROSSED_OUT; 60_000]);
+        assert!(map.heap() < 100, "{}", map.heap());
+        let line = rendered(&map, Seq(3), &[b'1'; 60_010]);
+        let crossed = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
+        assert!(crossed(2..60_002) && line[..2] == *b"11" && line[60_002..] == [b'1'; 8]);
+        assert_eq!(rendered(&map, Seq(100), b"0123"), b"XXXX");
+    }
+
+    #[test]
+    fn a_history_is_full_by_number_or_by_bytes() {
+        let mut map = SequenceMap::default();
+        for number in 0..MAX_REWRITES as u32 {
+            assert!(!map.is_full(), "{number}");
+            map.replace(Seq(10 * number), 1, vec![b'x'; 2]);
+        }
+        assert!(map.is_full());
+        let mut map = SequenceMap::default();
+        for number in 0..(MAX_REWRITTEN / 512) as u32 {
+            assert!(!map.is_full(), "{number}");
+            map.replace(Seq(1000 * number), 512, vec![b'x'; 512]);
+        }
+        assert!(map.is_full());
     }
 
     /// The distance from the last one, the length, and what takes its place.

@@ -15,11 +15,18 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ASKED_AFTER, Judge, MAX_MISSED, MAX_UNSEEN, Session, Side, is_near};
+use super::{
+    ASKED_AFTER, Judge, MAX_MISSED, MAX_UNSEEN, Session, Side, Unseen, adjust::MAX_REWRITES,
+    few::allocated, is_near,
+};
 use crate::packet::{Packet, Seq, flags};
 
 /// How many lines that passed before what precedes them are kept of a direction.
 const MAX_AHEAD: usize = 64;
+
+/// So short are bytes that hold no more lines to be rewritten than there may be rewrites: none is shorter than
+/// `PORT` and a line end.
+const FEW_LINES: usize = MAX_REWRITES * 5;
 
 /// What is known of a connection because something of it passed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -32,8 +39,12 @@ pub struct Copies {
     barrier: Option<Barrier>,
     /// Whether the client has once not waited for an answer.
     hurries: bool,
-    /// Whether much of what it said waited for its acknowledgement.
+    /// Whether much of what it said waits for its acknowledgement.
     much: bool,
+    /// Whether what comes next, of client and server, is not known to begin a line, as what precedes it was not seen.
+    unproven: [bool; 2],
+    /// Where a segment of client and server begins that ended a calm, and so a line.
+    begins: [Option<Seq>; 2],
 }
 
 /// Until when nothing of the client goes on.
@@ -55,9 +66,44 @@ impl Copies {
         });
     }
 
-    /// Whether so much of the client waited for its acknowledgement that these are seen from then on.
-    pub fn was_much(&self) -> bool {
+    /// Whether what comes next of `side` is not known to begin a line.
+    pub fn is_unproven(&self, side: Side) -> bool {
+        self.unproven[side as usize]
+    }
+
+    /// What preceded `next` of `side` was not seen.
+    pub fn skipped_to(&mut self, side: Side, next: Seq) {
+        self.unproven[side as usize] = self.begins[side as usize] != Some(next);
+    }
+
+    /// A line of `side`, of which `next` is next, begins at `seq`.
+    pub fn begins_line(&mut self, side: Side, seq: Seq, next: Seq) {
+        self.begins[side as usize] = Some(seq);
+        self.unproven[side as usize] &= seq != next;
+    }
+
+    /// A line of `side` was read to its end.
+    pub fn end_line(&mut self, side: Side) {
+        self.unproven[side as usize] = false;
+    }
+
+    /// Whether so much of the client waits for its acknowledgement that these are seen until it has come.
+    pub fn is_much(&self) -> bool {
         self.much
+    }
+
+    /// How much memory it takes besides its own size.
+    pub fn heap(&self) -> usize {
+        let list = |ahead: &Vec<(Seq, Vec<u8>)>| {
+            let lines: usize = ahead.iter().map(|(_, line)| allocated(line.capacity())).sum();
+            allocated(ahead.capacity() * size_of::<(Seq, Vec<u8>)>()) + lines
+        };
+        self.ahead.iter().map(list).sum()
+    }
+
+    /// All of the client is acknowledged.
+    pub(super) fn is_less(&mut self) {
+        self.much = false;
     }
 }
 
@@ -67,11 +113,13 @@ impl Session {
     pub fn is_calm(&self) -> bool {
         let is_idle = |side| self.peek(side).is_idle() && !self.peek(side).map.shifts();
         self.unread().is_none()
-            && !(self.unconfirmed || self.reset || self.wants_every_packet())
+            && self.unseen == Unseen::Nothing
+            && !(self.cut.is_cut() || self.wants_every_packet())
             && self.client.unacknowledged() == self.client.next
             && is_idle(Side::Client)
             && is_idle(Side::Server)
             && !self.is_barred()
+            && !self.is_in_marked_line()
             && !self.copies().is_some_and(|copies| copies.hurries)
             && self.dialogue.is_calm()
     }
@@ -96,7 +144,7 @@ impl Session {
 
     /// What passed of `side` before what precedes it.
     #[inline]
-    fn ahead(&self, side: Side) -> &[(Seq, Vec<u8>)] {
+    pub(super) fn ahead(&self, side: Side) -> &[(Seq, Vec<u8>)] {
         self.copies().map_or(&[], |copies| &copies.ahead[side as usize])
     }
 
@@ -107,7 +155,7 @@ impl Session {
 
     /// Reads a packet of `from` that has passed as it is.
     pub fn passed(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
-        if self.unconfirmed && !self.confirm(from, packet)
+        if self.unseen != Unseen::Nothing && !self.confirm(from, packet)
             || !is_near(packet.seq(), self.peek(from).next)
         {
             return;
@@ -137,20 +185,21 @@ impl Session {
         if seq.is_after(self.peek(from).next) {
             return self.is_ahead(from, seq, payload);
         }
+        self.pushed = packet.has(flags::PSH);
         self.read_passed(from, seq, payload, judge);
         self.read_ahead(from, judge);
         self.see_acknowledgements();
     }
 
-    /// Where much of the client waits for its acknowledgement, packets that say nothing must be seen, too.
+    /// Where much of the client, or many rewrites, wait for acknowledgement, packets that say nothing must be seen, too.
     pub(super) fn see_acknowledgements(&mut self) {
-        if self.kept.len() > MAX_UNSEEN {
+        if self.kept.len() > MAX_UNSEEN || self.client.map.is_half_full() {
             self.copies_mut().much = true;
         }
     }
 
-    /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it; a FIN follows it if
-    /// `fin`. What passed is read as whole as it passed.
+    /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it, as far as limits allow;
+    /// a FIN follows it if `fin`. What passed is read as whole as it passed.
     pub(super) fn read_queued(
         &mut self,
         from: Side,
@@ -188,6 +237,9 @@ impl Session {
             let stop = starts.fold(end, Seq::min);
             let new = &payload[(next - seq) as usize..(stop - seq) as usize];
             self.read_new(from, next, new, fin && stop == end, judge);
+            if self.peek(from).next.is_before(stop) {
+                return; // the rest waits
+            }
             self.read_ahead(from, judge);
         }
     }
@@ -202,13 +254,31 @@ impl Session {
         self.stream(from).gaps = 0;
     }
 
-    /// Reads `new`, which is next and starts at `seq`; a FIN follows it if `fin`.
-    fn read_new(&mut self, from: Side, seq: Seq, new: &[u8], fin: bool, judge: &mut impl Judge) {
-        if from == Side::Client && self.is_readable(from) {
-            self.keep(seq, new);
+    /// Reads `new`, which is next and starts at `seq`; a FIN follows it if `fin`. Line by line, and only up to the one
+    /// for which there is no room: that waits, with what follows it, until something is acknowledged.
+    fn read_new(
+        &mut self,
+        from: Side,
+        mut seq: Seq,
+        mut new: &[u8],
+        fin: bool,
+        judge: &mut impl Judge,
+    ) {
+        while !new.is_empty() {
+            let is_short = new.len() <= FEW_LINES && self.peek(from).map.is_shift();
+            let end = (!is_short).then(|| memchr::memchr(b'\n', new)).flatten();
+            let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
+            match self.limit(from, line.len()) {
+                // It has passed, and is not compared with what is sent again.
+                Some(_) if self.reads_passed => self.copies_mut().bar(seq + line.len() as u32),
+                Some(limit) => return judge.limit(limit),
+                None if from == Side::Client && self.is_readable(from) => self.keep(seq, line),
+                None => {}
+            }
+            self.read(from, seq, line, fin && rest.is_empty(), judge);
+            (seq, new) = (seq + line.len() as u32, rest);
+            self.stream(from).next = seq;
         }
-        self.read(from, seq, new, fin, judge);
-        self.stream(from).next = seq + new.len() as u32;
     }
 
     /// `payload` at `seq` has passed, and what precedes it was not seen.
@@ -252,12 +322,13 @@ impl Session {
     }
 
     /// What `from` says was read up to a line that had passed before, or to the FIN.
-    fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
+    pub(super) fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
         loop {
             let next = self.peek(from).next;
             let mut starts = self.ahead(from).iter().map(|(start, _)| *start);
             let Some(at) = starts.position(|start| !start.is_after(next)) else { break };
             let (seq, payload) = self.copies_mut().ahead[from as usize].remove(at);
+            self.pushed = false; // that of another packet
             self.read_passed(from, seq, &payload, judge);
         }
         self.finish_passed(from);

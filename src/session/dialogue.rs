@@ -3,14 +3,20 @@
 //! Replies come in the order of their commands (RFC 959 section 5.4), so the commands that are not
 //! answered yet are kept in order. Servers do not keep it perfectly (`ABOR` has one or two
 //! answers, `STAT` overtakes), so replies whose code tells what they answer put the order right.
+//!
+//! Nothing is opened while it is in doubt whether the ends agree on what is a line and which reply answers which
+//! command ([`Doubt`]). The doubt ends when all that was said is answered and the server has nothing more to say.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Note,
-    unanswered::{Awaited, Unanswered},
+    Note, Reason,
+    unanswered::{Awaited, MAX_AWAITED, Unanswered},
 };
-use crate::ftp::{Command, Reply, ReplyTracker, Text, Verb};
+use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb};
+
+/// With more unanswered commands a client does not wait for replies.
+const MAX_PENDING: u32 = 16;
 
 /// How far a control connection has shown that it is FTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +29,25 @@ pub enum Phase {
     Verified,
     /// Its start was not seen: what was said before is unknown.
     Joined,
-    /// It was verified, but bytes of it were missed: all else that was said before is unknown.
+    /// Bytes of it were missed: all that was said before is unknown.
     Lost,
+    /// The client spoke before the server did.
+    Early,
+    /// The server has greeted as one of FTP does, but the client is none: nothing is opened any more, and what is
+    /// refused is refused as before, as the server obeys whoever speaks.
+    NotFtp,
+}
+
+/// Why it is not known what is pending, or the ends may not agree on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Doubt {
+    /// A line did not end with CR LF, or had a CR, LF or NUL in it.
+    Lines,
+    /// A reply was asked for whose lines may hold names, which whoever made the names can have look like other
+    /// replies.
+    Listing,
+    /// Harmless lines were missed. What is seen next ends it.
+    Unseen,
 }
 
 /// What a client's line is.
@@ -32,8 +55,6 @@ pub enum Phase {
 pub enum Step {
     /// Nothing that concerns a gateway.
     Nothing,
-    /// No FTP: the connection is not to be inspected any more.
-    NotFtp,
     /// `PORT` or `EPRT`; [`Dialogue::announced`] must be told what became of it.
     Announces,
     /// `AUTH`; [`Dialogue::auth`] must be told whether it goes on.
@@ -52,6 +73,8 @@ pub enum Meaning {
         /// Whether it answers one.
         asked: bool,
     },
+    /// The server's answer to a command that was crossed out.
+    Refused(Reason),
     /// Something that bears on what is open.
     Notable(Note),
     /// What follows is encrypted.
@@ -66,6 +89,10 @@ pub struct Dialogue {
     epsv_all: bool,
     replies: ReplyTracker,
     awaited: Unanswered,
+    doubt: Option<Doubt>,
+    /// Whether the server's last line was whole, read alike by everybody, and the last one of a reply.
+    #[serde(skip)]
+    replied: bool,
     /// Whether some were forgotten since [`Dialogue::has_forgotten`] was last asked.
     #[serde(skip)]
     forgot: bool,
@@ -80,6 +107,8 @@ impl Default for Dialogue {
             epsv_all: false,
             replies: ReplyTracker::default(),
             awaited: Unanswered::default(),
+            doubt: None,
+            replied: false,
             forgot: false,
         }
     }
@@ -91,19 +120,74 @@ impl Dialogue {
         Self { phase: Phase::Joined, ..Self::default() }
     }
 
+    /// A dialogue in which the client said something before the server could, which was not read.
+    pub fn early() -> Self {
+        Self { phase: Phase::Early, ..Self::default() }
+    }
+
     /// Bytes were missed: nothing that was known counts any more, but that it is FTP. An end can have it
     /// look so at any time, and must not be rid of what is refused by that.
     pub fn lose(&mut self) {
         let phase = match self.phase {
-            Phase::Verified | Phase::Lost => Phase::Lost,
-            Phase::Silent | Phase::Greeted | Phase::Joined => Phase::Joined,
+            Phase::Joined | Phase::NotFtp => self.phase,
+            // Also where the server has not greeted: it may have.
+            _ => Phase::Lost,
         };
         *self = Self { phase, ..Self::default() };
+    }
+
+    /// Harmless lines were missed: what is pending is not known.
+    pub fn miss(&mut self) {
+        self.awaited = Unanswered::default();
+        self.replies = ReplyTracker::default();
+        self.doubt.get_or_insert(Doubt::Unseen);
+    }
+
+    /// The end of a reply was read, and nothing else is known of it.
+    pub fn answered_unproven(&mut self) {
+        self.see();
+        self.awaited.pop();
     }
 
     /// How far this is known to be FTP.
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// Why nothing is opened for what an end announces now, the client if it `is_active`.
+    pub fn bar(&self, is_active: bool) -> Option<&'static str> {
+        Some(match (self.phase, self.doubt) {
+            (Phase::NotFtp, _) => "the client is none of FTP",
+            (Phase::Early, _) => "the client spoke before the server",
+            (Phase::Lost, _) => "packets of the dialogue were missed",
+            (_, Some(Doubt::Lines)) => {
+                "a line did not end with CR LF, or had a CR, LF or NUL in it: the ends may not agree where lines end"
+            }
+            (_, Some(Doubt::Listing)) if !is_active => {
+                "it came together with STAT, MLST, SITE or HELP, whose reply may hold lines of the client's making"
+            }
+            _ => return None,
+        })
+    }
+
+    /// The client is none of FTP, where a server may be.
+    pub fn leave_ftp(&mut self) {
+        self.phase = Phase::NotFtp;
+    }
+
+    /// Takes note of how a line ended, before it is read.
+    pub fn line_ended(&mut self, end: LineEnd) {
+        self.replied = end == LineEnd::Plain;
+        if end == LineEnd::Odd {
+            self.doubt = Some(Doubt::Lines);
+        }
+    }
+
+    /// The server has no more to say for now, as far as its TCP tells: what it said last was the end of a reply.
+    pub fn settled(&mut self) {
+        if self.replied && !self.awaits_replies() {
+            self.doubt = None;
+        }
     }
 
     /// Whether the server has accepted a login.
@@ -121,30 +205,53 @@ impl Dialogue {
         self.awaited.has(Awaited::Passive)
     }
 
-    /// Whether the start of a server's line may become an announcement.
+    /// Whether the start of a server's line may become an announcement, or the answer to a command that was
+    /// crossed out.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        self.awaits_passive() && self.replies.may_announce(text)
+        let is_refused =
+            !self.is_flooded() && matches!(self.awaited.oldest(), Some(Awaited::Refused(_)));
+        (self.awaits_passive() || self.doubt == Some(Doubt::Unseen))
+            && self.replies.may_announce(text)
+            || is_refused && self.replies.may_fail(text)
+    }
+
+    /// The code of the reply of which the last line was one, but not the last.
+    pub fn open_reply(&self) -> Option<u16> {
+        self.replies.open()
     }
 
     /// Reads a complete line of the client.
     pub fn client_line(&mut self, command: Option<&Command<'_>>) -> Step {
-        match (self.phase, command.map(|c| c.verb)) {
-            (Phase::Silent, _) | (Phase::Greeted, None | Some(Verb::Unknown)) => {
-                return Step::NotFtp;
+        match (self.phase, command) {
+            (Phase::Silent, _) => self.phase = Phase::Early,
+            (Phase::Greeted, Some(c)) if c.verb != Verb::Unknown && !c.is_foreign(true) => {
+                self.phase = Phase::Verified;
             }
-            (Phase::Greeted, Some(_)) => self.phase = Phase::Verified,
-            (Phase::Verified | Phase::Joined | Phase::Lost, _) => {}
+            (Phase::Greeted, _) => self.phase = Phase::NotFtp,
+            (Phase::Verified, Some(c)) if c.is_foreign(false) => self.phase = Phase::NotFtp,
+            _ => {}
         }
         let Some(command) = command else { return Step::Nothing };
+        self.see();
+        if matches!(command.verb, Verb::User | Verb::Reinitialize) {
+            // The server forgets the login as it reads this (RFC 959 section 4.1.1).
+            self.logged_in = false;
+        }
+        if command.verb == Verb::Listing && self.doubt.is_none() {
+            self.doubt = Some(Doubt::Listing);
+        }
         let awaited = match command.verb {
             Verb::Port | Verb::Eprt => return Step::Announces,
             Verb::Auth => return Step::Auth,
             Verb::Pasv | Verb::Epsv => Awaited::Passive,
             Verb::EpsvAll => Awaited::EpsvAll,
+            Verb::User => Awaited::User,
             Verb::Login => Awaited::Login,
             Verb::Reinitialize => Awaited::Reinitialize,
             Verb::Transfer => Awaited::Transfer,
-            Verb::ClearCommandChannel | Verb::Other | Verb::Unknown => Awaited::Other,
+            Verb::ClearCommandChannel | Verb::Listing | Verb::Other | Verb::Unknown => {
+                Awaited::Other
+            }
         };
         self.await_reply(awaited);
         Step::Nothing
@@ -155,6 +262,13 @@ impl Dialogue {
         self.await_reply(if opened { Awaited::Announcement } else { Awaited::Other });
     }
 
+    /// Says that the command just read was crossed out. With many of them, or where it is not known which reply
+    /// answers it, its client gets what the server answers.
+    pub fn refused(&mut self, reason: Reason) {
+        let is_known = self.phase == Phase::Verified && self.awaited.len() < MAX_AWAITED / 2;
+        self.await_reply(if is_known { Awaited::Refused(reason) } else { Awaited::Other });
+    }
+
     /// Says whether the `AUTH` just read goes on to the server.
     pub fn auth(&mut self, passed: bool) {
         self.await_reply(if passed { Awaited::Auth } else { Awaited::Other });
@@ -162,18 +276,29 @@ impl Dialogue {
 
     /// Reads a complete line of the server.
     pub fn server_line(&mut self, text: &Text<'_>) -> Meaning {
+        let was_open = self.replies != ReplyTracker::default();
         let reply = self.replies.line(text);
-        if self.phase == Phase::Silent {
+        self.replied &= reply.is_some();
+        if matches!(self.phase, Phase::Silent | Phase::Early) {
             return match reply {
                 Some(reply) if reply.is_preliminary() => Meaning::Nothing, // 120: ready in a while
-                Some(_) => {
+                Some(_) if self.phase == Phase::Silent => {
                     self.phase = Phase::Greeted;
                     Meaning::Nothing
                 }
+                Some(Reply { code: 220 }) => {
+                    self.phase = Phase::NotFtp;
+                    Meaning::Nothing
+                }
+                Some(_) => Meaning::NotFtp,
                 // The first line of a greeting of several, or one of those that follow.
                 None if self.replies != ReplyTracker::default() => Meaning::Nothing,
                 None => Meaning::NotFtp,
             };
+        }
+        if !was_open && reply.is_none() && self.replies == ReplyTracker::default() {
+            // No server says this; perhaps it is a part of a name.
+            self.doubt = Some(Doubt::Lines);
         }
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
     }
@@ -182,7 +307,15 @@ impl Dialogue {
     pub fn is_calm(&self) -> bool {
         matches!(self.phase, Phase::Greeted | Phase::Verified)
             && self.replies == ReplyTracker::default()
+            && self.doubt.is_none()
             && !self.awaits_replies()
+    }
+
+    /// Whether so many commands are unanswered that no reply is held back for a reason, or becomes longer by one. The
+    /// server sends as much as its client has room for, so replies that grow would not fit, and with them the
+    /// acknowledgements that the client needs to go on.
+    pub fn is_flooded(&self) -> bool {
+        self.awaited.count() > MAX_PENDING
     }
 
     /// Whether a command was not answered yet.
@@ -190,28 +323,42 @@ impl Dialogue {
         self.awaited.len() > 0
     }
 
-    /// The dialogue is plain text again after encryption. The login was made while it could not
-    /// be read: RFC 4217 lets `CCC` follow a login only, and the server still refuses what comes
-    /// without one.
-    pub fn resume(&mut self) {
+    /// The dialogue is plain text again after encryption. If there was a `session` in it, of which both ends
+    /// had a part, the login was made there: RFC 4217 lets `CCC` follow a login only, and the server still
+    /// refuses what comes without one.
+    pub fn resume(&mut self, session: bool) {
         self.awaited = Unanswered::default();
         self.replies = ReplyTracker::default();
-        self.logged_in = true;
+        self.logged_in = session;
     }
 
     fn reply(&mut self, reply: Reply) -> Meaning {
+        let unseen = self.see();
         match reply.code {
             227 | 229 => {
-                let asked = self.answer(Awaited::Passive);
-                if !asked {
+                let answers = self.answer(Awaited::Passive);
+                let asked = answers || unseen;
+                if !answers {
                     self.awaited.pop();
                 }
                 Meaning::Passive { asked }
             }
-            234 if self.answer(Awaited::Auth) => Meaning::Encrypted,
-            230 | 232 if self.answer(Awaited::Login) => {
-                self.logged_in = true;
-                Meaning::Notable(Note::LoggedIn)
+            // What the client was before does not count any more (RFC 2228 section 3, RFC 4217 section 4).
+            234 if self.answer(Awaited::Auth) => {
+                self.logged_in = false;
+                Meaning::Encrypted
+            }
+            334 if self.answer(Awaited::Auth) => {
+                self.logged_in = false;
+                Meaning::Nothing
+            }
+            230 | 232 if self.awaited.skip_to_any(&[Awaited::User, Awaited::Login]) => {
+                self.awaited.pop();
+                // Not if the client has begun anew since.
+                self.logged_in = ![Awaited::User, Awaited::Reinitialize]
+                    .into_iter()
+                    .any(|later| self.awaited.has(later));
+                if self.logged_in { Meaning::Notable(Note::LoggedIn) } else { Meaning::Nothing }
             }
             _ if reply.is_preliminary() => {
                 if self.awaited.skip_to(Awaited::Transfer) {
@@ -227,6 +374,9 @@ impl Dialogue {
                 Some(Awaited::Announcement) if reply.is_failure() => {
                     Meaning::Notable(Note::AnnouncementRefused)
                 }
+                Some(Awaited::Refused(reason)) if reply.is_of_unknown_command() => {
+                    Meaning::Refused(reason)
+                }
                 Some(Awaited::Transfer) => {
                     Meaning::Notable(Note::TransferEnded { completed: reply.is_success() })
                 }
@@ -235,7 +385,6 @@ impl Dialogue {
                     Meaning::Nothing
                 }
                 Some(Awaited::Reinitialize) if reply.is_success() => {
-                    self.logged_in = false;
                     self.epsv_all = false;
                     Meaning::Nothing
                 }
@@ -253,151 +402,16 @@ impl Dialogue {
         std::mem::take(&mut self.forgot)
     }
 
+    /// Something is said that is seen. Whether commands may have been pending that were not.
+    fn see(&mut self) -> bool {
+        self.doubt.take_if(|doubt| *doubt == Doubt::Unseen).is_some()
+    }
+
     fn answer(&mut self, which: Awaited) -> bool {
         self.awaited.skip_to(which) && self.awaited.pop().is_some()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::unanswered::MAX_AWAITED, *};
-
-    fn said(dialogue: &mut Dialogue, line: &str) -> Step {
-        let text = Text::new(line.as_bytes());
-        dialogue.client_line(Command::parse(&text).as_ref())
-    }
-
-    fn answered(dialogue: &mut Dialogue, line: &str) -> Meaning {
-        dialogue.server_line(&Text::new(line.as_bytes()))
-    }
-
-    fn logged_in() -> Dialogue {
-        let mut dialogue = Dialogue::default();
-        answered(&mut dialogue, "220 ready");
-        said(&mut dialogue, "USER x");
-        answered(&mut dialogue, "331 password");
-        said(&mut dialogue, "PASS x");
-        assert_eq!(answered(&mut dialogue, "230 in"), Meaning::Notable(Note::LoggedIn));
-        dialogue
-    }
-
-    #[test]
-    fn the_server_greets_first_and_the_client_answers_with_ftp() {
-        assert_eq!(said(&mut Dialogue::default(), "USER x"), Step::NotFtp);
-        assert_eq!(answered(&mut Dialogue::default(), "SSH-2.0-x"), Meaning::NotFtp);
-        let mut dialogue = Dialogue::default();
-        for line in ["120 soon", "220-hello", "any text", "220 ready"] {
-            assert_eq!(answered(&mut dialogue, line), Meaning::Nothing);
-        }
-        assert_eq!(dialogue.phase(), Phase::Greeted);
-        assert_eq!(said(&mut dialogue.clone(), "POST / HTTP/1.1"), Step::NotFtp);
-        assert_eq!(said(&mut dialogue, "USER x"), Step::Nothing);
-        assert_eq!(said(&mut dialogue, "WHAT"), Step::Nothing);
-    }
-
-    #[test]
-    fn a_login_needs_its_reply() {
-        let mut dialogue = Dialogue::default();
-        answered(&mut dialogue, "220 ready");
-        assert_eq!(answered(&mut dialogue, "230 in"), Meaning::Nothing);
-        said(&mut dialogue, "USER x");
-        answered(&mut dialogue, "331 password");
-        assert!(!dialogue.is_logged_in());
-        assert!(logged_in().is_logged_in());
-        let mut dialogue = logged_in();
-        said(&mut dialogue, "REIN");
-        answered(&mut dialogue, "220 again");
-        assert!(!dialogue.is_logged_in());
-    }
-
-    #[test]
-    fn a_227_counts_only_as_an_answer() {
-        let mut dialogue = logged_in();
-        assert_eq!(answered(&mut dialogue, "227 x"), Meaning::Passive { asked: false });
-        said(&mut dialogue, "ABOR"); // answered once although we expect as many replies as commands
-        said(&mut dialogue, "EPSV");
-        assert_eq!(answered(&mut dialogue, "227 x"), Meaning::Passive { asked: true });
-        assert!(!dialogue.awaits_passive());
-    }
-
-    #[test]
-    fn a_refused_announcement_is_noticed_in_a_pipeline() {
-        let mut dialogue = logged_in();
-        said(&mut dialogue, "TYPE I");
-        assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), Step::Announces);
-        dialogue.announced(true);
-        said(&mut dialogue, "LIST");
-        assert_eq!(answered(&mut dialogue, "200 ok"), Meaning::Nothing);
-        assert_eq!(answered(&mut dialogue, "500 no"), Meaning::Notable(Note::AnnouncementRefused));
-        assert_eq!(answered(&mut dialogue, "150 here"), Meaning::Notable(Note::TransferStarted));
-        assert_eq!(
-            answered(&mut dialogue, "226 done"),
-            Meaning::Notable(Note::TransferEnded { completed: true })
-        );
-    }
-
-    #[test]
-    fn epsv_all_counts_once_accepted() {
-        let mut dialogue = logged_in();
-        said(&mut dialogue, "EPSV ALL");
-        assert!(!dialogue.is_epsv_only());
-        answered(&mut dialogue, "200 ok");
-        assert!(dialogue.is_epsv_only());
-    }
-
-    #[test]
-    fn encryption_needs_a_234_to_an_auth() {
-        let mut dialogue = logged_in();
-        assert_eq!(answered(&mut dialogue, "234 x"), Meaning::Nothing);
-        assert_eq!(said(&mut dialogue, "AUTH TLS"), Step::Auth);
-        dialogue.auth(true);
-        assert_eq!(answered(&mut dialogue.clone(), "534 no"), Meaning::Nothing);
-        assert_eq!(answered(&mut dialogue, "234 go"), Meaning::Encrypted);
-    }
-
-    #[test]
-    fn unanswered_commands_are_bounded() {
-        let mut dialogue = logged_in();
-        for _ in 0..100 {
-            said(&mut dialogue, "NOOP");
-            said(&mut dialogue, "PASV");
-        }
-        assert_eq!(dialogue.awaited.len(), MAX_AWAITED);
-        assert!(dialogue.has_forgotten() && !dialogue.has_forgotten());
-    }
-
-    #[test]
-    fn commands_of_one_kind_are_not_many() {
-        let mut dialogue = logged_in();
-        for _ in 0..1000 {
-            said(&mut dialogue, "SIZE x");
-        }
-        assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), Step::Announces);
-        dialogue.announced(true);
-        assert!(!dialogue.has_forgotten());
-        for _ in 0..1000 {
-            assert_eq!(answered(&mut dialogue, "550 no"), Meaning::Nothing);
-        }
-        assert_eq!(answered(&mut dialogue, "500 no"), Meaning::Notable(Note::AnnouncementRefused));
-    }
-
-    #[test]
-    fn a_reply_to_a_forgotten_command_means_nothing_and_later_ones_are_told_apart() {
-        let mut dialogue = logged_in();
-        for _ in 0..50 {
-            said(&mut dialogue, "PASV");
-            said(&mut dialogue, "AUTH TLS");
-            dialogue.auth(true);
-        }
-        let forgotten = 100 - (MAX_AWAITED as u32 - 1);
-        for number in 0..forgotten {
-            let line = if number % 2 == 0 { "227 x" } else { "234 x" };
-            let meaning = answered(&mut dialogue, line);
-            assert!(matches!(meaning, Meaning::Nothing | Meaning::Passive { asked: false }));
-        }
-        assert_eq!(forgotten % 2, 1, "the next is an AUTH");
-        assert_eq!(answered(&mut dialogue, "534 no"), Meaning::Nothing);
-        assert_eq!(answered(&mut dialogue, "227 x"), Meaning::Passive { asked: true });
-        assert_eq!(answered(&mut dialogue, "234 go"), Meaning::Encrypted);
-    }
-}
+#[path = "dialogue_tests.rs"]
+mod tests;

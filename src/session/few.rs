@@ -12,7 +12,20 @@ use serde::{Deserialize, Serialize, Serializer};
 #[allow(clippy::box_collection)]
 pub struct Few<T>(Option<Box<Vec<T>>>);
 
+/// How much the allocator takes for `size` bytes: glibc's, which adds eight and rounds up to sixteen.
+pub fn allocated(size: usize) -> usize {
+    if size == 0 { 0 } else { (size + 8).next_multiple_of(16).max(32) }
+}
+
 impl<T> Few<T> {
+    /// How much memory it takes besides its own size and what is behind pointers in it.
+    #[inline]
+    pub fn heap(&self) -> usize {
+        self.0.as_ref().map_or(0, |list| {
+            allocated(size_of::<Vec<T>>()) + allocated(list.capacity() * size_of::<T>())
+        })
+    }
+
     /// The list, to change. What was given back is asked for again.
     pub fn list_mut(&mut self) -> &mut Vec<T> {
         self.0.get_or_insert_default()
@@ -39,6 +52,8 @@ impl<T> Few<T> {
             list.drain(..n);
             if list.is_empty() {
                 self.0 = None;
+            } else if list.capacity() > 4 * list.len() {
+                list.shrink_to(2 * list.len());
             }
         }
     }
@@ -65,7 +80,8 @@ impl<T: Serialize> Serialize for Few<T> {
 }
 
 impl<T> From<Vec<T>> for Few<T> {
-    fn from(list: Vec<T>) -> Self {
+    fn from(mut list: Vec<T>) -> Self {
+        list.shrink_to_fit();
         Self((!list.is_empty()).then(|| Box::new(list)))
     }
 }
@@ -95,14 +111,34 @@ impl Bytes {
                     *self = Self::Long(Box::new([&bytes[..at], more].concat()));
                 }
             }
-            Self::Long(long) => long.extend_from_slice(more),
+            Self::Long(long) => {
+                // By an eighth, not twice as much: there may be many that are long.
+                if long.capacity() - long.len() < more.len() {
+                    long.reserve_exact(more.len().max(long.len() / 8));
+                }
+                long.extend_from_slice(more);
+            }
+        }
+    }
+
+    /// How much memory it takes besides its own size.
+    #[inline]
+    pub fn heap(&self) -> usize {
+        match self {
+            Self::Short { .. } => 0,
+            Self::Long(long) => allocated(size_of::<Vec<u8>>()) + allocated(long.capacity()),
         }
     }
 
     /// Takes out the first `n`.
     pub fn drop_front(&mut self, n: usize) {
         match self {
-            Self::Long(long) if long.len() - n > SHORT => drop(long.drain(..n)),
+            Self::Long(long) if long.len() - n > SHORT => {
+                long.drain(..n);
+                if long.capacity() > 4 * long.len() {
+                    long.shrink_to(2 * long.len());
+                }
+            }
             _ => *self = Self::from(&self[n..]),
         }
     }

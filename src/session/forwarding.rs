@@ -77,7 +77,7 @@ impl From<Forward> for Outcome {
 
 impl Session {
     /// Forwards a packet whose bytes, `payload`, have all been seen, perhaps all of them before,
-    /// `again`.
+    /// `again`. Where there are fewer than the packet has, its rest waits.
     pub(super) fn deliver(
         &mut self,
         from: Side,
@@ -87,7 +87,8 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Outcome {
         let stream = self.peek(from);
-        let (seq, fin) = (packet.seq(), packet.has(flags::FIN));
+        let is_cut = payload.len() < packet.payload().len();
+        let (seq, fin) = (packet.seq(), packet.has(flags::FIN) && !is_cut);
         if stream.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
             return self.renumbered(from, packet).into();
         }
@@ -100,6 +101,9 @@ impl Session {
             stream.map.render(seq, &payload, out);
         }
         let mut control = packet.flags();
+        if is_cut {
+            control &= !(flags::FIN | flags::PSH);
+        }
         let mut rest = None;
         let segment = stream.longest_segment();
         // What is joined is parted again behind us.
@@ -114,7 +118,8 @@ impl Session {
             control &= !ends;
         }
         let mut delivered = stream.map.deliver(seq);
-        let urgent = packet.urgent().map_or(0, |offset| {
+        let is_here = |offset: &u16| !is_cut || usize::from(*offset) <= payload.len();
+        let urgent = packet.urgent().filter(is_here).map_or(0, |offset| {
             let shifted = stream.map.deliver(seq + u32::from(offset)) - delivered;
             u16::try_from(shifted).unwrap_or(u16::MAX)
         });

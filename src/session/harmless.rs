@@ -42,12 +42,12 @@ pub fn is_harmless_command(payload: &[u8]) -> bool {
         }
 }
 
-/// Whether `payload` is one reply of one line, and announces nothing.
+/// Whether `payload` is one reply of one line, and announces nothing, nor would any part of it.
 pub fn is_harmless_reply(payload: &[u8]) -> bool {
     payload.len() <= MAX_REPLY
         && matches!(payload, [b'1'..=b'5', _, _, b' ', text @ .., b'\r', b'\n']
             if !text.contains(&b'\n'))
-        && !matches!(payload, [b'2', b'2', b'7' | b'9', ..])
+        && !payload.windows(3).any(|code| matches!(code, b"227" | b"229"))
 }
 
 #[cfg(test)]
@@ -131,6 +131,10 @@ mod tests {
             "226 cut",
             "226 x\n",
             "226 x\r\n227 y\r\n",
+            "550 a227 (10,0,0,5,13,5)\r\n",
+            "550 ab229 (|||3306|)\r\n",
+            "550 227\r\n",
+            "550 x229\r\n",
             "226",
         ] {
             assert!(!is_harmless_reply(line.as_bytes()), "{line:?}");

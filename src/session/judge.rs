@@ -1,6 +1,6 @@
 //! What a session asks of whoever decides, and what it tells.
 
-use super::Dialogue;
+use super::{Dialogue, Reason};
 use crate::ftp::{Announcement, Kind, Malformed, Text};
 
 /// What is to become of an announcement.
@@ -10,9 +10,9 @@ pub enum Ruling {
     Pass,
     /// A pinhole is open; it goes on naming this endpoint.
     Open(std::net::SocketAddr),
-    /// A command is kept from the server, which gets a line that it must refuse instead; a reply
-    /// goes on as it is.
-    Refuse,
+    /// The client gets a reply that says why. A command is kept from the server, which gets a line that it must
+    /// refuse instead.
+    Refuse(Reason),
 }
 
 /// Something in the dialogue that bears on what is open.
@@ -31,8 +31,10 @@ pub enum Note {
     },
     /// A login was accepted.
     LoggedIn,
-    /// The connection is not FTP.
+    /// The connection is not FTP, and not read any more.
     NotFtp,
+    /// The client is none of FTP; its server may be, so what is refused is still refused.
+    NotFtpClient,
     /// The connection is encrypted from here on.
     Encrypted,
     /// The connection is plain text again.
@@ -53,6 +55,10 @@ pub trait Judge {
         dialogue: &Dialogue,
         line: &Text<'_>,
     ) -> Ruling;
+
+    /// Whether numbers may change for a reply that says why something is refused: not where the kernel cannot be told,
+    /// as the reply would wait for that.
+    fn may_adjust(&mut self) -> bool;
 
     /// Whether `AUTH` is kept from the server.
     fn refuses_auth(&self) -> bool;
@@ -87,6 +93,23 @@ pub enum Refused {
     Auth,
     /// A `PORT` or `EPRT` line longer than is held back.
     Overlong,
+    /// `PORT`, `EPRT`, or `AUTH` by the operator's choice, that only some servers would see.
+    Hidden,
     /// An announcement before a line that has passed already: a rewrite would change that line's numbers.
     Overtaken,
+    /// A line with an urgent byte, which is another command without it.
+    Urgent,
+}
+
+impl Refused {
+    /// As the client hears it.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Auth => Reason::Auth,
+            Self::Overlong => Reason::TooLong,
+            Self::Overtaken => Reason::Overtaken,
+            Self::Urgent => Reason::Urgent,
+            Self::Hidden => Reason::Hidden,
+        }
+    }
 }

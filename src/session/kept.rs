@@ -5,8 +5,12 @@ use std::borrow::Cow;
 
 use serde::Serializer;
 
-use super::{Session, Side, few::save_bytes, stream::MAX_LINE};
+use super::{Limit, Session, Side, few::save_bytes, stream::MAX_LINE};
 use crate::packet::Seq;
+
+/// How much of the client's bytes is kept until it is acknowledged, so that what is sent again is
+/// what was read and no other command takes its place. More is not forwarded before that.
+pub const MAX_KEPT: usize = 1 << 16;
 
 impl Session {
     /// Keeps `bytes` of the client at `seq`, which are read, until the server acknowledges them.
@@ -18,11 +22,38 @@ impl Session {
         self.kept.extend(bytes);
     }
 
+    /// Why `more` bytes of `from` may not be read now.
+    pub(super) fn limit(&self, from: Side, more: usize) -> Option<Limit> {
+        if self.peek(from).map.is_full() {
+            Some(Limit::Rewrites)
+        } else {
+            let keeps = from == Side::Client && self.is_readable(from);
+            let is_much = !self.kept.is_empty() && self.kept.len() + more > MAX_KEPT;
+            (keeps && is_much).then_some(Limit::Kept)
+        }
+    }
+
+    /// How much memory is taken by what is not acknowledged, not complete, or ahead of what precedes it; besides the
+    /// session's own size.
+    #[inline]
+    pub fn heap(&self) -> usize {
+        let own = self.client.heap() + self.server.heap() + self.kept.heap();
+        self.copies().map_or(own, |copies| own + copies.heap())
+    }
+
     /// Forgets what of the client's bytes the server has acknowledged.
     pub(super) fn forget_kept(&mut self) {
-        if self.kept.is_empty() {
-            return;
+        if !self.kept.is_empty() {
+            self.drop_acknowledged();
         }
+        if self.kept.is_empty()
+            && let Some(seldom) = &mut self.seldom
+        {
+            seldom.copies.is_less();
+        }
+    }
+
+    fn drop_acknowledged(&mut self) {
         let gone = self.client.unacknowledged().distance_from(self.kept_from).max(0) as usize;
         if gone >= self.kept.len() {
             self.kept.clear();

@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Dialogue, Judge, Limit, Phase, Refused, Ruling,
+    Dialogue, Judge, Limit, Phase, Reason, Refused, Ruling,
     dialogue::{Meaning, Step},
+    stream::MAX_HELD,
 };
-use crate::ftp::{Announcement, Command, Kind, Text, Verb};
+use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
 
 /// What reading a line changes about the connection.
 pub enum Read {
@@ -14,6 +15,8 @@ pub enum Read {
     Nothing,
     /// It is not FTP.
     NotFtp,
+    /// The client is none of FTP.
+    NotFtpClient,
     /// It is encrypted from here on.
     Encrypted,
 }
@@ -31,49 +34,161 @@ pub fn client_line(
     judge: &mut impl Judge,
     read: &mut Read,
 ) -> LineEdit {
+    dialogue.line_ended(is_plain(line));
+    let hidden = if Hidden::may_be_in(line) { hidden(dialogue, line, judge) } else { None };
+    if hidden.is_none() && is_crossed_start(line, delivered) && dialogue.phase() == Phase::Verified
+    {
+        dialogue.refused(Reason::TooLong);
+        return None;
+    }
+    let edit = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), judge, read);
+    let Some(end) = hidden else { return edit };
+    if is_allowed(dialogue, line, end, judge) {
+        return None;
+    }
+    cross_out_from(line, delivered, end)
+}
+
+/// Whether what some server sees in `line`, where its verb ends at `end`, is nothing that is refused, whoever sees it.
+#[cold]
+fn is_allowed(dialogue: &Dialogue, line: &[u8], end: usize, judge: &mut impl Judge) -> bool {
+    // Nothing else hides behind it.
+    let text = Text::new(&line[verb_start(line, end)..]);
+    let command = Command::parse(&text).filter(|_| !Hidden::may_be_in(&line[end..]));
+    let parsed = command.and_then(|command| announcement(&command));
+    let Some((kind, parsed)) = parsed else {
+        judge.refused(Refused::Hidden);
+        return false;
+    };
+    !matches!(judge.announcement(kind, parsed.as_ref(), true, dialogue, &text), Ruling::Refuse(_))
+}
+
+/// What a `PORT` or `EPRT` announces.
+fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Malformed>)> {
+    let Command { verb, argument, argument_start, .. } = *command;
+    match verb {
+        Verb::Port => Some((Kind::Port, Announcement::port(argument, argument_start))),
+        Verb::Eprt => Some((Kind::Eprt, Announcement::eprt(argument, argument_start))),
+        _ => None,
+    }
+}
+
+/// Where the verb that ends at `end` of `line` begins.
+fn verb_start(line: &[u8], end: usize) -> usize {
+    line[..end].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |at| at + 1)
+}
+
+/// Where the verb ends of what is an announcement for some server, and is not known to be the same for all.
+#[cold]
+fn hidden(dialogue: &Dialogue, line: &[u8], judge: &impl Judge) -> Option<usize> {
+    if dialogue.phase() == Phase::Joined {
+        return None;
+    }
+    let end = Hidden::find(line, judge.refuses_auth())?;
+    let text = Text::new(line);
+    let known = Command::parse(&text).filter(|command| {
+        matches!(command.verb, Verb::Port | Verb::Eprt) && !command.argument.is_empty()
+    });
+    // It is the one that is judged, if nothing is left out within it.
+    let is_judged = known.is_some_and(|command| {
+        let start = text.origin(0..1).start;
+        let all = text.origin(0..command.argument_start + command.argument.len());
+        all.len() == text.bytes().len()
+            && start + command.word.len() == end
+            && !Hidden::may_be_in(&line[all])
+    });
+    (!is_judged || is_no_beginning(dialogue, line)).then_some(end)
+}
+
+/// All of `line` that goes on from the verb that ends at `end`, or as much of it as was not `delivered`.
+fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
+    // With what may be left out within the verb.
+    let is_word = |byte: &u8| byte.is_ascii_alphabetic() || *byte == 0 || *byte >= 0xf0;
+    let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
+    let start = (end - word).max(delivered);
+    let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    (start < stop).then(|| (start..stop, crossed(&line[start..stop])))
+}
+
+/// What stands for the start of a line whose rest is crossed out as it comes.
+pub const CROSSED_LINE: &[u8] = b"PORT ";
+
+/// What servers get in place of `bytes`.
+pub fn crossed(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
+}
+
+/// Reads a line as one. Where something is `hidden` in it, all of it is refused by whoever asks.
+fn plain_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    overtaken: bool,
+    hidden: bool,
+    judge: &mut impl Judge,
+    read: &mut Read,
+) -> LineEdit {
     let text = Text::new(line);
     let command = Command::parse(&text).filter(|_| !is_no_beginning(dialogue, line));
+    let phase = dialogue.phase();
     // The start of a line that may announce was held back, unless it could not be.
     let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
     let cut = !whole && dialogue.phase() != Phase::Joined;
-    match (dialogue.client_line(command.as_ref()), command) {
-        (Step::Announces, _) if cut => {
+    let step = dialogue.client_line(command.as_ref());
+    if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
+        *read = Read::NotFtpClient;
+    }
+    match (step, command) {
+        (Step::Announces, _) if hidden => {
             dialogue.announced(false);
             None
+        }
+        (Step::Announces, Some(command)) if cut => {
+            dialogue.announced(false);
+            if line[..delivered] != *CROSSED_LINE {
+                judge.refused(Refused::Hidden);
+            }
+            cross_out_from(line, delivered, text.origin(0..command.word.len()).end)
         }
         (Step::Announces, _) if overtaken => {
-            dialogue.announced(false);
             judge.refused(Refused::Overtaken);
-            whole.then(|| refusal(&text, line))
-        }
-        (Step::NotFtp, _) => {
-            *read = Read::NotFtp;
-            None
+            cross_out(dialogue, &text, line, Reason::Overtaken, whole)
         }
         (Step::Announces, Some(command)) => {
-            let start = command.argument_start;
-            let (kind, parsed) = match command.verb {
-                Verb::Eprt => (Kind::Eprt, Announcement::eprt(command.argument, start)),
-                _ => (Kind::Port, Announcement::port(command.argument, start)),
-            };
+            let (kind, parsed) = announcement(&command)?;
             let ruling = judge.announcement(kind, parsed.as_ref(), true, dialogue, &text);
-            dialogue.announced(matches!(ruling, Ruling::Open(_)));
             match ruling {
-                Ruling::Pass => None,
-                Ruling::Open(endpoint) => rewrite(&text, &parsed.ok()?, endpoint),
-                Ruling::Refuse => whole.then(|| refusal(&text, line)),
+                Ruling::Pass => {
+                    dialogue.announced(false);
+                    None
+                }
+                Ruling::Open(endpoint) => {
+                    dialogue.announced(true);
+                    rewrite(&text, &parsed.ok()?, endpoint)
+                }
+                Ruling::Refuse(reason) => cross_out(dialogue, &text, line, reason, whole),
             }
         }
         (Step::Auth, _) => {
-            let refused = judge.refuses_auth() && whole;
-            dialogue.auth(!refused);
-            refused.then(|| {
+            if hidden {
+                dialogue.auth(false);
+                return None;
+            }
+            if judge.refuses_auth() && whole {
                 judge.refused(Refused::Auth);
-                refusal(&text, line)
-            })
+                return cross_out(dialogue, &text, line, Reason::Auth, true);
+            }
+            dialogue.auth(true);
+            None
         }
         _ => None,
     }
+}
+
+/// Whether a line is one whose start was crossed out, as it was too long to be held back. (A client that says so many
+/// X itself hears the same.)
+fn is_crossed_start(line: &[u8], delivered: usize) -> bool {
+    delivered > MAX_HELD && line.starts_with(&[b'X'; MAX_HELD])
 }
 
 /// Whether no FTP client begins with `bytes`: a message whose length stands before it may go on as FTP
@@ -82,18 +197,38 @@ pub fn is_no_beginning(dialogue: &Dialogue, bytes: &[u8]) -> bool {
     dialogue.phase() == Phase::Greeted && bytes.contains(&0)
 }
 
-/// Reads a complete line of the server, `delivered` bytes of which have been forwarded already. Where it is
-/// `overtaken` by what follows it, it keeps its length.
+/// What may become of a line of the server.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// It stays, as something behind it has passed already.
+    pub overtaken: bool,
+    /// Whether it may be replaced by another reply.
+    pub replace: bool,
+    /// Whether that may be longer.
+    pub grow: bool,
+}
+
+/// Reads a complete line of the server, `delivered` bytes of which have been forwarded already.
 pub fn server_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
-    overtaken: bool,
+    limits: Limits,
     judge: &mut impl Judge,
     read: &mut Read,
 ) -> LineEdit {
     let text = Text::new(line);
-    match dialogue.server_line(&text) {
+    let phase = dialogue.phase();
+    // The first lines of a multi-line reply have gone on: the last one must have the same code (RFC 959 section 4.2).
+    let code = dialogue.open_reply();
+    let Limits { overtaken, replace, grow } = limits;
+    let may_be_replaced = replace && delivered == 0 && !overtaken;
+    dialogue.line_ended(is_plain(line));
+    let meaning = dialogue.server_line(&text);
+    if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
+        *read = Read::NotFtpClient;
+    }
+    match meaning {
         Meaning::Nothing => {}
         Meaning::NotFtp => *read = Read::NotFtp,
         Meaning::Passive { asked } => {
@@ -115,10 +250,22 @@ pub fn server_line(
                 return None;
             }
             let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);
-            if let (Ruling::Open(endpoint), Ok(announcement)) = (ruling, parsed) {
-                return rewrite(&text, &announcement, endpoint);
+            match (ruling, parsed) {
+                (Ruling::Open(endpoint), Ok(announcement)) => {
+                    return rewrite(&text, &announcement, endpoint);
+                }
+                (Ruling::Refuse(reason), _) if may_be_replaced => {
+                    let grow = grow && !dialogue.is_flooded();
+                    return refused(&text, (reason, true, code), grow, judge);
+                }
+                _ => {}
             }
         }
+        Meaning::Refused(reason) if may_be_replaced => {
+            let grow = grow && !dialogue.is_flooded();
+            return refused(&text, (reason, false, code), grow, judge);
+        }
+        Meaning::Refused(_) => {}
         Meaning::Notable(note) => judge.note(note),
         Meaning::Encrypted => *read = Read::Encrypted,
     }
@@ -136,11 +283,39 @@ fn rewrite(text: &Text<'_>, announcement: &Announcement, endpoint: SocketAddr) -
     Some((text.origin(announcement.endpoint.clone()), new.into_bytes()))
 }
 
+/// The `reason` in place of a reply, `passive` for a 227 or 229. A reply that would be longer stays if the connection
+/// must not be adjusted. `code` as in [`Reason::reply`].
+fn refused(
+    text: &Text<'_>,
+    (reason, passive, code): (Reason, bool, Option<u16>),
+    grow: bool,
+    judge: &mut impl Judge,
+) -> LineEdit {
+    let range = text.origin(0..text.bytes().len());
+    let new = reason.reply(passive, code, range.len());
+    (new.len() == range.len() || grow && judge.may_adjust()).then_some((range, new))
+}
+
+/// The client's line is crossed out, if none of it was forwarded, and its client hears the `reason`.
+fn cross_out(
+    dialogue: &mut Dialogue,
+    text: &Text<'_>,
+    line: &[u8],
+    reason: Reason,
+    whole: bool,
+) -> LineEdit {
+    if !whole {
+        dialogue.announced(false);
+        return None;
+    }
+    dialogue.refused(reason);
+    Some(refusal(text, line))
+}
+
 /// A line of the same length that every server must refuse (RFC 959: 500), so that replies stay
 /// in the order of the commands and no number changes.
-fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Vec<u8>) {
+pub fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Vec<u8>) {
     let range = text.origin(0..text.bytes().len());
-    let crossed = |b: &u8| if matches!(b, b' ' | b'\t') { *b } else { b'X' };
-    let new = line[range.clone()].iter().map(crossed).collect();
+    let new = crossed(&line[range.clone()]);
     (range, new)
 }

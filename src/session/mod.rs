@@ -12,6 +12,7 @@
 mod adjust;
 mod copies;
 mod dialogue;
+mod ended;
 mod few;
 mod forwarding;
 pub mod harmless;
@@ -19,22 +20,29 @@ mod judge;
 mod kept;
 mod lines;
 mod reading;
+mod reason;
 mod stream;
 mod tls;
 mod unanswered;
+mod unseen;
+mod urgent;
 
 use std::borrow::Cow;
 
 pub use adjust::SequenceMap;
 use copies::Copies;
 pub use dialogue::{Dialogue, Phase};
+use ended::Cut;
 use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use judge::{Judge, Limit, Note, Refused, Ruling};
 use kept::save_kept;
+pub use reason::Reason;
 use serde::{Deserialize, Serialize};
 use stream::Stream;
 use tls::TlsRecords;
+use unseen::Unseen;
+use urgent::Mark;
 
 use crate::packet::{Packet, Seq, flags};
 
@@ -66,10 +74,7 @@ enum Unread {
     Opaque,
 }
 
-/// How much of the client's bytes is kept until it is acknowledged, so that what is sent again is
-/// what was read and no other command takes its place. More is not forwarded before that.
-const MAX_KEPT: usize = 1 << 16;
-/// Of how much of it pure acknowledgements need not be seen.
+/// Of how much of the client's bytes that wait to be acknowledged pure acknowledgements need not be seen.
 const MAX_UNSEEN: usize = 1 << 14;
 
 /// How much of either direction may have passed unseen, as while the daemon was away.
@@ -101,10 +106,13 @@ pub struct Session {
     /// Whether something that has passed is being read.
     #[serde(skip)]
     reads_passed: bool,
-    reset: bool,
-    /// Whether it was saved, and packets of it may have passed since that nobody read.
-    #[serde(skip, default = "unconfirmed")]
-    unconfirmed: bool,
+    cut: Cut,
+    /// What may have passed since it was saved.
+    #[serde(skip, default = "Unseen::of_saved")]
+    unseen: Unseen,
+    /// Whether the sender of what is being read says that nothing more of it is under way (PSH).
+    #[serde(skip)]
+    pushed: bool,
 }
 
 /// What few connections have: in one place, as a packet's session is to be in few cache lines.
@@ -114,11 +122,8 @@ struct Seldom {
     unread: Option<Unread>,
     /// Of what passed before it was read.
     copies: Copies,
-}
-
-/// Of what was saved.
-fn unconfirmed() -> bool {
-    true
+    /// The last urgent pointer of the client that was forwarded.
+    mark: Option<Mark>,
 }
 
 impl Session {
@@ -129,7 +134,7 @@ impl Session {
 
     /// Such a connection, of which something was said before that was not read.
     pub fn opened_unread(syn_ack: &Packet<'_>) -> Self {
-        Self::answered(syn_ack, Dialogue::joined())
+        Self::answered(syn_ack, Dialogue::early())
     }
 
     fn answered(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
@@ -156,8 +161,9 @@ impl Session {
             first: (client, server),
             seldom: None,
             reads_passed: false,
-            reset: false,
-            unconfirmed: false,
+            cut: Cut::No,
+            unseen: Unseen::Nothing,
+            pushed: false,
         }
     }
 
@@ -175,11 +181,25 @@ impl Session {
     /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
     #[inline]
     pub fn wants_every_packet(&self) -> bool {
-        let is_plain = |stream: &Stream| !(stream.map.shifts() || stream.is_holding());
         // Acknowledgements show what is missing, and how much of what is kept was received.
         let is_asked = self.client.gaps.max(self.server.gaps) >= ASKED_AFTER;
-        let is_much = self.copies().is_some_and(Copies::was_much);
-        is_asked || is_much || !(is_plain(&self.client) && is_plain(&self.server))
+        let is_much = self.copies().is_some_and(Copies::is_much);
+        is_asked || is_much || self.changes_packets()
+    }
+
+    /// Whether numbers differ from here on, or bytes are held: packets that are not seen would break the connection.
+    #[inline]
+    pub fn changes_packets(&self) -> bool {
+        let is_plain = |stream: &Stream| !(stream.map.shifts() || stream.is_holding());
+        !(is_plain(&self.client) && is_plain(&self.server))
+    }
+
+    /// The answer of a receiver that was asked what it has is not waited for any longer. The next segment past a gap asks
+    /// again.
+    pub fn stop_asking(&mut self) {
+        for stream in [&mut self.client, &mut self.server] {
+            stream.gaps = stream.gaps.min(ASKED_AFTER - 1);
+        }
     }
 
     /// Whether numbers or bytes of either direction are not delivered as they are sent.
@@ -195,12 +215,12 @@ impl Session {
 
     /// Whether the connection is over: reset, or finished by both ends.
     pub fn is_over(&self) -> bool {
-        self.reset || (self.client.finished && self.server.finished)
+        self.cut.is_cut() || (self.client.finished && self.server.finished)
     }
 
     /// Whether it was saved, or copies were lost, and nothing has shown yet that it goes on where it was.
     pub fn is_unconfirmed(&self) -> bool {
-        self.unconfirmed || self.has_lost_copies()
+        self.unseen != Unseen::Nothing || self.has_lost_copies()
     }
 
     /// Whether one end has said its last.
@@ -219,7 +239,8 @@ impl Session {
             _ if self.is_over() => "closing",
             (Some(Unread::Opaque), _) => "opaque",
             (Some(Unread::Encrypted { .. }), _) => "encrypted",
-            (None, Phase::Silent) => "new",
+            (None, Phase::Silent | Phase::Early) => "new",
+            (None, Phase::NotFtp) => "not-ftp",
             (None, Phase::Greeted) => "greeted",
             (None, Phase::Joined) => "joined",
             (None, Phase::Lost) => "lost",
@@ -248,8 +269,22 @@ impl Session {
     }
 
     /// Takes a packet of `from`. A changed payload is written over `out`.
+    #[inline]
     pub fn packet(
         &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        judge: &mut impl Judge,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        self.packet_after(false, from, packet, judge, out)
+    }
+
+    /// As [`packet`](Self::packet); if `calm`, one that ended a calm in which lines may have passed
+    /// [unseen](Self::has_unseen_lines).
+    pub fn packet_after(
+        &mut self,
+        calm: bool,
         from: Side,
         packet: &Packet<'_>,
         judge: &mut impl Judge,
@@ -258,7 +293,22 @@ impl Session {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
-        if self.unconfirmed && !self.confirm(from, packet) {
+        if packet.has(flags::URG) {
+            return self.urgent_packet(calm, from, packet, judge, out);
+        }
+        self.take(calm, from, packet, judge, out)
+    }
+
+    /// As [`packet_after`](Self::packet_after), of one without the SYN bit, whose urgent pointer stays as it is.
+    fn take(
+        &mut self,
+        calm: bool,
+        from: Side,
+        packet: &Packet<'_>,
+        judge: &mut impl Judge,
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        if self.unseen != Unseen::Nothing && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
         }
         if self.is_over() && !is_near(packet.seq(), self.peek(from).next) {
@@ -267,7 +317,9 @@ impl Session {
         // What its receiver ignores, as a stranger made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {
-            self.reset |= self.obeys_reset(from, packet.seq());
+            if self.obeys_reset(from, packet.seq()) {
+                self.cut = Cut::Reset;
+            }
             return self.renumbered(from, packet).into();
         }
         if self.peek(from).expects(packet.seq(), MAX_MISSED) {
@@ -284,6 +336,9 @@ impl Session {
         }
 
         let seq = packet.seq();
+        if calm {
+            self.begins_line(from, seq, judge);
+        }
         let stream = self.stream(from);
         let is_past_gap = seq.is_after(stream.next);
         // It is not known what the server has at its numbers.
@@ -292,27 +347,26 @@ impl Session {
             return self.gap(from, packet).into();
         }
         let reads = from == Side::Client && self.is_readable(from);
-        let payload = if reads { self.as_read(seq, payload) } else { payload.into() };
-        let kept = if from == Side::Client { self.kept.len() } else { 0 };
+        let mut payload = if reads { self.as_read(seq, payload) } else { payload.into() };
         let stream = self.stream(from);
         let new = (stream.next - seq) as usize;
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
-            let limit = if stream.map.is_full() {
-                Some(Limit::Rewrites)
-            } else {
-                (kept > MAX_KEPT).then_some(Limit::Kept)
-            };
-            if let Some(limit) = limit {
-                judge.limit(limit);
-            }
-            if limit.is_some() || stream.finished {
+            if stream.finished {
                 return Forward::Not.into();
             }
             stream.gaps = 0;
-            again = false;
+            self.pushed = packet.has(flags::PSH);
             self.read_queued(from, seq, &payload, fin, judge);
             self.see_acknowledgements();
+            let read = (self.peek(from).next - seq) as usize;
+            again = read == new;
+            if read == 0 {
+                return Forward::Not.into();
+            }
+            if read < payload.len() {
+                payload = payload[..read].to_vec().into(); // the rest comes again
+            }
         }
         if matches!(payload, Cow::Borrowed(_)) && !self.is_adjusted() {
             return Forward::Unchanged.into();
@@ -348,25 +402,8 @@ impl Session {
             && is_near(packet.seq(), stream.next)
             && is_between_ends
             && stream.gaps == 0
-            && !(self.unconfirmed || self.reset || stream.finished || self.is_barred())
-    }
-
-    /// Finds out whether a connection is where it was when it was saved, and whether `packet` concerns it:
-    /// another one may have begun on its endpoints. One that is adjusted waited meanwhile. Of others packets
-    /// may have passed unread: where one seems to be missing, the receiver is asked at once whether it has it.
-    #[cold]
-    fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
-        let (sent, heard) = (self.peek(from).next, self.peek(from.peer()).next);
-        let (seq, ack) = (packet.seq(), packet.ack());
-        if !is_near(seq, sent) || packet.has(flags::ACK) && !is_near(ack, heard) {
-            return false;
-        }
-        if self.is_adjusted() || (seq, ack) == (sent, heard) {
-            self.unconfirmed = false;
-        } else if seq.is_after(sent) {
-            self.stream(from).gaps = 1;
-        }
-        true
+            && self.unseen == Unseen::Nothing
+            && !(self.cut.is_cut() || stream.finished || self.is_barred())
     }
 
     /// How what is sent is read, if not as FTP.
@@ -423,6 +460,10 @@ impl Session {
             self.stream(by.peer()).forget_acknowledged();
         } else if self.peek(by.peer()).is_holding() {
             // What is held back cannot be acknowledged by it.
+        } else if self.unseen.has_lines(by.peer()) && self.unread().is_none() {
+            let end = self.peek(by.peer()).map.acknowledge(ack);
+            self.skip_lines(by.peer(), end, judge);
+            self.stream(by.peer()).acked = ack;
         } else {
             let stream = self.stream(by.peer());
             // The receiver has bytes that were never queued here: the queue was full, or the
@@ -440,7 +481,7 @@ impl Session {
     fn lose(&mut self, judge: &mut impl Judge) {
         let phase = self.dialogue.phase();
         self.dialogue.lose();
-        if !matches!(phase, Phase::Joined | Phase::Lost) {
+        if !matches!(phase, Phase::Joined | Phase::Lost | Phase::NotFtp) {
             judge.note(Note::Lost);
         }
     }

@@ -5,13 +5,27 @@
 
 use super::{
     Judge, Limit, Note, Phase, Refused, Session, Side, TlsRecords, Unread,
-    lines::{Read, client_line, is_no_beginning, server_line},
-    stream::MAX_HELD,
+    adjust::CROSSED_OUT,
+    lines::{CROSSED_LINE, Limits, Read, client_line, is_no_beginning, server_line},
+    stream::{MAX_HELD, MAX_LINE},
+    urgent::ambiguous_line,
 };
 use crate::{
-    ftp::{Command, Text},
+    ftp::{Command, Hidden, LineEnd, Text},
     packet::Seq,
 };
+
+/// How long the verbs are that are held back.
+const VERB: usize = 4;
+
+/// How many bytes at the end of `lead` bear on what follows: a Telnet command that may go on, or a CR that may end a line.
+fn may_go_on(lead: &[u8]) -> usize {
+    match lead {
+        [.., 0xff, 0xf0..=0xff] => 2,
+        [.., b'\r'] => 1,
+        _ => 0,
+    }
+}
 
 impl Session {
     /// Reads the bytes `new`, which start at `seq` and were not seen before.
@@ -30,14 +44,16 @@ impl Session {
             }
             let Some(end) = memchr::memchr(b'\n', new) else {
                 if from == Side::Client && is_no_beginning(&self.dialogue, new) {
-                    self.stop_reading(judge);
-                    continue;
+                    self.leave_ftp(judge);
                 }
                 self.continue_line(from, seq, new, fin, judge);
                 return;
             };
             let (chunk, rest) = new.split_at(end + 1);
             self.end_line(from, seq, chunk, judge);
+            if from == Side::Server && self.pushed && rest.is_empty() {
+                self.dialogue.settled();
+            }
             (seq, new) = (seq + chunk.len() as u32, rest);
         }
     }
@@ -70,8 +86,11 @@ impl Session {
             return None;
         }
         if others.is_some() {
+            let complete =
+                |of: &Option<TlsRecords>| of.as_ref().is_some_and(TlsRecords::is_complete);
+            let session = complete(records) && complete(others);
             *records = None;
-            self.dialogue.resume();
+            self.dialogue.resume(session);
             judge.note(Note::Readable);
         } else {
             self.seldom_mut().unread = None;
@@ -80,20 +99,43 @@ impl Session {
     }
 
     /// `chunk` at `seq` ends a line.
-    fn end_line(&mut self, from: Side, seq: Seq, chunk: &[u8], judge: &mut impl Judge) {
-        let overtaken = self.is_overtaken(from, seq + chunk.len() as u32);
+    fn end_line(&mut self, from: Side, mut seq: Seq, mut chunk: &[u8], judge: &mut impl Judge) {
+        if from == Side::Client && self.client.line().len() + chunk.len() > MAX_LINE {
+            // Not all of the line is kept until it is read.
+            let end = chunk.len() - if chunk.ends_with(b"\r\n") { 2 } else { 1 };
+            if end > 0 && !self.client.is_holding() && self.hides(seq, &chunk[..end], judge) {
+                (seq, chunk) = (seq + end as u32, &chunk[end..]);
+            }
+        }
+        let is_unproven = self.copies().is_some_and(|copies| copies.is_unproven(from));
+        let overtaken = is_unproven || self.is_overtaken(from, seq + chunk.len() as u32);
+        if is_unproven {
+            self.copies_mut().end_line(from);
+        }
+        let is_ambiguous = from == Side::Client && self.ends_ambiguously(seq, chunk);
+        let grow = self.client.window > 0;
         let stream = match from {
             Side::Client => &mut self.client,
             Side::Server => &mut self.server,
         };
+        let replace = !stream.map.is_half_full();
         let (line, delivered) = stream.line_with(chunk);
         let mut read = Read::Nothing;
         let edit = match from {
+            Side::Client if is_ambiguous => {
+                ambiguous_line(&mut self.dialogue, line, delivered, judge)
+            }
             Side::Client => {
                 client_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
             }
+            // Perhaps a part of a line: it answers a command, but is no login, and encrypts nothing.
+            Side::Server if is_unproven && line.starts_with(b"23") => {
+                self.dialogue.answered_unproven();
+                None
+            }
             Side::Server => {
-                server_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
+                let limits = Limits { overtaken, replace, grow };
+                server_line(&mut self.dialogue, line, delivered, limits, judge, &mut read)
             }
         };
         stream.end_line(seq, chunk, delivered, edit);
@@ -103,6 +145,7 @@ impl Session {
         match read {
             Read::Nothing => {}
             Read::NotFtp => self.stop_reading(judge),
+            Read::NotFtpClient => judge.note(Note::NotFtpClient),
             Read::Encrypted => {
                 self.seldom_mut().unread = Some(Unread::Encrypted {
                     client: Some(TlsRecords::default()),
@@ -124,11 +167,15 @@ impl Session {
         fin: bool,
         judge: &mut impl Judge,
     ) {
+        let is_marked = from == Side::Client && self.continues_marked_line(seq, chunk);
         if from == Side::Client && !self.client.is_holding() {
-            let lead = self.pass_lead(chunk);
+            let lead = self.pass_lead(chunk, judge.refuses_auth());
             (seq, chunk) = (seq + lead as u32, &chunk[lead..]);
             if chunk.is_empty() {
                 return;
+            }
+            if is_marked {
+                self.client.pass_over(Vec::new(), 0); // what follows is held back by itself
             }
         }
         let overtaken = self.is_overtaken(from, seq + chunk.len() as u32);
@@ -137,14 +184,16 @@ impl Session {
             Side::Server => &mut self.server,
         };
         let before = stream.line().len();
-        let mut hold = false;
-        if (stream.is_holding() || before == 0) && self.dialogue.phase() != Phase::Joined {
+        let mut hold = is_marked;
+        if !hold && (stream.is_holding() || before == 0) && self.dialogue.phase() != Phase::Joined {
             let line = [stream.line(), chunk].concat();
             let text = Text::new(&line);
             hold = match from {
                 Side::Client => Command::may_announce(&text, judge.refuses_auth()),
                 Side::Server => self.dialogue.may_announce(&text),
             };
+            // Of what may be another protocol's no byte waits for the next: its server may wait for it, too.
+            hold &= self.dialogue.phase() != Phase::Early || text.bytes().len() > VERB;
         }
         let refused = if before + chunk.len() > MAX_HELD {
             Some(Refused::Overlong)
@@ -159,12 +208,51 @@ impl Session {
             }
             hold = false;
         }
-        stream.continue_line(seq, chunk, hold && !fin);
+        if !hold && from == Side::Client && self.hides(seq, chunk, judge) {
+            return;
+        }
+        self.stream(from).continue_line(seq, chunk, hold && !fin);
+        if from == Side::Client && before + chunk.len() > MAX_LINE {
+            self.keep_last_start(chunk);
+        }
+    }
+
+    /// Whether some server may see an announcement in what goes on with `chunk` at `seq`: it is crossed out from there on.
+    fn hides(&mut self, seq: Seq, chunk: &[u8], judge: &mut impl Judge) -> bool {
+        if self.dialogue.phase() == Phase::Joined {
+            return false;
+        }
+        let before = self.client.line().len();
+        let line = [self.client.line(), chunk].concat();
+        let Some(end) = Hidden::find(&line, judge.refuses_auth()) else { return false };
+        if !self.client.line().starts_with(CROSSED_LINE) {
+            judge.refused(Refused::Hidden);
+        }
+        if self.client.is_holding() {
+            self.client.cross_out(seq, chunk);
+        } else {
+            let kept = end.saturating_sub(before).min(chunk.len() - 1);
+            let (kept, rest) = chunk.split_at(kept);
+            self.client.map.replace(
+                seq + kept.len() as u32,
+                rest.len() as u32,
+                vec![CROSSED_OUT; rest.len()],
+            );
+        }
+        self.client.pass_over(CROSSED_LINE.to_vec(), CROSSED_LINE.len());
+        true
+    }
+
+    /// Of an unfinished line that is longer than is kept, the last place where some server may see another one begin.
+    fn keep_last_start(&mut self, chunk: &[u8]) {
+        if let Some(at) = chunk.iter().rposition(|byte| matches!(byte, 0 | b'\r')) {
+            self.client.pass_over(chunk[at..].to_vec(), chunk.len() - at);
+        }
     }
 
     /// Telnet commands (urgent ones above all) and blanks before a command need not wait: gives how
-    /// much of `chunk` they are.
-    fn pass_lead(&mut self, chunk: &[u8]) -> usize {
+    /// much of `chunk` they are. They are kept where servers may read what follows otherwise.
+    fn pass_lead(&mut self, chunk: &[u8], auth: bool) -> usize {
         let line = [self.client.line(), chunk].concat();
         let text = Text::new(&line);
         let start = match text.bytes() {
@@ -172,9 +260,23 @@ impl Session {
             _ => text.origin(0..1).start,
         };
         let Some(lead) = start.checked_sub(self.client.line().len()) else { return 0 };
-        let unfinished = if lead == chunk.len() { text.unfinished() } else { 0 };
+        let is_all = lead == chunk.len();
+        if !is_all && !Command::may_announce(&text, auth) {
+            return 0;
+        }
+        let unfinished = if is_all { text.unfinished().max(may_go_on(&line)) } else { 0 };
+        let passed = &line[..start - unfinished];
+        if passed.iter().any(|byte| matches!(byte, 0 | b'\r')) {
+            self.dialogue.line_ended(LineEnd::Odd);
+        }
         self.client.pass_over(line[..start].to_vec(), unfinished);
         lead
+    }
+
+    /// The client is none of FTP.
+    fn leave_ftp(&mut self, judge: &mut impl Judge) {
+        self.dialogue.leave_ftp();
+        judge.note(Note::NotFtpClient);
     }
 
     /// The connection is not FTP: from here on nothing is read.

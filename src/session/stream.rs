@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     SequenceMap,
+    adjust::CROSSED_OUT,
     few::{Few, save_bytes},
 };
 use crate::packet::{Packet, Seq};
@@ -177,46 +178,69 @@ impl Stream {
         delivered: usize,
         edit: Option<(std::ops::Range<usize>, Vec<u8>)>,
     ) {
+        // A refused line longer than can be held: all of it, blanks as well, as what is as long is not kept.
+        let is_long = |new: &[u8]| new.len() > MAX_HELD;
         if self.held {
             let mut line = self.line.take();
-            if let Some((range, new)) = edit {
-                line.splice(range, new);
+            match edit {
+                Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSSED_OUT),
+                Some((range, new)) => drop(line.splice(range, new)),
+                None => {}
             }
-            self.map.replace(seq, chunk.len() as u32, line);
-            self.held = false;
-        } else if let Some((range, new)) = edit
+            self.release_line(seq, chunk, line);
+        } else if let Some((range, mut new)) = edit
             && let Some(start) = range.start.checked_sub(delivered)
         {
+            if is_long(&new) {
+                new.fill(CROSSED_OUT);
+            }
             self.map.replace(seq + start as u32, range.len() as u32, new);
         }
         self.line = Few::default();
+    }
+
+    /// `line` is delivered in place of `chunk` at `seq`, or in place of its start where both end alike.
+    fn release_line(&mut self, seq: Seq, chunk: &[u8], mut line: Vec<u8>) {
+        let ends = line.iter().rev().zip(chunk.iter().skip(1).rev());
+        let alike = ends.take_while(|(one, other)| one == other).count();
+        line.truncate(line.len() - alike);
+        self.map.replace(seq, (chunk.len() - alike) as u32, line);
+        self.held = false;
     }
 
     /// `chunk` at `seq` continues a line that is not complete. With `hold` it is held back, if all
     /// of the line can be; otherwise it is delivered, after what was held.
     pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
         let starts = self.line.is_empty();
-        self.lengthen_line(chunk);
         if hold && (starts || self.held) {
+            self.lengthen_line(chunk);
             self.held = true;
             self.map.replace(seq, chunk.len() as u32, Vec::new());
-        } else if self.held {
-            self.release(seq, chunk.len() as u32);
+            return;
         }
+        if self.held {
+            self.release_line(seq, chunk, [&self.line, chunk].concat());
+        }
+        self.lengthen_line(chunk);
     }
 
     /// Adds `chunk` to the line; if that is held back all of it, however long, as it is still to be
     /// delivered.
     fn lengthen_line(&mut self, chunk: &[u8]) {
         let room = if self.held { chunk.len() } else { MAX_LINE.saturating_sub(self.line.len()) };
-        self.line.list_mut().extend_from_slice(&chunk[..chunk.len().min(room)]);
+        let chunk = &chunk[..chunk.len().min(room)];
+        let line = self.line.list_mut();
+        if line.capacity() - line.len() < chunk.len() {
+            // Many lines may be unfinished, and few go on in many pieces.
+            line.reserve_exact(chunk.len().max(line.len() / 4));
+        }
+        line.extend_from_slice(chunk);
     }
 
     /// The line so far is delivered in place of the `len` numbers at `seq`.
     fn release(&mut self, seq: Seq, len: u32) {
         self.map.replace(seq, len, self.line.to_vec());
         self.held = false;
-        self.line.list_mut().truncate(MAX_LINE);
     }
 
     /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
@@ -224,9 +248,11 @@ impl Stream {
     /// line is no command; and is read as that.
     pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
         let line = self.line.list_mut();
-        line.extend_from_slice(chunk);
-        line.fill(b'X');
-        self.release(seq, chunk.len() as u32);
+        let count = line.len() + chunk.len();
+        line.resize(count.min(MAX_LINE), CROSSED_OUT);
+        line.fill(CROSSED_OUT);
+        self.map.replace(seq, chunk.len() as u32, vec![CROSSED_OUT; count]);
+        self.held = false;
     }
 
     /// A FIN at `seq` ends the stream: what is held back is delivered before it. The placeholder
@@ -238,6 +264,12 @@ impl Stream {
             self.line = Few::default();
         }
         self.finished = true;
+    }
+
+    /// How much memory it takes besides its own size.
+    #[inline]
+    pub fn heap(&self) -> usize {
+        self.map.heap() + self.line.heap()
     }
 
     /// How long a delivered segment may be.

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 const HEADER: usize = 5;
+/// The content type of what the ends say.
+const APPLICATION_DATA: u8 = 23;
 
 /// The records of one direction.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -16,6 +18,8 @@ pub struct TlsRecords {
     header_len: u8,
     /// Bytes of the current record that are still to come.
     rest: u16,
+    /// Whether one of them carried what the ends say: they have agreed on keys.
+    data: bool,
 }
 
 impl TlsRecords {
@@ -35,10 +39,16 @@ impl TlsRecords {
             at += 1;
             if usize::from(self.header_len) == HEADER {
                 self.rest = u16::from_be_bytes([self.header[3], self.header[4]]);
+                self.data |= self.header[0] == APPLICATION_DATA && self.rest > 0;
                 self.header_len = 0;
             }
         }
         None
+    }
+
+    /// Whether there was a session, as far as this direction tells, and the last record is complete.
+    pub fn is_complete(&self) -> bool {
+        self.data && self.header_len == 0 && self.rest == 0
     }
 }
 

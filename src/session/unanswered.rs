@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::few::Few;
+use super::{Reason, few::Few};
 
 /// What a command still waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Awaited {
+    User,
     Login,
     Passive,
     /// The answer to a `PORT` or `EPRT` that opened a pinhole.
@@ -15,6 +16,8 @@ pub enum Awaited {
     Reinitialize,
     Auth,
     Transfer,
+    /// The answer to a command that was crossed out.
+    Refused(Reason),
     Other,
     /// Of these only the number is known.
     Forgotten,
@@ -42,9 +45,20 @@ impl Unanswered {
         usize::from(self.oldest.is_some()) + self.later.len()
     }
 
+    /// How many commands there are.
+    pub fn count(&self) -> u32 {
+        let runs = self.oldest.iter().chain(self.later.iter());
+        runs.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
     /// Whether a command of this kind is among them.
     pub fn has(&self, which: Awaited) -> bool {
         self.kinds().any(|kind| kind == which)
+    }
+
+    /// What the oldest command waits for.
+    pub fn oldest(&self) -> Option<Awaited> {
+        self.oldest.map(|(awaited, _)| awaited)
     }
 
     /// One more command. Whether that was too many, and of the oldest only the number is known now.
@@ -84,9 +98,14 @@ impl Unanswered {
     /// Drops what stands before the first `which`: its replies will not come any more. Whether those that
     /// are forgotten will come is not known.
     pub fn skip_to(&mut self, which: Awaited) -> bool {
+        self.skip_to_any(&[which])
+    }
+
+    /// The same for the first of any of `which`.
+    pub fn skip_to_any(&mut self, which: &[Awaited]) -> bool {
         let mut kinds = self.kinds().enumerate();
-        let found = kinds.find(|(_, kind)| *kind == which || *kind == Awaited::Forgotten);
-        let Some((at, _)) = found.filter(|(_, kind)| *kind == which) else { return false };
+        let found = kinds.find(|(_, kind)| which.contains(kind) || *kind == Awaited::Forgotten);
+        let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
         drop(kinds);
         if at > 0 {
             self.later.drop_front(at - 1);

@@ -28,6 +28,18 @@ pub fn executable_for_everyone(lab: &Lab) -> PathBuf {
     copy
 }
 
+/// The program, told to have a table that other programs can remove, as on a kernel before Linux 6.9. Made by another
+/// process, as [`executable_for_everyone`] is.
+pub fn executable_without_owner(lab: &Lab) -> PathBuf {
+    let (program, script) = (executable(), lab.directory().join("ftp-alg-without-owner"));
+    let (program, path) = (program.display(), script.display());
+    let lines = format!(
+        "printf '#!/bin/sh\\nFTP_ALG_TABLE_OWNER=no exec {program} \"$@\"\\n' > {path}\nchmod 755 {path}"
+    );
+    lab.gateway.shell(&lines).unwrap().success().unwrap();
+    script
+}
+
 /// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.
 pub struct Gateway {
     pub daemon: Daemon,

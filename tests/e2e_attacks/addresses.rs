@@ -45,7 +45,10 @@ fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
     let lab = &scene.gateway.lab;
     let attempts = Capture::start(&lab.server, "eth0", "tcp").unwrap();
     for (line, answer) in lines.iter().zip(said(scene, family, lines)) {
-        assert!(answer.starts_with("500 "), "{line}: {answer}");
+        // How many commands a server sees in others is not known, and so not which reply is whose.
+        let is_plain = line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        let names_gateway = !is_plain || answer.contains("the gateway");
+        assert!(answer.starts_with("50") && names_gateway, "{line}: {answer}");
     }
     assert_eq!(scene.announcements(), [""; 0]);
     // But for those that this test made, to see whether anything is open.
@@ -156,7 +159,8 @@ fn what_follows_an_announcement_in_its_line_makes_it_none() {
     assert_refused(&scene, &lines);
 }
 
-/// What a published server answers, each to a `PASV` or `EPSV`: it goes on as it is, and opens no door.
+/// What a published server answers, each to a `PASV` or `EPSV`: its client hears at once that it is refused, or of one
+/// that names nothing what the server said; and no door is open.
 fn assert_replies_open_nothing(replies: &[&str]) {
     let commands = replies.iter().enumerate().map(|(at, reply)| {
         let verb = if reply.starts_with("227") { "PASV" } else { "EPSV" };
@@ -170,7 +174,10 @@ fn assert_replies_open_nothing(replies: &[&str]) {
     scene.assert_nothing_opened(&[22, PASSIVE_PORT]);
     let session = client.release();
     for (at, line) in lines.enumerate() {
-        assert_eq!(session.got(6 + at * 2), extra[line], "to {line}");
+        let (heard, said) = (session.got(6 + at * 2), extra[line].as_str().unwrap());
+        assert!(heard == said || heard.starts_with("425 Gateway: "), "to {line}: {heard}");
+        let is_none = ["256", "405", "65558", "115605"].iter().any(|number| said.contains(number));
+        assert_eq!(heard == said, is_none, "to {line}: {heard}");
     }
 }
 

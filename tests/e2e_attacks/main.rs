@@ -6,11 +6,19 @@
 mod common;
 
 mod addresses;
+mod again;
 mod bytes;
 mod calm;
+mod crowds;
 mod dialogue;
 mod floods;
 mod forged;
+mod full;
+mod lookups;
+mod ports;
+mod readings;
+mod scanner;
 mod scene;
 mod slipstream;
 mod stealing;
+mod urgent;

@@ -2,12 +2,12 @@
 
 use std::thread;
 
-use ftp_alg::lab::{Family, Host, Topology};
+use ftp_alg::lab::{Daemon, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use crate::common::{
-    GatedClient, Gateway, ScriptedServer, connect, gated_client, gateway_with, login, reply, say,
-    scripted_client, scripted_server,
+    GatedClient, Gateway, ScriptedServer, connect, executable_without_owner, gated_client,
+    gateway_with, login, reply, say, scripted_client, scripted_server,
 };
 
 /// Announces port 3762 of the client behind [`Topology::Masquerade`].
@@ -48,6 +48,15 @@ impl Scene {
         let gateway = gateway_with(topology, configuration);
         let server = scripted_server(&gateway.lab.server, plan);
         Self { server, gateway }
+    }
+
+    /// As [`Scene::with`], with a table that the test may change.
+    pub fn with_open_table(topology: Topology, configuration: &str, plan: &Value) -> Self {
+        let lab = Lab::new(topology).unwrap();
+        let program = executable_without_owner(&lab);
+        let daemon = Daemon::start(&program, &lab.gateway, configuration).unwrap();
+        let server = scripted_server(&lab.server, plan);
+        Self { server, gateway: Gateway { daemon, lab } }
     }
 
     /// The client says `steps`, and stays connected.

@@ -99,6 +99,30 @@ fn other_protocols_that_hold_a_port_line_open_nothing() {
     assert_opens_nothing(&openings, &complicit());
 }
 
+/// What Chromium sends for `fetch(url, {method: "USER", body})`, to a server that greeted while the client's window was
+/// closed, so that the request comes after the greeting.
+#[test]
+fn a_request_whose_method_is_an_ftp_verb_opens_nothing() {
+    let commands = "USER lab\r\nPASS lab\r\n";
+    let openings: Vec<_> = ["USER", "PASS", "NOOP", "STAT", "QUIT", "PWD", "FEAT", "RETR"]
+        .into_iter()
+        .enumerate()
+        .map(|(at, verb)| {
+            let body = format!("\r\n{commands}{}LIST\r\n", port_line(FIRST + at as u16));
+            let head = format!(
+                "{verb} / HTTP/1.1\r\nHost: 10.0.0.2:21\r\nConnection: keep-alive\r\nContent-Length: {}\r\n\
+                 User-Agent: Mozilla/5.0\r\nContent-Type: text/plain;charset=UTF-8\r\nAccept: */*\r\n\
+                 Origin: null\r\nAccept-Encoding: gzip, deflate\r\nAccept-Language: en-US,en;q=0.9\r\n\r\n",
+                body.len()
+            );
+            let cut = vec![head.len()];
+            (head + &body, cut)
+        })
+        .collect();
+    // One that takes header lines for what it knows, too.
+    assert_opens_nothing(&openings, &json!({"Host:": "331 who?", "QUIT": "200 stay"}));
+}
+
 /// The greeting is the server's to make; what follows it must be the client's answer.
 #[test]
 fn a_client_that_speaks_before_the_greeting_opens_nothing() {

@@ -1,12 +1,12 @@
 //! firewalld itself, on a bus of its own, with its configuration in the lab's directory and its
 //! rules in a host of the lab.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
-use ftp_alg::lab::{Background, Family, Host, Mode};
+use ftp_alg::lab::{Background, Daemon, Family, Host, Mode};
 
 use crate::{
-    common::wait_for,
+    common::{executable_without_owner, wait_for},
     site::{
         FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
         shows_its_line, unpacked,
@@ -196,5 +196,26 @@ fn firewalld_needs_no_line_with_the_conntrack_back_end() {
             firewalld.run(host, "firewall-cmd --add-port=21/tcp", &[]);
         };
         needs_no_line_with_conntrack(&site, &recipe(), &FAMILIES, apply);
+    }
+}
+
+/// It flushes its own table over nftables, and all chains of iptables over iptables, where ours is not.
+#[test]
+fn firewalld_leaves_our_table_alone_when_it_is_loaded_anew() {
+    // It takes half a minute over iptables.
+    let all = std::env::var_os("FTP_ALG_RELOADS").is_some();
+    for backend in ["nftables", "iptables"].into_iter().take(if all { 2 } else { 1 }) {
+        let (site, firewalld) = installed(Place::Masquerade, backend, LENIENT);
+        let program = executable_without_owner(&site.lab);
+        let daemon = Daemon::start(&program, site.guard(), NFTABLES).unwrap();
+        for how in ["--reload", "--complete-reload"] {
+            firewalld.run(site.guard(), &format!("firewall-cmd {how}"), &[]);
+            thread::sleep(Duration::from_millis(500));
+            let log = daemon.log();
+            assert!(!log.contains("by another program"), "{backend} {how}: {log}");
+        }
+        if backend == "nftables" {
+            site.carries(&daemon, &[Family::V4]);
+        }
     }
 }

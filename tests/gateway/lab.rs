@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ftp_alg::engine::Pinhole;
 use socket2::{Domain, Socket, Type};
 
 pub const CLIENT: &str = "10.0.0.2";
@@ -85,6 +86,11 @@ impl Lab {
     /// Runs a shell command in the gateway's namespace and returns what it printed.
     pub fn gateway_sh(&self, command: &str) -> String {
         run("ip", &["netns", "exec", &self.gateway, "sh", "-c", command])
+    }
+
+    /// Nobody renews the sign of life in the table, and the queue is passed by.
+    pub fn pass_by(&self) {
+        self.gateway_sh("nft 'delete element inet ftp_alg alive { tcp }'");
     }
 
     /// An operator's firewall: drops what is forwarded, but control connections and our bit.
@@ -181,4 +187,9 @@ pub fn exchange(client: &mut TcpStream, listener: &TcpListener) -> (TcpStream, S
 
 pub fn ip(address: &str) -> IpAddr {
     address.parse().unwrap()
+}
+
+pub fn pinhole(initiator: &str, arrival: SocketAddr) -> Pinhole {
+    let initiator = ip(initiator);
+    Pinhole { initiator, arrival, target: arrival, source: initiator }
 }

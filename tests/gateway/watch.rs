@@ -1,5 +1,8 @@
 //! What others do to our table is seen at the next look, whatever we do meanwhile.
 
+#[path = "loading.rs"]
+mod loading;
+
 use std::time::Duration;
 
 use ftp_alg::{

@@ -98,6 +98,8 @@ pub struct ServerModel {
     unfinished: Vec<u8>,
     /// What it heard.
     pub lines: Vec<String>,
+    /// For each line that it answered, whether it answers one that was crossed out.
+    pub refusals: Vec<bool>,
     /// Answers `PORT` and `EPRT` with 500.
     pub refuses_active: bool,
     has_ended: bool,
@@ -111,6 +113,7 @@ impl ServerModel {
             port,
             unfinished: Vec::new(),
             lines: Vec::new(),
+            refusals: Vec::new(),
             refuses_active: false,
             has_ended: false,
         }
@@ -123,7 +126,10 @@ impl ServerModel {
             let line: Vec<u8> = self.unfinished.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line).into_owned();
             if !line.trim().is_empty() {
-                answers += &self.answer(line.trim());
+                let answer = self.answer(line.trim());
+                let is_refusal = line.starts_with("XXXX ");
+                self.refusals.extend(answer.lines().map(|_| is_refusal));
+                answers += &answer;
             }
             self.lines.push(line);
         }

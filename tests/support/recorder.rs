@@ -20,6 +20,12 @@ pub struct Recorder {
     /// External ports that others use.
     pub taken: HashSet<u16>,
     pub attention: Option<Attention>,
+    /// How often a translation was asked for.
+    pub asked: usize,
+    /// How often it was told what the connection needs.
+    pub told: usize,
+    /// Whether conntrack knows no connection.
+    pub forgot: bool,
     /// Packets to be sent.
     pub injected: Vec<Vec<u8>>,
     /// What calls fail with, while set.
@@ -37,6 +43,9 @@ impl Recorder {
             closed: Vec::new(),
             taken: HashSet::new(),
             attention: None,
+            asked: 0,
+            told: 0,
+            forgot: false,
             injected: Vec::new(),
             failing: false,
             now: Duration::ZERO,
@@ -76,8 +85,10 @@ impl Kernel for Recorder {
         b: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
         self.check("translation")?;
+        self.asked += 1;
         let known = self
             .translation
+            .filter(|_| !self.forgot)
             .filter(|t| [a, b] == [t.client, t.server] || [b, a] == [t.client, t.server]);
         Ok(known)
     }
@@ -100,13 +111,18 @@ impl Kernel for Recorder {
 
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         self.check("close")?;
-        self.open.retain(|(p, _)| p != pinhole);
+        let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
+        self.open.retain(|(p, _)| !same(p));
         self.closed.push(*pinhole);
         Ok(())
     }
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.check("attend")?;
+        self.told += 1;
+        if self.forgot {
+            return Err(KernelError::Unknown);
+        }
         assert_eq!(Some(*control), self.translation, "the connection that is to be marked");
         self.attention = Some(attention);
         Ok(())

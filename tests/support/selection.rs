@@ -73,7 +73,7 @@ impl Selection {
     ) -> Way {
         if self.calm_at.is_some_and(|at| at <= now) {
             self.calm_at = None;
-            if !matches!(mark, Some(Attention::Every | Attention::None)) {
+            if !matches!(mark, Some(Attention::Every | Attention::Watched | Attention::None)) {
                 *mark = Some(Attention::Calm);
             }
         }
@@ -84,7 +84,7 @@ impl Selection {
         });
         match *mark {
             Some(Attention::None) => Way::Passes,
-            Some(Attention::Every) => Way::Queued,
+            Some(Attention::Every | Attention::Watched) => Way::Queued,
             Some(Attention::Calm) => {
                 let Some(segment) = segment else { return Way::Passes };
                 let payload = &segment.payload;
@@ -93,7 +93,7 @@ impl Selection {
                     Side::Server => is_harmless_reply(payload),
                 };
                 let is_fin = !says && segment.flags & (every_end | flags::URG) == flags::FIN;
-                if !says && !ends {
+                if !says && !ends && !urgent {
                     Way::Passes
                 } else if is_fin || is_harmless && !ends && !urgent {
                     Way::Copied
@@ -103,7 +103,9 @@ impl Selection {
                     Way::Queued
                 }
             }
-            None | Some(Attention::Payload) if self.queues_acks || ends || says => Way::Queued,
+            None | Some(Attention::Payload) if self.queues_acks || ends || says || urgent => {
+                Way::Queued
+            }
             None | Some(Attention::Payload) => Way::Passes,
         }
     }

@@ -8,13 +8,19 @@ mod support;
 
 mod announcements;
 mod attacks;
+mod away;
 mod calm;
+mod families;
 mod limits;
 mod networks;
 mod pinholes;
 mod policies;
+mod readings;
+mod reasons;
 mod refusals;
 mod streams;
+mod urgent;
+mod watched;
 
 use support::{
     scenario::{NATS, Nat, Scenario},

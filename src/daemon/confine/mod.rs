@@ -21,8 +21,6 @@ use landlock::{
 
 pub use account::{Account, AccountError};
 
-use crate::gateway::search_path;
-
 /// The kernel's edge needs these: netlink and marks, raw sockets.
 const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 
@@ -32,7 +30,7 @@ const HANDLED: ABI = ABI::V5;
 const NO_LANDLOCK: &str = "landlock: not in this kernel, or not enabled (lsm= on its command line); \
                            files are protected by their permissions only";
 
-/// Where programs and their libraries are, beside PATH.
+/// Where programs and their libraries are.
 const PROGRAMS: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/nix", "/gnu"];
 /// What programs read: how to load and translate names, and what the kernel shows.
@@ -116,9 +114,7 @@ pub fn assistant(account: Option<&Account>) -> Result<(), ConfineError> {
 pub fn program() -> io::Result<()> {
     let run = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let path = search_path();
-    let places = path.split(':').filter(|part| part.starts_with('/')).chain(PROGRAMS);
-    let rules = places.map(|place| (Path::new(place), run));
+    let rules = PROGRAMS.map(|place| (Path::new(place), run)).into_iter();
     let rules = rules.chain(PROGRAMS_READ.map(|place| (Path::new(place), read)));
     let null = (Path::new("/dev/null"), AccessFs::ReadFile | AccessFs::WriteFile);
     restrict(rules.chain([null])).map(drop).map_err(io::Error::other)

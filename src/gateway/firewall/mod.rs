@@ -4,6 +4,8 @@
 //! packets of which only the essential is known through them ([`verdict`]). Nothing is sent and
 //! nothing is changed. Rules of our own are left out.
 
+mod claims;
+mod listing;
 mod model;
 mod nft;
 mod probe;
@@ -12,6 +14,7 @@ mod sources;
 mod verdict;
 mod xtables;
 
+pub use claims::Claims;
 use model::{Changes, Table};
 pub use model::{Hook, Ip, Origin, TableFamily};
 pub use probe::Sign;
@@ -160,6 +163,11 @@ impl Firewall {
     /// What could not be read, and why: judgements are then incomplete.
     pub fn unread(&self) -> &[String] {
         &self.unread
+    }
+
+    /// What the rules translate.
+    pub fn claims(&self) -> Claims {
+        Claims::of(&self.rules)
     }
 
     /// The rules that get in the way: those that assign the kernel's FTP helper, that hand

@@ -4,7 +4,7 @@
 //! Knows nothing of the languages that rules are written in. What a parser does not understand
 //! becomes [`Condition::Unknown`], which is maybe for every packet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// Bits of a connection's state, as nftables numbers them.
 pub(super) mod state {
@@ -91,7 +91,7 @@ pub(super) struct Test {
 }
 
 impl Test {
-    fn holds(&self, value: Value) -> Tri {
+    pub(super) fn holds(&self, value: Value) -> Tri {
         let (low, high, fixed) = match value {
             Value::Absent => return Tri::No,
             Value::Bits { bits, known } => {
@@ -180,8 +180,19 @@ pub(super) enum Action {
 pub(super) struct Rule {
     pub(super) conditions: Vec<Condition>,
     pub(super) action: Action,
+    /// Where it sends connections to that were meant for here.
+    pub(super) diversion: Option<Diversion>,
     /// As its owner wrote it.
     pub(super) text: String,
+}
+
+/// A destination translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Diversion {
+    /// The one host that it leads to, if it is one and known.
+    pub(super) to: Option<IpAddr>,
+    /// The ports there, if they are named.
+    pub(super) ports: Option<(u16, u16)>,
 }
 
 impl Rule {

@@ -9,9 +9,10 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     Concern, ConcernKind, Rules,
+    listing::{Document, Others},
     model::{
-        Action, Base, Changes, Condition, Field, Hook, Origin, Ranges, Rule, Table, TableFamily,
-        state,
+        Action, Base, Changes, Condition, Diversion, Field, Hook, Origin, Ranges, Rule, Table,
+        TableFamily, state,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -23,14 +24,7 @@ type TableKey = (TableFamily, String);
 /// Reads the JSON, and `listing`, the same as `nft --handle` prints it for people: for the texts
 /// of rules only. Our own table is left out.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Rules, serde_json::Error> {
-    let document: Json = serde_json::from_str(json)?;
-    let objects: Vec<&Object> = document
-        .get("nftables")
-        .and_then(Json::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Json::as_object)
-        .collect();
+    let Document { nftables: Others(objects) } = serde_json::from_str(json)?;
     let mut reader = Reader { texts: texts(listing), ..Reader::default() };
     // Rules refer to sets and helpers, wherever these are listed.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
@@ -38,7 +32,7 @@ pub(super) fn parse(json: &str, listing: &str) -> Result<Rules, serde_json::Erro
             reader.declaration(kind, object);
         }
     }
-    for object in objects {
+    for object in &objects {
         if let Some(rule) = object.get("rule").and_then(Json::as_object) {
             reader.rule(rule);
         }
@@ -117,7 +111,12 @@ impl<'a> Reader<'a> {
                 Some(handle) => format!("rule with handle {handle}"),
                 None => "a rule".to_owned(),
             });
-        let mut rule = Rule { conditions: Vec::new(), action: Action::Continue, text: written };
+        let mut rule = Rule {
+            conditions: Vec::new(),
+            action: Action::Continue,
+            diversion: None,
+            text: written,
+        };
         for statement in statements {
             let Some((kind, content)) = statement.as_object().and_then(|one| one.iter().next())
             else {
@@ -126,6 +125,8 @@ impl<'a> Reader<'a> {
             };
             let read = ["left", "key"].iter().find_map(|part| content.get(part));
             rule.conditions.extend(read.and_then(implied));
+            rule.conditions.extend(self.looked_up_port(&key, kind, content));
+            rule.diversion = rule.diversion.or_else(|| diversion(kind, content));
             match self.statement(&key, kind, content) {
                 Statement::Nothing => {}
                 Statement::If(condition) => rule.conditions.push(condition),
@@ -241,6 +242,49 @@ impl<'a> Reader<'a> {
         )
     }
 
+    /// The destination ports that are among what a statement looks up, with others or in a map of translations;
+    /// of other packets it does nothing.
+    fn looked_up_port(&self, key: &TableKey, kind: &str, content: &'a Json) -> Option<Condition> {
+        let (looked_up, elements) = match kind {
+            "match" if content.get("op").is_none_or(|op| op == "==") => {
+                let left = content.get("left").filter(|left| left.get("concat").is_some())?;
+                (left, content.get("right")?)
+            }
+            "dnat" => {
+                let map = ["addr", "port"].iter().find_map(|part| content.get(part)?.get("map"))?;
+                (map.get("key")?, map.get("data")?)
+            }
+            _ => return None,
+        };
+        let elements = match elements.as_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
+            None => elements.get("set").unwrap_or(elements),
+        };
+        let is_port = |part: &Json| field(part) == Some((Field::DestinationPort, u32::MAX));
+        let place = match looked_up.get("concat").and_then(Json::as_array) {
+            Some(parts) => Some(parts.iter().position(is_port)?),
+            None if is_port(looked_up) => None,
+            None => return None,
+        };
+        let port = |element: &Json| {
+            let element = match (kind, element.as_array()) {
+                ("dnat", Some(pair)) => pair.first()?,
+                _ => element,
+            };
+            let element = element.get("elem").and_then(|inner| inner.get("val")).unwrap_or(element);
+            let part = match place {
+                Some(at) => element.get("concat")?.as_array()?.get(at)?,
+                None => element,
+            };
+            range(Field::DestinationPort, part)
+        };
+        let ranges: Option<Ranges> = match elements.as_array() {
+            Some(elements) => elements.iter().map(port).collect(),
+            None => Some([port(elements)?].into()),
+        };
+        Some(Condition::test(Field::DestinationPort, u32::MAX, ranges?))
+    }
+
     fn mangle(&mut self, content: &Json) -> Statement {
         let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
         let kept = content.get("value").map_or(0, |value| kept(value, changed.0));
@@ -301,6 +345,26 @@ fn base(chain: &Object) -> Option<Base> {
         priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
         drops: text(chain, "policy") == Some("drop"),
     })
+}
+
+/// What a statement does to destinations, if it does anything.
+fn diversion(kind: &str, content: &Json) -> Option<Diversion> {
+    let port = |value: &Json| {
+        let ends = value.get("range").and_then(Json::as_array);
+        let (first, last) = match ends.map(Vec::as_slice) {
+            Some([first, last]) => (first, last),
+            _ => (value, value),
+        };
+        Some((u16::try_from(number(first)?).ok()?, u16::try_from(number(last)?).ok()?))
+    };
+    match kind {
+        "dnat" => Some(Diversion {
+            to: content.get("addr").and_then(Json::as_str).and_then(|text| text.parse().ok()),
+            ports: content.get("port").and_then(port),
+        }),
+        "redirect" | "tproxy" => Some(Diversion::default()),
+        _ => None,
+    }
 }
 
 fn verdict(kind: &str, content: &Json) -> Option<Action> {

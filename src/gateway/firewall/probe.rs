@@ -89,6 +89,8 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
         state: state::ESTABLISHED,
         direction: Value::exactly(direction),
         destination_port: any_port,
+        // Another of our bits says that its handshake is over.
+        ct_mark: Value::Bits { bits: data, known: !changes.ct_mark & !mask | data },
         tcp_flags: Value::Bits { bits: ACK, known: ACK | SYN },
         ..first
     };

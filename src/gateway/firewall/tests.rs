@@ -245,13 +245,16 @@ fn every_way_to_accept_our_mark_in_nftables_is_understood() {
         (is("!=", mark, "0"), true),
         (is("==", mark, "1073741824"), true),
         (is("==", mark, "0"), false),
-        (is("==", whole, "1073741824"), true),
+        // Later packets have another of our bits as well.
+        (is("==", whole, "1073741824"), false),
         (is(">", whole, "4"), true),
         (is(">=", whole, "1073741824"), true),
         (is("<", whole, "1073741824"), false),
         (is("<=", whole, "4294967295"), true),
-        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 1342177279]}]}"#), true),
-        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 4}}"#), true),
+        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 2147483647]}]}"#), true),
+        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 1342177279]}]}"#), false),
+        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 2}}"#), true),
+        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 4}}"#), false),
         (is("==", whole, r#""@absent""#), false),
         (is("in", state, r#"["established", "new"]"#), true),
         (is("==", state, r#"{"set": ["established", "related"]}"#), false),
@@ -339,8 +342,8 @@ fn who_changes_our_bits_of_the_ct_mark_is_named() {
 
 #[test]
 fn other_bits_of_the_mark_count_once_somebody_sets_them() {
-    let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000 -j ACCEPT\n\
-        COMMIT\n";
+    let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
+        -j ACCEPT\nCOMMIT\n";
     let passes = |text: &str| judge(&legacy(text), Hook::Forward, Ip::V4, Sign::Mark).passes();
     assert!(passes(accept));
     let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\

@@ -234,7 +234,7 @@ mod tests {
     };
 
     fn rule(conditions: Vec<Condition>, action: Action, text: &str) -> Rule {
-        Rule { conditions, action, text: text.into() }
+        Rule { conditions, action, diversion: None, text: text.into() }
     }
 
     fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {

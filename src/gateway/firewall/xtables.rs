@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Concern, ConcernKind, Rules,
     model::{
-        Action, Base, Chain, Condition, Field, Hook, Ip, Origin, Ranges, Rule, Table, TableFamily,
-        state,
+        Action, Base, Chain, Condition, Diversion, Field, Hook, Ip, Origin, Ranges, Rule, Table,
+        TableFamily, state,
     },
 };
 
@@ -73,8 +73,8 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
                 remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell(&words))),
             });
         }
-        let (conditions, action) = (parsed.conditions, parsed.action);
-        let rule = Rule { conditions, action, text: format!("-A {rest}") };
+        let Options { conditions, action, diversion, .. } = parsed;
+        let rule = Rule { conditions, action, diversion, text: format!("-A {rest}") };
         chains.entry(chain.clone()).or_default().rules.push(rule);
     }
     let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
@@ -117,6 +117,7 @@ struct Options {
     /// Bits that it changes.
     ct_mark: u32,
     mark: u32,
+    diversion: Option<Diversion>,
 }
 
 impl Options {
@@ -127,6 +128,7 @@ impl Options {
             helper: false,
             ct_mark: 0,
             mark: 0,
+            diversion: None,
         };
         let mut extension = String::new();
         let mut rest = words.iter().map(String::as_str).peekable();
@@ -167,7 +169,7 @@ impl Options {
         options
     }
 
-    /// What a target does to marks and helpers.
+    /// What a target does to marks, helpers and destinations.
     fn target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
         let value = |option: &str| {
@@ -184,6 +186,10 @@ impl Options {
         let has = |option: &str| words.contains(&option);
         let mask = |option: &str| value(option).and_then(number).unwrap_or(u32::MAX);
         match name {
+            "DNAT" => {
+                self.diversion = Some(value("--to-destination").map_or_else(Default::default, to));
+            }
+            "REDIRECT" | "TPROXY" | "NETMAP" => self.diversion = Some(Diversion::default()),
             "CT" => self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp")),
             "MARK" => self.mark = changed.unwrap_or(u32::MAX),
             "CONNMARK" if has("--save-mark") => self.ct_mark = mask("--ctmask"),
@@ -191,6 +197,19 @@ impl Options {
             "CONNMARK" => self.ct_mark = changed.unwrap_or(u32::MAX),
             _ => {}
         }
+    }
+}
+
+/// `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
+fn to(text: &str) -> Diversion {
+    if let Ok(address) = text.parse() {
+        return Diversion { to: Some(address), ports: None };
+    }
+    let Some((address, ports)) = text.rsplit_once(':') else { return Diversion::default() };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    Diversion {
+        to: address.trim_matches(['[', ']']).parse().ok(),
+        ports: first.parse().ok().zip(last.parse().ok()),
     }
 }
 

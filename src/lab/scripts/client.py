@@ -6,13 +6,13 @@ and all. "buffer": BYTES limits how much is under way at a time)
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
         TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
-        "bytes": true cuts at every byte; "times": N sends TEXT as often in a row; "ports": [FIRST, END]
+        "urgent": true makes the last byte of each segment urgent; "bytes": true cuts at every byte; "times": N sends TEXT as often in a row; "ports": [FIRST, END]
         sends it for each port before END, which {} in TEXT stands for as in PORT
   {"taken": "TEXT", "segments": [[OFFSET, "TEXT", HOW], ...]}
         the system takes TEXT for sent and waits for its acknowledgement, but what is really sent are
         these segments, at these offsets from its start. HOW may be left out, or have
         "stale": true, a timestamp by which the server discards it (RFC 7323, PAWS; IPv4);
-        "options": BYTES of IPv6 destination options; "pause": SECONDS after it instead of 0.01
+        "options": BYTES of IPv6 destination options; "urgent": an urgent pointer; "pause": SECONDS after it instead of 0.01
   {"reply": true}           reads one whole reply; "count": N reads as many, and gives the last
   {"accept": PORT}          accepts a data connection there and reads it to its end
   {"accept": PORT, "write": "TEXT"}   writes instead of reading
@@ -109,7 +109,7 @@ def send(step):
     for start, end in zip(edges, edges[1:]):
         if start and step.get("pause"):
             time.sleep(step["pause"])
-        control.sendall(text[start:end])
+        control.sendall(text[start:end], socket.MSG_OOB if step.get("urgent") else 0)
     return ""
 
 
@@ -141,13 +141,14 @@ def taken(step):
         how = how[0] if how else {}
         times = struct.pack("!BBBBII", 1, 1, 8, 10, clock - 1_000_000 & 0xFFFFFFFF, 0) if how.get("stale") else b""
         after = times + text.encode("latin-1")
-        flags = (5 + len(times) // 4) << 12 | 0x18  # PSH, ACK
+        urgent = how.get("urgent")
+        flags = (5 + len(times) // 4) << 12 | 0x18 | (0 if urgent is None else 0x20)  # PSH, ACK, URG
         fields = (source, target, sent + offset & 0xFFFFFFFF, received, flags, 500)
-        summed = ends + struct.pack("!HHHHIIHHHH", 6, 20 + len(after), *fields, 0, 0) + after
+        summed = ends + struct.pack("!HHHHIIHHHH", 6, 20 + len(after), *fields, 0, urgent or 0) + after
         total = sum(struct.unpack(f"!{len(summed) + 1 >> 1}H", summed + b"\0" * (len(summed) % 2)))
         total = (total & 0xFFFF) + (total >> 16)
         checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-        packet = struct.pack("!HHIIHHHH", *fields, checksum, 0) + after
+        packet = struct.pack("!HHIIHHHH", *fields, checksum, urgent or 0) + after
         if six:
             options = destination_options(how["options"]) if how.get("options") else b""
             kind = socket.IPPROTO_DSTOPTS if options else socket.IPPROTO_TCP

@@ -4,7 +4,7 @@ JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 5
 "cut": [OFFSETS] or "bytes" or "each", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
 "active_source": 20, "extra": {"VERB" or "WHOLE LINE": "REPLY"}, "cut_before": TEXT}
 {} in `body` stands for the argument of the command that asked for it. Every reply is cut before
-`cut_before`; a `greeting` of null is none.
+`cut_before`; a `greeting` of null is none. A REPLY that is {"reply": TEXT, "urgent": N} is sent with urgent byte N.
 PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told (`each`: the
 n-th announcement is cut behind its n-th byte). Each control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
 is each data connection, {"data": ADDRESS}.
@@ -107,7 +107,13 @@ class Session:
         verb = verb.upper()
         extra = plan.get("extra", {})
         if line in extra or verb in extra:
-            self.send(extra.get(line) or extra[verb])
+            text = extra.get(line) or extra[verb]
+            if isinstance(text, dict):
+                data, cut = text["reply"].encode("latin-1") + b"\r\n", text["urgent"]
+                self.control.sendall(data[:cut], socket.MSG_OOB)
+                time.sleep(0.1)
+                return self.control.sendall(data[cut:])
+            self.send(text)
         elif verb == "USER":
             self.send("331 Password please")
         elif verb == "PASS":

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ftp_alg::{
-    engine::{Answer, Kept, Queued, Translation, Verdict, Waiting},
+    engine::{Answer, Attention, Kept, Queued, Translation, Verdict, Waiting},
     packet::{Seq, flags},
     session::Side,
 };
@@ -157,13 +157,15 @@ impl Sim {
         self.read_copies();
         let mut out = vec![0xa5; 5]; // junk that must go
         let now = self.base + self.now();
-        let how = Queued { ended_calm: self.selection.ended, may_wait, ..Queued::default() };
+        let ended = self.selection.ended;
+        let every = matches!(self.kernel.attention, Some(Attention::Every | Attention::Watched));
+        let how = Queued { ended_calm: ended, every, may_wait, ..Queued::default() };
         let verdict = self.engine.queued(now, bytes, how, &mut self.kernel, &mut out);
         let answer = match verdict {
             Verdict::Early | Verdict::Drop => Answer::Nothing,
             Verdict::Accept | Verdict::Replace => {
                 let handled = self.engine.handled();
-                self.engine.answer(now, handled)
+                self.engine.answer(handled)
             }
         };
         let Self { crashes, engine, kernel, selection, .. } = self;

@@ -1,0 +1,181 @@
+//! Keeps our table in the kernel, whatever other programs do to the rules.
+//!
+//! Nothing of that ends the daemon. What cannot be put right at once is tried again, at growing intervals, for as long
+//! as the daemon runs. A table in the place of ours is most likely a copy that an operator saved and loaded again, and is
+//! replaced; only while another daemon reads that table's queues is it left alone, as two that take turns would serve
+//! nobody.
+
+use std::{
+    sync::mpsc::Sender,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Event, ServiceError, shard::lock, shared::Shared};
+use crate::{
+    engine::Pinhole,
+    gateway::{Backend, Condition, GatewayError, Notices, Table, used_pinholes},
+};
+
+/// How often a table is tried at once that another program is in the way of.
+const AT_ONCE: usize = 5;
+/// Until a table that could not be loaded is tried again: at first, and at most.
+const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// A table that held this long is not one that another program keeps on replacing.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// What has become of the attempts to keep the table.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// Attempts that failed since the table was last intact.
+    failures: u32,
+    /// Times that another table was replaced, each less than [`SETTLED`] after the one before.
+    replacements: u32,
+    /// When that was last.
+    replaced: Option<Instant>,
+    /// Not to be tried before.
+    next: Option<Instant>,
+}
+
+impl Upkeep {
+    /// Looks at the table, and loads it again if it has to be. Says whether it has.
+    pub(super) fn attend(&mut self, now: Instant, table: &mut Table, shared: &Shared) -> bool {
+        if self.next.is_some_and(|next| now < next) {
+            return false;
+        }
+        self.next = None;
+        let what = match table.condition() {
+            Ok(Condition::Intact) => {
+                self.recovered();
+                return false;
+            }
+            Ok(Condition::Gone) => "removed",
+            Ok(Condition::Changed) => "changed",
+            Ok(Condition::Replaced) => {
+                if self.is_left_alone(now, table, shared) {
+                    return false;
+                }
+                "replaced"
+            }
+            Err(error) => {
+                self.failed(now, &error, shared);
+                return false;
+            }
+        };
+        // Said when it is done: each millisecond counts.
+        let is_first = self.failures == 0;
+        let restored = restore(table);
+        if is_first {
+            let lasted = now.elapsed().as_secs_f64() * 1000.0;
+            let outcome = match &restored {
+                Ok(()) => format!("it is loaded again, {lasted:.1} ms after that was noticed"),
+                Err(_) => "it is to be loaded again".to_owned(),
+            };
+            shared.fail(&format!(
+                "table inet ftp_alg was {what} by another program: {outcome}; what passed meanwhile \
+                 was not seen"
+            ));
+        }
+        match restored {
+            Ok(()) => {
+                self.recovered();
+                true
+            }
+            Err(error) => {
+                self.failed(now, &error, shared);
+                false
+            }
+        }
+    }
+
+    /// Whether another table is to stay for now: another daemon's, or one of a program that puts it there
+    /// again and again.
+    fn is_left_alone(&mut self, now: Instant, table: &Table, shared: &Shared) -> bool {
+        match table.rival_now() {
+            Ok(None) => {}
+            Ok(Some(error)) | Err(error) => {
+                self.failed(now, &error, shared);
+                return true;
+            }
+        }
+        let since = self.replaced.map(|at| now.saturating_duration_since(at));
+        if since.is_none_or(|since| since > SETTLED) {
+            self.replacements = 0;
+        }
+        let waits =
+            self.replacements > 0 && since.is_some_and(|since| since < pause(self.replacements));
+        if !waits {
+            self.replacements += 1;
+            self.replaced = Some(now);
+        }
+        waits
+    }
+
+    fn recovered(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(
+                "table inet ftp_alg is as it should be, after {} attempts",
+                self.failures
+            );
+        }
+        self.failures = 0;
+    }
+
+    /// The first failure is said, and each that comes after ten times as many.
+    fn failed(&mut self, now: Instant, error: &GatewayError, shared: &Shared) {
+        let said = self.failures == 0 || self.failures.is_multiple_of(100);
+        self.next = Some(now + pause(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        if said {
+            shared.fail(&format!("{error}; ftp-alg goes on, and tries again"));
+        }
+    }
+}
+
+/// Loads it again; at once again while other programs are in the way.
+fn restore(table: &mut Table) -> Result<(), GatewayError> {
+    for _ in 1..AT_ONCE {
+        match table.restore() {
+            Err(GatewayError::Disturbed { .. }) => thread::sleep(Duration::from_millis(1)),
+            other => return other,
+        }
+    }
+    table.restore()
+}
+
+/// How long to wait after this many failures.
+fn pause(failures: u32) -> Duration {
+    let [first, most] = PAUSE;
+    first.saturating_mul(1 << failures.min(16)).min(most)
+}
+
+/// Opens the pinholes again that went with the table, but for those that were used.
+pub(super) fn open_again(table: &Table, shared: &Shared) {
+    if table.parameters().backend() != Backend::Nftables {
+        return; // expectations are in no table
+    }
+    let mut kernel = lock(&shared.kernel);
+    let known = used_pinholes(table.parameters())
+        .and_then(|used| kernel.list_open().map(|open| (used, open)));
+    let (used, open) = match known {
+        Ok(known) => known,
+        Err(error) => return shared.fail(&error),
+    };
+    let is_missing = |&Pinhole { initiator, arrival, .. }: &Pinhole| {
+        !used.contains(&(initiator, arrival))
+            && open.iter().all(|open| (open.initiator, open.arrival) != (initiator, arrival))
+    };
+    for shard in &shared.shards {
+        lock(shard).engine.open_again(Instant::now(), &mut *kernel, is_missing);
+    }
+}
+
+/// Has the table looked at as soon as another program changes nf_tables, for as long as the process lives.
+pub(super) fn listen(events: Sender<Event>) -> Result<(), ServiceError> {
+    let mut notices = Notices::open()?;
+    let watch = move || {
+        while notices.wait().is_ok() && events.send(Event::Rules).is_ok() {}
+    };
+    thread::Builder::new().name("rules".into()).spawn(watch)?;
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Lines that no FTP client sends: they tell that something else speaks, whatever its first word is.
+//!
+//! A browser can be made to send a request whose method is an FTP verb (`USER / HTTP/1.1`), then header lines, then
+//! a body that reads as commands. So request lines and header lines are told by their form. What is free text in FTP
+//! is no sign: the argument of `PASS`, and names with blanks.
+
+use super::{Command, Verb};
+
+/// The longest verb of any extension that is known has seven characters (`XSHA512`).
+const LONGEST_VERB: usize = 8;
+
+impl Command<'_> {
+    /// Whether no FTP client sends this line; `first` if it is the client's first.
+    pub fn is_foreign(&self, first: bool) -> bool {
+        !is_verb(self.word) || self.is_request_line(first)
+    }
+
+    /// `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, of which the target is a path, an
+    /// asterisk or an address. A name with one blank that ends in `HTTP/1.1` is taken for one if it is absolute.
+    fn is_request_line(&self, first: bool) -> bool {
+        let mut words = self.argument.split(|byte| *byte == b' ');
+        let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
+            return false;
+        };
+        let is_target = target.starts_with(b"/") || target == b"*" || target.contains(&b':');
+        is_version(version)
+            && match self.verb {
+                Verb::Login => first,
+                Verb::User => true,
+                _ => is_target,
+            }
+    }
+}
+
+/// Letters and digits, and no more of them than a verb has. Telnet commands may be left of what an interrupt was.
+fn is_verb(word: &[u8]) -> bool {
+    let telnet = word.iter().take_while(|byte| **byte >= 0xf0).count();
+    let word = &word[telnet..];
+    // What we crossed out as it was too long says nothing of the client.
+    let is_crossed_out = word.iter().all(|byte| *byte == b'X');
+    is_crossed_out
+        || word.len() <= LONGEST_VERB
+            && word.first().is_some_and(u8::is_ascii_alphabetic)
+            && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW
+}
+
+/// `HTTP/1.1` and its like.
+fn is_version(word: &[u8]) -> bool {
+    let Some(slash) = word.iter().position(|byte| *byte == b'/') else { return false };
+    let (name, number) = word.split_at(slash);
+    let digits = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    let mut parts = number[1..].split(|byte| *byte == b'.');
+    let is_number = parts.next().is_some_and(digits) && parts.next().is_none_or(digits);
+    !name.is_empty()
+        && name.iter().all(u8::is_ascii_alphabetic)
+        && is_number
+        && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ftp::Text;
+
+    fn is_foreign(line: &str, first: bool) -> bool {
+        Command::parse(&Text::new(line.as_bytes())).unwrap().is_foreign(first)
+    }
+
+    #[test]
+    fn request_lines_and_header_lines_are_no_ftp_whatever_their_verb() {
+        for line in [
+            "USER / HTTP/1.1",
+            "USER x HTTP/1.1",
+            "RETR / HTTP/1.1",
+            "stat * HTTP/2",
+            "QUIT http://10.0.0.2:21/ HTTP/1.0",
+            "NOOP rtsp://10.0.0.2/x RTSP/1.0",
+            "HELP sip:a@b SIP/2.0",
+            "OPTS icap://10.0.0.2/x ICAP/1.0",
+            "Host: 10.0.0.2:21",
+            "Connection: keep-alive",
+            "Content-Length:4",
+            "{\"a\": 1}",
+            "------WebKitFormBoundary",
+            "a=b&c=d",
+            "229 x (|||3306|)",
+            "PROPPATCH /",
+            "\u{1}\u{2}",
+        ] {
+            assert!(is_foreign(line, false), "{line}");
+        }
+        assert!(is_foreign("PASS / HTTP/1.1", true));
+    }
+
+    #[test]
+    fn what_ftp_clients_say_is_ftp() {
+        for line in [
+            "USER anonymous",
+            "USER a b",
+            "PASS / HTTP/1.1",
+            "PASS x: y HTTP/1.1",
+            "RETR notes HTTP/1.1",
+            "STOR a/b HTTP/1.1 notes",
+            "RETR /pub/x HTTP/1.1.txt",
+            "SITE CHMOD 755 /x",
+            "XSHA512 x",
+            "P@SW",
+            "MFMT 20200101000000 x",
+            "HOST ftp.example.net",
+            "HOST [::1]",
+            "CLNT a/1.0",
+            "CLNT client 1/1.0",
+            "OPTS UTF8 ON",
+            "AUTH TLS",
+            "LANG en",
+            "WHAT",
+        ] {
+            assert!(!is_foreign(line, false), "{line}");
+        }
+        // What is left of an interrupt.
+        assert!(!Command::parse(&Text::new(b"\xf2ABOR")).unwrap().is_foreign(false));
+    }
+}

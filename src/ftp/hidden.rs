@@ -1,0 +1,237 @@
+//! Where in a client's line some server might see another command begin.
+//!
+//! RFC 959 ends lines with CR LF and lets Telnet commands stand anywhere. Servers differ: one ends a line at a bare
+//! LF, another would at a bare CR or a NUL; one passes over the two bytes of a Telnet command, another over three, or
+//! over one, or over none. For what is *opened* the ends must agree, so [`is_plain`] tells the lines that
+//! everybody reads alike. For what is *refused* each reading counts, so [`Hidden`] follows all of them at once: the
+//! set of places in a verb where a server may be, whatever it left out before. ProFTPD takes the byte behind
+//! `IAC WILL` for an option even if it is an LF, so that a verb may go on in what is the next line here: a verb that
+//! is interrupted there counts as one.
+
+use super::text::is_blank;
+
+const IAC: u8 = 0xff;
+const SB: u8 = 0xfa;
+const SE: u8 = 0xf0;
+
+/// How a line ends, and whether all of it is read alike by everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineEnd {
+    /// CR LF, and nothing in the line that another may take for an end.
+    Plain,
+    /// Something else: what peers take for lines is not known.
+    Odd,
+}
+
+/// Whether `byte` may be left out, or end a line, for some server.
+fn is_odd(byte: u8) -> bool {
+    byte >= SE || matches!(byte, 0 | b'\r' | b'\n')
+}
+
+/// Whether everybody takes `line` for one line: it ends with CR LF, has no other CR, LF or NUL, and no Telnet command
+/// of which one of these two may be a part.
+pub fn is_plain(line: &[u8]) -> LineEnd {
+    let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Odd };
+    // Mostly there is nothing of these.
+    if !text.iter().fold(false, |found, byte| found | is_odd(*byte)) {
+        return LineEnd::Plain;
+    }
+    let ends = text.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'));
+    let begins = text.windows(2).any(|two| two == [IAC, SB]);
+    let touches = text.iter().rev().take(2).any(|byte| *byte == IAC);
+    if ends || begins || touches { LineEnd::Odd } else { LineEnd::Plain }
+}
+
+/// The commands that are looked for.
+const WORDS: [&[u8; 4]; 3] = [b"PORT", b"EPRT", b"AUTH"];
+/// Between two lines, for some server.
+const START: u16 = 1;
+
+/// The bit for `letters` of the word with this number.
+fn bit(word: usize, letters: usize) -> u16 {
+    1 << (word * 4 + letters)
+}
+
+/// What has been read of a line, as every server may read it. Each set has a bit for the start of a line, and one
+/// for each start of a word.
+#[derive(Clone, Copy, Debug)]
+pub struct Hidden {
+    now: u16,
+    /// The same, of servers for which the next byte belongs to a Telnet command.
+    skips: u16,
+    last: u8,
+}
+
+impl Hidden {
+    /// Where in `line`, the start of a line or all of it, the verb of a `PORT`, `EPRT`, or with `auth` an `AUTH`, ends
+    /// for some server, and a blank follows. So does one of which the rest may be in the next line: where a Telnet
+    /// command has the LF for its option, or a subnegotiation begins.
+    pub fn find(line: &[u8], auth: bool) -> Option<usize> {
+        let mut state = Self { now: START, skips: 0, last: 0 };
+        let (mut at, mut interrupted) = (0, 0);
+        while let Some(&byte) = line.get(at) {
+            if byte == b'\n' && state.is_interrupted(auth) {
+                return Some(interrupted);
+            }
+            if byte >= SE && state.last < SE {
+                interrupted = at;
+            }
+            if state.step(byte, auth) {
+                return Some(at);
+            }
+            at += 1;
+            if state.now | state.skips == 0 {
+                // Text, up to where another line may begin.
+                at += memchr::memchr3(0, b'\r', b'\n', &line[at..])?;
+            }
+        }
+        (!line.ends_with(b"\n") && state.is_interrupted(auth)).then_some(interrupted)
+    }
+
+    /// Whether a verb goes on for a server that takes the next byte for a part of a Telnet command, whatever it is.
+    fn is_interrupted(&self, auth: bool) -> bool {
+        let words = if auth { 3 } else { 2 };
+        (0..words).any(|word| (1..=4).any(|letters| self.skips & bit(word, letters) != 0))
+    }
+
+    /// Whether there is anything in `line` that needs a look: all others have one beginning only.
+    pub fn may_be_in(line: &[u8]) -> bool {
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        text.iter().fold(false, |found, byte| found | is_odd(*byte))
+    }
+
+    /// Reads one more byte. Whether a verb ended before it.
+    fn step(&mut self, byte: u8, auth: bool) -> bool {
+        let before = self.now;
+        let words = if auth { 3 } else { 2 };
+        let is_verb = is_blank(byte) && (0..words).any(|word| before & bit(word, 4) != 0);
+        let last = std::mem::replace(&mut self.last, byte);
+        if is_verb || last == IAC && byte == SB && before & START != 0 {
+            return true;
+        }
+        // A server that takes this byte for a part of a Telnet command goes on as it was.
+        let mut now = std::mem::take(&mut self.skips);
+        if is_blank(byte) {
+            now |= before & START;
+        }
+        if matches!(byte, 0 | b'\r' | b'\n') {
+            now |= START | before;
+        } else if byte >= SE {
+            now |= before;
+            self.skips = before;
+        }
+        for (word, letters) in WORDS.iter().enumerate() {
+            for (at, letter) in letters.iter().enumerate() {
+                let from = if at == 0 { START } else { bit(word, at) };
+                if before & from != 0 && byte.eq_ignore_ascii_case(letter) {
+                    now |= bit(word, at + 1);
+                }
+            }
+        }
+        self.now = now;
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_everybody_reads_alike_is_plain() {
+        for line in [
+            &b"RETR a b\r\n"[..],
+            b"\r\n",
+            b"\xff\xf4\xff\xf2ABOR\r\n",
+            b"STOR \xf0\x9f\x98\x80.jpg\r\n",
+            b"229 x (|||5|)\r\n",
+        ] {
+            assert_eq!(is_plain(line), LineEnd::Plain, "{line:?}");
+        }
+        for line in [
+            &b"RETR a\n"[..],
+            b"RETR a\r\r\n",
+            b"RETR a\rb\r\n",
+            b"RETR a\0\r\n",
+            b"RETR a\nb\r\n",
+            b"RETR \xff\r\n",
+            b"RETR \xff\xfb\r\n",
+            b"\xff\xfax\r\n",
+            b"RETR a",
+            b"",
+        ] {
+            assert_eq!(is_plain(line), LineEnd::Odd, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_verb_is_found_behind_whatever_any_server_leaves_out() {
+        for lead in [
+            &b""[..],
+            b"NOOP\r",
+            b"NOOP\n",
+            b"NOOP\0",
+            b"SIZE a\r\0",
+            b"\xff",
+            b"\xff\xff",
+            b"\xf4",
+            b"\xff\xf4",
+            b"\xff\xf4x",
+            b"\xff\xfb",
+            b"\xff\xfb\x01",
+            b"\xff\xfbx",
+            b"\xff\xff\xf4",
+            b" \t\x0b\x0c",
+            b"\0",
+            b"\xff\xf4\xff\xf2",
+            b"\xff\xfb\x01\xff\xfdz",
+            b"RETR x\0\xff\xf4x",
+            b"NOOP\xff\xfb\n",
+        ] {
+            for verb in [
+                &b"PORT "[..],
+                b"eprt\t",
+                b"P\0ORT ",
+                b"PO\xff\xf1RT ",
+                b"PO\xff\xfb\x01RT\r",
+                b"PO\xffRT ",
+            ] {
+                let line = [lead, verb].concat();
+                assert_eq!(Hidden::find(&line, false), Some(line.len() - 1), "{line:?}");
+            }
+            assert!(Hidden::find(&[lead, b"AUTH "].concat(), false).is_none());
+            assert!(Hidden::find(&[lead, b"AUTH "].concat(), true).is_some());
+        }
+    }
+
+    #[test]
+    fn text_is_no_verb() {
+        for line in [
+            &b"RETR PORT 1"[..],
+            b"RETR \xfcr PORT 1",
+            b"XPORT 1",
+            b"PORTX 1",
+            b"PORT",
+            b"P ORT 1",
+            b"STOR \xff PORT 1",
+            b"\xe9PORT 1",
+            b"xPORT 1",
+            b"PORT192,1 ",
+            b"PO\r\n",
+            b"STOR P\xff",
+        ] {
+            assert_eq!(Hidden::find(line, true), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_verb_that_is_interrupted_is_one() {
+        for line in
+            [&b"PO\xff\xfb\nRT 1"[..], b"P\xff", b"eprt\xff\xfb\n", b"\xff\xfa\n", b"NOOP\rP\xff"]
+        {
+            assert!(Hidden::find(line, false).is_some(), "{line:?}");
+            assert!(Hidden::find(&line[..1], false).is_none(), "{line:?}");
+        }
+    }
+}

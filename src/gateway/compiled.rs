@@ -1,0 +1,170 @@
+//! Our table as the kernel's own messages: what `nft` made of the rules' text, kept to be sent again.
+//!
+//! `nft` loads the text into a draft, a dormant table of another name that no packet meets. The kernel tells of a table's
+//! chains, sets, elements and rules by the same attributes as it is told of them, so they are read from the draft once,
+//! and sent under the table's own name: in one transaction, by a socket of ours, which may own the table, without a
+//! program to be started. What is read is not understood here; numbers that the kernel gave are left out.
+
+use std::io;
+
+use super::{
+    netlink::{Attributes, Socket},
+    nft::{self, Batch},
+    rules::TABLE,
+};
+
+/// The draft.
+const DRAFT: &str = "ftp_alg_draft";
+/// A table that is tried, and one that nobody has.
+const PROBE: &str = "ftp_alg_probe";
+const ABSENT: &str = "ftp_alg_absent";
+/// Of a socket; memory is used for what waits only.
+const BUFFER: i32 = 4 << 20;
+
+// From linux/netfilter/nf_tables.h; libc lacks them. In messages of every kind the first attribute is the table's name.
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+
+/// Name, type, data, user data.
+const OBJECT: &[u16] = &[2, 3, 4, 8];
+/// Name, flags, types and lengths of key and data, policy, description, timeout, interval of collection, user data, type of
+/// object, expressions.
+const SET: &[u16] = &[2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 18];
+/// Name, hook, policy, type, flags, user data.
+const CHAIN: &[u16] = &[3, 4, 5, 7, 10, 12];
+/// Set and elements.
+const ELEMENTS: &[u16] = &[2, 3];
+/// Chain, expressions, user data.
+const RULE: &[u16] = &[2, 4, 7];
+
+/// What makes the table, in the order in which it is to be made.
+#[derive(Clone, Debug)]
+pub(super) struct Compiled {
+    parts: Vec<Part>,
+}
+
+/// One message, without its table.
+#[derive(Clone, Debug)]
+struct Part {
+    command: i32,
+    attributes: Vec<u8>,
+}
+
+/// The text that loads the draft instead of the table.
+pub(super) fn as_draft(text: &str) -> String {
+    let (ours, draft) = (format!("table inet {TABLE}"), format!("table inet {DRAFT}"));
+    let opening = format!("{draft} {{\n");
+    text.replace(&ours, &draft).replacen(&opening, &format!("{opening}\tflags dormant\n"), 1)
+}
+
+/// Whether the draft is in the kernel.
+pub(super) fn is_draft_there(socket: &mut Socket) -> io::Result<bool> {
+    nft::is_there(socket, DRAFT)
+}
+
+/// Has the batch delete the draft, which must be there.
+pub(super) fn delete_draft(batch: &mut Batch) {
+    delete(batch, DRAFT);
+}
+
+/// Has the batch delete our table, which must be there.
+pub(super) fn delete_table(batch: &mut Batch) {
+    delete(batch, TABLE);
+}
+
+fn delete(batch: &mut Batch, table: &str) {
+    batch.copied(libc::NFT_MSG_DELTABLE, 0, table, &[]);
+}
+
+/// Makes room for the transaction that makes our table, and for what the kernel says if it refuses all of it: the
+/// first failure is what counts, so that the last ones may be lost. What cannot be set is as it was.
+pub(super) fn prepare(socket: &Socket) {
+    socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER);
+    socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, BUFFER);
+    for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_NO_ENOBUFS] {
+        let _ = socket.set_option(libc::SOL_NETLINK, option, 1);
+    }
+}
+
+/// Whether this kernel has tables that have an owner, and stay after it. Tried in a transaction whose last message
+/// cannot succeed, so that nothing is committed.
+pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
+    let mut batch = Batch::new();
+    let table = put_table(&mut batch, PROBE, true);
+    batch.copied(libc::NFT_MSG_DELTABLE, 0, ABSENT, &[]);
+    Ok(batch.send(socket)?.error_of(table).is_none())
+}
+
+/// Has the batch make our table, or take over one that its owner has left. Gives the message's index: a kernel that
+/// has no tables with an owner, or none that stay without theirs, refuses that one.
+pub(super) fn own_table(batch: &mut Batch, is_owned: bool) -> usize {
+    put_table(batch, TABLE, is_owned)
+}
+
+fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
+    let flags = if is_owned { nft::OWNED } else { 0 };
+    let mut attribute = Vec::new();
+    put(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
+    batch.copied(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, &attribute)
+}
+
+impl Compiled {
+    /// Reads the draft. What another program did to it meanwhile has to be found out by who calls.
+    pub(super) fn read(socket: &mut Socket) -> io::Result<Self> {
+        let mut parts = Vec::new();
+        let mut sets = Vec::new();
+        let kinds = [
+            (libc::NFT_MSG_GETOBJ, libc::NFT_MSG_NEWOBJ, OBJECT),
+            (libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN, CHAIN),
+            (libc::NFT_MSG_GETSET, libc::NFT_MSG_NEWSET, SET),
+        ];
+        for (get, command, kept) in kinds {
+            nft::dump_of(socket, get, DRAFT, None, |attributes| {
+                let mut kept = copy(attributes, kept);
+                if command == libc::NFT_MSG_NEWSET {
+                    sets.extend(attributes.first(NFTA_SET_NAME).map(<[u8]>::to_vec));
+                    // It only has to be there: the rules know their sets by name.
+                    put(&mut kept, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
+                }
+                parts.push(Part { command, attributes: kept });
+            })?;
+        }
+        for set in &sets {
+            let of_set = Some((NFTA_SET_ELEM_LIST_SET, &set[..]));
+            nft::dump_of(socket, libc::NFT_MSG_GETSETELEM, DRAFT, of_set, |attributes| {
+                let (command, attributes) = (libc::NFT_MSG_NEWSETELEM, copy(attributes, ELEMENTS));
+                parts.push(Part { command, attributes });
+            })?;
+        }
+        nft::dump_of(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
+            parts.push(Part { command: libc::NFT_MSG_NEWRULE, attributes: copy(attributes, RULE) });
+        })?;
+        Ok(Self { parts })
+    }
+
+    /// How many rules there are.
+    pub(super) fn rules(&self) -> usize {
+        self.parts.iter().filter(|part| part.command == libc::NFT_MSG_NEWRULE).count()
+    }
+
+    /// Has the batch make all that is in the table, which must be there and empty.
+    pub(super) fn put(&self, batch: &mut Batch) {
+        for Part { command, attributes } in &self.parts {
+            let order = if *command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
+            batch.copied(*command, libc::NLM_F_CREATE | order, TABLE, attributes);
+        }
+    }
+}
+
+/// The attributes of these types, as they stand.
+fn copy(attributes: &Attributes<'_>, kept: &[u16]) -> Vec<u8> {
+    let whole = attributes.clone().whole();
+    whole.filter(|(kind, _)| kept.contains(kind)).flat_map(|(_, bytes)| bytes).copied().collect()
+}
+
+fn put(out: &mut Vec<u8>, kind: u16, content: &[u8; 4]) {
+    out.extend_from_slice(&8_u16.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(content);
+}

@@ -1,0 +1,111 @@
+//! At which addresses clients know servers, where connections are translated at both ends.
+//!
+//! Our rules note that in two sets for each such connection of which a packet is queued, so that nobody has to go
+//! through the connection table. The sets hold as many pairs as servers are published or intercepted, not as many as
+//! there are connections; they are read at most fifty times a second, whatever is asked.
+
+use std::{
+    cmp::Reverse,
+    ffi::CStr,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use super::{netlink::Socket, nft};
+
+const SETS: [&CStr; 2] = [c"externals4", c"externals6"];
+
+/// How often the sets are read at most. A client logs in before it announces anything, which takes as long.
+const READ_AFTER: Duration = Duration::from_millis(20);
+
+/// So many addresses of one server are tried, those first of which a packet was queued last.
+const MOST_TRIED: usize = 16;
+
+/// What was read of the sets. One for each thread.
+#[derive(Debug)]
+pub(super) struct Externals {
+    socket: Socket,
+    /// A server, and where clients reach it; what was seen last is first.
+    known: Vec<(SocketAddr, SocketAddr)>,
+    read: Option<Instant>,
+}
+
+impl Externals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { socket: Socket::open()?, known: Vec::new(), read: None })
+    }
+
+    /// The addresses of `server` as far as they were read.
+    pub(super) fn of(&self, server: SocketAddr) -> Vec<SocketAddr> {
+        let of_server = self.known.iter().filter(|(of, _)| *of == server);
+        of_server.map(|(_, external)| *external).take(MOST_TRIED).collect()
+    }
+
+    /// Reads them again, if that was not done just before. Returns whether it was done now.
+    pub(super) fn read_again(&mut self) -> io::Result<bool> {
+        let now = Instant::now();
+        if self.read.is_some_and(|then| now.saturating_duration_since(then) < READ_AFTER) {
+            return Ok(false);
+        }
+        self.read = Some(now);
+        let mut known = Vec::new();
+        for set in SETS {
+            let read = nft::dump(&mut self.socket, set, |key, remaining| {
+                known.extend(read_key(key).map(|pair| (Reverse(remaining), pair)));
+            });
+            match read {
+                // One that changes meanwhile is whole enough.
+                Ok(_) => {}
+                // Without our table nothing is noted.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        known.sort_unstable();
+        self.known = known.into_iter().map(|(_, pair)| pair).collect();
+        Ok(true)
+    }
+}
+
+/// Server and external address; each part of a key takes whole 4-byte words.
+fn read_key(key: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    fn endpoint<const N: usize>(key: &[u8]) -> Option<(SocketAddr, &[u8])>
+    where
+        IpAddr: From<[u8; N]>,
+    {
+        let (address, rest) = key.split_first_chunk::<N>()?;
+        let ([high, low, _, _], rest) = rest.split_first_chunk::<4>()?;
+        let port = u16::from_be_bytes([*high, *low]);
+        Some((SocketAddr::new(IpAddr::from(*address), port), rest))
+    }
+    fn both<const N: usize>(key: &[u8]) -> Option<(SocketAddr, SocketAddr)>
+    where
+        IpAddr: From<[u8; N]>,
+    {
+        let (server, rest) = endpoint::<N>(key)?;
+        let (external, rest) = endpoint::<N>(rest)?;
+        rest.is_empty().then_some((server, external))
+    }
+    both::<{ size_of::<Ipv4Addr>() }>(key).or_else(|| both::<{ size_of::<Ipv6Addr>() }>(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_the_rules_write_them() {
+        let v4 = [10, 0, 0, 9, 0, 21, 0, 0, 192, 0, 2, 1, 8, 73, 0, 0];
+        let pair = ("10.0.0.9:21".parse().unwrap(), "192.0.2.1:2121".parse().unwrap());
+        assert_eq!(read_key(&v4), Some(pair));
+        let mut v6 = [0; 40];
+        (v6[15], v6[17], v6[35], v6[36], v6[37]) = (9, 21, 1, 8, 73);
+        let pair = ("[::9]:21".parse().unwrap(), "[::1]:2121".parse().unwrap());
+        assert_eq!(read_key(&v6), Some(pair));
+        for length in 0..60 {
+            let key = vec![1; length];
+            assert_eq!(read_key(&key).is_some(), [16, 40].contains(&length));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Brings our table into the kernel: has `nft` compile the rules' text, and puts the result in the place of what is
+//! there, in one transaction.
+//!
+//! Whatever fails because another program changes the rules at the same moment is [`GatewayError::Disturbed`].
+
+use std::{ffi::CStr, io, ptr::NonNull};
+
+use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
+use nftnl_sys as sys;
+
+use super::{
+    Commits, GatewayError,
+    compiled::{self, Compiled},
+    netlink::Socket,
+    nft::{self, Batch, Shape},
+    programs,
+    rules::{Backend, QueueStatement, RuleParameters, TABLE},
+};
+
+/// The chain that queues what waits for a reader.
+const QUEUEING: &CStr = c"hold";
+/// What nft says when another program is in its way.
+const BUSY: [&str; 2] = ["Resource busy", "Interrupted system call"];
+/// How often a draft is read, of which another transaction interrupts each.
+const READS: usize = 100;
+
+/// Loads what is to be loaded, by sockets of who loads it.
+#[derive(Debug)]
+pub(super) struct Loader<'a> {
+    pub(super) parameters: &'a RuleParameters,
+    pub(super) statement: QueueStatement,
+    /// For questions, and for transactions where nobody is to own the table.
+    pub(super) socket: &'a mut Socket,
+    /// Who owns the table, if anyone.
+    pub(super) commits: Option<&'a Commits>,
+}
+
+/// A table that is loaded.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) shape: Shape,
+    pub(super) is_owned: bool,
+}
+
+impl Loader<'_> {
+    /// Has `nft` compile `text`; leaves a draft in the kernel.
+    pub(super) fn compile(&mut self, text: &str) -> Result<Compiled, GatewayError> {
+        let before = nft::generation(self.socket).map_err(netlink_failed)?;
+        nft(&["--file", "-"], &compiled::as_draft(text)).map_err(|error| match error {
+            GatewayError::RulesRefused { message }
+                if BUSY.iter().any(|words| message.contains(words))
+                    || nft::generation(self.socket).is_ok_and(|now| now != before) =>
+            {
+                GatewayError::Disturbed { message }
+            }
+            // Without `queue` statements nothing else in the rules may be missing.
+            GatewayError::RulesRefused { message }
+                if self.parameters.backend() == Backend::Conntrack
+                    && self.statement != QueueStatement::Native
+                    && message.contains("No such file or directory") =>
+            {
+                no_helper()
+            }
+            other => other,
+        })?;
+        for _ in 0..READS {
+            match Compiled::read(self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                    return Err(netlink_failed(error));
+                }
+                // What is there at the end was there all the time.
+                Ok(compiled)
+                    if compiled::is_draft_there(self.socket).map_err(netlink_failed)? =>
+                {
+                    return Ok(compiled);
+                }
+                _ => break,
+            }
+        }
+        Err(disturbed("the draft of it was removed or changed"))
+    }
+
+    /// Puts `compiled` in the place of the table that is there, if any, and of the draft if that `is_new`.
+    pub(super) fn put(
+        &mut self,
+        compiled: &Compiled,
+        is_new: bool,
+    ) -> Result<Loaded, GatewayError> {
+        let mut is_owned = self.commits.is_some_and(Commits::can_own);
+        let mut has_asked_for_module = false;
+        loop {
+            let mut batch = Batch::new();
+            if is_new {
+                compiled::delete_draft(&mut batch);
+            }
+            if nft::shape(self.socket).map_err(netlink_failed)?.is_some() {
+                compiled::delete_table(&mut batch);
+            }
+            let table = compiled::own_table(&mut batch, is_owned);
+            compiled.put(&mut batch);
+            let queueing = self.put_queue_rule(&mut batch);
+            let outcome =
+                transact(self.commits, self.socket, &mut batch).map_err(netlink_failed)?;
+            let Some((failed, errno)) = outcome.first_failure() else { break };
+            match errno {
+                libc::EOPNOTSUPP | libc::EINVAL if failed == table && is_owned => is_owned = false,
+                libc::ENOENT if queueing == Some(failed) && !has_asked_for_module => {
+                    has_asked_for_module = true;
+                    let parameters = RuleParameters::default();
+                    self.load_module(|chain| queue_rule(chain, &parameters))?;
+                }
+                _ if queueing.is_some_and(|first| failed >= first) => {
+                    return Err(no_queue(errno));
+                }
+                libc::EPERM if failed < table => {
+                    return Err(disturbed(
+                        "one of that name has an owner, which has not ended yet",
+                    ));
+                }
+                _ => return Err(disturbed(&io::Error::from_raw_os_error(errno).to_string())),
+            }
+        }
+        let (wanted, mut rules) = (compiled.rules(), 0);
+        nft::rules(self.socket, |_| rules += 1).map_err(netlink_failed)?;
+        match nft::shape(self.socket).map_err(netlink_failed)? {
+            Some(shape) if rules == wanted => Ok(Loaded { shape, is_owned }),
+            _ => Err(disturbed("it was removed or changed at once")),
+        }
+    }
+
+    /// Puts the iptables target into the chain that queues, in the place of what is in it, where that is the way
+    /// to queue. Gives the index of the message.
+    fn put_queue_rule(&self, batch: &mut Batch) -> Option<usize> {
+        if self.statement != QueueStatement::Xtables {
+            return None;
+        }
+        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
+        let chain = Chain::new(QUEUEING, &table);
+        batch.flush_chain(QUEUEING);
+        Some(batch.object(&queue_rule(&chain, self.parameters), MsgType::Add))
+    }
+
+    /// Has the kernel load the module that a rule needs, in a transaction that leaves nothing behind: Linux
+    /// 6.1 loads those of iptables by a name that begins with the family's, and has none for inet.
+    fn load_module(
+        &mut self,
+        rule: impl for<'a> FnOnce(&'a Chain<'a>) -> Rule<'a>,
+    ) -> Result<(), GatewayError> {
+        let table = nftnl::Table::new(c"ftp_alg_probe", ProtoFamily::Ipv4);
+        let chain = Chain::new(c"c", &table);
+        let mut batch = Batch::new();
+        batch.object(&table, MsgType::Add);
+        batch.object(&chain, MsgType::Add);
+        batch.object(&rule(&chain), MsgType::Add);
+        batch.object(&table, MsgType::Del);
+        batch.send(self.socket).map_err(netlink_failed)?;
+        Ok(())
+    }
+}
+
+/// Sends `batch` by the socket that owns the table, if there is one.
+pub(super) fn transact(
+    commits: Option<&Commits>,
+    socket: &mut Socket,
+    batch: &mut Batch,
+) -> io::Result<nft::Outcome> {
+    match commits {
+        Some(commits) => commits.send_acknowledged(batch, socket),
+        None => batch.send(socket),
+    }
+}
+
+/// Removes a draft that could not be put into its place.
+pub(super) fn remove_draft(socket: &mut Socket) {
+    let mut batch = Batch::new();
+    compiled::delete_draft(&mut batch);
+    if let Err(error) = batch.send(socket) {
+        tracing::warn!("the draft of table inet {TABLE} is not removed: {error}");
+    }
+}
+
+fn disturbed(message: &str) -> GatewayError {
+    GatewayError::Disturbed { message: message.to_owned() }
+}
+
+fn no_helper() -> GatewayError {
+    GatewayError::FeatureMissing {
+        what: "backend \"conntrack\"".into(),
+        feature: "nfnetlink_cthelper and no nf_conntrack_sane, one of which expectations need",
+        remedy: "load one of them with modprobe, or set backend = \"nftables\" in [pinhole]",
+    }
+}
+
+pub(super) fn no_queue(errno: i32) -> GatewayError {
+    match errno {
+        libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
+            what: GatewayError::QUEUE_RULES.into(),
+            feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
+            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush \
+                     first, then start ftp-alg again",
+        },
+        _ => GatewayError::system(GatewayError::QUEUE_RULES, io::Error::from_raw_os_error(errno)),
+    }
+}
+
+pub(super) fn netlink_failed(error: io::Error) -> GatewayError {
+    GatewayError::system("nf_tables", error)
+}
+
+/// Runs `nft` on `text`.
+pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => GatewayError::NftMissing,
+        _ => GatewayError::system("nft", error),
+    };
+    let finished = programs::run("nft", arguments, text).map_err(failed)?;
+    if finished.success {
+        return Ok(());
+    }
+    let message = finished.stderr;
+    if message.contains("Operation not permitted") {
+        return Err(GatewayError::NotPermitted { what: format!("table inet {TABLE}") });
+    }
+    if message.contains("cache initialization failed") || message.contains("not supported by") {
+        return Err(GatewayError::FeatureMissing {
+            what: format!("table inet {TABLE}"),
+            feature: "nf_tables",
+            remedy: "load it with `modprobe nf_tables`",
+        });
+    }
+    // What follows the first line shows the place in a text that the operator does not see.
+    let message = message.lines().next().unwrap_or("no reason given").to_owned();
+    Err(GatewayError::RulesRefused { message })
+}
+
+pub(super) fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
+    let (first, last) = parameters.queues().into_inner();
+    let mut rule = Rule::new(chain);
+    let by_processor = parameters.is_by_processor();
+    rule.add_expr(&NfQueue { first, total: last - first + 1, by_processor });
+    rule
+}
+
+/// The iptables target NFQUEUE as an nftables expression; only nft_compat knows it.
+struct NfQueue {
+    first: u16,
+    total: u16,
+    by_processor: bool,
+}
+
+impl Expression for NfQueue {
+    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        // struct xt_NFQ_info_v3 (flags: 2 by processor), padded to 8 bytes as XT_ALIGN does.
+        let [a, b] = self.first.to_ne_bytes();
+        let [c, d] = self.total.to_ne_bytes();
+        let [e, f] = (u16::from(self.by_processor) << 1).to_ne_bytes();
+        let info = [a, b, c, d, e, f, 0, 0];
+        nft::target(c"NFQUEUE", 3, &info)
+    }
+}

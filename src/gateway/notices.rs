@@ -1,0 +1,95 @@
+//! The kernel's notices of changes to nf_tables, for who has to look at once.
+//!
+//! Where someone listens, the kernel puts together a notice of each pinhole, too; those are filtered before they wake
+//! anyone. So only who needs it listens. A change that a notice does not tell, as it comes behind elements in its
+//! transaction, or was lost, is found at the next look.
+
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::AsRawFd as _};
+
+use super::{GatewayError, netlink::Socket};
+
+const GROUP: i32 = libc::NFNLGRP_NFTABLES;
+/// Notices of elements, and of the number of transactions.
+const IGNORED: [i32; 3] =
+    [libc::NFT_MSG_NEWSETELEM, libc::NFT_MSG_DELSETELEM, libc::NFT_MSG_NEWGEN];
+/// Where a message says what it is: `nlmsg_type` of `struct nlmsghdr`.
+const TYPE_OFFSET: u32 = 4;
+/// Holds what comes while one look is taken; what does not fit is a notice as well.
+const BUFFER: usize = 1 << 16;
+
+/// Listens in the network namespace of the thread that makes it.
+#[derive(Debug)]
+pub struct Notices {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Notices {
+    /// Begins to listen.
+    pub fn open() -> Result<Self, GatewayError> {
+        let failed = |error| GatewayError::system("notices of nf_tables", error);
+        let socket = Socket::open().map_err(failed)?;
+        ignore_elements(&socket).map_err(failed)?;
+        socket
+            .set_option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, GROUP)
+            .map_err(failed)?;
+        Ok(Self { socket, buffer: vec![0; BUFFER] })
+    }
+
+    /// Waits until something has changed, and forgets all that has.
+    pub fn wait(&mut self) -> io::Result<()> {
+        let mut flags = 0;
+        loop {
+            // SAFETY: pointer and length are those of `buffer`, which nothing else uses.
+            let read = unsafe {
+                libc::recv(
+                    self.socket.as_raw_fd(),
+                    self.buffer.as_mut_ptr().cast(),
+                    self.buffer.len(),
+                    flags,
+                )
+            };
+            if read < 0 {
+                match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    error if error.kind() == io::ErrorKind::Interrupted => continue,
+                    // Some were lost.
+                    error if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                    error => return Err(error),
+                }
+            }
+            flags = libc::MSG_DONTWAIT;
+        }
+    }
+}
+
+/// Has the kernel drop notices that begin with an ignored message.
+fn ignore_elements(socket: &Socket) -> io::Result<()> {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, TYPE_OFFSET)];
+    let last = IGNORED.len();
+    for (index, message) in IGNORED.into_iter().enumerate() {
+        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | message) as u16;
+        // A filter reads numbers in network order.
+        let k = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+        let code = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        program.push(libc::sock_filter { code, jt: (last - index) as u8, jf: 0, k });
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, u32::MAX));
+    program.push(statement(libc::BPF_RET | libc::BPF_K, 0));
+    let filter =
+        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    // SAFETY: address and size are those of a live structure, which names live statements; the kernel copies both.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

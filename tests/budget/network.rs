@@ -1,0 +1,346 @@
+//! Clients and servers of many connections, as packets.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
+use ftp_alg::{
+    engine::{
+        Attention, Checksums, Engine, Event, Kernel, KernelError, Opening, Pinhole, Queued,
+        Translation, Verdict,
+    },
+    packet::Offload,
+    policy::Policy,
+};
+
+/// What is said on a connection by who wants a gateway to remember much.
+#[derive(Clone, Copy, Debug)]
+pub enum Hostile {
+    /// As many commands that are refused as a packet holds.
+    Refused,
+    /// Commands that are not, and are not acknowledged.
+    Unacknowledged,
+    /// A refused command as long as a packet.
+    LongLine,
+    /// A refused command as long as a packet, of which the start came alone.
+    HeldLine,
+    /// Commands of two kinds in turn, and the start of a line.
+    Pending,
+}
+
+/// A packet's payload is at most this long.
+pub const LARGEST: usize = 65_000;
+
+/// One like any other. Many short ones take longer to read.
+pub const LONG_NAME: &str = concat!(
+    "SIZE pub/software/distributions/some-software-that-has-a-rather-long-name/and-a-version/",
+    "some-software-that-has-a-rather-long-name-1.2.3.tar.gz\r\n",
+);
+
+/// As much of `line`, again and again, as a packet holds.
+pub fn repeated(line: &str) -> Vec<u8> {
+    line.as_bytes().iter().copied().cycle().take(LARGEST).collect()
+}
+
+impl Hostile {
+    /// Its segments, in order.
+    pub fn segments(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Refused => vec![repeated("PORT\r\n")],
+            Self::Unacknowledged => vec![repeated(LONG_NAME), repeated(LONG_NAME)],
+            Self::LongLine => vec![[b"PORT ", &[b'1'; LARGEST][..], b"\r\n"].concat()],
+            Self::HeldLine => vec![b"PORT ".to_vec(), vec![b'1'; LARGEST]],
+            Self::Pending => vec!["NOOP\r\nPASV\r\n".repeat(100).into_bytes(), vec![b'x'; 2000]],
+        }
+    }
+}
+
+/// A kernel that translates nothing, or shows servers to their clients as another address.
+#[derive(Default)]
+struct Nat {
+    published: Option<IpAddr>,
+    injected: Vec<Vec<u8>>,
+    opened: usize,
+}
+
+impl Kernel for Nat {
+    fn translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        let (client, server) = if b.port() == 21 { (a, b) } else { (b, a) };
+        let mut translation = Translation::identity(client, server);
+        if let Some(published) = self.published {
+            translation.server_external = SocketAddr::new(published, 21);
+        }
+        Ok(Some(translation))
+    }
+    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
+        self.opened += 1;
+        Ok(())
+    }
+    fn close(&mut self, _: &Pinhole) -> Result<(), KernelError> {
+        Ok(())
+    }
+    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+        Ok(())
+    }
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.injected.push(packet.to_vec());
+        Ok(())
+    }
+}
+
+/// What was sent by the gateway itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reset {
+    pub to: SocketAddr,
+    pub seq: u32,
+}
+
+/// The server's address, of the family of `client`.
+pub fn server(client: SocketAddr) -> SocketAddr {
+    let address = if client.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" };
+    SocketAddr::new(address.parse().unwrap(), 21)
+}
+
+/// The client of connection `number`, of which each address has a thousand.
+pub fn numbered(number: usize) -> SocketAddr {
+    let [_, a, b, c] = (number as u32 / 1000).to_be_bytes();
+    SocketAddr::from(([10, a, b, c], 2000 + (number % 1000) as u16))
+}
+
+/// What both ends say first: numbers before that.
+const FIRST: [u32; 2] = [5001, 7001];
+
+/// A gateway, and what comes to it.
+pub struct Wire {
+    pub engine: Engine,
+    pub now: Instant,
+    pub events: Vec<Event>,
+    kernel: Nat,
+    /// What client and server of a connection say next.
+    next: HashMap<SocketAddr, [u32; 2]>,
+    /// What goes on in place of the last packet.
+    pub out: Vec<u8>,
+}
+
+impl Wire {
+    pub fn new(policy: Policy) -> Self {
+        Self::with(Engine::new(policy, Checksums::Trust))
+    }
+
+    pub fn with(mut engine: Engine) -> Self {
+        let now = Instant::now();
+        engine.note_changes(now);
+        Self {
+            engine,
+            now,
+            events: Vec::new(),
+            kernel: Nat::default(),
+            next: HashMap::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Another engine goes on with what this one wrote.
+    pub fn restart(&mut self, policy: Policy) {
+        let mut records = Vec::new();
+        self.engine.records(|record| records.push(record.to_vec())).unwrap();
+        self.engine = Engine::new(policy, Checksums::Trust);
+        let records = records.iter().map(Vec::as_slice);
+        self.engine.restore(records, self.now, self.now - Duration::from_secs(1)).unwrap();
+    }
+
+    /// Clients see servers by this address.
+    pub fn publish(&mut self, address: &str) {
+        self.kernel.published = Some(address.parse().unwrap());
+    }
+
+    pub fn advance(&mut self, time: Duration) {
+        self.now += time;
+        for _ in 0..64 {
+            self.engine.expire(self.now, &mut self.kernel); // a part of the table each time
+        }
+        self.events.extend(self.engine.take_events().0);
+    }
+
+    /// Time passes, and nothing is looked at.
+    pub fn advance_a_little(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// The SYN-ACK to `client`.
+    pub fn syn_ack(&mut self, client: SocketAddr) {
+        self.begin(client, FIRST);
+    }
+
+    /// A connection of `client` with these first numbers begins, and its handshake is completed.
+    pub fn begin_at(&mut self, client: SocketAddr, first: [u32; 2]) {
+        self.begin(client, first);
+        self.say_at(client, first[0], first[1], b"");
+    }
+
+    fn begin(&mut self, client: SocketAddr, first: [u32; 2]) {
+        self.next.insert(client, first);
+        let [ours, theirs] = first;
+        let packet = packet(server(client), client, theirs - 1, ours, true, b"");
+        self.hand(&packet);
+    }
+
+    /// The connection of `client` begins, and its server greets.
+    pub fn connect(&mut self, client: SocketAddr) {
+        self.syn_ack(client);
+        self.answer(client, "220 ready\r\n");
+    }
+
+    /// The same, and a login is accepted.
+    pub fn log_in(&mut self, client: SocketAddr) {
+        self.connect(client);
+        self.say(client, b"USER joe\r\n");
+        self.answer(client, "230 in\r\n");
+    }
+
+    /// `client` says `payload`, which it sends again from where it was cut.
+    pub fn say(&mut self, client: SocketAddr, payload: &[u8]) -> Verdict {
+        let [seq, ack] = self.next[&client];
+        let verdict = self.say_at(client, seq, ack, payload);
+        let passed = match verdict {
+            Verdict::Accept => payload.len(),
+            _ => payload.len().min(self.passed()),
+        };
+        self.next.insert(client, [seq + passed as u32, ack]);
+        verdict
+    }
+
+    /// How many bytes went on of what was replaced.
+    pub fn passed(&self) -> usize {
+        let Ok(sliced) = SlicedPacket::from_ip(&self.out) else { return 0 };
+        match sliced.transport {
+            Some(TransportSlice::Tcp(tcp)) => tcp.payload().len(),
+            _ => 0,
+        }
+    }
+
+    /// `client` says `payload` at a number.
+    pub fn say_at(&mut self, client: SocketAddr, seq: u32, ack: u32, payload: &[u8]) -> Verdict {
+        let packet = segment(client, server(client), seq, ack, payload);
+        self.hand(&packet)
+    }
+
+    /// The server says `text` to `client`, and acknowledges all that this said.
+    pub fn answer(&mut self, client: SocketAddr, text: &str) -> Verdict {
+        let [ack, seq] = self.next[&client];
+        self.next.insert(client, [ack, seq + text.len() as u32]);
+        let packet = segment(server(client), client, seq, ack, text.as_bytes());
+        self.hand(&packet)
+    }
+
+    /// What `client` says next, and its server.
+    pub fn next(&self, client: SocketAddr) -> [u32; 2] {
+        self.next[&client]
+    }
+
+    fn hand(&mut self, packet: &[u8]) -> Verdict {
+        let how = Queued { offload: Offload::default(), ..Queued::default() };
+        self.out.clear();
+        let verdict = self.engine.queued(self.now, packet, how, &mut self.kernel, &mut self.out);
+        self.engine.settle(&mut self.kernel);
+        self.events.extend(self.engine.take_events().0);
+        verdict
+    }
+
+    /// The clients of sessions that are open.
+    pub fn clients(&self) -> Vec<SocketAddr> {
+        let mut clients: Vec<_> = self.engine.sessions().map(|s| s.translation.client).collect();
+        clients.sort_unstable();
+        clients
+    }
+
+    pub fn has(&self, client: SocketAddr) -> bool {
+        self.engine.sessions().any(|session| session.translation.client == client)
+    }
+
+    /// How many pinholes were opened.
+    pub fn opened(&self) -> usize {
+        self.kernel.opened
+    }
+
+    /// The resets that were sent since this was last called.
+    pub fn resets(&mut self) -> Vec<Reset> {
+        let reset = |bytes: &Vec<u8>| {
+            let sliced = SlicedPacket::from_ip(bytes).unwrap();
+            let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
+            if !tcp.rst() {
+                return None;
+            }
+            assert_eq!(tcp.payload(), b"");
+            let to = match sliced.net.as_ref().unwrap() {
+                etherparse::NetSlice::Ipv4(ip) => ip.header().destination_addr().into(),
+                etherparse::NetSlice::Ipv6(ip) => ip.header().destination_addr().into(),
+                other => panic!("{other:?}"),
+            };
+            let to = SocketAddr::new(to, tcp.destination_port());
+            Some(Reset { to, seq: tcp.sequence_number() })
+        };
+        std::mem::take(&mut self.kernel.injected).iter().filter_map(reset).collect()
+    }
+
+    /// The last line of the log about a connection that was given up.
+    pub fn said(&self) -> String {
+        let mut lines = self.events.iter().rev().map(ToString::to_string);
+        let is_it = |line: &String| line.contains("ended, ") || line.contains("not followed");
+        lines.find(is_it).unwrap_or_default()
+    }
+}
+
+fn segment(
+    source: SocketAddr,
+    destination: SocketAddr,
+    seq: u32,
+    ack: u32,
+    payload: &[u8],
+) -> Vec<u8> {
+    packet(source, destination, seq, ack, false, payload)
+}
+
+/// A segment as a packet; without its checksum, which nobody looks at here.
+fn packet(
+    source: SocketAddr,
+    destination: SocketAddr,
+    seq: u32,
+    ack: u32,
+    syn: bool,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut tcp = TcpHeader::new(source.port(), destination.port(), seq, 1000);
+    (tcp.ack, tcp.syn, tcp.acknowledgment_number) = (true, syn, ack);
+    let length = tcp.header_len() + payload.len();
+    let mut bytes = Vec::with_capacity(length + 40);
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let (source, destination) = (source.octets(), destination.octets());
+            let length = length as u16;
+            let ip = Ipv4Header::new(length, 64, IpNumber::TCP, source, destination).unwrap();
+            ip.write(&mut bytes).unwrap();
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6Header {
+            payload_length: length as u16,
+            next_header: IpNumber::TCP,
+            hop_limit: 64,
+            source: source.octets(),
+            destination: destination.octets(),
+            ..Ipv6Header::default()
+        }
+        .write(&mut bytes)
+        .unwrap(),
+        _ => panic!("two families"),
+    }
+    tcp.write(&mut bytes).unwrap();
+    bytes.extend_from_slice(payload);
+    bytes
+}

@@ -1,0 +1,145 @@
+//! Many connections that hold as much as they may, and who has all of them: memory, state and places are bounded, and
+//! others are served.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use ftp_alg::lab::{Background, Family, Host, Lab, Topology};
+use serde_json::{Value, json};
+
+use crate::{common::wait_for, scene::Scene};
+
+const PORT: u16 = 2121;
+
+/// Has this host acknowledge nothing of what is said to [`PORT`].
+const SILENT: &str = "table inet silent {
+    chain output {
+        type filter hook output priority 0;
+        tcp sport 2121 tcp flags & (fin | syn | rst | psh | ack) == ack drop
+    }
+}
+";
+
+/// Runs `crowd.py` on `host`.
+fn crowd(host: &Host, name: &str, plan: &Value) -> Background {
+    let script = host.write("crowd.py", include_bytes!("../common/crowd.py")).unwrap();
+    let mut command = host.command("python3");
+    command.arg(script).arg(plan.to_string());
+    host.start(command, name).unwrap()
+}
+
+/// A gateway, with a scripted server on port 21, and one on [`PORT`] that keeps all connections.
+fn scene(configuration: &str, answers: bool) -> (Scene, Background) {
+    let configuration = format!("control-ports = [21, {PORT}]\n{configuration}");
+    let scene = Scene::with(Topology::Routed, &configuration, &json!({}));
+    let lab = &scene.gateway.lab;
+    let rule = format!("insert rule inet gateway forward tcp dport {PORT} accept");
+    lab.gateway.nft(&rule).unwrap();
+    let server = crowd(&lab.server, "keeper", &json!({"serve": PORT, "answers": answers}));
+    lab.server.wait_for_port(PORT, Duration::from_secs(5)).unwrap();
+    (scene, server)
+}
+
+/// Bytes of all files in the daemon's state directory.
+fn state(lab: &Lab) -> u64 {
+    let path: PathBuf = lab.gateway.directory().join(format!("{}-ftp-alg", lab.gateway.role()));
+    let entries = fs::read_dir(path.join("state")).unwrap();
+    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
+}
+
+/// `count` connections that have as much under way as one window holds.
+fn hold_much(lab: &Lab, count: usize) -> Background {
+    lab.server.nft(SILENT).unwrap();
+    // As much at once as a receiver takes.
+    let route = "ip route change $(ip route show default | head -n 1) initcwnd 60";
+    lab.client2.shell(route).unwrap();
+    let long = format!("SIZE {}\r\n", "x".repeat(120));
+    let plan = json!({
+        "host": lab.server.address(Family::V4),
+        "port": PORT,
+        "connections": count,
+        "say": ["PORT 10,99,99,99,9,9\r\n", "PORT\r\n", long],
+        "times": 11_000,
+    });
+    crowd(&lab.client2, "crowd", &plan)
+}
+
+fn is_ready(crowd: &Background) -> bool {
+    crowd.log().contains("ready")
+}
+
+#[test]
+fn a_thousand_connections_that_are_never_acknowledged_stay_within_memory_and_journal() {
+    let (scene, _server) = scene("", false);
+    let lab = &scene.gateway.lab;
+    let daemon = &scene.gateway.daemon;
+    scene.assert_transfer();
+    let before = daemon.resident().unwrap();
+    let crowd = hold_much(lab, 1000);
+    let (mut resident, mut written) = (0, 0);
+    wait_for("a thousand connections", || {
+        resident = resident.max(daemon.resident().unwrap());
+        written = written.max(state(lab));
+        is_ready(&crowd)
+    });
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(200));
+        resident = resident.max(daemon.resident().unwrap());
+        written = written.max(state(lab));
+    }
+    let status = daemon.status().unwrap();
+    let grown = resident.saturating_sub(before);
+    println!("{grown} KiB more resident, {} KiB of state; {status}", written >> 10);
+    assert!(status["sessions"].as_u64().unwrap() >= 990, "{status}");
+    // The budget, 2 KiB for each session, and what a batch of packets takes.
+    assert!(grown <= (64 << 10) + 2000 + (24 << 10), "{grown} KiB");
+    // Twice what it holds at most, 4 MiB, and the new one beside it.
+    assert!(written <= 3 * (12 << 10) * 1000 + (4 << 20), "{written} bytes");
+    scene.assert_transfer();
+}
+
+#[test]
+fn those_that_hold_more_than_the_budget_are_ended_and_others_are_served() {
+    let (scene, _server) = scene("policy.memory = \"2MiB\"\n", false);
+    let lab = &scene.gateway.lab;
+    let daemon = &scene.gateway.daemon;
+    let crowd = hold_much(lab, 300);
+    wait_for("all connections", || is_ready(&crowd));
+    scene.assert_transfer();
+    wait_for("the first that is ended", || {
+        daemon.status().unwrap()["limits"]["memory"].as_u64().unwrap_or(0) > 0
+    });
+    for _ in 0..5 {
+        let held = daemon.status().unwrap()["memory"].as_u64().unwrap();
+        assert!(held <= 2 << 20, "{held}");
+        scene.assert_transfer();
+    }
+    let log = daemon.log();
+    assert!(log.contains("ended, both ends are reset"), "{log}");
+    let reset = lab.client2.shell("ss -tan state established '( dport = 2121 )' | wc -l").unwrap();
+    let open: usize = reset.text().trim().parse().unwrap();
+    println!("{open} of 300 are open; {}", daemon.status().unwrap());
+    assert!(open < 300, "{open} are open");
+}
+
+#[test]
+fn who_says_noop_on_all_connections_leaves_room_for_others() {
+    let (scene, _server) = scene("policy.max-sessions = 200\n", true);
+    let lab = &scene.gateway.lab;
+    let plan = json!({
+        "host": lab.server.address(Family::V4),
+        "port": PORT,
+        "connections": 400,
+        "say": ["NOOP\r\n"],
+        "times": 1,
+        "replies": true,
+    });
+    let crowd = crowd(&lab.client2, "crowd", &plan);
+    wait_for("all connections", || is_ready(&crowd));
+    for _ in 0..5 {
+        scene.assert_transfer();
+    }
+    let status = scene.gateway.daemon.status().unwrap();
+    assert_eq!(status["uninspected"], 0, "{status}");
+    assert!(status["limits"]["client_sessions"].as_u64().unwrap() >= 200, "{status}");
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 5);
+}

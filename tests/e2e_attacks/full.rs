@@ -1,0 +1,75 @@
+//! Sets of the packet selection that are full: what they cannot take is refused or done without them, and counted.
+
+use std::{fmt::Write as _, time::Duration};
+
+use ftp_alg::lab::Topology;
+use serde_json::json;
+
+use crate::{
+    common::{login, reply, say},
+    scene::{PORT, Scene},
+};
+
+/// Adds elements to a set of our table until it is full.
+fn fill(scene: &Scene, set: &str, element: impl Fn(u32) -> String) {
+    let gateway = &scene.gateway.lab.gateway;
+    for part in 0..32 {
+        let mut rules = format!("add element inet ftp_alg {set} {{ ");
+        for number in part * 2048..(part + 1) * 2048 {
+            write!(rules, "{} timeout 1m, ", element(number)).unwrap();
+        }
+        rules.push_str("}\n");
+        gateway.nft(&rules).unwrap();
+    }
+}
+
+fn limit(scene: &Scene, name: &str) -> u64 {
+    scene.gateway.daemon.status().unwrap()["limits"][name].as_u64().unwrap()
+}
+
+#[test]
+fn an_end_that_cannot_be_noted_is_still_seen() {
+    let scene = Scene::with_open_table(Topology::Routed, "queue.calm = false\n", &json!({}));
+    let client = scene.logged_in(&[say(PORT), reply()]);
+    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
+    fill(&scene, "ending", |number| (number + 1).to_string());
+    assert_eq!(client.release().error, None);
+    scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
+    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    assert!(limit(&scene, "endings") > 0);
+}
+
+#[test]
+fn a_full_set_of_pinholes_refuses_and_is_counted() {
+    let scene = Scene::with_open_table(Topology::Masquerade, "", &json!({}));
+    fill(&scene, "pinholes4", |number| {
+        let [_, _, high, low] = number.to_be_bytes();
+        format!("192.0.2.1 . 10.77.{high}.{low} . 4000")
+    });
+    let steps = [&login()[..], &[say(PORT), reply()]].concat();
+    let client = scene.client(&steps);
+    assert!(!scene.server.lines().last().unwrap().contains("PORT"));
+    scene.gateway.lab.gateway.nft("flush set inet ftp_alg pinholes4").unwrap();
+    assert_eq!(limit(&scene, "pinholes"), 1);
+    assert_eq!(scene.gateway.daemon.status().unwrap()["errors"], 0);
+    let session = client.release();
+    assert!(session.got(6).starts_with("425 "), "{session:?}");
+    let log = scene.gateway.daemon.log();
+    assert!(log.contains("there is no room for another pinhole"), "{log}");
+}
+
+/// What a client opened and closed is gone, translations included.
+#[test]
+fn closed_pinholes_leave_nothing_in_the_maps() {
+    let scene = Scene::with_open_table(Topology::Masquerade, "", &json!({}));
+    let steps: Vec<_> =
+        (1..=20).flat_map(|low| [say(&format!("PORT 192,168,150,80,9,{low}")), reply()]).collect();
+    let client = scene.logged_in(&steps);
+    let ruleset =
+        || scene.gateway.lab.gateway.run("nft", &["list", "map", "inet", "ftp_alg", "targets4"]);
+    let elements = || ruleset().unwrap().text().matches(" expires ").count();
+    assert!(elements() <= 1, "{}", ruleset().unwrap().text());
+    assert_eq!(client.release().error, None);
+    scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
+    assert_eq!(elements(), 0, "{}", ruleset().unwrap().text());
+}

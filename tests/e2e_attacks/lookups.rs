@@ -1,0 +1,195 @@
+//! Packets that a stranger makes without seeing a connection, five hundred a second, where connection tracking has fifty
+//! thousand entries: nobody looks through these, and an honest client is answered as ever.
+
+use std::{thread, time::Duration};
+
+use ftp_alg::lab::{Family, Host, Topology};
+use serde_json::json;
+
+use crate::{
+    common::{login, reply, say},
+    scene::{ANNOUNCED, PORT, Scene},
+};
+
+const ENTRIES: usize = 50_000;
+const RATE: u32 = 500;
+
+/// How many commands are timed before an attack, and how many during it.
+const TIMED: usize = 45;
+
+/// What an attacker sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ports,
+    Published,
+    Midstream,
+    Lookalike,
+    /// On the endpoints of a neighbour's connection.
+    SynAck,
+    /// On those of the honest client's own, where all that is said waits for its verdict anyhow.
+    OwnSynAck,
+}
+
+/// Fills the connection table of a host with connections of others.
+fn fill(host: &Host, entries: usize) {
+    use std::fmt::Write as _;
+    let mut lines = String::new();
+    for number in 0..entries {
+        let (port, high, low) = (1024 + (number >> 16), number >> 8 & 255, number & 255);
+        let _ = writeln!(
+            lines,
+            "-I -p tcp -s 10.9.{high}.{low} -d 10.8.0.1 --sport {port} --dport 80 \
+             --state ESTABLISHED -t 600"
+        );
+    }
+    let file = host.write("connections", lines.as_bytes()).unwrap();
+    host.run("conntrack", &["-R", &file.to_string_lossy()]).unwrap();
+    let count = host.run("conntrack", &["-C"]).unwrap().text().trim().parse::<usize>().unwrap();
+    assert!(count >= entries, "{count} connections are tracked");
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Median times of an honest client's commands, before and during an attack.
+fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
+    let lab = &scene.gateway.lab;
+    let timed = (0..TIMED).flat_map(|number| {
+        // Some pass and are read from copies, others wait for their verdict.
+        let line = ["NOOP", "SITE x", "TYPE I"][number % 3];
+        [say(line), reply(), json!({"sleep": 0.01})]
+    });
+    let timed: Vec<_> = timed.collect();
+    let gate = vec![json!({"gate": ""}), json!({"sleep": 0.3})];
+    let steps = [login(), timed.clone(), gate, timed].concat();
+    let plan = json!({"host": lab.dialled(Family::V4), "steps": steps});
+    let client = crate::common::gated_client(&lab.client, plan);
+    let neighbour =
+        (kind == Kind::SynAck).then(|| scene.client_of(&lab.client2, &json!({}), &login()));
+    let text = |host: &Host| host.address(Family::V4).to_string();
+    let (client_address, server, outside) =
+        (text(&lab.client), text(&lab.server), text(&lab.gateway));
+    let of = if kind == Kind::SynAck { &lab.client2 } else { &lab.client };
+    let query = format!(
+        "conntrack -L -p tcp -s {} --orig-port-dst 21 2>/dev/null | \
+         sed -n 's/.*ESTABLISHED.* src=[0-9.]* dst=[0-9.]* sport=21 dport=\\([0-9]*\\) .*/\\1/p'",
+        of.address(Family::V4),
+    );
+    let ports = lab.gateway.shell(&query).unwrap().text();
+    let port: u16 = ports.lines().last().unwrap_or_else(|| panic!("{ports}")).parse().unwrap();
+    let (name, from, to) = match kind {
+        Kind::Ports => ("ports", "", outside),
+        Kind::Published => ("published", "", outside),
+        Kind::Midstream => ("midstream", "", outside),
+        Kind::Lookalike => ("lookalike", client_address.as_str(), server),
+        Kind::SynAck | Kind::OwnSynAck => ("syn-ack", server.as_str(), outside),
+    };
+    let plan =
+        json!({"kind": name, "rate": RATE, "seconds": 2, "from": from, "to": to, "port": port});
+    let script = lab.third.write("forge.py", include_bytes!("forge.py")).unwrap();
+    let mut command = lab.third.command("/usr/bin/python3");
+    command.arg(script).arg(plan.to_string());
+    let queued = scene.gateway.daemon.counter("packets").unwrap();
+    let (session, sent) = thread::scope(|scope| {
+        let attack =
+            scope.spawn(|| lab.third.finish(command, b"", Duration::from_secs(30)).unwrap());
+        thread::sleep(Duration::from_millis(300));
+        let session = client.release();
+        (session, attack.join().unwrap().success().unwrap().text())
+    });
+    let queued = scene.gateway.daemon.counter("packets").unwrap() - queued;
+    let sent: u64 = sent.trim().parse().unwrap();
+    assert!(queued > sent / 2, "{kind:?}: {queued} were queued of {sent}");
+    assert_eq!(session.error, None, "{kind:?}");
+    if let Some(neighbour) = neighbour {
+        assert_eq!(neighbour.release().error, None);
+    }
+    let of = |first: usize| {
+        let steps = &session.steps[first..first + 3 * TIMED];
+        let answers = steps.iter().skip(1).step_by(3).map(|(_, ms)| *ms);
+        median(&mut answers.collect::<Vec<_>>())
+    };
+    let before = of(login().len());
+    (before, of(login().len() + 3 * TIMED + 2))
+}
+
+/// What the gateway needs for an attack.
+fn prepare(scene: &Scene, kind: Kind) {
+    let lab = &scene.gateway.lab;
+    let outer = lab.server_side();
+    match kind {
+        Kind::Published => {
+            let inside = lab.client2.address(Family::V4);
+            let rules = format!(
+                "table ip published {{ chain pre {{ type nat hook prerouting priority -100; \
+                 iifname {outer} tcp dport 21 dnat to {inside}:2121; }}; }}"
+            );
+            lab.gateway.nft(&rules).unwrap();
+        }
+        Kind::Lookalike => {
+            let server = lab.server.address(Family::V4);
+            let gateway = lab.gateway.address(Family::V6);
+            lab.gateway.shell(&format!("ip -6 route add ::{server}/128 dev {outer}")).unwrap();
+            lab.third.shell(&format!("ip -6 route add ::/96 via {gateway}")).unwrap();
+        }
+        _ => {}
+    }
+}
+
+/// Other work of the machine may come between: of a few tries one must show it.
+fn assert_answered_in_time(scene: &Scene, kind: Kind) {
+    prepare(scene, kind);
+    let mut tries = Vec::new();
+    for _ in 0..4 {
+        let (before, during) = measured(scene, kind);
+        println!("{kind:?}: {before:.3} ms before, {during:.3} ms during");
+        if during <= 2.0 * before {
+            return;
+        }
+        tries.push((before, during));
+    }
+    panic!("{kind:?}: before and during, in ms: {tries:?}");
+}
+
+#[test]
+fn forged_packets_keep_no_client_waiting() {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    fill(&scene.gateway.lab.gateway, ENTRIES);
+    for kind in [Kind::Ports, Kind::Midstream, Kind::Lookalike, Kind::SynAck, Kind::Published] {
+        assert_answered_in_time(&scene, kind);
+    }
+}
+
+#[test]
+fn forged_syn_acks_keep_not_even_their_own_client_waiting() {
+    let scene = Scene::with(Topology::Masquerade, "queue.calm = false\n", &json!({}));
+    assert_answered_in_time(&scene, Kind::OwnSynAck);
+}
+
+/// The daemon asks about each session whose numbers are adjusted whether it is still there.
+#[test]
+fn a_daemon_whose_sessions_conntrack_forgot_stops_at_once() {
+    const SESSIONS: usize = 200;
+    let configuration = "policy.max-pinholes-per-client = 1000\n";
+    let mut scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
+    let lab = &scene.gateway.lab;
+    let host = lab.dialled(Family::V4).to_string();
+    let one = [&login()[..], &[say(PORT), reply()]].concat();
+    let again = [&[json!({"redial": true})][..], &one].concat();
+    let steps = [&one[..], &vec![again; SESSIONS - 1].concat()].concat();
+    let client =
+        scene.client_of(&lab.client, &json!({"host": host, "listen": [ANNOUNCED]}), &steps);
+    let sessions = scene.gateway.daemon.sessions().unwrap();
+    let adjusted = sessions.iter().filter(|session| session["adjusted"] == json!(true)).count();
+    assert!(adjusted >= SESSIONS - 1, "{adjusted} adjusted sessions");
+    lab.gateway.run("conntrack", &["-F"]).unwrap();
+    fill(&lab.gateway, ENTRIES);
+    let start = std::time::Instant::now();
+    scene.gateway.daemon.stop().unwrap();
+    let took = start.elapsed();
+    println!("stopped within {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    drop(client);
+}

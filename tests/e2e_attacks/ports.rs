@@ -1,0 +1,194 @@
+//! External ports that are somebody else's: what the gateway translates or listens on is never given to a data
+//! connection, whose initiator would reach a client where it wants a service.
+
+use std::{thread, time::Duration};
+
+use ftp_alg::lab::{Admission, Background, Daemon, Family, Host, Lab, Spec, Topology};
+use serde_json::json;
+
+use crate::{
+    common::{Gateway, connect, executable, host_port, login, reply, say, scripted_server},
+    scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
+};
+
+/// `serve PORT` says to each connection who it is; `get ADDRESS PORT` says who that is.
+const SERVICE: &str = r#"
+import socket, sys
+if sys.argv[1] == "serve":
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::", int(sys.argv[2])))
+    listener.listen(8)
+    while True:
+        connection, _ = listener.accept()
+        connection.sendall(b"the service")
+        connection.close()
+try:
+    connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 2)
+    connection.settimeout(1)
+    print(connection.recv(100).decode())
+except OSError as error:
+    print(error)
+"#;
+
+fn service(host: &Host, arguments: &[&str]) -> std::process::Command {
+    let script = host.write("service.py", SERVICE.as_bytes()).unwrap();
+    let mut command = host.command("/usr/bin/python3");
+    command.arg(script).args(arguments);
+    command
+}
+
+fn serve(host: &Host, port: u16) -> Background {
+    let command = service(host, &["serve", &port.to_string()]);
+    let service = host.start(command, "service").unwrap();
+    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    service
+}
+
+fn who(from: &Host, address: &str, port: u16) -> String {
+    let command = service(from, &["get", address, &port.to_string()]);
+    from.finish(command, b"", Duration::from_secs(10)).unwrap().text().trim().to_owned()
+}
+
+/// A lab of which `prepare` was done before the daemon started, and whose firewall lets port 3762 pass, and 8080.
+fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
+    let expects = back_end.contains("\"conntrack\"");
+    let admission = if expects { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(Spec { admission, ..Spec::new(topology) }).unwrap();
+    lab.gateway
+        .nft(
+            "insert rule inet gateway forward tcp dport 8080 accept\n\
+             insert rule inet gateway input tcp dport { 3762, 50069 } accept",
+        )
+        .unwrap();
+    prepare(&lab);
+    let daemon = Daemon::start(&executable(), &lab.gateway, back_end).unwrap();
+    let gateway = Gateway { daemon, lab };
+    let server = scripted_server(&gateway.lab.server, &json!({"passive_port": PASSIVE_PORT}));
+    Scene { server, gateway }
+}
+
+/// A client behind masquerade announces port 3762: the server is told another one, and reaches the service there.
+fn assert_spared(scene: &Scene) {
+    let lab = &scene.gateway.lab;
+    let outside = lab.gateway.address(Family::V4).to_string();
+    assert_eq!(who(&lab.server, &outside, ANNOUNCED), "the service");
+    let client = scene.logged_in(&[say("PORT 192,168,150,80,14,178"), reply()]);
+    let (address, port) = host_port(scene.server.lines().last().unwrap());
+    assert_eq!(address, outside);
+    assert_ne!(port, ANNOUNCED, "{:?}", scene.gateway.daemon.log());
+    assert_eq!(who(&lab.server, &outside, ANNOUNCED), "the service");
+    assert_eq!(connect(&lab.server, &outside, port), "open");
+    assert_eq!(client.release().error, None);
+}
+
+/// Port 3762 of the outer address leads to port 8080 of the other client.
+fn published(lab: &Lab, how: &str) {
+    let to = format!("{}:8080", lab.client2.address(Family::V4));
+    let outside = lab.gateway.address(Family::V4);
+    match how {
+        "nft" => lab
+            .gateway
+            .nft(&format!(
+                "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \
+                 ip daddr {outside} tcp dport 3762 dnat to {to}; }}; }}"
+            ))
+            .unwrap(),
+        "map" => lab
+            .gateway
+            .nft(&format!(
+                "table ip published {{ map services {{ type inet_service : ipv4_addr . inet_service; \
+                 elements = {{ 3762 : {} . 8080 }}; }}; \
+                 chain pre {{ type nat hook prerouting priority dstnat; \
+                 dnat ip to tcp dport map @services; }}; }}",
+                lab.client2.address(Family::V4)
+            ))
+            .unwrap(),
+        program => {
+            let rule = ["-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "3762"];
+            let rule = [&rule[..], &["-j", "DNAT", "--to-destination", &to]].concat();
+            lab.gateway.run(program, &rule).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_published_port_is_not_given_to_a_client() {
+    thread::scope(|scope| {
+        for (how, back_end) in [
+            ("nft", "nftables"),
+            ("nft", "conntrack"),
+            ("map", "nftables"),
+            ("iptables-nft", "conntrack"),
+            ("iptables-legacy", "nftables"),
+        ] {
+            scope.spawn(move || {
+                let back_end = format!("[pinhole]\nbackend = \"{back_end}\"\n");
+                let scene = scene(Topology::Masquerade, &back_end, |lab| published(lab, how));
+                let _service = serve(&scene.gateway.lab.client2, 8080);
+                assert_spared(&scene);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_port_that_is_published_later_is_not_given_to_a_client() {
+    thread::scope(|scope| {
+        for how in ["nft", "iptables-nft"] {
+            scope.spawn(move || {
+                let scene = scene(Topology::Masquerade, "", |_| {});
+                let _service = serve(&scene.gateway.lab.client2, 8080);
+                published(&scene.gateway.lab, how);
+                thread::sleep(Duration::from_secs(4));
+                assert_spared(&scene);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_port_that_the_gateway_listens_on_is_not_given_to_a_client() {
+    with_each_back_end(|back_end| {
+        let scene = scene(Topology::Masquerade, back_end, |_| {});
+        let _service = serve(&scene.gateway.lab.gateway, ANNOUNCED);
+        assert_spared(&scene);
+    });
+}
+
+/// What a published server announces is at the gateway's address, too.
+#[test]
+fn a_port_that_the_gateway_listens_on_is_not_given_to_a_server() {
+    with_each_back_end(|back_end| {
+        let scene = scene(Topology::PublishedServer, back_end, |_| {});
+        let lab = &scene.gateway.lab;
+        let _service = serve(&lab.gateway, PASSIVE_PORT);
+        let outside = lab.dialled(Family::V4).to_string();
+        let steps = [&login()[..], &[say("PASV"), reply()]].concat();
+        let client = scene.client_of(&lab.client, &json!({}), &steps);
+        assert_eq!(who(&lab.client, &outside, PASSIVE_PORT), "the service");
+        let session = client.release();
+        assert_eq!(session.error, None);
+        assert_ne!(host_port(session.got(6)), (outside, PASSIVE_PORT));
+    });
+}
+
+/// Rules that translate what the server announces to the server itself are no reason for another port.
+#[test]
+fn a_server_keeps_the_ports_that_are_published_for_it() {
+    with_each_back_end(|back_end| {
+        let scene = scene(Topology::PublishedServer, back_end, |lab| {
+            let server = lab.server.address(Family::V4);
+            lab.gateway
+                .nft(&format!(
+                    "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \
+                     tcp dport 50000-50100 dnat to {server}; }}; }}"
+                ))
+                .unwrap();
+        });
+        let lab = &scene.gateway.lab;
+        let steps = [&login()[..], &[say("PASV"), reply()]].concat();
+        let session = scene.client_of(&lab.client, &json!({}), &steps).release();
+        assert_eq!(host_port(session.got(6)).1, PASSIVE_PORT);
+    });
+}

@@ -1,0 +1,244 @@
+//! Real servers, each of which reads lines in a way of its own: what opens nothing, and what none of them obeys.
+
+use std::thread;
+
+use ftp_alg::lab::{Capture, Family, Lab, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+use crate::{
+    addresses::ATTEMPTS,
+    common::{Gateway, gated_client, gateway_with, login, reply, say, scripted_client},
+    scene::{ANNOUNCED, PORT, Scene, assert_silent},
+};
+
+/// A port of the published server on which another service is.
+const FORGED: u16 = 3306;
+
+/// A published server, and a client of it that logged in says `steps`.
+fn attack_published(kind: ServerKind, steps: &[Value], doors: &[u16]) -> Gateway {
+    let gateway = gateway_with(Topology::PublishedServer, "");
+    let lab = &gateway.lab;
+    let server = Server::start(kind, &lab.server).unwrap();
+    let (user, password) = server.login();
+    let mut all = vec![reply(), say(&format!("USER {user}")), reply()];
+    all.extend([say(&format!("PASS {password}")), reply()]);
+    all.extend_from_slice(steps);
+    all.extend([json!({"sleep": 0.5}), json!({"gate": ""})]);
+    let held = gated_client(&lab.client, json!({"host": lab.dialled(Family::V4), "steps": all}));
+    let outside = lab.gateway.address(Family::V4).to_string();
+    let doors: Vec<_> = doors.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
+    assert_silent(&doors);
+    // What the server announces itself once a listing is over is as good as any.
+    let log = gateway.daemon.log();
+    let opened = |line: &&str| line.contains(": open ") || line.contains(": rewrite ");
+    let forged = |line: &str| doors.iter().any(|(.., port)| line.contains(&format!(":{port}")));
+    assert!(!log.lines().filter(opened).any(forged), "{kind}: {log}");
+    if kind != ServerKind::Vsftpd {
+        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "{kind}: {log}");
+        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{kind}");
+    }
+    drop(held);
+    gateway
+}
+
+/// It takes CR LF for the only end, and repeats the argument.
+#[test]
+fn pyftpdlib_repeats_an_argument_that_looks_like_an_announcement() {
+    for end in ["\n", "\r", "\0"] {
+        let line = format!("SIZE a{end}229 x (|||{FORGED}|)\r\nEPSV\r\n");
+        let steps = [say("TYPE I"), reply(), json!({"send": line})];
+        attack_published(ServerKind::Pyftpdlib, &steps, &[FORGED]);
+    }
+}
+
+/// It takes NUL in a name for LF, and lists names as they are.
+#[test]
+fn vsftpd_lists_a_name_that_looks_like_an_announcement() {
+    for name in
+        [format!("x\0229 E (|||{FORGED}|)\0"), format!("x\r\0213 End\r\0229 E (|||{FORGED}|)\r\0y")]
+    {
+        for pipelined in [true, false] {
+            let listing = json!({"send": "STAT pub/x*\r\n"});
+            let mut steps =
+                vec![json!({"send": format!("MKD pub/{name}\r\n")}), json!({"sleep": 0.3})];
+            if pipelined {
+                steps.push(json!({"send": "STAT pub/x*\r\nEPSV\r\n"}));
+            } else {
+                steps.extend([listing, say("EPSV")]);
+            }
+            attack_published(ServerKind::Vsftpd, &steps, &[FORGED]);
+        }
+    }
+}
+
+/// Commands by which the server is to be sent to the third host's port 3764, hidden in each way that is known.
+fn hidden(third: &str) -> Vec<String> {
+    let port = format!("PORT {third},14,180");
+    let mut lines: Vec<String> = [
+        "",
+        "NOOP\n",
+        "NOOP\r",
+        "NOOP\0",
+        "SIZE a\n",
+        "SIZE a\r\0",
+        "\u{ff}\u{f4}",
+        "\u{ff}\u{fb}\u{1}",
+        "\u{ff}\u{fb}x",
+        "\u{ff}\u{fb}",
+        "\u{ff}",
+        "\u{ff}\u{ff}",
+        "\r",
+        "\u{ff}\u{f4}\u{ff}\u{f2}",
+        "NOOP\u{ff}\u{fb}\r\n",
+        "NOOP\u{ff}\u{fb}\n",
+        "NOOP \u{ff}\n",
+        "\u{ff}\u{fa}\n",
+        "\u{ff}\u{fd}\n",
+    ]
+    .iter()
+    .map(|lead| format!("{lead}{port}"))
+    .collect();
+    lines.extend([
+        format!("PO\u{ff}\u{fb}\nRT {third},14,180"),
+        format!("P\u{ff}\u{fd}\nORT {third},14,180"),
+        format!("\u{ff}\u{ff}PO\u{ff}\u{fb}\nRT {third},14,180"),
+        format!("PO\u{ff}\u{fb}\u{1}RT {third},14,180"),
+        format!("PORT \n{third},14,180"),
+        format!("PORT\t{third},14,180"),
+        format!("PORT\r{third},14,180"),
+        format!("PORT {third},14,180\r"),
+        format!("PORT {third},14,\0180"),
+        format!("EPRT |1|{}|3764|", third.replace(',', ".")),
+        format!("PO\u{ff}\u{fe}\nRT {third},14,180"),
+        format!("EP\u{ff}\u{fc}\nRT |1|{}|3764|", third.replace(',', ".")),
+    ]);
+    lines
+}
+
+/// The server is told to let itself be sent to anyone.
+fn assert_never_sent(kind: ServerKind, more: &str) {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let Lab { client, third, server: host, .. } = &gateway.lab;
+    let server = Server::start_with(kind, host, more).unwrap();
+    let (user, password) = server.login();
+    let thirds = Capture::start(third, "eth0", "tcp").unwrap();
+    let lines = hidden(&third.address(Family::V4).to_string().replace('.', ","));
+    let host_port = json!(gateway.lab.dialled(Family::V4));
+    thread::scope(|scope| {
+        // A connection for each line, whole, and for the server with most ways byte by byte to where its address is.
+        for part in lines.chunks(lines.len().div_ceil(4)) {
+            let host_port = &host_port;
+            scope.spawn(move || {
+                let mut steps = Vec::new();
+                for line in part {
+                    let line = format!("{line}\r\n");
+                    let bytes = if kind == ServerKind::Proftpd { 14 } else { 1 };
+                    for edges in [0, bytes.min(line.chars().count())].iter().take(bytes) {
+                        let cuts: Vec<_> = (1..*edges).collect();
+                        steps.extend([reply(), say(&format!("USER {user}")), reply()]);
+                        steps.extend([say(&format!("PASS {password}")), reply()]);
+                        steps.push(json!({"send": line, "cut": cuts, "pause": 0.002}));
+                        steps.extend([say("NLST"), json!({"sleep": 0.1})]);
+                        steps.extend([json!({"abort": true}), json!({"redial": true})]);
+                    }
+                }
+                let plan = json!({"host": host_port, "steps": steps});
+                let session = scripted_client(client, &plan);
+                assert_eq!(session.error, None, "{kind}");
+            });
+        }
+    });
+    let from = host.address(Family::V4);
+    let attempts =
+        thirds.finish().unwrap().count(&format!("{ATTEMPTS} && ip.src == {from}")).unwrap();
+    assert_eq!(attempts, 0, "{kind} was sent to the third host");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+}
+
+#[test]
+fn proftpd_is_sent_to_nobody_however_it_is_hidden() {
+    assert_never_sent(ServerKind::Proftpd, "AllowForeignAddress on\nMaxInstances 300");
+}
+
+#[test]
+fn vsftpd_is_sent_to_nobody_however_it_is_hidden() {
+    assert_never_sent(ServerKind::Vsftpd, "port_promiscuous=YES");
+}
+
+#[test]
+fn pure_ftpd_is_sent_to_nobody_however_it_is_hidden() {
+    assert_never_sent(ServerKind::PureFtpd, "-w");
+}
+
+#[test]
+fn pyftpdlib_is_sent_to_nobody_however_it_is_hidden() {
+    assert_never_sent(ServerKind::Pyftpdlib, "");
+}
+
+/// A client that says `steps` opens nothing, and what it says of a third host is refused.
+fn assert_only_refused(plan: &Value, steps: &[Value]) {
+    let scene = Scene::new(Topology::Masquerade, plan);
+    let third = "PORT 198,51,100,66,14,180";
+    let all = [steps, &[say(PORT), reply(), say(third), reply()]].concat();
+    let client = scene.client(&all);
+    scene.assert_closed(&[ANNOUNCED]);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    let heard = scene.server.lines();
+    assert!(heard.iter().any(|line| line == PORT), "{heard:?}");
+    assert!(!heard.iter().any(|line| line.contains("198,51,100,66")), "{heard:?}");
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn a_client_that_is_none_of_ftp_opens_nothing_and_bounces_nothing() {
+    let request = "USER / HTTP/1.1\r\nHost: x\r\n\r\n";
+    let steps = [
+        &[reply(), json!({"send": request}), json!({"reply": true, "count": 3})][..],
+        &login()[1..],
+    ];
+    assert_only_refused(&json!({}), &steps.concat());
+}
+
+#[test]
+fn a_client_that_speaks_before_the_greeting_bounces_nothing() {
+    // The server greets when it has read a line.
+    let plan = json!({"greeting": null, "extra": {"NOOP": "220 ready"}});
+    let steps = [&[say("NOOP"), reply()], &login()[1..]].concat();
+    assert_only_refused(&plan, &steps);
+}
+
+#[test]
+fn plain_text_after_auth_and_a_234_opens_nothing() {
+    let plan = json!({"extra": {"AUTH TLS": "234 go"}});
+    assert_only_refused(&plan, &[reply(), say("AUTH TLS"), reply()]);
+    assert_only_refused(&plan, &[&login()[..], &[say("AUTH TLS"), reply()]].concat());
+}
+
+#[test]
+fn a_second_user_ends_the_first_login() {
+    assert_only_refused(&json!({}), &[&login()[..], &[say("USER other"), reply()]].concat());
+    assert_only_refused(
+        &json!({"extra": {"REIN": "502 no"}}),
+        &[&login()[..], &[say("REIN"), reply()]].concat(),
+    );
+}
+
+/// A gateway on the server's side opens what is asked for after a listing that was whole.
+#[test]
+fn a_passive_transfer_after_a_listing_by_stat_works() {
+    for kind in [ServerKind::Vsftpd, ServerKind::Pyftpdlib] {
+        let gateway = gateway_with(Topology::PublishedServer, "");
+        let lab = &gateway.lab;
+        let server = Server::start(kind, &lab.server).unwrap();
+        server.put("f", b"content").unwrap();
+        let (user, password) = server.login();
+        let mut steps = vec![reply(), say(&format!("USER {user}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply(), say("STAT pub"), reply()]);
+        steps.extend([say("EPSV"), reply(), json!({"dial": true, "later": true})]);
+        steps.extend([say("RETR pub/f"), reply(), json!({"drain": true}), reply()]);
+        let plan = json!({"host": lab.dialled(Family::V4), "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None, "{kind}: {}", gateway.daemon.log());
+        assert_eq!(session.got(12), "content", "{kind}");
+    }
+}

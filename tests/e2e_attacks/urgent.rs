@@ -1,0 +1,115 @@
+//! Urgent data: the scripted server reads the stream without the urgent byte, as sockets do by default; real servers
+//! read all bytes in the stream, and some look at a command at once when urgent data comes.
+
+use std::time::Duration;
+
+use ftp_alg::lab::{Family, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+use crate::{
+    common::{gateway_with, reply, say, scripted_client},
+    scene::{ANNOUNCED, Scene, with_each_back_end},
+};
+
+/// The stranger's port 3764.
+const BOUNCE: &str = "RT 198,51,100,66,14,180\r\n";
+
+fn urgent(text: &str) -> Value {
+    json!({"send": text, "urgent": true})
+}
+
+fn pause() -> Value {
+    json!({"sleep": 0.1})
+}
+
+#[test]
+fn an_urgent_byte_hides_no_announcement_from_the_gateway() {
+    with_each_back_end(|configuration| {
+        let scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
+        let mut steps = Vec::new();
+        for start in ["POx", "x", "PORTx"] {
+            let rest = if start == "x" { format!("PO{BOUNCE}") } else { BOUNCE.to_owned() };
+            steps.extend([urgent(start), pause(), json!({"send": rest}), reply()]);
+        }
+        // Behind a Telnet Synch, which a server may read as the start of the verb.
+        let synch = "\u{ff}\u{f4}\u{ff}\u{f2}";
+        steps.extend([urgent(synch), pause(), json!({"send": format!("xPO{BOUNCE}")}), reply()]);
+        // A pointer of its own, to a byte that a later segment brings.
+        let segments = json!([[0, "", {"urgent": 3}], [0, format!("POx{BOUNCE}"), {"pause": 0.2}]]);
+        let taken = json!({"taken": format!("POx{BOUNCE}"), "segments": segments});
+        steps.extend([taken, reply(), say("NOOP"), reply()]);
+        let client = scene.logged_in(&steps);
+        let heard = [
+            "POxRT 198,51,100,66,14,180",
+            "xPORT 198,51,100,66,14,180",
+            "PORTxRT 198,51,100,66,14,180",
+            "\u{ff}\u{f4}\u{ff}XXXXX XXXXXXXXXXXXXXXXXXXX",
+            "POxRT 198,51,100,66,14,180",
+            "NOOP",
+        ];
+        assert_eq!(scene.server.lines()[2..], heard);
+        scene.assert_nothing_opened(&[ANNOUNCED, 3764]);
+        let session = client.release();
+        assert_eq!(session.error, None);
+        assert_eq!(session.got(5 + steps.len() - 1), "200 Noop");
+    });
+}
+
+#[test]
+fn a_servers_urgent_byte_does_not_change_what_its_client_reads() {
+    let extra = json!({"PASV": {"urgent": 40, "reply": "227 Entering Passive Mode (192,168,150,90,195,149)"}});
+    let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
+    let client = scene.logged_in(&[say("PASV"), reply()]);
+    let session = client.release();
+    let seen = scene.gateway.lab.dialled(Family::V4).to_string().replace('.', ",");
+    assert_eq!(session.got(6), format!("227 Entering Passive Mode ({seen},195,149)"));
+}
+
+/// RFC 959 section 4.1.3, as BSD's client does it: `IAC IP IAC` urgent, then `DM` and the command.
+#[test]
+fn a_telnet_synch_before_abor_reaches_every_server() {
+    for kind in ServerKind::ALL {
+        let gateway = gateway_with(Topology::Masquerade, "");
+        let lab = &gateway.lab;
+        let server = Server::start(kind, &lab.server).unwrap();
+        let body = vec![b'x'; 8_000_000];
+        server.put("large", &body).unwrap();
+        let (name, password) = server.login();
+        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply(), say("TYPE I"), reply()]);
+        steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+        steps.extend([say("RETR pub/large"), reply()]);
+        steps.extend([urgent("\u{ff}\u{f4}\u{ff}"), json!({"send": "\u{f2}ABOR\r\n"})]);
+        // What is still under way is read, so that a server that looks later gets to it.
+        steps.extend([json!({"drain": true}), reply(), reply(), say("NOOP"), reply()]);
+        let host = lab.dialled(Family::V4).to_string();
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        let codes: Vec<_> = session.steps.iter().map(|(got, _)| got.get(..3)).collect();
+        let last = &codes[codes.len().saturating_sub(5)..];
+        assert_eq!(session.error, None, "{kind}: {codes:?}");
+        assert!(matches!(last[1], Some("426" | "226" | "225")), "{kind}: {last:?}");
+        assert!(matches!(last[2], Some("226" | "225" | "500")), "{kind}: {last:?}");
+        assert_eq!(last[4], Some("200"), "{kind}");
+        gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    }
+}
+
+/// Real servers get a line that none of them obeys.
+#[test]
+fn no_server_obeys_a_line_with_an_urgent_byte_in_its_verb() {
+    for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::Pyftpdlib] {
+        let gateway = gateway_with(Topology::Masquerade, "");
+        let lab = &gateway.lab;
+        let server = Server::start(kind, &lab.server).unwrap();
+        let (name, password) = server.login();
+        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply()]);
+        steps.extend([urgent("POx"), pause(), json!({"send": BOUNCE}), reply()]);
+        steps.extend([say("NOOP"), reply()]);
+        let host = lab.dialled(Family::V4).to_string();
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None, "{kind}");
+        assert!(session.got(8).starts_with("50"), "{kind}: {}", session.got(8));
+        assert!(session.got(10).starts_with("200"), "{kind}: {}", session.got(10));
+    }
+}

@@ -1,0 +1,47 @@
+//! What is put together from the kernel's own messages is what the rules' text says.
+
+use ftp_alg::gateway::{Backend, Commits, QueueStatement, RuleParameters, Table, rules};
+
+use crate::lab::Lab;
+
+const LIST: &str = "nft --stateless list table inet ftp_alg";
+
+#[test]
+fn the_table_is_the_one_that_nft_loads_from_the_text() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    for backend in [Backend::Nftables, Backend::Conntrack] {
+        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
+        let parameters = parameters.with_backend(backend);
+        let way = QueueStatement::Operator;
+        let text = rules::render_nftables(&parameters, way);
+        let ours = lab.on_gateway(|| {
+            let table = Table::install_with(&parameters, way).unwrap();
+            let listed = lab.gateway_sh(LIST);
+            table.remove().unwrap();
+            listed
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        lab.gateway_sh(&format!("nft -f {}", file.path().display()));
+        let theirs = lab.gateway_sh(LIST);
+        // A helper of ours is in no text that an operator can load.
+        if !ours.contains("ct helper") {
+            assert_eq!(ours, theirs, "{backend:?}");
+        }
+        lab.gateway_sh("nft delete table inet ftp_alg");
+    }
+}
+
+#[test]
+fn no_draft_is_left_in_the_kernel() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        let commits = Commits::by_one_socket().unwrap();
+        let table = Table::install_for(&RuleParameters::default(), Some(&commits)).unwrap();
+        assert_eq!(lab.gateway_sh("nft list tables").trim(), "table inet ftp_alg");
+        table.remove().unwrap();
+    });
+    assert_eq!(lab.gateway_sh("nft list tables"), "");
+}

@@ -1,0 +1,152 @@
+//! The daemon away for a moment, while harmless lines of calm connections pass and no copy of them is read: what goes on
+//! after its start, and what an end that controls its acknowledgements makes of it.
+
+use std::time::Instant;
+
+use ftp_alg::{
+    engine::{Queued, Verdict},
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
+
+use crate::{
+    support::{
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+/// The segment that ends the calm,
+const ENDS: Queued = Queued {
+    ended_calm: true,
+    ended_calm_before: false,
+    may_wait: false,
+    offload: NONE,
+    from: None,
+    every: false,
+};
+/// and the same, sent again.
+const ENDED: Queued = Queued { ended_calm: false, ended_calm_before: true, ..ENDS };
+const OTHER: Queued = Queued { ended_calm: false, ..ENDS };
+const NONE: ftp_alg::packet::Offload = ftp_alg::packet::Offload { joined: false, unsummed: false };
+
+const PASSIVE: &[u8] = b"227 Entering Passive Mode (203,0,113,9,19,137)\r\n";
+const EXTENDED: &[u8] = b"229 Entering Extended Passive Mode (|||5001|)\r\n";
+const PORT: &[u8] = b"PORT 192,168,150,80,14,178\r\n";
+
+/// A calm connection whose daemon has just been started again.
+struct Restarted {
+    sim: Sim,
+    client: u32,
+    server: u32,
+}
+
+impl Restarted {
+    fn new() -> Self {
+        let scenario = Scenario { selection: true, crashes: 1e-9, ..with(Nat::Routed) };
+        let mut sim = Sim::logged_in(scenario);
+        let (client, server) = (sim.client.next_number(), sim.server.next_number());
+        sim.read_copies();
+        sim.crash();
+        Self { sim, client, server }
+    }
+
+    /// Takes a packet of `from`, `seq` bytes behind what was seen, which acknowledges `ack` unseen ones.
+    fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8], how: Queued) -> Verdict {
+        let (own, other) = match from {
+            Client => (self.client, self.server),
+            Server => (self.server, self.client),
+        };
+        let segment = Segment {
+            seq: own.wrapping_add(seq),
+            ack: other.wrapping_add(ack),
+            flags: flags::ACK,
+            window: 30_000,
+            payload: payload.to_vec(),
+            ..Segment::default()
+        };
+        let (client, server) = (self.sim.translation.client, self.sim.translation.server);
+        let packet = match from {
+            Client => segment.packet(client, server),
+            Server => segment.packet(server, client),
+        };
+        let Sim { engine, kernel, .. } = &mut self.sim;
+        engine.queued(Instant::now(), &packet, how, kernel, &mut Vec::new())
+    }
+
+    fn opened(&mut self) -> u64 {
+        for event in self.sim.engine.take_events().0 {
+            println!("{event}");
+        }
+        self.sim.engine.counters().pinholes_opened
+    }
+}
+
+#[test]
+fn a_reply_to_a_pasv_that_nobody_saw_opens() {
+    for (unseen, how) in [(0, ENDS), (0, ENDED), (31, ENDS), (31, ENDED)] {
+        for reply in [PASSIVE, EXTENDED] {
+            let mut gateway = Restarted::new();
+            assert_eq!(gateway.take(Server, unseen, 6, reply, how), Verdict::Accept);
+            assert_eq!(gateway.opened(), 1, "{unseen} bytes before it");
+            assert_eq!(gateway.sim.engine.counters().lost, 0);
+        }
+    }
+}
+
+#[test]
+fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
+    for unseen in [0, 31] {
+        let mut gateway = Restarted::new();
+        gateway.sim.engine.lapse();
+        gateway.take(Server, unseen, 6, PASSIVE, ENDS);
+        gateway.take(Client, 6, unseen, b"", OTHER);
+        gateway.take(Server, unseen, 6, PASSIVE, ENDED);
+        assert_eq!(gateway.opened(), 0, "{unseen}");
+    }
+}
+
+#[test]
+fn a_port_behind_lines_that_nobody_saw_opens_once_the_server_has_them() {
+    let mut gateway = Restarted::new();
+    let first = gateway.take(Client, 8, 20, PORT, ENDS);
+    assert!(matches!(first, Verdict::Replace | Verdict::Drop), "{first:?}");
+    assert_eq!(gateway.opened(), 0);
+    // The server answers what it has.
+    gateway.take(Server, 20, 8, b"", OTHER);
+    assert_eq!(gateway.take(Client, 8, 20, PORT, OTHER), Verdict::Accept);
+    assert_eq!(gateway.opened(), 1);
+    assert_eq!(gateway.sim.engine.counters().lost, 0);
+}
+
+/// The start of a line was dropped while nobody was there, and the other end acknowledged it all the same: so its sender
+/// goes on in the middle of it.
+#[test]
+fn the_rest_of_a_line_whose_start_was_dropped_announces_nothing() {
+    let mut gateway = Restarted::new();
+    gateway.take(Client, 12, 8, b"NOOP\r\n", OTHER);
+    // Not it has ended the calm, but its start.
+    gateway.take(Server, 8, 12, PASSIVE, OTHER);
+    assert_eq!(gateway.opened(), 0, "the client acknowledged the start of a longer line");
+    let mut gateway = Restarted::new();
+    gateway.take(Server, 0, 8, b"", OTHER);
+    gateway.take(Client, 8, 0, PORT, OTHER);
+    assert_eq!(gateway.opened(), 0, "the server acknowledged the start of a longer line");
+}
+
+#[test]
+fn a_dialogue_goes_on_behind_lines_that_nobody_saw() {
+    let mut gateway = Restarted::new();
+    gateway.take(Server, 31, 6, PASSIVE, ENDED);
+    let reply = 31 + PASSIVE.len() as u32;
+    assert_eq!(gateway.take(Client, 6, reply, b"OPTS x\r\n", OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Server, reply, 14, b"200 ok\r\n", OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Client, 14, reply + 8, b"EPSV\r\n", OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Server, reply + 8, 20, EXTENDED, OTHER), Verdict::Accept);
+    assert_eq!(gateway.opened(), 2);
+    // What nobody asked for still is nothing.
+    gateway.take(Server, reply + 8 + EXTENDED.len() as u32, 20, EXTENDED, OTHER);
+    assert_eq!(gateway.opened(), 2);
+}

@@ -1,0 +1,102 @@
+//! Connections of IPv4 and of IPv6 whose addresses have the same numbers are two connections.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use ftp_alg::{
+    engine::{Translation, Verdict},
+    packet::flags,
+    session::Side::{Client, Server},
+};
+
+use crate::{
+    support::{
+        ftp::{active, at, text},
+        scenario::{NATS, Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+/// IPv6 addresses with the number of an IPv4 one: IPv4-compatible (`::a.b.c.d`), and IPv4-mapped (`::ffff:a.b.c.d`).
+fn lookalikes(endpoint: SocketAddr) -> Vec<SocketAddr> {
+    let IpAddr::V4(address) = endpoint.ip() else { panic!("not IPv4") };
+    [address.to_ipv6_compatible(), address.to_ipv6_mapped()]
+        .map(|address| SocketAddr::new(address.into(), endpoint.port()))
+        .into()
+}
+
+/// What an attacker sends over IPv6 on the numbers of an IPv4 connection, in both directions.
+fn lookalike_packets(translation: &Translation) -> Vec<Vec<u8>> {
+    let base = Segment { window: 1000, ..Segment::default() };
+    let syn_ack = Segment { seq: 9000, ack: 5000, flags: flags::SYN | flags::ACK, ..base.clone() };
+    let data = |payload: &[u8]| Segment {
+        seq: 1001,
+        ack: 70_001,
+        flags: flags::ACK | flags::PSH,
+        payload: payload.into(),
+        ..base.clone()
+    };
+    let segments = [
+        syn_ack,
+        data(b"QUIT\r\n"),
+        data(b"227 =1,2,3,4,5,6\r\n"),
+        data(b"GET / HTTP/1.1\r\n"),
+        Segment { flags: flags::RST, ..data(b"") },
+        Segment { flags: flags::FIN | flags::ACK, ..data(b"") },
+    ];
+    let mut packets = Vec::new();
+    let ends = lookalikes(translation.client).into_iter().zip(lookalikes(translation.server));
+    for (client, server) in ends {
+        for segment in &segments {
+            packets.push(segment.packet(client, server));
+            packets.push(segment.packet(server, client));
+        }
+    }
+    packets
+}
+
+#[test]
+fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
+    for nat in NATS {
+        let mut sim = Sim::logged_in(with(nat));
+        let t = nat.translation(false);
+        let sessions = sim.engine.session_count();
+        for packet in lookalike_packets(&t) {
+            let mut out = Vec::new();
+            let verdict = sim.engine.packet(Instant::now(), &packet, &mut sim.kernel, &mut out);
+            assert_eq!(verdict, Verdict::Accept);
+            sim.engine.settle(&mut sim.kernel);
+        }
+        assert_eq!(sim.kernel.attention, None, "{nat:?}");
+        assert!(sim.engine.session_count() > sessions, "they are sessions of their own");
+        let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
+        assert_eq!(heard, active(at(t.client_external, 2200)), "{nat:?}");
+        assert_eq!(sim.kernel.opened.len(), 1);
+        assert_eq!(text(sim.say(Server, b"200 ok\r\n")), "200 ok\r\n");
+        assert_eq!((sim.timeouts(), sim.dropped), (0, 0), "{nat:?}");
+    }
+}
+
+/// One packet a port came before the neighbour: its connection begins all the same.
+#[test]
+fn an_ipv6_packet_on_every_port_stalls_no_ipv4_connection_that_begins_later() {
+    let t = Nat::Masquerade.translation(false);
+    let before = lookalike_packets(&t);
+    let mut sim = Sim::new(Scenario::default());
+    for packet in before {
+        let mut out = Vec::new();
+        sim.engine.packet(Instant::now(), &packet, &mut sim.kernel, &mut out);
+        sim.engine.settle(&mut sim.kernel);
+    }
+    sim.connect_again();
+    assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");
+    sim.exchange("USER x\r\n", "331 go on\r\n");
+    sim.exchange("PASS x\r\n", "230 in\r\n");
+    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
+    assert_eq!(heard, active(at(t.client_external, 2200)));
+    assert_eq!(sim.kernel.opened.len(), 1);
+}

@@ -1,0 +1,547 @@
+//! What servers read otherwise than we do: line ends, Telnet commands, and replies that hold lines of a client's making.
+
+use ftp_alg::{
+    packet::flags,
+    session::Side::{Client, Server},
+};
+
+use crate::{
+    everywhere_v4,
+    support::{
+        Rng,
+        ftp::{active, at, crossed_out, passive, text},
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+/// A third host's endpoint.
+const THIRD: &str = "10,99,99,99,21,179";
+
+/// Where a server ends a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    Lf,
+    CrLf,
+    CrOrLf,
+    NulToo,
+}
+
+/// What a server does about Telnet commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Telnet {
+    Keeps,
+    /// Passes over what is no text at the start of a line.
+    SkipsLead,
+    /// Passes over `IAC` and one more byte.
+    TakesTwo,
+    /// And over an option, whatever byte that is, before it looks for the end of the line, as ProFTPD does.
+    TakesOptions,
+    /// And over one byte behind any command.
+    TakesThree,
+    /// Passes over each byte that may be a command.
+    TakesEach,
+}
+
+/// The lines that such a server reads.
+fn lines(bytes: &[u8], ends: Ends, telnet: Telnet) -> Vec<Vec<u8>> {
+    let mut said: Vec<u8> = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let next = bytes.get(at + 1).copied().unwrap_or_default();
+        let is_command = byte == 0xff && next >= 0xf0;
+        at += match telnet {
+            Telnet::Keeps | Telnet::SkipsLead => 0,
+            Telnet::TakesEach => usize::from(byte >= 0xf0),
+            _ if !is_command => 0,
+            Telnet::TakesTwo => 2,
+            Telnet::TakesOptions if next < 0xfb => 2,
+            Telnet::TakesOptions | Telnet::TakesThree => 3,
+        };
+        if matches!(telnet, Telnet::Keeps | Telnet::SkipsLead)
+            || !(is_command || matches!(telnet, Telnet::TakesEach) && byte >= 0xf0)
+        {
+            said.push(byte);
+            at += 1;
+        }
+    }
+    let mut lines = vec![Vec::new()];
+    for (at, byte) in said.iter().enumerate() {
+        let is_end = match ends {
+            Ends::Lf => *byte == b'\n',
+            Ends::CrLf => *byte == b'\n' && at > 0 && said[at - 1] == b'\r',
+            Ends::CrOrLf => matches!(byte, b'\n' | b'\r'),
+            Ends::NulToo => matches!(byte, b'\n' | b'\r' | 0),
+        };
+        if is_end {
+            lines.push(Vec::new());
+        } else if let Some(line) = lines.last_mut()
+            && *byte != 0
+            && !(matches!(telnet, Telnet::SkipsLead) && line.is_empty() && *byte >= 0xf0)
+        {
+            line.push(*byte);
+        }
+    }
+    lines
+}
+
+/// What some server takes for an announcement of the third host.
+fn obeyed(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
+    for ends in [Ends::Lf, Ends::CrLf, Ends::CrOrLf, Ends::NulToo] {
+        for telnet in [
+            Telnet::Keeps,
+            Telnet::SkipsLead,
+            Telnet::TakesTwo,
+            Telnet::TakesOptions,
+            Telnet::TakesThree,
+            Telnet::TakesEach,
+        ] {
+            let announces = |line: &Vec<u8>| {
+                let line = line.trim_ascii_start().to_ascii_uppercase();
+                let verb = [&b"PORT"[..], b"EPRT"].into_iter().find(|verb| line.starts_with(verb));
+                let argument = verb.and_then(|verb| line.get(verb.len()..)).unwrap_or_default();
+                // What else stands before the address makes it none.
+                let start = argument.iter().position(|b| !b.is_ascii_whitespace() && *b < 0xf0);
+                argument.first().is_some_and(u8::is_ascii_whitespace)
+                    && start.is_some_and(|at| argument[at..].starts_with(b"10,99,99,99,"))
+            };
+            if let Some(line) = lines(bytes, ends, telnet).into_iter().find(announces) {
+                return Some((ends, telnet, line));
+            }
+        }
+    }
+    None
+}
+
+/// What the server gets of `line` in these pieces.
+fn heard<'a>(mut sim: Sim, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<u8>, Sim) {
+    for piece in pieces {
+        sim.write(Client, piece);
+        sim.settle();
+    }
+    (sim.server.read(), sim)
+}
+
+fn logged_in() -> Sim {
+    let mut scenario = with(Nat::Masquerade);
+    scenario.client.nagle = false;
+    Sim::logged_in(scenario)
+}
+
+const LEADS: [&[u8]; 22] = [
+    b"NOOP\r",
+    b"NOOP\n",
+    b"NOOP\0",
+    b"NOOP\r\0",
+    b"SIZE a\r",
+    b"SIZE a\0",
+    b"\xff",
+    b"\xff\xff",
+    b"\xf4",
+    b"\xff\xf4",
+    b"\xff\xf4x",
+    b"\xff\xfb",
+    b"\xff\xfb\x01",
+    b"\xff\xfbx",
+    b"\xff\xff\xf4",
+    b"\xff\xf4\xff\xf2",
+    b"\xff\xfd\xff\xf4x",
+    b"\0\xff\xf4z",
+    b"RETR x\r\xff\xfbz",
+    b"NOOP\xff\xfb\n",
+    b"NOOP\xff\xfb\r\n",
+    b"\r \xff\xf1\x0b",
+];
+
+#[test]
+fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
+    let mut attacks = 0;
+    for lead in LEADS {
+        for verb in [&b"PORT "[..], b"PO\xff\xf1RT ", b"PO\xff\xfb\nRT ", b"P\0ORT "] {
+            let line = [lead, verb, THIRD.as_bytes(), b"\r\n"].concat();
+            attacks += usize::from(obeyed(&line).is_some());
+            for cut in 0..lead.len() + 12 {
+                let (first, second) = line.split_at(cut);
+                let (got, sim) = heard(logged_in(), [first, second]);
+                assert_eq!(obeyed(&got), None, "{line:?} cut at {cut}: {got:?}");
+                assert_eq!(got.len(), line.len(), "no number changes: {line:?} cut at {cut}");
+                assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
+            }
+            let (got, _) = heard(logged_in(), line.chunks(1));
+            assert_eq!(obeyed(&got), None, "{line:?} byte by byte: {got:?}");
+        }
+    }
+    assert!(attacks > 60, "{attacks} were attacks");
+}
+
+/// Whatever is put together of what hides verbs, cut anywhere.
+#[test]
+fn no_mixture_of_line_ends_and_telnet_commands_makes_an_announcement() {
+    let parts: [&[u8]; 22] = [
+        b"PORT ",
+        b"EPRT ",
+        b"PO",
+        b"RT ",
+        b"P",
+        b"E",
+        b"ORT ",
+        b"10,99,99,99,9,9",
+        b"\r",
+        b"\n",
+        b"\0",
+        b"\r\n",
+        b"\xff",
+        b"\xf4",
+        b"\xff\xfb",
+        b"\xff\xf4",
+        b"\xff\xfd\x06",
+        b"x",
+        b" ",
+        b"NOOP ",
+        b"\xff\xfa",
+        b"\xff\xf0",
+    ];
+    let mut rng = Rng::new(13);
+    let mut attacks = 0;
+    let rounds = std::env::var("FTP_ALG_ROUNDS").ok().map_or(1500, |n| n.parse().unwrap());
+    for round in 0..rounds {
+        let mut line = Vec::new();
+        for _ in 0..2 + rng.below(8) {
+            line.extend_from_slice(rng.pick::<&[u8]>(&parts));
+        }
+        line.extend_from_slice(b" 10,99,99,99,9,9\r\n");
+        attacks += usize::from(obeyed(&line).is_some());
+        let cut = rng.below(line.len());
+        let (first, second) = line.split_at(cut);
+        let (got, _) = heard(logged_in(), [first, second]);
+        assert_eq!(obeyed(&got), None, "round {round}, {line:?} cut at {cut}: {got:?}");
+    }
+    assert!(attacks > rounds / 20, "{attacks} of {rounds} were attacks");
+}
+
+/// Longer than is kept of an unfinished line.
+#[test]
+fn an_announcement_far_behind_the_start_of_its_line_is_refused() {
+    for lead in [&b"\r"[..], b"\0", b"\r\xff\xf4z", b"\n"] {
+        let verb = [lead, b"PORT ", THIRD.as_bytes()].concat();
+        let line = [b"RETR ", "x".repeat(3000).as_bytes(), &verb, b"\r\n"].concat();
+        for cut in line.len() - verb.len() - 3..line.len() {
+            for second_cut in [1, 2, 5] {
+                let (first, rest) = line.split_at(cut);
+                let (second, third) = rest.split_at(second_cut.min(rest.len()));
+                let (got, _) = heard(logged_in(), [first, second, third]);
+                assert_eq!(obeyed(&got), None, "{lead:?} cut at {cut}, {second_cut}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_opens_behind_a_line_that_servers_end_elsewhere_until_all_is_answered() {
+    everywhere_v4(|scenario| {
+        let t = scenario.nat.translation(false);
+        let (line, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
+        for odd in
+            [&b"NOOP\n"[..], b"NOOP x\ry\r\n", b"NOOP\0\r\n", b"NOOP\r\r\n", b"NOOP \xff\r\n"]
+        {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let pipelined = [odd, line.as_bytes()].concat();
+            assert_eq!(sim.say(Client, &pipelined), pipelined, "{odd:?}");
+            assert_eq!(sim.kernel.opened, []);
+            let decision = sim.decisions().pop().unwrap();
+            assert!(decision.ends_with("the ends may not agree where lines end"), "{decision}");
+            sim.say(Server, b"200 ok\r\n200 ok\r\n");
+            assert_eq!(text(sim.say(Client, line.as_bytes())), seen, "{odd:?}");
+        }
+    });
+}
+
+#[test]
+fn a_reply_that_does_not_begin_and_end_with_cr_lf_opens_nothing() {
+    everywhere_v4(|scenario| {
+        let t = scenario.nat.translation(false);
+        let line = passive(at(t.server, 5000));
+        for odd in [
+            line.replace("\r\n", "\n"),
+            line.replace("\r\n", "\r\r\n"),
+            line.replace("\r\n", "\0\r\n"),
+            line.replace("Entering", "Ent\rering"),
+            format!("550 a\n{line}"),
+            format!("550 a\r{line}"),
+            format!("no reply\r\n{line}"),
+        ] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_eq!(sim.exchange("PASV\r\n", &odd).1, odd);
+            assert_eq!(sim.kernel.opened, [], "{odd:?}");
+            sim.say(Server, b"200 so much for that\r\n");
+            assert_eq!(sim.exchange("PASV\r\n", &line).1, passive(at(t.server_external, 5000)));
+        }
+    });
+}
+
+/// pyftpdlib takes it for one command, and answers with what it was asked for.
+#[test]
+fn an_argument_that_a_server_repeats_is_no_announcement() {
+    let forged = "229 x (|||3306|)";
+    for lead in ["SIZE a\n", "SIZE a\nNOOP\n", "SIZE a\r", "SIZE a\0"] {
+        let mut sim = Sim::logged_in(with(Nat::PortForward));
+        sim.say(Client, format!("{lead}{forged}\r\nEPSV\r\n").as_bytes());
+        sim.say(Server, format!("550 {}{forged} is not there.\r\n", &lead[5..]).as_bytes());
+        sim.say(Server, b"229 Entering (|||50069|)\r\n");
+        assert_eq!(sim.kernel.opened, [], "{lead:?}");
+    }
+}
+
+fn forged_listing() -> String {
+    "213-Status follows:\r\n-rw-r--r-- x\r\n213 End\r\n229 x (|||3306|)\r\n213 End of status\r\n"
+        .into()
+}
+
+#[test]
+fn a_listing_on_the_control_connection_is_no_announcement() {
+    for command in ["STAT x", "stat x*", "MLST x", "SITE INDEX x", "HELP x"] {
+        // With names in it, whoever made them.
+        let mut sim = Sim::logged_in(with(Nat::PortForward));
+        sim.say(Client, format!("{command}\r\nEPSV\r\n").as_bytes());
+        sim.say(Server, forged_listing().as_bytes());
+        assert_eq!(sim.exchange("", "229 (|||50069|)\r\n").1, "229 (|||50069|)\r\n");
+        assert_eq!(sim.kernel.opened, [], "{command}");
+        // What is asked for when it is over is opened.
+        sim.exchange("EPSV\r\n", "229 (|||50070|)\r\n");
+        assert_eq!(sim.kernel.opened.len(), 1, "{command}");
+    }
+}
+
+/// By its window a client has a server stop wherever it wants.
+#[test]
+fn a_listing_that_its_client_has_stop_is_no_announcement_either() {
+    let mut sim = Sim::logged_in(with(Nat::PortForward));
+    let (mut client, mut server) = (sim.client.next_number(), sim.server.next_number());
+    let mut says = |side, bytes: &[u8], pushed: bool| {
+        let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
+        let flags = flags::ACK | if pushed { flags::PSH } else { 0 };
+        let segment = Segment {
+            seq,
+            ack,
+            flags,
+            window: 30_000,
+            payload: bytes.to_vec(),
+            ..Segment::default()
+        };
+        sim.forge(side, &segment);
+        *(if side == Client { &mut client } else { &mut server }) += bytes.len() as u32;
+        sim.kernel.opened.len()
+    };
+    says(Client, b"STAT x\r\n", true);
+    let listing = forged_listing();
+    let (first, second) = listing.split_at(listing.find("229").unwrap());
+    says(Server, first.as_bytes(), false);
+    says(Client, b"EPSV\r\n", true);
+    assert_eq!(says(Server, second.as_bytes(), true), 0);
+    says(Server, b"229 (|||50069|)\r\n", true);
+    // The server has no more to say.
+    says(Client, b"EPSV\r\n", true);
+    assert_eq!(says(Server, b"229 (|||50070|)\r\n", true), 1);
+}
+
+#[test]
+fn pipelines_of_what_holds_no_names_open_as_ever() {
+    let t = Nat::PortForward.translation(false);
+    for before in ["TYPE I", "CWD x", "PWD", "NOOP", "MODE S", "SIZE x", "MDTM x", "STAT", "REST 0"]
+    {
+        let mut sim = Sim::logged_in(with(Nat::PortForward));
+        sim.say(Client, format!("{before}\r\nPASV\r\nRETR x\r\n").as_bytes());
+        let replies = format!("250 ok\r\n{}150 x\r\n", passive(at(t.server, 5000)));
+        let seen = format!("250 ok\r\n{}150 x\r\n", passive(at(t.server_external, 5000)));
+        assert_eq!(text(sim.say(Server, replies.as_bytes())), seen, "{before}");
+    }
+}
+
+/// What a browser sends for `fetch("http://10.0.0.2:21/", {method: verb, body: ...})`.
+fn request(verb: &str, body: &str) -> String {
+    format!(
+        "{verb} / HTTP/1.1\r\nHost: 10.0.0.2:21\r\nConnection: keep-alive\r\nContent-Length: {}\r\n\
+         User-Agent: Mozilla/5.0\r\nAccept: */*\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn a_request_whose_method_is_an_ftp_verb_opens_nothing_and_what_is_refused_is() {
+    let t = Nat::Masquerade.translation(false);
+    let third = active("10.99.99.99:2200".parse().unwrap());
+    for verb in ["USER", "PASS", "NOOP", "RETR", "QUIT", "STAT", "HELP", "user", "PORT", "AUTH"] {
+        let own = active(at(t.client, 2200));
+        let body = format!("\r\nUSER x\r\nPASS x\r\n{own}{third}");
+        for selection in [false, true] {
+            let mut sim = Sim::new(Scenario { selection, ..with(Nat::Masquerade) });
+            sim.say(Server, b"220 ready\r\n");
+            let got = text(sim.say(Client, request(verb, &body).as_bytes()));
+            assert!(got.ends_with(&format!("{own}{}", crossed_out(&third))), "{verb}: {got}");
+            sim.say(Server, b"331 x\r\n500 x\r\n500 x\r\n500 x\r\n331 x\r\n230 in\r\n500 x\r\n");
+            for line in ["USER x\r\n", "PASS x\r\n"] {
+                sim.exchange(line, "230 in\r\n");
+            }
+            assert_eq!(sim.exchange(&own, "200 ok\r\n").0, own);
+            assert_eq!(sim.exchange(&third, "500 no\r\n").0, crossed_out(&third));
+            assert_eq!(sim.kernel.opened, [], "{verb}");
+        }
+    }
+}
+
+#[test]
+fn what_no_ftp_client_says_closes_what_is_open_at_any_time() {
+    let t = Nat::Masquerade.translation(false);
+    let own = active(at(t.client, 2200));
+    for line in
+        ["GET / HTTP/1.1", "USER x HTTP/1.1", "Host: x", "RETR /x HTTP/1.1", "{}", "--boundary"]
+    {
+        let mut sim = Sim::logged_in(with(Nat::Masquerade));
+        sim.exchange(&own, "200 ok\r\n");
+        assert_eq!(sim.kernel.pinholes().len(), 1);
+        sim.exchange(&format!("{line}\r\n"), "500 no\r\n");
+        assert_eq!(sim.kernel.pinholes(), [], "{line}");
+        assert_eq!(sim.exchange(&own, "200 ok\r\n").0, own);
+        assert_eq!(sim.kernel.opened.len(), 1, "{line}");
+    }
+}
+
+#[test]
+fn a_client_that_speaks_before_the_greeting_opens_nothing_and_what_is_refused_is() {
+    let t = Nat::Masquerade.translation(false);
+    let (own, third) = (active(at(t.client, 2200)), active("10.99.99.99:2200".parse().unwrap()));
+    for first in ["USER x\r\n", "\r\n", "GET / HTTP/1.1\r\n", "\u{16}\u{3}\n"] {
+        for cut in 0..third.len() {
+            let mut sim = Sim::new(with(Nat::Masquerade));
+            let said = format!("{first}{third}");
+            let (start, rest) = said.split_at(first.len() + cut);
+            let (got, mut sim) = {
+                sim.write(Client, start.as_bytes());
+                heard(sim, [rest.as_bytes()])
+            };
+            assert_eq!(obeyed(&got), None, "{got:?}, cut at {cut}");
+            sim.say(Server, b"120 soon\r\n220 ready\r\n");
+            for line in ["USER x\r\n", "PASS x\r\n"] {
+                sim.exchange(line, "230 in\r\n");
+            }
+            assert_eq!(sim.exchange(&own, "200 ok\r\n").0, own);
+            assert_eq!(sim.exchange(&third, "500 no\r\n").0, crossed_out(&third));
+            assert_eq!(sim.kernel.opened, []);
+        }
+    }
+}
+
+#[test]
+fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
+    // A byte that may begin an announcement ends a segment.
+    for request in [&b"GET / HTTP/1.1\r\n\r\nP"[..], b"\x16\x03\x01\0\x05abc\nEPRT", b"a\r\n\0P"] {
+        let mut sim = Sim::new(with(Nat::Masquerade));
+        assert_eq!(sim.say(Client, request), request);
+        assert_eq!(sim.timeouts(), 0);
+        let reply = b"HTTP/1.1 200 OK\r\n";
+        assert_eq!(sim.say(Server, reply), reply);
+        assert_eq!(sim.engine.session_count(), 0);
+    }
+}
+
+#[test]
+fn a_client_that_lies_about_the_greeting_is_refused_as_before() {
+    let third = active("10.99.99.99:2200".parse().unwrap());
+    for greeted in [false, true] {
+        let mut sim = Sim::new(with(Nat::Masquerade));
+        if greeted {
+            sim.say(Server, b"220 ready\r\n");
+        }
+        let lie = Segment {
+            seq: sim.client.next_number(),
+            ack: sim.server.next_number() + 500,
+            flags: flags::ACK,
+            window: 1000,
+            ..Segment::default()
+        };
+        sim.forge(Client, &lie);
+        assert_eq!(text(sim.say(Client, third.as_bytes())), crossed_out(&third), "{greeted}");
+    }
+}
+
+#[test]
+fn plain_text_after_a_234_is_no_login() {
+    let t = Nat::Masquerade.translation(false);
+    let (own, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
+    let data = b"\x17\x03\x03\x00\x01x";
+    let hello = b"\x16\x03\x03\x00\x01x";
+    type Said<'a> = &'a [(ftp_alg::session::Side, &'a [u8])];
+    let records: [Said<'_>; 5] = [
+        &[],
+        &[(Client, hello), (Server, hello)],
+        &[(Client, data)],
+        &[(Server, data), (Client, hello)],
+        &[(Client, data), (Server, b"\x17\x03\x03\x00\x09x")], // not whole
+    ];
+    for before in records {
+        for logged_in in [false, true] {
+            let mut sim = match logged_in {
+                true => Sim::logged_in(with(Nat::Masquerade)),
+                false => Sim::new(with(Nat::Masquerade)),
+            };
+            if !logged_in {
+                sim.say(Server, b"220 ready\r\n");
+            }
+            sim.exchange("AUTH TLS\r\n", "234 go\r\n");
+            for (side, record) in before {
+                sim.say(*side, record);
+            }
+            assert_eq!(text(sim.say(Client, own.as_bytes())), own, "{before:?}");
+            assert_eq!(sim.kernel.opened, [], "{before:?}");
+        }
+    }
+    // A login made in plain text counts.
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.exchange("AUTH TLS\r\n", "234 go\r\n");
+    sim.exchange("USER x\r\n", "331 x\r\n");
+    sim.exchange("PASS x\r\n", "230 in\r\n");
+    assert_eq!(text(sim.say(Client, own.as_bytes())), seen);
+}
+
+#[test]
+fn a_second_user_ends_the_login_before() {
+    let t = Nat::Masquerade.translation(false);
+    let (own, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
+    for selection in [false, true] {
+        for (line, reply) in [("USER y\r\n", "331 x\r\n"), ("user y\r\n", ""), ("REIN\r\n", "")] {
+            let mut sim = Sim::logged_in(Scenario { selection, ..with(Nat::Masquerade) });
+            sim.exchange(line, reply);
+            assert_eq!(text(sim.say(Client, own.as_bytes())), own, "{line}");
+            assert_eq!(sim.kernel.opened, [], "{line}");
+        }
+        let mut sim = Sim::logged_in(Scenario { selection, ..with(Nat::Masquerade) });
+        sim.exchange("USER y\r\n", "331 x\r\n");
+        sim.exchange("PASS y\r\n", "230 in\r\n");
+        let heard = text(sim.say(Client, own.as_bytes()));
+        assert!(selection || heard == seen, "{heard}");
+        assert_eq!(sim.kernel.opened.len(), 1);
+    }
+}
+
+#[test]
+fn what_is_refused_counts_once() {
+    for line in [
+        &b"PO\xff\xf1RT 10,99,99,99,9,9\r\n"[..],
+        b"\0PORT 10,99,99,99,9,9\r\n",
+        b"NOOP\rPORT 10,99,99,99,9,9\r\n",
+    ] {
+        for greeted in [false, true] {
+            let mut sim = logged_in();
+            if greeted {
+                sim = Sim::new(with(Nat::Masquerade));
+                sim.say(Server, b"220 ready\r\n");
+            }
+            let (got, sim) = heard(sim, [line]);
+            assert_eq!(obeyed(&got), None, "{got:?}");
+            let counters = sim.engine.counters();
+            assert_eq!((counters.pinholes_refused, counters.commands_refused), (1, 0), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Connections that a stranger has watched packet by packet: that ends, and the kernel is told so.
+
+use std::time::Duration;
+
+use ftp_alg::{
+    engine::{Attention, Queued, Verdict},
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
+
+use crate::{
+    everywhere,
+    support::{
+        ftp::{active, at, text},
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+/// Longer than a connection is watched after the last that had it watched.
+const LONG: Duration = Duration::from_secs(10);
+
+fn forged_syn_ack(number: u32) -> Segment {
+    Segment {
+        seq: 0x9000_0000 + 1000 * number,
+        ack: 0x5000_0000,
+        flags: flags::SYN | flags::ACK,
+        window: 1000,
+        ..Segment::default()
+    }
+}
+
+/// A line of `side` that starts `past` what comes next of it.
+fn past_gap(sim: &mut Sim, side: Side, past: u32) -> Segment {
+    Segment {
+        seq: sim.end(side).next_number().wrapping_add(past),
+        ack: sim.end(side.peer()).next_number(),
+        flags: flags::ACK | flags::PSH,
+        window: 1000,
+        payload: b"STAT\r\n".into(),
+        ..Segment::default()
+    }
+}
+
+fn is_watched(sim: &Sim) -> bool {
+    matches!(sim.kernel.attention, Some(Attention::Every | Attention::Watched))
+}
+
+/// Each with and without the calm.
+fn everywhere_calm_or_not(test: impl Fn(Scenario)) {
+    everywhere(|scenario| {
+        for selection in [false, true] {
+            test(Scenario { selection, ..scenario.clone() });
+        }
+    });
+}
+
+fn assert_transfer_works(sim: &mut Sim) {
+    let t = sim.translation;
+    let opened = sim.kernel.opened.len();
+    sim.exchange("NOOP\r\n", "200 ok\r\n");
+    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
+    assert!(heard.starts_with(&active(at(t.client_external, 2200))[..8]), "{heard}");
+    sim.say(Server, b"200 ok\r\n");
+    assert_eq!(sim.kernel.opened.len(), opened + 1);
+    assert_eq!(sim.timeouts(), 0);
+}
+
+#[test]
+fn a_connection_on_whose_endpoints_a_syn_ack_was_forged_is_not_watched_for_good() {
+    everywhere_calm_or_not(|scenario| {
+        for talks in [false, true] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.forge(Server, &forged_syn_ack(1));
+            assert_eq!(sim.kernel.attention, Some(Attention::Watched));
+            if talks {
+                sim.exchange("NOOP\r\n", "200 ok\r\n");
+            }
+            sim.advance(LONG);
+            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            assert!(!is_watched(&sim), "{:?}", sim.kernel.attention);
+            assert_transfer_works(&mut sim);
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_says_nothing_after_a_forged_syn_ack_is_not_watched_for_good() {
+    everywhere_calm_or_not(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        sim.forge(Server, &forged_syn_ack(1));
+        sim.advance(LONG);
+        assert_eq!(sim.kernel.attention, Some(Attention::Payload));
+    });
+}
+
+#[test]
+fn a_flood_of_forged_syn_acks_asks_little_of_the_kernel() {
+    everywhere_calm_or_not(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        let (asked, told) = (sim.kernel.asked, sim.kernel.told);
+        for number in 0..1500 {
+            sim.forge(Server, &forged_syn_ack(number));
+            if number % 50 == 0 {
+                sim.exchange("NOOP\r\n", "200 ok\r\n");
+            }
+            sim.advance(Duration::from_millis(2));
+        }
+        let (asked, told) = (sim.kernel.asked - asked, sim.kernel.told - told);
+        assert!(asked <= 10 && told <= 10, "asked {asked} times, told {told} times in 3 s");
+        sim.advance(LONG);
+        assert_transfer_works(&mut sim);
+    });
+}
+
+#[test]
+fn one_that_begins_anew_while_syn_acks_are_forged_is_followed_and_not_watched_for_good() {
+    everywhere_calm_or_not(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        sim.forge(Server, &forged_syn_ack(1));
+        sim.advance(Duration::from_secs(4));
+        sim.connect_again();
+        sim.say(Server, b"220 ready\r\n");
+        sim.exchange("USER x\r\n", "331 go on\r\n");
+        sim.exchange("PASS x\r\n", "230 in\r\n");
+        sim.advance(LONG);
+        sim.exchange("NOOP\r\n", "200 ok\r\n");
+        assert!(!is_watched(&sim), "{:?}", sim.kernel.attention);
+        assert_transfer_works(&mut sim);
+    });
+}
+
+#[test]
+fn segments_past_a_gap_that_never_closes_do_not_have_a_connection_watched_for_good() {
+    everywhere_calm_or_not(|scenario| {
+        for side in [Client, Server] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            for _ in 0..3 {
+                let forged = past_gap(&mut sim, side, 3000);
+                sim.forge(side, &forged);
+            }
+            assert_eq!(sim.kernel.attention, Some(Attention::Every));
+            sim.advance(LONG);
+            assert_eq!(sim.kernel.attention, Some(Attention::Payload));
+            assert_transfer_works(&mut sim);
+        }
+    });
+}
+
+#[test]
+fn a_restart_leaves_no_connection_watched_for_good() {
+    everywhere_calm_or_not(|scenario| {
+        for waits in [false, true] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.forge(Server, &forged_syn_ack(1));
+            sim.crash();
+            if waits {
+                sim.advance(LONG);
+            }
+            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            sim.advance(LONG);
+            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            assert!(!is_watched(&sim), "{:?}", sim.kernel.attention);
+        }
+    });
+}
+
+#[test]
+fn what_a_forgotten_session_had_told_is_taken_back_with_the_next_packets() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.forge(Server, &forged_syn_ack(1));
+    let t = sim.translation;
+    sim.engine.forget_between(t.client, t.server, &mut sim.kernel);
+    let noop = next(&mut sim, Client, b"NOOP\r\n").packet(t.client, t.server);
+    let how = Queued { every: true, ..Queued::default() };
+    for _ in 0..2 {
+        let now = std::time::Instant::now();
+        let verdict = sim.engine.queued(now, &noop, how, &mut sim.kernel, &mut Vec::new());
+        assert_eq!(verdict, Verdict::Accept);
+    }
+    assert_eq!(sim.kernel.attention, Some(Attention::Payload));
+}
+
+fn next(sim: &mut Sim, side: Side, payload: &[u8]) -> Segment {
+    Segment { payload: payload.into(), ..past_gap(sim, side, 0) }
+}
+
+/// What conntrack does not know it is not asked about with every packet.
+#[test]
+fn misses_are_remembered() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.kernel.forgot = true;
+    let asked = sim.kernel.asked;
+    for number in 0..500 {
+        let forged = past_gap(&mut sim, Client, 3000 + 10 * number);
+        sim.forge(Client, &forged);
+        sim.forge(Server, &forged_syn_ack(number));
+        sim.advance(Duration::from_millis(2));
+    }
+    let asked = sim.kernel.asked - asked;
+    assert!(asked <= 20, "asked {asked} times in a second");
+}
+
+/// Neither port shows the client: nobody is asked, unless the packet selection says it.
+#[test]
+fn who_is_the_client_is_never_looked_up() {
+    for [client, server] in
+        [["192.0.2.7:21", "203.0.113.9:21"], ["192.0.2.7:4000", "203.0.113.9:2121"]]
+    {
+        let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
+        let mut sim = Sim::new(Scenario::default());
+        let (asked, sessions) = (sim.kernel.asked, sim.engine.session_count());
+        let now = std::time::Instant::now();
+        let base = next(&mut sim, Client, b"NOOP\r\n");
+        for from in [None, Some(Server), Some(Client)] {
+            let packet = match from {
+                Some(Server) => base.packet(server, client),
+                _ => base.packet(client, server),
+            };
+            let how = Queued { from, ..Queued::default() };
+            let verdict = sim.engine.queued(now, &packet, how, &mut sim.kernel, &mut Vec::new());
+            assert_eq!(verdict, Verdict::Accept);
+            let followed = sim.engine.session_count() - sessions;
+            assert_eq!(followed, usize::from(from.is_some()), "{client} {server} {from:?}");
+            if let Some((_, side)) = sim.engine.session(client, server) {
+                assert_eq!(side, Client);
+            }
+            sim.engine.forget_between(client, server, &mut sim.kernel);
+        }
+        assert_eq!(sim.kernel.asked, asked);
+    }
+}
