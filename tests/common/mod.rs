@@ -64,7 +64,12 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         if thread::panicking() {
             // Shown by the test harness with the failure.
-            println!("the daemon's log:\n{}", self.daemon.log());
+            let log = self.daemon.log();
+            let lines: Vec<_> = log.lines().collect();
+            println!("the daemon's log, {} lines:", lines.len());
+            let (first, rest) = lines.split_at(lines.len().min(20));
+            let (_, last) = rest.split_at(rest.len().saturating_sub(40));
+            println!("{}\n...\n{}", first.join("\n"), last.join("\n"));
         }
     }
 }

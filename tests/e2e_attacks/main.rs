@@ -17,6 +17,7 @@ mod full;
 mod lookups;
 mod ports;
 mod readings;
+mod reborn;
 mod scanner;
 mod scene;
 mod slipstream;

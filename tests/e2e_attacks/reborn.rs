@@ -1,0 +1,126 @@
+//! A control connection on the endpoints of one whose ends are gone without a packet: conntrack still has the entry of
+//! the old one, and the new one is followed all the same.
+
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ftp_alg::lab::{Background, Daemon, Family, Host, Lab, Topology};
+
+use crate::{
+    common::{executable_without_owner, gateway_with},
+    scene::with_each_back_end,
+};
+
+/// `server` ends a connection without a packet at `GONE`; `client ADDRESS FIRST` says the line FIRST, goes, comes again
+/// from the same port and makes a passive transfer.
+const ENDS: &str = r#"
+import re, socket, sys, time
+role, *rest = sys.argv[1:]
+
+def vanish(connection):
+    connection.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: it ends without a packet
+    connection.close()
+
+if role == "server":
+    listener = socket.create_server(("0.0.0.0", 21))
+    while True:
+        connection, _ = listener.accept()
+        data = socket.create_server(("0.0.0.0", 0))
+        port, own = data.getsockname()[1], connection.getsockname()[0]
+        announcement = "227 Passive (%s,%d,%d)" % (own.replace(".", ","), port >> 8, port & 255)
+        replies = {"USER": "331 word?", "PASS": "230 in", "PASV": announcement}
+        connection.sendall(b"220 ready\r\n")
+        for line in connection.makefile("r"):
+            if line.startswith("GONE"):
+                vanish(connection)
+                break
+            connection.sendall((replies.get(line[:4], "200 fine") + "\r\n").encode())
+            if line.startswith("PASV"):
+                data.settimeout(3)
+                data.accept()[0].sendall(b"whole")
+    sys.exit()
+
+address, first = rest
+
+def dial():
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    connection.bind(("0.0.0.0", 2021))
+    connection.settimeout(9)
+    connection.connect((address, 21))
+    lines = connection.makefile("r")
+    lines.readline()
+    def say(line):
+        connection.sendall((line + "\r\n").encode())
+        return lines.readline()
+    say("USER lab")
+    say("PASS lab")
+    return connection, say
+
+connection, say = dial()
+for line in 4 * [first]:
+    say(line)
+connection.sendall(b"GONE\r\n")
+time.sleep(0.3)
+vanish(connection)
+connection, say = dial()
+numbers = re.findall(r"\d+", say("PASV").split("(")[1])
+with socket.create_connection((".".join(numbers[:4]), int(numbers[4]) * 256 + int(numbers[5])), 3) as data:
+    print(data.recv(9).decode())
+"#;
+
+fn ends(host: &Host, arguments: &[&str]) -> Command {
+    let script = host.write("reborn.py", ENDS.as_bytes()).unwrap();
+    let mut command = host.command("/usr/bin/python3");
+    command.arg(script).args(arguments);
+    command
+}
+
+fn start_server(lab: &Lab) -> Background {
+    let server = lab.server.start(ends(&lab.server, &["server"]), "reborn-server").unwrap();
+    lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    server
+}
+
+/// What the client says in the end.
+fn transferred(lab: &Lab, first: &str) -> String {
+    let client = ends(&lab.client, &["client", &lab.dialled(Family::V4).to_string(), first]);
+    let finished = lab.client.finish(client, b"", Duration::from_secs(20)).unwrap();
+    finished.text().trim().to_owned() + &finished.errors()
+}
+
+#[test]
+fn a_connection_on_the_endpoints_of_a_vanished_one_is_followed() {
+    // Calm, of which lines pass; of which every packet is queued.
+    for first in ["NOOP", "PORT 192,168,150,80,14,178"] {
+        with_each_back_end(|back_end| {
+            let gateway = gateway_with(Topology::Masquerade, back_end);
+            let _server = start_server(&gateway.lab);
+            assert_eq!(transferred(&gateway.lab, first), "whole", "{back_end} {first}");
+            let sessions = gateway.daemon.sessions().unwrap();
+            assert!(sessions.iter().any(|session| session["id"] != 1), "{back_end} {first}");
+        });
+    }
+}
+
+/// Where there is no room to note its SYN, that waits.
+#[test]
+fn it_waits_where_many_do_the_same() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let _daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
+    let _server = start_server(&lab);
+    let numbers = (1..=1024_u32).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+    lab.gateway.nft(&format!("add element inet ftp_alg again {{ {numbers} }}")).unwrap();
+    let start = Instant::now();
+    let end = thread::scope(|scope| {
+        let client = scope.spawn(|| transferred(&lab, "NOOP"));
+        thread::sleep(Duration::from_millis(2500));
+        assert!(!client.is_finished());
+        lab.gateway.nft("flush set inet ftp_alg again").unwrap();
+        client.join().unwrap()
+    });
+    assert_eq!(end, "whole", "after {:?}", start.elapsed());
+}
