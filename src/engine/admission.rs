@@ -148,13 +148,13 @@ fn lifetime(session: &Session, needs_login: bool) -> Duration {
         Phase::Joined if !session.is_adjusted() => SILENCE,
         _ if session.is_half_closed() => HALF_CLOSED,
         Phase::Greeted => NO_LOGIN,
-        Phase::Verified | Phase::NotFtp
+        Phase::Verified | Phase::NotFtp | Phase::Answered
             if needs_login && !has_login(session) && !session.is_adjusted() =>
         {
             NO_LOGIN
         }
         _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED,
-        Phase::Joined | Phase::Verified | Phase::Lost | Phase::NotFtp => IDLE,
+        Phase::Joined | Phase::Answered | Phase::Verified | Phase::Lost | Phase::NotFtp => IDLE,
     }
 }
 

@@ -273,8 +273,15 @@ impl<K: Kernel> Bench<'_, K> {
         dialogue: &Dialogue,
     ) -> Result<Opened, No> {
         let kind = read.kind;
-        if dialogue.phase() == Phase::Joined {
-            return Err(No::Ignore("the start of the dialogue was not seen".into()));
+        let bar = dialogue.bar(kind.is_active());
+        // Without a question to the kernel: anyone can make up such a one. A reply may work without us.
+        let is_unknown = match dialogue.phase() {
+            Phase::Joined => true,
+            Phase::Answered => !kind.is_active(),
+            _ => false,
+        };
+        if let Some(bar) = bar.filter(|_| is_unknown) {
+            return Err(No::Ignore(bar.into()));
         }
         if !asked {
             return Err(No::Ignore("it answers no PASV or EPSV".into()));
@@ -284,7 +291,7 @@ impl<K: Kernel> Bench<'_, K> {
             No::Refuse(Reason::Kernel, error.to_string().into())
         })?;
         let plan = plan(kind, announced, &translation, self.policy)?;
-        if let Some(bar) = dialogue.bar(kind.is_active()) {
+        if let Some(bar) = bar {
             return Err(No::Ignore(bar.into()));
         }
         if self.policy.require_login && !dialogue.is_logged_in() {

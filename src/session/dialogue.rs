@@ -36,6 +36,8 @@ pub enum Phase {
     /// The server has greeted as one of FTP does, but the client is none: nothing is opened any more, and what is
     /// refused is refused as before, as the server obeys whoever speaks.
     NotFtp,
+    /// Its start was not seen, and the server has answered as one of FTP does: what is refused is refused.
+    Answered,
 }
 
 /// Why it is not known what is pending, or the ends may not agree on it.
@@ -129,7 +131,7 @@ impl Dialogue {
     /// look so at any time, and must not be rid of what is refused by that.
     pub fn lose(&mut self) {
         let phase = match self.phase {
-            Phase::Joined | Phase::NotFtp => self.phase,
+            Phase::Joined | Phase::Answered | Phase::NotFtp => self.phase,
             // Also where the server has not greeted: it may have.
             _ => Phase::Lost,
         };
@@ -159,6 +161,7 @@ impl Dialogue {
         Some(match (self.phase, self.doubt) {
             (Phase::NotFtp, _) => "the client is none of FTP",
             (Phase::Early, _) => "the client spoke before the server",
+            (Phase::Joined | Phase::Answered, _) => "the start of the dialogue was not seen",
             (Phase::Lost, _) => "packets of the dialogue were missed",
             (_, Some(Doubt::Lines)) => {
                 "a line did not end with CR LF, or had a CR, LF or NUL in it: the ends may not agree where lines end"
@@ -295,6 +298,9 @@ impl Dialogue {
                 None if self.replies != ReplyTracker::default() => Meaning::Nothing,
                 None => Meaning::NotFtp,
             };
+        }
+        if self.phase == Phase::Joined && reply.is_some() {
+            self.phase = Phase::Answered;
         }
         if !was_open && reply.is_none() && self.replies == ReplyTracker::default() {
             // No server says this; perhaps it is a part of a name.

@@ -242,7 +242,7 @@ impl Session {
             (None, Phase::Silent | Phase::Early) => "new",
             (None, Phase::NotFtp) => "not-ftp",
             (None, Phase::Greeted) => "greeted",
-            (None, Phase::Joined) => "joined",
+            (None, Phase::Joined | Phase::Answered) => "joined",
             (None, Phase::Lost) => "lost",
             (None, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
             (None, Phase::Verified) => "login",
@@ -481,7 +481,7 @@ impl Session {
     fn lose(&mut self, judge: &mut impl Judge) {
         let phase = self.dialogue.phase();
         self.dialogue.lose();
-        if !matches!(phase, Phase::Joined | Phase::Lost | Phase::NotFtp) {
+        if phase != self.dialogue.phase() {
             judge.note(Note::Lost);
         }
     }

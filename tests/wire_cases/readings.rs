@@ -6,7 +6,7 @@ use ftp_alg::{
 };
 
 use crate::{
-    everywhere_v4,
+    everywhere, everywhere_v4,
     support::{
         Rng,
         ftp::{active, at, crossed_out, passive, text},
@@ -544,4 +544,28 @@ fn what_is_refused_counts_once() {
             assert_eq!((counters.pinholes_refused, counters.commands_refused), (1, 0), "{line:?}");
         }
     }
+}
+
+#[test]
+fn a_third_host_is_refused_where_the_start_was_not_seen_as_soon_as_the_server_is_one_of_ftp() {
+    everywhere(|scenario| {
+        let host = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
+        let third = active(host.parse().unwrap());
+        let mut sim = Sim::logged_in(scenario.clone());
+        let t = scenario.nat.translation(scenario.v6);
+        sim.engine.forget_between(t.client, t.server, &mut sim.kernel);
+        assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
+        for cut in 1..third.len() {
+            let (first, second) = third.as_bytes().split_at(cut);
+            let mut heard = sim.say(Client, first);
+            heard.extend(sim.say(Client, second));
+            assert_eq!(text(heard), crossed_out(&third), "cut at {cut}");
+            sim.say(Server, b"500 what?\r\n");
+        }
+        // Its own goes on, and nothing is opened.
+        let own = active(at(t.client, 2200));
+        assert_eq!(text(sim.say(Client, own.as_bytes())), own);
+        sim.say(Server, b"200 fine\r\n");
+        assert_eq!(sim.kernel.opened.len(), 0);
+    });
 }
