@@ -25,6 +25,10 @@ const BUFFER: i32 = 4 << 20;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_CT_HELPER_L3PROTO: u16 = 2;
+/// As the kernel tells it, which is a u16 in network byte order.
+const BOTH_FAMILIES: [u8; 2] = (libc::NFPROTO_INET as u16).to_be_bytes();
 
 /// Name, type, data, user data.
 const OBJECT: &[u16] = &[2, 3, 4, 8];
@@ -61,6 +65,18 @@ pub(super) fn as_draft(text: &str) -> String {
 /// Whether the draft is in the kernel.
 pub(super) fn is_draft_there(socket: &mut Socket) -> io::Result<bool> {
     nft::is_there(socket, DRAFT)
+}
+
+/// Whether the helper in our table, if there is one, is that of IPv4 and of IPv6: as nf_tables finds those that are there,
+/// one of them does (`nft_ct_helper_obj_init`).
+pub(super) fn has_whole_helper(socket: &mut Socket) -> io::Result<bool> {
+    let mut is_whole = true;
+    nft::dump_of(socket, libc::NFT_MSG_GETOBJ, TABLE, None, |object| {
+        let helper = object.nested(NFTA_OBJ_DATA);
+        let families = helper.and_then(|helper| helper.first(NFTA_CT_HELPER_L3PROTO));
+        is_whole &= families.is_none_or(|families| families == BOTH_FAMILIES);
+    })?;
+    Ok(is_whole)
 }
 
 /// Has the batch delete the draft, which must be there.

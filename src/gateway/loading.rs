@@ -123,6 +123,16 @@ impl Loader<'_> {
         }
         let (wanted, mut rules) = (compiled.rules(), 0);
         nft::rules(self.socket, |_| rules += 1).map_err(netlink_failed)?;
+        match compiled::has_whole_helper(self.socket) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(disturbed("another ftp-alg removed the conntrack helper meanwhile"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Err(disturbed("other programs change the rules"));
+            }
+            Err(error) => return Err(netlink_failed(error)),
+        }
         match nft::shape(self.socket).map_err(netlink_failed)? {
             Some(shape) if rules == wanted => Ok(Loaded { shape, is_owned }),
             _ => Err(disturbed("it was removed or changed at once")),
