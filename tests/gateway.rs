@@ -102,8 +102,12 @@ fn tables_of_several_namespaces_share_the_helper() {
             });
         });
         stays.on_gateway(|| {
+            let table = Table::install(&parameters).unwrap();
+            let statement = table.statement();
+            table.remove().unwrap();
             while !others.is_finished() {
                 let table = Table::install(&parameters).unwrap();
+                assert_eq!(table.statement(), statement);
                 let text = stays.gateway_sh("nft list table inet ftp_alg");
                 let is_whole = text.contains("l3proto inet");
                 assert!(is_whole || !text.contains("ct helper"), "{text}");

@@ -58,25 +58,38 @@ pub(super) struct OwnHelper {
 impl OwnHelper {
     /// Registers it; `None` where the kernel has no nfnetlink_cthelper.
     pub(super) fn register() -> io::Result<Option<Self>> {
-        let mut requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
+        let requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
+        let mut helper = Self { requests, is_kept: false };
+        match helper.make_whole() {
+            Ok(_) => Ok(Some(helper)),
+            // nfnetlink_rcv_msg() answers so for a subsystem that it does not have, and the
+            // subsystem where this is not the machine's own user namespace.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)
+                ) =>
+            {
+                helper.keep();
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Registers what another daemon removed, as rules referred to it no more. Whether there was any.
+    pub(super) fn make_whole(&mut self) -> io::Result<bool> {
+        let create = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        let mut was_missing = false;
         for family in FAMILIES {
-            let create = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-            let registered = requests.ask(
-                NFNL_MSG_CTHELPER_NEW,
-                create,
-                libc::AF_UNSPEC,
-                |message| fill(message, family),
-                |_| {},
-            );
-            match registered.as_ref().map_err(io::Error::raw_os_error) {
-                Ok(()) | Err(Some(libc::EEXIST)) => {}
-                // nfnetlink_rcv_msg() answers so for a subsystem that it does not have, and the
-                // subsystem where this is not the machine's own user namespace.
-                Err(Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)) => return Ok(None),
-                Err(_) => registered?,
+            let fill = |message: &mut Writer<'_>| fill(message, family);
+            match self.requests.ask(NFNL_MSG_CTHELPER_NEW, create, libc::AF_UNSPEC, fill, |_| {}) {
+                Ok(()) => was_missing = true,
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(Some(Self { requests, is_kept: false }))
+        Ok(was_missing)
     }
 
     /// Leaves it in the kernel.

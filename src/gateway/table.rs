@@ -194,13 +194,21 @@ impl Table {
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         compiled::prepare(&socket);
-        let helper = OwnHelper::register().map_err(helper_failed)?;
+        let mut helper = OwnHelper::register().map_err(helper_failed)?;
         let mut loader = Loader { parameters, statement, socket: &mut socket, commits };
         let (compiled, is_new) = match compiled {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
                 let text = rules(parameters, statement, helper.as_ref());
-                (Arc::new(loader.compile(&text)?), true)
+                let compiled = loader.compile(&text);
+                // Nothing refers to the helper before that.
+                let made_whole = helper.as_mut().map(OwnHelper::make_whole).transpose();
+                if made_whole.map_err(helper_failed)? == Some(true)
+                    && let Err(error) = &compiled
+                {
+                    return Err(GatewayError::Disturbed { message: error.to_string() });
+                }
+                (Arc::new(compiled?), true)
             }
         };
         let loaded = loader.put(&compiled, is_new);
