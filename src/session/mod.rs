@@ -453,23 +453,22 @@ impl Session {
         }
         let stream = self.stream(by.peer());
         if !ack.is_after(delivered) {
-            stream.acked = stream.acked.max(ack);
+            stream.acknowledged(ack);
             if by == Side::Server {
                 self.forget_kept();
             }
-            self.stream(by.peer()).forget_acknowledged();
         } else if self.peek(by.peer()).is_holding() {
             // What is held back cannot be acknowledged by it.
         } else if self.unseen.has_lines(by.peer()) && self.unread().is_none() {
             let end = self.peek(by.peer()).map.acknowledge(ack);
             self.skip_lines(by.peer(), end, judge);
-            self.stream(by.peer()).acked = ack;
+            self.stream(by.peer()).acknowledged(ack);
         } else {
             let stream = self.stream(by.peer());
             // The receiver has bytes that were never queued here: the queue was full, or the
             // daemon away. Both ends go on; what the missed bytes said is not known.
             stream.skip_to(stream.map.acknowledge(ack));
-            stream.acked = ack;
+            stream.acknowledged(ack);
             if self.unread().is_some() {
                 self.seldom_mut().unread = Some(Unread::Opaque);
             }
