@@ -137,6 +137,14 @@ impl Stream {
         self.skipped = true;
     }
 
+    /// What is held back has reached the receiver all the same.
+    pub fn stop_holding(&mut self) {
+        if self.held {
+            self.map.forget_last();
+            self.held = false;
+        }
+    }
+
     /// Drops what is kept for reading, but for what is held back and still to be delivered.
     pub fn stop_reading(&mut self) {
         if !self.held {
