@@ -64,11 +64,16 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     assert!(inconsistent.is_empty(), "seeds of inconsistent dialogues: {inconsistent:?}");
 }
 
-/// Each went wrong once: a record that was written before the last retransmission made a restarted daemon forget an
-/// adjusted connection that one end had closed, or a reply of which no copy was read left its command pending.
+/// Each went wrong once, after a crash: an adjusted connection that one end had closed was forgotten, a reply of which no
+/// copy was read left its command pending, a connection counted as adjusted for good, or a line that had passed was held
+/// back when it was sent again, and more acknowledged than its sender had sent. In another a stranger's SYN-ACK came when
+/// the connection had just been forgotten.
 #[test]
 fn seeds_that_went_wrong_once_do_not_again() {
-    [4376, 5988, 221_884, 412_436, 591_887, 626_462].into_iter().for_each(dialogue);
+    let seeds = [
+        4376, 5988, 95_491, 221_884, 412_436, 591_887, 626_462, 10_369_591, 10_681_226, 20_345_091,
+    ];
+    seeds.into_iter().for_each(dialogue);
 }
 
 /// One dialogue, and perhaps another between the same endpoints.
@@ -158,7 +163,7 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
     let is_heard = |(heard, (said, rewritten)): (&String, &(String, String))| {
         let is_lost = sim.selection.lost && *rewritten != crossed_out(said);
         heard == rewritten
-            || keeps_length(sim, heard, said)
+            || names_another_port(sim, heard, said, rewritten)
             || is_lost && heard == said
             || sim.was_overtaken() && is_crossed_out(heard, said)
     };
@@ -171,14 +176,14 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
     }
 }
 
-/// Whether `heard` names, in as many bytes, another external port that leads where `said` points.
-fn keeps_length(sim: &Sim, heard: &str, said: &str) -> bool {
-    let forms = |at| [active(at), eprt(at)];
-    heard.len() == said.len()
-        && sim.kernel.opened.iter().any(|pinhole| {
-            let mut pairs = forms(pinhole.arrival).into_iter().zip(forms(pinhole.target));
-            pairs.any(|(arrival, target)| (&*arrival, &*target) == (heard, said))
-        })
+/// Whether `heard` names another external port that leads where `said` points: one that is written with as many bytes, or
+/// any if that of `rewritten` was taken.
+fn names_another_port(sim: &Sim, heard: &str, said: &str, rewritten: &str) -> bool {
+    let is = |line: &str, at| [active(at), eprt(at)].iter().any(|form| form == line);
+    let opened = || sim.kernel.opened.iter();
+    let is_taken = opened().any(|p| is(rewritten, p.arrival) && !is(said, p.target));
+    (heard.len() == said.len() || is_taken)
+        && opened().any(|p| is(heard, p.arrival) && is(said, p.target))
 }
 
 /// One end closes first, or both at once.

@@ -4,36 +4,52 @@
 
 #![no_main]
 
+#[path = "../../tests/support/readings.rs"]
+mod readings;
 mod talk;
 
 use std::net::SocketAddr;
 
 use ftp_alg::{
     ftp::{Command, Text},
-    session::Side,
+    session::{Refused, Side},
 };
 use libfuzzer_sys::fuzz_target;
-use talk::{Reading, Talk, is_short, segments};
+use readings::announcement;
+use talk::{Reading, Said, Talk, is_short, segments};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[how, ref cuts @ ..], stream)) = data.split_first_chunk::<5>() else { return };
     for line in stream.split_inclusive(|b| *b == b'\n') {
         positions(line);
     }
-    let cut = read(how, segments(stream, cuts));
+    let opens = |segments: &mut dyn Iterator<Item = &[u8]>| read(how, true, segments);
+    let cut = opens(&mut segments(stream, cuts));
+    let refused = read(how, false, &mut segments(stream, cuts));
+    let obeyed = announcement(&refused.received, is_endpoint);
+    assert_eq!(obeyed, None, "some server obeys what is refused: {refused:?}");
     if is_short(stream) {
-        let whole = read(how, std::iter::once(stream));
+        let whole = opens(&mut std::iter::once(stream));
         // How much of a line in which something may hide is crossed out depends on what had been forwarded of it.
         let may_hide = |pair: &[u8]| {
             matches!(pair, [0 | 0xf0.., _] | [_, 0 | 0xf0..])
                 || pair[0] == b'\r' && pair[1] != b'\n'
         };
-        let hides = |reading: &Reading| format!("{:?}", reading.said).contains("Hidden");
+        let hides = |reading: &Reading| reading.said.contains(&Said::Refused(Refused::Hidden));
         if !stream.windows(2).any(may_hide) && !hides(&cut) && !hides(&whole) {
             assert_eq!(cut, whole);
         }
+        let mut others = whole.opened.iter();
+        for opened in &cut.opened {
+            assert!(others.any(|other| other == opened), "opened by cuts: {cut:?}, not {whole:?}");
+        }
     }
 });
+
+/// Whether what follows `PORT` or `EPRT` may be an endpoint.
+fn is_endpoint(argument: &[u8]) -> bool {
+    argument.first().is_some_and(|byte| byte.is_ascii_digit() || *byte == b'|')
+}
 
 /// Every part of what is read can be traced to its place in the line.
 fn positions(line: &[u8]) {
@@ -48,8 +64,8 @@ fn positions(line: &[u8]) {
     }
 }
 
-/// What the session makes of the stream, and what of it the server receives.
-fn read<'a>(how: u8, segments: impl Iterator<Item = &'a [u8]>) -> Reading {
+/// What the session makes of the stream, and what of it the server receives, where all `opens` or is refused.
+fn read<'a>(how: u8, opens: bool, segments: &mut dyn Iterator<Item = &'a [u8]>) -> Reading {
     // Longer than most that is announced, shorter, or unchanged; the stream may wrap.
     let endpoint: SocketAddr = match how & 3 {
         0 => ([198, 51, 100, 101], 54321).into(),
@@ -58,7 +74,7 @@ fn read<'a>(how: u8, segments: impl Iterator<Item = &'a [u8]>) -> Reading {
         _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 5282).into(),
     };
     let first = if how & 4 == 0 { 7 } else { u32::MAX - 20 };
-    let mut talk = Talk::new(first, endpoint, how & 8 != 0);
+    let mut talk = Talk::new(first, opens.then_some(endpoint), how & 8 != 0);
     if how & 16 == 0 {
         talk.say(Side::Server, b"220 ready\r\n");
     }

@@ -30,18 +30,23 @@ pub struct Reading {
     pub received: Vec<u8>,
     /// Whether a 227 or 229 would be an answer, and whether a login was accepted.
     pub dialogue: (bool, bool),
+    /// What nothing bars from being opened.
+    pub opened: Vec<Announcement>,
 }
 
 impl fmt::Debug for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {:?} {}", self.dialogue, self.said, self.received.escape_ascii())
+        let Self { said, received, dialogue, opened } = self;
+        write!(f, "{dialogue:?} {said:?} {opened:?} {}", received.escape_ascii())
     }
 }
 
-/// Writes down what it is asked, and opens everything that can be read.
+/// Writes down what it is asked, and opens everything that can be read, or refuses all.
 pub struct Recorder {
     pub said: Vec<Said>,
-    pub endpoint: SocketAddr,
+    pub opened: Vec<Announcement>,
+    /// What is announced instead; where there is none all is refused.
+    pub endpoint: Option<SocketAddr>,
     pub refuses_auth: bool,
 }
 
@@ -51,7 +56,7 @@ impl Judge for Recorder {
         kind: Kind,
         read: Result<&Announcement, &Malformed>,
         asked: bool,
-        _dialogue: &Dialogue,
+        dialogue: &Dialogue,
         _line: &Text<'_>,
     ) -> Ruling {
         // Nothing comes of it, and of a line that was cut it is not said.
@@ -59,10 +64,15 @@ impl Judge for Recorder {
             return Ruling::Pass;
         }
         self.said.push(Said::Announcement(kind, read.cloned().map_err(Clone::clone)));
-        match read {
-            Ok(_) => Ruling::Open(self.endpoint),
-            Err(_) if kind.is_active() => Ruling::Refuse(Reason::Malformed),
-            Err(_) => Ruling::Pass,
+        match (read, self.endpoint) {
+            (Ok(announcement), Some(endpoint)) => {
+                if dialogue.bar(kind.is_active()).is_none() {
+                    self.opened.push(announcement.clone());
+                }
+                Ruling::Open(endpoint)
+            }
+            _ if kind.is_active() => Ruling::Refuse(Reason::Malformed),
+            _ => Ruling::Pass,
         }
     }
 
@@ -109,7 +119,7 @@ const HEADERS: usize = 40;
 
 impl Talk {
     /// A connection whose handshake is over; `first` is the client's first number.
-    pub fn new(first: u32, endpoint: SocketAddr, refuses_auth: bool) -> Self {
+    pub fn new(first: u32, endpoint: Option<SocketAddr>, refuses_auth: bool) -> Self {
         let mut packet = vec![0; HEADERS];
         packet[0] = 0x45;
         packet[9] = 6;
@@ -119,7 +129,7 @@ impl Talk {
         fill(&mut packet, server.first.wrapping_sub(1), first, flags::SYN | flags::ACK, b"");
         let syn_ack = Packet::parse(&packet).expect("a packet");
         let session = Session::opened(&syn_ack);
-        let judge = Recorder { said: Vec::new(), endpoint, refuses_auth };
+        let judge = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
         Self { judge, session, client, server, packet, out: Vec::new() }
     }
 
@@ -153,7 +163,7 @@ impl Talk {
         let mut said = self.judge.said;
         said.sort_by_key(|said| format!("{said:?}"));
         said.dedup_by_key(|said| format!("{said:?}"));
-        Reading { said, received: stream.received, dialogue }
+        Reading { said, received: stream.received, dialogue, opened: self.judge.opened }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {

@@ -276,6 +276,11 @@ impl Engine {
         if session.has_ended() && !packet.has(flags::SYN) {
             return self.answer_ended(index, from, &packet, kernel);
         }
+        let is_unsaid = session.dialogue().phase() == Phase::Silent && control.rival().is_none();
+        if is_unsaid && !packet.has(flags::SYN) && !session.concerns(from, &packet) {
+            // Of a connection that is not known: the SYN-ACK was a stranger's.
+            return Verdict::Accept;
+        }
         self.handled = Handled { index, id: control.id };
         if may_wait && session.is_early(from, &packet) {
             self.counters.packets -= 1; // it will be counted

@@ -209,8 +209,8 @@ impl Engine {
             && self.table.oldest(gives_way).is_some_and(|index| self.forget(index).is_some())
     }
 
-    /// Gives up a session of `client`, not the one at `but`: the oldest without a login, or the one that was still for
-    /// longest.
+    /// Gives up a session of `client`, not the one at `but`: the oldest that is over or without a login, or the one that was
+    /// still for longest.
     fn give_up_one_of(
         &mut self,
         now: Instant,
@@ -224,10 +224,7 @@ impl Engine {
         for place in self.shares.oldest(client).filter(|place| *place != but) {
             let Some(Entry { session, control }) = self.table.get_mut(place) else { continue };
             let still = moment.since(control.last);
-            if session.is_over() {
-                continue;
-            }
-            if !has_login(session) {
+            if session.is_over() || !has_login(session) {
                 found = Some((false, still, place));
                 break;
             }

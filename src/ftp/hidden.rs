@@ -36,10 +36,14 @@ pub fn is_plain(line: &[u8]) -> LineEnd {
     if !text.iter().fold(false, |found, byte| found | is_odd(*byte)) {
         return LineEnd::Plain;
     }
-    let ends = text.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'));
-    let begins = text.windows(2).any(|two| two == [IAC, SB]);
     let touches = text.iter().rev().take(2).any(|byte| *byte == IAC);
-    if ends || begins || touches { LineEnd::Odd } else { LineEnd::Plain }
+    if may_end_or_skip(text) || touches { LineEnd::Odd } else { LineEnd::Plain }
+}
+
+/// Whether some server may end a line within `bytes`, or pass over more of them than others (`IAC SB`).
+pub fn may_end_or_skip(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+        || bytes.windows(2).any(|two| two == [IAC, SB])
 }
 
 /// The commands that are looked for.

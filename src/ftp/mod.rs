@@ -13,6 +13,6 @@ mod text;
 
 pub use announcement::{Announcement, Kind, Malformed};
 pub use command::{Command, Verb};
-pub use hidden::{Hidden, LineEnd, is_plain};
+pub use hidden::{Hidden, LineEnd, is_plain, may_end_or_skip};
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;

@@ -224,6 +224,13 @@ impl SequenceMap {
         }
     }
 
+    /// The last range that is remembered was delivered as it was sent.
+    pub fn forget_last(&mut self) {
+        let mut rewrites = self.rewrites.take();
+        rewrites.pop();
+        self.rewrites = rewrites.into();
+    }
+
     /// Writes to `out` what is delivered for the sent bytes `bytes`, which start at `seq`.
     pub fn render(&self, seq: Seq, bytes: &[u8], out: &mut Vec<u8>) {
         let end = seq + bytes.len() as u32; // a segment

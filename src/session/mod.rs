@@ -453,23 +453,23 @@ impl Session {
         }
         let stream = self.stream(by.peer());
         if !ack.is_after(delivered) {
-            stream.acked = stream.acked.max(ack);
+            stream.acknowledged(ack);
             if by == Side::Server {
                 self.forget_kept();
             }
-            self.stream(by.peer()).forget_acknowledged();
-        } else if self.peek(by.peer()).is_holding() {
-            // What is held back cannot be acknowledged by it.
-        } else if self.unseen.has_lines(by.peer()) && self.unread().is_none() {
-            let end = self.peek(by.peer()).map.acknowledge(ack);
+            return;
+        }
+        // The receiver has bytes that were never queued here, and so what is held back, which was sent again.
+        stream.stop_holding();
+        let end = stream.map.acknowledge(ack);
+        if self.unseen.has_lines(by.peer()) && self.unread().is_none() {
             self.skip_lines(by.peer(), end, judge);
-            self.stream(by.peer()).acked = ack;
+            self.stream(by.peer()).acknowledged(ack);
         } else {
+            // The queue was full, or the daemon away. Both ends go on; what the missed bytes said is not known.
             let stream = self.stream(by.peer());
-            // The receiver has bytes that were never queued here: the queue was full, or the
-            // daemon away. Both ends go on; what the missed bytes said is not known.
-            stream.skip_to(stream.map.acknowledge(ack));
-            stream.acked = ack;
+            stream.skip_to(end.max(stream.next));
+            stream.acknowledged(ack);
             if self.unread().is_some() {
                 self.seldom_mut().unread = Some(Unread::Opaque);
             }

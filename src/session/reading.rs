@@ -11,18 +11,20 @@ use super::{
     urgent::ambiguous_line,
 };
 use crate::{
-    ftp::{Command, Hidden, LineEnd, Text},
+    ftp::{Command, Hidden, LineEnd, Text, may_end_or_skip},
     packet::Seq,
 };
 
 /// How long the verbs are that are held back.
 const VERB: usize = 4;
 
-/// How many bytes at the end of `lead` bear on what follows: a Telnet command that may go on, or a CR that may end a line.
+/// How many bytes at the end of `lead` bear on what follows: a Telnet command that may go on, or a CR that may end a line,
+/// with the Telnet command of which it may be a part.
 fn may_go_on(lead: &[u8]) -> usize {
     match lead {
-        [.., 0xff, 0xf0..=0xff] => 2,
-        [.., b'\r'] => 1,
+        [.., 0xff, _, b'\r'] => 3,
+        [.., 0xff, _] => 2,
+        [.., 0xff | b'\r'] => 1,
         _ => 0,
     }
 }
@@ -225,6 +227,8 @@ impl Session {
         let before = self.client.line().len();
         let line = [self.client.line(), chunk].concat();
         let Some(end) = Hidden::find(&line, judge.refuses_auth()) else { return false };
+        // What the line would have shown as a whole, as that it is none of FTP, is not known.
+        self.dialogue.line_ended(LineEnd::Odd);
         if !self.client.line().starts_with(CROSSED_LINE) {
             judge.refused(Refused::Hidden);
         }
@@ -264,10 +268,14 @@ impl Session {
         if !is_all && !Command::may_announce(&text, auth) {
             return 0;
         }
-        let unfinished = if is_all { text.unfinished().max(may_go_on(&line)) } else { 0 };
+        let mut unfinished = if is_all { text.unfinished().max(may_go_on(&line)) } else { 0 };
         let passed = &line[..start - unfinished];
-        if passed.iter().any(|byte| matches!(byte, 0 | b'\r')) {
+        let is_cut = is_all && Text::new(passed).unfinished() > 0; // within a Telnet command
+        if is_cut || may_end_or_skip(passed) {
             self.dialogue.line_ended(LineEnd::Odd);
+        }
+        if is_cut {
+            unfinished = text.unfinished();
         }
         self.client.pass_over(line[..start].to_vec(), unfinished);
         lead

@@ -114,9 +114,10 @@ impl Stream {
         self.held && !self.skipped && self.unacknowledged() == self.next
     }
 
-    /// Forgets rewrites that the receiver has acknowledged, but not what is held back: its sender
-    /// may still send it again.
-    pub fn forget_acknowledged(&mut self) {
+    /// The receiver has acknowledged what precedes delivered `ack`. Rewrites before it are forgotten, but not what is
+    /// held back: its sender may still send it again.
+    pub fn acknowledged(&mut self, ack: Seq) {
+        self.acked = self.acked.max(ack);
         let Some(last) = self.map.last_start() else { return };
         let acknowledged = self.unacknowledged();
         self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
@@ -134,6 +135,14 @@ impl Stream {
         self.held = false;
         self.gaps = 0;
         self.skipped = true;
+    }
+
+    /// What is held back has reached the receiver all the same.
+    pub fn stop_holding(&mut self) {
+        if self.held {
+            self.map.forget_last();
+            self.held = false;
+        }
     }
 
     /// Drops what is kept for reading, but for what is held back and still to be delivered.

@@ -80,7 +80,8 @@ impl Session {
             return false;
         }
         if self.has_unseen_lines() {
-            if seq == sent && !packet.payload().is_empty() {
+            // Of a line that is not whole it is not known whether it is new, or has passed and is sent again.
+            if seq == sent && packet.payload().ends_with(b"\n") {
                 self.unseen = self.unseen.but(from);
             }
         } else if self.is_adjusted() || (seq, ack) == (sent, heard) {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod ended;
+mod given_back;
 mod network;
 mod resident;
 mod shares;

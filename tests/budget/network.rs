@@ -1,7 +1,7 @@
 //! Clients and servers of many connections, as packets.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -64,6 +64,7 @@ struct Nat {
     published: Option<IpAddr>,
     injected: Vec<Vec<u8>>,
     opened: usize,
+    open: HashSet<(IpAddr, SocketAddr)>,
 }
 
 impl Kernel for Nat {
@@ -79,11 +80,13 @@ impl Kernel for Nat {
         }
         Ok(Some(translation))
     }
-    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
         self.opened += 1;
+        self.open.insert((opening.pinhole.initiator, opening.pinhole.arrival));
         Ok(())
     }
-    fn close(&mut self, _: &Pinhole) -> Result<(), KernelError> {
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.open.remove(&(pinhole.initiator, pinhole.arrival));
         Ok(())
     }
     fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
@@ -121,6 +124,7 @@ const FIRST: [u32; 2] = [5001, 7001];
 pub struct Wire {
     pub engine: Engine,
     pub now: Instant,
+    epoch: Instant,
     pub events: Vec<Event>,
     kernel: Nat,
     /// What client and server of a connection say next.
@@ -140,6 +144,7 @@ impl Wire {
         Self {
             engine,
             now,
+            epoch: now,
             events: Vec::new(),
             kernel: Nat::default(),
             next: HashMap::new(),
@@ -153,7 +158,10 @@ impl Wire {
         self.engine.records(|record| records.push(record.to_vec())).unwrap();
         self.engine = Engine::new(policy, Checksums::Trust);
         let records = records.iter().map(Vec::as_slice);
-        self.engine.restore(records, self.now, self.now - Duration::from_secs(1)).unwrap();
+        self.engine.restore(records, self.now, self.epoch).unwrap();
+        self.engine.note_changes(self.epoch);
+        let Self { engine, kernel, .. } = self;
+        kernel.open.retain(|(initiator, arrival)| engine.holds(*initiator, *arrival));
     }
 
     /// Clients see servers by this address.
@@ -188,7 +196,7 @@ impl Wire {
     fn begin(&mut self, client: SocketAddr, first: [u32; 2]) {
         self.next.insert(client, first);
         let [ours, theirs] = first;
-        let packet = packet(server(client), client, theirs - 1, ours, true, b"");
+        let packet = packet(server(client), client, theirs - 1, ours, Bit::Syn, b"");
         self.hand(&packet);
     }
 
@@ -240,6 +248,19 @@ impl Wire {
         self.hand(&packet)
     }
 
+    /// Both ends of `client`'s connection close it.
+    pub fn close(&mut self, client: SocketAddr) {
+        let [ours, theirs] = self.next[&client];
+        self.hand(&packet(client, server(client), ours, theirs, Bit::Fin, b""));
+        self.hand(&packet(server(client), client, theirs, ours + 1, Bit::Fin, b""));
+    }
+
+    /// `client` resets its connection.
+    pub fn reset(&mut self, client: SocketAddr) {
+        let [ours, theirs] = self.next[&client];
+        self.hand(&packet(client, server(client), ours, theirs, Bit::Rst, b""));
+    }
+
     /// What `client` says next, and its server.
     pub fn next(&self, client: SocketAddr) -> [u32; 2] {
         self.next[&client]
@@ -268,6 +289,16 @@ impl Wire {
     /// How many pinholes were opened.
     pub fn opened(&self) -> usize {
         self.kernel.opened
+    }
+
+    /// How many pinholes are open in the kernel.
+    pub fn open(&self) -> usize {
+        self.kernel.open.len()
+    }
+
+    /// Whether something was said on the connection of `client`.
+    pub fn knows(&self, client: SocketAddr) -> bool {
+        self.next.contains_key(&client)
     }
 
     /// The resets that were sent since this was last called.
@@ -305,7 +336,16 @@ fn segment(
     ack: u32,
     payload: &[u8],
 ) -> Vec<u8> {
-    packet(source, destination, seq, ack, false, payload)
+    packet(source, destination, seq, ack, Bit::None, payload)
+}
+
+/// What a segment has besides ACK.
+#[derive(Clone, Copy)]
+enum Bit {
+    None,
+    Syn,
+    Fin,
+    Rst,
 }
 
 /// A segment as a packet; without its checksum, which nobody looks at here.
@@ -314,11 +354,17 @@ fn packet(
     destination: SocketAddr,
     seq: u32,
     ack: u32,
-    syn: bool,
+    bit: Bit,
     payload: &[u8],
 ) -> Vec<u8> {
     let mut tcp = TcpHeader::new(source.port(), destination.port(), seq, 1000);
-    (tcp.ack, tcp.syn, tcp.acknowledgment_number) = (true, syn, ack);
+    (tcp.ack, tcp.acknowledgment_number) = (true, ack);
+    match bit {
+        Bit::None => {}
+        Bit::Syn => tcp.syn = true,
+        Bit::Fin => tcp.fin = true,
+        Bit::Rst => tcp.rst = true,
+    }
     let length = tcp.header_len() + payload.len();
     let mut bytes = Vec::with_capacity(length + 40);
     match (source.ip(), destination.ip()) {

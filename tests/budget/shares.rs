@@ -117,6 +117,28 @@ fn one_whose_numbers_are_adjusted_is_reset_too() {
 }
 
 #[test]
+fn connections_that_are_over_protect_no_others_of_their_client() {
+    let mut wire = wire();
+    wire.publish("198.51.100.222");
+    for number in 0..MOST as u16 {
+        let client = of(HOSTILE, number);
+        wire.log_in(client);
+        if number < 20 {
+            // Adjusted, so that it is remembered for a while.
+            wire.say(client, b"PASV\r\n");
+            wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
+            wire.close(client);
+        }
+    }
+    for host in 1..=15 {
+        let client = of(&format!("10.0.1.{host}"), 0);
+        wire.log_in(client);
+        assert!(wire.has(client), "{host}: {}", wire.engine.session_count());
+    }
+    assert_eq!(wire.engine.counters().uninspected, 0);
+}
+
+#[test]
 fn a_transfer_is_under_way_longer_than_a_client_is_still() {
     let mut wire = wire();
     let busy = of(HOSTILE, 0);

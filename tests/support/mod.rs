@@ -12,6 +12,7 @@
 pub mod crash;
 pub mod ftp;
 pub mod link;
+pub mod readings;
 pub mod recorder;
 pub mod scenario;
 pub mod segment;

@@ -109,6 +109,20 @@ fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
 }
 
 #[test]
+fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
+    for (side, line) in [(Server, &b"221 bye\r\n"[..]), (Client, b"PASV\r\n")] {
+        let mut gateway = Restarted::new();
+        gateway.take(side, 0, 0, &line[..1], OTHER);
+        // The other end has all of it: no more is acknowledged than that.
+        let all = line.len() as u32;
+        assert_eq!(gateway.take(side.peer(), 0, all, b"", OTHER), Verdict::Accept, "{line:?}");
+        assert_eq!(gateway.take(side, all, 0, b"", OTHER), Verdict::Accept, "{line:?}");
+        let lost = gateway.sim.engine.counters().lost;
+        assert_eq!((lost, gateway.sim.engine.session_count()), (0, 1), "{line:?}");
+    }
+}
+
+#[test]
 fn a_port_behind_lines_that_nobody_saw_opens_once_the_server_has_them() {
     let mut gateway = Restarted::new();
     let first = gateway.take(Client, 8, 20, PORT, ENDS);

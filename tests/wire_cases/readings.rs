@@ -10,6 +10,7 @@ use crate::{
     support::{
         Rng,
         ftp::{active, at, crossed_out, passive, text},
+        readings::{Ends, Telnet, announcement},
         scenario::{Nat, Scenario},
         segment::Segment,
         sim::Sim,
@@ -20,99 +21,9 @@ use crate::{
 /// A third host's endpoint.
 const THIRD: &str = "10,99,99,99,21,179";
 
-/// Where a server ends a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ends {
-    Lf,
-    CrLf,
-    CrOrLf,
-    NulToo,
-}
-
-/// What a server does about Telnet commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Telnet {
-    Keeps,
-    /// Passes over what is no text at the start of a line.
-    SkipsLead,
-    /// Passes over `IAC` and one more byte.
-    TakesTwo,
-    /// And over an option, whatever byte that is, before it looks for the end of the line, as ProFTPD does.
-    TakesOptions,
-    /// And over one byte behind any command.
-    TakesThree,
-    /// Passes over each byte that may be a command.
-    TakesEach,
-}
-
-/// The lines that such a server reads.
-fn lines(bytes: &[u8], ends: Ends, telnet: Telnet) -> Vec<Vec<u8>> {
-    let mut said: Vec<u8> = Vec::new();
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let next = bytes.get(at + 1).copied().unwrap_or_default();
-        let is_command = byte == 0xff && next >= 0xf0;
-        at += match telnet {
-            Telnet::Keeps | Telnet::SkipsLead => 0,
-            Telnet::TakesEach => usize::from(byte >= 0xf0),
-            _ if !is_command => 0,
-            Telnet::TakesTwo => 2,
-            Telnet::TakesOptions if next < 0xfb => 2,
-            Telnet::TakesOptions | Telnet::TakesThree => 3,
-        };
-        if matches!(telnet, Telnet::Keeps | Telnet::SkipsLead)
-            || !(is_command || matches!(telnet, Telnet::TakesEach) && byte >= 0xf0)
-        {
-            said.push(byte);
-            at += 1;
-        }
-    }
-    let mut lines = vec![Vec::new()];
-    for (at, byte) in said.iter().enumerate() {
-        let is_end = match ends {
-            Ends::Lf => *byte == b'\n',
-            Ends::CrLf => *byte == b'\n' && at > 0 && said[at - 1] == b'\r',
-            Ends::CrOrLf => matches!(byte, b'\n' | b'\r'),
-            Ends::NulToo => matches!(byte, b'\n' | b'\r' | 0),
-        };
-        if is_end {
-            lines.push(Vec::new());
-        } else if let Some(line) = lines.last_mut()
-            && *byte != 0
-            && !(matches!(telnet, Telnet::SkipsLead) && line.is_empty() && *byte >= 0xf0)
-        {
-            line.push(*byte);
-        }
-    }
-    lines
-}
-
 /// What some server takes for an announcement of the third host.
 fn obeyed(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
-    for ends in [Ends::Lf, Ends::CrLf, Ends::CrOrLf, Ends::NulToo] {
-        for telnet in [
-            Telnet::Keeps,
-            Telnet::SkipsLead,
-            Telnet::TakesTwo,
-            Telnet::TakesOptions,
-            Telnet::TakesThree,
-            Telnet::TakesEach,
-        ] {
-            let announces = |line: &Vec<u8>| {
-                let line = line.trim_ascii_start().to_ascii_uppercase();
-                let verb = [&b"PORT"[..], b"EPRT"].into_iter().find(|verb| line.starts_with(verb));
-                let argument = verb.and_then(|verb| line.get(verb.len()..)).unwrap_or_default();
-                // What else stands before the address makes it none.
-                let start = argument.iter().position(|b| !b.is_ascii_whitespace() && *b < 0xf0);
-                argument.first().is_some_and(u8::is_ascii_whitespace)
-                    && start.is_some_and(|at| argument[at..].starts_with(b"10,99,99,99,"))
-            };
-            if let Some(line) = lines(bytes, ends, telnet).into_iter().find(announces) {
-                return Some((ends, telnet, line));
-            }
-        }
-    }
-    None
+    announcement(bytes, |argument| argument.starts_with(b"10,99,99,99,"))
 }
 
 /// What the server gets of `line` in these pieces.
@@ -174,6 +85,55 @@ fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
         }
     }
     assert!(attacks > 60, "{attacks} were attacks");
+}
+
+/// What servers may read in two ways, whole, in two pieces, or byte by byte.
+#[test]
+fn what_opens_in_pieces_opens_as_a_whole() {
+    let own = Nat::Masquerade.translation(false).client;
+    let announcement = active(at(own, 2200));
+    let parts: [&[u8]; 18] = [
+        b"\r",
+        b"\n",
+        b"\0",
+        b"\r\n",
+        b"\xff",
+        b"\xf4",
+        b"\xff\xfb",
+        b"\xff\xf4",
+        b"\xff\xfd\x06",
+        b"x",
+        b" ",
+        b"NOOP ",
+        b"NOOP\r\n",
+        b"\xff\xfa",
+        b"\xff\xf0",
+        b"PO",
+        b"GET / HTTP/1.1\r\n",
+        b"PORT ",
+    ];
+    let mut rng = Rng::new(17);
+    let rounds = std::env::var("FTP_ALG_ROUNDS").ok().map_or(1500, |n| n.parse().unwrap());
+    let mut opened = 0;
+    for round in 0..rounds {
+        let mut line = Vec::new();
+        for _ in 0..1 + rng.below(5) {
+            line.extend_from_slice(rng.pick::<&[u8]>(&parts));
+        }
+        line.extend_from_slice(announcement.as_bytes());
+        if rng.chance(0.3) {
+            line.extend_from_slice(announcement.as_bytes());
+        }
+        let count = |pieces: Vec<&[u8]>| heard(logged_in(), pieces).1.kernel.opened.len();
+        let whole = count(vec![&line]);
+        opened += whole;
+        let (first, second) = line.split_at(rng.below(line.len()));
+        for pieces in [vec![first, second], line.chunks(1).collect()] {
+            let cut = count(pieces);
+            assert!(cut <= whole, "round {round}, {line:?} cut at {}: {cut}", first.len());
+        }
+    }
+    assert!(opened > rounds / 10, "{opened} of {rounds} opened");
 }
 
 /// Whatever is put together of what hides verbs, cut anywhere.

@@ -57,6 +57,21 @@ fn everywhere_calm_or_not(test: impl Fn(Scenario)) {
     });
 }
 
+#[test]
+fn a_forged_syn_ack_stops_no_connection_that_is_not_known() {
+    everywhere_calm_or_not(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        sim.read_copies();
+        let (client, server) = (sim.translation.client, sim.translation.server);
+        sim.engine.forget_between(client, server, &mut sim.kernel);
+        sim.forge(Server, &forged_syn_ack(1));
+        assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
+        sim.close_both();
+        sim.settle();
+        assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
+    });
+}
+
 fn assert_transfer_works(sim: &mut Sim) {
     let t = sim.translation;
     let opened = sim.kernel.opened.len();

@@ -1,0 +1,97 @@
+//! What servers make of a client's bytes: where each ends a line, and what each does about Telnet commands. Knows nothing
+//! of the product.
+
+/// Where a server ends a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    Lf,
+    CrLf,
+    CrOrLf,
+    NulToo,
+}
+
+/// What a server does about Telnet commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telnet {
+    Keeps,
+    /// Passes over what is no text at the start of a line.
+    SkipsLead,
+    /// Passes over `IAC` and one more byte.
+    TakesTwo,
+    /// And over an option, whatever byte that is, before it looks for the end of the line, as ProFTPD does.
+    TakesOptions,
+    /// And over one byte behind any command.
+    TakesThree,
+    /// Passes over each byte that may be a command.
+    TakesEach,
+}
+
+/// The lines that such a server reads.
+fn lines(bytes: &[u8], ends: Ends, telnet: Telnet) -> Vec<Vec<u8>> {
+    let mut said: Vec<u8> = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let next = bytes.get(at + 1).copied().unwrap_or_default();
+        let is_command = byte == 0xff && next >= 0xf0;
+        at += match telnet {
+            Telnet::Keeps | Telnet::SkipsLead => 0,
+            Telnet::TakesEach => usize::from(byte >= 0xf0),
+            _ if !is_command => 0,
+            Telnet::TakesTwo => 2,
+            Telnet::TakesOptions if next < 0xfb => 2,
+            Telnet::TakesOptions | Telnet::TakesThree => 3,
+        };
+        if matches!(telnet, Telnet::Keeps | Telnet::SkipsLead)
+            || !(is_command || matches!(telnet, Telnet::TakesEach) && byte >= 0xf0)
+        {
+            said.push(byte);
+            at += 1;
+        }
+    }
+    let mut lines = vec![Vec::new()];
+    for (at, byte) in said.iter().enumerate() {
+        let is_end = match ends {
+            Ends::Lf => *byte == b'\n',
+            Ends::CrLf => *byte == b'\n' && at > 0 && said[at - 1] == b'\r',
+            Ends::CrOrLf => matches!(byte, b'\n' | b'\r'),
+            Ends::NulToo => matches!(byte, b'\n' | b'\r' | 0),
+        };
+        if is_end {
+            lines.push(Vec::new());
+        } else if let Some(line) = lines.last_mut()
+            && *byte != 0
+            && !(matches!(telnet, Telnet::SkipsLead) && line.is_empty() && *byte >= 0xf0)
+        {
+            line.push(*byte);
+        }
+    }
+    lines
+}
+
+/// A line of `bytes` that some server takes for `PORT` or `EPRT` with an argument that `is` looked for.
+pub fn announcement(bytes: &[u8], is: impl Fn(&[u8]) -> bool) -> Option<(Ends, Telnet, Vec<u8>)> {
+    for ends in [Ends::Lf, Ends::CrLf, Ends::CrOrLf, Ends::NulToo] {
+        for telnet in [
+            Telnet::Keeps,
+            Telnet::SkipsLead,
+            Telnet::TakesTwo,
+            Telnet::TakesOptions,
+            Telnet::TakesThree,
+            Telnet::TakesEach,
+        ] {
+            let announces = |line: &Vec<u8>| {
+                let line = line.trim_ascii_start().to_ascii_uppercase();
+                let verb = [&b"PORT"[..], b"EPRT"].into_iter().find(|verb| line.starts_with(verb));
+                let argument = verb.and_then(|verb| line.get(verb.len()..)).unwrap_or_default();
+                // What else stands before the address makes it none.
+                let start = argument.iter().position(|b| !b.is_ascii_whitespace() && *b < 0xf0);
+                argument.first().is_some_and(u8::is_ascii_whitespace)
+                    && start.is_some_and(|at| is(&argument[at..]))
+            };
+            if let Some(line) = lines(bytes, ends, telnet).into_iter().find(announces) {
+                return Some((ends, telnet, line));
+            }
+        }
+    }
+    None
+}
