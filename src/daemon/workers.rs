@@ -119,7 +119,8 @@ pub(super) fn start(
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
         upkeep::listen(events.clone())?;
     }
-    workers.heart = Some(Heart::start(&commits, &workers.shared, is_new_table)?);
+    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
+    workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
     let claims_are_read = workers.follow_claims(ClaimsReader::new(&claimed, &commits)?, events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
     let _ = claims_are_read.recv_timeout(PATIENCE);
@@ -395,7 +396,8 @@ impl Drop for Workers {
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
             Some(table) if needed => {
-                if let Some(Err(error)) = self.heart.as_mut().map(Heart::stop) {
+                if let Some(Err(error)) = self.heart.as_mut().map(|heart| heart.stop(&self.shared))
+                {
                     self.shared.fail(&error);
                 }
                 table.keep();
