@@ -277,19 +277,22 @@ impl Workers {
         restored: bool,
     ) -> Result<bool, ServiceError> {
         let imprint = self.state.imprint();
-        if imprint.is_none() && Table::is_there()? {
-            if let Some(rival) = Table::rival(parameters)? {
-                return Err(rival.into());
-            }
-            tracing::warn!(
-                "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
-                 queues, as the state directory does not know it. Connections whose numbers that \
-                 adjusted break"
-            );
-        }
+        let is_known = imprint.is_some();
         let imprint = imprint.filter(|_| restored);
         let left = imprint.map(|imprint| Table::adopt(parameters, &imprint, commits));
         let left = left.transpose()?.flatten();
+        if left.is_none() && Table::is_there()? {
+            if let Some(rival) = Table::rival(parameters)? {
+                return Err(rival.into());
+            }
+            if !is_known {
+                tracing::warn!(
+                    "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
+                     queues, as the state directory does not know it. Connections whose numbers that \
+                     adjusted break"
+                );
+            }
+        }
         let is_new = left.is_none();
         let mut kernel = lock(&self.shared.kernel);
         let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
