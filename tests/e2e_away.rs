@@ -64,7 +64,9 @@ impl Load {
         let modes = "passive,active,passive+ext,active+ext";
         let (stop, sessions) = (until.display().to_string(), SESSIONS.to_string());
         let (data, transfers) = (data_seconds.to_string(), transfers.to_string());
-        let arguments = [&host, user, password, modes, &sessions, &transfers, "7200", &stop, &data];
+        let patience = PATIENCE.to_string();
+        let arguments =
+            [&host, user, password, modes, &sessions, &transfers, "7200", &stop, &data, &patience];
         let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
         let process = gateway.lab.client.start(command, name).unwrap();
         wait_for("the load", || process.log().contains("ready"));
