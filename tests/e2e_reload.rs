@@ -8,9 +8,9 @@ mod common;
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
-use common::{Gateway, executable, executable_without_owner, wait_for};
+use common::{Gateway, executable, executable_without_owner, gated_client, login, wait_for};
 use ftp_alg::lab::{Background, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What a load did, once it has ended.
 struct Report(Value);
@@ -254,6 +254,34 @@ fn a_second_daemon_with_other_queues_does_not_start() {
     assert!(done.errors().contains("is that of another ftp-alg"), "{}", done.errors());
     assert_eq!(our_table(&lab), running);
     drop(first);
+}
+
+/// Where the kernel lets it: the table of another one that owns it cannot be replaced anyway.
+#[test]
+fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let program = executable_without_owner(&lab);
+    let mut first = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let _server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+    // It has a session that it would go on with.
+    let host = lab.dialled(Family::V4).to_string();
+    let steps = [login(), vec![json!({"gate": ""})]].concat();
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    first.kill();
+    let home = lab.directory().join("second");
+    fs::create_dir_all(&home).unwrap();
+    let file = home.join("ftp-alg.toml");
+    fs::write(&file, "[queue]\nnumber = 2200\n").unwrap();
+    let mut command = lab.gateway.command(&program);
+    command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(home.join("state"));
+    command.arg("--socket").arg(home.join("socket"));
+    let second = lab.gateway.start(command, "second").unwrap();
+    wait_for("the second daemon", || second.log().contains("ready"));
+    let running = our_table(&lab);
+    let refused = Daemon::start(&program, &lab.gateway, "").unwrap_err().to_string();
+    assert!(refused.contains("is that of another ftp-alg"), "{refused}");
+    assert_eq!(our_table(&lab), running);
+    assert_eq!(client.release().error, None);
 }
 
 /// What `ftp-alg rules nftables` prints.

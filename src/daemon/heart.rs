@@ -20,20 +20,21 @@ pub(super) struct Heart {
 }
 
 impl Heart {
-    /// Takes over the sign of life that an earlier daemon left, if it has lasted until now, and nothing can have passed
-    /// by. Otherwise engines are told, and it begins.
+    /// Takes over the sign of life that an earlier daemon left, if packets `have_waited` as long as it was there, and it has
+    /// lasted until now. Otherwise engines are told, and it begins.
     pub(super) fn start(
         commits: &Commits,
         shared: &Shared,
-        is_new_table: bool,
+        have_waited: bool,
     ) -> Result<Self, GatewayError> {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(commits)?;
         let mut heart = Self { heartbeat, expires: now + DEADLINE, renewed: now };
-        if is_new_table || !heart.heartbeat.renew(DEADLINE)? {
+        if !have_waited || !heart.heartbeat.renew(DEADLINE)? {
             shared.lapse();
             heart.heartbeat.begin(DEADLINE)?;
         }
+        shared.progress.set_deadline(heart.expires);
         Ok(heart)
     }
 
@@ -56,11 +57,13 @@ impl Heart {
             );
         }
         (self.expires, self.renewed) = (expires, now);
+        shared.progress.set_deadline(expires);
         Ok(())
     }
 
     /// The last one: a daemon that is started again within that time finds that nothing has passed by.
-    pub(super) fn stop(&mut self) -> Result<(), GatewayError> {
+    pub(super) fn stop(&mut self, shared: &Shared) -> Result<(), GatewayError> {
+        shared.progress.set_deadline(Instant::now() + RESTART);
         self.heartbeat.renew(RESTART).map(drop)
     }
 }

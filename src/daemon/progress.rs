@@ -1,12 +1,17 @@
-//! When each thread that packets wait for was last seen to work.
+//! When each thread that packets wait for was last seen to work, and until when the kernel has a sign of life.
 //!
 //! Every pass of such a thread's loop is noted, also one that waited for nothing, so that a time that is long ago
-//! means that the thread hangs, or that the whole process was stopped.
+//! means that the thread hangs, or that the whole process was stopped. The sign of life is not renewed before each thread
+//! has worked again. So what a thread took from its queue before the sign lapsed is never decided by it after another
+//! one was given, unless the thread has seen that it lapsed.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
+
+/// So much before its deadline the sign of life is taken to be over, as the kernel rounds.
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// The last pass of each thread.
 #[derive(Debug)]
@@ -14,20 +19,35 @@ pub(super) struct Progress {
     start: Instant,
     /// In milliseconds since the start.
     passes: Vec<AtomicU64>,
+    /// When the sign of life ends, likewise.
+    deadline: AtomicU64,
 }
 
 impl Progress {
     /// Of `threads` threads, all of which are taken to work now.
     pub(super) fn new(threads: usize) -> Self {
         let passes = std::iter::repeat_with(AtomicU64::default).take(threads).collect();
-        Self { start: Instant::now(), passes }
+        Self { start: Instant::now(), passes, deadline: AtomicU64::default() }
+    }
+
+    /// The kernel has a sign of life until `deadline`.
+    pub(super) fn set_deadline(&self, deadline: Instant) {
+        self.deadline.store(self.millis(deadline), Ordering::Release);
+    }
+
+    /// Whether packets of connections that are not adjusted may have passed by the queue, or will in a moment.
+    pub(super) fn has_lapsed(&self, now: Instant) -> bool {
+        self.millis(now + MARGIN) >= self.deadline.load(Ordering::Acquire)
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_millis() as u64 // of an uptime
     }
 
     /// A pass of thread `index`.
     pub(super) fn note(&self, index: usize, now: Instant) {
         if let Some(pass) = self.passes.get(index) {
-            let millis = now.saturating_duration_since(self.start).as_millis();
-            pass.store(millis as u64, Ordering::Release); // of an uptime
+            pass.store(self.millis(now), Ordering::Release);
         }
     }
 
@@ -53,5 +73,17 @@ mod tests {
         assert_eq!(progress.oldest(), at(40));
         progress.note(1, at(800));
         assert_eq!(progress.oldest(), at(700));
+    }
+
+    #[test]
+    fn the_sign_of_life_lapses_a_little_before_its_deadline() {
+        let progress = Progress::new(1);
+        let at = |millis| progress.start + Duration::from_millis(millis);
+        assert!(progress.has_lapsed(at(0)), "none was given");
+        progress.set_deadline(at(5000));
+        assert!(!progress.has_lapsed(at(4800)));
+        assert!(progress.has_lapsed(at(4900)));
+        progress.set_deadline(at(6000));
+        assert!(!progress.has_lapsed(at(5800)));
     }
 }

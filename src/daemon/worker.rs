@@ -20,15 +20,15 @@ use super::{
     state::Journal,
 };
 use crate::{
-    engine::{Answer, Handled, Kept, Queued, Turn, Verdict, Waiting},
-    gateway::{DEADLINE, Decision, GatewayError, LinuxKernel, Queue, RuleParameters, Verdicts},
+    engine::{Answer, Engine, Handled, Kept, Queued, Side, Turn, Verdict, Waiting, harmless},
+    gateway::{
+        Decision, GatewayError, LinuxKernel, MAXIMUM_WAITING, Packet, Queue, RuleParameters,
+        Verdicts,
+    },
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.
 const TICK: Duration = Duration::from_secs(1);
-/// What has waited as long as that may have been sent again, and have passed by the queue: a little less than the
-/// deadline, as the kernel rounds it.
-const STALE: Duration = DEADLINE.saturating_sub(Duration::from_millis(100));
 /// The same where a packet waits for one that it overtook, which may come by another queue.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -56,7 +56,7 @@ pub(super) struct Worker {
 }
 
 /// Those of this queue that overtook others: what there is of them besides their bytes.
-type EarlyPackets = Waiting<crate::gateway::Packet<'static>>;
+type EarlyPackets = Waiting<Packet<'static>>;
 
 /// For one batch; kept, so that a packet allocates nothing.
 #[derive(Default)]
@@ -87,18 +87,21 @@ impl Worker {
     /// Works until `end` is set; who sets it wakes this one.
     pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
         self.queue.set_patience(TICK)?;
-        let mut is_looking = false;
+        let (mut is_looking, mut has_lapsed) = (false, false);
         let mut overruns = self.queue.overruns();
         let mut next_tick = Instant::now();
-        let mut last_pass = next_tick;
         while !end.load(Ordering::Acquire) {
             let mut packets = self.queue.wait()?;
             let mut now = Instant::now();
-            if now.saturating_duration_since(last_pass) >= STALE {
-                self.drop_stale()?;
+            let had_lapsed = has_lapsed;
+            has_lapsed = self.shared.progress.has_lapsed(now);
+            if has_lapsed {
+                if !had_lapsed {
+                    self.shared.lapse();
+                }
+                self.clear()?;
                 (packets, now) = (0, Instant::now());
             }
-            last_pass = now;
             self.shared.progress.note(self.own, now);
             if packets > 0 {
                 self.batch(now);
@@ -121,45 +124,55 @@ impl Worker {
     fn batch(&mut self, now: Instant) {
         let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
         let (packets, verdicts) = queue.batch();
-        let (is_patient, has_waited) = (true, false);
-        Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
+        let pace = Pace::Ordinary;
+        Means { home: *home, kernel, parameters, shared, buffers, pace }
             .use_on(now, packets, verdicts);
     }
 
-    /// Drops the packets that wait, as this worker was stopped for so long that others of their connections passed by: TCP
-    /// sends what is still missing again. Those of adjusted connections never pass by, and are decided. Until progress is
-    /// noted, no sign of life is given, and what comes is not queued.
+    /// Decides about the packets that wait after the sign of life has lapsed, so that others of their connections may have
+    /// passed by. Those of adjusted connections never do. What will not be changed goes on as well, such as a server's
+    /// greeting, and what a client says waits until its server has said what it has. All else is dropped: TCP sends what is
+    /// still missing again. Until progress is noted, no sign of life is given, and nothing else is queued; so there are at
+    /// most as many as the queue has room for.
     #[cold]
-    fn drop_stale(&mut self) -> Result<(), GatewayError> {
-        let mut dropped = 0;
-        let early = self.buffers.early.take_all();
-        for early in &early {
-            self.queue.verdict(early.with.id, Decision::Drop)?;
-        }
+    fn clear(&mut self) -> Result<(), GatewayError> {
+        let (mut dropped, mut seen) = (0, 0);
         loop {
             let Self { queue, home, kernel, parameters, shared, buffers, .. } = self;
             let (packets, mut verdicts) = queue.batch();
-            let mut held = Vec::new();
+            let mut kept = Vec::new();
             for packet in packets {
-                let shard = shared.shards.get(home.of(packet.payload));
-                if shard.is_some_and(|shard| lock(shard).engine.wants_every(packet.payload)) {
-                    held.push(packet);
+                seen += 1;
+                let (shard, from) =
+                    (shared.shards.get(home.of(packet.payload)), parameters.from(packet.mark));
+                let stays = |engine: &mut Engine| {
+                    engine.wants_every(packet.payload)
+                        || engine.is_asking(packet.payload)
+                        || is_plain(from, &packet)
+                };
+                if shard.is_some_and(|shard| stays(&mut lock(shard).engine)) {
+                    kept.push(packet);
                 } else {
                     verdicts.verdict(packet.id, Decision::Drop)?;
                     dropped += 1;
                 }
             }
-            let (is_patient, has_waited) = (false, true);
-            Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
-                .use_on(Instant::now(), held.iter().copied(), verdicts);
-            if self.queue.receive()? == 0 {
+            let pace = Pace::Late;
+            Means { home: *home, kernel, parameters, shared, buffers, pace }.use_on(
+                Instant::now(),
+                kept.iter().copied(),
+                verdicts,
+            );
+            if self.queue.receive()? == 0 || seen >= MAXIMUM_WAITING {
                 break;
             }
         }
-        let number = self.queue.number();
-        tracing::warn!(
-            "queue {number}: {dropped} packets that waited too long are dropped, and come again"
-        );
+        if dropped > 0 {
+            let number = self.queue.number();
+            tracing::warn!(
+                "queue {number}: {dropped} packets that waited too long are dropped, and come again"
+            );
+        }
         Ok(())
     }
 
@@ -170,12 +183,15 @@ impl Worker {
             let shard = shared.shards.get(home.of(bytes));
             shard.map_or(Turn::Over, |shard| lock(shard).engine.turn(bytes))
         });
-        for (early, is_patient) in [(&taken.due, true), (&taken.late, false)] {
+        for (early, pace) in [(&taken.due, Pace::Due), (&taken.late, Pace::Overdue)] {
             if !early.is_empty() {
                 let packets = early.iter().map(|early| early.with.of(&early.bytes));
-                let (buffers, has_waited) = (&mut *buffers, true);
-                Means { home: *home, kernel, parameters, shared, buffers, is_patient, has_waited }
-                    .use_on(now, packets, queue.verdicts());
+                let buffers = &mut *buffers;
+                Means { home: *home, kernel, parameters, shared, buffers, pace }.use_on(
+                    now,
+                    packets,
+                    queue.verdicts(),
+                );
             }
         }
         let mut verdicts = queue.verdicts();
@@ -215,6 +231,31 @@ impl Worker {
     }
 }
 
+/// How packets come to be decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// As they were read.
+    Ordinary,
+    /// They have waited for what they overtook, which has come;
+    Due,
+    /// or has not, and they wait no longer.
+    Overdue,
+    /// They have waited beyond the sign of life.
+    Late,
+}
+
+impl Pace {
+    /// Whether early packets may wait.
+    fn is_patient(self) -> bool {
+        self != Self::Overdue
+    }
+
+    /// Whether all of them have.
+    fn has_waited(self) -> bool {
+        self != Self::Ordinary
+    }
+}
+
 /// What packets are decided with.
 struct Means<'a> {
     home: Home,
@@ -222,10 +263,7 @@ struct Means<'a> {
     parameters: &'a RuleParameters,
     shared: &'a Shared,
     buffers: &'a mut Buffers,
-    /// Whether early packets may wait.
-    is_patient: bool,
-    /// Whether all of them have.
-    has_waited: bool,
+    pace: Pace,
 }
 
 impl Means<'_> {
@@ -233,7 +271,7 @@ impl Means<'_> {
     fn use_on<'p>(
         mut self,
         now: Instant,
-        packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
+        packets: impl Iterator<Item = Packet<'p>> + Clone,
         verdicts: Verdicts<'_>,
     ) {
         let Self { home, parameters, shared, .. } = self;
@@ -266,30 +304,37 @@ fn decide<'p>(
     shard: &mut Shard,
     now: Instant,
     index: usize,
-    packets: impl Iterator<Item = crate::gateway::Packet<'p>> + Clone,
+    packets: impl Iterator<Item = Packet<'p>> + Clone,
     means: &mut Means<'_>,
 ) {
-    let Means { kernel, parameters, shared, buffers, is_patient, has_waited, .. } = means;
+    let Means { kernel, parameters, shared, buffers, pace, .. } = means;
+    let (is_patient, has_waited) = (pace.is_patient(), pace.has_waited());
+    // This thread may be stopped at any moment. What is dropped before it is decided has changed nothing.
+    // What is held is in time.
+    let is_late = |engine: &mut Engine, packet: &Packet<'_>| {
+        *pace != Pace::Late
+            && shared.progress.has_lapsed(Instant::now())
+            && !engine.wants_every(packet.payload)
+    };
     let Buffers { homes, decided, replacements, replacement, early } = &mut **buffers;
     let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == index);
     shard.engine.expect(own.map(|(packet, _)| packet.payload));
     for ((packet, home), decided) in packets.clone().zip(homes.iter()).zip(decided.iter_mut()) {
-        // This thread may have been stopped in the middle of a batch: what is dropped has changed nothing.
-        if *home != index || now.elapsed() >= STALE {
+        if *home != index || is_late(&mut shard.engine, &packet) {
             continue;
         }
-        let ended_calm = !*has_waited && parameters.has_ended_calm(packet.mark);
+        let ended_calm = !has_waited && parameters.has_ended_calm(packet.mark);
         if parameters.is_unnoted_end(packet.mark) {
             shared.endings.fetch_add(1, Ordering::Relaxed);
         }
-        let ended_calm_before = !*has_waited && parameters.has_ended_calm_before(packet.mark);
+        let ended_calm_before = !has_waited && parameters.has_ended_calm_before(packet.mark);
         let mut queued = |may_wait| {
             let (from, every) = (parameters.from(packet.mark), parameters.is_every(packet.mark));
             let offload = packet.offload;
             let how = Queued { offload, ended_calm, ended_calm_before, may_wait, from, every };
             shard.engine.queued(now, packet.payload, how, *kernel, replacement)
         };
-        let mut verdict = queued(*is_patient);
+        let mut verdict = queued(is_patient);
         if verdict == Verdict::Early {
             let empty: &'static [u8] = &[];
             match early.keep(now, packet.payload, packet.of(empty)) {
@@ -300,6 +345,11 @@ fn decide<'p>(
                     verdict = queued(false);
                 }
             }
+        }
+        // From its decision on all packets of the connection wait, but before that others may have passed by.
+        if shard.engine.has_just_changed() && shared.progress.has_lapsed(Instant::now()) {
+            shard.engine.take_back(now, *kernel);
+            verdict = Verdict::Drop;
         }
         let verdict = match verdict {
             Verdict::Accept => Decided::Accept,
@@ -314,7 +364,10 @@ fn decide<'p>(
         (decided.0, decided.1) = (verdict, shard.engine.handled());
     }
     for (home, (verdict, handled, answer)) in homes.iter().zip(decided.iter_mut()) {
-        if *home == index && !matches!(verdict, Decided::Drop | Decided::Wait) {
+        if *home == index
+            && *pace != Pace::Late
+            && !matches!(verdict, Decided::Drop | Decided::Wait)
+        {
             *answer = shard.engine.answer(*handled);
         }
     }
@@ -326,7 +379,7 @@ fn decide<'p>(
 /// Gives the verdicts, in the order of the packets, so that accepts are runs.
 fn give<'p>(
     mut verdicts: Verdicts<'_>,
-    packets: impl Iterator<Item = crate::gateway::Packet<'p>>,
+    packets: impl Iterator<Item = Packet<'p>>,
     buffers: &mut Buffers,
     parameters: &RuleParameters,
     shared: &Shared,
@@ -356,6 +409,15 @@ fn give<'p>(
     }
     replacements.clear();
     replacements.shrink_to(KEPT_REPLACEMENTS);
+}
+
+/// Whether a packet goes on as it is, whatever was said before: one that says nothing, or a reply of one line that tells
+/// neither an endpoint nor a refusal.
+fn is_plain(from: Option<Side>, packet: &Packet<'_>) -> bool {
+    let Ok(packet) = crate::packet::Packet::parse(packet.payload) else { return true };
+    let said = packet.payload();
+    let is_reply = from == Some(Side::Server) && harmless::is_harmless_reply(said);
+    packet.urgent().is_none() && (said.is_empty() || is_reply && !said.starts_with(b"5"))
 }
 
 fn not_kept(journal: &Journal, error: &io::Error) -> String {

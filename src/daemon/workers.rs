@@ -119,7 +119,8 @@ pub(super) fn start(
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
         upkeep::listen(events.clone())?;
     }
-    workers.heart = Some(Heart::start(&commits, &workers.shared, is_new_table)?);
+    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
+    workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
     let claims_are_read = workers.follow_claims(ClaimsReader::new(&claimed, &commits)?, events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
     let _ = claims_are_read.recv_timeout(PATIENCE);
@@ -276,19 +277,22 @@ impl Workers {
         restored: bool,
     ) -> Result<bool, ServiceError> {
         let imprint = self.state.imprint();
-        if imprint.is_none() && Table::is_there()? {
-            if let Some(rival) = Table::rival(parameters)? {
-                return Err(rival.into());
-            }
-            tracing::warn!(
-                "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
-                 queues, as the state directory does not know it. Connections whose numbers that \
-                 adjusted break"
-            );
-        }
+        let is_known = imprint.is_some();
         let imprint = imprint.filter(|_| restored);
         let left = imprint.map(|imprint| Table::adopt(parameters, &imprint, commits));
         let left = left.transpose()?.flatten();
+        if left.is_none() && Table::is_there()? {
+            if let Some(rival) = Table::rival(parameters)? {
+                return Err(rival.into());
+            }
+            if !is_known {
+                tracing::warn!(
+                    "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
+                     queues, as the state directory does not know it. Connections whose numbers that \
+                     adjusted break"
+                );
+            }
+        }
         let is_new = left.is_none();
         let mut kernel = lock(&self.shared.kernel);
         let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
@@ -395,7 +399,8 @@ impl Drop for Workers {
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
             Some(table) if needed => {
-                if let Some(Err(error)) = self.heart.as_mut().map(Heart::stop) {
+                if let Some(Err(error)) = self.heart.as_mut().map(|heart| heart.stop(&self.shared))
+                {
                     self.shared.fail(&error);
                 }
                 table.keep();

@@ -69,6 +69,37 @@ impl Engine {
         Verdict::Drop
     }
 
+    /// Whether since the last packet that was decided about, and not before, all packets of its connection must be seen
+    /// lest it break.
+    pub fn has_just_changed(&self) -> bool {
+        self.has_just_changed
+    }
+
+    /// Takes back what the last packet [changed](Self::has_just_changed), which will be dropped, as others of its connection may
+    /// have passed before the kernel was told. What was said on it is given up: it goes on as one whose start was not seen.
+    #[cold]
+    pub fn take_back(&mut self, now: Instant, kernel: &mut impl Kernel) {
+        let Handled { index, id } = self.handled;
+        let moment = self.epoch.moment(now);
+        let Some(Entry { control, .. }) = self.table.get_mut(index).filter(|e| e.control.id == id)
+        else {
+            return;
+        };
+        self.injections.retain(|injection| injection.session != id);
+        self.counters.lost += 1;
+        self.events.push(control.event(What::Turned(
+            "packets passed by while it was decided: nothing is opened any more",
+        )));
+        match attend_afresh(kernel, control.client(), control.server(), Attention::Payload) {
+            Ok(()) | Err(KernelError::Unknown) => control.told(Attention::Payload, moment),
+            Err(error) => {
+                self.counters.errors += 1;
+                self.events.push(control.event(What::Failed(error.to_string())));
+            }
+        }
+        self.forget(index);
+    }
+
     /// The connection of the packet that was decided about last.
     pub fn handled(&self) -> Handled {
         self.handled
@@ -110,6 +141,15 @@ impl Engine {
         let found = self.table.find(&Key::between(source, destination));
         let entry = found.and_then(|index| self.table.get_mut(index));
         entry.is_some_and(|entry| entry.session.wants_every_packet())
+    }
+
+    /// Whether the packet waits until its receiver has said what it has.
+    pub fn is_asking(&mut self, bytes: &[u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let (source, destination) = packet.endpoints();
+        let found = self.table.find(&Key::between(source, destination));
+        let entry = found.and_then(|index| self.table.get_mut(index));
+        entry.is_some_and(|entry| entry.session.is_asking(entry.control.side(source), &packet))
     }
 
     /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets

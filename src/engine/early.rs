@@ -32,14 +32,18 @@ impl Engine {
         else {
             return Turn::Over;
         };
-        Turn::at(packet.seq(), session.next_of(control.side(source)))
+        let from = control.side(source);
+        if session.is_asking(from, &packet) {
+            return Turn::Waits;
+        }
+        Turn::at(packet.seq(), session.next_of(from))
     }
 }
 
 /// How things stand for an early packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// What precedes it has not come.
+    /// What precedes it has not come, or its receiver has not said what it has.
     Waits,
     /// It is the next: to be handed in again.
     Due,
@@ -140,12 +144,6 @@ impl<T> Waiting<T> {
         let early = Early { bytes: bytes.to_vec(), with, flow, seq, end, since: now };
         self.packets.insert(at, early);
         Kept::Yes
-    }
-
-    /// Takes out all, in whatever order.
-    pub fn take_all(&mut self) -> Vec<Early<T>> {
-        self.bytes = 0;
-        std::mem::take(&mut self.packets)
     }
 
     /// Takes out all that does not wait any longer, where `turn` is as [`Engine::turn`].

@@ -73,8 +73,8 @@ pub enum Verdict {
     Replace,
     /// It ends here.
     Drop,
-    /// It overtook what precedes it, and may wait for that: it is to be handed in again when it is its
-    /// [turn](Engine::turn). Only one that [may wait](Queued::may_wait).
+    /// It overtook what precedes it, or its receiver is asked first what it has, and it may wait for that: it is to be handed
+    /// in again when it is its [turn](Engine::turn). Only one that [may wait](Queued::may_wait).
     Early,
 }
 
@@ -159,6 +159,7 @@ pub struct Engine {
     /// Whether the packet selection takes answers.
     answers: bool,
     handled: Handled,
+    has_just_changed: bool,
     interrupted: Interrupted,
     watched: Watched,
 }
@@ -184,6 +185,7 @@ impl Engine {
             record: Vec::new(),
             answers: false,
             handled: Handled::NONE,
+            has_just_changed: false,
             interrupted: Interrupted::default(),
             watched: Watched::default(),
         }
@@ -240,6 +242,7 @@ impl Engine {
     ) -> Verdict {
         let Queued { offload, ended_calm, ended_calm_before, may_wait, every, .. } = how;
         self.handled = Handled::NONE;
+        self.has_just_changed = false;
         self.counters.packets += 1;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
@@ -300,7 +303,11 @@ impl Engine {
         };
         let read = [Side::Client, Side::Server].map(|side| session.next_of(side));
         let is_end = ended_calm && has_unseen;
+        let changed_packets =
+            session.changes_packets() || bench.control.attention() == Some(Attention::Every);
         let outcome = session.packet_after(is_end, from, &packet, &mut bench, &mut self.payload);
+        self.has_just_changed = !changed_packets && session.changes_packets();
+        let asks = may_wait && session.is_asking(from, &packet);
         let is_new = read != [Side::Client, Side::Server].map(|side| session.next_of(side));
         let told = tell_kernel(&mut bench, session, &outcome, every, &mut self.injections);
         let attention = bench.control.attention();
@@ -327,6 +334,13 @@ impl Engine {
             Forward::Not => Verdict::Drop,
             // Numbers may be changed only once the kernel knows; the sender will send it again.
             Forward::Changed { .. } if told.is_err() => Verdict::Drop,
+            Forward::Changed { seq, ack, flags, .. } if asks => {
+                let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
+                packet.rebuild(&edit, acknowledged, out);
+                send_rest(&mut bench, from, out, &mut self.injections);
+                bench.counters.packets -= 1; // it will be counted
+                Verdict::Early
+            }
             // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
             Forward::Changed { seq, ack, payload: true, flags, urgent }
                 if offload.joined && self.payload.len() < packet.payload().len() =>

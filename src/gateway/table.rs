@@ -277,6 +277,11 @@ impl Table {
         self.parameters.is_calm() && self.statement != QueueStatement::Operator
     }
 
+    /// Whether packets wait as long as there is a sign of life. With operators' queueing they pass where nobody reads.
+    pub fn has_them_wait(&self) -> bool {
+        self.statement != QueueStatement::Operator
+    }
+
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
     pub fn keep(mut self) {
         self.shape = None;

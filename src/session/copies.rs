@@ -134,6 +134,14 @@ impl Session {
         self.copies().is_some_and(|copies| matches!(copies.barrier, Some(Barrier::Unknown)))
     }
 
+    /// Whether `packet` of `from` waits until the server has said what it has.
+    pub fn is_asking(&self, from: Side, packet: &Packet<'_>) -> bool {
+        from == Side::Client
+            && self.has_lost_copies()
+            && !packet.payload().is_empty()
+            && is_near(packet.seq(), self.client.next)
+    }
+
     pub(super) fn copies(&self) -> Option<&Copies> {
         self.seldom.as_ref().map(|seldom| &seldom.copies)
     }

@@ -9,7 +9,7 @@
 //! whole line, or that the segment there is the one that ended the calm: all before it passed, and no part of a harmless
 //! line begins as an announcement ([`harmless`](super::harmless)). Where there is none, nothing is opened for the first line.
 
-use super::{Judge, Session, Side, is_near};
+use super::{ASKED_AFTER, Judge, Session, Side, is_near};
 use crate::packet::{Packet, Seq, flags};
 
 /// What may have passed since a session was saved.
@@ -58,9 +58,14 @@ impl Session {
         self.unseen = Unseen::Lines;
     }
 
-    /// Anything may have passed unread.
+    /// Anything may have passed unread. A client could go on with other bytes at the numbers of those that its server has, so
+    /// the server is asked first what it has.
     pub fn lapse(&mut self) {
         self.unseen = Unseen::Anything;
+        if self.unread().is_none() {
+            self.lose_copies();
+            self.client.gaps = ASKED_AFTER - 1;
+        }
     }
 
     /// Whether harmless lines may have passed unseen, and nothing else.

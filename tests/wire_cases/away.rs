@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use ftp_alg::{
-    engine::{Queued, Verdict},
-    packet::flags,
+    engine::{Attention, Queued, Turn, Verdict},
+    packet::{Packet, flags},
     session::Side::{self, Client, Server},
 };
 
@@ -45,7 +45,10 @@ struct Restarted {
 
 impl Restarted {
     fn new() -> Self {
-        let scenario = Scenario { selection: true, crashes: 1e-9, ..with(Nat::Routed) };
+        Self::of(Scenario { selection: true, crashes: 1e-9, ..with(Nat::Routed) })
+    }
+
+    fn of(scenario: Scenario) -> Self {
         let mut sim = Sim::logged_in(scenario);
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
         sim.read_copies();
@@ -55,6 +58,13 @@ impl Restarted {
 
     /// Takes a packet of `from`, `seq` bytes behind what was seen, which acknowledges `ack` unseen ones.
     fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8], how: Queued) -> Verdict {
+        let packet = self.packet(from, seq, ack, payload);
+        let Sim { engine, kernel, .. } = &mut self.sim;
+        engine.queued(Instant::now(), &packet, how, kernel, &mut Vec::new())
+    }
+
+    /// Such a packet.
+    fn packet(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
         let (own, other) = match from {
             Client => (self.client, self.server),
             Server => (self.server, self.client),
@@ -68,12 +78,10 @@ impl Restarted {
             ..Segment::default()
         };
         let (client, server) = (self.sim.translation.client, self.sim.translation.server);
-        let packet = match from {
+        match from {
             Client => segment.packet(client, server),
             Server => segment.packet(server, client),
-        };
-        let Sim { engine, kernel, .. } = &mut self.sim;
-        engine.queued(Instant::now(), &packet, how, kernel, &mut Vec::new())
+        }
     }
 
     fn opened(&mut self) -> u64 {
@@ -106,6 +114,70 @@ fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
         gateway.take(Server, unseen, 6, PASSIVE, ENDED);
         assert_eq!(gateway.opened(), 0, "{unseen}");
     }
+}
+
+/// Else a client could say one thing to the server while nobody reads, and another at the same numbers to us.
+#[test]
+fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
+    for unread in [0, PORT.len() as u32] {
+        let mut gateway = Restarted::new();
+        gateway.sim.engine.lapse();
+        assert_eq!(
+            gateway.take(Client, 0, 0, PORT, OTHER),
+            Verdict::Replace,
+            "the server is asked"
+        );
+        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Verdict::Replace);
+        assert_eq!(gateway.opened(), 0, "{unread}");
+        gateway.take(Server, 0, unread, b"", OTHER);
+        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Verdict::Accept);
+        assert_eq!(gateway.opened(), u64::from(unread == 0), "{unread} bytes passed unread");
+    }
+}
+
+#[test]
+fn it_waits_in_the_queue_where_it_may_and_need_not_be_sent_again() {
+    let patient = Queued { may_wait: true, ..OTHER };
+    for (unread, turn) in [(0, Turn::Due), (PORT.len() as u32, Turn::Over)] {
+        let mut gateway = Restarted::new();
+        gateway.sim.engine.lapse();
+        let command = gateway.packet(Client, 0, 0, PORT);
+        assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Verdict::Early);
+        let Sim { engine, kernel, .. } = &mut gateway.sim;
+        engine.settle(kernel);
+        let asked = kernel.injected.pop().unwrap();
+        let asked = Packet::parse(&asked).unwrap();
+        assert_eq!((asked.seq().0, asked.payload().len()), (gateway.client.wrapping_sub(1), 0));
+        assert_eq!(gateway.sim.kernel.attention, Some(Attention::Every));
+        assert_eq!(gateway.sim.engine.turn(&command), Turn::Waits);
+        gateway.take(Server, 0, unread, b"", OTHER);
+        assert_eq!(gateway.sim.engine.turn(&command), turn);
+        if turn == Turn::Due {
+            assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Verdict::Accept);
+        }
+        assert_eq!(gateway.opened(), u64::from(unread == 0));
+    }
+}
+
+/// A daemon that was stopped while it decided finds that what it changed may have passed by unchanged.
+#[test]
+fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
+    let scenario = Scenario { selection: true, crashes: 1e-9, ..with(Nat::Masquerade) };
+    let mut gateway = Restarted::of(scenario);
+    let line = b"EPRT |1|192.168.150.80|3762|\r\n";
+    assert_eq!(gateway.take(Client, 0, 0, line, OTHER), Verdict::Replace);
+    assert!(gateway.sim.engine.has_just_changed());
+    let Sim { engine, kernel, .. } = &mut gateway.sim;
+    engine.take_back(Instant::now(), kernel);
+    engine.settle(kernel);
+    assert!(kernel.pinholes().is_empty());
+    assert_eq!(kernel.attention, Some(Attention::Payload));
+    // It has passed as it was.
+    let next = line.len() as u32;
+    assert_eq!(gateway.take(Server, 0, next, b"200 ok\r\n", OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Client, next, 8, b"NOOP\r\n", OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Client, next + 6, 8, line, OTHER), Verdict::Accept);
+    assert_eq!(gateway.sim.engine.counters().pinholes_opened, 1, "nothing more is opened");
 }
 
 #[test]

@@ -34,8 +34,8 @@ pub use verdicts::Verdicts;
 const SUBSYSTEM: u8 = libc::NFNL_SUBSYS_QUEUE as u8;
 const PACKET: u16 = (libc::NFNL_SUBSYS_QUEUE as u16) << 8 | libc::NFQNL_MSG_PACKET as u16;
 
-/// Packets waiting for a verdict, beyond which the kernel drops.
-const MAXIMUM_WAITING: u32 = 8192;
+/// So many packets wait in a queue at most; the kernel drops more.
+pub const MAXIMUM_WAITING: u32 = 8192;
 const SOCKET_BUFFER: i32 = 8 << 20;
 /// What an attribute can hold.
 const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
