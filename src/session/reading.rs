@@ -267,7 +267,7 @@ impl Session {
         let unfinished = if is_all { text.unfinished().max(may_go_on(&line)) } else { 0 };
         let passed = &line[..start - unfinished];
         if passed.iter().any(|byte| matches!(byte, 0 | b'\r')) {
-            self.dialogue.line_ended(LineEnd::Odd);
+            self.dialogue.client_line_ended(LineEnd::Odd);
         }
         self.client.pass_over(line[..start].to_vec(), unfinished);
         lead
