@@ -36,6 +36,16 @@ pub enum Phase {
     /// The server has greeted as one of FTP does, but the client is none: nothing is opened any more, and what is
     /// refused is refused as before, as the server obeys whoever speaks.
     NotFtp,
+    /// The client said `FEAT` before the server spoke, and nothing else, as lftp does that does not wait for replies
+    /// (`ftp:sync-mode off`). No other protocol begins so.
+    Asked,
+}
+
+impl Phase {
+    /// Whether the server has greeted, as far as is known.
+    pub fn has_greeted(self) -> bool {
+        !matches!(self, Self::Silent | Self::Early | Self::Asked)
+    }
 }
 
 /// Why it is not known what is pending, or the ends may not agree on it.
@@ -164,7 +174,7 @@ impl Dialogue {
     pub fn bar(&self, is_active: bool) -> Option<&'static str> {
         Some(match (self.phase, self.doubt) {
             (Phase::NotFtp, _) => "the client is none of FTP",
-            (Phase::Early, _) => "the client spoke before the server",
+            (Phase::Early | Phase::Asked, _) => "the client spoke before the server",
             (Phase::Lost, _) => "packets of the dialogue were missed",
             (_, Some(Doubt::Lines | Doubt::ClientLines)) => {
                 "a line did not end with CR LF, or had a CR, LF or NUL in it: the ends may not agree where lines end"
@@ -249,7 +259,10 @@ impl Dialogue {
     /// Reads a complete line of the client.
     pub fn client_line(&mut self, command: Option<&Command<'_>>) -> Step {
         match (self.phase, command) {
-            (Phase::Silent, _) => self.phase = Phase::Early,
+            (Phase::Silent, Some(c)) if c.word == b"FEAT" && c.argument.is_empty() => {
+                self.phase = Phase::Asked;
+            }
+            (Phase::Silent | Phase::Asked, _) => self.phase = Phase::Early,
             (Phase::Greeted, Some(c)) if c.verb != Verb::Unknown && !c.is_foreign(true) => {
                 self.phase = Phase::Verified;
             }
@@ -308,7 +321,7 @@ impl Dialogue {
         let was_open = self.replies != ReplyTracker::default();
         let reply = self.replies.line(text);
         self.replied &= reply.is_some();
-        if matches!(self.phase, Phase::Silent | Phase::Early) {
+        if !self.phase.has_greeted() {
             return match reply {
                 Some(reply) if reply.is_preliminary() => Meaning::Nothing, // 120: ready in a while
                 Some(_) if self.phase == Phase::Silent => {
@@ -316,7 +329,8 @@ impl Dialogue {
                     Meaning::Nothing
                 }
                 Some(Reply { code: 220 }) => {
-                    self.phase = Phase::NotFtp;
+                    let is_asked = self.phase == Phase::Asked;
+                    self.phase = if is_asked { Phase::Verified } else { Phase::NotFtp };
                     Meaning::Nothing
                 }
                 Some(_) => Meaning::NotFtp,

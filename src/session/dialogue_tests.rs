@@ -119,6 +119,30 @@ fn nothing_opens_while_the_ends_may_not_agree() {
 }
 
 #[test]
+fn feat_alone_may_precede_the_greeting() {
+    let mut dialogue = Dialogue::default();
+    said(&mut dialogue, "FEAT");
+    assert!(dialogue.bar(true).is_some() && dialogue.bar(false).is_some());
+    let mut other = dialogue.clone();
+    assert_eq!(answered(&mut other, "200 OK"), Meaning::NotFtp);
+    for line in ["USER x", "FEAT", "Host: x"] {
+        let mut other = dialogue.clone();
+        said(&mut other, line);
+        answered(&mut other, "220 ready");
+        assert_eq!(other.phase(), Phase::NotFtp, "{line}");
+    }
+    for line in ["120 soon", "220-hello", "220 ready"] {
+        assert_eq!(answered(&mut dialogue, line), Meaning::Nothing);
+    }
+    assert_eq!((dialogue.phase(), dialogue.awaits_replies()), (Phase::Verified, true));
+    for line in ["FEAT x", "FEATURE", "FEAT / HTTP/1.1"] {
+        let mut other = Dialogue::default();
+        said(&mut other, line);
+        assert_eq!(other.phase(), Phase::Early, "{line}");
+    }
+}
+
+#[test]
 fn a_name_with_line_ends_is_remembered() {
     let mut dialogue = logged_in();
     dialogue.client_line_ended(LineEnd::Odd);

@@ -193,7 +193,8 @@ impl Session {
                 Side::Server => self.dialogue.may_announce(&text),
             };
             // Of what may be another protocol's no byte waits for the next: its server may wait for it, too.
-            hold &= self.dialogue.phase() != Phase::Early || text.bytes().len() > VERB;
+            let is_early = matches!(self.dialogue.phase(), Phase::Early | Phase::Asked);
+            hold &= !is_early || text.bytes().len() > VERB;
         }
         let refused = if before + chunk.len() > MAX_HELD {
             Some(Refused::Overlong)
