@@ -459,3 +459,34 @@ fn data_connections_follow_where_both_ends_are_translated() {
     }";
     data_follows_control(Topology::PublishedServer, "198.51.100.2", both);
 }
+
+/// With `ftp:sync-mode off` it says `FEAT` before the greeting, and the rest in pipelines.
+#[test]
+fn lftp_that_waits_for_no_reply_transfers() {
+    let gateway = gateway(Topology::PublishedServer, FirewallKind::Nftables, "");
+    let lab = &gateway.lab;
+    for kind in ServerKind::ALL {
+        let server = Server::start(kind, &lab.server).unwrap();
+        server.put("a b.txt", b"the body").unwrap();
+        let (user, password) = server.login();
+        for passive in ["on", "off"] {
+            if kind == ServerKind::Pyftpdlib && passive == "off" {
+                // It answers RETR before PORT if both come at once, and lftp drops the file.
+                continue;
+            }
+            let mut lftp = lab.client.command("lftp");
+            let script = format!(
+                "set ftp:sync-mode off; set ftp:passive-mode {passive}; set ftp:ssl-allow off; \
+                 set net:timeout 8; set net:max-retries 1; set cmd:fail-exit on; \
+                 open -u {user},{password} {}; cd pub; cls; cat 'a b.txt'; bye",
+                lab.dialled(Family::V4)
+            );
+            lftp.args(["-c", &script]);
+            let done = lab.client.finish(lftp, b"", Duration::from_secs(30)).unwrap();
+            let text = done.success().unwrap().text();
+            assert!(text.contains("a b.txt") && text.contains("the body"), "{kind}: {text}");
+        }
+    }
+    assert!(gateway.daemon.counter("pinholes_opened").unwrap() >= 14);
+    assert_all_closed(&gateway);
+}

@@ -15,7 +15,6 @@ mod watch;
 
 use std::{
     io::{self, Read as _, Write as _},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -85,37 +84,6 @@ fn the_table_replaces_itself_and_leaves_nothing() {
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);
     lab.on_gateway(|| drop(Table::install(&RuleParameters::default()).unwrap()));
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);
-}
-
-/// The helper belongs to the machine: who leaves removes it while others load tables that refer to it.
-#[test]
-fn tables_of_several_namespaces_share_the_helper() {
-    need_root!();
-    let (stays, leaves) = (Lab::new(), Lab::new());
-    let parameters = RuleParameters::default();
-    thread::scope(|scope| {
-        let others = scope.spawn(|| {
-            leaves.on_gateway(|| {
-                for _ in 0..12 {
-                    Table::install(&parameters).unwrap().remove().unwrap();
-                }
-            });
-        });
-        stays.on_gateway(|| {
-            let table = Table::install(&parameters).unwrap();
-            let statement = table.statement();
-            table.remove().unwrap();
-            while !others.is_finished() {
-                let table = Table::install(&parameters).unwrap();
-                assert_eq!(table.statement(), statement);
-                let text = stays.gateway_sh("nft list table inet ftp_alg");
-                let is_whole = text.contains("l3proto inet");
-                assert!(is_whole || !text.contains("ct helper"), "{text}");
-                table.remove().unwrap();
-            }
-        });
-        others.join().unwrap();
-    });
 }
 
 #[test]

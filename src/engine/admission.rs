@@ -133,8 +133,8 @@ impl Engine {
 /// Whether a connection is dropped for a newer one: nothing is known of it that its next packet does not
 /// tell again, or that was verified.
 pub(super) fn gives_way(Entry { session, .. }: &Entry) -> bool {
-    let unknown =
-        matches!(session.dialogue().phase(), Phase::Silent | Phase::Early | Phase::Joined);
+    let phase = session.dialogue().phase();
+    let unknown = !phase.has_greeted() || phase == Phase::Joined;
     !session.is_adjusted() && (unknown || session.is_over())
 }
 
@@ -143,7 +143,7 @@ fn lifetime(session: &Session, needs_login: bool) -> Duration {
     match session.dialogue().phase() {
         _ if session.is_over() && (session.is_adjusted() || session.has_ended()) => LINGER,
         _ if session.is_over() => LINGER_UNADJUSTED,
-        Phase::Silent | Phase::Early => SILENCE,
+        Phase::Silent | Phase::Early | Phase::EarlyFeat => SILENCE,
         // Nothing is known of such a one that its next packet does not tell again.
         Phase::Joined if !session.is_adjusted() => SILENCE,
         _ if session.is_half_closed() => HALF_CLOSED,

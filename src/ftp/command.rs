@@ -100,11 +100,13 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"APPE" | b"LIST" | b"MLSD" | b"NLST" | b"RETR" | b"STOR" | b"STOU" => Verb::Transfer,
         // Clients send these with others.
         b"SITE" if has_first_word(argument, b"CHMOD") || has_first_word(argument, b"UTIME") => Verb::Other,
-        b"HELP" | b"MLST" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
+        // Without an argument it names the directory that the client is in.
+        b"MLST" => Verb::Listing,
+        b"HELP" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
         | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
         | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
-        | b"MIC\0" | b"MKD\0" | b"MLST" | b"MODE" | b"NOOP" | b"OPTS" | b"PBSZ" | b"PROT"
+        | b"MIC\0" | b"MKD\0" | b"MODE" | b"NOOP" | b"OPTS" | b"PBSZ" | b"PROT"
         | b"PWD\0" | b"QUIT" | b"RANG" | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE"
         | b"SIZE" | b"SMNT" | b"STAT" | b"STRU" | b"SYST" | b"TYPE" | b"XCRC" | b"XCUP" | b"XCWD"
         | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,

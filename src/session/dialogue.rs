@@ -38,6 +38,16 @@ pub enum Phase {
     NotFtp,
     /// Its start was not seen, and the server has answered as one of FTP does: what is refused is refused.
     Answered,
+    /// The client said `FEAT` before the server spoke, and nothing else, as lftp does that does not wait for replies
+    /// (`ftp:sync-mode off`). No other protocol begins so.
+    EarlyFeat,
+}
+
+impl Phase {
+    /// Whether the server has greeted, as far as is known.
+    pub fn has_greeted(self) -> bool {
+        !matches!(self, Self::Silent | Self::Early | Self::EarlyFeat)
+    }
 }
 
 /// Why it is not known what is pending, or the ends may not agree on it.
@@ -50,6 +60,12 @@ pub enum Doubt {
     Listing,
     /// Harmless lines were missed. What is seen next ends it.
     Unseen,
+    /// The same as [`Doubt::Lines`], and a line of the client is why.
+    ClientLines,
+    /// That is over. But the server may know a name with line ends in it, so the next command brings [`Doubt::Repeats`].
+    Names,
+    /// A reply is pending in which the server may repeat that name.
+    Repeats,
 }
 
 /// What a client's line is.
@@ -160,14 +176,17 @@ impl Dialogue {
     pub fn bar(&self, is_active: bool) -> Option<&'static str> {
         Some(match (self.phase, self.doubt) {
             (Phase::NotFtp, _) => "the client is none of FTP",
-            (Phase::Early, _) => "the client spoke before the server",
+            (Phase::Early | Phase::EarlyFeat, _) => "the client spoke before the server",
             (Phase::Joined | Phase::Answered, _) => "the start of the dialogue was not seen",
             (Phase::Lost, _) => "packets of the dialogue were missed",
-            (_, Some(Doubt::Lines)) => {
+            (_, Some(Doubt::Lines | Doubt::ClientLines)) => {
                 "a line did not end with CR LF, or had a CR, LF or NUL in it: the ends may not agree where lines end"
             }
             (_, Some(Doubt::Listing)) if !is_active => {
                 "it came together with STAT, MLST, SITE or HELP, whose reply may hold lines of the client's making"
+            }
+            (_, Some(Doubt::Repeats)) if !is_active => {
+                "it came together with a command whose reply may repeat a name with line ends in it"
             }
             _ => return None,
         })
@@ -178,18 +197,35 @@ impl Dialogue {
         self.phase = Phase::NotFtp;
     }
 
-    /// Takes note of how a line ended, before it is read.
-    pub fn line_ended(&mut self, end: LineEnd) {
+    /// Takes note of how a line of the client ended, before it is read.
+    pub fn client_line_ended(&mut self, end: LineEnd) {
+        if end == LineEnd::Odd {
+            self.doubt = Some(Doubt::ClientLines);
+        }
+    }
+
+    /// Takes note of how a line of the server ended, before it is read.
+    pub fn server_line_ended(&mut self, end: LineEnd) {
         self.replied = end == LineEnd::Plain;
         if end == LineEnd::Odd {
-            self.doubt = Some(Doubt::Lines);
+            self.doubt_lines();
         }
+    }
+
+    fn doubt_lines(&mut self) {
+        self.doubt = Some(match self.doubt {
+            Some(Doubt::ClientLines | Doubt::Names | Doubt::Repeats) => Doubt::ClientLines,
+            _ => Doubt::Lines,
+        });
     }
 
     /// The server has no more to say for now, as far as its TCP tells: what it said last was the end of a reply.
     pub fn settled(&mut self) {
         if self.replied && !self.awaits_replies() {
-            self.doubt = None;
+            self.doubt = match self.doubt {
+                Some(Doubt::ClientLines | Doubt::Names | Doubt::Repeats) => Some(Doubt::Names),
+                _ => None,
+            };
         }
     }
 
@@ -226,7 +262,10 @@ impl Dialogue {
     /// Reads a complete line of the client.
     pub fn client_line(&mut self, command: Option<&Command<'_>>) -> Step {
         match (self.phase, command) {
-            (Phase::Silent, _) => self.phase = Phase::Early,
+            (Phase::Silent, Some(c)) if c.word == b"FEAT" && c.argument.is_empty() => {
+                self.phase = Phase::EarlyFeat;
+            }
+            (Phase::Silent | Phase::EarlyFeat, _) => self.phase = Phase::Early,
             (Phase::Greeted, Some(c)) if c.verb != Verb::Unknown && !c.is_foreign(true) => {
                 self.phase = Phase::Verified;
             }
@@ -240,9 +279,12 @@ impl Dialogue {
             // The server forgets the login as it reads this (RFC 959 section 4.1.1).
             self.logged_in = false;
         }
-        if command.verb == Verb::Listing && self.doubt.is_none() {
-            self.doubt = Some(Doubt::Listing);
-        }
+        self.doubt = match (self.doubt, command.verb) {
+            (None, Verb::Listing) => Some(Doubt::Listing),
+            (doubt, Verb::Pasv | Verb::Epsv) => doubt,
+            (Some(Doubt::Names), _) => Some(Doubt::Repeats),
+            (doubt, _) => doubt,
+        };
         let awaited = match command.verb {
             Verb::Port | Verb::Eprt => return Step::Announces,
             Verb::Auth => return Step::Auth,
@@ -282,7 +324,7 @@ impl Dialogue {
         let was_open = self.replies != ReplyTracker::default();
         let reply = self.replies.line(text);
         self.replied &= reply.is_some();
-        if matches!(self.phase, Phase::Silent | Phase::Early) {
+        if !self.phase.has_greeted() {
             return match reply {
                 Some(reply) if reply.is_preliminary() => Meaning::Nothing, // 120: ready in a while
                 Some(_) if self.phase == Phase::Silent => {
@@ -290,7 +332,8 @@ impl Dialogue {
                     Meaning::Nothing
                 }
                 Some(Reply { code: 220 }) => {
-                    self.phase = Phase::NotFtp;
+                    let is_feat = self.phase == Phase::EarlyFeat;
+                    self.phase = if is_feat { Phase::Verified } else { Phase::NotFtp };
                     Meaning::Nothing
                 }
                 Some(_) => Meaning::NotFtp,
@@ -304,7 +347,10 @@ impl Dialogue {
         }
         if !was_open && reply.is_none() && self.replies == ReplyTracker::default() {
             // No server says this; perhaps it is a part of a name.
-            self.doubt = Some(Doubt::Lines);
+            self.doubt_lines();
+        }
+        if reply.is_some_and(|reply| reply.code == 257) && ends_in_name(text) {
+            self.doubt_lines();
         }
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
     }
@@ -313,7 +359,7 @@ impl Dialogue {
     pub fn is_calm(&self) -> bool {
         matches!(self.phase, Phase::Greeted | Phase::Verified)
             && self.replies == ReplyTracker::default()
-            && self.doubt.is_none()
+            && matches!(self.doubt, None | Some(Doubt::Names))
             && !self.awaits_replies()
     }
 
@@ -416,6 +462,12 @@ impl Dialogue {
     fn answer(&mut self, which: Awaited) -> bool {
         self.awaited.skip_to(which) && self.awaited.pop().is_some()
     }
+}
+
+/// Whether a 257 ends within the name that it quotes: the name has a line end in it, as its own quotes are doubled (RFC 959
+/// appendix II).
+fn ends_in_name(text: &Text<'_>) -> bool {
+    text.bytes().iter().filter(|byte| **byte == b'"').count() % 2 == 1
 }
 
 #[cfg(test)]

@@ -93,10 +93,10 @@ fn a_login_ends_when_another_begins() {
 #[test]
 fn nothing_opens_while_the_ends_may_not_agree() {
     let mut dialogue = logged_in();
-    dialogue.line_ended(LineEnd::Odd);
+    dialogue.server_line_ended(LineEnd::Odd);
     said(&mut dialogue, "NOOP");
     assert!(dialogue.bar(false).is_some() && !dialogue.is_calm());
-    dialogue.line_ended(LineEnd::Plain);
+    dialogue.server_line_ended(LineEnd::Plain);
     answered(&mut dialogue, "200 ok");
     assert!(dialogue.bar(false).is_some(), "the server may have more to say");
     dialogue.settled();
@@ -106,16 +106,79 @@ fn nothing_opens_while_the_ends_may_not_agree() {
     said(&mut dialogue, "STAT x");
     for line in ["211 x", "213-x", "213 End", "229 (|||3306|)"] {
         assert!(dialogue.bar(false).is_some(), "{line}");
-        dialogue.line_ended(LineEnd::Plain);
+        dialogue.server_line_ended(LineEnd::Plain);
         answered(&mut dialogue, line);
     }
     dialogue.settled();
     assert_eq!(dialogue.bar(false), None);
     // No reply: part of a listing, perhaps.
-    dialogue.line_ended(LineEnd::Plain);
+    dialogue.server_line_ended(LineEnd::Plain);
     answered(&mut dialogue, "-rw-r--r-- x");
     dialogue.settled();
     assert!(dialogue.bar(false).is_some());
+}
+
+#[test]
+fn feat_alone_may_precede_the_greeting() {
+    let mut dialogue = Dialogue::default();
+    said(&mut dialogue, "FEAT");
+    assert!(dialogue.bar(true).is_some() && dialogue.bar(false).is_some());
+    let mut other = dialogue.clone();
+    assert_eq!(answered(&mut other, "200 OK"), Meaning::NotFtp);
+    for line in ["USER x", "FEAT", "Host: x"] {
+        let mut other = dialogue.clone();
+        said(&mut other, line);
+        answered(&mut other, "220 ready");
+        assert_eq!(other.phase(), Phase::NotFtp, "{line}");
+    }
+    for line in ["120 soon", "220-hello", "220 ready"] {
+        assert_eq!(answered(&mut dialogue, line), Meaning::Nothing);
+    }
+    assert_eq!((dialogue.phase(), dialogue.awaits_replies()), (Phase::Verified, true));
+    for line in ["FEAT x", "FEATURE", "FEAT / HTTP/1.1"] {
+        let mut other = Dialogue::default();
+        said(&mut other, line);
+        assert_eq!(other.phase(), Phase::Early, "{line}");
+    }
+}
+
+#[test]
+fn a_name_with_line_ends_is_remembered() {
+    let mut dialogue = logged_in();
+    dialogue.client_line_ended(LineEnd::Odd);
+    said(&mut dialogue, "CWD x");
+    let settles = |dialogue: &mut Dialogue, line| {
+        dialogue.server_line_ended(LineEnd::Plain);
+        answered(dialogue, line);
+        dialogue.settled();
+        assert!(dialogue.bar(false).is_none() && dialogue.is_calm(), "{line}");
+    };
+    settles(&mut dialogue, "250 ok");
+    said(&mut dialogue, "PASV");
+    assert_eq!(dialogue.bar(false), None);
+    settles(&mut dialogue, "227 x");
+    // Whatever else is said may be answered by the name.
+    said(&mut dialogue, "CDUP");
+    said(&mut dialogue, "PASV");
+    dialogue.server_line_ended(LineEnd::Plain);
+    answered(&mut dialogue, "250 in x");
+    dialogue.settled();
+    assert!(dialogue.bar(false).is_some());
+    settles(&mut dialogue, "227 x");
+}
+
+#[test]
+fn a_257_that_ends_within_its_name_is_doubted() {
+    for (line, is_whole) in
+        [(r#"257 "/a""b" made"#, true), (r#"257 "/a"#, false), (r#"257 "/a"""#, false)]
+    {
+        let mut dialogue = logged_in();
+        said(&mut dialogue, "PWD");
+        said(&mut dialogue, "PASV");
+        dialogue.server_line_ended(LineEnd::Plain);
+        answered(&mut dialogue, line);
+        assert_eq!(dialogue.bar(false).is_none(), is_whole, "{line}");
+    }
 }
 
 #[test]

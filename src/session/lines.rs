@@ -34,7 +34,7 @@ pub fn client_line(
     judge: &mut impl Judge,
     read: &mut Read,
 ) -> LineEdit {
-    dialogue.line_ended(is_plain(line));
+    dialogue.client_line_ended(is_plain(line));
     let hidden = if Hidden::may_be_in(line) { hidden(dialogue, line, judge) } else { None };
     if hidden.is_none() && is_crossed_start(line, delivered) && dialogue.phase() == Phase::Verified
     {
@@ -223,7 +223,7 @@ pub fn server_line(
     let code = dialogue.open_reply();
     let Limits { overtaken, replace, grow } = limits;
     let may_be_replaced = replace && delivered == 0 && !overtaken;
-    dialogue.line_ended(is_plain(line));
+    dialogue.server_line_ended(is_plain(line));
     let meaning = dialogue.server_line(&text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *read = Read::NotFtpClient;

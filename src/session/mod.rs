@@ -239,7 +239,7 @@ impl Session {
             _ if self.is_over() => "closing",
             (Some(Unread::Opaque), _) => "opaque",
             (Some(Unread::Encrypted { .. }), _) => "encrypted",
-            (None, Phase::Silent | Phase::Early) => "new",
+            (None, Phase::Silent | Phase::Early | Phase::EarlyFeat) => "new",
             (None, Phase::NotFtp) => "not-ftp",
             (None, Phase::Greeted) => "greeted",
             (None, Phase::Joined | Phase::Answered) => "joined",

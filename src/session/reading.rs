@@ -195,7 +195,8 @@ impl Session {
                 Side::Server => self.dialogue.may_announce(&text),
             };
             // Of what may be another protocol's no byte waits for the next: its server may wait for it, too.
-            hold &= self.dialogue.phase() != Phase::Early || text.bytes().len() > VERB;
+            let is_early = matches!(self.dialogue.phase(), Phase::Early | Phase::EarlyFeat);
+            hold &= !is_early || text.bytes().len() > VERB;
         }
         let refused = if before + chunk.len() > MAX_HELD {
             Some(Refused::Overlong)
@@ -228,7 +229,7 @@ impl Session {
         let line = [self.client.line(), chunk].concat();
         let Some(end) = Hidden::find(&line, judge.refuses_auth()) else { return false };
         // What the line would have shown as a whole, as that it is none of FTP, is not known.
-        self.dialogue.line_ended(LineEnd::Odd);
+        self.dialogue.client_line_ended(LineEnd::Odd);
         if !self.client.line().starts_with(CROSSED_LINE) {
             judge.refused(Refused::Hidden);
         }
@@ -272,7 +273,7 @@ impl Session {
         let passed = &line[..start - unfinished];
         let is_cut = is_all && Text::new(passed).unfinished() > 0; // within a Telnet command
         if is_cut || may_end_or_skip(passed) {
-            self.dialogue.line_ended(LineEnd::Odd);
+            self.dialogue.client_line_ended(LineEnd::Odd);
         }
         if is_cut {
             unfinished = text.unfinished();

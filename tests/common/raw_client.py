@@ -6,7 +6,8 @@ puts a router alert into each packet. IPv4 only. Nothing is sent again, so the n
 the host must keep its own resets back.
 A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
 probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
-goes first. Each line is followed by a reply; so is the handshake.
+goes first; or {"send": TEXT, "edge": BYTES}: for a second and a half the server may send as many bytes, and replies are not
+awaited. Each other line is followed by a reply; so is the handshake.
 Prints one JSON object: {"replies": [TEXT, ...], "probes": N, "error": TEXT or null}.
 """
 import json
@@ -23,7 +24,7 @@ port = random.randrange(20000, 30000)
 wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
 wire.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 wire.settimeout(0.05)
-number, expected, window = random.randrange(1 << 32), 0, 60000
+number, expected, window, edge = random.randrange(1 << 32), 0, 60000, None
 identification, probes = 1000, 0
 received = b""
 
@@ -36,7 +37,9 @@ def checksum(data):
 
 
 def send(flags, payload=b""):
-    global number, identification
+    global number, identification, window
+    if edge is not None:
+        window = max(0, edge - len(received))
     def header(check):
         return struct.pack("!HHIIBBHHH", port, 21, number, expected, 0x50, flags, window, check, 0)
     pseudo = source + host + struct.pack("!BBH", 0, 6, 20 + len(payload))
@@ -104,6 +107,15 @@ try:
     for step in plan["steps"]:
         window = 0 if step.get("closed") else 60000
         text = step["send"].encode("latin-1")
+        if "edge" in step:
+            edge = len(received) + step["edge"]
+            # A smaller window counts with a new number only.
+            send(ACK | PSH, text[:1])
+            send(ACK | PSH, text[1:])
+            ends = time.monotonic() + 1.5
+            while time.monotonic() < ends:
+                take()
+            continue
         if step.get("reversed"):
             send_reversed(text.splitlines(keepends=True))
         else:
@@ -114,7 +126,7 @@ try:
         if step.get("closed"):
             window = 60000
             send(ACK)
-        for _ in text.splitlines():
+        for _ in range(text.count(b"\n")):
             replies.append(reply())
 except Exception as problem:
     error = repr(problem)

@@ -71,6 +71,33 @@ fn vsftpd_lists_a_name_that_looks_like_an_announcement() {
     }
 }
 
+/// It leaves out a NUL behind a CR, and a Telnet option whatever that is, so that what is one line for it is two here, and
+/// commands both. Later it repeats the name of the directory that it is in, asked by lines that everybody reads alike.
+#[test]
+fn proftpd_repeats_a_directory_that_looks_like_an_announcement() {
+    let end = "\r\0\n\u{ff}\u{fb}A";
+    for (last, commands) in [
+        ("", "PWD\r\nEPSV\r\n"),
+        ("", "MKD sub\r\nEPSV\r\n"),
+        ("", "NOOP\r\nXPWD\r\nEPSV\r\nNOOP\r\n"),
+        ("250 End", "MLST\r\nEPSV\r\n"),
+    ] {
+        let first = if last.is_empty() { String::new() } else { format!("{end}{last}") };
+        let name = format!("x{first}{end}229 x (|||{FORGED}|)");
+        let mut steps = Vec::new();
+        for verb in ["MKD", "CWD"] {
+            let line = format!("{verb} pub/{name}\r\n");
+            steps.extend([json!({"send": line}), json!({"sleep": 0.3})]);
+        }
+        // It answers one command where we read several, and says several replies here: then nothing is pending.
+        for _ in 0..3 {
+            steps.extend([json!({"send": "PWD\r\n"}), json!({"sleep": 0.3})]);
+        }
+        steps.push(json!({"send": commands}));
+        attack_published(ServerKind::Proftpd, &steps, &[FORGED]);
+    }
+}
+
 /// Commands by which the server is to be sent to the third host's port 3764, hidden in each way that is known.
 fn hidden(third: &str) -> Vec<String> {
     let port = format!("PORT {third},14,180");

@@ -45,3 +45,34 @@ fn no_draft_is_left_in_the_kernel() {
     });
     assert_eq!(lab.gateway_sh("nft list tables"), "");
 }
+
+/// The helper belongs to the machine: who leaves removes it while others load tables that refer to it.
+#[test]
+fn tables_of_several_namespaces_share_the_helper() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let (stays, leaves) = (Lab::new(), Lab::new());
+    let parameters = RuleParameters::default();
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            leaves.on_gateway(|| {
+                for _ in 0..12 {
+                    Table::install(&parameters).unwrap().remove().unwrap();
+                }
+            });
+        });
+        stays.on_gateway(|| {
+            let table = Table::install(&parameters).unwrap();
+            let statement = table.statement();
+            table.remove().unwrap();
+            while !others.is_finished() {
+                let table = Table::install(&parameters).unwrap();
+                assert_eq!(table.statement(), statement);
+                let text = stays.gateway_sh("nft list table inet ftp_alg");
+                let is_whole = text.contains("l3proto inet");
+                assert!(is_whole || !text.contains("ct helper"), "{text}");
+                table.remove().unwrap();
+            }
+        });
+        others.join().unwrap();
+    });
+}
