@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ASKED_AFTER, Judge, MAX_MISSED, MAX_UNSEEN, Session, Side, Unseen, adjust::MAX_REWRITES,
-    few::allocated, is_near,
+    apart::Pushed, few::allocated, is_near,
 };
 use crate::packet::{Packet, Seq, flags};
 
@@ -193,7 +193,7 @@ impl Session {
         if seq.is_after(self.peek(from).next) {
             return self.is_ahead(from, seq, payload);
         }
-        self.pushed = packet.has(flags::PSH);
+        self.pushed = Pushed::of(packet);
         self.read_passed(from, seq, payload, judge);
         self.read_ahead(from, judge);
         self.see_acknowledgements();
@@ -336,7 +336,7 @@ impl Session {
             let mut starts = self.ahead(from).iter().map(|(start, _)| *start);
             let Some(at) = starts.position(|start| !start.is_after(next)) else { break };
             let (seq, payload) = self.copies_mut().ahead[from as usize].remove(at);
-            self.pushed = false; // that of another packet
+            self.pushed = Pushed::Not; // that of another packet
             self.read_passed(from, seq, &payload, judge);
         }
         self.finish_passed(from);

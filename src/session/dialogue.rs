@@ -66,6 +66,10 @@ pub enum Doubt {
     Names,
     /// A reply is pending in which the server may repeat that name.
     Repeats,
+    /// Any other doubt is over, as far as can be seen. An announcement of the server must stand apart.
+    Over,
+    /// An announcement did not.
+    Rest,
 }
 
 /// What a client's line is.
@@ -186,10 +190,27 @@ impl Dialogue {
                 "it came together with STAT, MLST, SITE or HELP, whose reply may hold lines of the client's making"
             }
             (_, Some(Doubt::Repeats)) if !is_active => {
-                "it came together with a command whose reply may repeat a name with line ends in it"
+                "it may be a part of another reply, which repeats a name with line ends in it"
+            }
+            (_, Some(Doubt::Rest)) if !is_active => {
+                "it may be a part of another reply: it was no segment by itself, or its command left no room for more"
             }
             _ => return None,
         })
+    }
+
+    /// Whether the server's announcements must stand apart, as it was doubtful at some time what was pending.
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_some_and(|doubt| doubt != Doubt::Unseen)
+    }
+
+    /// The announcement that was read does not stand apart.
+    pub fn may_be_rest(&mut self) {
+        match self.doubt {
+            Some(Doubt::Over) => self.doubt = Some(Doubt::Rest),
+            Some(Doubt::Names) => self.doubt = Some(Doubt::Repeats),
+            _ => {}
+        }
     }
 
     /// The client is none of FTP, where a server may be.
@@ -223,8 +244,9 @@ impl Dialogue {
     pub fn settled(&mut self) {
         if self.replied && !self.awaits_replies() {
             self.doubt = match self.doubt {
+                None | Some(Doubt::Unseen) => None,
                 Some(Doubt::ClientLines | Doubt::Names | Doubt::Repeats) => Some(Doubt::Names),
-                _ => None,
+                _ => Some(Doubt::Over),
             };
         }
     }
@@ -280,7 +302,7 @@ impl Dialogue {
             self.logged_in = false;
         }
         self.doubt = match (self.doubt, command.verb) {
-            (None, Verb::Listing) => Some(Doubt::Listing),
+            (None | Some(Doubt::Over), Verb::Listing) => Some(Doubt::Listing),
             (doubt, Verb::Pasv | Verb::Epsv) => doubt,
             (Some(Doubt::Names), _) => Some(Doubt::Repeats),
             (doubt, _) => doubt,
@@ -359,7 +381,7 @@ impl Dialogue {
     pub fn is_calm(&self) -> bool {
         matches!(self.phase, Phase::Greeted | Phase::Verified)
             && self.replies == ReplyTracker::default()
-            && matches!(self.doubt, None | Some(Doubt::Names))
+            && matches!(self.doubt, None | Some(Doubt::Names | Doubt::Over))
             && !self.awaits_replies()
     }
 

@@ -206,6 +206,8 @@ pub struct Limits {
     pub replace: bool,
     /// Whether that may be longer.
     pub grow: bool,
+    /// Whether it is all that the server had to say.
+    pub apart: bool,
 }
 
 /// Reads a complete line of the server, `delivered` bytes of which have been forwarded already.
@@ -221,7 +223,7 @@ pub fn server_line(
     let phase = dialogue.phase();
     // The first lines of a multi-line reply have gone on: the last one must have the same code (RFC 959 section 4.2).
     let code = dialogue.open_reply();
-    let Limits { overtaken, replace, grow } = limits;
+    let Limits { overtaken, replace, grow, apart } = limits;
     let may_be_replaced = replace && delivered == 0 && !overtaken;
     dialogue.server_line_ended(is_plain(line));
     let meaning = dialogue.server_line(&text);
@@ -248,6 +250,9 @@ pub fn server_line(
             if delivered > 0 && dialogue.phase() != Phase::Joined {
                 judge.limit(Limit::Reply);
                 return None;
+            }
+            if !apart {
+                dialogue.may_be_rest();
             }
             let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);
             match (ruling, parsed) {

@@ -10,6 +10,7 @@
 //! - a number is delivered with the same byte however often its segment is sent again.
 
 mod adjust;
+mod apart;
 mod copies;
 mod dialogue;
 mod ended;
@@ -30,6 +31,7 @@ mod urgent;
 use std::borrow::Cow;
 
 pub use adjust::SequenceMap;
+use apart::Pushed;
 use copies::Copies;
 pub use dialogue::{Dialogue, Phase};
 use ended::Cut;
@@ -110,9 +112,9 @@ pub struct Session {
     /// What may have passed since it was saved.
     #[serde(skip, default = "Unseen::of_saved")]
     unseen: Unseen,
-    /// Whether the sender of what is being read says that nothing more of it is under way (PSH).
+    /// Of the packet that is being read.
     #[serde(skip)]
-    pushed: bool,
+    pushed: Pushed,
 }
 
 /// What few connections have: in one place, as a packet's session is to be in few cache lines.
@@ -124,6 +126,9 @@ struct Seldom {
     copies: Copies,
     /// The last urgent pointer of the client that was forwarded.
     mark: Option<Mark>,
+    /// The smallest window that the packets of the pending command offered, if they acknowledged all that was said.
+    #[serde(skip)]
+    offered: u16,
 }
 
 impl Session {
@@ -163,7 +168,7 @@ impl Session {
             reads_passed: false,
             cut: Cut::No,
             unseen: Unseen::Nothing,
-            pushed: false,
+            pushed: Pushed::Not,
         }
     }
 
@@ -330,6 +335,9 @@ impl Session {
         }
         out.clear();
         let payload = packet.payload();
+        if from == Side::Client && self.dialogue.is_doubted() && !payload.is_empty() {
+            self.offers(packet);
+        }
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
             return self.renumbered(from, packet).into();
@@ -356,7 +364,16 @@ impl Session {
                 return Forward::Not.into();
             }
             stream.gaps = 0;
-            self.pushed = packet.has(flags::PSH);
+            self.pushed = match Pushed::of(packet) {
+                Pushed::Yes
+                    if from == Side::Server
+                        && self.dialogue.is_doubted()
+                        && self.is_apart(packet) =>
+                {
+                    Pushed::Apart
+                }
+                pushed => pushed,
+            };
             self.read_queued(from, seq, &payload, fin, judge);
             self.see_acknowledgements();
             let read = (self.peek(from).next - seq) as usize;

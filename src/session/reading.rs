@@ -6,6 +6,7 @@
 use super::{
     Judge, Limit, Note, Phase, Refused, Session, Side, TlsRecords, Unread,
     adjust::CROSSED_OUT,
+    apart::Pushed,
     lines::{CROSSED_LINE, Limits, Read, client_line, is_no_beginning, server_line},
     stream::{MAX_HELD, MAX_LINE},
     urgent::ambiguous_line,
@@ -53,7 +54,7 @@ impl Session {
             };
             let (chunk, rest) = new.split_at(end + 1);
             self.end_line(from, seq, chunk, judge);
-            if from == Side::Server && self.pushed && rest.is_empty() {
+            if from == Side::Server && self.pushed != Pushed::Not && rest.is_empty() {
                 self.dialogue.settled();
             }
             (seq, new) = (seq + chunk.len() as u32, rest);
@@ -136,7 +137,8 @@ impl Session {
                 None
             }
             Side::Server => {
-                let limits = Limits { overtaken, replace, grow };
+                let apart = self.pushed == Pushed::Apart;
+                let limits = Limits { overtaken, replace, grow, apart };
                 server_line(&mut self.dialogue, line, delivered, limits, judge, &mut read)
             }
         };

@@ -8,7 +8,8 @@ A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is cl
 probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
 goes first; or {"send": TEXT, "edge": BYTES}: for a second and a half the server may send as many bytes, and replies are not
 awaited. Each other line is followed by a reply; so is the handshake.
-Prints one JSON object: {"replies": [TEXT, ...], "probes": N, "error": TEXT or null}.
+Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "probes": N, "error": TEXT or
+null}.
 """
 import json
 import random
@@ -130,4 +131,5 @@ try:
             replies.append(reply())
 except Exception as problem:
     error = repr(problem)
-print(json.dumps({"replies": replies, "probes": probes, "error": error}))
+rest = received.decode("latin-1")
+print(json.dumps({"replies": replies, "rest": rest, "probes": probes, "error": error}))

@@ -7,6 +7,7 @@
 mod support;
 
 mod announcements;
+mod apart;
 mod attacks;
 mod away;
 mod calm;
