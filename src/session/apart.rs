@@ -33,6 +33,9 @@ impl Session {
     /// Takes note of what the client's `packet` lets the server send. Its window is taken as it stands: with a scale it is
     /// larger.
     pub(super) fn offers(&mut self, packet: &Packet<'_>) {
+        if !self.dialogue.is_doubted() || packet.payload().is_empty() {
+            return;
+        }
         let acknowledges_all = packet.ack() == self.server.map.deliver(self.server.next);
         let window = if acknowledges_all { packet.window() } else { 0 };
         let is_first = self.client.is_idle() && !self.dialogue.awaits_replies();

@@ -180,6 +180,7 @@ impl Session {
         }
         let (seq, payload) = (packet.seq(), packet.payload());
         if from == Side::Client {
+            self.offers(packet);
             if self.dialogue.awaits_replies() && !seq.is_before(self.client.next) {
                 self.copies_mut().hurries = true;
             }

@@ -335,7 +335,7 @@ impl Session {
         }
         out.clear();
         let payload = packet.payload();
-        if from == Side::Client && self.dialogue.is_doubted() && !payload.is_empty() {
+        if from == Side::Client {
             self.offers(packet);
         }
         let fin = packet.has(flags::FIN);
