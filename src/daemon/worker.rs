@@ -20,7 +20,7 @@ use super::{
     state::Journal,
 };
 use crate::{
-    engine::{Answer, Engine, Handled, Kept, Queued, Side, Turn, Verdict, Waiting, harmless},
+    engine::{Answer, Engine, Handled, Kept, Queued, Turn, Verdict, Waiting},
     gateway::{
         Decision, GatewayError, LinuxKernel, MAXIMUM_WAITING, Packet, Queue, RuleParameters,
         Verdicts,
@@ -143,14 +143,8 @@ impl Worker {
             let mut kept = Vec::new();
             for packet in packets {
                 seen += 1;
-                let (shard, from) =
-                    (shared.shards.get(home.of(packet.payload)), parameters.from(packet.mark));
-                let stays = |engine: &mut Engine| {
-                    engine.wants_every(packet.payload)
-                        || engine.is_asking(packet.payload)
-                        || is_plain(from, &packet)
-                };
-                if shard.is_some_and(|shard| stays(&mut lock(shard).engine)) {
+                let shard = shared.shards.get(home.of(packet.payload));
+                if shard.is_some_and(|shard| lock(shard).engine.decides_late(packet.payload)) {
                     kept.push(packet);
                 } else {
                     verdicts.verdict(packet.id, Decision::Drop)?;
@@ -409,15 +403,6 @@ fn give<'p>(
     }
     replacements.clear();
     replacements.shrink_to(KEPT_REPLACEMENTS);
-}
-
-/// Whether a packet goes on as it is, whatever was said before: one that says nothing, or a reply of one line that tells
-/// neither an endpoint nor a refusal.
-fn is_plain(from: Option<Side>, packet: &Packet<'_>) -> bool {
-    let Ok(packet) = crate::packet::Packet::parse(packet.payload) else { return true };
-    let said = packet.payload();
-    let is_reply = from == Some(Side::Server) && harmless::is_harmless_reply(said);
-    packet.urgent().is_none() && (said.is_empty() || is_reply && !said.starts_with(b"5"))
 }
 
 fn not_kept(journal: &Journal, error: &io::Error) -> String {

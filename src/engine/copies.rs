@@ -9,7 +9,10 @@ use super::{
     table::Key,
     telling::{answer, attend_afresh, tell_kernel},
 };
-use crate::{packet::Packet, session::Forward};
+use crate::{
+    packet::Packet,
+    session::{Forward, Side, harmless},
+};
 
 /// The connection of a packet that was decided about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,13 +146,22 @@ impl Engine {
         entry.is_some_and(|entry| entry.session.wants_every_packet())
     }
 
-    /// Whether the packet waits until its receiver has said what it has.
-    pub fn is_asking(&mut self, bytes: &[u8]) -> bool {
-        let Ok(packet) = Packet::parse(bytes) else { return false };
+    /// Whether it is decided about a packet although others of its connection may have passed while it waited: it goes on as it
+    /// is whatever they said, or waits until its receiver has said what it has. Nothing is opened for a connection that is not
+    /// known, nor for one that took the place of one that is.
+    pub fn decides_late(&mut self, bytes: &[u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return true };
         let (source, destination) = packet.endpoints();
         let found = self.table.find(&Key::between(source, destination));
-        let entry = found.and_then(|index| self.table.get_mut(index));
-        entry.is_some_and(|entry| entry.session.is_asking(entry.control.side(source), &packet))
+        let Some(Entry { session, control }) = found.and_then(|index| self.table.get_mut(index))
+        else {
+            return true;
+        };
+        let from = control.side(source);
+        session.wants_every_packet()
+            || session.is_asking(from, &packet)
+            || !session.concerns(from, &packet)
+            || is_plain(from, &packet)
     }
 
     /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets
@@ -222,4 +234,11 @@ impl Engine {
         }
         answer
     }
+}
+
+/// Whether a packet says nothing, or is a reply of one line that tells neither an endpoint nor a refusal.
+fn is_plain(from: Side, packet: &Packet<'_>) -> bool {
+    let said = packet.payload();
+    let is_reply = from == Side::Server && harmless::is_harmless_reply(said);
+    packet.urgent().is_none() && (said.is_empty() || is_reply && !said.starts_with(b"5"))
 }

@@ -236,3 +236,21 @@ fn a_dialogue_goes_on_behind_lines_that_nobody_saw() {
     gateway.take(Server, reply + 8 + EXTENDED.len() as u32, 20, EXTENDED, OTHER);
     assert_eq!(gateway.opened(), 2);
 }
+
+/// A connection on which nothing was said yet.
+#[test]
+fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
+    for selection in [false, true] {
+        for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
+            let mut sim = Sim::new(Scenario { selection, ..with(Nat::Masquerade) });
+            let (client, server) = (sim.client.next_number(), sim.server.next_number());
+            sim.engine.lapse();
+            let mut gateway = Restarted { sim, client, server };
+            for _ in 0..2 {
+                let verdict = gateway.take(Server, 0, 0, says.as_bytes(), OTHER);
+                assert_eq!(verdict, Verdict::Accept, "{says}");
+                gateway.sim.engine.lapse();
+            }
+        }
+    }
+}

@@ -9,7 +9,7 @@ PATIENCE seconds, or as much time, but at least 30 seconds.
 
 Prints `ready` when all are logged in and have transferred once, and at the end one JSON object: transfers, sessions,
 damaged (bytes that were others), lost (control connections that broke), failed (transfers that an error ended), errors
-(the first ten), seconds.
+(the first ten of each kind), seconds.
 """
 import ftplib
 import io
@@ -85,16 +85,17 @@ def over():
 def count(key, error=None):
     with lock:
         totals[key] += 1
-        if error and len(errors) < 10:
+        if error and totals[key] <= 10:
             errors.append(error)
 
 
 def session(number, mode_of):
     """One session; whether it ended as it should."""
-    ftp = Ftp(timeout=patience)
+    ftp, port = Ftp(timeout=patience), 0
     step, name = "connect", f"pub/load{os.getpid()}-{number}-{next(names)}"
     try:
         ftp.connect(host, 21)
+        port = ftp.sock.getsockname()[1]
         # As in any FTP client, the control connection must not wait for Nagle's algorithm.
         ftp.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         step = "login"
@@ -129,7 +130,7 @@ def session(number, mode_of):
     except ftplib.Error as error:
         count("failed", f"{step}: {error!r}")
     except (OSError, EOFError) as error:
-        count("lost", f"{step}: {error!r}")
+        count("lost", f"lost from port {port} at {time.monotonic() - start:.1f} s: {step}: {error!r}")
     ftp.close()
     return False
 
