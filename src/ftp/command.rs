@@ -27,7 +27,7 @@ pub enum Verb {
     ClearCommandChannel,
     /// A command that moves data over a data connection.
     Transfer,
-    /// A command whose reply may have lines that hold names, with an argument: `STAT` of a directory is
+    /// A command whose reply may have lines that hold names or files, with an argument: `STAT` of a directory is
     /// answered by a listing.
     Listing,
     /// Another FTP command.
@@ -102,12 +102,14 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"SITE" if has_first_word(argument, b"CHMOD") || has_first_word(argument, b"UTIME") => Verb::Other,
         // Without an argument it names the directory that the client is in.
         b"MLST" => Verb::Listing,
+        // Its reply may be one line of a file that the server shows, and what that makes of the next.
+        b"QUIT" => Verb::Listing,
         b"HELP" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
         | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
         | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
         | b"MIC\0" | b"MKD\0" | b"MODE" | b"NOOP" | b"OPTS" | b"PBSZ" | b"PROT"
-        | b"PWD\0" | b"QUIT" | b"RANG" | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE"
+        | b"PWD\0" | b"RANG" | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE"
         | b"SIZE" | b"SMNT" | b"STAT" | b"STRU" | b"SYST" | b"TYPE" | b"XCRC" | b"XCUP" | b"XCWD"
         | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,
         _ => Verb::Unknown,

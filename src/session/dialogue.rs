@@ -55,8 +55,8 @@ impl Phase {
 pub enum Doubt {
     /// A line did not end with CR LF, or had a CR, LF or NUL in it.
     Lines,
-    /// A reply was asked for whose lines may hold names, which whoever made the names can have look like other
-    /// replies.
+    /// A reply was asked for, or has begun, whose lines may hold names or files, which whoever made them can have look
+    /// like other replies.
     Listing,
     /// Harmless lines were missed. What is seen next ends it.
     Unseen,
@@ -187,7 +187,7 @@ impl Dialogue {
                 "a line did not end with CR LF, or had a CR, LF or NUL in it: the ends may not agree where lines end"
             }
             (_, Some(Doubt::Listing)) if !is_active => {
-                "it came together with STAT, MLST, SITE or HELP, whose reply may hold lines of the client's making"
+                "it came together with a reply of several lines, or that to STAT, MLST, SITE, HELP or QUIT, which may hold lines of the client's making"
             }
             (_, Some(Doubt::Repeats)) if !is_active => {
                 "it may be a part of another reply, which repeats a name with line ends in it"
@@ -367,6 +367,12 @@ impl Dialogue {
         if self.phase == Phase::Joined && reply.is_some() {
             self.phase = Phase::Answered;
         }
+        if !was_open
+            && self.open_reply().is_some_and(may_show_files)
+            && matches!(self.doubt, None | Some(Doubt::Unseen | Doubt::Over))
+        {
+            self.doubt = Some(Doubt::Listing);
+        }
         if !was_open && reply.is_none() && self.replies == ReplyTracker::default() {
             // No server says this; perhaps it is a part of a name.
             self.doubt_lines();
@@ -484,6 +490,12 @@ impl Dialogue {
     fn answer(&mut self, which: Awaited) -> bool {
         self.awaited.skip_to(which) && self.awaited.pop().is_some()
     }
+}
+
+/// Whether a server may show a file of an uploader's in a reply of several lines with this code, as ProFTPD does, whose
+/// `DisplayChdir` puts line ends in place of `%{time:%n}`. Not in a status, a help, or an announcement.
+fn may_show_files(code: u16) -> bool {
+    !matches!(code, 211 | 214 | 227 | 229)
 }
 
 /// Whether a 257 ends within the name that it quotes: the name has a line end in it, as its own quotes are doubled (RFC 959

@@ -16,9 +16,21 @@ const FORGED: u16 = 3306;
 
 /// A published server, and a client of it that logged in says `steps`.
 fn attack_published(kind: ServerKind, steps: &[Value], doors: &[u16]) -> Gateway {
+    attack_prepared(kind, "", |_| {}, steps, doors)
+}
+
+/// The same, where the server has `more` configuration, and someone has put something on it.
+fn attack_prepared(
+    kind: ServerKind,
+    more: &str,
+    prepare: impl Fn(&Server),
+    steps: &[Value],
+    doors: &[u16],
+) -> Gateway {
     let gateway = gateway_with(Topology::PublishedServer, "");
     let lab = &gateway.lab;
-    let server = Server::start(kind, &lab.server).unwrap();
+    let server = Server::start_with(kind, &lab.server, more).unwrap();
+    prepare(&server);
     let (user, password) = server.login();
     let mut all = vec![reply(), say(&format!("USER {user}")), reply()];
     all.extend([say(&format!("PASS {password}")), reply()]);
@@ -95,6 +107,25 @@ fn proftpd_repeats_a_directory_that_looks_like_an_announcement() {
         }
         steps.push(json!({"send": commands}));
         attack_published(ServerKind::Proftpd, &steps, &[FORGED]);
+    }
+}
+
+/// It shows a file of the directory that its client goes to, or is in, and puts line ends in place of what
+/// stands for a time. Who uploads has made that file.
+#[test]
+fn proftpd_shows_a_file_that_looks_like_an_announcement() {
+    let end = "\r%{time:%n}";
+    let goes = [say("TYPE I"), reply(), say("CWD pub"), reply()];
+    for (code, more, before, command) in [
+        ("250 End", "DisplayChdir .message", &[][..], "CWD pub"),
+        ("", "DisplayQuit .message", &goes, "QUIT"),
+    ] {
+        let shown = format!("x{end}{code}{end}229 x (|||{FORGED}|){end}y\n");
+        let shown = if code.is_empty() { format!("x{end}229 x (|||{FORGED}|)\n") } else { shown };
+        let prepare = |server: &Server| server.put(".message", shown.as_bytes()).unwrap();
+        let pipeline = json!({"send": format!("{command}\r\nEPSV\r\n")});
+        let steps = [before, &[pipeline]].concat();
+        attack_prepared(ServerKind::Proftpd, more, prepare, &steps, &[FORGED]);
     }
 }
 

@@ -276,6 +276,24 @@ fn a_listing_on_the_control_connection_is_no_announcement() {
     }
 }
 
+/// Servers show files that uploaders made, and one makes line ends of what is in them.
+#[test]
+fn a_file_that_a_server_shows_is_no_announcement() {
+    for (command, code) in
+        [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")]
+    {
+        let mut sim = Sim::logged_in(with(Nat::PortForward));
+        sim.say(Client, format!("{command}\r\nEPSV\r\n").as_bytes());
+        let start = format!("{code}-x\r\n{code} End\r\n");
+        let start = if code.is_empty() { "221 x\r\n" } else { &start };
+        sim.say(Server, format!("{start}229 x (|||3306|)\r\n{code} ok\r\n").as_bytes());
+        sim.exchange("", "229 (|||50069|)\r\n");
+        assert_eq!(sim.kernel.opened, [], "{command}");
+        sim.exchange("EPSV\r\n", "229 (|||50070|)\r\n");
+        assert_eq!(sim.kernel.opened.len(), 1, "{command}");
+    }
+}
+
 #[test]
 fn pipelines_of_what_holds_no_names_open_as_ever() {
     let t = Nat::PortForward.translation(false);

@@ -356,7 +356,7 @@ fn case_19_a_rewrite_that_grows_past_the_segment_size_arrives_in_two() {
         scenario.server.mss = 600;
         scenario.server.nagle = nagle;
         let mut sim = Sim::logged_in(scenario);
-        let text_before = format!("220-{}\r\n220 x\r\n", "x".repeat(500));
+        let text_before = format!("211-{}\r\n211 x\r\n", "x".repeat(500));
         sim.say(Client, b"NOOP\r\nNOOP\r\nPASV\r\n");
         let reply = "227 (203,0,113,9,9,9)\r\n".to_owned();
         let filling = "y".repeat(600 - reply.len() - text_before.len() - 6);
