@@ -218,3 +218,25 @@ fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
         ],
     );
 }
+
+/// The rest comes as soon as the command has opened the window, and by itself.
+#[test]
+fn the_rest_of_a_directory_that_has_room_for_more_is_no_announcement() {
+    let name = "x\r\0\n\u{ff}\u{fb}A229 E (|||3306|)";
+    let unbounded = |line: &str| json!({"send": format!("{line}\r\n"), "edge": 50_000});
+    let mut last = unbounded("EPSV");
+    last["whole"] = json!(true);
+    opens_nothing(
+        ServerKind::Proftpd,
+        &[
+            unbounded(&format!("MKD pub/{name}")),
+            unbounded(&format!("CWD pub/{name}")),
+            // We read two commands where it read one, and several replies in each of these: then nothing is pending.
+            unbounded("XPWD"),
+            unbounded("XPWD"),
+            unbounded("XPWD"),
+            stop_behind("XPWD", "257 \"/pub/x\r\n"),
+            last,
+        ],
+    );
+}

@@ -5,11 +5,11 @@
 //! a name, or the ends may not agree where lines end, a 227 or 229 counts only if the server had nothing else to say when it
 //! could: it fills a segment with PSH, and acknowledges its command, and that command's packets had acknowledged all that came
 //! before, and offered a larger window. What waited in the server's TCP would have come with it: it sends what fits as soon as
-//! the window opens (`tcp_data_snd_check`).
+//! the window opens (`tcp_data_snd_check`). If that is no more than one line, it ends as no announcement does (`lines::is_last`).
 
 use crate::packet::{Packet, flags};
 
-use super::Session;
+use super::{Session, Side};
 
 /// What the sender of a packet says by PSH.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,10 +30,10 @@ impl Pushed {
 }
 
 impl Session {
-    /// Takes note of what the client's `packet` lets the server send. Its window is taken as it stands: with a scale it is
-    /// larger.
-    pub(super) fn offers(&mut self, packet: &Packet<'_>) {
-        if !self.dialogue.is_doubted() || packet.payload().is_empty() {
+    /// Takes note of what `packet`, if the client says something in it, lets the server send. Its window is taken as it stands:
+    /// with a scale it is larger.
+    pub(super) fn offers(&mut self, from: Side, packet: &Packet<'_>) {
+        if from == Side::Server || !self.dialogue.is_doubted() || packet.payload().is_empty() {
             return;
         }
         let acknowledges_all = packet.ack() == self.server.map.deliver(self.server.next);

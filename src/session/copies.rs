@@ -179,8 +179,8 @@ impl Session {
             }
         }
         let (seq, payload) = (packet.seq(), packet.payload());
+        self.offers(from, packet);
         if from == Side::Client {
-            self.offers(packet);
             if self.dialogue.awaits_replies() && !seq.is_before(self.client.next) {
                 self.copies_mut().hurries = true;
             }

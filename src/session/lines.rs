@@ -251,7 +251,7 @@ pub fn server_line(
                 judge.limit(Limit::Reply);
                 return None;
             }
-            if !apart {
+            if !(apart && parsed.as_ref().is_ok_and(|parsed| is_last(&text, parsed))) {
                 dialogue.may_be_rest();
             }
             let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);
@@ -275,6 +275,13 @@ pub fn server_line(
         Meaning::Encrypted => *read = Read::Encrypted,
     }
     None
+}
+
+/// Whether nothing but punctuation follows what is announced: the rest of another reply has an end of its own, as
+/// `" is the current directory`.
+fn is_last(text: &Text<'_>, announcement: &Announcement) -> bool {
+    let behind = text.bytes().get(announcement.endpoint.end..).unwrap_or_default();
+    !behind.iter().any(|byte| byte.is_ascii_alphanumeric() || *byte == b'"')
 }
 
 /// Replaces the endpoint alone, and only if another one is named.

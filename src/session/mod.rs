@@ -335,9 +335,7 @@ impl Session {
         }
         out.clear();
         let payload = packet.payload();
-        if from == Side::Client {
-            self.offers(packet);
-        }
+        self.offers(from, packet);
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
             return self.renumbered(from, packet).into();

@@ -7,7 +7,7 @@ the host must keep its own resets back.
 A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
 probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
 goes first; or {"send": TEXT, "edge": BYTES}: for a second and a half the server may send as many bytes, and replies are not
-awaited. Each other line is followed by a reply; so is the handshake.
+awaited; `TEXT` goes in two segments, if not "whole". Each other line is followed by a reply; so is the handshake.
 Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "probes": N, "error": TEXT or
 null}.
 """
@@ -111,8 +111,10 @@ try:
         if "edge" in step:
             edge = len(received) + step["edge"]
             # A smaller window counts with a new number only.
-            send(ACK | PSH, text[:1])
-            send(ACK | PSH, text[1:])
+            first = 0 if step.get("whole") else 1
+            send(ACK | PSH, text[:first] or text)
+            if first:
+                send(ACK | PSH, text[first:])
             ends = time.monotonic() + 1.5
             while time.monotonic() < ends:
                 take()
