@@ -168,8 +168,14 @@ fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
 /// Sends `steps` after a login, and has nothing opened. Where a window smaller than a segment ends, Linux has its server's
 /// segment end after a while, with PSH (`tcp_write_wakeup`): what ends there looks as if it were over.
 fn opens_nothing(kind: ServerKind, steps: &[Value]) {
+    shows_nothing(kind, "", "", steps);
+}
+
+/// The same, where the server has `more` configuration, and someone has put a `.message` into `pub`.
+fn shows_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
     let gateway = gateway(Topology::PublishedServer);
-    let server = Server::start(kind, &gateway.lab.server).unwrap();
+    let server = Server::start_with(kind, &gateway.lab.server, more).unwrap();
+    server.put(".message", message.as_bytes()).unwrap();
     let (user, password) = server.login();
     let mut all = lines(&[&format!("USER {user}"), &format!("PASS {password}")]);
     all.extend_from_slice(steps);
@@ -239,4 +245,17 @@ fn the_rest_of_a_directory_that_has_room_for_more_is_no_announcement() {
             last,
         ],
     );
+}
+
+/// It shows what someone has put there, and makes line ends of what stands for a time.
+#[test]
+fn a_file_that_its_client_has_a_real_server_stop_is_no_announcement() {
+    let end = "\r%{time:%n}";
+    let message = format!("x{end}250 End{end}229 x (|||3306|)\n");
+    for room in ["229 x (|||3306|)\r\n".len(), 20, 50_000] {
+        let mut last = json!({"send": "EPSV\r\n", "edge": room});
+        last["whole"] = json!(true);
+        let steps = [stop_behind("CWD pub", "250-x\r\n250 End\r\n"), last];
+        shows_nothing(ServerKind::Proftpd, "DisplayChdir .message", &message, &steps);
+    }
 }
