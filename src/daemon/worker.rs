@@ -5,7 +5,6 @@
 
 use std::{
     error::Error,
-    io,
     ops::Range,
     sync::{
         Arc,
@@ -17,7 +16,6 @@ use std::{
 use super::{
     shard::{Home, Shard, lock},
     shared::Shared,
-    state::Journal,
 };
 use crate::{
     engine::{Answer, Engine, Handled, Kept, Queued, Side, Turn, Verdict, Waiting, harmless},
@@ -214,7 +212,7 @@ impl Worker {
             Ok(()) => tracing::info!("{} is written again", journal.path().display()),
             // Said once.
             Err(_) if !was_written => {}
-            Err(error) => self.shared.fail(&not_kept(journal, &error)),
+            Err(error) => self.shared.fail(&journal.not_kept(&error)),
         }
         let events = engine.take_events();
         drop(shard);
@@ -372,7 +370,7 @@ fn decide<'p>(
         }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {
-        shared.fail(&not_kept(&shard.journal, &error));
+        shared.fail(&shard.journal.not_kept(&error));
     }
 }
 
@@ -418,18 +416,4 @@ fn is_plain(from: Option<Side>, packet: &Packet<'_>) -> bool {
     let said = packet.payload();
     let is_reply = from == Some(Side::Server) && harmless::is_harmless_reply(said);
     packet.urgent().is_none() && (said.is_empty() || is_reply && !said.starts_with(b"5"))
-}
-
-fn not_kept(journal: &Journal, error: &io::Error) -> String {
-    let remedy = match error.kind() {
-        // The right to write there is one to that directory, whatever took its place.
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-            "was its directory removed or replaced? Then start ftp-alg again"
-        }
-        _ => "it is tried again each second",
-    };
-    format!(
-        "{}: {error}; until this works, no session survives a restart; {remedy}",
-        journal.path().display()
-    )
 }
