@@ -27,6 +27,8 @@ const MAGIC: &str = "ftp-alg sessions, format ";
 const FRAME: usize = 8;
 /// A journal is written anew when it is this much longer than twice what it then was.
 const SLACK: u64 = 4 << 20;
+/// No journal is as long; to read one that is would take memory that others need.
+const LONGEST: u64 = 1 << 30;
 /// So much of it is put together before it is written.
 const CHUNK: usize = 1 << 20;
 
@@ -97,11 +99,20 @@ impl StateDir {
             limit: 0,
             buffer: Vec::new(),
         };
-        journal.rewrite(engine)?;
+        // Without room FTP goes on, as in a daemon that runs. An old journal must not be believed later.
+        if let Err(error) = journal.rewrite(engine) {
+            match fs::remove_file(&journal.path) {
+                Err(other) if other.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => tracing::error!("{}", journal.not_kept(&error)),
+            }
+        }
         Ok(journal)
     }
 
     fn restore(&self, path: &Path, engine: &mut Engine) -> Result<Restored, Refusal> {
+        if fs::metadata(path).is_ok_and(|file| file.len() > LONGEST) {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+        }
         let content = match fs::read(path) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Restored::default()),
@@ -126,7 +137,8 @@ impl StateDir {
             let [a, b, c, d, sum @ ..] = *frame;
             let length = u32::from_le_bytes([a, b, c, d]) as usize;
             let Some((record, after)) = after.split_at_checked(length) else { break };
-            if crc32fast::hash(record) != u32::from_le_bytes(sum) {
+            // Zeros have a checksum of zero.
+            if length == 0 || crc32fast::hash(record) != u32::from_le_bytes(sum) {
                 return Err(Refusal::Damaged(content.len() - rest.len()));
             }
             records.push(record);
@@ -282,6 +294,21 @@ impl Journal {
         self.limit = 2 * length + SLACK;
         self.buffer.shrink_to(2 * CHUNK);
         Ok(())
+    }
+
+    /// What to say where it cannot be written.
+    pub(super) fn not_kept(&self, error: &io::Error) -> String {
+        let remedy = match error.kind() {
+            // The right to write there is one to that directory, whatever took its place.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                "was its directory removed or replaced? Then start ftp-alg again"
+            }
+            _ => "it is tried again each second",
+        };
+        format!(
+            "{}: {error}; until this works, no session survives a restart; {remedy}",
+            self.path.display()
+        )
     }
 
     /// Where it is.

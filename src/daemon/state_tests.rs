@@ -191,3 +191,36 @@ fn no_bytes_make_the_reading_panic() {
         drop(state.open(7, &mut engine()).unwrap());
     });
 }
+
+#[test]
+fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
+    let (directory, state, mut engine, mut journal) = kept();
+    begin(&mut engine, 1035);
+    journal.rewrite(&mut engine).unwrap();
+    let in_the_way = directory.path().join("queue-7.new");
+    fs::create_dir(&in_the_way).unwrap();
+    let mut next = self::engine();
+    let mut journal = state.open(7, &mut next).unwrap();
+    assert_eq!(next.session_count(), 1);
+    assert!(!journal.is_written() && !journal.path().exists());
+    fs::remove_dir(in_the_way).unwrap();
+    journal.recover(&mut next).unwrap();
+    assert_eq!(known_again(&state), 1);
+}
+
+#[test]
+fn a_journal_of_zeros_or_of_any_length_is_put_aside() {
+    for more in [64, 3 << 30] {
+        let (directory, state, mut engine, mut journal) = kept();
+        begin(&mut engine, 1035);
+        journal.rewrite(&mut engine).unwrap();
+        let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
+        file.set_len(file.metadata().unwrap().len() + more).unwrap();
+        assert!(matches!(
+            state.restore(journal.path(), &mut self::engine()),
+            Err(Refusal::Damaged(_) | Refusal::Io(_))
+        ));
+        assert_eq!(known_again(&state), 0);
+        assert!(directory.path().join("queue-7.refused").exists());
+    }
+}

@@ -5,7 +5,6 @@
 
 use std::{
     error::Error,
-    io,
     ops::Range,
     sync::{
         Arc,
@@ -17,7 +16,6 @@ use std::{
 use super::{
     shard::{Home, Shard, lock},
     shared::Shared,
-    state::Journal,
 };
 use crate::{
     engine::{Answer, Engine, Handled, Kept, Queued, Turn, Verdict, Waiting},
@@ -208,7 +206,7 @@ impl Worker {
             Ok(()) => tracing::info!("{} is written again", journal.path().display()),
             // Said once.
             Err(_) if !was_written => {}
-            Err(error) => self.shared.fail(&not_kept(journal, &error)),
+            Err(error) => self.shared.fail(&journal.not_kept(&error)),
         }
         let events = engine.take_events();
         drop(shard);
@@ -340,6 +338,9 @@ fn decide<'p>(
                 }
             }
         }
+        if *pace == Pace::Late {
+            shard.engine.lapse_handled();
+        }
         // From its decision on all packets of the connection wait, but before that others may have passed by.
         if shard.engine.has_just_changed() && shared.progress.has_lapsed(Instant::now()) {
             shard.engine.take_back(now, *kernel);
@@ -366,7 +367,7 @@ fn decide<'p>(
         }
     }
     if let Err(error) = shard.journal.write(&mut shard.engine) {
-        shared.fail(&not_kept(&shard.journal, &error));
+        shared.fail(&shard.journal.not_kept(&error));
     }
 }
 
@@ -403,18 +404,4 @@ fn give<'p>(
     }
     replacements.clear();
     replacements.shrink_to(KEPT_REPLACEMENTS);
-}
-
-fn not_kept(journal: &Journal, error: &io::Error) -> String {
-    let remedy = match error.kind() {
-        // The right to write there is one to that directory, whatever took its place.
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-            "was its directory removed or replaced? Then start ftp-alg again"
-        }
-        _ => "it is tried again each second",
-    };
-    format!(
-        "{}: {error}; until this works, no session survives a restart; {remedy}",
-        journal.path().display()
-    )
 }

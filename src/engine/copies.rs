@@ -128,12 +128,25 @@ impl Engine {
     /// Packets of any of the connections may have passed unread for some time, but of those of which all are held.
     pub fn lapse(&mut self) {
         for index in 0..self.table.places() {
-            let Some(Entry { session, control }) = self.table.get_mut(index) else { continue };
-            if !session.wants_every_packet() {
-                control.forget_attention();
-                session.lapse();
-                self.note_change(index);
-            }
+            self.lapse_at(index);
+        }
+    }
+
+    /// The same of the connection of the packet that was decided about last.
+    pub fn lapse_handled(&mut self) {
+        let Handled { index, id } = self.handled;
+        if self.table.get_mut(index).is_some_and(|entry| entry.control.id == id) {
+            self.lapse_at(index);
+        }
+    }
+
+    fn lapse_at(&mut self, index: u32) {
+        if let Some(Entry { session, control }) = self.table.get_mut(index)
+            && !session.wants_every_packet()
+        {
+            control.forget_attention();
+            session.lapse();
+            self.note_change(index);
         }
     }
 

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Note, Reason,
+    Note, Reason, Side,
     unanswered::{Awaited, MAX_AWAITED, Unanswered},
 };
 use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb};
@@ -158,8 +158,14 @@ impl Dialogue {
         *self = Self { phase, ..Self::default() };
     }
 
-    /// Harmless lines were missed: what is pending is not known.
-    pub fn miss(&mut self) {
+    /// Harmless lines of `side` were missed: what is pending is not known. A client that says such is one of FTP. A server may have
+    /// accepted a login; one that has not refuses what comes without.
+    pub fn miss(&mut self, side: Side) {
+        match side {
+            Side::Client if self.phase == Phase::Greeted => self.phase = Phase::Verified,
+            Side::Client => {}
+            Side::Server => self.logged_in = true,
+        }
         self.awaited = Unanswered::default();
         self.replies = ReplyTracker::default();
         self.doubt.get_or_insert(Doubt::Unseen);
@@ -432,7 +438,7 @@ impl Dialogue {
                 self.logged_in = false;
                 Meaning::Nothing
             }
-            230 | 232 if self.awaited.skip_to_any(&[Awaited::User, Awaited::Login]) => {
+            230 | 232 if unseen || self.awaited.skip_to_any(&[Awaited::User, Awaited::Login]) => {
                 self.awaited.pop();
                 // Not if the client has begun anew since.
                 self.logged_in = ![Awaited::User, Awaited::Reinitialize]

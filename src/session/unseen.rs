@@ -106,7 +106,7 @@ impl Session {
             let stop = starts.filter(|start| start.is_after(next)).fold(end, Seq::min);
             self.stream(from).skip_to(stop);
             self.copies_mut().skipped_to(from, stop);
-            self.dialogue.miss();
+            self.dialogue.miss(from);
             self.read_ahead(from, judge);
         }
         if from == Side::Client {

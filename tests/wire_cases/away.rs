@@ -49,7 +49,10 @@ impl Restarted {
     }
 
     fn of(scenario: Scenario) -> Self {
-        let mut sim = Sim::logged_in(scenario);
+        Self::after(Sim::logged_in(scenario))
+    }
+
+    fn after(mut sim: Sim) -> Self {
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
         sim.read_copies();
         sim.crash();
@@ -101,6 +104,64 @@ fn a_reply_to_a_pasv_that_nobody_saw_opens() {
             assert_eq!(gateway.opened(), 1, "{unseen} bytes before it");
             assert_eq!(gateway.sim.engine.counters().lost, 0);
         }
+    }
+}
+
+/// The lines of a login, of which the last are not read.
+const LOGIN: [(Side, &[u8]); 5] = [
+    (Server, b"220 ready\r\n"),
+    (Client, b"USER joe\r\n"),
+    (Server, b"331 password\r\n"),
+    (Client, b"PASS x\r\n"),
+    (Server, b"230 in\r\n"),
+];
+
+impl Restarted {
+    /// With the first `seen` lines of a login read, and how many bytes of client and server are not.
+    fn amid_login(seen: usize) -> (Self, [u32; 2]) {
+        let scenario = Scenario { selection: true, crashes: 1e-9, ..with(Nat::Routed) };
+        let mut sim = Sim::new(scenario);
+        let (read, unread) = LOGIN.split_at(seen);
+        for (side, line) in read {
+            assert_eq!(sim.say(*side, line), *line);
+        }
+        let bytes = [Client, Server].map(|of| {
+            unread.iter().filter(|(side, _)| *side == of).map(|(_, line)| line.len() as u32).sum()
+        });
+        (Self::after(sim), bytes)
+    }
+}
+
+#[test]
+fn a_login_that_nobody_saw_counts() {
+    for seen in 1..LOGIN.len() {
+        let (mut gateway, [client, server]) = Restarted::amid_login(seen);
+        assert_eq!(gateway.take(Server, server, client + 6, PASSIVE, ENDS), Verdict::Accept);
+        assert_eq!(gateway.opened(), 1, "227 after {seen} lines");
+
+        let (mut gateway, [client, server]) = Restarted::amid_login(seen);
+        gateway.take(Client, client, server, PORT, ENDS);
+        gateway.take(Server, server, client, b"", OTHER);
+        assert_eq!(gateway.take(Client, client, server, PORT, ENDED), Verdict::Accept);
+        assert_eq!(gateway.opened(), 1, "PORT after {seen} lines");
+    }
+}
+
+#[test]
+fn a_login_of_which_only_the_last_reply_was_seen_counts() {
+    for seen in 1..LOGIN.len() {
+        let (mut gateway, [client, server]) = Restarted::amid_login(seen);
+        let reply = LOGIN[4].1;
+        let copies = [
+            gateway.packet(Server, server - reply.len() as u32, client, reply),
+            gateway.packet(Client, client, server, b"PASV\r\n"),
+        ];
+        for copy in copies {
+            let Sim { engine, kernel, .. } = &mut gateway.sim;
+            engine.passed(Instant::now(), &copy, kernel);
+        }
+        gateway.take(Server, server, client + 6, PASSIVE, ENDS);
+        assert_eq!(gateway.opened(), 1, "after {seen} lines");
     }
 }
 
@@ -253,4 +314,22 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
             }
         }
     }
+}
+
+/// One that began while packets passed by, or in the place of one that is known, has waited for nothing.
+#[test]
+fn late_packets_of_connections_that_are_not_known_are_decided() {
+    let mut gateway = Restarted::new();
+    let own = gateway.packet(Client, 0, 0, b"SYST\r\n");
+    let other = gateway.packet(Client, 1 << 30, 1 << 30, b"SYST\r\n");
+    let greeting = gateway.packet(Server, 0, 0, b"220 ready\r\n");
+    let announcement = gateway.packet(Server, 0, 0, PASSIVE);
+    let engine = &mut gateway.sim.engine;
+    assert!(!engine.decides_late(&own) && !engine.decides_late(&announcement));
+    assert!(engine.decides_late(&other) && engine.decides_late(&greeting));
+    engine.lapse();
+    assert!(engine.decides_late(&own), "its server is asked");
+    let t = gateway.sim.translation.clone();
+    gateway.sim.engine.forget_between(t.client, t.server, &mut gateway.sim.kernel);
+    assert!([&own, &announcement].iter().all(|packet| gateway.sim.engine.decides_late(packet)));
 }
