@@ -329,7 +329,7 @@ fn late_packets_of_connections_that_are_not_known_are_decided() {
     assert!(engine.decides_late(&other) && engine.decides_late(&greeting));
     engine.lapse();
     assert!(engine.decides_late(&own), "its server is asked");
-    let t = gateway.sim.translation.clone();
+    let t = gateway.sim.translation;
     gateway.sim.engine.forget_between(t.client, t.server, &mut gateway.sim.kernel);
     assert!([&own, &announcement].iter().all(|packet| gateway.sim.engine.decides_late(packet)));
 }
