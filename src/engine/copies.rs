@@ -84,10 +84,7 @@ impl Engine {
     pub fn take_back(&mut self, now: Instant, kernel: &mut impl Kernel) {
         let Handled { index, id } = self.handled;
         let moment = self.epoch.moment(now);
-        let Some(Entry { control, .. }) = self.table.get_mut(index).filter(|e| e.control.id == id)
-        else {
-            return;
-        };
+        let Some(Entry { control, .. }) = self.table.get_of(index, id) else { return };
         self.injections.retain(|injection| injection.session != id);
         self.counters.lost += 1;
         self.events.push(control.event(What::Turned(
@@ -135,7 +132,7 @@ impl Engine {
     /// The same of the connection of the packet that was decided about last.
     pub fn lapse_handled(&mut self) {
         let Handled { index, id } = self.handled;
-        if self.table.get_mut(index).is_some_and(|entry| entry.control.id == id) {
+        if self.table.get_of(index, id).is_some() {
             self.lapse_at(index);
         }
     }
@@ -153,10 +150,7 @@ impl Engine {
     /// Whether all packets of the connection that this one belongs to are held, so that none ever passes unread.
     pub fn wants_every(&mut self, bytes: &[u8]) -> bool {
         let Ok(packet) = Packet::parse(bytes) else { return false };
-        let (source, destination) = packet.endpoints();
-        let found = self.table.find(&Key::between(source, destination));
-        let entry = found.and_then(|index| self.table.get_mut(index));
-        entry.is_some_and(|entry| entry.session.wants_every_packet())
+        self.table.of_packet(&packet).is_some_and(|entry| entry.session.wants_every_packet())
     }
 
     /// Whether it is decided about a packet although others of its connection may have passed while it waited: it goes on as it
@@ -164,13 +158,8 @@ impl Engine {
     /// known, nor for one that took the place of one that is.
     pub fn decides_late(&mut self, bytes: &[u8]) -> bool {
         let Ok(packet) = Packet::parse(bytes) else { return true };
-        let (source, destination) = packet.endpoints();
-        let found = self.table.find(&Key::between(source, destination));
-        let Some(Entry { session, control }) = found.and_then(|index| self.table.get_mut(index))
-        else {
-            return true;
-        };
-        let from = control.side(source);
+        let Some(Entry { session, control }) = self.table.of_packet(&packet) else { return true };
+        let from = control.side(packet.endpoints().0);
         session.wants_every_packet()
             || session.is_asking(from, &packet)
             || !session.concerns(from, &packet)
@@ -237,8 +226,7 @@ impl Engine {
     /// other packets of the batch are decided, too.
     pub fn answer(&mut self, handled: Handled) -> Answer {
         let Handled { index, id } = handled;
-        let answers = self.answers;
-        let entry = self.table.get_mut(index).filter(|entry| answers && entry.control.id == id);
+        let entry = if self.answers { self.table.get_of(index, id) } else { None };
         let Some(Entry { session, control }) = entry else { return Answer::Nothing };
         let answer = answer(session, control);
         if answer == Answer::Calm {

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Engine, Entry, table::Key};
+use super::{Engine, Entry};
 use crate::packet::{Endpoint, Packet, Seq};
 
 /// So many wait at a time; of more, all is as if none could wait.
@@ -26,13 +26,10 @@ impl Engine {
     /// How things stand for an early packet.
     pub fn turn(&mut self, bytes: &[u8]) -> Turn {
         let Ok(packet) = Packet::parse(bytes) else { return Turn::Over };
-        let (source, destination) = packet.endpoints();
-        let found = self.table.find(&Key::between(source, destination));
-        let Some(Entry { session, control }) = found.and_then(|index| self.table.get_mut(index))
-        else {
+        let Some(Entry { session, control }) = self.table.of_packet(&packet) else {
             return Turn::Over;
         };
-        let from = control.side(source);
+        let from = control.side(packet.endpoints().0);
         if session.is_asking(from, &packet) {
             return Turn::Waits;
         }

@@ -16,7 +16,7 @@ use super::{
     control::{Control, Entry},
     index::Index,
 };
-use crate::packet::Endpoint;
+use crate::packet::{Endpoint, Packet};
 
 /// The endpoints of a connection, in either order.
 #[derive(Clone, Copy, Default)]
@@ -135,6 +135,18 @@ impl Table {
     /// The one at `index`.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut Entry> {
         self.entries.get_mut(index)?.as_mut()
+    }
+
+    /// The one at `index`, if it is still that of the session `id`.
+    pub fn get_of(&mut self, index: u32, id: u64) -> Option<&mut Entry> {
+        self.get_mut(index).filter(|entry| entry.control.id == id)
+    }
+
+    /// That of the connection of `packet`.
+    pub fn of_packet(&mut self, packet: &Packet<'_>) -> Option<&mut Entry> {
+        let (source, destination) = packet.endpoints();
+        let index = self.find(&Key::between(source, destination))?;
+        self.get_mut(index)
     }
 
     /// Takes in one more.

@@ -103,8 +103,7 @@ impl Engine {
     pub(super) fn end_watches(&mut self, now: Instant, kernel: &mut impl Kernel) {
         let moment = self.epoch.moment(now);
         while let Some((index, id)) = self.watched.due(now) {
-            let entry = self.table.get_mut(index).filter(|entry| entry.control.id == id);
-            let Some(Entry { session, control }) = entry else { continue };
+            let Some(Entry { session, control }) = self.table.get_of(index, id) else { continue };
             control.watch(false);
             if control.drop_old_rival(moment, WATCH) {
                 self.watched.add(now, index, control);

@@ -201,14 +201,7 @@ impl Table {
             None => {
                 let text = rules(parameters, statement, helper.as_ref());
                 let compiled = loader.compile(&text);
-                // Nothing refers to the helper before that.
-                let made_whole = helper.as_mut().map(OwnHelper::make_whole).transpose();
-                if made_whole.map_err(helper_failed)? == Some(true)
-                    && let Err(error) = &compiled
-                {
-                    return Err(GatewayError::Disturbed { message: error.to_string() });
-                }
-                (Arc::new(compiled?), true)
+                (Arc::new(compiled.map_err(|error| explained(helper.as_mut(), error))?), true)
             }
         };
         let loaded = loader.put(&compiled, is_new);
@@ -274,7 +267,7 @@ impl Table {
 
     /// Whether it lets harmless lines of calm connections pass. Operators' queueing knows of none.
     pub fn lets_pass(&self) -> bool {
-        self.parameters.is_calm() && self.statement != QueueStatement::Operator
+        self.parameters.is_calm() && self.has_them_wait()
     }
 
     /// Whether packets wait as long as there is a sign of life. With operators' queueing they pass where nobody reads.
@@ -344,6 +337,15 @@ fn operator_queues() -> bool {
     output_of("nft", &["list", "chain", "ip", "mangle", chain]).is_ok()
         || uses_legacy(Ip::V4).unwrap_or(false)
             && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
+}
+
+/// Why rules do not compile: perhaps another daemon removed the helper before they referred to it. It is there again then.
+fn explained(helper: Option<&mut OwnHelper>, error: GatewayError) -> GatewayError {
+    match helper.map(OwnHelper::make_whole).transpose() {
+        Ok(Some(true)) => GatewayError::Disturbed { message: error.to_string() },
+        Ok(_) => error,
+        Err(failed) => helper_failed(failed),
+    }
 }
 
 fn helper_failed(error: io::Error) -> GatewayError {
