@@ -204,28 +204,34 @@ fn gives_up_soon(gateway: &Gateway) {
 /// transfers, whose numbers are not adjusted yet. What was announced meanwhile may be lost, but no control connection.
 fn lives_through(stop: impl Fn(&Gateway, u64)) {
     for backend in ["nftables", "conntrack"] {
-        let gateway = gateway_with(Topology::Masquerade, &configuration(backend));
-        let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        gives_up_soon(&gateway);
-        let load = Load::start(&gateway, &server, "load", 3);
-        let short = Load::of(&gateway, &server, "short-load", 3, 2);
-        let rounds = rounds(1);
-        for round in 0..rounds {
+        lives_through_with(backend, rounds(1), |gateway, round| {
             thread::sleep(patient(moment(round, 700)));
-            stop(&gateway, round);
-        }
-        thread::sleep(patient(Duration::from_millis(1500)));
-        // What begins afterwards works.
-        let after = Load::start(&gateway, &server, "later-load", PATIENCE);
-        thread::sleep(patient(Duration::from_millis(500)));
-        let [load, short, after] = [load, short, after].map(Load::end);
-        println!("{backend}: {rounds} rounds: {load}, short sessions: {short}, then {after}");
-        for report in [load, short] {
-            assert_eq!(["damaged", "lost"].map(|key| count(&report, key)), [0; 2], "{report}");
-        }
-        let bad = ["damaged", "lost", "failed"].map(|key| count(&after, key));
-        assert_eq!(bad, [0; 3], "{after}");
+            stop(gateway, round);
+        });
     }
+}
+
+/// The same with a back end that the daemon begins with, in so many rounds.
+fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gateway, u64)) {
+    let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    gives_up_soon(&gateway);
+    let load = Load::start(&gateway, &server, "load", 3);
+    let short = Load::of(&gateway, &server, "short-load", 3, 2);
+    for round in 0..rounds {
+        stop(&mut gateway, round);
+    }
+    thread::sleep(patient(Duration::from_millis(1500)));
+    // What begins afterwards works.
+    let after = Load::start(&gateway, &server, "later-load", PATIENCE);
+    thread::sleep(patient(Duration::from_millis(500)));
+    let [load, short, after] = [load, short, after].map(Load::end);
+    println!("{backend}: {rounds} rounds: {load}, short sessions: {short}, then {after}");
+    for report in [load, short] {
+        assert_eq!(["damaged", "lost"].map(|key| count(&report, key)), [0; 2], "{report}");
+    }
+    let bad = ["damaged", "lost", "failed"].map(|key| count(&after, key));
+    assert_eq!(bad, [0; 3], "{after}");
 }
 
 #[test]
@@ -289,30 +295,13 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
 
 #[test]
 fn a_restart_with_the_other_back_end_breaks_no_connection() {
-    let mut gateway = gateway_with(Topology::Masquerade, &configuration("nftables"));
-    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    gives_up_soon(&gateway);
-    let load = Load::start(&gateway, &server, "load", 3);
-    let short = Load::of(&gateway, &server, "short-load", 3, 2);
-    let rounds = rounds(4);
-    for round in 0..rounds {
+    lives_through_with("nftables", rounds(4), |gateway, round| {
         thread::sleep(patient(Duration::from_millis(300) + moment(round, 700)));
         gateway.daemon.kill();
         let (exe, host) = (executable(), gateway.lab.gateway.clone());
         let backend = ["conntrack", "nftables"][usize::try_from(round % 2).unwrap()];
         gateway.daemon = Daemon::start(&exe, &host, &configuration(backend)).unwrap();
-    }
-    thread::sleep(patient(Duration::from_millis(1500)));
-    let [load, short] = [load, short].map(Load::end);
-    println!("{rounds} rounds: {load}, short sessions: {short}");
-    for report in [load, short] {
-        assert_eq!(["damaged", "lost"].map(|key| count(&report, key)), [0; 2], "{report}");
-    }
-    let after = Load::start(&gateway, &server, "later-load", PATIENCE);
-    thread::sleep(patient(Duration::from_millis(500)));
-    let after = after.end();
-    let bad = ["damaged", "lost", "failed"].map(|key| count(&after, key));
-    assert_eq!(bad, [0; 3], "{after}");
+    });
 }
 
 /// The debugger stops the whole daemon after it has decided that numbers change, and before the kernel knows.

@@ -206,45 +206,37 @@ fn a_listing_that_its_client_has_a_real_server_stop_is_no_announcement() {
     );
 }
 
-#[test]
-fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
+/// The client is in a directory with line ends in its name, and has ProFTPD stop within it.
+fn stopped_in_a_directory() -> Vec<Value> {
     let name = "x\r\0\n\u{ff}\u{fb}A229 E (|||3306|)";
     let unbounded = |line: &str| json!({"send": format!("{line}\r\n"), "edge": 50_000});
-    opens_nothing(
-        ServerKind::Proftpd,
-        &[
-            unbounded(&format!("MKD pub/{name}")),
-            unbounded(&format!("CWD pub/{name}")),
-            // We read two commands where it read one, and several replies in each of these: then nothing is pending.
-            unbounded("XPWD"),
-            unbounded("XPWD"),
-            unbounded("XPWD"),
-            stop_behind("XPWD", "257 \"/pub/x\r\n"),
-            stop_behind("EPSV", "229 E (|||3306|)\" is the current directory\r\n"),
-        ],
-    );
+    vec![
+        unbounded(&format!("MKD pub/{name}")),
+        unbounded(&format!("CWD pub/{name}")),
+        // We read two commands where it read one, and several replies in each of these: then nothing is pending.
+        unbounded("XPWD"),
+        unbounded("XPWD"),
+        unbounded("XPWD"),
+        stop_behind("XPWD", "257 \"/pub/x\r\n"),
+    ]
+}
+
+/// `EPSV` in one segment, which lets the server say so much.
+fn epsv_with_room_for(bytes: usize) -> Value {
+    json!({"send": "EPSV\r\n", "edge": bytes, "whole": true})
+}
+
+#[test]
+fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
+    let last = stop_behind("EPSV", "229 E (|||3306|)\" is the current directory\r\n");
+    opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), vec![last]].concat());
 }
 
 /// The rest comes as soon as the command has opened the window, and by itself.
 #[test]
 fn the_rest_of_a_directory_that_has_room_for_more_is_no_announcement() {
-    let name = "x\r\0\n\u{ff}\u{fb}A229 E (|||3306|)";
-    let unbounded = |line: &str| json!({"send": format!("{line}\r\n"), "edge": 50_000});
-    let mut last = unbounded("EPSV");
-    last["whole"] = json!(true);
-    opens_nothing(
-        ServerKind::Proftpd,
-        &[
-            unbounded(&format!("MKD pub/{name}")),
-            unbounded(&format!("CWD pub/{name}")),
-            // We read two commands where it read one, and several replies in each of these: then nothing is pending.
-            unbounded("XPWD"),
-            unbounded("XPWD"),
-            unbounded("XPWD"),
-            stop_behind("XPWD", "257 \"/pub/x\r\n"),
-            last,
-        ],
-    );
+    let steps = [stopped_in_a_directory(), vec![epsv_with_room_for(50_000)]].concat();
+    opens_nothing(ServerKind::Proftpd, &steps);
 }
 
 /// It shows what someone has put there, and makes line ends of what stands for a time.
@@ -253,9 +245,7 @@ fn a_file_that_its_client_has_a_real_server_stop_is_no_announcement() {
     let end = "\r%{time:%n}";
     let message = format!("x{end}250 End{end}229 x (|||3306|)\n");
     for room in ["229 x (|||3306|)\r\n".len(), 20, 50_000] {
-        let mut last = json!({"send": "EPSV\r\n", "edge": room});
-        last["whole"] = json!(true);
-        let steps = [stop_behind("CWD pub", "250-x\r\n250 End\r\n"), last];
+        let steps = [stop_behind("CWD pub", "250-x\r\n250 End\r\n"), epsv_with_room_for(room)];
         shows_nothing(ServerKind::Proftpd, "DisplayChdir .message", &message, &steps);
     }
 }

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use ftp_alg::policy::Policy;
 
-use crate::network::{Hostile, LONG_NAME, Wire, repeated};
+use crate::{
+    network::{Hostile, LONG_NAME, Wire, repeated},
+    rng::Rng,
+};
 
 const MOST: usize = 64;
 const SHARE: usize = 8;
@@ -19,35 +22,24 @@ fn policy() -> Policy {
     }
 }
 
-/// Numbers that look random (an LCG's high bits).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % bound
-    }
-}
-
 fn client(host: usize, number: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 3, host as u8], 2000 + number as u16))
 }
 
 /// Something happens to a connection, or to all.
-fn step(wire: &mut Wire, dice: &mut Dice) {
-    let client = client(dice.below(HOSTS), dice.below(30));
-    if !wire.knows(client) || dice.below(8) == 0 {
-        let first = [dice.below(1 << 30) as u32 + 1, dice.below(1 << 30) as u32 + 1];
+fn step(wire: &mut Wire, rng: &mut Rng) {
+    let client = client(rng.below(HOSTS), rng.below(30));
+    if !wire.knows(client) || rng.below(8) == 0 {
+        let first = [rng.below(1 << 30) as u32 + 1, rng.below(1 << 30) as u32 + 1];
         wire.begin_at(client, first);
         wire.answer(client, "220 ready\r\n");
-        if dice.below(4) > 0 {
+        if rng.below(4) > 0 {
             wire.say(client, b"USER joe\r\n");
             wire.answer(client, "230 in\r\n");
         }
         return;
     }
-    match dice.below(14) {
+    match rng.below(14) {
         0..5 => {
             wire.say(client, b"PASV\r\n");
             wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
@@ -55,23 +47,23 @@ fn step(wire: &mut Wire, dice: &mut Dice) {
         5 => {
             let SocketAddr::V4(address) = client else { unreachable!("IPv4") };
             let host = address.ip().to_string().replace('.', ",");
-            wire.say(client, format!("PORT {host},{},7\r\n", 4 + dice.below(200)).as_bytes());
-            wire.answer(client, ["200 ok\r\n", "500 no\r\n"][dice.below(2)]);
+            wire.say(client, format!("PORT {host},{},7\r\n", 4 + rng.below(200)).as_bytes());
+            wire.answer(client, ["200 ok\r\n", "500 no\r\n"][rng.below(2)]);
         }
-        6 => drop(wire.say(client, &repeated(LONG_NAME)[..500 + dice.below(60_000)])),
+        6 => drop(wire.say(client, &repeated(LONG_NAME)[..500 + rng.below(60_000)])),
         7 => {
             let kinds = [Hostile::Refused, Hostile::LongLine, Hostile::HeldLine, Hostile::Pending];
-            for segment in kinds[dice.below(kinds.len())].segments() {
+            for segment in kinds[rng.below(kinds.len())].segments() {
                 wire.say(client, &segment);
             }
         }
         8 => drop(wire.answer(client, "200 ok\r\n")),
         9 => wire.close(client),
         10 => wire.reset(client),
-        11 => wire.advance(Duration::from_secs(dice.below(40) as u64)),
-        12 if dice.below(10) == 0 => wire.restart(policy()),
-        12 if dice.below(10) == 0 => {
-            let memory = [1 << 20, 1 << 17][dice.below(2)];
+        11 => wire.advance(Duration::from_secs(rng.below(40) as u64)),
+        12 if rng.below(10) == 0 => wire.restart(policy()),
+        12 if rng.below(10) == 0 => {
+            let memory = [1 << 20, 1 << 17][rng.below(2)];
             wire.engine.set_policy(Policy { memory, ..policy() });
         }
         12 => drop(wire.say(client, b"AUTH TLS\r\nGET / HTTP/1.1\r\n")),
@@ -82,12 +74,12 @@ fn step(wire: &mut Wire, dice: &mut Dice) {
 #[test]
 fn whatever_happened_nothing_is_held_when_all_are_gone() {
     for seed in 0..20 {
-        let (mut wire, mut dice) = (Wire::new(policy()), Dice(seed));
+        let (mut wire, mut rng) = (Wire::new(policy()), Rng::new(seed));
         if seed % 2 == 0 {
             wire.publish("198.51.100.222");
         }
         for _ in 0..3000 {
-            step(&mut wire, &mut dice);
+            step(&mut wire, &mut rng);
             assert!(wire.engine.session_count() <= MOST);
         }
         assert!(wire.opened() > 20, "{}", wire.opened());

@@ -5,4 +5,6 @@ mod ended;
 mod given_back;
 mod network;
 mod resident;
+#[path = "../support/rng.rs"]
+mod rng;
 mod shares;

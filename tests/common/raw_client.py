@@ -111,10 +111,8 @@ try:
         if "edge" in step:
             edge = len(received) + step["edge"]
             # A smaller window counts with a new number only.
-            first = 0 if step.get("whole") else 1
-            send(ACK | PSH, text[:first] or text)
-            if first:
-                send(ACK | PSH, text[first:])
+            for part in [text] if step.get("whole") else [text[:1], text[1:]]:
+                send(ACK | PSH, part)
             ends = time.monotonic() + 1.5
             while time.monotonic() < ends:
                 take()

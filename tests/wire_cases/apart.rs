@@ -29,12 +29,18 @@ struct Ends {
 }
 
 impl Ends {
-    /// After a listing that is over, as far as can be seen.
-    fn after_a_listing() -> Self {
+    /// Asked for a listing.
+    fn new() -> Self {
         let sim = Sim::logged_in(with(Nat::PortForward));
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
         let mut ends = Self { sim, client, server };
         ends.command("STAT x\r\n", WIDE);
+        ends
+    }
+
+    /// After a listing that is over, as far as can be seen.
+    fn after_a_listing() -> Self {
+        let mut ends = Self::new();
         ends.reply(&halves_of_listing().0, ACK | PSH);
         ends
     }
@@ -64,32 +70,15 @@ impl Ends {
 /// By its window a client has a server stop wherever it wants.
 #[test]
 fn a_listing_that_its_client_has_stop_is_no_announcement_either() {
-    let mut sim = Sim::logged_in(with(Nat::PortForward));
-    let (mut client, mut server) = (sim.client.next_number(), sim.server.next_number());
-    let mut says = |side, bytes: &[u8], pushed: bool| {
-        let (seq, ack) = if side == Client { (client, server) } else { (server, client) };
-        let flags = ACK | if pushed { PSH } else { 0 };
-        let segment = Segment {
-            seq,
-            ack,
-            flags,
-            window: 30_000,
-            payload: bytes.to_vec(),
-            ..Segment::default()
-        };
-        sim.forge(side, &segment);
-        *(if side == Client { &mut client } else { &mut server }) += bytes.len() as u32;
-        sim.kernel.opened.len()
-    };
-    says(Client, b"STAT x\r\n", true);
+    let mut ends = Ends::new();
     let (first, second) = halves_of_listing();
-    says(Server, first.as_bytes(), false);
-    says(Client, b"EPSV\r\n", true);
-    assert_eq!(says(Server, second.as_bytes(), true), 0);
-    says(Server, b"229 (|||50069|)\r\n", true);
+    ends.reply(&first, ACK);
+    ends.command("EPSV\r\n", WIDE);
+    assert_eq!(ends.reply(&second, ACK | PSH), 0);
+    ends.reply("229 (|||50069|)\r\n", ACK | PSH);
     // The server has no more to say.
-    says(Client, b"EPSV\r\n", true);
-    assert_eq!(says(Server, b"229 (|||50070|)\r\n", true), 1);
+    ends.command("EPSV\r\n", WIDE);
+    assert_eq!(ends.reply("229 (|||50070|)\r\n", ACK | PSH), 1);
 }
 
 #[test]

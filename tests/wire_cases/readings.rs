@@ -1,5 +1,7 @@
 //! What servers read otherwise than we do: line ends, Telnet commands, and replies that hold lines of a client's making.
 
+use std::ops::Range;
+
 use ftp_alg::{
     packet::flags,
     session::Side::{Client, Server},
@@ -87,39 +89,45 @@ fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
     assert!(attacks > 60, "{attacks} were attacks");
 }
 
+/// What may end a line, or be a Telnet command, for some server, and what is nothing.
+const ODD: [&[u8]; 12] = [
+    b"\r",
+    b"\n",
+    b"\0",
+    b"\r\n",
+    b"\xff",
+    b"\xf4",
+    b"\xff\xfb",
+    b"\xff\xf4",
+    b"\xff\xfd\x06",
+    b"x",
+    b" ",
+    b"NOOP ",
+];
+
+/// As many of `parts`, in any order.
+fn mixture(rng: &mut Rng, parts: &[&[u8]], count: Range<usize>) -> Vec<u8> {
+    (0..count.start + rng.below(count.len())).flat_map(|_| rng.pick(parts).to_vec()).collect()
+}
+
+#[allow(clippy::unwrap_used, reason = "a test may panic, its helpers as well")]
+fn rounds() -> usize {
+    std::env::var("FTP_ALG_ROUNDS").ok().map_or(1500, |n| n.parse().unwrap())
+}
+
 /// What servers may read in two ways, whole, in two pieces, or byte by byte.
 #[test]
 fn what_opens_in_pieces_opens_as_a_whole() {
     let own = Nat::Masquerade.translation(false).client;
     let announcement = active(at(own, 2200));
-    let parts: [&[u8]; 18] = [
-        b"\r",
-        b"\n",
-        b"\0",
-        b"\r\n",
-        b"\xff",
-        b"\xf4",
-        b"\xff\xfb",
-        b"\xff\xf4",
-        b"\xff\xfd\x06",
-        b"x",
-        b" ",
-        b"NOOP ",
-        b"NOOP\r\n",
-        b"\xff\xfa",
-        b"\xff\xf0",
-        b"PO",
-        b"GET / HTTP/1.1\r\n",
-        b"PORT ",
-    ];
+    let own: [&[u8]; 6] =
+        [b"NOOP\r\n", b"\xff\xfa", b"\xff\xf0", b"PO", b"GET / HTTP/1.1\r\n", b"PORT "];
+    let parts = [&ODD[..], &own].concat();
     let mut rng = Rng::new(17);
-    let rounds = std::env::var("FTP_ALG_ROUNDS").ok().map_or(1500, |n| n.parse().unwrap());
+    let rounds = rounds();
     let mut opened = 0;
     for round in 0..rounds {
-        let mut line = Vec::new();
-        for _ in 0..1 + rng.below(5) {
-            line.extend_from_slice(rng.pick::<&[u8]>(&parts));
-        }
+        let mut line = mixture(&mut rng, &parts, 1..6);
         line.extend_from_slice(announcement.as_bytes());
         if rng.chance(0.3) {
             line.extend_from_slice(announcement.as_bytes());
@@ -139,38 +147,14 @@ fn what_opens_in_pieces_opens_as_a_whole() {
 /// Whatever is put together of what hides verbs, cut anywhere.
 #[test]
 fn no_mixture_of_line_ends_and_telnet_commands_makes_an_announcement() {
-    let parts: [&[u8]; 22] = [
-        b"PORT ",
-        b"EPRT ",
-        b"PO",
-        b"RT ",
-        b"P",
-        b"E",
-        b"ORT ",
-        b"10,99,99,99,9,9",
-        b"\r",
-        b"\n",
-        b"\0",
-        b"\r\n",
-        b"\xff",
-        b"\xf4",
-        b"\xff\xfb",
-        b"\xff\xf4",
-        b"\xff\xfd\x06",
-        b"x",
-        b" ",
-        b"NOOP ",
-        b"\xff\xfa",
-        b"\xff\xf0",
-    ];
+    let own: [&[u8]; 8] =
+        [b"PORT ", b"EPRT ", b"PO", b"RT ", b"P", b"E", b"ORT ", b"10,99,99,99,9,9"];
+    let parts = [&own[..], &ODD, &[b"\xff\xfa", b"\xff\xf0"]].concat();
     let mut rng = Rng::new(13);
     let mut attacks = 0;
-    let rounds = std::env::var("FTP_ALG_ROUNDS").ok().map_or(1500, |n| n.parse().unwrap());
+    let rounds = rounds();
     for round in 0..rounds {
-        let mut line = Vec::new();
-        for _ in 0..2 + rng.below(8) {
-            line.extend_from_slice(rng.pick::<&[u8]>(&parts));
-        }
+        let mut line = mixture(&mut rng, &parts, 2..10);
         line.extend_from_slice(b" 10,99,99,99,9,9\r\n");
         attacks += usize::from(obeyed(&line).is_some());
         let cut = rng.below(line.len());
