@@ -200,8 +200,8 @@ struct SocketOption {
 
 impl SocketOption {
     /// Asks the daemon for `what`.
-    fn ask(&self, what: &str) -> Result<client::Answer, Failure> {
-        Ok(client::request(&self.socket, what, ANSWER)?)
+    fn ask(&self, what: &str) -> Result<client::Answer, client::ClientError> {
+        client::request(&self.socket, what, ANSWER)
     }
 
     /// Asks the daemon for the rows of `what` and prints them, as JSON or as `text` has them.

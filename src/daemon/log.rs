@@ -77,6 +77,13 @@ impl Log {
         }
     }
 
+    /// Logs that nobody used a pinhole that a client caused.
+    pub fn unused(&self, now: Instant, client: IpAddr, line: &str) {
+        if self.limiter().admits(now, Topic::Unused, Some(client)) {
+            Topic::Unused.line(&line);
+        }
+    }
+
     /// Logs what went wrong on our side.
     pub fn fail(&self, now: Instant, error: &dyn Display) {
         let admitted = self.limiter().admits(now, Topic::Machine, None);
@@ -130,10 +137,14 @@ enum Topic {
     Announcement,
     /// What the engine did not keep.
     Unkept,
+    /// Transfers that fail where nothing can be read.
+    Encrypted,
+    /// Pinholes that nobody used.
+    Unused,
 }
 
 impl Topic {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Machine,
         Self::Kernel,
         Self::Refusal,
@@ -141,6 +152,8 @@ impl Topic {
         Self::Ended,
         Self::Announcement,
         Self::Unkept,
+        Self::Encrypted,
+        Self::Unused,
     ];
 
     fn name(self) -> &'static str {
@@ -151,6 +164,8 @@ impl Topic {
             Self::Limit => "limits that were reached",
             Self::Ended => "connections that were ended at a limit",
             Self::Announcement => "announcements",
+            Self::Encrypted => "sessions that are encrypted",
+            Self::Unused => "pinholes that nobody used",
             Self::Unkept => "events of one batch of packets beyond the first",
         }
     }
@@ -158,7 +173,12 @@ impl Topic {
     fn line(self, text: &dyn Display) {
         match self {
             Self::Machine | Self::Kernel => tracing::error!("{text}"),
-            Self::Refusal | Self::Limit | Self::Ended | Self::Unkept => tracing::warn!("{text}"),
+            Self::Refusal
+            | Self::Limit
+            | Self::Ended
+            | Self::Unkept
+            | Self::Encrypted
+            | Self::Unused => tracing::warn!("{text}"),
             Self::Announcement => tracing::info!("{text}"),
         }
     }
@@ -169,6 +189,8 @@ impl Topic {
         let (of_one, of_all) = ((20, Duration::from_secs(1)), (200, Duration::from_millis(50)));
         match self {
             Self::Announcement => [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5)),
+            // Who encrypts will do so again, and it is said once what that means.
+            Self::Encrypted => [(1, Duration::from_secs(86400)), of_all],
             _ => [of_one, of_all],
         }
     }
@@ -183,7 +205,8 @@ fn topic(what: &What) -> Option<Topic> {
         What::Announcement(_) | What::Unread(_) => Some(Topic::Announcement),
         What::Limit(_) => Some(Topic::Limit),
         What::Ended(_) => Some(Topic::Ended),
-        What::Closed(..) | What::Turned(_) => None,
+        What::Encrypted => Some(Topic::Encrypted),
+        What::Closed(..) | What::Expired(..) | What::Turned(_) => None,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod client;
 pub mod confine;
 pub mod control;
 mod copies;
+pub mod health;
 mod heart;
 mod log;
 mod names;

@@ -13,13 +13,17 @@ use std::{
 
 use super::{
     copies::CopyReader,
+    health::{Counts, Health},
     log::Log,
     names::Names,
     progress::Progress,
     shard::{Shard, lock},
-    snapshot::{PinholeRow, SessionRow, Source, Status},
+    snapshot::{NameRow, PinholeRow, Problem, SessionRow, Source, Status},
 };
-use crate::gateway::{LinuxKernel, READ_EVERY};
+use crate::{
+    engine::{Event, What},
+    gateway::{LinuxKernel, READ_EVERY, RuleParameters},
+};
 
 /// Shared by the workers, the reader of copies and the control socket.
 pub(super) struct Shared {
@@ -37,6 +41,7 @@ pub(super) struct Shared {
     /// Ends of connections that the packet selection could not note.
     pub(super) endings: AtomicU64,
     pub(super) log: Log,
+    pub(super) health: Health,
     pub(super) names: Names,
     /// What of the daemon's confinement is missing on this machine.
     pub(super) unconfined: Vec<String>,
@@ -60,7 +65,42 @@ impl Shared {
         shard.engine.settle(kernel);
         let events = shard.engine.take_events();
         drop(shard);
+        self.heed(now, events);
+    }
+
+    /// Logs what an engine decided.
+    pub(super) fn heed(&self, now: Instant, events: (Vec<Event>, u64)) {
+        for event in &events.0 {
+            if let What::Expired(pinhole, kind) = event.what {
+                self.health.expired(pinhole, kind, (event.client, event.server));
+            }
+        }
         self.log.events(now, events);
+    }
+
+    /// Sees to what the health of the daemon depends on, and tells what is new of it. To be called each second.
+    pub(super) fn tend(&self, now: Instant, parameters: &RuleParameters) {
+        for (client, line) in self.health.settle_expired(parameters) {
+            self.log.unused(now, client, &line);
+        }
+        self.health.tell(&self.problems(now, &self.names.rows()));
+    }
+
+    fn problems(&self, now: Instant, names: &[NameRow]) -> Vec<Problem> {
+        let overruns = self.overruns.load(Ordering::Relaxed);
+        let mut counts = Counts { overruns, ..Counts::default() };
+        let mut unwritten = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let counters = shard.engine.counters();
+            counts.encrypted += counters.encrypted;
+            counts.uninspected += counters.uninspected;
+            counts.used += counters.pinholes_used;
+            if !shard.journal.is_written() {
+                unwritten.push(shard.journal.path().to_owned());
+            }
+        }
+        self.health.problems(now, names, counts, &unwritten)
     }
 
     /// Has the engines read all copies that have come.
@@ -125,9 +165,11 @@ impl Source for Shared {
             status.copies += counters.copies;
             status.rewrites += counters.rewrites;
             status.pinholes_opened += counters.pinholes_opened;
+            status.pinholes_used += counters.pinholes_used;
             status.pinholes_refused += counters.pinholes_refused;
             status.commands_refused += counters.commands_refused;
             status.lost += counters.lost;
+            status.encrypted += counters.encrypted;
             status.uninspected += counters.uninspected;
             status.malformed += counters.malformed;
             status.limits += counters.limits;
@@ -135,7 +177,9 @@ impl Source for Shared {
         }
         status.pinholes = self.pinholes().len() as u64;
         status.log_lines_skipped = self.log.skipped();
+        status.pinholes_expired = self.health.unused();
         status.names = self.names.rows();
+        status.problems = self.problems(Instant::now(), &status.names);
         status.unconfined = self.unconfined.clone();
         status
     }

@@ -46,7 +46,7 @@ impl Upkeep {
         self.next = None;
         let what = match table.condition() {
             Ok(Condition::Intact) => {
-                self.recovered();
+                self.recovered(shared);
                 return false;
             }
             Ok(Condition::Gone) => "removed",
@@ -78,7 +78,7 @@ impl Upkeep {
         }
         match restored {
             Ok(()) => {
-                self.recovered();
+                self.recovered(shared);
                 true
             }
             Err(error) => {
@@ -111,7 +111,7 @@ impl Upkeep {
         waits
     }
 
-    fn recovered(&mut self) {
+    fn recovered(&mut self, shared: &Shared) {
         if self.failures > 0 {
             tracing::info!(
                 "table inet ftp_alg is as it should be, after {} attempts",
@@ -119,6 +119,7 @@ impl Upkeep {
             );
         }
         self.failures = 0;
+        shared.health.set_table(None);
     }
 
     /// The first failure is said, and each that comes after ten times as many.
@@ -126,6 +127,7 @@ impl Upkeep {
         let said = self.failures == 0 || self.failures.is_multiple_of(100);
         self.next = Some(now + pause(self.failures));
         self.failures = self.failures.saturating_add(1);
+        shared.health.set_table(Some(error.to_string()));
         if said {
             shared.fail(&format!("{error}; ftp-alg goes on, and tries again"));
         }
@@ -176,6 +178,6 @@ pub(super) fn listen(events: Sender<Event>) -> Result<(), ServiceError> {
     let watch = move || {
         while notices.wait().is_ok() && events.send(Event::Rules).is_ok() {}
     };
-    thread::Builder::new().name("rules".into()).spawn(watch)?;
+    thread::Builder::new().name("notices".into()).spawn(watch)?;
     Ok(())
 }

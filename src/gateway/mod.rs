@@ -43,7 +43,7 @@ pub use conntrack::Conntrack;
 pub use copies::{Copies, READ_EVERY};
 pub use error::GatewayError;
 pub use expectations::Expectations;
-pub use features::{Expecting, Features, Routing};
+pub use features::{Expecting, Features, Neighbours, Routing};
 pub use heartbeat::{DEADLINE, Heartbeat};
 pub use inject::Injector;
 pub use notices::Notices;

@@ -182,8 +182,11 @@ impl Firewall {
 
     /// What becomes of packets with `sign` at `hook`.
     pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
-        let probe = Probe::new(sign, parameters, self.rules.changes);
-        let packets = packets(&probe, hook, ip);
+        self.judge_probe(hook, ip, &Probe::new(sign, parameters, self.rules.changes))
+    }
+
+    fn judge_probe(&self, hook: Hook, ip: Ip, probe: &Probe) -> Judgement {
+        let packets = packets(probe, hook, ip);
         let mut chains = Vec::new();
         for table in self.rules.tables.iter().filter(|table| table.family.sees(ip)) {
             for (name, base) in base_chains(table, hook) {
@@ -195,6 +198,13 @@ impl Firewall {
         }
         chains.sort_by(|(a, one), (b, other)| (a, &one.place).cmp(&(b, &other.place)));
         Judgement { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
+    }
+
+    /// Whether some data connection may pass at `hook` that has no sign of ours.
+    pub fn may_pass_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
+        let probe = Probe { data: 0, ..Probe::new(Sign::Mark, parameters, self.rules.changes) };
+        let judged = self.judge_probe(hook, ip, &probe);
+        judged.chains.iter().all(|chain| chain.passes || !chain.except.is_empty())
     }
 
     /// The commands that let packets with `sign` pass where `judgement` stops them.
