@@ -5,7 +5,7 @@ use crate::{
     daemon::{confine, snapshot::Status},
     gateway::{
         Backend, Expecting, Features, GatewayError, Outlook, QueueStatement, RuleParameters,
-        firewall::{ChainJudgement, ConcernKind, Firewall, Hook, Ip, Judgement, Sign},
+        firewall::{ConcernKind, Firewall, Hook, Ip, Judgement, Sign},
     },
 };
 
@@ -325,6 +325,10 @@ impl Checks<'_> {
                         "queues control packets a second time: ftp-alg run queues them itself";
                     of_rule("rule", Mark::Problem, says).remedy(concern.remedy.clone())
                 }
+                ConcernKind::Untracked => {
+                    let says = "takes control connections out of connection tracking";
+                    of_rule("notrack", Mark::Problem, says).remedy(concern.remedy.clone())
+                }
                 ConcernKind::CtMark { .. } => {
                     let mask = self.parameters.mask();
                     let says = format!("changes the bits of the ct mark that are ours ({mask:#010x})");
@@ -453,7 +457,7 @@ impl Checks<'_> {
             (Sign::Injected, _) => outlook.ip == Ip::V4 || self.features.routing.has_v6,
             _ => outlook.matters,
         };
-        let stops: Vec<String> = judgement.stops().map(describe).collect();
+        let stops: Vec<String> = judgement.stops().map(ToString::to_string).collect();
         let mut says = format!("{what} are dropped by {}", stops.join(" and "));
         if !matters {
             says += match outlook.hook {
@@ -470,17 +474,6 @@ impl Checks<'_> {
             .remedy(Firewall::remedies(judgement, sign, self.parameters))
             .advice(advice)
             .advice(self.restart_advice(outlook, sign).filter(|_| matters))
-    }
-}
-
-/// What stops a packet, for people: a rule and where, or a policy and whose.
-fn describe(stop: &ChainJudgement) -> String {
-    match &stop.by.rule {
-        Some(rule) if stop.by.chain == stop.place.chain => {
-            format!("`{rule}` in {}", stop.place)
-        }
-        Some(rule) => format!("`{rule}` in {}, by way of {}", stop.by.chain, stop.place),
-        None => format!("the policy of {}", stop.place),
     }
 }
 
