@@ -120,6 +120,73 @@ END",
     assert!(line_of(&log, "problem data-connections").contains("nft insert rule"), "{log}");
 }
 
+/// A firewall that masquerades, drops by default, and lets data connections pass.
+fn filtered(rules: &str) -> (Lab, Daemon) {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let rules = format!(
+        "nft -f - <<END
+flush ruleset
+table inet filter {{
+    chain source {{ type nat hook postrouting priority srcnat; oifname wan masquerade; }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        ct state established accept
+        ct mark and 0x40000000 != 0 accept
+        {rules}
+    }}
+}}
+END"
+    );
+    lab.gateway.shell(&rules).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    (lab, daemon)
+}
+
+#[test]
+fn control_connections_that_are_dropped() {
+    let (lab, daemon) = filtered("tcp dport 80 accept");
+    is_told_until_solved(&daemon, "control-connections", || {
+        let line = "nft add rule inet filter forward iifname lan tcp dport 21 accept";
+        lab.gateway.shell(line).unwrap();
+    });
+    let line = daemon.log();
+    assert!(
+        line_of(&line, "problem control-").contains("the policy of inet filter forward"),
+        "{line}"
+    );
+    let text = daemon.ask(&["doctor"]).unwrap().text();
+    assert!(text.contains("accepted lan -> wan, dropped: all else"), "{text}");
+}
+
+#[test]
+fn connections_that_are_not_tracked() {
+    let (lab, daemon) = filtered("tcp dport 21 accept");
+    let rules = "nft -f - <<END
+table inet mine {
+    chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }
+}
+END";
+    lab.gateway.shell(rules).unwrap();
+    is_told_until_solved(&daemon, "notrack", || {
+        lab.gateway.shell("nft delete table inet mine").unwrap();
+    });
+}
+
+#[test]
+fn the_kernels_own_helper() {
+    let (lab, daemon) = filtered("tcp dport 21 accept");
+    let rules = "nft -f - <<END
+table inet mine {
+    ct helper theirs { type \"ftp\" protocol tcp; }
+    chain early { type filter hook prerouting priority filter; tcp dport 21 ct helper set theirs; }
+}
+END";
+    lab.gateway.shell(rules).unwrap();
+    is_told_until_solved(&daemon, "helper", || {
+        lab.gateway.shell("nft delete table inet mine").unwrap();
+    });
+}
+
 fn line_of<'l>(log: &'l str, word: &str) -> &'l str {
     log.lines().find(|line| line.contains(word)).unwrap()
 }

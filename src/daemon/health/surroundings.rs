@@ -2,12 +2,16 @@
 
 use super::check::{Check, Mark};
 use crate::gateway::{
-    Backend, Neighbours, Outlook, RuleParameters,
-    firewall::{ChainJudgement, ConcernKind, Firewall, Hook, Ip, Judgement, Sign},
+    Backend, Neighbours, Outlook, Routing, RuleParameters,
+    firewall::{
+        ConcernKind, ControlOutlook, Firewall, Hook, Ip, Judgement, Passage, Sign, interfaces,
+    },
 };
 
 const HELPERS: &str = "other helpers";
 const FIREWALL: &str = "firewall";
+/// So many rules that drop control connections are named.
+const MAX_STOPS: usize = 3;
 const UNFILTERED: &str = "nothing is filtered";
 
 /// What was found out.
@@ -40,7 +44,49 @@ impl Surroundings<'_> {
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helpers();
         checks.extend(self.firewall());
+        checks.extend(self.control());
         checks
+    }
+
+    /// Whether control connections pass, and between which interfaces. One way that is open is enough, as only the
+    /// operator knows which are to be.
+    fn control(&self) -> Vec<Check> {
+        let Routing { v4, v6, serves, .. } = self.neighbours.routing;
+        let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
+        let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
+        let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
+        let interfaces = interfaces();
+        hooks.flat_map(|hooks| self.control_at(hooks, &interfaces)).collect()
+    }
+
+    fn control_at(&self, hooks: &[Hook], interfaces: &[String]) -> Vec<Check> {
+        let mut ways = self.firewall.control(self.parameters, interfaces, hooks);
+        let matters = |way: &ControlOutlook| {
+            self.outlooks
+                .iter()
+                .any(|one| (one.hook, one.ip, one.matters) == (way.hook, way.ip, true))
+        };
+        ways.retain(matters);
+        let is_closed = ways.iter().all(|way| way.best() == Passage::Dropped);
+        let check = |way: &ControlOutlook| {
+            let name = format!("control {} {}", way.hook.as_str(), way.ip);
+            let summary = format!("control connections: {}", way.summary());
+            let mut stops: Vec<String> = way.stops().iter().map(ToString::to_string).collect();
+            stops.truncate(MAX_STOPS);
+            let mut check = match way.best() {
+                Passage::Dropped if is_closed => {
+                    let advice =
+                        "accept connections to the control ports there, of those who may use FTP";
+                    let problem = "control-connections";
+                    Check::problem(FIREWALL, name, problem, summary).advice([advice.to_owned()])
+                }
+                Passage::Dropped => Check::new(FIREWALL, name, Mark::Note, summary),
+                Passage::Some | Passage::Accepted => Check::new(FIREWALL, name, Mark::Ok, summary),
+            };
+            check = check.details(stops.into_iter().map(|stop| format!("dropped by {stop}")));
+            check
+        };
+        ways.iter().map(check).collect()
     }
 
     /// Whether some data connections may pass that have no sign of ours, as those of encrypted sessions.
@@ -98,6 +144,10 @@ impl Surroundings<'_> {
                     let says =
                         "queues control packets a second time: ftp-alg run queues them itself";
                     of_rule("rule", "queued-twice", says).remedy(concern.remedy.clone())
+                }
+                ConcernKind::Untracked => {
+                    let says = "takes control connections out of connection tracking";
+                    of_rule("notrack", "notrack", says).remedy(concern.remedy.clone())
                 }
                 ConcernKind::CtMark { .. } => {
                     let mask = self.parameters.mask();
@@ -196,7 +246,7 @@ impl Surroundings<'_> {
             (Sign::Injected, _) => outlook.ip == Ip::V4 || self.neighbours.routing.has_v6,
             _ => outlook.matters,
         };
-        let stops: Vec<String> = judgement.stops().map(describe).collect();
+        let stops: Vec<String> = judgement.stops().map(ToString::to_string).collect();
         let mut says = format!("{what} are dropped by {}", stops.join(" and "));
         if !matters {
             says += match outlook.hook {
@@ -220,17 +270,6 @@ impl Surroundings<'_> {
             .remedy(Firewall::remedies(judgement, sign, self.parameters))
             .advice(advice)
             .advice(self.restart_advice(outlook, sign).filter(|_| matters))
-    }
-}
-
-/// What stops a packet, for people: a rule and where, or a policy and whose.
-fn describe(stop: &ChainJudgement) -> String {
-    match &stop.by.rule {
-        Some(rule) if stop.by.chain == stop.place.chain => {
-            format!("`{rule}` in {}", stop.place)
-        }
-        Some(rule) => format!("`{rule}` in {}, by way of {}", stop.by.chain, stop.place),
-        None => format!("the policy of {}", stop.place),
     }
 }
 

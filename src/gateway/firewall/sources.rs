@@ -1,6 +1,6 @@
 //! Where the rules come from: the programs that print them. Changes nothing.
 
-use std::{fs, io};
+use std::{fs, io, net::IpAddr};
 
 use super::{Firewall, Ip, Origin, xtables::program};
 use crate::gateway::programs::output_of;
@@ -41,6 +41,20 @@ pub(super) fn read(texts: bool) -> Firewall {
         }
     }
     firewall
+}
+
+/// The interfaces that are up and have an address that is not link-local, without `lo`. Ports of a
+/// bridge have none: its packets come by the bridge.
+pub fn interfaces() -> Vec<String> {
+    let is_own = |address: IpAddr| match address {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    let all = pnet::datalink::interfaces().into_iter();
+    all.filter(|one| one.is_up() && !one.is_loopback())
+        .filter(|one| one.ips.iter().any(|network| is_own(network.ip())))
+        .map(|one| one.name)
+        .collect()
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
