@@ -225,7 +225,7 @@ fn pairs(hook: Hook, interfaces: &[String]) -> impl Iterator<Item = (Option<&str
         .flat_map(|one| match hook {
             Hook::Input => vec![(Some(one.as_str()), None)],
             Hook::Output => vec![(None, Some(one.as_str()))],
-            Hook::Forward => {
+            Hook::Prerouting | Hook::Forward => {
                 let others = interfaces.iter().filter(|other| *other != one);
                 others.map(|other| (Some(one.as_str()), Some(other.as_str()))).collect()
             }
@@ -366,6 +366,18 @@ mod tests {
             "accepted wan0, dropped: all else"
         );
         assert_eq!(summary(&replies, Hook::Output, &["wan0"]), "dropped on all interfaces");
+    }
+
+    #[test]
+    fn what_drops_before_routing_counts() {
+        let mut firewall = iptables("-A FORWARD -j ACCEPT\n");
+        let early = "-A PREROUTING -i wan0 -p tcp -m tcp --dport 21 -m addrtype --dst-type UNICAST";
+        let text = format!("*raw\n:PREROUTING ACCEPT\n{early} -j DROP\nCOMMIT\n");
+        firewall.add_saved(Origin::IptablesLegacy, Ip::V4, &text);
+        let forward = outlook(&firewall, Hook::Forward, &["lan0", "wan0"]);
+        assert_eq!(forward.summary(), "accepted lan0 -> wan0, dropped: all else");
+        let place = "in iptables-legacy raw PREROUTING";
+        assert!(forward.stops()[0].to_string().ends_with(place), "{forward:?}");
     }
 
     #[test]

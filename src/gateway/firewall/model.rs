@@ -281,6 +281,8 @@ pub(super) fn all(conditions: &[Condition], packet: &Packet<'_>) -> Tri {
 /// Where in a packet's way a chain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
+    /// What arrives, before it is routed.
+    Prerouting,
     /// What is routed through.
     Forward,
     /// What ends here.
@@ -290,12 +292,13 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All three.
+    /// Those where filters usually are.
     pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
 
     /// As rule sets spell it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Prerouting => "prerouting",
             Self::Forward => "forward",
             Self::Input => "input",
             Self::Output => "output",
@@ -304,7 +307,8 @@ impl Hook {
 
     /// The hook that rule sets spell so, in either case.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
+        let mut all = Self::ALL.into_iter().chain([Self::Prerouting]);
+        all.find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
     }
 }
 
@@ -412,6 +416,8 @@ pub(super) struct Changes {
 pub(super) struct Packet<'a> {
     pub(super) hook: Hook,
     pub(super) ip: Ip,
+    /// Whether it ends here.
+    pub(super) is_local: bool,
     /// The interface it comes by, if known. Empty if it has none.
     pub(super) input: Option<&'a str>,
     /// The interface it leaves by, likewise.
@@ -439,7 +445,7 @@ impl Packet<'_> {
             Field::DestinationPort => self.destination_port,
             Field::TcpFlags => self.tcp_flags,
             Field::FtpHelper => self.ftp_helper,
-            Field::Destination => Value::exactly(if self.hook == Hook::Input { 1 } else { 2 }),
+            Field::Destination => Value::exactly(if self.is_local { 1 } else { 2 }),
             Field::PacketType => Value::exactly(0),
         }
     }

@@ -57,6 +57,7 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet<'static>>
     let first = Packet {
         hook,
         ip,
+        is_local: hook == Hook::Input,
         input: None,
         output: None,
         state: state::NEW,
@@ -118,12 +119,13 @@ pub(super) struct Connection<'a> {
 
 impl<'a> Connection<'a> {
     /// The packets that stand for the whole: the first, and a later one either way.
-    pub(super) fn packets(&self, parameters: &RuleParameters, changes: Changes) -> [Packet<'a>; 3] {
+    pub(super) fn packets(&self, parameters: &RuleParameters, changes: Changes) -> Vec<Packet<'a>> {
         let Self { hook, ip, port, from, to } = *self;
         let (data, mask) = (parameters.data(), parameters.mask());
         let first = Packet {
             hook,
             ip,
+            is_local: hook == Hook::Input,
             input: from,
             output: to,
             state: state::NEW,
@@ -145,10 +147,11 @@ impl<'a> Connection<'a> {
         };
         let reply = Packet {
             hook: match hook {
-                Hook::Forward => Hook::Forward,
                 Hook::Input => Hook::Output,
                 Hook::Output => Hook::Input,
+                other => other,
             },
+            is_local: hook == Hook::Output,
             input: to,
             output: from,
             direction: Value::exactly(1),
@@ -156,6 +159,11 @@ impl<'a> Connection<'a> {
             destination_port: later.source_port,
             ..later
         };
-        [first, later, reply]
+        let early = |packet: Packet<'a>| {
+            let arrives = packet.hook != Hook::Output;
+            arrives.then_some(Packet { hook: Hook::Prerouting, output: Some(""), ..packet })
+        };
+        let each = [first, later, reply].into_iter();
+        each.flat_map(|packet| early(packet).into_iter().chain([packet])).collect()
     }
 }
