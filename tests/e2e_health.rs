@@ -58,9 +58,13 @@ fn is_told_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
 
 #[test]
 fn nothing_is_told_where_all_is_well() {
-    for backend in ["nftables", "conntrack"] {
+    for (backend, topology) in [
+        ("nftables", Topology::Masquerade),
+        ("conntrack", Topology::PublishedServer),
+        ("nftables", Topology::OnServer),
+    ] {
         let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
-        let Gateway { daemon, .. } = &gateway_with(Topology::BothSides, &configuration);
+        let Gateway { daemon, .. } = &gateway_with(topology, &configuration);
         assert_eq!(problems(daemon, "status"), [""; 0]);
         let (report, told, _) = said(daemon, "doctor");
         assert!(told.is_empty(), "{report}");
@@ -203,9 +207,13 @@ fn a_journal_that_cannot_be_written() {
 #[test]
 fn an_external_address_whose_name_is_not_known() {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
-    let without = "mount --bind /dev/null /etc/resolv.conf\nmount --bind /dev/null /etc/hosts";
+    // In a mount namespace of its own, so that these files stay what they are for others.
+    let hide = "mount --bind /dev/null /etc/resolv.conf && mount --bind /dev/null /etc/hosts";
     let program = executable();
-    let lines = format!("{without}\nexec {} \"$@\"", program.display());
+    let lines = format!(
+        "exec unshare --mount --propagation private sh -c '{hide} && exec \"$0\" \"$@\"' {} \"$@\"",
+        program.display()
+    );
     let program = shell_program(&lab.gateway, "without-names", &lines);
     let configuration = "[nat]\nexternal-address = \"dns:ftp.example.net\"\n";
     let daemon = Daemon::start(&program, &lab.gateway, configuration).unwrap();

@@ -69,24 +69,25 @@ impl Surroundings<'_> {
         ways.retain(matters);
         let is_closed = ways.iter().all(|way| way.best() == Passage::Dropped);
         let check = |way: &ControlOutlook| {
-            let name = format!("control {} {}", way.hook.as_str(), way.ip);
-            let summary = format!("control connections: {}", way.summary());
-            let mut stops: Vec<String> = way.stops().iter().map(ToString::to_string).collect();
-            stops.truncate(MAX_STOPS);
-            let mut check = match way.best() {
+            let says = format!("control connections: {}", way.summary());
+            let check = match way.best() {
                 Passage::Dropped if is_closed => {
                     let advice =
                         "accept connections to the control ports there, of those who may use FTP";
-                    let problem = "control-connections";
-                    Check::problem(FIREWALL, name, problem, summary).advice([advice.to_owned()])
+                    Check::problem(FIREWALL, "", "control-connections", says)
+                        .advice([advice.to_owned()])
                 }
-                Passage::Dropped => Check::new(FIREWALL, name, Mark::Note, summary),
-                Passage::Some | Passage::Accepted => Check::new(FIREWALL, name, Mark::Ok, summary),
+                Passage::Dropped => Check::new(FIREWALL, "", Mark::Note, says),
+                Passage::Some | Passage::Accepted => Check::new(FIREWALL, "", Mark::Ok, says),
             };
-            check = check.details(stops.into_iter().map(|stop| format!("dropped by {stop}")));
-            check
+            let stops = way.stops().into_iter().take(MAX_STOPS);
+            (way.ip, check.details(stops.map(|stop| format!("dropped by {stop}"))))
         };
-        ways.iter().map(check).collect()
+        let of = |hook: &Hook| {
+            let name = format!("control {}", hook.as_str());
+            merged(&name, ways.iter().filter(|way| way.hook == *hook).map(check))
+        };
+        hooks.iter().flat_map(of).collect()
     }
 
     /// Whether some data connections may pass that have no sign of ours, as those of encrypted sessions.
@@ -182,30 +183,12 @@ impl Surroundings<'_> {
         checks
     }
 
-    /// One check for both versions of IP if they fare alike, else one for each.
     fn hook(&self, name: &str, hook: Hook, sign: Sign) -> Vec<Check> {
-        let mut checks: Vec<Check> = Vec::new();
-        for outlook in self.outlooks.iter().filter(|outlook| outlook.hook == hook) {
-            let Some(judgement) = outlook.of(sign) else { continue };
-            let mut check = self.judged(outlook, judgement, sign);
-            let ip = outlook.ip.to_string();
-            check.name = format!("{name} {ip}");
-            match checks.pop() {
-                Some(first) if alike(&first, &check) => {
-                    // That nothing is filtered for one of them is of less interest.
-                    let says = match first.says == UNFILTERED {
-                        true => check.says,
-                        false => first.says.clone(),
-                    };
-                    let both = Check { name: name.to_owned(), says, ..first };
-                    checks.push(
-                        both.details(check.details).remedy(check.remedy).advice(check.advice),
-                    );
-                }
-                first => checks.extend(first.into_iter().chain([check])),
-            }
-        }
-        checks
+        let outlooks = self.outlooks.iter().filter(|outlook| outlook.hook == hook);
+        let judged = outlooks.filter_map(|outlook| {
+            Some((outlook.ip, self.judged(outlook, outlook.of(sign)?, sign)))
+        });
+        merged(name, judged)
     }
 
     /// That a restart does it too.
@@ -271,6 +254,27 @@ impl Surroundings<'_> {
             .advice(advice)
             .advice(self.restart_advice(outlook, sign).filter(|_| matters))
     }
+}
+
+/// One check called `name` for both versions of IP if they fare alike, else one for each.
+fn merged(name: &str, judged: impl Iterator<Item = (Ip, Check)>) -> Vec<Check> {
+    let mut checks: Vec<Check> = Vec::new();
+    for (ip, mut check) in judged {
+        check.name = format!("{name} {ip}");
+        match checks.pop() {
+            Some(first) if alike(&first, &check) => {
+                // That nothing is filtered for one of them is of less interest.
+                let says = match first.says == UNFILTERED {
+                    true => check.says,
+                    false => first.says.clone(),
+                };
+                let both = Check { name: name.to_owned(), says, ..first };
+                checks.push(both.details(check.details).remedy(check.remedy).advice(check.advice));
+            }
+            first => checks.extend(first.into_iter().chain([check])),
+        }
+    }
+    checks
 }
 
 /// Whether both versions of IP fare alike: both well, or ill for the same reason, which may say

@@ -1,6 +1,8 @@
 //! Where the rules come from: the programs that print them. Changes nothing.
 
-use std::{fs, io, net::IpAddr};
+use std::{collections::BTreeSet, fs, io};
+
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
 use super::{Firewall, Ip, Origin, xtables::program};
 use crate::gateway::programs::output_of;
@@ -46,15 +48,20 @@ pub(super) fn read(texts: bool) -> Firewall {
 /// The interfaces that are up and have an address that is not link-local, without `lo`. Ports of a
 /// bridge have none: its packets come by the bridge.
 pub fn interfaces() -> Vec<String> {
-    let is_own = |address: IpAddr| match address {
-        IpAddr::V4(v4) => !v4.is_link_local(),
-        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
-    };
-    let all = pnet::datalink::interfaces().into_iter();
-    all.filter(|one| one.is_up() && !one.is_loopback())
-        .filter(|one| one.ips.iter().any(|network| is_own(network.ip())))
-        .map(|one| one.name)
-        .collect()
+    let Ok(all) = getifaddrs() else { return Vec::new() };
+    let is_own =
+        |address: SockaddrStorage| match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => !v4.ip().is_link_local(),
+            (_, Some(v6)) => !v6.ip().is_unicast_link_local(),
+            _ => false,
+        };
+    let names: BTreeSet<String> = all
+        .filter(|one| one.flags.contains(InterfaceFlags::IFF_UP))
+        .filter(|one| !one.flags.contains(InterfaceFlags::IFF_LOOPBACK))
+        .filter(|one| one.address.is_some_and(is_own))
+        .map(|one| one.interface_name)
+        .collect();
+    names.into_iter().collect()
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
