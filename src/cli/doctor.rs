@@ -1,6 +1,7 @@
 //! `ftp-alg doctor`: whether FTP will work through this kernel and this firewall, and what to do
 //! if it will not.
 
+mod attempt;
 mod checks;
 
 use clap::Args;
@@ -22,12 +23,17 @@ const CONFIGURED: &str = "the configuration says so";
 /// work as configured, 1 if something stands in the way. Whether your rules let control connections
 /// pass is not looked at. In JSON: {ok, backend, reason, checks: [
 /// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
+///
+/// With --try it transfers a listing in each mode instead, and says which step fails. Exit code 0 if
+/// all modes work. In JSON: {ok, steps: [{step, ok: true|false|null, says, remedy}]}; null: not tried.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    attempt: attempt::Attempt,
     #[command(flatten)]
     config: ConfigOption,
     #[command(flatten)]
@@ -39,6 +45,9 @@ impl Doctor {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
+        if let Some(done) = self.attempt.run(&parameters, &self.socket.socket, self.json) {
+            return done;
+        }
         let running = client::request(&self.socket.socket, "status", super::ANSWER)
             .ok()
             .and_then(|answer| answer.parse::<snapshot::Status>().ok());
