@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{executable, gateway, scripted_server};
+use common::{executable, executable_for_everyone, gateway, scripted_server};
 use ftp_alg::lab::{Family, Host, Lab, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
@@ -106,6 +106,27 @@ fn a_gateway_tries_for_itself() {
     let says = tried.says("EPSV");
     assert!(says.ends_with("on this machine the policy of inet gateway output drops it"), "{says}");
     let remedy = "nft insert rule inet gateway output ct mark and 0x40000000 != 0 accept";
+    assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
+}
+
+#[test]
+fn a_control_port_that_is_not_read_is_told() {
+    let gateway = gateway(Topology::OnClient);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"port": 2121}));
+    lab.gateway.shell("nft insert rule inet gateway output tcp dport 2121 accept").unwrap();
+    let socket = gateway.daemon.socket().display().to_string();
+    let url = format!("ftp://{}:2121", server_address(lab));
+    let tried = attempt(&lab.gateway, &url, &["--socket", &socket]);
+    assert_eq!(tried.failed(), MODES, "{}", tried.text);
+    let drops = |name, chain| {
+        let says = tried.says(name);
+        let end = format!("on this machine the policy of inet gateway {chain} drops it");
+        assert!(says.ends_with(&end), "{says}");
+    };
+    drops("PASV", "output");
+    drops("PORT", "input");
+    let remedy = "ftp-alg here reads port 2121 only if it is in control-ports";
     assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
 }
 
@@ -230,6 +251,18 @@ fn a_server_that_hangs_ends_the_try() {
     let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec!["greeting"], MODES.to_vec()));
     assert_eq!(tried.says("greeting"), "connected, but no reply within 10 s");
+}
+
+#[test]
+fn without_rights_all_but_the_rules_is_told() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let program = executable_for_everyone(&lab);
+    let mut command = lab.client.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
+    let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
+    assert!(done.text().contains("connection refused by"), "{}", done.text());
+    assert!(done.text().contains("      run it as root "), "{}", done.text());
 }
 
 #[test]

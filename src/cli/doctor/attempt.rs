@@ -2,11 +2,11 @@
 //! step fails, where, by which rule or reply.
 
 mod client;
+mod here;
 mod target;
 
 use std::{
-    cell::OnceCell,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
+    net::{SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -15,18 +15,12 @@ use std::{
 
 use clap::Args;
 use client::{Client, Trouble};
+use here::Here;
 use serde::Serialize;
 use target::Target;
 
 use super::{Failure, output, plain};
-use crate::{
-    daemon::{client as daemon_client, snapshot},
-    ftp::Kind,
-    gateway::{
-        Backend, RuleParameters,
-        firewall::{Firewall, Hook, Ip, Passage, Sign},
-    },
-};
+use crate::{ftp::Kind, gateway::RuleParameters};
 
 /// How long a name may take to resolve.
 const LOOKUP: Duration = Duration::from_secs(10);
@@ -57,11 +51,11 @@ impl Attempt {
         json: bool,
     ) -> Option<Result<(), Failure>> {
         let target = Target::new(self.url.as_deref()?, self.password_file.as_deref());
-        Some(target.map_err(Failure::Usage).and_then(|target| {
-            let (running, firewall) = (OnceCell::new(), OnceCell::new());
-            let here = Here { parameters, socket, running, firewall };
-            report(&target, &here, json)
-        }))
+        Some(
+            target
+                .map_err(Failure::Usage)
+                .and_then(|target| report(&target, &Here::new(parameters, socket), json)),
+        )
     }
 }
 
@@ -319,109 +313,4 @@ fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         Ok(found) => found,
         Err(_) => Err(format!("no answer within {} s", LOOKUP.as_secs())),
     }
-}
-
-/// What this machine does to the connections that are tried, looked at once one fails.
-struct Here<'a> {
-    parameters: &'a RuleParameters,
-    socket: &'a Path,
-    /// The back end of the daemon here, if one answers.
-    running: OnceCell<Option<Backend>>,
-    firewall: OnceCell<Firewall>,
-}
-
-impl Here<'_> {
-    /// What failed, and what to do. `server` is that of the control connection, if there is one.
-    fn explain(&self, trouble: &Trouble, server: Option<SocketAddr>) -> (String, Vec<String>) {
-        let (hook, says, port, peer) = match trouble {
-            Trouble::Unreached { says, to } => (Hook::Output, says, to.port(), to.ip()),
-            Trouble::NotReached { says, to } => {
-                let peer = server.map_or(to.ip(), |server| server.ip());
-                (Hook::Input, says, to.port(), peer)
-            }
-            other => {
-                let advice = match other {
-                    Trouble::Foreign(_) => {
-                        "run ftp-alg on the server's gateway, or give the server its outer address"
-                    }
-                    Trouble::Announcement(_) => {
-                        "if this host is behind NAT, its gateway needs ftp-alg: `ftp-alg doctor`"
-                    }
-                    Trouble::Control(_) => {
-                        "see the server's log, and `ftp-alg status` on each gateway in between"
-                    }
-                    _ => "see the server's log and configuration",
-                };
-                return (other.to_string(), vec![advice.to_owned()]);
-            }
-        };
-        let is_data = server.is_some();
-        match self.blame(hook, peer, port, is_data) {
-            Some((rule, remedy)) => (format!("{says}; on this machine {rule}"), remedy),
-            None if is_data => {
-                let advice = "look on each gateway in between: `ftp-alg doctor` there";
-                (says.clone(), vec![advice.to_owned()])
-            }
-            None => {
-                let advice = "is a server there, and does each firewall in between let it pass?";
-                (says.clone(), vec![advice.to_owned()])
-            }
-        }
-    }
-
-    /// Which rule here drops such a connection, if one does, and what to do.
-    fn blame(
-        &self,
-        hook: Hook,
-        peer: IpAddr,
-        port: u16,
-        is_data: bool,
-    ) -> Option<(String, Vec<String>)> {
-        let ip = if peer.is_ipv4() { Ip::V4 } else { Ip::V6 };
-        let firewall = self.firewall.get_or_init(Firewall::read);
-        let sign = match self.running().filter(|_| is_data) {
-            Some(Backend::Conntrack) => Sign::Related,
-            Some(Backend::Nftables) => Sign::Mark,
-            None => {
-                let interface = interface_to(peer);
-                let interface = interface.as_deref();
-                let judged = firewall.local(hook, ip, port, interface, self.parameters);
-                let verb = match judged.0 {
-                    Passage::Dropped => "drops it",
-                    Passage::Some => "may drop it",
-                    Passage::Accepted => return None,
-                };
-                let remedy = match is_data {
-                    true => "start ftp-alg here, which admits it by mark: see `ftp-alg doctor`",
-                    false => "let this machine's rules accept control connections",
-                };
-                return Some((format!("{} {verb}", judged.1?), vec![remedy.to_owned()]));
-            }
-        };
-        let judgement = firewall.judge(hook, ip, sign, self.parameters);
-        let stop = judgement.stops().next()?;
-        Some((format!("{stop} drops it"), Firewall::remedies(&judgement, sign, self.parameters)))
-    }
-
-    fn running(&self) -> Option<Backend> {
-        *self.running.get_or_init(|| {
-            let answer = daemon_client::request(self.socket, "status", crate::cli::ANSWER).ok()?;
-            Backend::named(&answer.parse::<snapshot::Status>().ok()?.backend)
-        })
-    }
-}
-
-/// The interface by which packets leave for `peer`.
-fn interface_to(peer: IpAddr) -> Option<String> {
-    let any: IpAddr = match peer {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    // To connect it asks for a route, and sends nothing.
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect((peer, 9)).ok()?;
-    let own = socket.local_addr().ok()?.ip();
-    let all = pnet::datalink::interfaces().into_iter();
-    let mut with = all.filter(|one| one.ips.iter().any(|network| network.ip() == own));
-    with.next().map(|one| one.name)
 }

@@ -303,3 +303,131 @@ fn read_by(
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::BufRead as _, net::Ipv4Addr, thread};
+
+    use super::*;
+
+    /// A client of a server that `serve` plays, with the lines that it hears.
+    fn session(
+        serve: impl FnOnce(TcpStream, io::Lines<io::BufReader<TcpStream>>) + Send + 'static,
+    ) -> Client {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let server = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let heard = io::BufReader::new(stream.try_clone().unwrap()).lines();
+            serve(stream, heard);
+        });
+        Client::new(connect(server).unwrap(), server)
+    }
+
+    /// Says `text` until the client has enough of it.
+    fn forever(mut stream: impl io::Write, text: &str) {
+        let text = text.repeat(1000);
+        while stream.write_all(text.as_bytes()).is_ok() {}
+    }
+
+    #[test]
+    fn replies_without_an_end_are_given_up() {
+        for text in ["no line feed ", "220-more\r\n", "\n"] {
+            let mut client = session(move |stream, _| forever(stream, text));
+            let trouble = client.reply().unwrap_err();
+            assert_eq!(trouble.to_string(), "a reply of more than 64 KiB", "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_reply_may_come_in_pieces_and_lines() {
+        let mut client = session(|mut stream, _| {
+            for piece in ["220-Wel", "come\r\n 220 not yet\r", "\n220 \u{1b}He", "re\r\n230 in\r\n"]
+            {
+                stream.write_all(piece.as_bytes()).unwrap();
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let greeting = client.reply().unwrap();
+        assert_eq!((greeting.code, greeting.text().as_str()), (220, "220 \\u{1b}Here"));
+        assert_eq!(client.reply().unwrap().code, 230);
+        let ended = client.reply().unwrap_err().to_string();
+        assert_eq!(ended, "the server ended the control connection");
+    }
+
+    /// A server of one passive listing, which sends `body` again and again.
+    fn listing(body: &'static str, last: &'static str) -> Result<String, Trouble> {
+        let mut client = session(move |mut stream, mut heard| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            assert_eq!(heard.next().unwrap().unwrap(), "EPSV");
+            write!(stream, "229 here (|||{port}|)\r\n").unwrap();
+            assert_eq!(heard.next().unwrap().unwrap(), "LIST");
+            let (mut data, _) = listener.accept().unwrap();
+            write!(stream, "150 it comes\r\n").unwrap();
+            match body {
+                "" => {}
+                "short" => data.write_all(b"short").unwrap(),
+                endless => forever(&data, endless),
+            }
+            drop(data);
+            write!(stream, "{last}\r\n").unwrap();
+        });
+        client.list(Kind::Epsv)
+    }
+
+    #[test]
+    fn listings_are_counted_and_endless_ones_are_left() {
+        let done = listing("short", "226 done").unwrap();
+        assert!(done.starts_with("a listing of 5 bytes from 127.0.0.1:"), "{done}");
+        assert!(listing("", "226 done").is_ok());
+        assert_eq!(listing("", "426 lost").unwrap_err().to_string(), "426 lost");
+        assert!(listing("endless ", "426 lost").is_ok());
+    }
+
+    /// What comes of `PORT` where `act` is done once the client listens; it gets the port.
+    fn port(act: impl FnOnce(u16, &mut TcpStream) + Send + 'static) -> Result<String, Trouble> {
+        let mut client = session(move |mut stream, mut heard| {
+            let announced = heard.next().unwrap().unwrap();
+            let numbers: Vec<u16> =
+                announced[5..].split(',').map(|number| number.parse().unwrap()).collect();
+            write!(stream, "200 will do\r\n").unwrap();
+            assert_eq!(heard.next().unwrap().unwrap(), "LIST");
+            act(numbers[4] * 256 + numbers[5], &mut stream);
+            // Until the client is done.
+            heard.for_each(drop);
+        });
+        client.list(Kind::Port)
+    }
+
+    #[test]
+    fn the_server_may_connect_before_it_says_so() {
+        let done = port(|port, stream| {
+            let mut data = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            data.write_all(b"listing").unwrap();
+            drop(data);
+            write!(stream, "226 done\r\n").unwrap();
+        });
+        assert!(done.unwrap().starts_with("a listing of 7 bytes to 127.0.0.1:"));
+    }
+
+    #[test]
+    fn only_the_server_may_connect() {
+        let stranger = port(|port, _| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let socket = socket.unwrap();
+            let from: SocketAddr = ([127, 0, 0, 2], 0).into();
+            socket.bind(&from.into()).unwrap();
+            let to: SocketAddr = ([127, 0, 0, 1], port).into();
+            socket.connect(&to.into()).unwrap();
+        });
+        let says = stranger.unwrap_err().to_string();
+        assert_eq!(says, "the data connection came from 127.0.0.2, not from the server's address");
+    }
+
+    #[test]
+    fn preliminary_replies_do_not_hold_the_client() {
+        let trouble = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
+        assert!(matches!(trouble, Trouble::NotReached { .. }), "{trouble}");
+    }
+}
