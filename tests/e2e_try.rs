@@ -162,6 +162,10 @@ fn rules_of_the_trying_host_are_named() {
     let says = tried.says("connect");
     let end = format!("on this machine `{rule}` in iptables-legacy filter OUTPUT drops it");
     assert!(says.ends_with(&end), "{says}");
+    lab.client.shell("ip route flush default").unwrap();
+    let tried = attempt(&lab.client, &url, &[]);
+    let says = tried.says("connect");
+    assert!(says.contains("unreachable") && !says.contains("on this machine"), "{says}");
 }
 
 #[test]

@@ -24,8 +24,9 @@ const CONFIGURED: &str = "the configuration says so";
 /// pass is not looked at. In JSON: {ok, backend, reason, checks: [
 /// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
 ///
-/// With --try it transfers a listing in each mode instead, and says which step fails. Exit code 0 if
-/// all modes work. In JSON: {ok, steps: [{step, ok: true|false|null, says, remedy}]}; null: not tried.
+/// With --try it transfers a listing in each mode instead, and says which step
+/// fails. Exit code 0 if all modes work. In JSON: {ok, steps: [{step,
+/// ok: true|false|null, says, remedy}]}; null is a step that was not tried.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Doctor {

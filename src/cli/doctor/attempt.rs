@@ -33,8 +33,7 @@ const MODES: [Kind; 4] = [Kind::Epsv, Kind::Pasv, Kind::Eprt, Kind::Port];
 /// Options of a try.
 #[derive(Args, Debug)]
 pub(super) struct Attempt {
-    /// Log in at ftp://[USER[:PASSWORD]@]HOST[:PORT], anonymously if no user is given, and transfer
-    /// a listing by EPSV, PASV, EPRT and PORT
+    /// Log in at ftp://[USER[:PASSWORD]@]HOST[:PORT] and try each mode
     #[arg(long = "try", value_name = "URL")]
     url: Option<String>,
     /// A file with the password on its first line; or set FTP_ALG_PASSWORD

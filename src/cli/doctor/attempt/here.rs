@@ -101,9 +101,9 @@ impl<'a> Here<'a> {
             Some(Backend::Conntrack) => Sign::Related,
             Some(Backend::Nftables) => Sign::Mark,
             None => {
-                let interface = interface_to(peer);
-                let interface = interface.as_deref();
-                let judged = firewall.local(hook, ip, port, interface, self.parameters);
+                // Without a route no rule is at fault.
+                let interface = interface_to(peer)?;
+                let judged = firewall.local(hook, ip, port, Some(&interface), self.parameters);
                 let verb = match judged.0 {
                     Passage::Dropped => "drops it",
                     Passage::Some => "may drop it",
@@ -114,7 +114,7 @@ impl<'a> Here<'a> {
                         format!("ftp-alg here reads port {port} only if it is in control-ports")
                     }
                     Some(_) => "start ftp-alg here, and see `ftp-alg doctor`".to_owned(),
-                    None => "let this machine's rules accept control connections".to_owned(),
+                    None => format!("let it accept TCP to port {port}, and the replies"),
                 };
                 return Some((format!("{} {verb}", judged.1?), vec![remedy]));
             }
