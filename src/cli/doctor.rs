@@ -1,6 +1,7 @@
 //! `ftp-alg doctor`: whether FTP will work through this kernel and this firewall, and what to do
 //! if it will not.
 
+mod attempt;
 mod checks;
 
 use clap::Args;
@@ -26,12 +27,18 @@ const CONFIGURED: &str = "the configuration says so";
 /// configured, 1 if something stands in the way: see ftp-alg(8), "Problems". In JSON:
 /// {ok, backend, reason, problems: [{name, text, remedy}], checks: [
 /// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice, problem}]}.
+///
+/// With --try it transfers a listing in each mode instead, and says which step
+/// fails. Exit code 0 if all modes work. In JSON: {ok, steps: [{step,
+/// ok: true|false|null, says, remedy}]}; null is a step that was not tried.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    attempt: attempt::Attempt,
     #[command(flatten)]
     config: ConfigOption,
     #[command(flatten)]
@@ -43,6 +50,9 @@ impl Doctor {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
+        if let Some(done) = self.attempt.run(&parameters, &self.socket.socket, self.json) {
+            return done;
+        }
         let features = Features::probe(&parameters);
         let running = self.running(&features);
         let firewall = Firewall::read();

@@ -169,8 +169,25 @@ impl Firewall {
         .collect()
     }
 
+    /// How a connection to or from this machine fares that is nothing to us, and the chain that
+    /// decides: at input one that arrives by `interface`, at output one that leaves by it.
+    pub fn local(
+        &self,
+        hook: Hook,
+        ip: Ip,
+        port: u16,
+        interface: Option<&str>,
+        parameters: &RuleParameters,
+    ) -> (Passage, Option<ChainJudgement>) {
+        let (from, to) = match hook {
+            Hook::Output => (Some(""), interface),
+            _ => (interface, Some("")),
+        };
+        self.connection(Connection { hook, ip, port, from, to }, parameters)
+    }
+
     /// How a connection that is nothing to us fares, and the chain that decides.
-    pub(super) fn connection(
+    fn connection(
         &self,
         connection: Connection<'_>,
         parameters: &RuleParameters,
