@@ -24,18 +24,17 @@ use crate::lab::{
     Topology, Transfer,
 };
 
-/// Show each case working: gateway, clients and servers in network namespaces, with default drop
+/// Show each case working, in network namespaces
 ///
-/// Needs root, and touches nothing outside its own namespaces. Ends with 0 only if every case
+/// Gateway, clients and servers, with default drop. Needs root, and touches nothing outside its own namespaces. Ends with 0 only if every case
 /// worked.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Demo {
     /// The program to show, instead of this one.
     #[arg(long, hide = true, value_name = "FILE")]
     executable: Option<PathBuf>,
 
-    /// Leave the port scans out (they take most of the time).
+    /// Leave the port scans out (they take most of the time)
     #[arg(long)]
     no_scan: bool,
 }

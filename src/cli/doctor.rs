@@ -16,14 +16,13 @@ use crate::{
 /// Why a back end is taken that the configuration names.
 const CONFIGURED: &str = "the configuration says so";
 
-/// Say what this kernel and firewall offer, what is in the way, and what to do
+/// Say whether FTP will work here, what is in the way, and what to do
 ///
 /// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway will
 /// work as configured, 1 if something stands in the way. Whether your rules let control connections
 /// pass is not looked at. In JSON: {ok, backend, reason, checks: [
 /// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]

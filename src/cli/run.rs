@@ -19,7 +19,6 @@ use crate::daemon;
 /// Logs go to standard error, one line for each decision. FTP_ALG_LOG sets how much: error, warn,
 /// info (the default), debug or trace. A service manager is told when it is ready (sd_notify).
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Run {
     #[command(flatten)]
     config: ConfigOption,

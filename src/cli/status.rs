@@ -15,7 +15,6 @@ use crate::daemon::{
 /// Succeeds only if a daemon is ready to give verdicts, so that scripts may wait for one:
 /// `ftp-alg status --wait 10`.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Status {
     /// Print one JSON object
     #[arg(long)]
