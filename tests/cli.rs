@@ -245,6 +245,43 @@ fn a_log_filter_that_means_nothing_is_wrong_usage() {
 }
 
 #[test]
+fn the_log_level_of_the_command_line_wins_over_the_environment() {
+    let place = Place::new();
+    let run = |level: &str| {
+        Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+            .args(["run", "--log-level", level, "--config", &place.config("wrong")])
+            .env("FTP_ALG_LOG", "loud")
+            .output()
+            .unwrap()
+    };
+    // The environment's filter, which is none, is not looked at: the configuration is.
+    let stderr = String::from_utf8(run("debug").stderr).unwrap();
+    assert!(stderr.contains("ftp-alg.toml:1:"), "{stderr}");
+    let stderr = String::from_utf8(run("loud").stderr).unwrap();
+    assert!(stderr.contains("[possible values: error, warn, info, debug, trace]"), "{stderr}");
+}
+
+#[test]
+fn errors_are_errors_in_the_journal() {
+    let place = Place::new();
+    let file = fs::File::create(place.path("stderr")).unwrap();
+    let journal = {
+        use std::os::unix::fs::MetadataExt;
+        let file = file.metadata().unwrap();
+        format!("{}:{}", file.dev(), file.ino())
+    };
+    let status = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+        .args(["check", "/nonexistent-by-choice"])
+        .env("JOURNAL_STREAM", journal)
+        .stderr(file)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(2));
+    let said = fs::read_to_string(place.path("stderr")).unwrap();
+    assert!(said.starts_with("<3>ftp-alg: cannot read the configuration"), "{said}");
+}
+
+#[test]
 fn a_state_directory_that_cannot_be_is_an_error() {
     let place = Place::new();
     let config = place.config("");

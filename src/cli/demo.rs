@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, IsTerminal, Write as _},
+    io::{self, Write as _},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -19,9 +19,12 @@ use signal_hook::{
 };
 
 use super::Failure;
-use crate::lab::{
-    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server, ServerKind,
-    Topology, Transfer,
+use crate::{
+    daemon,
+    lab::{
+        self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server,
+        ServerKind, Topology, Transfer,
+    },
 };
 
 /// Show each case working, in network namespaces
@@ -84,7 +87,7 @@ impl Demo {
             Some(path) => path.clone(),
             None => std::env::current_exe().map_err(LabError::file("/proc/self/exe"))?,
         };
-        let paint = Paint { colours: io::stdout().is_terminal() };
+        let paint = Paint { colours: daemon::wants_colours(&io::stdout()) };
         let mut rows = Vec::new();
         let mut closed = Vec::new();
         for (topology, server) in LABS {

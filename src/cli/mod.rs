@@ -7,6 +7,7 @@ mod assistant;
 mod check;
 mod demo;
 mod doctor;
+mod log_level;
 mod output;
 mod pinholes;
 mod replay;
@@ -62,7 +63,9 @@ impl Failure {
             Self::Failed(text) => (1, text),
             Self::Usage(text) => (2, text),
         };
-        (code, text.lines().map(|line| format!("ftp-alg: {line}")).collect())
+        // journald takes a line without a priority for information, see sd-daemon(3).
+        let priority = if daemon::logs_to_journal() { "<3>" } else { "" };
+        (code, text.lines().map(|line| format!("{priority}ftp-alg: {line}")).collect())
     }
 }
 
@@ -132,6 +135,8 @@ enum Command {
     #[command(after_help = EXIT_STATUS)]
     Pinholes(pinholes::Pinholes),
     #[command(after_help = EXIT_STATUS)]
+    LogLevel(log_level::LogLevel),
+    #[command(after_help = EXIT_STATUS)]
     Replay(replay::Replay),
     #[command(after_help = EXIT_STATUS)]
     Demo(demo::Demo),
@@ -149,6 +154,7 @@ impl Command {
             Self::Status(command) => command.run(),
             Self::Sessions(command) => command.run(),
             Self::Pinholes(command) => command.run(),
+            Self::LogLevel(command) => command.run(),
             Self::Replay(command) => command.run(),
             Self::Demo(command) => command.run(),
             Self::Assistant(command) => command.run(),

@@ -54,11 +54,14 @@ use signal_hook::{
     iterator::Signals,
 };
 
-pub use self::workers::rule_parameters;
 use self::{
     confine::{Account, AccountError, ConfineError},
     control::{ControlError, Socket},
     snapshot::Source,
+};
+pub use self::{
+    log::{journald::is_stderr as logs_to_journal, level::LEVELS, wants_colours},
+    workers::rule_parameters,
 };
 use crate::{
     config::{self, Config, ConfigError},
@@ -81,6 +84,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// The user to become; `None` means to stay who it is.
     pub user: Option<String>,
+    /// How much is logged, one of [`LEVELS`]; `None` leaves it to the environment.
+    pub log_level: Option<String>,
 }
 
 /// The hidden command by which the daemon starts its assistant.
@@ -93,7 +98,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The log filter is not valid.
-    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::VARIABLE)]
+    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::level::VARIABLE)]
     Log {
         /// The filter.
         value: String,
@@ -211,7 +216,7 @@ pub enum Event {
 
 /// Runs the daemon in the foreground until a signal ends it.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
-    log::init()?;
+    log::init(options.log_level.as_deref())?;
     let config = load(options)?;
     let (assistant, unconfined, state_dir) = confine(options)?;
     let (sender, events) = mpsc::channel();

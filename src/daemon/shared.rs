@@ -56,6 +56,12 @@ impl Shared {
         self.log.fail(Instant::now(), error);
     }
 
+    /// What went wrong, and was put right.
+    pub(super) fn healed(&self, what: &dyn Display) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.log.healed(Instant::now(), what);
+    }
+
     /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
     pub(super) fn settle(
         &self,
