@@ -33,6 +33,11 @@ pub struct Run {
     /// Become this user and its group; needs root [default: stay who it is]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// End the ftp-alg that runs in this network namespace, and go on in its place
+    ///
+    /// It has 10 seconds to end. Its sessions go on if the state directory is the same.
+    #[arg(long)]
+    takeover: bool,
     /// How much is logged [default: FTP_ALG_LOG, else info]
     #[arg(long, value_name = "LEVEL", value_parser = PossibleValuesParser::new(daemon::LEVELS))]
     log_level: Option<String>,
@@ -46,6 +51,7 @@ impl Run {
             state_dir: self.state_dir.clone(),
             socket: self.socket.socket.clone(),
             user: self.user.clone(),
+            takeover: self.takeover,
             log_level: self.log_level.clone(),
         };
         Ok(daemon::run(&options)?)
