@@ -10,8 +10,8 @@ use std::{
 };
 
 use common::{
-    Gateway, executable, executable_for_everyone, gated_client, gateway, login, reply, say,
-    scripted_client, scripted_server, wait_for,
+    Gateway, executable, executable_for_everyone, gated_client, gateway, login,
+    names::shell_program, reply, say, scripted_client, scripted_server, wait_for,
 };
 use ftp_alg::lab::{Daemon, Family, Lab, Topology};
 use serde_json::json;
@@ -192,4 +192,22 @@ fn a_confined_daemon_logs_to_journald_with_fields_and_without_it_to_standard_err
     drop(journal);
     refused(&gateway);
     wait_for("the line on standard error", || gateway.daemon.log().contains("<4>#2 "));
+}
+
+#[test]
+fn lines_on_a_terminal_have_colours_unless_no_color_is_set() {
+    for (variable, has_colours) in [("NO_COLOR=", true), ("NO_COLOR=1", false)] {
+        let lab = Lab::new(Topology::Routed).unwrap();
+        let program = executable();
+        let program = program.display();
+        let lines = format!(
+            "[ \"$1\" = run ] || exec {program} \"$@\"\n\
+             exec env {variable} script --quiet --flush --command \"exec {program} $*\" /dev/null"
+        );
+        let started = shell_program(&lab.gateway, "ftp-alg-on-a-terminal", &lines);
+        let daemon = Daemon::start(&started, &lab.gateway, "").unwrap();
+        let log = daemon.log();
+        assert!(log.contains("ready: version "), "{log}");
+        assert_eq!(log.contains('\u{1b}'), has_colours, "{variable}: {log:?}");
+    }
 }

@@ -5,13 +5,14 @@
 
 use std::{
     env, fmt,
-    io::{self, Write},
+    io::{self, ErrorKind, Write},
     os::unix::net::UnixDatagram,
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use rustix::fs::fstat;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
@@ -19,7 +20,8 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// How long a journald that is behind may keep a worker; then the line goes to standard error.
+/// How long a journald that is behind may keep a worker. The line then goes to standard error, and until journald takes
+/// lines again nobody waits for it.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Whether standard error is the journal, see systemd.exec(5), `$JOURNAL_STREAM`.
@@ -33,24 +35,35 @@ pub fn is_stderr() -> bool {
 pub(super) struct Journald {
     socket: UnixDatagram,
     path: PathBuf,
+    /// Whether it took no line for so long.
+    is_behind: AtomicBool,
 }
 
 impl Journald {
     pub(super) fn new() -> io::Result<Self> {
+        // At its other end is journald as well: where that hangs, lines are lost, but FTP goes on.
+        let flags = fcntl_getfl(io::stderr())?;
+        fcntl_setfl(io::stderr(), flags | OFlags::NONBLOCK)?;
         Self::at(PathBuf::from(SOCKET))
     }
 
     fn at(path: PathBuf) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, path })
+        Ok(Self { socket, path, is_behind: AtomicBool::new(false) })
     }
 
     /// Sends the line. Without journald's socket it goes to `fallback`, with its priority as sd-daemon(3) has it.
     fn log(&self, entry: &Entry, mut fallback: impl Write) {
         // The address each time, as journald may be started again.
-        if self.socket.send_to(&entry.datagram, &self.path).is_err() {
-            let _ = writeln!(fallback, "<{}>{}", entry.priority, entry.message);
+        let sent = self.socket.send_to(&entry.datagram, &self.path);
+        let is_behind = sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        if self.is_behind.swap(is_behind, Ordering::Relaxed) != is_behind {
+            let _ = self.socket.set_nonblocking(is_behind);
+        }
+        if sent.is_err() {
+            let line = format!("<{}>{}\n", entry.priority, entry.message);
+            let _ = fallback.write_all(line.as_bytes());
         }
     }
 }
@@ -118,6 +131,8 @@ impl Visit for Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use tracing_subscriber::prelude::*;
 
     use super::*;
@@ -141,6 +156,29 @@ mod tests {
         let expected =
             b"PRIORITY=3\nSYSLOG_IDENTIFIER=ftp-alg\nMESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\n";
         assert_eq!(&datagram[..length], expected);
+    }
+
+    #[test]
+    fn a_journald_that_hangs_keeps_nobody_for_long() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("socket");
+        let hung = UnixDatagram::bind(&path).unwrap();
+        let journal = Journald::at(path).unwrap();
+        let entry = Entry::new(&Level::WARN);
+        let (mut said, started) = (Vec::new(), Instant::now());
+        (0..5000).for_each(|_| journal.log(&entry, &mut said));
+        assert!(started.elapsed() < 20 * PATIENCE, "{:?}", started.elapsed());
+        let taken = 5000 - said.len() / "<4>\n".len();
+        assert!(taken < 5000);
+        // Read again, it gets lines again.
+        let mut datagram = [0; 1000];
+        for _ in 0..taken {
+            hung.recv(&mut datagram).unwrap();
+        }
+        said.clear();
+        journal.log(&entry, &mut said);
+        assert!(said.is_empty());
+        assert!(!journal.is_behind.load(Ordering::Relaxed));
     }
 
     #[test]
