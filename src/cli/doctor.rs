@@ -21,7 +21,7 @@ use crate::{
 /// Why a back end is taken that the configuration names.
 const CONFIGURED: &str = "the configuration says so";
 
-/// Say what this kernel and firewall offer, what is in the way, and what to do
+/// Say whether FTP will work here, what is in the way, and what to do
 ///
 /// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway works as
 /// configured, 1 if something stands in the way: see ftp-alg(8), "Problems". In JSON:
@@ -32,7 +32,6 @@ const CONFIGURED: &str = "the configuration says so";
 /// fails. Exit code 0 if all modes work. In JSON: {ok, steps: [{step,
 /// ok: true|false|null, says, remedy}]}; null is a step that was not tried.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]

@@ -7,6 +7,7 @@ mod assistant;
 mod check;
 mod demo;
 mod doctor;
+mod log_level;
 mod output;
 mod pinholes;
 mod replay;
@@ -18,7 +19,7 @@ mod table;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -28,6 +29,11 @@ use crate::{
 
 /// How long a command waits for a running daemon's answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+const EXIT_STATUS: &str = "EXIT STATUS:
+  0  done
+  1  failed: standard error says why, and what to do
+  2  wrong usage or configuration";
 
 /// How a command ends when it does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +63,9 @@ impl Failure {
             Self::Failed(text) => (1, text),
             Self::Usage(text) => (2, text),
         };
-        (code, text.lines().map(|line| format!("ftp-alg: {line}")).collect())
+        // journald takes a line without a priority for information, see sd-daemon(3).
+        let priority = if daemon::logs_to_journal() { "<3>" } else { "" };
+        (code, text.lines().map(|line| format!("{priority}ftp-alg: {line}")).collect())
     }
 }
 
@@ -86,22 +94,24 @@ impl From<client::ClientError> for Failure {
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    match Arguments::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => arguments.command.run(),
-        Err(error) => answer(&error),
+        Err(error) => answer(&error, &arguments),
     }
 }
 
 /// FTP through NAT and default drop: reads control connections, rewrites the endpoints that NAT
 /// made wrong, and opens one pinhole for each data connection.
+///
+/// `ftp-alg COMMAND --help` says more about each command.
 #[derive(Debug, Parser)]
 #[command(
     name = "ftp-alg",
     version,
     disable_help_subcommand = true,
-    verbatim_doc_comment,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\
-                  `ftp-alg COMMAND --help` says more about each command."
+    max_term_width = 80,
+    after_help = EXIT_STATUS
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -110,14 +120,25 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(after_help = EXIT_STATUS)]
     Run(run::Run),
+    #[command(after_help = EXIT_STATUS)]
     Check(check::Check),
+    #[command(after_help = EXIT_STATUS)]
     Doctor(doctor::Doctor),
+    #[command(after_help = EXIT_STATUS)]
     Rules(rules::Rules),
+    #[command(after_help = EXIT_STATUS)]
     Status(status::Status),
+    #[command(after_help = EXIT_STATUS)]
     Sessions(sessions::Sessions),
+    #[command(after_help = EXIT_STATUS)]
     Pinholes(pinholes::Pinholes),
+    #[command(after_help = EXIT_STATUS)]
+    LogLevel(log_level::LogLevel),
+    #[command(after_help = EXIT_STATUS)]
     Replay(replay::Replay),
+    #[command(after_help = EXIT_STATUS)]
     Demo(demo::Demo),
     #[command(name = daemon::ASSISTANT, hide = true)]
     Assistant(assistant::Assistant),
@@ -133,6 +154,7 @@ impl Command {
             Self::Status(command) => command.run(),
             Self::Sessions(command) => command.run(),
             Self::Pinholes(command) => command.run(),
+            Self::LogLevel(command) => command.run(),
             Self::Replay(command) => command.run(),
             Self::Demo(command) => command.run(),
             Self::Assistant(command) => command.run(),
@@ -141,18 +163,25 @@ impl Command {
 }
 
 /// Help and version were asked for; everything else is wrong usage, said in one line.
-fn answer(error: &clap::Error) -> Result<(), Failure> {
+fn answer(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::print(&text),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             Err(Failure::Usage("no command is given; `ftp-alg --help` lists them".to_owned()))
         }
-        _ => Err(Failure::Usage(one_line(&text))),
+        _ => {
+            let command = arguments.get(1).and_then(|word| word.to_str());
+            let command =
+                command.filter(|word| Arguments::command().find_subcommand(word).is_some());
+            let command = command.map_or(String::new(), |command| format!("{command} "));
+            let problem = one_line(&text);
+            Err(Failure::Usage(format!("{problem}; see `ftp-alg {command}--help`")))
+        }
     }
 }
 
-/// clap's error text without its layout: what is wrong, its tips, and which help to read.
+/// clap's error text without its layout: what is wrong, and its tips.
 fn one_line(text: &str) -> String {
     let parts: Vec<&str> = text
         .lines()
@@ -161,13 +190,7 @@ fn one_line(text: &str) -> String {
         .filter(|line| !line.is_empty())
         .map(|line| line.trim_start_matches("error: ").trim_start_matches("tip: "))
         .collect();
-    let command = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: ftp-alg "))
-        .and_then(|usage| usage.split_whitespace().next())
-        .filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
-        .map_or(String::new(), |command| format!("{command} "));
-    format!("{}; see `ftp-alg {command}--help`", parts.join("; ").replace(":; ", ": "))
+    parts.join("; ").replace(":; ", ": ")
 }
 
 /// `--config`.
@@ -222,8 +245,6 @@ impl SocketOption {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn usage(arguments: &[&str]) -> String {
@@ -261,7 +282,7 @@ mod tests {
             (
                 &["status", "--wait", "soon"],
                 "invalid value 'soon' for '--wait <SECS>': give seconds from 0 to 86400; \
-                 see `ftp-alg --help`",
+                 see `ftp-alg status --help`",
             ),
         ];
         for (arguments, expected) in cases {

@@ -16,7 +16,6 @@ use crate::daemon::{
 /// ready is enough, so that scripts may wait for one: `ftp-alg status --wait 10`. In JSON each problem
 /// is {name, text, remedy}; see ftp-alg(8), "Problems".
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Status {
     /// Print one JSON object
     #[arg(long)]

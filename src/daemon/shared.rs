@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -21,9 +21,12 @@ use super::{
     snapshot::{NameRow, PinholeRow, Problem, SessionRow, Source, Status},
 };
 use crate::{
-    engine::{Event, What},
+    engine::{Event, Kernel, SessionInfo, Translation, What},
     gateway::{LinuxKernel, READ_EVERY, RuleParameters},
 };
+
+/// How long translations are looked up for one answer: some ten thousand.
+const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// Shared by the workers, the reader of copies and the control socket.
 pub(super) struct Shared {
@@ -53,6 +56,12 @@ impl Shared {
     pub(super) fn fail(&self, error: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.log.fail(Instant::now(), error);
+    }
+
+    /// What went wrong, and was put right.
+    pub(super) fn healed(&self, what: &dyn Display) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.log.healed(Instant::now(), what);
     }
 
     /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
@@ -184,10 +193,24 @@ impl Source for Shared {
         status
     }
 
+    /// An engine looks up a translation when something is announced. Who asks gets all others as well.
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
-        self.catch_up(now, &mut lock(&self.kernel));
-        let row = |session: crate::engine::SessionInfo| SessionRow {
+        let mut kernel = lock(&self.kernel);
+        self.catch_up(now, &mut kernel);
+        let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions().collect::<Vec<_>>();
+        let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
+        // No engine is locked meanwhile.
+        for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
+            if now.elapsed() > LOOK_UP {
+                break;
+            }
+            let Translation { client, server, .. } = session.translation;
+            if let Ok(Some(translation)) = kernel.translation(client, server) {
+                session.translation = translation;
+            }
+        }
+        let row = |session: SessionInfo| SessionRow {
             id: session.id,
             client: session.translation.client,
             server: session.translation.server,
@@ -198,9 +221,7 @@ impl Source for Shared {
             adjusted: session.adjusted,
             pinholes: session.pinholes as u64,
         };
-        let rows =
-            |shard: &Mutex<Shard>| lock(shard).engine.sessions().map(row).collect::<Vec<_>>();
-        self.shards.iter().flat_map(rows).collect()
+        sessions.into_iter().map(row).collect()
     }
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.

@@ -67,14 +67,18 @@ impl Upkeep {
         let restored = restore(table);
         if is_first {
             let lasted = now.elapsed().as_secs_f64() * 1000.0;
-            let outcome = match &restored {
-                Ok(()) => format!("it is loaded again, {lasted:.1} ms after that was noticed"),
-                Err(_) => "it is to be loaded again".to_owned(),
+            let said = |outcome: &str| {
+                format!(
+                    "table inet ftp_alg was {what} by another program: {outcome}; what passed \
+                     meanwhile was not seen"
+                )
             };
-            shared.fail(&format!(
-                "table inet ftp_alg was {what} by another program: {outcome}; what passed meanwhile \
-                 was not seen"
-            ));
+            match &restored {
+                Ok(()) => shared.healed(&said(&format!(
+                    "it is loaded again, {lasted:.1} ms after that was noticed"
+                ))),
+                Err(_) => shared.fail(&said("it is to be loaded again")),
+            }
         }
         match restored {
             Ok(()) => {

@@ -27,6 +27,7 @@ mod notices;
 mod pinholes;
 mod programs;
 mod queue;
+pub mod readers;
 mod rights;
 mod rival;
 pub mod rules;
