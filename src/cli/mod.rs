@@ -13,6 +13,7 @@ mod replay;
 mod rules;
 mod run;
 mod sessions;
+mod setup;
 mod status;
 mod table;
 
@@ -114,6 +115,7 @@ enum Command {
     Check(check::Check),
     Doctor(doctor::Doctor),
     Rules(rules::Rules),
+    Setup(setup::Setup),
     Status(status::Status),
     Sessions(sessions::Sessions),
     Pinholes(pinholes::Pinholes),
@@ -130,6 +132,7 @@ impl Command {
             Self::Check(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Rules(command) => command.run(),
+            Self::Setup(command) => command.run(),
             Self::Status(command) => command.run(),
             Self::Sessions(command) => command.run(),
             Self::Pinholes(command) => command.run(),
