@@ -247,8 +247,8 @@ mod tests {
         let cases: [(&[&str], &str); 5] = [
             (&[], "no command is given; `ftp-alg --help` lists them"),
             (
-                &["statu"],
-                "unrecognized subcommand 'statu'; a similar subcommand exists: 'status'; \
+                &["doctr"],
+                "unrecognized subcommand 'doctr'; a similar subcommand exists: 'doctor'; \
                  see `ftp-alg --help`",
             ),
             (

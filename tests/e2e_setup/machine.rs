@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     common::{executable, wait_for},
-    site::{NFTABLES, Site},
+    site::{NFTABLES, Site, unpacked},
 };
 
 /// Lays writable layers over the system's directories, with the packages that `packaging/provision` unpacked
@@ -25,6 +25,12 @@ touch "$home/entered"
 exec sleep 1000
 "#;
 
+/// Where unpacked packages are.
+pub fn cache() -> String {
+    let program = unpacked("usr/sbin/ufw");
+    program.ancestors().nth(3).unwrap().to_str().unwrap().to_owned()
+}
+
 pub struct Machine {
     host: Host,
     namespace: Background,
@@ -34,10 +40,8 @@ impl Machine {
     pub fn on(host: &Host) -> Self {
         let home = host.directory().join(format!("{}-root", host.role()));
         std::fs::create_dir_all(&home).unwrap();
-        let cache = std::env::var("FTP_ALG_LAB_CACHE");
-        let cache = cache.unwrap_or("/var/cache/ftp-alg-lab".to_owned()) + "/root";
         let mut command = host.command("unshare");
-        command.args(["--mount", "--", "sh", "-ec", ENTER, "sh"]).arg(&home).arg(cache);
+        command.args(["--mount", "--", "sh", "-ec", ENTER, "sh"]).arg(&home).arg(cache());
         let mut namespace = host.start(command, "machine").unwrap();
         wait_for("the mounts", || {
             assert!(namespace.ended().is_none(), "{}", namespace.log());
@@ -70,6 +74,13 @@ impl Machine {
         self.host.finish(command, text.as_bytes(), limit).unwrap().success().unwrap();
     }
 
+    /// Starts a program that goes on.
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Background {
+        let mut command = self.command(program);
+        command.args(arguments);
+        self.host.start(command, program).unwrap()
+    }
+
     pub fn read(&self, path: &str) -> String {
         self.shell(&format!("cat {path}"))
     }
@@ -77,8 +88,8 @@ impl Machine {
     /// All that is in the directories that setup may change.
     pub fn files(&self) -> String {
         self.shell(
-            "find /etc /usr/share/nftables.d \\( -type f -o -type l \\) -printf '%p %l %m %U %G ' \
-             -exec md5sum {} \\; 2>&1 | sort",
+            "find /etc /usr/share/nftables.d -type l -printf '%p %l\n' -o \
+             -type f -printf '%p %m %U %G ' -exec md5sum {} \; 2>&1 | sort",
         )
     }
 

@@ -57,7 +57,7 @@ fn nftables_that_starts_from_nothing_and_includes_its_tables() {
         "/etc/nftables.d/10-gateway.nft",
         &text.replace("add table inet gateway\ndelete table inet gateway\n", ""),
     );
-    machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"");
+    machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"\n");
     machine.shell(NFT);
     shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
 }

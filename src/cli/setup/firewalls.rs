@@ -153,9 +153,7 @@ impl Draft {
         let at = match files.iter().position(|change| change.path == path) {
             Some(at) => at,
             None => {
-                let original = store::read(path)?;
-                let written = original.clone().unwrap_or_default();
-                files.push(Change { path: path.to_owned(), original, written });
+                files.push(Change::of(path)?);
                 files.len() - 1
             }
         };

@@ -182,9 +182,7 @@ pub(super) fn with_rules(text: &str, name: &str, rules: &[Rule]) -> Option<Strin
     let line_end = text[at..chain.body.end].find('\n').map_or(chain.body.end, |end| at + end + 1);
     while !text[..at].ends_with('\n') {
         let rest = &text[at..line_end];
-        let header = ["policy", "flags", "comment", "device"];
-        let is_header = header.iter().any(|word| rest.trim_start().starts_with(word));
-        match rest.find(';').filter(|_| is_header) {
+        match rest.find(';').filter(|_| rest.trim_start().starts_with("policy")) {
             Some(end) => at += end + 1,
             None => break,
         }

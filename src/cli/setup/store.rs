@@ -26,6 +26,8 @@ pub(super) struct Change {
     /// Its text; none if there was no file.
     pub(super) original: Option<String>,
     pub(super) written: String,
+    /// The directories that it needs and that are not there, the deepest first.
+    directories: Vec<PathBuf>,
 }
 
 /// How a file and the kernel come to agree again.
@@ -183,6 +185,15 @@ fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
 }
 
 impl Change {
+    /// The file at `path` as it is, to be edited.
+    pub(super) fn of(path: &Path) -> Result<Self, Failure> {
+        let original = read(path)?;
+        let written = original.clone().unwrap_or_default();
+        let absent = path.ancestors().skip(1).take_while(|directory| !directory.exists());
+        let directories = absent.map(Path::to_owned).collect();
+        Ok(Self { path: path.to_owned(), original, written, directories })
+    }
+
     /// Whether the file is another afterwards.
     pub(super) fn says_something(&self) -> bool {
         self.original.as_deref().unwrap_or_default() != self.written
@@ -214,8 +225,8 @@ impl Change {
             (Some(original), _) if written => put(original).map(|()| None),
             (None, _) if written => {
                 fs::remove_file(path).map_err(|error| cannot("remove", path, &error))?;
-                // Goes with its file, if that was all; one that has others stays.
-                if let Some(directory) = path.parent() {
+                for directory in &self.directories {
+                    // One that has other files by now stays.
                     let _ = fs::remove_dir(directory);
                 }
                 Ok(None)
