@@ -73,6 +73,8 @@ struct FirewallReport {
     differences: Vec<String>,
     /// The commands that load these.
     loads: Vec<String>,
+    /// Why they load less than the files.
+    note: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -189,8 +191,7 @@ fn apply(plans: &[Plan], situation: &Situation) -> Result<(), Failure> {
     }
     let mut changes = Changes::default();
     for plan in plans {
-        changes.files.extend(plan.changes.files.iter().cloned());
-        changes.loads.extend(plan.changes.loads.iter().cloned());
+        changes.add(plan.changes.clone());
     }
     let mut journal = Journal::read()?;
     journal.begun = Some(changes.clone());
@@ -215,8 +216,8 @@ fn make(plans: &[Plan], changes: &Changes, situation: &Situation) -> Result<(), 
     for words in plans.iter().flat_map(|plan| &plan.checks) {
         run::output(words)?;
     }
-    for load in &changes.loads {
-        load.apply()?;
+    for words in &changes.loads {
+        run::output(words)?;
     }
     let firewall = Firewall::read();
     let unmet = |need: &&Need| !need.is_met(&firewall, &situation.parameters);
@@ -229,34 +230,47 @@ fn make(plans: &[Plan], changes: &Changes, situation: &Situation) -> Result<(), 
     }
 }
 
-/// Puts the files back and loads them; says what is not as it was.
+/// Puts the files back, and says so.
+fn put_back(changes: &Changes) -> Result<Vec<String>, Failure> {
+    changes.files.iter().rev().map(store::Change::take_back).collect()
+}
+
+/// Has the kernel know what is in the files that were put back. All is tried; the first failure is told.
+fn unload(changes: &Changes) -> Result<(), Failure> {
+    let results: Vec<_> = changes.take_back.iter().rev().map(store::TakeBack::run).collect();
+    results.into_iter().collect()
+}
+
+/// Both.
 fn take_back(changes: &Changes) -> Result<Vec<String>, Failure> {
-    let mut notes = Vec::new();
-    for change in changes.files.iter().rev() {
-        notes.extend(change.take_back()?);
-    }
-    for load in changes.loads.iter().rev() {
-        load.take_back()?;
-    }
-    Ok(notes)
+    let notes = put_back(changes)?;
+    unload(changes).map(|()| notes)
 }
 
 fn undo() -> Result<Report, Failure> {
     let _lock = store::lock()?;
     let mut journal = Journal::read()?;
     let mut report = Report { result: "nothing to do", ..Report::default() };
+    let mut unloaded = Ok(());
     // The later ones first.
     for changes in [journal.begun.clone(), Some(journal.done.clone())].into_iter().flatten() {
         if changes == Changes::default() {
             continue;
         }
         report.result = "undone";
-        report.notes.extend(changes.files.iter().map(|file| file.path.display().to_string()));
-        report.notes.extend(take_back(&changes)?);
+        report.notes.extend(put_back(&changes)?);
+        unloaded = unloaded.and(unload(&changes));
     }
+    // The files are as they were, so there is nothing left to try again.
     (journal.begun, journal.done) = (None, Changes::default());
     journal.write()?;
-    Ok(report)
+    match unloaded {
+        Ok(()) => Ok(report),
+        Err(error) => Err(Failure::Failed(format!(
+            "{error}\nthe files are as they were before, and the rules that are loaded may not be: \
+             load them"
+        ))),
+    }
 }
 
 impl Default for Report {
@@ -280,7 +294,8 @@ impl Report {
                         text::difference(&path, file.original.as_deref(), &file.written)
                     })
                     .collect(),
-                loads: plan.changes.loads.iter().map(store::Load::line).collect(),
+                note: plan.note,
+                loads: plan.changes.loads.iter().map(|words| words.join(" ")).collect(),
             }
         });
         let by_hand = by_hand.iter().map(|one| ByHandReport {
@@ -314,10 +329,12 @@ impl Report {
                     if self.result == "applied" { "ran" } else { "then" }
                 );
             }
+            text.extend(firewall.note.map(|note| format!("  {note}\n")));
             text.push('\n');
         }
         for one in &self.by_hand {
-            text += &format!("by hand: {}\n  {}; setup can change no file:\n", one.says, one.why);
+            text += &format!("by hand: {}\n  {}\n", one.says, one.why);
+            text += "  this line works until the rules are loaded again:\n";
             text += &format!("      {}\n\n", one.command);
         }
         for note in &self.notes {
@@ -328,7 +345,7 @@ impl Report {
             "undone" => "undone\n",
             "shown" => "nothing was changed: `ftp-alg setup --apply` does this\n",
             _ if self.by_hand.is_empty() => "nothing to do\n",
-            _ => "no file to change: see above\n",
+            _ => "nothing to write: see above\n",
         };
         text
     }

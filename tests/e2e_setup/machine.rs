@@ -85,11 +85,12 @@ impl Machine {
         self.shell(&format!("cat {path}"))
     }
 
-    /// All that is in the directories that setup may change.
+    /// All that is in the directories that setup may change, with mode and owner.
     pub fn files(&self) -> String {
         self.shell(
-            "find /etc /usr/share/nftables.d -type l -printf '%p %l\n' -o \
-             -type f -printf '%p %m %U %G ' -exec md5sum {} \; 2>&1 | sort",
+            "cd /etc; find nftables* git iptables ufw firewalld systemd/system/docker* sysupgrade.conf \
+             /usr/share/nftables.d -type l -printf '%p %l\n' -o \
+             -type f -printf '%p %m %U %G ' -exec md5sum {} \\; 2>/dev/null | sort",
         )
     }
 
@@ -124,7 +125,7 @@ impl Outcome {
 }
 
 /// What every firewall must show, with its rules loaded and kept in its files: `stopped` without setup, all with it,
-/// after the firewall's own `reload` too; and neither after --undo.
+/// after the firewall's own `reload` too; and neither after --undo. Gives the first command that loaded the change.
 pub fn shows_the_cycle(
     site: &Site,
     machine: &Machine,
@@ -132,7 +133,7 @@ pub fn shows_the_cycle(
     reload: &str,
     families: &[Family],
     stopped: &[Mode],
-) {
+) -> String {
     let daemon = site.daemon(NFTABLES);
     // Each waits for a time-out, so one stands for all.
     let stops = || site.stops(&daemon, families[0], stopped[0]);
@@ -164,4 +165,5 @@ pub fn shows_the_cycle(
     assert_eq!(machine.files(), before);
     stops();
     machine.setup(&daemon, &["--undo"]).says("nothing to do");
+    report["firewalls"][0]["loads"][0].as_str().unwrap().to_owned()
 }

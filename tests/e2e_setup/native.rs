@@ -2,7 +2,7 @@
 
 use crate::{
     machine::{Machine, shows_the_cycle},
-    site::{FAMILIES, MODES, Place, Recipe, Site},
+    site::{CONNTRACK, FAMILIES, MODES, Place, Recipe, Site},
 };
 
 const PLACES: [Place; 3] = [Place::Masquerade, Place::Published, Place::Server];
@@ -45,7 +45,8 @@ pub fn machine(place: Place, text: &str) -> (Site, Machine) {
 fn nftables_that_renews_its_own_table() {
     for place in PLACES {
         let (site, machine) = machine(place, &nftables(place));
-        shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+        let load = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+        assert_eq!(load, "nft --file /etc/nftables.conf");
     }
 }
 
@@ -59,7 +60,8 @@ fn nftables_that_starts_from_nothing_and_includes_its_tables() {
     );
     machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"\n");
     machine.shell(NFT);
-    shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+    let load = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+    assert_eq!(load, "nft --file /etc/nftables.conf");
 }
 
 /// Loading the file would take away another program's table, or add its rules twice.
@@ -72,9 +74,10 @@ fn nftables_that_cannot_be_loaded_again_gets_the_rule_beside_its_file() {
         let (site, machine) = machine(Place::Masquerade, &text);
         machine.shell(&format!("nft '{other}'"));
         // A start of the machine.
-        let boot = format!("nft delete table inet gateway; {NFT}");
-        shows_the_cycle(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
-        assert!(other.is_empty() == first.is_empty());
+        let boot = format!("nft delete table inet gateway; {NFT}; nft '{other}'");
+        let load = shows_the_cycle(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
+        assert!(load.starts_with("nft insert rule inet gateway forward "), "{load}");
+        assert_eq!(other.is_empty(), !machine.shell("nft list tables").contains("ip other"));
     }
 }
 
@@ -85,7 +88,8 @@ fn iptables_shows_the_cycle(variant: &str) {
             "iptables-{variant}-restore /etc/iptables/rules.v4
             ip6tables-{variant}-restore /etc/iptables/rules.v6"
         );
-        shows_the_cycle(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
+        let load = shows_the_cycle(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
+        assert_eq!(load, format!("iptables-{variant}-restore /etc/iptables/rules.v4"));
     }
 }
 
@@ -122,6 +126,31 @@ fn iptables_keeps_a_chain_that_is_in_no_file() {
     machine.shell("iptables-nft -N f2b-sshd");
     let restart = "iptables-nft-restore /etc/iptables/rules.v4
         ip6tables-nft-restore /etc/iptables/rules.v6; iptables-nft -N f2b-sshd";
-    shows_the_cycle(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
-    machine.shell("iptables-nft -n -L f2b-sshd");
+    let load = shows_the_cycle(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
+    assert!(load.starts_with("iptables-nft -I FORWARD "), "{load}");
+}
+
+#[test]
+fn the_conntrack_back_end_gets_a_line_for_related() {
+    let text = nftables(Place::Masquerade).replace("established,related", "established");
+    let (site, machine) = machine(Place::Masquerade, &text);
+    let daemon = site.daemon(CONNTRACK);
+    let before = machine.files();
+    machine.setup(&daemon, &["--apply"]).says("ct state established,related accept comment");
+    machine.setup(&daemon, &["--apply"]).says("nothing to do");
+    site.carries(&daemon, &FAMILIES);
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
+fn a_mark_of_one_s_own_is_known_again() {
+    let configuration = "[pinhole]\nbackend = \"nftables\"\nmark = 0x100\nmark-mask = 0x700\n";
+    let nft = machine(Place::Masquerade, &nftables(Place::Masquerade));
+    for (site, machine) in [nft, iptables_machine(Place::Masquerade, "nft")] {
+        let daemon = site.daemon(configuration);
+        machine.setup(&daemon, &["--apply"]).says("0x00000100");
+        machine.setup(&daemon, &["--apply"]).says("nothing to do");
+        site.carries(&daemon, &FAMILIES);
+    }
 }

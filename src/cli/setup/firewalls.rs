@@ -3,18 +3,22 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    slice,
 };
 
 use super::{
     need::Need,
     nft::{self, Script},
     run::{output, systemd_runs},
-    store::{self, Change, Changes, Load},
+    store::{self, Change, Changes, TakeBack},
     text::{self, Position},
 };
 use crate::{
     cli::Failure,
-    gateway::firewall::{Ip, Manager, Origin, Place},
+    gateway::{
+        firewall::{Ip, Manager, Origin, Place},
+        rules,
+    },
 };
 
 /// Who writes the rules.
@@ -36,6 +40,8 @@ pub(super) struct Plan {
     pub(super) changes: Changes,
     /// Commands that say whether its files are right.
     pub(super) checks: Vec<Vec<String>>,
+    /// Why it is not loaded from its files.
+    pub(super) note: Option<&'static str>,
 }
 
 /// What setup cannot do for good.
@@ -60,6 +66,8 @@ const DOCKER_UNITS: [&str; 3] = [
 const DOCKER_USER: &str = "DOCKER-USER";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
+const BESIDE: Option<&str> =
+    Some("the files are not loaded, as that would change more than these lines");
 /// How deep includes may go; nft itself stops at 16.
 const DEPTH: usize = 16;
 
@@ -130,7 +138,8 @@ pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure>
             continue;
         }
         draft.loads(kind, &met)?;
-        plans.push(Plan { kind, needs: met, changes: draft.changes, checks: draft.checks });
+        let Draft { changes, checks, note } = draft;
+        plans.push(Plan { kind, needs: met, changes, checks, note });
     }
     Ok((plans, by_hand))
 }
@@ -140,6 +149,7 @@ pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure>
 struct Draft {
     changes: Changes,
     checks: Vec<Vec<String>>,
+    note: Option<&'static str>,
 }
 
 /// Whether a line has a place in a file; why not.
@@ -168,10 +178,17 @@ impl Draft {
         }
     }
 
-    fn load(&mut self, load: Load) {
-        if !self.changes.loads.contains(&load) {
-            self.changes.loads.push(load);
+    /// Loads with this command.
+    fn load(&mut self, words: Vec<String>) {
+        if !self.changes.loads.contains(&words) {
+            self.changes.loads.push(words);
         }
+    }
+
+    /// Loads with this command, also what was before.
+    fn load_both_ways(&mut self, words: &[&str]) {
+        self.load(command(words));
+        self.changes.take_back.push(TakeBack::Run(command(words)));
     }
 
     /// Adds the line of `need` to the file that it belongs to.
@@ -195,7 +212,8 @@ impl Draft {
         self.check(&["nft", "--check", "--file", main]);
         for path in included(main)? {
             let file = self.file(&path)?;
-            if let Some(text) = nft::with_rules(&file.written, &chain, &[need.rule.clone()]) {
+            if let Some(text) = nft::with_rules(&file.written, &chain, slice::from_ref(&need.rule))
+            {
                 file.written = text;
                 return Ok(Ok(()));
             }
@@ -210,8 +228,8 @@ impl Draft {
         };
         let Place { table, insert_into, .. } = &need.place;
         let file = self.file(path)?;
-        let rules = [need.rule.clone()];
-        match text::with_restored(&file.written, table, insert_into, &rules, Position::First) {
+        let rules = slice::from_ref(&need.rule);
+        match text::with_restored(&file.written, table, insert_into, rules, Position::First) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
         }
@@ -227,11 +245,9 @@ impl Draft {
         };
         let chain = format!("{prefix}-before-{}", need.hook.as_str());
         let file = self.file(path)?;
-        let rules = [need.rule.clone()];
+        let rules = slice::from_ref(&need.rule);
         let text = match need.place.table.as_str() {
-            "filter" => {
-                text::with_restored(&file.written, "filter", &chain, &rules, Position::Last)
-            }
+            "filter" => text::with_restored(&file.written, "filter", &chain, rules, Position::Last),
             _ => None,
         };
         let Some(text) = text else {
@@ -267,7 +283,7 @@ impl Draft {
         let kept = kept.map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
-        if text::absent(&[need.rule.clone()], &kept).is_empty() {
+        if text::absent(slice::from_ref(&need.rule), &kept).is_empty() {
             return Ok(Ok(()));
         }
         if existing(&DOCKER_UNITS).is_none() {
@@ -297,12 +313,12 @@ impl Draft {
         let path = format!("{directory}/{}.nft", text::MARKER);
         for other in matching(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
-            if text::absent(&[need.rule.clone()], &text).is_empty() {
+            if text::absent(slice::from_ref(&need.rule), &text).is_empty() {
                 return Ok(Ok(()));
             }
         }
         let file = self.file(&path)?;
-        if !text::absent(&[need.rule.clone()], &file.written).is_empty() {
+        if !text::absent(slice::from_ref(&need.rule), &file.written).is_empty() {
             file.written = text::with_last_line(&file.written, &need.rule.statement());
         }
         let keep = self.file(SYSUPGRADE)?;
@@ -314,48 +330,44 @@ impl Draft {
         Ok(Ok(()))
     }
 
-    /// How the firewall takes the new files.
+    /// How the firewall takes the new files, and gives them up.
     fn loads(&mut self, kind: Kind, needs: &[Need]) -> Result<(), Failure> {
         match kind {
-            Kind::Ufw => self.load(Load::Run(command(&["ufw", "reload"]))),
-            Kind::Firewalld => self.load(Load::Run(command(&["firewall-cmd", "--reload"]))),
-            Kind::Fw4 => self.load(Load::Run(command(&["fw4", "reload"]))),
+            Kind::Ufw => self.load_both_ways(&["ufw", "reload"]),
+            Kind::Firewalld => self.load_both_ways(&["firewall-cmd", "--reload"]),
+            Kind::Fw4 => self.load_both_ways(&["fw4", "reload"]),
             Kind::Docker => {
                 if systemd_runs() && !self.changes.files.is_empty() {
-                    self.load(Load::Run(command(&["systemctl", "daemon-reload"])));
+                    self.load_both_ways(&["systemctl", "daemon-reload"]);
                 }
-                self.insert(needs);
+                self.rules(needs, None);
             }
             Kind::Nftables => {
                 let main = existing(&NFTABLES).unwrap_or(NFTABLES[0]);
-                match nftables_reload(main)? {
-                    Some(reload) => self.load(Load::Run(reload)),
-                    None => self.insert(needs),
-                }
+                let same = nftables_are_as_in(main);
+                self.note = if same { None } else { BESIDE };
+                self.rules(needs, same.then(|| command(&["nft", "--file", main])));
             }
             Kind::Iptables => {
                 for (ip, files) in [Ip::V4, Ip::V6].into_iter().zip(IPTABLES) {
-                    let of_ip: Vec<Need> =
-                        needs.iter().filter(|need| need.ip == ip).cloned().collect();
-                    let (Some(first), Some(path)) = (of_ip.first(), existing(&files)) else {
+                    let needs: Vec<Need> = needs.iter().filter(|n| n.ip == ip).cloned().collect();
+                    let (Some(first), Some(path)) = (needs.first(), existing(&files)) else {
                         continue;
                     };
-                    match holds_all_chains(first, path)? {
-                        true => {
-                            let restore = restore_program(first);
-                            self.load(Load::Run(command(&[&restore, path])));
-                        }
-                        false => self.insert(&of_ip),
-                    }
+                    let restore = restore_program(first);
+                    let same = iptables_are_as_in(path, &restore)?;
+                    self.note = if same { self.note } else { BESIDE };
+                    self.rules(&needs, same.then(|| command(&[&restore, path])));
                 }
             }
         }
         Ok(())
     }
 
-    /// Adds the lines to what is loaded, and leaves the rest as it is.
-    fn insert(&mut self, needs: &[Need]) {
-        for need in needs.iter().filter(|need| !need.passes) {
+    /// Loads the files by `reload`; without it, adds the lines alone to what is loaded. Either way only the lines
+    /// are removed when they are taken back.
+    fn rules(&mut self, needs: &[Need], reload: Option<Vec<String>>) {
+        for need in needs {
             let line = match need.place.origin {
                 Origin::Nftables => format!("{} comment \"{}\"", need.command, text::MARKER),
                 _ => need.command.replace(
@@ -363,7 +375,14 @@ impl Draft {
                     &format!(" -m comment --comment {} -j ACCEPT", text::MARKER),
                 ),
             };
-            self.load(Load::Rule(line.split(' ').map(str::to_owned).collect()));
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            if reload.is_none() && !need.passes {
+                self.load(words.clone());
+            }
+            self.changes.take_back.push(TakeBack::Remove(words));
+        }
+        if let Some(words) = reload {
+            self.load(words);
         }
     }
 }
@@ -404,56 +423,46 @@ fn included(main: &str) -> Result<Vec<String>, Failure> {
     Ok(files)
 }
 
-/// The command that loads `main` again; `None` if that took away what no file holds, or added rules twice.
-fn nftables_reload(main: &str) -> Result<Option<Vec<String>>, Failure> {
-    let mut whole = Script::default();
-    for path in included(main)? {
-        let script = Script::parse(&store::read(Path::new(&path))?.unwrap_or_default());
-        whole.tables.extend(script.tables);
-        whole.emptied.extend(script.emptied);
-        whole.flushes |= script.flushes;
-    }
-    let service = ["systemctl", "--quiet", "is-active", "nftables.service"];
-    let by_service = systemd_runs() && output(&command(&service)).is_ok();
-    let listed = output(&command(&["nft", "list", "tables"]))?;
-    let ours = format!("inet {}", crate::gateway::rules::TABLE);
-    let is_in_files = |name: &str| name == ours || whole.tables.iter().any(|table| table == name);
-    let complete = listed.lines().filter_map(|line| line.strip_prefix("table ")).all(is_in_files);
-    let renews_its_own = whole.tables.iter().all(|table| whole.emptied.contains(table));
-    // The service flushes by itself where the file does not.
-    let starts_anew = (whole.flushes || by_service) && complete;
-    Ok(match (starts_anew, by_service) {
-        (true, true) => Some(command(&["systemctl", "reload", "nftables.service"])),
-        (true, false) => Some(command(&["nft", "--file", main])),
-        (false, _) if renews_its_own && !whole.flushes => Some(command(&["nft", "--file", main])),
-        (false, _) => None,
-    })
+/// Whether loading `main`, even twice, gives what is loaded. If not, it would take away what somebody added (a table of
+/// Docker, an address in a set), or add rules a second time.
+fn nftables_are_as_in(main: &str) -> bool {
+    // In a network namespace of its own.
+    let lines = format!("nft -f {main} && nft -f {main} && nft --stateless list ruleset");
+    let fresh = output(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
+    let loaded = output(&command(&["nft", "--stateless", "list", "ruleset"]));
+    let (Ok(fresh), Ok(loaded)) = (fresh, loaded) else { return false };
+    let ours = format!("table inet {} ", rules::TABLE);
+    let fresh = fresh + "\n";
+    let mut tables = loaded.split("\n}").map(str::trim_start).filter(|table| !table.is_empty());
+    tables.all(|table| table.starts_with(&ours) || fresh.contains(&format!("{table}\n}}\n")))
 }
 
-/// Whether all chains that are loaded of the tables in `path` are in it: those of fail2ban or Docker mostly are
-/// not, and `iptables-restore` would remove them.
-fn holds_all_chains(need: &Need, path: &str) -> Result<bool, Failure> {
+/// Whether all that is loaded of the tables in `path` is in it: `iptables-restore` would remove the rest, as the
+/// chains of fail2ban.
+fn iptables_are_as_in(path: &str, restore: &str) -> Result<bool, Failure> {
     let text = store::read(Path::new(path))?.unwrap_or_default();
-    let saved = output(&[restore_program(need).replace("-restore", "-save")])?;
-    let (loaded, kept) = (chains(&saved), chains(&text));
+    let saved = output(&[restore.replace("-restore", "-save")])?;
+    let (loaded, kept) = (chains_and_rules(&saved), chains_and_rules(&text));
     Ok(loaded
         .iter()
         .filter(|(table, _)| kept.iter().any(|(other, _)| other == table))
-        .all(|chain| kept.contains(chain)))
+        .all(|line| kept.contains(line)))
 }
 
-/// The tables and chains that a file of `iptables-restore` declares.
-fn chains(text: &str) -> BTreeSet<(&str, &str)> {
+/// The tables with the chains and rules that a file of `iptables-restore` has.
+fn chains_and_rules(text: &str) -> BTreeSet<(&str, &str)> {
     let mut table = "";
-    let mut chains = BTreeSet::new();
-    for line in text.lines() {
+    let mut lines = BTreeSet::new();
+    for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('*') {
-            table = name.trim();
-        } else if let Some(chain) = line.strip_prefix(':') {
-            chains.extend(chain.split_whitespace().next().map(|chain| (table, chain)));
+            table = name;
+        } else if line.starts_with(':') {
+            lines.extend(line.split(' ').next().map(|chain| (table, chain)));
+        } else if line.starts_with("-A ") {
+            lines.insert((table, line));
         }
     }
-    chains
+    lines
 }
 
 /// `iptables-nft-restore`, or `iptables-restore` where there is only one kind.

@@ -24,12 +24,6 @@ pub(super) struct Script {
     chains: Vec<BaseChain>,
     /// The patterns that it includes.
     pub(super) includes: Vec<String>,
-    /// The tables that it has blocks of, or adds: as in `inet filter`.
-    pub(super) tables: Vec<String>,
-    /// The tables that it empties first, so that it can be loaded twice.
-    pub(super) emptied: Vec<String>,
-    /// Whether it starts from nothing.
-    pub(super) flushes: bool,
 }
 
 /// What separates words.
@@ -88,6 +82,24 @@ enum Block {
     Other,
 }
 
+/// The block that `words` open.
+fn block(open: &[Block], words: &[&str], start: usize) -> Block {
+    let plain = match words {
+        ["add" | "create", rest @ ..] => rest,
+        all => all,
+    };
+    match (open.last(), plain) {
+        (None, ["table", name @ ..]) => Block::Table(full_name(name)),
+        (None, ["chain", name @ ..]) => {
+            Block::Chain { name: full_name(name), start, after_hook: None }
+        }
+        (Some(Block::Table(table)), ["chain", name]) => {
+            Block::Chain { name: format!("{table} {name}"), start, after_hook: None }
+        }
+        _ => Block::Other,
+    }
+}
+
 impl Script {
     /// Reads `text`.
     pub(super) fn parse(text: &str) -> Self {
@@ -98,7 +110,7 @@ impl Script {
             match token {
                 Token::Word(word) => words.push(word),
                 Token::Open => {
-                    open.push(script.block(&open, &words, end));
+                    open.push(block(&open, &words, end));
                     // The rest of a statement with a set of values goes on behind it.
                     if !matches!(open.last(), Some(Block::Other)) {
                         words.clear();
@@ -131,41 +143,13 @@ impl Script {
         script
     }
 
-    /// The block that `words` open.
-    fn block(&mut self, open: &[Block], words: &[&str], start: usize) -> Block {
-        let plain = match words {
-            ["add" | "create", rest @ ..] => rest,
-            all => all,
-        };
-        match (open.last(), plain) {
-            (None, ["table", name @ ..]) => {
-                self.tables.push(full_name(name));
-                Block::Table(full_name(name))
-            }
-            (None, ["chain", name @ ..]) => {
-                Block::Chain { name: full_name(name), start, after_hook: None }
-            }
-            (Some(Block::Table(table)), ["chain", name]) => {
-                Block::Chain { name: format!("{table} {name}"), start, after_hook: None }
-            }
-            _ => Block::Other,
-        }
-    }
-
     /// A statement that ends at `end`.
     fn statement(&mut self, open: &mut [Block], words: &[&str], end: usize) {
         match (open.last_mut(), words) {
             (Some(Block::Chain { after_hook, .. }), ["type", _, "hook", ..]) => {
                 *after_hook = Some(end);
             }
-            (None, ["flush", "ruleset", ..]) => self.flushes = true,
-            (None, ["flush" | "delete" | "destroy", "table", name @ ..]) => {
-                self.emptied.push(full_name(name));
-            }
             (None, ["include", pattern]) => self.includes.push((*pattern).to_owned()),
-            (None, ["add" | "create", "table", name @ ..] | ["table", name @ ..]) => {
-                self.tables.push(full_name(name));
-            }
             _ => {}
         }
     }
@@ -228,8 +212,6 @@ mod tests {
         assert_eq!(edited, expected);
         assert_eq!(without_ours(&edited), text);
         assert_eq!(with_rules(&edited, "inet filter forward", &rules()).unwrap(), edited);
-        let script = Script::parse(text);
-        assert!(script.flushes && script.tables == ["inet filter"]);
     }
 
     #[test]
@@ -297,7 +279,6 @@ mod tests {
         let script =
             Script::parse("include \"/etc/nftables.d/*.nft\"\n include \"x\"; flush table t");
         assert_eq!(script.includes, ["/etc/nftables.d/*.nft", "x"]);
-        assert!(!script.flushes);
         for text in ["}}}}", "{{{{", "\"", "table {", "chain é {\n type x hook y\n", "\\", "#"] {
             let _ = with_rules(text, "ip t c", &rules());
             let _ = Script::parse(text);

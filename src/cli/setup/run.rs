@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{store::Load, text::MARKER};
+use super::{store::TakeBack, text::MARKER};
 use crate::{cli::Failure, gateway::output_of};
 
 /// What a command prints, if it succeeds.
@@ -20,34 +20,19 @@ pub(super) fn systemd_runs() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-impl Load {
-    /// Makes the files effective.
-    pub(super) fn apply(&self) -> Result<(), Failure> {
-        let (Self::Run(words) | Self::Rule(words)) = self;
-        output(words).map(drop)
-    }
-
-    /// The same after the files were taken back.
-    pub(super) fn take_back(&self) -> Result<(), Failure> {
+impl TakeBack {
+    pub(super) fn run(&self) -> Result<(), Failure> {
         match self {
             Self::Run(words) => output(words).map(drop),
-            Self::Rule(words) if words[0] == "nft" => remove_from_nft(&words[3..6]),
-            Self::Rule(words) => {
-                let remove: Vec<String> = words
-                    .iter()
-                    .map(|word| if word == "-I" { "-D" } else { word }.into())
-                    .collect();
+            Self::Remove(words) if words[0] == "nft" => remove_from_nft(&words[3..6]),
+            Self::Remove(words) => {
+                let remove = words.iter().map(|word| if word == "-I" { "-D" } else { word });
+                let remove: Vec<String> = remove.map(str::to_owned).collect();
                 // Until there is none; one that is gone already is no failure.
                 while output(&remove).is_ok() {}
                 Ok(())
             }
         }
-    }
-
-    /// As one types it.
-    pub(super) fn line(&self) -> String {
-        let (Self::Run(words) | Self::Rule(words)) = self;
-        words.join(" ")
     }
 }
 

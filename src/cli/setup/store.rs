@@ -30,20 +30,30 @@ pub(super) struct Change {
     directories: Vec<PathBuf>,
 }
 
-/// How a file and the kernel come to agree again.
+/// How the kernel gives up what it was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Load {
-    /// A command that reads the files anew.
+pub(super) enum TakeBack {
+    /// A command that loads the files that were put back.
     Run(Vec<String>),
-    /// A rule that is added to what is loaded, where a reload would take away what no file holds.
-    Rule(Vec<String>),
+    /// The command that adds a rule, which is removed.
+    Remove(Vec<String>),
 }
 
 /// Changes, and what makes them effective.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Changes {
     pub(super) files: Vec<Change>,
-    pub(super) loads: Vec<Load>,
+    /// Commands.
+    pub(super) loads: Vec<Vec<String>>,
+    pub(super) take_back: Vec<TakeBack>,
+}
+
+impl Changes {
+    pub(super) fn add(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.loads.extend(other.loads);
+        self.take_back.extend(other.take_back);
+    }
 }
 
 /// What was done, and what is being done.
@@ -134,9 +144,9 @@ impl Journal {
                 None => self.done.files.push(change),
             }
         }
-        for load in begun.loads {
-            if !self.done.loads.contains(&load) {
-                self.done.loads.push(load);
+        for step in begun.take_back {
+            if !self.done.take_back.contains(&step) {
+                self.done.take_back.push(step);
             }
         }
     }
@@ -212,37 +222,35 @@ impl Change {
         write(path, &self.written, Some(0o644)).map_err(|error| cannot("write", path, &error))
     }
 
-    /// Puts the original back. Of a file that was edited since only our lines go, and that is said.
-    pub(super) fn take_back(&self) -> Result<Option<String>, Failure> {
+    /// Puts the original back, and says so. Of a file that was edited since only our lines go.
+    pub(super) fn take_back(&self) -> Result<String, Failure> {
         let path = &self.path;
         let now = read(path)?;
-        let written = now.as_ref() == Some(&self.written);
-        let put = |text: &str| {
-            write(path, text, Some(0o644)).map_err(|error| cannot("write", path, &error))
-        };
-        match (&self.original, now) {
-            (original, now) if *original == now => Ok(None),
-            (Some(original), _) if written => put(original).map(|()| None),
-            (None, _) if written => {
+        let cannot_write = |error| cannot("write", path, &error);
+        let put = |text: &str| write(path, text, Some(0o644)).map_err(cannot_write);
+        let says = match (&self.original, now) {
+            (original, now) if *original == now => "is as it was before",
+            (Some(original), Some(now)) if now == self.written => {
+                put(original)?;
+                "is as it was before"
+            }
+            (None, Some(now)) if now == self.written => {
                 fs::remove_file(path).map_err(|error| cannot("remove", path, &error))?;
-                for directory in &self.directories {
-                    // One that has other files by now stays.
-                    let _ = fs::remove_dir(directory);
-                }
-                Ok(None)
+                "is removed again"
             }
-            (_, None) => Ok(Some(format!("{} is gone: left so", path.display()))),
-            (_, Some(now)) => {
-                let rest = without_ours(&now);
-                let path = path.display();
-                if rest == now {
-                    return Ok(Some(format!(
-                        "{path} was edited, and has none of our lines: left so"
-                    )));
+            (_, None) => "is gone: left so",
+            (_, Some(now)) => match without_ours(&now) {
+                rest if rest == now => "was edited, and has none of our lines: left so",
+                rest => {
+                    put(&rest)?;
+                    "was edited since: only our lines were removed"
                 }
-                put(&rest)?;
-                Ok(Some(format!("{path} was edited since: only our lines were removed")))
-            }
+            },
+        };
+        for directory in &self.directories {
+            // One that has other files by now stays.
+            let _ = fs::remove_dir(directory);
         }
+        Ok(format!("{} {says}", path.display()))
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn with_restored(
     let its_rules: String =
         lines[start..end].iter().copied().filter(|line| is_rule(line)).collect();
     let missing = absent(rules, &its_rules);
-    let first = lines[start..end].iter().position(|line| is_rule(line));
+    let first = lines[start..end].iter().position(is_rule);
     let mut at = match (position, first) {
         (Position::First, Some(first)) => start + first,
         _ => end,
