@@ -14,6 +14,7 @@ mod replay;
 mod rules;
 mod run;
 mod sessions;
+mod setup;
 mod status;
 mod table;
 
@@ -129,6 +130,8 @@ enum Command {
     #[command(after_help = EXIT_STATUS)]
     Rules(rules::Rules),
     #[command(after_help = EXIT_STATUS)]
+    Setup(setup::Setup),
+    #[command(after_help = EXIT_STATUS)]
     Status(status::Status),
     #[command(after_help = EXIT_STATUS)]
     Sessions(sessions::Sessions),
@@ -151,6 +154,7 @@ impl Command {
             Self::Check(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Rules(command) => command.run(),
+            Self::Setup(command) => command.run(),
             Self::Status(command) => command.run(),
             Self::Sessions(command) => command.run(),
             Self::Pinholes(command) => command.run(),
@@ -265,8 +269,8 @@ mod tests {
         let cases: [(&[&str], &str); 5] = [
             (&[], "no command is given; `ftp-alg --help` lists them"),
             (
-                &["statu"],
-                "unrecognized subcommand 'statu'; a similar subcommand exists: 'status'; \
+                &["doctr"],
+                "unrecognized subcommand 'doctr'; a similar subcommand exists: 'doctor'; \
                  see `ftp-alg --help`",
             ),
             (

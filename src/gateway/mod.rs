@@ -49,6 +49,7 @@ pub use heartbeat::{DEADLINE, Heartbeat};
 pub use inject::Injector;
 pub use notices::Notices;
 pub use pinholes::{OpenPinhole, Pinholes};
+pub use programs::output_of;
 pub use queue::{Decision, MAXIMUM_WAITING, Packet, Queue, Verdicts, Waker};
 pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
