@@ -1,11 +1,19 @@
 # Two commands for a newcomer, as root on Debian or Ubuntu: `make demo` and `make test`.
-# Both install what they need, once.
+# Both install what they need, once. `make build` and the packages need no root, and install nothing.
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build provision rust clean
+# What `make install` and the packages take; they do not build it if it is named.
+BINARY ?= $(TARGET)/release/ftp-alg
+DESTDIR ?=
+PREFIX ?= /usr/local
+export DESTDIR PREFIX
+
+CARGO_DEB := 3.8.0
+
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -18,9 +26,11 @@ help:
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
 	@echo 'make build     target/release/ftp-alg'
+	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
+	@echo 'make deb       target/debian/ftp-alg_*.deb'
 	@echo 'make provision install what demo and test need (root)'
 
-demo: build
+demo: provision build
 	target/release/ftp-alg demo
 
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
@@ -72,8 +82,27 @@ bench-compare: provision rust
 	@packaging/provision bench
 	cargo bench --locked --bench compare -- $(WORDS)
 
-build: provision rust
+build:
+	@packaging/check-build
 	cargo build --locked --release
+
+$(TARGET)/release/ftp-alg: build
+
+# As root where DESTDIR is empty, after `make build` as anyone.
+install:
+	@packaging/install $(BINARY)
+
+uninstall:
+	@packaging/install --remove $(BINARY)
+
+# The tree that the packages are made of.
+package: $(BINARY)
+	@rm -rf target/package
+	@DESTDIR=$(CURDIR)/target/package PREFIX=/usr packaging/install $(BINARY)
+
+deb: package
+	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-deb $(CARGO_DEB)) --no-build --no-strip --no-dbgsym \
+	    --output $(TARGET)/debian/
 
 provision:
 	@packaging/provision

@@ -43,8 +43,8 @@ fn the_unit_exposes_little() {
 #[test]
 fn the_unit_is_understood() {
     let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
-    // Where `make build` and `install` have put it, if this were an installed machine.
-    let installed = "/usr/local/sbin/ftp-alg";
+    // Where the package puts it, if this were an installed machine.
+    let installed = "/usr/sbin/ftp-alg";
     assert!(unit.contains(installed));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ftp-alg.service");
