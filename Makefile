@@ -85,18 +85,23 @@ bench-compare: provision rust
 build:
 	@packaging/check-build
 	cargo build --locked --release
+	@$(MAKE) --no-print-directory $(TARGET)/copyright
 
 $(TARGET)/release/ftp-alg: build
 
+$(TARGET)/copyright: packaging/copyright Cargo.lock
+	@mkdir -p $(TARGET)
+	@packaging/copyright >$@.new && mv $@.new $@
+
 # As root where DESTDIR is empty, after `make build` as anyone.
-install:
+install: $(TARGET)/copyright
 	@packaging/install $(BINARY)
 
 uninstall:
 	@packaging/install --remove $(BINARY)
 
 # The tree that the packages are made of.
-package: $(BINARY)
+package: $(BINARY) $(TARGET)/copyright
 	@rm -rf target/package
 	@DESTDIR=$(CURDIR)/target/package PREFIX=/usr packaging/install $(BINARY)
 
