@@ -7,13 +7,18 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # What `make install` and the packages take; they do not build it if it is named.
 BINARY ?= $(TARGET)/release/ftp-alg
+# Where the packages go.
+OUTPUT ?= $(TARGET)
 DESTDIR ?=
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
 CARGO_DEB := 3.8.0
+CARGO_GENERATE_RPM := 0.21.1
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb provision rust clean
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
+
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm dist provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -28,6 +33,8 @@ help:
 	@echo 'make build     target/release/ftp-alg'
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
+	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
+	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make provision install what demo and test need (root)'
 
 demo: provision build
@@ -107,7 +114,18 @@ package: $(BINARY) $(TARGET)/copyright
 
 deb: package
 	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-deb $(CARGO_DEB)) --no-build --no-strip --no-dbgsym \
-	    --output $(TARGET)/debian/
+	    $(DEB_OPTIONS) --output $(OUTPUT)/debian/
+
+rpm: package
+	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
+	    --auto-req disabled --payload-compress zstd --output $(OUTPUT)/rpm/
+	@ls $(OUTPUT)/rpm/*.rpm
+
+# Of what is committed, and the same bytes each time.
+dist:
+	@mkdir -p $(TARGET)/dist
+	@git archive --format=tar --prefix=ftp-alg-$(VERSION)/ HEAD | gzip -9n >$(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
+	@echo $(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
 
 provision:
 	@packaging/provision

@@ -13,28 +13,28 @@ fn main() {
     let version = env!("CARGO_PKG_VERSION");
     let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let commit = if is_release { written().or_else(of_git) } else { None };
-    let version = commit.map_or(version.to_owned(), |commit| format!("{version} ({commit})"));
+    let version = match commit.as_deref().and_then(|text| text.trim().split_once(' ')) {
+        Some((hash, date)) => format!("{version} ({hash:.9}, {date})"),
+        None => version.to_owned(),
+    };
     println!("cargo::rustc-env=FTP_ALG_VERSION={version}");
 }
 
-/// What `git archive` wrote.
+/// Hash and date that `git archive` wrote.
 fn written() -> Option<String> {
-    let text = fs::read_to_string(WRITTEN).ok()?;
-    let text = text.trim();
-    (!text.contains('$')).then(|| text.to_owned())
+    fs::read_to_string(WRITTEN).ok().filter(|text| !text.contains('$'))
 }
 
-/// What git says of the directory, if this is its repository and not one around it.
+/// Those that git says, if the directory is a repository and not only within one.
 fn of_git() -> Option<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| text.trim().to_owned())
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None;
     }
     // It has a line for each commit and checkout.
     println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", "logs/HEAD"])?);
-    git(&["log", "-1", "--abbrev=9", "--format=%h, %cs"])
+    git(&["log", "-1", "--format=%H %cs"])
 }

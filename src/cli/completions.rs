@@ -31,6 +31,9 @@ impl Completions {
         let mut shown = Command::new("ftp-alg").version(super::VERSION).subcommands(shown);
         let mut text = Vec::new();
         generate(self.shell, &mut shown, "ftp-alg", &mut text);
-        output::print(&String::from_utf8_lossy(&text))
+        // clap_complete names a command's state in two ways, if the program's name has a hyphen
+        // (clap's issue 6421).
+        let text = String::from_utf8_lossy(&text).replace("ftp__subcmd__alg", "ftp__alg");
+        output::print(&text)
     }
 }

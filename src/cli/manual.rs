@@ -36,6 +36,7 @@ fn body(page: &Man, render: fn(&Man, &mut dyn Write) -> io::Result<()>) -> Resul
     let mut text = Vec::new();
     render(page, &mut text).map_err(Failure::failed)?;
     let text = String::from_utf8_lossy(&text);
-    let kept = |line: &&str| ![".SH ", ".ie ", ".el ", ".br"].iter().any(|start| line.starts_with(start));
+    let kept =
+        |line: &&str| ![".SH ", ".ie ", ".el ", ".br"].iter().any(|start| line.starts_with(start));
     Ok(text.lines().filter(kept).map(|line| format!("{line}\n")).collect())
 }
