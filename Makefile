@@ -118,7 +118,7 @@ deb: package
 
 rpm: package
 	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
-	    --auto-req disabled --payload-compress zstd --output $(OUTPUT)/rpm/
+	    --payload-compress zstd --output $(OUTPUT)/rpm/
 	@ls $(OUTPUT)/rpm/*.rpm
 
 # Of what is committed, and the same bytes each time.
