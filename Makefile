@@ -1,11 +1,24 @@
 # Two commands for a newcomer, as root on Debian or Ubuntu: `make demo` and `make test`.
-# Both install what they need, once.
+# Both install what they need, once. `make build` and the packages need no root, and install nothing.
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build provision rust clean
+# What `make install` and the packages take; they do not build it if it is named.
+BINARY ?= $(TARGET)/release/ftp-alg
+# Where the packages go.
+OUTPUT ?= $(TARGET)
+DESTDIR ?=
+PREFIX ?= /usr/local
+export DESTDIR PREFIX
+
+CARGO_DEB := 3.8.0
+CARGO_GENERATE_RPM := 0.21.1
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
+
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -18,9 +31,14 @@ help:
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
 	@echo 'make build     target/release/ftp-alg'
+	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
+	@echo 'make deb       target/debian/ftp-alg_*.deb'
+	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
+	@echo 'make static    target/x86_64-unknown-linux-musl/release/ftp-alg, for any Linux'
+	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make provision install what demo and test need (root)'
 
-demo: build
+demo: provision build
 	target/release/ftp-alg demo
 
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
@@ -36,7 +54,10 @@ test-nightly: export FTP_ALG_SOAK ?= 1800
 test-nightly: export FTP_ALG_HOSTILE ?= 65536
 test-nightly: export FTP_ALG_URGENT ?= 300000
 test-nightly: export FTP_ALG_RELOADS ?= 150
+test-nightly: export FTP_ALG_RPM ?= 1
 test-nightly: provision rust
+	@packaging/provision rpm
+	cargo test --locked --test packaging rpm
 	cargo test --locked --release --test simulated_network -- --nocapture
 	cargo test --locked --release --test budget resident -- --nocapture
 	cargo test --locked --release --test wire_cases urgent -- --nocapture
@@ -72,8 +93,49 @@ bench-compare: provision rust
 	@packaging/provision bench
 	cargo bench --locked --bench compare -- $(WORDS)
 
-build: provision rust
+build:
+	@packaging/check-build
 	cargo build --locked --release
+	@$(MAKE) --no-print-directory $(TARGET)/copyright
+
+$(TARGET)/release/ftp-alg: build
+
+$(TARGET)/copyright: packaging/copyright Cargo.lock
+	@mkdir -p $(TARGET)
+	@packaging/copyright >$@.new && mv $@.new $@
+
+# As root where DESTDIR is empty, after `make build` as anyone.
+install: $(TARGET)/copyright
+	@packaging/install $(BINARY)
+
+uninstall:
+	@packaging/install --remove $(BINARY)
+
+# The tree that the packages are made of.
+package: $(BINARY) $(TARGET)/copyright
+	@packaging/check-build strip:binutils
+	@rm -rf target/package
+	@DESTDIR=$(CURDIR)/target/package PREFIX=/usr packaging/install $(BINARY)
+
+deb: package
+	@packaging/check-build dpkg-shlibdeps:dpkg-dev
+	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-deb $(CARGO_DEB)) --no-build --no-strip --no-dbgsym \
+	    $(DEB_OPTIONS) --output $(OUTPUT)/debian/
+
+rpm: package
+	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
+	    --payload-compress zstd --output $(OUTPUT)/rpm/
+	@ls $(OUTPUT)/rpm/*.rpm
+
+# ARCH=aarch64 for the other one.
+static:
+	@packaging/static $(ARCH)
+
+# Of what is committed, and the same bytes each time.
+dist:
+	@mkdir -p $(TARGET)/dist
+	@git archive --format=tar --prefix=ftp-alg-$(VERSION)/ HEAD | gzip -9n >$(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
+	@echo $(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
 
 provision:
 	@packaging/provision

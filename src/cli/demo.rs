@@ -27,10 +27,10 @@ use crate::{
     },
 };
 
-/// Show each case working, in network namespaces
+/// Show each case working, in network namespaces of its own
 ///
-/// Gateway, clients and servers, with default drop. Needs root, and touches nothing outside its own namespaces. Ends with 0 only if every case
-/// worked.
+/// Builds gateways that drop by default, clients and servers. Needs root, and touches nothing
+/// outside its own namespaces. Ends with 0 only if every case worked.
 #[derive(Debug, Args)]
 pub struct Demo {
     /// The program to show, instead of this one.

@@ -5,9 +5,11 @@
 
 mod assistant;
 mod check;
+mod completions;
 mod demo;
 mod doctor;
 mod log_level;
+mod manual;
 mod output;
 mod pinholes;
 mod replay;
@@ -31,10 +33,13 @@ use crate::{
 /// How long a command waits for a running daemon's answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// The end of each help.
 const EXIT_STATUS: &str = "EXIT STATUS:
   0  done
   1  failed: standard error says why, and what to do
   2  wrong usage or configuration";
+/// The version, with the commit that it was built from.
+const VERSION: &str = env!("FTP_ALG_VERSION");
 
 /// How a command ends when it does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +114,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
 #[derive(Debug, Parser)]
 #[command(
     name = "ftp-alg",
-    version,
+    version = VERSION,
     disable_help_subcommand = true,
     max_term_width = 80,
     after_help = EXIT_STATUS
@@ -143,6 +148,13 @@ enum Command {
     Replay(replay::Replay),
     #[command(after_help = EXIT_STATUS)]
     Demo(demo::Demo),
+    #[command(after_help = EXIT_STATUS)]
+    Completions(completions::Completions),
+    /// Print the version, and the commit that it was built from
+    Version,
+    /// Print the manual page
+    #[command(hide = true)]
+    Manual,
     #[command(name = daemon::ASSISTANT, hide = true)]
     Assistant(assistant::Assistant),
 }
@@ -161,6 +173,9 @@ impl Command {
             Self::LogLevel(command) => command.run(),
             Self::Replay(command) => command.run(),
             Self::Demo(command) => command.run(),
+            Self::Completions(command) => command.run(&Arguments::command()),
+            Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
+            Self::Manual => manual::print(Arguments::command()),
             Self::Assistant(command) => command.run(),
         }
     }

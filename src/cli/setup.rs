@@ -95,7 +95,7 @@ struct Situation {
 impl Situation {
     fn read(config: &Config, socket: &SocketOption) -> Result<Self, Failure> {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
-        let (firewall, routing) = (Firewall::read(), Routing::read());
+        let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = outlooks(&firewall, routing, &parameters);
         let backend = backend(config, socket, &parameters, &firewall, &outlooks);
         let needs = need::needs(&outlooks, routing, backend, &parameters);
