@@ -4,18 +4,13 @@
 
 mod common;
 
-use std::{os::fd::AsFd, time::Duration};
+use std::time::Duration;
 
 use common::{
-    connect, executable, gated_client, host_port, login, reply, say, scripted_server, wait_for,
+    connect, control, executable, gated_client, host_port, login, reply, say, scripted_server,
+    wait_for,
 };
-use ftp_alg::{
-    gateway::{
-        RuleParameters,
-        firewall::{ControlOutlook, Firewall, Hook, interfaces},
-    },
-    lab::{Daemon, Family, FirewallKind, Lab, Spec, Topology},
-};
+use ftp_alg::lab::{Daemon, Family, FirewallKind, Lab, Spec, Topology};
 use serde_json::{Value, json};
 
 /// What `doctor --json` said, and whether it ended well.
@@ -358,18 +353,6 @@ END";
         assert!(Opinion::of(&daemon).well, "{rules}");
         assert_eq!(connect(&lab.client, &host, 21), "open", "{rules}");
     }
-}
-
-/// How control connections fare through the gateway, as its rules say.
-fn control(lab: &Lab) -> ControlOutlook {
-    let namespace = std::fs::File::open(format!("/run/netns/{}", lab.gateway.namespace())).unwrap();
-    let look = move || {
-        let of = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), of).unwrap();
-        let interfaces = interfaces();
-        Firewall::read().control(&RuleParameters::default(), &interfaces, &[Hook::Forward])
-    };
-    std::thread::spawn(look).join().unwrap().swap_remove(0)
 }
 
 #[test]

@@ -60,6 +60,8 @@ struct Report {
     firewalls: Vec<FirewallReport>,
     by_hand: Vec<ByHandReport>,
     notes: Vec<String>,
+    /// Whether some rules could not be read.
+    incomplete: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -146,6 +148,7 @@ impl Setup {
             let (plans, by_hand) = firewalls::plans(&situation.needs)?;
             let mut report = Report::new(situation.backend, &plans, &by_hand);
             report.notes = notes;
+            report.incomplete = !situation.firewall.unread().is_empty();
             if self.apply && !plans.is_empty() {
                 apply(&plans, &situation)?;
                 report.result = "applied";
@@ -156,9 +159,14 @@ impl Setup {
             true => output::print_line(&serde_json::to_string(&report).map_err(Failure::failed)?)?,
             false => output::print(&report.text())?,
         }
-        match (self.apply, report.by_hand.len()) {
-            (true, left @ 1..) => {
+        match report.by_hand.len() {
+            left @ 1.. if self.apply => {
                 Err(Failure::Failed(format!("left to do by hand: {left}; see above")))
+            }
+            _ if report.incomplete => {
+                let what =
+                    "not all of the firewall could be read, so more may be missing: see above";
+                Err(Failure::Failed(what.to_owned()))
             }
             _ => Ok(()),
         }
@@ -248,9 +256,12 @@ fn take_back(changes: &Changes) -> Result<Vec<String>, Failure> {
 }
 
 fn undo() -> Result<Report, Failure> {
+    let mut report = Report { result: "nothing to do", ..Report::default() };
+    if Journal::read()?.is_empty() {
+        return Ok(report);
+    }
     let _lock = store::lock()?;
     let mut journal = Journal::read()?;
-    let mut report = Report { result: "nothing to do", ..Report::default() };
     let mut unloaded = Ok(());
     // The later ones first.
     for changes in [journal.begun.clone(), Some(journal.done.clone())].into_iter().flatten() {
@@ -276,7 +287,7 @@ fn undo() -> Result<Report, Failure> {
 impl Default for Report {
     fn default() -> Self {
         let (firewalls, by_hand, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { result: "shown", backend: None, firewalls, by_hand, notes }
+        Self { result: "shown", backend: None, firewalls, by_hand, notes, incomplete: false }
     }
 }
 
@@ -309,7 +320,7 @@ impl Report {
             backend: Some(backend.as_str()),
             firewalls: firewalls.collect(),
             by_hand: by_hand.collect(),
-            notes: Vec::new(),
+            ..Self::default()
         }
     }
 

@@ -123,6 +123,7 @@ fn an_interrupted_run_is_taken_back_or_finished_by_the_next() {
         );
         machine.shell(&lines);
         with_nft(&machine, ":");
+        machine.shell("touch /etc/.nftables.conf.ftp-alg");
         assert_ne!(machine.files(), files, "nothing was interrupted");
         machine.setup(&daemon, &[]).says("an earlier --apply was interrupted");
         machine.setup(&daemon, &[next]);
@@ -130,6 +131,7 @@ fn an_interrupted_run_is_taken_back_or_finished_by_the_next() {
         assert_eq!(live(&machine).contains("ftp-alg-setup"), next == "--apply");
         machine.setup(&daemon, &["--undo"]);
         assert_eq!((machine.files(), live(&machine)), (files.clone(), rules.clone()));
+        machine.shell("[ ! -e /etc/.nftables.conf.ftp-alg ]");
     }
 }
 
@@ -154,7 +156,7 @@ fn a_firewall_that_refuses_gets_its_files_back() {
 #[test]
 fn two_at_a_time_are_refused() {
     let (_site, machine, daemon) = gateway(|text| text);
-    machine.shell("mkdir -p /var/lib/ftp-alg/setup");
+    machine.setup(&daemon, &["--apply"]).says("applied");
     let other = machine.start("flock", &["/var/lib/ftp-alg/setup/lock", "sleep", "60"]);
     crate::common::wait_for("the lock", || {
         !machine.try_shell("flock -n /var/lib/ftp-alg/setup/lock true").status.success()
@@ -162,7 +164,7 @@ fn two_at_a_time_are_refused() {
     for arguments in ["--apply", "--undo"] {
         machine.setup(&daemon, &[arguments]).fails("another ftp-alg setup is at work");
     }
-    machine.setup(&daemon, &[]).says("nothing was changed");
+    machine.setup(&daemon, &[]).says("nothing to do");
     drop(other);
 }
 
@@ -185,4 +187,29 @@ fn a_rule_that_is_only_loaded_is_put_into_the_file() {
     machine.setup(&daemon, &[]).says("passes admitted data connections");
     machine.setup(&daemon, &["--apply"]).says("applied");
     assert!(machine.read(CONF).contains("ftp-alg-setup"));
+}
+
+#[test]
+fn a_line_that_comes_too_late_gets_another_before_it() {
+    let late = "tcp dport 1024-65535 drop\n\t\tct mark & 0x40000000 != 0 accept\n\t\t# Control";
+    let (site, machine, daemon) = gateway(|text| text.replacen("# Control", late, 1));
+    machine.setup(&daemon, &["--apply"]).says("by `tcp dport 1024-65535 drop`");
+    site.carries(&daemon, &[ftp_alg::lab::Family::V4]);
+}
+
+/// Who can write the journal could have root write any file.
+#[test]
+fn a_journal_that_others_may_write_is_not_believed() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let files = machine.files();
+    for wrong in ["chown 33 /var/lib/ftp-alg", "chmod 777 /var/lib/ftp-alg/setup"] {
+        machine.shell(wrong);
+        for arguments in ["--undo", "--apply"] {
+            machine.setup(&daemon, &[arguments]).fails("can be changed by others than root");
+        }
+        assert_eq!(machine.files(), files);
+        machine.shell("chown 0 /var/lib/ftp-alg; chmod 700 /var/lib/ftp-alg/setup");
+    }
+    machine.setup(&daemon, &["--undo"]).says("undone");
 }

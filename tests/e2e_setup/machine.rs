@@ -125,7 +125,7 @@ impl Outcome {
 }
 
 /// What every firewall must show, with its rules loaded and kept in its files: `stopped` without setup, all with it,
-/// after the firewall's own `reload` too; and neither after --undo. Gives the first command that loaded the change.
+/// after the firewall's own `reload` too; and neither after --undo. Gives the commands that loaded the change.
 pub fn shows_the_cycle(
     site: &Site,
     machine: &Machine,
@@ -133,7 +133,7 @@ pub fn shows_the_cycle(
     reload: &str,
     families: &[Family],
     stopped: &[Mode],
-) -> String {
+) -> Vec<String> {
     let daemon = site.daemon(NFTABLES);
     // Each waits for a time-out, so one stands for all.
     let stops = || site.stops(&daemon, families[0], stopped[0]);
@@ -165,5 +165,6 @@ pub fn shows_the_cycle(
     assert_eq!(machine.files(), before);
     stops();
     machine.setup(&daemon, &["--undo"]).says("nothing to do");
-    report["firewalls"][0]["loads"][0].as_str().unwrap().to_owned()
+    let loads = report["firewalls"][0]["loads"].as_array().unwrap().iter();
+    loads.map(|line| line.as_str().unwrap().to_owned()).collect()
 }

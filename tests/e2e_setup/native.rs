@@ -45,8 +45,8 @@ pub fn machine(place: Place, text: &str) -> (Site, Machine) {
 fn nftables_that_renews_its_own_table() {
     for place in PLACES {
         let (site, machine) = machine(place, &nftables(place));
-        let load = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
-        assert_eq!(load, "nft --file /etc/nftables.conf");
+        let loads = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+        assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
     }
 }
 
@@ -60,8 +60,8 @@ fn nftables_that_starts_from_nothing_and_includes_its_tables() {
     );
     machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"\n");
     machine.shell(NFT);
-    let load = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
-    assert_eq!(load, "nft --file /etc/nftables.conf");
+    let loads = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+    assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
 }
 
 /// Loading the file would take away another program's table, or add its rules twice.
@@ -75,8 +75,8 @@ fn nftables_that_cannot_be_loaded_again_gets_the_rule_beside_its_file() {
         machine.shell(&format!("nft '{other}'"));
         // A start of the machine.
         let boot = format!("nft delete table inet gateway; {NFT}; nft '{other}'");
-        let load = shows_the_cycle(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
-        assert!(load.starts_with("nft insert rule inet gateway forward "), "{load}");
+        let loads = shows_the_cycle(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
+        assert!(loads[0].starts_with("nft insert rule inet gateway forward "), "{loads:?}");
         assert_eq!(other.is_empty(), !machine.shell("nft list tables").contains("ip other"));
     }
 }
@@ -88,8 +88,9 @@ fn iptables_shows_the_cycle(variant: &str) {
             "iptables-{variant}-restore /etc/iptables/rules.v4
             ip6tables-{variant}-restore /etc/iptables/rules.v6"
         );
-        let load = shows_the_cycle(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
-        assert_eq!(load, format!("iptables-{variant}-restore /etc/iptables/rules.v4"));
+        let loads = shows_the_cycle(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
+        let restore = |ip, file| format!("{ip}tables-{variant}-restore /etc/iptables/{file}");
+        assert_eq!(loads, [restore("ip6", "rules.v6"), restore("ip", "rules.v4")]);
     }
 }
 
@@ -126,8 +127,9 @@ fn iptables_keeps_a_chain_that_is_in_no_file() {
     machine.shell("iptables-nft -N f2b-sshd");
     let restart = "iptables-nft-restore /etc/iptables/rules.v4
         ip6tables-nft-restore /etc/iptables/rules.v6; iptables-nft -N f2b-sshd";
-    let load = shows_the_cycle(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
-    assert!(load.starts_with("iptables-nft -I FORWARD "), "{load}");
+    let loads = shows_the_cycle(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
+    assert_eq!(loads[0], "ip6tables-nft-restore /etc/iptables/rules.v6");
+    assert!(loads[1].starts_with("iptables-nft -I FORWARD "), "{loads:?}");
 }
 
 #[test]

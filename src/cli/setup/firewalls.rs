@@ -11,7 +11,7 @@ use super::{
     nft::{self, Script},
     run::{output, systemd_runs},
     store::{self, Change, Changes, TakeBack},
-    text::{self, Position},
+    text,
 };
 use crate::{
     cli::Failure,
@@ -222,14 +222,14 @@ impl Draft {
     }
 
     fn iptables(&mut self, need: &Need) -> Result<Placed, Failure> {
-        let files = IPTABLES[usize::from(need.ip == Ip::V6)];
-        let Some(path) = existing(&files) else {
-            return Ok(Err(format!("there is no {}", files[0])));
+        let Some(path) = iptables_file(need.ip) else {
+            let usual = IPTABLES[usize::from(need.ip == Ip::V6)][0];
+            return Ok(Err(format!("there is no {usual}")));
         };
         let Place { table, insert_into, .. } = &need.place;
         let file = self.file(path)?;
         let rules = slice::from_ref(&need.rule);
-        match text::with_restored(&file.written, table, insert_into, rules, Position::First) {
+        match text::with_restored(&file.written, table, insert_into, rules) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
         }
@@ -247,7 +247,7 @@ impl Draft {
         let file = self.file(path)?;
         let rules = slice::from_ref(&need.rule);
         let text = match need.place.table.as_str() {
-            "filter" => text::with_restored(&file.written, "filter", &chain, rules, Position::Last),
+            "filter" => text::with_restored(&file.written, "filter", &chain, rules),
             _ => None,
         };
         let Some(text) = text else {
@@ -279,8 +279,8 @@ impl Draft {
     }
 
     fn docker(&mut self, need: &Need) -> Result<Placed, Failure> {
-        let kept = existing(&IPTABLES[usize::from(need.ip == Ip::V6)]);
-        let kept = kept.map(|path| store::read(Path::new(path))).transpose()?.flatten();
+        let kept =
+            iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
         if text::absent(slice::from_ref(&need.rule), &kept).is_empty() {
@@ -349,12 +349,13 @@ impl Draft {
                 self.rules(needs, same.then(|| command(&["nft", "--file", main])));
             }
             Kind::Iptables => {
-                for (ip, files) in [Ip::V4, Ip::V6].into_iter().zip(IPTABLES) {
-                    let needs: Vec<Need> = needs.iter().filter(|n| n.ip == ip).cloned().collect();
-                    let (Some(first), Some(path)) = (needs.first(), existing(&files)) else {
+                let programs: BTreeSet<String> = needs.iter().map(restore_program).collect();
+                for restore in programs {
+                    let of_it = needs.iter().filter(|need| restore_program(need) == restore);
+                    let needs: Vec<Need> = of_it.cloned().collect();
+                    let Some(path) = needs.first().and_then(|need| iptables_file(need.ip)) else {
                         continue;
                     };
-                    let restore = restore_program(first);
                     let same = iptables_are_as_in(path, &restore)?;
                     self.note = if same { self.note } else { BESIDE };
                     self.rules(&needs, same.then(|| command(&[&restore, path])));
@@ -393,6 +394,11 @@ fn command(words: &[&str]) -> Vec<String> {
 
 fn existing<'a>(paths: &[&'a str]) -> Option<&'a str> {
     paths.iter().copied().find(|path| Path::new(path).exists())
+}
+
+/// The file that iptables-persistent, or the service of this distribution, loads.
+fn iptables_file(ip: Ip) -> Option<&'static str> {
+    existing(&IPTABLES[usize::from(ip == Ip::V6)])
 }
 
 /// The files of a pattern, in the order in which nft reads them.

@@ -1,6 +1,6 @@
 //! What the firewall that is loaded stops, and the line that each of its chains lacks.
 
-use super::text::Rule;
+use super::text::{MARKER, Rule};
 use crate::gateway::{
     Backend, Outlook, Routing, RuleParameters,
     firewall::{ChainJudgement, Firewall, Hook, Ip, Judgement, Origin, Place, Sign},
@@ -89,6 +89,9 @@ fn need(
         false => format!("{place} drops {what}, by {}", chain.by),
     };
     let (hook, ip, passes) = (outlook.hook, outlook.ip, chain.passes);
+    // Another's line does not help where packets are dropped: it comes too late, or is in no chain that they pass.
+    let [words, value] = known_by;
+    let known_by = [if passes { words } else { MARKER.to_owned() }, value];
     Some(Need { hook, ip, sign, place, passes, says, command, rule: Rule { condition, known_by } })
 }
 

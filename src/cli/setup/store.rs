@@ -80,9 +80,12 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
 /// Locks out other runs that change something.
 pub(super) fn lock() -> Result<Lock, Failure> {
     let path = Path::new(DIRECTORY).join("lock");
-    fs::create_dir_all(DIRECTORY)
-        .and_then(|()| fs::set_permissions(DIRECTORY, fs::Permissions::from_mode(0o700)))
-        .map_err(|error| cannot("create", Path::new(DIRECTORY), &error))?;
+    is_ours(&path)?;
+    let make = || {
+        fs::create_dir_all(DIRECTORY)?;
+        fs::set_permissions(DIRECTORY, fs::Permissions::from_mode(0o700))
+    };
+    make().map_err(|error| cannot("create", Path::new(DIRECTORY), &error))?;
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|error| cannot("open", &path, &error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -94,6 +97,21 @@ pub(super) fn lock() -> Result<Lock, Failure> {
     }
 }
 
+/// That nobody but root put the journal there: it says which files to write, and what.
+fn is_ours(path: &Path) -> Result<(), Failure> {
+    for path in path.ancestors() {
+        let Ok(found) = fs::symlink_metadata(path) else { continue };
+        if found.uid() != 0 || found.mode() & 0o022 != 0 && !found.is_symlink() {
+            return Err(Failure::Failed(format!(
+                "{} can be changed by others than root: make it root's own \
+                 (chown root: and chmod go-w), and remove from it what is not",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 impl Journal {
     fn path() -> PathBuf {
         Path::new(DIRECTORY).join("journal.json")
@@ -102,6 +120,7 @@ impl Journal {
     /// What earlier runs did.
     pub(super) fn read() -> Result<Self, Failure> {
         let path = Self::path();
+        is_ours(&path)?;
         match fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {
                 Failure::Failed(format!(
@@ -115,10 +134,15 @@ impl Journal {
         }
     }
 
+    /// Whether there is nothing to take back.
+    pub(super) fn is_empty(&self) -> bool {
+        self.done == Changes::default() && self.begun.is_none()
+    }
+
     /// Keeps it, or removes it if it says nothing.
     pub(super) fn write(&self) -> Result<(), Failure> {
         let path = Self::path();
-        if self.done == Changes::default() && self.begun.is_none() {
+        if self.is_empty() {
             return match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     Err(cannot("remove", &path, &error))
@@ -166,30 +190,39 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
     }
 }
 
+/// Where the next text of a file is written.
+fn beside(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_string_lossy();
+    // No pattern of an include matches this.
+    Some(path.with_file_name(format!(".{name}.ftp-alg")))
+}
+
+/// What a link leads to.
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Writes beside, syncs, renames. Keeps mode and owner of a file that is there, and links to it.
 fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = resolved(path);
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let (directory, name) =
-        (path.parent().ok_or_else(invalid)?, path.file_name().ok_or_else(invalid)?);
-    let beside = directory.join(format!(".{}.ftp-alg", name.to_string_lossy()));
+    let beside = beside(&path).ok_or_else(invalid)?;
     // Left by a run that was interrupted; others are locked out.
     let _ = fs::remove_file(&beside);
     let attempt = || {
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside)?;
-        match fs::metadata(&path) {
+        let mode = match fs::metadata(&path) {
             Ok(old) => {
                 chown(&beside, Some(old.uid()), Some(old.gid()))?;
-                file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
+                old.mode() & 0o7777
             }
-            Err(_) => {
-                file.set_permissions(fs::Permissions::from_mode(mode.unwrap_or(0o600)))?;
-            }
-        }
+            Err(_) => mode.unwrap_or(0o600),
+        };
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, &path)?;
-        File::open(directory)?.sync_all()
+        File::open(path.parent().ok_or_else(invalid)?)?.sync_all()
     };
     attempt().inspect_err(|_| drop(fs::remove_file(&beside)))
 }
@@ -247,10 +280,81 @@ impl Change {
                 }
             },
         };
+        // Left by a run that was interrupted.
+        let _ = beside(&resolved(path)).map(fs::remove_file);
         for directory in &self.directories {
             // One that has other files by now stays.
             let _ = fs::remove_dir(directory);
         }
         Ok(format!("{} {says}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(original: Option<&str>, written: &str) -> Change {
+        let (path, original) = (PathBuf::from("/x"), original.map(str::to_owned));
+        Change { path, original, written: written.into(), directories: Vec::new() }
+    }
+
+    fn finished(journal: &mut Journal, file: Change) -> Change {
+        journal.begun = Some(Changes { files: vec![file], ..Changes::default() });
+        journal.finish();
+        assert!(journal.begun.is_none() && journal.done.files.len() == 1);
+        journal.done.files[0].clone()
+    }
+
+    #[test]
+    fn the_first_original_counts_unless_the_operator_wrote_since() {
+        let mut journal = Journal::default();
+        finished(&mut journal, change(Some("a\n"), "a\n1 ftp-alg-setup\n"));
+        let second = "a\n1 ftp-alg-setup\n2 ftp-alg-setup\n";
+        let known = finished(&mut journal, change(Some("a\n1 ftp-alg-setup\n"), second));
+        assert_eq!(known, change(Some("a\n"), second));
+        let known = finished(&mut journal, change(Some("b\n1 ftp-alg-setup\n"), "b\n3\n"));
+        assert_eq!(known, change(Some("b\n"), "b\n3\n"));
+    }
+
+    #[test]
+    fn a_file_is_made_and_taken_back_with_its_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("new/x.nft");
+        let mut change = Change::of(&path).unwrap();
+        assert!(!change.says_something());
+        change.written = "1 ftp-alg-setup\n".into();
+        change.make().unwrap();
+        assert_eq!(read(&path).unwrap().as_ref(), Some(&change.written));
+        let Err(Failure::Failed(error)) = change.make() else { panic!("it was there already") };
+        assert!(error.ends_with("was changed meanwhile: nothing was written to it; try again"));
+        assert!(change.take_back().unwrap().ends_with("x.nft is removed again"));
+        assert!(!home.path().join("new").exists());
+        assert!(change.take_back().unwrap().ends_with("is as it was before"));
+    }
+
+    #[test]
+    fn of_a_file_that_was_edited_only_our_lines_go() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("x");
+        for (now, rest, says) in [
+            (
+                "a\n1 ftp-alg-setup\nb\n",
+                Some("a\nb\n"),
+                "was edited since: only our lines were removed",
+            ),
+            ("c\n", Some("c\n"), "was edited, and has none of our lines: left so"),
+            ("a\n1 ftp-alg-setup\n", Some("a\n"), "is as it was before"),
+            ("", None, "is gone: left so"),
+        ] {
+            fs::write(&path, now).unwrap();
+            if rest.is_none() {
+                fs::remove_file(&path).unwrap();
+            }
+            let change =
+                Change { path: path.clone(), ..change(Some("a\n"), "a\n1 ftp-alg-setup\n") };
+            assert!(change.take_back().unwrap().ends_with(says), "{now}");
+            assert_eq!(read(&path).unwrap().as_deref(), rest);
+        }
     }
 }

@@ -57,22 +57,12 @@ pub(super) fn newline(text: &str) -> &'static str {
     if text.contains("\r\n") { "\r\n" } else { "\n" }
 }
 
-/// Where a rule goes in its chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Position {
-    /// Before all rules, as `iptables -I` puts it.
-    First,
-    /// Behind the file's own rules, as ufw's manual has it.
-    Last,
-}
-
-/// A file of `iptables-restore` with `rules` in `chain` of `table`; `None` if it does not declare the chain.
+/// A file of `iptables-restore` with `rules` before the others in `chain` of `table`; `None` if it does not declare the chain.
 pub(super) fn with_restored(
     text: &str,
     table: &str,
     chain: &str,
     rules: &[Rule],
-    position: Position,
 ) -> Option<String> {
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let start = lines.iter().position(|line| line.trim() == format!("*{table}"))? + 1;
@@ -90,10 +80,7 @@ pub(super) fn with_restored(
         lines[start..end].iter().copied().filter(|line| is_rule(line)).collect();
     let missing = absent(rules, &its_rules);
     let first = lines[start..end].iter().position(is_rule);
-    let mut at = match (position, first) {
-        (Position::First, Some(first)) => start + first,
-        _ => end,
-    };
+    let mut at = first.map_or(end, |first| start + first);
     // A comment belongs to what follows it.
     while at > start && lines[at - 1].trim_start().starts_with('#') {
         at -= 1;
@@ -162,36 +149,34 @@ mod tests {
     const SAVED: &str = "*nat\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n\
                          :FORWARD DROP [0:0]\n-A INPUT -j ACCEPT\n# SSH\n-A FORWARD -j A\nCOMMIT\n";
 
-    fn edited(text: &str, position: Position) -> Option<String> {
-        with_restored(text, "filter", "FORWARD", &[mark()], position)
+    fn edited(text: &str) -> Option<String> {
+        with_restored(text, "filter", "FORWARD", &[mark()])
     }
 
     #[test]
     fn a_rule_goes_before_the_first_of_its_chain_and_that_one_s_comment() {
         let expected = SAVED.replace("# SSH", &format!("{LINE}\n# SSH"));
-        let text = edited(SAVED, Position::First).unwrap();
+        let text = edited(SAVED).unwrap();
         assert_eq!(text, expected);
         assert_eq!(without_ours(&text), SAVED);
-        assert_eq!(edited(&text, Position::First).unwrap(), text, "it is there already");
+        assert_eq!(edited(&text).unwrap(), text, "it is there already");
     }
 
     #[test]
     fn a_rule_goes_to_the_end_where_the_chain_has_none() {
         let text = SAVED.replace("# SSH\n-A FORWARD -j A\n", "");
-        assert!(edited(&text, Position::First).unwrap().ends_with(&format!("{LINE}\nCOMMIT\n")));
-        let last = edited(SAVED, Position::Last).unwrap();
-        assert!(last.ends_with(&format!("-A FORWARD -j A\n{LINE}\nCOMMIT\n")));
+        assert!(edited(&text).unwrap().ends_with(&format!("{LINE}\nCOMMIT\n")));
     }
 
     #[test]
     fn the_operator_s_own_line_is_enough() {
         let own = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
         let text = SAVED.replace("# SSH\n", own);
-        assert_eq!(edited(&text, Position::First).unwrap(), text);
+        assert_eq!(edited(&text).unwrap(), text);
         // But not as a comment, nor in another chain.
         for other in [format!("#{own}"), own.replace("FORWARD", "INPUT")] {
             let text = SAVED.replace("# SSH\n", &other);
-            assert!(edited(&text, Position::First).unwrap().contains(MARKER), "{other}");
+            assert!(edited(&text).unwrap().contains(MARKER), "{other}");
         }
     }
 
@@ -200,16 +185,16 @@ mod tests {
         for text in
             ["", "*filter\nCOMMIT\n", "*filter\n:FORWARD-X DROP\nCOMMIT\n", "*filter\n:FORWARD -\n"]
         {
-            assert_eq!(edited(text, Position::First), None, "{text}");
+            assert_eq!(edited(text), None, "{text}");
         }
     }
 
     #[test]
     fn lines_end_as_the_others_do_and_the_last_may_not() {
         let text = SAVED.replace('\n', "\r\n");
-        assert!(edited(&text, Position::First).unwrap().contains(&format!("{LINE}\r\n")));
+        assert!(edited(&text).unwrap().contains(&format!("{LINE}\r\n")));
         let text = SAVED.trim_end();
-        assert_eq!(without_ours(&edited(text, Position::First).unwrap()), text);
+        assert_eq!(without_ours(&edited(text).unwrap()), text);
         assert_eq!(with_last_line("a", "b"), "a\nb\n");
         assert_eq!(with_last_line("", "b"), "b\n");
     }
@@ -217,7 +202,7 @@ mod tests {
     #[test]
     fn counters_before_a_rule_are_passed_over() {
         let text = "*filter\n:FORWARD DROP [1:2]\n[3:4] -A FORWARD -j A\nCOMMIT\n";
-        let text = edited(text, Position::First).unwrap();
+        let text = edited(text).unwrap();
         assert!(text.contains(&format!("{LINE}\n[3:4] -A FORWARD")));
     }
 
