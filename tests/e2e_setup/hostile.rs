@@ -8,6 +8,9 @@ use crate::{
     site::{NFTABLES, Place, Site},
 };
 
+const SECOND: &str = "add table ip second\ndelete table ip second\ntable ip second {\n chain forward {\n\
+        type filter hook forward priority 5; policy drop; ct state established accept\n\
+        tcp dport 21 accept\n }\n}\n";
 const CONF: &str = "/etc/nftables.conf";
 
 /// A gateway with nftables, whose file is as in the recipe but for `edit`.
@@ -88,10 +91,7 @@ fn rules_that_no_file_has_are_named_with_their_line() {
 
 #[test]
 fn two_chains_that_drop_both_get_the_line() {
-    let second = "add table ip second\ndelete table ip second\ntable ip second {\n chain forward {\n\
-        type filter hook forward priority 5; policy drop; ct state established accept\n\
-        tcp dport 21 accept\n }\n}\n";
-    let (site, machine, daemon) = gateway(|text| text + second);
+    let (site, machine, daemon) = gateway(|text| text + SECOND);
     let before = machine.files();
     machine.setup(&daemon, &["--apply"]).says("ip second forward drops");
     assert_eq!(machine.read(CONF).matches("ftp-alg-setup").count(), 2);
@@ -187,6 +187,8 @@ fn a_rule_that_is_only_loaded_is_put_into_the_file() {
     machine.setup(&daemon, &[]).says("passes admitted data connections");
     machine.setup(&daemon, &["--apply"]).says("applied");
     assert!(machine.read(CONF).contains("ftp-alg-setup"));
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert!(!live(&machine).contains("ftp-alg-setup"));
 }
 
 #[test]
@@ -212,4 +214,23 @@ fn a_journal_that_others_may_write_is_not_believed() {
         machine.shell("chown 0 /var/lib/ftp-alg; chmod 700 /var/lib/ftp-alg/setup");
     }
     machine.setup(&daemon, &["--undo"]).says("undone");
+}
+
+#[test]
+fn what_was_applied_before_survives_a_later_failure() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let before = machine.read(CONF);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let applied = machine.read(CONF);
+    machine.write(CONF, &(applied.clone() + SECOND));
+    machine.shell("nft -f /etc/nftables.conf");
+    let rules = live(&machine);
+    with_nft(&machine, "echo no >&2; exit 1");
+    machine.setup(&daemon, &["--apply"]).fails("all was taken back");
+    assert_eq!((machine.read(CONF), live(&machine)), (applied + SECOND, rules));
+    with_nft(&machine, ":");
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.read(CONF), before + SECOND);
+    assert!(!machine.shell("nft list ruleset").contains("ftp-alg-setup"));
 }

@@ -380,7 +380,9 @@ impl Draft {
             if reload.is_none() && !need.passes {
                 self.load(words.clone());
             }
-            self.changes.take_back.push(TakeBack::Remove(words));
+            if !need.has_ours {
+                self.changes.take_back.push(TakeBack::Remove(words));
+            }
         }
         if let Some(words) = reload {
             self.load(words);

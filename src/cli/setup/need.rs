@@ -15,6 +15,8 @@ pub(super) struct Need {
     pub(super) place: Place,
     /// Whether packets pass already, by a line that may be in no file.
     pub(super) passes: bool,
+    /// Whether that line is one of setup's.
+    pub(super) has_ours: bool,
     /// What happens to them.
     pub(super) says: String,
     /// The command that doctor names.
@@ -89,10 +91,21 @@ fn need(
         false => format!("{place} drops {what}, by {}", chain.by),
     };
     let (hook, ip, passes) = (outlook.hook, outlook.ip, chain.passes);
+    let has_ours = chain.by.rule.as_ref().is_some_and(|rule| rule.contains(MARKER));
     // Another's line does not help where packets are dropped: it comes too late, or is in no chain that they pass.
     let [words, value] = known_by;
     let known_by = [if passes { words } else { MARKER.to_owned() }, value];
-    Some(Need { hook, ip, sign, place, passes, says, command, rule: Rule { condition, known_by } })
+    Some(Need {
+        hook,
+        ip,
+        sign,
+        place,
+        passes,
+        has_ours,
+        says,
+        command,
+        rule: Rule { condition, known_by },
+    })
 }
 
 /// The words of a line with this effect.
