@@ -51,7 +51,7 @@ fn the_page_of_the_commands_has_them_all() {
     for name in names.into_iter().filter(|name| !name.is_empty()) {
         assert!(text.contains(&format!(".SS \"ftp\\-alg {}", name.replace('-', "\\-"))), "{name}");
     }
-    assert!(!["@SYNOPSIS@", "@COMMANDS@"].iter().any(|place| text.contains(place)));
+    assert!(!text.contains('@'), "a placeholder is left");
 }
 
 #[test]
