@@ -23,6 +23,8 @@ import traceback
 
 SHARED = "/run/installed"
 LAB = "/run/lab"
+# The two layers of this machine's root.
+CHANGED, UNCHANGED = "/run/changed", "/run/unchanged"
 CONFIGURATION = "/etc/ftp-alg.toml"
 CLIENT, SERVER = "192.168.150.180", "192.0.2.2"
 PATIENCE = 60
@@ -65,22 +67,22 @@ connect_from_port_20=YES
 seccomp_sandbox=NO
 """
 
-NETWORK = f"""
-ip netns add client
-ip netns add server
-ip link add lan0 type veth peer name eth0 netns client
-ip link add wan0 type veth peer name eth0 netns server
-ip address add 192.168.150.1/24 dev lan0
-ip address add 192.0.2.1/24 dev wan0
-ip -n client address add {CLIENT}/24 dev eth0
-ip -n server address add {SERVER}/24 dev eth0
-ip link set lan0 up
-ip link set wan0 up
-ip -n client link set eth0 up
-ip -n server link set eth0 up
-ip -n client route add default via 192.168.150.1
-sysctl -q net.ipv4.ip_forward=1
-systemctl restart nftables
+# For `ip -batch`.
+NAMESPACES = """netns add client
+netns add server
+link add lan0 type veth peer name eth0 netns client
+link add wan0 type veth peer name eth0 netns server
+address add 192.168.150.1/24 dev lan0
+address add 192.0.2.1/24 dev wan0
+link set lan0 up
+link set wan0 up
+"""
+CLIENT_NETWORK = f"""address add {CLIENT}/24 dev eth0
+link set eth0 up
+route add default via 192.168.150.1
+"""
+SERVER_NETWORK = f"""address add {SERVER}/24 dev eth0
+link set eth0 up
 """
 
 # What apt, dpkg and systemd change for themselves, whatever is installed.
@@ -219,11 +221,6 @@ class Pair:
 
 
 def run(command):
-    t=time.monotonic()
-    try: return run_(command)
-    finally: print(f"      {time.monotonic()-t:.1f} {command}", flush=True)
-
-def run_(command):
     done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}"
     return done.stdout
@@ -263,21 +260,24 @@ def interrupt(number):
 
 
 def listing():
-    """All paths of this machine, and what is in files of /etc."""
+    """All paths that were made, changed or removed since the machine was started, and what is in files of /etc."""
     paths = {}
-    for directory, below, files in os.walk("/"):
-        if directory == "/":
-            below[:] = set(below) - {"proc", "sys", "dev"}
-        if directory in (SHARED, LAB, "/usr/lib/modules"):
-            below.clear()
-            continue
-        for name in below + files:
-            path = os.path.join(directory, name)
-            paths[path] = None
-            if path.startswith("/etc/") and os.path.isfile(path):
-                with open(path, "rb") as file:
-                    paths[path] = file.read()
-    return {path: contents for path, contents in paths.items() if not NOT_OURS.match(path) or "ftp-alg" in path}
+    for top, shown_as in (CHANGED, ""), ("/run", "/run"):
+        for directory, below, files in os.walk(top):
+            if directory in (SHARED, LAB, UNCHANGED) or directory == CHANGED != top:
+                below.clear()
+                continue
+            shown = shown_as + directory.removeprefix(top)
+            # One in which something changed is among what changed.
+            made = [name for name in below if not os.path.isdir(f"{UNCHANGED}{shown}/{name}")]
+            for path in (f"{shown}/{name}" for name in made + files):
+                if "ftp-alg" not in path and NOT_OURS.match(path):
+                    continue
+                paths[path] = None
+                if path.startswith("/etc/") and os.path.isfile(path):
+                    with open(path, "rb") as file:
+                        paths[path] = file.read()
+    return paths
 
 
 def set_up():
@@ -289,8 +289,11 @@ def set_up():
             file.write(contents)
     with open(f"{LAB}/files/pub/large", "wb") as file:
         file.write(LARGE)
-    for line in NETWORK.strip().splitlines():
-        run(line)
+    run(f"ip -batch - <<'END'\n{NAMESPACES}END")
+    run(f"ip -n client -batch - <<'END'\n{CLIENT_NETWORK}END")
+    run(f"ip -n server -batch - <<'END'\n{SERVER_NETWORK}END")
+    run("sysctl -q net.ipv4.ip_forward=1")
+    run("systemctl restart nftables")
     subprocess.Popen(["ip", "netns", "exec", "server", "vsftpd", f"{LAB}/vsftpd.conf"])
     wait_for("vsftpd", lambda: "LISTEN" in run("ip netns exec server ss -Htln sport = :21"))
 
