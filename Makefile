@@ -1,11 +1,24 @@
 # Two commands for a newcomer, as root on Debian or Ubuntu: `make demo` and `make test`.
-# Both install what they need, once.
+# Both install what they need, once. `make build` and the packages need no root, and install nothing.
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test test-nightly test-stock-kernel test-installed fuzz check bench bench-compare bench-instructions build provision rust clean
+# What `make install` and the packages take; they do not build it if it is named.
+BINARY ?= $(TARGET)/release/ftp-alg
+# Where the packages go.
+OUTPUT ?= $(TARGET)
+DESTDIR ?=
+PREFIX ?= /usr/local
+export DESTDIR PREFIX
+
+CARGO_DEB := 3.8.0
+CARGO_GENERATE_RPM := 0.21.1
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
+
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm dist provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -19,9 +32,13 @@ help:
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
 	@echo 'make build     target/release/ftp-alg'
+	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
+	@echo 'make deb       target/debian/ftp-alg_*.deb'
+	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
+	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make provision install what demo and test need (root)'
 
-demo: build
+demo: provision build
 	target/release/ftp-alg demo
 
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
@@ -53,8 +70,9 @@ test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)
 
+.PHONY: test-installed
 # The package that `make deb` builds: installed, used, interrupted, upgraded, purged. PACKAGE names another one.
-test-installed: $(if $(PACKAGE),,deb) provision
+test-installed: provision $(if $(PACKAGE),,deb)
 	@packaging/provision installed
 	tests/installed/run $(or $(PACKAGE),$$(ls -t $(OUTPUT)/debian/ftp-alg_*.deb | head -n 1))
 
@@ -79,8 +97,43 @@ bench-compare: provision rust
 	@packaging/provision bench
 	cargo bench --locked --bench compare -- $(WORDS)
 
-build: provision rust
+build:
+	@packaging/check-build
 	cargo build --locked --release
+	@$(MAKE) --no-print-directory $(TARGET)/copyright
+
+$(TARGET)/release/ftp-alg: build
+
+$(TARGET)/copyright: packaging/copyright Cargo.lock
+	@mkdir -p $(TARGET)
+	@packaging/copyright >$@.new && mv $@.new $@
+
+# As root where DESTDIR is empty, after `make build` as anyone.
+install: $(TARGET)/copyright
+	@packaging/install $(BINARY)
+
+uninstall:
+	@packaging/install --remove $(BINARY)
+
+# The tree that the packages are made of.
+package: $(BINARY) $(TARGET)/copyright
+	@rm -rf target/package
+	@DESTDIR=$(CURDIR)/target/package PREFIX=/usr packaging/install $(BINARY)
+
+deb: package
+	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-deb $(CARGO_DEB)) --no-build --no-strip --no-dbgsym \
+	    $(DEB_OPTIONS) --output $(OUTPUT)/debian/
+
+rpm: package
+	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
+	    --payload-compress zstd --output $(OUTPUT)/rpm/
+	@ls $(OUTPUT)/rpm/*.rpm
+
+# Of what is committed, and the same bytes each time.
+dist:
+	@mkdir -p $(TARGET)/dist
+	@git archive --format=tar --prefix=ftp-alg-$(VERSION)/ HEAD | gzip -9n >$(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
+	@echo $(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
 
 provision:
 	@packaging/provision

@@ -24,10 +24,10 @@ use crate::lab::{
     Topology, Transfer,
 };
 
-/// Show each case working: gateway, clients and servers in network namespaces, with default drop
+/// Show each case working, in network namespaces of its own
 ///
-/// Needs root, and touches nothing outside its own namespaces. Ends with 0 only if every case
-/// worked.
+/// Builds gateways that drop by default, clients and servers. Needs root, and touches nothing
+/// outside its own namespaces. Ends with 0 only if every case worked.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Demo {

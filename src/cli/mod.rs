@@ -5,8 +5,10 @@
 
 mod assistant;
 mod check;
+mod completions;
 mod demo;
 mod doctor;
+mod manual;
 mod output;
 mod pinholes;
 mod replay;
@@ -18,7 +20,7 @@ mod table;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -28,6 +30,9 @@ use crate::{
 
 /// How long a command waits for a running daemon's answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// The version, with the commit that it was built from.
+const VERSION: &str = env!("FTP_ALG_VERSION");
 
 /// How a command ends when it does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +102,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
 #[derive(Debug, Parser)]
 #[command(
     name = "ftp-alg",
-    version,
-    disable_help_subcommand = true,
+    version = VERSION,
     verbatim_doc_comment,
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\
                   `ftp-alg COMMAND --help` says more about each command."
@@ -119,6 +123,12 @@ enum Command {
     Pinholes(pinholes::Pinholes),
     Replay(replay::Replay),
     Demo(demo::Demo),
+    Completions(completions::Completions),
+    /// Print the version, and the commit that it was built from
+    Version,
+    /// Print the manual page
+    #[command(hide = true)]
+    Manual,
     #[command(name = daemon::ASSISTANT, hide = true)]
     Assistant(assistant::Assistant),
 }
@@ -135,6 +145,9 @@ impl Command {
             Self::Pinholes(command) => command.run(),
             Self::Replay(command) => command.run(),
             Self::Demo(command) => command.run(),
+            Self::Completions(command) => command.run(&Arguments::command()),
+            Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
+            Self::Manual => manual::print(Arguments::command()),
             Self::Assistant(command) => command.run(),
         }
     }

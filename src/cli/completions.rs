@@ -1,0 +1,39 @@
+//! `ftp-alg completions`: what a shell needs to complete our commands and options.
+
+use clap::{Args, Command, builder::TypedValueParser};
+use clap_complete::{Shell, generate};
+
+use super::{Failure, output};
+
+/// Print completions for a shell
+///
+/// The package installs them. By hand, for the shell that runs:
+///   bash: source <(ftp-alg completions bash)
+///   zsh:  source <(ftp-alg completions zsh)
+///   fish: ftp-alg completions fish | source
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL", value_parser = shells())]
+    shell: Shell,
+}
+
+fn shells() -> impl TypedValueParser<Value = Shell> {
+    clap::builder::PossibleValuesParser::new(["bash", "fish", "zsh"])
+        .try_map(|name| name.parse::<Shell>())
+}
+
+impl Completions {
+    /// Prints those of `command`, our own, without what is hidden.
+    pub fn run(&self, command: &Command) -> Result<(), Failure> {
+        let shown = command.get_subcommands().filter(|part| !part.is_hide_set()).cloned();
+        let mut shown = Command::new("ftp-alg").version(super::VERSION).subcommands(shown);
+        let mut text = Vec::new();
+        generate(self.shell, &mut shown, "ftp-alg", &mut text);
+        // clap_complete names a command's state in two ways, if the program's name has a hyphen
+        // (clap's issue 6421).
+        let text = String::from_utf8_lossy(&text).replace("ftp__subcmd__alg", "ftp__alg");
+        output::print(&text)
+    }
+}

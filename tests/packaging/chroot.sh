@@ -1,0 +1,64 @@
+#!/bin/sh
+# Installs a package beside this machine, uses it, and purges it: in a copy of the machine that only this process
+# sees (an overlay in a mount namespace), with a network namespace of its own, and without init.
+#
+#   unshare --mount --net --pid --fork chroot.sh PACKAGE DIRECTORY     (an empty directory)
+set -eu
+package=$1
+cd "$2"
+
+mount --make-rprivate /
+mount -t tmpfs tmpfs .
+cd "$2"
+mkdir upper work root
+mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
+mount -t proc proc root/proc
+mount --rbind /dev root/dev
+mount --rbind /sys root/sys
+mount -t tmpfs tmpfs root/run
+mount -t tmpfs tmpfs root/tmp
+cp "$package" root/tmp/ftp-alg.deb
+ip link set lo up
+
+inside() { chroot root env LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
+fail() { echo "chroot.sh: $*" >&2; exit 1; }
+install="apt-get -qq install -y --no-install-recommends"
+
+! inside dpkg -s ftp-alg >/dev/null 2>&1 || fail 'ftp-alg is installed on this machine: purge it first'
+inside $install /tmp/ftp-alg.deb
+inside id ftp-alg
+inside ftp-alg check
+inside ftp-alg version
+sed -i 's/^#control-ports.*/control-ports = [21, 2121]/' root/etc/ftp-alg.toml
+
+inside ftp-alg run --user ftp-alg 2>log &
+inside ftp-alg status --wait 20 >/dev/null || { cat log; fail 'the daemon does not run'; }
+grep -q 'control ports \[21, 2121\]' log || { cat log; fail 'the configuration is not in use'; }
+
+# An upgrade keeps the edited configuration and the state.
+inside $install --reinstall /tmp/ftp-alg.deb
+grep -q '2121' root/etc/ftp-alg.toml || fail 'the upgrade took the configuration back'
+[ -n "$(ls root/run/ftp-alg)" ] || fail 'the upgrade took the state'
+
+# A crash leaves the table. The last is the oldest: the daemon, not its broker.
+daemon=$(inside pidof ftp-alg | awk '{ print $NF }')
+kill -9 "$daemon"
+while inside pidof ftp-alg >/dev/null; do sleep 0.1; done
+inside nft list table inet ftp_alg >/dev/null || fail 'no table is left to be removed'
+
+inside apt-get -qq purge -y ftp-alg
+[ -z "$(inside nft list tables)" ] || fail 'a table is left'
+! inside getent passwd ftp-alg || fail 'the user is left'
+! inside getent group ftp-alg || fail 'the group is left'
+[ ! -e root/run/ftp-alg ] || fail 'the state is left'
+
+# What differs from the machine, but for records and caches of the tools.
+(cd upper && find . -type f -o -type l -o -type c) | sort | while read -r file; do
+    case $file in
+    ./var/lib/dpkg/* | ./var/lib/apt/* | ./var/cache/* | ./var/log/* | ./var/backups/*) ;;
+    ./etc/passwd- | ./etc/group- | ./etc/shadow- | ./etc/gshadow- | ./etc/*.lock | ./etc/.pwd.lock) ;;
+    *) cmp -s "upper/$file" "/$file" || echo "left: $file" ;;
+    esac
+done >left
+[ ! -s left ] || { cat left; fail 'the purge leaves files'; }
+echo 'purged, nothing is left'

@@ -1,0 +1,75 @@
+//! The sample configuration: valid as it is, valid with every key, and complete.
+
+use std::{collections::BTreeMap, fs};
+
+use crate::{PROGRAM, output, packaging, root};
+
+/// The sample with the commented keys in force. `#key` is a key, `# text` is text.
+fn uncommented() -> String {
+    let sample = fs::read_to_string(packaging("ftp-alg.toml")).unwrap();
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') => format!("{key}\n"),
+        _ => format!("{line}\n"),
+    };
+    sample.lines().map(line).collect()
+}
+
+/// Its keys, by table and name, with their values; the table of those outside any is empty.
+pub fn keys() -> BTreeMap<(String, String), String> {
+    let file: toml::Table = uncommented().parse().unwrap();
+    let mut keys = BTreeMap::new();
+    for (name, value) in &file {
+        let table = value.as_array().and_then(|list| list[0].as_table()).or(value.as_table());
+        match table {
+            Some(table) => keys.extend(
+                table.iter().map(|(key, value)| ((name.clone(), key.clone()), value.to_string())),
+            ),
+            None => drop(keys.insert((String::new(), name.clone()), value.to_string())),
+        }
+    }
+    keys
+}
+
+/// The keys of the table in docs/configuration.md. A cell may name several; then the first has the table.
+fn documented() -> Vec<(String, String)> {
+    let text = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let mut keys = Vec::new();
+    let rows = text.lines().skip_while(|line| !line.starts_with("| key |")).skip(2);
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let mut table = String::new();
+        for name in row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2) {
+            let (of, key) = name.split_once('.').unwrap_or((&table, name));
+            keys.push((of.to_owned(), key.to_owned()));
+            table = of.to_owned();
+        }
+    }
+    keys.sort();
+    keys
+}
+
+#[test]
+fn the_sample_is_valid_with_and_without_its_keys() {
+    let sample = packaging("ftp-alg.toml");
+    output(PROGRAM, &["check".as_ref(), "--config".as_ref(), sample.as_os_str()]);
+    let directory = tempfile::tempdir().unwrap();
+    let all = directory.path().join("ftp-alg.toml");
+    fs::write(&all, uncommented()).unwrap();
+    output(PROGRAM, &["check".as_ref(), "--config".as_ref(), all.as_os_str()]);
+}
+
+#[test]
+fn the_sample_has_every_documented_key() {
+    let keys: Vec<_> = keys().into_keys().collect();
+    assert_eq!(keys, documented());
+}
+
+#[test]
+fn the_sample_changes_nothing() {
+    let sample: toml::Table =
+        fs::read_to_string(packaging("ftp-alg.toml")).unwrap().parse().unwrap();
+    let set: Vec<_> = sample
+        .iter()
+        .filter(|(_, value)| !value.as_table().is_some_and(toml::Table::is_empty))
+        .collect();
+    assert!(set.is_empty(), "{set:?}");
+}
