@@ -259,8 +259,15 @@ def interrupt(number):
     wait_for("another daemon", lambda: unit("ActiveState") == ["active"] and unit("MainPID") != [str(before)])
 
 
+def contents(path):
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def listing():
-    """All paths that were made, changed or removed since the machine was started, and what is in files of /etc."""
+    """All paths that were made, changed or removed since the machine was started, and what is in those below /etc."""
     paths = {}
     for top, shown_as in (CHANGED, ""), ("/run", "/run"):
         for directory, below, files in os.walk(top):
@@ -271,22 +278,19 @@ def listing():
             # One in which something changed is among what changed.
             made = [name for name in below if not os.path.isdir(f"{UNCHANGED}{shown}/{name}")]
             for path in (f"{shown}/{name}" for name in made + files):
-                if "ftp-alg" not in path and NOT_OURS.match(path):
-                    continue
-                paths[path] = None
-                if path.startswith("/etc/") and os.path.isfile(path):
-                    with open(path, "rb") as file:
-                        paths[path] = file.read()
-    return paths
+                if "ftp-alg" in path or not NOT_OURS.match(path):
+                    paths[path] = contents(path) if path.startswith("/etc/") else None
+    # Users come and go, and the files that name them are as before.
+    return {path: was for path, was in paths.items() if was is None or was != contents(UNCHANGED + path)}
 
 
 def set_up():
     os.makedirs(f"{LAB}/files/pub")
     os.mkdir(f"{LAB}/empty")
     run(f"chown daemon {LAB}/files/pub")
-    for path, contents in (f"{LAB}/vsftpd.conf", VSFTPD), ("/etc/nftables.conf", FIREWALL):
+    for path, text in (f"{LAB}/vsftpd.conf", VSFTPD), ("/etc/nftables.conf", FIREWALL):
         with open(path, "w") as file:
-            file.write(contents)
+            file.write(text)
     with open(f"{LAB}/files/pub/large", "wb") as file:
         file.write(LARGE)
     run(f"ip -batch - <<'END'\n{NAMESPACES}END")
