@@ -18,7 +18,7 @@ CARGO_GENERATE_RPM := 0.21.1
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm dist provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -35,6 +35,7 @@ help:
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
 	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
+	@echo 'make static    target/x86_64-unknown-linux-musl/release/ftp-alg, for any Linux'
 	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make provision install what demo and test need (root)'
 
@@ -54,7 +55,10 @@ test-nightly: export FTP_ALG_SOAK ?= 1800
 test-nightly: export FTP_ALG_HOSTILE ?= 65536
 test-nightly: export FTP_ALG_URGENT ?= 300000
 test-nightly: export FTP_ALG_RELOADS ?= 150
+test-nightly: export FTP_ALG_RPM ?= 1
 test-nightly: provision rust
+	@packaging/provision rpm
+	cargo test --locked --test packaging rpm
 	cargo test --locked --release --test simulated_network -- --nocapture
 	cargo test --locked --release --test budget resident -- --nocapture
 	cargo test --locked --release --test wire_cases urgent -- --nocapture
@@ -117,10 +121,12 @@ uninstall:
 
 # The tree that the packages are made of.
 package: $(BINARY) $(TARGET)/copyright
+	@packaging/check-build strip:binutils
 	@rm -rf target/package
 	@DESTDIR=$(CURDIR)/target/package PREFIX=/usr packaging/install $(BINARY)
 
 deb: package
+	@packaging/check-build dpkg-shlibdeps:dpkg-dev
 	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-deb $(CARGO_DEB)) --no-build --no-strip --no-dbgsym \
 	    $(DEB_OPTIONS) --output $(OUTPUT)/debian/
 
@@ -128,6 +134,10 @@ rpm: package
 	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
 	    --payload-compress zstd --output $(OUTPUT)/rpm/
 	@ls $(OUTPUT)/rpm/*.rpm
+
+# ARCH=aarch64 for the other one.
+static:
+	@packaging/static $(ARCH)
 
 # Of what is committed, and the same bytes each time.
 dist:

@@ -10,6 +10,7 @@ mod pages;
 mod sample;
 mod shells;
 mod unit;
+mod version;
 
 use std::{
     ffi::OsStr,
