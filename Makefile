@@ -131,6 +131,7 @@ deb: package
 	    $(DEB_OPTIONS) --output $(OUTPUT)/debian/
 
 rpm: package
+	@mkdir -p $(OUTPUT)/rpm
 	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
 	    --payload-compress zstd --output $(OUTPUT)/rpm/
 	@ls $(OUTPUT)/rpm/*.rpm

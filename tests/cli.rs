@@ -46,6 +46,19 @@ fn a_valid_configuration_is_said_to_be_valid() {
 }
 
 #[test]
+fn the_file_to_check_may_be_named_without_an_option() {
+    let place = Place::new();
+    let file = place.config("");
+    assert_eq!(outcome(&["check", &file]), (0, format!("{file}: valid\n"), String::new()));
+    let (code, _, stderr) = outcome(&["check", &file, "--config", &file]);
+    assert_eq!(code, 2);
+    assert!(stderr.ends_with("see `ftp-alg check --help`\n"), "{stderr}");
+    let (code, _, stderr) = outcome(&["check", "/nonexistent-by-choice"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("cannot read the configuration /nonexistent-by-choice"), "{stderr}");
+}
+
+#[test]
 fn an_empty_configuration_is_valid() {
     let place = Place::new();
     assert_eq!(outcome(&["check", "--config", &place.config("")]).0, 0);
@@ -151,15 +164,39 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in
-        ["run", "check", "doctor", "rules", "status", "sessions", "pinholes", "replay", "demo"]
-    {
-        let (code, stdout, stderr) = outcome(&[command, "--help"]);
-        assert_eq!((code, stderr.as_str()), (0, ""));
-        assert!(stdout.contains(&format!("Usage: ftp-alg {command}")), "{stdout}");
+    let (_, stdout, _) = outcome(&["--help"]);
+    let commands = stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = commands.take_while(|line| !line.is_empty());
+    let commands = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() >= 9, "{stdout}");
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        for option in ["--help", "-h"] {
+            let (code, stdout, stderr) = outcome(&[command, option]);
+            assert_eq!((code, stderr.as_str()), (0, ""));
+            assert!(stdout.contains(&format!("Usage: ftp-alg {command}")), "{stdout}");
+            assert_narrow(&stdout);
+        }
     }
+    assert_narrow(&stdout);
     let (code, stdout, _) = outcome(&["--version"]);
     assert_eq!((code, stdout), (0, format!("ftp-alg {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+fn assert_narrow(text: &str) {
+    let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(wide.is_empty(), "more than 80 columns:\n{}", wide.join("\n"));
+}
+
+#[test]
+fn exit_codes_are_in_every_help() {
+    for command in [&["--help"][..], &["run", "--help"], &["pinholes", "-h"]] {
+        let (_, stdout, _) = outcome(command);
+        let status = stdout.split_once("EXIT STATUS:\n").map(|(_, status)| status);
+        let lines: Vec<&str> = status.unwrap().lines().map(str::trim).collect();
+        let codes: Vec<&str> = lines.iter().map(|line| &line[..1]).collect();
+        assert_eq!(codes, ["0", "1", "2"], "{stdout}");
+    }
 }
 
 #[test]
@@ -205,6 +242,43 @@ fn a_log_filter_that_means_nothing_is_wrong_usage() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(stderr.starts_with(&format!("ftp-alg: FTP_ALG_LOG={filter}: ")), "{stderr}");
     }
+}
+
+#[test]
+fn the_log_level_of_the_command_line_wins_over_the_environment() {
+    let place = Place::new();
+    let run = |level: &str| {
+        Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+            .args(["run", "--log-level", level, "--config", &place.config("wrong")])
+            .env("FTP_ALG_LOG", "loud")
+            .output()
+            .unwrap()
+    };
+    // The environment's filter, which is none, is not looked at: the configuration is.
+    let stderr = String::from_utf8(run("debug").stderr).unwrap();
+    assert!(stderr.contains("ftp-alg.toml:1:"), "{stderr}");
+    let stderr = String::from_utf8(run("loud").stderr).unwrap();
+    assert!(stderr.contains("[possible values: error, warn, info, debug, trace]"), "{stderr}");
+}
+
+#[test]
+fn errors_are_errors_in_the_journal() {
+    let place = Place::new();
+    let file = fs::File::create(place.path("stderr")).unwrap();
+    let journal = {
+        use std::os::unix::fs::MetadataExt;
+        let file = file.metadata().unwrap();
+        format!("{}:{}", file.dev(), file.ino())
+    };
+    let status = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+        .args(["check", "/nonexistent-by-choice"])
+        .env("JOURNAL_STREAM", journal)
+        .stderr(file)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(2));
+    let said = fs::read_to_string(place.path("stderr")).unwrap();
+    assert!(said.starts_with("<3>ftp-alg: cannot read the configuration"), "{said}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, IsTerminal, Write as _},
+    io::{self, Write as _},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -19,9 +19,12 @@ use signal_hook::{
 };
 
 use super::Failure;
-use crate::lab::{
-    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server, ServerKind,
-    Topology, Transfer,
+use crate::{
+    daemon,
+    lab::{
+        self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server,
+        ServerKind, Topology, Transfer,
+    },
 };
 
 /// Show each case working, in network namespaces of its own
@@ -29,13 +32,12 @@ use crate::lab::{
 /// Builds gateways that drop by default, clients and servers. Needs root, and touches nothing
 /// outside its own namespaces. Ends with 0 only if every case worked.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Demo {
     /// The program to show, instead of this one.
     #[arg(long, hide = true, value_name = "FILE")]
     executable: Option<PathBuf>,
 
-    /// Leave the port scans out (they take most of the time).
+    /// Leave the port scans out (they take most of the time)
     #[arg(long)]
     no_scan: bool,
 }
@@ -85,7 +87,7 @@ impl Demo {
             Some(path) => path.clone(),
             None => std::env::current_exe().map_err(LabError::file("/proc/self/exe"))?,
         };
-        let paint = Paint { colours: io::stdout().is_terminal() };
+        let paint = Paint { colours: daemon::wants_colours(&io::stdout()) };
         let mut rows = Vec::new();
         let mut closed = Vec::new();
         for (topology, server) in LABS {

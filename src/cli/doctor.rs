@@ -1,6 +1,7 @@
 //! `ftp-alg doctor`: whether FTP will work through this kernel and this firewall, and what to do
 //! if it will not.
 
+mod attempt;
 mod checks;
 
 use clap::Args;
@@ -9,25 +10,34 @@ use serde::Serialize;
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
     config,
-    daemon::{self, client, snapshot},
+    daemon::{
+        self, client,
+        health::{self, Check, Surroundings},
+        snapshot::{self, Problem},
+    },
     gateway::{Backend, Features, choose, firewall::Firewall, outlooks},
 };
 
 /// Why a back end is taken that the configuration names.
 const CONFIGURED: &str = "the configuration says so";
 
-/// Say what this kernel and firewall offer, what is in the way, and what to do
+/// Say whether FTP will work here, what is in the way, and what to do
 ///
-/// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway will
-/// work as configured, 1 if something stands in the way. Whether your rules let control connections
-/// pass is not looked at. In JSON: {ok, backend, reason, checks: [
-/// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice}]}.
+/// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway works as
+/// configured, 1 if something stands in the way: see ftp-alg(8), "Problems". In JSON:
+/// {ok, backend, reason, problems: [{name, text, remedy}], checks: [
+/// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice, problem}]}.
+///
+/// With --try it transfers a listing in each mode instead, and says which step
+/// fails. Exit code 0 if all modes work. In JSON: {ok, steps: [{step,
+/// ok: true|false|null, says, remedy}]}; null is a step that was not tried.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    attempt: attempt::Attempt,
     #[command(flatten)]
     config: ConfigOption,
     #[command(flatten)]
@@ -39,17 +49,15 @@ impl Doctor {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
-        let running = client::request(&self.socket.socket, "status", super::ANSWER)
-            .ok()
-            .and_then(|answer| answer.parse::<snapshot::Status>().ok());
+        if let Some(done) = self.attempt.run(&parameters, &self.socket.socket, self.json) {
+            return done;
+        }
         let features = Features::probe(&parameters);
+        let running = self.running(&features);
         let firewall = Firewall::read();
-        let outlooks = outlooks(&firewall, features.routing, &parameters);
-        // One that reads no queue here may serve another network namespace.
-        let runs_with = running
-            .as_ref()
-            .filter(|_| !features.readers.is_empty())
-            .and_then(|status| Backend::named(&status.backend));
+        let neighbours = features.neighbours;
+        let outlooks = outlooks(&firewall, neighbours.routing, &parameters);
+        let runs_with = running.as_ref().ok().and_then(|status| Backend::named(&status.backend));
         let (wanted, why) = match config.pinhole.backend {
             config::Backend::Auto => {
                 let can_expect = || features.expecting.possible();
@@ -68,29 +76,51 @@ impl Doctor {
             }
             None => why.to_owned(),
         };
-        let checks = checks::Checks {
+        let surroundings = Surroundings {
             parameters: &parameters,
-            running: running.as_ref(),
-            features: &features,
             firewall: &firewall,
             outlooks: &outlooks,
+            neighbours,
             backend,
             restart,
         };
-        let report = Report::new(features.net_admin.then_some(backend), reason, checks.all());
+        let running = running.as_ref();
+        let checks = checks::Checks { running, features: &features, surroundings }.all();
+        let report = Report::new(features.net_admin.then_some(backend), reason, checks);
         if self.json {
             let text = serde_json::to_string(&report).map_err(Failure::failed)?;
             output::print_line(&text)?;
         } else {
             output::print(&text(&report))?;
         }
-        match report.problems() {
+        match report.problems.len() {
             0 => Ok(()),
             _ if report.backend.is_none() => {
                 Err(Failure::Failed("not permitted to look: run as root".to_owned()))
             }
             1 => Err(Failure::Failed("one thing stands in the way of FTP".to_owned())),
             many => Err(Failure::Failed(format!("{many} things stand in the way of FTP"))),
+        }
+    }
+
+    /// The daemon that serves this network namespace, or why there is none.
+    fn running(&self, features: &Features) -> Result<snapshot::Status, Problem> {
+        let socket = &self.socket.socket;
+        let answer = client::request(socket, "status", super::ANSWER);
+        let status = answer.and_then(|answer| answer.parse::<snapshot::Status>());
+        let has_readers = !features.readers.is_empty();
+        match status {
+            Ok(status) if has_readers || !features.net_admin => Ok(status),
+            Ok(_) => {
+                let text = format!(
+                    "the daemon on {} reads no queue here: it has another configuration, or \
+                     serves another network namespace",
+                    socket.display()
+                );
+                let remedy = "run doctor there, or with the daemon's --config";
+                Err(Problem::new(health::ABSENT, text, remedy))
+            }
+            Err(error) => Err(health::absence(&error, !has_readers)),
         }
     }
 }
@@ -103,56 +133,15 @@ struct Report {
     /// What holds the pinholes, if that can be said.
     backend: Option<&'static str>,
     reason: String,
+    problems: Vec<Problem>,
     checks: Vec<Check>,
-}
-
-/// How something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Mark {
-    Ok,
-    /// Not there, and not needed.
-    Missing,
-    /// Worth knowing.
-    Note,
-    /// In the way.
-    Problem,
-}
-
-impl Mark {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Missing => "missing",
-            Self::Note => "note",
-            Self::Problem => "PROBLEM",
-        }
-    }
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Serialize)]
-struct Check {
-    section: &'static str,
-    name: String,
-    mark: Mark,
-    says: String,
-    /// More of it, a line each.
-    details: Vec<String>,
-    /// Commands that put it right, a line each.
-    remedy: Vec<String>,
-    /// What else to know about these, a line each.
-    advice: Vec<String>,
 }
 
 impl Report {
     fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
-        let ok = checks.iter().all(|check| check.mark != Mark::Problem);
-        Self { ok, backend: backend.map(Backend::as_str), reason, checks }
-    }
-
-    fn problems(&self) -> usize {
-        self.checks.iter().filter(|check| check.mark == Mark::Problem).count()
+        let problems: Vec<_> = checks.iter().filter_map(Check::as_problem).collect();
+        let ok = problems.is_empty();
+        Self { ok, backend: backend.map(Backend::as_str), reason, problems, checks }
     }
 }
 
@@ -181,9 +170,9 @@ fn text(report: &Report) -> String {
     if let Some(backend) = report.backend {
         text += &format!("\nback end\n  {backend}, as {}\n", report.reason);
     }
-    let verdict = match report.problems() {
+    let verdict = match report.problems.len() {
         _ if report.backend.is_none() => "whether FTP through this gateway will work is not known",
-        0 => "FTP through this gateway will work, where your rules let control connections pass",
+        0 => "FTP through this gateway will work",
         _ => "FTP through this gateway will not work before the problems above are solved",
     };
     text + &format!("\n{verdict}\n")
@@ -204,17 +193,14 @@ fn plain(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::health::Mark;
 
-    fn check(section: &'static str, name: &str, mark: Mark, remedy: &[&str]) -> Check {
-        Check {
-            section,
-            name: name.into(),
-            mark,
-            says: "says".into(),
-            details: Vec::new(),
-            remedy: remedy.iter().map(|line| (*line).to_owned()).collect(),
-            advice: Vec::new(),
-        }
+    fn check(section: &'static str, name: &'static str, mark: Mark, remedy: &[&str]) -> Check {
+        let check = match mark {
+            Mark::Problem => Check::problem(section, name, name, "says"),
+            _ => Check::new(section, name, mark, "says"),
+        };
+        check.remedy(remedy.iter().map(|line| (*line).to_owned()))
     }
 
     #[test]

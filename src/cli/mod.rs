@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod demo;
 mod doctor;
+mod log_level;
 mod manual;
 mod output;
 mod pinholes;
@@ -15,6 +16,7 @@ mod replay;
 mod rules;
 mod run;
 mod sessions;
+mod setup;
 mod status;
 mod table;
 
@@ -31,6 +33,11 @@ use crate::{
 /// How long a command waits for a running daemon's answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// The end of each help.
+const EXIT_STATUS: &str = "EXIT STATUS:
+  0  done
+  1  failed: standard error says why, and what to do
+  2  wrong usage or configuration";
 /// The version, with the commit that it was built from.
 const VERSION: &str = env!("FTP_ALG_VERSION");
 
@@ -62,7 +69,9 @@ impl Failure {
             Self::Failed(text) => (1, text),
             Self::Usage(text) => (2, text),
         };
-        (code, text.lines().map(|line| format!("ftp-alg: {line}")).collect())
+        // journald takes a line without a priority for information, see sd-daemon(3).
+        let priority = if daemon::logs_to_journal() { "<3>" } else { "" };
+        (code, text.lines().map(|line| format!("{priority}ftp-alg: {line}")).collect())
     }
 }
 
@@ -91,21 +100,24 @@ impl From<client::ClientError> for Failure {
 
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    match Arguments::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => arguments.command.run(),
-        Err(error) => answer(&error),
+        Err(error) => answer(&error, &arguments),
     }
 }
 
 /// FTP through NAT and default drop: reads control connections, rewrites the endpoints that NAT
 /// made wrong, and opens one pinhole for each data connection.
+///
+/// `ftp-alg COMMAND --help` says more about each command.
 #[derive(Debug, Parser)]
 #[command(
     name = "ftp-alg",
     version = VERSION,
-    verbatim_doc_comment,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\
-                  `ftp-alg COMMAND --help` says more about each command."
+    disable_help_subcommand = true,
+    max_term_width = 80,
+    after_help = EXIT_STATUS
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -114,15 +126,29 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(after_help = EXIT_STATUS)]
     Run(run::Run),
+    #[command(after_help = EXIT_STATUS)]
     Check(check::Check),
+    #[command(after_help = EXIT_STATUS)]
     Doctor(doctor::Doctor),
+    #[command(after_help = EXIT_STATUS)]
     Rules(rules::Rules),
+    #[command(after_help = EXIT_STATUS)]
+    Setup(setup::Setup),
+    #[command(after_help = EXIT_STATUS)]
     Status(status::Status),
+    #[command(after_help = EXIT_STATUS)]
     Sessions(sessions::Sessions),
+    #[command(after_help = EXIT_STATUS)]
     Pinholes(pinholes::Pinholes),
+    #[command(after_help = EXIT_STATUS)]
+    LogLevel(log_level::LogLevel),
+    #[command(after_help = EXIT_STATUS)]
     Replay(replay::Replay),
+    #[command(after_help = EXIT_STATUS)]
     Demo(demo::Demo),
+    #[command(after_help = EXIT_STATUS)]
     Completions(completions::Completions),
     /// Print the version, and the commit that it was built from
     Version,
@@ -140,9 +166,11 @@ impl Command {
             Self::Check(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Rules(command) => command.run(),
+            Self::Setup(command) => command.run(),
             Self::Status(command) => command.run(),
             Self::Sessions(command) => command.run(),
             Self::Pinholes(command) => command.run(),
+            Self::LogLevel(command) => command.run(),
             Self::Replay(command) => command.run(),
             Self::Demo(command) => command.run(),
             Self::Completions(command) => command.run(&Arguments::command()),
@@ -154,18 +182,25 @@ impl Command {
 }
 
 /// Help and version were asked for; everything else is wrong usage, said in one line.
-fn answer(error: &clap::Error) -> Result<(), Failure> {
+fn answer(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::print(&text),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             Err(Failure::Usage("no command is given; `ftp-alg --help` lists them".to_owned()))
         }
-        _ => Err(Failure::Usage(one_line(&text))),
+        _ => {
+            let command = arguments.get(1).and_then(|word| word.to_str());
+            let command =
+                command.filter(|word| Arguments::command().find_subcommand(word).is_some());
+            let command = command.map_or(String::new(), |command| format!("{command} "));
+            let problem = one_line(&text);
+            Err(Failure::Usage(format!("{problem}; see `ftp-alg {command}--help`")))
+        }
     }
 }
 
-/// clap's error text without its layout: what is wrong, its tips, and which help to read.
+/// clap's error text without its layout: what is wrong, and its tips.
 fn one_line(text: &str) -> String {
     let parts: Vec<&str> = text
         .lines()
@@ -174,13 +209,7 @@ fn one_line(text: &str) -> String {
         .filter(|line| !line.is_empty())
         .map(|line| line.trim_start_matches("error: ").trim_start_matches("tip: "))
         .collect();
-    let command = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: ftp-alg "))
-        .and_then(|usage| usage.split_whitespace().next())
-        .filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
-        .map_or(String::new(), |command| format!("{command} "));
-    format!("{}; see `ftp-alg {command}--help`", parts.join("; ").replace(":; ", ": "))
+    parts.join("; ").replace(":; ", ": ")
 }
 
 /// `--config`.
@@ -213,8 +242,8 @@ struct SocketOption {
 
 impl SocketOption {
     /// Asks the daemon for `what`.
-    fn ask(&self, what: &str) -> Result<client::Answer, Failure> {
-        Ok(client::request(&self.socket, what, ANSWER)?)
+    fn ask(&self, what: &str) -> Result<client::Answer, client::ClientError> {
+        client::request(&self.socket, what, ANSWER)
     }
 
     /// Asks the daemon for the rows of `what` and prints them, as JSON or as `text` has them.
@@ -235,8 +264,6 @@ impl SocketOption {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn usage(arguments: &[&str]) -> String {
@@ -257,8 +284,8 @@ mod tests {
         let cases: [(&[&str], &str); 5] = [
             (&[], "no command is given; `ftp-alg --help` lists them"),
             (
-                &["statu"],
-                "unrecognized subcommand 'statu'; a similar subcommand exists: 'status'; \
+                &["doctr"],
+                "unrecognized subcommand 'doctr'; a similar subcommand exists: 'doctor'; \
                  see `ftp-alg --help`",
             ),
             (
@@ -274,7 +301,7 @@ mod tests {
             (
                 &["status", "--wait", "soon"],
                 "invalid value 'soon' for '--wait <SECS>': give seconds from 0 to 86400; \
-                 see `ftp-alg --help`",
+                 see `ftp-alg status --help`",
             ),
         ];
         for (arguments, expected) in cases {

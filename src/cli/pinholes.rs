@@ -7,8 +7,10 @@ use crate::daemon::snapshot::PinholeRow;
 
 /// List the pinholes that are open now
 ///
-/// Each admits one connection from INITIATOR to ARRIVAL, which is sent to TARGET with SOURCE as
-/// its source address. It closes when used, or after REMAINING.
+/// Each admits one connection from INITIATOR to ARRIVAL. It closes when used, or
+/// after LEFT. Where the connection is translated, a second line says so: it is
+/// sent `to` another target, or seen there `as` another source. SESSION is the
+/// ID of `ftp-alg sessions`.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Pinholes {
@@ -30,20 +32,57 @@ fn text(pinholes: &[PinholeRow]) -> String {
     if pinholes.is_empty() {
         return "no pinholes\n".to_owned();
     }
-    let rows: Vec<_> = pinholes
-        .iter()
-        .map(|row| {
-            [
-                row.session.to_string(),
-                row.kind.to_string(),
-                row.initiator.to_string(),
-                row.arrival.to_string(),
-                row.target.to_string(),
-                row.source.to_string(),
-                table::span(row.remaining_seconds),
-            ]
-        })
-        .collect();
-    let header = [">SESSION", "KIND", "INITIATOR", "ARRIVAL", "TARGET", "SOURCE", ">REMAINING"];
-    table::render(header, &rows)
+    let rows: Vec<_> = pinholes.iter().flat_map(rows).collect();
+    table::render([">SESSION", "KIND", ">LEFT", "INITIATOR", "ARRIVAL"], &rows)
+}
+
+/// The pinhole, and its translations below.
+fn rows(row: &PinholeRow) -> impl Iterator<Item = [String; 5]> {
+    let own = [
+        row.session.to_string(),
+        row.kind.to_string(),
+        table::span(row.remaining_seconds),
+        row.initiator.to_string(),
+        row.arrival.to_string(),
+    ];
+    let mut translated = [const { String::new() }; 5];
+    if row.source != row.initiator {
+        translated[3] = format!("as {}", row.source);
+    }
+    if row.target != row.arrival {
+        translated[4] = format!("to {}", row.target);
+    }
+    let is_translated = translated.iter().any(|cell| !cell.is_empty());
+    [own].into_iter().chain(is_translated.then_some(translated))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ftp::Kind;
+
+    #[test]
+    fn a_translation_is_shown_below() {
+        let row = |source: &str, target: &str| PinholeRow {
+            session: 7,
+            initiator: "203.0.113.9".parse().unwrap(),
+            arrival: "198.51.100.1:3762".parse().unwrap(),
+            target: target.parse().unwrap(),
+            source: source.parse().unwrap(),
+            kind: Kind::Port,
+            remaining_seconds: 29,
+        };
+        let text = text(&[
+            row("203.0.113.9", "192.168.150.80:3762"),
+            row("10.0.0.1", "198.51.100.1:3762"),
+        ]);
+        let expected = "\
+SESSION  KIND  LEFT  INITIATOR    ARRIVAL
+      7  PORT   29s  203.0.113.9  198.51.100.1:3762
+                                  to 192.168.150.80:3762
+      7  PORT   29s  203.0.113.9  198.51.100.1:3762
+                     as 10.0.0.1
+";
+        assert_eq!(text, expected);
+    }
 }

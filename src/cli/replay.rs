@@ -47,7 +47,6 @@ const PRIVATE: [&str; 5] =
 /// --write shows what the outer side sees: with --external all that passes the gateway, hosts
 /// within --inside as ADDR; without, what the server's side sees.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Replay {
     /// The capture
     pub capture: PathBuf,

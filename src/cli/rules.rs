@@ -15,7 +15,6 @@ use crate::{config::Config, daemon, gateway::rules};
 /// Those of iptables are for a kernel on which nftables cannot queue at all. Never load them beside
 /// a `run` that queues itself: each packet would be queued twice, and connections would break.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Rules {
     /// Whose language
     flavour: Flavour,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 
 use super::{ConfigOption, Failure, SocketOption};
 use crate::daemon;
@@ -16,10 +16,12 @@ use crate::daemon;
 /// Before the first packet it gives up all rights but CAP_NET_ADMIN, CAP_NET_RAW and those to its
 /// own directory, for good; what this machine cannot confine is logged, and shown by `status`.
 ///
-/// Logs go to standard error, one line for each decision. FTP_ALG_LOG sets how much: error, warn,
-/// info (the default), debug or trace. A service manager is told when it is ready (sd_notify).
+/// Logs go to the journal with priorities and fields where standard error is the
+/// journal, else to standard error with the time. --log-level says how much; it
+/// wins over the variable FTP_ALG_LOG, which also takes filters such as
+/// `info,ftp_alg::gateway=debug`. `ftp-alg log-level` changes it later. A service
+/// manager is told when it is ready (sd_notify).
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Run {
     #[command(flatten)]
     config: ConfigOption,
@@ -31,6 +33,14 @@ pub struct Run {
     /// Become this user and its group; needs root [default: stay who it is]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// End the ftp-alg that runs in this network namespace, and go on in its place
+    ///
+    /// It has 10 seconds to end. Its sessions go on if the state directory is the same.
+    #[arg(long)]
+    takeover: bool,
+    /// How much is logged [default: FTP_ALG_LOG, else info]
+    #[arg(long, value_name = "LEVEL", value_parser = PossibleValuesParser::new(daemon::LEVELS))]
+    log_level: Option<String>,
 }
 
 impl Run {
@@ -41,6 +51,8 @@ impl Run {
             state_dir: self.state_dir.clone(),
             socket: self.socket.socket.clone(),
             user: self.user.clone(),
+            takeover: self.takeover,
+            log_level: self.log_level.clone(),
         };
         Ok(daemon::run(&options)?)
     }

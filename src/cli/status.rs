@@ -6,16 +6,16 @@ use clap::Args;
 
 use super::{Failure, SocketOption, output, table};
 use crate::daemon::{
-    client,
-    snapshot::{self, NameRow},
+    client, health,
+    snapshot::{self, NameRow, Problem},
 };
 
 /// Show counters and health of the running daemon
 ///
-/// Succeeds only if a daemon is ready to give verdicts, so that scripts may wait for one:
-/// `ftp-alg status --wait 10`.
+/// Exit code 0 if a daemon gives verdicts and there is no problem, else 1. With --wait a daemon that is
+/// ready is enough, so that scripts may wait for one: `ftp-alg status --wait 10`. In JSON each problem
+/// is {name, text, remedy}; see ftp-alg(8), "Problems".
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Status {
     /// Print one JSON object
     #[arg(long)]
@@ -31,13 +31,29 @@ impl Status {
     /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
         let answer = match self.wait {
-            Some(limit) => client::wait(&self.socket.socket, "status", limit)?,
-            None => self.socket.ask("status")?,
+            Some(limit) => client::wait(&self.socket.socket, "status", limit),
+            None => self.socket.ask("status"),
         };
+        let answer = match answer {
+            Err(error) if self.json => {
+                let problems = [health::absence(&error, true)];
+                let text = serde_json::json!({ "problems": problems }).to_string();
+                output::print_line(&text)?;
+                return Err(error.into());
+            }
+            answer => answer?,
+        };
+        let status: snapshot::Status = answer.parse()?;
         if self.json {
-            output::print_line(answer.json())
+            output::print_line(answer.json())?;
         } else {
-            output::print(&text(&answer.parse()?))
+            output::print(&text(&status))?;
+        }
+        match status.problems.len() {
+            _ if self.wait.is_some() => Ok(()),
+            0 => Ok(()),
+            1 => Err(Failure::Failed("one thing stands in the way of FTP".to_owned())),
+            many => Err(Failure::Failed(format!("{many} things stand in the way of FTP"))),
         }
     }
 }
@@ -54,8 +70,11 @@ fn text(status: &snapshot::Status) -> String {
         ("copies", status.copies.to_string()),
         ("rewrites", status.rewrites.to_string()),
         ("pinholes opened", status.pinholes_opened.to_string()),
+        ("pinholes used", status.pinholes_used.to_string()),
+        ("pinholes expired", status.pinholes_expired.to_string()),
         ("pinholes refused", status.pinholes_refused.to_string()),
         ("commands refused", status.commands_refused.to_string()),
+        ("encrypted", status.encrypted.to_string()),
         ("lost", status.lost.to_string()),
         ("uninspected", status.uninspected.to_string()),
         ("overruns", status.overruns.to_string()),
@@ -85,7 +104,12 @@ fn text(status: &snapshot::Status) -> String {
     let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
     let unconfined = status.unconfined.iter().map(|what| ("unconfined", what.clone()));
     let rows = rows.into_iter().chain(limits).chain(names).chain(unconfined);
-    table::list(&rows.collect::<Vec<_>>())
+    let text = table::list(&rows.collect::<Vec<_>>());
+    let problem = |problem: &Problem| {
+        let Problem { name, text, remedy } = problem;
+        format!("\nPROBLEM {name}\n  {text}\n  {remedy}\n")
+    };
+    text + &status.problems.iter().map(problem).collect::<String>()
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.

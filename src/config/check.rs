@@ -7,12 +7,15 @@ use std::{
     collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc, time::Duration,
 };
 
-use toml::{Spanned, Value};
+use serde::Deserialize;
+use toml::{Spanned, Value, de::DeTable};
 
 use super::{
     Backend, Config, ExternalAddress, Fanout, Limits, Nat, Network, Pinhole, Problem, Queue,
     Server, error,
     file::{self, File, Leaf},
+    hint,
+    shape::{self, Misfit},
     text,
 };
 use crate::policy::{AuthTls, Foreign};
@@ -44,9 +47,25 @@ const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-6
 
 /// Checks `text`, which problems call `path`.
 pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
-    let file: File = toml::from_str(text)
-        .map_err(|toml_error| vec![error::from_toml(path, text, &toml_error)])?;
-    let mut checker = Checker { path, text, problems: Vec::new(), unsupported: Vec::new() };
+    let syntax = |errors: Vec<toml::de::Error>| -> Vec<Problem> {
+        errors.iter().map(|error| error::syntax(path, text, error)).collect()
+    };
+    let (mut document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        let mut problems = syntax(errors);
+        problems.sort_by_key(|problem| (problem.line, problem.column));
+        // What follows from the first of a line says nothing new.
+        problems.dedup_by_key(|problem| problem.line);
+        return Err(problems);
+    }
+    let misfits = shape::clear(document.get_mut()).into_iter();
+    let problems = misfits.map(|Misfit { key, offset, message }| {
+        error::at(path, text, offset, Some(error::shown(&key, 0..key.len())), message)
+    });
+    let problems = problems.collect();
+    let file = File::deserialize(toml::Deserializer::from(document))
+        .map_err(|error| syntax(vec![error]))?;
+    let mut checker = Checker { path, text, problems, unsupported: Vec::new() };
     let mut config = checker.file(&file);
     if checker.problems.is_empty() {
         config.unsupported = checker.unsupported;
@@ -366,7 +385,9 @@ impl Checker<'_> {
         range: RangeInclusive<i64>,
     ) -> T {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-        self.value(key, leaf, default, &allowed, |value| integer(value, range)?.try_into().ok())
+        self.value(key, leaf, default, &allowed, |value| {
+            integer(value, range.clone())?.try_into().ok()
+        })
     }
 
     fn choice<T: Copy>(&mut self, key: &str, leaf: &Leaf, default: T, choices: &[(&str, T)]) -> T {
@@ -385,7 +406,7 @@ impl Checker<'_> {
         leaf: &Leaf,
         default: T,
         allowed: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
+        read: impl Fn(&Value) -> Option<T>,
     ) -> T {
         self.optional(key, leaf, allowed, read).unwrap_or(default)
     }
@@ -395,12 +416,16 @@ impl Checker<'_> {
         key: &str,
         leaf: &Leaf,
         allowed: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
+        read: impl Fn(&Value) -> Option<T>,
     ) -> Option<T> {
         let leaf = leaf.as_ref()?;
         let value = read(leaf.get_ref());
         if value.is_none() {
-            self.refuse(key, leaf, &format!("is not {allowed}"));
+            let meant = hint::meant(leaf.get_ref(), |value| read(value).is_some());
+            let meant = meant.map_or(String::new(), |text| {
+                format!("; did you mean {}?", error::shown(&text, 0..text.len()))
+            });
+            self.refuse(key, leaf, &format!("is not {allowed}{meant}"));
         }
         value
     }

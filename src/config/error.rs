@@ -4,7 +4,7 @@
 
 use std::{fmt, io, ops::Range, path::Path, path::PathBuf};
 
-use toml::de::{DeTable, DeValue};
+use super::hint;
 
 /// The most characters of a value that a message repeats.
 const MAX_SHOWN: usize = 60;
@@ -13,7 +13,7 @@ const MAX_SHOWN: usize = 60;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}: {source}", path.display())]
+    #[error("cannot read the configuration {}: {source}{}", path.display(), remedy(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -23,6 +23,14 @@ pub enum ConfigError {
     /// What it says is not allowed; a line for each problem, at least one.
     #[error("{}", lines(.0))]
     Invalid(Vec<Problem>),
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::IsADirectory => "; it is a directory; name a file",
+        io::ErrorKind::PermissionDenied => "; let the user that ftp-alg runs as read it",
+        _ => "",
+    }
 }
 
 fn lines(problems: &[Problem]) -> String {
@@ -67,25 +75,42 @@ pub(super) fn at(
     Problem {
         path: path.to_owned(),
         line: before.matches('\n').count() + 1,
-        column: before[line_start..].chars().count() + 1,
+        // A byte order mark is not seen.
+        column: before[line_start..].trim_start_matches('\u{feff}').chars().count() + 1,
         key,
         message,
     }
 }
 
-/// What the TOML reader said, with the key that it does not name and, for an unknown key, the
-/// nearest known one.
-pub(super) fn from_toml(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
+/// What the TOML reader said of what is no TOML.
+pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
     let offset = error.span().map_or(0, |span| span.start);
-    let key = key_at(text, offset);
-    let message = match (unknown_key(error.message()), &key) {
-        (Some(message), _) => message,
-        (None, Some(key)) if error.message() == "invalid type: map, expected a sequence" => {
-            format!("there may be several: write [[{key}]], with two brackets")
+    let (offset, message) = match bare_text(text, offset) {
+        Some(token) => {
+            let meant = hint::unquoted(&text[token.clone()]);
+            let shown = shown(text, token.clone());
+            (token.start, format!("{shown} is text without quotes: write {meant}"))
         }
-        _ => error.message().split_whitespace().collect::<Vec<_>>().join(" "),
+        None => (offset, error.message().split_whitespace().collect::<Vec<_>>().join(" ")),
     };
-    at(path, text, offset, key, message)
+    at(path, text, offset, key_before(text, offset), message)
+}
+
+/// The text without quotes that stands for a value around byte `offset`.
+fn bare_text(text: &str, offset: usize) -> Option<Range<usize>> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ".:/_-".contains(c);
+    let start = text.get(..offset)?.trim_end_matches(is_part).len();
+    let length = text[start..].find(|c| !is_part(c)).unwrap_or(text.len() - start);
+    let line = text[..start].rsplit('\n').next()?;
+    let is_value = line.contains('=') && line.trim_end().ends_with(['=', '[', ',']);
+    (is_value && length > 0).then_some(start..start + length)
+}
+
+/// The key to the left of byte `offset` in its line.
+fn key_before(text: &str, offset: usize) -> Option<String> {
+    let line = text.get(..offset)?.rsplit('\n').next()?;
+    let key = line.split_once('=')?.0.trim();
+    (!key.is_empty()).then(|| shown(key, 0..key.len()))
 }
 
 /// `text[span]` as a message may repeat it: on one line, without control characters, not too long.
@@ -103,70 +128,4 @@ pub(super) fn shown(text: &str, span: Range<usize>) -> String {
         shown.push_str("...");
     }
     shown
-}
-
-/// Rewords serde's "unknown field `x`, expected one of `a`, `b`", which is the one place where
-/// the known keys of a table are at hand without a second list of them.
-fn unknown_key(message: &str) -> Option<String> {
-    let rest = message.strip_prefix("unknown field ")?;
-    let mut quoted = rest.split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?;
-    let known: Vec<&str> = quoted.collect();
-    let nearest = known
-        .iter()
-        .map(|key| (distance(unknown, key), *key))
-        .min()
-        .filter(|&(edits, key)| edits <= key.len().max(unknown.len()) / 3 + 1);
-    Some(match nearest {
-        Some((_, key)) => format!("unknown key; did you mean `{key}`?"),
-        None => format!("unknown key; allowed: {}", known.join(", ")),
-    })
-}
-
-/// How many characters must be inserted, deleted or replaced to make `a` of `b` (Levenshtein),
-/// where `_` counts as `-`.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, c) in a.chars().map(|c| if c == '_' { '-' } else { c }).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &d) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(c != d);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-/// The key, with its tables, at or around byte `offset`.
-fn key_at(text: &str, offset: usize) -> Option<String> {
-    let document = DeTable::parse(text).ok()?;
-    let mut path = Vec::new();
-    keys_to(document.get_ref(), offset, &mut path);
-    (!path.is_empty()).then(|| path.join("."))
-}
-
-fn keys_to(table: &DeTable<'_>, offset: usize, path: &mut Vec<String>) -> bool {
-    for (key, value) in table {
-        path.push(shown(key.get_ref(), 0..key.get_ref().len()));
-        let inside = match value.get_ref() {
-            DeValue::Table(inner) => keys_to(inner, offset, path),
-            DeValue::Array(items) => items
-                .iter()
-                .filter_map(|item| item.get_ref().as_table())
-                .any(|inner| keys_to(inner, offset, path)),
-            _ => false,
-        };
-        if inside || holds(key.span(), offset) || holds(value.span(), offset) {
-            return true;
-        }
-        path.pop();
-    }
-    false
-}
-
-fn holds(span: Range<usize>, offset: usize) -> bool {
-    span.start <= offset && offset < span.end.max(span.start + 1)
 }

@@ -1,7 +1,7 @@
 //! The shape of the file: its tables and keys, and nothing of what their values must be.
 //!
 //! Values stay as TOML gives them, with their place, so that [`super::check`] can judge all of
-//! them and say of each what is allowed. An unknown key is refused here.
+//! them and say of each what is allowed. [`super::shape`] refuses what is not listed here.
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
@@ -9,9 +9,24 @@ use toml::{Spanned, Value};
 /// One value and its place, if its key is given.
 pub(super) type Leaf = Option<Spanned<Value>>;
 
+/// A table of the file, and the names of its keys with `_` for `-`.
+macro_rules! table {
+    ($name:ident: $($key:ident),+) => {
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(rename_all = "kebab-case", default)]
+        pub(super) struct $name {
+            $(pub $key: Leaf),+
+        }
+
+        impl $name {
+            const KEYS: &'static [&'static str] = &[$(stringify!($key)),+];
+        }
+    };
+}
+
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
+#[serde(rename_all = "kebab-case", default)]
 pub(super) struct File {
     pub control_ports: Leaf,
     pub queue: Queue,
@@ -23,58 +38,38 @@ pub(super) struct File {
     pub metrics: Metrics,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Queue {
-    pub number: Leaf,
-    pub workers: Leaf,
-    pub fanout: Leaf,
-    pub calm: Leaf,
+/// The keys that stand before the first table.
+pub(super) const TOP: &[&str] = &["control_ports"];
+
+/// One of the file's tables.
+pub(super) struct Table {
+    pub name: &'static str,
+    /// Whether there may be several.
+    pub is_list: bool,
+    /// With `_` for `-`.
+    pub keys: &'static [&'static str],
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Pinhole {
-    pub backend: Leaf,
-    pub timeout: Leaf,
-    pub mark: Leaf,
-    pub mark_mask: Leaf,
-}
+/// All of them.
+pub(super) const TABLES: [Table; 7] = [
+    Table { name: "queue", is_list: false, keys: Queue::KEYS },
+    Table { name: "pinhole", is_list: false, keys: Pinhole::KEYS },
+    Table { name: "nat", is_list: false, keys: Nat::KEYS },
+    Table { name: "policy", is_list: false, keys: Policy::KEYS },
+    Table { name: "network", is_list: true, keys: Network::KEYS },
+    Table { name: "server", is_list: true, keys: Server::KEYS },
+    Table { name: "metrics", is_list: false, keys: Metrics::KEYS },
+];
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Nat {
-    pub external_address: Leaf,
-    pub port_range: Leaf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Policy {
-    pub foreign_address: Leaf,
-    pub min_data_port: Leaf,
-    pub deny_ports: Leaf,
-    pub require_login: Leaf,
-    pub auth_tls: Leaf,
-    pub max_sessions: Leaf,
-    pub max_sessions_per_client: Leaf,
-    pub memory: Leaf,
-    pub max_pinholes_per_client: Leaf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Network {
-    pub clients: Leaf,
-    pub servers: Leaf,
-    pub inspect: Leaf,
-    pub foreign_address: Leaf,
-    pub min_data_port: Leaf,
-    pub deny_ports: Leaf,
-    pub require_login: Leaf,
-    pub auth_tls: Leaf,
-    pub max_pinholes_per_client: Leaf,
-}
+table!(Queue: number, workers, fanout, calm);
+table!(Pinhole: backend, timeout, mark, mark_mask);
+table!(Nat: external_address, port_range);
+table!(Policy: foreign_address, min_data_port, deny_ports, require_login, auth_tls, max_sessions,
+    max_sessions_per_client, memory, max_pinholes_per_client);
+table!(Network: clients, servers, inspect, foreign_address, min_data_port, deny_ports,
+    require_login, auth_tls, max_pinholes_per_client);
+table!(Server: address, external_address, heal_address, passive_ports);
+table!(Metrics: listen);
 
 /// The keys that `[policy]` and `[[network]]` have in common.
 pub(super) struct Rules<'a> {
@@ -127,19 +122,4 @@ impl Network {
             max_pinholes_per_client: &self.max_pinholes_per_client,
         }
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Server {
-    pub address: Leaf,
-    pub external_address: Leaf,
-    pub heal_address: Leaf,
-    pub passive_ports: Leaf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default, expecting = "a table")]
-pub(super) struct Metrics {
-    pub listen: Leaf,
 }

@@ -4,12 +4,15 @@
 //! rest may use without asking again. Knows nothing of who runs it or of the kernel; whether an
 //! external name resolves or a queue is free is not asked here.
 //!
-//! `file` is the shape of the file, `check` turns it into a [`Config`], `text` reads the
-//! values that TOML has no type for, `error` places what was found.
+//! `file` is the shape of the file, `shape` refuses what has another, `check` turns it into a
+//! [`Config`], `text` reads the values that TOML has no type for, `hint` says what was meant by one that is
+//! not allowed, `error` places what was found.
 
 mod check;
 mod error;
 mod file;
+mod hint;
+mod shape;
 mod text;
 
 use std::{
@@ -389,7 +392,11 @@ impl Config {
 /// The file's text. A file that never ends, such as a device, is an error as any other.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text);
+    let length = length.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => io::Error::other("it is no text in UTF-8; save it as that"),
+        _ => error,
+    })?;
     if length as u64 > MAX_BYTES {
         return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
     }
@@ -405,3 +412,6 @@ pub(crate) fn is_host(address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod slips_tests;

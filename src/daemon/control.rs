@@ -1,6 +1,7 @@
-//! The control socket: what `ftp-alg status`, `sessions` and `pinholes` ask the running daemon.
+//! The control socket: what `ftp-alg status`, `sessions`, `pinholes` and `log-level` ask the running
+//! daemon.
 //!
-//! One request line (`status`, `sessions`, `pinholes`), one JSON line in answer, then the end.
+//! One request line (`status`, `sessions`, `pinholes`, `log-level [LEVEL]`), one JSON line in answer, then the end.
 //! The socket is for its owner only, from the moment it exists. It is bound before anything else
 //! is touched, so that a second daemon finds the first before it can harm it; it answers once
 //! [`Socket::serve`] is called, so an answer means that the daemon gives verdicts.
@@ -24,10 +25,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{snapshot::Source, wire};
+use super::{log::level, snapshot::Source, wire};
 
 /// The most bytes of a request line.
 const MAX_REQUEST: usize = 256;
@@ -159,23 +161,41 @@ fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
 fn exchange(stream: &UnixStream, source: &dyn Source) -> io::Result<()> {
     let deadline = Instant::now() + EXCHANGE;
     let answer = match wire::read_line(stream, MAX_REQUEST, deadline) {
-        Ok(request) => answer(&request, source)?,
+        Ok(request) => answer(&request, source, || may_change(stream))?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => failure(&error.to_string())?,
         Err(error) => return Err(error),
     };
     wire::write_all(stream, &answer, deadline)
 }
 
-fn answer(request: &[u8], source: &dyn Source) -> io::Result<Vec<u8>> {
+fn answer(
+    request: &[u8],
+    source: &dyn Source,
+    may_change: impl FnOnce() -> bool,
+) -> io::Result<Vec<u8>> {
     match request.trim_ascii() {
         b"status" => line(&source.status()),
         b"sessions" => line(&source.sessions()),
         b"pinholes" => line(&source.pinholes()),
-        other => failure(&format!(
-            "unknown request `{}`: status, sessions and pinholes are known",
-            other.escape_ascii()
-        )),
+        b"log-level" => line(&level::level()),
+        other => match other.strip_prefix(b"log-level ") {
+            Some(_) if !may_change() => failure("only its own user and root may change it"),
+            Some(wanted) => match level::set_level(&String::from_utf8_lossy(wanted)) {
+                Ok(()) => line(&level::level()),
+                Err(why) => failure(&why),
+            },
+            None => failure(&format!(
+                "unknown request `{}`: status, sessions, pinholes and log-level are known",
+                other.escape_ascii()
+            )),
+        },
     }
+}
+
+/// Whether the client is root or the daemon's own user. The socket is for these alone, unless someone
+/// opened it to others, who may look.
+fn may_change(stream: &UnixStream) -> bool {
+    socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }
 
 fn failure(message: &str) -> io::Result<Vec<u8>> {

@@ -63,6 +63,15 @@ fn unknown_and_endless_requests_are_refused() {
 }
 
 #[test]
+fn the_log_level_is_one_that_is_known() {
+    let (_directory, path) = place();
+    let _server = serve(&path);
+    let error = client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
+    assert!(error.contains("the level is one of error, warn, info, debug, trace"), "{error}");
+    assert!(client::request(&path, "log-level", TIMEOUT).unwrap().json().starts_with('"'));
+}
+
+#[test]
 fn a_client_that_says_nothing_does_not_keep_others_out() {
     let (_directory, path) = place();
     let _server = serve(&path);

@@ -1,7 +1,11 @@
-//! The log: one line a decision, on standard error, at a bounded rate.
+//! The log: one line a decision, at a bounded rate.
 //!
-//! The journal has times of its own, and a file is no place for colours, so both are left out
-//! unless a person watches.
+//! Lines go to the journal by its own protocol where standard error is the journal ([`journald`]), else to
+//! standard error, with the time. A file is no place for colours, so they are left out unless a person
+//! watches. docs/commands.md says what each level holds.
+
+pub(super) mod journald;
+pub(super) mod level;
 
 use std::{
     fmt::Display,
@@ -12,37 +16,46 @@ use std::{
 };
 
 use ahash::AHashMap;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, prelude::*};
+use tracing::Level;
+use tracing_subscriber::{fmt, prelude::*};
 
 use super::DaemonError;
 use crate::engine::{Action, Decision, Event, What};
-
-/// The environment variable with the filter, in the words of `RUST_LOG`.
-pub(super) const VARIABLE: &str = "FTP_ALG_LOG";
-const DEFAULT: &str = "info";
+use journald::Journald;
 
 /// Starts the log. Once in a process; a second call changes nothing.
-pub(super) fn init() -> Result<(), DaemonError> {
-    let value = std::env::var(VARIABLE).ok().filter(|value| !value.is_empty());
-    let value = value.unwrap_or_else(|| DEFAULT.to_owned());
-    // A single word that is no level would be a module's name, and silence all others.
-    if value.parse::<LevelFilter>().is_err() && !value.contains('=') {
-        return Err(DaemonError::Log { value, reason: "not a level".to_owned() });
-    }
-    let filter = EnvFilter::builder()
-        .parse(&value)
-        .map_err(|error| DaemonError::Log { value, reason: error.to_string() })?;
-    let watched = io::stderr().is_terminal() && std::env::var_os("JOURNAL_STREAM").is_none();
-    let lines = fmt::layer()
-        .with_writer(io::stderr)
-        .with_target(false)
-        .with_ansi(watched)
-        // A closed standard error must not end the daemon (eprintln! panics).
-        .log_internal_errors(false);
-    let lines = if watched { lines.boxed() } else { lines.without_time().boxed() };
+pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
+    let filter = level::filter(level)?;
+    let journald = journald::is_stderr().then(Journald::new).and_then(Result::ok);
+    let lines = match journald {
+        Some(journald) => journald.boxed(),
+        None => lines().boxed(),
+    };
     // Fails only if a log is there already.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Ok(())
+}
+
+/// Whether `stream` is a terminal whose user wants colours, see <https://no-color.org>.
+pub fn wants_colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Lines on standard error: time, level and message. The fields are for journald.
+fn lines<S>() -> impl tracing_subscriber::Layer<S>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    fmt::layer()
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(wants_colours(&io::stderr()))
+        .fmt_fields(fmt::format::debug_fn(|writer, field, value| match field.name() {
+            "message" => write!(writer, "{value:?}"),
+            _ => Ok(()),
+        }))
+        // A closed standard error must not end the daemon (eprintln! panics).
+        .log_internal_errors(false)
 }
 
 /// What is logged about packets: as much as a person may want to read. Peers decide what there is to log, and
@@ -71,17 +84,34 @@ impl Log {
         drop(limiter);
         for (topic, event) in admitted {
             match topic {
-                Some(topic) => topic.line(event),
-                None => tracing::debug!("{event}"),
+                Some(topic) => line(topic.level(), topic.word(), event, Some(event)),
+                None => line(Level::DEBUG, "change", event, Some(event)),
             }
         }
     }
 
-    /// Logs what went wrong on our side.
+    /// Logs that nobody used a pinhole that a client caused.
+    pub fn unused(&self, now: Instant, client: IpAddr, text: &str) {
+        let topic = Topic::Unused;
+        if self.limiter().admits(now, topic, Some(client)) {
+            line(topic.level(), topic.word(), &text, None);
+        }
+    }
+
+    /// Logs what went wrong on our side, and that a person should look at.
     pub fn fail(&self, now: Instant, error: &dyn Display) {
-        let admitted = self.limiter().admits(now, Topic::Machine, None);
+        self.say(now, Topic::Machine, error);
+    }
+
+    /// Logs what went wrong, and was put right.
+    pub fn healed(&self, now: Instant, what: &dyn Display) {
+        self.say(now, Topic::Healed, what);
+    }
+
+    fn say(&self, now: Instant, topic: Topic, text: &dyn Display) {
+        let admitted = self.limiter().admits(now, topic, None);
         if admitted {
-            Topic::Machine.line(error);
+            line(topic.level(), topic.word(), text, None);
         }
     }
 
@@ -111,7 +141,37 @@ impl Log {
 fn say(skipped: Vec<(Topic, Skipped)>) {
     for (topic, Skipped { lines, last }) in skipped {
         let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
-        topic.line(&format!("{lines} more lines were not logged: {}{of}", topic.name()));
+        let text = format!("{lines} more lines were not logged: {}{of}", topic.name());
+        line(topic.level(), topic.word(), &text, None);
+    }
+}
+
+/// Logs `text` with the fields of `event`.
+fn line(level: Level, word: &'static str, text: &dyn Display, event: Option<&Event>) {
+    let decision = event.and_then(|event| match &event.what {
+        What::Announcement(decision) => Some(decision),
+        _ => None,
+    });
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                event = word,
+                session = event.map(|event| event.session),
+                client = event.map(|event| display(event.client)),
+                server = event.map(|event| display(event.server)),
+                action = decision.map(|decision| display(decision.action)),
+                kind = decision.map(|decision| display(decision.kind)),
+                announced = decision.and_then(|decision| decision.announced).map(display),
+                rewritten = decision.and_then(|decision| decision.rewritten).map(display),
+                "{text}"
+            )
+        };
+    }
+    match level {
+        Level::ERROR => log!(error),
+        Level::WARN => log!(warn),
+        Level::INFO => log!(info),
+        _ => log!(debug),
     }
 }
 
@@ -120,7 +180,9 @@ fn say(skipped: Vec<(Topic, Skipped)>) {
 enum Topic {
     /// Our own trouble.
     Machine,
-    /// The kernel's.
+    /// What others did to us, and was put right.
+    Healed,
+    /// What the kernel refused of one connection.
     Kernel,
     Refusal,
     Limit,
@@ -130,36 +192,64 @@ enum Topic {
     Announcement,
     /// What the engine did not keep.
     Unkept,
+    /// Transfers that fail where nothing can be read.
+    Encrypted,
+    /// Pinholes that nobody used.
+    Unused,
 }
 
 impl Topic {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 10] = [
         Self::Machine,
+        Self::Healed,
         Self::Kernel,
         Self::Refusal,
         Self::Limit,
         Self::Ended,
         Self::Announcement,
         Self::Unkept,
+        Self::Encrypted,
+        Self::Unused,
     ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Machine => "errors",
+            Self::Healed => "changes by other programs",
             Self::Kernel => "requests that the kernel refused",
             Self::Refusal => "refusals",
             Self::Limit => "limits that were reached",
             Self::Ended => "connections that were ended at a limit",
             Self::Announcement => "announcements",
+            Self::Encrypted => "sessions that are encrypted",
+            Self::Unused => "pinholes that nobody used",
             Self::Unkept => "events of one batch of packets beyond the first",
         }
     }
 
-    fn line(self, text: &dyn Display) {
+    /// The field `FTP_ALG_EVENT`.
+    fn word(self) -> &'static str {
         match self {
-            Self::Machine | Self::Kernel => tracing::error!("{text}"),
-            Self::Refusal | Self::Limit | Self::Ended | Self::Unkept => tracing::warn!("{text}"),
-            Self::Announcement => tracing::info!("{text}"),
+            Self::Machine => "error",
+            Self::Healed => "healed",
+            Self::Kernel => "kernel",
+            Self::Refusal => "refusal",
+            Self::Limit => "limit",
+            Self::Ended => "ended",
+            Self::Announcement => "announcement",
+            Self::Unkept => "unkept",
+            Self::Encrypted => "encrypted",
+            Self::Unused => "unused",
+        }
+    }
+
+    fn level(self) -> Level {
+        match self {
+            Self::Machine => Level::ERROR,
+            Self::Healed | Self::Kernel => Level::WARN,
+            Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
+            Self::Unkept | Self::Encrypted | Self::Unused => Level::WARN,
+            Self::Announcement => Level::INFO,
         }
     }
 
@@ -169,6 +259,8 @@ impl Topic {
         let (of_one, of_all) = ((20, Duration::from_secs(1)), (200, Duration::from_millis(50)));
         match self {
             Self::Announcement => [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5)),
+            // Who encrypts will do so again, and it is said once what that means.
+            Self::Encrypted => [(1, Duration::from_secs(86400)), of_all],
             _ => [of_one, of_all],
         }
     }
@@ -183,7 +275,8 @@ fn topic(what: &What) -> Option<Topic> {
         What::Announcement(_) | What::Unread(_) => Some(Topic::Announcement),
         What::Limit(_) => Some(Topic::Limit),
         What::Ended(_) => Some(Topic::Ended),
-        What::Closed(..) | What::Turned(_) => None,
+        What::Encrypted => Some(Topic::Encrypted),
+        What::Closed(..) | What::Expired(..) | What::Turned(_) => None,
     }
 }
 

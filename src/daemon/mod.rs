@@ -10,6 +10,7 @@ pub mod client;
 pub mod confine;
 pub mod control;
 mod copies;
+pub mod health;
 mod heart;
 mod log;
 mod names;
@@ -18,6 +19,7 @@ mod shard;
 mod shared;
 pub mod snapshot;
 mod state;
+mod takeover;
 mod upkeep;
 mod wire;
 mod worker;
@@ -54,11 +56,15 @@ use signal_hook::{
     iterator::Signals,
 };
 
-pub use self::workers::rule_parameters;
 use self::{
     confine::{Account, AccountError, ConfineError},
     control::{ControlError, Socket},
     snapshot::Source,
+    takeover::TakeoverError,
+};
+pub use self::{
+    log::{journald::is_stderr as logs_to_journal, level::LEVELS, wants_colours},
+    workers::rule_parameters,
 };
 use crate::{
     config::{self, Config, ConfigError},
@@ -81,6 +87,10 @@ pub struct Options {
     pub socket: PathBuf,
     /// The user to become; `None` means to stay who it is.
     pub user: Option<String>,
+    /// Whether the daemon that already runs is to end.
+    pub takeover: bool,
+    /// How much is logged, one of [`LEVELS`]; `None` leaves it to the environment.
+    pub log_level: Option<String>,
 }
 
 /// The hidden command by which the daemon starts its assistant.
@@ -93,7 +103,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The log filter is not valid.
-    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::VARIABLE)]
+    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::level::VARIABLE)]
     Log {
         /// The filter.
         value: String,
@@ -150,6 +160,9 @@ pub enum DaemonError {
     /// Rights could not be given up.
     #[error(transparent)]
     Confine(#[from] ConfineError),
+    /// The daemon that already runs goes on.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
     /// There is no control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -211,9 +224,9 @@ pub enum Event {
 
 /// Runs the daemon in the foreground until a signal ends it.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
-    log::init()?;
+    log::init(options.log_level.as_deref())?;
     let config = load(options)?;
-    let (assistant, unconfined, state_dir) = confine(options)?;
+    let (assistant, unconfined, state_dir) = confine(options, &config)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
     watch_assistant(assistant, sender.clone())?;
@@ -322,9 +335,9 @@ fn load(options: &Options) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Makes the directories, starts the assistant, and gives up all other rights. Gives the assistant,
-/// what could not be confined on this machine, and the state directory.
-fn confine(options: &Options) -> Result<(Child, Vec<String>, File), DaemonError> {
+/// Makes the directories, starts the assistant, ends another daemon if it is to be, and gives up all other
+/// rights. Gives the assistant, what could not be confined on this machine, and the state directory.
+fn confine(options: &Options, config: &Config) -> Result<(Child, Vec<String>, File), DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -334,6 +347,9 @@ fn confine(options: &Options) -> Result<(Child, Vec<String>, File), DaemonError>
     make_dir(socket_dir, account.as_ref())?;
     let assistant = start_assistant(options)
         .map_err(|source| DaemonError::System { what: "the assistant", source })?;
+    if options.takeover {
+        takeover::take_over(&rule_parameters(config).map_err(TakeoverError::from)?)?;
+    }
     let unconfined = confine::daemon(account.as_ref(), &options.state_dir, socket_dir)?;
     for what in &unconfined {
         tracing::warn!("{what}");

@@ -32,6 +32,8 @@ fn attended(text: &str, events: Vec<Event>) -> (Result<(), DaemonError>, Vec<Con
         state_dir: directory.path().to_owned(),
         socket: directory.path().join("socket"),
         user: None,
+        takeover: false,
+        log_level: None,
     };
     let (sender, receiver) = mpsc::channel();
     for event in events {

@@ -8,18 +8,25 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
     copies::CopyReader,
+    health::{Counts, Health},
     log::Log,
     names::Names,
     progress::Progress,
     shard::{Shard, lock},
-    snapshot::{PinholeRow, SessionRow, Source, Status},
+    snapshot::{NameRow, PinholeRow, Problem, SessionRow, Source, Status},
 };
-use crate::gateway::{LinuxKernel, READ_EVERY};
+use crate::{
+    engine::{Event, Kernel, SessionInfo, Translation, What},
+    gateway::{LinuxKernel, READ_EVERY, RuleParameters},
+};
+
+/// How long translations are looked up for one answer: some ten thousand.
+const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// Shared by the workers, the reader of copies and the control socket.
 pub(super) struct Shared {
@@ -37,6 +44,7 @@ pub(super) struct Shared {
     /// Ends of connections that the packet selection could not note.
     pub(super) endings: AtomicU64,
     pub(super) log: Log,
+    pub(super) health: Health,
     pub(super) names: Names,
     /// What of the daemon's confinement is missing on this machine.
     pub(super) unconfined: Vec<String>,
@@ -50,6 +58,12 @@ impl Shared {
         self.log.fail(Instant::now(), error);
     }
 
+    /// What went wrong, and was put right.
+    pub(super) fn healed(&self, what: &dyn Display) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.log.healed(Instant::now(), what);
+    }
+
     /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
     pub(super) fn settle(
         &self,
@@ -60,7 +74,42 @@ impl Shared {
         shard.engine.settle(kernel);
         let events = shard.engine.take_events();
         drop(shard);
+        self.heed(now, events);
+    }
+
+    /// Logs what an engine decided.
+    pub(super) fn heed(&self, now: Instant, events: (Vec<Event>, u64)) {
+        for event in &events.0 {
+            if let What::Expired(pinhole, kind) = event.what {
+                self.health.expired(pinhole, kind, (event.client, event.server));
+            }
+        }
         self.log.events(now, events);
+    }
+
+    /// Sees to what the health of the daemon depends on, and tells what is new of it. To be called each second.
+    pub(super) fn tend(&self, now: Instant, parameters: &RuleParameters) {
+        for (client, line) in self.health.settle_expired(parameters) {
+            self.log.unused(now, client, &line);
+        }
+        self.health.tell(&self.problems(now, &self.names.rows()));
+    }
+
+    fn problems(&self, now: Instant, names: &[NameRow]) -> Vec<Problem> {
+        let overruns = self.overruns.load(Ordering::Relaxed);
+        let mut counts = Counts { overruns, ..Counts::default() };
+        let mut unwritten = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let counters = shard.engine.counters();
+            counts.encrypted += counters.encrypted;
+            counts.uninspected += counters.uninspected;
+            counts.used += counters.pinholes_used;
+            if !shard.journal.is_written() {
+                unwritten.push(shard.journal.path().to_owned());
+            }
+        }
+        self.health.problems(now, names, counts, &unwritten)
     }
 
     /// Has the engines read all copies that have come.
@@ -125,9 +174,11 @@ impl Source for Shared {
             status.copies += counters.copies;
             status.rewrites += counters.rewrites;
             status.pinholes_opened += counters.pinholes_opened;
+            status.pinholes_used += counters.pinholes_used;
             status.pinholes_refused += counters.pinholes_refused;
             status.commands_refused += counters.commands_refused;
             status.lost += counters.lost;
+            status.encrypted += counters.encrypted;
             status.uninspected += counters.uninspected;
             status.malformed += counters.malformed;
             status.limits += counters.limits;
@@ -135,15 +186,31 @@ impl Source for Shared {
         }
         status.pinholes = self.pinholes().len() as u64;
         status.log_lines_skipped = self.log.skipped();
+        status.pinholes_expired = self.health.unused();
         status.names = self.names.rows();
+        status.problems = self.problems(Instant::now(), &status.names);
         status.unconfined = self.unconfined.clone();
         status
     }
 
+    /// An engine looks up a translation when something is announced. Who asks gets all others as well.
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
-        self.catch_up(now, &mut lock(&self.kernel));
-        let row = |session: crate::engine::SessionInfo| SessionRow {
+        let mut kernel = lock(&self.kernel);
+        self.catch_up(now, &mut kernel);
+        let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions().collect::<Vec<_>>();
+        let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
+        // No engine is locked meanwhile.
+        for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
+            if now.elapsed() > LOOK_UP {
+                break;
+            }
+            let Translation { client, server, .. } = session.translation;
+            if let Ok(Some(translation)) = kernel.translation(client, server) {
+                session.translation = translation;
+            }
+        }
+        let row = |session: SessionInfo| SessionRow {
             id: session.id,
             client: session.translation.client,
             server: session.translation.server,
@@ -154,9 +221,7 @@ impl Source for Shared {
             adjusted: session.adjusted,
             pinholes: session.pinholes as u64,
         };
-        let rows =
-            |shard: &Mutex<Shard>| lock(shard).engine.sessions().map(row).collect::<Vec<_>>();
-        self.shards.iter().flat_map(rows).collect()
+        sessions.into_iter().map(row).collect()
     }
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.

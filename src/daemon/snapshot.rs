@@ -37,6 +37,12 @@ pub struct Status {
     pub rewrites: u64,
     /// Pinholes opened since the start.
     pub pinholes_opened: u64,
+    /// Pinholes whose transfer began.
+    #[serde(default)]
+    pub pinholes_used: u64,
+    /// Pinholes through which nobody connected before their deadline.
+    #[serde(default)]
+    pub pinholes_expired: u64,
     /// Announcements for which policy refused a pinhole.
     pub pinholes_refused: u64,
     /// Commands other than announcements that policy kept from the server.
@@ -45,6 +51,9 @@ pub struct Status {
     /// Connections of which packets were missed, so that nothing is opened for them any more.
     #[serde(default)]
     pub lost: u64,
+    /// Connections that became unreadable, as they are encrypted.
+    #[serde(default)]
+    pub encrypted: u64,
     /// Packets of connections that were too many to be followed.
     #[serde(default)]
     pub uninspected: u64,
@@ -68,6 +77,27 @@ pub struct Status {
     /// What of the daemon's confinement is missing on this machine, a line each; as a rule nothing.
     #[serde(default)]
     pub unconfined: Vec<String>,
+    /// What keeps FTP from working, or soon may; empty is healthy. docs/health.md has all names.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+}
+
+/// Something that keeps FTP from working, or soon may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is called; stays the same over versions.
+    pub name: String,
+    /// What is wrong.
+    pub text: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// The problem `name`.
+    pub fn new(name: &str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), text: text.into(), remedy: remedy.into() }
+    }
 }
 
 /// One family of an external address given by name.

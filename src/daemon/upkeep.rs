@@ -46,7 +46,7 @@ impl Upkeep {
         self.next = None;
         let what = match table.condition() {
             Ok(Condition::Intact) => {
-                self.recovered();
+                self.recovered(shared);
                 return false;
             }
             Ok(Condition::Gone) => "removed",
@@ -67,18 +67,22 @@ impl Upkeep {
         let restored = restore(table);
         if is_first {
             let lasted = now.elapsed().as_secs_f64() * 1000.0;
-            let outcome = match &restored {
-                Ok(()) => format!("it is loaded again, {lasted:.1} ms after that was noticed"),
-                Err(_) => "it is to be loaded again".to_owned(),
+            let said = |outcome: &str| {
+                format!(
+                    "table inet ftp_alg was {what} by another program: {outcome}; what passed \
+                     meanwhile was not seen"
+                )
             };
-            shared.fail(&format!(
-                "table inet ftp_alg was {what} by another program: {outcome}; what passed meanwhile \
-                 was not seen"
-            ));
+            match &restored {
+                Ok(()) => shared.healed(&said(&format!(
+                    "it is loaded again, {lasted:.1} ms after that was noticed"
+                ))),
+                Err(_) => shared.fail(&said("it is to be loaded again")),
+            }
         }
         match restored {
             Ok(()) => {
-                self.recovered();
+                self.recovered(shared);
                 true
             }
             Err(error) => {
@@ -111,7 +115,7 @@ impl Upkeep {
         waits
     }
 
-    fn recovered(&mut self) {
+    fn recovered(&mut self, shared: &Shared) {
         if self.failures > 0 {
             tracing::info!(
                 "table inet ftp_alg is as it should be, after {} attempts",
@@ -119,6 +123,7 @@ impl Upkeep {
             );
         }
         self.failures = 0;
+        shared.health.set_table(None);
     }
 
     /// The first failure is said, and each that comes after ten times as many.
@@ -126,6 +131,7 @@ impl Upkeep {
         let said = self.failures == 0 || self.failures.is_multiple_of(100);
         self.next = Some(now + pause(self.failures));
         self.failures = self.failures.saturating_add(1);
+        shared.health.set_table(Some(error.to_string()));
         if said {
             shared.fail(&format!("{error}; ftp-alg goes on, and tries again"));
         }
@@ -176,6 +182,6 @@ pub(super) fn listen(events: Sender<Event>) -> Result<(), ServiceError> {
     let watch = move || {
         while notices.wait().is_ok() && events.send(Event::Rules).is_ok() {}
     };
-    thread::Builder::new().name("rules".into()).spawn(watch)?;
+    thread::Builder::new().name("notices".into()).spawn(watch)?;
     Ok(())
 }

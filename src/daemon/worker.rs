@@ -210,7 +210,7 @@ impl Worker {
         }
         let events = engine.take_events();
         drop(shard);
-        self.shared.log.events(now, events);
+        self.shared.heed(now, events);
         self.shared.log.sum_up(now);
         let dropped = self.queue.overruns();
         if dropped > *overruns {

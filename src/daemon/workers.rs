@@ -23,6 +23,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use super::{
     Event, Service, ServiceError,
     copies::CopyReader,
+    health::Health,
     heart::{self, Heart},
     log::Log,
     names::Names,
@@ -45,8 +46,8 @@ use crate::{
 
 /// How long the first reading of the operator's rules may keep the workers from their start.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often is looked whether the operator's rules have changed.
-const LOOK_AT_CLAIMS: Duration = Duration::from_secs(1);
+/// How often is looked whether the operator's rules have changed, and how the daemon is.
+const LOOK_AT_RULES: Duration = Duration::from_secs(1);
 
 /// Starts a worker for each queue; when this returns they give verdicts.
 pub(super) fn start(
@@ -100,6 +101,7 @@ pub(super) fn start(
         overruns: AtomicU64::new(0),
         endings: AtomicU64::new(0),
         log: Log::default(),
+        health: Health::new(Instant::now()),
         names,
         unconfined,
         kernel: Mutex::new(make_kernel()?),
@@ -110,7 +112,7 @@ pub(super) fn start(
         end: Arc::default(),
         threads: Vec::new(),
         copies: None,
-        claims: None,
+        rules: None,
         table: None,
         upkeep: Upkeep::default(),
         heart: None,
@@ -121,7 +123,9 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
     workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
-    let claims_are_read = workers.follow_claims(ClaimsReader::new(&claimed, &commits)?, events)?;
+    let reader = ClaimsReader::new(&claimed, &commits)?;
+    let is_auto = config.pinhole.backend == config::Backend::Auto;
+    let claims_are_read = workers.follow_rules(reader, parameters.clone(), is_auto, events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
     let _ = claims_are_read.recv_timeout(PATIENCE);
     let count = queues.len();
@@ -200,7 +204,7 @@ struct Workers {
     end: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
     copies: Option<JoinHandle<()>>,
-    claims: Option<JoinHandle<()>>,
+    rules: Option<JoinHandle<()>>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
     upkeep: Upkeep,
@@ -247,24 +251,31 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the thread that follows the operator's rules. It tells when they have been read once.
-    fn follow_claims(
+    /// Starts the thread that follows the operator's rules, and with them the daemon's health. It tells when they have
+    /// been read once.
+    fn follow_rules(
         &mut self,
         mut reader: ClaimsReader,
+        parameters: RuleParameters,
+        is_auto: bool,
         events: &Sender<Event>,
     ) -> Result<Receiver<()>, ServiceError> {
         let (told, is_read) = mpsc::channel();
-        let end = Arc::clone(&self.end);
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
         let work = move || {
             while !end.load(Ordering::Acquire) {
-                reader.look();
+                let rules = reader.look();
                 let _ = told.send(());
-                thread::park_timeout(LOOK_AT_CLAIMS);
+                if let Some(rules) = rules {
+                    shared.health.judge(&rules, &parameters, is_auto);
+                }
+                shared.tend(Instant::now(), &parameters);
+                thread::park_timeout(LOOK_AT_RULES);
             }
             Ok(())
         };
-        let what = "the reader of published ports".to_owned();
-        self.claims = Some(start_thread("claims".to_owned(), what, events.clone(), work)?);
+        let what = "the reader of the operator's rules".to_owned();
+        self.rules = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
         Ok(is_read)
     }
 
@@ -426,7 +437,7 @@ impl Drop for Workers {
             let _ = thread.join();
         }
         // Not waited for: it may be reading a large rule set.
-        if let Some(thread) = self.claims.take() {
+        if let Some(thread) = self.rules.take() {
             thread.thread().unpark();
         }
         if let Some(thread) = self.copies.take() {

@@ -201,12 +201,18 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             }
             Note::TransferStarted => {
                 let pinholes = self.control.pinholes_mut().into_iter().flatten();
-                pinholes.filter(|p| p.answered).for_each(|held| self.pinholes.used(held));
+                for held in pinholes.filter(|p| p.answered) {
+                    self.counters.pinholes_used += u64::from(!held.in_use);
+                    self.pinholes.used(held);
+                }
             }
             Note::TransferEnded { completed: true } => {
                 let pinholes = self.control.pinholes_mut();
                 let over = pinholes.map(|all| all.extract_if(.., |held| held.answered));
-                over.into_iter().flatten().for_each(|held| self.pinholes.spend(held));
+                for held in over.into_iter().flatten() {
+                    self.counters.pinholes_used += u64::from(!held.in_use);
+                    self.pinholes.spend(held);
+                }
             }
             Note::TransferEnded { completed: false } => self.transfer_failed(),
             Note::LoggedIn => self.tell(What::Turned("logged in")),
@@ -220,7 +226,10 @@ impl<K: Kernel> Judge for Bench<'_, K> {
                     "not FTP: nothing is opened any more; what is refused is refused",
                 ));
             }
-            Note::Encrypted => self.tell(What::Turned("encrypted: not readable any more")),
+            Note::Encrypted => {
+                self.counters.encrypted += 1;
+                self.tell(What::Encrypted);
+            }
             Note::Readable => self.tell(What::Turned("readable again")),
             Note::Lost => {
                 self.counters.lost += 1;

@@ -57,6 +57,10 @@ pub enum What {
     Unread(String),
     /// A pinhole was closed before it was used, because of this.
     Closed(Pinhole, &'static str),
+    /// A pinhole's deadline passed before a transfer began through it.
+    Expired(Pinhole, Kind),
+    /// The connection is encrypted from here on.
+    Encrypted,
     /// Another command than an announcement was kept from the server.
     Refused(&'static str),
     /// This was not done, as a limit is reached.
@@ -89,6 +93,13 @@ impl fmt::Display for Event {
             What::Announcement(decision) => decision.fmt(f),
             What::Unread(said) => write!(f, "pass \"{said}\": it names no endpoint"),
             What::Closed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
+            What::Expired(pinhole, kind) => {
+                write!(f, "closed pinhole {pinhole} for {kind}: nobody connected in time")
+            }
+            What::Encrypted => f.write_str(
+                "encrypted: nothing is opened or rewritten for its data connections, as it cannot be read; open the \
+                 server's passive ports in the firewall, or have clients use plain FTP by [policy] auth-tls = \"refuse\"",
+            ),
             What::Refused(what) => write!(f, "refuse {what}"),
             What::Limit(what) => f.write_str(what),
             What::Ended(why) => write!(f, "ended, both ends are reset: {why}"),

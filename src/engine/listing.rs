@@ -10,8 +10,10 @@ use crate::ftp::Kind;
 pub struct SessionInfo {
     /// Its number.
     pub id: u64,
-    /// Both ends, and how they see each other; without translation as long as none was needed.
+    /// Both ends, and how they see each other; none is translated as long as that was not looked up.
     pub translation: Translation,
+    /// Whether it was looked up.
+    pub is_looked_up: bool,
     /// One word for where it stands.
     pub state: &'static str,
     /// Since when it is followed.
@@ -38,10 +40,11 @@ impl Engine {
     pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
         open.filter_map(|Entry { session, control }| {
-            let unknown = || Translation::identity(control.client(), control.server());
+            let untranslated = Translation::identity(control.client(), control.server());
             Some(SessionInfo {
                 id: control.id,
-                translation: control.translation().copied().unwrap_or_else(unknown),
+                translation: control.translation().copied().unwrap_or(untranslated),
+                is_looked_up: control.translation().is_some(),
                 state: session.state(),
                 since: self.epoch.instant(control.since)?,
                 adjusted: session.wants_every_packet(),

@@ -118,12 +118,16 @@ pub struct Counters {
     pub rewrites: u64,
     /// Pinholes opened.
     pub pinholes_opened: u64,
+    /// Pinholes whose transfer began, as the server said.
+    pub pinholes_used: u64,
     /// Announcements refused.
     pub pinholes_refused: u64,
     /// Other commands refused.
     pub commands_refused: u64,
     /// Connections of which packets were missed.
     pub lost: u64,
+    /// Connections that became unreadable, as they are encrypted.
+    pub encrypted: u64,
     /// Packets of connections not followed because there were too many.
     pub uninspected: u64,
     /// Requests that the kernel refused.
@@ -413,8 +417,7 @@ impl Engine {
             let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
             let at = control.pinholes().iter().position(|p| p.is(serial) && !p.in_use);
             if let Some(held) = at.and_then(|at| control.let_go(at)) {
-                let what = What::Closed(held.pinhole, "nobody connected in time");
-                self.events.push(control.event(what));
+                self.events.push(control.event(What::Expired(held.pinhole, held.kind)));
                 self.pinholes.close(held);
             }
         }

@@ -29,10 +29,12 @@ use super::child::{self, Finished};
 use crate::config;
 
 /// All that the daemon runs.
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 14] = [
     &["nft", "--file", "-"],
     &["nft", "--check", "--file", "-"],
     &["nft", "--json", "list", "ruleset"],
+    &["nft", "--stateless", "--handle", "list", "ruleset"],
+    &["nft", "list", "table", "inet", "ftp_alg"],
     &["nft", "list", "chain", "ip", "mangle", "FTP_ALG_CONTROL"],
     &["iptables-nft-save"],
     &["iptables-legacy-save"],

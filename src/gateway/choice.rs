@@ -19,7 +19,7 @@ pub struct Outlook {
     /// The version of IP.
     pub ip: Ip,
     /// Whether data connections of this machine's task go that way: on a router those that it
-    /// forwards, else those that start and end here.
+    /// forwards, and those that start and end here if it is none, or an FTP server listens.
     pub matters: bool,
     /// Data connections with our ct mark.
     pub mark: Judgement,
@@ -53,8 +53,8 @@ pub fn outlooks(
         let matters = match (hook, ip) {
             (Hook::Forward, Ip::V4) => routing.v4,
             (Hook::Forward, Ip::V6) => routing.v6,
-            (_, Ip::V4) => !routes,
-            (_, Ip::V6) => !routes && routing.has_v6,
+            (_, Ip::V4) => !routes || routing.serves,
+            (_, Ip::V6) => (!routes || routing.serves) && routing.has_v6,
         };
         Outlook {
             hook,
@@ -114,7 +114,7 @@ pub fn automatic(parameters: &RuleParameters) -> (Backend, &'static str) {
     let parameters = parameters.clone();
     let look = move || {
         let firewall = Firewall::read_without_texts();
-        let outlooks = outlooks(&firewall, Routing::read(), &parameters);
+        let outlooks = outlooks(&firewall, Routing::read(parameters.control_ports()), &parameters);
         choose(|| Expecting::read().possible(), firewall.unread().is_empty(), &outlooks)
     };
     within(PATIENCE, look).unwrap_or_else(|| {
@@ -144,8 +144,8 @@ mod tests {
     use super::*;
     use crate::gateway::firewall::Origin;
 
-    const GATEWAY: Routing = Routing { v4: true, v6: false, has_v6: true };
-    const HOST: Routing = Routing { v4: false, v6: false, has_v6: false };
+    const GATEWAY: Routing = Routing { v4: true, v6: false, has_v6: true, serves: false };
+    const HOST: Routing = Routing { v4: false, v6: false, has_v6: false, serves: false };
 
     /// What `auto` means behind these rules of iptables-legacy, all with policy drop.
     fn choice(rules: &str, routing: Routing, can_expect: bool) -> Backend {
@@ -188,6 +188,11 @@ mod tests {
         assert_eq!(choice(&both[0], HOST, true), Backend::Nftables);
         assert_eq!(choice(&both.join("\n"), HOST, true), Backend::Conntrack);
         assert_eq!(choice(&both.join("\n"), GATEWAY, true), Backend::Nftables);
+        let all = format!("{RELATED}\n{}", both.join("\n"));
+        let serving = Routing { serves: true, ..GATEWAY };
+        assert_eq!(choice(RELATED, GATEWAY, true), Backend::Conntrack);
+        assert_eq!(choice(RELATED, serving, true), Backend::Nftables);
+        assert_eq!(choice(&all, serving, true), Backend::Conntrack);
     }
 
     #[test]

@@ -81,8 +81,8 @@ impl ClaimsReader {
         Ok(Self { ports, commits, socket, read: None, noted: Vec::new() })
     }
 
-    /// Reads the rules if they may be others than before, which may take a while.
-    pub fn look(&mut self) {
+    /// Reads the rules if they may be others than before, which may take a while; gives them then.
+    pub fn look(&mut self) -> Option<Firewall> {
         let others = self.commits.of_others(&mut self.socket).ok().flatten();
         let now = Instant::now();
         if let Some((before, at)) = self.read {
@@ -90,7 +90,7 @@ impl ClaimsReader {
             let is_same = others.is_none() || others == before;
             let legacy = || Ip::BOTH.into_iter().any(|ip| uses_legacy(ip).unwrap_or(false));
             if age < AT_MOST_EVERY || is_same && (age < LEGACY_EVERY || !legacy()) {
-                return;
+                return None;
             }
         }
         self.read = Some((others, now));
@@ -108,6 +108,7 @@ impl ClaimsReader {
             self.noted = notes;
         }
         *self.ports.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;
+        Some(firewall)
     }
 }
 

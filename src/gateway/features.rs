@@ -4,7 +4,11 @@
 //! Rules and objects are tried in transactions that the kernel checks and never commits. As with
 //! any use, the kernel may load a module of its own when it is asked for one.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    path::Path,
+};
 
 use nftnl::{Chain, MsgType, ProtoFamily};
 
@@ -47,8 +51,6 @@ pub struct Features {
     pub rules: Result<QueueStatement, GatewayError>,
     /// Whether harmless packets can pass, as copies of them can be logged.
     pub logs: bool,
-    /// Whether our table is loaded, and queues by itself.
-    pub table_queues: bool,
     /// Whether queues can be read (nfnetlink_queue).
     pub queue: bool,
     /// Of the configured queues those that someone reads, and what is known of the reader.
@@ -57,12 +59,35 @@ pub struct Features {
     pub expecting: Expecting,
     /// Connections in conntrack's table, and its limit.
     pub connections: Option<(u64, u64)>,
-    /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
-    pub automatic_helpers: bool,
     /// Control connections that have the kernel's FTP helper now.
     pub helped: usize,
+    /// What else decides about connections.
+    pub neighbours: Neighbours,
+}
+
+/// What else on this machine decides about connections, besides rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Neighbours {
+    /// Whether our table is loaded, and queues by itself.
+    pub table_queues: bool,
+    /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
+    pub automatic_helpers: bool,
+    /// Helpers can live in user space (nfnetlink_cthelper).
+    pub cthelper: bool,
     /// What this machine does with packets that are not its own.
     pub routing: Routing,
+}
+
+impl Neighbours {
+    /// As they are now.
+    pub fn read(parameters: &RuleParameters) -> Self {
+        Self {
+            table_queues: table_queues(),
+            automatic_helpers: number_in("/proc/sys/net/netfilter/nf_conntrack_helper") == Some(1),
+            cthelper: takes_helpers(has(CAP_NET_ADMIN)),
+            routing: Routing::read(parameters.control_ports()),
+        }
+    }
 }
 
 /// What this machine does with packets that are not its own: its task.
@@ -74,18 +99,36 @@ pub struct Routing {
     pub v6: bool,
     /// It has an IPv6 address, but for `lo`.
     pub has_v6: bool,
+    /// A program here listens on a control port.
+    pub serves: bool,
 }
 
 impl Routing {
     /// As it is now.
-    pub fn read() -> Self {
+    pub fn read(control_ports: &[u16]) -> Self {
         let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
         Self {
             v4: number_in("/proc/sys/net/ipv4/ip_forward") == Some(1),
             v6: number_in("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
             has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
+            serves: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+                .into_iter()
+                .filter_map(|path| File::open(path).ok())
+                .any(|file| listens(BufReader::new(file), control_ports)),
         }
     }
+}
+
+/// Whether one of `ports` is listened on. The sockets that listen come first (tcp_get_idx() in tcp_ipv4.c).
+fn listens(sockets: impl BufRead, ports: &[u16]) -> bool {
+    let listening = |line: io::Result<String>| {
+        let line = line.ok()?;
+        let mut words = line.split_whitespace().skip(1);
+        let (local, state) = (words.next()?, words.nth(1)?);
+        let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+        (state == "0A").then_some(port)
+    };
+    sockets.lines().skip(1).map_while(listening).any(|port| ports.contains(&port))
 }
 
 impl Features {
@@ -107,15 +150,13 @@ impl Features {
                 .map_err(|error| error.to_string()),
             logs: matches!(rules, Ok((_, true))),
             rules: rules.map(|(statement, _)| statement),
-            table_queues: table_queues(),
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
             expecting,
             connections: number_in("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(number_in("/proc/sys/net/netfilter/nf_conntrack_max")),
-            automatic_helpers: number_in("/proc/sys/net/netfilter/nf_conntrack_helper") == Some(1),
             helped,
-            routing: Routing::read(),
+            neighbours: Neighbours::read(parameters),
         }
     }
 }
@@ -142,12 +183,7 @@ impl Expecting {
     }
 
     fn probe(permitted: bool) -> Self {
-        let answers = |subsystem, command, flags| {
-            let ask = |mut requests: Requests| {
-                requests.ask(command, flags, libc::AF_UNSPEC, |_| {}, |_| {})
-            };
-            permitted && Requests::open(subsystem).and_then(ask).is_ok()
-        };
+        let answers = |subsystem, command, flags| permitted && answers(subsystem, command, flags);
         let (one, all) = (0, libc::NLM_F_DUMP);
         let takes = |rules: &str| permitted && check(rules).is_ok();
         // Mostly it takes both, which one start of nft tells.
@@ -155,7 +191,7 @@ impl Expecting {
         Self {
             ctnetlink: answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, one),
             expectations: answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, all),
-            cthelper: answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, all),
+            cthelper: takes_helpers(permitted),
             nat: takes_both || takes(NAT),
             scanner_helper: takes_both || takes(SCANNER_HELPER),
         }
@@ -166,6 +202,17 @@ impl Expecting {
     pub fn possible(&self) -> bool {
         self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.scanner_helper)
     }
+}
+
+/// Whether the kernel takes helpers that live in user space.
+fn takes_helpers(permitted: bool) -> bool {
+    permitted && answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
+}
+
+fn answers(subsystem: i32, command: u8, flags: i32) -> bool {
+    let ask =
+        |mut requests: Requests| requests.ask(command, flags, libc::AF_UNSPEC, |_| {}, |_| {});
+    Requests::open(subsystem).and_then(ask).is_ok()
 }
 
 /// Has nft and the kernel check `rules` without loading them.
@@ -266,6 +313,18 @@ mod tests {
         assert_eq!(version("nftables v1.0.6 (Lester Gooch #5)\n"), "1.0.6");
         assert_eq!(version("strange\n"), "strange");
         assert_eq!(version(""), "");
+    }
+
+    #[test]
+    fn the_sockets_that_listen_are_read() {
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
+            0: 00000000:0016 00000000:0000 0A 00000000:00000000\n   \
+            1: 00000000:0015 00000000:0000 0A 00000000:00000000\n   \
+            2: 0100007F:1234 0100007F:0050 01 00000000:00000000\n";
+        for (port, answer) in [(21, true), (22, true), (0x1234, false), (80, false)] {
+            assert_eq!(listens(text.as_bytes(), &[port]), answer, "{port}");
+        }
+        assert!(!listens(&b"nonsense\nmore of it\n"[..], &[21]));
     }
 
     #[test]

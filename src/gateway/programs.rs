@@ -17,7 +17,7 @@ pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<
 }
 
 /// What a program prints, if it succeeds; else what it said.
-pub(super) fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
+pub fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
     let finished = run(program, arguments, "").map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             io::Error::new(error.kind(), format!("{program} is not installed"))

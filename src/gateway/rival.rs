@@ -34,7 +34,7 @@ pub(super) fn find(
 }
 
 /// The first numbers of the queues that our table's rules name.
-fn queues(socket: &mut Socket) -> io::Result<Vec<u16>> {
+pub(super) fn queues(socket: &mut Socket) -> io::Result<Vec<u16>> {
     let mut numbers = Vec::new();
     nft::rules(socket, |rule| {
         let expressions = rule.nested(NFTA_RULE_EXPRESSIONS).into_iter().flatten();

@@ -93,7 +93,10 @@ impl Daemon {
     }
 
     fn ask_json(&self, command: &str) -> Result<Value> {
-        let text = self.ask(&[command, "--json"])?.success()?.text();
+        let done = self.ask(&[command, "--json"])?;
+        // `status` fails where there is a problem, and tells all the same.
+        let is_told = command == "status" && done.text().contains("\"sessions\":");
+        let text = if is_told { done.text() } else { done.success()?.text() };
         serde_json::from_str(&text)
             .map_err(|error| LabError::Unexpected(format!("{command} --json: {error}: {text}")))
     }

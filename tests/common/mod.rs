@@ -4,13 +4,20 @@
 pub mod names;
 
 use std::{
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
 
-use ftp_alg::lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Spec, Topology};
+use ftp_alg::{
+    gateway::{
+        RuleParameters,
+        firewall::{ControlOutlook, Firewall, Hook, interfaces},
+    },
+    lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Spec, Topology},
+};
 use serde_json::{Value, json};
 
 /// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.
@@ -249,4 +256,16 @@ pub fn host_port(line: &str) -> (String, u16) {
         .collect();
     let address: Vec<String> = numbers[..4].iter().map(u16::to_string).collect();
     (address.join("."), numbers[4] * 256 + numbers[5])
+}
+
+/// How control connections fare through the gateway, as its rules say.
+pub fn control(lab: &Lab) -> ControlOutlook {
+    let namespace = std::fs::File::open(format!("/run/netns/{}", lab.gateway.namespace())).unwrap();
+    let look = move || {
+        let of = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), of).unwrap();
+        let interfaces = interfaces();
+        Firewall::read().control(&RuleParameters::default(), &interfaces, &[Hook::Forward])
+    };
+    std::thread::spawn(look).join().unwrap().swap_remove(0)
 }

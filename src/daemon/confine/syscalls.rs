@@ -129,7 +129,7 @@ const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc
 const CONTROLS: [u64; 3] = [libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64, PR_GET_AUXV];
 const PR_GET_AUXV: u64 = 0x4155_5856;
 /// Whether it is a terminal, and that a socket must not block.
-const REQUESTS: [u64; 2] = [libc::TCGETS, libc::FIONBIO];
+const REQUESTS: [u64; 2] = [libc::TCGETS as _, libc::FIONBIO as _];
 
 /// Puts the filters on this thread and those that it starts.
 pub(super) fn restrict() -> Result<(), Error> {

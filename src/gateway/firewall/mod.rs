@@ -5,21 +5,26 @@
 //! nothing is changed. Rules of our own are left out.
 
 mod claims;
+mod control;
+mod expressions;
 mod listing;
 mod model;
 mod nft;
 mod probe;
 mod remedy;
 mod sources;
+mod untracked;
 mod verdict;
 mod xtables;
 
 pub use claims::Claims;
-use model::{Changes, Table};
+pub use control::{ControlJudgement, ControlOutlook, Passage};
+use model::{Changes, Packet, Table};
 pub use model::{Hook, Ip, Origin, TableFamily};
 pub use probe::Sign;
 use probe::{Probe, packets};
 pub use remedy::Manager;
+pub use sources::interfaces;
 pub(super) use sources::uses_legacy;
 pub use verdict::Reason;
 use verdict::{Fate, base_chains};
@@ -73,6 +78,8 @@ pub enum ConcernKind {
     Offload,
     /// It sends packets to the queueing chains of `ftp-alg rules iptables`.
     Queueing,
+    /// It takes packets of control connections out of connection tracking.
+    Untracked,
     /// It changes bits of the ct mark.
     CtMark {
         /// Which.
@@ -98,6 +105,19 @@ pub struct ChainJudgement {
     pub by: Reason,
     /// Rules that do the opposite to some, by addresses or interfaces that are not known here.
     pub except: Vec<Reason>,
+}
+
+impl std::fmt::Display for ChainJudgement {
+    /// What decides, and where: a rule, or a policy.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.by.rule {
+            Some(rule) if self.by.chain == self.place.chain => {
+                write!(f, "`{rule}` in {}", self.place)
+            }
+            Some(rule) => write!(f, "`{rule}` in {}, by way of {}", self.by.chain, self.place),
+            None => write!(f, "the policy of {}", self.place),
+        }
+    }
 }
 
 /// A base chain, and what one needs to know to add a rule to it.
@@ -171,30 +191,47 @@ impl Firewall {
     }
 
     /// The rules that get in the way: those that assign the kernel's FTP helper, that hand
-    /// connections to a flowtable, that queue, or that change bits of the ct mark that are ours.
+    /// connections to a flowtable, that queue, that change bits of the ct mark that are ours, or
+    /// that take control connections out of connection tracking.
     pub fn concerns(&self, parameters: &RuleParameters) -> impl Iterator<Item = &Concern> {
         let ours = parameters.mask();
-        self.rules.concerns.iter().filter(move |concern| match concern.kind {
-            ConcernKind::Helper | ConcernKind::Offload | ConcernKind::Queueing => true,
+        let found = self.rules.concerns.iter().filter(move |concern| match concern.kind {
             ConcernKind::CtMark { bits } => bits & ours != 0,
-        })
+            _ => true,
+        });
+        found.chain(untracked::concerns(&self.rules, parameters))
     }
 
     /// What becomes of packets with `sign` at `hook`.
     pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
-        let probe = Probe::new(sign, parameters, self.rules.changes);
-        let packets = packets(&probe, hook, ip);
+        self.judge_probe(hook, ip, &Probe::new(sign, parameters, self.rules.changes))
+    }
+
+    fn judge_probe(&self, hook: Hook, ip: Ip, probe: &Probe) -> Judgement {
+        self.follow(ip, &packets(probe, hook, ip))
+    }
+
+    /// What becomes of packets of one connection, each at its hook.
+    fn follow(&self, ip: Ip, packets: &[Packet<'_>]) -> Judgement {
         let mut chains = Vec::new();
         for table in self.rules.tables.iter().filter(|table| table.family.sees(ip)) {
-            for (name, base) in base_chains(table, hook) {
-                let fates = packets.iter().map(|packet| verdict::judge(table, name, base, packet));
+            for (name, base) in base_chains(table) {
+                let here = packets.iter().filter(|packet| packet.hook == base.hook);
+                let fates = here.map(|packet| verdict::judge(table, name, base, packet));
                 let Some(fate) = fates.reduce(Fate::and) else { continue };
-                let place = remedy::place(table, name, hook);
+                let place = remedy::place(table, name, base.hook);
                 chains.push((base.priority, judgement(place, fate)));
             }
         }
         chains.sort_by(|(a, one), (b, other)| (a, &one.place).cmp(&(b, &other.place)));
         Judgement { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
+    }
+
+    /// Whether some data connection may pass at `hook` that has no sign of ours.
+    pub fn may_pass_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
+        let probe = Probe { data: 0, ..Probe::new(Sign::Mark, parameters, self.rules.changes) };
+        let judged = self.judge_probe(hook, ip, &probe);
+        judged.chains.iter().all(|chain| chain.passes || !chain.except.is_empty())
     }
 
     /// The commands that let packets with `sign` pass where `judgement` stops them.

@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use super::Concern;
+
 /// Bits of a connection's state, as nftables numbers them.
 pub(super) mod state {
     pub(in super::super) const INVALID: u32 = 1;
@@ -51,8 +53,6 @@ pub(super) enum Field {
     DestinationPort,
     /// FIN is 1.
     TcpFlags,
-    /// Whether an interface is `lo`.
-    Loopback,
     /// Whether the connection was announced on one with the helper `ftp`.
     FtpHelper,
     /// Whose the destination is: 1 this machine's, 2 another's.
@@ -116,13 +116,62 @@ impl Test {
     }
 }
 
+/// Which of a packet's two interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Input,
+    Output,
+}
+
+/// The name of an interface, or the start of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pattern {
+    name: String,
+    prefix: bool,
+}
+
+impl Pattern {
+    /// `wildcard` ends the start of a name: `*` in nftables, `+` in iptables.
+    pub(super) fn new(text: &str, wildcard: char) -> Self {
+        match text.strip_suffix(wildcard) {
+            Some(start) => Self { name: start.to_owned(), prefix: true },
+            None => Self { name: text.to_owned(), prefix: false },
+        }
+    }
+
+    pub(super) fn matches(&self, interface: &str) -> bool {
+        match self.prefix {
+            true => interface.starts_with(&self.name),
+            false => interface == self.name,
+        }
+    }
+
+    /// An unknown interface is any but `lo`: both ends of a connection are not on one host.
+    fn holds(&self, interface: Option<&str>) -> Tri {
+        match interface {
+            Some(interface) if self.matches(interface) => Tri::Yes,
+            Some(_) => Tri::No,
+            None if self.name == "lo" && !self.prefix => Tri::No,
+            None => Tri::Maybe,
+        }
+    }
+}
+
 /// A condition of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     Test(Test),
+    /// The packet has such an interface.
+    Interface {
+        side: Side,
+        pattern: Pattern,
+        negated: bool,
+    },
     /// One of these holds.
     Any(Vec<Condition>),
-    /// Something that depends on what is not known here: addresses, interfaces, rates, time.
+    /// All of these hold.
+    All(Vec<Condition>),
+    /// Something that depends on what is not known here: addresses, rates, time.
     Unknown,
 }
 
@@ -137,17 +186,38 @@ impl Condition {
         Self::test(field, bits, [(0, 0)]).negated_if(true)
     }
 
+    /// That the packet has an interface like `pattern`.
+    pub(super) fn interface(side: Side, pattern: Pattern) -> Self {
+        Self::Interface { side, pattern, negated: false }
+    }
+
     pub(super) fn negated_if(self, negate: bool) -> Self {
         match self {
             Self::Test(test) => Self::Test(Test { negated: test.negated != negate, ..test }),
-            Self::Any(_) if negate => Self::Unknown,
+            Self::Interface { side, pattern, negated } => {
+                Self::Interface { side, pattern, negated: negated != negate }
+            }
+            Self::Any(conditions) if negate => {
+                Self::All(conditions.into_iter().map(|one| one.negated_if(true)).collect())
+            }
+            Self::All(conditions) if negate => {
+                Self::Any(conditions.into_iter().map(|one| one.negated_if(true)).collect())
+            }
             other => other,
         }
     }
 
-    fn holds(&self, packet: &Packet) -> Tri {
+    fn holds(&self, packet: &Packet<'_>) -> Tri {
         match self {
             Self::Test(test) => test.holds(packet.value(test.field)),
+            Self::Interface { side, pattern, negated } => {
+                let interface = match side {
+                    Side::Input => packet.input,
+                    Side::Output => packet.output,
+                };
+                pattern.holds(interface).negated_if(*negated)
+            }
+            Self::All(conditions) => all(conditions, packet),
             Self::Any(conditions) => {
                 conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Tri::No)
             }
@@ -182,6 +252,8 @@ pub(super) struct Rule {
     pub(super) action: Action,
     /// Where it sends connections to that were meant for here.
     pub(super) diversion: Option<Diversion>,
+    /// What to say of it if it takes packets out of connection tracking.
+    pub(super) notrack: Option<Box<Concern>>,
     /// As its owner wrote it.
     pub(super) text: String,
 }
@@ -196,19 +268,21 @@ pub(super) struct Diversion {
 }
 
 impl Rule {
-    pub(super) fn applies(&self, packet: &Packet) -> Tri {
+    pub(super) fn applies(&self, packet: &Packet<'_>) -> Tri {
         all(&self.conditions, packet)
     }
 }
 
 /// Whether all conditions hold.
-pub(super) fn all(conditions: &[Condition], packet: &Packet) -> Tri {
+pub(super) fn all(conditions: &[Condition], packet: &Packet<'_>) -> Tri {
     conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Tri::Yes)
 }
 
 /// Where in a packet's way a chain is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
+    /// What arrives, before it is routed.
+    Prerouting,
     /// What is routed through.
     Forward,
     /// What ends here.
@@ -218,12 +292,13 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All three.
+    /// Those where filters usually are.
     pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
 
     /// As rule sets spell it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Prerouting => "prerouting",
             Self::Forward => "forward",
             Self::Input => "input",
             Self::Output => "output",
@@ -232,12 +307,13 @@ impl Hook {
 
     /// The hook that rule sets spell so, in either case.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
+        let mut all = Self::ALL.into_iter().chain([Self::Prerouting]);
+        all.find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
     }
 }
 
 /// The version of IP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ip {
     /// IPv4.
     V4,
@@ -337,9 +413,15 @@ pub(super) struct Changes {
 
 /// What is known of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Packet {
+pub(super) struct Packet<'a> {
     pub(super) hook: Hook,
     pub(super) ip: Ip,
+    /// Whether it ends here.
+    pub(super) is_local: bool,
+    /// The interface it comes by, if known. Empty if it has none.
+    pub(super) input: Option<&'a str>,
+    /// The interface it leaves by, likewise.
+    pub(super) output: Option<&'a str>,
     pub(super) state: u32,
     pub(super) direction: Value,
     pub(super) ct_mark: Value,
@@ -350,7 +432,7 @@ pub(super) struct Packet {
     pub(super) ftp_helper: Value,
 }
 
-impl Packet {
+impl Packet<'_> {
     fn value(&self, field: Field) -> Value {
         match field {
             Field::Family => Value::exactly(if self.ip == Ip::V4 { 4 } else { 6 }),
@@ -362,10 +444,8 @@ impl Packet {
             Field::SourcePort => self.source_port,
             Field::DestinationPort => self.destination_port,
             Field::TcpFlags => self.tcp_flags,
-            // Rules for lo are of no interest: both ends of a transfer are not on one host.
-            Field::Loopback => Value::exactly(0),
             Field::FtpHelper => self.ftp_helper,
-            Field::Destination => Value::exactly(if self.hook == Hook::Input { 1 } else { 2 }),
+            Field::Destination => Value::exactly(if self.is_local { 1 } else { 2 }),
             Field::PacketType => Value::exactly(0),
         }
     }

@@ -9,10 +9,11 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     Concern, ConcernKind, Rules,
+    expressions::{equal, field, implied, is_set, kept, number, range, ranges, reads_interface},
     listing::{Document, Others},
     model::{
         Action, Base, Changes, Condition, Diversion, Field, Hook, Origin, Ranges, Rule, Table,
-        TableFamily, state,
+        TableFamily,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -115,6 +116,7 @@ impl<'a> Reader<'a> {
             conditions: Vec::new(),
             action: Action::Continue,
             diversion: None,
+            notrack: None,
             text: written,
         };
         for statement in statements {
@@ -133,14 +135,18 @@ impl<'a> Reader<'a> {
                 Statement::Do(action) => rule.action = action,
                 Statement::Concern(kind) => {
                     let (family, table) = (key.0.as_str(), key.1.as_str());
-                    self.concerns.push(Concern {
+                    let concern = Concern {
                         kind,
                         chain: format!("{family} {table} {chain}"),
                         rule: rule.text.clone(),
                         remedy: handle.map(|handle| {
                             format!("nft delete rule {family} {table} {chain} handle {handle}")
                         }),
-                    });
+                    };
+                    match kind {
+                        ConcernKind::Untracked => rule.notrack = Some(Box::new(concern)),
+                        _ => self.concerns.push(concern),
+                    }
                 }
             }
         }
@@ -158,10 +164,11 @@ impl<'a> Reader<'a> {
                 Statement::Concern(ConcernKind::Helper)
             }
             "flow" => Statement::Concern(ConcernKind::Offload),
+            "notrack" => Statement::Concern(ConcernKind::Untracked),
             "xt" => extension(content),
             // Those that never keep a packet from the statements behind them.
-            "counter" | "log" | "comment" | "notrack" | "ct helper" | "ct timeout"
-            | "ct expectation" | "set" | "map" | "dup" | "last" | "secmark" => Statement::Nothing,
+            "counter" | "log" | "comment" | "ct helper" | "ct timeout" | "ct expectation"
+            | "set" | "map" | "dup" | "last" | "secmark" => Statement::Nothing,
             _ => match verdict(kind, content) {
                 Some(action) => Statement::Do(action),
                 None => Statement::If(Condition::Unknown),
@@ -170,9 +177,12 @@ impl<'a> Reader<'a> {
     }
 
     fn comparison(&mut self, key: &TableKey, content: &'a Json) -> Option<Condition> {
-        let (field, mask) = field(content.get("left")?)?;
-        let right = content.get("right")?;
+        let (left, right) = (content.get("left")?, content.get("right")?);
         let op = content.get("op").and_then(Json::as_str).unwrap_or("==");
+        if reads_interface(left) {
+            return self.interfaces(key, left, right, op);
+        }
+        let (field, mask) = field(left)?;
         let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
             Some(name) => self.named(key, name, field)?,
             None => ranges(field, right)?,
@@ -205,6 +215,23 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn interfaces(&self, key: &TableKey, left: &Json, right: &Json, op: &str) -> Option<Condition> {
+        let negate = match op {
+            "==" | "in" => false,
+            "!=" => true,
+            _ => return None,
+        };
+        let elements = match right.as_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
+            None => right.get("set").unwrap_or(right),
+        };
+        let Some(elements) = elements.as_array() else {
+            return Some(equal(left, elements)?.negated_if(negate));
+        };
+        let one = |element| equal(left, element).unwrap_or(Condition::Unknown);
+        Some(Condition::Any(elements.iter().map(one).collect()).negated_if(negate))
+    }
+
     fn named(&mut self, key: &TableKey, name: &'a str, field: Field) -> Option<Ranges> {
         let at = (key.clone(), name, field);
         if let Some(known) = self.ranges.get(&at) {
@@ -216,7 +243,7 @@ impl<'a> Reader<'a> {
     }
 
     fn verdict_map(&mut self, key: &TableKey, content: &'a Json) -> Action {
-        let field = content.get("key").and_then(field);
+        let looked_up = content.get("key");
         let data = content.get("data");
         let elements = match data.and_then(Json::as_str).and_then(|name| name.strip_prefix('@')) {
             Some(name) => self.sets.get(&(key.clone(), name)).copied(),
@@ -226,11 +253,8 @@ impl<'a> Reader<'a> {
         let element = |element: &Json| {
             let pair = element.as_array()?;
             let (key, verdicts) = (pair.first()?, pair.get(1)?.as_object()?);
-            let condition = match field {
-                Some((field, mask)) => ranges(field, key)
-                    .map_or(Condition::Unknown, |ranges| Condition::test(field, mask, ranges)),
-                None => Condition::Unknown,
-            };
+            let condition = looked_up.and_then(|looked_up| equal(looked_up, key));
+            let condition = condition.unwrap_or(Condition::Unknown);
             let (kind, content) = verdicts.iter().next()?;
             Some((condition, verdict(kind, content).unwrap_or(Action::Unknown)))
         };
@@ -390,169 +414,6 @@ fn extension(content: &Json) -> Statement {
         (Some("target"), Some(name)) => Statement::Do(super::xtables::target(name)),
         _ => Statement::If(Condition::Unknown),
     }
-}
-
-/// The field that an expression reads, and under which mask.
-fn field(expression: &Json) -> Option<(Field, u32)> {
-    let (kind, content) = expression.as_object()?.iter().next()?;
-    if kind == "&" {
-        let [inner, mask] = content.as_array()?.as_slice() else { return None };
-        let (field, whole) = field(inner)?;
-        return Some((field, whole & single(field, mask)?));
-    }
-    let part = |name: &str| content.get(name).and_then(Json::as_str);
-    if kind == "fib" {
-        let of_destination = content.get("flags").is_some_and(|flags| match flags.as_array() {
-            Some(flags) => flags.iter().all(|flag| flag == "daddr"),
-            None => flags == "daddr",
-        });
-        let usable = of_destination && part("result") == Some("type");
-        return usable.then_some((Field::Destination, u32::MAX));
-    }
-    let field = match (kind.as_str(), part("protocol"), part("key").or(part("field"))?) {
-        ("ct", _, "state") => Field::State,
-        ("ct", _, "mark") => Field::CtMark,
-        ("ct", _, "direction") => Field::Direction,
-        ("ct", _, "helper") => Field::FtpHelper,
-        ("meta", _, "mark") => Field::Mark,
-        ("meta", _, "pkttype") => Field::PacketType,
-        ("meta", _, "l4proto") => Field::Protocol,
-        ("meta", _, "nfproto" | "protocol") => Field::Family,
-        ("meta", _, "iif" | "iifname" | "oif" | "oifname") => Field::Loopback,
-        ("payload", Some("ip"), "protocol") | ("payload", Some("ip6"), "nexthdr") => {
-            Field::Protocol
-        }
-        ("payload", Some("tcp" | "th"), "dport") => Field::DestinationPort,
-        ("payload", Some("tcp" | "th"), "sport") => Field::SourcePort,
-        ("payload", Some("tcp"), "flags") => Field::TcpFlags,
-        _ => return None,
-    };
-    Some((field, u32::MAX))
-}
-
-/// What a packet must be for this to be read from it at all.
-fn implied(expression: &Json) -> Option<Condition> {
-    let (kind, content) = expression.as_object()?.iter().next()?;
-    if let Some(parts) = content.as_array() {
-        return parts.iter().find_map(implied);
-    }
-    let protocol = content.get("protocol").filter(|_| kind == "payload")?.as_str()?;
-    match protocol {
-        "ip" => Some(Condition::test(Field::Family, u32::MAX, [(4, 4)])),
-        "ip6" => Some(Condition::test(Field::Family, u32::MAX, [(6, 6)])),
-        "udp" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "udplite" | "esp" | "ah"
-        | "comp" | "arp" => Some(Condition::Any(Vec::new())),
-        _ => None,
-    }
-}
-
-/// The bits of `field` that stay as they were when this is put there.
-fn kept(value: &Json, into: Field) -> u32 {
-    // `ct mark and 0xff` is the field under a mask, too.
-    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
-        return mask;
-    }
-    let Some((op, operands)) = value.as_object().and_then(|one| one.iter().next()) else {
-        return 0;
-    };
-    let Some(operands) = operands.as_array() else { return 0 };
-    let numbers = operands.iter().map(number);
-    let constants: Vec<u32> = numbers.flatten().collect();
-    let others: Vec<&Json> = operands.iter().filter(|one| number(one).is_none()).collect();
-    let [inner] = others.as_slice() else { return 0 };
-    constants.iter().fold(kept(inner, into), |kept, constant| match op.as_str() {
-        "&" => kept & constant,
-        "|" | "^" => kept & !constant,
-        _ => 0,
-    })
-}
-
-fn number(value: &Json) -> Option<u32> {
-    match value {
-        Json::Number(number) => number.as_u64()?.try_into().ok(),
-        Json::String(text) => match text.strip_prefix("0x") {
-            Some(digits) => u32::from_str_radix(digits, 16).ok(),
-            None => text.parse().ok(),
-        },
-        _ => None,
-    }
-}
-
-/// Whether this is looked up as a whole, and not bit by bit.
-fn is_set(right: &Json) -> bool {
-    right.get("set").is_some() || right.as_str().is_some_and(|name| name.starts_with('@'))
-}
-
-/// The values that the right side of a comparison with `field` stands for.
-fn ranges(field: Field, right: &Json) -> Option<Ranges> {
-    let elements = match right {
-        // A list of a bit field's names is one value.
-        Json::Array(_) if !matches!(field, Field::State | Field::TcpFlags) => right.as_array(),
-        _ => right.get("set").and_then(Json::as_array),
-    };
-    match elements {
-        Some(elements) => elements.iter().map(|one| range(field, one)).collect(),
-        None => Some([range(field, right)?].into()),
-    }
-}
-
-fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
-    if let Some(element) = value.get("elem") {
-        return range(field, element.get("val")?);
-    }
-    if let Some(ends) = value.get("range").and_then(Json::as_array) {
-        let [from, to] = ends.as_slice() else { return None };
-        return Some((single(field, from)?, single(field, to)?));
-    }
-    if let Some(prefix) = value.get("prefix") {
-        let (first, length) = (number(prefix.get("addr")?)?, number(prefix.get("len")?)?);
-        let rest = u32::MAX.checked_shr(length).unwrap_or(0);
-        return Some((first & !rest, first | rest));
-    }
-    let one = single(field, value)?;
-    Some((one, one))
-}
-
-/// One value of a field, by name or number. Names that are not known are values that none of our
-/// packets has, where that is certain.
-fn single(field: Field, value: &Json) -> Option<u32> {
-    if let Some(list) = value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
-        return list.iter().try_fold(0, |bits, one| Some(bits | single(field, one)?));
-    }
-    const OTHER: u32 = 255;
-    let name = value.as_str().unwrap_or_default();
-    Some(match (field, name) {
-        (Field::State, "invalid") => state::INVALID,
-        (Field::State, "established") => state::ESTABLISHED,
-        (Field::State, "related") => state::RELATED,
-        (Field::State, "new") => state::NEW,
-        (Field::State, "untracked") => state::UNTRACKED,
-        (Field::Direction, "original") => 0,
-        (Field::Direction, "reply") => 1,
-        (Field::Family, "ipv4" | "ip") => 4,
-        (Field::Family, "ipv6" | "ip6") => 6,
-        (Field::Family, _) => OTHER,
-        (Field::Protocol, "tcp") => 6,
-        (Field::Protocol, _) => number(value).unwrap_or(OTHER),
-        (Field::Loopback, "lo") => 1,
-        // Any other interface may be the packet's.
-        (Field::Loopback, _) => return None,
-        (Field::Destination, "local") => 1,
-        (Field::Destination, "unicast") => 2,
-        (Field::PacketType, "host" | "unicast") => 0,
-        (Field::Destination | Field::PacketType, _) => OTHER,
-        (Field::FtpHelper, "ftp") => 1,
-        (Field::FtpHelper, _) => OTHER,
-        (Field::TcpFlags, "fin") => 0x01,
-        (Field::TcpFlags, "syn") => 0x02,
-        (Field::TcpFlags, "rst") => 0x04,
-        (Field::TcpFlags, "psh") => 0x08,
-        (Field::TcpFlags, "ack") => 0x10,
-        (Field::TcpFlags, "urg") => 0x20,
-        (Field::TcpFlags, "ecn") => 0x40,
-        (Field::TcpFlags, "cwr") => 0x80,
-        _ => number(value)?,
-    })
 }
 
 /// The rules' texts by table and handle.

@@ -1,9 +1,12 @@
-//! The packets that a firewall is asked about: those of a data connection that was admitted, and
-//! those that `ftp-alg` sends itself.
+//! The packets that a firewall is asked about: those of a data connection that was admitted, those
+//! that `ftp-alg` sends itself, and those of a connection that is nothing to it, as a control
+//! connection.
 
 use super::model::{Changes, Hook, Ip, Packet, Value, state};
 use crate::gateway::RuleParameters;
 
+/// The ports that initiators choose on Linux and on other systems.
+const EPHEMERAL: Value = Value::Within(49_152, 60_999);
 const SYN: u32 = 0x02;
 const ACK: u32 = 0x10;
 /// Of the flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
@@ -48,12 +51,15 @@ impl Default for Probe {
 }
 
 /// The packets that stand for the whole: the first of a connection, and a later one either way.
-pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
+pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet<'static>> {
     let Probe { sign, data, mask, min_port, changes } = *probe;
     let any_port = Value::Within(0, u32::from(u16::MAX));
     let first = Packet {
         hook,
         ip,
+        is_local: hook == Hook::Input,
+        input: None,
+        output: None,
         state: state::NEW,
         direction: Value::exactly(0),
         // A new connection has no mark but ours and what others' rules put there.
@@ -95,4 +101,69 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet> {
         ..first
     };
     vec![first, later(0), later(1)]
+}
+
+/// A TCP connection between two interfaces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection<'a> {
+    /// Where its first packet is.
+    pub(super) hook: Hook,
+    pub(super) ip: Ip,
+    /// The port that it goes to.
+    pub(super) port: u16,
+    /// The initiator's interface: none if unknown, empty if it is this machine.
+    pub(super) from: Option<&'a str>,
+    /// The target's interface, likewise.
+    pub(super) to: Option<&'a str>,
+}
+
+impl<'a> Connection<'a> {
+    /// The packets that stand for the whole: the first, and a later one either way.
+    pub(super) fn packets(&self, parameters: &RuleParameters, changes: Changes) -> Vec<Packet<'a>> {
+        let Self { hook, ip, port, from, to } = *self;
+        let (data, mask) = (parameters.data(), parameters.mask());
+        let first = Packet {
+            hook,
+            ip,
+            is_local: hook == Hook::Input,
+            input: from,
+            output: to,
+            state: state::NEW,
+            direction: Value::exactly(0),
+            ct_mark: Value::Bits { bits: 0, known: !changes.ct_mark },
+            // Others may restore a mark to packets, but never one of what we send.
+            mark: Value::Bits { bits: 0, known: !changes.mark | mask },
+            source_port: EPHEMERAL,
+            destination_port: Value::exactly(port.into()),
+            tcp_flags: Value::Bits { bits: SYN, known: COMPARED },
+            ftp_helper: Value::Absent,
+        };
+        let later = Packet {
+            state: state::ESTABLISHED,
+            // It may have all our bits but that of data connections.
+            ct_mark: Value::Bits { bits: 0, known: !changes.ct_mark & !mask | data },
+            tcp_flags: Value::Bits { bits: ACK, known: ACK | SYN },
+            ..first
+        };
+        let reply = Packet {
+            hook: match hook {
+                Hook::Input => Hook::Output,
+                Hook::Output => Hook::Input,
+                other => other,
+            },
+            is_local: hook == Hook::Output,
+            input: to,
+            output: from,
+            direction: Value::exactly(1),
+            source_port: later.destination_port,
+            destination_port: later.source_port,
+            ..later
+        };
+        let early = |packet: Packet<'a>| {
+            let arrives = packet.hook != Hook::Output;
+            arrives.then_some(Packet { hook: Hook::Prerouting, output: Some(""), ..packet })
+        };
+        let each = [first, later, reply].into_iter();
+        each.flat_map(|packet| early(packet).into_iter().chain([packet])).collect()
+    }
 }

@@ -30,6 +30,7 @@ impl Manager {
                 _ => None,
             },
             _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
+            _ if has("FORWARD_direct") => Some(Self::Firewalld),
             _ if has("DOCKER") => Some(Self::Docker),
             _ => None,
         }

@@ -1,6 +1,8 @@
 //! Where the rules come from: the programs that print them. Changes nothing.
 
-use std::{fs, io};
+use std::{collections::BTreeSet, fs, io};
+
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
 use super::{Firewall, Ip, Origin, xtables::program};
 use crate::gateway::programs::output_of;
@@ -41,6 +43,25 @@ pub(super) fn read(texts: bool) -> Firewall {
         }
     }
     firewall
+}
+
+/// The interfaces that are up and have an address that is not link-local, without `lo`. Ports of a
+/// bridge have none: its packets come by the bridge.
+pub fn interfaces() -> Vec<String> {
+    let Ok(all) = getifaddrs() else { return Vec::new() };
+    let is_own =
+        |address: SockaddrStorage| match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => !v4.ip().is_link_local(),
+            (_, Some(v6)) => !v6.ip().is_unicast_link_local(),
+            _ => false,
+        };
+    let names: BTreeSet<String> = all
+        .filter(|one| one.flags.contains(InterfaceFlags::IFF_UP))
+        .filter(|one| !one.flags.contains(InterfaceFlags::IFF_LOOPBACK))
+        .filter(|one| one.address.is_some_and(is_own))
+        .map(|one| one.interface_name)
+        .collect();
+    names.into_iter().collect()
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.

@@ -424,6 +424,13 @@ fn judge_all(firewall: &Firewall) {
         }
     }
     firewall.concerns(&parameters).for_each(drop);
+    let interfaces = ["lan0", "wan0"].map(str::to_owned);
+    for outlook in firewall.control(&parameters, &interfaces, &Hook::ALL) {
+        let is_open = outlook.stops().is_empty();
+        let summary = outlook.summary();
+        let all = summary.starts_with("accepted") && summary.ends_with("all interfaces");
+        assert_eq!(is_open, all, "{summary}");
+    }
 }
 
 /// JSON of the words that nft uses, put together at random.

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Concern, ConcernKind, Rules,
     model::{
-        Action, Base, Chain, Condition, Diversion, Field, Hook, Ip, Origin, Ranges, Rule, Table,
-        TableFamily, state,
+        Action, Base, Chain, Condition, Diversion, Field, Hook, Ip, Origin, Pattern, Ranges, Rule,
+        Side, Table, TableFamily, state,
     },
 };
 
@@ -65,16 +65,17 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
             parsed.helper.then_some(ConcernKind::Helper),
             (parsed.ct_mark != 0).then_some(ConcernKind::CtMark { bits: parsed.ct_mark }),
         ];
-        for kind in kinds.into_iter().flatten() {
-            found.concerns.push(Concern {
-                kind,
-                chain: format!("{} {name} {chain}", program(origin, ip)),
-                rule: format!("-A {rest}"),
-                remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell(&words))),
-            });
-        }
+        let concern = |kind| Concern {
+            kind,
+            chain: format!("{} {name} {chain}", program(origin, ip)),
+            rule: format!("-A {rest}"),
+            remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell(&words))),
+        };
+        found.concerns.extend(kinds.into_iter().flatten().map(concern));
+        let notrack = parsed.notrack.then(|| Box::new(concern(ConcernKind::Untracked)));
         let Options { conditions, action, diversion, .. } = parsed;
-        let rule = Rule { conditions, action, diversion, text: format!("-A {rest}") };
+        let text = format!("-A {rest}");
+        let rule = Rule { conditions, action, diversion, notrack, text };
         chains.entry(chain.clone()).or_default().rules.push(rule);
     }
     let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
@@ -114,6 +115,8 @@ struct Options {
     action: Action,
     /// Whether it gives connections the kernel's FTP helper.
     helper: bool,
+    /// Whether it takes packets out of connection tracking.
+    notrack: bool,
     /// Bits that it changes.
     ct_mark: u32,
     mark: u32,
@@ -126,6 +129,7 @@ impl Options {
             conditions: Vec::new(),
             action: Action::Continue,
             helper: false,
+            notrack: false,
             ct_mark: 0,
             mark: 0,
             diversion: None,
@@ -190,7 +194,11 @@ impl Options {
                 self.diversion = Some(value("--to-destination").map_or_else(Default::default, to));
             }
             "REDIRECT" | "TPROXY" | "NETMAP" => self.diversion = Some(Diversion::default()),
-            "CT" => self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp")),
+            "CT" => {
+                self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
+                self.notrack = has("--notrack");
+            }
+            "NOTRACK" => self.notrack = true,
             "MARK" => self.mark = changed.unwrap_or(u32::MAX),
             "CONNMARK" if has("--save-mark") => self.ct_mark = mask("--ctmask"),
             "CONNMARK" if has("--restore-mark") => self.mark = mask("--nfmask"),
@@ -251,8 +259,11 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
             "" => None,
             _ => test(Field::Protocol, [(255, 255)].into()),
         },
-        (_, "-i" | "--in-interface" | "-o" | "--out-interface") if value == "lo" => {
-            test(Field::Loopback, [(1, 1)].into())
+        (_, "-i" | "--in-interface") => {
+            Some(Condition::interface(Side::Input, Pattern::new(value, '+')))
+        }
+        (_, "-o" | "--out-interface") => {
+            Some(Condition::interface(Side::Output, Pattern::new(value, '+')))
         }
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
         ("conntrack", "--ctdir") => {

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::packet::Offload;
 use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};
-pub(super) use statistics::{STATISTICS, readers};
+pub(super) use statistics::{STATISTICS, reader_port, readers};
 use statistics::{owner, row};
 use verdicts::Pending;
 pub use verdicts::Verdicts;

@@ -82,7 +82,7 @@ impl Receiver {
                 fd,
                 headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
-                flags,
+                flags as _, // unsigned in musl
                 std::ptr::null_mut(),
             )
         };

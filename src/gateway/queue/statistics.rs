@@ -14,6 +14,12 @@ pub(in super::super) fn readers(numbers: std::ops::RangeInclusive<u16>) -> Vec<(
     numbers.filter_map(|number| Some((number, owner(row(&table, number)?.port)))).collect()
 }
 
+/// The netlink port of who reads the queue.
+pub(in super::super) fn reader_port(number: u16) -> Option<u32> {
+    let table = std::fs::read_to_string(STATISTICS).ok()?;
+    row(&table, number).map(|row| row.port)
+}
+
 /// The thread's own network namespace, not that of the process's first thread.
 pub(in super::super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 

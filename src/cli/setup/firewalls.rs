@@ -1,0 +1,483 @@
+//! The firewalls that are known: which files they are loaded from, and which commands check and load these.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    slice,
+};
+
+use super::{
+    need::Need,
+    nft::{self, Script},
+    run::{output, systemd_runs},
+    store::{self, Change, Changes, TakeBack},
+    text,
+};
+use crate::{
+    cli::Failure,
+    gateway::{
+        firewall::{Ip, Manager, Origin, Place},
+        rules,
+    },
+};
+
+/// Who writes the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Nftables,
+    Iptables,
+    Ufw,
+    Firewalld,
+    Docker,
+    Fw4,
+}
+
+/// What is to be done about one firewall.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) kind: Kind,
+    pub(super) needs: Vec<Need>,
+    pub(super) changes: Changes,
+    /// Commands that say whether its files are right.
+    pub(super) checks: Vec<Vec<String>>,
+    /// Why it is not loaded from its files.
+    pub(super) note: Option<&'static str>,
+}
+
+/// What setup cannot do for good.
+#[derive(Clone, Debug)]
+pub(super) struct ByHand {
+    pub(super) need: Need,
+    pub(super) why: String,
+}
+
+const NFTABLES: [&str; 2] = ["/etc/nftables.conf", "/etc/sysconfig/nftables.conf"];
+const IPTABLES: [[&str; 3]; 2] = [
+    ["/etc/iptables/rules.v4", "/etc/sysconfig/iptables", "/etc/iptables/iptables.rules"],
+    ["/etc/iptables/rules.v6", "/etc/sysconfig/ip6tables", "/etc/iptables/ip6tables.rules"],
+];
+const DIRECT: &str = "/etc/firewalld/direct.xml";
+const DOCKER: &str = "/etc/systemd/system/docker.service.d/ftp-alg.conf";
+const DOCKER_UNITS: [&str; 3] = [
+    "/etc/systemd/system/docker.service",
+    "/usr/lib/systemd/system/docker.service",
+    "/lib/systemd/system/docker.service",
+];
+const DOCKER_USER: &str = "DOCKER-USER";
+const FW4: &str = "/usr/share/nftables.d/chain-pre";
+const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
+const BESIDE: Option<&str> =
+    Some("the files are not loaded, as that would change more than these lines");
+/// How deep includes may go; nft itself stops at 16.
+const DEPTH: usize = 16;
+
+impl Kind {
+    const ALL: [Self; 6] =
+        [Self::Nftables, Self::Iptables, Self::Ufw, Self::Firewalld, Self::Docker, Self::Fw4];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Ufw => "ufw",
+            Self::Firewalld => "firewalld",
+            Self::Docker => "Docker",
+            Self::Fw4 => "OpenWrt (fw4)",
+        }
+    }
+
+    /// By what it was recognized.
+    pub(super) fn why(self) -> &'static str {
+        match self {
+            Self::Nftables => "a table of nftables that no other program manages",
+            Self::Iptables => "a table of iptables that no other program manages",
+            Self::Ufw => "chains named ufw-*",
+            Self::Firewalld => "chains of firewalld",
+            Self::Docker => "FORWARD goes to DOCKER-USER first",
+            Self::Fw4 => "the table inet fw4",
+        }
+    }
+
+    /// Whether it writes `place`. With Docker beside ufw both do.
+    fn writes(self, place: &Place) -> bool {
+        let docker = place.insert_into == DOCKER_USER;
+        match self {
+            Self::Docker => docker,
+            Self::Ufw => place.manager == Some(Manager::Ufw),
+            Self::Firewalld => place.manager == Some(Manager::Firewalld),
+            Self::Fw4 => place.manager == Some(Manager::Fw4),
+            Self::Nftables | Self::Iptables => {
+                let none = matches!(place.manager, None | Some(Manager::Docker)) && !docker;
+                none && (place.origin == Origin::Nftables) == (self == Self::Nftables)
+            }
+        }
+    }
+}
+
+/// What is to be done about each firewall, and what has to be done by hand.
+pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure> {
+    let (mut plans, mut by_hand) = (Vec::new(), Vec::new());
+    for kind in Kind::ALL {
+        let needs: Vec<Need> = needs.iter().filter(|n| kind.writes(&n.place)).cloned().collect();
+        if needs.is_empty() {
+            continue;
+        }
+        let mut draft = Draft::default();
+        let mut met = Vec::new();
+        for need in needs {
+            match draft.add(kind, &need)? {
+                Ok(()) => met.push(need),
+                // That a line which works is in no file of ours is no news.
+                Err(_) if need.passes => {}
+                Err(why) => by_hand.push(ByHand { need, why }),
+            }
+        }
+        draft.changes.files.retain(Change::says_something);
+        let stopped = met.iter().any(|need| !need.passes);
+        if !stopped && draft.changes.files.is_empty() {
+            continue;
+        }
+        draft.loads(kind, &met)?;
+        let Draft { changes, checks, note } = draft;
+        plans.push(Plan { kind, needs: met, changes, checks, note });
+    }
+    Ok((plans, by_hand))
+}
+
+/// Edits that are not written yet.
+#[derive(Default)]
+struct Draft {
+    changes: Changes,
+    checks: Vec<Vec<String>>,
+    note: Option<&'static str>,
+}
+
+/// Whether a line has a place in a file; why not.
+type Placed = Result<(), String>;
+
+impl Draft {
+    /// The file at `path`, as edited so far.
+    fn file(&mut self, path: &str) -> Result<&mut Change, Failure> {
+        let path = Path::new(path);
+        let files = &mut self.changes.files;
+        let at = match files.iter().position(|change| change.path == path) {
+            Some(at) => at,
+            None => {
+                files.push(Change::of(path)?);
+                files.len() - 1
+            }
+        };
+        Ok(&mut files[at])
+    }
+
+    /// Checks with this command, too.
+    fn check(&mut self, words: &[&str]) {
+        let words = command(words);
+        if !self.checks.contains(&words) {
+            self.checks.push(words);
+        }
+    }
+
+    /// Loads with this command.
+    fn load(&mut self, words: Vec<String>) {
+        if !self.changes.loads.contains(&words) {
+            self.changes.loads.push(words);
+        }
+    }
+
+    /// Loads with this command, also what was before.
+    fn load_both_ways(&mut self, words: &[&str]) {
+        self.load(command(words));
+        self.changes.take_back.push(TakeBack::Run(command(words)));
+    }
+
+    /// Adds the line of `need` to the file that it belongs to.
+    fn add(&mut self, kind: Kind, need: &Need) -> Result<Placed, Failure> {
+        match kind {
+            Kind::Nftables => self.nftables(need),
+            Kind::Iptables => self.iptables(need),
+            Kind::Ufw => self.ufw(need),
+            Kind::Firewalld => self.firewalld(need),
+            Kind::Docker => self.docker(need),
+            Kind::Fw4 => self.fw4(need),
+        }
+    }
+
+    fn nftables(&mut self, need: &Need) -> Result<Placed, Failure> {
+        let Some(main) = existing(&NFTABLES) else {
+            return Ok(Err(format!("there is no {}", NFTABLES[0])));
+        };
+        let Place { family, table, insert_into, .. } = &need.place;
+        let chain = format!("{} {table} {insert_into}", family.as_str());
+        self.check(&["nft", "--check", "--file", main]);
+        for path in included(main)? {
+            let file = self.file(&path)?;
+            if let Some(text) = nft::with_rules(&file.written, &chain, slice::from_ref(&need.rule))
+            {
+                file.written = text;
+                return Ok(Ok(()));
+            }
+        }
+        Ok(Err(format!("{main} and what it includes have no such chain: it was loaded by hand")))
+    }
+
+    fn iptables(&mut self, need: &Need) -> Result<Placed, Failure> {
+        let Some(path) = iptables_file(need.ip) else {
+            let usual = IPTABLES[usize::from(need.ip == Ip::V6)][0];
+            return Ok(Err(format!("there is no {usual}")));
+        };
+        let Place { table, insert_into, .. } = &need.place;
+        let file = self.file(path)?;
+        let rules = slice::from_ref(&need.rule);
+        match text::with_restored(&file.written, table, insert_into, rules) {
+            Some(text) => file.written = text,
+            None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
+        }
+        let restore = restore_program(need);
+        self.check(&[&restore, "--test", path]);
+        Ok(Ok(()))
+    }
+
+    fn ufw(&mut self, need: &Need) -> Result<Placed, Failure> {
+        let (path, prefix) = match need.ip {
+            Ip::V4 => ("/etc/ufw/before.rules", "ufw"),
+            Ip::V6 => ("/etc/ufw/before6.rules", "ufw6"),
+        };
+        let chain = format!("{prefix}-before-{}", need.hook.as_str());
+        let file = self.file(path)?;
+        let rules = slice::from_ref(&need.rule);
+        let text = match need.place.table.as_str() {
+            "filter" => text::with_restored(&file.written, "filter", &chain, rules),
+            _ => None,
+        };
+        let Some(text) = text else {
+            return Ok(Err(format!("{path} does not declare {chain}")));
+        };
+        file.written = text;
+        let restore = restore_program(need);
+        self.check(&[&restore, "--noflush", "--test", path]);
+        Ok(Ok(()))
+    }
+
+    fn firewalld(&mut self, need: &Need) -> Result<Placed, Failure> {
+        if need.place.origin == Origin::Nftables {
+            return Ok(Err(
+                "firewalld over nftables has no rule for a mark, and forgets those of \
+                           others: take the back end conntrack, which it admits, by [pinhole] \
+                           backend = \"auto\" and `modprobe nfnetlink_cthelper`"
+                    .to_owned(),
+            ));
+        }
+        let file = self.file(DIRECT)?;
+        let rule = (need.ipv(), need.place.chain.as_str(), need.rule.clone());
+        match text::with_direct(&file.written, &[rule]) {
+            Some(text) => file.written = text,
+            None => return Ok(Err(format!("{DIRECT} has no <direct>"))),
+        }
+        self.check(&["firewall-cmd", "--check-config"]);
+        Ok(Ok(()))
+    }
+
+    fn docker(&mut self, need: &Need) -> Result<Placed, Failure> {
+        let kept =
+            iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
+        let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
+        let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
+        if text::absent(slice::from_ref(&need.rule), &kept).is_empty() {
+            return Ok(Ok(()));
+        }
+        if existing(&DOCKER_UNITS).is_none() {
+            return Ok(Err("there is no docker.service to load it after".to_owned()));
+        }
+        let program = need.command.split(' ').next().unwrap_or_default();
+        let rule = need.rule.arguments();
+        let line = format!(
+            "ExecStartPost=-/bin/sh -c '{program} -C {DOCKER_USER} {rule} 2>/dev/null || \
+             {program} -I {DOCKER_USER} {rule}'"
+        );
+        let file = self.file(DOCKER)?;
+        if file.written.is_empty() {
+            file.written = "# By `ftp-alg setup --apply`; `ftp-alg setup --undo` removes it.\n\
+                            [Service]\n"
+                .to_owned();
+        }
+        if !file.written.contains(&line) {
+            file.written = text::with_last_line(&file.written, &line);
+        }
+        Ok(Ok(()))
+    }
+
+    fn fw4(&mut self, need: &Need) -> Result<Placed, Failure> {
+        let hook = need.hook.as_str();
+        let directory = format!("{FW4}/{hook}");
+        let path = format!("{directory}/{}.nft", text::MARKER);
+        for other in matching(&format!("{directory}/*.nft")).filter(|other| *other != path) {
+            let text = store::read(Path::new(&other))?.unwrap_or_default();
+            if text::absent(slice::from_ref(&need.rule), &text).is_empty() {
+                return Ok(Ok(()));
+            }
+        }
+        let file = self.file(&path)?;
+        if !text::absent(slice::from_ref(&need.rule), &file.written).is_empty() {
+            file.written = text::with_last_line(&file.written, &need.rule.statement());
+        }
+        let keep = self.file(SYSUPGRADE)?;
+        if !keep.written.lines().any(|line| path.starts_with(line.trim()) && line.starts_with('/'))
+        {
+            keep.written = text::with_last_line(&keep.written, &path);
+        }
+        self.check(&["fw4", "check"]);
+        Ok(Ok(()))
+    }
+
+    /// How the firewall takes the new files, and gives them up.
+    fn loads(&mut self, kind: Kind, needs: &[Need]) -> Result<(), Failure> {
+        match kind {
+            Kind::Ufw => self.load_both_ways(&["ufw", "reload"]),
+            Kind::Firewalld => self.load_both_ways(&["firewall-cmd", "--reload"]),
+            Kind::Fw4 => self.load_both_ways(&["fw4", "reload"]),
+            Kind::Docker => {
+                if systemd_runs() && !self.changes.files.is_empty() {
+                    self.load_both_ways(&["systemctl", "daemon-reload"]);
+                }
+                self.rules(needs, None);
+            }
+            Kind::Nftables => {
+                let main = existing(&NFTABLES).unwrap_or(NFTABLES[0]);
+                let same = nftables_are_as_in(main);
+                self.note = if same { None } else { BESIDE };
+                self.rules(needs, same.then(|| command(&["nft", "--file", main])));
+            }
+            Kind::Iptables => {
+                let programs: BTreeSet<String> = needs.iter().map(restore_program).collect();
+                for restore in programs {
+                    let of_it = needs.iter().filter(|need| restore_program(need) == restore);
+                    let needs: Vec<Need> = of_it.cloned().collect();
+                    let Some(path) = needs.first().and_then(|need| iptables_file(need.ip)) else {
+                        continue;
+                    };
+                    let same = iptables_are_as_in(path, &restore)?;
+                    self.note = if same { self.note } else { BESIDE };
+                    self.rules(&needs, same.then(|| command(&[&restore, path])));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the files by `reload`; without it, adds the lines alone to what is loaded. Either way only the lines
+    /// are removed when they are taken back.
+    fn rules(&mut self, needs: &[Need], reload: Option<Vec<String>>) {
+        for need in needs {
+            let line = match need.place.origin {
+                Origin::Nftables => format!("{} comment \"{}\"", need.command, text::MARKER),
+                _ => need.command.replace(
+                    " -j ACCEPT",
+                    &format!(" -m comment --comment {} -j ACCEPT", text::MARKER),
+                ),
+            };
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            if reload.is_none() && !need.passes {
+                self.load(words.clone());
+            }
+            self.changes.take_back.push(TakeBack::Remove(words));
+        }
+        if let Some(words) = reload {
+            self.load(words);
+        }
+    }
+}
+
+fn command(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn existing<'a>(paths: &[&'a str]) -> Option<&'a str> {
+    paths.iter().copied().find(|path| Path::new(path).exists())
+}
+
+/// The file that iptables-persistent, or the service of this distribution, loads.
+fn iptables_file(ip: Ip) -> Option<&'static str> {
+    existing(&IPTABLES[usize::from(ip == Ip::V6)])
+}
+
+/// The files of a pattern, in the order in which nft reads them.
+fn matching(pattern: &str) -> impl Iterator<Item = String> {
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+    let paths = glob::glob_with(pattern, options).into_iter().flatten().flatten();
+    paths.map(|path: PathBuf| path.to_string_lossy().into_owned())
+}
+
+/// `main` and the files that it includes.
+fn included(main: &str) -> Result<Vec<String>, Failure> {
+    let mut files = vec![main.to_owned()];
+    let mut new = files.clone();
+    for _ in 0..DEPTH {
+        let mut next = Vec::new();
+        for path in &new {
+            let text = store::read(Path::new(path))?.unwrap_or_default();
+            for pattern in Script::parse(&text).includes {
+                // nft looks for the others in its directory.
+                let pattern = Path::new("/etc").join(pattern);
+                next.extend(matching(&pattern.to_string_lossy()));
+            }
+        }
+        next.retain(|path| !files.contains(path));
+        files.extend(next.clone());
+        new = next;
+    }
+    Ok(files)
+}
+
+/// Whether loading `main`, even twice, gives what is loaded. If not, it would take away what somebody added (a table of
+/// Docker, an address in a set), or add rules a second time.
+fn nftables_are_as_in(main: &str) -> bool {
+    // In a network namespace of its own.
+    let lines = format!("nft -f {main} && nft -f {main} && nft --stateless list ruleset");
+    let fresh = output(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
+    let loaded = output(&command(&["nft", "--stateless", "list", "ruleset"]));
+    let (Ok(fresh), Ok(loaded)) = (fresh, loaded) else { return false };
+    let ours = format!("table inet {} ", rules::TABLE);
+    let fresh = fresh + "\n";
+    let mut tables = loaded.split("\n}").map(str::trim_start).filter(|table| !table.is_empty());
+    tables.all(|table| table.starts_with(&ours) || fresh.contains(&format!("{table}\n}}\n")))
+}
+
+/// Whether all that is loaded of the tables in `path` is in it: `iptables-restore` would remove the rest, as the
+/// chains of fail2ban.
+fn iptables_are_as_in(path: &str, restore: &str) -> Result<bool, Failure> {
+    let text = store::read(Path::new(path))?.unwrap_or_default();
+    let saved = output(&[restore.replace("-restore", "-save")])?;
+    let (loaded, kept) = (chains_and_rules(&saved), chains_and_rules(&text));
+    Ok(loaded
+        .iter()
+        .filter(|(table, _)| kept.iter().any(|(other, _)| other == table))
+        .all(|line| kept.contains(line)))
+}
+
+/// The tables with the chains and rules that a file of `iptables-restore` has.
+fn chains_and_rules(text: &str) -> BTreeSet<(&str, &str)> {
+    let mut table = "";
+    let mut lines = BTreeSet::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if line.starts_with(':') {
+            lines.extend(line.split(' ').next().map(|chain| (table, chain)));
+        } else if line.starts_with("-A ") {
+            lines.insert((table, line));
+        }
+    }
+    lines
+}
+
+/// `iptables-nft-restore`, or `iptables-restore` where there is only one kind.
+fn restore_program(need: &Need) -> String {
+    let program = need.command.split(' ').next().unwrap_or_default();
+    let restore = format!("{program}-restore");
+    match output(&command(&[&restore, "--version"])) {
+        Ok(_) => restore,
+        Err(_) if need.ip == Ip::V6 => "ip6tables-restore".to_owned(),
+        Err(_) => "iptables-restore".to_owned(),
+    }
+}

@@ -1,0 +1,125 @@
+//! What the firewall that is loaded stops, and the line that each of its chains lacks.
+
+use super::text::{MARKER, Rule};
+use crate::gateway::{
+    Backend, Outlook, Routing, RuleParameters,
+    firewall::{ChainJudgement, Firewall, Hook, Ip, Judgement, Origin, Place, Sign},
+};
+
+/// A chain that needs a line, at once or when its file is loaded.
+#[derive(Clone, Debug)]
+pub(super) struct Need {
+    pub(super) hook: Hook,
+    pub(super) ip: Ip,
+    pub(super) sign: Sign,
+    pub(super) place: Place,
+    /// Whether packets pass already, by a line that may be in no file.
+    pub(super) passes: bool,
+    /// What happens to them.
+    pub(super) says: String,
+    /// The command that doctor names.
+    pub(super) command: String,
+    /// The line, in the language of the firewall.
+    pub(super) rule: Rule,
+}
+
+/// By what a firewall tells the data connections of a back end.
+fn sign(backend: Backend) -> Sign {
+    match backend {
+        Backend::Conntrack => Sign::Related,
+        Backend::Nftables => Sign::Mark,
+    }
+}
+
+/// The chains that stop what `backend` needs, where that matters, and those that pass it by a line of ours.
+pub(super) fn needs(
+    outlooks: &[Outlook],
+    routing: Routing,
+    backend: Backend,
+    parameters: &RuleParameters,
+) -> Vec<Need> {
+    let mut needs: Vec<Need> = Vec::new();
+    for outlook in outlooks {
+        for sign in [sign(backend), Sign::Injected] {
+            let Some(judgement) = outlook.of(sign) else { continue };
+            let matters = match sign {
+                // Sent wherever the session is.
+                Sign::Injected => outlook.ip == Ip::V4 || routing.has_v6,
+                _ => outlook.matters,
+            };
+            for chain in judgement.chains.iter().filter(|_| matters) {
+                let known = needs.iter().any(|n| n.place == chain.place && n.sign == sign);
+                if !known && let Some(need) = need(outlook, chain, sign, parameters) {
+                    needs.push(need);
+                }
+            }
+        }
+    }
+    needs
+}
+
+fn need(
+    outlook: &Outlook,
+    chain: &ChainJudgement,
+    sign: Sign,
+    parameters: &RuleParameters,
+) -> Option<Need> {
+    let known_by = known_by(chain.place.origin, sign, parameters);
+    let by_our_line = |rule: &String| known_by.iter().all(|words| rule.contains(words));
+    if chain.passes && (sign == Sign::Related || !chain.by.rule.as_ref().is_some_and(by_our_line)) {
+        return None;
+    }
+    let place = chain.place.clone();
+    let stop = Judgement { chains: vec![ChainJudgement { passes: false, ..chain.clone() }] };
+    let command = Firewall::remedies(&stop, sign, parameters).pop()?;
+    let condition = match place.origin {
+        Origin::Nftables => {
+            command.split_whitespace().skip(6).collect::<Vec<_>>().join(" ").replace(" and ", " & ")
+        }
+        _ => command.split_once(&format!("-I {} ", place.insert_into))?.1.to_owned(),
+    };
+    let condition = condition.trim_end_matches(" -j ACCEPT").trim_end_matches(" accept").to_owned();
+    let what = match sign {
+        Sign::Injected => "acknowledgements of ftp-alg",
+        Sign::Mark => "admitted data connections",
+        Sign::Related => "expected data connections",
+    };
+    let says = match chain.passes {
+        true => format!("{place} passes {what}"),
+        false => format!("{place} drops {what}, by {}", chain.by),
+    };
+    let (hook, ip, passes) = (outlook.hook, outlook.ip, chain.passes);
+    // Another's line does not help where packets are dropped: it comes too late, or is in no chain that they pass.
+    let [words, value] = known_by;
+    let known_by = [if passes { words } else { MARKER.to_owned() }, value];
+    Some(Need { hook, ip, sign, place, passes, says, command, rule: Rule { condition, known_by } })
+}
+
+/// The words of a line with this effect.
+fn known_by(origin: Origin, sign: Sign, parameters: &RuleParameters) -> [String; 2] {
+    let nft = origin == Origin::Nftables;
+    // Some programs print leading zeros, and some do not.
+    let (words, value) = match sign {
+        Sign::Related => ("related", "established".to_owned()),
+        Sign::Mark => {
+            (if nft { "ct mark" } else { "connmark" }, format!("{:x}", parameters.data()))
+        }
+        Sign::Injected => {
+            (if nft { "meta mark" } else { "-m mark" }, format!("{:x}", parameters.mask()))
+        }
+    };
+    [words.to_owned(), value]
+}
+
+impl Need {
+    /// Whether `firewall` lets these packets pass now.
+    pub(super) fn is_met(&self, firewall: &Firewall, parameters: &RuleParameters) -> bool {
+        let judgement = firewall.judge(self.hook, self.ip, self.sign, parameters);
+        judgement.chains.iter().all(|chain| chain.passes || chain.place != self.place)
+    }
+
+    /// As `ipv4`, in the words of iptables and firewalld.
+    pub(super) fn ipv(&self) -> &'static str {
+        if self.ip == Ip::V4 { "ipv4" } else { "ipv6" }
+    }
+}

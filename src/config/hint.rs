@@ -1,0 +1,114 @@
+//! What was meant by a value that is not allowed: the likely slips are undone, and what then is
+//! allowed is offered.
+
+use ipnetwork::IpNetwork;
+use toml::Value;
+
+/// Undoes one slip; `None` where it was not made. Gives the text that should stand in the file.
+type Undo = fn(&Value) -> Option<String>;
+
+const SLIPS: [Undo; 9] = [
+    quoted_number,
+    word_for_flag,
+    without_dns,
+    host_bits,
+    unit,
+    range,
+    upper_case,
+    quoted_list,
+    no_list,
+];
+
+/// The first text whose value `is_allowed`.
+pub(super) fn meant(value: &Value, is_allowed: impl Fn(&Value) -> bool) -> Option<String> {
+    let items = value.as_array();
+    let texts = SLIPS.into_iter().filter_map(|undo| match items {
+        None => undo(value),
+        Some(items) => {
+            let undone = items.iter().map(|item| undo(item).unwrap_or_else(|| item.to_string()));
+            Some(format!("[{}]", undone.collect::<Vec<_>>().join(", ")))
+        }
+    });
+    texts.into_iter().find(|text| parse(text).is_some_and(|value| is_allowed(&value)))
+}
+
+/// What should stand in the place of `token`, which is text without quotes.
+pub(super) fn unquoted(token: &str) -> String {
+    word_for_flag(&Value::String(token.to_owned())).unwrap_or_else(|| format!("\"{token}\""))
+}
+
+fn parse(text: &str) -> Option<Value> {
+    let table: toml::Table = toml::from_str(&format!("value = {text}")).ok()?;
+    table.get("value").cloned()
+}
+
+/// `"2"` for `2`, `"0x10"` for `0x10`, `"true"` for `true`.
+fn quoted_number(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| !text.contains('\n')).map(str::to_owned)
+}
+
+/// `yes` for `true`, and the like.
+fn word_for_flag(value: &Value) -> Option<String> {
+    match value.as_str()?.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "true" => Some("true".to_owned()),
+        "no" | "off" | "false" => Some("false".to_owned()),
+        _ => None,
+    }
+}
+
+/// `"ftp.example.net"` for `"dns:ftp.example.net"`.
+fn without_dns(value: &Value) -> Option<String> {
+    let name = value.as_str()?;
+    let (_, top) = name.trim_end_matches('.').rsplit_once('.')?;
+    top.starts_with(|c: char| c.is_ascii_alphabetic()).then(|| format!("\"dns:{name}\""))
+}
+
+/// `"10.0.0.5/24"` for `"10.0.0.0/24"`.
+fn host_bits(value: &Value) -> Option<String> {
+    let network: IpNetwork = value.as_str()?.parse().ok()?;
+    Some(format!("\"{}/{}\"", network.network(), network.prefix()))
+}
+
+/// `30`, `"30 sec"` for `"30s"`; `64`, `"64MB"` for `"64MiB"`.
+fn unit(value: &Value) -> Option<String> {
+    let text = match value {
+        Value::Integer(number) => number.to_string(),
+        _ => value.as_str()?.to_owned(),
+    };
+    let (number, unit) =
+        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "sec" | "secs" | "second" | "seconds" => "s",
+        "min" | "mins" | "minute" | "minutes" => "m",
+        "hour" | "hours" => "h",
+        "msec" | "millis" | "milliseconds" => "ms",
+        "k" | "kb" | "kib" => "KiB",
+        "m" | "mb" | "mib" => "MiB",
+        "g" | "gb" | "gib" => "GiB",
+        _ => return None,
+    };
+    Some(format!("\"{number}{unit}\""))
+}
+
+/// `"9981:9986"`, `"9981 - 9986"` for `"9981-9986"`.
+fn range(value: &Value) -> Option<String> {
+    let text: String = value.as_str()?.split_whitespace().collect();
+    let (first, last) =
+        text.split_once(['-', ':', '\u{2013}']).or_else(|| text.split_once(".."))?;
+    Some(format!("\"{first}-{last}\""))
+}
+
+/// `"Refuse"` for `"refuse"`.
+fn upper_case(value: &Value) -> Option<String> {
+    value.as_str().map(|text| format!("\"{}\"", text.trim().to_ascii_lowercase()))
+}
+
+/// `"21"` for `[21]`.
+fn quoted_list(value: &Value) -> Option<String> {
+    quoted_number(value).map(|text| format!("[{text}]"))
+}
+
+/// `21` for `[21]`.
+fn no_list(value: &Value) -> Option<String> {
+    Some(format!("[{value}]"))
+}

@@ -1,0 +1,117 @@
+//! Which tables and keys a file has: what is unknown, or has another shape, is refused and taken out,
+//! so that the rest can be judged as well.
+
+use toml::de::{DeTable, DeValue};
+
+use super::file::{TABLES, TOP, Table};
+
+/// Something that has no place in a file: its key with its table, where it is, and what is wrong.
+pub(super) struct Misfit {
+    pub key: String,
+    pub offset: usize,
+    pub message: String,
+}
+
+/// What of `document` is no table or key of ours. A table that has another shape is taken out; serde passes over what
+/// is unknown.
+pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<Misfit> {
+    let mut misfits = Vec::new();
+    let mut misshapen = Vec::new();
+    for (key, value) in document.iter() {
+        let (name, offset) = (key.get_ref().as_ref(), key.span().start);
+        let message = match TABLES.iter().find(|table| table.name == name) {
+            None if has(TOP, name) => continue,
+            None => unknown(None, name),
+            Some(table) => match tables(table, value.get_ref()) {
+                Ok(tables) => {
+                    tables.into_iter().for_each(|keys| check(table, keys, &mut misfits));
+                    continue;
+                }
+                Err(message) => {
+                    misshapen.push(name.to_owned());
+                    message
+                }
+            },
+        };
+        misfits.push(Misfit { key: name.to_owned(), offset, message });
+    }
+    for name in misshapen {
+        document.remove(name.as_str());
+    }
+    misfits
+}
+
+/// The tables that `value` holds, or what is wrong with its shape.
+fn tables<'a, 'i>(table: &Table, value: &'a DeValue<'i>) -> Result<Vec<&'a DeTable<'i>>, String> {
+    let title = title(table);
+    match (value, table.is_list) {
+        (DeValue::Table(keys), false) => Ok(vec![keys]),
+        (DeValue::Table(_), true) => {
+            Err(format!("there may be several: write {title}, with two brackets"))
+        }
+        (DeValue::Array(items), _) if items.iter().all(|item| item.get_ref().is_table()) => {
+            if table.is_list {
+                Ok(items.iter().filter_map(|item| item.get_ref().as_table()).collect())
+            } else {
+                Err(format!("there is one only: write {title}, with one bracket"))
+            }
+        }
+        _ => Err(format!("it is a table: write {title}, and its keys below")),
+    }
+}
+
+fn check(table: &Table, keys: &DeTable<'_>, misfits: &mut Vec<Misfit>) {
+    let unknown = keys.keys().filter(|key| !has(table.keys, key.get_ref()));
+    misfits.extend(unknown.map(|key| Misfit {
+        key: format!("{}.{}", table.name, key.get_ref()),
+        offset: key.span().start,
+        message: self::unknown(Some(table), key.get_ref()),
+    }));
+}
+
+/// Whether `name` is among `keys`, which have `_` for `-`.
+fn has(keys: &[&str], name: &str) -> bool {
+    keys.iter().any(|key| key.len() == name.len() && key.replace('_', "-") == name)
+}
+
+fn title(table: &Table) -> String {
+    if table.is_list { format!("[[{}]]", table.name) } else { format!("[{}]", table.name) }
+}
+
+/// What to say of `name`, which is no key of the table `here`, or of the top of the file.
+fn unknown(here: Option<&Table>, name: &str) -> String {
+    let own: Vec<&str> = match here {
+        Some(table) => table.keys.to_vec(),
+        None => TOP.iter().copied().chain(TABLES.iter().map(|table| table.name)).collect(),
+    };
+    let meant = name.replace('-', "_").to_ascii_lowercase();
+    let homes: Vec<String> =
+        TABLES.iter().filter(|table| table.keys.contains(&&*meant)).map(title).collect();
+    if own.contains(&&*meant) || (homes.is_empty() && !TOP.contains(&&*meant)) {
+        let nearest = own.iter().map(|key| (distance(&meant, key), *key)).min();
+        return match nearest.filter(|(edits, key)| *edits <= key.len().max(meant.len()) / 3 + 1) {
+            Some((_, key)) => format!("unknown key; did you mean `{}`?", key.replace('_', "-")),
+            None => format!("unknown key; allowed: {}", own.join(", ").replace('_', "-")),
+        };
+    }
+    match homes.as_slice() {
+        [] => "unknown key; it belongs at the top of the file, before the first [table]".to_owned(),
+        homes => format!("unknown key; it belongs in {}", homes.join(" or ")),
+    }
+}
+
+/// How many characters must be inserted, deleted or replaced to make `a` of `b` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, c) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &d) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(c != d);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,195 @@
+//! Likely slips in a configuration: each is answered by a line that says what to write.
+
+use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::Path};
+
+use super::*;
+
+fn refusal(text: &str) -> String {
+    Config::parse(text, Path::new("f")).expect_err(text).to_string()
+}
+
+fn assert_refusals(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        assert_eq!(refusal(text), *expected, "{text}");
+    }
+}
+
+#[test]
+fn text_without_quotes_is_offered_with_quotes() {
+    let nat = "f:1:24: nat.external-address: ";
+    for (bare, problem) in [
+        ("10.0.0.5", "10.0.0.5 is text without quotes: write \"10.0.0.5\""),
+        ("2001:db8::1", "2001:db8::1 is text without quotes: write \"2001:db8::1\""),
+        ("dns:ftp.example", "dns:ftp.example is text without quotes: write \"dns:ftp.example\""),
+        ("auto", "auto is text without quotes: write \"auto\""),
+    ] {
+        let text = format!("nat.external-address = {bare}\nnat.port-range = \"2000-3000\"");
+        assert_eq!(refusal(&text), format!("{nat}{problem}"));
+    }
+    assert_refusals(&[
+        (
+            "[[network]]\nclients = [\"::/0\", 10.0.0.0/8]",
+            "f:2:20: clients: 10.0.0.0/8 is text without quotes: write \"10.0.0.0/8\"",
+        ),
+        (
+            "[pinhole]\ntimeout = 30s # long",
+            "f:2:11: timeout: 30s is text without quotes: write \"30s\"",
+        ),
+        (
+            "[nat]\nport-range = 49152-65535",
+            "f:2:14: port-range: 49152-65535 is text without quotes: write \"49152-65535\"",
+        ),
+        (
+            "[policy]\nrequire-login = yes",
+            "f:2:17: require-login: yes is text without quotes: write true",
+        ),
+        (
+            "[policy]\nrequire-login = True",
+            "f:2:17: require-login: True is text without quotes: write true",
+        ),
+    ]);
+}
+
+#[test]
+fn each_value_without_quotes_gets_a_line() {
+    let refusal = refusal("[pinhole]\ntimeout = 30s\n[nat]\nexternal-address = 10.0.0.5\n");
+    let lines: Vec<&str> = refusal.lines().collect();
+    assert_eq!(lines.len(), 2, "{refusal}");
+    assert!(lines[1].starts_with("f:4:20: external-address: 10.0.0.5 is text"), "{refusal}");
+}
+
+#[test]
+fn a_key_in_the_wrong_table_is_told_its_own() {
+    let top = "unknown key; it belongs at the top of the file, before the first [table]";
+    assert_refusals(&[
+        ("workers = 2", "f:1:1: workers: unknown key; it belongs in [queue]"),
+        (
+            "[policy]\ntimeout = \"5s\"",
+            "f:2:1: policy.timeout: unknown key; it belongs in [pinhole]",
+        ),
+        ("[queue]\ncontrol-ports = [21]", &format!("f:2:1: queue.control-ports: {top}")),
+        (
+            "[policy]\nexternal_address = \"auto\"",
+            "f:2:1: policy.external_address: unknown key; it belongs in [nat] or [[server]]",
+        ),
+        (
+            "[queue]\nauth-tls = \"pass\"",
+            "f:2:1: queue.auth-tls: unknown key; it belongs in [policy] or [[network]]",
+        ),
+    ]);
+}
+
+#[test]
+fn all_unknown_keys_and_wrong_values_are_named_at_once() {
+    let text =
+        "frob = 1\n[queue]\nworker = 0\nnumber = -1\n[server]\naddress = 1\n[polcy]\n[nat]\nx = 1";
+    let refusal = refusal(text);
+    let places: Vec<&str> = refusal.lines().map(|line| &line[..line.len().min(12)]).collect();
+    let expected = [
+        "f:1:1: frob:",
+        "f:3:1: queue",
+        "f:4:10: queu",
+        "f:5:2: serve",
+        "f:7:2: polcy",
+        "f:9:1: nat.x:",
+    ];
+    assert_eq!(places, expected.map(|place| &place[..12]), "{refusal}");
+}
+
+#[test]
+fn one_bracket_and_two_are_told_apart() {
+    assert_refusals(&[
+        (
+            "[server]\naddress = \"10.0.0.5\"",
+            "f:1:2: server: there may be several: write [[server]], with two brackets",
+        ),
+        ("[[policy]]", "f:1:3: policy: there is one only: write [policy], with one bracket"),
+        ("nat = \"auto\"", "f:1:1: nat: it is a table: write [nat], and its keys below"),
+        (
+            "server = []\nnetwork = [1]",
+            "f:2:1: network: it is a table: write [[network]], and its keys below",
+        ),
+    ]);
+}
+
+#[test]
+fn what_was_meant_is_offered() {
+    for (text, meant) in [
+        ("nat.external-address = \"ftp.example.net\"", "\"dns:ftp.example.net\""),
+        ("[[network]]\nclients = \"10.0.0.5/24\"", "\"10.0.0.0/24\""),
+        ("[[network]]\nclients = [\"10.0.0.5/24\", \"::/0\"]", "[\"10.0.0.0/24\", \"::/0\"]"),
+        ("[[network]]\nservers = \"2001:db8::1/32\"", "\"2001:db8::/32\""),
+        ("pinhole.timeout = 30", "\"30s\""),
+        ("pinhole.timeout = \"30 sec\"", "\"30s\""),
+        ("pinhole.timeout = \"2min\"", "\"2m\""),
+        ("policy.memory = \"64MB\"", "\"64MiB\""),
+        ("policy.memory = \"1g\"", "\"1GiB\""),
+        ("queue.workers = \"2\"", "2"),
+        ("pinhole.mark = \"0x10000000\"", "0x10000000"),
+        ("control-ports = [\"21\"]", "[21]"),
+        ("control-ports = 21", "[21]"),
+        ("control-ports = \"21\"", "[21]"),
+        ("policy.deny-ports = \"5900-5999\"", "[\"5900-5999\"]"),
+        ("policy.require-login = \"yes\"", "true"),
+        ("policy.require-login = \"false\"", "false"),
+        ("policy.auth-tls = \"Refuse\"", "\"refuse\""),
+        ("nat.port-range = \"49152:65535\"", "\"49152-65535\""),
+        ("nat.port-range = \"49152 - 65535\"", "\"49152-65535\""),
+    ] {
+        let refusal = refusal(text);
+        let offered = refusal.rsplit_once("; did you mean ").map(|(_, offered)| offered);
+        assert_eq!(offered, Some(&*format!("{meant}?")), "{text}: {refusal}");
+    }
+}
+
+#[test]
+fn nothing_is_offered_that_is_not_allowed() {
+    for text in [
+        "nat.external-address = \"10.0.0.256\"",
+        "nat.external-address = \"ftp\"",
+        "queue.workers = \"many\"",
+        "queue.workers = \"1\\nnumber = 2\"",
+        "pinhole.timeout = \"2d\"",
+        "pinhole.timeout = 7200",
+        "[[network]]\nclients = []",
+        "[[server]]\naddress = \"ftp.example.net\"",
+    ] {
+        assert!(!refusal(text).contains("did you mean"), "{}", refusal(text));
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_carriage_returns_are_no_slips() {
+    let text = "\u{feff}control-ports = [2121]\r\n\r\n[queue]\r\nworkers = 2\r\n";
+    let config = Config::parse(text, Path::new("f")).unwrap();
+    assert_eq!((config.control_ports, config.queue.workers), (vec![2121], 2));
+    let wrong = "\u{feff}workers = 2\r\n[queue]\r\nworkers = 0\r\n";
+    let places: Vec<String> = refusal(wrong).lines().map(|line| line[..7].to_owned()).collect();
+    assert_eq!(places, ["f:1:1: ", "f:3:11:"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_answered_by_what_to_do() {
+    let place = tempfile::tempdir().unwrap();
+    let refusal = |path: &Path| Config::load(Some(path)).unwrap_err().to_string();
+    let directory = refusal(place.path());
+    assert!(directory.ends_with("it is a directory; name a file"), "{directory}");
+    let path = place.path().join("f");
+    fs::File::create(&path).unwrap().write_all(b"\xff\xfec\x00").unwrap();
+    assert!(
+        refusal(&path).ends_with("it is no text in UTF-8; save it as that"),
+        "{}",
+        refusal(&path)
+    );
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    let absent = refusal(&place.path().join("absent"));
+    assert!(absent.contains("No such file"), "{absent}");
+    // Root may read it all the same.
+    if !rustix::process::geteuid().is_root() {
+        assert!(
+            refusal(&path).ends_with("; let the user that ftp-alg runs as read it"),
+            "{}",
+            refusal(&path)
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! One thing that was looked at: how it is, and what is to be done about it.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use crate::daemon::snapshot::Problem;
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// As it should be.
+    Ok,
+    /// Not there, and not needed.
+    Missing,
+    /// Worth knowing.
+    Note,
+    /// In the way.
+    Problem,
+}
+
+impl Mark {
+    /// For people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Missing => "missing",
+            Self::Note => "note",
+            Self::Problem => "PROBLEM",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// Under which heading it stands.
+    pub section: &'static str,
+    /// What was looked at.
+    pub name: String,
+    /// How it is.
+    pub mark: Mark,
+    /// The same in words.
+    pub says: String,
+    /// More of it, a line each.
+    pub details: Vec<String>,
+    /// Commands that put it right, a line each.
+    pub remedy: Vec<String>,
+    /// What else to know about these, a line each.
+    pub advice: Vec<String>,
+    /// What the problem is called, if it is one.
+    pub problem: Option<Cow<'static, str>>,
+}
+
+impl Check {
+    /// Something that is no problem, or none yet.
+    pub fn new(
+        section: &'static str,
+        name: impl Into<String>,
+        mark: Mark,
+        says: impl Into<String>,
+    ) -> Self {
+        let (details, remedy, advice) = (Vec::new(), Vec::new(), Vec::new());
+        let (name, says) = (name.into(), says.into());
+        Self { section, name, mark, says, details, remedy, advice, problem: None }
+    }
+
+    /// The problem that is called `problem`.
+    pub fn problem(
+        section: &'static str,
+        name: impl Into<String>,
+        problem: &'static str,
+        says: impl Into<String>,
+    ) -> Self {
+        Self { problem: Some(problem.into()), ..Self::new(section, name, Mark::Problem, says) }
+    }
+
+    /// A problem that someone else has put into words.
+    pub fn of(section: &'static str, problem: &Problem) -> Self {
+        let Problem { name, text, remedy } = problem.clone();
+        let check = Self::new(section, name.clone(), Mark::Problem, text);
+        Self { problem: Some(name.into()), ..check }.advice([remedy])
+    }
+
+    /// With more lines about it.
+    pub fn details(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        add(&mut self.details, lines);
+        self
+    }
+
+    /// With commands that put it right.
+    pub fn remedy(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        add(&mut self.remedy, lines);
+        self
+    }
+
+    /// With what else to know.
+    pub fn advice(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        add(&mut self.advice, lines);
+        self
+    }
+
+    /// As an entry of the list of problems, if it is one.
+    pub fn as_problem(&self) -> Option<Problem> {
+        let name = self.problem.as_deref()?;
+        let mut text = self.details.iter().fold(self.says.clone(), |text, line| text + "; " + line);
+        if name != self.name {
+            text = format!("{}: {text}", self.name);
+        }
+        let remedy = [self.remedy.as_slice(), &self.advice].concat().join("; ");
+        Some(Problem { name: name.to_owned(), text, remedy })
+    }
+}
+
+/// Adds the lines that are not there yet.
+fn add(to: &mut Vec<String>, lines: impl IntoIterator<Item = String>) {
+    for line in lines {
+        if !to.contains(&line) {
+            to.push(line);
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Whether FTP works here, and what is to be done where it does not: one list of problems, which `status`, `doctor`,
+//! the log and the service manager tell.
+//!
+//! [`Surroundings`] judges the rules of others, for the doctor as for the daemon. [`Health`] is what a daemon knows
+//! of itself, and what it found when it last looked at those rules.
+
+mod check;
+mod recent;
+mod surroundings;
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use sd_notify::NotifyState;
+
+use self::recent::Recent;
+pub use self::{
+    check::{Check, Mark},
+    surroundings::Surroundings,
+};
+use super::{
+    client::ClientError,
+    notify,
+    snapshot::{NameRow, Problem, Status},
+};
+use crate::{
+    engine::Pinhole,
+    ftp::Kind,
+    gateway::{
+        Neighbours, RuleParameters, Table, choose, firewall::Firewall, outlooks, used_pinholes,
+    },
+};
+
+/// No daemon is there.
+pub const ABSENT: &str = "daemon-absent";
+/// No daemon is there, but the table of one.
+pub const TABLE_ALONE: &str = "table-without-daemon";
+/// One is there, and does not answer.
+pub const HUNG: &str = "daemon-hung";
+/// It is of another version than who asks.
+pub const VERSION: &str = "daemon-version";
+const NAMES: &str = "names";
+const NAME: &str = "name";
+/// What [`Surroundings`] finds.
+const OF_MACHINE: [&str; 7] = [
+    "control-connections",
+    "data-connections",
+    "acknowledgements",
+    "helper",
+    "flowtable",
+    "queued-twice",
+    "notrack",
+];
+const ENCRYPTED: &str = "encrypted";
+/// What happened counts as a problem for so long.
+const RECENT: Duration = Duration::from_secs(600);
+/// Of many data connections a few come to nothing: problems are those that are more than one of so many.
+const FEW: u64 = 20;
+/// So many expired pinholes wait to be looked at.
+const MAX_EXPIRED: usize = 1024;
+
+/// Why nobody serves this network namespace, as `error` says; whether queues are `unread` tells one that hangs.
+pub fn absence(error: &ClientError, unread: bool) -> Problem {
+    let hangs = matches!(error, ClientError::Silent { .. } | ClientError::NotReady { .. });
+    let text = error.to_string();
+    match Table::is_there() {
+        _ if hangs => Problem::new(HUNG, text, "systemctl restart ftp-alg, which sessions survive"),
+        Ok(true) if unread => {
+            let text = format!(
+                "{text}; its table inet ftp_alg is still loaded: connections whose numbers are adjusted wait, \
+                 others pass unread"
+            );
+            let remedy = "systemctl start ftp-alg, or give them up: nft delete table inet ftp_alg";
+            Problem::new(TABLE_ALONE, text, remedy)
+        }
+        _ => Problem::new(ABSENT, text, "systemctl start ftp-alg"),
+    }
+}
+
+/// That the daemon is of another version than this program.
+pub fn other_version(status: &Status) -> Option<Problem> {
+    let ours = env!("CARGO_PKG_VERSION");
+    (status.version != ours).then(|| {
+        let text =
+            format!("the daemon that runs is version {}, this program {ours}", status.version);
+        Problem::new(VERSION, text, "systemctl restart ftp-alg, which sessions survive")
+    })
+}
+
+/// Whether a doctor finds `problem` by itself, with rights that a daemon does not have.
+pub fn is_of_machine(problem: &Problem) -> bool {
+    problem.name == NAME || OF_MACHINE.contains(&problem.name.as_str())
+}
+
+/// The external addresses that the daemon looks up, where something is wrong.
+pub fn names(rows: &[NameRow]) -> Vec<Check> {
+    let mut checks: Vec<Check> = Vec::new();
+    for row in rows {
+        let Some(error) = &row.error else { continue };
+        let error = format!("{}: {error}", row.family);
+        if let Some(address) = row.address {
+            let says = format!("{address} stays in use; {error}");
+            checks.push(Check::new(NAMES, &row.name, Mark::Note, says));
+        } else if let Some(known) = checks.iter_mut().find(|check| check.name == row.name) {
+            known.details.push(error);
+        } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {
+            let says = "not resolved yet: announcements that need its address are refused";
+            let advice = "put the name or /etc/resolv.conf right, or give an address instead";
+            let check = Check::problem(NAMES, &row.name, NAME, says).details([error]);
+            checks.push(check.advice([advice.to_owned()]));
+        }
+    }
+    checks
+}
+
+/// What a daemon counts, of which much is a problem.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) overruns: u64,
+    pub(super) encrypted: u64,
+    pub(super) uninspected: u64,
+    pub(super) used: u64,
+}
+
+/// A pinhole that nobody used, as its engine has it.
+#[derive(Clone, Debug)]
+struct Expired {
+    pinhole: Pinhole,
+    kind: Kind,
+    client: SocketAddr,
+    server: SocketAddr,
+}
+
+/// What a daemon knows of its own health.
+#[derive(Debug)]
+pub(super) struct Health {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What the rules of others do, as they were when they were read last.
+    machine: Vec<Problem>,
+    /// Whether data connections pass that have no sign of ours.
+    plain_passes: bool,
+    /// Why our table is not as it should be.
+    table: Option<String>,
+    expired: Vec<Expired>,
+    /// How many pinholes nobody used, and whose the last was.
+    unused: u64,
+    last_unused: Option<String>,
+    recent: [Recent; 5],
+    /// The problems that were there at the last look, and those that were told.
+    before: HashSet<String>,
+    told: HashSet<String>,
+    status: String,
+}
+
+impl Health {
+    pub(super) fn new(now: Instant) -> Self {
+        let state = State {
+            machine: Vec::new(),
+            plain_passes: true,
+            table: None,
+            expired: Vec::new(),
+            unused: 0,
+            last_unused: None,
+            recent: std::array::from_fn(|_| Recent::new(now, RECENT)),
+            before: HashSet::new(),
+            told: HashSet::new(),
+            status: String::new(),
+        };
+        Self { state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Judges the rules of others; `is_auto` says that a restart may take another back end.
+    pub(super) fn judge(&self, firewall: &Firewall, parameters: &RuleParameters, is_auto: bool) {
+        let neighbours = Neighbours::read(parameters);
+        let look = |firewall: &Firewall| {
+            let outlooks = outlooks(firewall, neighbours.routing, parameters);
+            let backend = parameters.backend();
+            let wanted = || choose(|| true, firewall.unread().is_empty(), &outlooks).0;
+            let restart = is_auto.then(wanted).filter(|wanted| *wanted != backend);
+            let around = Surroundings {
+                parameters,
+                firewall,
+                outlooks: &outlooks,
+                neighbours,
+                backend,
+                restart,
+            };
+            let problems = around.checks().iter().filter_map(Check::as_problem).collect();
+            (problems, around.plain_passes())
+        };
+        let (mut machine, plain_passes): (Vec<Problem>, bool) = look(firewall);
+        if !machine.is_empty() {
+            // This time with the texts of rules, which take longer.
+            (machine, _) = look(&Firewall::read());
+        }
+        let mut state = self.state();
+        (state.machine, state.plain_passes) = (machine, plain_passes);
+    }
+
+    /// Our table is as it should be, or not, and why.
+    pub(super) fn set_table(&self, error: Option<String>) {
+        self.state().table = error;
+    }
+
+    /// A pinhole's deadline passed.
+    pub(super) fn expired(&self, pinhole: Pinhole, kind: Kind, ends: (SocketAddr, SocketAddr)) {
+        let mut state = self.state();
+        if state.expired.len() < MAX_EXPIRED {
+            let (client, server) = ends;
+            state.expired.push(Expired { pinhole, kind, client, server });
+        }
+    }
+
+    /// How many pinholes nobody used.
+    pub(super) fn unused(&self) -> u64 {
+        self.state().unused
+    }
+
+    /// Finds out which of the pinholes that expired had no connection; one of which nothing was transferred had one.
+    /// Gives a line for each, and its client.
+    pub(super) fn settle_expired(&self, parameters: &RuleParameters) -> Vec<(IpAddr, String)> {
+        let expired = std::mem::take(&mut self.state().expired);
+        if expired.is_empty() {
+            return Vec::new();
+        }
+        let used = used_pinholes(parameters).unwrap_or_default();
+        let is_unused = |one: &Expired| {
+            let Pinhole { initiator, arrival, .. } = one.pinhole;
+            !used.contains(&(initiator, arrival))
+        };
+        let lines: Vec<_> = expired.into_iter().filter(is_unused).map(Expired::line).collect();
+        let mut state = self.state();
+        state.unused += lines.len() as u64;
+        state.last_unused = lines.last().map(|(_, line)| line.clone()).or(state.last_unused.take());
+        lines
+    }
+
+    /// All problems, of a daemon with `names` and `counts`, whose journals at `unwritten` cannot be written.
+    pub(super) fn problems(
+        &self,
+        now: Instant,
+        names: &[NameRow],
+        counts: Counts,
+        unwritten: &[impl AsRef<Path>],
+    ) -> Vec<Problem> {
+        let mut state = self.state();
+        let mut problems = state.machine.clone();
+        problems.extend(self::names(names).iter().filter_map(Check::as_problem));
+        problems.extend(state.table.iter().map(|error| {
+            let remedy = "see which program changes nf_tables (`nft monitor`); ftp-alg tries again";
+            Problem::new("table", error, remedy)
+        }));
+        problems.extend(unwritten.iter().map(|path| {
+            let path = path.as_ref().display();
+            let text = format!("{path} cannot be written: no session survives a restart");
+            Problem::new("state", text, "make room, or the directory writable for ftp-alg's user")
+        }));
+        problems.extend(state.of_late(now, counts));
+        problems
+    }
+
+    /// Tells the log and the service manager of problems that are new, and of those that are solved.
+    pub(super) fn tell(&self, problems: &[Problem]) {
+        let mut state = self.state();
+        let names: HashSet<String> = problems.iter().map(|problem| problem.name.clone()).collect();
+        for problem in problems {
+            let Problem { name, text, remedy } = problem;
+            // A name is looked up at the start, and a journal written again a moment later.
+            let lasts = is_of_machine(problem) && name != NAME || state.before.contains(name);
+            if lasts && state.told.insert(name.clone()) {
+                tracing::warn!("problem {name}: {text}: {remedy}");
+            }
+        }
+        for solved in state.told.extract_if(|name| !names.contains(name)) {
+            tracing::info!("problem {solved} is solved");
+        }
+        state.before = names;
+        let status = match problems {
+            [] => "FTP works as far as ftp-alg sees".to_owned(),
+            [Problem { name, text, .. }] => format!("problem {name}: {text}"),
+            [Problem { name, text, .. }, ..] => {
+                format!("{} problems, the first {name}: {text}", problems.len())
+            }
+        };
+        if state.status != status {
+            notify(&[NotifyState::Status(&status)]);
+            state.status = status;
+        }
+    }
+}
+
+impl State {
+    /// What happened of late.
+    fn of_late(&mut self, now: Instant, counts: Counts) -> Vec<Problem> {
+        let Counts { overruns, encrypted, uninspected, used } = counts;
+        let totals = [overruns, encrypted, uninspected, used, self.unused];
+        let mut recent = [0; 5];
+        for ((recent, total), counter) in recent.iter_mut().zip(totals).zip(&mut self.recent) {
+            *recent = counter.note(now, total);
+        }
+        let [overruns, encrypted, uninspected, used, unused] = recent;
+        let within = format!("in the last {} minutes", RECENT.as_secs() / 60);
+        let mut problems = Vec::new();
+        if overruns > 0 {
+            let text = format!("the kernel dropped {overruns} packets {within}: a queue was full");
+            problems.push(Problem::new(
+                "overruns",
+                text,
+                "raise [queue] workers, or see what else takes the processors",
+            ));
+        }
+        if uninspected > 0 {
+            let text = format!(
+                "{uninspected} packets {within} were of connections that are not followed: there are max-sessions"
+            );
+            problems.push(Problem::new(
+                "max-sessions",
+                text,
+                "raise [policy] max-sessions; `ftp-alg sessions` shows whose they are",
+            ));
+        }
+        if unused * FEW > used {
+            let last = self.last_unused.as_deref().unwrap_or_default();
+            let text =
+                format!("{unused} data connections {within} did not arrive here; the last: {last}");
+            let remedy = "see what drops them before this gateway: the firewall of the end that connects, a \
+                          provider, or a raw or ingress rule here";
+            problems.push(Problem::new("unused-pinholes", text, remedy));
+        }
+        if encrypted > 0 && !self.plain_passes {
+            let text = format!(
+                "{encrypted} sessions {within} were encrypted: what they announce cannot be read, and the firewall \
+                 drops their data connections"
+            );
+            let remedy = "open the server's passive ports to its clients, or have them use plain FTP by [policy] \
+                          auth-tls = \"refuse\"";
+            problems.push(Problem::new(ENCRYPTED, text, remedy));
+        }
+        problems
+    }
+}
+
+impl Expired {
+    fn line(self) -> (IpAddr, String) {
+        let Self { pinhole, kind, client, server } = self;
+        let line = format!(
+            "{client} -> {server}: nobody connected to the pinhole {pinhole} that {kind} opened: is the data \
+             connection dropped before it reaches this gateway?"
+        );
+        (client.ip(), line)
+    }
+}

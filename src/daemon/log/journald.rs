@@ -1,0 +1,194 @@
+//! Lines for journald, by its native protocol: one datagram for each, with priority and fields.
+//!
+//! Knows nothing of what is logged. A field `session` becomes `FTP_ALG_SESSION`. See
+//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
+
+use std::{
+    env, fmt,
+    io::{self, ErrorKind, Write},
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{Layer, layer::Context};
+
+const SOCKET: &str = "/run/systemd/journal/socket";
+/// How long a journald that is behind may keep a worker. The line then goes to standard error, and until journald takes
+/// lines again nobody waits for it.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Whether standard error is the journal, see systemd.exec(5), `$JOURNAL_STREAM`.
+pub fn is_stderr() -> bool {
+    let ours = env::var("JOURNAL_STREAM").ok();
+    let stderr = fstat(io::stderr()).ok();
+    ours.zip(stderr).is_some_and(|(ours, file)| ours == format!("{}:{}", file.st_dev, file.st_ino))
+}
+
+/// Where lines go.
+pub(super) struct Journald {
+    socket: UnixDatagram,
+    path: PathBuf,
+    /// Whether it took no line for so long.
+    is_behind: AtomicBool,
+}
+
+impl Journald {
+    pub(super) fn new() -> io::Result<Self> {
+        // At its other end is journald as well: where that hangs, lines are lost, but FTP goes on.
+        let flags = fcntl_getfl(io::stderr())?;
+        fcntl_setfl(io::stderr(), flags | OFlags::NONBLOCK)?;
+        Self::at(PathBuf::from(SOCKET))
+    }
+
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, path, is_behind: AtomicBool::new(false) })
+    }
+
+    /// Sends the line. Without journald's socket it goes to `fallback`, with its priority as sd-daemon(3) has it.
+    fn log(&self, entry: &Entry, mut fallback: impl Write) {
+        // The address each time, as journald may be started again.
+        let sent = self.socket.send_to(&entry.datagram, &self.path);
+        let is_behind = sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        if self.is_behind.swap(is_behind, Ordering::Relaxed) != is_behind {
+            let _ = self.socket.set_nonblocking(is_behind);
+        }
+        if sent.is_err() {
+            let line = format!("<{}>{}\n", entry.priority, entry.message);
+            let _ = fallback.write_all(line.as_bytes());
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Journald {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut entry = Entry::new(event.metadata().level());
+        event.record(&mut entry);
+        self.log(&entry, io::stderr());
+    }
+}
+
+/// One line.
+struct Entry {
+    priority: u8,
+    message: String,
+    datagram: Vec<u8>,
+}
+
+impl Entry {
+    fn new(level: &Level) -> Self {
+        // syslog(3).
+        let priority = match *level {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        let mut entry = Self { priority, message: String::new(), datagram: Vec::new() };
+        entry.put("PRIORITY", &priority.to_string());
+        entry.put("SYSLOG_IDENTIFIER", "ftp-alg");
+        entry
+    }
+
+    fn put(&mut self, name: &str, value: &str) {
+        let datagram = &mut self.datagram;
+        datagram.extend_from_slice(name.as_bytes());
+        if value.contains('\n') {
+            datagram.push(b'\n');
+            datagram.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        } else {
+            datagram.push(b'=');
+        }
+        datagram.extend_from_slice(value.as_bytes());
+        datagram.push(b'\n');
+    }
+}
+
+impl Visit for Entry {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let value = format!("{value:?}");
+        self.record_str(field, &value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.put("MESSAGE", value);
+            value.clone_into(&mut self.message);
+        } else {
+            let name = field.name().to_ascii_uppercase().replace(['.', '-'], "_");
+            self.put(&format!("FTP_ALG_{name}"), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tracing_subscriber::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_line_has_priority_message_and_fields() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("socket");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let log = tracing_subscriber::registry().with(Journald::at(path).unwrap());
+        tracing::subscriber::with_default(log, || {
+            tracing::warn!(event = "refusal", session = 7, client = %"10.0.0.5:4000", "a line");
+            tracing::error!("two\nlines");
+        });
+        let mut datagram = [0; 1000];
+        let length = journal.recv(&mut datagram).unwrap();
+        let expected = "PRIORITY=4\nSYSLOG_IDENTIFIER=ftp-alg\nMESSAGE=a line\nFTP_ALG_EVENT=refusal\n\
+                        FTP_ALG_SESSION=7\nFTP_ALG_CLIENT=10.0.0.5:4000\n";
+        assert_eq!(String::from_utf8_lossy(&datagram[..length]), expected);
+        let length = journal.recv(&mut datagram).unwrap();
+        let expected =
+            b"PRIORITY=3\nSYSLOG_IDENTIFIER=ftp-alg\nMESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\n";
+        assert_eq!(&datagram[..length], expected);
+    }
+
+    #[test]
+    fn a_journald_that_hangs_keeps_nobody_for_long() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("socket");
+        let hung = UnixDatagram::bind(&path).unwrap();
+        let journal = Journald::at(path).unwrap();
+        let entry = Entry::new(&Level::WARN);
+        let (mut said, started) = (Vec::new(), Instant::now());
+        (0..5000).for_each(|_| journal.log(&entry, &mut said));
+        assert!(started.elapsed() < 20 * PATIENCE, "{:?}", started.elapsed());
+        let taken = 5000 - said.len() / "<4>\n".len();
+        assert!(taken < 5000);
+        // Read again, it gets lines again.
+        let mut datagram = [0; 1000];
+        for _ in 0..taken {
+            hung.recv(&mut datagram).unwrap();
+        }
+        said.clear();
+        journal.log(&entry, &mut said);
+        assert!(said.is_empty());
+        assert!(!journal.is_behind.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn without_journald_a_line_goes_to_standard_error_with_its_priority() {
+        let place = tempfile::tempdir().unwrap();
+        let journal = Journald::at(place.path().join("absent")).unwrap();
+        let mut entry = Entry::new(&Level::WARN);
+        entry.message = "a line".to_owned();
+        let mut said = Vec::new();
+        journal.log(&entry, &mut said);
+        assert_eq!(String::from_utf8(said).unwrap(), "<4>a line\n");
+    }
+}

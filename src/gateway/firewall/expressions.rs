@@ -1,0 +1,198 @@
+//! Expressions in nft's JSON, and what a comparison with them says (libnftables-json(5)).
+
+use serde_json::Value as Json;
+
+use super::model::{Condition, Field, Pattern, Ranges, Side, state};
+
+/// The interface that an expression reads the name or the index of.
+fn side(expression: &Json) -> Option<Side> {
+    match expression.get("meta")?.get("key")?.as_str()? {
+        "iif" | "iifname" => Some(Side::Input),
+        "oif" | "oifname" => Some(Side::Output),
+        _ => None,
+    }
+}
+
+/// Whether an expression reads an interface, alone or with other things.
+pub(super) fn reads_interface(expression: &Json) -> bool {
+    match expression.get("concat").and_then(Json::as_array) {
+        Some(parts) => parts.iter().any(reads_interface),
+        None => side(expression).is_some(),
+    }
+}
+
+/// That `expression` is `value`, which is one or, of a plain field, several.
+pub(super) fn equal(expression: &Json, value: &Json) -> Option<Condition> {
+    if let Some(element) = value.get("elem") {
+        return equal(expression, element.get("val")?);
+    }
+    if let Some(parts) = expression.get("concat").and_then(Json::as_array) {
+        let values = value.get("concat")?.as_array()?;
+        let one = |(part, value)| equal(part, value).unwrap_or(Condition::Unknown);
+        return Some(Condition::All(parts.iter().zip(values).map(one).collect()));
+    }
+    if let Some(side) = side(expression) {
+        return Some(Condition::interface(side, Pattern::new(value.as_str()?, '*')));
+    }
+    let (field, mask) = field(expression)?;
+    Some(Condition::test(field, mask, ranges(field, value)?))
+}
+
+/// The field that an expression reads, and under which mask.
+pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
+    let (kind, content) = expression.as_object()?.iter().next()?;
+    if kind == "&" {
+        let [inner, mask] = content.as_array()?.as_slice() else { return None };
+        let (field, whole) = field(inner)?;
+        return Some((field, whole & single(field, mask)?));
+    }
+    let part = |name: &str| content.get(name).and_then(Json::as_str);
+    if kind == "fib" {
+        let of_destination = content.get("flags").is_some_and(|flags| match flags.as_array() {
+            Some(flags) => flags.iter().all(|flag| flag == "daddr"),
+            None => flags == "daddr",
+        });
+        let usable = of_destination && part("result") == Some("type");
+        return usable.then_some((Field::Destination, u32::MAX));
+    }
+    let field = match (kind.as_str(), part("protocol"), part("key").or(part("field"))?) {
+        ("ct", _, "state") => Field::State,
+        ("ct", _, "mark") => Field::CtMark,
+        ("ct", _, "direction") => Field::Direction,
+        ("ct", _, "helper") => Field::FtpHelper,
+        ("meta", _, "mark") => Field::Mark,
+        ("meta", _, "pkttype") => Field::PacketType,
+        ("meta", _, "l4proto") => Field::Protocol,
+        ("meta", _, "nfproto" | "protocol") => Field::Family,
+        ("payload", Some("ip"), "protocol") | ("payload", Some("ip6"), "nexthdr") => {
+            Field::Protocol
+        }
+        ("payload", Some("tcp" | "th"), "dport") => Field::DestinationPort,
+        ("payload", Some("tcp" | "th"), "sport") => Field::SourcePort,
+        ("payload", Some("tcp"), "flags") => Field::TcpFlags,
+        _ => return None,
+    };
+    Some((field, u32::MAX))
+}
+
+/// What a packet must be for this to be read from it at all.
+pub(super) fn implied(expression: &Json) -> Option<Condition> {
+    let (kind, content) = expression.as_object()?.iter().next()?;
+    if let Some(parts) = content.as_array() {
+        return parts.iter().find_map(implied);
+    }
+    let protocol = content.get("protocol").filter(|_| kind == "payload")?.as_str()?;
+    match protocol {
+        "ip" => Some(Condition::test(Field::Family, u32::MAX, [(4, 4)])),
+        "ip6" => Some(Condition::test(Field::Family, u32::MAX, [(6, 6)])),
+        "udp" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "udplite" | "esp" | "ah"
+        | "comp" | "arp" => Some(Condition::Any(Vec::new())),
+        _ => None,
+    }
+}
+
+/// The bits of `field` that stay as they were when this is put there.
+pub(super) fn kept(value: &Json, into: Field) -> u32 {
+    // `ct mark and 0xff` is the field under a mask, too.
+    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
+        return mask;
+    }
+    let Some((op, operands)) = value.as_object().and_then(|one| one.iter().next()) else {
+        return 0;
+    };
+    let Some(operands) = operands.as_array() else { return 0 };
+    let numbers = operands.iter().map(number);
+    let constants: Vec<u32> = numbers.flatten().collect();
+    let others: Vec<&Json> = operands.iter().filter(|one| number(one).is_none()).collect();
+    let [inner] = others.as_slice() else { return 0 };
+    constants.iter().fold(kept(inner, into), |kept, constant| match op.as_str() {
+        "&" => kept & constant,
+        "|" | "^" => kept & !constant,
+        _ => 0,
+    })
+}
+
+pub(super) fn number(value: &Json) -> Option<u32> {
+    match value {
+        Json::Number(number) => number.as_u64()?.try_into().ok(),
+        Json::String(text) => match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+        _ => None,
+    }
+}
+
+/// Whether this is looked up as a whole, and not bit by bit.
+pub(super) fn is_set(right: &Json) -> bool {
+    right.get("set").is_some() || right.as_str().is_some_and(|name| name.starts_with('@'))
+}
+
+/// The values that the right side of a comparison with `field` stands for.
+pub(super) fn ranges(field: Field, right: &Json) -> Option<Ranges> {
+    let elements = match right {
+        // A list of a bit field's names is one value.
+        Json::Array(_) if !matches!(field, Field::State | Field::TcpFlags) => right.as_array(),
+        _ => right.get("set").and_then(Json::as_array),
+    };
+    match elements {
+        Some(elements) => elements.iter().map(|one| range(field, one)).collect(),
+        None => Some([range(field, right)?].into()),
+    }
+}
+
+pub(super) fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
+    if let Some(element) = value.get("elem") {
+        return range(field, element.get("val")?);
+    }
+    if let Some(ends) = value.get("range").and_then(Json::as_array) {
+        let [from, to] = ends.as_slice() else { return None };
+        return Some((single(field, from)?, single(field, to)?));
+    }
+    if let Some(prefix) = value.get("prefix") {
+        let (first, length) = (number(prefix.get("addr")?)?, number(prefix.get("len")?)?);
+        let rest = u32::MAX.checked_shr(length).unwrap_or(0);
+        return Some((first & !rest, first | rest));
+    }
+    let one = single(field, value)?;
+    Some((one, one))
+}
+
+/// One value of a field, by name or number. Names that are not known are values that none of our
+/// packets has, where that is certain.
+pub(super) fn single(field: Field, value: &Json) -> Option<u32> {
+    if let Some(list) = value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
+        return list.iter().try_fold(0, |bits, one| Some(bits | single(field, one)?));
+    }
+    const OTHER: u32 = 255;
+    let name = value.as_str().unwrap_or_default();
+    Some(match (field, name) {
+        (Field::State, "invalid") => state::INVALID,
+        (Field::State, "established") => state::ESTABLISHED,
+        (Field::State, "related") => state::RELATED,
+        (Field::State, "new") => state::NEW,
+        (Field::State, "untracked") => state::UNTRACKED,
+        (Field::Direction, "original") => 0,
+        (Field::Direction, "reply") => 1,
+        (Field::Family, "ipv4" | "ip") => 4,
+        (Field::Family, "ipv6" | "ip6") => 6,
+        (Field::Family, _) => OTHER,
+        (Field::Protocol, "tcp") => 6,
+        (Field::Protocol, _) => number(value).unwrap_or(OTHER),
+        (Field::Destination, "local") => 1,
+        (Field::Destination, "unicast") => 2,
+        (Field::PacketType, "host" | "unicast") => 0,
+        (Field::Destination | Field::PacketType, _) => OTHER,
+        (Field::FtpHelper, "ftp") => 1,
+        (Field::FtpHelper, _) => OTHER,
+        (Field::TcpFlags, "fin") => 0x01,
+        (Field::TcpFlags, "syn") => 0x02,
+        (Field::TcpFlags, "rst") => 0x04,
+        (Field::TcpFlags, "psh") => 0x08,
+        (Field::TcpFlags, "ack") => 0x10,
+        (Field::TcpFlags, "urg") => 0x20,
+        (Field::TcpFlags, "ecn") => 0x40,
+        (Field::TcpFlags, "cwr") => 0x80,
+        _ => number(value)?,
+    })
+}

@@ -1,0 +1,100 @@
+//! Which processes read our queues, or those that the loaded table names.
+//!
+//! The kernel knows a reader by the port of its netlink socket, and `/proc` whose socket that is.
+
+use std::{collections::BTreeSet, fs, io, path::Path};
+
+use rustix::process::Pid;
+
+use super::{GatewayError, RuleParameters, netlink::Socket, queue, rival};
+
+/// The thread's own network namespace.
+const SOCKETS: &str = "/proc/thread-self/net/netlink";
+
+/// A process that reads queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// Its number.
+    pub process: Pid,
+    /// What it calls itself.
+    pub name: String,
+    /// One of the queues.
+    pub queue: u16,
+}
+
+/// The processes that read queues of `parameters`, or of the table that is loaded. Others' can be seen
+/// by root, and by who has their user and rights.
+pub fn readers(parameters: &RuleParameters) -> Result<Vec<Reader>, GatewayError> {
+    let failed = |source| GatewayError::system("look for the readers of queues", source);
+    let mut socket = Socket::open().map_err(failed)?;
+    let mut numbers: BTreeSet<u16> = parameters.queues().collect();
+    numbers.extend(rival::queues(&mut socket).map_err(failed)?);
+    let ports =
+        numbers.into_iter().filter_map(|number| Some((number, queue::reader_port(number)?)));
+    let sockets = fs::read_to_string(SOCKETS).map_err(failed)?;
+    let mut readers: Vec<Reader> = Vec::new();
+    for (queue, port) in ports {
+        let found = inode(&sockets, port).map_or(Ok(None), owner).map_err(failed)?;
+        let process = found.ok_or_else(|| GatewayError::NotPermitted {
+            what: format!("find the process that reads queue {queue}"),
+        })?;
+        if readers.iter().all(|reader| reader.process != process) {
+            readers.push(Reader { process, name: name(process), queue });
+        }
+    }
+    Ok(readers)
+}
+
+/// What a process calls itself.
+pub fn name(process: Pid) -> String {
+    let path = format!("/proc/{}/comm", process.as_raw_nonzero());
+    fs::read_to_string(path).map_or_else(|_| String::new(), |name| name.trim_end().to_owned())
+}
+
+/// The inode of the netfilter socket with this port. Columns (netlink_native_seq_show): address,
+/// protocol, port, and after others the inode.
+fn inode(sockets: &str, port: u32) -> Option<u64> {
+    let protocol = libc::NETLINK_NETFILTER.to_string();
+    let port = port.to_string();
+    sockets.lines().find_map(|line| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+        let is_it = columns.get(1..3)? == [protocol.as_str(), port.as_str()];
+        is_it.then(|| columns.last()?.parse().ok()).flatten()
+    })
+}
+
+/// The process that has this socket open.
+fn owner(inode: u64) -> io::Result<Option<Pid>> {
+    let socket = format!("socket:[{inode}]");
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let process = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let Some(process) = process.and_then(Pid::from_raw)
+            && has_open(&path, &socket)
+        {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the process has it open, as far as that may be seen.
+fn has_open(process: &Path, socket: &str) -> bool {
+    let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|to| to == Path::new(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_found_by_its_port_and_its_owner_by_its_inode() {
+        let sockets = "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n\
+                       0 0 77 00000000 0 0 0 2 0 4\n0 12 77 00000000 0 0 0 2 0 5\n";
+        assert_eq!((inode(sockets, 77), inode(sockets, 7)), (Some(5), None));
+        let (ours, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let inode = rustix::fs::fstat(&ours).unwrap().st_ino;
+        assert_eq!(owner(inode).unwrap(), Some(rustix::process::getpid()));
+    }
+}

@@ -1,0 +1,62 @@
+//! Docker's chains, and the drop-in of its service as systemd would read it.
+
+use std::net::Ipv4Addr;
+
+use ftp_alg::lab::{Family, Mode, Plan, Spec, Topology};
+
+use crate::{
+    machine::{Machine, shows_the_cycle},
+    site::{Place, Site},
+};
+
+const RULES: [&str; 2] = [
+    include_str!("../e2e_recipes/docker-20.rules"),
+    include_str!("../e2e_recipes/docker-28.rules"),
+];
+
+/// A start of the machine: Docker's chains, then what its service starts afterwards.
+const BOOT: &str = "
+iptables-restore /etc/docker.rules
+cat /etc/systemd/system/docker.service.d/*.conf 2>/dev/null | sed -n 's/^ExecStartPost=-//p' | sh -e
+";
+
+#[test]
+fn docker_by_a_drop_in_of_its_service() {
+    for rules in RULES {
+        let mut plan = Plan::of(Topology::PublishedServer);
+        plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
+        plan.server.v4 = Ipv4Addr::new(172, 17, 0, 2);
+        let spec = Spec { plan, ..Spec::new(Topology::PublishedServer) };
+        let site = Site::build(Place::Published, spec);
+        let host = site.guard();
+        host.shell("ip link set lan down; ip link set lan name docker0; ip link set docker0 up")
+            .unwrap();
+        // Docker filters IPv4 only here.
+        host.shell("sysctl -w net.ipv6.conf.all.forwarding=0").unwrap();
+        let machine = Machine::on(host);
+        let unit = "[Service]\nExecStart=/bin/true\n";
+        machine.write("/etc/systemd/system/docker.service", unit);
+        machine.write("/etc/docker.rules", rules);
+        machine.shell(BOOT);
+        shows_the_cycle(&site, &machine, "Docker", BOOT, &[Family::V4], &[Mode::Passive]);
+    }
+}
+
+#[test]
+fn the_drop_in_is_one_that_systemd_reads_and_that_adds_its_rule_once() {
+    let site = Site::new(Place::Masquerade);
+    let machine = Machine::on(site.guard());
+    let unit = "[Service]\nExecStart=/bin/true\n";
+    machine.write("/etc/systemd/system/docker.service", unit);
+    machine.write("/etc/docker.rules", RULES[0]);
+    machine.shell(BOOT);
+    let daemon = site.daemon(crate::site::NFTABLES);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    // As Docker leaves the chain alone when it starts again.
+    machine.shell(BOOT.trim_start().split_once('\n').unwrap().1);
+    assert_eq!(machine.shell("iptables-save").matches("ftp-alg-setup").count(), 1);
+    let verified =
+        machine.try_shell("systemd-analyze verify /etc/systemd/system/docker.service 2>&1");
+    assert!(!verified.text().contains("ftp-alg"), "{}", verified.text());
+    assert!(verified.status.success(), "{}", verified.text());
+}

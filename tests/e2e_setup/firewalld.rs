@@ -1,0 +1,112 @@
+//! firewalld itself, on a bus of its own.
+
+use ftp_alg::lab::{Background, Mode};
+
+use crate::{
+    common::wait_for,
+    machine::{Machine, shows_the_cycle},
+    site::{CONNTRACK, FAMILIES, NFTABLES, Place, Site},
+};
+
+/// A bus that answers everyone who reaches its socket.
+const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=HOME/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/> <allow own="*"/>
+    <allow send_destination="*"/> <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#;
+
+/// firewalld with this back end, its own bus, and without its directory in `/run`.
+const INSTALL: &str = r#"
+sed -i "s/^FirewallBackend=.*/FirewallBackend=$backend/" /etc/firewalld/firewalld.conf
+sed -i "s|/run/firewalld|$home/temporary|" /usr/lib/python3/dist-packages/firewall/config/__init__.py
+mv /usr/bin/firewall-cmd /usr/bin/firewall-cmd.py
+cat > /usr/bin/firewall-cmd <<END
+#!/bin/sh
+DBUS_SYSTEM_BUS_ADDRESS=unix:path=$home/bus exec /usr/bin/firewall-cmd.py "\$@"
+END
+chmod 755 /usr/bin/firewall-cmd
+"#;
+
+/// A gateway that lets out control connections.
+const GATEWAY: &str = "
+permanent() { firewall-cmd --permanent \"$@\"; }
+permanent --zone=internal --add-interface=lan
+permanent --zone=external --add-interface=wan
+permanent --new-policy=out
+permanent --policy=out --add-ingress-zone=internal
+permanent --policy=out --add-egress-zone=external
+permanent --policy=out --add-port=21/tcp
+firewall-cmd --reload
+";
+
+/// firewalld that runs; ended with its bus when dropped.
+struct Firewalld {
+    machine: Machine,
+    _daemon: Background,
+    _bus: Background,
+}
+
+fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
+    let host = site.guard();
+    let machine = Machine::on(host);
+    let home = host.directory().to_str().unwrap();
+    machine.shell(&format!("home={home} backend={backend}\n{INSTALL}"));
+    let bus_conf = host.write("bus.conf", BUS.replace("HOME", home).as_bytes()).unwrap();
+    let option = format!("--config-file={}", bus_conf.display());
+    let bus = machine.start("dbus-daemon", &["--nofork", &option]);
+    wait_for("the bus", || host.directory().join("bus").exists());
+    let address = format!("DBUS_SYSTEM_BUS_ADDRESS=unix:path={home}/bus");
+    let arguments =
+        [&*address, "/usr/sbin/firewalld", "--nofork", "--nopid", "--log-target", "console"];
+    let mut daemon = machine.start("env", &arguments);
+    wait_for("firewalld", || {
+        assert!(daemon.ended().is_none(), "{}", daemon.log());
+        machine.try_shell("firewall-cmd --state").status.success()
+    });
+    machine.shell(lines);
+    Firewalld { machine, _daemon: daemon, _bus: bus }
+}
+
+const RELOAD: &str = "firewall-cmd --reload";
+
+#[test]
+fn firewalld_over_iptables_by_permanent_direct_rules() {
+    let site = Site::new(Place::Masquerade);
+    let firewalld = firewalld(&site, "iptables", GATEWAY);
+    shows_the_cycle(&site, &firewalld.machine, "firewalld", RELOAD, &FAMILIES, &[Mode::Passive]);
+}
+
+#[test]
+fn firewalld_keeps_the_direct_rules_that_it_had() {
+    let site = Site::new(Place::Server);
+    let lines = "firewall-cmd --permanent --add-interface=eth0; firewall-cmd --permanent \
+        --add-port=21/tcp; firewall-cmd --permanent --direct --add-rule ipv4 filter INPUT 0 \
+        -p tcp --dport 2222 -j ACCEPT; firewall-cmd --reload";
+    let firewalld = firewalld(&site, "iptables", lines);
+    shows_the_cycle(&site, &firewalld.machine, "firewalld", RELOAD, &FAMILIES, &[Mode::Passive]);
+}
+
+/// It has no rule that would help, and says what does.
+#[test]
+fn firewalld_over_nftables_is_told_of_the_other_back_end() {
+    let site = Site::new(Place::Masquerade);
+    let firewalld = firewalld(&site, "nftables", GATEWAY);
+    let before = firewalld.machine.files();
+    {
+        let daemon = site.daemon(NFTABLES);
+        let outcome = firewalld.machine.setup(&daemon, &[]);
+        outcome.says("backend = \"auto\"");
+        firewalld.machine.setup(&daemon, &["--apply"]).fails("left to do by hand");
+    }
+    let daemon = site.daemon(CONNTRACK);
+    firewalld.machine.setup(&daemon, &["--apply"]).says("nothing to do");
+    site.carries(&daemon, &FAMILIES);
+    assert_eq!(firewalld.machine.files(), before);
+}

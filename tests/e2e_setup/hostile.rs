@@ -1,0 +1,215 @@
+//! What can go wrong with files, and between them and the kernel.
+
+use ftp_alg::lab::Daemon;
+
+use crate::{
+    machine::Machine,
+    native::{machine, nftables},
+    site::{NFTABLES, Place, Site},
+};
+
+const CONF: &str = "/etc/nftables.conf";
+
+/// A gateway with nftables, whose file is as in the recipe but for `edit`.
+fn gateway(edit: impl Fn(String) -> String) -> (Site, Machine, Daemon) {
+    let (site, machine) = machine(Place::Masquerade, &edit(nftables(Place::Masquerade)));
+    let daemon = site.daemon(NFTABLES);
+    (site, machine, daemon)
+}
+
+fn live(machine: &Machine) -> String {
+    machine.shell("nft list table inet gateway")
+}
+
+#[test]
+fn a_file_system_that_cannot_be_written_to() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let (files, rules) = (machine.files(), live(&machine));
+    machine.shell("mount -o remount,ro /etc");
+    machine.setup(&daemon, &["--apply"]).fails("Read-only file system");
+    assert_eq!((machine.files(), live(&machine)), (files.clone(), rules));
+    machine.setup(&daemon, &["--undo"]).says("nothing to do");
+    machine.shell("mount -o remount,rw /etc");
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    machine.shell("mount -o remount,ro /etc");
+    machine.setup(&daemon, &["--undo"]).fails("Read-only file system");
+    machine.shell("mount -o remount,rw /etc");
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), files);
+}
+
+#[test]
+fn a_link_its_mode_and_owner_and_a_last_line_without_end_are_kept() {
+    let (_site, machine, daemon) = gateway(|text| text.trim_end().to_owned());
+    machine.shell(
+        "mkdir /etc/git; mv /etc/nftables.conf /etc/git/x; ln -s git/x /etc/nftables.conf
+        chmod 640 /etc/git/x; chown 33:44 /etc/git/x",
+    );
+    let before = machine.files();
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let stat = "readlink /etc/nftables.conf; stat -c '%a %u %g' /etc/git/x";
+    assert_eq!(machine.shell(stat), "git/x\n640 33 44\n");
+    assert!(machine.read("/etc/git/x").contains("ftp-alg-setup"));
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
+fn a_file_that_was_wrong_before_is_left_alone() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let right = machine.read(CONF);
+    for wrong in [right.replace('\n', "\r\n"), right.clone() + "nonsense\n"] {
+        machine.write(CONF, &wrong);
+        let (files, rules) = (machine.files(), live(&machine));
+        machine.setup(&daemon, &["--apply"]).fails("the files were wrong before");
+        assert_eq!((machine.files(), live(&machine)), (files, rules));
+    }
+    machine.shell("printf '\\377' > /etc/nftables.conf");
+    machine.setup(&daemon, &["--apply"]).fails("it is not UTF-8");
+}
+
+#[test]
+fn rules_that_no_file_has_are_named_with_their_line() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let line = "nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept";
+    for (lines, why) in [
+        ("echo 'flush ruleset' > /etc/nftables.conf", "it was loaded by hand"),
+        ("rm /etc/nftables.conf", "there is no /etc/nftables.conf"),
+    ] {
+        machine.shell(lines);
+        let files = machine.files();
+        let outcome = machine.setup(&daemon, &[]);
+        outcome.says(line);
+        outcome.says(why);
+        machine.setup(&daemon, &["--apply"]).fails("left to do by hand: 1");
+        assert_eq!(machine.files(), files);
+    }
+}
+
+#[test]
+fn two_chains_that_drop_both_get_the_line() {
+    let second = "add table ip second\ndelete table ip second\ntable ip second {\n chain forward {\n\
+        type filter hook forward priority 5; policy drop; ct state established accept\n\
+        tcp dport 21 accept\n }\n}\n";
+    let (site, machine, daemon) = gateway(|text| text + second);
+    let before = machine.files();
+    machine.setup(&daemon, &["--apply"]).says("ip second forward drops");
+    assert_eq!(machine.read(CONF).matches("ftp-alg-setup").count(), 2);
+    site.carries(&daemon, &[ftp_alg::lab::Family::V4]);
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+}
+
+/// nft does `instead` when it is to load the file.
+fn with_nft(machine: &Machine, instead: &str) {
+    machine.shell("[ -e /usr/sbin/nft.real ] || mv /usr/sbin/nft /usr/sbin/nft.real");
+    let script = format!(
+        "#!/bin/sh\ncase \"$1\" in --file) {instead} ;; esac\nexec /usr/sbin/nft.real \"$@\"\n"
+    );
+    machine.write("/usr/sbin/nft", &script);
+    machine.shell("chmod 755 /usr/sbin/nft");
+}
+
+#[test]
+fn an_interrupted_run_is_taken_back_or_finished_by_the_next() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let (files, rules) = (machine.files(), live(&machine));
+    for next in ["--undo", "--apply"] {
+        with_nft(&machine, "kill -9 $PPID; exit 1");
+        let lines = format!(
+            "{} setup --apply --config {} || true",
+            crate::common::executable().display(),
+            daemon.socket().with_file_name("ftp-alg.toml").display()
+        );
+        machine.shell(&lines);
+        with_nft(&machine, ":");
+        machine.shell("touch /etc/.nftables.conf.ftp-alg");
+        assert_ne!(machine.files(), files, "nothing was interrupted");
+        machine.setup(&daemon, &[]).says("an earlier --apply was interrupted");
+        machine.setup(&daemon, &[next]);
+        assert_eq!(machine.read(CONF).contains("ftp-alg-setup"), next == "--apply");
+        assert_eq!(live(&machine).contains("ftp-alg-setup"), next == "--apply");
+        machine.setup(&daemon, &["--undo"]);
+        assert_eq!((machine.files(), live(&machine)), (files.clone(), rules.clone()));
+        machine.shell("[ ! -e /etc/.nftables.conf.ftp-alg ]");
+    }
+}
+
+#[test]
+fn a_firewall_that_refuses_gets_its_files_back() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let rules = live(&machine);
+    // It fails once, and then loads something else than its file.
+    for (instead, why) in [
+        ("[ -e /etc/failed ] || { touch /etc/failed; echo no >&2; exit 1; }", "no"),
+        ("exit 0", "after the change as before it"),
+    ] {
+        with_nft(&machine, instead);
+        let text = machine.read(CONF);
+        let outcome = machine.setup(&daemon, &["--apply"]);
+        outcome.fails(why);
+        outcome.fails("all was taken back");
+        assert_eq!((machine.read(CONF), live(&machine)), (text, rules.clone()));
+    }
+}
+
+#[test]
+fn two_at_a_time_are_refused() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let other = machine.start("flock", &["/var/lib/ftp-alg/setup/lock", "sleep", "60"]);
+    crate::common::wait_for("the lock", || {
+        !machine.try_shell("flock -n /var/lib/ftp-alg/setup/lock true").status.success()
+    });
+    for arguments in ["--apply", "--undo"] {
+        machine.setup(&daemon, &[arguments]).fails("another ftp-alg setup is at work");
+    }
+    machine.setup(&daemon, &[]).says("nothing to do");
+    drop(other);
+}
+
+#[test]
+fn a_file_that_was_edited_since_loses_our_line_only() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    let text = machine.read(CONF);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    machine.shell("echo '# mine' >> /etc/nftables.conf");
+    machine.setup(&daemon, &["--undo"]).says("was edited since: only our lines were removed");
+    assert_eq!(machine.read(CONF), text + "# mine\n");
+    assert!(!live(&machine).contains("ftp-alg-setup"));
+}
+
+/// The rule that doctor names works until the next reload.
+#[test]
+fn a_rule_that_is_only_loaded_is_put_into_the_file() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    machine.shell("nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept");
+    machine.setup(&daemon, &[]).says("passes admitted data connections");
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    assert!(machine.read(CONF).contains("ftp-alg-setup"));
+}
+
+#[test]
+fn a_line_that_comes_too_late_gets_another_before_it() {
+    let late = "tcp dport 1024-65535 drop\n\t\tct mark & 0x40000000 != 0 accept\n\t\t# Control";
+    let (site, machine, daemon) = gateway(|text| text.replacen("# Control", late, 1));
+    machine.setup(&daemon, &["--apply"]).says("by `tcp dport 1024-65535 drop`");
+    site.carries(&daemon, &[ftp_alg::lab::Family::V4]);
+}
+
+/// Who can write the journal could have root write any file.
+#[test]
+fn a_journal_that_others_may_write_is_not_believed() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let files = machine.files();
+    for wrong in ["chown 33 /var/lib/ftp-alg", "chmod 777 /var/lib/ftp-alg/setup"] {
+        machine.shell(wrong);
+        for arguments in ["--undo", "--apply"] {
+            machine.setup(&daemon, &[arguments]).fails("can be changed by others than root");
+        }
+        assert_eq!(machine.files(), files);
+        machine.shell("chown 0 /var/lib/ftp-alg; chmod 700 /var/lib/ftp-alg/setup");
+    }
+    machine.setup(&daemon, &["--undo"]).says("undone");
+}

@@ -1,0 +1,170 @@
+//! A host of the lab with file systems of its own, in which packages are installed and files are changed.
+
+use std::{process::Command, time::Duration};
+
+use ftp_alg::lab::{Background, Daemon, Family, Finished, Host, Mode};
+use serde_json::Value;
+
+use crate::{
+    common::{executable, wait_for},
+    site::{NFTABLES, Site, unpacked},
+};
+
+/// Lays writable layers over the system's directories, with the packages that `packaging/provision` unpacked
+/// below. Nothing of it is seen outside of this mount namespace.
+const ENTER: &str = r#"
+home=$1 cache=$2
+for at in etc usr var/lib; do
+    layer=$home/$at
+    mkdir -p "$layer/upper" "$layer/work"
+    lower=/$at
+    [ -d "$cache/$at" ] && lower=$lower:$cache/$at
+    mount -t overlay overlay -o "lowerdir=$lower,upperdir=$layer/upper,workdir=$layer/work" "/$at"
+done
+touch "$home/entered"
+exec sleep 1000
+"#;
+
+/// Where unpacked packages are.
+pub fn cache() -> String {
+    let program = unpacked("usr/sbin/ufw");
+    program.ancestors().nth(3).unwrap().to_str().unwrap().to_owned()
+}
+
+pub struct Machine {
+    host: Host,
+    namespace: Background,
+}
+
+impl Machine {
+    pub fn on(host: &Host) -> Self {
+        let home = host.directory().join(format!("{}-root", host.role()));
+        std::fs::create_dir_all(&home).unwrap();
+        let mut command = host.command("unshare");
+        command.args(["--mount", "--", "sh", "-ec", ENTER, "sh"]).arg(&home).arg(cache());
+        let mut namespace = host.start(command, "machine").unwrap();
+        wait_for("the mounts", || {
+            assert!(namespace.ended().is_none(), "{}", namespace.log());
+            home.join("entered").exists()
+        });
+        Self { host: host.clone(), namespace }
+    }
+
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.host.command("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.namespace.id())).arg("--").arg(program);
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    pub fn try_shell(&self, lines: &str) -> Finished {
+        let mut command = self.command("sh");
+        command.args(["-ec", lines]);
+        self.host.finish(command, b"", Duration::from_secs(60)).unwrap()
+    }
+
+    pub fn shell(&self, lines: &str) -> String {
+        self.try_shell(lines).success().unwrap().text()
+    }
+
+    pub fn write(&self, path: &str, text: &str) {
+        let mut command = self.command("sh");
+        command.args(["-ec", "mkdir -p \"$(dirname \"$1\")\"; cat > \"$1\"", "sh", path]);
+        let limit = Duration::from_secs(10);
+        self.host.finish(command, text.as_bytes(), limit).unwrap().success().unwrap();
+    }
+
+    /// Starts a program that goes on.
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Background {
+        let mut command = self.command(program);
+        command.args(arguments);
+        self.host.start(command, program).unwrap()
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        self.shell(&format!("cat {path}"))
+    }
+
+    /// All that is in the directories that setup may change, with mode and owner.
+    pub fn files(&self) -> String {
+        self.shell(
+            "cd /etc; find nftables* git iptables ufw firewalld systemd/system/docker* sysupgrade.conf \
+             /usr/share/nftables.d -type l -printf '%p %l\n' -o \
+             -type f -printf '%p %m %U %G ' -exec md5sum {} \\; 2>/dev/null | sort",
+        )
+    }
+
+    /// `ftp-alg setup` beside `daemon`.
+    pub fn setup(&self, daemon: &Daemon, arguments: &[&str]) -> Outcome {
+        let mut command = self.command(executable().to_str().unwrap());
+        command.arg("setup").args(arguments).arg("--socket").arg(daemon.socket());
+        command.arg("--config").arg(daemon.socket().with_file_name("ftp-alg.toml"));
+        let done = self.host.finish(command, b"", Duration::from_secs(60)).unwrap();
+        Outcome { code: done.status.code().unwrap(), text: done.text(), errors: done.errors() }
+    }
+}
+
+/// How setup ended, and what it said.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: i32,
+    pub text: String,
+    pub errors: String,
+}
+
+impl Outcome {
+    /// It succeeded, and said this.
+    pub fn says(&self, what: &str) {
+        assert!(self.code == 0 && self.text.contains(what), "{what}: {self:?}");
+    }
+
+    /// It failed, and said why.
+    pub fn fails(&self, why: &str) {
+        assert!(self.code == 1 && self.errors.contains(why), "{why}: {self:?}");
+    }
+}
+
+/// What every firewall must show, with its rules loaded and kept in its files: `stopped` without setup, all with it,
+/// after the firewall's own `reload` too; and neither after --undo. Gives the commands that loaded the change.
+pub fn shows_the_cycle(
+    site: &Site,
+    machine: &Machine,
+    name: &str,
+    reload: &str,
+    families: &[Family],
+    stopped: &[Mode],
+) -> Vec<String> {
+    let daemon = site.daemon(NFTABLES);
+    // Each waits for a time-out, so one stands for all.
+    let stops = || site.stops(&daemon, families[0], stopped[0]);
+    stops();
+    let before = machine.files();
+
+    let shown = machine.setup(&daemon, &[]);
+    shown.says("nothing was changed: `ftp-alg setup --apply` does this");
+    shown.says(&format!("{name}, by "));
+    shown.says("ftp-alg-setup");
+    let json = machine.setup(&daemon, &["--json"]);
+    let report: Value = serde_json::from_str(&json.text).unwrap();
+    assert_eq!(report["result"], "shown", "{report}");
+    assert_eq!(report["firewalls"][0]["name"], name, "{report}");
+    assert_eq!(machine.files(), before, "something was changed");
+
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    site.carries(&daemon, &families[..1]);
+    machine.shell(reload);
+    site.carries(&daemon, families);
+    let applied = machine.files();
+    for again in [&["--apply"][..], &[]] {
+        let outcome = machine.setup(&daemon, again);
+        assert_eq!((outcome.code, &*outcome.text), (0, "nothing to do\n"), "{outcome:?}");
+    }
+    assert_eq!(machine.files(), applied);
+
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+    stops();
+    machine.setup(&daemon, &["--undo"]).says("nothing to do");
+    let loads = report["firewalls"][0]["loads"].as_array().unwrap().iter();
+    loads.map(|line| line.as_str().unwrap().to_owned()).collect()
+}

@@ -1,0 +1,15 @@
+//! `ftp-alg setup` on real firewalls: shown, applied, loaded anew, taken back to the byte.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod docker;
+mod firewalld;
+mod hostile;
+mod machine;
+mod native;
+mod openwrt;
+#[path = "../e2e_recipes/site.rs"]
+#[allow(dead_code, reason = "the recipes' tests use the rest")]
+mod site;
+mod ufw;

@@ -1,0 +1,70 @@
+//! ufw, alone and beside Docker.
+
+use crate::{
+    machine::{Machine, cache, shows_the_cycle},
+    site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site},
+};
+
+/// What ufw's package does when it is installed.
+const INSTALL: &str = "
+for lib in lib usr/lib; do
+    [ ! -d \"$CACHE/$lib/ufw\" ] || cp -r \"$CACHE/$lib/ufw\" /usr/lib/
+done
+cp /usr/share/ufw/iptables/*.rules /usr/share/ufw/ufw.conf /etc/ufw/
+";
+
+/// An enabled ufw that denies everything but control connections.
+fn machine(place: Place) -> (Site, Machine) {
+    let site = Site::new(place);
+    let machine = Machine::on(site.guard());
+    machine.shell(&format!("CACHE={}\n{INSTALL}", cache()));
+    let host = matches!(place, Place::Server | Place::Client);
+    let outgoing = if host { "ufw default deny outgoing" } else { "" };
+    let names = [
+        ("lan=lan0", "lan=lan"),
+        ("wan=wan0", "wan=wan"),
+        ("10.0.0.5", "192.168.150.90"),
+        ("fd00::5", "fd00:150::5a"),
+    ];
+    let recipe = Recipe::read("ufw.sh", &names);
+    let text = if host { recipe.disarmed("0x") } else { recipe.without_its_line() };
+    machine.write("/etc/rules.sh", &text);
+    machine.shell(&format!(
+        "ufw default deny incoming; ufw default deny routed; {outgoing}
+        ufw --force enable; sh /etc/rules.sh {}",
+        if host { "host" } else { "gateway" }
+    ));
+    (site, machine)
+}
+
+#[test]
+fn ufw_by_its_files_before_the_rules() {
+    for place in [Place::Masquerade, Place::Published, Place::Server] {
+        let (site, machine) = machine(place);
+        shows_the_cycle(&site, &machine, "ufw", "ufw reload", &FAMILIES, &MODES);
+    }
+}
+
+#[test]
+fn ufw_beside_docker_gets_the_line_in_both() {
+    let (site, machine) = machine(Place::Masquerade);
+    machine.write("/etc/systemd/system/docker.service", "[Service]\nExecStart=/bin/true\n");
+    machine.shell(
+        "iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN
+        iptables -I FORWARD -j DOCKER-USER",
+    );
+    let daemon = site.daemon(NFTABLES);
+    let before = machine.files();
+    for arguments in [&[][..], &["--apply"]] {
+        let outcome = machine.setup(&daemon, arguments);
+        outcome.says("ufw, by ");
+        outcome.says("Docker, by ");
+    }
+    assert!(machine.shell("iptables -S DOCKER-USER").contains("ftp-alg-setup"));
+    machine.shell("ufw reload");
+    site.carries(&daemon, &FAMILIES);
+    machine.setup(&daemon, &["--apply"]).says("nothing to do");
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+    assert!(!machine.shell("iptables-save").contains("ftp-alg-setup"));
+}
