@@ -23,7 +23,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
-	@echo 'make test-nightly  random dialogues, crashes and full load for 75 minutes (root)'
+	@echo 'make test-nightly  random dialogues, crashes and full load, the package: 80 minutes (root)'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
