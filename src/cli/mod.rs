@@ -115,7 +115,6 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
 #[command(
     name = "ftp-alg",
     version = VERSION,
-    disable_help_subcommand = true,
     max_term_width = 80,
     after_help = EXIT_STATUS
 )]
