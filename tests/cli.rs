@@ -183,6 +183,16 @@ fn every_command_explains_itself() {
     assert_eq!((code, stdout), (0, format!("ftp-alg {}\n", env!("CARGO_PKG_VERSION"))));
 }
 
+#[test]
+fn help_is_a_command_too() {
+    let (code, stdout, _) = outcome(&["help", "run"]);
+    assert_eq!((code, stdout), (0, outcome(&["run", "--help"]).1));
+    assert_eq!(outcome(&["help"]).1, outcome(&["--help"]).1);
+    let (code, _, stderr) = outcome(&["help", "frobnicate"]);
+    assert_eq!(code, 2);
+    assert!(stderr.starts_with("ftp-alg: unrecognized subcommand 'frobnicate'"), "{stderr}");
+}
+
 fn assert_narrow(text: &str) {
     let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
     assert!(wide.is_empty(), "more than 80 columns:\n{}", wide.join("\n"));

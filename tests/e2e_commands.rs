@@ -206,8 +206,8 @@ fn lines_on_a_terminal_have_colours_unless_no_color_is_set() {
         );
         let started = shell_program(&lab.gateway, "ftp-alg-on-a-terminal", &lines);
         let daemon = Daemon::start(&started, &lab.gateway, "").unwrap();
+        wait_for("the terminal's output", || daemon.log().contains("ready: version "));
         let log = daemon.log();
-        assert!(log.contains("ready: version "), "{log}");
         assert_eq!(log.contains('\u{1b}'), has_colours, "{variable}: {log:?}");
     }
 }

@@ -276,7 +276,7 @@ table inet filter {
 }
 END",
     );
-    assert_eq!(Opinion::of(&daemon).problems(), ["forward"]);
+    assert_eq!(Opinion::of(&daemon).problems(), ["forward", "control forward"]);
     lab.gateway
         .shell(
             "echo 0 > /proc/sys/net/ipv4/ip_forward\n\

@@ -7,7 +7,7 @@ mod checks;
 use clap::Args;
 use serde::Serialize;
 
-use super::{ConfigOption, Failure, SocketOption, output};
+use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
     config,
     daemon::{
@@ -156,7 +156,8 @@ fn text(report: &Report) -> String {
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
         }
         let mark = check.mark.as_str();
-        text += &format!("  {mark:<7}  {:<width$}  {}\n", check.name, plain(&check.says));
+        let says = table::wrapped(&plain(&check.says), width + 13);
+        text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
         for line in &check.details {
             text += &format!("  {:<7}  {:<width$}  {}\n", "", "", plain(line));
         }
@@ -164,11 +165,12 @@ fn text(report: &Report) -> String {
             text += &format!("      {}\n", plain(line));
         }
         for line in &check.advice {
-            text += &format!("    {}\n", plain(line));
+            text += &format!("    {}\n", table::wrapped(&plain(line), 4));
         }
     }
     if let Some(backend) = report.backend {
-        text += &format!("\nback end\n  {backend}, as {}\n", report.reason);
+        let backend = format!("{backend}, as {}", report.reason);
+        text += &format!("\nback end\n  {}\n", table::wrapped(&backend, 2));
     }
     let verdict = match report.problems.len() {
         _ if report.backend.is_none() => "whether FTP through this gateway will work is not known",

@@ -107,6 +107,7 @@ fn text(status: &snapshot::Status) -> String {
     let text = table::list(&rows.collect::<Vec<_>>());
     let problem = |problem: &Problem| {
         let Problem { name, text, remedy } = problem;
+        let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
         format!("\nPROBLEM {name}\n  {text}\n  {remedy}\n")
     };
     text + &status.problems.iter().map(problem).collect::<String>()

@@ -32,6 +32,24 @@ pub(super) fn list(items: &[(&str, String)]) -> String {
     items.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
 }
 
+/// `text` in lines that end before column 81, where it begins at column `indent`, as its further lines do.
+pub(super) fn wrapped(text: &str, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = indent;
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > 80 {
+            lines += &format!("\n{:indent$}{word}", "");
+            column = indent + width;
+        } else {
+            let blank = if column > indent { " " } else { "" };
+            lines += &format!("{blank}{word}");
+            column += blank.len() + width;
+        }
+    }
+    lines
+}
+
 /// `45s`, `3m 5s`, `2h 0m`, `4d 1h`: the two largest units.
 pub(super) fn span(seconds: u64) -> String {
     match seconds {
@@ -53,6 +71,20 @@ mod tests {
             render([">id", "client", "state"], &rows),
             "id  client          state\n 1  10.0.0.1:40000  x\n12  a\n"
         );
+    }
+
+    #[test]
+    fn text_is_wrapped_before_column_81_and_no_word_is_cut() {
+        let long = "x".repeat(90);
+        for (text, expected) in [
+            ("", ""),
+            ("a b", "a b"),
+            (&*format!("{} b", "a".repeat(68)), &*format!("{} b", "a".repeat(68))),
+            (&format!("{} b", "a".repeat(69)), &format!("{}\n          b", "a".repeat(69))),
+            (&format!("a {long} b"), &format!("a\n          {long}\n          b")),
+        ] {
+            assert_eq!(wrapped(text, 10), expected);
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub enum ConfigError {
 
 fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::IsADirectory => "; it is a directory; name a file",
+        io::ErrorKind::IsADirectory => "; name a file",
         io::ErrorKind::PermissionDenied => "; let the user that ftp-alg runs as read it",
         _ => "",
     }

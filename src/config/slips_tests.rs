@@ -173,7 +173,7 @@ fn a_file_that_cannot_be_read_is_answered_by_what_to_do() {
     let place = tempfile::tempdir().unwrap();
     let refusal = |path: &Path| Config::load(Some(path)).unwrap_err().to_string();
     let directory = refusal(place.path());
-    assert!(directory.ends_with("it is a directory; name a file"), "{directory}");
+    assert!(directory.ends_with("Is a directory (os error 21); name a file"), "{directory}");
     let path = place.path().join("f");
     fs::File::create(&path).unwrap().write_all(b"\xff\xfec\x00").unwrap();
     assert!(

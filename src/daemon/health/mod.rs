@@ -281,11 +281,15 @@ impl Health {
             // A name is looked up at the start, and a journal written again a moment later.
             let lasts = is_of_machine(problem) && name != NAME || state.before.contains(name);
             if lasts && state.told.insert(name.clone()) {
-                tracing::warn!("problem {name}: {text}: {remedy}");
+                tracing::warn!(
+                    event = "problem",
+                    problem = name,
+                    "problem {name}: {text}: {remedy}"
+                );
             }
         }
         for solved in state.told.extract_if(|name| !names.contains(name)) {
-            tracing::info!("problem {solved} is solved");
+            tracing::info!(event = "solved", problem = solved, "problem {solved} is solved");
         }
         state.before = names;
         let status = match problems {
