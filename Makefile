@@ -23,8 +23,9 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
 	@echo 'make test      run every test, end-to-end ones too (root)'
-	@echo 'make test-nightly  random dialogues, crashes and full load for 75 minutes (root)'
+	@echo 'make test-nightly  random dialogues, crashes and full load, the package: 80 minutes (root)'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
+	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting, lints, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
@@ -66,11 +67,18 @@ test-nightly: provision rust
 	cargo test --locked --release --test e2e_away kills -- --nocapture
 	FTP_ALG_ROUNDS=30 cargo test --locked --release --test e2e_away stop -- --nocapture
 	cargo test --locked --release --test e2e_soak -- --nocapture
+	@$(MAKE) --no-print-directory test-installed
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.
 test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)
+
+.PHONY: test-installed
+# The package that `make deb` builds: installed, used, interrupted, upgraded, purged. PACKAGE names another one.
+test-installed: provision $(if $(PACKAGE),,deb)
+	@packaging/provision installed
+	tests/installed/run $(or $(PACKAGE),$$(ls -t $(OUTPUT)/debian/ftp-alg_*.deb | head -n 1))
 
 fuzz: provision rust
 	fuzz/run all $(or $(SECONDS),60)
