@@ -33,7 +33,6 @@ use crate::{
 ///
 /// Exit codes: 0 nothing to do, shown, or done; 1 failed, or something is left to do by hand.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Setup {
     /// Change the files, and load them
     #[arg(long)]
