@@ -367,3 +367,42 @@ impl Expired {
         (client.ip(), line)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(health: &Health, after: Duration, counts: Counts) -> Vec<String> {
+        let unwritten: [&Path; 0] = [];
+        let problems = health.problems(Instant::now() + after, &[], counts, &unwritten);
+        problems.into_iter().map(|problem| problem.name).collect()
+    }
+
+    #[test]
+    fn what_happened_is_a_problem_for_a_while() {
+        let health = Health::new(Instant::now());
+        let counts = Counts { overruns: 3, uninspected: 2, encrypted: 1, used: 5 };
+        assert_eq!(names(&health, Duration::ZERO, counts), ["overruns", "max-sessions"]);
+        health.state().plain_passes = false;
+        assert!(names(&health, Duration::ZERO, counts).contains(&"encrypted".to_owned()));
+        assert_eq!(names(&health, RECENT, counts), [""; 0]);
+    }
+
+    #[test]
+    fn a_few_unused_pinholes_among_many_are_no_problem() {
+        let health = Health::new(Instant::now());
+        health.state().unused = 2;
+        let used = |used| Counts { used, ..Counts::default() };
+        assert_eq!(names(&health, Duration::ZERO, used(39)), ["unused-pinholes"]);
+        assert_eq!(names(&health, Duration::ZERO, used(40)), [""; 0]);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_put_right_is_a_problem_until_it_is() {
+        let health = Health::new(Instant::now());
+        health.set_table(Some("it is another's".to_owned()));
+        assert_eq!(names(&health, Duration::ZERO, Counts::default()), ["table"]);
+        health.set_table(None);
+        assert_eq!(names(&health, Duration::ZERO, Counts::default()), [""; 0]);
+    }
+}
