@@ -320,7 +320,9 @@ impl Limiter {
 
     fn client(&mut self, now: Instant, key: (Topic, IpAddr)) -> Option<&mut Bucket> {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
-            self.clients.retain(|_, bucket| !bucket.is_empty(now));
+            // Those of a day would be in the way of all others.
+            let is_long = |topic| topic == Topic::Encrypted;
+            self.clients.retain(|(topic, _), bucket| !is_long(*topic) && !bucket.is_empty(now));
             if self.clients.len() >= MAX_CLIENTS {
                 return None;
             }
@@ -412,6 +414,18 @@ mod tests {
         assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
         assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
         assert!(limiter.admits(now, Topic::Machine, None), "our own trouble is still told");
+    }
+
+    #[test]
+    fn clients_that_encrypt_keep_no_others_from_their_limits() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        for who in 0..2 * MAX_CLIENTS as u16 {
+            let later = now + Duration::from_secs(who.into());
+            limiter.admits(later, Topic::Encrypted, client(who));
+        }
+        let later = now + Duration::from_secs(4 * MAX_CLIENTS as u64);
+        assert_eq!(admitted(&mut limiter, later, Topic::Refusal, 5, 100), 20);
+        assert_eq!(admitted(&mut limiter, later, Topic::Encrypted, 5, 100), 1);
     }
 
     #[test]

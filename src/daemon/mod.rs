@@ -385,6 +385,8 @@ fn watch_assistant(mut assistant: Child, events: Sender<Event>) -> Result<(), Da
 /// Is the assistant of the daemon at the other end of standard input, for as long as that lives.
 pub fn assist(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), DaemonError> {
     let system = |source| DaemonError::System { what: "the assistant", source };
+    // It was started as /proc/self/exe.
+    let _ = rustix::thread::set_name(c"ftp-alg");
     let account = user.map(Account::named).transpose()?;
     confine::assistant(account.as_ref())?;
     let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?);

@@ -66,10 +66,19 @@ const MAX_EXPIRED: usize = 1024;
 
 /// Why nobody serves this network namespace, as `error` says; whether queues are `unread` tells one that hangs.
 pub fn absence(error: &ClientError, unread: bool) -> Problem {
-    let hangs = matches!(error, ClientError::Silent { .. } | ClientError::NotReady { .. });
     let text = error.to_string();
+    let restart = "systemctl restart ftp-alg, which sessions survive";
+    match error {
+        ClientError::Silent { .. } | ClientError::NotReady { .. } => {
+            return Problem::new(HUNG, text, restart);
+        }
+        ClientError::Answer { .. } => return Problem::new(VERSION, text, restart),
+        ClientError::NotPermitted { .. } => {
+            return Problem::new("privileges", text, "run this as root");
+        }
+        ClientError::NoDaemon { .. } | ClientError::System { .. } => {}
+    }
     match Table::is_there() {
-        _ if hangs => Problem::new(HUNG, text, "systemctl restart ftp-alg, which sessions survive"),
         Ok(true) if unread => {
             let text = format!(
                 "{text}; its table inet ftp_alg is still loaded: connections whose numbers are adjusted wait, \
