@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ftp_alg::{
@@ -172,7 +172,9 @@ pub fn gated_client(host: &Host, mut plan: Value) -> GatedClient {
     let command = host.script_command(Script::Client, &[&plan.to_string()]).unwrap();
     let process = host.start(command, &name).unwrap();
     let client = GatedClient { process, gate };
-    wait_for("the client's gate", || !client.process.log().is_empty());
+    // It may wait that long for what its steps expect.
+    let patience = plan["timeout"].as_u64().unwrap_or(60).max(60);
+    wait_at_most(patience, "the client's gate", || !client.process.log().is_empty());
     let log = client.process.log();
     assert!(log.starts_with("gate"), "{log}");
     client
@@ -188,14 +190,17 @@ impl GatedClient {
 }
 
 /// Waits until `ready`, at most a minute.
-pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    for _ in 0..6000 {
-        if ready() {
-            return;
-        }
+pub fn wait_for(what: &str, ready: impl FnMut() -> bool) {
+    wait_at_most(60, what, ready);
+}
+
+/// Waits until `ready`, at most so many seconds.
+pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what} did not come within {seconds} s");
         thread::sleep(Duration::from_millis(10));
     }
-    panic!("{what} did not come within a minute");
 }
 
 /// Steps of a login.

@@ -53,7 +53,7 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
         let first = 20_000 + at * count;
         let send = json!({"send": "PORT 192,168,150,81,{}\r\n", "ports": [first, first + count]});
         let steps = [&login()[..], &[send, json!({"reply": true, "count": count})]].concat();
-        scene.client_of(&lab.client2, &json!({"timeout": 90}), &steps)
+        scene.client_of(&lab.client2, &json!({"timeout": 240}), &steps)
     };
     let (clients, most) = thread::scope(|scope| {
         let floods: Vec<_> = (0..connections).map(|at| scope.spawn(move || flood(at))).collect();
