@@ -31,8 +31,8 @@ fn queueing_by_iptables_serves_every_place() {
             let daemon = site.daemon(NFTABLES);
             let table = site.guard().shell("nft list table inet ftp_alg").unwrap().text();
             assert!(!table.contains("queue") && !table.contains("NFQUEUE"), "{table}");
-            let doctor = daemon.ask(&["doctor"]).unwrap().text();
-            assert!(!doctor.contains("a second time"), "{doctor}");
+            let doctor = daemon.ask(&["doctor", "--json"]).unwrap().text();
+            assert!(!doctor.contains("queued-twice"), "{doctor}");
             site.carries(&daemon, &FAMILIES);
             site.shows_a_stranger(&daemon, FEW);
             assert_eq!(site.guard().invalid_packets().unwrap(), 0, "{variant} {place:?}");
@@ -48,7 +48,7 @@ fn queueing_that_is_loaded_too_late_is_a_second_one() {
     let site = Site::new(Place::Masquerade);
     let daemon = site.daemon(NFTABLES);
     load_queueing(site.guard(), "nft");
-    let doctor = daemon.ask(&["doctor"]).unwrap();
+    let doctor = daemon.ask(&["doctor", "--json"]).unwrap();
     assert_eq!(doctor.status.code(), Some(1));
-    assert!(doctor.text().contains("queues control packets a second time"), "{}", doctor.text());
+    assert!(doctor.text().contains("\"name\":\"queued-twice\""), "{}", doctor.text());
 }

@@ -28,6 +28,7 @@ long the step took, so that whoever reads can tell a stall from an answer.
 import json
 import os
 import re
+import select
 import socket
 import struct
 import sys
@@ -100,10 +101,29 @@ def drain(data):
     return body.decode("latin-1")
 
 
+def send_and_read(text):
+    """Sends much, and keeps what comes meanwhile: two ends that only send wait for each other for ever."""
+    global pending
+    rest = memoryview(text)
+    while rest:
+        readable, writable, _ = select.select([control], [control], [], plan.get("timeout", 8))
+        if not readable and not writable:
+            raise TimeoutError("nothing can be sent")
+        if readable:
+            more = control.recv(1 << 20)
+            if not more:
+                raise EOFError("control connection closed after " + repr(pending))
+            pending += more
+        if writable:
+            rest = rest[control.send(rest):]
+    return ""
+
+
 def send(step):
     text = step["send"].encode("latin-1") * step.get("times", 1)
     if "ports" in step:
         text = b"".join(text.replace(b"{}", b"%d,%d" % divmod(port, 256)) for port in range(*step["ports"]))
+        return send_and_read(text)
     cuts = list(range(1, len(text))) if step.get("bytes") else step.get("cut", [])
     edges = [0, *cuts, len(text)]
     for start, end in zip(edges, edges[1:]):
