@@ -98,8 +98,7 @@ impl Doctor {
             _ if report.backend.is_none() => {
                 Err(Failure::Failed("not permitted to look: run as root".to_owned()))
             }
-            1 => Err(Failure::Failed("one thing stands in the way of FTP".to_owned())),
-            many => Err(Failure::Failed(format!("{many} things stand in the way of FTP"))),
+            count => Err(Failure::of_problems(count)),
         }
     }
 

@@ -57,6 +57,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// FTP does not work, for `count` reasons that were told.
+    fn of_problems(count: usize) -> Self {
+        Self::Failed(match count {
+            1 => "one thing stands in the way of FTP".to_owned(),
+            many => format!("{many} things stand in the way of FTP"),
+        })
+    }
+
     /// Wraps any error of a thing that did not work.
     pub fn failed(error: impl std::fmt::Display) -> Self {
         Self::Failed(error.to_string())

@@ -52,8 +52,7 @@ impl Status {
         match status.problems.len() {
             _ if self.wait.is_some() => Ok(()),
             0 => Ok(()),
-            1 => Err(Failure::Failed("one thing stands in the way of FTP".to_owned())),
-            many => Err(Failure::Failed(format!("{many} things stand in the way of FTP"))),
+            count => Err(Failure::of_problems(count)),
         }
     }
 }

@@ -13,12 +13,12 @@ use std::{
 
 use super::{
     copies::CopyReader,
-    health::{Counts, Health},
+    health::Health,
     log::Log,
     names::Names,
     progress::Progress,
     shard::{Shard, lock},
-    snapshot::{NameRow, PinholeRow, Problem, SessionRow, Source, Status},
+    snapshot::{PinholeRow, SessionRow, Source, Status},
 };
 use crate::{
     engine::{Event, Kernel, SessionInfo, Translation, What},
@@ -92,24 +92,43 @@ impl Shared {
         for (client, line) in self.health.settle_expired(parameters) {
             self.log.unused(now, client, &line);
         }
-        self.health.tell(&self.problems(now, &self.names.rows()));
+        self.health.tell(&self.counted(now).problems);
     }
 
-    fn problems(&self, now: Instant, names: &[NameRow]) -> Vec<Problem> {
-        let overruns = self.overruns.load(Ordering::Relaxed);
-        let mut counts = Counts { overruns, ..Counts::default() };
+    /// Counters and health, without what takes a look at each session, or at the kernel.
+    fn counted(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
+        let mut status = Status::new(self.backend, self.started.elapsed());
+        status.errors = self.errors.load(Ordering::Relaxed);
+        status.overruns = self.overruns.load(Ordering::Relaxed);
+        status.limits.endings = self.endings.load(Ordering::Relaxed);
         for shard in &self.shards {
-            let shard = lock(shard);
-            let counters = shard.engine.counters();
-            counts.encrypted += counters.encrypted;
-            counts.uninspected += counters.uninspected;
-            counts.used += counters.pinholes_used;
-            if !shard.journal.is_written() {
-                unwritten.push(shard.journal.path().to_owned());
+            let Shard { engine, journal } = &*lock(shard);
+            let counters = engine.counters();
+            status.memory = engine.memory() as u64; // of all shards
+            status.packets += counters.packets;
+            status.copies += counters.copies;
+            status.rewrites += counters.rewrites;
+            status.pinholes_opened += counters.pinholes_opened;
+            status.pinholes_used += counters.pinholes_used;
+            status.pinholes_refused += counters.pinholes_refused;
+            status.commands_refused += counters.commands_refused;
+            status.lost += counters.lost;
+            status.encrypted += counters.encrypted;
+            status.uninspected += counters.uninspected;
+            status.malformed += counters.malformed;
+            status.limits += counters.limits;
+            status.errors += counters.errors;
+            if !journal.is_written() {
+                unwritten.push(journal.path().to_owned());
             }
         }
-        self.health.problems(now, names, counts, &unwritten)
+        status.log_lines_skipped = self.log.skipped();
+        status.pinholes_expired = self.health.unused();
+        status.names = self.names.rows();
+        status.problems = self.health.problems(now, &status, &unwritten);
+        status.unconfined = self.unconfined.clone();
+        status
     }
 
     /// Has the engines read all copies that have come.
@@ -161,35 +180,10 @@ impl Shared {
 impl Source for Shared {
     fn status(&self) -> Status {
         self.catch_up(Instant::now(), &mut lock(&self.kernel));
-        let mut status = Status::new(self.backend, self.started.elapsed());
-        status.errors = self.errors.load(Ordering::Relaxed);
-        status.overruns = self.overruns.load(Ordering::Relaxed);
-        status.limits.endings = self.endings.load(Ordering::Relaxed);
-        for shard in &self.shards {
-            let engine = &lock(shard).engine;
-            let counters = engine.counters();
-            status.memory = engine.memory() as u64; // of all shards
-            status.sessions += engine.sessions().count() as u64;
-            status.packets += counters.packets;
-            status.copies += counters.copies;
-            status.rewrites += counters.rewrites;
-            status.pinholes_opened += counters.pinholes_opened;
-            status.pinholes_used += counters.pinholes_used;
-            status.pinholes_refused += counters.pinholes_refused;
-            status.commands_refused += counters.commands_refused;
-            status.lost += counters.lost;
-            status.encrypted += counters.encrypted;
-            status.uninspected += counters.uninspected;
-            status.malformed += counters.malformed;
-            status.limits += counters.limits;
-            status.errors += counters.errors;
-        }
+        let mut status = self.counted(Instant::now());
+        let sessions = |shard: &Mutex<Shard>| lock(shard).engine.sessions().count() as u64;
+        status.sessions = self.shards.iter().map(sessions).sum();
         status.pinholes = self.pinholes().len() as u64;
-        status.log_lines_skipped = self.log.skipped();
-        status.pinholes_expired = self.health.unused();
-        status.names = self.names.rows();
-        status.problems = self.problems(Instant::now(), &status.names);
-        status.unconfined = self.unconfined.clone();
         status
     }
 

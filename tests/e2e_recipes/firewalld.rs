@@ -8,24 +8,10 @@ use ftp_alg::lab::{Background, Daemon, Family, Host, Mode};
 use crate::{
     common::{executable_without_owner, wait_for},
     site::{
-        FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
-        shows_its_line, unpacked,
+        BUS, FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack,
+        run_script, shows_its_line, unpacked,
     },
 };
-
-/// A bus that answers everyone who reaches its socket.
-const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path=HOME/bus</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/> <allow own="*"/>
-    <allow send_destination="*"/> <allow receive_sender="*"/>
-  </policy>
-</busconfig>
-"#;
 
 /// firewalld without its directory in `/run`.
 const START: &str = r#"import runpy, sys

@@ -13,6 +13,20 @@ use crate::common::{executable, reply, say, scripted_client};
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
 
+/// A bus that answers everyone who reaches its socket.
+pub const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=HOME/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/> <allow own="*"/>
+    <allow send_destination="*"/> <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#;
+
 /// The configuration with which a firewall needs a line, whatever else it accepts.
 pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
 

@@ -5,22 +5,8 @@ use ftp_alg::lab::{Background, Mode};
 use crate::{
     common::wait_for,
     machine::{Machine, shows_the_cycle},
-    site::{CONNTRACK, FAMILIES, NFTABLES, Place, Site},
+    site::{BUS, CONNTRACK, FAMILIES, NFTABLES, Place, Site},
 };
-
-/// A bus that answers everyone who reaches its socket.
-const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path=HOME/bus</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/> <allow own="*"/>
-    <allow send_destination="*"/> <allow receive_sender="*"/>
-  </policy>
-</busconfig>
-"#;
 
 /// firewalld with this back end, its own bus, and without its directory in `/run`.
 const INSTALL: &str = r#"

@@ -127,15 +127,6 @@ pub fn names(rows: &[NameRow]) -> Vec<Check> {
     checks
 }
 
-/// What a daemon counts, of which much is a problem.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) overruns: u64,
-    pub(super) encrypted: u64,
-    pub(super) uninspected: u64,
-    pub(super) used: u64,
-}
-
 /// A pinhole that nobody used, as its engine has it.
 #[derive(Clone, Debug)]
 struct Expired {
@@ -257,17 +248,16 @@ impl Health {
         lines
     }
 
-    /// All problems, of a daemon with `names` and `counts`, whose journals at `unwritten` cannot be written.
+    /// All problems of a daemon with this `status`, whose journals at `unwritten` cannot be written.
     pub(super) fn problems(
         &self,
         now: Instant,
-        names: &[NameRow],
-        counts: Counts,
+        status: &Status,
         unwritten: &[impl AsRef<Path>],
     ) -> Vec<Problem> {
         let mut state = self.state();
         let mut problems = state.machine.clone();
-        problems.extend(self::names(names).iter().filter_map(Check::as_problem));
+        problems.extend(names(&status.names).iter().filter_map(Check::as_problem));
         problems.extend(state.table.iter().map(|error| {
             let remedy = "see which program changes nf_tables (`nft monitor`); ftp-alg tries again";
             Problem::new("table", error, remedy)
@@ -277,7 +267,7 @@ impl Health {
             let text = format!("{path} cannot be written: no session survives a restart");
             Problem::new("state", text, "make room, or the directory writable for ftp-alg's user")
         }));
-        problems.extend(state.of_late(now, counts));
+        problems.extend(state.of_late(now, status));
         problems
     }
 
@@ -317,8 +307,8 @@ impl Health {
 
 impl State {
     /// What happened of late.
-    fn of_late(&mut self, now: Instant, counts: Counts) -> Vec<Problem> {
-        let Counts { overruns, encrypted, uninspected, used } = counts;
+    fn of_late(&mut self, now: Instant, status: &Status) -> Vec<Problem> {
+        let Status { overruns, encrypted, uninspected, pinholes_used: used, .. } = *status;
         let totals = [overruns, encrypted, uninspected, used, self.unused];
         let mut recent = [0; 5];
         for ((recent, total), counter) in recent.iter_mut().zip(totals).zip(&mut self.recent) {
@@ -381,37 +371,43 @@ impl Expired {
 mod tests {
     use super::*;
 
-    fn names(health: &Health, after: Duration, counts: Counts) -> Vec<String> {
+    fn names(health: &Health, after: Duration, status: &Status) -> Vec<String> {
         let unwritten: [&Path; 0] = [];
-        let problems = health.problems(Instant::now() + after, &[], counts, &unwritten);
+        let problems = health.problems(Instant::now() + after, status, &unwritten);
         problems.into_iter().map(|problem| problem.name).collect()
     }
 
     #[test]
     fn what_happened_is_a_problem_for_a_while() {
         let health = Health::new(Instant::now());
-        let counts = Counts { overruns: 3, uninspected: 2, encrypted: 1, used: 5 };
-        assert_eq!(names(&health, Duration::ZERO, counts), ["overruns", "max-sessions"]);
+        let counts = Status {
+            overruns: 3,
+            uninspected: 2,
+            encrypted: 1,
+            pinholes_used: 5,
+            ..Status::default()
+        };
+        assert_eq!(names(&health, Duration::ZERO, &counts), ["overruns", "max-sessions"]);
         health.state().plain_passes = false;
-        assert!(names(&health, Duration::ZERO, counts).contains(&"encrypted".to_owned()));
-        assert_eq!(names(&health, RECENT, counts), [""; 0]);
+        assert!(names(&health, Duration::ZERO, &counts).contains(&"encrypted".to_owned()));
+        assert_eq!(names(&health, RECENT, &counts), [""; 0]);
     }
 
     #[test]
     fn a_few_unused_pinholes_among_many_are_no_problem() {
         let health = Health::new(Instant::now());
         health.state().unused = 2;
-        let used = |used| Counts { used, ..Counts::default() };
-        assert_eq!(names(&health, Duration::ZERO, used(39)), ["unused-pinholes"]);
-        assert_eq!(names(&health, Duration::ZERO, used(40)), [""; 0]);
+        let used = |used| Status { pinholes_used: used, ..Status::default() };
+        assert_eq!(names(&health, Duration::ZERO, &used(39)), ["unused-pinholes"]);
+        assert_eq!(names(&health, Duration::ZERO, &used(40)), [""; 0]);
     }
 
     #[test]
     fn a_table_that_cannot_be_put_right_is_a_problem_until_it_is() {
         let health = Health::new(Instant::now());
         health.set_table(Some("it is another's".to_owned()));
-        assert_eq!(names(&health, Duration::ZERO, Counts::default()), ["table"]);
+        assert_eq!(names(&health, Duration::ZERO, &Status::default()), ["table"]);
         health.set_table(None);
-        assert_eq!(names(&health, Duration::ZERO, Counts::default()), [""; 0]);
+        assert_eq!(names(&health, Duration::ZERO, &Status::default()), [""; 0]);
     }
 }
