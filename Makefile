@@ -84,7 +84,7 @@ fuzz: provision rust
 	fuzz/run all $(or $(SECONDS),60)
 
 check: provision rust
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --all-targets -- -D warnings
 	packaging/audit

@@ -10,10 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::{
-    gateway::{QueueStatement, RuleParameters, rules},
-    lab::{Daemon, Lab, Topology},
-};
+use ftp_alg::gateway::{QueueStatement, RuleParameters, rules};
+use ftp_alg_lab::{Daemon, Lab, Topology};
 
 const ROUNDS: usize = 15;
 const READY_GOAL: Duration = Duration::from_millis(100);

@@ -15,11 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::{
-    engine::{Kernel as _, Opening, Pinhole, Translation},
-    gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table},
-    lab::{Host, Lab, Topology},
-};
+use ftp_alg::gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table};
+use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
+use ftp_alg_lab::{Host, Lab, Topology};
 use socket2::Socket;
 
 const LIVE: [usize; 2] = [10, 50_000];

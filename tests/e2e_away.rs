@@ -17,7 +17,7 @@ use std::{
 use common::{
     Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client, wait_for,
 };
-use ftp_alg::lab::{Background, Daemon, Family, Script, Server, ServerKind, Topology, patient};
+use ftp_alg_lab::{Background, Daemon, Family, Script, Server, ServerKind, Topology, patient};
 use serde_json::{Value, json};
 
 /// How long the daemon may be away before the queue is passed by, with what its renewal and a loaded machine add.
@@ -329,7 +329,7 @@ fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     let session = scripted_client(&gateway.lab.client, &client);
     wait_for("the end of gdb", || gdb.ended().is_some());
     assert!(
-        gdb.log().contains("attention=ftp_alg::engine::kernel::Attention::Every"),
+        gdb.log().contains("attention=ftp_alg_core::engine::kernel::Attention::Every"),
         "{}",
         gdb.log()
     );

@@ -6,10 +6,8 @@
 mod common;
 
 use common::{gateway_with, login, reply, say, scripted_client, scripted_server, wait_for};
-use ftp_alg::{
-    engine::harmless::is_harmless_command,
-    lab::{Family, Topology},
-};
+use ftp_alg_core::engine::harmless::is_harmless_command;
+use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
 
 const PASSIVE_PORT: u16 = 50069;

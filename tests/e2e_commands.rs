@@ -13,7 +13,7 @@ use common::{
     Gateway, executable, executable_for_everyone, gated_client, gateway, login,
     names::shell_program, reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Daemon, Family, Lab, Topology};
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use serde_json::json;
 
 fn assert_narrow(text: &str) {

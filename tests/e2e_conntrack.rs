@@ -9,7 +9,7 @@ use common::{
     Gateway, connect, executable, gated_client, gateway_with, host_port, login, reply, say,
     scripted_server,
 };
-use ftp_alg::lab::{
+use ftp_alg_lab::{
     Admission, Client, Daemon, Family, Lab, Mode, Server, ServerKind, Spec, Topology, Transfer,
 };
 use serde_json::json;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Gateway, captures, executable};
 use dialogues::Segments;
-use ftp_alg::lab::{Daemon, FirewallKind, Lab, Spec, Topology};
+use ftp_alg_lab::{Daemon, FirewallKind, Lab, Spec, Topology};
 
 fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments) {
     let lab = Lab::build(Spec { firewall, ..Spec::new(topology) }).unwrap();

@@ -10,7 +10,7 @@ use common::{
     connect, control, executable, gated_client, host_port, login, reply, say, scripted_server,
     wait_for,
 };
-use ftp_alg::lab::{Daemon, Family, FirewallKind, Lab, Spec, Topology};
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, Spec, Topology};
 use serde_json::{Value, json};
 
 /// What `doctor --json` said, and whether it ended well.

@@ -6,7 +6,7 @@ mod common;
 use std::{collections::BTreeSet, fs, thread, time::Duration};
 
 use common::{executable, gated_client, gateway_with, login, reply, say, scripted_server};
-use ftp_alg::lab::{Daemon, Family, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 const CONFIGURATION: &str = "[queue]\nworkers = 3\nfanout = \"cpu\"\n";

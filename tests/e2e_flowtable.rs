@@ -6,7 +6,7 @@ mod common;
 use std::{thread, time::Duration};
 
 use common::gateway_with;
-use ftp_alg::lab::{Family, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{Family, Script, Server, ServerKind, Topology};
 
 /// As operators have it: whatever is established is handed over, control connections too.
 const FLOWTABLE: &str = "

@@ -10,7 +10,7 @@ use common::{
     connect, gated_client, gateway_with, host_port, login, reply, say, scripted_client,
     scripted_server,
 };
-use ftp_alg::lab::{Family, Host, Lab, Script, Topology};
+use ftp_alg_lab::{Family, Host, Lab, Script, Topology};
 use serde_json::{Value, json};
 
 const PASSIVE: u16 = 50069;
@@ -29,7 +29,7 @@ fn healing(server: &str) -> String {
 fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
     for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
         for announced in ["0.0.0.0", "127.0.0.1", "172.17.0.2"] {
-            let server = ftp_alg::lab::Spec::new(topology).plan.server.address(Family::V4);
+            let server = ftp_alg_lab::Spec::new(topology).plan.server.address(Family::V4);
             let configuration =
                 format!("[policy]\nforeign-address = \"allow\"\n{}", healing(&server.to_string()));
             let gateway = gateway_with(topology, &configuration);
@@ -139,7 +139,7 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
 }
 
 /// The scripted server on `port`.
-fn serve(lab: &Lab, port: u16) -> ftp_alg::lab::Background {
+fn serve(lab: &Lab, port: u16) -> ftp_alg_lab::Background {
     let plan = json!({"port": port}).to_string();
     let command = lab.server.script_command(Script::Server, &[&plan]).unwrap();
     let process = lab.server.start(command, &format!("server-{port}")).unwrap();

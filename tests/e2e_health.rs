@@ -10,7 +10,7 @@ use common::{
     Gateway, executable, gated_client, gateway_with, login, names::shell_program, reply, say,
     scripted_client, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Daemon, Family, Lab, Topology};
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 

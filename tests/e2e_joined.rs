@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Gateway, captures, executable, login, reply, say, scripted_client, scripted_server};
-use ftp_alg::lab::{Daemon, Family, Lab, Spec, Topology};
+use ftp_alg_lab::{Daemon, Family, Lab, Spec, Topology};
 use serde_json::{Value, json};
 
 const NOOPS: usize = 600;

@@ -11,10 +11,8 @@ mod rng;
 use std::time::Duration;
 
 use common::{control, scripted_server};
-use ftp_alg::{
-    gateway::firewall::Passage,
-    lab::{Family, Host, Lab, Topology},
-};
+use ftp_alg::gateway::firewall::Passage;
+use ftp_alg_lab::{Family, Host, Lab, Topology};
 use rng::Rng;
 use serde_json::json;
 

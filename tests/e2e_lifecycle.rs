@@ -9,8 +9,8 @@ use common::{
     executable, executable_for_everyone, executable_without_owner, gated_client, gateway, login,
     reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Client, Transfer};
-use ftp_alg::lab::{Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology};
+use ftp_alg_lab::{Client, Transfer};
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology};
 use serde_json::json;
 
 #[test]

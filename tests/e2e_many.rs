@@ -6,7 +6,7 @@ mod common;
 use std::{thread, time::Duration};
 
 use common::gateway;
-use ftp_alg::lab::{Family, Lab, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{Family, Lab, Script, Server, ServerKind, Topology};
 use serde_json::Value;
 
 /// `count` downloads in one session; the errors that came of it.

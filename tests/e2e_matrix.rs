@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::executable;
-use ftp_alg::lab::{
+use ftp_alg_lab::{
     Admission, Cell, Client, Daemon, Family, Lab, Matrix, Outcome, ServerKind, Spec, Topology,
     matrix::{self, WAYS},
 };

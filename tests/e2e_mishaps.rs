@@ -11,7 +11,7 @@ use common::{
     gated_client, gateway, gateway_with, login, reply, say, scripted_client, scripted_server,
     wait_for,
 };
-use ftp_alg::lab::{Family, Topology};
+use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
 
 fn transfer() -> Vec<Value> {
@@ -50,7 +50,7 @@ while True:
 fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
-    let python = |host: &ftp_alg::lab::Host, name, arguments: &[&str]| {
+    let python = |host: &ftp_alg_lab::Host, name, arguments: &[&str]| {
         let mut command = host.command("python3");
         command.args(["-c"]).args(arguments);
         host.start(command, name).unwrap()

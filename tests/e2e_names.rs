@@ -10,7 +10,7 @@ use common::{
     names::{NAME, NameServer, reload, row, wait_for_address},
     reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Daemon, Family, Lab, Topology};
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use serde_json::{Value, json};
 
 const FIRST: &str = "203.0.113.1";

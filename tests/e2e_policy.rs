@@ -9,7 +9,7 @@ use common::{
     captures, connect, gated_client, gateway, gateway_with, host_port, login, reply, say,
     scripted_client, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Family, Topology};
+use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";

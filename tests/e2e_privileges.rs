@@ -21,12 +21,9 @@ use common::{
     names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
     wait_for,
 };
-use ftp_alg::{
-    daemon::confine,
-    lab::{
-        Client, Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology,
-        Transfer,
-    },
+use ftp_alg::daemon::confine;
+use ftp_alg_lab::{
+    Client, Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology, Transfer,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use serde_json::json;

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Gateway, gateway_with, reply, say, scripted_client};
-use ftp_alg::lab::{Client, Family, Mode, Server, ServerKind, Topology, Transfer};
+use ftp_alg_lab::{Client, Family, Mode, Server, ServerKind, Topology, Transfer};
 use serde_json::{Value, json};
 
 /// But for the one that is announced, and two that might be chosen.

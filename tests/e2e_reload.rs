@@ -9,7 +9,7 @@ mod common;
 use std::{fs, path::PathBuf, thread, time::Duration};
 
 use common::{Gateway, executable, executable_without_owner, gated_client, login, wait_for};
-use ftp_alg::lab::{Background, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{Background, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 /// What a load did, once it has ended.

@@ -11,7 +11,7 @@ use common::{
     GatedClient, Gateway, connect, executable, gated_client, gateway, gateway_with, host_port,
     login, reply, say, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Daemon, Family, Script, Server, ServerKind, Topology, patient};
+use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology, patient};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";

@@ -12,7 +12,7 @@ use common::{
     say, scripted_server,
 };
 use dialogues::Segments;
-use ftp_alg::lab::{
+use ftp_alg_lab::{
     Capture, Client, Daemon, Family, FirewallKind, Host, Lab, Mode, Server, ServerKind, Spec,
     Topology, Transfer,
 };

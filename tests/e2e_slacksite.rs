@@ -5,7 +5,7 @@
 mod common;
 
 use common::{captures, gateway, host_port, login, reply, say, scripted_client, scripted_server};
-use ftp_alg::lab::{Analysis, Family, Topology};
+use ftp_alg_lab::{Analysis, Family, Topology};
 use serde_json::json;
 
 const BODY: &str = "total 0\r\n-rw-r--r-- 1 ftp ftp 12 Jan 1 00:00 slacksite\r\n";

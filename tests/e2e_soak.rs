@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{Gateway, gateway, wait_for};
-use ftp_alg::lab::{Background, Family, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{Background, Family, Script, Server, ServerKind, Topology};
 use serde_json::Value;
 
 /// How much the daemon may grow after the first fifth of the time, in KiB. Sessions that are over linger

@@ -6,7 +6,7 @@ mod common;
 use common::{
     Session, captures, gateway, login, lose_once, reply, say, scripted_client, scripted_server,
 };
-use ftp_alg::lab::{Analysis, Family, Host, Lab, Topology};
+use ftp_alg_lab::{Analysis, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 /// Longer than any answer here takes, shorter than Linux' shortest retransmission time-out (200 ms).

@@ -9,7 +9,7 @@ use common::{
     GatedClient, Gateway, executable_for_everyone, gated_client, gateway, login,
     names::shell_program, reply, say, scripted_server, wait_for,
 };
-use ftp_alg::lab::{Background, Daemon, Family, Finished, Topology};
+use ftp_alg_lab::{Background, Daemon, Family, Finished, Topology};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{executable, executable_for_everyone, gateway, scripted_server};
-use ftp_alg::lab::{Family, Host, Lab, Server, ServerKind, Topology};
+use ftp_alg_lab::{Family, Host, Lab, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 /// What came of a try.

@@ -10,7 +10,7 @@ use common::{
     Gateway, captures, gateway, gateway_with, host_port, login, reply, say, scripted_client,
     scripted_server,
 };
-use ftp_alg::lab::{Family, Server, ServerKind, Topology};
+use ftp_alg_lab::{Family, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";

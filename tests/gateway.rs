@@ -18,13 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::{
-    engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation},
-    gateway::{
-        GatewayError, Injector, LinuxKernel, Pinholes, Queue, QueueStatement, RuleParameters,
-        Table, rules,
-    },
+use ftp_alg::gateway::{
+    GatewayError, Injector, LinuxKernel, Pinholes, Queue, QueueStatement, RuleParameters, Table,
+    rules,
 };
+use ftp_alg_core::engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation};
 use packets::{Judgement, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 

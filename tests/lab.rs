@@ -7,7 +7,7 @@
 use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
 use etherparse::PacketBuilder;
-use ftp_alg::lab::{
+use ftp_alg_lab::{
     Admission, Analysis, Capture, Client, Family, FirewallKind, Host, KERNEL_HELPER, Lab, Mode,
     Script, Server, ServerKind, Spec, Topology, Transfer, matrix,
 };

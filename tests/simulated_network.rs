@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::session::Side::{self, Client, Server};
+use ftp_alg_core::session::Side::{self, Client, Server};
 use support::{
     Rng,
     ftp::{ServerModel, active, at, crossed_out, eprt},

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock};
 
-use ftp_alg::lab::{LabError, Result};
+use ftp_alg_lab::{LabError, Result};
 
 const SOURCE: &str = include_str!("accept.c");
 

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 
 /// Measures everything that is asked for, prints and keeps it.
 fn compare(options: &Options) -> Result<(), String> {
-    ftp_alg::lab::requirements().map_err(|error| error.to_string())?;
+    ftp_alg_lab::requirements().map_err(|error| error.to_string())?;
     leave_nothing_behind();
     let machine = table::machine();
     let mut results = Results::new(options);
@@ -103,7 +103,7 @@ fn leave_nothing_behind() {
     let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) else { return };
     thread::spawn(move || {
         if signals.forever().next().is_some() {
-            ftp_alg::lab::remove_everything();
+            ftp_alg_lab::remove_everything();
             std::process::exit(1);
         }
     });

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::lab::{Family, Host, LabError, Result};
+use ftp_alg_lab::{Family, Host, LabError, Result};
 use serde::Serialize;
 
 use crate::{

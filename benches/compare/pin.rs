@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, process::Command};
 
-use ftp_alg::lab::{LabError, Result};
+use ftp_alg_lab::{LabError, Result};
 
 /// Where processes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

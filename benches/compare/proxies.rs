@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use ftp_alg::lab::{Family, Host, LabError, Result};
+use ftp_alg_lab::{Family, Host, LabError, Result};
 
 fn cache() -> PathBuf {
     std::env::var_os("FTP_ALG_LAB_CACHE")

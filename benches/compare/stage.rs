@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::lab::{Background, Daemon, Family, Host, Lab, LabError, Result, Spec, Topology};
+use ftp_alg_lab::{Background, Daemon, Family, Host, Lab, LabError, Result, Spec, Topology};
 
 use crate::{accept, contestant::Contestant, figure::Figure, pin::Pin, proxies};
 

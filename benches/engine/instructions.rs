@@ -4,7 +4,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use ftp_alg::engine::{Engine, Verdict};
+use ftp_alg_core::engine::{Engine, Verdict};
 
 use super::talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, engine};
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use divan::{Bencher, counter::ItemsCount};
 use etherparse::TransportSlice;
-use ftp_alg::engine::{Engine, Verdict};
+use ftp_alg_core::engine::{Engine, Verdict};
 use talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, engine};
 
 const LINES: usize = 1000;

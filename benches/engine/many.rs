@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use ftp_alg::engine::{Engine, Verdict};
+use ftp_alg_core::engine::{Engine, Verdict};
 
 use super::talk::{Nowhere, engine};
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use etherparse::PacketBuilder;
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{
         Attention, Checksums, Engine, Kernel, KernelError, Opening, Pinhole, Translation, Verdict,
     },

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ftp_alg::ftp::{Announcement, Kind, Malformed, Text};
+use ftp_alg_core::ftp::{Announcement, Kind, Malformed, Text};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -10,10 +10,7 @@ mod talk;
 
 use std::net::SocketAddr;
 
-use ftp_alg::{
-    ftp::{Command, Text},
-    session::{Refused, Side},
-};
+use ftp_alg_core::{ftp::{Command, Text}, session::{Refused, Side}};
 use libfuzzer_sys::fuzz_target;
 use readings::announcement;
 use talk::{Reading, Said, Talk, is_short, segments};

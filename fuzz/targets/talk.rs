@@ -3,13 +3,9 @@
 
 use std::{fmt, net::SocketAddr};
 
-use ftp_alg::{
-    ftp::{Announcement, Kind, Malformed, Text},
-    packet::{Packet, Seq, flags},
-    session::{
+use ftp_alg_core::{ftp::{Announcement, Kind, Malformed, Text}, packet::{Packet, Seq, flags}, session::{
         Dialogue, Forward, Judge, Limit, Note, Outcome, Reason, Refused, Ruling, Session, Side,
-    },
-};
+    }};
 
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.
 pub const LONGEST: usize = 512;

@@ -12,6 +12,10 @@ use std::{
 };
 
 use clap::Args;
+use ftp_alg_lab::{
+    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server, ServerKind,
+    Topology, Transfer,
+};
 use serde_json::Value;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -19,13 +23,7 @@ use signal_hook::{
 };
 
 use super::Failure;
-use crate::{
-    daemon,
-    lab::{
-        self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server,
-        ServerKind, Topology, Transfer,
-    },
-};
+use crate::daemon;
 
 /// Show each case working, in network namespaces of its own
 ///
@@ -57,7 +55,7 @@ struct Row {
     family: Family,
     mode: Mode,
     client: Client,
-    outcome: lab::Result<Shown>,
+    outcome: ftp_alg_lab::Result<Shown>,
 }
 
 /// What a case showed.
@@ -80,8 +78,8 @@ impl Demo {
     }
 
     /// Runs all cases, and says how many rows of the table did not work.
-    fn show(&self) -> lab::Result<usize> {
-        lab::requirements()?;
+    fn show(&self) -> ftp_alg_lab::Result<usize> {
+        ftp_alg_lab::requirements()?;
         clean_up_on_signals()?;
         let executable = match &self.executable {
             Some(path) => path.clone(),
@@ -113,7 +111,7 @@ impl Demo {
         executable: &std::path::Path,
         paint: Paint,
         rows: &mut Vec<Row>,
-    ) -> lab::Result<()> {
+    ) -> ftp_alg_lab::Result<()> {
         let lab = Lab::new(topology)?;
         say(&picture(&lab, kind, paint));
         let server = Server::start(kind, &lab.server)?;
@@ -185,7 +183,7 @@ fn show_case(
     family: Family,
     mode: Mode,
     client: Client,
-) -> lab::Result<Shown> {
+) -> ftp_alg_lab::Result<Shown> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
     let near_client = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21")?;
@@ -223,7 +221,7 @@ fn show_case(
 }
 
 /// The held download's: the pinhole shown is its.
-fn last_announcement(side: &Analysis) -> lab::Result<String> {
+fn last_announcement(side: &Analysis) -> ftp_alg_lab::Result<String> {
     let announcements = side.announcements()?;
     announcements
         .last()
@@ -243,7 +241,7 @@ fn describe_pinhole(pinhole: &Value) -> String {
     text + ", one connection"
 }
 
-fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
+fn nothing_open(lab: &Lab, daemon: &Daemon) -> ftp_alg_lab::Result<()> {
     daemon.wait_closed(Duration::from_secs(2))?;
     let elements = daemon.openings()?;
     if !elements.is_empty() {
@@ -256,7 +254,7 @@ fn nothing_open(lab: &Lab, daemon: &Daemon) -> lab::Result<()> {
 }
 
 /// The stranger tries every port of the gateway, and of what stands behind it.
-fn scan(lab: &Lab) -> lab::Result<()> {
+fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
     let inner = if lab.server_side() == "lan" { &lab.server } else { &lab.client };
     targets.push(inner.address(Family::V4));
@@ -327,7 +325,7 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
 
 fn table(
     rows: &[Row],
-    closed: &[(Topology, lab::Result<()>)],
+    closed: &[(Topology, ftp_alg_lab::Result<()>)],
     no_scan: bool,
     paint: Paint,
 ) -> String {
@@ -369,12 +367,12 @@ fn first_line(error: &LabError) -> String {
 }
 
 /// Removes the labs when the demo is interrupted: a signal unwinds nothing.
-fn clean_up_on_signals() -> lab::Result<()> {
+fn clean_up_on_signals() -> ftp_alg_lab::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|source| LabError::Start { program: "the signal handler".to_owned(), source })?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            lab::remove_everything();
+            ftp_alg_lab::remove_everything();
             std::process::exit(128 + signal);
         }
     });

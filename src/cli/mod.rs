@@ -6,6 +6,7 @@
 mod assistant;
 mod check;
 mod completions;
+#[cfg(feature = "demo")]
 mod demo;
 mod doctor;
 mod log_level;
@@ -154,6 +155,7 @@ enum Command {
     #[command(after_help = EXIT_STATUS)]
     Replay(replay::Replay),
     #[command(after_help = EXIT_STATUS)]
+    #[cfg(feature = "demo")]
     Demo(demo::Demo),
     #[command(after_help = EXIT_STATUS)]
     Completions(completions::Completions),
@@ -179,6 +181,7 @@ impl Command {
             Self::Pinholes(command) => command.run(),
             Self::LogLevel(command) => command.run(),
             Self::Replay(command) => command.run(),
+            #[cfg(feature = "demo")]
             Self::Demo(command) => command.run(),
             Self::Completions(command) => command.run(&Arguments::command()),
             Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),

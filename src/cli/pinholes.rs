@@ -58,8 +58,9 @@ fn rows(row: &PinholeRow) -> impl Iterator<Item = [String; 5]> {
 
 #[cfg(test)]
 mod tests {
+    use ftp_alg_core::ftp::Kind;
+
     use super::*;
-    use crate::ftp::Kind;
 
     #[test]
     fn a_translation_is_shown_below() {

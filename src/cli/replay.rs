@@ -25,10 +25,10 @@ use std::{
 };
 
 use clap::Args;
+use ftp_alg_core::policy::Policy;
 use ipnetwork::IpNetwork;
 
 use super::{Failure, output};
-use crate::policy::Policy;
 use capture::{CaptureError, Reader};
 use nat::Nat;
 use player::Player;

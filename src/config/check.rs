@@ -7,6 +7,7 @@ use std::{
     collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc, time::Duration,
 };
 
+use ftp_alg_core::policy::{AuthTls, Foreign};
 use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
@@ -18,7 +19,6 @@ use super::{
     shape::{self, Misfit},
     text,
 };
-use crate::policy::{AuthTls, Foreign};
 
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const MAX_CONTROL_PORTS: usize = 64;

@@ -29,7 +29,7 @@ use std::{
 pub use error::{ConfigError, Problem};
 use ipnetwork::IpNetwork;
 
-use crate::policy::{self, AuthTls, External, Externals, Foreign, KnownServer, Policy};
+use ftp_alg_core::policy::{self, AuthTls, External, Externals, Foreign, KnownServer, Policy};
 
 /// Where the configuration is when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";

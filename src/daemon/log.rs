@@ -16,11 +16,11 @@ use std::{
 };
 
 use ahash::AHashMap;
+use ftp_alg_core::engine::{Action, Decision, Event, What};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
 
 use super::DaemonError;
-use crate::engine::{Action, Decision, Event, What};
 use journald::Journald;
 
 /// Starts the log. Once in a process; a second call changes nothing.

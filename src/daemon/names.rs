@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::policy::External;
 use hickory_resolver::{
     Hosts, Resolver,
     config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
@@ -33,7 +34,6 @@ use super::{Event, snapshot::NameRow};
 use crate::{
     config::{ExternalName, is_host},
     gateway::assistant,
-    policy::External,
 };
 
 /// A record is asked for again when it runs out, but neither more often nor more seldom.

@@ -7,11 +7,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::state::Journal;
-use crate::{
+use ftp_alg_core::{
     engine::Engine,
     packet::{Endpoint, Packet},
 };
+
+use super::state::Journal;
 
 /// An engine, and where it is written what it knows.
 pub(super) struct Shard {

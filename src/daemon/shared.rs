@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::engine::{Event, Kernel, SessionInfo, Translation, What};
+
 use super::{
     copies::CopyReader,
     health::Health,
@@ -20,10 +22,7 @@ use super::{
     shard::{Shard, lock},
     snapshot::{PinholeRow, SessionRow, Source, Status},
 };
-use crate::{
-    engine::{Event, Kernel, SessionInfo, Translation, What},
-    gateway::{LinuxKernel, READ_EVERY, RuleParameters},
-};
+use crate::gateway::{LinuxKernel, READ_EVERY, RuleParameters};
 
 /// How long translations are looked up for one answer: some ten thousand.
 const LOOK_UP: Duration = Duration::from_millis(500);
@@ -231,7 +230,7 @@ impl Source for Shared {
         // Looked up while an engine is locked, which keeps its worker waiting.
         let remaining: HashMap<_, _> =
             open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
-        let row = |info: crate::engine::PinholeInfo| {
+        let row = |info: ftp_alg_core::engine::PinholeInfo| {
             let pinhole = info.pinhole;
             let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
             Some(PinholeRow {

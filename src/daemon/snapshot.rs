@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Limits, ftp::Kind};
+use ftp_alg_core::{engine::Limits, ftp::Kind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

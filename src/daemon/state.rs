@@ -13,13 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::engine::{Engine, RECORD_FORMAT, Restored};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{
-    config::Fanout,
-    engine::{Engine, RECORD_FORMAT, Restored},
-    gateway::Imprint,
-};
+use crate::{config::Fanout, gateway::Imprint};
 
 /// What each journal begins with, up to its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
@@ -56,7 +53,7 @@ enum Refusal {
     #[error("it is damaged at byte {0}")]
     Damaged(usize),
     #[error("it is damaged: {0}")]
-    Record(#[from] crate::engine::BadRecord),
+    Record(#[from] ftp_alg_core::engine::BadRecord),
 }
 
 impl StateDir {

@@ -1,11 +1,12 @@
 //! Journals that fail, vanish or grow.
 
-use super::*;
-use crate::{
-    config::Fanout,
+use ftp_alg_core::{
     engine::{Attention, Checksums, Kernel, KernelError, Opening, Pinhole, Translation},
     policy::Policy,
 };
+
+use super::*;
+use crate::config::Fanout;
 
 /// A kernel that translates nothing.
 struct NoNat;

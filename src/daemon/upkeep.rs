@@ -11,11 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::engine::Pinhole;
+
 use super::{Event, ServiceError, shard::lock, shared::Shared};
-use crate::{
-    engine::Pinhole,
-    gateway::{Backend, Condition, GatewayError, Notices, Table, used_pinholes},
-};
+use crate::gateway::{Backend, Condition, GatewayError, Notices, Table, used_pinholes};
 
 /// How often a table is tried at once that another program is in the way of.
 const AT_ONCE: usize = 5;

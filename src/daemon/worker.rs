@@ -13,16 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::engine::{Answer, Engine, Handled, Kept, Queued, Turn, Verdict, Waiting};
+
 use super::{
     shard::{Home, Shard, lock},
     shared::Shared,
 };
-use crate::{
-    engine::{Answer, Engine, Handled, Kept, Queued, Turn, Verdict, Waiting},
-    gateway::{
-        Decision, GatewayError, LinuxKernel, MAXIMUM_WAITING, Packet, Queue, RuleParameters,
-        Verdicts,
-    },
+use crate::gateway::{
+    Decision, GatewayError, LinuxKernel, MAXIMUM_WAITING, Packet, Queue, RuleParameters, Verdicts,
 };
 
 /// How long a worker waits for a packet before it looks at what has expired.

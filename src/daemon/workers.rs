@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::engine::{Checksums, Engine, Kernel, Pinhole};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
@@ -37,7 +38,6 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    engine::{Checksums, Engine, Kernel, Pinhole},
     gateway::{
         self, Backend, ClaimedPorts, ClaimsReader, Commits, Copies, DEADLINE, LinuxKernel,
         OpenPinhole, Queue, RuleParameters, Table, Waker,

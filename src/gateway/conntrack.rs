@@ -4,6 +4,8 @@
 
 use std::{io, net::SocketAddr};
 
+use ftp_alg_core::engine::{Attention, KernelError, Translation};
+
 use super::{
     GatewayError,
     ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
@@ -11,7 +13,6 @@ use super::{
     netlink::Message,
     rules::RuleParameters,
 };
-use crate::engine::{Attention, KernelError, Translation};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_CT_NEW: u8 = 0;

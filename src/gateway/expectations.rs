@@ -11,13 +11,14 @@ use std::{
     time::Duration,
 };
 
+use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
+
 use super::{
     GatewayError,
     ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
     netlink::{Message, Writer, be32},
     pinholes::OpenPinhole,
 };
-use crate::engine::{KernelError, Opening, Pinhole};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_EXP_NEW: u8 = 0;

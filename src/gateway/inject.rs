@@ -6,10 +6,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use ftp_alg_core::engine::KernelError;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{GatewayError, rules::RuleParameters};
-use crate::engine::KernelError;
 
 /// Raw sockets for both families.
 #[derive(Debug)]

@@ -55,7 +55,7 @@ pub use rules::{Backend, QueueStatement, RuleParameters};
 pub use table::{Condition, Imprint, Table};
 pub use used::used_pinholes;
 
-use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
 /// thread; it needs the loaded [`Table`], which all share.

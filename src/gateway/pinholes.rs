@@ -17,12 +17,13 @@ use std::{
     time::Duration,
 };
 
+use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
+
 use super::{
     Commits, GatewayError,
     netlink::Socket,
     nft::{self, Batch, Element},
 };
-use crate::engine::{KernelError, Opening, Pinhole};
 
 /// Translations outlive the permission, so that a connection admitted in its last moment finds
 /// them.

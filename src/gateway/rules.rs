@@ -5,10 +5,10 @@
 
 use std::fmt::Write as _;
 
+use ftp_alg_core::engine::{Answer, Side};
 use serde::{Deserialize, Serialize};
 
 use super::{GatewayError, selection};
-use crate::engine::{Answer, Side};
 
 const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
 const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");

@@ -1,10 +1,10 @@
 //! The part of the rules that tells harmless packets, made from the tables that say what they are
-//! ([`engine::harmless`](crate::engine::harmless)): nftables has no loop, so there is a rule for each byte of a line,
+//! ([`engine::harmless`](ftp_alg_core::engine::harmless)): nftables has no loop, so there is a rule for each byte of a line,
 //! and a chain for each place where a line may end.
 
 use std::fmt::Write as _;
 
-use crate::engine::harmless::{ARGUMENT, COMMANDS, MAX_COMMAND, MAX_REPLY, SHORT_COMMANDS};
+use ftp_alg_core::engine::harmless::{ARGUMENT, COMMANDS, MAX_COMMAND, MAX_REPLY, SHORT_COMMANDS};
 
 /// Where what is known to be whole goes.
 const PASSED: &str = "copied";

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::{engine::Verdict, policy::Policy};
+use ftp_alg_core::{engine::Verdict, policy::Policy};
 
 use crate::network::{Hostile, LONG_NAME, Reset, Wire, numbered, repeated, server};
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg::policy::Policy;
+use ftp_alg_core::policy::Policy;
 
 use crate::{
     network::{Hostile, LONG_NAME, Wire, repeated},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{
         Attention, Checksums, Engine, Event, Kernel, KernelError, Opening, Pinhole, Queued,
         Translation, Verdict,

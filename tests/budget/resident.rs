@@ -6,7 +6,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use ftp_alg::policy::Policy;
+use ftp_alg_core::policy::Policy;
 
 use crate::network::{Hostile, LARGEST, Wire, numbered, repeated};
 

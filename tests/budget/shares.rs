@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg::{engine::Verdict, policy::Policy};
+use ftp_alg_core::{engine::Verdict, policy::Policy};
 
 use crate::network::{Wire, server};
 

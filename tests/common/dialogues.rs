@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::lab::{Family, Host, Script};
+use ftp_alg_lab::{Family, Host, Script};
 use serde::Deserialize;
 use serde_json::json;
 

@@ -11,13 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::{
-    gateway::{
-        RuleParameters,
-        firewall::{ControlOutlook, Firewall, Hook, interfaces},
-    },
-    lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Spec, Topology},
+use ftp_alg::gateway::{
+    RuleParameters,
+    firewall::{ControlOutlook, Firewall, Hook, interfaces},
 };
+use ftp_alg_lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Spec, Topology};
 use serde_json::{Value, json};
 
 /// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ftp_alg::lab::{Background, Daemon, Host};
+use ftp_alg_lab::{Background, Daemon, Host};
 use serde_json::Value;
 
 use super::wait_for;

@@ -1,6 +1,6 @@
 //! FTP bounce (RFC 2577): announcements that name another host, a low port, or what is no port.
 
-use ftp_alg::lab::{Capture, Family, Host, Topology};
+use ftp_alg_lab::{Capture, Family, Host, Topology};
 use serde_json::{Value, json};
 
 use crate::{

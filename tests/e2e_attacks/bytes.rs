@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use ftp_alg::lab::{Capture, Family, Topology};
+use ftp_alg_lab::{Capture, Family, Topology};
 use serde_json::{Value, json};
 
 use crate::{

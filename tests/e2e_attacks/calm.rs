@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::{Family, Topology};
+use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
 
 use crate::{

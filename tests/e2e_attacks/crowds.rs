@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use ftp_alg::lab::{Background, Family, Host, Lab, Topology};
+use ftp_alg_lab::{Background, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use crate::{common::wait_for, scene::Scene};

@@ -1,6 +1,6 @@
 //! Text that looks like an announcement, and announcements at the wrong time.
 
-use ftp_alg::lab::Topology;
+use ftp_alg_lab::Topology;
 use serde_json::{Value, json};
 
 use crate::{

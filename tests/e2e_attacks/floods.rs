@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use ftp_alg::lab::{Family, Script, Topology};
+use ftp_alg_lab::{Family, Script, Topology};
 use serde_json::json;
 
 use crate::{

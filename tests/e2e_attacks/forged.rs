@@ -1,6 +1,6 @@
 //! Packets that a stranger makes in the server's name, without seeing the connection.
 
-use ftp_alg::lab::{Analysis, Capture, Family, Topology};
+use ftp_alg_lab::{Analysis, Capture, Family, Topology};
 use serde_json::json;
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use ftp_alg::lab::Topology;
+use ftp_alg_lab::Topology;
 use serde_json::json;
 
 use crate::{

@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use ftp_alg::lab::{Family, Host, Topology};
+use ftp_alg_lab::{Family, Host, Topology};
 use serde_json::json;
 
 use crate::{

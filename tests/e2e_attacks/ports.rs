@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use ftp_alg::lab::{Admission, Background, Daemon, Family, Host, Lab, Spec, Topology};
+use ftp_alg_lab::{Admission, Background, Daemon, Family, Host, Lab, Spec, Topology};
 use serde_json::json;
 
 use crate::{

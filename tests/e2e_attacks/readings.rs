@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use ftp_alg::lab::{Capture, Family, Lab, Server, ServerKind, Topology};
+use ftp_alg_lab::{Capture, Family, Lab, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 use crate::{

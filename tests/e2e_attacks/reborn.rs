@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::lab::{Background, Daemon, Family, Host, Lab, Topology};
+use ftp_alg_lab::{Background, Daemon, Family, Host, Lab, Topology};
 
 use crate::{
     common::{executable_without_owner, gateway_with},

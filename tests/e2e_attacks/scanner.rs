@@ -2,7 +2,7 @@
 //! nfnetlink_cthelper. It opens a port when it sees an 8-byte request and its answer: two ends that agree on
 //! these would open any port, without a login. No packet of ours may have the request's form.
 
-use ftp_alg::lab::{Family, Host, Topology};
+use ftp_alg_lab::{Family, Host, Topology};
 use serde_json::{Value, json};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use ftp_alg::lab::{Daemon, Family, Host, Lab, Topology};
+use ftp_alg_lab::{Daemon, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use crate::common::{

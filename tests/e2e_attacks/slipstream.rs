@@ -1,7 +1,7 @@
 //! NAT slipstreaming: a browser is made to send something that holds a `PORT`, to a server that
 //! answers as one for FTP would.
 
-use ftp_alg::lab::{Family, Topology};
+use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::{Capture, Family, Host, Topology};
+use ftp_alg_lab::{Capture, Family, Host, Topology};
 use serde_json::{Value, json};
 
 use crate::{

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::{Family, Server, ServerKind, Topology};
+use ftp_alg_lab::{Family, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 use crate::{

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use ftp_alg::lab::{Family, Host, Mode, Plan, Spec, Topology};
+use ftp_alg_lab::{Family, Host, Mode, Plan, Spec, Topology};
 
 use crate::site::{Place, Recipe, Site, needs_no_line_with_conntrack, run_script, shows_its_line};
 

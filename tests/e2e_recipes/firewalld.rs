@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
-use ftp_alg::lab::{Background, Daemon, Family, Host, Mode};
+use ftp_alg_lab::{Background, Daemon, Family, Host, Mode};
 
 use crate::{
     common::{executable_without_owner, wait_for},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::Host;
+use ftp_alg_lab::Host;
 
 use crate::site::{
     FAMILIES, MODES, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,

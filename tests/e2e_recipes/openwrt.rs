@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::{Family, Host, Mode};
+use ftp_alg_lab::{Family, Host, Mode};
 
 use crate::site::{
     FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, shows_its_line,

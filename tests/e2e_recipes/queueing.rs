@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::lab::Host;
+use ftp_alg_lab::Host;
 
 use crate::{
     common::executable,

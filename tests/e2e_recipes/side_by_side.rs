@@ -1,6 +1,6 @@
 //! The operator's iptables and `ftp-alg` leave each other alone, whichever came first.
 
-use ftp_alg::lab::{Family, Host};
+use ftp_alg_lab::{Family, Host};
 
 use crate::{
     common::wait_for,

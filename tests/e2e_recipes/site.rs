@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use ftp_alg::lab::{
+use ftp_alg_lab::{
     Client, Daemon, Family, FirewallKind, Held, Host, Lab, Mode, Server, ServerKind, Spec,
     Topology, Transfer,
 };

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use ftp_alg::lab::{Family, Host};
+use ftp_alg_lab::{Family, Host};
 
 use crate::site::{
     FAMILIES, MODES, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use ftp_alg::lab::{Family, Mode, Plan, Spec, Topology};
+use ftp_alg_lab::{Family, Mode, Plan, Spec, Topology};
 
 use crate::{
     machine::{Machine, shows_the_cycle},

@@ -1,6 +1,6 @@
 //! firewalld itself, on a bus of its own.
 
-use ftp_alg::lab::{Background, Mode};
+use ftp_alg_lab::{Background, Mode};
 
 use crate::{
     common::wait_for,

@@ -1,6 +1,6 @@
 //! What can go wrong with files, and between them and the kernel.
 
-use ftp_alg::lab::Daemon;
+use ftp_alg_lab::Daemon;
 
 use crate::{
     machine::Machine,
@@ -95,7 +95,7 @@ fn two_chains_that_drop_both_get_the_line() {
     let before = machine.files();
     machine.setup(&daemon, &["--apply"]).says("ip second forward drops");
     assert_eq!(machine.read(CONF).matches("ftp-alg-setup").count(), 2);
-    site.carries(&daemon, &[ftp_alg::lab::Family::V4]);
+    site.carries(&daemon, &[ftp_alg_lab::Family::V4]);
     machine.setup(&daemon, &["--undo"]).says("undone");
     assert_eq!(machine.files(), before);
 }
@@ -196,7 +196,7 @@ fn a_line_that_comes_too_late_gets_another_before_it() {
     let late = "tcp dport 1024-65535 drop\n\t\tct mark & 0x40000000 != 0 accept\n\t\t# Control";
     let (site, machine, daemon) = gateway(|text| text.replacen("# Control", late, 1));
     machine.setup(&daemon, &["--apply"]).says("by `tcp dport 1024-65535 drop`");
-    site.carries(&daemon, &[ftp_alg::lab::Family::V4]);
+    site.carries(&daemon, &[ftp_alg_lab::Family::V4]);
 }
 
 /// Who can write the journal could have root write any file.

@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
-use ftp_alg::lab::{Background, Daemon, Family, Finished, Host, Mode};
+use ftp_alg_lab::{Background, Daemon, Family, Finished, Host, Mode};
 use serde_json::Value;
 
 use crate::{

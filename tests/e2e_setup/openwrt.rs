@@ -1,6 +1,6 @@
 //! OpenWrt's fw4, played by a script that puts the files of `chain-pre` where fw4 does.
 
-use ftp_alg::lab::Mode;
+use ftp_alg_lab::Mode;
 
 use crate::{
     machine::{Machine, shows_the_cycle},

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::engine::Pinhole;
+use ftp_alg_core::engine::Pinhole;
 use socket2::{Domain, Socket, Type};
 
 pub const CLIENT: &str = "10.0.0.2";

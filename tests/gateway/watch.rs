@@ -5,10 +5,8 @@ mod loading;
 
 use std::time::Duration;
 
-use ftp_alg::{
-    engine::{Kernel as _, Opening, Pinhole, Translation},
-    gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table},
-};
+use ftp_alg::gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table};
+use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
 
 use super::lab::{CLIENT, Lab, SERVER, at, ip};
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ftp_alg::session::Side::{Client, Server};
+use ftp_alg_core::session::Side::{Client, Server};
 
 use super::{scenario::Scenario, sim::Sim};
 

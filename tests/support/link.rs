@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use ftp_alg::session::Side;
+use ftp_alg_core::session::Side;
 
 use super::{Rng, segment::Segment};
 

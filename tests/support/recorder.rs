@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {

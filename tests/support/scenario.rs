@@ -1,6 +1,6 @@
 //! How a simulation is set up.
 
-use ftp_alg::{engine::Translation, policy::Policy};
+use ftp_alg_core::{engine::Translation, policy::Policy};
 
 use super::{link::Link, tcp::Settings};
 

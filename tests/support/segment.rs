@@ -7,7 +7,7 @@ use etherparse::{
     IpEcn, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, NetSlice, SlicedPacket, TcpHeader,
     TcpOptionElement, TransportSlice, checksum::Sum16BitWords,
 };
-use ftp_alg::packet::flags;
+use ftp_alg_core::packet::flags;
 
 /// Congestion was experienced, and the window is reduced for it (RFC 3168).
 pub const ECE: u8 = 0x40;

@@ -4,7 +4,7 @@
 //! The worker is part of the model where it gives verdicts: what was answered to a packet counts when that is
 //! released, unless another of the connection was decided in between.
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{
         Answer, Attention,
         harmless::{is_harmless_command, is_harmless_reply},

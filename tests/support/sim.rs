@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Engine, Event, Translation, Waiting, What},
     packet::flags,
     session::Side,

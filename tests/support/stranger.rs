@@ -1,7 +1,7 @@
 //! A third party that knows both endpoints, but not the numbers: it forges segments outside both
 //! windows, and keeps what the ends sent, to send it again much later.
 
-use ftp_alg::{packet::flags, session::Side};
+use ftp_alg_core::{packet::flags, session::Side};
 
 use super::{Rng, segment::Segment, tcp::End};
 

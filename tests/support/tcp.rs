@@ -9,7 +9,7 @@ mod sending;
 
 use std::collections::BTreeMap;
 
-use ftp_alg::packet::flags;
+use ftp_alg_core::packet::flags;
 
 use super::{
     Rng,

@@ -1,6 +1,6 @@
 //! Wire cases 1 to 5, 10 to 13: the forms of announcements.
 
-use ftp_alg::{
+use ftp_alg_core::{
     policy::{Foreign, Policy},
     session::Side::{Client, Server},
 };

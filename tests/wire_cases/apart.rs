@@ -1,7 +1,7 @@
 //! By its window a client has its server stop wherever it wants: what follows looks like the next reply, and is the rest of
 //! the one before.
 
-use ftp_alg::{
+use ftp_alg_core::{
     packet::flags::{ACK, PSH},
     session::Side::{Client, Server},
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::Attention,
     packet::flags,
     session::Side::{Client, Server},
@@ -389,7 +389,7 @@ fn a_reset_that_its_receiver_ignores_ends_nothing() {
     assert_eq!(sim.kernel.pinholes().len(), 1);
 }
 
-fn handshake(side: ftp_alg::session::Side, client: u32, server: u32) -> Segment {
+fn handshake(side: ftp_alg_core::session::Side, client: u32, server: u32) -> Segment {
     let base = Segment { flags: flags::ACK, window: 1000, ..Segment::default() };
     match side {
         Server => Segment { seq: server - 1, ack: client, flags: flags::SYN | flags::ACK, ..base },

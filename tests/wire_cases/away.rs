@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Attention, Queued, Turn, Verdict},
     packet::{Packet, flags},
     session::Side::{self, Client, Server},
@@ -30,7 +30,8 @@ const ENDS: Queued = Queued {
 /// and the same, sent again.
 const ENDED: Queued = Queued { ended_calm: false, ended_calm_before: true, ..ENDS };
 const OTHER: Queued = Queued { ended_calm: false, ..ENDS };
-const NONE: ftp_alg::packet::Offload = ftp_alg::packet::Offload { joined: false, unsummed: false };
+const NONE: ftp_alg_core::packet::Offload =
+    ftp_alg_core::packet::Offload { joined: false, unsummed: false };
 
 const PASSIVE: &[u8] = b"227 Entering Passive Mode (203,0,113,9,19,137)\r\n";
 const EXTENDED: &[u8] = b"229 Entering Extended Passive Mode (|||5001|)\r\n";

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Answer, Attention, Queued, Turn, Verdict, harmless::is_harmless_command},
     packet::{Offload, flags},
     session::Side::{self, Client, Server},

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Translation, Verdict},
     packet::flags,
     session::Side::{Client, Server},

@@ -1,6 +1,6 @@
 //! What happens at each limit: nothing opens, the dialogue goes on, it is counted, and said.
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Limits, What},
     packet::flags,
     policy::Policy,
@@ -39,7 +39,7 @@ trait Said {
     fn what_text(&self) -> String;
 }
 
-impl Said for ftp_alg::engine::Event {
+impl Said for ftp_alg_core::engine::Event {
     fn what_text(&self) -> String {
         let text = self.to_string();
         text.split_once(": ").map(|(_, what)| what.to_owned()).unwrap_or(text)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::{
+use ftp_alg_core::{
     packet::flags,
     session::Side::{Client, Server},
 };

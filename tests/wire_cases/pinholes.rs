@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Attention, Pinhole},
     policy::{External, KnownServer, Policy},
     session::Side::{Client, Server},
@@ -204,7 +204,7 @@ fn a_last_segment_sent_again_after_the_end_leaves_no_session() {
         let last = crate::support::segment::Segment {
             seq: 70_001 + sim.server.sent().len() as u32 - 9,
             ack: 1001 + sim.client.sent().len() as u32,
-            flags: ftp_alg::packet::flags::ACK | ftp_alg::packet::flags::FIN,
+            flags: ftp_alg_core::packet::flags::ACK | ftp_alg_core::packet::flags::FIN,
             window: 1000,
             payload: b"221 bye\r\n".to_vec(),
             ..Default::default()

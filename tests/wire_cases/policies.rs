@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::Attention,
     policy::{AuthTls, External, Externals, Foreign, KnownServer, Network, Policy},
     session::Side::{Client, Server},

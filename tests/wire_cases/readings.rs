@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ftp_alg::{
+use ftp_alg_core::{
     packet::flags,
     session::Side::{Client, Server},
 };
@@ -404,7 +404,7 @@ fn plain_text_after_a_234_is_no_login() {
     let (own, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
     let data = b"\x17\x03\x03\x00\x01x";
     let hello = b"\x16\x03\x03\x00\x01x";
-    type Said<'a> = &'a [(ftp_alg::session::Side, &'a [u8])];
+    type Said<'a> = &'a [(ftp_alg_core::session::Side, &'a [u8])];
     let records: [Said<'_>; 5] = [
         &[],
         &[(Client, hello), (Server, hello)],

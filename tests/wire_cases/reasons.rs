@@ -1,6 +1,6 @@
 //! The client hears at once, and in order, why the gateway refused something.
 
-use ftp_alg::{
+use ftp_alg_core::{
     policy::{AuthTls, KnownServer, Policy},
     session::Side::{Client, Server},
 };

@@ -1,6 +1,6 @@
 //! Wire cases 5 and 15: what is refused never reaches the server, and replies stay in order.
 
-use ftp_alg::{
+use ftp_alg_core::{
     policy::{AuthTls, Foreign, Policy},
     session::Side::Client,
 };

@@ -1,6 +1,6 @@
 //! Wire cases 6, 7, 9, 18, 19: TCP is a stream.
 
-use ftp_alg::{
+use ftp_alg_core::{
     packet::flags,
     session::Side::{self, Client, Server},
 };

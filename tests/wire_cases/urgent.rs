@@ -1,6 +1,6 @@
 //! Urgent data: whichever byte a server takes out of the stream, it reads no command that was not judged.
 
-use ftp_alg::{
+use ftp_alg_core::{
     ftp::{Command, Text, Verb},
     packet::flags,
     session::Side::{Client, Server},

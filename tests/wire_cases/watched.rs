@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Attention, Queued, Verdict},
     packet::flags,
     session::Side::{self, Client, Server},

@@ -1,6 +1,6 @@
 //! One direction of a control connection: what its sender sent, and what its receiver was given.
 
-use ftp_alg::packet::{Seq, flags};
+use ftp_alg_core::packet::{Seq, flags};
 
 use super::segment::Segment;
 

@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ftp_alg::{
-    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
-    policy::{Foreign, Policy},
-};
+use ftp_alg_core::{engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation}, policy::{Foreign, Policy}};
 
 use super::recorder::Recorder;
 

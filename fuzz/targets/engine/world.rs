@@ -6,12 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::{
-    engine::{Checksums, Engine, Kernel, Translation, Verdict},
-    packet::{Packet, flags},
-    policy::{AuthTls, Externals, Foreign, KnownServer, Network, Policy},
-    session::Side,
-};
+use ftp_alg_core::{engine::{Checksums, Engine, Kernel, Translation, Verdict}, packet::{Packet, flags}, policy::{AuthTls, Externals, Foreign, KnownServer, Network, Policy}, session::Side};
 
 use super::{flow::Flow, gateway::Gateway, segment::Segment};
 

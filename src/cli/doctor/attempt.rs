@@ -15,12 +15,13 @@ use std::{
 
 use clap::Args;
 use client::{Client, Trouble};
+use ftp_alg_core::ftp::Kind;
 use here::Here;
 use serde::Serialize;
 use target::Target;
 
 use super::{Failure, output, plain};
-use crate::{ftp::Kind, gateway::RuleParameters};
+use crate::gateway::RuleParameters;
 
 /// How long a name may take to resolve.
 const LOOKUP: Duration = Duration::from_secs(10);

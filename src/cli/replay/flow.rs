@@ -6,7 +6,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::packet::{Packet, Seq, flags};
+use ftp_alg_core::packet::{Packet, Seq, flags};
 
 /// How many segments of one direction wait behind a gap.
 const MAX_WAITING: usize = 64;

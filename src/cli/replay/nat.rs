@@ -12,7 +12,7 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use crate::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// A connection's protocol, end inside and end outside.
 type Connection = (u8, SocketAddr, SocketAddr);

@@ -17,6 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::{
+    engine::{Checksums, Engine, Verdict},
+    packet::{self, Edit, Malformed, Packet, Seq, flags},
+    policy::Policy,
+    session::Side,
+};
+
 use super::{
     capture::Record,
     datagram::{self, Layout},
@@ -24,12 +31,6 @@ use super::{
     nat::Nat,
     report::Report,
     writer::Writer,
-};
-use crate::{
-    engine::{Checksums, Engine, Verdict},
-    packet::{self, Edit, Malformed, Packet, Seq, flags},
-    policy::Policy,
-    session::Side,
 };
 
 /// A capture's clock may jump: no time is further than this from its first.

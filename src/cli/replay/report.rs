@@ -1,13 +1,13 @@
 //! What a replay found, for people and for programs.
 
-use serde::Serialize;
-
-use crate::{
-    cli::table,
+use ftp_alg_core::{
     engine::{Action, Decision, Event, What},
     ftp::Kind,
     session::Side,
 };
+use serde::Serialize;
+
+use crate::cli::table;
 
 /// One announcement and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

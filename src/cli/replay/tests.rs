@@ -98,7 +98,7 @@ fn said(written: &[u8], from: &str) -> String {
     let mut text = Vec::new();
     let mut next: Option<u32> = None;
     while let Some(record) = reader.next().unwrap() {
-        let packet = crate::packet::Packet::parse(&record.data).unwrap();
+        let packet = ftp_alg_core::packet::Packet::parse(&record.data).unwrap();
         assert!(packet.checksum_is_valid());
         if packet.source() == from && !packet.payload().is_empty() {
             assert_eq!(*next.get_or_insert(packet.seq().0), packet.seq().0, "a hole was written");

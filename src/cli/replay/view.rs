@@ -5,15 +5,16 @@ use std::{
     time::Duration,
 };
 
+use ftp_alg_core::{
+    engine::Verdict,
+    packet::{Edit, Packet, flags},
+    session::Side,
+};
+
 use super::{
     datagram::{self, Layout},
     flow::{Facts, Segment},
     player::{Key, Player},
-};
-use crate::{
-    engine::Verdict,
-    packet::{Edit, Packet, flags},
-    session::Side,
 };
 
 impl<W: Write> Player<W> {
@@ -181,7 +182,7 @@ fn part_facts(bytes: &[u8], layout: &Layout) -> Option<Facts> {
     let long = |at: usize| {
         let at = layout.transport + at;
         let four = bytes.get(at..at + 4)?.try_into().ok()?;
-        Some(crate::packet::Seq(u32::from_be_bytes(four)))
+        Some(ftp_alg_core::packet::Seq(u32::from_be_bytes(four)))
     };
     let flags = *bytes.get(layout.transport + 13)?;
     let seq = long(4)?;

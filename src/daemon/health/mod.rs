@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_core::{engine::Pinhole, ftp::Kind};
 use sd_notify::NotifyState;
 
 use self::recent::Recent;
@@ -28,12 +29,8 @@ use super::{
     notify,
     snapshot::{NameRow, Problem, Status},
 };
-use crate::{
-    engine::Pinhole,
-    ftp::Kind,
-    gateway::{
-        Neighbours, RuleParameters, Table, choose, firewall::Firewall, outlooks, used_pinholes,
-    },
+use crate::gateway::{
+    Neighbours, RuleParameters, Table, choose, firewall::Firewall, outlooks, used_pinholes,
 };
 
 /// No daemon is there.

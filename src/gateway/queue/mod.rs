@@ -19,12 +19,13 @@ use std::{
     time::Duration,
 };
 
+use ftp_alg_core::packet::Offload;
+
 use super::{
     GatewayError,
     netlink::{self, Messages, Socket, Start, Writer},
     rights::{CAP_NET_ADMIN, has},
 };
-use crate::packet::Offload;
 use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};
 pub(super) use statistics::{STATISTICS, reader_port, readers};
 use statistics::{owner, row};

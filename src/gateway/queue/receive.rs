@@ -2,11 +2,12 @@
 
 use std::{io, ops::Range};
 
+use ftp_alg_core::packet::Offload;
+
 use super::{
     super::netlink::{Message, be16, be32},
     Packet,
 };
-use crate::packet::Offload;
 
 /// Datagrams read at once.
 pub(super) const BATCH: usize = 64;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ftp_alg::{
+use ftp_alg_core::{
     engine::{Answer, Attention, Kept, Queued, Translation, Verdict, Waiting},
     packet::{Seq, flags},
     session::Side,

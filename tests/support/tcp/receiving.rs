@@ -1,6 +1,6 @@
 //! The receiving side of an end: what is acceptable, reassembly, acknowledgements.
 
-use ftp_alg::packet::flags;
+use ftp_alg_core::packet::flags;
 
 use super::super::segment::{CWR, Segment};
 use super::{DELAYED_ACK, End, INVALID_RATE};

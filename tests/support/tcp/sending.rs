@@ -13,7 +13,7 @@ impl End {
     /// A segment whose number is acknowledged already, so that it must be answered.
     fn acknowledged_number(&mut self, now: u64) -> Segment {
         let mut segment = self.segment(self.una, self.una, now);
-        segment.flags &= !ftp_alg::packet::flags::FIN;
+        segment.flags &= !ftp_alg_core::packet::flags::FIN;
         segment.seq = segment.seq.wrapping_sub(1);
         if self.settings.probe == Probe::Garbage {
             segment.payload = vec![self.rng.next() as u8];

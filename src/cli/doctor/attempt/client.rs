@@ -8,10 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    cli::doctor::plain,
-    ftp::{Announcement, Kind, ReplyTracker, Text},
-};
+use ftp_alg_core::ftp::{Announcement, Kind, ReplyTracker, Text};
+
+use crate::cli::doctor::plain;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);

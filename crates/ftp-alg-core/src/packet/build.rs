@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pnet::packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp, tcp::MutableTcpPacket};
+use pnet_packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp, tcp::MutableTcpPacket};
 
 use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, flags};
 
@@ -82,7 +82,7 @@ pub fn acknowledgement(
                 packet.set_header_length(5);
                 packet.set_flags(2); // don't fragment
                 packet.set_ttl(64);
-                packet.set_next_level_protocol(pnet::packet::ip::IpNextHeaderProtocols::Tcp);
+                packet.set_next_level_protocol(pnet_packet::ip::IpNextHeaderProtocols::Tcp);
                 packet.set_source(source);
                 packet.set_destination(destination);
             }
@@ -91,7 +91,7 @@ pub fn acknowledgement(
             if let Some(mut packet) = MutableIpv6Packet::new(out) {
                 packet.set_version(6);
                 packet.set_hop_limit(64);
-                packet.set_next_header(pnet::packet::ip::IpNextHeaderProtocols::Tcp);
+                packet.set_next_header(pnet_packet::ip::IpNextHeaderProtocols::Tcp);
                 packet.set_source(source);
                 packet.set_destination(destination);
             }
@@ -175,7 +175,7 @@ fn set_lengths(packet: &mut [u8], address: IpAddr) {
     if address.is_ipv4() {
         if let Some(mut ip) = MutableIpv4Packet::new(packet) {
             ip.set_total_length(length);
-            let checksum = pnet::packet::ipv4::checksum(&ip.to_immutable());
+            let checksum = pnet_packet::ipv4::checksum(&ip.to_immutable());
             ip.set_checksum(checksum);
         }
     } else if let Some(mut ip) = MutableIpv6Packet::new(packet) {
