@@ -133,6 +133,11 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Whether `AUTH` is kept from servers.
+    pub fn refuses_auth(&self) -> bool {
+        self.auth_tls == AuthTls::Refuse
+    }
+
     /// What is known of the server at `address`.
     pub fn server(&self, address: IpAddr) -> Option<&KnownServer> {
         self.servers.iter().find(|server| server.address == address)

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, Entry, Kernel, What};
+use super::{Effects, Engine, Entry, What};
 use crate::session::{Phase, Session};
 
 /// Sessions that are over are kept this long for segments that are sent again: those whose numbers
@@ -86,14 +86,14 @@ impl Engine {
     /// Whether one more connection may be followed. Where there are as many as may be, the oldest of which
     /// nothing is known gives way, or one of a client that has more than its share. Of the last quarter no engine has
     /// more than its share, so that what floods one leaves room for the connections of the others.
-    pub(super) fn make_room(&mut self, now: Instant, kernel: &mut impl Kernel) -> bool {
+    pub(super) fn make_room(&mut self, now: Instant, effects: &mut Effects) -> bool {
         let most = self.policy.max_sessions;
         let (all, share) = (self.table.all(), most / self.table.tables().max(1));
         if all < most && (all < most - most / 4 || self.table.len() <= share) {
             return true;
         }
         let Some(index) = self.table.oldest(gives_way) else {
-            return self.give_up_of_any(now, kernel) || all < most;
+            return self.give_up_of_any(now, effects) || all < most;
         };
         if let Some(Entry { session, control }) = self.forget(index)
             && !session.is_over()
@@ -103,7 +103,7 @@ impl Engine {
             let what = format!(
                 "not followed any more, after {age} s, for a newer one: there are max-sessions"
             );
-            self.events.push(control.event(What::Limit(what.into())));
+            effects.events.push(control.event(What::Limit(what.into())));
         }
         true
     }

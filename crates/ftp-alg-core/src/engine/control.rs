@@ -49,14 +49,14 @@ pub struct Control {
     pub since: Moment,
     /// When a packet of it was last seen.
     pub last: Moment,
-    /// Whether the client said something in a SYN (RFC 7413), which is not read.
-    pub spoke_in_syn: bool,
     /// Whether it is noted as changed since it was last written.
     pub changed: bool,
     /// Whether it holds more memory than is ordinary.
     pub weighs: bool,
     /// Whether it counts for its client.
     pub counts: bool,
+    /// Whether the kernel is being asked something that its packets wait for.
+    pub busy: bool,
     rare: Option<Box<Rare>>,
 }
 
@@ -66,6 +66,8 @@ struct Rare {
     translation: Option<Translation>,
     pinholes: Vec<Held>,
     rival: Option<Rival>,
+    /// Whether the client said something in a SYN (RFC 7413), which is not read.
+    spoke_in_syn: bool,
     /// Whether its packets are watched for a while.
     is_watched: bool,
     /// How often in a row the kernel did not know it when it was to be told.
@@ -91,10 +93,10 @@ impl Control {
             told: 0,
             since: now,
             last: now,
-            spoke_in_syn: false,
             changed: false,
             weighs: false,
             counts: false,
+            busy: false,
             rare: None,
         }
     }
@@ -128,6 +130,18 @@ impl Control {
     /// Which end `source` is.
     pub fn side(&self, source: Endpoint) -> Side {
         if source == self.ends.client() { Side::Client } else { Side::Server }
+    }
+
+    /// Whether the client said something in a SYN (RFC 7413), which is not read.
+    pub fn spoke_in_syn(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.spoke_in_syn)
+    }
+
+    /// The client did, or did not.
+    pub fn set_spoke_in_syn(&mut self, spoke: bool) {
+        if self.rare.is_some() || spoke {
+            self.rare().spoke_in_syn = spoke;
+        }
     }
 
     /// How its ends see each other, if that was looked up.

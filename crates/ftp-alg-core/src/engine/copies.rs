@@ -3,109 +3,59 @@
 use std::time::Instant;
 
 use super::{
-    Answer, Attention, Engine, Kernel, KernelError, Verdict, What,
-    bench::Bench,
+    Attention, Effects, Engine, Verdict, What,
+    connection::Connection,
     control::Entry,
+    effects::{Purpose, SessionRef},
     table::Key,
-    telling::{answer, attend_afresh, tell_kernel},
+    telling::{mark_afresh, wanted},
 };
 use crate::{
     packet::Packet,
-    session::{Forward, Side, harmless},
+    session::{DropReason, Forward, Side, harmless},
 };
-
-/// The connection of a packet that was decided about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handled {
-    pub(super) index: u32,
-    pub(super) id: u64,
-}
-
-impl Handled {
-    /// None that is followed.
-    pub const NONE: Self = Self { index: u32::MAX, id: 0 };
-}
-
-/// Whose calm was ended by a request, while the packets of one batch were decided.
-#[derive(Default)]
-pub(super) struct Interrupted {
-    at: Option<Instant>,
-    connections: Vec<u32>,
-}
-
-impl Interrupted {
-    #[inline]
-    pub(super) fn has(&self, now: Instant, index: u32) -> bool {
-        !self.connections.is_empty() && self.at == Some(now) && self.connections.contains(&index)
-    }
-
-    fn add(&mut self, now: Instant, index: u32) {
-        if self.at.replace(now) != Some(now) {
-            self.connections.clear();
-        }
-        self.connections.push(index);
-    }
-}
 
 impl Engine {
     /// Ends a calm that began after a packet of the client was queued, or while it waited: harmless lines may be passing at
     /// its numbers, and cut what the server gets of it. So it is dropped, and so are those of its batch; copies are
     /// read before the next, and what is sent again finds them read.
     #[cold]
-    pub(super) fn interrupt(
-        &mut self,
-        now: Instant,
-        index: u32,
-        kernel: &mut impl Kernel,
-    ) -> Verdict {
+    pub(super) fn interrupt(&mut self, now: Instant, index: u32, effects: &mut Effects) -> Verdict {
         let moment = self.epoch.moment(now);
-        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return Verdict::Drop };
-        match attend_afresh(kernel, control.client(), control.server(), Attention::Payload) {
-            // What conntrack does not know is not calm either.
-            Ok(()) | Err(KernelError::Unknown) => control.told(Attention::Payload, moment),
-            Err(error) => {
-                self.counters.errors += 1;
-                self.events.push(control.event(What::Failed(error.to_string())));
-            }
+        if let Some(Entry { control, .. }) = self.table.get_mut(index) {
+            mark_afresh(effects, index, control, Attention::Payload, Purpose::Session);
+            control.told(Attention::Payload, moment);
+            self.interrupted.push(index);
         }
-        self.interrupted.add(now, index);
-        Verdict::Drop
+        Verdict::Drop(DropReason::FastPathRace)
     }
 
-    /// Whether since the last packet that was decided about, and not before, all packets of its connection must be seen
-    /// lest it break.
-    pub fn has_just_changed(&self) -> bool {
-        self.has_just_changed
-    }
-
-    /// Takes back what the last packet [changed](Self::has_just_changed), which will be dropped, as others of its connection may
-    /// have passed before the kernel was told. What was said on it is given up: it goes on as one whose start was not seen.
+    /// Packets may have passed unread since the batch began. What it changed so that all packets of a connection must be seen
+    /// from there on is taken back: others may have passed before the kernel was told. What was said on it is given up, and it
+    /// goes on as one whose start was not seen.
     #[cold]
-    pub fn take_back(&mut self, now: Instant, kernel: &mut impl Kernel) {
-        let Handled { index, id } = self.handled;
-        let moment = self.epoch.moment(now);
-        let Some(Entry { control, .. }) = self.table.get_of(index, id) else { return };
-        self.injections.retain(|injection| injection.session != id);
-        self.counters.lost += 1;
-        self.events.push(control.event(What::Turned(
-            "packets passed by while it was decided: nothing is opened any more",
-        )));
-        match attend_afresh(kernel, control.client(), control.server(), Attention::Payload) {
-            Ok(()) | Err(KernelError::Unknown) => control.told(Attention::Payload, moment),
-            Err(error) => {
-                self.counters.errors += 1;
-                self.events.push(control.event(What::Failed(error.to_string())));
+    pub fn lapsed_meanwhile(&mut self, effects: &mut Effects) {
+        let mut verdicts = std::mem::take(&mut effects.verdicts);
+        for released in verdicts.iter_mut().filter(|released| !released.was_held) {
+            let SessionRef { index, id } = released.session;
+            let Some(Entry { session, control }) = self.table.get_of(index, id) else { continue };
+            if !session.changes_packets() {
+                continue;
             }
+            effects.injections.retain(|injection| injection.session.id != id);
+            self.counters.lost += 1;
+            effects.events.push(control.event(What::Turned(
+                "packets passed by while it was decided: nothing is opened any more",
+            )));
+            mark_afresh(effects, index, control, Attention::Payload, Purpose::Session);
+            self.counters.drops[DropReason::Stale as usize] += 1;
+            released.verdict = Verdict::Drop(DropReason::Stale);
+            self.forget(index);
         }
-        self.forget(index);
+        effects.verdicts = verdicts;
     }
 
-    /// The connection of the packet that was decided about last.
-    pub fn handled(&self) -> Handled {
-        self.handled
-    }
-
-    /// From now on the packet selection takes an [`Answer`] with each verdict, and sends copies of what passes
+    /// From now on the packet selection takes an [`Answer`](super::Answer) with each verdict, and sends copies of what passes
     /// in the calm to [`passed`](Self::passed), or does not.
     pub fn set_selection(&mut self, answers: bool) {
         self.answers = answers;
@@ -129,11 +79,10 @@ impl Engine {
         }
     }
 
-    /// The same of the connection of the packet that was decided about last.
-    pub fn lapse_handled(&mut self) {
-        let Handled { index, id } = self.handled;
-        if self.table.get_of(index, id).is_some() {
-            self.lapse_at(index);
+    /// The same of one connection.
+    pub(super) fn lapse_session(&mut self, session: SessionRef) {
+        if self.table.get_of(session.index, session.id).is_some() {
+            self.lapse_at(session.index);
         }
     }
 
@@ -156,24 +105,26 @@ impl Engine {
     /// Whether it is decided about a packet although others of its connection may have passed while it waited: it goes on as it
     /// is whatever they said, or waits until its receiver has said what it has. Nothing is opened for a connection that is not
     /// known, nor for one that took the place of one that is.
-    pub fn decides_late(&mut self, bytes: &[u8]) -> bool {
-        let Ok(packet) = Packet::parse(bytes) else { return true };
-        let Some(Entry { session, control }) = self.table.of_packet(&packet) else { return true };
+    pub(super) fn decides_late(&mut self, packet: &Packet<'_>) -> bool {
+        let Some(Entry { session, control }) = self.table.of_packet(packet) else { return true };
         let from = control.side(packet.endpoints().0);
         session.wants_every_packet()
-            || session.is_asking(from, &packet)
-            || !session.concerns(from, &packet)
-            || is_plain(from, &packet)
+            || session.is_asking(from, packet)
+            || !session.concerns(from, packet)
+            || is_plain(from, packet)
     }
 
     /// Reads a copy of a packet that has passed as it is, from its IP header on. To be called before the packets
-    /// that were queued after it passed are decided; then call [`settle`](Self::settle). Whether its connection is
-    /// one of this engine.
-    pub fn passed(&mut self, now: Instant, bytes: &[u8], kernel: &mut impl Kernel) -> bool {
+    /// that were queued after it passed are decided. Whether its connection is one of this engine.
+    pub fn passed(&mut self, now: Instant, bytes: &[u8], effects: &mut Effects) -> bool {
         // Conntrack has looked at its checksum, if it was there already.
         let Ok(packet) = Packet::parse(bytes) else { return false };
         let (source, destination) = packet.endpoints();
         let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
+        if let Some(session) = self.busy_session(index) {
+            self.park_copy(bytes, session);
+            return true;
+        }
         let moment = self.epoch.moment(now);
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
         self.counters.copies += 1;
@@ -185,55 +136,40 @@ impl Engine {
         if control.attention().is_none() && session.has_unseen_lines() {
             control.told(Attention::Calm, moment);
         }
-        let mut bench = Bench {
+        let mut connection = Connection {
             now,
             moment,
             index,
             policy: self.policy.within(control.network()),
-            kernel,
             control,
             pinholes: &mut self.pinholes,
             counters: &mut self.counters,
-            events: &mut self.events,
+            effects,
             answers: self.answers,
         };
-        session.passed(from, &packet, &mut bench);
+        let inspection = &mut self.inspection;
+        inspection.refuses_auth = connection.policy.refuses_auth();
+        inspection.answers = Default::default();
+        session.passed(from, &packet, inspection);
+        for note in inspection.notes.drain(..) {
+            connection.note(note);
+        }
         if session.wants_every_packet() {
-            let told = tell_kernel(
-                &mut bench,
-                session,
-                &Forward::Unchanged.into(),
-                false,
-                &mut self.injections,
-            );
-            if !session.changes_packets() {
-                self.watched.add(now, index, bench.control);
+            let unchanged = Forward::Unchanged.into();
+            if let Some(wanted) = wanted(&connection, session, &unchanged, false) {
+                connection.mark(wanted);
             }
-            if let Err(error) = told {
-                bench.failed(&error);
+            if !session.changes_packets() {
+                self.watched.add(now, index, connection.control);
             }
         }
         if session.is_over() {
-            bench.close_all("the control connection ended");
+            connection.close_all("the control connection ended");
         }
         self.note_change(index);
-        self.weigh(now, index, kernel);
-        self.enlist(now, index, kernel);
+        self.weigh(index, effects);
+        self.enlist(now, index, effects);
         true
-    }
-
-    /// What goes to the packet selection with the verdict on a packet, if that is not dropped. To be asked when the
-    /// other packets of the batch are decided, too.
-    pub fn answer(&mut self, handled: Handled) -> Answer {
-        let Handled { index, id } = handled;
-        let entry = if self.answers { self.table.get_of(index, id) } else { None };
-        let Some(Entry { session, control }) = entry else { return Answer::Nothing };
-        let answer = answer(session, control);
-        if answer == Answer::Calm {
-            // After a restart it is not adjusted, either, where its end is lost.
-            self.note_change(index);
-        }
-        answer
     }
 }
 

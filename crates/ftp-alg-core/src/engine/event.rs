@@ -126,7 +126,7 @@ impl fmt::Display for Decision {
 }
 
 /// Events that wait to be taken.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Events {
     list: Vec<Event>,
     more: u64,
@@ -145,15 +145,14 @@ impl Events {
         }
     }
 
+    /// Several, and as many as `more` of which only the number is known.
+    pub fn add(&mut self, events: Vec<Event>, more: u64) {
+        events.into_iter().for_each(|event| self.push(event));
+        self.more += more;
+    }
+
     /// Those that wait, and how many more there were.
     pub fn take(&mut self) -> (Vec<Event>, u64) {
         (std::mem::take(&mut self.list), std::mem::take(&mut self.more))
     }
-}
-
-/// How a peer's bytes are shown: escaped, and cut to 80 bytes.
-pub fn shown(text: &[u8]) -> String {
-    const LIMIT: usize = 80;
-    let cut = if text.len() > LIMIT { "..." } else { "" };
-    format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
 }

@@ -7,19 +7,17 @@ const UNSUMMED: Offload = Offload { joined: false, unsummed: true };
 
 impl Conversation {
     /// Has `side` say `text` in a packet of which `offload` is left to do, and gives what replaces it.
-    fn say_left_to(&mut self, offload: Offload, side: Side, text: &str) -> (Verdict, Vec<u8>) {
+    fn say_left_to(&mut self, offload: Offload, side: Side, text: &str) -> (Fate, Vec<u8>) {
         let me = usize::from(side == Side::Server);
         let mut packet = self.build(side, self.next[me], text.as_bytes(), false);
         self.next[me] += text.len() as u32;
         if offload.unsummed {
             packet[36..38].fill(0x5a);
         }
-        let mut out = Vec::new();
-        let (now, kernel) = (self.now, &mut self.kernel);
         let how = Queued { offload, ..Queued::default() };
-        let verdict = self.engine.queued(now, &packet, how, kernel, &mut out);
-        self.engine.settle(kernel);
-        (verdict, out)
+        let fate = self.gateway.queued(self.now, &packet, how);
+        let out = if fate == Fate::Replace { self.gateway.replacement() } else { &[] };
+        (fate, out.to_vec())
     }
 }
 
@@ -37,19 +35,18 @@ fn a_packet_without_a_checksum_is_read_only_where_it_gets_one() {
         let seq = talk.next[0];
         let mut packet = talk.build(Side::Client, seq, port.as_bytes(), false);
         packet[36] ^= 1;
-        let mut out = Vec::new();
         let how = Queued { offload, ..Queued::default() };
-        let verdict = talk.engine.queued(talk.now, &packet, how, &mut talk.kernel, &mut out);
-        assert_eq!(talk.kernel.open.len(), pinholes);
-        assert_eq!(verdict == Verdict::Replace, pinholes == 1);
+        let fate = talk.gateway.queued(talk.now, &packet, how);
+        assert_eq!(talk.gateway.kernel.open.len(), pinholes);
+        assert_eq!(fate == Fate::Replace, pinholes == 1);
     }
     let mut talk = Conversation::logged_in();
-    let (verdict, out) = talk.say_left_to(UNSUMMED, Side::Client, port);
-    assert_eq!(verdict, Verdict::Replace);
+    let (fate, out) = talk.say_left_to(UNSUMMED, Side::Client, port);
+    assert_eq!(fate, Fate::Replace);
     assert_eq!(payload(&out), "PORT 198,51,100,1,14,178\r\n".to_owned());
     // Renumbered only: the old checksum is nothing to go by.
-    let (verdict, out) = talk.say_left_to(UNSUMMED, Side::Client, "NOOP\r\n");
-    assert_eq!((verdict, payload(&out)), (Verdict::Replace, "NOOP\r\n".to_owned()));
+    let (fate, out) = talk.say_left_to(UNSUMMED, Side::Client, "NOOP\r\n");
+    assert_eq!((fate, payload(&out)), (Fate::Replace, "NOOP\r\n".to_owned()));
 }
 
 #[test]
@@ -58,20 +55,21 @@ fn a_joined_packet_that_grows_stays_one_and_one_that_shrinks_goes_on_in_parts() 
     // Shorter than the external address.
     let engine = Engine::new(Policy::default(), Checksums::Verify);
     let mut talk = Conversation::through(engine, "10.0.0.1").log_in();
-    let (verdict, out) =
+    let (fate, out) =
         talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0,0,1,14,178\r\n"));
-    assert_eq!(verdict, Verdict::Replace);
+    assert_eq!(fate, Fate::Replace);
     assert_eq!(payload(&out), format!("{others}PORT 198,51,100,1,14,178\r\n"));
-    assert!(talk.kernel.injected.is_empty());
+    assert!(talk.gateway.kernel.injected.is_empty());
 
-    let (verdict, _) = talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0"));
-    assert_eq!(verdict, Verdict::Drop);
-    let segments: Vec<_> = talk.kernel.injected.iter().map(|packet| payload(packet)).collect();
+    let (fate, _) = talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0"));
+    assert_eq!(fate, Fate::Drop);
+    let segments: Vec<_> =
+        talk.gateway.kernel.injected.iter().map(|packet| payload(packet)).collect();
     assert_eq!(segments.concat(), others);
     // The joined ones taught no other length.
     assert!(segments.iter().all(|segment| segment.len() <= 536) && segments.len() == 6);
     let mut next = None;
-    for packet in &talk.kernel.injected {
+    for packet in &talk.gateway.kernel.injected {
         let packet = Packet::parse(packet).unwrap();
         assert!(next.is_none_or(|next| next == packet.seq()));
         next = Some(packet.seq() + packet.payload().len() as u32);
@@ -88,7 +86,7 @@ fn parts_begin_and_end_as_the_whole_does() {
     let changed = [b'y'; 1100];
     let edit =
         Edit { seq: Seq(100), ack: Seq(9), payload: Some(&changed), flags: control, urgent: 3 };
-    let parts = part(&packet, &edit, 536, Some);
+    let parts = parting::part(&packet, &edit, 536, Some);
     let seen: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -107,5 +105,5 @@ fn parts_begin_and_end_as_the_whole_does() {
         ]
     );
     let nothing = Edit { payload: Some(&[]), ..edit };
-    assert_eq!(part(&packet, &nothing, 536, Some).len(), 1);
+    assert_eq!(parting::part(&packet, &nothing, 536, Some).len(), 1);
 }

@@ -1,16 +1,17 @@
-//! What the engine asks of the kernel, and nothing else.
+//! What is asked of the kernel, and nothing else.
 //!
-//! The engine never makes a system call: it asks through [`Kernel`]. The daemon answers with
-//! `gateway::LinuxKernel`, `replay` with a simulated NAT, tests with a recorder.
+//! The engine never makes a system call: what it asks is among its [`Effects`](super::Effects), and whoever carries
+//! those out asks a [`Kernel`]. The daemon's is `gateway::LinuxKernel`, that of `replay` a simulated NAT, that of tests
+//! a recorder.
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
+use super::Opening;
 use crate::session::Side;
 
 /// How NAT shows the two ends of a control connection to each other.
@@ -71,19 +72,6 @@ impl fmt::Display for Pinhole {
     }
 }
 
-/// A pinhole that is to be opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Opening<'a> {
-    /// The pinhole.
-    pub pinhole: &'a Pinhole,
-    /// The control connection that it belongs to.
-    pub control: &'a Translation,
-    /// Whether its client opens the data connection, not its server.
-    pub from_client: bool,
-    /// How long it lives if no connection comes.
-    pub lifetime: Duration,
-}
-
 /// What later packets of a control connection need, said to the packet selection by ct mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attention {
@@ -137,7 +125,7 @@ pub enum KernelError {
     },
 }
 
-/// The kernel, as the engine sees it. Each call has taken effect when it returns.
+/// The kernel, as [`carry_out`](super::carry_out) asks it. Each call has taken effect when it returns.
 pub trait Kernel {
     /// The translation of the TCP connection whose packets show these two ends, as conntrack knows it;
     /// `None` when it knows no such connection. Costs a few direct look-ups, however many connections there are.
@@ -147,24 +135,16 @@ pub trait Kernel {
         server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError>;
 
-    /// Opens a pinhole for one connection, or for its lifetime if none comes.
-    /// [`KernelError::Taken`] if initiator and arrival are already those of an open pinhole.
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError>;
-
-    /// Closes `pinhole` if it is still open, and drops its translations. A data connection
-    /// already established goes on.
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError>;
-
-    /// Closes `closed`, then opens as [`open`](Self::open) does; at once, where the kernel can. If this
-    /// fails, any of `closed` may still be open.
-    fn close_and_open(
+    /// Closes `closed`, whether they are open or not, and drops their translations; data connections go on. Then opens
+    /// `openings`, each for one connection, or for its lifetime if none comes. All in one transaction where the kernel
+    /// can, but for openings that are refused: [`KernelError::Taken`] if initiator and arrival are those of an open
+    /// pinhole. Adds one outcome for each opening, in their order; fails if closing does.
+    fn change(
         &mut self,
         closed: &[Pinhole],
-        opening: &Opening<'_>,
-    ) -> Result<(), KernelError> {
-        closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
-        self.open(opening)
-    }
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError>;
 
     /// How many pinholes can be open at a time, at least 1.
     fn capacity(&self) -> usize {

@@ -15,19 +15,19 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use ahash::AHashMap;
 
 use super::{
-    Attention, Engine, Entry, Kernel, KernelError, Translation, Verdict, What,
+    Attention, Effects, Engine, Entry, Injection, Verdict, What,
     control::Control,
-    telling::{Injection, attend_afresh},
+    effects::{Purpose, SessionRef},
+    telling::mark_afresh,
 };
 use crate::{
     packet::{self, Edit, Packet, Seq, flags},
-    session::Side,
+    session::{DropReason, Side},
 };
 
 /// A session that holds no more than this is not counted.
@@ -102,9 +102,9 @@ impl Engine {
 
     /// Takes note of what the session at `index` holds now, and keeps all of them in their budget.
     #[inline]
-    pub(super) fn weigh(&mut self, now: Instant, index: u32, kernel: &mut impl Kernel) {
+    pub(super) fn weigh(&mut self, index: u32, effects: &mut Effects) {
         if self.note_memory(index) {
-            self.keep_budget(now, kernel);
+            self.keep_budget(effects);
         }
     }
 
@@ -127,50 +127,38 @@ impl Engine {
 
     /// Ends sessions until what is held is in its budget.
     #[cold]
-    pub(super) fn keep_budget(&mut self, now: Instant, kernel: &mut impl Kernel) {
+    pub(super) fn keep_budget(&mut self, effects: &mut Effects) {
         let budget = self.policy.memory;
         while self.memory.exceeds(budget, self.table.tables())
             && let Some((index, bytes)) = self.memory.oldest()
         {
             self.counters.limits.memory += 1;
             self.end(
-                now,
                 index,
                 format!(
                     "it has held {bytes} bytes for longest, and all hold more than policy.memory"
                 ),
-                kernel,
+                effects,
             );
             self.note_change(index);
         }
     }
 
     /// Ends the session at `index` because of `why`: nothing of it goes on, and both ends are told.
-    pub(super) fn end(&mut self, now: Instant, index: u32, why: String, kernel: &mut impl Kernel) {
-        let moment = self.epoch.moment(now);
+    pub(super) fn end(&mut self, index: u32, why: String, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
         for held in control.take_pinholes() {
             self.pinholes.close(held);
         }
-        self.events.push(control.event(What::Ended(why)));
+        effects.events.push(control.event(What::Ended(why)));
         // Its other packets are dropped here, and answered.
-        let told = attend_afresh(kernel, control.client(), control.server(), Attention::Every);
-        match told {
-            Ok(()) => control.told(Attention::Every, moment),
-            Err(KernelError::Unknown) => {}
-            Err(error) => {
-                self.counters.errors += 1;
-                self.events.push(control.event(What::Failed(error.to_string())));
-            }
-        }
-        if let Some(translation) = translation(control, kernel) {
-            for to in [Side::Client, Side::Server] {
-                let [first, second] = session.resets(to);
-                let ack = session.next_of(to);
-                self.injections.push(reset(control, &translation, to, first, ack));
-                if second != first {
-                    self.injections.push(reset(control, &translation, to, second, ack));
-                }
+        mark_afresh(effects, index, control, Attention::Every, Purpose::Session);
+        for to in [Side::Client, Side::Server] {
+            let [first, second] = session.resets(to);
+            let ack = session.next_of(to);
+            effects.injections.push(reset(index, control, to, first, ack));
+            if second != first {
+                effects.injections.push(reset(index, control, to, second, ack));
             }
         }
         session.end();
@@ -192,37 +180,28 @@ impl Engine {
         index: u32,
         from: Side,
         packet: &Packet<'_>,
-        kernel: &mut impl Kernel,
+        effects: &mut Effects,
     ) -> Verdict {
-        let Some(Entry { session, control }) = self.table.get_mut(index) else {
-            return Verdict::Drop;
-        };
+        const DROP: Verdict = Verdict::Drop(DropReason::SessionEnded);
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return DROP };
         if !session.concerns(from, packet) {
             return Verdict::Accept;
         }
-        if packet.has(flags::ACK)
-            && !packet.has(flags::RST)
-            && let Some(translation) = translation(control, kernel)
-        {
+        if packet.has(flags::ACK) && !packet.has(flags::RST) {
             let ack = packet.seq() + packet.payload().len() as u32; // a packet's
-            self.injections.push(reset(control, &translation, from, packet.ack(), ack));
+            effects.injections.push(reset(index, control, from, packet.ack(), ack));
         }
-        Verdict::Drop
+        DROP
     }
-}
-
-/// The connection's translation, looked up once.
-fn translation(control: &mut Control, kernel: &mut impl Kernel) -> Option<Translation> {
-    if control.translation().is_none() {
-        let found = kernel.translation(control.client(), control.server());
-        control.set_translation(found.ok().flatten());
-    }
-    control.translation().copied()
 }
 
 /// A reset for `to`, which expects `seq` and has sent what precedes `ack`.
-fn reset(control: &Control, translation: &Translation, to: Side, seq: Seq, ack: Seq) -> Injection {
-    let (source, destination) = translation.seen_by(to);
+fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injection {
+    let (client, server) = (control.client(), control.server());
+    let (source, destination) = match to {
+        Side::Client => (server, client),
+        Side::Server => (client, server),
+    };
     let (mut plain, mut packet) = (Vec::new(), Vec::new());
     packet::acknowledgement(source, destination, seq, ack, 0, None, &mut plain);
     if let Ok(plain) = Packet::parse(&plain) {
@@ -230,5 +209,6 @@ fn reset(control: &Control, translation: &Translation, to: Side, seq: Seq, ack: 
         let edit = Edit { seq, ack, payload: None, flags, urgent: 0 };
         plain.rebuild(&edit, |_| None, &mut packet);
     }
-    Injection::of(control, packet)
+    let session = SessionRef { index, id: control.id };
+    Injection { session, to, client, server, packet }
 }

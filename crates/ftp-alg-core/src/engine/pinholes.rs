@@ -11,13 +11,13 @@ use std::{
     collections::{VecDeque, hash_map::Entry},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ahash::{AHashMap, RandomState};
 use serde::{Deserialize, Serialize};
 
-use super::{Kernel, KernelError, Opening, Pinhole, Translation};
+use super::{Opening, Pinhole, Translation};
 use crate::{ftp::Kind, policy::Policy};
 
 /// A pinhole that a session holds.
@@ -50,7 +50,7 @@ pub struct SavedPinhole {
     in_use: bool,
 }
 
-/// Why no pinhole was opened.
+/// Why no pinhole can be opened.
 #[derive(Debug)]
 pub enum OpenError {
     /// The client has as many unused ones as it may.
@@ -59,8 +59,39 @@ pub enum OpenError {
     Full(&'static str),
     /// No external port was free.
     NoPort,
-    /// The kernel refused.
-    Kernel(KernelError),
+}
+
+/// A pinhole that is being opened, with its external port reserved.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    kind: Kind,
+    client: IpAddr,
+    lifetime: Duration,
+    serial: u64,
+    /// How the external ports are drawn, and how many were.
+    draws: Draws,
+    /// The pinhole with the same endpoints that this one takes the place of.
+    replaced: Option<(SocketAddr, u64)>,
+}
+
+impl Proposal {
+    /// What the kernel is asked for, on behalf of this control connection.
+    pub fn opening(&self, control: Translation) -> Opening {
+        let Self { pinhole, kind, lifetime, .. } = *self;
+        Opening { pinhole, control, from_client: !kind.is_active(), lifetime }
+    }
+}
+
+/// The external ports that are tried, in an order of their own.
+#[derive(Clone, Copy, Debug)]
+struct Draws {
+    announced: u16,
+    /// How many bytes there are for the port.
+    room: Option<usize>,
+    seed: u64,
+    tried: usize,
 }
 
 /// A deadline, in the order in which they come.
@@ -113,89 +144,90 @@ fn share_of(client: IpAddr) -> IpAddr {
 }
 
 /// All pinholes of one engine.
-#[derive(Default)]
 pub struct PinholeTable {
     common: Arc<Mutex<Common>>,
+    /// How many there may be.
+    capacity: usize,
     deadlines: VecDeque<Deadline>,
     /// Closed here, still to be closed in the kernel.
     closing: Vec<Held>,
     /// As those, but most likely used up, so that there is no hurry.
     spent: Vec<Held>,
-    /// What of these the next opening closes.
-    closed: Vec<Pinhole>,
     random: RandomState,
+}
+
+impl Default for PinholeTable {
+    fn default() -> Self {
+        Self {
+            common: Arc::default(),
+            capacity: usize::from(u16::MAX),
+            deadlines: VecDeque::new(),
+            closing: Vec::new(),
+            spent: Vec::new(),
+            random: RandomState::new(),
+        }
+    }
 }
 
 impl PinholeTable {
     /// An empty table for an engine beside this one's.
     pub fn beside(&self) -> Self {
-        Self { common: Arc::clone(&self.common), ..Self::default() }
+        Self { common: Arc::clone(&self.common), capacity: self.capacity, ..Self::default() }
     }
 
-    /// Opens `wanted` for the session `owner` and its control connection, at another external port if
-    /// the announced one is taken, or if that is not written with as many bytes as there is `room` for: an
-    /// announcement that stays as long changes no numbers.
-    pub fn open(
+    /// Reserves an external port for `wanted`, another one if the announced one is taken, or if that is not written
+    /// with as many bytes as there is `room` for: an announcement that stays as long changes no numbers. What must be
+    /// closed before it opens, and what may be closed with it, is added to `closed`.
+    pub fn propose(
         &mut self,
-        now: Instant,
         policy: &Policy,
-        (owner, control): (u32, &Translation),
+        control: &Translation,
         (kind, room): (Kind, Option<usize>),
-        mut wanted: Pinhole,
-        kernel: &mut impl Kernel,
-    ) -> Result<Held, OpenError> {
+        wanted: Pinhole,
+        closed: &mut Vec<Pinhole>,
+    ) -> Result<Proposal, OpenError> {
         let client = share_of(control.client.ip());
-        let from_client = !kind.is_active();
         let mut common = lock(&self.common);
-        // What is closed here must be closed there before the same endpoints open again.
-        settle(&mut self.closing, &mut common, kernel).map_err(OpenError::Kernel)?;
-        common.check(client, policy.max_pinholes_per_client, kernel.capacity().max(1))?;
-        let Self { spent, closed, deadlines, random, .. } = self;
-        closed.clear();
-        let open = spent.iter().filter(|held| common.is_open(held));
-        closed.extend(open.map(|held| common.closing(&held.pinhole)));
-        let others = closed.len();
-        let announced = wanted.arrival.port();
-        for port in candidates(policy, announced, kind, room, random, common.serial) {
-            common.serial += 1;
-            let serial = common.serial;
-            wanted.arrival.set_port(port);
-            closed.truncate(others);
-            match common.ports.get(&(wanted.initiator, wanted.arrival)) {
-                Some((target, _)) if *target == wanted.target => {
-                    closed.push(common.closing(&wanted))
-                } // announced again
-                Some((_, serial)) if spent.iter().any(|held| held.is(*serial)) => {}
-                Some(_) => continue,
-                None => {}
-            }
-            let (pinhole, lifetime) = (&wanted, policy.pinhole_lifetime);
-            let opening = Opening { pinhole, control, from_client, lifetime };
-            match kernel.close_and_open(closed, &opening) {
-                Ok(()) => {}
-                Err(KernelError::Taken) => continue,
-                Err(KernelError::Full { what }) => return Err(OpenError::Full(what)),
-                Err(error) => return Err(OpenError::Kernel(error)),
-            }
-            for held in spent.drain(..) {
-                common.drop_of(&held);
-                common.free(&held);
-            }
-            let held = Held {
-                pinhole: wanted,
-                kind,
-                deadline: now + policy.pinhole_lifetime,
-                answered: !kind.is_active(),
-                in_use: false,
-                client,
-                serial,
-            };
-            common.enter(&held);
-            drop(common);
-            await_deadline(deadlines, owner, &held);
-            return Ok(held);
-        }
-        Err(OpenError::NoPort)
+        self.closing.append(&mut self.spent);
+        settle(&mut self.closing, &mut common, closed);
+        common.check(client, policy.max_pinholes_per_client, self.capacity)?;
+        let draws = Draws { announced: wanted.arrival.port(), room, seed: common.serial, tried: 0 };
+        let lifetime = policy.pinhole_lifetime;
+        let (pinhole, serial, replaced) = (wanted, 0, None);
+        let mut proposal = Proposal { pinhole, kind, client, lifetime, serial, draws, replaced };
+        reserve(&mut common, &mut proposal, policy, &self.random, closed)?;
+        Ok(proposal)
+    }
+
+    /// The kernel has another pinhole at the port that was reserved: the next one.
+    pub fn propose_again(
+        &mut self,
+        policy: &Policy,
+        proposal: &mut Proposal,
+        closed: &mut Vec<Pinhole>,
+    ) -> Result<(), OpenError> {
+        let mut common = lock(&self.common);
+        common.withdraw(proposal);
+        reserve(&mut common, proposal, policy, &self.random, closed)
+    }
+
+    /// The kernel did not open it.
+    pub fn withdraw(&mut self, proposal: &Proposal) {
+        lock(&self.common).withdraw(proposal);
+    }
+
+    /// It was opened, for the session `owner`.
+    pub fn opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> Held {
+        let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
+        let (deadline, answered) = (now + lifetime, !kind.is_active());
+        let held = Held { pinhole, kind, deadline, answered, in_use: false, client, serial };
+        await_deadline(&mut self.deadlines, owner, &held);
+        held
+    }
+
+    /// So many pinholes may be open at a time.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.max(1);
     }
 
     /// Takes over a pinhole of a `client` from a record, for the session `owner`.
@@ -212,7 +244,7 @@ impl PinholeTable {
         let serial = common.serial;
         let client = share_of(client);
         let held = Held { pinhole, kind, deadline, answered, in_use, client, serial };
-        common.enter(&held);
+        common.enter(&pinhole, serial, (client, in_use));
         drop(common);
         await_deadline(&mut self.deadlines, owner, &held);
         held
@@ -244,8 +276,8 @@ impl PinholeTable {
     }
 
     /// Gives up `held`, whose transfer is over. Its connection has used it up, unless the server says
-    /// what is not so: the kernel closes it with the next opening, or in
-    /// [`settle_spent`](Self::settle_spent), and its port is free then.
+    /// what is not so: it is closed with the next opening, or in [`settle_spent`](Self::settle_spent), and its port is
+    /// free then.
     pub fn spend(&mut self, held: Held) {
         if held.in_use && self.spent.len() < MAX_SPENT {
             self.spent.push(held);
@@ -254,19 +286,16 @@ impl PinholeTable {
         }
     }
 
-    /// Closes in the kernel what was closed here.
-    pub fn settle(&mut self, kernel: &mut impl Kernel) -> Result<(), KernelError> {
-        settle(&mut self.closing, &mut lock(&self.common), kernel)
+    /// Adds to `closed` what was closed here, and is to be closed in the kernel.
+    pub fn settle(&mut self, closed: &mut Vec<Pinhole>) {
+        if !self.closing.is_empty() {
+            settle(&mut self.closing, &mut lock(&self.common), closed);
+        }
     }
 
     /// Has [`settle`](Self::settle) close what is spent, too.
     pub fn settle_spent(&mut self) {
         self.closing.append(&mut self.spent);
-    }
-
-    /// Whether nothing has to be closed in the kernel at once.
-    pub fn is_settled(&self) -> bool {
-        self.closing.is_empty()
     }
 
     /// The owner of the next pinhole whose deadline is over, with a way to tell it.
@@ -298,16 +327,29 @@ impl Common {
         Ok(())
     }
 
-    fn enter(&mut self, held: &Held) {
-        let Pinhole { initiator, arrival, target, .. } = held.pinhole;
-        let before = self.ports.insert((initiator, arrival), (target, held.serial));
+    fn enter(&mut self, pinhole: &Pinhole, serial: u64, (client, in_use): (IpAddr, bool)) {
+        let Pinhole { initiator, arrival, target, .. } = *pinhole;
+        let before = self.ports.insert((initiator, arrival), (target, serial));
         if let Some((target, _)) = before {
             self.forget_source(initiator, target);
         }
         *self.sources.entry((initiator, target)).or_default() += 1;
-        let share = self.per_client.entry(held.client).or_default();
+        let share = self.per_client.entry(client).or_default();
         share.held += 1;
-        share.unused += usize::from(!held.in_use);
+        share.unused += usize::from(!in_use);
+    }
+
+    /// What was reserved for `proposal` is free again.
+    fn withdraw(&mut self, proposal: &Proposal) {
+        let Proposal { pinhole, client, serial, replaced, .. } = *proposal;
+        self.drop_one(client, false);
+        if self.free(pinhole, serial)
+            && let Some((target, serial)) = replaced
+        {
+            let Pinhole { initiator, arrival, .. } = pinhole;
+            self.ports.insert((initiator, arrival), (target, serial));
+            *self.sources.entry((initiator, target)).or_default() += 1;
+        }
     }
 
     fn forget_source(&mut self, initiator: IpAddr, target: SocketAddr) {
@@ -328,18 +370,13 @@ impl Common {
         }
     }
 
-    /// Whether the endpoints of `held` are still its own: they may have been opened again since, which
-    /// closed it.
-    fn is_open(&self, held: &Held) -> bool {
-        let key = (held.pinhole.initiator, held.pinhole.arrival);
-        self.ports.get(&key).is_some_and(|(_, open)| held.is(*open))
-    }
-
-    /// Frees the endpoints of `held`, if they are. Returns whether they were.
-    fn free(&mut self, held: &Held) -> bool {
-        let is_open = self.is_open(held);
+    /// Frees the endpoints of a pinhole, if they are still its own: they may have been opened again since, which closed
+    /// it. Returns whether they were.
+    fn free(&mut self, pinhole: Pinhole, serial: u64) -> bool {
+        let Pinhole { initiator, arrival, target, .. } = pinhole;
+        let is_open =
+            self.ports.get(&(initiator, arrival)).is_some_and(|(_, open)| *open == serial);
         if is_open {
-            let Pinhole { initiator, arrival, target, .. } = held.pinhole;
             self.ports.remove(&(initiator, arrival));
             self.forget_source(initiator, target);
         }
@@ -354,10 +391,14 @@ impl Common {
 
     /// The client does not hold `held` any more.
     fn drop_of(&mut self, held: &Held) {
-        if !held.in_use {
-            self.uncount(held.client);
+        self.drop_one(held.client, held.in_use);
+    }
+
+    fn drop_one(&mut self, client: IpAddr, in_use: bool) {
+        if !in_use {
+            self.uncount(client);
         }
-        if let Entry::Occupied(mut share) = self.per_client.entry(held.client) {
+        if let Entry::Occupied(mut share) = self.per_client.entry(client) {
             share.get_mut().held = share.get().held.saturating_sub(1);
             if share.get().held == 0 {
                 share.remove();
@@ -395,22 +436,44 @@ fn lock(common: &Mutex<Common>) -> MutexGuard<'_, Common> {
     common.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Closes in the kernel what is in `closing`, except where the same endpoints were opened again
-/// since: that closed the old one.
-fn settle(
-    closing: &mut Vec<Held>,
-    common: &mut Common,
-    kernel: &mut impl Kernel,
-) -> Result<(), KernelError> {
-    let mut result = Ok(());
+/// Adds to `closed` what is in `closing`, except where the same endpoints were opened again since: that closed the
+/// old one.
+fn settle(closing: &mut Vec<Held>, common: &mut Common, closed: &mut Vec<Pinhole>) {
     for held in closing.drain(..) {
         common.drop_of(&held);
-        let closing = common.closing(&held.pinhole);
-        if common.free(&held) {
-            result = result.and(kernel.close(&closing));
+        let pinhole = common.closing(&held.pinhole);
+        if common.free(held.pinhole, held.serial) {
+            closed.push(pinhole);
         }
     }
-    result
+}
+
+/// Reserves the next external port for `proposal` that no other pinhole has.
+fn reserve(
+    common: &mut Common,
+    proposal: &mut Proposal,
+    policy: &Policy,
+    random: &RandomState,
+    closed: &mut Vec<Pinhole>,
+) -> Result<(), OpenError> {
+    let Draws { announced, room, seed, tried } = proposal.draws;
+    for port in candidates(policy, announced, proposal.kind, room, random, seed).skip(tried) {
+        proposal.draws.tried += 1;
+        proposal.pinhole.arrival.set_port(port);
+        let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;
+        let there = common.ports.get(&(initiator, arrival)).copied();
+        match there {
+            // Announced again.
+            Some((there, _)) if there == target => closed.push(common.closing(&proposal.pinhole)),
+            Some(_) => continue,
+            None => {}
+        }
+        common.serial += 1;
+        (proposal.serial, proposal.replaced) = (common.serial, there);
+        common.enter(&proposal.pinhole, proposal.serial, (proposal.client, false));
+        return Ok(());
+    }
+    Err(OpenError::NoPort)
 }
 
 impl Held {

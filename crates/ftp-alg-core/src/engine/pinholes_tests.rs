@@ -1,61 +1,24 @@
 //! Shares of pinholes: of one client, of one IPv6 network, of all; and what closing leaves to others.
 
 use super::*;
-use crate::engine::Attention;
 
-/// A kernel with this much room.
-struct Room {
-    capacity: usize,
-    is_full: bool,
-    closed: Vec<Pinhole>,
-}
-
-impl Room {
-    fn of(capacity: usize) -> Self {
-        Self { capacity, is_full: false, closed: Vec::new() }
-    }
-}
-
-impl Kernel for Room {
-    fn translation(
-        &mut self,
-        _: SocketAddr,
-        _: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        Ok(None)
-    }
-    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
-        if self.is_full { Err(KernelError::Full { what: "a set" }) } else { Ok(()) }
-    }
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.closed.push(*pinhole);
-        Ok(())
-    }
-    fn capacity(&self) -> usize {
-        self.capacity
-    }
-    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
-        Ok(())
-    }
-    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
-        Ok(())
-    }
-}
-
-fn open(
-    table: &mut PinholeTable,
-    kernel: &mut Room,
-    client: &str,
-    port: u16,
-) -> Result<Held, OpenError> {
+fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<Held, OpenError> {
     let client: IpAddr = client.parse().unwrap();
     let server: IpAddr =
         if client.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" }.parse().unwrap();
     let control = Translation::identity((client, 4000).into(), (server, 21).into());
     let arrival = SocketAddr::new(client, port);
     let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
-    let now = Instant::now();
-    table.open(now, &Policy::default(), (1, &control), (Kind::Port, None), pinhole, kernel)
+    let mut closed = Vec::new();
+    let policy = Policy::default();
+    let proposal = table.propose(&policy, &control, (Kind::Port, None), pinhole, &mut closed)?;
+    Ok(table.opened(Instant::now(), 1, &proposal))
+}
+
+fn of(capacity: usize) -> PinholeTable {
+    let mut table = PinholeTable::default();
+    table.set_capacity(capacity);
+    table
 }
 
 fn refusal(result: Result<Held, OpenError>) -> String {
@@ -64,85 +27,80 @@ fn refusal(result: Result<Held, OpenError>) -> String {
 
 #[test]
 fn addresses_of_one_ipv6_network_share_a_limit() {
-    let (mut table, mut kernel) = (PinholeTable::default(), Room::of(60_000));
+    let mut table = of(60_000);
     let of = |host: u16| format!("2001:db8:1:2:{host:x}::1");
-    let mut held: Vec<_> =
-        (1..=64).map(|n| open(&mut table, &mut kernel, &of(n), 4000).unwrap()).collect();
-    assert_eq!(refusal(open(&mut table, &mut kernel, &of(65), 4000)), "Limit(64)");
-    held.push(open(&mut table, &mut kernel, "2001:db8:1:3::1", 4000).unwrap());
-    held.push(open(&mut table, &mut kernel, "192.0.2.1", 4000).unwrap());
+    let mut held: Vec<_> = (1..=64).map(|n| open(&mut table, &of(n), 4000).unwrap()).collect();
+    assert_eq!(refusal(open(&mut table, &of(65), 4000)), "Limit(64)");
+    held.push(open(&mut table, "2001:db8:1:3::1", 4000).unwrap());
+    held.push(open(&mut table, "192.0.2.1", 4000).unwrap());
     held.drain(..1).for_each(|held| table.close(held));
-    open(&mut table, &mut kernel, &of(65), 4000).unwrap();
+    open(&mut table, &of(65), 4000).unwrap();
 }
 
 #[test]
 fn a_client_leaves_room_where_there_is_little() {
-    let (mut table, mut kernel) = (PinholeTable::default(), Room::of(128));
+    let mut table = of(128);
     for port in 4000..4032 {
-        open(&mut table, &mut kernel, "192.0.2.1", port).unwrap();
+        open(&mut table, "192.0.2.1", port).unwrap();
     }
-    assert_eq!(refusal(open(&mut table, &mut kernel, "192.0.2.1", 5000)), "Limit(32)");
-    open(&mut table, &mut kernel, "192.0.2.2", 4000).unwrap();
+    assert_eq!(refusal(open(&mut table, "192.0.2.1", 5000)), "Limit(32)");
+    open(&mut table, "192.0.2.2", 4000).unwrap();
 }
 
 #[test]
 fn those_in_use_count_for_a_part_of_all() {
-    let (mut table, mut kernel) = (PinholeTable::default(), Room::of(1024));
+    let mut table = of(1024);
     let mut held: Vec<_> = (4000..4128)
         .map(|port| {
-            let mut held = open(&mut table, &mut kernel, "192.0.2.1", port).unwrap();
+            let mut held = open(&mut table, "192.0.2.1", port).unwrap();
             table.used(&mut held);
             held
         })
         .collect();
-    assert!(refusal(open(&mut table, &mut kernel, "192.0.2.1", 5000)).contains("share"));
-    open(&mut table, &mut kernel, "192.0.2.2", 5000).unwrap();
+    assert!(refusal(open(&mut table, "192.0.2.1", 5000)).contains("share"));
+    open(&mut table, "192.0.2.2", 5000).unwrap();
     table.close(held.remove(0));
     table.spend(held.remove(0));
-    open(&mut table, &mut kernel, "192.0.2.1", 5000).unwrap();
-    open(&mut table, &mut kernel, "192.0.2.1", 5001).unwrap();
-    assert!(refusal(open(&mut table, &mut kernel, "192.0.2.1", 5002)).contains("share"));
+    open(&mut table, "192.0.2.1", 5000).unwrap();
+    open(&mut table, "192.0.2.1", 5001).unwrap();
+    assert!(refusal(open(&mut table, "192.0.2.1", 5002)).contains("share"));
 }
 
 #[test]
 fn no_more_are_open_than_there_is_room_for() {
-    let (mut table, mut kernel) = (PinholeTable::default(), Room::of(8));
+    let mut table = of(8);
     for host in 1..=8 {
-        open(&mut table, &mut kernel, &format!("192.0.2.{host}"), 4000).unwrap();
+        open(&mut table, &format!("192.0.2.{host}"), 4000).unwrap();
     }
-    assert!(refusal(open(&mut table, &mut kernel, "192.0.2.9", 4000)).starts_with("Full"));
-    kernel.capacity = 9;
-    kernel.is_full = true;
-    assert_eq!(refusal(open(&mut table, &mut kernel, "192.0.2.9", 4000)), r#"Full("a set")"#);
-    kernel.is_full = false;
-    open(&mut table, &mut kernel, "192.0.2.9", 4000).unwrap();
+    assert!(refusal(open(&mut table, "192.0.2.9", 4000)).starts_with("Full"));
+    table.set_capacity(9);
+    open(&mut table, "192.0.2.9", 4000).unwrap();
 }
 
 /// Two external ports of one target: the source of both is translated by the same element.
 #[test]
 fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
-    let (mut table, mut kernel) = (PinholeTable::default(), Room::of(1024));
+    let mut table = of(1024);
     let control =
         Translation::identity("192.0.2.1:4000".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
-    let open = |kernel: &mut Room, table: &mut PinholeTable, port: u16| {
+    let open = |table: &mut PinholeTable, port: u16| {
         let pinhole = Pinhole {
             initiator: control.server.ip(),
             arrival: SocketAddr::new("198.51.100.1".parse().unwrap(), port),
             target: "192.0.2.1:5000".parse().unwrap(),
             source: "10.0.0.1".parse().unwrap(),
         };
-        let asked = (Kind::Port, None);
-        table
-            .open(Instant::now(), &Policy::default(), (1, &control), asked, pinhole, kernel)
-            .unwrap()
+        let (policy, asked) = (Policy::default(), (Kind::Port, None));
+        let proposal = table.propose(&policy, &control, asked, pinhole, &mut Vec::new()).unwrap();
+        table.opened(Instant::now(), 1, &proposal)
     };
-    let (one, other) = (open(&mut kernel, &mut table, 6000), open(&mut kernel, &mut table, 6001));
+    let (one, other) = (open(&mut table, 6000), open(&mut table, 6001));
     for (held, keeps) in [(one, true), (other, false)] {
         let Pinhole { initiator, source, .. } = held.pinhole;
         table.close(held);
-        table.settle(&mut kernel).unwrap();
-        let closed = kernel.closed.pop().unwrap();
-        assert_eq!(closed.source, if keeps { initiator } else { source });
+        let mut closed = Vec::new();
+        table.settle(&mut closed);
+        assert_eq!(closed.pop().unwrap().source, if keeps { initiator } else { source });
     }
     assert!(lock(&table.common).sources.is_empty() && lock(&table.common).per_client.is_empty());
 }

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attention, Control, Engine, Entry, Epoch, Kernel, Opening, Pinhole, Translation,
+    Attention, Control, Effects, Engine, Entry, Epoch, Lookup, Opening, Pinhole, Translation,
     pinholes::SavedPinhole,
 };
 use crate::session::{Phase, Session};
@@ -47,8 +47,6 @@ struct Saved<'a> {
     rival: Option<Cow<'a, Session>>,
 }
 
-/// About so many connections the kernel is asked at the end.
-const MOST_ASKED: usize = 4096;
 /// A connection is in use on which something was said that long ago.
 const IN_USE: Duration = Duration::from_secs(3);
 
@@ -97,7 +95,7 @@ fn write(
             .iter()
             .map(|held| held.save(since(epoch, held.deadline)))
             .collect(),
-        spoke_in_syn: control.spoke_in_syn,
+        spoke_in_syn: control.spoke_in_syn(),
         is_calm: control.attention() == Some(Attention::Calm) || session.has_unseen_lines(),
         session: Cow::Borrowed(session),
         rival: control.rival().map(Cow::Borrowed),
@@ -133,8 +131,19 @@ impl Engine {
         self.changes = Some(Changes { epoch, changed: Vec::new(), gone: Vec::new() });
     }
 
-    /// Hands a record of each session that changed since this was last called to `each`.
-    pub fn take_changes(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), BadRecord> {
+    /// Adds a record of each session that changed to `effects`.
+    pub(super) fn take_records(&mut self, effects: &mut Effects) {
+        let Effects { records, record_ends, .. } = effects;
+        let failed = self.take_changes(|record| {
+            records.extend_from_slice(record);
+            record_ends.push(records.len());
+        });
+        if failed.is_err() {
+            self.counters.errors += 1;
+        }
+    }
+
+    fn take_changes(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), BadRecord> {
         let Some(Changes { epoch, changed, gone }) = &mut self.changes else { return Ok(()) };
         let buffer = &mut self.record;
         // First, so that of records that are cut off one never tells of two on the same endpoints.
@@ -200,7 +209,7 @@ impl Engine {
             control.set_network(network);
             // What is retransmitted is not written, and one that is adjusted must not be forgotten for that.
             control.last = if adjusted { self.epoch.moment(now) } else { last };
-            control.spoke_in_syn = saved.spoke_in_syn;
+            control.set_spoke_in_syn(saved.spoke_in_syn);
             control.set_translation(translation);
             if let Some(rival) = saved.rival {
                 control.set_rival(rival.into_owned(), self.epoch.moment(now));
@@ -227,24 +236,23 @@ impl Engine {
         Ok(restored)
     }
 
-    /// Opens what sessions hold and `is_missing`, for the rest of its time.
-    pub fn open_again(
-        &mut self,
+    /// What sessions hold and `is_missing`, to be opened for the rest of its time.
+    pub fn to_open_again(
+        &self,
         now: Instant,
-        kernel: &mut impl Kernel,
         is_missing: impl Fn(&Pinhole) -> bool,
-    ) {
-        for Entry { control, .. } in self.table.iter() {
-            let Some(translation) = control.translation() else { continue };
-            for held in control.pinholes().iter().filter(|p| !p.in_use && is_missing(&p.pinhole)) {
-                let lifetime = held.deadline.saturating_duration_since(now);
-                let (pinhole, from_client) = (&held.pinhole, !held.kind.is_active());
-                let opening = Opening { pinhole, control: translation, from_client, lifetime };
-                if !lifetime.is_zero() && kernel.open(&opening).is_err() {
-                    self.counters.errors += 1;
-                }
-            }
-        }
+    ) -> impl Iterator<Item = Opening> {
+        self.table.iter().flat_map(move |Entry { control, .. }| {
+            let missing = control.pinholes().iter().filter(|p| !p.in_use && is_missing(&p.pinhole));
+            missing
+                .filter_map(move |held| {
+                    let lifetime = held.deadline.saturating_duration_since(now);
+                    let (pinhole, from_client) = (held.pinhole, !held.kind.is_active());
+                    let control = *control.translation().filter(|_| !lifetime.is_zero())?;
+                    Some(Opening { pinhole, control, from_client, lifetime })
+                })
+                .collect::<Vec<_>>()
+        })
     }
 
     /// Whether a session of this engine or one beside it holds a pinhole with these endpoints.
@@ -261,13 +269,12 @@ impl Engine {
         })
     }
 
-    /// Whether the numbers of a connection that is open are adjusted, and `kernel` still knows it. Of very many that it
-    /// does not know the rest is taken for known: whoever stops must not ask for long.
-    pub fn is_needed(&self, kernel: &mut impl Kernel) -> bool {
+    /// The connections that are open and whose numbers are adjusted.
+    pub fn adjusted(&self) -> impl Iterator<Item = Lookup> {
         let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
-        self.table.iter().filter(adjusted).enumerate().any(|(asked, Entry { control, .. })| {
-            asked >= MOST_ASKED
-                || !matches!(kernel.translation(control.client(), control.server()), Ok(None))
+        self.table.iter().filter(adjusted).map(|Entry { control, .. }| Lookup {
+            client: control.client(),
+            server: control.server(),
         })
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use ahash::AHashMap;
 
 use super::{
-    Engine, Entry, Kernel,
+    Effects, Engine, Entry,
     admission::{gives_way, has_login},
 };
 use crate::session::{Phase, Session};
@@ -162,12 +162,12 @@ impl Engine {
     /// The session at `index` may have begun to count for its client. Where there are nearly as many sessions as may be, and
     /// more of this client than its share, its oldest goes.
     #[inline]
-    pub(super) fn enlist(&mut self, now: Instant, index: u32, kernel: &mut impl Kernel) {
+    pub(super) fn enlist(&mut self, now: Instant, index: u32, effects: &mut Effects) {
         if let Some(client) = self.count_for_client(index)
             && self.is_nearly_full()
             && self.shares.over.contains(&client)
         {
-            self.give_up_one_of(now, client, index, kernel);
+            self.give_up_one_of(now, client, index, effects);
         }
     }
 
@@ -203,9 +203,9 @@ impl Engine {
     }
 
     /// Gives up a session of a client that has more than its share. Whether there was one.
-    pub(super) fn give_up_of_any(&mut self, now: Instant, kernel: &mut impl Kernel) -> bool {
+    pub(super) fn give_up_of_any(&mut self, now: Instant, effects: &mut Effects) -> bool {
         let Some(client) = self.shares.over.first().copied() else { return false };
-        self.give_up_one_of(now, client, NONE, kernel)
+        self.give_up_one_of(now, client, NONE, effects)
             && self.table.oldest(gives_way).is_some_and(|index| self.forget(index).is_some())
     }
 
@@ -216,7 +216,7 @@ impl Engine {
         now: Instant,
         client: Client,
         but: u32,
-        kernel: &mut impl Kernel,
+        effects: &mut Effects,
     ) -> bool {
         let moment = self.epoch.moment(now);
         // Whether it is in use, and how long it was still.
@@ -239,7 +239,7 @@ impl Engine {
             "its client has more than its share of max-sessions, and it was still for {} s",
             still.as_secs()
         );
-        self.end(now, place, why, kernel);
+        self.end(place, why, effects);
         self.note_change(place);
         true
     }

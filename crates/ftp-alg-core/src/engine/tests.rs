@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use etherparse::PacketBuilder;
 
 use super::*;
+use crate::packet::{Edit, Packet, Seq, flags};
 
 /// Notes what it was asked for; masquerades as it is told.
 #[derive(Default)]
@@ -31,13 +32,15 @@ impl Kernel for Notes {
         Ok(self.translation.filter(|_| !self.forgot))
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.open.push(*opening.pinhole);
-        Ok(())
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.open.retain(|p| p != pinhole);
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        self.open.retain(|p| !closed.contains(p));
+        self.open.extend(openings.iter().map(|opening| opening.pinhole));
+        outcomes.extend(openings.iter().map(|_| Ok(())));
         Ok(())
     }
 
@@ -57,8 +60,7 @@ impl Kernel for Notes {
 
 /// A conversation over a gateway: both ends count what they sent, and what reached them.
 struct Conversation {
-    engine: Engine,
-    kernel: Notes,
+    gateway: Standalone<Notes>,
     now: Instant,
     client: SocketAddr,
     server: SocketAddr,
@@ -83,9 +85,10 @@ impl Conversation {
         let kernel = Notes { translation: Some(translation), ..Notes::default() };
         let now = Instant::now();
         let (next, received) = ([100, 500], [500, 100]);
-        let mut this = Self { engine, kernel, now, client, server, next, received };
+        let gateway = Standalone::new(engine, kernel);
+        let mut this = Self { gateway, now, client, server, next, received };
         let syn_ack = this.build(Side::Server, 499, b"", true);
-        assert_eq!(this.hand(&syn_ack).0, Verdict::Accept);
+        assert_eq!(this.hand(&syn_ack).0, Fate::Accept);
         this
     }
 
@@ -101,7 +104,7 @@ impl Conversation {
             (Side::Client, "PASS x\r\n"),
             (Side::Server, "230 in\r\n"),
         ] {
-            assert_eq!(self.say(side, line), (Verdict::Accept, line.to_owned()));
+            assert_eq!(self.say(side, line), (Fate::Accept, line.to_owned()));
         }
         self
     }
@@ -121,21 +124,19 @@ impl Conversation {
         bytes
     }
 
-    fn hand(&mut self, packet: &[u8]) -> (Verdict, String) {
-        let mut out = Vec::new();
-        let verdict = self.engine.packet(self.now, packet, &mut self.kernel, &mut out);
-        let seen = if verdict == Verdict::Replace { &out } else { packet };
+    fn hand(&mut self, packet: &[u8]) -> (Fate, String) {
+        let fate = self.gateway.packet(self.now, packet);
+        let seen = if fate == Fate::Replace { self.gateway.replacement() } else { packet };
         let seen = Packet::parse(seen).unwrap();
         let payload = seen.payload().to_vec();
-        if verdict != Verdict::Drop && !payload.is_empty() {
+        if fate != Fate::Drop && !payload.is_empty() {
             let receiver = usize::from(seen.source() == self.client);
             self.received[receiver] = seen.seq().0 + payload.len() as u32;
         }
-        self.engine.settle(&mut self.kernel);
-        (verdict, String::from_utf8(payload).unwrap())
+        (fate, String::from_utf8(payload).unwrap())
     }
 
-    fn say(&mut self, side: Side, text: &str) -> (Verdict, String) {
+    fn say(&mut self, side: Side, text: &str) -> (Fate, String) {
         let me = usize::from(side == Side::Server);
         let packet = self.build(side, self.next[me], text.as_bytes(), false);
         self.next[me] += text.len() as u32;
@@ -147,9 +148,9 @@ impl Conversation {
 fn the_slacksite_port_is_rewritten_and_leads_back() {
     let mut talk = Conversation::logged_in();
     let (verdict, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!((verdict, &*line), (Verdict::Replace, "PORT 198,51,100,1,14,178\r\n"));
+    assert_eq!((verdict, &*line), (Fate::Replace, "PORT 198,51,100,1,14,178\r\n"));
     assert_eq!(
-        talk.kernel.open,
+        talk.gateway.kernel.open,
         [Pinhole {
             initiator: "203.0.113.9".parse().unwrap(),
             arrival: "198.51.100.1:3762".parse().unwrap(),
@@ -157,8 +158,8 @@ fn the_slacksite_port_is_rewritten_and_leads_back() {
             source: "203.0.113.9".parse().unwrap(),
         }]
     );
-    assert_eq!(talk.kernel.attention, Some(Attention::Every));
-    assert_eq!(talk.engine.counters().rewrites, 1);
+    assert_eq!(talk.gateway.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.gateway.engine.counters().rewrites, 1);
 }
 
 #[test]
@@ -166,7 +167,7 @@ fn a_refused_announcement_closes_its_pinhole() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     talk.say(Side::Server, "500 no\r\n");
-    assert!(talk.kernel.open.is_empty() && talk.engine.pinholes().next().is_none());
+    assert!(talk.gateway.kernel.open.is_empty() && talk.gateway.engine.pinholes().next().is_none());
 }
 
 #[test]
@@ -174,9 +175,11 @@ fn an_unused_pinhole_ends_at_its_deadline() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let deadline = talk.now + Duration::from_secs(30);
-    assert_eq!(talk.engine.expire(talk.now, &mut talk.kernel), Some(deadline));
-    assert_eq!(talk.engine.expire(deadline, &mut talk.kernel), None);
-    assert!(talk.kernel.open.is_empty());
+    talk.gateway.expire(talk.now);
+    assert_eq!(talk.gateway.engine.next_deadline(), Some(deadline));
+    talk.gateway.expire(deadline);
+    assert_eq!(talk.gateway.engine.next_deadline(), None);
+    assert!(talk.gateway.kernel.open.is_empty());
 }
 
 /// One after a whole transfer.
@@ -191,7 +194,7 @@ fn spent() -> Conversation {
     ] {
         talk.say(side, line);
     }
-    assert_eq!(talk.kernel.open.len(), 1, "it was closed before it had to be");
+    assert_eq!(talk.gateway.kernel.open.len(), 1, "it was closed before it had to be");
     talk
 }
 
@@ -201,11 +204,11 @@ fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
         let mut talk = spent();
         let line = format!("PORT 192,168,150,80,14,{port}\r\n");
         assert_eq!(talk.say(Side::Client, &line).1, format!("PORT 198,51,100,1,14,{port}\r\n"));
-        assert_eq!(talk.kernel.open.len(), 1);
-        assert_eq!(talk.kernel.open[0].arrival.port(), 14 << 8 | port);
+        assert_eq!(talk.gateway.kernel.open.len(), 1);
+        assert_eq!(talk.gateway.kernel.open[0].arrival.port(), 14 << 8 | port);
         let is_held = |port| {
             let arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), 14 << 8 | port);
-            talk.engine.pinholes.holds(talk.server.ip(), arrival)
+            talk.gateway.engine.pinholes.holds(talk.server.ip(), arrival)
         };
         assert!(is_held(port) && !is_held(178 + 179 - port));
     }
@@ -214,32 +217,32 @@ fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
 #[test]
 fn a_spent_pinhole_is_closed_when_nothing_opens_for_a_while_or_ever() {
     let mut talk = spent();
-    talk.engine.expire(talk.now, &mut talk.kernel);
-    assert!(talk.kernel.open.is_empty());
+    talk.gateway.expire(talk.now);
+    assert!(talk.gateway.kernel.open.is_empty());
     let mut talk = spent();
     let end = with_fin(talk.build(Side::Client, talk.next[0], b"", false));
     talk.hand(&end);
     let end = with_fin(talk.build(Side::Server, talk.next[1], b"", false));
     talk.hand(&end);
-    assert!(talk.kernel.open.is_empty());
+    assert!(talk.gateway.kernel.open.is_empty());
 }
 
 #[test]
 fn a_spent_pinholes_port_is_not_given_to_an_engine_beside_before_it_is_closed() {
     let mut talk = spent();
-    let beside = talk.engine.beside();
+    let beside = talk.gateway.engine.beside();
     let mut other = Conversation::through(beside, "192.168.150.81").log_in();
     let announce = "PORT 192,168,150,81,14,178\r\n";
     assert_ne!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
-    talk.engine.expire(talk.now, &mut talk.kernel);
+    talk.gateway.expire(talk.now);
     assert_eq!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
 }
 
 #[test]
 fn a_cut_announcement_is_held_and_acknowledged() {
     let mut talk = Conversation::logged_in();
-    assert_eq!(talk.say(Side::Client, "PO"), (Verdict::Replace, String::new()));
-    let acknowledgement = Packet::parse(&talk.kernel.injected[0]).unwrap();
+    assert_eq!(talk.say(Side::Client, "PO"), (Fate::Replace, String::new()));
+    let acknowledgement = Packet::parse(&talk.gateway.kernel.injected[0]).unwrap();
     assert_eq!(acknowledgement.source(), talk.server);
     assert_eq!(acknowledgement.destination(), talk.client);
     assert_eq!(acknowledgement.ack(), Seq(talk.next[0]));
@@ -252,34 +255,37 @@ fn a_cut_announcement_is_held_and_acknowledged() {
 fn other_protocols_open_nothing_and_are_left_alone_where_the_server_is_none_of_ftp() {
     let mut talk = Conversation::masqueraded();
     talk.say(Side::Server, "220 ready\r\n");
-    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Verdict::Accept);
-    assert_eq!(talk.kernel.attention, None);
-    assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, Verdict::Accept);
-    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Verdict::Replace);
-    assert!(talk.kernel.open.is_empty());
+    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Fate::Accept);
+    assert_eq!(talk.gateway.kernel.attention, None);
+    assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, Fate::Accept);
+    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Fate::Replace);
+    assert!(talk.gateway.kernel.open.is_empty());
 
     let mut talk = Conversation::masqueraded();
-    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Verdict::Accept);
-    assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, Verdict::Accept);
-    assert_eq!(talk.kernel.attention, Some(Attention::None));
-    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Verdict::Accept);
+    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Fate::Accept);
+    assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, Fate::Accept);
+    assert_eq!(talk.gateway.kernel.attention, Some(Attention::None));
+    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Fate::Accept);
 }
 
 #[test]
 fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row() {
     let mut first = Conversation::logged_in();
-    let mut second = Conversation::through(first.engine.beside(), "192.168.150.81").log_in();
-    assert_eq!(second.engine.sessions().next().unwrap().id, 2);
+    let mut second =
+        Conversation::through(first.gateway.engine.beside(), "192.168.150.81").log_in();
+    assert_eq!(second.gateway.engine.sessions().next().unwrap().id, 2);
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    first.kernel.open.clear(); // a connection used it up
+    first.gateway.kernel.open.clear(); // a connection used it up
     second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
-    let [pinhole] = second.kernel.open[..] else { panic!("{:?}", second.kernel.open) };
+    let [pinhole] = second.gateway.kernel.open[..] else {
+        panic!("{:?}", second.gateway.kernel.open)
+    };
     assert_eq!(pinhole.target, "192.168.150.81:3762".parse().unwrap());
     assert_ne!(pinhole.arrival.port(), 3762, "closing one would close the other");
     first.say(Side::Server, "500 no\r\n");
     second.say(Side::Server, "200 ok\r\n");
     second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
-    assert_eq!(second.kernel.open.last().unwrap().arrival.port(), 3762, "free again");
+    assert_eq!(second.gateway.kernel.open.last().unwrap().arrival.port(), 3762, "free again");
 }
 
 #[test]
@@ -290,32 +296,32 @@ fn a_clients_limit_holds_over_engines_beside_each_other() {
     let mut first = Conversation::through(engine, "192.168.150.80").log_in();
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     second.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
-    assert_eq!((first.kernel.open.len(), second.kernel.open.len()), (1, 0));
-    assert_eq!(second.engine.counters().pinholes_refused, 1);
+    assert_eq!((first.gateway.kernel.open.len(), second.gateway.kernel.open.len()), (1, 0));
+    assert_eq!(second.gateway.engine.counters().pinholes_refused, 1);
 }
 
 #[test]
 fn a_flushed_conntrack_is_told_again_what_a_connection_needs() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!(talk.kernel.attention.take(), Some(Attention::Every));
-    (talk.kernel.forgot, talk.now) = (true, talk.now + REMINDER);
+    assert_eq!(talk.gateway.kernel.attention.take(), Some(Attention::Every));
+    (talk.gateway.kernel.forgot, talk.now) = (true, talk.now + REMINDER);
     let (verdict, line) = talk.say(Side::Client, "NOOP\r\n");
-    assert_eq!((verdict, &*line), (Verdict::Replace, "NOOP\r\n"), "it goes on");
-    talk.kernel.forgot = false;
+    assert_eq!((verdict, &*line), (Fate::Replace, "NOOP\r\n"), "it goes on");
+    talk.gateway.kernel.forgot = false;
     talk.say(Side::Server, "200 ok\r\n");
-    assert_eq!(talk.kernel.attention, Some(Attention::Every));
-    assert_eq!(talk.engine.counters().errors, 0);
+    assert_eq!(talk.gateway.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.gateway.engine.counters().errors, 0);
 }
 
 #[test]
 fn nothing_is_announced_while_the_translation_is_not_known() {
     let mut talk = Conversation::logged_in();
-    talk.kernel.forgot = true;
+    talk.gateway.kernel.forgot = true;
     let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     assert!(line.starts_with("XXXX "), "{line}");
-    assert!(talk.kernel.open.is_empty());
-    talk.kernel.forgot = false;
+    assert!(talk.gateway.kernel.open.is_empty());
+    talk.gateway.kernel.forgot = false;
     talk.say(Side::Server, "500 what?\r\n");
     let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
@@ -324,14 +330,14 @@ fn nothing_is_announced_while_the_translation_is_not_known() {
 #[test]
 fn what_is_held_while_conntrack_knows_nothing_is_not_lost() {
     let mut talk = Conversation::logged_in();
-    talk.kernel.forgot = true;
-    assert_eq!(talk.say(Side::Client, "PO"), (Verdict::Replace, String::new()));
-    assert!(talk.kernel.injected.is_empty());
-    talk.kernel.forgot = false;
+    talk.gateway.kernel.forgot = true;
+    assert_eq!(talk.say(Side::Client, "PO"), (Fate::Replace, String::new()));
+    assert!(talk.gateway.kernel.injected.is_empty());
+    talk.gateway.kernel.forgot = false;
     talk.next[0] -= 2;
-    assert_eq!(talk.say(Side::Client, "PO"), (Verdict::Replace, String::new()), "sent again");
-    assert_eq!(talk.kernel.injected.len(), 1);
-    assert_eq!(talk.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.say(Side::Client, "PO"), (Fate::Replace, String::new()), "sent again");
+    assert_eq!(talk.gateway.kernel.injected.len(), 1);
+    assert_eq!(talk.gateway.kernel.attention, Some(Attention::Every));
     let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
 }
@@ -352,21 +358,21 @@ fn flood(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
 }
 
 /// Hands `engine` the start of a connection: its SYN-ACK and, if so said, a greeting and an answer.
-fn begin(engine: &mut Engine, number: u16, dialogue: bool) {
-    let mut kernel = Notes::default();
-    let (now, mut out) = (Instant::now(), Vec::new());
+fn begin(gateway: &mut Standalone<Notes>, number: u16, dialogue: bool) {
+    let now = Instant::now();
     let mut packets = vec![flood(number, Side::Server, (0, u32::MAX), "SYN")];
     if dialogue {
         packets.push(flood(number, Side::Server, (0, 0), "220 ready\r\n"));
         packets.push(flood(number, Side::Client, (0, 11), "USER joe\r\n"));
     }
     for packet in packets {
-        assert_eq!(engine.packet(now, &packet, &mut kernel, &mut out), Verdict::Accept);
+        assert_eq!(gateway.packet(now, &packet), Fate::Accept);
     }
 }
 
-fn clients(engine: &Engine) -> Vec<u16> {
-    let mut clients: Vec<u16> = engine
+fn clients(gateway: &Standalone<Notes>) -> Vec<u16> {
+    let mut clients: Vec<u16> = gateway
+        .engine
         .sessions()
         .map(|session| match session.translation.client.ip() {
             IpAddr::V4(ip) => u16::from_be_bytes([ip.octets()[2], ip.octets()[3]]),
@@ -377,29 +383,30 @@ fn clients(engine: &Engine) -> Vec<u16> {
     clients
 }
 
-fn crowded(max_sessions: usize) -> Engine {
-    Engine::new(Policy { max_sessions, ..Policy::default() }, Checksums::Verify)
+fn crowded(max_sessions: usize) -> Standalone<Notes> {
+    let policy = Policy { max_sessions, ..Policy::default() };
+    Standalone::new(Engine::new(policy, Checksums::Verify), Notes::default())
 }
 
 #[test]
 fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verified() {
-    let mut engine = crowded(10);
-    begin(&mut engine, 1, true);
+    let mut gateway = crowded(10);
+    begin(&mut gateway, 1, true);
     for number in 100..10_000 {
-        begin(&mut engine, number, false);
+        begin(&mut gateway, number, false);
         if number % 1000 == 0 {
-            begin(&mut engine, number / 1000 + 1, true); // 2 to 10
+            begin(&mut gateway, number / 1000 + 1, true); // 2 to 10
         }
-        assert!(engine.session_count() <= 10);
+        assert!(gateway.engine.session_count() <= 10);
     }
     let verified: Vec<u16> = (1..=10).collect();
-    assert_eq!(clients(&engine), verified);
-    assert!(engine.table.by_age.len() <= 2 * 10, "{}", engine.table.by_age.len());
-    let counters = engine.counters();
+    assert_eq!(clients(&gateway), verified);
+    assert!(gateway.engine.table.by_age.len() <= 2 * 10, "{}", gateway.engine.table.by_age.len());
+    let counters = gateway.engine.counters();
     assert_eq!(counters.packets, 9900 + 10 * 3);
     assert_eq!(counters.limits.sessions + counters.uninspected, 9900);
     assert_eq!(counters.uninspected, 999, "behind the tenth nothing is left that gives way");
-    let (events, more) = engine.take_events();
+    let (events, more) = gateway.take_events();
     assert_eq!(events.len() as u64 + more, 9900);
     assert!(events.len() <= 1024);
     assert!(events[0].to_string().ends_with("for a newer one: there are max-sessions"));
@@ -408,7 +415,7 @@ fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verifi
 #[test]
 fn sessions_are_limited_over_engines_beside_each_other() {
     let mut first = crowded(8);
-    let mut second = first.beside();
+    let mut second = Standalone::new(first.engine.beside(), Notes::default());
     for number in 0..100 {
         begin(&mut first, number, false);
     }
@@ -416,7 +423,7 @@ fn sessions_are_limited_over_engines_beside_each_other() {
     for number in 100..200 {
         begin(&mut second, number, true);
     }
-    assert_eq!((first.session_count(), second.session_count()), (6, 2));
+    assert_eq!((first.engine.session_count(), second.engine.session_count()), (6, 2));
     assert_eq!(clients(&second), [100, 101]);
     for number in 200..206 {
         begin(&mut first, number, true);
@@ -426,16 +433,16 @@ fn sessions_are_limited_over_engines_beside_each_other() {
 
 #[test]
 fn what_one_end_has_closed_is_not_kept_for_ever() {
-    let mut engine = crowded(8);
-    begin(&mut engine, 1, true);
-    begin(&mut engine, 2, true);
-    let (mut now, mut kernel, mut out) = (Instant::now(), Notes::default(), Vec::new());
+    let mut gateway = crowded(8);
+    begin(&mut gateway, 1, true);
+    begin(&mut gateway, 2, true);
+    let mut now = Instant::now();
     let mut fin = flood(1, Side::Server, (10, 11), "421 too late\r\n");
     fin = with_fin(fin);
-    assert_eq!(engine.packet(now, &fin, &mut kernel, &mut out), Verdict::Accept);
+    assert_eq!(gateway.packet(now, &fin), Fate::Accept);
     now += Duration::from_secs(600);
-    engine.expire(now, &mut kernel);
-    assert_eq!(clients(&engine), [2]);
+    gateway.expire(now);
+    assert_eq!(clients(&gateway), [2]);
 }
 
 /// The same packet with a FIN and its checksum.
@@ -456,35 +463,28 @@ fn with_fin(packet: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// What is written of `engine`.
-fn written(engine: &mut Engine) -> Vec<Vec<u8>> {
-    let mut records = Vec::new();
-    engine.take_changes(|record| records.push(record.to_vec())).unwrap();
-    records
-}
-
 /// A conversation that goes on with an engine that knows these records only.
 fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
     let mut engine = Engine::new(Policy::default(), Checksums::Verify);
     engine.restore(records.iter().map(Vec::as_slice), before.now, before.now).unwrap();
-    before.engine = engine;
+    before.gateway.engine = engine;
     before
 }
 
 #[test]
 fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
     let mut talk = Conversation::logged_in();
-    talk.engine.note_changes(talk.now);
-    let mut journal = written(&mut talk.engine);
+    talk.gateway.engine.note_changes(talk.now);
+    let mut journal = std::mem::take(&mut talk.gateway.journal);
     talk.say(Side::Client, "NOOP\r\n");
-    journal.extend(written(&mut talk.engine));
+    journal.extend(std::mem::take(&mut talk.gateway.journal));
     // Both ends begin anew on the same endpoints.
     (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
     let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
     talk.hand(&syn_ack);
     let acknowledgement = talk.build(Side::Client, 9_000_100, b"", false);
     talk.hand(&acknowledgement);
-    journal.extend(written(&mut talk.engine));
+    journal.extend(std::mem::take(&mut talk.gateway.journal));
     for length in 0..=journal.len() {
         let mut engine = Engine::new(Policy::default(), Checksums::Verify);
         engine.restore(journal[..length].iter().map(Vec::as_slice), talk.now, talk.now).unwrap();
@@ -495,31 +495,31 @@ fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
 #[test]
 fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
     let mut talk = Conversation::masqueraded();
-    talk.engine.note_changes(talk.now);
+    talk.gateway.engine.note_changes(talk.now);
     let mut talk = talk.log_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    let records = written(&mut talk.engine);
+    let records = std::mem::take(&mut talk.gateway.journal);
     let mut talk = restored(&records, talk);
     let (next, received) = (talk.next, talk.received);
     // Its SYN-ACK passed while no daemon was there.
     (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
     let greeting = "220 ready\r\n";
-    assert_eq!(talk.say(Side::Server, greeting), (Verdict::Accept, greeting.to_owned()));
+    assert_eq!(talk.say(Side::Server, greeting), (Fate::Accept, greeting.to_owned()));
     (talk.next, talk.received) = (next, received);
     let (verdict, line) = talk.say(Side::Server, "200 ok\r\n");
-    assert_eq!((verdict, &*line), (Verdict::Replace, "200 ok\r\n"), "the old one goes on, too");
+    assert_eq!((verdict, &*line), (Fate::Replace, "200 ok\r\n"), "the old one goes on, too");
 }
 
 #[test]
 fn a_packet_that_waits_changes_no_session() {
     let mut talk = Conversation::logged_in();
-    talk.engine.note_changes(talk.now);
+    talk.gateway.engine.note_changes(talk.now);
     talk.next[0] += 10;
-    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Verdict::Drop);
-    assert_eq!(written(&mut talk.engine), [[0; 0]; 0]);
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Drop);
+    assert_eq!(std::mem::take(&mut talk.gateway.journal), [[0; 0]; 0]);
     talk.next[0] -= 16;
-    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Verdict::Accept);
-    assert_eq!(written(&mut talk.engine).len(), 1);
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Accept);
+    assert_eq!(std::mem::take(&mut talk.gateway.journal).len(), 1);
 }
 
 #[test]
@@ -530,24 +530,24 @@ fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same()
     talk.say(Side::Client, "NOOP\r\n");
     (talk.received[0], talk.next[0]) = (talk.received[0] - 1000, talk.next[0] - 6);
     talk.say(Side::Client, "NOOP\r\n");
-    assert_eq!(talk.engine.counters().lost, 1);
+    assert_eq!(talk.gateway.engine.counters().lost, 1);
     let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
     assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
     assert_eq!(talk.say(Side::Client, "POR").1, "", "however it is cut");
     assert_eq!(talk.say(Side::Client, "T 10,99,99,99,14,178\r\n").1, line);
     let own = "PORT 192,168,150,80,14,178\r\n";
     assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");
-    assert!(talk.kernel.open.is_empty());
+    assert!(talk.gateway.kernel.open.is_empty());
 }
 
 #[test]
 fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
     let mut talk = Conversation::logged_in();
-    talk.engine.note_changes(talk.now);
+    talk.gateway.engine.note_changes(talk.now);
     let mut record = Vec::new();
     for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
         talk.say(Side::Client, command);
-        talk.engine.records(|session| record = session.to_vec()).unwrap();
+        talk.gateway.engine.records(|session| record = session.to_vec()).unwrap();
         let left_alone = crate::policy::Network {
             clients: Vec::new(),
             servers: Vec::new(),
@@ -578,9 +578,9 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     talk.say(Side::Client, "EPR");
-    talk.engine.note_changes(talk.now);
+    talk.gateway.engine.note_changes(talk.now);
     let mut written = Vec::new();
-    talk.engine.records(|record| written.push(record.to_vec())).unwrap();
+    talk.gateway.engine.records(|record| written.push(record.to_vec())).unwrap();
     let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
     assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
@@ -593,7 +593,7 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let mut again = Vec::new();
     next.records(|record| again.push(record.to_vec())).unwrap();
     assert_eq!(again, written);
-    talk.engine = next;
+    talk.gateway.engine = next;
     let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
-    assert_eq!((verdict, heard.as_str()), (Verdict::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
+    assert_eq!((verdict, heard.as_str()), (Fate::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
 }

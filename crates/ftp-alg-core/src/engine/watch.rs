@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    Attention, Engine, Entry, Kernel, KernelError, REMINDER, What, control::Control,
-    telling::attend_afresh,
+    Attention, Effects, Engine, Entry, REMINDER, control::Control, effects::Purpose,
+    telling::mark_afresh,
 };
 use crate::{packet::Packet, session::Session};
 
@@ -49,14 +49,14 @@ impl Engine {
         index: u32,
         syn_ack: &Packet<'_>,
         every: bool,
-        kernel: &mut impl Kernel,
+        effects: &mut Effects,
     ) -> Option<u32> {
         let moment = self.epoch.moment(now);
         let Entry { session, control } = self.table.get_mut(index)?;
         if control.rival().is_some_and(|rival| rival.began_with(syn_ack)) {
             control.refresh_rival(moment);
         } else {
-            let rival = if control.spoke_in_syn {
+            let rival = if control.spoke_in_syn() {
                 Session::opened_unread(syn_ack)
             } else {
                 Session::opened(syn_ack)
@@ -69,14 +69,7 @@ impl Engine {
             control.told(wanted, moment);
         } else if !control.is_unknown(moment, REMINDER) {
             // Not what is known of the old one: a new connection may be translated otherwise.
-            match attend_afresh(kernel, control.client(), control.server(), wanted) {
-                Ok(()) => control.told(wanted, moment),
-                Err(KernelError::Unknown) => control.missed(wanted, moment),
-                Err(error) => {
-                    self.counters.errors += 1;
-                    self.events.push(control.event(What::Failed(error.to_string())));
-                }
-            }
+            mark_afresh(effects, index, control, wanted, Purpose::TupleReuse);
         }
         self.watched.add(now, index, control);
         Some(index)
@@ -89,18 +82,18 @@ impl Engine {
         now: Instant,
         index: u32,
         packet: &Packet<'_>,
-        kernel: &mut impl Kernel,
+        effects: &mut Effects,
     ) -> Option<u32> {
         let control = &mut self.table.get_mut(index)?.control;
         let (client, server) = (control.client(), control.server());
         let confirms = |rival: &Session| packet.source() == client && rival.is_confirmed_by(packet);
         let Some(session) = control.take_rival_if(confirms) else { return Some(index) };
         self.forget(index);
-        self.insert(now, client, server, session, kernel)
+        self.insert(now, client, server, session, effects)
     }
 
     /// Ends what has been watched for long enough. A SYN-ACK that came since, or a segment past a gap, has it go on.
-    pub(super) fn end_watches(&mut self, now: Instant, kernel: &mut impl Kernel) {
+    pub(super) fn end_watches(&mut self, now: Instant, effects: &mut Effects) {
         let moment = self.epoch.moment(now);
         while let Some((index, id)) = self.watched.due(now) {
             let Some(Entry { session, control }) = self.table.get_of(index, id) else { continue };
@@ -115,15 +108,7 @@ impl Engine {
                 Some(Attention::Watched | Attention::Every) => Attention::Payload,
                 _ => continue,
             };
-            match attend_afresh(kernel, control.client(), control.server(), wanted) {
-                // What conntrack does not know has no mark, either.
-                Ok(()) | Err(KernelError::Unknown) => control.told(wanted, moment),
-                Err(error) => {
-                    self.watched.add(now, index, control);
-                    self.counters.errors += 1;
-                    self.events.push(control.event(What::Failed(error.to_string())));
-                }
-            }
+            mark_afresh(effects, index, control, wanted, Purpose::Session);
         }
     }
 }

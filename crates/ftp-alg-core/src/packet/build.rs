@@ -29,13 +29,26 @@ impl<'a> Packet<'a> {
     pub fn rebuild(
         &self,
         edit: &Edit<'_>,
-        mut sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
+        sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
         out: &mut Vec<u8>,
+    ) {
+        out.clear();
+        self.rebuild_onto(edit, sack, out);
+    }
+
+    /// As [`rebuild`](Self::rebuild), behind what is in `out`.
+    pub fn rebuild_onto(
+        &self,
+        edit: &Edit<'_>,
+        mut sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
+        all: &mut Vec<u8>,
     ) {
         let payload = edit.payload.unwrap_or(self.payload());
         let payload = &payload[..payload.len().min(usize::from(u16::MAX) - self.payload)];
-        out.clear();
-        out.extend_from_slice(&self.bytes[..self.payload]);
+        let start = all.len();
+        all.extend_from_slice(&self.bytes[..self.payload]);
+        all.extend_from_slice(payload);
+        let out = &mut all[start..];
         if let Some(range) = self.sack() {
             map_sack(&mut out[range.start - 2..range.end], &mut sack);
         }
@@ -51,9 +64,7 @@ impl<'a> Packet<'a> {
             let checksum = self.word::<16>();
             let updated = update_checksum(checksum, header, &out[self.tcp..self.payload]);
             out[self.tcp + 16..self.tcp + 18].copy_from_slice(&updated.to_be_bytes());
-            out.extend_from_slice(payload);
         } else {
-            out.extend_from_slice(payload);
             set_lengths(out, self.source().ip());
             set_tcp_checksum(&mut out[self.tcp..], self.source().ip(), self.destination().ip());
         }

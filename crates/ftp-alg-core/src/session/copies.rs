@@ -16,17 +16,13 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ASKED_AFTER, Judge, MAX_MISSED, MAX_UNSEEN, Session, Side, Unseen, adjust::MAX_REWRITES,
-    apart::Pushed, few::allocated, is_near,
+    ASKED_AFTER, Inspection, MAX_MISSED, MAX_UNSEEN, Session, Side, Unseen, apart::Pushed,
+    few::allocated, is_near,
 };
 use crate::packet::{Packet, Seq, flags};
 
 /// How many lines that passed before what precedes them are kept of a direction.
 const MAX_AHEAD: usize = 64;
-
-/// So short are bytes that hold no more lines to be rewritten than there may be rewrites: none is shorter than
-/// `PORT` and a line end.
-const FEW_LINES: usize = MAX_REWRITES * 5;
 
 /// What is known of a connection because something of it passed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -162,7 +158,7 @@ impl Session {
     }
 
     /// Reads a packet of `from` that has passed as it is.
-    pub fn passed(&mut self, from: Side, packet: &Packet<'_>, judge: &mut impl Judge) {
+    pub fn passed(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
         if self.unseen != Unseen::Nothing && !self.confirm(from, packet)
             || !is_near(packet.seq(), self.peek(from).next)
         {
@@ -175,7 +171,7 @@ impl Session {
         if self.peek(from).expects(packet.seq(), MAX_MISSED) {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
-                self.acknowledged(from, packet.ack(), judge);
+                self.acknowledged(from, packet.ack(), pass);
             }
         }
         let (seq, payload) = (packet.seq(), packet.payload());
@@ -195,8 +191,8 @@ impl Session {
             return self.is_ahead(from, seq, payload);
         }
         self.pushed = Pushed::of(packet);
-        self.read_passed(from, seq, payload, judge);
-        self.read_ahead(from, judge);
+        self.read_passed(from, seq, payload, pass);
+        self.read_ahead(from, pass);
         self.see_acknowledgements();
     }
 
@@ -215,13 +211,13 @@ impl Session {
         seq: Seq,
         payload: &[u8],
         fin: bool,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
     ) {
         let (next, end) = (self.peek(from).next, seq + payload.len() as u32);
         if self.seldom.is_some() {
-            self.read_between(from, seq, payload, fin, judge);
+            self.read_between(from, seq, payload, fin, pass);
         } else if next.is_before(end) {
-            self.read_new(from, next, &payload[(next - seq) as usize..], fin, judge);
+            self.read_new(from, next, &payload[(next - seq) as usize..], fin, pass);
         }
         if fin && self.peek(from).next == end {
             self.finish(from, end);
@@ -236,56 +232,70 @@ impl Session {
         seq: Seq,
         payload: &[u8],
         fin: bool,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
     ) {
         let end = seq + payload.len() as u32;
-        self.read_ahead(from, judge);
+        self.read_ahead(from, pass);
         while self.peek(from).next.is_before(end) {
             let next = self.peek(from).next;
             let starts = self.ahead(from).iter().map(|(start, _)| *start);
             let stop = starts.fold(end, Seq::min);
             let new = &payload[(next - seq) as usize..(stop - seq) as usize];
-            self.read_new(from, next, new, fin && stop == end, judge);
+            self.read_new(from, next, new, fin && stop == end, pass);
             if self.peek(from).next.is_before(stop) {
                 return; // the rest waits
             }
-            self.read_ahead(from, judge);
+            self.read_ahead(from, pass);
         }
     }
 
     /// Reads what is new of `payload` at `seq`, which has passed.
-    fn read_passed(&mut self, from: Side, seq: Seq, payload: &[u8], judge: &mut impl Judge) {
+    fn read_passed(&mut self, from: Side, seq: Seq, payload: &[u8], pass: &mut Inspection) {
         let new = (self.peek(from).next - seq) as usize;
         let Some(payload) = payload.get(new..).filter(|new| !new.is_empty()) else { return };
         self.reads_passed = true;
-        self.read_new(from, seq + new as u32, payload, false, judge);
+        self.read_new(from, seq + new as u32, payload, false, pass);
         self.reads_passed = false;
         self.stream(from).gaps = 0;
     }
 
     /// Reads `new`, which is next and starts at `seq`; a FIN follows it if `fin`. Line by line, and only up to the one
-    /// for which there is no room: that waits, with what follows it, until something is acknowledged.
+    /// for which there is no room, or that asks: that waits, with what follows it.
     fn read_new(
         &mut self,
         from: Side,
         mut seq: Seq,
         mut new: &[u8],
         fin: bool,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
     ) {
         while !new.is_empty() {
-            let is_short = new.len() <= FEW_LINES && self.peek(from).map.is_shift();
-            let end = (!is_short).then(|| memchr::memchr(b'\n', new)).flatten();
+            let is_text = self.is_readable(from);
+            let end = if is_text { memchr::memchr(b'\n', new) } else { None };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
+            let mut keeps = from == Side::Client && is_text;
             match self.limit(from, line.len()) {
                 // It has passed, and is not compared with what is sent again.
-                Some(_) if self.reads_passed => self.copies_mut().bar(seq + line.len() as u32),
-                Some(limit) => return judge.limit(limit),
-                None if from == Side::Client && self.is_readable(from) => self.keep(seq, line),
+                Some(_) if self.reads_passed => {
+                    self.copies_mut().bar(seq + line.len() as u32);
+                    keeps = false;
+                }
+                Some(limit) => return pass.limit(limit),
                 None => {}
             }
-            self.read(from, seq, line, fin && rest.is_empty(), judge);
-            (seq, new) = (seq + line.len() as u32, rest);
+            let read = if is_text {
+                self.read_line(from, seq, line, (rest.is_empty(), fin && rest.is_empty()), pass);
+                if pass.request.is_some() {
+                    return;
+                }
+                line.len()
+            } else {
+                self.text_start(from, seq, new, pass).unwrap_or(new.len())
+            };
+            if keeps {
+                self.keep(seq, line);
+            }
+            (seq, new) = (seq + read as u32, &new[read..]);
             self.stream(from).next = seq;
         }
     }
@@ -331,14 +341,14 @@ impl Session {
     }
 
     /// What `from` says was read up to a line that had passed before, or to the FIN.
-    pub(super) fn read_ahead(&mut self, from: Side, judge: &mut impl Judge) {
+    pub(super) fn read_ahead(&mut self, from: Side, pass: &mut Inspection) {
         loop {
             let next = self.peek(from).next;
             let mut starts = self.ahead(from).iter().map(|(start, _)| *start);
             let Some(at) = starts.position(|start| !start.is_after(next)) else { break };
             let (seq, payload) = self.copies_mut().ahead[from as usize].remove(at);
             self.pushed = Pushed::Not; // that of another packet
-            self.read_passed(from, seq, &payload, judge);
+            self.read_passed(from, seq, &payload, pass);
         }
         self.finish_passed(from);
     }

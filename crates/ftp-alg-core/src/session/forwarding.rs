@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::{ASKED_AFTER, Session, Side, is_near, stream::MAX_JOINED};
+use super::{ASKED_AFTER, DropReason, Session, Side, is_near, stream::MAX_JOINED};
 use crate::packet::{Packet, Seq, flags};
 
 /// How a packet is to be forwarded.
@@ -30,7 +30,9 @@ pub enum Forward {
         urgent: u16,
     },
     /// Not at all: its sender will send it again.
-    Not,
+    Drop(DropReason),
+    /// Not yet: what the session [asks](super::Request) must be known first.
+    Asks,
 }
 
 /// An acknowledgement to send to the end whose bytes are held back.
@@ -203,13 +205,18 @@ impl Session {
     /// as with that number a stranger's segment would count.
     pub(super) fn gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
         let ack = self.peek(from.peer()).unacknowledged();
+        let is_barred = from == Side::Client && self.is_barred();
         let stream = self.stream(from);
         if !is_near(packet.seq(), stream.next) {
-            return Forward::Not;
+            return Forward::Drop(DropReason::OutOfWindow);
         }
         stream.gaps = stream.gaps.saturating_add(1);
         if stream.gaps < ASKED_AFTER {
-            return Forward::Not;
+            let is_gap = packet.seq().is_after(stream.next) || !is_barred;
+            return Forward::Drop(match is_gap {
+                true => DropReason::OutOfOrder,
+                false => DropReason::FastPathUnacknowledged,
+            });
         }
         let seq = stream.map.deliver(stream.next) - 1;
         Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }

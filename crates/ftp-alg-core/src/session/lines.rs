@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Dialogue, Judge, Limit, Phase, Reason, Refused, Ruling,
+    Announced, Dialogue, Inspection, Limit, Phase, Reason, Refused, Ruling,
     dialogue::{Meaning, Step},
     stream::MAX_HELD,
 };
@@ -31,19 +31,19 @@ pub fn client_line(
     line: &[u8],
     delivered: usize,
     overtaken: bool,
-    judge: &mut impl Judge,
+    pass: &mut Inspection,
     read: &mut Read,
 ) -> LineEdit {
     dialogue.client_line_ended(is_plain(line));
-    let hidden = if Hidden::may_be_in(line) { hidden(dialogue, line, judge) } else { None };
+    let hidden = if Hidden::may_be_in(line) { hidden(dialogue, line, pass) } else { None };
     if hidden.is_none() && is_crossed_start(line, delivered) && dialogue.phase() == Phase::Verified
     {
         dialogue.refused(Reason::TooLong);
         return None;
     }
-    let edit = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), judge, read);
+    let edit = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), pass, read);
     let Some(end) = hidden else { return edit };
-    if is_allowed(dialogue, line, end, judge) {
+    if is_allowed(dialogue, line, end, pass) {
         return None;
     }
     cross_out_from(line, delivered, end)
@@ -51,16 +51,17 @@ pub fn client_line(
 
 /// Whether what some server sees in `line`, where its verb ends at `end`, is nothing that is refused, whoever sees it.
 #[cold]
-fn is_allowed(dialogue: &Dialogue, line: &[u8], end: usize, judge: &mut impl Judge) -> bool {
+fn is_allowed(dialogue: &Dialogue, line: &[u8], end: usize, pass: &mut Inspection) -> bool {
     // Nothing else hides behind it.
     let text = Text::new(&line[verb_start(line, end)..]);
     let command = Command::parse(&text).filter(|_| !Hidden::may_be_in(&line[end..]));
     let parsed = command.and_then(|command| announcement(&command));
     let Some((kind, parsed)) = parsed else {
-        judge.refused(Refused::Hidden);
+        pass.refused(Refused::Hidden);
         return false;
     };
-    !matches!(judge.announcement(kind, parsed.as_ref(), true, dialogue, &text), Ruling::Refuse(_))
+    let announced = Announced::new(kind, parsed, true, dialogue, &text);
+    !matches!(pass.ruling(&announced), Ruling::Refuse(_))
 }
 
 /// What a `PORT` or `EPRT` announces.
@@ -80,11 +81,11 @@ fn verb_start(line: &[u8], end: usize) -> usize {
 
 /// Where the verb ends of what is an announcement for some server, and is not known to be the same for all.
 #[cold]
-fn hidden(dialogue: &Dialogue, line: &[u8], judge: &impl Judge) -> Option<usize> {
+fn hidden(dialogue: &Dialogue, line: &[u8], pass: &Inspection) -> Option<usize> {
     if dialogue.phase() == Phase::Joined {
         return None;
     }
-    let end = Hidden::find(line, judge.refuses_auth())?;
+    let end = Hidden::find(line, pass.refuses_auth)?;
     let text = Text::new(line);
     let known = Command::parse(&text).filter(|command| {
         matches!(command.verb, Verb::Port | Verb::Eprt) && !command.argument.is_empty()
@@ -125,7 +126,7 @@ fn plain_line(
     delivered: usize,
     overtaken: bool,
     hidden: bool,
-    judge: &mut impl Judge,
+    pass: &mut Inspection,
     read: &mut Read,
 ) -> LineEdit {
     let text = Text::new(line);
@@ -146,17 +147,18 @@ fn plain_line(
         (Step::Announces, Some(command)) if cut => {
             dialogue.announced(false);
             if line[..delivered] != *CROSSED_LINE {
-                judge.refused(Refused::Hidden);
+                pass.refused(Refused::Hidden);
             }
             cross_out_from(line, delivered, text.origin(0..command.word.len()).end)
         }
         (Step::Announces, _) if overtaken => {
-            judge.refused(Refused::Overtaken);
+            pass.refused(Refused::Overtaken);
             cross_out(dialogue, &text, line, Reason::Overtaken, whole)
         }
         (Step::Announces, Some(command)) => {
             let (kind, parsed) = announcement(&command)?;
-            let ruling = judge.announcement(kind, parsed.as_ref(), true, dialogue, &text);
+            let announced = Announced::new(kind, parsed, true, dialogue, &text);
+            let ruling = pass.ruling(&announced);
             match ruling {
                 Ruling::Pass => {
                     dialogue.announced(false);
@@ -164,7 +166,7 @@ fn plain_line(
                 }
                 Ruling::Open(endpoint) => {
                     dialogue.announced(true);
-                    rewrite(&text, &parsed.ok()?, endpoint)
+                    rewrite(&text, &announced.parsed.ok()?, endpoint)
                 }
                 Ruling::Refuse(reason) => cross_out(dialogue, &text, line, reason, whole),
             }
@@ -174,8 +176,8 @@ fn plain_line(
                 dialogue.auth(false);
                 return None;
             }
-            if judge.refuses_auth() && whole {
-                judge.refused(Refused::Auth);
+            if pass.refuses_auth && whole {
+                pass.refused(Refused::Auth);
                 return cross_out(dialogue, &text, line, Reason::Auth, true);
             }
             dialogue.auth(true);
@@ -216,7 +218,7 @@ pub fn server_line(
     line: &[u8],
     delivered: usize,
     limits: Limits,
-    judge: &mut impl Judge,
+    pass: &mut Inspection,
     read: &mut Read,
 ) -> LineEdit {
     let text = Text::new(line);
@@ -244,34 +246,34 @@ pub fn server_line(
                 return None; // `227 Logout.`
             }
             if overtaken {
-                judge.refused(Refused::Overtaken);
+                pass.refused(Refused::Overtaken);
                 return None;
             }
             if delivered > 0 && dialogue.phase() != Phase::Joined {
-                judge.limit(Limit::Reply);
+                pass.limit(Limit::Reply);
                 return None;
             }
             if !(apart && parsed.as_ref().is_ok_and(|parsed| is_last(&text, parsed))) {
                 dialogue.may_be_rest();
             }
-            let ruling = judge.announcement(kind, parsed.as_ref(), asked, dialogue, &text);
-            match (ruling, parsed) {
+            let announced = Announced::new(kind, parsed, asked, dialogue, &text);
+            match (pass.ruling(&announced), announced.parsed) {
                 (Ruling::Open(endpoint), Ok(announcement)) => {
                     return rewrite(&text, &announcement, endpoint);
                 }
                 (Ruling::Refuse(reason), _) if may_be_replaced => {
                     let grow = grow && !dialogue.is_flooded();
-                    return refused(&text, (reason, true, code), grow, judge);
+                    return refused(&text, (reason, true, code), grow, pass);
                 }
                 _ => {}
             }
         }
         Meaning::Refused(reason) if may_be_replaced => {
             let grow = grow && !dialogue.is_flooded();
-            return refused(&text, (reason, false, code), grow, judge);
+            return refused(&text, (reason, false, code), grow, pass);
         }
         Meaning::Refused(_) => {}
-        Meaning::Notable(note) => judge.note(note),
+        Meaning::Notable(note) => pass.note(note),
         Meaning::Encrypted => *read = Read::Encrypted,
     }
     None
@@ -301,11 +303,11 @@ fn refused(
     text: &Text<'_>,
     (reason, passive, code): (Reason, bool, Option<u16>),
     grow: bool,
-    judge: &mut impl Judge,
+    pass: &mut Inspection,
 ) -> LineEdit {
     let range = text.origin(0..text.bytes().len());
     let new = reason.reply(passive, code, range.len());
-    (new.len() == range.len() || grow && judge.may_adjust()).then_some((range, new))
+    (new.len() == range.len() || grow && pass.may_lengthen()).then_some((range, new))
 }
 
 /// The client's line is crossed out, if none of it was forwarded, and its client hears the `reason`.

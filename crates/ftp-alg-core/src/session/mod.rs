@@ -1,7 +1,7 @@
 //! One control connection: stream assembly, dialogue, sequence adjustment.
 //!
 //! [`Session::packet`] takes each packet of the connection and says how it is to be forwarded.
-//! What may be announced is not decided here but by the [`Judge`] that is handed in. Knows nothing
+//! What may be announced is not decided here but by the [`Inspection`] that is handed in. Knows nothing
 //! of other sessions, of the kernel, or of time.
 //!
 //! Invariants, whatever the peers send:
@@ -13,11 +13,12 @@ mod adjust;
 mod apart;
 mod copies;
 mod dialogue;
+mod drops;
 mod ended;
 mod few;
 mod forwarding;
 pub mod harmless;
-mod judge;
+mod inspection;
 mod kept;
 mod lines;
 mod reading;
@@ -34,10 +35,11 @@ pub use adjust::SequenceMap;
 use apart::Pushed;
 use copies::Copies;
 pub use dialogue::{Dialogue, Phase};
+pub use drops::DropReason;
 use ended::Cut;
 use few::Bytes;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
-pub use judge::{Judge, Limit, Note, Refused, Ruling};
+pub use inspection::{Announced, Answers, Inspection, Limit, Note, Refused, Request, Ruling};
 use kept::save_kept;
 pub use reason::Reason;
 use serde::{Deserialize, Serialize};
@@ -279,10 +281,10 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        self.packet_after(false, from, packet, judge, out)
+        self.packet_after(false, from, packet, pass, out)
     }
 
     /// As [`packet`](Self::packet); if `calm`, one that ended a calm in which lines may have passed
@@ -292,16 +294,16 @@ impl Session {
         calm: bool,
         from: Side,
         packet: &Packet<'_>,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> Outcome {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
         if packet.has(flags::URG) {
-            return self.urgent_packet(calm, from, packet, judge, out);
+            return self.urgent_packet(calm, from, packet, pass, out);
         }
-        self.take(calm, from, packet, judge, out)
+        self.take(calm, from, packet, pass, out)
     }
 
     /// As [`packet_after`](Self::packet_after), of one without the SYN bit, whose urgent pointer stays as it is.
@@ -310,7 +312,7 @@ impl Session {
         calm: bool,
         from: Side,
         packet: &Packet<'_>,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> Outcome {
         if self.unseen != Unseen::Nothing && !self.confirm(from, packet) {
@@ -330,7 +332,7 @@ impl Session {
         if self.peek(from).expects(packet.seq(), MAX_MISSED) {
             self.stream(from).observe(packet);
             if packet.has(flags::ACK) {
-                self.acknowledged(from, packet.ack(), judge);
+                self.acknowledged(from, packet.ack(), pass);
             }
         }
         out.clear();
@@ -343,7 +345,7 @@ impl Session {
 
         let seq = packet.seq();
         if calm {
-            self.begins_line(from, seq, judge);
+            self.begins_line(from, seq, pass);
         }
         let stream = self.stream(from);
         let is_past_gap = seq.is_after(stream.next);
@@ -359,7 +361,7 @@ impl Session {
         let mut again = true;
         if new <= payload.len() && (new < payload.len() || (fin && !stream.finished)) {
             if stream.finished {
-                return Forward::Not.into();
+                return Forward::Drop(DropReason::AfterFin).into();
             }
             stream.gaps = 0;
             self.pushed = match Pushed::of(packet) {
@@ -372,12 +374,15 @@ impl Session {
                 }
                 pushed => pushed,
             };
-            self.read_queued(from, seq, &payload, fin, judge);
+            self.read_queued(from, seq, &payload, fin, pass);
             self.see_acknowledgements();
+            if pass.request.is_some() {
+                return Forward::Asks.into();
+            }
             let read = (self.peek(from).next - seq) as usize;
             again = read == new;
             if read == 0 {
-                return Forward::Not.into();
+                return Forward::Drop(DropReason::LimitReached).into();
             }
             if read < payload.len() {
                 payload = payload[..read].to_vec().into(); // the rest comes again
@@ -457,7 +462,7 @@ impl Session {
     }
 
     /// `by` acknowledged what the other end sent up to delivered `ack`.
-    fn acknowledged(&mut self, by: Side, ack: Seq, judge: &mut impl Judge) {
+    fn acknowledged(&mut self, by: Side, ack: Seq, pass: &mut Inspection) {
         let stream = self.peek(by.peer());
         let delivered = stream.map.deliver(stream.next);
         if !is_near(ack, delivered) {
@@ -478,7 +483,7 @@ impl Session {
         stream.stop_holding();
         let end = stream.map.acknowledge(ack);
         if self.unseen.has_lines(by.peer()) && self.unread().is_none() {
-            self.skip_lines(by.peer(), end, judge);
+            self.skip_lines(by.peer(), end, pass);
             self.stream(by.peer()).acknowledged(ack);
         } else {
             // The queue was full, or the daemon away. Both ends go on; what the missed bytes said is not known.
@@ -488,16 +493,16 @@ impl Session {
             if self.unread().is_some() {
                 self.seldom_mut().unread = Some(Unread::Opaque);
             }
-            self.lose(judge);
+            self.lose(pass);
         }
     }
 
     /// Bytes were missed.
-    fn lose(&mut self, judge: &mut impl Judge) {
+    fn lose(&mut self, pass: &mut Inspection) {
         let phase = self.dialogue.phase();
         self.dialogue.lose();
         if phase != self.dialogue.phase() {
-            judge.note(Note::Lost);
+            pass.note(Note::Lost);
         }
     }
 }

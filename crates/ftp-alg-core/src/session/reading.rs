@@ -4,12 +4,12 @@
 //! `lines`; where its bytes are kept, and how they are delivered, is the matter of `stream`.
 
 use super::{
-    Judge, Limit, Note, Phase, Refused, Session, Side, TlsRecords, Unread,
+    Answers, Dialogue, Inspection, Limit, Note, Phase, Refused, Session, Side, TlsRecords, Unread,
     adjust::CROSSED_OUT,
     apart::Pushed,
     lines::{CROSSED_LINE, Limits, Read, client_line, is_no_beginning, server_line},
     stream::{MAX_HELD, MAX_LINE},
-    urgent::ambiguous_line,
+    urgent::{Mark, ambiguous_line},
 };
 use crate::{
     ftp::{Command, Hidden, LineEnd, Text, may_end_or_skip},
@@ -30,46 +30,76 @@ fn may_go_on(lead: &[u8]) -> usize {
     }
 }
 
+/// What a line changes as it is read, as it was before: a line that asks is read again once that is answered.
+struct Before {
+    dialogue: Dialogue,
+    mark: Option<Mark>,
+    line: usize,
+    notes: usize,
+}
+
+impl Before {
+    /// If the line that `chunk` of `from` ends may ask: an announcement may, and the answer to what was crossed out.
+    fn of(session: &Session, from: Side, chunk: &[u8], pass: &Inspection) -> Option<Self> {
+        let line = session.peek(from).line();
+        let may_ask = match from {
+            Side::Client => memchr::memchr2_iter(b'P', b'p', line)
+                .chain(memchr::memchr2_iter(b'P', b'p', chunk))
+                .next()
+                .is_some(),
+            Side::Server => true,
+        };
+        may_ask.then(|| Self {
+            dialogue: session.dialogue.clone(),
+            mark: session.mark().cloned(),
+            line: line.len(),
+            notes: pass.notes.len(),
+        })
+    }
+
+    fn restore(self, session: &mut Session, from: Side, pass: &mut Inspection) {
+        session.dialogue = self.dialogue;
+        if session.mark().is_some() || self.mark.is_some() {
+            session.seldom_mut().mark = self.mark;
+        }
+        session.stream(from).shorten_line(self.line);
+        pass.notes.truncate(self.notes);
+    }
+}
+
 impl Session {
-    /// Reads the bytes `new`, which start at `seq` and were not seen before.
-    pub(super) fn read(
+    /// Reads `line` at `seq`, which was not seen before: a whole one, or the start of one. If it `is_last`, nothing follows
+    /// it in its segment, and if `fin` a FIN does.
+    pub(super) fn read_line(
         &mut self,
         from: Side,
-        mut seq: Seq,
-        mut new: &[u8],
-        fin: bool,
-        judge: &mut impl Judge,
+        seq: Seq,
+        line: &[u8],
+        (is_last, fin): (bool, bool),
+        pass: &mut Inspection,
     ) {
-        while !new.is_empty() {
-            if !self.is_readable(from) {
-                let Some(start) = self.text_start(from, seq, new, judge) else { return };
-                (seq, new) = (seq + start as u32, &new[start..]);
-            }
-            let Some(end) = memchr::memchr(b'\n', new) else {
-                if from == Side::Client && is_no_beginning(&self.dialogue, new) {
-                    self.leave_ftp(judge);
-                }
-                self.continue_line(from, seq, new, fin, judge);
-                return;
-            };
-            let (chunk, rest) = new.split_at(end + 1);
-            self.end_line(from, seq, chunk, judge);
-            if from == Side::Server && self.pushed != Pushed::Not && rest.is_empty() {
+        if line.ends_with(b"\n") {
+            self.end_line(from, seq, line, pass);
+            if from == Side::Server && self.pushed != Pushed::Not && is_last {
                 self.dialogue.settled();
             }
-            (seq, new) = (seq + chunk.len() as u32, rest);
+            return;
         }
+        if from == Side::Client && is_no_beginning(&self.dialogue, line) {
+            self.leave_ftp(pass);
+        }
+        self.continue_line(from, seq, line, fin, pass);
     }
 
     /// Where in the bytes `new` at `seq`, which begin as something else, text begins again; `None`
     /// if it does not.
     #[cold]
-    fn text_start(
+    pub(super) fn text_start(
         &mut self,
         from: Side,
         seq: Seq,
         new: &[u8],
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
     ) -> Option<usize> {
         let was_holding = self.peek(from).is_holding();
         if was_holding {
@@ -85,7 +115,7 @@ impl Session {
         let start = records.as_mut()?.follow(new)?;
         if was_holding && start == 0 {
             // It goes on a line whose start went with its first byte.
-            self.stop_reading(judge);
+            self.stop_reading(pass);
             return None;
         }
         if others.is_some() {
@@ -94,7 +124,7 @@ impl Session {
             let session = complete(records) && complete(others);
             *records = None;
             self.dialogue.resume(session);
-            judge.note(Note::Readable);
+            pass.note(Note::Readable);
         } else {
             self.seldom_mut().unread = None;
         }
@@ -102,11 +132,11 @@ impl Session {
     }
 
     /// `chunk` at `seq` ends a line.
-    fn end_line(&mut self, from: Side, mut seq: Seq, mut chunk: &[u8], judge: &mut impl Judge) {
+    fn end_line(&mut self, from: Side, mut seq: Seq, mut chunk: &[u8], pass: &mut Inspection) {
         if from == Side::Client && self.client.line().len() + chunk.len() > MAX_LINE {
             // Not all of the line is kept until it is read.
             let end = chunk.len() - if chunk.ends_with(b"\r\n") { 2 } else { 1 };
-            if end > 0 && !self.client.is_holding() && self.hides(seq, &chunk[..end], judge) {
+            if end > 0 && !self.client.is_holding() && self.hides(seq, &chunk[..end], pass) {
                 (seq, chunk) = (seq + end as u32, &chunk[end..]);
             }
         }
@@ -115,6 +145,7 @@ impl Session {
         if is_unproven {
             self.copies_mut().end_line(from);
         }
+        let before = Before::of(self, from, chunk, pass);
         let is_ambiguous = from == Side::Client && self.ends_ambiguously(seq, chunk);
         let grow = self.client.window > 0;
         let stream = match from {
@@ -126,10 +157,10 @@ impl Session {
         let mut read = Read::Nothing;
         let edit = match from {
             Side::Client if is_ambiguous => {
-                ambiguous_line(&mut self.dialogue, line, delivered, judge)
+                ambiguous_line(&mut self.dialogue, line, delivered, pass)
             }
             Side::Client => {
-                client_line(&mut self.dialogue, line, delivered, overtaken, judge, &mut read)
+                client_line(&mut self.dialogue, line, delivered, overtaken, pass, &mut read)
             }
             // Perhaps a part of a line: it answers a command, but is no login, and encrypts nothing.
             Side::Server if is_unproven && line.starts_with(b"23") => {
@@ -139,17 +170,23 @@ impl Session {
             Side::Server => {
                 let apart = self.pushed == Pushed::Apart;
                 let limits = Limits { overtaken, replace, grow, apart };
-                server_line(&mut self.dialogue, line, delivered, limits, judge, &mut read)
+                server_line(&mut self.dialogue, line, delivered, limits, pass, &mut read)
             }
         };
+        if pass.request.is_some()
+            && let Some(before) = before
+        {
+            return before.restore(self, from, pass);
+        }
+        pass.answers = Answers::default();
         stream.end_line(seq, chunk, delivered, edit);
         if self.dialogue.has_forgotten() {
-            judge.limit(Limit::Commands);
+            pass.limit(Limit::Commands);
         }
         match read {
             Read::Nothing => {}
-            Read::NotFtp => self.stop_reading(judge),
-            Read::NotFtpClient => judge.note(Note::NotFtpClient),
+            Read::NotFtp => self.stop_reading(pass),
+            Read::NotFtpClient => pass.note(Note::NotFtpClient),
             Read::Encrypted => {
                 self.seldom_mut().unread = Some(Unread::Encrypted {
                     client: Some(TlsRecords::default()),
@@ -157,7 +194,7 @@ impl Session {
                 });
                 self.client.stop_reading();
                 self.server.stop_reading();
-                judge.note(Note::Encrypted);
+                pass.note(Note::Encrypted);
             }
         }
     }
@@ -169,11 +206,11 @@ impl Session {
         mut seq: Seq,
         mut chunk: &[u8],
         fin: bool,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
     ) {
         let is_marked = from == Side::Client && self.continues_marked_line(seq, chunk);
         if from == Side::Client && !self.client.is_holding() {
-            let lead = self.pass_lead(chunk, judge.refuses_auth());
+            let lead = self.pass_lead(chunk, pass.refuses_auth);
             (seq, chunk) = (seq + lead as u32, &chunk[lead..]);
             if chunk.is_empty() {
                 return;
@@ -193,7 +230,7 @@ impl Session {
             let line = [stream.line(), chunk].concat();
             let text = Text::new(&line);
             hold = match from {
-                Side::Client => Command::may_announce(&text, judge.refuses_auth()),
+                Side::Client => Command::may_announce(&text, pass.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
             };
             // Of what may be another protocol's no byte waits for the next: its server may wait for it, too.
@@ -207,13 +244,13 @@ impl Session {
         };
         if hold && let Some(refused) = refused {
             if from == Side::Client {
-                judge.refused(refused);
+                pass.refused(refused);
                 stream.cross_out(seq, chunk);
                 return;
             }
             hold = false;
         }
-        if !hold && from == Side::Client && self.hides(seq, chunk, judge) {
+        if !hold && from == Side::Client && self.hides(seq, chunk, pass) {
             return;
         }
         self.stream(from).continue_line(seq, chunk, hold && !fin);
@@ -223,17 +260,17 @@ impl Session {
     }
 
     /// Whether some server may see an announcement in what goes on with `chunk` at `seq`: it is crossed out from there on.
-    fn hides(&mut self, seq: Seq, chunk: &[u8], judge: &mut impl Judge) -> bool {
+    fn hides(&mut self, seq: Seq, chunk: &[u8], pass: &mut Inspection) -> bool {
         if self.dialogue.phase() == Phase::Joined {
             return false;
         }
         let before = self.client.line().len();
         let line = [self.client.line(), chunk].concat();
-        let Some(end) = Hidden::find(&line, judge.refuses_auth()) else { return false };
+        let Some(end) = Hidden::find(&line, pass.refuses_auth) else { return false };
         // What the line would have shown as a whole, as that it is none of FTP, is not known.
         self.dialogue.client_line_ended(LineEnd::Odd);
         if !self.client.line().starts_with(CROSSED_LINE) {
-            judge.refused(Refused::Hidden);
+            pass.refused(Refused::Hidden);
         }
         if self.client.is_holding() {
             self.client.cross_out(seq, chunk);
@@ -285,16 +322,16 @@ impl Session {
     }
 
     /// The client is none of FTP.
-    fn leave_ftp(&mut self, judge: &mut impl Judge) {
+    fn leave_ftp(&mut self, pass: &mut Inspection) {
         self.dialogue.leave_ftp();
-        judge.note(Note::NotFtpClient);
+        pass.note(Note::NotFtpClient);
     }
 
     /// The connection is not FTP: from here on nothing is read.
-    fn stop_reading(&mut self, judge: &mut impl Judge) {
+    fn stop_reading(&mut self, pass: &mut Inspection) {
         self.seldom_mut().unread = Some(Unread::Opaque);
         self.client.stop_reading();
         self.server.stop_reading();
-        judge.note(Note::NotFtp);
+        pass.note(Note::NotFtp);
     }
 }

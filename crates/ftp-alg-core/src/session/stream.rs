@@ -178,6 +178,13 @@ impl Stream {
         (&self.line, delivered)
     }
 
+    /// What was added to the unfinished line behind `length` is to be added again.
+    pub fn shorten_line(&mut self, length: usize) {
+        if length < self.line.len() {
+            self.line.list_mut().truncate(length);
+        }
+    }
+
     /// `chunk` at `seq` ended its line, which is delivered as it is but for `edit`: a range of the
     /// whole line, and what takes its place. `delivered` of the line's bytes have been delivered.
     pub fn end_line(

@@ -9,7 +9,7 @@
 //! whole line, or that the segment there is the one that ended the calm: all before it passed, and no part of a harmless
 //! line begins as an announcement ([`harmless`](super::harmless)). Where there is none, nothing is opened for the first line.
 
-use super::{ASKED_AFTER, Judge, Session, Side, is_near};
+use super::{ASKED_AFTER, Inspection, Session, Side, is_near};
 use crate::packet::{Packet, Seq, flags};
 
 /// What may have passed since a session was saved.
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// Lines of `from` up to `end` have passed, and of those of which no copy came nothing is known.
-    pub(super) fn skip_lines(&mut self, from: Side, end: Seq, judge: &mut impl Judge) {
+    pub(super) fn skip_lines(&mut self, from: Side, end: Seq, pass: &mut Inspection) {
         while self.peek(from).next.is_before(end) {
             let next = self.peek(from).next;
             let starts = self.ahead(from).iter().map(|(start, _)| *start);
@@ -107,7 +107,7 @@ impl Session {
             self.stream(from).skip_to(stop);
             self.copies_mut().skipped_to(from, stop);
             self.dialogue.miss(from);
-            self.read_ahead(from, judge);
+            self.read_ahead(from, pass);
         }
         if from == Side::Client {
             self.forget_kept();
@@ -116,11 +116,11 @@ impl Session {
 
     /// A line of `from` begins at `seq`, as its segment ended the calm. The server's are not waited for: what is sent again of
     /// them opens nothing. Of the client's it must be known that the server has them, lest another takes their place.
-    pub(super) fn begins_line(&mut self, from: Side, seq: Seq, judge: &mut impl Judge) {
+    pub(super) fn begins_line(&mut self, from: Side, seq: Seq, pass: &mut Inspection) {
         let next = self.peek(from).next;
         self.copies_mut().begins_line(from, seq, next);
         if from == Side::Server && self.unseen.has_lines(from) && is_near(seq, next) {
-            self.skip_lines(from, seq, judge);
+            self.skip_lines(from, seq, pass);
         }
     }
 }

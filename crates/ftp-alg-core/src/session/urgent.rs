@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Dialogue, Forward, Judge, Outcome, Refused, Session, Side,
+    Dialogue, Forward, Inspection, Outcome, Refused, Session, Side,
     lines::{LineEdit, refusal},
     stream::MAX_HELD,
 };
@@ -48,7 +48,7 @@ impl Session {
         calm: bool,
         from: Side,
         packet: &Packet<'_>,
-        judge: &mut impl Judge,
+        pass: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> Outcome {
         let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
@@ -61,7 +61,10 @@ impl Session {
                 stays = true;
             }
         }
-        let mut outcome = self.take(calm, from, packet, judge, out);
+        let mut outcome = self.take(calm, from, packet, pass, out);
+        if pass.request.is_some() {
+            return outcome; // its mark is noted for when it is taken up again
+        }
         let is_noted = stays && from == Side::Client && self.mark().is_some();
         if is_noted && !(self.client.next + 1).is_after(end) {
             // The segment was not forwarded, so its mark was not either.
@@ -103,7 +106,7 @@ impl Session {
         line.is_some_and(|line| line.is_ambiguous())
     }
 
-    fn mark(&self) -> Option<&Mark> {
+    pub(super) fn mark(&self) -> Option<&Mark> {
         self.seldom.as_ref()?.mark.as_ref()
     }
 
@@ -178,9 +181,9 @@ pub fn ambiguous_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
-    judge: &mut impl Judge,
+    pass: &mut Inspection,
 ) -> LineEdit {
-    judge.refused(Refused::Urgent);
+    pass.refused(Refused::Urgent);
     dialogue.refused(Refused::Urgent.reason());
     let text = Text::new(line);
     if text.bytes().is_empty() {
@@ -193,7 +196,7 @@ pub fn ambiguous_line(
 
 fn without_urgent(forward: Forward, packet: &Packet<'_>) -> Forward {
     match forward {
-        Forward::Not => Forward::Not,
+        Forward::Drop(_) | Forward::Asks => forward,
         Forward::Unchanged => Forward::Changed {
             seq: packet.seq(),
             ack: packet.ack(),

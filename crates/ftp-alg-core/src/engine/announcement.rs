@@ -1,39 +1,44 @@
-//! Where the engine sits in judgement on one control connection's announcements.
+//! What becomes of an announcement: by policy and dialogue, by how the connection is translated, and by what the kernel
+//! says to the pinhole.
 
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
-    time::Instant,
 };
 
 use super::{
-    Action, Attention, Counters, Decision, Kernel, KernelError, Pinhole, Translation, What,
-    control::{Control, Moment},
-    event::{Events, shown},
-    pinholes::{OpenError, PinholeTable},
+    Action, Decision, KernelError, Pinhole, Translation, What,
+    connection::Connection,
+    effects::Ask,
+    pinholes::{OpenError, Proposal},
 };
 use crate::{
-    ftp::{Announcement, Kind, Malformed, Text},
-    policy::{AuthTls, External, Foreign, Policy},
-    session::{Dialogue, Judge, Limit, Note, Phase, Reason, Refused, Ruling, Side},
+    ftp::{Kind, Malformed},
+    policy::{External, Foreign, Policy},
+    session::{Announced, Phase, Reason, Ruling, Side},
 };
 
 /// How many pinholes one session may hold at a time; pipelined announcements need several.
 const MAX_PER_SESSION: usize = 8;
 
-pub struct Bench<'a, K> {
-    pub now: Instant,
-    /// The same.
-    pub moment: Moment,
-    pub index: u32,
-    pub policy: &'a Policy,
-    pub kernel: &'a mut K,
-    pub control: &'a mut Control,
-    pub pinholes: &'a mut PinholeTable,
-    pub counters: &'a mut Counters,
-    pub events: &'a mut Events,
-    /// Whether the packet selection takes answers.
-    pub answers: bool,
+/// What is to be done about an announcement now.
+pub enum Judged {
+    /// This.
+    Ruled(Ruling),
+    /// It is to be looked up first how the connection is translated.
+    Lookup,
+    /// Its pinhole is to be opened first; that was asked.
+    Opening(Box<Attempt>),
+}
+
+/// A pinhole that the kernel was asked to open.
+#[derive(Debug)]
+pub struct Attempt {
+    pub proposal: Proposal,
+    /// The address that the announcement will name.
+    named: IpAddr,
+    /// Whether the server meant itself by another address.
+    healed: bool,
 }
 
 /// Why nothing is opened.
@@ -70,26 +75,22 @@ struct Opened {
     healed: bool,
 }
 
-impl<K: Kernel> Judge for Bench<'_, K> {
-    fn announcement(
-        &mut self,
-        kind: Kind,
-        read: Result<&Announcement, &Malformed>,
-        asked: bool,
-        dialogue: &Dialogue,
-        line: &Text<'_>,
-    ) -> Ruling {
-        if let (false, Err(Malformed::Form(_))) = (kind.is_active(), read) {
-            self.tell(What::Unread(shown(line.bytes())));
-            return Ruling::Pass;
+impl Connection<'_> {
+    /// Decides about `announced`, as far as that can be done without the kernel.
+    pub fn judge(&mut self, announced: &Announced) -> Judged {
+        let kind = announced.kind;
+        if let (false, Err(Malformed::Form(_)), Some(said)) =
+            (kind.is_active(), &announced.parsed, &announced.said)
+        {
+            self.tell(What::Unread(said.clone()));
+            return Judged::Ruled(Ruling::Pass);
         }
-        let from = if kind.is_active() { Side::Client } else { Side::Server };
-        let announced = read.ok().map(|a| {
-            let address = a.address.unwrap_or(self.control.server().ip());
-            SocketAddr::new(address, a.port)
-        });
-        let opened = match (read, announced) {
-            (Ok(read), Some(endpoint)) => self.open(read, endpoint, asked, dialogue),
+        let plan = match (&announced.parsed, self.endpoint(announced)) {
+            (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
+                Ok(None) => return Judged::Lookup,
+                Ok(Some(plan)) => Ok(plan),
+                Err(no) => Err(no),
+            },
             (Err(malformed), _) => {
                 let reason = malformed.to_string().into();
                 Err(match malformed {
@@ -102,19 +103,89 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             }
             (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
         };
+        match plan.and_then(|plan| self.attempt(announced, plan)) {
+            Ok(attempt) => self.ask_for(Box::new(attempt)),
+            Err(no) => Judged::Ruled(self.decided(announced, Err(no))),
+        }
+    }
+
+    /// What becomes of `announced`, as the kernel could not say how the connection is translated.
+    pub fn judge_untranslated(&mut self, announced: &Announced, error: &KernelError) -> Ruling {
+        self.failed(error);
+        self.decided(announced, Err(No::Refuse(Reason::Kernel, error.to_string().into())))
+    }
+
+    /// What becomes of `announced`, as the kernel has answered.
+    pub fn judge_opened(
+        &mut self,
+        announced: &Announced,
+        mut attempt: Box<Attempt>,
+        answer: Result<(), KernelError>,
+    ) -> Judged {
+        let no = match answer {
+            Ok(()) => {
+                let held = self.pinholes.opened(self.now, self.index, &attempt.proposal);
+                let endpoint = SocketAddr::new(attempt.named, held.pinhole.arrival.port());
+                self.counters.pinholes_opened += 1;
+                let answered = held.answered;
+                self.control.hold(held);
+                if answered {
+                    let before = self.control.pinholes().len() - 1;
+                    self.close_answered(before, Some("a later one replaced it"));
+                }
+                let opened = Opened { endpoint, healed: attempt.healed };
+                return Judged::Ruled(self.decided(announced, Ok(opened)));
+            }
+            Err(KernelError::Taken) => {
+                let closed = &mut self.effects.closed_first;
+                match self.pinholes.propose_again(self.policy, &mut attempt.proposal, closed) {
+                    Ok(()) => return self.ask_for(attempt),
+                    Err(error) => self.refusal(&error),
+                }
+            }
+            Err(error) => {
+                self.pinholes.withdraw(&attempt.proposal);
+                if let KernelError::Full { what } = error {
+                    self.refusal(&OpenError::Full(what))
+                } else {
+                    self.failed(&error);
+                    No::Refuse(Reason::Kernel, error.to_string().into())
+                }
+            }
+        };
+        Judged::Ruled(self.decided(announced, Err(no)))
+    }
+
+    fn ask_for(&mut self, attempt: Box<Attempt>) -> Judged {
+        let Some(control) = self.control.translation().copied() else { return Judged::Lookup };
+        let opening = attempt.proposal.opening(control);
+        self.effects.openings.push(Ask::new(self.session(), opening));
+        Judged::Opening(attempt)
+    }
+
+    /// The endpoint that was announced.
+    fn endpoint(&self, announced: &Announced) -> Option<SocketAddr> {
+        let read = announced.parsed.as_ref().ok()?;
+        let address = read.address.unwrap_or(self.control.server().ip());
+        Some(SocketAddr::new(address, read.port))
+    }
+
+    /// Takes note of what was decided.
+    fn decided(&mut self, announced: &Announced, opened: Result<Opened, No>) -> Ruling {
+        let endpoint = self.endpoint(announced);
         let (action, rewritten, reason, ruling) = match opened {
-            Ok(Opened { endpoint, healed }) => {
-                let same = Some(endpoint) == announced;
+            Ok(Opened { endpoint: named, healed }) => {
+                let same = Some(named) == endpoint;
                 let action = if same { Action::Open } else { Action::Rewrite };
-                let reason = match announced.filter(|_| healed) {
-                    Some(announced) => {
-                        let (own, ip) = (self.control.server().ip(), announced.ip());
+                let reason = match endpoint.filter(|_| healed) {
+                    Some(endpoint) => {
+                        let (own, ip) = (self.control.server().ip(), endpoint.ip());
                         format!("healed: the server is {own}, and means itself by {ip}").into()
                     }
                     None if same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
-                (action, (!same).then_some(endpoint), reason, Ruling::Open(endpoint))
+                (action, (!same).then_some(named), reason, Ruling::Open(named))
             }
             Err(No::Refuse(why, reason)) => (Action::Refuse, None, reason, Ruling::Refuse(why)),
             Err(No::Pass(reason)) => (Action::Refuse, None, reason, Ruling::Pass),
@@ -125,166 +196,26 @@ impl<K: Kernel> Judge for Bench<'_, K> {
             Action::Refuse => self.counters.pinholes_refused += 1,
             Action::Open | Action::Ignore => {}
         }
-        let said = read.is_err().then(|| shown(line.bytes()));
-        let decision = Decision { kind, from, announced, action, rewritten, reason, said };
-        self.tell(What::Announcement(decision));
+        let Announced { kind, ref said, .. } = *announced;
+        let from = if kind.is_active() { Side::Client } else { Side::Server };
+        let (announced, said) = (endpoint, said.clone());
+        self.tell(What::Announcement(Decision {
+            kind,
+            from,
+            announced,
+            action,
+            rewritten,
+            reason,
+            said,
+        }));
         ruling
     }
 
-    fn may_adjust(&mut self) -> bool {
-        let every = Attention::Every;
-        let told = self.translation().and_then(|t| self.kernel.attend(&t, every));
-        if told.is_ok() {
-            self.control.told(every, self.moment);
-        }
-        told.is_ok()
-    }
-
-    fn refuses_auth(&self) -> bool {
-        self.policy.auth_tls == AuthTls::Refuse
-    }
-
-    fn refused(&mut self, what: Refused) {
-        match what {
-            Refused::Hidden => self.counters.pinholes_refused += 1,
-            _ => self.counters.commands_refused += 1,
-        }
-        self.counters.limits.line += u64::from(what == Refused::Overlong);
-        self.tell(What::Refused(match what {
-            Refused::Auth => "AUTH: policy.auth-tls is \"refuse\"",
-            Refused::Hidden => {
-                "PORT, EPRT or AUTH: Telnet commands, a bare CR or LF or a NUL hide it from some servers"
-            }
-            Refused::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
-            Refused::Overtaken => {
-                "an announcement that was lost: the line behind it has passed already"
-            }
-            Refused::Urgent => "a line that is another command without its urgent byte",
-        }));
-    }
-
-    fn limit(&mut self, which: Limit) {
-        let limits = &mut self.counters.limits;
-        let (counter, what) = match which {
-            Limit::Reply => (
-                &mut limits.line,
-                "nothing is opened for a 227 or 229: its line is longer than 512 bytes",
-            ),
-            Limit::Rewrites => {
-                (&mut limits.rewrites, "a segment waits: 64 rewrites are not acknowledged")
-            }
-            Limit::Kept => (&mut limits.kept, "a segment waits: 64 KiB are not acknowledged"),
-            Limit::Commands => (
-                &mut limits.commands,
-                "too many commands wait for replies: those to the oldest open nothing",
-            ),
-        };
-        *counter += 1;
-        self.tell(What::Limit(what.into()));
-    }
-
-    fn note(&mut self, note: Note) {
-        match note {
-            Note::AnnouncementAccepted => {
-                let mut pinholes = self.control.pinholes_mut().into_iter().flatten().enumerate();
-                if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
-                    held.answered = true;
-                    self.close_answered(at, None);
-                }
-            }
-            Note::AnnouncementRefused => {
-                let refused = self.control.pinholes().iter().position(|p| !p.answered);
-                if let Some(held) = refused.and_then(|at| self.control.let_go(at)) {
-                    self.tell(What::Closed(held.pinhole, "the server refused the announcement"));
-                    self.pinholes.close(held);
-                }
-            }
-            Note::TransferStarted => {
-                let pinholes = self.control.pinholes_mut().into_iter().flatten();
-                for held in pinholes.filter(|p| p.answered) {
-                    self.counters.pinholes_used += u64::from(!held.in_use);
-                    self.pinholes.used(held);
-                }
-            }
-            Note::TransferEnded { completed: true } => {
-                let pinholes = self.control.pinholes_mut();
-                let over = pinholes.map(|all| all.extract_if(.., |held| held.answered));
-                for held in over.into_iter().flatten() {
-                    self.counters.pinholes_used += u64::from(!held.in_use);
-                    self.pinholes.spend(held);
-                }
-            }
-            Note::TransferEnded { completed: false } => self.transfer_failed(),
-            Note::LoggedIn => self.tell(What::Turned("logged in")),
-            Note::NotFtp => {
-                self.close_all("the connection is not FTP");
-                self.tell(What::Turned("not FTP: not inspected any more"));
-            }
-            Note::NotFtpClient => {
-                self.close_all("the connection is not FTP");
-                self.tell(What::Turned(
-                    "not FTP: nothing is opened any more; what is refused is refused",
-                ));
-            }
-            Note::Encrypted => {
-                self.counters.encrypted += 1;
-                self.tell(What::Encrypted);
-            }
-            Note::Readable => self.tell(What::Turned("readable again")),
-            Note::Lost => {
-                self.counters.lost += 1;
-                self.tell(What::Turned("packets were missed: nothing is opened any more"));
-            }
-        }
-    }
-}
-
-impl<K: Kernel> Bench<'_, K> {
-    /// Closes all pinholes of the connection.
-    pub fn close_all(&mut self, why: &'static str) {
-        for held in self.control.take_pinholes() {
-            if !held.in_use {
-                self.tell(What::Closed(held.pinhole, why));
-            }
-            self.pinholes.close(held);
-        }
-        self.pinholes.settle_spent();
-    }
-
-    /// The connection's translation, looked up once. Only what conntrack tracks is queued, so one
-    /// that it does not know was forgotten (`conntrack -F`), and may be translated.
-    pub fn translation(&mut self) -> Result<Translation, KernelError> {
-        if let Some(translation) = self.control.translation() {
-            return Ok(*translation);
-        }
-        let (client, server) = (self.control.client(), self.control.server());
-        let found = self.kernel.translation(client, server)?;
-        let translation = found.ok_or(KernelError::Unknown)?;
-        self.control.set_translation(Some(translation));
-        Ok(translation)
-    }
-
-    pub fn tell(&mut self, what: What) {
-        self.events.push(self.control.event(what));
-    }
-
-    pub fn failed(&mut self, error: &KernelError) {
-        self.counters.errors += 1;
-        self.tell(What::Failed(error.to_string()));
-    }
-
-    /// Opens a pinhole for `announced`.
-    fn open(
-        &mut self,
-        read: &Announcement,
-        announced: SocketAddr,
-        asked: bool,
-        dialogue: &Dialogue,
-    ) -> Result<Opened, No> {
-        let kind = read.kind;
-        let bar = dialogue.bar(kind.is_active());
+    /// What is to be opened for `endpoint`; `None` if it is to be looked up first how the connection is translated.
+    fn plan(&mut self, announced: &Announced, endpoint: SocketAddr) -> Result<Option<Plan>, No> {
+        let Announced { kind, bar, .. } = *announced;
         // Without a question to the kernel: anyone can make up such a one. A reply may work without us.
-        let is_unknown = match dialogue.phase() {
+        let is_unknown = match announced.phase {
             Phase::Joined => true,
             Phase::Answered => !kind.is_active(),
             _ => false,
@@ -292,21 +223,18 @@ impl<K: Kernel> Bench<'_, K> {
         if let Some(bar) = bar.filter(|_| is_unknown) {
             return Err(No::Ignore(bar.into()));
         }
-        if !asked {
+        if !announced.asked {
             return Err(No::Ignore("it answers no PASV or EPSV".into()));
         }
-        let translation = self.translation().map_err(|error| {
-            self.failed(&error);
-            No::Refuse(Reason::Kernel, error.to_string().into())
-        })?;
-        let plan = plan(kind, announced, &translation, self.policy)?;
+        let Some(translation) = self.control.translation() else { return Ok(None) };
+        let plan = plan(kind, endpoint, translation, self.policy)?;
         if let Some(bar) = bar {
             return Err(No::Ignore(bar.into()));
         }
-        if self.policy.require_login && !dialogue.is_logged_in() {
+        if self.policy.require_login && !announced.is_logged_in {
             return Err(No::Ignore("the server has not accepted a login".into()));
         }
-        if dialogue.is_epsv_only() && kind != Kind::Epsv {
+        if announced.is_epsv_only && kind != Kind::Epsv {
             let reason = "the client has bound itself to EPSV (EPSV ALL)";
             return Err(No::Refuse(Reason::EpsvOnly, reason.into()));
         }
@@ -315,79 +243,46 @@ impl<K: Kernel> Bench<'_, K> {
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(No::Refuse(Reason::Limit, reason.into()));
         }
-        let policy = self.policy;
+        Ok(Some(plan))
+    }
+
+    /// Reserves what is to be opened.
+    fn attempt(&mut self, announced: &Announced, plan: Plan) -> Result<Attempt, No> {
+        let Plan { pinhole, named, healed } = plan;
+        let (kind, ip) = (announced.kind, self.endpoint(announced).map(|endpoint| endpoint.ip()));
         // A server's port may be the only one that leads to it, and a connection may be adjusted already.
-        let is_free = self.answers && kind.is_active() && plan.named != announced.ip();
-        let room = is_free.then(|| read.room_for_port(plan.named)).flatten();
-        let opened = self.pinholes.open(
-            self.now,
-            policy,
-            (self.index, &translation),
-            (kind, room),
-            plan.pinhole,
-            self.kernel,
-        );
-        let held = opened.map_err(|error| match error {
+        let is_free = self.answers && kind.is_active() && Some(named) != ip;
+        let read = announced.parsed.as_ref().ok().filter(|_| is_free);
+        let room = read.and_then(|read| read.room_for_port(named));
+        let Some(control) = self.control.translation() else {
+            return Err(No::Ignore("nothing is known of its translation".into()));
+        };
+        let closed = &mut self.effects.closed_first;
+        let proposed = self.pinholes.propose(self.policy, control, (kind, room), pinhole, closed);
+        match proposed {
+            Ok(proposal) => Ok(Attempt { proposal, named, healed }),
+            Err(error) => Err(self.refusal(&error)),
+        }
+    }
+
+    fn refusal(&mut self, error: &OpenError) -> No {
+        let limits = &mut self.counters.limits;
+        match error {
             OpenError::Limit(limit) => {
-                self.counters.limits.client_pinholes += 1;
+                limits.client_pinholes += 1;
                 let reason = format!("the client has {limit} pinholes already");
                 No::Refuse(Reason::Limit, reason.into())
             }
             OpenError::Full(what) => {
-                self.counters.limits.pinholes += 1;
+                limits.pinholes += 1;
                 let reason = format!("there is no room for another pinhole: {what}");
                 No::Refuse(Reason::Limit, reason.into())
             }
             OpenError::NoPort => {
-                self.counters.limits.ports += 1;
+                limits.ports += 1;
                 No::Refuse(Reason::NoPort, "no external port is free".into())
             }
-            OpenError::Kernel(error) => {
-                self.failed(&error);
-                No::Refuse(Reason::Kernel, error.to_string().into())
-            }
-        })?;
-        self.counters.pinholes_opened += 1;
-        let endpoint = SocketAddr::new(plan.named, held.pinhole.arrival.port());
-        let answered = held.answered;
-        self.control.hold(held);
-        if answered {
-            let before = self.control.pinholes().len() - 1;
-            self.close_answered(before, Some("a later one replaced it"));
         }
-        Ok(Opened { endpoint, healed: plan.healed })
-    }
-
-    /// Closes what the server has answered, before the pinhole at `end`.
-    fn close_answered(&mut self, end: usize, why: Option<&'static str>) {
-        let mut kept = 0;
-        for _ in 0..end {
-            if self.control.pinholes().get(kept).is_some_and(|held| !held.answered) {
-                kept += 1;
-                continue;
-            }
-            let Some(held) = self.control.let_go(kept) else { return };
-            if let Some(why) = why.filter(|_| !held.in_use) {
-                self.tell(What::Closed(held.pinhole, why));
-            }
-            self.pinholes.close(held);
-        }
-    }
-
-    /// A transfer failed, perhaps before its data connection: the pinhole lives to its deadline.
-    fn transfer_failed(&mut self) {
-        let (now, pinholes) = (self.now, &mut *self.pinholes);
-        let Some(held) = self.control.pinholes_mut() else { return };
-        held.retain_mut(|held| {
-            if held.in_use && held.deadline <= now {
-                pinholes.close(held.clone());
-                return false;
-            }
-            if held.in_use {
-                pinholes.unused(held);
-            }
-            true
-        });
     }
 }
 

@@ -1,0 +1,127 @@
+//! Carries out what comes of a batch, in the one order that is safe.
+//!
+//! 1. What the engine asks is asked: translations, then one transaction of pinholes, then marks. No lock is held meanwhile.
+//!    With the answers packets go on that waited for them, and may ask more.
+//! 2. Records of sessions are written: what was not written has not gone on either, and is retransmitted. They come
+//!    after the pinholes: those that no record knows are closed by the next daemon, where a pinhole that only a record
+//!    knows would be missing.
+//! 3. Verdicts are given.
+//! 4. Packets are injected, behind those that they follow.
+//! 5. Pinholes are closed that nobody waits for.
+
+use std::time::Instant;
+
+use super::{
+    Effects, Engine, Event, Injection, Kernel, KernelError, Lookup, Mark, Opening, Pinhole, What,
+};
+
+/// What engines run in: the daemon, `replay`, the simulated network.
+pub trait Host {
+    /// The kernel that it asks.
+    type Kernel: Kernel;
+
+    /// The kernel.
+    fn kernel(&mut self) -> &mut Self::Kernel;
+
+    /// Does `work` on the engine `shard`, which nobody else uses meanwhile.
+    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R;
+
+    /// Whether packets may have passed unread since the batch began.
+    fn has_lapsed(&mut self) -> bool {
+        false
+    }
+
+    /// [Concludes](Engine::conclude) a batch, and writes its records in the order in which engines concluded.
+    fn conclude(&mut self, effects: &mut Effects) {
+        self.with(effects.shard, |engine| engine.conclude(effects));
+    }
+
+    /// Gives the verdicts.
+    fn give(&mut self, effects: &[Effects]);
+
+    /// Takes note of what was decided, and of how much more.
+    fn events(&mut self, _events: Vec<Event>, _more: u64) {}
+}
+
+/// Carries out `all`, of different engines, and leaves nothing in them.
+pub fn carry_out<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
+    ask_all(host, now, all);
+    if host.has_lapsed() {
+        for effects in all.iter_mut() {
+            host.with(effects.shard, |engine| engine.lapsed_meanwhile(effects));
+        }
+        ask_all(host, now, all);
+    }
+    for effects in all.iter_mut() {
+        host.conclude(effects);
+    }
+    host.give(all);
+    for effects in all {
+        finish(host, effects);
+    }
+}
+
+/// Asks the kernel until no engine asks any more.
+fn ask_all<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
+    while all.iter().any(Effects::asks) {
+        ask(host.kernel(), all);
+        for effects in all.iter_mut().filter(|effects| effects.asks()) {
+            host.with(effects.shard, |engine| engine.answered(now, effects));
+        }
+    }
+}
+
+/// Asks the kernel once: all pinholes in one transaction.
+fn ask(kernel: &mut impl Kernel, all: &mut [Effects]) {
+    for ask in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
+        ask.answer = Some(kernel.translation(ask.question.client, ask.question.server));
+    }
+    let openings: Vec<Opening> =
+        all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.question).collect();
+    if !openings.is_empty() {
+        let closed: Vec<Pinhole> =
+            all.iter_mut().flat_map(|effects| effects.closed_first.drain(..)).collect();
+        let mut outcomes = Vec::with_capacity(openings.len());
+        // What fails to close expires by itself.
+        let _ = kernel.change(&closed, &openings, &mut outcomes);
+        let mut outcomes = outcomes.into_iter();
+        for ask in all.iter_mut().flat_map(|effects| &mut effects.openings) {
+            ask.answer = outcomes.next();
+        }
+    }
+    for ask in all.iter_mut().flat_map(|effects| &mut effects.marks) {
+        let Mark { connection: Lookup { client, server }, translation, attention, .. } =
+            ask.question;
+        let known = match translation {
+            Some(known) => Ok(known),
+            None => kernel
+                .translation(client, server)
+                .and_then(|found| found.ok_or(KernelError::Unknown)),
+        };
+        ask.answer = Some(known.and_then(|known| kernel.attend(&known, attention).map(|()| known)));
+    }
+}
+
+/// Injects and closes, and tells what was decided.
+fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
+    let mut errors = 0;
+    for Injection { session, client, server, packet, .. } in &effects.injections {
+        if let Err(error) = host.kernel().inject(packet) {
+            errors += 1;
+            let (session, what) = (session.id, What::Failed(error.to_string()));
+            effects.events.push(Event { session, client: *client, server: *server, what });
+        }
+    }
+    if !effects.closings.is_empty() {
+        let closed = host.kernel().change(&effects.closings, &[], &mut Vec::new());
+        errors += u64::from(closed.is_err());
+    }
+    if errors > 0 {
+        host.with(effects.shard, |engine| engine.count_errors(errors));
+    }
+    let (events, more) = effects.take_events();
+    if !events.is_empty() || more > 0 {
+        host.events(events, more);
+    }
+    effects.clear();
+}

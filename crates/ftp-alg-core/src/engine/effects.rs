@@ -1,0 +1,195 @@
+//! What comes of a batch: what is asked of the kernel, and what is then to be done, in the order of the fields.
+
+use std::{net::SocketAddr, ops::Range, time::Duration};
+
+use super::{Answer, Attention, Event, KernelError, Pinhole, Translation, event::Events};
+use crate::session::{DropReason, Side};
+
+/// A packet in a queue of the kernel, as its host knows it. The engine only hands it back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Token {
+    /// Which of the host's queues holds it.
+    pub queue: u16,
+    /// Its number there.
+    pub id: u32,
+    /// The packet mark that it came with.
+    pub mark: u32,
+}
+
+/// What becomes of a queued packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on as it is.
+    Accept,
+    /// These bytes of [`Effects::replacements`] go on in its place.
+    Replace(Range<usize>),
+    /// It ends here.
+    Drop(DropReason),
+}
+
+/// A session, by its place in the table and its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionRef {
+    pub(super) index: u32,
+    pub(super) id: u64,
+}
+
+impl SessionRef {
+    /// No session.
+    pub(super) const NONE: Self = Self { index: u32::MAX, id: 0 };
+}
+
+/// A verdict that can be given.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// The packet.
+    pub token: Token,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// What the packet selection is told with it.
+    pub answer: Answer,
+    pub(super) session: SessionRef,
+    /// Whether all packets of its session were queued before it was decided.
+    pub(super) was_held: bool,
+    /// Whether the kernel must have agreed to queue every packet of its session.
+    pub(super) needs_every: bool,
+}
+
+/// A question to the kernel, with room for what it says.
+#[derive(Debug)]
+pub struct Ask<Q, A> {
+    pub(super) session: SessionRef,
+    /// What is asked.
+    pub question: Q,
+    /// What the kernel said; `None` before it was asked.
+    pub answer: Option<Result<A, KernelError>>,
+}
+
+impl<Q, A> Ask<Q, A> {
+    pub(super) fn new(session: SessionRef, question: Q) -> Self {
+        Self { session, question, answer: None }
+    }
+}
+
+/// How NAT shows the ends of this connection to each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    /// The client, as packets show it.
+    pub client: SocketAddr,
+    /// The server, as packets show it.
+    pub server: SocketAddr,
+}
+
+/// A pinhole to open.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    /// The control connection that it belongs to.
+    pub control: Translation,
+    /// Whether its client opens the data connection, not its server.
+    pub from_client: bool,
+    /// How long it lives if no connection comes.
+    pub lifetime: Duration,
+}
+
+/// Later packets of a control connection need this attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    /// The connection, as packets show it.
+    pub connection: Lookup,
+    /// The same, where it is known how it is translated; it is to be looked up otherwise.
+    pub translation: Option<Translation>,
+    /// What its packets need.
+    pub attention: Attention,
+    pub(super) purpose: Purpose,
+}
+
+/// What a [`Mark`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// What its session wants.
+    Session,
+    /// Its session waits for it, and so do packets that change.
+    Change,
+    /// Another connection may have begun on the same endpoints, so that nothing of its translation is known.
+    TupleReuse,
+    /// It is not inspected.
+    LeaveAlone,
+}
+
+/// A packet to send from this machine.
+#[derive(Clone, Debug)]
+pub struct Injection {
+    pub(super) session: SessionRef,
+    pub(super) to: Side,
+    pub(super) client: SocketAddr,
+    pub(super) server: SocketAddr,
+    /// From its IP header on, with the addresses that its addressee knows.
+    pub packet: Vec<u8>,
+}
+
+/// What is to be done, in this order. Kept by its host from one batch to the next, so that a packet allocates nothing.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Of which of the host's engines.
+    pub shard: usize,
+    /// Translations to look up.
+    pub lookups: Vec<Ask<Lookup, Option<Translation>>>,
+    /// Pinholes to close in the same transaction, before the others open.
+    pub closed_first: Vec<Pinhole>,
+    /// Pinholes to open, all at once where the kernel can.
+    pub openings: Vec<Ask<Opening, ()>>,
+    /// Marks to set, once pinholes are open; answered by the translation.
+    pub marks: Vec<Ask<Mark, Translation>>,
+    /// Records of the sessions that changed, one after the other, with the ends of each.
+    pub(super) records: Vec<u8>,
+    pub(super) record_ends: Vec<usize>,
+    /// Verdicts, in the order in which packets go on.
+    pub verdicts: Vec<Released>,
+    /// What goes on in the place of packets.
+    pub replacements: Vec<u8>,
+    /// Packets to send.
+    pub injections: Vec<Injection>,
+    /// Pinholes to close.
+    pub closings: Vec<Pinhole>,
+    pub(super) events: Events,
+}
+
+/// Kept for the next batch; of a larger one the rest is given back.
+const KEPT: usize = 256 << 10;
+
+impl Effects {
+    /// None yet, of the engine `shard` of its host.
+    pub fn of(shard: usize) -> Self {
+        Self { shard, ..Self::default() }
+    }
+
+    /// Whether the kernel is to be asked something before anything else is done.
+    pub fn asks(&self) -> bool {
+        !(self.lookups.is_empty() && self.openings.is_empty() && self.marks.is_empty())
+    }
+
+    /// Records of the sessions that changed. To be written before verdicts are given.
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.record_ends.iter().copied());
+        starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
+    }
+
+    /// What was decided; of much the beginning, and of how much more only the number is known.
+    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
+        self.events.take()
+    }
+
+    /// All of it was done. What is still asked stays.
+    pub fn clear(&mut self) {
+        for buffer in [&mut self.records, &mut self.replacements] {
+            buffer.clear();
+            buffer.shrink_to(KEPT);
+        }
+        self.record_ends.clear();
+        self.verdicts.clear();
+        self.injections.clear();
+        self.closings.clear();
+    }
+}

@@ -1,0 +1,109 @@
+//! Packets whose session waits for the kernel: with the one that asked all later ones of its session wait here, in the
+//! order in which they came.
+
+use std::time::Instant;
+
+use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token, decide::Stage};
+use crate::session::Answers;
+
+/// A packet that waits.
+pub(super) struct Parked {
+    pub(super) session: SessionRef,
+    pub(super) bytes: Vec<u8>,
+    pub(super) input: Input,
+}
+
+/// How it came.
+pub(super) enum Input {
+    /// Queued.
+    Packet { token: Token, how: Queued, stage: Stage },
+    /// As a copy of one that has passed.
+    Copy,
+}
+
+impl Parked {
+    /// It waits for another answer.
+    pub(super) fn asks(&mut self, next: Stage) {
+        if let Input::Packet { stage, .. } = &mut self.input {
+            *stage = next;
+        }
+    }
+}
+
+impl Engine {
+    /// The session at `index`, if the kernel is being asked something for it.
+    #[inline]
+    pub(super) fn busy_session(&mut self, index: u32) -> Option<SessionRef> {
+        let control = &self.table.get_mut(index)?.control;
+        control.busy.then_some(SessionRef { index, id: control.id })
+    }
+
+    /// Keeps a packet: one that asks before those that wait for it, any other behind all.
+    #[cold]
+    pub(super) fn park(&mut self, packet: Arrival<'_>, session: SessionRef, stage: Stage) {
+        let Arrival { token, bytes, how } = packet;
+        let first = match stage {
+            Stage::Behind => None,
+            _ => self.parked.iter().position(|parked| parked.session == session),
+        };
+        let input = Input::Packet { token, how, stage };
+        let parked = Parked { session, bytes: bytes.to_vec(), input };
+        self.parked.insert(first.unwrap_or(self.parked.len()), parked);
+    }
+
+    /// Keeps a copy behind the packets of its session.
+    #[cold]
+    pub(super) fn park_copy(&mut self, bytes: &[u8], session: SessionRef) {
+        self.parked.push(Parked { session, bytes: bytes.to_vec(), input: Input::Copy });
+    }
+
+    /// Takes out the packet that asked for `session`.
+    pub(super) fn unpark_asking(&mut self, session: SessionRef) -> Option<(Parked, Stage)> {
+        let asks = |parked: &Parked| {
+            let is_behind =
+                matches!(parked.input, Input::Copy | Input::Packet { stage: Stage::Behind, .. });
+            parked.session == session && !is_behind
+        };
+        let at = self.parked.iter().position(asks)?;
+        let mut parked = self.parked.remove(at);
+        let stage = match &mut parked.input {
+            Input::Packet { stage, .. } => std::mem::replace(stage, Stage::Behind),
+            Input::Copy => Stage::Behind,
+        };
+        Some((parked, stage))
+    }
+
+    /// Goes on with `parked`, for which its session waited, and with those behind it, until one asks again.
+    pub(super) fn resume(
+        &mut self,
+        now: Instant,
+        parked: Option<(Parked, Option<Answers>)>,
+        session: SessionRef,
+        effects: &mut Effects,
+    ) {
+        if let Some(Entry { control, .. }) = self.table.get_of(session.index, session.id) {
+            control.busy = false;
+        }
+        if let Some((Parked { bytes, input: Input::Packet { token, how, .. }, .. }, answers)) =
+            parked
+        {
+            self.go_on(now, Arrival { token, bytes: &bytes, how }, answers, effects);
+        }
+        while !self.is_busy(session)
+            && let Some(at) = self.parked.iter().position(|parked| parked.session == session)
+        {
+            let Parked { bytes, input, .. } = self.parked.remove(at);
+            match input {
+                Input::Packet { token, how, .. } => {
+                    self.arrive(now, Arrival { token, bytes: &bytes, how }, effects);
+                }
+                Input::Copy => drop(self.passed(now, &bytes, effects)),
+            }
+        }
+    }
+
+    fn is_busy(&mut self, session: SessionRef) -> bool {
+        let entry = self.table.get_of(session.index, session.id);
+        entry.is_some_and(|entry| entry.control.busy)
+    }
+}

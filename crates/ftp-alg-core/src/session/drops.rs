@@ -1,0 +1,75 @@
+//! Why packets are dropped, by names that `ftp-alg status` has.
+
+use std::fmt;
+
+/// Why a packet was dropped. TCP retransmits what its receiver still needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum DropReason {
+    /// Its predecessors have not arrived, and it may not wait for them any longer.
+    OutOfOrder,
+    /// Its sequence number is too far from the next one.
+    OutOfWindow,
+    /// It overlaps what arrived while it waited in the reorder queue.
+    Overlap,
+    /// It is in the reorder queue already.
+    Retransmission,
+    /// The connection has as many unacknowledged rewrites, or as much unacknowledged data, as it may.
+    LimitReached,
+    /// The server has not acknowledged what took the fast path.
+    FastPathUnacknowledged,
+    /// The fast path began while it was queued.
+    FastPathRace,
+    /// Data after a FIN.
+    AfterFin,
+    /// The connection was ended at a limit.
+    SessionEnded,
+    /// Its segments are injected one by one in its place.
+    Resegmented,
+    /// The kernel refused what must be in effect before it goes on.
+    KernelRefused,
+    /// Others of its connection may have passed unread while it was queued.
+    Stale,
+}
+
+impl DropReason {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::OutOfOrder,
+        Self::OutOfWindow,
+        Self::Overlap,
+        Self::Retransmission,
+        Self::LimitReached,
+        Self::FastPathUnacknowledged,
+        Self::FastPathRace,
+        Self::AfterFin,
+        Self::SessionEnded,
+        Self::Resegmented,
+        Self::KernelRefused,
+        Self::Stale,
+    ];
+
+    /// Its name in `ftp-alg status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OutOfOrder => "out_of_order",
+            Self::OutOfWindow => "out_of_window",
+            Self::Overlap => "overlap",
+            Self::Retransmission => "retransmission",
+            Self::LimitReached => "limit_reached",
+            Self::FastPathUnacknowledged => "fast_path_unacknowledged",
+            Self::FastPathRace => "fast_path_race",
+            Self::AfterFin => "after_fin",
+            Self::SessionEnded => "session_ended",
+            Self::Resegmented => "resegmented",
+            Self::KernelRefused => "kernel_refused",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

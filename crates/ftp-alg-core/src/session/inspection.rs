@@ -1,0 +1,207 @@
+//! What a session finds in what it reads, and what it asks of whoever decides.
+
+use super::{Dialogue, Phase, Reason};
+use crate::ftp::{Announcement, Kind, Malformed, Text};
+
+/// What is to become of an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// It goes on as it is; nothing was opened for it.
+    Pass,
+    /// A pinhole is open; it goes on naming this endpoint.
+    Open(std::net::SocketAddr),
+    /// The client gets a reply that says why. A command is kept from the server, which gets a line that it must
+    /// refuse instead.
+    Refuse(Reason),
+}
+
+/// Something in the dialogue that bears on what is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The server accepted the oldest announcement of the client that it had not answered.
+    AnnouncementAccepted,
+    /// The server refused the oldest announcement of the client that it had not answered.
+    AnnouncementRefused,
+    /// A transfer is under way.
+    TransferStarted,
+    /// A transfer is over.
+    TransferEnded {
+        /// Whether it was completed.
+        completed: bool,
+    },
+    /// A login was accepted.
+    LoggedIn,
+    /// The connection is not FTP, and not read any more.
+    NotFtp,
+    /// The client is none of FTP; its server may be, so what is refused is still refused.
+    NotFtpClient,
+    /// The connection is encrypted from here on.
+    Encrypted,
+    /// The connection is plain text again.
+    Readable,
+    /// Bytes were missed: what the dialogue was is not known any more.
+    Lost,
+    /// `AUTH` was kept from the server, or a line too long to be read.
+    Refused(Refused),
+    /// Something was not done, as this limit is reached.
+    Limit(Limit),
+}
+
+/// What a session has to know before it can read a line to its end. Nothing of the line was read by then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// What becomes of this announcement.
+    Announcement(Box<Announced>),
+    /// Whether numbers may change for a reply that says why something is refused: not where the kernel cannot be told,
+    /// as the reply would wait for that.
+    Lengthen,
+}
+
+/// An announcement, or a line that should announce but cannot be read, and where the dialogue stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// The form of the announcement.
+    pub kind: Kind,
+    /// What was announced.
+    pub parsed: Result<Announcement, Malformed>,
+    /// Whether a 227 or 229 answers a command.
+    pub asked: bool,
+    /// The line, escaped and cut, where it could not be read.
+    pub said: Option<String>,
+    /// Why nothing may be opened for it.
+    pub bar: Option<&'static str>,
+    /// How far the dialogue is known to be FTP.
+    pub phase: Phase,
+    /// Whether a login was accepted.
+    pub is_logged_in: bool,
+    /// Whether the client has bound itself to EPSV (RFC 2428 section 4).
+    pub is_epsv_only: bool,
+}
+
+impl Announced {
+    /// What `text` announces, or should, where `dialogue` has read it.
+    pub(super) fn new(
+        kind: Kind,
+        parsed: Result<Announcement, Malformed>,
+        asked: bool,
+        dialogue: &Dialogue,
+        text: &Text<'_>,
+    ) -> Self {
+        Self {
+            kind,
+            asked,
+            said: parsed.is_err().then(|| shown(text.bytes())),
+            parsed,
+            bar: dialogue.bar(kind.is_active()),
+            phase: dialogue.phase(),
+            is_logged_in: dialogue.is_logged_in(),
+            is_epsv_only: dialogue.is_epsv_only(),
+        }
+    }
+}
+
+/// How a peer's bytes are shown: escaped, and cut to 80 bytes.
+fn shown(text: &[u8]) -> String {
+    const LIMIT: usize = 80;
+    let cut = if text.len() > LIMIT { "..." } else { "" };
+    format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
+}
+
+/// What is known for a line that [asked](Request).
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// What is to become of its announcement.
+    pub ruling: Option<(Box<Announced>, Ruling)>,
+    /// Whether its reply may become longer.
+    pub lengthen: Option<bool>,
+}
+
+/// One pass over a packet's payload: what the session is given to read it, and what it finds.
+#[derive(Debug, Default)]
+pub struct Inspection {
+    /// Whether `AUTH` is kept from the server.
+    pub refuses_auth: bool,
+    /// For the first line that asks.
+    pub answers: Answers,
+    /// What was found, in order.
+    pub notes: Vec<Note>,
+    /// What must be known before more can be read.
+    pub request: Option<Request>,
+}
+
+impl Inspection {
+    /// Notes something.
+    pub(super) fn note(&mut self, note: Note) {
+        self.notes.push(note);
+    }
+
+    /// Notes that something was refused that is no announcement, or a line too long to be read.
+    pub(super) fn refused(&mut self, what: Refused) {
+        self.note(Note::Refused(what));
+    }
+
+    /// Notes that something was not done, as this limit is reached.
+    pub(super) fn limit(&mut self, which: Limit) {
+        self.note(Note::Limit(which));
+    }
+
+    /// What is to become of an announcement; of one that is to be asked about first nothing for now.
+    pub(super) fn ruling(&mut self, announced: &Announced) -> Ruling {
+        match &self.answers.ruling {
+            Some((known, ruling)) if **known == *announced => *ruling,
+            _ => {
+                self.request = Some(Request::Announcement(Box::new(announced.clone())));
+                Ruling::Pass
+            }
+        }
+    }
+
+    /// Whether a reply may become longer; if that is to be asked first, not for now.
+    pub(super) fn may_lengthen(&mut self) -> bool {
+        self.answers.lengthen.unwrap_or_else(|| {
+            self.request.get_or_insert(Request::Lengthen);
+            false
+        })
+    }
+}
+
+/// How much is kept of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Of a 227 or 229, so much that this one passed before it was whole: nothing is opened for it.
+    Reply,
+    /// Of rewrites that are not acknowledged: the segment waits.
+    Rewrites,
+    /// Of the client's bytes that are not acknowledged: the segment waits.
+    Kept,
+    /// Of unanswered commands: replies to the oldest open nothing.
+    Commands,
+}
+
+/// What nothing is opened for, other than an announcement that was judged; a command is kept from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// `AUTH`, by the operator's choice.
+    Auth,
+    /// A `PORT` or `EPRT` line longer than is held back.
+    Overlong,
+    /// `PORT`, `EPRT`, or `AUTH` by the operator's choice, that only some servers would see.
+    Hidden,
+    /// An announcement before a line that has passed already: a rewrite would change that line's numbers.
+    Overtaken,
+    /// A line with an urgent byte, which is another command without it.
+    Urgent,
+}
+
+impl Refused {
+    /// As the client hears it.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Auth => Reason::Auth,
+            Self::Overlong => Reason::TooLong,
+            Self::Overtaken => Reason::Overtaken,
+            Self::Urgent => Reason::Urgent,
+            Self::Hidden => Reason::Hidden,
+        }
+    }
+}
