@@ -58,9 +58,23 @@ impl Expectations {
         self.capacity
     }
 
+    /// Closes `closed`, then opens `openings`, one after the other. `outcomes` becomes the outcome of each opening. If
+    /// this fails, any of `closed` may still be open.
+    pub fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening<'_>],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
+        outcomes.clear();
+        outcomes.extend(openings.iter().map(|opening| self.open(opening)));
+        Ok(())
+    }
+
     /// Opens a pinhole for one connection, within its lifetime, in whole seconds.
     /// [`KernelError::Taken`] if initiator and arrival are those of an expectation.
-    pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
         let Opening { pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
@@ -114,7 +128,7 @@ impl Expectations {
     }
 
     /// Closes `pinhole` if it is open. A connection through it goes on.
-    pub fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = Expected::of(pinhole).map_err(failed)?.tuple;

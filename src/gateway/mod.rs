@@ -12,6 +12,7 @@ mod compiled;
 mod conntrack;
 mod copies;
 mod ctnetlink;
+mod elements;
 mod error;
 mod expectations;
 mod externals;
@@ -117,6 +118,34 @@ impl LinuxKernel {
         }
     }
 
+    /// Closes `closed`, then opens `openings`, in one transaction where the kernel can. `outcomes` becomes the outcome of
+    /// each opening; one that is refused hinders no other. If this fails, any of `closed` may still be open.
+    pub fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening<'_>],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        let checked: Vec<_> = openings.iter().map(|opening| self.check(opening.pinhole)).collect();
+        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
+        let mut answers = Vec::with_capacity(passed.len());
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
+            Holder::Conntrack(expectations) => {
+                expectations.change(closed, &passed, &mut answers)?
+            }
+        }
+        let mut answers = answers.into_iter();
+        outcomes.clear();
+        outcomes.extend(
+            checked
+                .into_iter()
+                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
+        );
+        Ok(())
+    }
+
     /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
     /// others expect.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
@@ -137,18 +166,11 @@ impl Kernel for LinuxKernel {
     }
 
     fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.check(opening.pinhole)?;
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.open(opening),
-            Holder::Conntrack(expectations) => expectations.open(opening),
-        }
+        self.close_and_open(&[], opening)
     }
 
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.close(pinhole),
-            Holder::Conntrack(expectations) => expectations.close(pinhole),
-        }
+        self.change(&[*pinhole], &[], &mut Vec::new())
     }
 
     fn close_and_open(
@@ -156,14 +178,9 @@ impl Kernel for LinuxKernel {
         closed: &[Pinhole],
         opening: &Opening<'_>,
     ) -> Result<(), KernelError> {
-        self.check(opening.pinhole)?;
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.close_and_open(closed, opening),
-            Holder::Conntrack(expectations) => {
-                closed.iter().try_for_each(|pinhole| expectations.close(pinhole))?;
-                expectations.open(opening)
-            }
-        }
+        let mut outcomes = Vec::with_capacity(1);
+        self.change(closed, &[*opening], &mut outcomes)?;
+        outcomes.pop().unwrap_or(Ok(()))
     }
 
     fn capacity(&self) -> usize {
