@@ -128,7 +128,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next packet; `None` at the end, or where the capture is cut off.
-    pub fn next(&mut self) -> Result<Option<Record>, CaptureError> {
+    pub fn next_record(&mut self) -> Result<Option<Record>, CaptureError> {
         match self.format {
             Format::Pcap(link, units, extra) => self.next_pcap(link, units, extra),
             Format::Pcapng(_) => self.next_pcapng(),

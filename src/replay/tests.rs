@@ -1,6 +1,6 @@
 //! Replay in-process: damaged captures, captures in every container, gaps and disorder.
 
-use std::{io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
 
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -97,7 +97,7 @@ fn said(written: &[u8], from: &str) -> String {
     let mut reader = Reader::open(Cursor::new(written)).unwrap();
     let mut text = Vec::new();
     let mut next: Option<u32> = None;
-    while let Some(record) = reader.next().unwrap() {
+    while let Some(record) = reader.next_record().unwrap() {
         let packet = ftp_alg_core::packet::Packet::parse(&record.data).unwrap();
         assert!(packet.checksum_is_valid());
         if packet.source() == from && !packet.payload().is_empty() {
@@ -258,7 +258,7 @@ fn pcapng_of_any_byte_order_and_resolution_is_read() {
         {
             let capture = pcapng(&talk, big, resolution, units);
             let mut reader = Reader::open(Cursor::new(&capture[..])).unwrap();
-            assert_eq!(reader.next().unwrap().unwrap().time, Duration::from_millis(1500));
+            assert_eq!(reader.next_record().unwrap().unwrap().time, Duration::from_millis(1500));
             let (report, ..) = played(&capture).unwrap();
             assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
         }
