@@ -1,26 +1,40 @@
 //! Reading captures: pcap and pcapng, record by record, whatever their bytes are.
 //!
-//! pcap-file's reader is not used: it refuses packets that the snap length cut, and takes every
-//! pcapng timestamp for nanoseconds. Formats: draft-ietf-opsawg-pcap and -pcapng. Knows nothing of
-//! what the packets hold but the link type; a frame is what capture tools count as one, from 1.
+//! pcap-parser knows the formats; here is what it asks for, byte by byte from any `Read` (a pipe may
+//! give few at a time), and what it leaves out: lengths that cannot be, the obsolete packet block,
+//! timestamps of any resolution. Knows nothing of what the packets hold but the link type; a frame is
+//! what capture tools count as one, from 1.
 
 use std::{
     io::{self, Read},
+    ops::Range,
     time::Duration,
+};
+
+use pcap_parser::{
+    Block, EPB_MAGIC as ENHANCED_PACKET, IDB_MAGIC as INTERFACE, InterfaceDescriptionBlock,
+    LegacyPcapBlock, PcapError, SHB_MAGIC as SECTION, SJE_MAGIC as JOURNAL,
+    SPB_MAGIC as SIMPLE_PACKET,
+    nom::{self, IResult, Needed},
+    parse_block_be, parse_block_le, parse_pcap_frame, parse_pcap_frame_be,
+    parse_pcap_frame_modified, parse_pcap_header, parse_sectionheaderblock, parse_unknownblock_be,
+    parse_unknownblock_le,
 };
 
 use super::link::Link;
 
 /// No record is longer than this; a length above it is damage. (Wireshark's limit is 256 KiB, and
 /// 128 MiB for link types that do not occur here.)
-const MAX_RECORD: u32 = 1 << 24;
-/// Types of pcapng blocks.
-const SECTION: u32 = 0x0a0d_0d0a;
-const INTERFACE: u32 = 1;
+const MAX_RECORD: usize = 1 << 24;
+/// A type of pcapng blocks: the enhanced packet's predecessor, of the same layout but for the interface.
 const OBSOLETE_PACKET: u32 = 2;
-const SIMPLE_PACKET: u32 = 3;
-const ENHANCED_PACKET: u32 = 6;
-const JOURNAL: u32 = 9;
+/// Where the packet starts in its block.
+const ENHANCED_DATA: usize = 28;
+const SIMPLE_DATA: usize = 12;
+
+/// A packet's link, and where in the block it is.
+type Found = Option<(Option<Link>, Range<usize>)>;
+type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
 
 /// Why a capture cannot be read, or not further.
 #[derive(Debug, thiserror::Error)]
@@ -48,15 +62,15 @@ pub enum CaptureError {
 
 /// One packet of a capture.
 #[derive(Debug)]
-pub struct Record {
+pub struct Record<'a> {
     /// Its number, from 1.
     pub frame: u64,
     /// Since 1970.
     pub time: Duration,
-    /// `None` for a link type that is not read here, and for what is no packet.
+    /// `None` for a link type that is not read here.
     pub link: Option<Link>,
     /// What was captured of it.
-    pub data: Vec<u8>,
+    pub data: &'a [u8],
 }
 
 /// An interface of a pcapng section.
@@ -69,70 +83,77 @@ struct Interface {
     offset_seconds: i64,
 }
 
-#[derive(Debug)]
-enum Format {
-    /// Link, units in a second, bytes that follow each record's header (a patched format has 8).
-    Pcap(Link, u32, usize),
-    Pcapng(Vec<Interface>),
-}
+/// A pcap capture: the parser of its records, the link of all, timestamp units in a second.
+type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, Link, u32);
 
 /// Reads a capture.
 #[derive(Debug)]
 pub struct Reader<R> {
     input: R,
-    format: Format,
+    /// `None` for pcapng.
+    pcap: Option<Pcap>,
+    /// Of the present pcapng section.
     big_endian: bool,
+    interfaces: Vec<Interface>,
+    /// The record or block that was read last, with its header.
+    block: Vec<u8>,
     frame: u64,
     last_time: Duration,
     is_cut: bool,
     unread_link: Option<u32>,
-    nanoseconds: bool,
 }
 
 impl<R: Read> Reader<R> {
     /// Reads the capture's header.
-    pub fn open(mut input: R) -> Result<Self, CaptureError> {
-        let mut magic = Vec::with_capacity(4);
-        input.by_ref().take(4).read_to_end(&mut magic)?;
-        let Ok(magic) = <[u8; 4]>::try_from(&magic[..]) else {
-            let what = if magic.is_empty() { ": it is empty" } else { "" };
-            return Err(CaptureError::NotCapture(what));
-        };
+    pub fn open(input: R) -> Result<Self, CaptureError> {
         let mut reader = Self {
             input,
-            format: Format::Pcapng(Vec::new()),
+            pcap: None,
             big_endian: false,
+            interfaces: Vec::new(),
+            block: Vec::new(),
             frame: 0,
             last_time: Duration::ZERO,
             is_cut: false,
             unread_link: None,
-            nanoseconds: false,
         };
-        match (u32::from_le_bytes(magic), u32::from_be_bytes(magic)) {
-            (SECTION, _) => {
-                reader.open_section()?;
-                reader.nanoseconds = true; // interfaces, which tell, may come at any time
-            }
-            (0xa1b2_c3d4, _) => reader.open_pcap(false, 1_000_000, 0)?,
-            (0xa1b2_3c4d, _) => reader.open_pcap(false, 1_000_000_000, 0)?,
-            (0xa1b2_cd34, _) => reader.open_pcap(false, 1_000_000, 8)?,
-            (_, 0xa1b2_c3d4) => reader.open_pcap(true, 1_000_000, 0)?,
-            (_, 0xa1b2_3c4d) => reader.open_pcap(true, 1_000_000_000, 0)?,
-            (_, 0xa1b2_cd34) => reader.open_pcap(true, 1_000_000, 8)?,
-            _ if magic.starts_with(&[0x1f, 0x8b]) => {
-                return Err(CaptureError::NotCapture(": it is compressed; gunzip it first"));
-            }
-            _ => return Err(CaptureError::NotCapture("")),
+        let is_whole = reader.read(|start| match kind(start, false) {
+            Some(SECTION) => missing(&parse_sectionheaderblock(start)),
+            _ => missing(&parse_pcap_header(start)),
+        })?;
+        if let Ok((_, header)) = parse_pcap_header(&reader.block) {
+            // The upper bits of the link type say how long a frame check sequence is.
+            let number = header.network.0.cast_unsigned() & 0xffff;
+            let link = Link::from_number(number).ok_or(CaptureError::Link(number))?;
+            let units = if header.is_nanosecond_precision() { 1_000_000_000 } else { 1_000_000 };
+            reader.pcap = Some(match (header.is_modified_format(), header.is_bigendian()) {
+                (true, _) => (parse_pcap_frame_modified, link, units),
+                (false, true) => (parse_pcap_frame_be, link, units),
+                (false, false) => (parse_pcap_frame, link, units),
+            });
+        } else if let Ok((_, section)) = parse_sectionheaderblock(&reader.block) {
+            reader.big_endian = section.big_endian();
+        } else {
+            return Err(CaptureError::NotCapture(match reader.block[..] {
+                [] => ": it is empty",
+                [0x1f, 0x8b, ..] => ": it is compressed; gunzip it first",
+                [_, _, _, _, ..] if !is_whole => ": its header is cut off",
+                _ => "",
+            }));
         }
         Ok(reader)
     }
 
     /// The next packet; `None` at the end, or where the capture is cut off.
-    pub fn next_record(&mut self) -> Result<Option<Record>, CaptureError> {
-        match self.format {
-            Format::Pcap(link, units, extra) => self.next_pcap(link, units, extra),
-            Format::Pcapng(_) => self.next_pcapng(),
-        }
+    pub fn next_record(&mut self) -> Result<Option<Record<'_>>, CaptureError> {
+        let found = match self.pcap {
+            Some(pcap) => self.next_in_pcap(pcap)?,
+            None => self.next_in_pcapng()?,
+        };
+        let Some((link, data)) = found else { return Ok(None) };
+        self.frame += 1;
+        let data = &self.block[data];
+        Ok(Some(Record { frame: self.frame, time: self.last_time, link, data }))
     }
 
     /// Whether the capture ended within a record.
@@ -147,202 +168,150 @@ impl<R: Read> Reader<R> {
 
     /// Whether its timestamps may be finer than microseconds.
     pub fn has_nanoseconds(&self) -> bool {
-        self.nanoseconds
+        // In pcapng interfaces tell, which may come at any time.
+        self.pcap.is_none_or(|(_, _, units)| units > 1_000_000)
     }
 
-    fn open_pcap(&mut self, big: bool, units: u32, extra: usize) -> Result<(), CaptureError> {
-        self.big_endian = big;
-        let Some(header) = self.bytes(20)? else {
-            return Err(CaptureError::NotCapture(": its header is cut off"));
+    /// The next record: its link, and where in the block the packet is.
+    fn next_in_pcap(&mut self, (parse, link, units): Pcap) -> Result<Found, CaptureError> {
+        if !self.read(|block| missing(&parse(block)))? {
+            return Ok(None);
+        }
+        let Ok((_, record)) = parse(&self.block) else {
+            return Err(self.damaged("its next record is malformed".to_owned()));
         };
-        // The upper bits of the link type say how long a frame check sequence is.
-        let number = self.long(&header, 16) & 0xffff;
-        let link = Link::from_number(number).ok_or(CaptureError::Link(number))?;
-        self.format = Format::Pcap(link, units, extra);
-        self.nanoseconds = units > 1_000_000;
-        Ok(())
+        let nanoseconds = u64::from(record.ts_usec) * u64::from(1_000_000_000 / units);
+        self.last_time =
+            Duration::from_secs(record.ts_sec.into()) + Duration::from_nanos(nanoseconds);
+        Ok(Some((Some(link), self.block.len() - record.data.len()..self.block.len())))
     }
 
-    fn next_pcap(
-        &mut self,
-        link: Link,
-        units: u32,
-        extra: usize,
-    ) -> Result<Option<Record>, CaptureError> {
-        let Some(header) = self.bytes(16 + extra)? else { return Ok(None) };
-        let length = self.length(self.long(&header, 8))?;
-        let Some(data) = self.rest(length)? else { return Ok(None) };
-        let (seconds, fraction) = (self.long(&header, 0), self.long(&header, 4));
-        let nanoseconds = u64::from(fraction) * u64::from(1_000_000_000 / units);
-        let time = Duration::from_secs(seconds.into()) + Duration::from_nanos(nanoseconds);
-        self.frame += 1;
-        Ok(Some(Record { frame: self.frame, time, link: Some(link), data }))
-    }
-
-    /// After a section's type: its length, its byte order, and the rest of it.
-    fn open_section(&mut self) -> Result<(), CaptureError> {
-        let Some(start) = self.bytes(8)? else {
-            return Err(CaptureError::NotCapture(": its header is cut off"));
-        };
-        self.big_endian = match start[4..] {
-            [0x1a, 0x2b, 0x3c, 0x4d] => true,
-            [0x4d, 0x3c, 0x2b, 0x1a] => false,
-            _ if self.frame == 0 => return Err(CaptureError::NotCapture("")),
-            _ => return Err(self.damaged("a section has no byte order".to_owned())),
-        };
-        let length = self.length(self.long(&start, 0))?;
-        self.rest(length.saturating_sub(12))?;
-        self.format = Format::Pcapng(Vec::new());
-        Ok(())
-    }
-
-    fn next_pcapng(&mut self) -> Result<Option<Record>, CaptureError> {
+    /// The same of the next block that has a packet.
+    fn next_in_pcapng(&mut self) -> Result<Found, CaptureError> {
         loop {
-            let Some(kind) = self.bytes(4)? else { return Ok(None) };
-            let kind = self.long(&kind, 0);
-            if kind == SECTION {
-                self.open_section()?;
-                continue;
+            let big_endian = self.big_endian;
+            if !self.read(|block| match (kind(block, big_endian), big_endian) {
+                (Some(SECTION), _) => missing(&parse_sectionheaderblock(block)),
+                (_, true) => missing(&parse_unknownblock_be(block)),
+                (_, false) => missing(&parse_unknownblock_le(block)),
+            })? {
+                return Ok(None);
             }
-            let Some(length) = self.rest(4)? else { return Ok(None) };
-            let length = self.length(self.long(&length, 0))?;
-            if length < 12 || length % 4 != 0 {
-                return Err(self.damaged(format!("a block of {length} bytes")));
-            }
-            let Some(mut block) = self.rest(length - 8)? else { return Ok(None) };
-            block.truncate(length - 12); // the length again
+            let kind = kind(&self.block, big_endian).unwrap_or_default();
             match kind {
-                INTERFACE => self.add_interface(&block),
-                ENHANCED_PACKET | OBSOLETE_PACKET if block.len() >= 20 => {
-                    let interface = if kind == ENHANCED_PACKET {
-                        self.long(&block, 0)
-                    } else {
-                        u32::from(self.word(&block, 0))
-                    };
-                    let stamp =
-                        u64::from(self.long(&block, 4)) << 32 | u64::from(self.long(&block, 8));
-                    let captured = self.long(&block, 12) as usize;
-                    return self.packet(interface, Some(stamp), captured, &block[20..]);
-                }
-                SIMPLE_PACKET if block.len() >= 4 => {
-                    let length = self.long(&block, 0);
-                    let snap = self.interface(0).map_or(0, |i| i.snap_length);
-                    let captured = if snap == 0 { length } else { length.min(snap) } as usize;
-                    return self.packet(0, None, captured, &block[4..]);
-                }
-                ENHANCED_PACKET | OBSOLETE_PACKET | SIMPLE_PACKET => {
-                    return Err(self.damaged(format!("a packet block of {length} bytes")));
+                SECTION | INTERFACE | SIMPLE_PACKET | ENHANCED_PACKET => {}
+                OBSOLETE_PACKET => {
+                    let kind = ENHANCED_PACKET;
+                    let kind = if big_endian { kind.to_be_bytes() } else { kind.to_le_bytes() };
+                    self.block[..4].copy_from_slice(&kind);
                 }
                 JOURNAL => {
                     self.frame += 1; // tools count it
+                    continue;
                 }
-                _ => {}
+                _ => continue,
+            }
+            let parse = if big_endian { parse_block_be } else { parse_block_le };
+            let (interface, stamp, captured, at) = match parse(&self.block) {
+                Ok((_, Block::SectionHeader(section))) => {
+                    self.big_endian = section.big_endian();
+                    self.interfaces.clear();
+                    continue;
+                }
+                Ok((_, Block::InterfaceDescription(block))) => {
+                    self.interfaces.push(Interface::of(&block, big_endian));
+                    continue;
+                }
+                Ok((_, Block::EnhancedPacket(packet))) => {
+                    let interface = match (kind, big_endian) {
+                        (OBSOLETE_PACKET, true) => packet.if_id >> 16,
+                        (OBSOLETE_PACKET, false) => packet.if_id & 0xffff,
+                        _ => packet.if_id,
+                    };
+                    let stamp = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
+                    (interface, Some(stamp), packet.caplen, ENHANCED_DATA)
+                }
+                Ok((_, Block::SimplePacket(packet))) => {
+                    let snap = self.interfaces.first().map_or(0, |interface| interface.snap_length);
+                    let snap = if snap == 0 { u32::MAX } else { snap };
+                    (0, None, packet.origlen.min(snap), SIMPLE_DATA)
+                }
+                _ => {
+                    let length = self.block.len();
+                    let what = format!("its next block, of {length} bytes, is malformed");
+                    return Err(self.damaged(what));
+                }
+            };
+            let Some(interface) = self.interfaces.get(interface as usize).copied() else {
+                let what = format!("a packet of interface {interface}, not described");
+                return Err(self.damaged(what));
+            };
+            let data = at..at + captured as usize;
+            if data.end + 4 > self.block.len() {
+                let what = format!("a packet of {captured} bytes in a smaller block");
+                return Err(self.damaged(what));
+            }
+            if let Some(stamp) = stamp {
+                self.last_time = interface.time(stamp);
+            }
+            let link = Link::from_number(interface.link);
+            if link.is_none() {
+                self.unread_link = Some(interface.link);
+            }
+            return Ok(Some((link, data)));
+        }
+    }
+
+    /// Reads the next block, as long as bytes of it are `missing`; whether it is there.
+    fn read(&mut self, missing: impl Fn(&[u8]) -> usize) -> Result<bool, CaptureError> {
+        self.block.clear();
+        loop {
+            let count = match missing(&self.block) {
+                0 => return Ok(true),
+                count if count > MAX_RECORD => {
+                    return Err(self.damaged(format!("a record of {count} bytes")));
+                }
+                count => count,
+            };
+            // Grows as bytes come: a length is not believed before.
+            if self.input.by_ref().take(count as u64).read_to_end(&mut self.block)? < count {
+                self.is_cut |= !self.block.is_empty();
+                return Ok(false);
             }
         }
-    }
-
-    fn packet(
-        &mut self,
-        interface: u32,
-        stamp: Option<u64>,
-        captured: usize,
-        data: &[u8],
-    ) -> Result<Option<Record>, CaptureError> {
-        let Some(interface) = self.interface(interface) else {
-            return Err(self.damaged(format!("a packet of interface {interface}, not described")));
-        };
-        let Some(data) = data.get(..captured) else {
-            return Err(self.damaged(format!("a packet of {captured} bytes in a smaller block")));
-        };
-        if let Some(stamp) = stamp {
-            self.last_time = interface.time(stamp);
-        }
-        let link = Link::from_number(interface.link);
-        if link.is_none() {
-            self.unread_link = Some(interface.link);
-        }
-        self.frame += 1;
-        Ok(Some(Record { frame: self.frame, time: self.last_time, link, data: data.to_vec() }))
-    }
-
-    fn interface(&self, number: u32) -> Option<Interface> {
-        let Format::Pcapng(interfaces) = &self.format else { return None };
-        interfaces.get(usize::try_from(number).ok()?).copied()
-    }
-
-    fn add_interface(&mut self, block: &[u8]) {
-        let mut interface = Interface {
-            link: u32::MAX, // a cut description describes no link
-            snap_length: 0,
-            units: 1_000_000,
-            offset_seconds: 0,
-        };
-        if block.len() >= 8 {
-            interface.link = u32::from(self.word(block, 0));
-            interface.snap_length = self.long(block, 4);
-        }
-        let mut at = 8;
-        while at + 4 <= block.len() {
-            let (code, length) = (self.word(block, at), usize::from(self.word(block, at + 2)));
-            let Some(value) = block.get(at + 4..at + 4 + length) else { break };
-            match (code, value) {
-                (0, _) => break,
-                (9, &[resolution]) => interface.units = units(resolution),
-                (14, value) if length == 8 => {
-                    let (a, b) = (self.long(value, 0), self.long(value, 4));
-                    let (high, low) = if self.big_endian { (a, b) } else { (b, a) };
-                    let offset = u64::from(high) << 32 | u64::from(low);
-                    interface.offset_seconds = offset.cast_signed();
-                }
-                _ => {}
-            }
-            at += 4 + length.next_multiple_of(4);
-        }
-        if let Format::Pcapng(interfaces) = &mut self.format {
-            interfaces.push(interface);
-        }
-    }
-
-    /// Exactly `count` bytes; `None` at the end of the capture, which may be cut off.
-    fn bytes(&mut self, count: usize) -> Result<Option<Vec<u8>>, CaptureError> {
-        // Grows as bytes come: a length is not believed before.
-        let mut bytes = Vec::new();
-        let found = self.input.by_ref().take(count as u64).read_to_end(&mut bytes)?;
-        self.is_cut |= found > 0 && found < count;
-        Ok((found == count).then_some(bytes))
-    }
-
-    /// The same for what must follow what was read before.
-    fn rest(&mut self, count: usize) -> Result<Option<Vec<u8>>, CaptureError> {
-        let bytes = self.bytes(count)?;
-        self.is_cut |= bytes.is_none();
-        Ok(bytes)
-    }
-
-    fn length(&self, length: u32) -> Result<usize, CaptureError> {
-        if length > MAX_RECORD {
-            return Err(self.damaged(format!("a record of {length} bytes")));
-        }
-        Ok(length as usize)
     }
 
     fn damaged(&self, what: String) -> CaptureError {
         CaptureError::Damaged { after: self.frame, what }
     }
+}
 
-    /// The four bytes at `at`; callers have checked that they are there.
-    fn long(&self, bytes: &[u8], at: usize) -> u32 {
-        let four = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).unwrap_or([0; 4]);
-        if self.big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) }
-    }
-
-    fn word(&self, bytes: &[u8], at: usize) -> u16 {
-        let two = bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).unwrap_or([0; 2]);
-        if self.big_endian { u16::from_be_bytes(two) } else { u16::from_le_bytes(two) }
+/// How many bytes a parser asks for besides those that it has.
+fn missing<T>(parsed: &Parsed<'_, T>) -> usize {
+    match parsed {
+        Err(nom::Err::Incomplete(Needed::Size(count))) => count.get(),
+        Err(nom::Err::Incomplete(Needed::Unknown)) => 1,
+        _ => 0,
     }
 }
 
+/// The type of a pcapng block.
+fn kind(block: &[u8], big_endian: bool) -> Option<u32> {
+    let bytes = *block.first_chunk()?;
+    Some(if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+}
+
 impl Interface {
+    fn of(block: &InterfaceDescriptionBlock<'_>, big_endian: bool) -> Self {
+        let offset = block.if_tsoffset; // which pcap-parser takes for little-endian
+        Self {
+            link: block.linktype.0.cast_unsigned(),
+            snap_length: block.snaplen,
+            units: units(block.if_tsresol),
+            offset_seconds: if big_endian { offset.swap_bytes() } else { offset },
+        }
+    }
+
     fn time(&self, stamp: u64) -> Duration {
         let nanoseconds =
             u128::from(stamp % self.units) * 1_000_000_000 / u128::from(self.units.max(1));
