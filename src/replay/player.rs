@@ -85,7 +85,7 @@ impl<W: Write> Player<W> {
         self.report.packets = record.frame;
         let time = record.time;
         self.times = Some(self.times.map_or((time, time), |(first, last)| (first, last.max(time))));
-        let Some(ip) = record.link.and_then(|link| link.ip(&record.data)) else {
+        let Some(ip) = record.link.and_then(|link| link.ip(record.data)) else {
             self.report.other += 1;
             return Ok(());
         };
