@@ -222,11 +222,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Writes what changed; to be called before the verdicts that it belongs to are given.
-    pub(super) fn write(&mut self, engine: &mut Engine) -> io::Result<()> {
+    /// Writes records; to be called before the verdicts that they belong to are given.
+    pub(super) fn write<'r>(&mut self, records: impl Iterator<Item = &'r [u8]>) -> io::Result<()> {
         self.buffer.clear();
-        let buffer = &mut self.buffer;
-        engine.take_changes(|record| frame(record, buffer)).map_err(io::Error::other)?;
+        records.for_each(|record| frame(record, &mut self.buffer));
         let Some(file) = self.file.as_mut().filter(|_| !self.buffer.is_empty()) else {
             return Ok(());
         };
@@ -237,15 +236,11 @@ impl Journal {
             return Err(error);
         }
         self.length += self.buffer.len() as u64;
-        if self.length <= self.limit {
-            return Ok(());
-        }
-        // If that fails, this one is still right.
-        self.rewrite(engine).inspect_err(|_| self.limit = self.length + SLACK)
+        Ok(())
     }
 
-    /// Writes it anew if that failed before, or the file is not there any more. To be called now and
-    /// then.
+    /// Writes it anew if most of it is superseded, or that failed before, or the file is not there any more. To be called
+    /// about once a second.
     pub(super) fn recover(&mut self, engine: &mut Engine) -> io::Result<()> {
         let kept = match &self.file {
             Some(file) => {
@@ -254,10 +249,12 @@ impl Journal {
             }
             None => false,
         };
-        if kept {
-            return Ok(());
+        match kept {
+            true if self.length <= self.limit => Ok(()),
+            // If that fails, this one is still right.
+            true => self.rewrite(engine).inspect_err(|_| self.limit = self.length + SLACK),
+            false => self.rewrite(engine).inspect_err(|_| self.file = None),
         }
-        self.rewrite(engine).inspect_err(|_| self.file = None)
     }
 
     /// Whether it can be written, as far as is known.

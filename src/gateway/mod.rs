@@ -118,34 +118,6 @@ impl LinuxKernel {
         }
     }
 
-    /// Closes `closed`, then opens `openings`, in one transaction where the kernel can. `outcomes` becomes the outcome of
-    /// each opening; one that is refused hinders no other. If this fails, any of `closed` may still be open.
-    pub fn change(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening<'_>],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        let checked: Vec<_> = openings.iter().map(|opening| self.check(opening.pinhole)).collect();
-        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
-        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
-        let mut answers = Vec::with_capacity(passed.len());
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
-            Holder::Conntrack(expectations) => {
-                expectations.change(closed, &passed, &mut answers)?
-            }
-        }
-        let mut answers = answers.into_iter();
-        outcomes.clear();
-        outcomes.extend(
-            checked
-                .into_iter()
-                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
-        );
-        Ok(())
-    }
-
     /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
     /// others expect.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
@@ -165,22 +137,30 @@ impl Kernel for LinuxKernel {
         self.conntrack.translation(client, server)
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.close_and_open(&[], opening)
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.change(&[*pinhole], &[], &mut Vec::new())
-    }
-
-    fn close_and_open(
+    fn change(
         &mut self,
         closed: &[Pinhole],
-        opening: &Opening<'_>,
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
-        let mut outcomes = Vec::with_capacity(1);
-        self.change(closed, &[*opening], &mut outcomes)?;
-        outcomes.pop().unwrap_or(Ok(()))
+        let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
+        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
+        let mut answers = Vec::with_capacity(passed.len());
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
+            Holder::Conntrack(expectations) => {
+                expectations.change(closed, &passed, &mut answers)?
+            }
+        }
+        let mut answers = answers.into_iter();
+        outcomes.clear();
+        outcomes.extend(
+            checked
+                .into_iter()
+                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
+        );
+        Ok(())
     }
 
     fn capacity(&self) -> usize {

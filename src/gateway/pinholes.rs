@@ -89,7 +89,7 @@ impl Pinholes {
     pub fn change(
         &mut self,
         closed: &[Pinhole],
-        openings: &[Opening<'_>],
+        openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
         outcomes.clear();
@@ -108,7 +108,7 @@ impl Pinholes {
     fn transact(
         &mut self,
         closed: &[Pinhole],
-        openings: &[Opening<'_>],
+        openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
@@ -117,12 +117,12 @@ impl Pinholes {
         let mut revoked: Vec<_> = closed.map(Revoked::new).collect();
         let mut opened = Vec::with_capacity(openings.len());
         for opening in openings {
-            match Elements::of(opening.pinhole) {
+            match Elements::of(&opening.pinhole) {
                 Ok(elements) => {
                     opened.push(Opened::new(opening, elements, outcomes.len()));
                     outcomes.push(Ok(()));
                 }
-                Err(source) => outcomes.push(Err(not_opened(opening.pinhole, source))),
+                Err(source) => outcomes.push(Err(not_opened(&opening.pinhole, source))),
             }
         }
         for _ in 0..ATTEMPTS {
@@ -309,9 +309,9 @@ struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    fn new(opening: &Opening<'a>, elements: Elements, index: usize) -> Self {
+    fn new(opening: &'a Opening, elements: Elements, index: usize) -> Self {
         Self {
-            pinhole: opening.pinhole,
+            pinhole: &opening.pinhole,
             lifetime: opening.lifetime,
             elements,
             index,

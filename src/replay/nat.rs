@@ -91,14 +91,19 @@ impl Kernel for Nat {
         }))
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        let pinhole = opening.pinhole;
-        self.pinholes.insert((pinhole.initiator, pinhole.target), pinhole.arrival);
-        Ok(())
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.pinholes.remove(&(pinhole.initiator, pinhole.target));
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        for Pinhole { initiator, target, .. } in closed {
+            self.pinholes.remove(&(*initiator, *target));
+        }
+        for Opening { pinhole: Pinhole { initiator, target, arrival, .. }, .. } in openings {
+            self.pinholes.insert((*initiator, *target), *arrival);
+            outcomes.push(Ok(()));
+        }
         Ok(())
     }
 

@@ -121,6 +121,7 @@ impl Engine {
         let Ok(packet) = Packet::parse(bytes) else { return false };
         let (source, destination) = packet.endpoints();
         let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
+        effects.is_touched = true;
         if let Some(session) = self.busy_session(index) {
             self.park_copy(bytes, session);
             return true;

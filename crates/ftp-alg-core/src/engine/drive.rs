@@ -46,17 +46,18 @@ pub trait Host {
 /// Carries out `all`, of different engines, and leaves nothing in them.
 pub fn carry_out<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
     ask_all(host, now, all);
+    let touched = |effects: &&mut Effects| effects.is_touched;
     if host.has_lapsed() {
-        for effects in all.iter_mut() {
+        for effects in all.iter_mut().filter(touched) {
             host.with(effects.shard, |engine| engine.lapsed_meanwhile(effects));
         }
         ask_all(host, now, all);
     }
-    for effects in all.iter_mut() {
+    for effects in all.iter_mut().filter(touched) {
         host.conclude(effects);
     }
     host.give(all);
-    for effects in all {
+    for effects in all.iter_mut().filter(touched) {
         finish(host, effects);
     }
 }

@@ -1,6 +1,10 @@
 //! What comes of a batch: what is asked of the kernel, and what is then to be done, in the order of the fields.
 
-use std::{net::SocketAddr, ops::Range, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use super::{Answer, Attention, Event, KernelError, Pinhole, Translation, event::Events};
 use crate::session::{DropReason, Side};
@@ -134,6 +138,10 @@ pub struct Injection {
 pub struct Effects {
     /// Of which of the host's engines.
     pub shard: usize,
+    /// Whether anything was done since effects were last carried out.
+    pub(super) is_touched: bool,
+    /// When a packet of the reorder queue has waited for long enough.
+    pub waits_until: Option<Instant>,
     /// Translations to look up.
     pub lookups: Vec<Ask<Lookup, Option<Translation>>>,
     /// Pinholes to close in the same transaction, before the others open.
@@ -187,6 +195,7 @@ impl Effects {
             buffer.clear();
             buffer.shrink_to(KEPT);
         }
+        self.is_touched = false;
         self.record_ends.clear();
         self.verdicts.clear();
         self.injections.clear();
