@@ -477,6 +477,24 @@ fn text_that_is_reflected_opens_nothing() {
     assert_eq!(attack.sim.kernel.opened, [], "it answers nothing");
 }
 
+/// A line that was read is lost behind the gateway, and then the copy of its retransmission is.
+#[test]
+fn a_server_that_lacks_what_was_read_is_asked_by_a_number_that_it_answers() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    assert!(attack.send(0, b"NOOP\r\n").is_some());
+    attack.sim.read_copies();
+    attack.sim.engine().lose_copies();
+    let both = b"NOOP\r\nSITE x\r\n";
+    assert_eq!(attack.send(0, both), None);
+    let asks = attack.send(0, both).unwrap();
+    assert!(asks.payload.is_empty());
+    let past = asks.seq.wrapping_sub(attack.victim.ack()).cast_signed();
+    assert!(past < 0, "{past} past what the server has, it is not answered");
+    attack.answers();
+    assert!(attack.says(0, both));
+    assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);
+}
+
 /// The daemon between the engine and the queue, with packets that were queued before a verdict was given.
 impl Attack {
     fn packet(&self, offset: i32, payload: &[u8]) -> Vec<u8> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Attention, Translation},
+    engine::{Attention, Event, Translation},
     packet::{Seq, flags},
     session::Side,
 };
@@ -178,8 +178,9 @@ impl Sim {
         let copies = self.selection.read();
         self.daemon.read_copies(now, copies, &mut self.kernel);
         let events = self.daemon.settle_all(&mut self.kernel);
-        self.events.extend(events);
-        assert!(self.kernel.injected.is_empty(), "nothing is held");
+        let is_held = self.queues.settings.is_at_once() && !self.kernel.injected.is_empty();
+        assert!(!is_held, "nothing is held");
+        self.settled(events);
     }
 
     /// Does what is due next in the daemon.
@@ -199,6 +200,7 @@ impl Sim {
             }
             Due::Copies if !self.queues.is_unlocked() => self.queues.read_copies_later(self.now),
             Due::Copies => {
+                self.trace_daemon("reads copies");
                 self.read_copies();
                 self.daemon.write_all();
                 self.selection.unwritten = false;
@@ -276,6 +278,11 @@ impl Sim {
 
     fn settle_worker(&mut self, worker: usize) {
         let events = self.daemon.settle(worker, &mut self.kernel);
+        self.settled(events);
+    }
+
+    /// What the daemon did that may wait for verdicts. The reader of copies does it for all workers.
+    fn settled(&mut self, events: Vec<Event>) {
         self.events.extend(events);
         for injected in std::mem::take(&mut self.kernel.injected) {
             self.deliver_injected(injected);

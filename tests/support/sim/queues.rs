@@ -242,6 +242,7 @@ impl Queues {
     /// It is started again.
     pub fn start(&mut self) {
         self.due.clear();
+        self.copies_are_due = false;
         self.is_away = false;
     }
 }
