@@ -63,8 +63,8 @@ impl Restarted {
     /// Takes a packet of `from`, `seq` bytes behind what was seen, which acknowledges `ack` unseen ones.
     fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8], how: Queued) -> Verdict {
         let packet = self.packet(from, seq, ack, payload);
-        let Sim { engine, kernel, .. } = &mut self.sim;
-        engine.queued(Instant::now(), &packet, how, kernel, &mut Vec::new())
+        let Sim { daemon, kernel, .. } = &mut self.sim;
+        daemon.engine().queued(Instant::now(), &packet, how, kernel, &mut Vec::new())
     }
 
     /// Such a packet.
@@ -89,10 +89,10 @@ impl Restarted {
     }
 
     fn opened(&mut self) -> u64 {
-        for event in self.sim.engine.take_events().0 {
+        for event in self.sim.engine().take_events().0 {
             println!("{event}");
         }
-        self.sim.engine.counters().pinholes_opened
+        self.sim.engine().counters().pinholes_opened
     }
 }
 
@@ -103,7 +103,7 @@ fn a_reply_to_a_pasv_that_nobody_saw_opens() {
             let mut gateway = Restarted::new();
             assert_eq!(gateway.take(Server, unseen, 6, reply, how), Verdict::Accept);
             assert_eq!(gateway.opened(), 1, "{unseen} bytes before it");
-            assert_eq!(gateway.sim.engine.counters().lost, 0);
+            assert_eq!(gateway.sim.engine().counters().lost, 0);
         }
     }
 }
@@ -158,8 +158,8 @@ fn a_login_of_which_only_the_last_reply_was_seen_counts() {
             gateway.packet(Client, client, server, b"PASV\r\n"),
         ];
         for copy in copies {
-            let Sim { engine, kernel, .. } = &mut gateway.sim;
-            engine.passed(Instant::now(), &copy, kernel);
+            let Sim { daemon, kernel, .. } = &mut gateway.sim;
+            daemon.engine().passed(Instant::now(), &copy, kernel);
         }
         gateway.take(Server, server, client + 6, PASSIVE, ENDS);
         assert_eq!(gateway.opened(), 1, "after {seen} lines");
@@ -170,7 +170,7 @@ fn a_login_of_which_only_the_last_reply_was_seen_counts() {
 fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
     for unseen in [0, 31] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine.lapse();
+        gateway.sim.engine().lapse();
         gateway.take(Server, unseen, 6, PASSIVE, ENDS);
         gateway.take(Client, 6, unseen, b"", OTHER);
         gateway.take(Server, unseen, 6, PASSIVE, ENDED);
@@ -183,7 +183,7 @@ fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
 fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
     for unread in [0, PORT.len() as u32] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine.lapse();
+        gateway.sim.engine().lapse();
         assert_eq!(
             gateway.take(Client, 0, 0, PORT, OTHER),
             Verdict::Replace,
@@ -202,18 +202,18 @@ fn it_waits_in_the_queue_where_it_may_and_need_not_be_sent_again() {
     let patient = Queued { may_wait: true, ..OTHER };
     for (unread, turn) in [(0, Turn::Due), (PORT.len() as u32, Turn::Over)] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine.lapse();
+        gateway.sim.engine().lapse();
         let command = gateway.packet(Client, 0, 0, PORT);
         assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Verdict::Early);
-        let Sim { engine, kernel, .. } = &mut gateway.sim;
-        engine.settle(kernel);
+        let Sim { daemon, kernel, .. } = &mut gateway.sim;
+        daemon.engine().settle(kernel);
         let asked = kernel.injected.pop().unwrap();
         let asked = Packet::parse(&asked).unwrap();
         assert_eq!((asked.seq().0, asked.payload().len()), (gateway.client.wrapping_sub(1), 0));
         assert_eq!(gateway.sim.kernel.attention, Some(Attention::Every));
-        assert_eq!(gateway.sim.engine.turn(&command), Turn::Waits);
+        assert_eq!(gateway.sim.engine().turn(&command), Turn::Waits);
         gateway.take(Server, 0, unread, b"", OTHER);
-        assert_eq!(gateway.sim.engine.turn(&command), turn);
+        assert_eq!(gateway.sim.engine().turn(&command), turn);
         if turn == Turn::Due {
             assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Verdict::Accept);
         }
@@ -228,10 +228,10 @@ fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
     let mut gateway = Restarted::of(scenario);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
     assert_eq!(gateway.take(Client, 0, 0, line, OTHER), Verdict::Replace);
-    assert!(gateway.sim.engine.has_just_changed());
-    let Sim { engine, kernel, .. } = &mut gateway.sim;
-    engine.take_back(Instant::now(), kernel);
-    engine.settle(kernel);
+    assert!(gateway.sim.engine().has_just_changed());
+    let Sim { daemon, kernel, .. } = &mut gateway.sim;
+    daemon.engine().take_back(Instant::now(), kernel);
+    daemon.engine().settle(kernel);
     assert!(kernel.pinholes().is_empty());
     assert_eq!(kernel.attention, Some(Attention::Payload));
     // It has passed as it was.
@@ -239,7 +239,7 @@ fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
     assert_eq!(gateway.take(Server, 0, next, b"200 ok\r\n", OTHER), Verdict::Accept);
     assert_eq!(gateway.take(Client, next, 8, b"NOOP\r\n", OTHER), Verdict::Accept);
     assert_eq!(gateway.take(Client, next + 6, 8, line, OTHER), Verdict::Accept);
-    assert_eq!(gateway.sim.engine.counters().pinholes_opened, 1, "nothing more is opened");
+    assert_eq!(gateway.sim.engine().counters().pinholes_opened, 1, "nothing more is opened");
 }
 
 #[test]
@@ -251,8 +251,8 @@ fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
         let all = line.len() as u32;
         assert_eq!(gateway.take(side.peer(), 0, all, b"", OTHER), Verdict::Accept, "{line:?}");
         assert_eq!(gateway.take(side, all, 0, b"", OTHER), Verdict::Accept, "{line:?}");
-        let lost = gateway.sim.engine.counters().lost;
-        assert_eq!((lost, gateway.sim.engine.session_count()), (0, 1), "{line:?}");
+        let lost = gateway.sim.engine().counters().lost;
+        assert_eq!((lost, gateway.sim.engine().session_count()), (0, 1), "{line:?}");
     }
 }
 
@@ -266,7 +266,7 @@ fn a_port_behind_lines_that_nobody_saw_opens_once_the_server_has_them() {
     gateway.take(Server, 20, 8, b"", OTHER);
     assert_eq!(gateway.take(Client, 8, 20, PORT, OTHER), Verdict::Accept);
     assert_eq!(gateway.opened(), 1);
-    assert_eq!(gateway.sim.engine.counters().lost, 0);
+    assert_eq!(gateway.sim.engine().counters().lost, 0);
 }
 
 /// The start of a line was dropped while nobody was there, and the other end acknowledged it all the same: so its sender
@@ -306,12 +306,12 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
         for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
             let mut sim = Sim::new(Scenario { selection, ..with(Nat::Masquerade) });
             let (client, server) = (sim.client.next_number(), sim.server.next_number());
-            sim.engine.lapse();
+            sim.engine().lapse();
             let mut gateway = Restarted { sim, client, server };
             for _ in 0..2 {
                 let verdict = gateway.take(Server, 0, 0, says.as_bytes(), OTHER);
                 assert_eq!(verdict, Verdict::Accept, "{says}");
-                gateway.sim.engine.lapse();
+                gateway.sim.engine().lapse();
             }
         }
     }
@@ -325,12 +325,12 @@ fn late_packets_of_connections_that_are_not_known_are_decided() {
     let other = gateway.packet(Client, 1 << 30, 1 << 30, b"SYST\r\n");
     let greeting = gateway.packet(Server, 0, 0, b"220 ready\r\n");
     let announcement = gateway.packet(Server, 0, 0, PASSIVE);
-    let engine = &mut gateway.sim.engine;
+    let engine = gateway.sim.engine();
     assert!(!engine.decides_late(&own) && !engine.decides_late(&announcement));
     assert!(engine.decides_late(&other) && engine.decides_late(&greeting));
     engine.lapse();
     assert!(engine.decides_late(&own), "its server is asked");
     let t = gateway.sim.translation;
-    gateway.sim.engine.forget_between(t.client, t.server, &mut gateway.sim.kernel);
-    assert!([&own, &announcement].iter().all(|packet| gateway.sim.engine.decides_late(packet)));
+    gateway.sim.daemon.engine().forget_between(t.client, t.server, &mut gateway.sim.kernel);
+    assert!([&own, &announcement].iter().all(|packet| gateway.sim.engine().decides_late(packet)));
 }

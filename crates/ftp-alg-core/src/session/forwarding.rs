@@ -200,9 +200,10 @@ impl Session {
 
     /// A segment that starts past what was seen. Its sender will send the missing bytes first, if
     /// they are missing. If it sends this segment again, they are perhaps not: the receiver is then
-    /// made to say what it has, by a segment of no length and a number just before the next, which
-    /// must be answered (RFC 9293 section 3.10.7.4). It acknowledges what is known to be acknowledged,
-    /// as with that number a stranger's segment would count.
+    /// made to say what it has, by a segment of no length and a number that it has acknowledged, which
+    /// must be answered (RFC 9293 section 3.10.7.4). One just before the next number may be past what the
+    /// receiver has. It acknowledges what is known to be acknowledged, as with that number a stranger's
+    /// segment would count.
     pub(super) fn gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
         let ack = self.peek(from.peer()).unacknowledged();
         let is_barred = from == Side::Client && self.is_barred();
@@ -218,7 +219,6 @@ impl Session {
                 false => DropReason::FastPathUnacknowledged,
             });
         }
-        let seq = stream.map.deliver(stream.next) - 1;
-        Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
+        Forward::Changed { seq: stream.acked - 1, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }
