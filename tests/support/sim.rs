@@ -58,6 +58,8 @@ pub struct Sim {
     /// When the daemon last looked at its clock, and how often at that time.
     instants: (u64, u64),
     is_patient: bool,
+    /// How many packets were queued.
+    packets: u64,
     air: Air,
     stranger: Stranger,
     steps: u64,
@@ -101,6 +103,7 @@ impl Sim {
             swept: 0,
             instants: (0, 0),
             is_patient,
+            packets: 0,
             air: Air::new(link, Rng::new(seed)),
             stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
@@ -256,7 +259,9 @@ impl Sim {
         if self.now - self.swept >= 1_000_000 {
             self.sweep();
         }
-        if self.queues.next_time().is_some_and(|at| at <= self.now) {
+        if self.late_at().is_some_and(|at| at <= self.now) {
+            self.expire();
+        } else if self.queues.next_time().is_some_and(|at| at <= self.now) {
             self.work();
         } else if self.air.next_time().is_some_and(|at| at <= self.now) {
             match self.air.land() {
@@ -336,7 +341,8 @@ impl Sim {
 
     fn next_time(&self) -> Option<u64> {
         let ends = [self.client.next_timer(), self.server.next_timer()];
-        ends.into_iter().chain([self.air.next_time(), self.queues.next_time()]).flatten().min()
+        let others = [self.air.next_time(), self.queues.next_time(), self.late_at()];
+        ends.into_iter().chain(others).flatten().min()
     }
 
     /// Whether the daemon is away, or a worker has something to do.
@@ -345,13 +351,20 @@ impl Sim {
     }
 
     fn sweep(&mut self) {
-        if self.queues.is_away || !self.queues.is_unlocked() {
-            return;
+        if !self.is_reader_busy() {
+            self.swept = self.now;
+            self.expire();
         }
-        self.swept = self.now;
-        let now = self.instant();
-        let events = self.daemon.tick(now, &mut self.kernel);
-        self.events.extend(events);
+    }
+
+    fn is_reader_busy(&self) -> bool {
+        self.queues.is_away || self.daemon.next_step(self.daemon.reader()).is_some()
+    }
+
+    /// When something in the reorder queue has waited for long enough.
+    fn late_at(&self) -> Option<u64> {
+        let at = self.daemon.waits_until().filter(|_| !self.is_reader_busy())?;
+        Some(at.saturating_duration_since(self.base).as_micros() as u64 + 1)
     }
 
     /// The engine of the connection.

@@ -1,15 +1,12 @@
-//! The daemon of the simulated network: shards and workers, and every call into the engine, in the order that
-//! `src/daemon/worker.rs` has. All else of the simulated network knows nothing of that order.
+//! The daemon of the simulated network: shards and workers, and every call into the engine. It carries out what comes of
+//! a batch as the real one does, one step at a time.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Answer, Checksums, Engine, Event, Handled, Kept, Kernel as _, Queued, Turn, Verdict,
-        Waiting,
+        Answer, Arrival, Checksums, Effects, Engine, Event, Host, Kernel as _, Queued, Step, Token,
+        Verdict,
     },
     policy::Policy,
     session::Side,
@@ -23,6 +20,8 @@ use super::{
 /// A queued packet.
 #[derive(Clone, Debug)]
 pub struct Packet {
+    /// One of its own.
+    pub number: u64,
     pub from: Side,
     pub origin: Origin,
     pub bytes: Vec<u8>,
@@ -58,27 +57,12 @@ pub enum Hole {
     LongCopy,
 }
 
-/// How packets come to be decided (`Pace` of `src/daemon/worker.rs`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    Ordinary,
-    Due,
-    Overdue,
-}
-
-/// Packets that are decided together.
-struct Batch {
-    pace: Pace,
-    packets: Vec<Packet>,
-    homes: Vec<usize>,
-    decided: Vec<(Option<Decision>, Handled, Answer)>,
-}
-
+/// What is to be done of a batch.
 #[derive(Default)]
-struct Worker {
+struct Work {
+    effects: Vec<Effects>,
+    next: Option<Step>,
     now: Option<Instant>,
-    rounds: VecDeque<Batch>,
-    early: Waiting<Packet>,
 }
 
 /// An engine, and what it wrote.
@@ -94,10 +78,61 @@ pub struct Daemon {
     epoch: Instant,
     fanout: Fanout,
     shards: Vec<Shard>,
-    workers: Vec<Worker>,
+    /// One for each worker, and one for the reader of copies.
+    work: Vec<Work>,
+    /// Packets that the engines have.
+    packets: BTreeMap<u32, Packet>,
+    last: u32,
+    /// Verdicts and events since they were last taken.
+    given: Vec<Given>,
+    events: Vec<Event>,
     /// The shard of the connection.
     home: usize,
     pub hole: Option<Hole>,
+}
+
+/// The daemon at work, with its kernel.
+struct Hands<'a> {
+    daemon: &'a mut Daemon,
+    kernel: &'a mut Recorder,
+}
+
+impl Host for Hands<'_> {
+    type Kernel = Recorder;
+
+    fn kernel(&mut self) -> &mut Recorder {
+        self.kernel
+    }
+
+    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
+        work(&mut self.daemon.shards[shard].engine)
+    }
+
+    fn conclude(&mut self, effects: &mut Effects) {
+        let Shard { engine, journal } = &mut self.daemon.shards[effects.shard];
+        engine.conclude(effects);
+        journal.extend(effects.records().map(<[u8]>::to_vec));
+    }
+
+    fn give(&mut self, all: &[Effects]) {
+        for effects in all {
+            for released in &effects.verdicts {
+                let packet = self.daemon.packets.remove(&released.token.id).expect("one verdict");
+                let decision = match &released.verdict {
+                    Verdict::Accept => Decision::Accept,
+                    Verdict::Drop(_) => Decision::Drop,
+                    Verdict::Replace(range) => {
+                        Decision::Replace(effects.replacements[range.clone()].to_vec())
+                    }
+                };
+                self.daemon.given.push(Given { packet, decision, answer: released.answer });
+            }
+        }
+    }
+
+    fn events(&mut self, events: Vec<Event>, _: u64) {
+        self.daemon.events.extend(events);
+    }
 }
 
 impl Daemon {
@@ -109,24 +144,29 @@ impl Daemon {
         epoch: Instant,
         (workers, fanout, home): (usize, Fanout, usize),
     ) -> Self {
+        let first = Engine::new(policy.clone(), Checksums::Verify);
+        let shard = |_| {
+            let mut engine = first.beside();
+            engine.set_selection(answers);
+            engine.note_changes(epoch);
+            Shard { engine, journal: Vec::new() }
+        };
+        let shards = (0..workers).map(shard).collect();
         let mut daemon = Self {
             policy,
             answers,
             epoch,
             fanout,
-            shards: Vec::new(),
-            workers: Vec::new(),
+            shards,
+            work: Vec::new(),
+            packets: BTreeMap::new(),
+            last: 0,
+            given: Vec::new(),
+            events: Vec::new(),
             home,
             hole: None,
         };
-        daemon.workers.resize_with(workers, Worker::default);
-        let first = Engine::new(daemon.policy.clone(), Checksums::Verify);
-        for _ in 0..workers {
-            let mut engine = first.beside();
-            engine.set_selection(answers);
-            engine.note_changes(epoch);
-            daemon.shards.push(Shard { engine, journal: Vec::new() });
-        }
+        daemon.crash();
         daemon
     }
 
@@ -140,202 +180,133 @@ impl Daemon {
         self.shards.iter().map(|shard| shard.engine.session_count()).sum()
     }
 
-    /// The shard of a packet that came by the queue of `worker`.
-    fn home_of(&self, worker: usize) -> usize {
-        match self.fanout {
+    /// The worker that reads copies while no packet is queued, and looks at what has expired.
+    pub fn reader(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// `worker` reads all copies that have come, and decides about `packets`.
+    pub fn take_batch(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        copies: (Vec<Vec<u8>>, bool),
+        packets: Vec<Packet>,
+    ) {
+        self.read_copies(worker, now, copies);
+        // The shard of a packet that came by the queue of `worker`.
+        let home = match self.fanout {
             Fanout::Connection => worker,
             Fanout::Cpu => self.home,
+        };
+        if packets.is_empty() {
+            return;
         }
+        let hole = self.hole;
+        let arrivals: Vec<(Token, Queued, Vec<u8>)> = packets
+            .into_iter()
+            .map(|packet| {
+                self.last += 1;
+                let token = Token { queue: worker as u16, id: self.last, mark: 0 };
+                let is_hole = hole == Some(Hole::DecidedInLaterCalm);
+                let how = Queued {
+                    ended_calm: packet.mark == Mark::EndedCalm || is_hole,
+                    ended_calm_before: packet.mark == Mark::EndedCalmBefore,
+                    may_wait: packet.may_wait,
+                    from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
+                    every: packet.mark == Mark::Every,
+                    ..Queued::default()
+                };
+                let bytes = packet.bytes.clone();
+                self.packets.insert(self.last, packet);
+                (token, how, bytes)
+            })
+            .collect();
+        let arrivals =
+            arrivals.iter().map(|(token, how, bytes)| Arrival { token: *token, bytes, how: *how });
+        let effects = &mut self.work[worker].effects[home];
+        self.shards[home].engine.take(now, arrivals, effects);
     }
 
-    /// `worker` has received `packets`.
-    pub fn take_batch(&mut self, worker: usize, now: Instant, packets: Vec<Packet>) {
-        self.workers[worker].now = Some(now);
-        if !packets.is_empty() {
-            self.add_round(worker, Pace::Ordinary, packets);
-        }
-    }
-
-    fn add_round(&mut self, worker: usize, pace: Pace, packets: Vec<Packet>) {
-        let homes = vec![self.home_of(worker); packets.len()];
-        let decided = vec![(None, Handled::NONE, Answer::Nothing); packets.len()];
-        let batch = Batch { pace, packets, homes, decided };
-        self.workers[worker].rounds.push_back(batch);
-    }
-
-    /// Whether `worker` has something to decide about.
-    pub fn has_work(&self, worker: usize) -> bool {
-        !self.workers[worker].rounds.is_empty()
-    }
-
-    /// Whether something that `worker` received waits for what it overtook.
-    pub fn has_early(&self, worker: usize) -> bool {
-        !self.workers[worker].early.is_empty()
-    }
-
-    /// The shards of what `worker` decides about, in the order in which it locks them.
-    pub fn shards_of(&self, worker: usize) -> Vec<usize> {
-        let Some(batch) = self.workers[worker].rounds.front() else { return Vec::new() };
-        (0..self.shards.len()).filter(|shard| batch.homes.contains(shard)).collect()
-    }
-
-    /// Reads all copies that have come.
+    /// `worker` reads all copies that have come.
     pub fn read_copies(
         &mut self,
+        worker: usize,
         now: Instant,
         (copies, were_lost): (Vec<Vec<u8>>, bool),
-        kernel: &mut Recorder,
     ) {
         let home = self.home;
+        let Work { effects, next, now: at } = &mut self.work[worker];
+        (*next, *at) = (Some(Step::Look), Some(now));
         for copy in copies {
-            let shards = match self.fanout {
-                Fanout::Cpu => &mut self.shards[home..=home],
-                Fanout::Connection => &mut self.shards[..],
+            let homes = match self.fanout {
+                Fanout::Cpu => home..home + 1,
+                Fanout::Connection => 0..self.shards.len(),
             };
-            shards.iter_mut().any(|shard| shard.engine.passed(now, &copy, kernel));
+            for shard in homes {
+                if self.shards[shard].engine.passed(now, &copy, &mut effects[shard]) {
+                    break;
+                }
+            }
         }
         if were_lost {
             self.shards.iter_mut().for_each(|shard| shard.engine.lose_copies());
         }
     }
 
-    /// The same for `worker`, before it decides.
-    pub fn read_copies_for(
-        &mut self,
-        worker: usize,
-        copies: (Vec<Vec<u8>>, bool),
-        kernel: &mut Recorder,
-    ) {
-        if let Some(now) = self.workers[worker].now {
-            self.read_copies(now, copies, kernel);
+    /// Drops what is over, and goes on with what has waited for long enough.
+    pub fn expire(&mut self, now: Instant) {
+        let reader = self.reader();
+        let Work { effects, next, now: at } = &mut self.work[reader];
+        (*next, *at) = (Some(Step::Look), Some(now));
+        for (shard, effects) in self.shards.iter_mut().zip(effects) {
+            shard.engine.expire(now, effects);
         }
     }
 
-    /// `worker` decides about those of its packets that are at home in `shard`.
-    pub fn decide(&mut self, worker: usize, shard: usize, kernel: &mut Recorder) {
-        let hole = self.hole;
-        let engine = &mut self.shards[shard].engine;
-        let Worker { now: Some(now), rounds, early } = &mut self.workers[worker] else { return };
-        let (now, Some(batch)) = (*now, rounds.front_mut()) else { return };
-        let Batch { pace, packets, homes, decided } = batch;
-        let own = packets.iter().zip(homes.iter()).filter(|(_, home)| **home == shard);
-        engine.expect(own.map(|(packet, _)| &packet.bytes[..]));
-        for ((packet, home), decided) in packets.iter().zip(homes.iter()).zip(decided.iter_mut()) {
-            if *home != shard {
-                continue;
-            }
-            let has_waited = *pace != Pace::Ordinary && hole != Some(Hole::WaitedThroughCalm);
-            let is_hole = hole == Some(Hole::DecidedInLaterCalm);
-            let from = if let Mark::From(side) = packet.mark { Some(side) } else { None };
-            let mut out = vec![0xa5; 5]; // junk that must go
-            let mut queued = |may_wait| {
-                let how = Queued {
-                    ended_calm: !has_waited && packet.mark == Mark::EndedCalm || is_hole,
-                    ended_calm_before: !has_waited && packet.mark == Mark::EndedCalmBefore,
-                    may_wait,
-                    from,
-                    every: packet.mark == Mark::Every,
-                    ..Queued::default()
-                };
-                engine.queued(now, &packet.bytes, how, kernel, &mut out)
-            };
-            let mut verdict = queued(packet.may_wait && *pace != Pace::Overdue);
-            if verdict == Verdict::Early {
-                match early.keep(now, &packet.bytes, packet.clone()) {
-                    Kept::Yes => {}
-                    Kept::Full => verdict = queued(false),
-                    Kept::Again => {
-                        queued(false); // as the first time
-                        verdict = queued(false);
-                    }
-                }
-            }
-            let decision = match verdict {
-                Verdict::Accept => Some(Decision::Accept),
-                Verdict::Drop => Some(Decision::Drop),
-                Verdict::Replace => Some(Decision::Replace(out)),
-                Verdict::Early => None,
-            };
-            (decided.0, decided.1) = (decision, engine.handled());
+    /// When something in the reorder queue has waited for long enough.
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.shards.iter().filter_map(|shard| shard.engine.waits_until()).min()
+    }
+
+    /// The next step of what comes of a batch of `worker`. Whether there was one.
+    pub fn step(&mut self, worker: usize, kernel: &mut Recorder) -> bool {
+        let mut work = std::mem::take(&mut self.work[worker]);
+        let step = work.next.take();
+        if let (Some(step), Some(now)) = (step, work.now) {
+            let hands = &mut Hands { daemon: self, kernel };
+            work.next = step.take(hands, now, &mut work.effects);
         }
-        for (home, (decision, handled, answer)) in homes.iter().zip(decided.iter_mut()) {
-            let goes_on = matches!(decision, Some(Decision::Accept | Decision::Replace(_)));
-            if *home == shard && goes_on {
-                *answer = engine.answer(*handled);
-            }
-        }
+        self.work[worker] = work;
+        step.is_some()
     }
 
-    /// Writes what the engine of `shard` has noted.
-    pub fn write(&mut self, shard: usize) {
-        let Shard { engine, journal } = &mut self.shards[shard];
-        engine.take_changes(|record| journal.push(record.to_vec())).unwrap();
+    /// Whether nothing is asked for the batch of `worker`, so that it is concluded next.
+    pub fn is_decided(&self, worker: usize) -> bool {
+        !self.work[worker].effects.iter().any(Effects::asks)
     }
 
-    /// The verdicts of `worker`, in the order of the packets. What waits has none yet.
-    pub fn verdicts(&mut self, worker: usize) -> Vec<Given> {
-        let Some(batch) = self.workers[worker].rounds.front_mut() else { return Vec::new() };
-        let decided = std::mem::take(&mut batch.packets).into_iter().zip(batch.decided.drain(..));
-        decided
-            .filter_map(|(packet, (decision, _, answer))| {
-                Some(Given { packet, decision: decision?, answer })
-            })
-            .collect()
+    /// Whether the batch of `worker` was concluded, and its records are written.
+    pub fn is_concluded(&self, worker: usize) -> bool {
+        matches!(self.work[worker].next, None | Some(Step::Give | Step::Finish))
     }
 
-    /// What `worker` may do once its verdicts are given; then it is done with them.
-    pub fn settle(&mut self, worker: usize, kernel: &mut Recorder) -> Vec<Event> {
-        let shards = self.shards_of(worker);
-        self.workers[worker].rounds.pop_front();
-        shards.into_iter().flat_map(|shard| self.settle_shard(shard, kernel)).collect()
+    /// What `worker` does next.
+    pub fn next_step(&self, worker: usize) -> Option<Step> {
+        self.work[worker].next
     }
 
-    fn settle_shard(&mut self, shard: usize, kernel: &mut Recorder) -> Vec<Event> {
-        let engine = &mut self.shards[shard].engine;
-        engine.settle(kernel);
-        engine.take_events().0
-    }
-
-    /// Injects and closes what follows from copies.
-    pub fn settle_all(&mut self, kernel: &mut Recorder) -> Vec<Event> {
-        (0..self.shards.len()).flat_map(|shard| self.settle_shard(shard, kernel)).collect()
-    }
-
-    /// Writes all that the engines have noted.
-    pub fn write_all(&mut self) {
-        (0..self.shards.len()).for_each(|shard| self.write(shard));
-    }
-
-    /// `worker` looks at what waits for what it overtook. Gives how many packets are dropped at once.
-    pub fn look_at_early(&mut self, worker: usize) -> usize {
-        let home = self.home_of(worker);
-        let Worker { now: Some(now), early, .. } = &mut self.workers[worker] else { return 0 };
-        let engine = &mut self.shards[home].engine;
-        let taken = early.take(*now, |bytes| -> Turn { engine.turn(bytes) });
-        for (early, pace) in [(taken.due, Pace::Due), (taken.late, Pace::Overdue)] {
-            let packets: Vec<_> = early.into_iter().map(|early| early.with).collect();
-            if !packets.is_empty() {
-                self.add_round(worker, pace, packets);
-            }
-        }
-        taken.over.len()
-    }
-
-    /// What is to be done about once a second.
-    pub fn tick(&mut self, now: Instant, kernel: &mut Recorder) -> Vec<Event> {
-        let mut events = Vec::new();
-        for Shard { engine, .. } in &mut self.shards {
-            engine.expire(now, kernel);
-            events.extend(engine.take_events().0);
-        }
-        events
+    /// The verdicts that were given, in the order of the packets, and what was decided.
+    pub fn take_given(&mut self) -> (Vec<Given>, Vec<Event>) {
+        (std::mem::take(&mut self.given), std::mem::take(&mut self.events))
     }
 
     /// It is killed: what it wrote is left.
     pub fn crash(&mut self) {
-        let workers = self.workers.len();
-        self.workers.clear();
-        self.workers.resize_with(workers, Worker::default);
+        let shards = self.shards.len();
+        let effects = || (0..shards).map(Effects::of).collect();
+        self.work = (0..=shards).map(|_| Work { effects: effects(), ..Work::default() }).collect();
+        self.packets.clear();
     }
 
     /// It is started again, and has the kernel know the same pinholes as its sessions.
@@ -353,11 +324,8 @@ impl Daemon {
         for pinhole in kernel.pinholes() {
             let (initiator, arrival) = (pinhole.initiator, pinhole.arrival);
             if !self.shards.iter().any(|shard| shard.engine.holds(initiator, arrival)) {
-                kernel.close(&pinhole).unwrap();
+                kernel.change(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }
     }
-
-    /// How long after `look_at_early` a worker looks again.
-    pub const LOOK: Duration = Duration::from_millis(2);
 }

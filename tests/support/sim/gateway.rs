@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Attention, Event, Translation},
+    engine::{Attention, Event, Step, Translation},
     packet::{Seq, flags},
     session::Side,
 };
@@ -20,7 +20,7 @@ use super::{
         selection::{Mark, Selection, Way},
     },
     Sim,
-    daemon::{Daemon, Decision, Given, Packet},
+    daemon::{Decision, Given, Packet},
     queues::{Due, Stage},
 };
 
@@ -32,7 +32,9 @@ impl Sim {
             Some(Way::Passes | Way::Copied) => self.forward(from, origin, bytes),
             Some(Way::Queued(mark)) => {
                 self.trace("queued", from, &bytes);
-                let packet = Packet { from, origin, bytes, mark, may_wait: self.is_patient };
+                let may_wait = self.is_patient;
+                let packet =
+                    self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait });
                 if !self.queues.settings.is_at_once() {
                     self.dropped += u64::from(!self.queues.push(self.now, packet));
                     return;
@@ -42,9 +44,12 @@ impl Sim {
                 }
             }
         }
-        if self.queues.settings.is_at_once() {
-            self.look_at_early_at_once();
-        }
+    }
+
+    /// The packet by a number of its own.
+    fn packet_of(&mut self, packet: Packet) -> Packet {
+        self.packets += 1;
+        Packet { number: self.packets, ..packet }
     }
 
     fn forward(&mut self, from: Side, origin: Origin, bytes: Vec<u8>) {
@@ -69,9 +74,14 @@ impl Sim {
             if !self.queues.settings.is_at_once() {
                 self.queues.read_copies_soon(self.now);
             } else if self.selection.is_read_now() {
-                self.read_copies();
-                let fate = self.crashes.fate();
-                self.write_or_crash(fate);
+                match self.crashes.fate() {
+                    Fate::GoesOn => self.read_copies(),
+                    Fate::WritesAndCrashes => self.crash(),
+                    Fate::Crashes => {
+                        self.end_daemon(false);
+                        self.start_daemon();
+                    }
+                }
             }
         }
         Some(way)
@@ -83,7 +93,9 @@ impl Sim {
             Way::Passes | Way::Copied => Some(bytes),
             Way::Queued(mark) => {
                 let origin = Origin::Genuine;
-                self.decide_at_once(Packet { from, origin, bytes, mark, may_wait: false })
+                let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
+                let packet = self.packet_of(packet);
+                self.decide_at_once(packet)
             }
         }
     }
@@ -95,58 +107,71 @@ impl Sim {
             _ => Mark::From(from),
         };
         let origin = Origin::Genuine;
-        self.decide_at_once(Packet { from, origin, bytes, mark, may_wait: false })
+        let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
+        let packet = self.packet_of(packet);
+        self.decide_at_once(packet)
     }
 
     /// Has the first worker decide about one packet, and gives what goes on. A crash drops it.
     fn decide_at_once(&mut self, packet: Packet) -> Option<Vec<u8>> {
-        let now = self.instant();
-        self.daemon.take_batch(self.queues.home, now, vec![packet]);
-        self.rounds_at_once().pop().map(|(_, _, bytes)| bytes)
+        self.read_copies();
+        let (now, worker, number) = (self.instant(), self.queues.home, packet.number);
+        self.daemon.take_batch(worker, now, Default::default(), vec![packet]);
+        let mut own = None;
+        for (number_of, from, origin, bytes) in self.steps_at_once(worker, true) {
+            if number_of == number {
+                own = Some(bytes);
+            } else {
+                self.forward(from, origin, bytes);
+            }
+        }
+        own
     }
 
-    /// What the first worker has to decide about, and what goes on of that.
-    fn rounds_at_once(&mut self) -> Vec<(Side, Origin, Vec<u8>)> {
+    /// Has `worker` do all that comes of its batch, and gives what goes on. If it `may_crash`, that comes before records are
+    /// written, or after.
+    fn steps_at_once(
+        &mut self,
+        worker: usize,
+        may_crash: bool,
+    ) -> Vec<(u64, Side, Origin, Vec<u8>)> {
         let mut passed = Vec::new();
-        let worker = self.queues.home;
-        while self.daemon.has_work(worker) {
-            self.read_copies();
-            for shard in self.daemon.shards_of(worker) {
-                self.daemon.decide(worker, shard, &mut self.kernel);
-            }
-            let fate = self.crashes.fate();
-            if self.write_or_crash(fate) {
+        while let Some(step) = self.daemon.next_step(worker) {
+            let fate = match step {
+                Step::Look if may_crash && self.daemon.is_decided(worker) => self.crashes.fate(),
+                _ => Fate::GoesOn,
+            };
+            if fate == Fate::Crashes {
                 self.dropped += 1;
-                break;
+                self.end_daemon(false);
+                self.start_daemon();
+                return passed;
             }
-            for given in self.daemon.verdicts(worker) {
-                passed.extend(self.give(given));
+            self.daemon.step(worker, &mut self.kernel);
+            self.selection.unwritten &= step != Step::Look || !self.daemon.is_concluded(worker);
+            if fate == Fate::WritesAndCrashes {
+                self.dropped += 1;
+                self.end_daemon(true);
+                self.start_daemon();
+                return passed;
             }
-            self.settle_worker(worker);
+            let (given, events) = self.daemon.take_given();
+            for given in given {
+                let number = given.packet.number;
+                passed.extend(
+                    self.give(given).map(|(from, origin, bytes)| (number, from, origin, bytes)),
+                );
+            }
+            self.settled(events);
         }
         passed
     }
 
-    fn look_at_early_at_once(&mut self) {
-        let (worker, now) = (self.queues.home, self.instant());
-        self.daemon.take_batch(worker, now, Vec::new());
-        self.dropped += self.daemon.look_at_early(worker) as u64;
-        for (from, origin, bytes) in self.rounds_at_once() {
+    /// Does all that comes of what `worker` did where no packet is decided.
+    fn forward_at_once(&mut self, worker: usize) {
+        for (_, from, origin, bytes) in self.steps_at_once(worker, false) {
             self.forward(from, origin, bytes);
         }
-    }
-
-    /// Writes what the daemon noted, or not, and crashes, or not. Whether it crashed.
-    fn write_or_crash(&mut self, fate: Fate) -> bool {
-        if fate != Fate::Crashes {
-            self.daemon.write_all();
-            self.selection.unwritten = false;
-        }
-        if fate != Fate::GoesOn {
-            self.end_daemon(fate == Fate::WritesAndCrashes);
-            self.start_daemon();
-        }
-        fate != Fate::GoesOn
     }
 
     fn end_daemon(&mut self, written: bool) {
@@ -169,18 +194,26 @@ impl Sim {
 
     /// The gateway crashes, having written what it knew.
     pub fn crash(&mut self) {
-        self.write_or_crash(Fate::WritesAndCrashes);
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        self.daemon.expire(now);
+        self.forward_at_once(reader);
+        self.end_daemon(true);
+        self.start_daemon();
     }
 
     /// The daemon reads what passed.
     pub fn read_copies(&mut self) {
-        let now = self.instant();
+        let (now, reader) = (self.instant(), self.daemon.reader());
         let copies = self.selection.read();
-        self.daemon.read_copies(now, copies, &mut self.kernel);
-        let events = self.daemon.settle_all(&mut self.kernel);
-        let is_held = self.queues.settings.is_at_once() && !self.kernel.injected.is_empty();
-        assert!(!is_held, "nothing is held");
-        self.settled(events);
+        self.daemon.take_batch(reader, now, copies, Vec::new());
+        self.forward_at_once(reader);
+    }
+
+    /// About once a second, and when something in the reorder queue has waited for long enough.
+    pub(super) fn expire(&mut self) {
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        self.daemon.expire(now);
+        self.forward_at_once(reader);
     }
 
     /// Does what is due next in the daemon.
@@ -198,12 +231,15 @@ impl Sim {
                     self.forward(from, origin, bytes);
                 }
             }
-            Due::Copies if !self.queues.is_unlocked() => self.queues.read_copies_later(self.now),
             Due::Copies => {
+                let reader = self.daemon.reader();
+                if self.daemon.next_step(reader).is_some() {
+                    return self.queues.read_copies_later(self.now);
+                }
                 self.trace_daemon("reads copies");
-                self.read_copies();
-                self.daemon.write_all();
-                self.selection.unwritten = false;
+                let (now, copies) = (self.instant(), self.selection.read());
+                self.daemon.take_batch(reader, now, copies, Vec::new());
+                self.queues.go_on(self.now, reader, Stage::Step);
             }
             Due::Start => self.start_daemon(),
         }
@@ -212,73 +248,29 @@ impl Sim {
     /// The next stage of `worker`.
     fn work_on(&mut self, worker: usize) {
         let now = self.now;
-        let next = match self.queues.stages[worker] {
-            Stage::Idle => return,
+        match self.queues.stages[worker] {
+            Stage::Idle => {}
             Stage::Receive => {
-                let at = self.instant();
+                let (at, copies) = (self.instant(), self.selection.read());
                 let packets = self.queues.receive(worker);
-                self.daemon.take_batch(worker, at, packets);
-                match self.daemon.has_work(worker) {
-                    true => Stage::ReadCopies,
-                    false => Stage::LookAtEarly,
-                }
+                self.daemon.take_batch(worker, at, copies, packets);
+                self.queues.go_on(now, worker, Stage::Step);
             }
-            Stage::ReadCopies if !self.queues.is_unlocked() => Stage::ReadCopies,
-            Stage::ReadCopies => {
-                let copies = self.selection.read();
-                self.daemon.read_copies_for(worker, copies, &mut self.kernel);
-                Stage::Decide(0)
-            }
-            Stage::Decide(place) => match self.daemon.shards_of(worker).get(place) {
-                None => Stage::Give,
-                Some(shard) if !self.queues.lock(*shard, worker) => Stage::Decide(place),
-                Some(shard) => {
-                    self.daemon.decide(worker, *shard, &mut self.kernel);
-                    Stage::Write(place)
-                }
-            },
-            Stage::Write(place) => {
-                let shard = self.daemon.shards_of(worker)[place];
-                self.daemon.write(shard);
-                self.selection.unwritten = false;
-                self.queues.unlock(shard);
-                Stage::Decide(place + 1)
-            }
-            Stage::Give => {
-                let verdicts = self.daemon.verdicts(worker);
-                let last = self.queues.give(now, verdicts);
-                return self.queues.next_stage(last, worker, Stage::Settle);
-            }
-            Stage::Settle if !self.queues.is_unlocked() => Stage::Settle,
-            Stage::Settle => {
-                self.settle_worker(worker);
-                match self.daemon.has_work(worker) {
-                    true => Stage::ReadCopies,
-                    false => Stage::LookAtEarly,
-                }
-            }
-            Stage::LookAtEarly if !self.queues.is_unlocked() => Stage::LookAtEarly,
-            Stage::LookAtEarly => {
-                self.dropped += self.daemon.look_at_early(worker) as u64;
-                if self.daemon.has_work(worker) {
-                    Stage::ReadCopies
+            Stage::Step => {
+                self.daemon.step(worker, &mut self.kernel);
+                self.selection.unwritten &= !self.daemon.is_concluded(worker);
+                let (given, events) = self.daemon.take_given();
+                self.settled(events);
+                let last = self.queues.give(now, given);
+                if self.daemon.next_step(worker).is_some() {
+                    self.queues.go_on(last, worker, Stage::Step);
                 } else if !self.queues.is_empty(worker) {
-                    Stage::Receive
-                } else if self.daemon.has_early(worker) {
-                    let look = Daemon::LOOK.as_micros() as u64;
-                    return self.queues.next_stage(now + look, worker, Stage::Receive);
+                    self.queues.go_on(last, worker, Stage::Receive);
                 } else {
                     self.queues.stages[worker] = Stage::Idle;
-                    return;
                 }
             }
-        };
-        self.queues.go_on(now, worker, next);
-    }
-
-    fn settle_worker(&mut self, worker: usize) {
-        let events = self.daemon.settle(worker, &mut self.kernel);
-        self.settled(events);
+        }
     }
 
     /// What the daemon did that may wait for verdicts. The reader of copies does it for all workers.

@@ -1,7 +1,7 @@
 //! The queues of the simulated kernel, and when the daemon's workers do what.
 //!
 //! A worker goes from stage to stage, and takes a random time for each. Meanwhile packets arrive, other workers go on, and
-//! the daemon may crash. Two workers never hold one shard at a time.
+//! the daemon may crash.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -62,14 +62,8 @@ pub enum Stage {
     Idle,
     /// It wakes up, and receives a batch.
     Receive,
-    ReadCopies,
-    /// It locks the shard of this place among those of its batch, and decides,
-    Decide(usize),
-    /// and writes what that shard noted, and unlocks it.
-    Write(usize),
-    Give,
-    Settle,
-    LookAtEarly,
+    /// It takes the next step of what comes of its batch.
+    Step,
 }
 
 /// What is due.
@@ -91,8 +85,6 @@ pub struct Queues {
     number: u64,
     waiting: Vec<VecDeque<Packet>>,
     pub stages: Vec<Stage>,
-    /// Who holds each shard.
-    locks: Vec<Option<usize>>,
     /// The queue of the connection, if that chooses it.
     pub home: usize,
     copies_are_due: bool,
@@ -111,8 +103,9 @@ impl Queues {
             due: BTreeMap::new(),
             number: 0,
             waiting: vec![VecDeque::new(); workers],
-            stages: vec![Stage::Idle; workers],
-            locks: vec![None; workers],
+            // The reader of copies is one more.
+            stages: vec![Stage::Idle; workers + 1],
+
             home,
             copies_are_due: false,
             is_away: false,
@@ -164,13 +157,13 @@ impl Queues {
 
     /// A batch of the queue of `worker`.
     pub fn receive(&mut self, worker: usize) -> Vec<Packet> {
-        let queue = &mut self.waiting[worker];
+        let Some(queue) = self.waiting.get_mut(worker) else { return Vec::new() };
         let count = queue.len().min(1 + self.rng.below(self.settings.batch));
         queue.drain(..count).collect()
     }
 
     pub fn is_empty(&self, worker: usize) -> bool {
-        self.waiting[worker].is_empty()
+        self.waiting.get(worker).is_none_or(VecDeque::is_empty)
     }
 
     /// `worker` goes on with `stage` some time after `now`.
@@ -203,25 +196,10 @@ impl Queues {
         }
     }
 
-    /// Copies are to be read, but a shard is locked.
+    /// Copies are to be read, but their reader is busy.
     pub fn read_copies_later(&mut self, now: u64) {
         self.copies_are_due = true;
         self.add(now + 1, Due::Copies);
-    }
-
-    pub fn lock(&mut self, shard: usize, worker: usize) -> bool {
-        let is_free = self.locks[shard].is_none();
-        self.locks[shard].get_or_insert(worker);
-        is_free
-    }
-
-    pub fn unlock(&mut self, shard: usize) {
-        self.locks[shard] = None;
-    }
-
-    /// Whether no shard is locked.
-    pub fn is_unlocked(&self) -> bool {
-        self.locks.iter().all(Option::is_none)
     }
 
     /// The daemon is killed: what waits, and what has no verdict, is dropped. Gives how many packets are.
@@ -231,7 +209,6 @@ impl Queues {
         self.due.clear();
         self.waiting.iter_mut().for_each(VecDeque::clear);
         self.stages.fill(Stage::Idle);
-        self.locks.fill(None);
         self.copies_are_due = false;
         self.is_away = true;
         let away = if self.rng.chance(0.5) { self.some(self.settings.away) } else { 0 };

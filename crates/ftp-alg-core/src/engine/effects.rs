@@ -140,6 +140,8 @@ pub struct Effects {
     pub shard: usize,
     /// Whether anything was done since effects were last carried out.
     pub(super) is_touched: bool,
+    /// Whether it was noted that packets passed unread meanwhile.
+    pub(super) has_lapsed: bool,
     /// When a packet of the reorder queue has waited for long enough.
     pub waits_until: Option<Instant>,
     /// Translations to look up.
@@ -195,7 +197,7 @@ impl Effects {
             buffer.clear();
             buffer.shrink_to(KEPT);
         }
-        self.is_touched = false;
+        (self.is_touched, self.has_lapsed) = (false, false);
         self.record_ends.clear();
         self.verdicts.clear();
         self.injections.clear();

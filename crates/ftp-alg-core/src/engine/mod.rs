@@ -40,7 +40,7 @@ use std::{
 
 pub use admission::Limits;
 use control::{Control, Entry, Epoch};
-pub use drive::{Host, carry_out};
+pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
 pub use event::{Action, Decision, Event, What};
@@ -260,7 +260,7 @@ impl Engine {
         effects.closings.append(&mut effects.closed_first);
         self.pinholes.settle(&mut effects.closings);
         self.take_records(effects);
-        effects.waits_until = self.reorder.next_deadline();
+        effects.waits_until = self.waits_until();
     }
 
     /// Closes all pinholes, used or not; sessions stay.
@@ -294,9 +294,14 @@ impl Engine {
         self.pinholes.settle_spent();
     }
 
-    /// When something is to be done although no packet comes.
+    /// When the next unused pinhole expires.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.pinholes.next_deadline().into_iter().chain(self.reorder.next_deadline()).min()
+        self.pinholes.next_deadline()
+    }
+
+    /// When a packet of the reorder queue has waited for long enough.
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.reorder.next_deadline()
     }
 
     /// What was done since the start.
