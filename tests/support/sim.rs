@@ -60,6 +60,8 @@ pub struct Sim {
     is_patient: bool,
     /// How many packets were queued.
     packets: u64,
+    /// Verdicts that [`decided`](Self::decided) gave on others.
+    pub others: Vec<daemon::Given>,
     air: Air,
     stranger: Stranger,
     steps: u64,
@@ -104,6 +106,7 @@ impl Sim {
             instants: (0, 0),
             is_patient,
             packets: 0,
+            others: Vec::new(),
             air: Air::new(link, Rng::new(seed)),
             stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ftp_alg_core::{
-    engine::{Answer, Attention, Queued, Turn, Verdict, harmless::is_harmless_command},
+    engine::{Answer, Attention, Fate, Queued, harmless::is_harmless_command},
     packet::{Offload, flags},
     session::Side::{self, Client, Server},
 };
@@ -504,18 +504,13 @@ impl Attack {
     }
 
     /// The engine's verdict and answer.
-    fn decided(&mut self, packet: &[u8], how: Queued) -> (Verdict, Answer) {
-        let Sim { daemon, kernel, .. } = &mut self.sim;
-        let now = Instant::now();
-        let verdict = daemon.engine().queued(now, packet, how, kernel, &mut Vec::new());
-        let goes_on = matches!(verdict, Verdict::Accept | Verdict::Replace);
-        let handled = daemon.engine().handled();
-        (verdict, if goes_on { daemon.engine().answer(handled) } else { Answer::Nothing })
+    fn decided(&mut self, packet: &[u8], how: Queued) -> (Fate, Answer) {
+        let (fate, answer, _) = self.sim.decided(Instant::now(), packet, how);
+        (fate, answer)
     }
 
     fn copied(&mut self, packet: &[u8]) {
-        let Sim { daemon, kernel, .. } = &mut self.sim;
-        assert!(daemon.engine().passed(Instant::now(), packet, kernel));
+        assert!(self.sim.passed(packet));
     }
 }
 
@@ -527,6 +522,7 @@ const ENDED: Queued = Queued {
     offload: Offload { joined: false, unsummed: false },
     from: None,
     every: false,
+    is_late: false,
 };
 
 /// A probe ends a calm, and the next begins with its verdict. What was queued in between is decided when lines may
@@ -536,11 +532,11 @@ fn what_was_queued_before_a_calm_began_comes_again() {
     let mut attack = Attack::new(Prefers::Lowest);
     attack.sim.read_copies();
     let (probe, long) = (attack.packet(-1, b"x"), attack.packet(0, b"SITE xxxxxxxxxx\r\n"));
-    assert_eq!(attack.decided(&probe, ENDED), (Verdict::Accept, Answer::Calm));
-    assert_eq!(attack.decided(&long, Queued::default()).0, Verdict::Drop);
+    assert_eq!(attack.decided(&probe, ENDED), (Fate::Accept, Answer::Calm));
+    assert_eq!(attack.decided(&long, Queued::default()).0, Fate::Drop);
     attack.copied(&attack.packet(0, b"NOOP xxxx\r\n"));
     // Sent again it ends that calm, and has the bytes of what passed.
-    assert_eq!(attack.decided(&long, ENDED), (Verdict::Replace, Answer::Nothing));
+    assert_eq!(attack.decided(&long, ENDED), (Fate::Replace, Answer::Nothing));
 }
 
 /// One that waits for what it overtook has ended a calm; another begins meanwhile.
@@ -550,12 +546,11 @@ fn what_waited_comes_again_where_a_calm_began_meanwhile() {
     attack.sim.read_copies();
     let (early, probe) = (attack.packet(6, b"SITE xxxxxxxxxx\r\n"), attack.packet(-1, b"x"));
     let how = Queued { may_wait: true, ..ENDED };
-    assert_eq!(attack.decided(&early, how).0, Verdict::Early);
-    assert_eq!(attack.decided(&probe, Queued::default()), (Verdict::Accept, Answer::Calm));
+    assert_eq!(attack.decided(&early, how).0, Fate::Wait);
+    assert_eq!(attack.decided(&probe, Queued::default()), (Fate::Accept, Answer::Calm));
     attack.copied(&attack.packet(0, b"NOOP\r\n"));
-    assert_eq!(attack.sim.engine().turn(&early), Turn::Due);
-    let has_waited = Queued { may_wait: true, ..Queued::default() };
-    assert_eq!(attack.decided(&early, has_waited).0, Verdict::Drop);
+    attack.sim.expire();
+    assert_eq!(attack.sim.dropped, 1, "its turn has come");
 }
 
 /// Both ends together: commands that nobody answers, acknowledged by packets that carry nothing.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Translation, Verdict},
+    engine::{Fate, Queued, Translation},
     packet::flags,
     session::Side::{Client, Server},
 };
@@ -66,11 +66,8 @@ fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
         let t = nat.translation(false);
         let sessions = sim.engine().session_count();
         for packet in lookalike_packets(&t) {
-            let mut out = Vec::new();
-            let verdict =
-                sim.daemon.engine().packet(Instant::now(), &packet, &mut sim.kernel, &mut out);
-            assert_eq!(verdict, Verdict::Accept);
-            sim.daemon.engine().settle(&mut sim.kernel);
+            let verdict = sim.decided(Instant::now(), &packet, Queued::default()).0;
+            assert_eq!(verdict, Fate::Accept);
         }
         assert_eq!(sim.kernel.attention, None, "{nat:?}");
         assert!(sim.engine().session_count() > sessions, "they are sessions of their own");
@@ -89,9 +86,7 @@ fn an_ipv6_packet_on_every_port_stalls_no_ipv4_connection_that_begins_later() {
     let before = lookalike_packets(&t);
     let mut sim = Sim::new(Scenario::default());
     for packet in before {
-        let mut out = Vec::new();
-        sim.daemon.engine().packet(Instant::now(), &packet, &mut sim.kernel, &mut out);
-        sim.daemon.engine().settle(&mut sim.kernel);
+        sim.decided(Instant::now(), &packet, Queued::default()).0;
     }
     sim.connect_again();
     assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");

@@ -485,7 +485,7 @@ fn a_third_host_is_refused_where_the_start_was_not_seen_as_soon_as_the_server_is
         let third = active(host.parse().unwrap());
         let mut sim = Sim::logged_in(scenario.clone());
         let t = scenario.nat.translation(scenario.v6);
-        sim.daemon.engine().forget_between(t.client, t.server, &mut sim.kernel);
+        sim.forget();
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
         for cut in 1..third.len() {
             let (first, second) = third.as_bytes().split_at(cut);

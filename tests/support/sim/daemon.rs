@@ -89,6 +89,8 @@ pub struct Daemon {
     /// The shard of the connection.
     home: usize,
     pub hole: Option<Hole>,
+    /// Whether packets pass unread while a batch is decided.
+    pub lapses: bool,
 }
 
 /// The daemon at work, with its kernel.
@@ -106,6 +108,10 @@ impl Host for Hands<'_> {
 
     fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
         work(&mut self.daemon.shards[shard].engine)
+    }
+
+    fn has_lapsed(&mut self) -> bool {
+        self.daemon.lapses
     }
 
     fn conclude(&mut self, effects: &mut Effects) {
@@ -165,6 +171,7 @@ impl Daemon {
             events: Vec::new(),
             home,
             hole: None,
+            lapses: false,
         };
         daemon.crash();
         daemon
@@ -202,30 +209,41 @@ impl Daemon {
         if packets.is_empty() {
             return;
         }
-        let hole = self.hole;
-        let arrivals: Vec<(Token, Queued, Vec<u8>)> = packets
-            .into_iter()
-            .map(|packet| {
-                self.last += 1;
-                let token = Token { queue: worker as u16, id: self.last, mark: 0 };
-                let is_hole = hole == Some(Hole::DecidedInLaterCalm);
-                let how = Queued {
-                    ended_calm: packet.mark == Mark::EndedCalm || is_hole,
-                    ended_calm_before: packet.mark == Mark::EndedCalmBefore,
-                    may_wait: packet.may_wait,
-                    from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
-                    every: packet.mark == Mark::Every,
-                    ..Queued::default()
-                };
-                let bytes = packet.bytes.clone();
-                self.packets.insert(self.last, packet);
-                (token, how, bytes)
-            })
-            .collect();
-        let arrivals =
-            arrivals.iter().map(|(token, how, bytes)| Arrival { token: *token, bytes, how: *how });
-        let effects = &mut self.work[worker].effects[home];
-        self.shards[home].engine.take(now, arrivals, effects);
+        let is_hole = self.hole == Some(Hole::DecidedInLaterCalm);
+        let with = |packet: Packet| {
+            let how = Queued {
+                ended_calm: packet.mark == Mark::EndedCalm || is_hole,
+                ended_calm_before: packet.mark == Mark::EndedCalmBefore,
+                may_wait: packet.may_wait,
+                from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
+                every: packet.mark == Mark::Every,
+                ..Queued::default()
+            };
+            (packet, how)
+        };
+        self.take(worker, home, now, packets.into_iter().map(with).collect());
+    }
+
+    /// `worker` decides about packets of which the packet selection says this.
+    pub fn take(
+        &mut self,
+        worker: usize,
+        home: usize,
+        now: Instant,
+        packets: Vec<(Packet, Queued)>,
+    ) {
+        let first = self.last + 1;
+        let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
+            let token = Token { queue: worker as u16, id, mark: 0 };
+            Arrival { token, bytes: &packet.bytes, how: *how }
+        });
+        let Work { effects, next, now: at } = &mut self.work[worker];
+        (*next, *at) = (Some(Step::Look), Some(now));
+        self.shards[home].engine.take(now, arrivals, &mut effects[home]);
+        for (packet, _) in packets {
+            self.last += 1;
+            self.packets.insert(self.last, packet);
+        }
     }
 
     /// `worker` reads all copies that have come.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Attention, Event, Step, Translation},
+    engine::{self, Answer, Attention, Event, Queued, Step, Translation},
     packet::{Seq, flags},
     session::Side,
 };
@@ -192,6 +192,52 @@ impl Sim {
         self.trace_daemon("starts");
     }
 
+    /// What becomes of one packet of which the packet selection says this, with the answer, and what goes on of it.
+    /// [`others`](Self::others) has what becomes of packets that waited for it.
+    pub fn decided(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        how: Queued,
+    ) -> (engine::Fate, Answer, Vec<u8>) {
+        let from = Side::Client; // of no concern here
+        let (origin, bytes, mark) = (Origin::Genuine, bytes.to_vec(), Mark::From(from));
+        let packet =
+            self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait: false });
+        let (number, worker) = (packet.number, self.queues.home);
+        self.daemon.take(worker, worker, now, vec![(packet, how)]);
+        while self.daemon.step(worker, &mut self.kernel) {}
+        let (given, events) = self.daemon.take_given();
+        self.events.extend(events);
+        let (own, others) = given.into_iter().partition(|given| given.packet.number == number);
+        self.others = others;
+        let own: Vec<Given> = own;
+        match own.into_iter().next() {
+            None => (engine::Fate::Wait, Answer::Nothing, Vec::new()),
+            Some(Given { decision, answer, packet }) => match decision {
+                Decision::Accept => (engine::Fate::Accept, answer, packet.bytes),
+                Decision::Replace(new) => (engine::Fate::Replace, answer, new),
+                Decision::Drop => (engine::Fate::Drop, answer, Vec::new()),
+            },
+        }
+    }
+
+    /// The engine reads a copy of a packet that passed. Whether it knows its connection.
+    pub fn passed(&mut self, bytes: &[u8]) -> bool {
+        let before = self.engine().counters().copies;
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        self.daemon.take_batch(reader, now, (vec![bytes.to_vec()], false), Vec::new());
+        while self.daemon.step(reader, &mut self.kernel) {}
+        self.engine().counters().copies > before
+    }
+
+    /// The engine forgets the connection.
+    pub fn forget(&mut self) {
+        let Translation { client, server, .. } = self.translation;
+        self.engine().forget_between(client, server);
+        self.read_copies();
+    }
+
     /// The gateway crashes, having written what it knew.
     pub fn crash(&mut self) {
         let (now, reader) = (self.instant(), self.daemon.reader());
@@ -210,7 +256,7 @@ impl Sim {
     }
 
     /// About once a second, and when something in the reorder queue has waited for long enough.
-    pub(super) fn expire(&mut self) {
+    pub fn expire(&mut self) {
         let (now, reader) = (self.instant(), self.daemon.reader());
         self.daemon.expire(now);
         self.forward_at_once(reader);

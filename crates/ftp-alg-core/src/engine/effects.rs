@@ -114,8 +114,8 @@ pub struct Mark {
 pub(super) enum Purpose {
     /// What its session wants.
     Session,
-    /// Its session waits for it, and so do packets that change.
-    Change,
+    /// The fast path began while packets of its client were queued.
+    FastPathRace,
     /// Another connection may have begun on the same endpoints, so that nothing of its translation is known.
     TupleReuse,
     /// It is not inspected.
