@@ -280,7 +280,7 @@ fn a_dialogue_goes_on_behind_lines_that_nobody_saw() {
     let reply = 31 + PASSIVE.len() as u32;
     assert_eq!(gateway.take(Client, 6, reply, b"OPTS x\r\n", OTHER), Fate::Accept);
     assert_eq!(gateway.take(Server, reply, 14, b"200 ok\r\n", OTHER), Fate::Accept);
-    assert_eq!(gateway.take(Client, 14, reply + 8, b"EPSV\r\n", OTHER), Fate::Accept);
+    assert_eq!(gateway.take(Client, 14, reply + 8, b"EPSV\r\n", ENDS), Fate::Accept);
     assert_eq!(gateway.take(Server, reply + 8, 20, EXTENDED, OTHER), Fate::Accept);
     assert_eq!(gateway.opened(), 2);
     // What nobody asked for still is nothing.

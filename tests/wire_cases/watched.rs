@@ -241,7 +241,7 @@ fn who_is_the_client_is_never_looked_up() {
             if let Some((_, side)) = sim.engine().session(client, server) {
                 assert_eq!(side, Client);
             }
-            sim.forget();
+            sim.engine().forget_between(client, server);
         }
         assert_eq!(sim.kernel.asked, asked);
     }
