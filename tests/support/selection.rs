@@ -1,4 +1,4 @@
-//! The packet selection, as `rules/ftp-alg.nft` has it: which packets are queued, and which harmless lines of a
+//! The packet selection, as `rules/ftp-alg.nft.in` has it: which packets are queued, and which harmless lines of a
 //! calm connection pass at once, with a copy for the engine.
 //!
 //! The worker is part of the model where it gives verdicts: what was answered to a packet counts when that is
