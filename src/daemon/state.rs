@@ -2,8 +2,8 @@
 //!
 //! Each worker has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
 //! length and checksum, appended before the verdicts that they belong to, and written anew when most of
-//! them are superseded. `table.json` says which rules are loaded. Both hold for one boot of one network
-//! namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
+//! them are superseded. `table.json` says which rules are loaded, `backend` what holds the pinholes. All hold for one boot of
+//! one network namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,7 +16,10 @@ use std::{
 use ftp_alg_core::engine::{Engine, RECORD_FORMAT, Restored};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{config::Fanout, gateway::Imprint};
+use crate::{
+    config::Fanout,
+    gateway::{Backend, Imprint},
+};
 
 /// What each journal begins with, up to its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
@@ -161,6 +164,23 @@ impl StateDir {
     pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> io::Result<()> {
         let text = serde_json::to_string(&(&self.origin, imprint))?;
         replace(&self.imprint_path(), text.as_bytes()).map(drop)
+    }
+
+    /// Where it is written what holds the pinholes.
+    pub(super) fn backend_path(&self) -> PathBuf {
+        self.path.join("backend")
+    }
+
+    /// The back end of an earlier daemon; `None` if there was none here.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        let text = fs::read_to_string(self.backend_path()).ok()?;
+        Backend::named(text.strip_prefix(&self.origin)?.trim_end())
+    }
+
+    /// Remembers which back end is in use.
+    pub(super) fn set_backend(&self, backend: Backend) -> io::Result<()> {
+        let text = format!("{}{}\n", self.origin, backend.as_str());
+        replace(&self.backend_path(), text.as_bytes()).map(drop)
     }
 }
 

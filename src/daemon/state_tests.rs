@@ -66,6 +66,18 @@ fn known_again(state: &StateDir) -> usize {
 }
 
 #[test]
+fn the_back_end_is_known_again_in_the_same_place() {
+    let (directory, state, ..) = kept();
+    assert_eq!(state.backend(), None);
+    for backend in [Backend::Conntrack, Backend::Nftables] {
+        state.set_backend(backend).unwrap();
+        assert_eq!(state.backend(), Some(backend));
+    }
+    let elsewhere = StateDir::new(directory.path(), &[7, 8], Fanout::Connection).unwrap();
+    assert_eq!(elsewhere.backend(), None);
+}
+
+#[test]
 fn sessions_are_known_again_and_numbered_on() {
     let (_directory, state, mut engine, mut journal) = kept();
     begin(&mut engine, 1035);

@@ -62,29 +62,15 @@ pub(super) fn start(
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
     names.watch(config.external_names())?;
-    let mut why = "the configuration says so";
-    if config.pinhole.backend == config::Backend::Auto {
-        let backend;
-        (backend, why) = gateway::automatic(&parameters);
-        parameters = parameters.with_backend(backend);
-    }
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     queues.iter_mut().try_for_each(Queue::take_joined)?;
-    let copies = open_copies(&mut parameters);
     let by_endpoints = (config.queue.fanout == config::Fanout::Cpu).then_some(numbers.len());
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
-    let commits = commits()?;
-    let claimed = ClaimedPorts::default();
-    let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
-        Ok(LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed))
-    };
-    let mut engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
-    let kernel = make_kernel()?;
-    engine.set_capacity(kernel.capacity());
+    let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let shards = numbers
         .iter()
         .map(|number| {
@@ -95,6 +81,22 @@ pub(super) fn start(
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| state_failed(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(&shard.engine).session_count() > 0);
+    let mut why = "the configuration says so";
+    if config.pinhole.backend == config::Backend::Auto {
+        let backend;
+        (backend, why) = gateway::automatic(state.backend().filter(|_| restored));
+        parameters = parameters.with_backend(backend);
+    }
+    let copies = open_copies(&mut parameters);
+    let commits = commits()?;
+    let claimed = ClaimedPorts::default();
+    let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
+        Ok(LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed))
+    };
+    let kernel = make_kernel()?;
+    for shard in &shards {
+        lock(&shard.engine).set_capacity(kernel.capacity());
+    }
     let threads = shards.len() + usize::from(copies.is_some());
     let shared = Arc::new(Shared {
         progress: Progress::new(threads),
@@ -130,8 +132,7 @@ pub(super) fn start(
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
     workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
     let reader = ClaimsReader::new(&claimed, &commits)?;
-    let is_auto = config.pinhole.backend == config::Backend::Auto;
-    let claims_are_read = workers.follow_rules(reader, parameters.clone(), is_auto, events)?;
+    let claims_are_read = workers.follow_rules(reader, parameters.clone(), events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
     let _ = claims_are_read.recv_timeout(PATIENCE);
     let count = queues.len();
@@ -266,7 +267,6 @@ impl Workers {
         &mut self,
         mut reader: ClaimsReader,
         parameters: RuleParameters,
-        is_auto: bool,
         events: &Sender<Event>,
     ) -> Result<Receiver<()>, ServiceError> {
         let (told, is_read) = mpsc::channel();
@@ -276,7 +276,7 @@ impl Workers {
                 let rules = reader.look();
                 let _ = told.send(());
                 if let Some(rules) = rules {
-                    shared.health.judge(&rules, &parameters, is_auto);
+                    shared.health.judge(&rules, &parameters);
                 }
                 shared.tend(Instant::now(), &parameters);
                 thread::park_timeout(LOOK_AT_RULES);
@@ -327,6 +327,12 @@ impl Workers {
             );
         }
         self.keep_imprint();
+        if let Err(error) = self.state.set_backend(parameters.backend()) {
+            self.shared.fail(&format!(
+                "{}: {error}; a daemon that is started again may take another back end",
+                self.state.backend_path().display()
+            ));
+        }
         self.tell_of_selection();
         if !restored {
             return Ok(is_new);

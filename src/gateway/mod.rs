@@ -4,8 +4,8 @@
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
 pub mod assistant;
+mod automatic;
 mod child;
-mod choice;
 mod claimed;
 mod commits;
 mod compiled;
@@ -38,7 +38,7 @@ mod used;
 
 use std::net::SocketAddr;
 
-pub use choice::{Outlook, automatic, choose, outlooks};
+pub use automatic::automatic;
 pub use claimed::{ClaimedPorts, ClaimsReader};
 pub use commits::Commits;
 pub use conntrack::Conntrack;

@@ -1,4 +1,4 @@
-//! The packet selection, as `rules/ftp-alg.nft` has it: which packets are queued and with which packet mark, and which
+//! The packet selection, as `rules/ftp-alg.nft.in` has it: which packets are queued and with which packet mark, and which
 //! bypassable lines take the fast path, with an NFLOG copy for the daemon.
 //!
 //! Each packet is judged when it arrives, by the ct mark of that moment. Not modelled: the sign of life, the rate limit
