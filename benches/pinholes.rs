@@ -180,7 +180,7 @@ impl Place {
             let target = SocketAddr::from(([192, 168, 150, 80], 40_000));
             let pinhole = Pinhole { initiator, arrival, target, source: initiator };
             self.timed(1, |place| place.open(&[], &pinhole, LIFETIME));
-            self.timed(2, |place| place.kernel.close(&pinhole).unwrap());
+            self.timed(2, |place| place.change(&[pinhole], &[], LIFETIME));
 
             self.bare.prepare(self.count);
             self.timed(3, |place| place.bare.send());
@@ -221,8 +221,12 @@ impl Place {
 
     fn change(&mut self, closed: &[Pinhole], opened: &[Pinhole], lifetime: Duration) {
         let control = Translation::identity(CLIENT, SERVER);
-        let opening =
-            |pinhole| Opening { pinhole, control: &control, from_client: false, lifetime };
+        let opening = |pinhole: &Pinhole| Opening {
+            pinhole: *pinhole,
+            control,
+            from_client: false,
+            lifetime,
+        };
         let openings: Vec<_> = opened.iter().map(opening).collect();
         let mut outcomes = Vec::new();
         self.kernel.change(closed, &openings, &mut outcomes).unwrap();

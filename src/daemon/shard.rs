@@ -31,7 +31,13 @@ impl Shard {
         engine.conclude(effects);
         let mut journal = lock(&self.journal);
         drop(engine);
-        journal.write(effects.records())
+        journal.write(effects.records())?;
+        if !journal.is_outgrown() {
+            return Ok(());
+        }
+        drop(journal);
+        let mut engine = lock(&self.engine);
+        lock(&self.journal).recover(&mut engine)
     }
 
     /// What to say where the journal cannot be written.

@@ -270,11 +270,16 @@ impl Journal {
             None => false,
         };
         match kept {
-            true if self.length <= self.limit => Ok(()),
+            true if !self.is_outgrown() => Ok(()),
             // If that fails, this one is still right.
             true => self.rewrite(engine).inspect_err(|_| self.limit = self.length + SLACK),
             false => self.rewrite(engine).inspect_err(|_| self.file = None),
         }
+    }
+
+    /// Whether most of it is superseded.
+    pub(super) fn is_outgrown(&self) -> bool {
+        self.length > self.limit
     }
 
     /// Whether it can be written, as far as is known.

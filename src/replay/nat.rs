@@ -159,13 +159,13 @@ mod tests {
             target: end("10.0.0.1:3762"),
             source: [203, 0, 113, 9].into(),
         };
-        nat.open(&Opening {
-            pinhole: &pinhole,
-            control: &Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
+        let opening = Opening {
+            pinhole,
+            control: Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
             from_client: false,
             lifetime: Duration::ZERO,
-        })
-        .unwrap();
+        };
+        nat.change(&[], &[opening], &mut Vec::new()).unwrap();
         let initiator = end("203.0.113.9:20");
         assert_eq!(nat.seen(6, pinhole.target, initiator), pinhole.arrival);
     }

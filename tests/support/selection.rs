@@ -43,7 +43,7 @@ pub enum Way {
 
 /// The length of the longest packet on the fast path, headers included; `None` without that rule.
 static LONGEST: LazyLock<Option<usize>> = LazyLock::new(|| {
-    let rules = include_str!("../../rules/ftp-alg.nft");
+    let rules = include_str!("../../rules/ftp-alg.nft.in");
     let (_, rule) = rules.split_once("\n\t\tmeta length > ")?;
     rule.split(' ').next()?.parse().ok()
 });
