@@ -17,6 +17,7 @@ mod log;
 mod mail;
 mod names;
 mod progress;
+mod questions;
 mod shard;
 mod shared;
 pub mod snapshot;
