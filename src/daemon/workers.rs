@@ -41,8 +41,8 @@ use super::{
 use crate::{
     config::{self, Config},
     gateway::{
-        self, Backend, ClaimedPorts, ClaimsReader, Commits, Copies, DEADLINE, LinuxKernel,
-        OpenPinhole, Queue, RuleParameters, Table, Waker,
+        self, Backend, ClaimedPorts, Commits, Copies, DEADLINE, LinuxKernel, OpenPinhole, Queue,
+        RuleParameters, Table, Waker, firewall::ClaimsReader,
     },
 };
 
