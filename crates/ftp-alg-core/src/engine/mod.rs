@@ -292,7 +292,7 @@ impl Engine {
 
     /// When something is to be done although no packet comes.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.pinholes.next_deadline().into_iter().chain(self.reorder.next_deadline()).min()
+        self.pinholes.next_deadline().into_iter().chain(reorder::next_deadline(&self.reorder)).min()
     }
 
     /// What was done since the start.
