@@ -77,17 +77,15 @@ fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Mal
 /// Whether the line that `chunk` ends, of which `known` was read before, may [ask](super::Request): an announcement may,
 /// and the answer to a command that was crossed out.
 pub fn may_ask(dialogue: &Dialogue, from: Side, known: &[u8], chunk: &[u8]) -> bool {
-    let start = if known.is_empty() { chunk } else { known };
-    match (from, start) {
-        (Side::Client, [first, ..]) => {
-            let is_odd = Hidden::may_be_in(chunk) || Hidden::may_be_in(known);
-            let verb = start.get(..VERB).filter(|_| first.is_ascii_alphabetic() && !is_odd);
-            verb.is_none_or(|verb| {
+    match (from, chunk) {
+        _ if !known.is_empty() => true,
+        (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) if !Hidden::may_be_in(chunk) => {
+            chunk.get(..VERB).is_some_and(|verb| {
                 verb.eq_ignore_ascii_case(b"PORT") || verb.eq_ignore_ascii_case(b"EPRT")
             })
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
-            matches!(start, [b'2', b'2', b'7' | b'9', ..]) || dialogue.awaits_refusal()
+            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.awaits_refusal()
         }
         _ => true,
     }

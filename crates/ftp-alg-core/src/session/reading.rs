@@ -122,6 +122,7 @@ impl Reading<'_> {
         {
             return self.restore(before);
         }
+        debug_assert!(self.pass.request.is_none(), "asks: {}", chunk.escape_ascii());
         self.pass.answers = Answers::default();
         self.direction.end_line(seq, chunk, delivered, edit);
         if is_unproven {
