@@ -20,9 +20,13 @@ use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
 use ftp_alg_lab::{Host, Lab, Topology};
 use socket2::Socket;
 
+const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 150, 80)), 1025);
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 21);
 const LIVE: [usize; 2] = [10, 50_000];
 const ROUNDS: usize = 40;
 const EACH: usize = 100;
+/// Pinholes in one transaction.
+const TOGETHER: [usize; 5] = [1, 2, 8, 32, 128];
 const RATIO_GOAL: f64 = 2.0;
 const LIFETIME: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(3600);
@@ -70,10 +74,16 @@ fn main() {
     for (what, ratio) in ratios.into_iter().take(OURS) {
         println!("{what}: p99 with {} / with {} {ratio:.2}, goal {RATIO_GOAL}", LIVE[1], LIVE[0]);
     }
-    for place in &places {
+    for place in &mut places {
         let sum = |index: usize| place.times[index].iter().sum::<Duration>().as_secs_f64();
         let rate = (ROUNDS * EACH) as f64 / sum(0);
         println!("transfers a second, {} live: {rate:.0}", place.live);
+        for (together, times) in TOGETHER.into_iter().zip(&mut place.together) {
+            times.sort_unstable();
+            let rate = together as f64 / times[times.len() / 2].as_secs_f64();
+            let live = place.live;
+            println!("{together} a transaction, {live} live: {rate:.0} opened and closed a second");
+        }
     }
     drop(places);
     enter(&outside); // the lab ends what runs in its namespaces
@@ -109,6 +119,8 @@ struct Place {
     count: u32,
     last: Option<Pinhole>,
     times: [Vec<Duration>; WHAT.len()],
+    /// What transactions took that close as many pinholes as they open.
+    together: [Vec<Duration>; TOGETHER.len()],
     /// What each of those that stay took to open.
     grew: Vec<Duration>,
     namespace: File,
@@ -132,6 +144,7 @@ impl Place {
             count: 0,
             last: None,
             times: Default::default(),
+            together: Default::default(),
             grew: Vec::with_capacity(live),
             namespace,
         };
@@ -167,13 +180,14 @@ impl Place {
             let target = SocketAddr::from(([192, 168, 150, 80], 40_000));
             let pinhole = Pinhole { initiator, arrival, target, source: initiator };
             self.timed(1, |place| place.open(&[], &pinhole, LIFETIME));
-            self.timed(2, |place| place.kernel.close(&pinhole).unwrap());
+            self.timed(2, |place| place.change(&[pinhole], &[], LIFETIME));
 
             self.bare.prepare(self.count);
             self.timed(3, |place| place.bare.send());
             self.timed(4, |place| place.bare.answer());
             self.bare.undo();
         }
+        self.measure_together();
         self.table.condition().unwrap(); // nothing of it is known that was before the yardstick
         for _ in 0..EACH / 10 {
             self.timed(5, |place| assert_eq!(place.table.condition().unwrap(), Condition::Intact));
@@ -181,10 +195,42 @@ impl Place {
         }
     }
 
+    fn measure_together(&mut self) {
+        for (index, together) in TOGETHER.into_iter().enumerate() {
+            let mut last = Vec::new();
+            for round in 0..EACH.div_ceil(together).max(8) as u32 {
+                let hole = |port: usize| {
+                    let initiator = Ipv4Addr::from(0xac20_0000 + round).into();
+                    let arrival = SocketAddr::from(([198, 51, 100, 1], 40_000 + port as u16));
+                    let target = SocketAddr::from(([192, 168, 150, 80], 40_000));
+                    Pinhole { initiator, arrival, target, source: initiator }
+                };
+                let holes: Vec<_> = (0..together).map(hole).collect();
+                let start = Instant::now();
+                self.change(&last, &holes, LIFETIME);
+                self.together[index].push(start.elapsed());
+                last = holes;
+            }
+            self.change(&last, &[], LIFETIME);
+        }
+    }
+
     fn open(&mut self, closed: &[Pinhole], pinhole: &Pinhole, lifetime: Duration) {
-        let control = Translation::identity(pinhole.target, pinhole.arrival);
-        let opening = Opening { pinhole, control: &control, from_client: false, lifetime };
-        self.kernel.close_and_open(closed, &opening).unwrap();
+        self.change(closed, std::slice::from_ref(pinhole), lifetime);
+    }
+
+    fn change(&mut self, closed: &[Pinhole], opened: &[Pinhole], lifetime: Duration) {
+        let control = Translation::identity(CLIENT, SERVER);
+        let opening = |pinhole: &Pinhole| Opening {
+            pinhole: *pinhole,
+            control,
+            from_client: false,
+            lifetime,
+        };
+        let openings: Vec<_> = opened.iter().map(opening).collect();
+        let mut outcomes = Vec::new();
+        self.kernel.change(closed, &openings, &mut outcomes).unwrap();
+        outcomes.into_iter().for_each(Result::unwrap);
     }
 
     fn timed(&mut self, index: usize, work: impl FnOnce(&mut Self)) {
@@ -194,7 +240,7 @@ impl Place {
     }
 
     fn forget(&mut self) {
-        self.times.iter_mut().for_each(Vec::clear);
+        self.times.iter_mut().chain(&mut self.together).for_each(Vec::clear);
     }
 }
 

@@ -8,9 +8,11 @@
 //! | [`config`] | what the operator allows | packets, connections |
 //! | [`gateway`] | the kernel's edge: queue, nftables, conntrack, injection | FTP |
 //! | [`daemon`] | wires engine to gateway; reload, control socket | |
+//! | [`replay`] | wires engine to a capture | the kernel, the configuration |
 //! | [`cli`] | the commands, one file each | |
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod gateway;
+pub mod replay;

@@ -88,6 +88,29 @@ fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
 }
 
 #[test]
+fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
+    for backend in ["nftables", "conntrack"] {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let transfer = [announcement(), list()].concat();
+        let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+        gateway.end(End::Kill);
+        gateway.start_again("");
+        assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
+        let session = client.release();
+        assert_eq!(session.error, None, "{backend}");
+        assert_eq!(session.got(16), "the body\r\n", "{backend}");
+        // Without sessions the kernel decides.
+        gateway.end(End::Stop);
+        fs::remove_file(gateway.state("queue-2100.sessions")).unwrap();
+        gateway.start_again("");
+        let (kernels, _) = ftp_alg::gateway::automatic(None);
+        assert_eq!(gateway.daemon.status().unwrap()["backend"], kernels.as_str());
+    }
+}
+
+#[test]
 fn adjusted_connections_wait_while_the_daemon_is_down() {
     for how in [End::Kill, End::Stop] {
         let mut gateway = gateway(Topology::Masquerade);
@@ -236,14 +259,15 @@ fn a_table_of_which_there_is_no_state_is_replaced_and_that_is_said() {
 
 #[test]
 fn what_a_crash_left_open_without_a_session_is_closed() {
-    let mut gateway = gateway(Topology::Routed);
+    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    let mut gateway = gateway_with(Topology::Routed, configuration);
     let _server = scripted_server(&gateway.lab.server, &json!({}));
     let client = gateway.client(&[gate()]);
     gateway.end(End::Kill);
     let element = "{ 198.51.100.10 . 192.168.150.80 . 4000 timeout 30s }";
     gateway.lab.gateway.nft(&format!("add element inet ftp_alg pinholes4 {element}")).unwrap();
     assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
-    gateway.start_again("");
+    gateway.start_again(configuration);
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     assert_eq!(client.release().error, None);
 }

@@ -4,6 +4,8 @@
 
 #![allow(unsafe_code, clippy::unwrap_used)]
 
+#[path = "gateway/changes.rs"]
+mod changes;
 #[path = "gateway/lab.rs"]
 mod lab;
 #[path = "gateway/packets.rs"]
@@ -19,8 +21,7 @@ use std::{
 };
 
 use ftp_alg::gateway::{
-    GatewayError, Injector, LinuxKernel, Pinholes, Queue, QueueStatement, RuleParameters, Table,
-    rules,
+    GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
 };
 use ftp_alg_core::engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation};
 use packets::{Judgement, serve, tcp, with_payload};
@@ -315,53 +316,6 @@ fn connections_at_the_same_moment_do_not_share_a_pinhole() {
         });
         assert!(came_in <= 1, "{came_in} came in through one pinhole");
     }
-}
-
-#[test]
-fn leftovers_of_a_used_pinhole_are_replaced() {
-    need_root!();
-    let ready = Ready::new();
-    ready.lab.drop_by_default();
-    // Neither wrote the leftovers of the other, and one knows only what Linux 6.1 does.
-    let mut writers = ready.lab.on_gateway(|| {
-        [Pinholes::new(), Pinholes::for_older_kernels(), Pinholes::for_older_kernels()]
-            .map(Result::unwrap)
-    });
-    let mut last = None;
-    let arrival = at(SERVER2, 50_000);
-    for (count, (target, source)) in [
-        (at(SERVER, 4000), EXTERNAL),
-        (at(SERVER, 4000), EXTERNAL2),
-        (arrival, CLIENT),
-        (at(SERVER, 4001), EXTERNAL),
-        (at(SERVER, 4001), CLIENT),
-        (arrival, EXTERNAL2),
-        (arrival, CLIENT),
-    ]
-    .into_iter()
-    .cycle()
-    .take(20)
-    .enumerate()
-    {
-        let hole = Pinhole { target, source: ip(source), ..pinhole(CLIENT, arrival) };
-        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening =
-            Opening { pinhole: &hole, control: &control, from_client: true, lifetime: LIFETIME };
-        let writer = &mut writers[count % 3];
-        writer.close_and_open(last.as_slice(), &opening).unwrap();
-        assert!(matches!(writer.open(&opening), Err(KernelError::Taken)));
-        // It may be used, or still be open, when it is closed.
-        if count % 5 != 4 {
-            let listener = listen(&ready.lab.server, hole.target);
-            let mut stream = connect(&ready.lab.client, CLIENT, hole.arrival).unwrap();
-            assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
-        }
-        last = Some(hole);
-    }
-    for writer in &mut writers {
-        writer.close(&last.unwrap()).unwrap();
-    }
-    assert!(writers[0].list_open().unwrap().is_empty());
 }
 
 #[test]

@@ -25,7 +25,10 @@ use support::{
     ftp::{ServerModel, active, at, crossed_out, eprt},
     link::Link,
     scenario::{NATS, Scenario},
-    sim::Sim,
+    sim::{
+        Sim,
+        queues::{Fanout, Queueing},
+    },
     tcp::{Probe, Settings},
 };
 
@@ -248,15 +251,30 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
             split: if rng.chance(0.3) && cuts { 0.3 } else { 0.0 },
             merge: if rng.chance(0.3) { 0.5 } else { 0.0 },
             congestion: some(rng, 0.1),
-            verdict: if rng.chance(0.3) { 3_000 } else { 0 },
         },
         queues_acks: rng.chance(0.5),
         crashes,
         strays: if rng.chance(0.3) { 0.1 } else { 0.0 },
         is_patient: seed % 2 == 1,
         selection,
+        queueing: queueing(&mut Rng::new(seed ^ 7)),
         seed,
         ..Scenario::default()
+    }
+}
+
+fn queueing(rng: &mut Rng) -> Queueing {
+    if rng.chance(0.2) {
+        return Queueing::AT_ONCE;
+    }
+    Queueing {
+        workers: 1 + rng.below(4),
+        fanout: *rng.pick(&[Fanout::Connection, Fanout::Cpu]),
+        batch: *rng.pick(&[1, 2, 4, 16]),
+        wake: *rng.pick(&[10, 300, 10_000]),
+        stage: *rng.pick(&[10, 300, 10_000]),
+        away: *rng.pick(&[0, 100_000]),
+        overflow: *rng.pick(&[0.0, 0.0, 0.0, 0.01]),
     }
 }
 

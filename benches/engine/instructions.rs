@@ -4,9 +4,9 @@
 
 use std::{hint::black_box, time::Instant};
 
-use ftp_alg_core::engine::{Engine, Verdict};
+use ftp_alg_core::engine::{Fate, Standalone};
 
-use super::talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, engine};
+use super::talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, gateway};
 
 /// Hands an engine `count` packets of a `kind`, in [`counted`].
 pub fn run(kind: &str, count: usize) {
@@ -39,21 +39,20 @@ pub fn run(kind: &str, count: usize) {
         }
         _ => panic!("passing, renumbering, rewriting or splitting, not {kind}"),
     };
-    let (now, mut out) = (Instant::now(), Vec::new());
-    let mut engine = engine();
+    let now = Instant::now();
+    let mut gateway = gateway();
     for (at, packet) in talk.packets.iter().enumerate() {
-        let verdict = match at.checked_sub(stage) {
-            Some(at) if counts(at) => counted(&mut engine, now, packet, &mut out),
-            _ => engine.packet(now, packet, &mut Nowhere, &mut out),
+        let fate = match at.checked_sub(stage) {
+            Some(at) if counts(at) => counted(&mut gateway, now, packet),
+            _ => gateway.packet(now, packet),
         };
-        assert_ne!(verdict, Verdict::Drop);
-        engine.settle(&mut Nowhere);
-        engine.take_events();
+        assert_ne!(fate, Fate::Drop);
+        gateway.take_events();
     }
 }
 
 /// What is counted: the tool is told to begin and to end here, by this name.
 #[inline(never)]
-fn counted(engine: &mut Engine, now: Instant, packet: &[u8], out: &mut Vec<u8>) -> Verdict {
-    black_box(engine.packet(now, black_box(packet), &mut Nowhere, out))
+fn counted(gateway: &mut Standalone<Nowhere>, now: Instant, packet: &[u8]) -> Fate {
+    black_box(gateway.packet(now, black_box(packet)))
 }

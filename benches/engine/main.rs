@@ -16,8 +16,8 @@ use std::time::Instant;
 
 use divan::{Bencher, counter::ItemsCount};
 use etherparse::TransportSlice;
-use ftp_alg_core::engine::{Engine, Verdict};
-use talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, engine};
+use ftp_alg_core::engine::{Released, Verdict};
+use talk::{ACTIVE, CLIENT, PASSING, PORT, Talk, arrival, gateway};
 
 const LINES: usize = 1000;
 /// How many packets a queue worker may read in one go.
@@ -67,18 +67,14 @@ fn active_transfer(bencher: Bencher) {
     run(bencher, &ACTIVE.repeat(LINES / 4), LINES);
 }
 
-/// The same, with the record that is written of each packet.
+/// The same, with the records that are written of each batch.
 #[divan::bench]
 fn active_transfer_recorded(bencher: Bencher) {
     let mut talk = Talk::logged_in(CLIENT);
     for (line, server) in ACTIVE.repeat(LINES / 4) {
         talk.say(line, server);
     }
-    let mut written = 0;
-    bench_with(bencher, &talk.packets, LINES, |engine| {
-        engine.take_changes(|record| written += record.len()).unwrap();
-    });
-    assert!(written > LINES);
+    bench_with(bencher, &talk.packets, LINES, true);
 }
 
 /// Nothing but the `PORT`: the second of each of a thousand connections.
@@ -145,41 +141,35 @@ fn run_on_each(bencher: Bencher, segments: &[&str]) {
 
 /// Times the last `counted` packets; those before set the stage.
 fn bench_packets(bencher: Bencher, packets: &[Vec<u8>], counted: usize) {
-    bench_with(bencher, packets, counted, |_| ());
+    bench_with(bencher, packets, counted, false);
 }
 
-/// As [`bench_packets`], with something that is done after each packet.
-fn bench_with(
-    bencher: Bencher,
-    packets: &[Vec<u8>],
-    counted: usize,
-    mut after: impl FnMut(&mut Engine),
-) {
+/// As [`bench_packets`], with records if it `records`.
+fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bool) {
     let (stage, timed) = packets.split_at(packets.len() - counted);
     let now = Instant::now();
     bencher
         .counter(ItemsCount::new(counted))
         .with_inputs(|| {
-            let mut engine = engine();
-            engine.note_changes(now);
-            let mut out = Vec::new();
-            for packet in stage {
-                engine.packet(now, packet, &mut Nowhere, &mut out);
+            let mut gateway = gateway();
+            if records {
+                gateway.engine.note_changes(now);
             }
-            engine.settle(&mut Nowhere);
-            engine.take_events();
-            (engine, out)
+            gateway.take(now, stage.iter().map(|packet| arrival(packet)));
+            gateway.take_events();
+            gateway.journal.clear();
+            gateway
         })
-        .bench_local_values(|(mut engine, mut out)| {
+        .bench_local_values(|mut gateway| {
             for batch in timed.chunks(BATCH) {
-                for packet in batch {
-                    let verdict = engine.packet(now, packet, &mut Nowhere, &mut out);
-                    assert_ne!(verdict, Verdict::Drop);
-                    after(&mut engine);
-                }
-                engine.settle(&mut Nowhere);
-                engine.take_events();
+                gateway.take(now, batch.iter().map(|packet| arrival(packet)));
+                let dropped = |released: &Released| matches!(released.verdict, Verdict::Drop(_));
+                assert!(
+                    gateway.given().len() == batch.len() && !gateway.given().iter().any(dropped)
+                );
+                gateway.take_events();
+                gateway.journal.clear();
             }
-            engine
+            gateway
         });
 }

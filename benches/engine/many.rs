@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use ftp_alg_core::engine::{Engine, Verdict};
+use ftp_alg_core::engine::{Fate, Standalone, Verdict};
 
-use super::talk::{Nowhere, engine};
+use super::talk::{Nowhere, arrival, gateway};
 
 const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// Packets in one go, as a queue worker reads them.
@@ -40,18 +40,18 @@ pub fn each_count() {
 pub fn one_count(count: usize) {
     let mut said = vec![1_u32; count]; // touched, before memory is measured
     said.fill(0);
-    let (now, mut out) = (Instant::now(), Vec::with_capacity(1 << 16));
+    let now = Instant::now();
     let before = resident();
-    let mut engine = engine();
+    let mut gateway = gateway();
     for session in 0..count {
-        log_in(&mut engine, now, session, &mut out);
+        log_in(&mut gateway, now, session);
     }
-    assert_eq!(engine.session_count(), count);
+    assert_eq!(gateway.engine.session_count(), count);
     let bytes = resident().saturating_sub(before) / count;
     let mut random = 0x9e37_79b9_7f4a_7c15;
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
-            let spent = round(&mut engine, now, &mut said, &mut random, &mut out);
+            let spent = round(&mut gateway, now, &mut said, &mut random);
             spent.as_nanos() as f64 / TIMED as f64
         })
         .collect();
@@ -62,30 +62,27 @@ pub fn one_count(count: usize) {
     );
 }
 
-fn log_in(engine: &mut Engine, now: Instant, session: usize, out: &mut Vec<u8>) {
+fn log_in(gateway: &mut Standalone<Nowhere>, now: Instant, session: usize) {
     let mut numbers = [first(session), !first(session)];
     let mut packet = [0; ROOM];
     let syn_ack = build(&mut packet, session, true, [numbers[0], numbers[1] - 1], 0x12, b"");
-    engine.packet(now, &packet[..syn_ack], &mut Nowhere, out);
+    gateway.packet(now, &packet[..syn_ack]);
     for (server, line) in LOGIN {
         let length = build(&mut packet, session, server, numbers, 0x18, line);
-        let verdict = engine.packet(now, &packet[..length], &mut Nowhere, out);
-        assert_eq!(verdict, Verdict::Accept);
+        assert_eq!(gateway.packet(now, &packet[..length]), Fate::Accept);
         numbers[usize::from(server)] += line.len() as u32;
     }
-    engine.settle(&mut Nowhere);
     if session.is_multiple_of(1024) {
-        engine.take_events();
+        gateway.take_events();
     }
 }
 
 /// Hands the engine packets of any sessions, each the next of its own, and gives the time that took.
 fn round(
-    engine: &mut Engine,
+    gateway: &mut Standalone<Nowhere>,
     now: Instant,
     said: &mut [u32],
     random: &mut u64,
-    out: &mut Vec<u8>,
 ) -> Duration {
     let mut batch = [([0; ROOM], 0); BATCH];
     let mut spent = Duration::ZERO;
@@ -99,13 +96,9 @@ fn round(
             said[session] += 1;
         }
         let start = Instant::now();
-        engine.expect(batch.iter().map(|(packet, length)| &packet[..*length]));
-        for (packet, length) in &batch {
-            let verdict = engine.packet(now, &packet[..*length], &mut Nowhere, out);
-            assert_eq!(verdict, Verdict::Accept);
-        }
-        engine.settle(&mut Nowhere);
+        gateway.take(now, batch.iter().map(|(packet, length)| arrival(&packet[..*length])));
         spent += start.elapsed();
+        assert!(gateway.given().iter().all(|released| released.verdict == Verdict::Accept));
     }
     spent
 }

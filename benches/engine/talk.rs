@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Instant};
 use etherparse::PacketBuilder;
 use ftp_alg_core::{
     engine::{
-        Attention, Checksums, Engine, Kernel, KernelError, Opening, Pinhole, Translation, Verdict,
+        Arrival, Attention, Checksums, Engine, Fate, Kernel, KernelError, Opening, Pinhole, Queued,
+        Standalone, Token, Translation,
     },
     policy::Policy,
 };
@@ -23,18 +24,23 @@ pub const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
 /// Lines that concern nobody.
 pub const PASSING: [(&str, bool); 2] = [("NOOP\r\n", false), ("200 Zzz...\r\n", true)];
 
-/// An engine that has seen nothing, and limits nothing.
-pub fn engine() -> Engine {
+/// A gateway that has seen nothing, and limits nothing.
+pub fn gateway() -> Standalone<Nowhere> {
     let most = usize::MAX;
     let policy = Policy { max_sessions: most, max_pinholes_per_client: most, ..Policy::default() };
-    Engine::new(policy, Checksums::Verify)
+    Standalone::new(Engine::new(policy, Checksums::Verify), Nowhere)
+}
+
+/// A packet as a queue of the kernel has it.
+pub fn arrival(bytes: &[u8]) -> Arrival<'_> {
+    Arrival { token: Token::default(), bytes, how: Queued::default() }
 }
 
 /// A conversation as the gateway sees it: the server's numbers are those it delivered to.
 pub struct Talk {
     pub packets: Vec<Vec<u8>>,
     client: SocketAddr,
-    engine: Engine,
+    gateway: Standalone<Nowhere>,
     next: [u32; 2],
     received: [u32; 2],
 }
@@ -43,7 +49,7 @@ impl Talk {
     pub fn logged_in(client: &str) -> Self {
         let (packets, client) = (Vec::new(), client.parse().unwrap());
         let mut talk =
-            Self { packets, client, engine: engine(), next: [100, 499], received: [499, 100] };
+            Self { packets, client, gateway: gateway(), next: [100, 499], received: [499, 100] };
         talk.send(b"", true, true);
         talk.next[1] = 500;
         talk.received[0] = 500;
@@ -74,11 +80,10 @@ impl Talk {
         let builder = if syn { builder.syn() } else { builder };
         let mut packet = Vec::new();
         builder.write(&mut packet, payload).unwrap();
-        let mut out = Vec::new();
-        let verdict = self.engine.packet(Instant::now(), &packet, &mut Nowhere, &mut out);
-        self.engine.settle(&mut Nowhere);
-        let shrunk =
-            if verdict == Verdict::Replace { packet.len() as i64 - out.len() as i64 } else { 0 };
+        let shrunk = match self.gateway.packet(Instant::now(), &packet) {
+            Fate::Replace => packet.len() as i64 - self.gateway.replacement().len() as i64,
+            _ => 0,
+        };
         self.next[me] += payload.len() as u32;
         self.received[1 - me] += (payload.len() as i64 - shrunk) as u32;
         self.packets.push(packet);
@@ -98,11 +103,13 @@ impl Kernel for Nowhere {
         Ok(Some(Translation { client, client_external, server, server_external: server }))
     }
 
-    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn close(&mut self, _: &Pinhole) -> Result<(), KernelError> {
+    fn change(
+        &mut self,
+        _: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        outcomes.extend(openings.iter().map(|_| Ok(())));
         Ok(())
     }
 

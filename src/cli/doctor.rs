@@ -15,7 +15,10 @@ use crate::{
         health::{self, Check, Surroundings},
         snapshot::{self, Problem},
     },
-    gateway::{Backend, Features, choose, firewall::Firewall, outlooks},
+    gateway::{
+        Backend, Features, automatic,
+        firewall::{Firewall, outlooks},
+    },
 };
 
 /// Why a back end is taken that the configuration names.
@@ -59,22 +62,27 @@ impl Doctor {
         let outlooks = outlooks(&firewall, neighbours.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| Backend::named(&status.backend));
         let (wanted, why) = match config.pinhole.backend {
-            config::Backend::Auto => {
-                let can_expect = || features.expecting.possible();
-                choose(can_expect, firewall.unread().is_empty(), &outlooks)
-            }
+            config::Backend::Auto => automatic(None),
             config::Backend::Nftables | config::Backend::Conntrack => {
                 (parameters.backend(), CONFIGURED)
             }
         };
         // What counts is what holds the pinholes now.
-        let restart = runs_with.is_some_and(|running| running != wanted).then_some(wanted);
         let backend = runs_with.unwrap_or(wanted);
-        let reason = match restart {
-            Some(other) => {
-                format!("ftp-alg runs with it; restarted, it takes {}, as {why}", other.as_str())
+        let is_auto = config.pinhole.backend == config::Backend::Auto;
+        let when = if is_auto { "started without sessions" } else { "restarted" };
+        let reason = match backend == wanted {
+            true => why.to_owned(),
+            false => {
+                format!("ftp-alg runs with it; {when}, it takes {}, as {why}", wanted.as_str())
             }
-            None => why.to_owned(),
+        };
+        let other = if backend != wanted && !is_auto {
+            Some((wanted, "restart ftp-alg"))
+        } else if backend == Backend::Nftables && features.expecting.possible() {
+            Some((Backend::Conntrack, "set backend = \"conntrack\" in [pinhole]"))
+        } else {
+            None
         };
         let surroundings = Surroundings {
             parameters: &parameters,
@@ -82,7 +90,7 @@ impl Doctor {
             outlooks: &outlooks,
             neighbours,
             backend,
-            restart,
+            other,
         };
         let running = running.as_ref();
         let checks = checks::Checks { running, features: &features, surroundings }.all();

@@ -1,39 +1,19 @@
-//! `ftp-alg replay`: a capture through the same engine, offline.
-//!
-//! `capture` reads records and `link` finds the IP packet in each; `player` puts the segments of
-//! control connections in order (`flow`) and hands them to the engine, whose kernel is a simulated
-//! `nat`; `view` and `writer` write what the outer side sees; `report` prints.
-
-mod capture;
-mod datagram;
-mod flow;
-mod link;
-mod nat;
-mod player;
-mod report;
-#[cfg(test)]
-mod tests;
-mod view;
-mod writer;
+//! `ftp-alg replay`: a capture through the same engine, offline. Options and printing; `crate::replay` plays.
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, BufReader, BufWriter, Write},
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use clap::Args;
-use ftp_alg_core::policy::Policy;
+use ftp_alg_core::{engine::Action, policy::Policy};
 use ipnetwork::IpNetwork;
 
-use super::{Failure, output};
-use capture::{CaptureError, Reader};
-use nat::Nat;
-use player::Player;
-use report::Report;
-use writer::Writer;
+use super::{Failure, output, table};
+use crate::replay::{self, Nat, Reader, ReplayError, Report, Row};
 
 /// Addresses that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [&str; 5] =
@@ -73,17 +53,6 @@ pub struct Replay {
     pub inside: Option<IpNetwork>,
 }
 
-/// Why a replay ended.
-#[derive(Debug, thiserror::Error)]
-enum ReplayError {
-    /// The capture cannot be read.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    /// The written one cannot be written.
-    #[error("{0}")]
-    Write(io::Error),
-}
-
 impl Replay {
     /// Reads, judges, prints.
     pub fn run(&self) -> Result<(), Failure> {
@@ -95,7 +64,7 @@ impl Replay {
         let policy = Policy { control_ports: self.ports.clone(), ..Policy::default() };
         let out = self.write.as_deref();
         let sink = out.map(|out| create(out, &input)).transpose()?;
-        let (report, error) = play(reader, policy, nat, sink);
+        let (report, error) = replay::play(reader, policy, nat, sink);
         for warning in &report.warnings {
             // A closed standard error is no reason to withhold the report.
             let _ = writeln!(io::stderr(), "ftp-alg: {capture}: {warning}");
@@ -108,9 +77,9 @@ impl Replay {
             _ => {}
         }
         if self.json {
-            output::print(&report.json().map_err(Failure::failed)?)?;
+            output::print(&json(&report).map_err(Failure::failed)?)?;
         } else {
-            output::print(&report.text())?;
+            output::print(&text(&report))?;
         }
         error.map_or(Ok(()), |error| Err(fail(&error)))
     }
@@ -146,46 +115,59 @@ fn cannot_write(out: &Path, error: &io::Error) -> String {
     format!("cannot write {}: {error}", out.display())
 }
 
-/// Plays a capture; gives what was found, and why it was not played to its end.
-fn play(
-    mut reader: Reader<impl Read>,
-    policy: Policy,
-    nat: Nat,
-    sink: Option<impl Write>,
-) -> (Report, Option<ReplayError>) {
-    let writer = sink.map(|sink| Writer::new(sink, reader.has_nanoseconds())).transpose();
-    let mut player = match writer {
-        Ok(writer) => Player::new(policy, nat, writer),
-        Err(error) => return (Report::default(), Some(ReplayError::Write(error))),
+/// One JSON object a line.
+fn json(report: &Report) -> Result<String, serde_json::Error> {
+    report.rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n")).collect()
+}
+
+/// A table, and a summary.
+fn text(report: &Report) -> String {
+    let mut text = if report.rows.is_empty() {
+        "no announcements\n".to_owned()
+    } else {
+        let header =
+            [">FRAME", ">SESSION", "FROM", "KIND", "ANNOUNCED", "ACTION", "REWRITTEN", "REASON"];
+        table::render(header, &report.rows.iter().map(cells).collect::<Vec<_>>())
     };
-    let mut error = None;
-    let mut is_readable = false;
-    loop {
-        match reader.next() {
-            Ok(Some(record)) => {
-                is_readable |= record.link.is_some();
-                if let Err(failure) = player.record(&record) {
-                    return (Report::default(), Some(ReplayError::Write(failure)));
-                }
-            }
-            Ok(None) => break,
-            Err(failure) => {
-                error = Some(failure.into());
-                break;
-            }
+    text.push('\n');
+    let count = |action: Action| {
+        let name = action.to_string();
+        format!("{name} {}", report.rows.iter().filter(|row| row.action == name).count())
+    };
+    let actions = [Action::Open, Action::Rewrite, Action::Refuse, Action::Ignore].map(count);
+    let mut items = vec![
+        ("packets", report.packets.to_string()),
+        ("of control connections", report.control.to_string()),
+        ("sessions", report.sessions.to_string()),
+        ("announcements", format!("{}: {}", report.rows.len(), actions.join(", "))),
+        ("malformed", report.malformed.to_string()),
+    ];
+    for (name, number) in [
+        ("not IP", report.other),
+        ("captured in part", report.cut),
+        ("gaps", report.missing),
+        ("inside only", report.within),
+    ] {
+        if number > 0 {
+            items.push((name, number.to_string()));
         }
     }
-    if let Some(link) = reader.unread_link() {
-        if !is_readable {
-            return (Report::default(), Some(CaptureError::Link(link).into()));
-        }
-        player.warn(format!("packets of link type {link} are not read"));
+    if let Some(written) = report.written {
+        items.push(("written", written.to_string()));
     }
-    if reader.is_cut() {
-        player.warn("the capture is cut off within its last record".to_owned());
-    }
-    match player.finish() {
-        Ok(report) => (report, error),
-        Err(failure) => (Report::default(), Some(ReplayError::Write(failure))),
-    }
+    text + &table::list(&items)
+}
+
+fn cells(row: &Row) -> [String; 8] {
+    let unread = || row.said.as_ref().map_or("-".to_owned(), |said| format!("\"{said}\""));
+    [
+        row.frame.to_string(),
+        row.session.to_string(),
+        row.from.to_owned(),
+        row.kind.to_string(),
+        row.announced.clone().unwrap_or_else(unread),
+        row.action.clone(),
+        row.rewritten.clone().unwrap_or_else(|| "-".to_owned()),
+        row.reason.clone(),
+    ]
 }

@@ -18,7 +18,8 @@ use crate::{
     config::{self, Config},
     daemon::{self, client, snapshot},
     gateway::{
-        Backend, Expecting, Outlook, Routing, RuleParameters, choose, firewall::Firewall, outlooks,
+        Backend, Routing, RuleParameters, automatic,
+        firewall::{Firewall, outlooks},
     },
 };
 
@@ -98,20 +99,14 @@ impl Situation {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = outlooks(&firewall, routing, &parameters);
-        let backend = backend(config, socket, &parameters, &firewall, &outlooks);
+        let backend = backend(config, socket, &parameters);
         let needs = need::needs(&outlooks, routing, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }
 
 /// The back end of the daemon that runs, or the one that would be taken.
-fn backend(
-    config: &Config,
-    socket: &SocketOption,
-    parameters: &RuleParameters,
-    firewall: &Firewall,
-    outlooks: &[Outlook],
-) -> Backend {
+fn backend(config: &Config, socket: &SocketOption, parameters: &RuleParameters) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER)
         .ok()
         .and_then(|answer| answer.parse::<snapshot::Status>().ok());
@@ -119,9 +114,7 @@ fn backend(
         return backend;
     }
     match config.pinhole.backend {
-        config::Backend::Auto => {
-            choose(|| Expecting::read().possible(), firewall.unread().is_empty(), outlooks).0
-        }
+        config::Backend::Auto => automatic(None).0,
         config::Backend::Nftables | config::Backend::Conntrack => parameters.backend(),
     }
 }

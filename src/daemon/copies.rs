@@ -3,8 +3,10 @@
 
 use std::{fmt::Display, sync::Mutex, time::Instant};
 
+use ftp_alg_core::engine::Effects;
+
 use super::shard::{Home, Shard, lock};
-use crate::gateway::{Copies, LinuxKernel};
+use crate::gateway::Copies;
 
 /// Where copies come from, and how they find their shard.
 #[derive(Debug)]
@@ -24,8 +26,8 @@ impl CopyReader {
     pub(super) fn read(
         &self,
         now: Instant,
-        shards: &[Mutex<Shard>],
-        kernel: &mut LinuxKernel,
+        shards: &[Shard],
+        effects: &mut [Effects],
         fail: impl Fn(&dyn Display),
     ) {
         let mut copies = lock(&self.copies);
@@ -35,14 +37,20 @@ impl CopyReader {
                 false
             });
             for packet in copies.packets() {
-                let shards = match self.by_endpoints {
+                let homes = match self.by_endpoints {
                     Some(count) => {
                         let home = Home::Endpoints(count).of(packet);
-                        shards.get(home..=home).unwrap_or_default()
+                        home..home + 1
                     }
-                    None => shards,
+                    None => 0..shards.len(),
                 };
-                shards.iter().any(|shard| lock(shard).engine.passed(now, packet, kernel));
+                for (shard, effects) in
+                    shards.iter().zip(effects.iter_mut()).take(homes.end).skip(homes.start)
+                {
+                    if lock(&shard.engine).passed(now, packet, effects) {
+                        break;
+                    }
+                }
             }
             if !more {
                 break;
@@ -50,7 +58,7 @@ impl CopyReader {
         }
         if copies.were_lost() {
             for shard in shards {
-                lock(shard).engine.lose_copies();
+                lock(&shard.engine).lose_copies();
             }
             fail(
                 &"copies of control packets were lost, as ftp-alg was kept from reading them: where that \

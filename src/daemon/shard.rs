@@ -2,13 +2,16 @@
 //!
 //! With `fanout = "connection"` they are those of one queue, as the kernel keeps a connection there; with
 //! `fanout = "cpu"` those that their two endpoints fall to, as each packet comes by the queue of the
-//! processor that it is on. A thread never holds two shards at a time, nor asks for anything but the log's
-//! lock while it holds one, so that none waits for another in a circle.
+//! processor that it is on. A thread holds one engine at a time, and asks nothing of the kernel meanwhile. Of a shard's
+//! two locks the engine's is taken first.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use ftp_alg_core::{
-    engine::Engine,
+    engine::{Effects, Engine},
     packet::{Endpoint, Packet},
 };
 
@@ -16,8 +19,31 @@ use super::state::Journal;
 
 /// An engine, and where it is written what it knows.
 pub(super) struct Shard {
-    pub(super) engine: Engine,
-    pub(super) journal: Journal,
+    pub(super) engine: Mutex<Engine>,
+    pub(super) journal: Mutex<Journal>,
+}
+
+impl Shard {
+    /// Concludes a batch, and writes its records. The journal is taken before the engine is given back, so that records come
+    /// in the order in which batches were concluded.
+    pub(super) fn conclude(&self, effects: &mut Effects) -> io::Result<()> {
+        let mut engine = lock(&self.engine);
+        engine.conclude(effects);
+        let mut journal = lock(&self.journal);
+        drop(engine);
+        journal.write(effects.records())?;
+        if !journal.is_outgrown() {
+            return Ok(());
+        }
+        drop(journal);
+        let mut engine = lock(&self.engine);
+        lock(&self.journal).recover(&mut engine)
+    }
+
+    /// What to say where the journal cannot be written.
+    pub(super) fn not_kept(&self, error: &io::Error) -> String {
+        lock(&self.journal).not_kept(error)
+    }
 }
 
 /// A worker that panicked ends the daemon; until then its engine can be looked at.

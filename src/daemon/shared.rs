@@ -4,19 +4,23 @@ use std::{
     collections::HashMap,
     fmt::Display,
     sync::{
-        Mutex, MutexGuard,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, Kernel, SessionInfo, Translation, What};
+use ftp_alg_core::engine::{
+    Effects, Event, Kernel, Pinhole, SessionInfo, Translation, What, carry_out,
+};
 
 use super::{
     copies::CopyReader,
     health::Health,
+    host::Hands,
     log::Log,
+    mail::Mailbox,
     names::Names,
     progress::Progress,
     shard::{Shard, lock},
@@ -31,7 +35,9 @@ const LOOK_UP: Duration = Duration::from_millis(500);
 pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) backend: &'static str,
-    pub(super) shards: Vec<Mutex<Shard>>,
+    pub(super) shards: Vec<Shard>,
+    /// Verdicts for each queue, of other workers.
+    pub(super) mailboxes: Vec<Mailbox>,
     /// Where harmless lines pass.
     pub(super) copies: Option<CopyReader>,
     /// Of each worker, and of the reader of copies behind them.
@@ -63,17 +69,20 @@ impl Shared {
         self.log.healed(Instant::now(), what);
     }
 
-    /// Does what may wait until verdicts are given and changes are written, and logs what was decided.
-    pub(super) fn settle(
+    /// Nothing yet to be done, for each shard.
+    pub(super) fn no_effects(&self) -> Vec<Effects> {
+        (0..self.shards.len()).map(Effects::of).collect()
+    }
+
+    /// Does what comes of `work`, where that concerns no packet of a queue.
+    pub(super) fn work(
         &self,
-        now: Instant,
-        mut shard: MutexGuard<'_, Shard>,
         kernel: &mut LinuxKernel,
+        work: impl FnOnce(Instant, &mut [Effects]),
     ) {
-        shard.engine.settle(kernel);
-        let events = shard.engine.take_events();
-        drop(shard);
-        self.heed(now, events);
+        let (now, mut effects) = (Instant::now(), self.no_effects());
+        work(now, &mut effects);
+        carry_out(&mut Hands { shared: self, kernel, own: None, now }, now, &mut effects);
     }
 
     /// Logs what an engine decided.
@@ -102,7 +111,7 @@ impl Shared {
         status.overruns = self.overruns.load(Ordering::Relaxed);
         status.limits.endings = self.endings.load(Ordering::Relaxed);
         for shard in &self.shards {
-            let Shard { engine, journal } = &*lock(shard);
+            let (engine, journal) = (lock(&shard.engine), lock(&shard.journal));
             let counters = engine.counters();
             status.memory = engine.memory() as u64; // of all shards
             status.packets += counters.packets;
@@ -131,34 +140,46 @@ impl Shared {
     }
 
     /// Has the engines read all copies that have come.
-    pub(super) fn read_copies(&self, now: Instant, kernel: &mut LinuxKernel) {
+    pub(super) fn read_copies(&self, now: Instant, effects: &mut [Effects]) {
         if let Some(copies) = &self.copies {
-            copies.read(now, &self.shards, kernel, |error| self.fail(error));
+            copies.read(now, &self.shards, effects, |error| self.fail(error));
         }
     }
 
-    /// Has the engines read all copies that have come; writes and does what follows from them.
-    pub(super) fn catch_up(&self, now: Instant, kernel: &mut LinuxKernel) {
-        self.read_copies(now, kernel);
+    /// Has the engines read all copies that have come, and does what comes of them.
+    pub(super) fn catch_up(&self, kernel: &mut LinuxKernel) {
+        self.work(kernel, |now, effects| self.read_copies(now, effects));
+    }
+
+    /// Opens what sessions hold and `is_missing`, for the rest of its time.
+    pub(super) fn open_again(
+        &self,
+        kernel: &mut LinuxKernel,
+        is_missing: impl Fn(&Pinhole) -> bool,
+    ) {
         for shard in &self.shards {
-            let mut shard = lock(shard);
-            let Shard { engine, journal } = &mut *shard;
-            // Where that fails, the worker of the shard says so.
-            let _ = journal.write(engine);
-            self.settle(now, shard, kernel);
+            let missing: Vec<_> =
+                lock(&shard.engine).to_open_again(Instant::now(), &is_missing).collect();
+            if missing.is_empty() {
+                continue;
+            }
+            let mut outcomes = Vec::new();
+            if let Err(error) = kernel.change(&[], &missing, &mut outcomes) {
+                self.fail(&error);
+            }
+            let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+            lock(&shard.engine).count_errors(failed as u64);
         }
     }
 
     /// Packets passed by unread for some time, of any of the connections. Written at once, as a daemon that is started
     /// again would find a sign of life.
     pub(super) fn lapse(&self) {
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            let Shard { engine, journal } = &mut *shard;
-            engine.lapse();
-            if let Err(error) = journal.write(engine) {
-                drop(shard);
-                self.fail(&error);
+        for (index, shard) in self.shards.iter().enumerate() {
+            let mut effects = Effects::of(index);
+            lock(&shard.engine).lapse();
+            if let Err(error) = shard.conclude(&mut effects) {
+                self.fail(&shard.not_kept(&error));
             }
         }
     }
@@ -169,18 +190,17 @@ impl Shared {
         while !is_last {
             thread::park_timeout(READ_EVERY);
             is_last = end.load(Ordering::Acquire);
-            let now = Instant::now();
-            self.catch_up(now, kernel);
-            self.progress.note(self.shards.len(), now);
+            self.catch_up(kernel);
+            self.progress.note(self.shards.len(), Instant::now());
         }
     }
 }
 
 impl Source for Shared {
     fn status(&self) -> Status {
-        self.catch_up(Instant::now(), &mut lock(&self.kernel));
+        self.catch_up(&mut lock(&self.kernel));
         let mut status = self.counted(Instant::now());
-        let sessions = |shard: &Mutex<Shard>| lock(shard).engine.sessions().count() as u64;
+        let sessions = |shard: &Shard| lock(&shard.engine).sessions().count() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
         status.pinholes = self.pinholes().len() as u64;
         status
@@ -190,8 +210,8 @@ impl Source for Shared {
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
         let mut kernel = lock(&self.kernel);
-        self.catch_up(now, &mut kernel);
-        let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions().collect::<Vec<_>>();
+        self.catch_up(&mut kernel);
+        let list = |shard: &Shard| lock(&shard.engine).sessions().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
         // No engine is locked meanwhile.
         for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
@@ -219,7 +239,7 @@ impl Source for Shared {
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.
     fn pinholes(&self) -> Vec<PinholeRow> {
-        self.catch_up(Instant::now(), &mut lock(&self.kernel));
+        self.catch_up(&mut lock(&self.kernel));
         let open = match lock(&self.kernel).list_open() {
             Ok(open) => open,
             Err(error) => {
@@ -243,9 +263,8 @@ impl Source for Shared {
                 remaining_seconds: remaining.as_secs(),
             })
         };
-        let rows = |shard: &Mutex<Shard>| {
-            lock(shard).engine.pinholes().filter_map(row).collect::<Vec<_>>()
-        };
+        let rows =
+            |shard: &Shard| lock(&shard.engine).pinholes().filter_map(row).collect::<Vec<_>>();
         self.shards.iter().flat_map(rows).collect()
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each worker has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
 //! length and checksum, appended before the verdicts that they belong to, and written anew when most of
-//! them are superseded. `table.json` says which rules are loaded. Both hold for one boot of one network
-//! namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
+//! them are superseded. `table.json` says which rules are loaded, `backend` what holds the pinholes. All hold for one boot of
+//! one network namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,7 +16,10 @@ use std::{
 use ftp_alg_core::engine::{Engine, RECORD_FORMAT, Restored};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{config::Fanout, gateway::Imprint};
+use crate::{
+    config::Fanout,
+    gateway::{Backend, Imprint},
+};
 
 /// What each journal begins with, up to its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
@@ -162,6 +165,23 @@ impl StateDir {
         let text = serde_json::to_string(&(&self.origin, imprint))?;
         replace(&self.imprint_path(), text.as_bytes()).map(drop)
     }
+
+    /// Where it is written what holds the pinholes.
+    pub(super) fn backend_path(&self) -> PathBuf {
+        self.path.join("backend")
+    }
+
+    /// The back end of an earlier daemon; `None` if there was none here.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        let text = fs::read_to_string(self.backend_path()).ok()?;
+        Backend::named(text.strip_prefix(&self.origin)?.trim_end())
+    }
+
+    /// Remembers which back end is in use.
+    pub(super) fn set_backend(&self, backend: Backend) -> io::Result<()> {
+        let text = format!("{}{}\n", self.origin, backend.as_str());
+        replace(&self.backend_path(), text.as_bytes()).map(drop)
+    }
 }
 
 /// Journals of queues that are not among `queues`: nobody writes them, so that a daemon which has those queues
@@ -222,11 +242,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Writes what changed; to be called before the verdicts that it belongs to are given.
-    pub(super) fn write(&mut self, engine: &mut Engine) -> io::Result<()> {
+    /// Writes records; to be called before the verdicts that they belong to are given.
+    pub(super) fn write<'r>(&mut self, records: impl Iterator<Item = &'r [u8]>) -> io::Result<()> {
         self.buffer.clear();
-        let buffer = &mut self.buffer;
-        engine.take_changes(|record| frame(record, buffer)).map_err(io::Error::other)?;
+        records.for_each(|record| frame(record, &mut self.buffer));
         let Some(file) = self.file.as_mut().filter(|_| !self.buffer.is_empty()) else {
             return Ok(());
         };
@@ -237,15 +256,11 @@ impl Journal {
             return Err(error);
         }
         self.length += self.buffer.len() as u64;
-        if self.length <= self.limit {
-            return Ok(());
-        }
-        // If that fails, this one is still right.
-        self.rewrite(engine).inspect_err(|_| self.limit = self.length + SLACK)
+        Ok(())
     }
 
-    /// Writes it anew if that failed before, or the file is not there any more. To be called now and
-    /// then.
+    /// Writes it anew if most of it is superseded, or that failed before, or the file is not there any more. To be called
+    /// about once a second.
     pub(super) fn recover(&mut self, engine: &mut Engine) -> io::Result<()> {
         let kept = match &self.file {
             Some(file) => {
@@ -254,10 +269,17 @@ impl Journal {
             }
             None => false,
         };
-        if kept {
-            return Ok(());
+        match kept {
+            true if !self.is_outgrown() => Ok(()),
+            // If that fails, this one is still right.
+            true => self.rewrite(engine).inspect_err(|_| self.limit = self.length + SLACK),
+            false => self.rewrite(engine).inspect_err(|_| self.file = None),
         }
-        self.rewrite(engine).inspect_err(|_| self.file = None)
+    }
+
+    /// Whether most of it is superseded.
+    pub(super) fn is_outgrown(&self) -> bool {
+        self.length > self.limit
     }
 
     /// Whether it can be written, as far as is known.

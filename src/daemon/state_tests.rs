@@ -1,7 +1,9 @@
 //! Journals that fail, vanish or grow.
 
 use ftp_alg_core::{
-    engine::{Attention, Checksums, Kernel, KernelError, Opening, Pinhole, Translation},
+    engine::{
+        Attention, Checksums, Kernel, KernelError, Opening, Pinhole, Standalone, Translation,
+    },
     policy::Policy,
 };
 
@@ -19,10 +21,13 @@ impl Kernel for NoNat {
     ) -> Result<Option<Translation>, KernelError> {
         Ok(Some(Translation::identity(client, server)))
     }
-    fn open(&mut self, _: &Opening<'_>) -> Result<(), KernelError> {
-        Ok(())
-    }
-    fn close(&mut self, _: &Pinhole) -> Result<(), KernelError> {
+    fn change(
+        &mut self,
+        _: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        outcomes.extend(openings.iter().map(|_| Ok(())));
         Ok(())
     }
     fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
@@ -37,25 +42,36 @@ fn engine() -> Engine {
     Engine::new(Policy::default(), Checksums::Verify)
 }
 
+type Gateway = Standalone<NoNat>;
+
+impl Journal {
+    /// Writes what `gateway` has noted, and all of it anew if most is superseded.
+    fn keep(&mut self, gateway: &mut Gateway) -> io::Result<()> {
+        let records = std::mem::take(&mut gateway.journal);
+        self.write(records.iter().map(Vec::as_slice))?;
+        if self.is_outgrown() { self.recover(&mut gateway.engine) } else { Ok(()) }
+    }
+}
+
 /// An engine whose sessions are kept in the journal of queue 7.
-fn kept() -> (tempfile::TempDir, StateDir, Engine, Journal) {
+fn kept() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap();
     let mut engine = engine();
     let journal = state.open(7, &mut engine).unwrap();
-    (directory, state, engine, journal)
+    (directory, state, Gateway::new(engine, NoNat), journal)
 }
 
 /// The SYN-ACK of another connection.
-fn begin(engine: &mut Engine, client_port: u16) {
+fn begin(gateway: &mut Gateway, client_port: u16) {
     let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
         .tcp(21, client_port, 7000, 1000)
         .syn()
         .ack(5001);
     let mut packet = Vec::new();
     builder.write(&mut packet, &[]).unwrap();
-    engine.packet(Instant::now(), &packet, &mut NoNat, &mut Vec::new());
-    assert!(engine.sessions().any(|s| s.translation.client.port() == client_port));
+    gateway.packet(Instant::now(), &packet);
+    assert!(gateway.engine.sessions().any(|s| s.translation.client.port() == client_port));
 }
 
 /// What a daemon that is started now would know.
@@ -66,13 +82,25 @@ fn known_again(state: &StateDir) -> usize {
 }
 
 #[test]
+fn the_back_end_is_known_again_in_the_same_place() {
+    let (directory, state, ..) = kept();
+    assert_eq!(state.backend(), None);
+    for backend in [Backend::Conntrack, Backend::Nftables] {
+        state.set_backend(backend).unwrap();
+        assert_eq!(state.backend(), Some(backend));
+    }
+    let elsewhere = StateDir::new(directory.path(), &[7, 8], Fanout::Connection).unwrap();
+    assert_eq!(elsewhere.backend(), None);
+}
+
+#[test]
 fn sessions_are_known_again_and_numbered_on() {
-    let (_directory, state, mut engine, mut journal) = kept();
-    begin(&mut engine, 1035);
+    let (_directory, state, mut gateway, mut journal) = kept();
+    begin(&mut gateway, 1035);
     assert_eq!(known_again(&state), 0, "not written yet");
-    journal.rewrite(&mut engine).unwrap();
-    begin(&mut engine, 1036);
-    journal.write(&mut engine).unwrap();
+    journal.rewrite(&mut gateway.engine).unwrap();
+    begin(&mut gateway, 1036);
+    journal.keep(&mut gateway).unwrap();
     let mut next = self::engine();
     drop(state.open(7, &mut next).unwrap());
     assert_eq!(next.session_count(), 2);
@@ -82,36 +110,36 @@ fn sessions_are_known_again_and_numbered_on() {
 
 #[test]
 fn a_journal_that_cannot_be_written_is_not_left_to_be_believed() {
-    let (_directory, state, mut engine, mut journal) = kept();
-    begin(&mut engine, 1035);
-    journal.write(&mut engine).unwrap();
+    let (_directory, state, mut gateway, mut journal) = kept();
+    begin(&mut gateway, 1035);
+    journal.keep(&mut gateway).unwrap();
     journal.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
-    begin(&mut engine, 1036);
-    assert!(journal.write(&mut engine).is_err());
+    begin(&mut gateway, 1036);
+    assert!(journal.keep(&mut gateway).is_err());
     assert!(!journal.path().exists());
-    begin(&mut engine, 1037);
-    journal.write(&mut engine).unwrap();
-    journal.recover(&mut engine).unwrap();
+    begin(&mut gateway, 1037);
+    journal.keep(&mut gateway).unwrap();
+    journal.recover(&mut gateway.engine).unwrap();
     assert_eq!(known_again(&state), 3);
 }
 
 #[test]
 fn a_journal_that_someone_removed_is_written_again() {
-    let (_directory, state, mut engine, mut journal) = kept();
-    begin(&mut engine, 1035);
-    journal.write(&mut engine).unwrap();
+    let (_directory, state, mut gateway, mut journal) = kept();
+    begin(&mut gateway, 1035);
+    journal.keep(&mut gateway).unwrap();
     fs::remove_file(journal.path()).unwrap();
-    journal.recover(&mut engine).unwrap();
+    journal.recover(&mut gateway.engine).unwrap();
     assert_eq!(known_again(&state), 1);
 }
 
 #[test]
 fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
-    let (_directory, state, mut engine, mut journal) = kept();
+    let (_directory, state, mut gateway, mut journal) = kept();
     journal.limit = 2000;
     for port in 1000..1050 {
-        begin(&mut engine, port);
-        journal.write(&mut engine).unwrap();
+        begin(&mut gateway, port);
+        journal.keep(&mut gateway).unwrap();
     }
     let length = fs::metadata(journal.path()).unwrap().len();
     assert_eq!(length, journal.length);
@@ -122,11 +150,11 @@ fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
 /// docs/scaling.md: twice what it holds, and 4 MiB.
 #[test]
 fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack() {
-    let (directory, _state, mut engine, mut journal) = kept();
-    begin(&mut engine, 1035);
+    let (directory, _state, mut gateway, mut journal) = kept();
+    begin(&mut gateway, 1035);
     let (mut longest, mut seq) = (0, 5001);
     let line = [&b"RETR "[..], &[b'x'; 200], b"\r\n"].concat();
-    let mut say = |engine: &mut Engine, client: bool, seq: u32, ack: u32, text: &[u8]| {
+    let mut say = |gateway: &mut Gateway, client: bool, seq: u32, ack: u32, text: &[u8]| {
         let (a, b) = ([192, 168, 150, 80], [203, 0, 113, 9]);
         let builder = match client {
             true => etherparse::PacketBuilder::ipv4(a, b, 64).tcp(1035, 21, seq, 1000),
@@ -134,19 +162,19 @@ fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack()
         };
         let mut packet = Vec::new();
         builder.ack(ack).write(&mut packet, text).unwrap();
-        engine.packet(Instant::now(), &packet, &mut NoNat, &mut Vec::new());
-        engine.take_events();
-        journal.write(engine).unwrap();
+        gateway.packet(Instant::now(), &packet);
+        gateway.take_events();
+        journal.keep(gateway).unwrap();
         let sum = |entry: io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len();
         let length: u64 = fs::read_dir(directory.path()).unwrap().map(sum).sum();
         longest = length.max(longest);
     };
-    say(&mut engine, false, 7001, 5001, b"220 ready\r\n");
+    say(&mut gateway, false, 7001, 5001, b"220 ready\r\n");
     for _ in 0..20_000 {
-        say(&mut engine, true, seq, 7012, &line);
+        say(&mut gateway, true, seq, 7012, &line);
         seq += line.len() as u32;
         if seq % 7 == 0 {
-            say(&mut engine, false, 7012, seq, b"");
+            say(&mut gateway, false, 7012, seq, b"");
         }
     }
     assert!(longest <= SLACK + 64 * 1024, "{longest}");
@@ -155,13 +183,13 @@ fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack()
 
 #[test]
 fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
-    let (directory, _state, mut engine, mut journal) = kept();
-    begin(&mut engine, 1035);
+    let (directory, _state, mut gateway, mut journal) = kept();
+    begin(&mut gateway, 1035);
     let new = directory.path().join("queue-7.new");
     std::os::unix::fs::symlink("/dev/full", &new).unwrap();
-    assert!(journal.rewrite(&mut engine).is_err());
+    assert!(journal.rewrite(&mut gateway.engine).is_err());
     assert!(!new.exists() && fs::symlink_metadata(&new).is_err());
-    journal.rewrite(&mut engine).unwrap();
+    journal.rewrite(&mut gateway.engine).unwrap();
 }
 
 #[test]
@@ -170,8 +198,9 @@ fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
     let two = || StateDir::new(directory.path(), &[7, 8], Fanout::Connection).unwrap();
     let mut engine = engine();
     let mut journal = two().open(8, &mut engine).unwrap();
-    begin(&mut engine, 1035);
-    journal.write(&mut engine).unwrap();
+    let mut gateway = Gateway::new(engine, NoNat);
+    begin(&mut gateway, 1035);
+    journal.keep(&mut gateway).unwrap();
     drop(StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap());
     assert!(directory.path().join("queue-8.refused").exists());
     let mut later = self::engine();
@@ -195,9 +224,9 @@ fn no_bytes_make_the_reading_panic() {
 
 #[test]
 fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
-    let (directory, state, mut engine, mut journal) = kept();
-    begin(&mut engine, 1035);
-    journal.rewrite(&mut engine).unwrap();
+    let (directory, state, mut gateway, mut journal) = kept();
+    begin(&mut gateway, 1035);
+    journal.rewrite(&mut gateway.engine).unwrap();
     let in_the_way = directory.path().join("queue-7.new");
     fs::create_dir(&in_the_way).unwrap();
     let mut next = self::engine();
@@ -212,9 +241,9 @@ fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
 #[test]
 fn a_journal_of_zeros_or_of_any_length_is_put_aside() {
     for more in [64, 3 << 30] {
-        let (directory, state, mut engine, mut journal) = kept();
-        begin(&mut engine, 1035);
-        journal.rewrite(&mut engine).unwrap();
+        let (directory, state, mut gateway, mut journal) = kept();
+        begin(&mut gateway, 1035);
+        journal.rewrite(&mut gateway.engine).unwrap();
         let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
         file.set_len(file.metadata().unwrap().len() + more).unwrap();
         assert!(matches!(

@@ -170,9 +170,7 @@ pub(super) fn open_again(table: &Table, shared: &Shared) {
         !used.contains(&(initiator, arrival))
             && open.iter().all(|open| (open.initiator, open.arrival) != (initiator, arrival))
     };
-    for shard in &shared.shards {
-        lock(shard).engine.open_again(Instant::now(), &mut *kernel, is_missing);
-    }
+    shared.open_again(&mut kernel, is_missing);
 }
 
 /// Has the table looked at as soon as another program changes nf_tables, for as long as the process lives.

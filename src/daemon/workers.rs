@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Checksums, Engine, Kernel, Pinhole};
+use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup, Pinhole};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     health::Health,
     heart::{self, Heart},
     log::Log,
+    mail::Mailbox,
     names::Names,
     progress::Progress,
     shard::{Home, Shard, lock},
@@ -46,6 +47,8 @@ use crate::{
 
 /// How long the first reading of the operator's rules may keep the workers from their start.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// About so many connections the kernel is asked at the end.
+const MOST_ASKED: usize = 4096;
 /// How often is looked whether the operator's rules have changed, and how the daemon is.
 const LOOK_AT_RULES: Duration = Duration::from_secs(1);
 
@@ -59,42 +62,47 @@ pub(super) fn start(
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
     names.watch(config.external_names())?;
-    let mut why = "the configuration says so";
-    if config.pinhole.backend == config::Backend::Auto {
-        let backend;
-        (backend, why) = gateway::automatic(&parameters);
-        parameters = parameters.with_backend(backend);
-    }
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     queues.iter_mut().try_for_each(Queue::take_joined)?;
-    let copies = open_copies(&mut parameters);
     let by_endpoints = (config.queue.fanout == config::Fanout::Cpu).then_some(numbers.len());
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
-    let commits = commits()?;
-    let claimed = ClaimedPorts::default();
-    let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
-        Ok(LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed))
-    };
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let shards = numbers
         .iter()
         .map(|number| {
             let mut engine = engine.beside();
             let journal = state.open(*number, &mut engine)?;
-            Ok(Mutex::new(Shard { engine, journal }))
+            Ok(Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) })
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| state_failed(state_dir, &error))?;
-    let restored = shards.iter().any(|shard| lock(shard).engine.session_count() > 0);
+    let restored = shards.iter().any(|shard| lock(&shard.engine).session_count() > 0);
+    let mut why = "the configuration says so";
+    if config.pinhole.backend == config::Backend::Auto {
+        let backend;
+        (backend, why) = gateway::automatic(state.backend().filter(|_| restored));
+        parameters = parameters.with_backend(backend);
+    }
+    let copies = open_copies(&mut parameters);
+    let commits = commits()?;
+    let claimed = ClaimedPorts::default();
+    let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
+        Ok(LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed))
+    };
+    let kernel = make_kernel()?;
+    for shard in &shards {
+        lock(&shard.engine).set_capacity(kernel.capacity());
+    }
     let threads = shards.len() + usize::from(copies.is_some());
     let shared = Arc::new(Shared {
         progress: Progress::new(threads),
         started: Instant::now(),
         backend: parameters.backend().as_str(),
+        mailboxes: shards.iter().map(|_| Mailbox::default()).collect(),
         shards,
         copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
         errors: AtomicU64::new(0),
@@ -104,7 +112,7 @@ pub(super) fn start(
         health: Health::new(Instant::now()),
         names,
         unconfined,
-        kernel: Mutex::new(make_kernel()?),
+        kernel: Mutex::new(kernel),
     });
     let mut workers = Workers {
         shared,
@@ -124,8 +132,7 @@ pub(super) fn start(
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
     workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
     let reader = ClaimsReader::new(&claimed, &commits)?;
-    let is_auto = config.pinhole.backend == config::Backend::Auto;
-    let claims_are_read = workers.follow_rules(reader, parameters.clone(), is_auto, events)?;
+    let claims_are_read = workers.follow_rules(reader, parameters.clone(), events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
     let _ = claims_are_read.recv_timeout(PATIENCE);
     let count = queues.len();
@@ -220,6 +227,9 @@ impl Workers {
     ) -> Result<(), ServiceError> {
         let number = worker.queue.number();
         let waker = worker.queue.waker()?;
+        if let Some(mailbox) = self.shared.mailboxes.get(worker.own) {
+            mailbox.wakes(worker.queue.waker()?);
+        }
         let end = Arc::clone(&self.end);
         let work = move || {
             if let Some((index, count)) = processors {
@@ -257,7 +267,6 @@ impl Workers {
         &mut self,
         mut reader: ClaimsReader,
         parameters: RuleParameters,
-        is_auto: bool,
         events: &Sender<Event>,
     ) -> Result<Receiver<()>, ServiceError> {
         let (told, is_read) = mpsc::channel();
@@ -267,7 +276,7 @@ impl Workers {
                 let rules = reader.look();
                 let _ = told.send(());
                 if let Some(rules) = rules {
-                    shared.health.judge(&rules, &parameters, is_auto);
+                    shared.health.judge(&rules, &parameters);
                 }
                 shared.tend(Instant::now(), &parameters);
                 thread::park_timeout(LOOK_AT_RULES);
@@ -318,6 +327,12 @@ impl Workers {
             );
         }
         self.keep_imprint();
+        if let Err(error) = self.state.set_backend(parameters.backend()) {
+            self.shared.fail(&format!(
+                "{}: {error}; a daemon that is started again may take another back end",
+                self.state.backend_path().display()
+            ));
+        }
         self.tell_of_selection();
         if !restored {
             return Ok(is_new);
@@ -326,29 +341,39 @@ impl Workers {
         let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
             open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
         };
-        for shard in &self.shared.shards {
-            let is_missing =
-                |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
-            lock(shard).engine.open_again(Instant::now(), &mut *kernel, is_missing);
-        }
+        let is_missing =
+            |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
+        self.shared.open_again(&mut kernel, is_missing);
         // Of an expectation is not known whose it is; it ends by itself.
         if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
         {
             for OpenPinhole { initiator, arrival, .. } in open_now {
-                if !lock(shard).engine.holds(initiator, arrival) {
+                if !lock(&shard.engine).holds(initiator, arrival) {
                     let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
-                    kernel.close(&left).unwrap_or_else(|error| self.shared.fail(&error));
+                    let closed = kernel.change(&[left], &[], &mut Vec::new());
+                    closed.unwrap_or_else(|error| self.shared.fail(&error));
                 }
             }
         }
         Ok(is_new)
     }
 
+    /// Whether the numbers of a connection that is open are adjusted, and the kernel still knows it. Of very many that it
+    /// does not know the rest is taken for known: whoever stops must not ask for long.
+    fn has_adjusted(&self, kernel: &mut LinuxKernel) -> bool {
+        let of_shard =
+            |shard: &Shard| lock(&shard.engine).adjusted().take(MOST_ASKED + 1).collect::<Vec<_>>();
+        let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
+        adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
+            asked >= MOST_ASKED || !matches!(kernel.translation(*client, *server), Ok(None))
+        })
+    }
+
     /// What passed another table, or none, may be anything.
     fn tell_of_selection(&self) {
         let answers = self.table.as_ref().is_some_and(Table::lets_pass);
         for shard in &self.shared.shards {
-            lock(shard).engine.set_selection(answers);
+            lock(&shard.engine).set_selection(answers);
         }
     }
 
@@ -398,15 +423,13 @@ fn pin(number: u16, index: usize, count: usize) {
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        let now = Instant::now();
         // Which connections are over may have passed.
-        self.shared.catch_up(now, &mut kernel);
-        let is_any = |is: &mut dyn FnMut(&mut Engine) -> bool| {
-            self.shared.shards.iter().any(|s| is(&mut lock(s).engine))
-        };
-        let adjusted = is_any(&mut |engine| engine.is_needed(&mut *kernel));
+        self.shared.catch_up(&mut kernel);
+        let adjusted = self.has_adjusted(&mut kernel);
         // What they announce while a daemon is started again waits for it.
-        let needed = adjusted || is_any(&mut |engine| engine.is_in_use(now));
+        let now = Instant::now();
+        let in_use = |shard: &Shard| lock(&shard.engine).is_in_use(now);
+        let needed = adjusted || self.shared.shards.iter().any(in_use);
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
             Some(table) if needed => {
@@ -447,9 +470,11 @@ impl Drop for Workers {
         self.shared.log.end();
         if !needed {
             // Those in our table have gone with it; expectations have not.
-            for shard in &self.shared.shards {
-                lock(shard).engine.close_all(&mut *kernel);
-            }
+            self.shared.work(&mut kernel, |_, effects| {
+                for (shard, effects) in self.shared.shards.iter().zip(effects) {
+                    lock(&shard.engine).close_all(effects);
+                }
+            });
         }
     }
 }
@@ -469,7 +494,7 @@ impl Service for Workers {
     fn resolved(&self, config: &Config) {
         let policy = config.policy(|name| self.shared.names.external(name));
         for shard in &self.shared.shards {
-            lock(shard).engine.set_policy(policy.clone());
+            lock(&shard.engine).set_policy(policy.clone());
         }
     }
 

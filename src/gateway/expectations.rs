@@ -58,15 +58,29 @@ impl Expectations {
         self.capacity
     }
 
+    /// Closes `closed`, then opens `openings`, one after the other. `outcomes` becomes the outcome of each opening. If
+    /// this fails, any of `closed` may still be open.
+    pub fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
+        outcomes.clear();
+        outcomes.extend(openings.iter().map(|opening| self.open(opening)));
+        Ok(())
+    }
+
     /// Opens a pinhole for one connection, within its lifetime, in whole seconds.
     /// [`KernelError::Taken`] if initiator and arrival are those of an expectation.
-    pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
+    fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
         let Opening { pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.arrival);
         let master = Tuple { source: control.client, destination: control.server_external };
-        let expected = Expected::of(pinhole).map_err(failed)?;
+        let expected = Expected::of(&pinhole).map_err(failed)?;
         // CTA_EXPECT_NAT_DIR: the direction of the master that the connection goes in.
         let direction = u32::from(!from_client);
         let nat = Tuple { source: pinhole.target, destination: expected.none };
@@ -108,16 +122,16 @@ impl Expectations {
         // there already.
         let limited = ask(0);
         limited.or_else(|error| {
-            self.close(pinhole)?;
+            self.close(&pinhole)?;
             Err(failed(error))
         })
     }
 
     /// Closes `pinhole` if it is open. A connection through it goes on.
-    pub fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
-        let tuple = Expected::of(pinhole).map_err(failed)?.tuple;
+        let tuple = Expected::of(&pinhole).map_err(failed)?.tuple;
         let deleted = self.requests.ask(
             IPCTNL_MSG_EXP_DELETE,
             libc::NLM_F_ACK,

@@ -182,6 +182,13 @@ impl Expecting {
         Self::probe(has(CAP_NET_ADMIN))
     }
 
+    /// Whether pinholes can be expectations for a helper of our own, in user space. Starts no program where the kernel has
+    /// no such helpers.
+    pub fn by_own_helper() -> bool {
+        let permitted = has(CAP_NET_ADMIN);
+        takes_helpers(permitted) && Self::probe(permitted).possible()
+    }
+
     fn probe(permitted: bool) -> Self {
         let answers = |subsystem, command, flags| permitted && answers(subsystem, command, flags);
         let (one, all) = (0, libc::NLM_F_DUMP);

@@ -4,14 +4,15 @@
 //! into the kernel, and every `unsafe` block of the crate, is in here.
 
 pub mod assistant;
+mod automatic;
 mod child;
-mod choice;
 mod claimed;
 mod commits;
 mod compiled;
 mod conntrack;
 mod copies;
 mod ctnetlink;
+mod elements;
 mod error;
 mod expectations;
 mod externals;
@@ -37,7 +38,7 @@ mod used;
 
 use std::net::SocketAddr;
 
-pub use choice::{Outlook, automatic, choose, outlooks};
+pub use automatic::automatic;
 pub use claimed::{ClaimedPorts, ClaimsReader};
 pub use commits::Commits;
 pub use conntrack::Conntrack;
@@ -136,34 +137,30 @@ impl Kernel for LinuxKernel {
         self.conntrack.translation(client, server)
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.check(opening.pinhole)?;
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.open(opening),
-            Holder::Conntrack(expectations) => expectations.open(opening),
-        }
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.close(pinhole),
-            Holder::Conntrack(expectations) => expectations.close(pinhole),
-        }
-    }
-
-    fn close_and_open(
+    fn change(
         &mut self,
         closed: &[Pinhole],
-        opening: &Opening<'_>,
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
-        self.check(opening.pinhole)?;
+        let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
+        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
+        let mut answers = Vec::with_capacity(passed.len());
         match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.close_and_open(closed, opening),
+            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
             Holder::Conntrack(expectations) => {
-                closed.iter().try_for_each(|pinhole| expectations.close(pinhole))?;
-                expectations.open(opening)
+                expectations.change(closed, &passed, &mut answers)?
             }
         }
+        let mut answers = answers.into_iter();
+        outcomes.clear();
+        outcomes.extend(
+            checked
+                .into_iter()
+                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
+        );
+        Ok(())
     }
 
     fn capacity(&self) -> usize {

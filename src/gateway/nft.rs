@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::{ffi::CStr, io, ptr::NonNull, time::Duration};
+use std::{ffi::CStr, io, ops::Range, ptr::NonNull, time::Duration};
 
 use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,11 @@ impl Outcome {
         self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
     }
 
+    /// With which error the first of these messages failed that did.
+    pub(super) fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
+        self.errors.iter().find(|(failed, _)| messages.contains(failed)).map(|(_, errno)| *errno)
+    }
+
     /// Whether the batch changed something, taking it that one which did not tell did so unless it
     /// failed.
     pub(super) fn changed(&self) -> bool {
@@ -103,6 +108,11 @@ impl Batch {
         let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, tells_changes: false };
         batch.clear();
         batch
+    }
+
+    /// How many messages there are.
+    pub(super) fn len(&self) -> usize {
+        self.messages
     }
 
     /// Starts again, keeping the memory.

@@ -11,28 +11,33 @@
 //! that is not there: each deletion ends with work for the kernel that waits for a grace period.
 
 use std::{
-    ffi::CStr,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    ops::Range,
     time::Duration,
 };
 
 use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::{
-    Commits, GatewayError,
+    Commits, GatewayError, compiled,
+    elements::{Elements, Translation, V4, V6, read_key},
     netlink::Socket,
-    nft::{self, Batch, Element},
+    nft::{self, Batch, Element, Outcome},
 };
 
 /// Translations outlive the permission, so that a connection admitted in its last moment finds
 /// them.
 const TRANSLATIONS_LONGER: Duration = Duration::from_secs(5);
 
-/// Batches tried before opening gives up: elements may expire between one and the next.
-const ATTEMPTS: usize = 4;
+/// Transactions tried before a change gives up. Each tells all that is refused; elements may expire between one and
+/// the next.
+const ATTEMPTS: usize = 8;
 
-/// Opens and closes pinholes, each in one transaction. One for each thread.
+/// Pinholes opened in one transaction, and pinholes closed in it: it fits a send buffer of the default size.
+const AT_ONCE: usize = 128;
+
+/// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
 pub struct Pinholes {
     socket: Socket,
@@ -40,18 +45,6 @@ pub struct Pinholes {
     commits: Commits,
     /// Whether the kernel deletes what may not be there (Linux 6.3); told by its first answer.
     destroys: bool,
-}
-
-/// How to be rid of a translation that an earlier pinhole may have left, where the kernel cannot
-/// destroy: its data is guessed, then learned from errors.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Old {
-    /// None, or one with the new one's data.
-    Same,
-    /// One with other data.
-    Other,
-    /// It has expired meanwhile.
-    Absent,
 }
 
 /// A pinhole that nothing has used yet.
@@ -65,15 +58,6 @@ pub struct OpenPinhole {
     pub remaining: Duration,
 }
 
-struct Sets {
-    pinholes: &'static CStr,
-    targets: &'static CStr,
-    sources: &'static CStr,
-}
-
-const V4: Sets = Sets { pinholes: c"pinholes4", targets: c"targets4", sources: c"sources4" };
-const V6: Sets = Sets { pinholes: c"pinholes6", targets: c"targets6", sources: c"sources6" };
-
 impl Pinholes {
     /// The size of each set of pinholes, with some room for what was used up and is not collected yet.
     pub(super) const CAPACITY: usize = 65_536 - 4096;
@@ -81,6 +65,7 @@ impl Pinholes {
     /// Opens a netlink socket; the table need not be there yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
+        compiled::prepare(&socket);
         Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), destroys: true })
     }
 
@@ -94,122 +79,96 @@ impl Pinholes {
         Self { commits: commits.clone(), ..self }
     }
 
-    /// Opens a pinhole for one connection, within its lifetime. [`KernelError::Taken`] if initiator
-    /// and arrival are those of an open pinhole.
-    pub fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.close_and_open(&[], opening)
-    }
-
-    /// Closes `closed`, whether they are open, used or expired, and opens a pinhole as
-    /// [`Pinholes::open`] does; all of it or nothing.
-    pub fn close_and_open(
+    /// Closes `closed`, whether they are open, consumed or expired, and opens each of `openings` for one connection,
+    /// within its lifetime; all in one transaction, unless they are very many. An established connection goes on when its
+    /// pinhole is closed.
+    ///
+    /// `outcomes` becomes the outcome of each opening, [`KernelError::Taken`] if its initiator and arrival are those of
+    /// an open pinhole. The kernel names every message that it refuses, and does nothing then; so the transaction is
+    /// sent again without the openings that are refused. If this fails, any of `closed` may still be open.
+    pub fn change(
         &mut self,
         closed: &[Pinhole],
-        opening: &Opening<'_>,
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
-        let Opening { pinhole, lifetime, .. } = *opening;
-        let failed =
-            |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
-        let elements = Elements::of(pinhole).map_err(failed)?;
-        let permission = elements.permission(Some(lifetime));
-        let translations =
-            elements.translations(Some(lifetime.saturating_add(TRANSLATIONS_LONGER)));
-        let mut old = [Old::Same; 2];
+        outcomes.clear();
+        let (mut closed, mut openings) = (closed, openings);
+        while !closed.is_empty() || !openings.is_empty() {
+            let (closed_now, closed_later) = closed.split_at(closed.len().min(AT_ONCE));
+            let room = if closed_later.is_empty() { AT_ONCE } else { 0 };
+            let (openings_now, openings_later) = openings.split_at(openings.len().min(room));
+            self.transact(closed_now, openings_now, outcomes)?;
+            (closed, openings) = (closed_later, openings_later);
+        }
+        Ok(())
+    }
+
+    /// One transaction of [`Pinholes::change`], tried until the kernel takes it.
+    fn transact(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        let failed = |source| KernelError::System { what: "change pinholes".into(), source };
+        // What has no elements is not open.
+        let closed = closed.iter().filter_map(|pinhole| Elements::of(pinhole).ok());
+        let mut revoked: Vec<_> = closed.map(Revoked::new).collect();
+        let mut opened = Vec::with_capacity(openings.len());
+        for opening in openings {
+            match Elements::of(&opening.pinhole) {
+                Ok(elements) => {
+                    opened.push(Opened::new(opening, elements, outcomes.len()));
+                    outcomes.push(Ok(()));
+                }
+                Err(source) => outcomes.push(Err(not_opened(&opening.pinhole, source))),
+            }
+        }
         for _ in 0..ATTEMPTS {
+            if revoked.is_empty() && opened.is_empty() {
+                return Ok(());
+            }
             self.batch.clear();
-            let mut destroyed = usize::MAX;
-            for pinhole in closed {
-                destroyed = self.revoke(&Elements::of(pinhole).map_err(failed)?);
+            if opened.is_empty() {
+                self.batch.tell_changes();
             }
-            let permitted = self.batch.add_element(&permission);
-            let [mut cleared, mut added] = [[usize::MAX; 2]; 2];
-            for (index, Translation { element, changes }) in translations.iter().enumerate() {
-                match old[index] {
-                    _ if self.destroys => {
-                        destroyed = self.batch.destroy_element(element.set, element.key);
-                    }
-                    Old::Same => cleared[index] = self.batch.clear_element(element),
-                    Old::Other => {
-                        cleared[index] = self.batch.delete_element(element.set, element.key);
-                    }
-                    Old::Absent => {}
-                }
-                if *changes {
-                    added[index] = self.batch.add_element(element);
-                }
-            }
+            revoked.iter_mut().for_each(|revoked| revoked.put(&mut self.batch, self.destroys));
+            opened.iter_mut().for_each(|opened| opened.put(&mut self.batch, self.destroys));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(()) };
-            if self.destroys && outcome.failed_with(destroyed, libc::EINVAL) {
+            let removals = revoked.iter().map(|revoked| &revoked.removal);
+            let mut removals = removals.chain(opened.iter().flat_map(|opened| &opened.removals));
+            if self.destroys
+                && removals.any(|removal| outcome.failed_with(removal.at, libc::EINVAL))
+            {
                 self.destroys = false;
                 continue;
             }
-            let there =
-                |at| outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY);
-            if there(permitted) {
-                return Err(KernelError::Taken);
-            }
-            if error == libc::ENFILE {
-                return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
-            }
             let mut learned = false;
-            for ((old, cleared), added) in old.iter_mut().zip(cleared).zip(added) {
-                let now = if outcome.failed_with(cleared, libc::ENOENT) && *old == Old::Other {
-                    Old::Absent
-                } else if there(cleared) || there(added) {
-                    Old::Other
-                } else {
-                    *old
-                };
-                learned |= now != *old;
-                *old = now;
+            for revoked in &mut revoked {
+                learned |= revoked.removal.learn(&outcome, usize::MAX);
             }
-            if !learned {
+            // Without our table there are no pinholes.
+            revoked.retain(|revoked| revoked.removal.old != Old::Absent);
+            let before = opened.len();
+            opened.retain_mut(|opened| match opened.learn(&outcome) {
+                Ok(more) => {
+                    learned |= more;
+                    true
+                }
+                Err(error) => {
+                    if let Some(outcome) = outcomes.get_mut(opened.index) {
+                        *outcome = Err(error);
+                    }
+                    false
+                }
+            });
+            if !learned && opened.len() == before {
                 return Err(failed(table_error(error)));
             }
         }
         Err(failed(io::ErrorKind::ResourceBusy.into()))
-    }
-
-    /// Closes `pinhole`, whether it is open, used or expired. A connection through it goes on.
-    pub fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        let failed =
-            |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
-        let elements = Elements::of(pinhole).map_err(failed)?;
-        for _ in 0..ATTEMPTS {
-            self.batch.clear();
-            self.batch.tell_changes();
-            let revoked = self.revoke(&elements);
-            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            match outcome.first_error() {
-                // Without our table there are no pinholes.
-                None | Some(libc::ENOENT) => return Ok(()),
-                Some(libc::EINVAL)
-                    if self.destroys && outcome.failed_with(revoked, libc::EINVAL) =>
-                {
-                    self.destroys = false;
-                }
-                Some(error) => return Err(failed(io::Error::from_raw_os_error(error))),
-            }
-        }
-        Err(failed(io::ErrorKind::ResourceBusy.into()))
-    }
-
-    /// Adds to the batch that a pinhole is closed, with its translations: whoever opens many leaves no more behind
-    /// than it holds. Returns the index of the message that an older kernel refuses; there translations stay
-    /// until they expire.
-    fn revoke(&mut self, elements: &Elements) -> usize {
-        if self.destroys {
-            for Translation { element, changes } in elements.translations(None) {
-                if changes {
-                    self.batch.destroy_element(element.set, element.key);
-                }
-            }
-            self.batch.destroy_element(elements.sets.pinholes, elements.key.as_ref())
-        } else {
-            // The timeout is that of an element that is never seen.
-            self.batch.clear_element(&elements.permission(Some(TRANSLATIONS_LONGER)))
-        }
     }
 
     /// The pinholes that are open now, as the kernel says.
@@ -239,6 +198,10 @@ impl Pinholes {
     }
 }
 
+fn not_opened(pinhole: &Pinhole, source: io::Error) -> KernelError {
+    KernelError::System { what: format!("open pinhole {pinhole}"), source }
+}
+
 /// ENOENT says nothing to an operator.
 fn table_error(errno: i32) -> io::Error {
     match errno {
@@ -250,153 +213,147 @@ fn table_error(errno: i32) -> io::Error {
     }
 }
 
-/// The bytes of a pinhole's elements, as the sets' types want them.
-struct Elements {
-    sets: &'static Sets,
-    key: Bytes,
-    target: Bytes,
-    source_key: Bytes,
-    source: Bytes,
-    changes_target: bool,
-    changes_source: bool,
+/// What is known of an element that is to go, where the kernel cannot destroy: its data is guessed, then learned from
+/// errors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Old {
+    /// Not there, or there with the data that is guessed.
+    Same,
+    /// There with other data, or in a set that is full.
+    Other,
+    /// Not there.
+    Absent,
 }
 
-/// An element that translates, and whether there is need of it.
-struct Translation<'a> {
-    element: Element<'a>,
-    changes: bool,
+/// The removal of an element that may not be there.
+struct Removal {
+    old: Old,
+    /// Index of its message in the last transaction.
+    at: usize,
 }
 
-impl Elements {
-    fn of(pinhole: &Pinhole) -> io::Result<Self> {
-        let Pinhole { initiator, arrival, target, source } = *pinhole;
-        let families = [initiator, arrival.ip(), target.ip(), source].map(|a| a.is_ipv4());
-        let sets = match families {
-            [true, true, true, true] => &V4,
-            [false, false, false, false] => &V6,
-            _ => {
-                let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
+impl Removal {
+    fn new() -> Self {
+        Self { old: Old::Same, at: usize::MAX }
+    }
+
+    fn put(&mut self, batch: &mut Batch, destroys: bool, element: &Element<'_>) {
+        self.at = match self.old {
+            Old::Absent => usize::MAX,
+            _ if destroys => batch.destroy_element(element.set, element.key),
+            Old::Same => batch.clear_element(element),
+            Old::Other => batch.delete_element(element.set, element.key),
         };
-        Ok(Self {
-            sets,
-            key: Bytes::default().address(initiator).endpoint(arrival),
-            target: Bytes::default().endpoint(target),
-            source_key: Bytes::default().address(initiator).endpoint(target),
-            source: Bytes::default().address(source),
-            changes_target: target != arrival,
-            changes_source: source != initiator,
-        })
     }
 
-    fn permission(&self, timeout: Option<Duration>) -> Element<'_> {
-        Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
-    }
-
-    fn translations(&self, timeout: Option<Duration>) -> [Translation<'_>; 2] {
-        let of = |set, key, data, changes| {
-            let element = Element { set, key, data: Some(data), timeout };
-            Translation { element, changes }
-        };
-        let Sets { targets, sources, .. } = *self.sets;
-        [
-            of(targets, self.key.as_ref(), self.target.as_ref(), self.changes_target),
-            of(sources, self.source_key.as_ref(), self.source.as_ref(), self.changes_source),
-        ]
-    }
-}
-
-/// A concatenation: each part takes whole 4-byte words. The longest has two addresses and a port.
-#[derive(Clone, Copy, Default)]
-struct Bytes {
-    words: [[u8; 4]; 9],
-    length: usize,
-}
-
-impl Bytes {
-    fn push(mut self, word: [u8; 4]) -> Self {
-        if let Some(free) = self.words.get_mut(self.length) {
-            *free = word;
-            self.length += 1;
-        }
-        self
-    }
-
-    fn address(self, address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(address) => self.push(address.octets()),
-            IpAddr::V6(address) => {
-                let octets = address.octets();
-                octets.as_chunks().0.iter().fold(self, |bytes, word| bytes.push(*word))
-            }
-        }
-    }
-
-    fn endpoint(self, endpoint: SocketAddr) -> Self {
-        let [high, low] = endpoint.port().to_be_bytes();
-        self.address(endpoint.ip()).push([high, low, 0, 0])
-    }
-
-    fn as_ref(&self) -> &[u8] {
-        self.words.get(..self.length).unwrap_or_default().as_flattened()
-    }
-}
-
-fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
-    fn split<const N: usize>(key: &[u8]) -> Option<([u8; N], [u8; N], [u8; 2])> {
-        let (initiator, rest) = key.split_first_chunk()?;
-        let (arrival, rest) = rest.split_first_chunk()?;
-        (rest.len() == 4).then_some((*initiator, *arrival, *rest.first_chunk()?))
-    }
-    let (initiator, arrival, port): (IpAddr, IpAddr, _) =
-        if let Some((a, b, port)) = split::<4>(key) {
-            (Ipv4Addr::from(a).into(), Ipv4Addr::from(b).into(), port)
-        } else {
-            let (a, b, port) = split::<16>(key)?;
-            (Ipv6Addr::from(a).into(), Ipv6Addr::from(b).into(), port)
-        };
-    Some((initiator, SocketAddr::new(arrival, u16::from_be_bytes(port))))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn pinhole(initiator: &str, arrival: &str) -> Pinhole {
-        let (initiator, arrival) = (initiator.parse().unwrap(), arrival.parse().unwrap());
-        Pinhole { initiator, arrival, target: arrival, source: initiator }
-    }
-
-    #[test]
-    fn keys_are_read_as_written() {
-        for (initiator, arrival) in
-            [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
+    /// Whether the next transaction will be another; `added` is the message that adds an element with this key.
+    fn learn(&mut self, outcome: &Outcome, added: usize) -> bool {
+        let now = if outcome.failed_with(self.at, libc::ENOENT) {
+            Old::Absent
+        } else if is_there(outcome, self.at)
+            || outcome.failed_with(self.at, libc::ENFILE)
+            || is_there(outcome, added)
         {
-            let pinhole = pinhole(initiator, arrival);
-            let elements = Elements::of(&pinhole).unwrap();
-            assert_eq!(read_key(elements.key.as_ref()), Some((pinhole.initiator, pinhole.arrival)));
+            Old::Other
+        } else {
+            self.old
+        };
+        std::mem::replace(&mut self.old, now) != now
+    }
+}
+
+/// Whether a message failed, since there is such an element.
+fn is_there(outcome: &Outcome, at: usize) -> bool {
+    outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
+}
+
+/// A pinhole to be closed. Its translations go as well: whoever opens many leaves no more behind than it holds. With an
+/// older kernel they stay until they expire.
+struct Revoked {
+    elements: Elements,
+    removal: Removal,
+}
+
+impl Revoked {
+    fn new(elements: Elements) -> Self {
+        Self { elements, removal: Removal::new() }
+    }
+
+    fn put(&mut self, batch: &mut Batch, destroys: bool) {
+        if destroys {
+            for Translation { element, changes } in self.elements.translations(None) {
+                if changes {
+                    batch.destroy_element(element.set, element.key);
+                }
+            }
+        }
+        // The timeout is that of an element that is never seen.
+        let permission = self.elements.permission(Some(TRANSLATIONS_LONGER));
+        self.removal.put(batch, destroys, &permission);
+    }
+}
+
+/// A pinhole to be opened.
+struct Opened<'a> {
+    pinhole: &'a Pinhole,
+    lifetime: Duration,
+    elements: Elements,
+    /// The index of its outcome.
+    index: usize,
+    /// Of the translations that an earlier pinhole may have left.
+    removals: [Removal; 2],
+    /// Its messages in the last transaction: all, the permission and the translations.
+    messages: Range<usize>,
+    permitted: usize,
+    added: [usize; 2],
+}
+
+impl<'a> Opened<'a> {
+    fn new(opening: &'a Opening, elements: Elements, index: usize) -> Self {
+        Self {
+            pinhole: &opening.pinhole,
+            lifetime: opening.lifetime,
+            elements,
+            index,
+            removals: [Removal::new(), Removal::new()],
+            messages: 0..0,
+            permitted: usize::MAX,
+            added: [usize::MAX; 2],
         }
     }
 
-    #[test]
-    fn a_key_has_whole_words() {
-        let elements = Elements::of(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
-        assert_eq!(elements.key.as_ref(), [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
-        assert_eq!(elements.target.as_ref(), [192, 0, 2, 7, 1, 2, 0, 0]);
+    fn put(&mut self, batch: &mut Batch, destroys: bool) {
+        self.permitted = batch.add_element(&self.elements.permission(Some(self.lifetime)));
+        let longer = self.lifetime.saturating_add(TRANSLATIONS_LONGER);
+        let translations = self.elements.translations(Some(longer));
+        for ((translation, removal), added) in
+            translations.iter().zip(&mut self.removals).zip(&mut self.added)
+        {
+            removal.put(batch, destroys, &translation.element);
+            if translation.changes {
+                *added = batch.add_element(&translation.element);
+            }
+        }
+        self.messages = self.permitted..batch.len();
     }
 
-    #[test]
-    fn families_are_not_mixed() {
-        assert!(Elements::of(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn no_key_panics(key in proptest::collection::vec(any::<u8>(), 0..60)) {
-            read_key(&key);
+    /// Whether the next transaction will be another, if it is not refused for good.
+    fn learn(&mut self, outcome: &Outcome) -> Result<bool, KernelError> {
+        if is_there(outcome, self.permitted) {
+            return Err(KernelError::Taken);
+        }
+        let [target, source] = self.added;
+        if [self.permitted, target, source].iter().any(|at| outcome.failed_with(*at, libc::ENFILE))
+        {
+            return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
+        }
+        let mut learned = false;
+        for (removal, added) in self.removals.iter_mut().zip(self.added) {
+            learned |= removal.learn(outcome, added);
+        }
+        match outcome.error_in(&self.messages) {
+            Some(error) if !learned => Err(not_opened(self.pinhole, table_error(error))),
+            _ => Ok(learned),
         }
     }
 }

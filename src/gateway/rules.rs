@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{GatewayError, selection};
 
-const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft");
-const CONNTRACK: &str = include_str!("../../rules/ftp-alg-conntrack.nft");
+/// Lines between `#if BACKEND` and the next such line, or `#end`, are for that back end alone.
+const NFTABLES: &str = include_str!("../../rules/ftp-alg.nft.in");
 const IPTABLES: &str = include_str!("../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../rules/ftp-alg.ip6tables");
 
@@ -271,12 +271,8 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// drops for [`QueueStatement::Xtables`], until the rule that queues takes that place: what it
 /// gets must never pass unseen.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
-    let file = match parameters.backend {
-        Backend::Nftables => NFTABLES,
-        Backend::Conntrack => CONNTRACK,
-    };
-    let mut text = String::with_capacity(file.len() + 64);
-    for line in file.split_inclusive('\n') {
+    let mut text = String::with_capacity(NFTABLES.len() + 64);
+    for line in lines_for(parameters.backend) {
         let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
         match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
             "define control_ports" => {
@@ -309,6 +305,18 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
         }
     }
     text.replacen(selection::PLACE, &selection::chains(), 1)
+}
+
+/// The lines of the nftables file that are for `backend`.
+fn lines_for(backend: Backend) -> impl Iterator<Item = &'static str> {
+    let mut is_for = true;
+    NFTABLES.split_inclusive('\n').filter(move |line| {
+        let line = line.trim_end();
+        let section = line.strip_prefix("#if ").map(|name| name == backend.as_str());
+        let section = section.or((line == "#end").then_some(true));
+        is_for = section.unwrap_or(is_for);
+        is_for && section.is_none()
+    })
 }
 
 /// Nftables rules with our own helper, which must be there when they are loaded.
@@ -397,16 +405,27 @@ mod tests {
     fn defaults_give_the_files_themselves() {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
         assert_eq!(defaults, RuleParameters::default());
-        assert_eq!(render(&defaults), NFTABLES.replace(selection::PLACE, &selection::chains()));
+        let lines: String = lines_for(Backend::Nftables).collect();
+        assert_eq!(render(&defaults), lines.replace(selection::PLACE, &selection::chains()));
         assert_eq!(render_iptables(&defaults), IPTABLES);
         assert_eq!(render_ip6tables(&defaults), IP6TABLES);
     }
 
     #[test]
-    fn both_files_have_the_place_of_the_lines() {
-        for file in [NFTABLES, CONNTRACK] {
-            assert_eq!(file.matches(selection::PLACE).count(), 1);
+    fn each_back_end_has_its_sections_and_no_other() {
+        for (backend, own, other) in [
+            (Backend::Nftables, "chain nat_postrouting {", "\n\tct helper ftp_alg {"),
+            (Backend::Conntrack, "\n\tct helper ftp_alg {", "pinholes4"),
+        ] {
+            let text: String = lines_for(backend).collect();
+            assert_eq!(text.matches(own).count(), 1);
+            assert!(!text.contains(other) && !text.contains("#if ") && !text.contains("#end"));
+            assert_eq!(text.matches('{').count(), text.matches('}').count());
+            assert_eq!(text.matches(selection::PLACE).count(), 1);
         }
+        let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
+        assert!(sections.clone().count() > 10);
+        assert!(sections.into_iter().all(|name| Backend::named(name).is_some()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg_core::{engine::Verdict, policy::Policy};
+use ftp_alg_core::{engine::Fate, policy::Policy};
 
 use crate::network::{Hostile, LONG_NAME, Reset, Wire, numbered, repeated, server};
 
@@ -19,8 +19,8 @@ fn fill(wire: &mut Wire, first: usize) -> usize {
         for segment in Hostile::Unacknowledged.segments() {
             wire.say(numbered(number), &segment);
         }
-        assert!(wire.engine.memory() <= MEMORY);
-        if wire.engine.counters().limits.memory > 0 {
+        assert!(wire.gateway.engine.memory() <= MEMORY);
+        if wire.gateway.engine.counters().limits.memory > 0 {
             return number;
         }
     }
@@ -31,7 +31,7 @@ fn fill(wire: &mut Wire, first: usize) -> usize {
 fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
     let (mut wire, client) = (Wire::new(policy()), numbered(0));
     let last = fill(&mut wire, 0);
-    assert_eq!(wire.engine.counters().limits.memory, 1);
+    assert_eq!(wire.gateway.engine.counters().limits.memory, 1);
     assert!(!wire.has(client) && (1..=last).all(|number| wire.has(numbered(number))));
     let said = wire.said();
     assert!(
@@ -47,11 +47,11 @@ fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
     assert_eq!(wire.resets(), expected, "what was acknowledged, and all that was sent");
 
     // Whatever comes of it is dropped, and its sender is told by the number that it expects.
-    assert_eq!(wire.say_at(client, next, 7005, b"PORT 10,99,99,99,9,9\r\n"), Verdict::Drop);
+    assert_eq!(wire.say_at(client, next, 7005, b"PORT 10,99,99,99,9,9\r\n"), Fate::Drop);
     assert_eq!(wire.resets(), [Reset { to: client, seq: 7005 }]);
-    assert_eq!(wire.say_at(client, 5001, 7005, b"PORT 10,99,99,99,9,9\r\n"), Verdict::Drop);
+    assert_eq!(wire.say_at(client, 5001, 7005, b"PORT 10,99,99,99,9,9\r\n"), Fate::Drop);
     wire.resets();
-    assert_eq!(wire.answer(client, "200 ok\r\n"), Verdict::Drop);
+    assert_eq!(wire.answer(client, "200 ok\r\n"), Fate::Drop);
     assert_eq!(wire.resets(), [Reset { to: server(client), seq: next }]);
 }
 
@@ -61,13 +61,13 @@ fn one_that_was_ended_stays_so_after_a_restart_until_it_is_still() {
     fill(&mut wire, 0);
     let [next, heard] = wire.next(client);
     wire.restart(policy());
-    assert!(wire.engine.memory() <= MEMORY);
-    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), Verdict::Drop);
+    assert!(wire.gateway.engine.memory() <= MEMORY);
+    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), Fate::Drop);
     wire.advance(Duration::from_secs(59));
-    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), Verdict::Drop);
-    let before = wire.engine.session_count();
+    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), Fate::Drop);
+    let before = wire.gateway.engine.session_count();
     wire.advance(Duration::from_secs(61));
-    assert_eq!(wire.engine.session_count(), before - 1);
+    assert_eq!(wire.gateway.engine.session_count(), before - 1);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn the_endpoints_of_one_that_was_ended_may_begin_anew() {
     let (mut wire, client) = (Wire::new(policy()), numbered(0));
     fill(&mut wire, 0);
     wire.begin_at(client, [9_000_001, 8_000_001]);
-    assert_eq!(wire.answer(client, "220 ready\r\n"), Verdict::Accept);
+    assert_eq!(wire.answer(client, "220 ready\r\n"), Fate::Accept);
     assert!(wire.has(client));
 }
 
@@ -96,18 +96,18 @@ fn a_dialogue_that_is_acknowledged_goes_on_however_many_hold_much() {
             wire.connect(numbered(100_000 + 100 * round + number));
             wire.say(numbered(100_000 + 100 * round + number), &repeated(LONG_NAME));
             for _ in 0..20 {
-                assert_ne!(wire.answer(honest, "213 5\r\n"), Verdict::Drop);
+                assert_ne!(wire.answer(honest, "213 5\r\n"), Fate::Drop);
             }
         }
     }
-    assert!(wire.engine.counters().limits.memory > 500);
+    assert!(wire.gateway.engine.counters().limits.memory > 500);
     assert!(wire.has(honest), "{}", wire.said());
 }
 
 #[test]
 fn engines_beside_each_other_have_one_budget_and_leave_room_for_the_others() {
     let mut first = Wire::new(policy());
-    let mut second = Wire::with(first.engine.beside());
+    let mut second = Wire::with(first.gateway.engine.beside());
     let honest = numbered(0);
     second.connect(honest);
     second.say(honest, &repeated(LONG_NAME)[..40_000]);
@@ -116,15 +116,15 @@ fn engines_beside_each_other_have_one_budget_and_leave_room_for_the_others() {
         for segment in Hostile::Unacknowledged.segments() {
             first.say(numbered(number), &segment);
         }
-        assert!(first.engine.memory() <= MEMORY);
+        assert!(first.gateway.engine.memory() <= MEMORY);
     }
-    assert!(first.engine.counters().limits.memory > 0);
+    assert!(first.gateway.engine.counters().limits.memory > 0);
     for number in 100..103 {
         second.connect(numbered(number));
         second.say(numbered(number), &repeated(LONG_NAME)[..40_000]);
-        assert!(first.engine.memory() <= MEMORY);
+        assert!(first.gateway.engine.memory() <= MEMORY);
     }
-    assert_eq!(second.engine.counters().limits.memory, 0, "there is room for them");
+    assert_eq!(second.gateway.engine.counters().limits.memory, 0, "there is room for them");
     assert!(second.has(honest));
 }
 
@@ -135,9 +135,9 @@ fn a_smaller_budget_holds_at_once_after_a_reload() {
         wire.connect(numbered(number));
         wire.say(numbered(number), &repeated(LONG_NAME));
     }
-    assert!(wire.engine.memory() > MEMORY);
-    wire.engine.set_policy(policy());
+    assert!(wire.gateway.engine.memory() > MEMORY);
+    wire.gateway.engine.set_policy(policy());
     wire.advance(Duration::from_secs(1));
-    assert!(wire.engine.memory() <= MEMORY);
+    assert!(wire.gateway.engine.memory() <= MEMORY);
     assert!(!wire.has(numbered(0)) && wire.has(numbered(39)));
 }

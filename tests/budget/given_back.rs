@@ -64,7 +64,7 @@ fn step(wire: &mut Wire, rng: &mut Rng) {
         12 if rng.below(10) == 0 => wire.restart(policy()),
         12 if rng.below(10) == 0 => {
             let memory = [1 << 20, 1 << 17][rng.below(2)];
-            wire.engine.set_policy(Policy { memory, ..policy() });
+            wire.gateway.engine.set_policy(Policy { memory, ..policy() });
         }
         12 => drop(wire.say(client, b"AUTH TLS\r\nGET / HTTP/1.1\r\n")),
         _ => drop(wire.say(client, b"RETR x\r\n")),
@@ -80,25 +80,25 @@ fn whatever_happened_nothing_is_held_when_all_are_gone() {
         }
         for _ in 0..3000 {
             step(&mut wire, &mut rng);
-            assert!(wire.engine.session_count() <= MOST);
+            assert!(wire.gateway.engine.session_count() <= MOST);
         }
         assert!(wire.opened() > 20, "{}", wire.opened());
         wire.advance(Duration::from_secs(432_000));
         wire.advance(Duration::from_secs(432_000)); // those that were ended meanwhile
-        assert_eq!(wire.engine.session_count(), 0, "seed {seed}");
-        assert_eq!(wire.engine.memory(), 0, "seed {seed}");
-        assert_eq!(wire.engine.pinholes().count(), 0, "seed {seed}");
+        assert_eq!(wire.gateway.engine.session_count(), 0, "seed {seed}");
+        assert_eq!(wire.gateway.engine.memory(), 0, "seed {seed}");
+        assert_eq!(wire.gateway.engine.pinholes().count(), 0, "seed {seed}");
         assert_eq!(wire.open(), 0, "seed {seed}: pinholes in the kernel");
         // Each client has all of its share again.
-        wire.engine.set_policy(policy());
-        let before = wire.engine.counters().limits;
+        wire.gateway.engine.set_policy(policy());
+        let before = wire.gateway.engine.counters().limits;
         for number in 0..SHARE {
             for host in 0..HOSTS {
                 wire.log_in(client(host, 100 + number));
             }
         }
         assert_eq!(wire.clients().len(), MOST, "seed {seed}");
-        let after = wire.engine.counters().limits;
+        let after = wire.gateway.engine.counters().limits;
         assert_eq!(before.client_sessions, after.client_sessions, "seed {seed}");
     }
 }

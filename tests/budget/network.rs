@@ -9,10 +9,9 @@ use std::{
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
 use ftp_alg_core::{
     engine::{
-        Attention, Checksums, Engine, Event, Kernel, KernelError, Opening, Pinhole, Queued,
-        Translation, Verdict,
+        Attention, Checksums, Engine, Event, Fate, Kernel, KernelError, Opening, Pinhole,
+        Standalone, Translation,
     },
-    packet::Offload,
     policy::Policy,
 };
 
@@ -60,7 +59,7 @@ impl Hostile {
 
 /// A kernel that translates nothing, or shows servers to their clients as another address.
 #[derive(Default)]
-struct Nat {
+pub struct Nat {
     published: Option<IpAddr>,
     injected: Vec<Vec<u8>>,
     opened: usize,
@@ -80,13 +79,20 @@ impl Kernel for Nat {
         }
         Ok(Some(translation))
     }
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.opened += 1;
-        self.open.insert((opening.pinhole.initiator, opening.pinhole.arrival));
-        Ok(())
-    }
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.open.remove(&(pinhole.initiator, pinhole.arrival));
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        for pinhole in closed {
+            self.open.remove(&(pinhole.initiator, pinhole.arrival));
+        }
+        for Opening { pinhole, .. } in openings {
+            self.opened += 1;
+            self.open.insert((pinhole.initiator, pinhole.arrival));
+            outcomes.push(Ok(()));
+        }
         Ok(())
     }
     fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
@@ -122,15 +128,12 @@ const FIRST: [u32; 2] = [5001, 7001];
 
 /// A gateway, and what comes to it.
 pub struct Wire {
-    pub engine: Engine,
+    pub gateway: Standalone<Nat>,
     pub now: Instant,
     epoch: Instant,
     pub events: Vec<Event>,
-    kernel: Nat,
     /// What client and server of a connection say next.
     next: HashMap<SocketAddr, [u32; 2]>,
-    /// What goes on in place of the last packet.
-    pub out: Vec<u8>,
 }
 
 impl Wire {
@@ -142,39 +145,37 @@ impl Wire {
         let now = Instant::now();
         engine.note_changes(now);
         Self {
-            engine,
+            gateway: Standalone::new(engine, Nat::default()),
             now,
             epoch: now,
             events: Vec::new(),
-            kernel: Nat::default(),
             next: HashMap::new(),
-            out: Vec::new(),
         }
     }
 
     /// Another engine goes on with what this one wrote.
     pub fn restart(&mut self, policy: Policy) {
         let mut records = Vec::new();
-        self.engine.records(|record| records.push(record.to_vec())).unwrap();
-        self.engine = Engine::new(policy, Checksums::Trust);
+        self.gateway.engine.records(|record| records.push(record.to_vec())).unwrap();
+        self.gateway.engine = Engine::new(policy, Checksums::Trust);
         let records = records.iter().map(Vec::as_slice);
-        self.engine.restore(records, self.now, self.epoch).unwrap();
-        self.engine.note_changes(self.epoch);
-        let Self { engine, kernel, .. } = self;
+        self.gateway.engine.restore(records, self.now, self.epoch).unwrap();
+        self.gateway.engine.note_changes(self.epoch);
+        let Standalone { engine, kernel, .. } = &mut self.gateway;
         kernel.open.retain(|(initiator, arrival)| engine.holds(*initiator, *arrival));
     }
 
     /// Clients see servers by this address.
     pub fn publish(&mut self, address: &str) {
-        self.kernel.published = Some(address.parse().unwrap());
+        self.gateway.kernel.published = Some(address.parse().unwrap());
     }
 
     pub fn advance(&mut self, time: Duration) {
         self.now += time;
         for _ in 0..64 {
-            self.engine.expire(self.now, &mut self.kernel); // a part of the table each time
+            self.gateway.expire(self.now); // a part of the table each time
         }
-        self.events.extend(self.engine.take_events().0);
+        self.events.extend(self.gateway.take_events().0);
     }
 
     /// Time passes, and nothing is looked at.
@@ -214,11 +215,11 @@ impl Wire {
     }
 
     /// `client` says `payload`, which it sends again from where it was cut.
-    pub fn say(&mut self, client: SocketAddr, payload: &[u8]) -> Verdict {
+    pub fn say(&mut self, client: SocketAddr, payload: &[u8]) -> Fate {
         let [seq, ack] = self.next[&client];
         let verdict = self.say_at(client, seq, ack, payload);
         let passed = match verdict {
-            Verdict::Accept => payload.len(),
+            Fate::Accept => payload.len(),
             _ => payload.len().min(self.passed()),
         };
         self.next.insert(client, [seq + passed as u32, ack]);
@@ -227,7 +228,7 @@ impl Wire {
 
     /// How many bytes went on of what was replaced.
     pub fn passed(&self) -> usize {
-        let Ok(sliced) = SlicedPacket::from_ip(&self.out) else { return 0 };
+        let Ok(sliced) = SlicedPacket::from_ip(self.gateway.replacement()) else { return 0 };
         match sliced.transport {
             Some(TransportSlice::Tcp(tcp)) => tcp.payload().len(),
             _ => 0,
@@ -235,13 +236,13 @@ impl Wire {
     }
 
     /// `client` says `payload` at a number.
-    pub fn say_at(&mut self, client: SocketAddr, seq: u32, ack: u32, payload: &[u8]) -> Verdict {
+    pub fn say_at(&mut self, client: SocketAddr, seq: u32, ack: u32, payload: &[u8]) -> Fate {
         let packet = segment(client, server(client), seq, ack, payload);
         self.hand(&packet)
     }
 
     /// The server says `text` to `client`, and acknowledges all that this said.
-    pub fn answer(&mut self, client: SocketAddr, text: &str) -> Verdict {
+    pub fn answer(&mut self, client: SocketAddr, text: &str) -> Fate {
         let [ack, seq] = self.next[&client];
         self.next.insert(client, [ack, seq + text.len() as u32]);
         let packet = segment(server(client), client, seq, ack, text.as_bytes());
@@ -266,34 +267,32 @@ impl Wire {
         self.next[&client]
     }
 
-    fn hand(&mut self, packet: &[u8]) -> Verdict {
-        let how = Queued { offload: Offload::default(), ..Queued::default() };
-        self.out.clear();
-        let verdict = self.engine.queued(self.now, packet, how, &mut self.kernel, &mut self.out);
-        self.engine.settle(&mut self.kernel);
-        self.events.extend(self.engine.take_events().0);
-        verdict
+    fn hand(&mut self, packet: &[u8]) -> Fate {
+        let fate = self.gateway.packet(self.now, packet);
+        self.events.extend(self.gateway.take_events().0);
+        fate
     }
 
     /// The clients of sessions that are open.
     pub fn clients(&self) -> Vec<SocketAddr> {
-        let mut clients: Vec<_> = self.engine.sessions().map(|s| s.translation.client).collect();
+        let mut clients: Vec<_> =
+            self.gateway.engine.sessions().map(|s| s.translation.client).collect();
         clients.sort_unstable();
         clients
     }
 
     pub fn has(&self, client: SocketAddr) -> bool {
-        self.engine.sessions().any(|session| session.translation.client == client)
+        self.gateway.engine.sessions().any(|session| session.translation.client == client)
     }
 
     /// How many pinholes were opened.
     pub fn opened(&self) -> usize {
-        self.kernel.opened
+        self.gateway.kernel.opened
     }
 
     /// How many pinholes are open in the kernel.
     pub fn open(&self) -> usize {
-        self.kernel.open.len()
+        self.gateway.kernel.open.len()
     }
 
     /// Whether something was said on the connection of `client`.
@@ -318,7 +317,7 @@ impl Wire {
             let to = SocketAddr::new(to, tcp.destination_port());
             Some(Reset { to, seq: tcp.sequence_number() })
         };
-        std::mem::take(&mut self.kernel.injected).iter().filter_map(reset).collect()
+        std::mem::take(&mut self.gateway.kernel.injected).iter().filter_map(reset).collect()
     }
 
     /// The last line of the log about a connection that was given up.

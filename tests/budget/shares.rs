@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg_core::{engine::Verdict, policy::Policy};
+use ftp_alg_core::{engine::Fate, policy::Policy};
 
 use crate::network::{Wire, server};
 
@@ -63,8 +63,8 @@ fn who_said_noop_on_all_connections_leaves_room_for_others() {
     for host in 1..=30 {
         assert!(wire.has(of(&format!("10.0.1.{host}"), 0)), "{host}");
     }
-    assert!(wire.engine.session_count() <= MOST);
-    let counters = wire.engine.counters();
+    assert!(wire.gateway.engine.session_count() <= MOST);
+    let counters = wire.gateway.engine.counters();
     assert_eq!(counters.uninspected, 0);
     assert_eq!(counters.limits.client_sessions, 500 + 30 - MOST as u64);
 }
@@ -79,8 +79,8 @@ fn who_takes_no_notice_of_a_reset_is_not_heard_any_more() {
     assert!(!wire.has(gone));
     let resets = wire.resets();
     assert!(resets.iter().any(|reset| reset.to == server(gone)), "{resets:?}");
-    assert_eq!(wire.say(gone, b"USER joe\r\n"), Verdict::Drop);
-    assert_eq!(wire.say(gone, b"PORT 10,99,99,99,9,9\r\n"), Verdict::Drop, "no third host's");
+    assert_eq!(wire.say(gone, b"USER joe\r\n"), Fate::Drop);
+    assert_eq!(wire.say(gone, b"PORT 10,99,99,99,9,9\r\n"), Fate::Drop, "no third host's");
     assert_eq!(wire.opened(), 0);
 }
 
@@ -109,7 +109,7 @@ fn one_whose_numbers_are_adjusted_is_reset_too() {
         wire.log_in(client);
         wire.say(client, b"PASV\r\n");
         let reply = wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
-        assert_eq!(reply, Verdict::Replace);
+        assert_eq!(reply, Fate::Replace);
     }
     assert!(count(&wire, HOSTILE) <= MOST - MOST / 4, "{}", count(&wire, HOSTILE));
     wire.log_in(of("10.0.1.1", 0));
@@ -133,9 +133,9 @@ fn connections_that_are_over_protect_no_others_of_their_client() {
     for host in 1..=15 {
         let client = of(&format!("10.0.1.{host}"), 0);
         wire.log_in(client);
-        assert!(wire.has(client), "{host}: {}", wire.engine.session_count());
+        assert!(wire.has(client), "{host}: {}", wire.gateway.engine.session_count());
     }
-    assert_eq!(wire.engine.counters().uninspected, 0);
+    assert_eq!(wire.gateway.engine.counters().uninspected, 0);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn who_forges_a_clients_address_takes_none_of_its_share() {
         wire.advance_a_little(Duration::from_millis(10));
     }
     assert!(wire.has(honest));
-    assert_eq!(wire.engine.counters().limits.client_sessions, 0);
+    assert_eq!(wire.gateway.engine.counters().limits.client_sessions, 0);
     let other = of("10.0.1.2", 0);
     wire.log_in(other);
     assert!(wire.has(honest) && wire.has(other));
@@ -212,7 +212,11 @@ fn where_there_is_hardly_room_saying_something_now_and_then_is_no_login() {
             wire.answer(client, "530 no\r\n");
         }
     }
-    assert!(wire.engine.session_count() < MOST - MOST / 4 + 1, "{}", wire.engine.session_count());
+    assert!(
+        wire.gateway.engine.session_count() < MOST - MOST / 4 + 1,
+        "{}",
+        wire.gateway.engine.session_count()
+    );
     assert!(wire.has(working));
 }
 

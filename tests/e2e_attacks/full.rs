@@ -10,6 +10,8 @@ use crate::{
     scene::{PORT, Scene},
 };
 
+const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
+
 /// Adds elements to a set of our table until it is full.
 fn fill(scene: &Scene, set: &str, element: impl Fn(u32) -> String) {
     let gateway = &scene.gateway.lab.gateway;
@@ -41,7 +43,7 @@ fn an_end_that_cannot_be_noted_is_still_seen() {
 
 #[test]
 fn a_full_set_of_pinholes_refuses_and_is_counted() {
-    let scene = Scene::with_open_table(Topology::Masquerade, "", &json!({}));
+    let scene = Scene::with_open_table(Topology::Masquerade, NFTABLES, &json!({}));
     fill(&scene, "pinholes4", |number| {
         let [_, _, high, low] = number.to_be_bytes();
         format!("192.0.2.1 . 10.77.{high}.{low} . 4000")
@@ -61,7 +63,7 @@ fn a_full_set_of_pinholes_refuses_and_is_counted() {
 /// What a client opened and closed is gone, translations included.
 #[test]
 fn closed_pinholes_leave_nothing_in_the_maps() {
-    let scene = Scene::with_open_table(Topology::Masquerade, "", &json!({}));
+    let scene = Scene::with_open_table(Topology::Masquerade, NFTABLES, &json!({}));
     let steps: Vec<_> =
         (1..=20).flat_map(|low| [say(&format!("PORT 192,168,150,80,9,{low}")), reply()]).collect();
     let client = scene.logged_in(&steps);

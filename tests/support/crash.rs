@@ -1,43 +1,28 @@
-//! A gateway that crashes at the worst moment, and is started again at once from what it wrote.
-//!
-//! Crashes come while a packet waits for its verdict, or copies are read: before what changed is written, or after.
-//! Either way the packet is dropped, and what was to be sent is not.
+//! When the daemon crashes.
 
-use std::time::Instant;
+use super::Rng;
 
-use ftp_alg_core::{
-    engine::{Checksums, Engine, Kernel},
-    policy::Policy,
-};
+/// What becomes of the daemon at one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    GoesOn,
+    /// It is killed before it writes what it knows;
+    Crashes,
+    /// or after that.
+    WritesAndCrashes,
+}
 
-use super::{Rng, recorder::Recorder, selection::Selection};
-
-/// What outlives a crash, and when crashes come.
+/// When crashes come.
 pub struct Crashes {
     /// How often, for each packet.
     chance: f64,
-    policy: Policy,
     rng: Rng,
-    epoch: Instant,
-    journal: Vec<Vec<u8>>,
-    /// Whether the packet selection takes answers.
-    answers: bool,
     pub count: u64,
 }
 
 impl Crashes {
-    /// The engine, and what becomes of it.
-    pub fn new(
-        chance: f64,
-        policy: Policy,
-        epoch: Instant,
-        rng: Rng,
-        answers: bool,
-    ) -> (Engine, Self) {
-        let mut engine = Engine::new(policy.clone(), Checksums::Verify);
-        engine.set_selection(answers);
-        engine.note_changes(epoch);
-        (engine, Self { chance, policy, rng, epoch, journal: Vec::new(), answers, count: 0 })
+    pub fn new(chance: f64, rng: Rng) -> Self {
+        Self { chance, rng, count: 0 }
     }
 
     /// Whether there are any.
@@ -45,47 +30,18 @@ impl Crashes {
         self.chance > 0.0
     }
 
-    /// To be called between decision and verdict, and when copies were read: writes what changed, unless it
-    /// crashes. Whether it did; then the packet has no verdict.
-    pub fn strike(
-        &mut self,
-        engine: &mut Engine,
-        kernel: &mut Recorder,
-        selection: &mut Selection,
-        now: Instant,
-    ) -> bool {
+    /// To be asked between decision and verdict.
+    pub fn fate(&mut self) -> Fate {
         let (crashes, writes) = (self.rng.chance(self.chance), self.rng.chance(0.5));
-        if !crashes || writes {
-            engine.take_changes(|record| self.journal.push(record.to_vec())).unwrap();
-            selection.unwritten = false;
+        match (crashes, writes) {
+            (false, _) => Fate::GoesOn,
+            (true, false) => Fate::Crashes,
+            (true, true) => Fate::WritesAndCrashes,
         }
-        if crashes {
-            self.count += 1;
-            selection.crashed(writes);
-            *engine = self.started_again(kernel, now);
-        }
-        crashes
     }
 
-    /// One that comes when all is written.
-    pub fn crash(&mut self, engine: &mut Engine, kernel: &mut Recorder, now: Instant) {
-        engine.take_changes(|record| self.journal.push(record.to_vec())).unwrap();
-        self.count += 1;
-        *engine = self.started_again(kernel, now);
-    }
-
-    fn started_again(&mut self, kernel: &mut Recorder, now: Instant) -> Engine {
-        let mut engine = Engine::new(self.policy.clone(), Checksums::Verify);
-        engine.set_selection(self.answers);
-        engine.restore(self.journal.iter().map(Vec::as_slice), now, self.epoch).unwrap();
-        engine.note_changes(self.epoch);
-        self.journal.clear();
-        engine.records(|record| self.journal.push(record.to_vec())).unwrap();
-        for pinhole in kernel.pinholes() {
-            if !engine.holds(pinhole.initiator, pinhole.arrival) {
-                kernel.close(&pinhole).unwrap();
-            }
-        }
-        engine
+    /// Whether it crashes between one effect and the next, of which there are some for each packet.
+    pub fn strikes(&mut self) -> bool {
+        self.rng.chance(self.chance / 5.0)
     }
 }

@@ -22,8 +22,6 @@ pub struct Link {
     pub merge: f64,
     /// A router marks congestion, where the sender takes part in that.
     pub congestion: f64,
-    /// At most this long the gateway takes for a verdict.
-    pub verdict: u64,
 }
 
 impl Default for Link {
@@ -38,7 +36,6 @@ impl Default for Link {
             split: 0.0,
             merge: 0.0,
             congestion: 0.0,
-            verdict: 0,
         }
     }
 }
@@ -94,11 +91,6 @@ impl Air {
         for flight in self.flights.values_mut() {
             flight.origin = Origin::Stray;
         }
-    }
-
-    /// How long the next verdict takes.
-    pub fn verdict_delay(&mut self) -> u64 {
-        if self.link.verdict > 0 { self.rng.below(self.link.verdict as usize) as u64 } else { 0 }
     }
 
     /// Sends off `flight` at `start`.

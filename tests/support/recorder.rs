@@ -17,6 +17,8 @@ pub struct Recorder {
     pub opened: Vec<Pinhole>,
     /// All that were asked to be closed.
     pub closed: Vec<Pinhole>,
+    /// How many transactions opened something.
+    pub transactions: usize,
     /// External ports that others use.
     pub taken: HashSet<u16>,
     pub attention: Option<Attention>,
@@ -41,6 +43,7 @@ impl Recorder {
             open: Vec::new(),
             opened: Vec::new(),
             closed: Vec::new(),
+            transactions: 0,
             taken: HashSet::new(),
             attention: None,
             asked: 0,
@@ -71,6 +74,22 @@ impl Recorder {
         self.open.retain(|(_, deadline)| *deadline > now);
     }
 
+    fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        let Opening { pinhole, control, from_client, lifetime } = *opening;
+        self.check("open")?;
+        assert_eq!(Some(control), self.translation, "the connection that asked");
+        let initiator = if from_client { control.client } else { control.server };
+        assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
+        self.forget_expired();
+        let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
+        if self.taken.contains(&pinhole.arrival.port()) || self.open.iter().any(|(p, _)| same(p)) {
+            return Err(KernelError::Taken);
+        }
+        self.open.push((pinhole, self.now + lifetime));
+        self.opened.push(pinhole);
+        Ok(())
+    }
+
     fn check(&self, what: &str) -> Result<(), KernelError> {
         let source = std::io::Error::from_raw_os_error(12);
         let error = || KernelError::System { what: what.to_owned(), source };
@@ -93,27 +112,23 @@ impl Kernel for Recorder {
         Ok(known)
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        let Opening { pinhole, control, from_client, lifetime } = *opening;
-        self.check("open")?;
-        assert_eq!(Some(*control), self.translation, "the connection that asked");
-        let initiator = if from_client { control.client } else { control.server };
-        assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
-        self.forget_expired();
-        let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
-        if self.taken.contains(&pinhole.arrival.port()) || self.open.iter().any(|(p, _)| same(p)) {
-            return Err(KernelError::Taken);
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        if !openings.is_empty() {
+            self.transactions += 1;
         }
-        self.open.push((*pinhole, self.now + lifetime));
-        self.opened.push(*pinhole);
-        Ok(())
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.check("close")?;
-        let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
-        self.open.retain(|(p, _)| !same(p));
-        self.closed.push(*pinhole);
+        for pinhole in closed {
+            self.check("close")?;
+            let same =
+                |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
+            self.open.retain(|(p, _)| !same(p));
+            self.closed.push(*pinhole);
+        }
+        outcomes.extend(openings.iter().map(|opening| self.open(opening)));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use ftp_alg_core::{engine::Translation, policy::Policy};
 
-use super::{link::Link, tcp::Settings};
+use super::{link::Link, sim::queues::Queueing, tcp::Settings};
 
 /// What the gateway translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +62,11 @@ pub struct Scenario {
     pub selection: bool,
     /// How often, for each packet that an end sends, a stranger sends one.
     pub strays: f64,
-    /// How often the gateway crashes, for each packet that is queued.
+    /// How often the daemon crashes, for each packet that is queued.
     pub crashes: f64,
     /// Whether what overtook others waits for them, as the daemon has it.
     pub is_patient: bool,
+    pub queueing: Queueing,
     pub seed: u64,
 }
 
@@ -83,6 +84,7 @@ impl Default for Scenario {
             strays: 0.0,
             crashes: 0.0,
             is_patient: false,
+            queueing: Queueing::AT_ONCE,
             seed: 1,
         }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Engine, Event, Translation, Waiting, What},
+    engine::{Engine, Event, Translation, What},
     packet::flags,
     session::Side,
 };
@@ -29,12 +29,18 @@ use super::{
     tcp::{End, Settings},
 };
 
+pub mod daemon;
 mod gateway;
+pub mod queues;
+
+use daemon::Daemon;
+use queues::{Queues, Stage};
 
 /// The network.
 pub struct Sim {
-    /// The gateway: this, what `kernel` holds, what it wrote, and nothing else.
-    pub engine: Engine,
+    /// The gateway: this, what `kernel` holds, and what is queued.
+    pub daemon: Daemon,
+    queues: Queues,
     pub kernel: Recorder,
     pub crashes: Crashes,
     pub selection: Selection,
@@ -49,10 +55,13 @@ pub struct Sim {
     base: Instant,
     now: u64,
     swept: u64,
-    released: u64,
+    /// When the daemon last looked at its clock, and how often at that time.
+    instants: (u64, u64),
     is_patient: bool,
-    /// What overtook others.
-    early: Waiting<(Side, Origin)>,
+    /// How many packets were queued.
+    packets: u64,
+    /// Verdicts that [`decided`](Self::decided) gave on others.
+    pub others: Vec<daemon::Given>,
     air: Air,
     stranger: Stranger,
     steps: u64,
@@ -73,14 +82,17 @@ impl Sim {
     pub fn new(scenario: Scenario) -> Self {
         let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
         let Scenario { queues_acks, selection, strays, crashes, is_patient, seed, .. } = scenario;
+        let queues = Queues::new(scenario.queueing, Rng::new(seed ^ 6));
+        let overflow = queues.settings.overflow;
         let translation = nat.translation(v6);
         let base = Instant::now();
-        let (engine, crashes) = Crashes::new(crashes, policy, base, Rng::new(seed ^ 4), selection);
+        let workers = (queues.settings.workers, queues.settings.fanout, queues.home);
         let mut sim = Self {
-            engine,
+            daemon: Daemon::new(policy, selection, base, workers),
+            queues,
             kernel: Recorder::new(translation),
-            crashes,
-            selection: Selection::new(selection, queues_acks, Rng::new(seed ^ 5)),
+            crashes: Crashes::new(crashes, Rng::new(seed ^ 4)),
+            selection: Selection::new(selection, queues_acks, overflow, Rng::new(seed ^ 5)),
             translation,
             client: End::new(client.clone(), server.isn, seed ^ 1),
             server: End::new(server, client.isn, seed ^ 2),
@@ -91,9 +103,10 @@ impl Sim {
             base,
             now: 0,
             swept: 0,
-            released: 0,
+            instants: (0, 0),
             is_patient,
-            early: Waiting::default(),
+            packets: 0,
+            others: Vec::new(),
             air: Air::new(link, Rng::new(seed)),
             stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
@@ -128,12 +141,15 @@ impl Sim {
             ..syn_ack
         };
         let ack = self.packet(Side::Client, &ack);
-        while self.select(Side::Client, ack.clone(), self.now, None).is_none() {}
+        while self.select(Side::Client, ack.clone()).is_none() {}
     }
 
     /// The same two endpoints begin another connection, with numbers past those of the last, as
     /// RFC 6528 has it. What is still under way of that arrives in this one.
     pub fn connect_again(&mut self) {
+        while self.is_working() {
+            assert!(self.step());
+        }
         self.air.outlive();
         let later = |end: &End, seed| {
             let isn = end.next_number().wrapping_add(1 << 22);
@@ -224,7 +240,9 @@ impl Sim {
         while self.next_time().is_some_and(|at| at <= until) {
             self.step();
         }
-        self.read_copies(); // the daemon does soon
+        if self.queues.settings.is_at_once() {
+            self.read_copies(); // the daemon does soon
+        }
         self.now = until;
         self.progress.0 = until;
         self.sweep();
@@ -244,7 +262,11 @@ impl Sim {
         if self.now - self.swept >= 1_000_000 {
             self.sweep();
         }
-        if self.air.next_time().is_some_and(|at| at <= self.now) {
+        if self.late_at().is_some_and(|at| at <= self.now) {
+            self.expire();
+        } else if self.queues.next_time().is_some_and(|at| at <= self.now) {
+            self.work();
+        } else if self.air.next_time().is_some_and(|at| at <= self.now) {
             match self.air.land() {
                 Some(flight) if flight.to == Place::Gateway => self.at_gateway(flight),
                 Some(flight) => self.at_end(&flight),
@@ -301,10 +323,10 @@ impl Sim {
     /// A packet that no end's TCP made: an attacker's. Gives what goes on: of what the selection
     /// queues, or of anything where it knows no calm, what the engine lets through.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
-        let (now, bytes) = (self.now, self.packet(from, segment));
+        let bytes = self.packet(from, segment);
         let passed = match self.selection.is_on {
-            true => self.select(from, bytes, now, None),
-            false => self.hand(from, &bytes, now),
+            true => self.select(from, bytes),
+            false => self.hand(from, bytes),
         };
         Some(Segment::judged(&passed?).2)
     }
@@ -313,25 +335,44 @@ impl Sim {
     pub fn assert_nothing_left(&mut self) {
         self.advance(Duration::from_secs(200));
         assert_eq!(self.kernel.pinholes(), [], "pinholes left: {}", self.summary());
-        assert_eq!(self.engine.pinholes().count(), 0, "pinholes left: {}", self.summary());
+        assert_eq!(self.engine().pinholes().count(), 0, "pinholes left: {}", self.summary());
         if self.has_forgotten() {
             self.advance(Duration::from_secs(3600)); // a FIN may have been among them
         }
-        assert_eq!(self.engine.session_count(), 0, "sessions left: {}", self.summary());
+        assert_eq!(self.daemon.sessions(), 0, "sessions left: {}", self.summary());
     }
 
     fn next_time(&self) -> Option<u64> {
-        [self.air.next_time(), self.client.next_timer(), self.server.next_timer()]
-            .into_iter()
-            .flatten()
-            .min()
+        let ends = [self.client.next_timer(), self.server.next_timer()];
+        let others = [self.air.next_time(), self.queues.next_time(), self.late_at()];
+        ends.into_iter().chain(others).flatten().min()
+    }
+
+    /// Whether the daemon is away, or a worker has something to do.
+    fn is_working(&self) -> bool {
+        self.queues.is_away || self.queues.stages.iter().any(|stage| *stage != Stage::Idle)
     }
 
     fn sweep(&mut self) {
-        self.swept = self.now;
-        self.kernel.now = self.now();
-        self.engine.expire(self.base + self.now(), &mut self.kernel);
-        self.events.extend(self.engine.take_events().0);
+        if !self.is_reader_busy() {
+            self.swept = self.now;
+            self.expire();
+        }
+    }
+
+    fn is_reader_busy(&self) -> bool {
+        self.queues.is_away || self.daemon.next_step(self.daemon.reader()).is_some()
+    }
+
+    /// When something in the reorder queue has waited for long enough.
+    fn late_at(&self) -> Option<u64> {
+        let at = self.daemon.waits_until().filter(|_| !self.is_reader_busy())?;
+        Some(at.saturating_duration_since(self.base).as_micros() as u64 + 1)
+    }
+
+    /// The engine of the connection.
+    pub fn engine(&mut self) -> &mut Engine {
+        self.daemon.engine()
     }
 
     fn poll(&mut self, side: Side) {

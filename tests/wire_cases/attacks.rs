@@ -163,7 +163,7 @@ fn case_16_other_protocols_are_left_alone_for_good() {
                 sim.say(Client, first);
                 sim.say(Server, greeting);
                 assert_eq!(sim.kernel.attention, Some(Attention::None));
-                assert_eq!((sim.replaced, sim.engine.session_count()), (0, 0));
+                assert_eq!((sim.replaced, sim.engine().session_count()), (0, 0));
             }
         }
     });
@@ -360,10 +360,10 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
         }
         sim.advance(Duration::from_secs(40));
         assert_eq!(sim.kernel.pinholes(), []);
-        assert_eq!(sim.engine.pinholes().count(), 0);
+        assert_eq!(sim.engine().pinholes().count(), 0);
         sim.advance(Duration::from_secs(200)); // what may have taken its place does
         sim.advance(Duration::from_secs(432_000 + 100));
-        assert_eq!(sim.engine.session_count(), 0);
+        assert_eq!(sim.engine().session_count(), 0);
     }
 }
 
@@ -375,8 +375,7 @@ fn an_acknowledgement_with_a_wrong_checksum_counts_for_nothing() {
     let mut packet = lie.packet(t.client, t.server);
     let checksum = packet.len() - 4;
     packet[checksum] ^= 1; // its receiver discards it
-    let mut out = Vec::new();
-    sim.engine.packet(std::time::Instant::now(), &packet, &mut sim.kernel, &mut out);
+    sim.decided(std::time::Instant::now(), &packet, ftp_alg_core::engine::Queued::default()).0;
     assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
 }
 

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use ftp_alg_core::{
-    engine::{Attention, Queued, Turn, Verdict},
+    engine::{Attention, Fate, Queued},
     packet::{Packet, flags},
     session::Side::{self, Client, Server},
 };
@@ -13,7 +13,7 @@ use crate::{
     support::{
         scenario::{Nat, Scenario},
         segment::Segment,
-        sim::Sim,
+        sim::{Sim, daemon::Decision},
     },
     with,
 };
@@ -26,6 +26,7 @@ const ENDS: Queued = Queued {
     offload: NONE,
     from: None,
     every: false,
+    is_late: false,
 };
 /// and the same, sent again.
 const ENDED: Queued = Queued { ended_calm: false, ended_calm_before: true, ..ENDS };
@@ -61,10 +62,9 @@ impl Restarted {
     }
 
     /// Takes a packet of `from`, `seq` bytes behind what was seen, which acknowledges `ack` unseen ones.
-    fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8], how: Queued) -> Verdict {
+    fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8], how: Queued) -> Fate {
         let packet = self.packet(from, seq, ack, payload);
-        let Sim { engine, kernel, .. } = &mut self.sim;
-        engine.queued(Instant::now(), &packet, how, kernel, &mut Vec::new())
+        self.sim.decided(Instant::now(), &packet, how).0
     }
 
     /// Such a packet.
@@ -89,10 +89,10 @@ impl Restarted {
     }
 
     fn opened(&mut self) -> u64 {
-        for event in self.sim.engine.take_events().0 {
+        for event in std::mem::take(&mut self.sim.events) {
             println!("{event}");
         }
-        self.sim.engine.counters().pinholes_opened
+        self.sim.engine().counters().pinholes_opened
     }
 }
 
@@ -101,9 +101,9 @@ fn a_reply_to_a_pasv_that_nobody_saw_opens() {
     for (unseen, how) in [(0, ENDS), (0, ENDED), (31, ENDS), (31, ENDED)] {
         for reply in [PASSIVE, EXTENDED] {
             let mut gateway = Restarted::new();
-            assert_eq!(gateway.take(Server, unseen, 6, reply, how), Verdict::Accept);
+            assert_eq!(gateway.take(Server, unseen, 6, reply, how), Fate::Accept);
             assert_eq!(gateway.opened(), 1, "{unseen} bytes before it");
-            assert_eq!(gateway.sim.engine.counters().lost, 0);
+            assert_eq!(gateway.sim.engine().counters().lost, 0);
         }
     }
 }
@@ -137,13 +137,13 @@ impl Restarted {
 fn a_login_that_nobody_saw_counts() {
     for seen in 1..LOGIN.len() {
         let (mut gateway, [client, server]) = Restarted::amid_login(seen);
-        assert_eq!(gateway.take(Server, server, client + 6, PASSIVE, ENDS), Verdict::Accept);
+        assert_eq!(gateway.take(Server, server, client + 6, PASSIVE, ENDS), Fate::Accept);
         assert_eq!(gateway.opened(), 1, "227 after {seen} lines");
 
         let (mut gateway, [client, server]) = Restarted::amid_login(seen);
         gateway.take(Client, client, server, PORT, ENDS);
         gateway.take(Server, server, client, b"", OTHER);
-        assert_eq!(gateway.take(Client, client, server, PORT, ENDED), Verdict::Accept);
+        assert_eq!(gateway.take(Client, client, server, PORT, ENDED), Fate::Accept);
         assert_eq!(gateway.opened(), 1, "PORT after {seen} lines");
     }
 }
@@ -158,8 +158,7 @@ fn a_login_of_which_only_the_last_reply_was_seen_counts() {
             gateway.packet(Client, client, server, b"PASV\r\n"),
         ];
         for copy in copies {
-            let Sim { engine, kernel, .. } = &mut gateway.sim;
-            engine.passed(Instant::now(), &copy, kernel);
+            gateway.sim.passed(&copy);
         }
         gateway.take(Server, server, client + 6, PASSIVE, ENDS);
         assert_eq!(gateway.opened(), 1, "after {seen} lines");
@@ -170,7 +169,7 @@ fn a_login_of_which_only_the_last_reply_was_seen_counts() {
 fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
     for unseen in [0, 31] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine.lapse();
+        gateway.sim.engine().lapse();
         gateway.take(Server, unseen, 6, PASSIVE, ENDS);
         gateway.take(Client, 6, unseen, b"", OTHER);
         gateway.take(Server, unseen, 6, PASSIVE, ENDED);
@@ -183,16 +182,12 @@ fn it_opens_nothing_where_more_than_harmless_lines_may_have_passed() {
 fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
     for unread in [0, PORT.len() as u32] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine.lapse();
-        assert_eq!(
-            gateway.take(Client, 0, 0, PORT, OTHER),
-            Verdict::Replace,
-            "the server is asked"
-        );
-        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Verdict::Replace);
+        gateway.sim.engine().lapse();
+        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Fate::Replace, "the server is asked");
+        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Fate::Replace);
         assert_eq!(gateway.opened(), 0, "{unread}");
         gateway.take(Server, 0, unread, b"", OTHER);
-        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Verdict::Accept);
+        assert_eq!(gateway.take(Client, 0, 0, PORT, OTHER), Fate::Accept);
         assert_eq!(gateway.opened(), u64::from(unread == 0), "{unread} bytes passed unread");
     }
 }
@@ -200,23 +195,18 @@ fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
 #[test]
 fn it_waits_in_the_queue_where_it_may_and_need_not_be_sent_again() {
     let patient = Queued { may_wait: true, ..OTHER };
-    for (unread, turn) in [(0, Turn::Due), (PORT.len() as u32, Turn::Over)] {
+    for (unread, becomes) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine.lapse();
-        let command = gateway.packet(Client, 0, 0, PORT);
-        assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Verdict::Early);
-        let Sim { engine, kernel, .. } = &mut gateway.sim;
-        engine.settle(kernel);
-        let asked = kernel.injected.pop().unwrap();
+        gateway.sim.engine().lapse();
+        assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Fate::Wait);
+        let asked = gateway.sim.kernel.injected.pop().unwrap();
         let asked = Packet::parse(&asked).unwrap();
         assert_eq!((asked.seq().0, asked.payload().len()), (gateway.client.wrapping_sub(1), 0));
         assert_eq!(gateway.sim.kernel.attention, Some(Attention::Every));
-        assert_eq!(gateway.sim.engine.turn(&command), Turn::Waits);
+        assert!(gateway.sim.others.is_empty());
         gateway.take(Server, 0, unread, b"", OTHER);
-        assert_eq!(gateway.sim.engine.turn(&command), turn);
-        if turn == Turn::Due {
-            assert_eq!(gateway.take(Client, 0, 0, PORT, patient), Verdict::Accept);
-        }
+        let others = &gateway.sim.others;
+        assert!(others.iter().map(|given| &given.decision).eq([&becomes]), "{others:?}");
         assert_eq!(gateway.opened(), u64::from(unread == 0));
     }
 }
@@ -227,19 +217,18 @@ fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
     let scenario = Scenario { selection: true, crashes: 1e-9, ..with(Nat::Masquerade) };
     let mut gateway = Restarted::of(scenario);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
-    assert_eq!(gateway.take(Client, 0, 0, line, OTHER), Verdict::Replace);
-    assert!(gateway.sim.engine.has_just_changed());
-    let Sim { engine, kernel, .. } = &mut gateway.sim;
-    engine.take_back(Instant::now(), kernel);
-    engine.settle(kernel);
+    gateway.sim.daemon.lapses = true;
+    assert_eq!(gateway.take(Client, 0, 0, line, OTHER), Fate::Drop);
+    gateway.sim.daemon.lapses = false;
+    let kernel = &mut gateway.sim.kernel;
     assert!(kernel.pinholes().is_empty());
     assert_eq!(kernel.attention, Some(Attention::Payload));
     // It has passed as it was.
     let next = line.len() as u32;
-    assert_eq!(gateway.take(Server, 0, next, b"200 ok\r\n", OTHER), Verdict::Accept);
-    assert_eq!(gateway.take(Client, next, 8, b"NOOP\r\n", OTHER), Verdict::Accept);
-    assert_eq!(gateway.take(Client, next + 6, 8, line, OTHER), Verdict::Accept);
-    assert_eq!(gateway.sim.engine.counters().pinholes_opened, 1, "nothing more is opened");
+    assert_eq!(gateway.take(Server, 0, next, b"200 ok\r\n", OTHER), Fate::Accept);
+    assert_eq!(gateway.take(Client, next, 8, b"NOOP\r\n", OTHER), Fate::Accept);
+    assert_eq!(gateway.take(Client, next + 6, 8, line, OTHER), Fate::Accept);
+    assert_eq!(gateway.sim.engine().counters().pinholes_opened, 1, "nothing more is opened");
 }
 
 #[test]
@@ -249,10 +238,10 @@ fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
         gateway.take(side, 0, 0, &line[..1], OTHER);
         // The other end has all of it: no more is acknowledged than that.
         let all = line.len() as u32;
-        assert_eq!(gateway.take(side.peer(), 0, all, b"", OTHER), Verdict::Accept, "{line:?}");
-        assert_eq!(gateway.take(side, all, 0, b"", OTHER), Verdict::Accept, "{line:?}");
-        let lost = gateway.sim.engine.counters().lost;
-        assert_eq!((lost, gateway.sim.engine.session_count()), (0, 1), "{line:?}");
+        assert_eq!(gateway.take(side.peer(), 0, all, b"", OTHER), Fate::Accept, "{line:?}");
+        assert_eq!(gateway.take(side, all, 0, b"", OTHER), Fate::Accept, "{line:?}");
+        let lost = gateway.sim.engine().counters().lost;
+        assert_eq!((lost, gateway.sim.engine().session_count()), (0, 1), "{line:?}");
     }
 }
 
@@ -260,13 +249,13 @@ fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
 fn a_port_behind_lines_that_nobody_saw_opens_once_the_server_has_them() {
     let mut gateway = Restarted::new();
     let first = gateway.take(Client, 8, 20, PORT, ENDS);
-    assert!(matches!(first, Verdict::Replace | Verdict::Drop), "{first:?}");
+    assert!(matches!(first, Fate::Replace | Fate::Drop), "{first:?}");
     assert_eq!(gateway.opened(), 0);
     // The server answers what it has.
     gateway.take(Server, 20, 8, b"", OTHER);
-    assert_eq!(gateway.take(Client, 8, 20, PORT, OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Client, 8, 20, PORT, OTHER), Fate::Accept);
     assert_eq!(gateway.opened(), 1);
-    assert_eq!(gateway.sim.engine.counters().lost, 0);
+    assert_eq!(gateway.sim.engine().counters().lost, 0);
 }
 
 /// The start of a line was dropped while nobody was there, and the other end acknowledged it all the same: so its sender
@@ -289,10 +278,10 @@ fn a_dialogue_goes_on_behind_lines_that_nobody_saw() {
     let mut gateway = Restarted::new();
     gateway.take(Server, 31, 6, PASSIVE, ENDED);
     let reply = 31 + PASSIVE.len() as u32;
-    assert_eq!(gateway.take(Client, 6, reply, b"OPTS x\r\n", OTHER), Verdict::Accept);
-    assert_eq!(gateway.take(Server, reply, 14, b"200 ok\r\n", OTHER), Verdict::Accept);
-    assert_eq!(gateway.take(Client, 14, reply + 8, b"EPSV\r\n", OTHER), Verdict::Accept);
-    assert_eq!(gateway.take(Server, reply + 8, 20, EXTENDED, OTHER), Verdict::Accept);
+    assert_eq!(gateway.take(Client, 6, reply, b"OPTS x\r\n", OTHER), Fate::Accept);
+    assert_eq!(gateway.take(Server, reply, 14, b"200 ok\r\n", OTHER), Fate::Accept);
+    assert_eq!(gateway.take(Client, 14, reply + 8, b"EPSV\r\n", ENDS), Fate::Accept);
+    assert_eq!(gateway.take(Server, reply + 8, 20, EXTENDED, OTHER), Fate::Accept);
     assert_eq!(gateway.opened(), 2);
     // What nobody asked for still is nothing.
     gateway.take(Server, reply + 8 + EXTENDED.len() as u32, 20, EXTENDED, OTHER);
@@ -306,12 +295,12 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
         for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
             let mut sim = Sim::new(Scenario { selection, ..with(Nat::Masquerade) });
             let (client, server) = (sim.client.next_number(), sim.server.next_number());
-            sim.engine.lapse();
+            sim.engine().lapse();
             let mut gateway = Restarted { sim, client, server };
             for _ in 0..2 {
                 let verdict = gateway.take(Server, 0, 0, says.as_bytes(), OTHER);
-                assert_eq!(verdict, Verdict::Accept, "{says}");
-                gateway.sim.engine.lapse();
+                assert_eq!(verdict, Fate::Accept, "{says}");
+                gateway.sim.engine().lapse();
             }
         }
     }
@@ -320,17 +309,18 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
 /// One that began while packets passed by, or in the place of one that is known, has waited for nothing.
 #[test]
 fn late_packets_of_connections_that_are_not_known_are_decided() {
-    let mut gateway = Restarted::new();
-    let own = gateway.packet(Client, 0, 0, b"SYST\r\n");
-    let other = gateway.packet(Client, 1 << 30, 1 << 30, b"SYST\r\n");
-    let greeting = gateway.packet(Server, 0, 0, b"220 ready\r\n");
-    let announcement = gateway.packet(Server, 0, 0, PASSIVE);
-    let engine = &mut gateway.sim.engine;
-    assert!(!engine.decides_late(&own) && !engine.decides_late(&announcement));
-    assert!(engine.decides_late(&other) && engine.decides_late(&greeting));
-    engine.lapse();
-    assert!(engine.decides_late(&own), "its server is asked");
-    let t = gateway.sim.translation;
-    gateway.sim.engine.forget_between(t.client, t.server, &mut gateway.sim.kernel);
-    assert!([&own, &announcement].iter().all(|packet| gateway.sim.engine.decides_late(packet)));
+    let late = Queued { is_late: true, ..OTHER };
+    let take = |prepare: fn(&mut Sim), from, number, payload: &[u8]| {
+        let mut gateway = Restarted::new();
+        prepare(&mut gateway.sim);
+        gateway.take(from, number, number, payload, late)
+    };
+    let (syst, greeting) = (b"SYST\r\n", b"220 ready\r\n");
+    assert_eq!(take(|_| {}, Client, 0, syst), Fate::Drop);
+    assert_eq!(take(|_| {}, Server, 0, PASSIVE), Fate::Drop);
+    assert_eq!(take(|_| {}, Client, 1 << 30, syst), Fate::Accept);
+    assert_eq!(take(|_| {}, Server, 0, greeting), Fate::Accept);
+    assert_eq!(take(|sim| sim.engine().lapse(), Client, 0, syst), Fate::Replace, "it is asked");
+    assert_eq!(take(Sim::forget, Client, 0, syst), Fate::Accept);
+    assert_eq!(take(Sim::forget, Server, 0, PASSIVE), Fate::Accept);
 }

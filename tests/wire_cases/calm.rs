@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ftp_alg_core::{
-    engine::{Answer, Attention, Queued, Turn, Verdict, harmless::is_harmless_command},
+    engine::{Answer, Attention, Fate, Queued, harmless::is_harmless_command},
     packet::{Offload, flags},
     session::Side::{self, Client, Server},
 };
@@ -282,7 +282,7 @@ fn random_attack(seed: u64, loses: bool) {
         }
         if loses && rng.chance(0.1) {
             attack.sim.selection.lose();
-            attack.sim.engine.lose_copies();
+            attack.sim.engine().lose_copies();
         }
         let made = attack.victim.announcements();
         assert!(made.is_empty(), "seed {seed}: {made:?} in {:?}", attack.victim.lines());
@@ -320,7 +320,7 @@ fn a_client_goes_on_after_copies_were_lost() {
     sim.write(Client, b"NOOP\r\n");
     sim.advance(Duration::from_millis(200));
     sim.selection.lose();
-    sim.engine.lose_copies();
+    sim.engine().lose_copies();
     assert_eq!(sim.exchange("SITE x\r\n", "200 ok\r\n250 ok\r\n").0, "NOOP\r\nSITE x\r\n");
     assert_eq!(sim.exchange("SITE y\r\n", "250 ok\r\n").1, "250 ok\r\n");
 }
@@ -332,7 +332,7 @@ fn what_is_lost_of_a_calm_connection_before_a_restart_is_asked_for_as_well() {
     sim.write(Client, b"NOOP\r\n");
     sim.advance(Duration::from_millis(20));
     sim.selection.lose();
-    sim.engine.lose_copies();
+    sim.engine().lose_copies();
     let next = sim.client.next_number();
     let said = Segment {
         seq: next.wrapping_sub(6),
@@ -350,7 +350,7 @@ fn what_is_lost_of_a_calm_connection_before_a_restart_is_asked_for_as_well() {
 fn a_passive_transfer_is_one_packet_of_the_queue() {
     let mut sim = Sim::logged_in(calm(Nat::Routed));
     sim.advance(Duration::from_millis(100));
-    let before = sim.engine.counters().packets;
+    let before = sim.engine().counters().packets;
     for _ in 0..10 {
         let answer = "227 Entering Passive Mode (203,0,113,9,9,9)\r\n";
         sim.exchange("PASV\r\n", answer);
@@ -358,7 +358,7 @@ fn a_passive_transfer_is_one_packet_of_the_queue() {
         sim.exchange("LIST\r\n", "150 here\r\n");
         sim.say(Server, b"226 done\r\n");
     }
-    assert_eq!(sim.engine.counters().packets - before, 10);
+    assert_eq!(sim.engine().counters().packets - before, 10);
     assert_eq!(sim.kernel.opened.len(), 10);
 }
 
@@ -375,7 +375,7 @@ fn of_a_whole_session_what_opens_and_what_announces_are_queued() {
         sim.close(side);
         sim.settle();
     }
-    assert_eq!(sim.engine.counters().packets, 3, "SYN-ACK, 220, 227");
+    assert_eq!(sim.engine().counters().packets, 3, "SYN-ACK, 220, 227");
     sim.assert_nothing_left();
 }
 
@@ -411,14 +411,16 @@ fn an_end_of_the_connection_closes_what_is_open_and_is_read_in_its_turn() {
 }
 
 #[test]
-fn a_window_probe_leaves_it_calm_unless_it_says_something() {
+fn a_window_probe_is_queued_only_if_it_says_something() {
     let mut sim = Sim::logged_in(calm(Nat::Masquerade));
     sim.keep_alive(Client);
     sim.settle();
     assert_eq!(attention(&sim), Some(Attention::Calm));
     let mut attack = Attack::new(Prefers::Lowest);
+    let queued = attack.sim.engine().counters().packets;
     attack.says(-1, b"X");
-    assert_eq!(attention(&attack.sim), Some(Attention::Payload));
+    assert_eq!(attack.sim.engine().counters().packets, queued + 1);
+    assert_eq!(attention(&attack.sim), Some(Attention::Calm), "its verdict begins another");
 }
 
 #[test]
@@ -444,11 +446,11 @@ fn a_forged_syn_ack_in_the_calm_has_every_packet_queued() {
     let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
     attack.sim.forge(Server, &forged);
     assert_eq!(attention(&attack.sim), Some(Attention::Watched));
-    let before = attack.sim.engine.counters().packets;
+    let before = attack.sim.engine().counters().packets;
     attack.says(0, b"NOOP\r\n");
     attack.says(6, BOUNCE.as_bytes());
     attack.answers();
-    assert!(attack.sim.engine.counters().packets >= before + 3);
+    assert!(attack.sim.engine().counters().packets >= before + 3);
     assert_eq!(attack.victim.announcements(), [""; 0]);
 }
 
@@ -475,6 +477,24 @@ fn text_that_is_reflected_opens_nothing() {
     assert_eq!(attack.sim.kernel.opened, [], "it answers nothing");
 }
 
+/// A line that was read is lost behind the gateway, and then the copy of its retransmission is.
+#[test]
+fn a_server_that_lacks_what_was_read_is_asked_by_a_number_that_it_answers() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    assert!(attack.send(0, b"NOOP\r\n").is_some());
+    attack.sim.read_copies();
+    attack.sim.engine().lose_copies();
+    let both = b"NOOP\r\nSITE x\r\n";
+    assert_eq!(attack.send(0, both), None);
+    let asks = attack.send(0, both).unwrap();
+    assert!(asks.payload.is_empty());
+    let past = asks.seq.wrapping_sub(attack.victim.ack()).cast_signed();
+    assert!(past < 0, "{past} past what the server has, it is not answered");
+    attack.answers();
+    assert!(attack.says(0, both));
+    assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);
+}
+
 /// The daemon between the engine and the queue, with packets that were queued before a verdict was given.
 impl Attack {
     fn packet(&self, offset: i32, payload: &[u8]) -> Vec<u8> {
@@ -484,18 +504,13 @@ impl Attack {
     }
 
     /// The engine's verdict and answer.
-    fn decided(&mut self, packet: &[u8], how: Queued) -> (Verdict, Answer) {
-        let Sim { engine, kernel, .. } = &mut self.sim;
-        let now = Instant::now();
-        let verdict = engine.queued(now, packet, how, kernel, &mut Vec::new());
-        let goes_on = matches!(verdict, Verdict::Accept | Verdict::Replace);
-        let handled = engine.handled();
-        (verdict, if goes_on { engine.answer(handled) } else { Answer::Nothing })
+    fn decided(&mut self, packet: &[u8], how: Queued) -> (Fate, Answer) {
+        let (fate, answer, _) = self.sim.decided(Instant::now(), packet, how);
+        (fate, answer)
     }
 
     fn copied(&mut self, packet: &[u8]) {
-        let Sim { engine, kernel, .. } = &mut self.sim;
-        assert!(engine.passed(Instant::now(), packet, kernel));
+        assert!(self.sim.passed(packet));
     }
 }
 
@@ -507,6 +522,7 @@ const ENDED: Queued = Queued {
     offload: Offload { joined: false, unsummed: false },
     from: None,
     every: false,
+    is_late: false,
 };
 
 /// A probe ends a calm, and the next begins with its verdict. What was queued in between is decided when lines may
@@ -516,11 +532,11 @@ fn what_was_queued_before_a_calm_began_comes_again() {
     let mut attack = Attack::new(Prefers::Lowest);
     attack.sim.read_copies();
     let (probe, long) = (attack.packet(-1, b"x"), attack.packet(0, b"SITE xxxxxxxxxx\r\n"));
-    assert_eq!(attack.decided(&probe, ENDED), (Verdict::Accept, Answer::Calm));
-    assert_eq!(attack.decided(&long, Queued::default()).0, Verdict::Drop);
+    assert_eq!(attack.decided(&probe, ENDED), (Fate::Accept, Answer::Calm));
+    assert_eq!(attack.decided(&long, Queued::default()).0, Fate::Drop);
     attack.copied(&attack.packet(0, b"NOOP xxxx\r\n"));
     // Sent again it ends that calm, and has the bytes of what passed.
-    assert_eq!(attack.decided(&long, ENDED), (Verdict::Replace, Answer::Nothing));
+    assert_eq!(attack.decided(&long, ENDED), (Fate::Replace, Answer::Nothing));
 }
 
 /// One that waits for what it overtook has ended a calm; another begins meanwhile.
@@ -530,12 +546,11 @@ fn what_waited_comes_again_where_a_calm_began_meanwhile() {
     attack.sim.read_copies();
     let (early, probe) = (attack.packet(6, b"SITE xxxxxxxxxx\r\n"), attack.packet(-1, b"x"));
     let how = Queued { may_wait: true, ..ENDED };
-    assert_eq!(attack.decided(&early, how).0, Verdict::Early);
-    assert_eq!(attack.decided(&probe, Queued::default()), (Verdict::Accept, Answer::Calm));
+    assert_eq!(attack.decided(&early, how).0, Fate::Wait);
+    assert_eq!(attack.decided(&probe, Queued::default()), (Fate::Accept, Answer::Calm));
     attack.copied(&attack.packet(0, b"NOOP\r\n"));
-    assert_eq!(attack.sim.engine.turn(&early), Turn::Due);
-    let has_waited = Queued { may_wait: true, ..Queued::default() };
-    assert_eq!(attack.decided(&early, has_waited).0, Verdict::Drop);
+    attack.sim.expire();
+    assert_eq!(attack.sim.dropped, 1, "its turn has come");
 }
 
 /// Both ends together: commands that nobody answers, acknowledged by packets that carry nothing.
@@ -555,7 +570,7 @@ fn what_is_kept_of_a_calm_client_has_a_limit() {
     }
     assert!(attack.sim.kernel.told > 0, "acknowledgements were queued as long as much was kept");
     let (client, server) = (attack.sim.translation.client, attack.sim.translation.server);
-    let (session, _) = attack.sim.engine.session(client, server).unwrap();
+    let (session, _) = attack.sim.engine().session(client, server).unwrap();
     assert!(format!("{session:?}").len() < 1 << 19);
 }
 
@@ -568,5 +583,5 @@ fn what_no_receiver_expects_acknowledges_nothing() {
     forged.ack = attack.client.wrapping_add(900_000);
     assert!(attack.sim.forge(Server, &forged).is_some());
     attack.sim.read_copies();
-    assert_eq!(attack.sim.engine.counters().lost, 0);
+    assert_eq!(attack.sim.engine().counters().lost, 0);
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Translation, Verdict},
+    engine::{Fate, Queued, Translation},
     packet::flags,
     session::Side::{Client, Server},
 };
@@ -64,15 +64,13 @@ fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
     for nat in NATS {
         let mut sim = Sim::logged_in(with(nat));
         let t = nat.translation(false);
-        let sessions = sim.engine.session_count();
+        let sessions = sim.engine().session_count();
         for packet in lookalike_packets(&t) {
-            let mut out = Vec::new();
-            let verdict = sim.engine.packet(Instant::now(), &packet, &mut sim.kernel, &mut out);
-            assert_eq!(verdict, Verdict::Accept);
-            sim.engine.settle(&mut sim.kernel);
+            let verdict = sim.decided(Instant::now(), &packet, Queued::default()).0;
+            assert_eq!(verdict, Fate::Accept);
         }
         assert_eq!(sim.kernel.attention, None, "{nat:?}");
-        assert!(sim.engine.session_count() > sessions, "they are sessions of their own");
+        assert!(sim.engine().session_count() > sessions, "they are sessions of their own");
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
         assert_eq!(heard, active(at(t.client_external, 2200)), "{nat:?}");
         assert_eq!(sim.kernel.opened.len(), 1);
@@ -88,9 +86,7 @@ fn an_ipv6_packet_on_every_port_stalls_no_ipv4_connection_that_begins_later() {
     let before = lookalike_packets(&t);
     let mut sim = Sim::new(Scenario::default());
     for packet in before {
-        let mut out = Vec::new();
-        sim.engine.packet(Instant::now(), &packet, &mut sim.kernel, &mut out);
-        sim.engine.settle(&mut sim.kernel);
+        sim.decided(Instant::now(), &packet, Queued::default()).0;
     }
     sim.connect_again();
     assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");

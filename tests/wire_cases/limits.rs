@@ -60,7 +60,7 @@ fn a_clients_pinholes_are_limited() {
     let lines: String = (1..=5).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
     serve(&mut sim, &lines);
     let limits = Limits { client_pinholes: 3, ..Limits::default() };
-    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 2));
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 2));
     let last = sim.decisions().pop().unwrap_or_default();
     assert!(last.ends_with("the client has 2 pinholes already"), "{last}");
     sim.advance(std::time::Duration::from_secs(31));
@@ -73,7 +73,7 @@ fn a_sessions_pinholes_are_limited() {
     let lines: String = (1..=20).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
     serve(&mut sim, &lines);
     let limits = Limits { session_pinholes: 12, ..Limits::default() };
-    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 8));
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 8));
     goes_on(&mut sim);
 }
 
@@ -83,7 +83,7 @@ fn only_so_many_ports_are_tried() {
     sim.kernel.taken.extend(1..=u16::MAX);
     serve(&mut sim, "PORT 192,168,150,80,9,9\r\n");
     let limits = Limits { ports: 1, ..Limits::default() };
-    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 0));
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
     sim.kernel.taken.clear();
     sim.client.read();
     goes_on(&mut sim);
@@ -98,8 +98,8 @@ fn a_line_that_may_announce_is_limited() {
     assert!(crossed.len() == 600 && crossed.iter().all(|b| *b == b'X'), "{}", text(crossed));
     serve(&mut sim, rest);
     let limits = Limits { line: 1, ..Limits::default() };
-    assert_eq!(sim.engine.counters().limits, limits);
-    assert_eq!(sim.engine.counters().commands_refused, 1);
+    assert_eq!(sim.engine().counters().limits, limits);
+    assert_eq!(sim.engine().counters().commands_refused, 1);
     goes_on(&mut sim);
 
     let mut sim = limited(Policy::default());
@@ -107,7 +107,7 @@ fn a_line_that_may_announce_is_limited() {
     for piece in [&[b"227 ", &[b'x'; 600][..]].concat()[..], b" (203,0,113,9,9,9)\r\n"] {
         assert_eq!(sim.say(Server, piece), piece);
     }
-    assert_eq!((sim.engine.counters().limits, sim.kernel.opened.len()), (limits, 0));
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
     assert_eq!(said(&sim).len(), 1);
     goes_on(&mut sim);
 }
@@ -118,7 +118,7 @@ fn rewrites_that_are_not_acknowledged_are_limited() {
     let refused = "PORT 10,99,99,99,9,9\r\n".repeat(300);
     let heard = serve(&mut sim, &refused);
     assert_eq!(heard.len(), 300, "the segments that waited came again");
-    let limits = sim.engine.counters().limits;
+    let limits = sim.engine().counters().limits;
     assert!(limits.rewrites > 0, "{limits:?}");
     assert_eq!(limits, Limits { rewrites: limits.rewrites, ..Limits::default() });
     assert_eq!(said(&sim).len() as u64, limits.rewrites);
@@ -143,21 +143,21 @@ fn bytes_that_are_not_acknowledged_are_limited() {
     assert_eq!(passed, 65);
     let limits = Limits { kept: 1, ..Limits::default() };
     // What follows the first that waits is past a gap.
-    assert_eq!((sim.engine.counters().limits, said(&sim).len()), (limits, 1));
+    assert_eq!((sim.engine().counters().limits, said(&sim).len()), (limits, 1));
 }
 
 #[test]
 fn commands_that_wait_for_replies_are_limited_by_kind() {
     let mut sim = limited(Policy::default());
     let heard = serve(&mut sim, &"SIZE x\r\n".repeat(500));
-    assert_eq!((heard.len(), sim.engine.counters().limits), (500, Limits::default()));
+    assert_eq!((heard.len(), sim.engine().counters().limits), (500, Limits::default()));
     sim.client.read();
 
     // In one segment, so that no reply comes between.
     let commands = "NOOP\r\nPASV\r\n".repeat(50);
     let heard = serve(&mut sim, &commands);
     assert_eq!(heard.concat(), commands);
-    let limits = sim.engine.counters().limits;
+    let limits = sim.engine().counters().limits;
     assert_eq!(limits, Limits { commands: 100 - 32, ..Limits::default() });
     assert_eq!(said(&sim).len(), 100 - 32);
     assert!(sim.kernel.opened.len() <= 16, "only for what is known to be an answer");
@@ -171,7 +171,7 @@ fn sessions_are_limited() {
     let line = "PORT 192,168,150,80,9,1\r\n";
     assert_eq!(serve(&mut sim, line), [line]);
     assert_eq!(sim.kernel.opened, []);
-    let counters = sim.engine.counters();
+    let counters = sim.engine().counters();
     assert_eq!(counters.uninspected, counters.packets);
     assert!(said(&sim).iter().all(|said| said == "not followed: there are max-sessions"));
     assert_eq!(said(&sim).len() as u64, counters.packets);

@@ -374,7 +374,7 @@ fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
         assert_eq!(sim.timeouts(), 0);
         let reply = b"HTTP/1.1 200 OK\r\n";
         assert_eq!(sim.say(Server, reply), reply);
-        assert_eq!(sim.engine.session_count(), 0);
+        assert_eq!(sim.engine().session_count(), 0);
     }
 }
 
@@ -470,9 +470,9 @@ fn what_is_refused_counts_once() {
                 sim = Sim::new(with(Nat::Masquerade));
                 sim.say(Server, b"220 ready\r\n");
             }
-            let (got, sim) = heard(sim, [line]);
+            let (got, mut sim) = heard(sim, [line]);
             assert_eq!(obeyed(&got), None, "{got:?}");
-            let counters = sim.engine.counters();
+            let counters = sim.engine().counters();
             assert_eq!((counters.pinholes_refused, counters.commands_refused), (1, 0), "{line:?}");
         }
     }
@@ -485,7 +485,7 @@ fn a_third_host_is_refused_where_the_start_was_not_seen_as_soon_as_the_server_is
         let third = active(host.parse().unwrap());
         let mut sim = Sim::logged_in(scenario.clone());
         let t = scenario.nat.translation(scenario.v6);
-        sim.engine.forget_between(t.client, t.server, &mut sim.kernel);
+        sim.forget();
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
         for cut in 1..third.len() {
             let (first, second) = third.as_bytes().split_at(cut);

@@ -146,8 +146,7 @@ fn a_227_that_is_not_refused_passes_as_it_is() {
     for is_joined in [false, true] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         if is_joined {
-            let t = sim.translation;
-            sim.engine.forget_between(t.client, t.server, &mut sim.kernel);
+            sim.forget();
         }
         sim.say(Server, b"220 ready\r\n");
         sim.exchange("USER joe\r\n", "331 password\r\n");
@@ -291,8 +290,7 @@ fn where_the_kernel_cannot_be_told_of_other_numbers_the_answer_stays() {
 #[test]
 fn an_answer_after_missed_bytes_passes_as_it_is() {
     let mut sim = Sim::new(prompt(Nat::Masquerade));
-    let t = sim.translation;
-    sim.engine.forget_between(t.client, t.server, &mut sim.kernel);
+    sim.forget();
     sim.say(Server, b"230 in\r\n");
     sim.say(Client, BOUNCE.as_bytes());
     assert_eq!(text(sim.say(Server, b"500 what?\r\n")), "500 what?\r\n");

@@ -205,7 +205,7 @@ fn whatever_is_refused_and_however_it_is_sent_the_client_gets_an_error_and_goes_
                 let (seen, opened) = if end == "\r\n" { (&seen, 1) } else { (&good, 0) };
                 assert_eq!(&server.lines[3], seen, "{line:?} at {cut}");
                 assert_eq!(sim.kernel.opened.len(), opened, "{line:?} at {cut}");
-                let counters = sim.engine.counters();
+                let counters = sim.engine().counters();
                 assert_eq!(counters.pinholes_refused + counters.commands_refused, 1);
                 // What is longer than a segment may be goes on with the next.
                 assert!(refused == long || sim.timeouts() == 0, "{line:?} at {cut}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ftp_alg_core::{
-    engine::{Attention, Queued, Verdict},
+    engine::{Attention, Fate, Queued},
     packet::flags,
     session::Side::{self, Client, Server},
 };
@@ -62,8 +62,7 @@ fn a_forged_syn_ack_stops_no_connection_that_is_not_known() {
     everywhere_calm_or_not(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.read_copies();
-        let (client, server) = (sim.translation.client, sim.translation.server);
-        sim.engine.forget_between(client, server, &mut sim.kernel);
+        sim.forget();
         sim.forge(Server, &forged_syn_ack(1));
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
         sim.close_both();
@@ -187,13 +186,13 @@ fn what_a_forgotten_session_had_told_is_taken_back_with_the_next_packets() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.forge(Server, &forged_syn_ack(1));
     let t = sim.translation;
-    sim.engine.forget_between(t.client, t.server, &mut sim.kernel);
+    sim.forget();
     let noop = next(&mut sim, Client, b"NOOP\r\n").packet(t.client, t.server);
     let how = Queued { every: true, ..Queued::default() };
     for _ in 0..2 {
         let now = std::time::Instant::now();
-        let verdict = sim.engine.queued(now, &noop, how, &mut sim.kernel, &mut Vec::new());
-        assert_eq!(verdict, Verdict::Accept);
+        let verdict = sim.decided(now, &noop, how).0;
+        assert_eq!(verdict, Fate::Accept);
     }
     assert_eq!(sim.kernel.attention, Some(Attention::Payload));
 }
@@ -226,7 +225,7 @@ fn who_is_the_client_is_never_looked_up() {
     {
         let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
         let mut sim = Sim::new(Scenario::default());
-        let (asked, sessions) = (sim.kernel.asked, sim.engine.session_count());
+        let (asked, sessions) = (sim.kernel.asked, sim.daemon.engine().session_count());
         let now = std::time::Instant::now();
         let base = next(&mut sim, Client, b"NOOP\r\n");
         for from in [None, Some(Server), Some(Client)] {
@@ -235,14 +234,14 @@ fn who_is_the_client_is_never_looked_up() {
                 _ => base.packet(client, server),
             };
             let how = Queued { from, ..Queued::default() };
-            let verdict = sim.engine.queued(now, &packet, how, &mut sim.kernel, &mut Vec::new());
-            assert_eq!(verdict, Verdict::Accept);
-            let followed = sim.engine.session_count() - sessions;
+            let verdict = sim.decided(now, &packet, how).0;
+            assert_eq!(verdict, Fate::Accept);
+            let followed = sim.engine().session_count() - sessions;
             assert_eq!(followed, usize::from(from.is_some()), "{client} {server} {from:?}");
-            if let Some((_, side)) = sim.engine.session(client, server) {
+            if let Some((_, side)) = sim.engine().session(client, server) {
                 assert_eq!(side, Client);
             }
-            sim.engine.forget_between(client, server, &mut sim.kernel);
+            sim.engine().forget_between(client, server);
         }
         assert_eq!(sim.kernel.asked, asked);
     }

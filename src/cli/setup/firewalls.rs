@@ -264,7 +264,7 @@ impl Draft {
             return Ok(Err(
                 "firewalld over nftables has no rule for a mark, and forgets those of \
                            others: take the back end conntrack, which it admits, by [pinhole] \
-                           backend = \"auto\" and `modprobe nfnetlink_cthelper`"
+                           backend = \"conntrack\""
                     .to_owned(),
             ));
         }

@@ -2,8 +2,8 @@
 
 use super::text::{MARKER, Rule};
 use crate::gateway::{
-    Backend, Outlook, Routing, RuleParameters,
-    firewall::{ChainJudgement, Firewall, Hook, Ip, Judgement, Origin, Place, Sign},
+    Backend, Routing, RuleParameters,
+    firewall::{ChainJudgement, Firewall, Hook, Ip, Judgement, Origin, Outlook, Place, Sign},
 };
 
 /// A chain that needs a line, at once or when its file is loaded.

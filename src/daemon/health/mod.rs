@@ -30,7 +30,9 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
-    Neighbours, RuleParameters, Table, choose, firewall::Firewall, outlooks, used_pinholes,
+    Neighbours, RuleParameters, Table,
+    firewall::{Firewall, outlooks},
+    used_pinholes,
 };
 
 /// No daemon is there.
@@ -179,21 +181,18 @@ impl Health {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Judges the rules of others; `is_auto` says that a restart may take another back end.
-    pub(super) fn judge(&self, firewall: &Firewall, parameters: &RuleParameters, is_auto: bool) {
+    /// Judges the rules of others.
+    pub(super) fn judge(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let neighbours = Neighbours::read(parameters);
         let look = |firewall: &Firewall| {
             let outlooks = outlooks(firewall, neighbours.routing, parameters);
-            let backend = parameters.backend();
-            let wanted = || choose(|| true, firewall.unread().is_empty(), &outlooks).0;
-            let restart = is_auto.then(wanted).filter(|wanted| *wanted != backend);
             let around = Surroundings {
                 parameters,
                 firewall,
                 outlooks: &outlooks,
                 neighbours,
-                backend,
-                restart,
+                backend: parameters.backend(),
+                other: None,
             };
             let problems = around.checks().iter().filter_map(Check::as_problem).collect();
             (problems, around.plain_passes())

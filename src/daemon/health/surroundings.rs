@@ -2,9 +2,10 @@
 
 use super::check::{Check, Mark};
 use crate::gateway::{
-    Backend, Neighbours, Outlook, Routing, RuleParameters,
+    Backend, Neighbours, Routing, RuleParameters,
     firewall::{
-        ConcernKind, ControlOutlook, Firewall, Hook, Ip, Judgement, Passage, Sign, interfaces,
+        ConcernKind, ControlOutlook, Firewall, Hook, Ip, Judgement, Outlook, Passage, Sign,
+        interfaces,
     },
 };
 
@@ -27,8 +28,8 @@ pub struct Surroundings<'a> {
     pub neighbours: Neighbours,
     /// What holds the pinholes, or will.
     pub backend: Backend,
-    /// What would, after a restart of the daemon that runs, if that is another.
-    pub restart: Option<Backend>,
+    /// Another back end that this kernel has, and how to take it.
+    pub other: Option<(Backend, &'static str)>,
 }
 
 /// By what a firewall tells the data connections of a back end.
@@ -191,12 +192,12 @@ impl Surroundings<'_> {
         merged(name, judged)
     }
 
-    /// That a restart does it too.
-    fn restart_advice(&self, outlook: &Outlook, dropped: Sign) -> Option<String> {
-        let other = self.restart.filter(|_| dropped != Sign::Injected)?;
-        outlook.of(sign(other))?.passes().then(|| {
-            let name = other.as_str();
-            format!("or restart ftp-alg: it then takes the back end {name}, which passes here")
+    /// That the other back end does it, too.
+    fn other_advice(&self, outlook: &Outlook, dropped: Sign) -> Option<String> {
+        let (other, how) = self.other.filter(|_| dropped != Sign::Injected)?;
+        let passes = outlook.of(sign(other))?.passes();
+        passes.then(|| {
+            format!("or {how}: data connections of the back end {} pass here", other.as_str())
         })
     }
 
@@ -252,7 +253,7 @@ impl Surroundings<'_> {
             .details(exceptions(false, "accepts"))
             .remedy(Firewall::remedies(judgement, sign, self.parameters))
             .advice(advice)
-            .advice(self.restart_advice(outlook, sign).filter(|_| matters))
+            .advice(self.other_advice(outlook, sign).filter(|_| matters))
     }
 }
 

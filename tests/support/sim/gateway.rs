@@ -1,207 +1,371 @@
-//! The gateway of the simulated network: which packets its rules queue, and what its daemon does with them.
+//! The gateway of the simulated network: its kernel judges what arrives, queues it, and does what verdicts say; its
+//! daemon's workers go from stage to stage.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use ftp_alg_core::{
-    engine::{Answer, Attention, Kept, Queued, Translation, Verdict, Waiting},
+    engine::{self, Answer, Attention, Event, Queued, Step, Translation},
     packet::{Seq, flags},
     session::Side,
 };
 
 use super::{
     super::{
+        crash::Fate,
         link::{Flight, Origin, Place},
         segment::{Fault, Segment},
-        selection::Way,
+        selection::{Mark, Selection, Way},
     },
     Sim,
+    daemon::{Decision, Given, Packet},
+    queues::{Due, Stage},
 };
-
-/// The verdict on what overtook others.
-struct Waits;
 
 impl Sim {
     pub(super) fn at_gateway(&mut self, flight: Flight) {
-        // One queue gives its verdicts in order, and what is not queued overtakes what is.
-        let release = self.release();
-        let Flight { from, origin, bytes, .. } = &flight;
-        let queued = self.engine.counters().packets;
-        let passed = self.select(*from, bytes.clone(), release, Some(*origin));
-        let was_queued = self.engine.counters().packets != queued;
-        let release = if was_queued { release } else { self.now };
-        self.released = self.released.max(release);
-        if let Some(bytes) = passed {
-            self.air.send(Flight { to: Place::End, bytes, ..flight }, release);
-        }
-        let now = self.base + self.now();
-        let taken = self.early.take(now, |bytes| self.engine.turn(bytes));
-        self.dropped += taken.over.len() as u64;
-        self.selection.ended = false; // or another calm has begun since
-        for (early, is_due) in [(taken.due, true), (taken.late, false)] {
-            for early in early {
-                let ((from, origin), release) = (early.with, self.release());
-                let passed = self.decide(from, early.bytes, release, is_due.then_some(origin));
-                self.released = self.released.max(release);
-                if let Some(bytes) = passed {
-                    self.air.send(Flight { from, to: Place::End, origin, bytes }, release);
+        let Flight { from, origin, bytes, .. } = flight;
+        match self.judge(from, &bytes) {
+            None => {}
+            Some(Way::Passes | Way::Copied) => self.forward(from, origin, bytes),
+            Some(Way::Queued(mark)) => {
+                self.trace("queued", from, &bytes);
+                let may_wait = self.is_patient;
+                let packet =
+                    self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait });
+                if !self.queues.settings.is_at_once() {
+                    self.dropped += u64::from(!self.queues.push(self.now, packet));
+                    return;
+                }
+                if let Some(bytes) = self.decide_at_once(packet) {
+                    self.forward(from, origin, bytes);
                 }
             }
         }
     }
 
-    fn release(&mut self) -> u64 {
-        self.released.max(self.now + self.air.verdict_delay())
+    /// The packet by a number of its own.
+    fn packet_of(&mut self, packet: Packet) -> Packet {
+        self.packets += 1;
+        Packet { number: self.packets, ..packet }
     }
 
-    /// What goes on of a packet, whose verdict is given at `release` if it is queued. It may wait for what it
-    /// overtook if its `origin` is known.
-    pub(super) fn select(
-        &mut self,
-        from: Side,
-        bytes: Vec<u8>,
-        release: u64,
-        origin: Option<Origin>,
-    ) -> Option<Vec<u8>> {
-        let read = Segment::read(&bytes);
+    fn forward(&mut self, from: Side, origin: Origin, bytes: Vec<u8>) {
+        self.air.send(Flight { from, to: Place::End, origin, bytes }, self.now);
+    }
+
+    /// What the rules make of a packet, `None` if it is dropped before it comes to them. What is copied was.
+    fn judge(&mut self, from: Side, bytes: &[u8]) -> Option<Way> {
+        let read = Segment::read(bytes);
         if matches!(read, Err(Fault::Ip)) {
-            return None; // by the kernel, before it comes to us
+            return None;
         }
         let segment = read.as_ref().ok().map(|(_, _, segment)| segment);
-        match self.selection.way(self.now, &mut self.kernel.attention, from, segment) {
-            Way::Passes => Some(bytes),
-            Way::Copied => {
-                self.trace("copied", from, &bytes);
-                self.selection.copy(&bytes);
-                if self.selection.is_read_now() {
-                    self.read_copies();
-                    let now = self.base + self.now();
-                    let Self { crashes, engine, kernel, selection, .. } = self;
-                    crashes.strike(engine, kernel, selection, now);
+        let mark = &mut self.kernel.attention;
+        let way = self.selection.way(self.now, mark, from, bytes.len(), segment);
+        if way == Way::Passes {
+            self.trace("passes", from, bytes);
+        }
+        if way == Way::Copied {
+            self.trace("copied", from, bytes);
+            self.selection.copy(bytes);
+            if !self.queues.settings.is_at_once() {
+                self.queues.read_copies_soon(self.now);
+            } else if self.selection.is_read_now() {
+                match self.crashes.fate() {
+                    Fate::GoesOn => self.read_copies(),
+                    Fate::WritesAndCrashes => self.crash(),
+                    Fate::Crashes => {
+                        self.end_daemon(false);
+                        self.start_daemon();
+                    }
                 }
-                Some(bytes)
             }
-            Way::Queued => self.decide(from, bytes, release, origin),
+        }
+        Some(way)
+    }
+
+    /// What goes on of a packet that arrives, and has its verdict at once.
+    pub(super) fn select(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        match self.judge(from, &bytes)? {
+            Way::Passes | Way::Copied => Some(bytes),
+            Way::Queued(mark) => {
+                let origin = Origin::Genuine;
+                let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
+                let packet = self.packet_of(packet);
+                self.decide_at_once(packet)
+            }
         }
     }
 
-    /// As [`select`](Self::select), of a packet that is queued.
-    fn decide(
+    /// The same of a packet that is queued whatever the rules make of it.
+    pub(super) fn hand(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        let mark = match self.kernel.attention {
+            Some(Attention::Every | Attention::Watched) => Mark::Every,
+            _ => Mark::From(from),
+        };
+        let origin = Origin::Genuine;
+        let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
+        let packet = self.packet_of(packet);
+        self.decide_at_once(packet)
+    }
+
+    /// Has the first worker decide about one packet, and gives what goes on. A crash drops it.
+    fn decide_at_once(&mut self, packet: Packet) -> Option<Vec<u8>> {
+        self.read_copies();
+        let (now, worker, number) = (self.instant(), self.queues.home, packet.number);
+        self.daemon.take_batch(worker, now, Default::default(), vec![packet]);
+        let mut own = None;
+        for (number_of, from, origin, bytes) in self.steps_at_once(worker, true) {
+            if number_of == number {
+                own = Some(bytes);
+            } else {
+                self.forward(from, origin, bytes);
+            }
+        }
+        own
+    }
+
+    /// Has `worker` do all that comes of its batch, and gives what goes on. If it `may_crash`, that comes before records are
+    /// written, or after.
+    fn steps_at_once(
         &mut self,
-        from: Side,
-        bytes: Vec<u8>,
-        release: u64,
-        origin: Option<Origin>,
-    ) -> Option<Vec<u8>> {
-        let passed = self.hand_patiently(from, &bytes, release, origin);
-        let unread = passed.as_ref().is_none_or(|passed| *passed == bytes);
-        assert!(Segment::read(&bytes).is_ok() || unread, "it passes unread");
+        worker: usize,
+        may_crash: bool,
+    ) -> Vec<(u64, Side, Origin, Vec<u8>)> {
+        let mut passed = Vec::new();
+        while let Some(step) = self.daemon.next_step(worker) {
+            let fate = match step {
+                Step::Look if may_crash && self.daemon.is_decided(worker) => self.crashes.fate(),
+                _ => Fate::GoesOn,
+            };
+            if fate == Fate::Crashes {
+                self.dropped += 1;
+                self.end_daemon(false);
+                self.start_daemon();
+                return passed;
+            }
+            self.daemon.step(worker, &mut self.kernel);
+            self.selection.unwritten &= step != Step::Look || !self.daemon.is_concluded(worker);
+            if fate == Fate::WritesAndCrashes {
+                self.dropped += 1;
+                self.end_daemon(true);
+                self.start_daemon();
+                return passed;
+            }
+            let (given, events) = self.daemon.take_given();
+            for given in given {
+                let number = given.packet.number;
+                passed.extend(
+                    self.give(given).map(|(from, origin, bytes)| (number, from, origin, bytes)),
+                );
+            }
+            self.settled(events);
+        }
         passed
     }
 
-    /// Hands a packet to the engine as the daemon does.
-    fn hand_patiently(
-        &mut self,
-        from: Side,
-        bytes: &[u8],
-        release: u64,
-        origin: Option<Origin>,
-    ) -> Option<Vec<u8>> {
-        let verdict = self.hand_once(from, bytes, release, self.is_patient && origin.is_some());
-        match (verdict, origin) {
-            (Ok(passed), _) => return passed,
-            (Err(Waits), Some(origin)) => {
-                match self.early.keep(self.base + self.now(), bytes, (from, origin)) {
-                    Kept::Yes => return None,
-                    Kept::Full => {}
-                    // As the first time.
-                    Kept::Again => drop(self.hand(from, bytes, release)),
-                }
-            }
-            (Err(Waits), None) => panic!("it may not wait"),
+    /// Does all that comes of what `worker` did where no packet is decided.
+    fn forward_at_once(&mut self, worker: usize) {
+        for (_, from, origin, bytes) in self.steps_at_once(worker, false) {
+            self.forward(from, origin, bytes);
         }
-        self.hand(from, bytes, release)
+    }
+
+    fn end_daemon(&mut self, written: bool) {
+        self.crashes.count += 1;
+        self.selection.crashed(written);
+        self.selection.is_read = false;
+        self.daemon.crash();
+        self.dropped += self.queues.crash(self.now) as u64;
+        self.trace_daemon("crashes");
+    }
+
+    fn start_daemon(&mut self) {
+        self.queues.start();
+        self.selection.is_read = true;
+        self.kernel.now = self.now();
+        let now = self.instant();
+        self.daemon.restart(now, &mut self.kernel);
+        self.trace_daemon("starts");
+    }
+
+    /// What becomes of one packet of which the packet selection says this, with the answer, and what goes on of it.
+    /// [`others`](Self::others) has what becomes of packets that waited for it.
+    pub fn decided(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        how: Queued,
+    ) -> (engine::Fate, Answer, Vec<u8>) {
+        let from = Side::Client; // of no concern here
+        let (origin, bytes, mark) = (Origin::Genuine, bytes.to_vec(), Mark::From(from));
+        let packet =
+            self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait: false });
+        let (number, worker) = (packet.number, self.queues.home);
+        self.daemon.take(worker, worker, now, vec![(packet, how)]);
+        while self.daemon.step(worker, &mut self.kernel) {}
+        let (given, events) = self.daemon.take_given();
+        self.events.extend(events);
+        let (own, others) = given.into_iter().partition(|given| given.packet.number == number);
+        self.others = others;
+        let own: Vec<Given> = own;
+        match own.into_iter().next() {
+            None => (engine::Fate::Wait, Answer::Nothing, Vec::new()),
+            Some(Given { decision, answer, packet }) => match decision {
+                Decision::Accept => (engine::Fate::Accept, answer, packet.bytes),
+                Decision::Replace(new) => (engine::Fate::Replace, answer, new),
+                Decision::Drop => (engine::Fate::Drop, answer, Vec::new()),
+            },
+        }
+    }
+
+    /// The engine reads a copy of a packet that passed. Whether it knows its connection.
+    pub fn passed(&mut self, bytes: &[u8]) -> bool {
+        let before = self.engine().counters().copies;
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        self.daemon.take_batch(reader, now, (vec![bytes.to_vec()], false), Vec::new());
+        while self.daemon.step(reader, &mut self.kernel) {}
+        self.engine().counters().copies > before
+    }
+
+    /// The engine forgets the connection.
+    pub fn forget(&mut self) {
+        let Translation { client, server, .. } = self.translation;
+        self.engine().forget_between(client, server);
+        self.read_copies();
     }
 
     /// The gateway crashes, having written what it knew.
     pub fn crash(&mut self) {
-        let now = self.base + self.now();
-        self.crashes.crash(&mut self.engine, &mut self.kernel, now);
-        self.selection.crashed(true);
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        self.daemon.expire(now);
+        self.forward_at_once(reader);
+        self.end_daemon(true);
+        self.start_daemon();
     }
 
     /// The daemon reads what passed.
     pub fn read_copies(&mut self) {
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        let copies = self.selection.read();
+        self.daemon.take_batch(reader, now, copies, Vec::new());
+        self.forward_at_once(reader);
+    }
+
+    /// About once a second, and when something in the reorder queue has waited for long enough.
+    pub fn expire(&mut self) {
+        let (now, reader) = (self.instant(), self.daemon.reader());
+        self.daemon.expire(now);
+        self.forward_at_once(reader);
+    }
+
+    /// Does what is due next in the daemon.
+    pub(super) fn work(&mut self) {
         self.kernel.now = self.now();
-        let now = self.base + self.now();
-        for copy in self.selection.read() {
-            self.engine.passed(now, &copy, &mut self.kernel);
+        let Some(due) = self.queues.pop() else { return };
+        if matches!(due, Due::Worker(_) | Due::Copies) && self.crashes.strikes() {
+            self.end_daemon(false);
+            return;
         }
-        self.engine.settle(&mut self.kernel);
-        self.events.extend(self.engine.take_events().0);
-        assert!(self.kernel.injected.is_empty(), "nothing is held");
-    }
-
-    /// Hands a packet to the engine, and gives what goes on at `release`.
-    pub(super) fn hand(&mut self, from: Side, bytes: &[u8], release: u64) -> Option<Vec<u8>> {
-        self.hand_once(from, bytes, release, false)
-            .unwrap_or_else(|Waits| panic!("it may not wait"))
-    }
-
-    fn hand_once(
-        &mut self,
-        from: Side,
-        bytes: &[u8],
-        release: u64,
-        may_wait: bool,
-    ) -> Result<Option<Vec<u8>>, Waits> {
-        self.read_copies();
-        let mut out = vec![0xa5; 5]; // junk that must go
-        let now = self.base + self.now();
-        let ended = self.selection.ended;
-        let every = matches!(self.kernel.attention, Some(Attention::Every | Attention::Watched));
-        let how = Queued { ended_calm: ended, every, may_wait, ..Queued::default() };
-        let verdict = self.engine.queued(now, bytes, how, &mut self.kernel, &mut out);
-        let answer = match verdict {
-            Verdict::Early | Verdict::Drop => Answer::Nothing,
-            Verdict::Accept | Verdict::Replace => {
-                let handled = self.engine.handled();
-                self.engine.answer(handled)
+        match due {
+            Due::Worker(worker) => self.work_on(worker),
+            Due::Verdict(given) => {
+                if let Some((from, origin, bytes)) = self.give(given) {
+                    self.forward(from, origin, bytes);
+                }
             }
-        };
-        let Self { crashes, engine, kernel, selection, .. } = self;
-        if crashes.strike(engine, kernel, selection, now) {
-            self.trace("crashed", from, bytes);
-            self.early = Waiting::default();
-            self.dropped += 1;
-            return Ok(None);
+            Due::Copies => {
+                let reader = self.daemon.reader();
+                if self.daemon.next_step(reader).is_some() {
+                    return self.queues.read_copies_later(self.now);
+                }
+                self.trace_daemon("reads copies");
+                let (now, copies) = (self.instant(), self.selection.read());
+                self.daemon.take_batch(reader, now, copies, Vec::new());
+                self.queues.go_on(self.now, reader, Stage::Step);
+            }
+            Due::Start => self.start_daemon(),
         }
-        self.selection.answered(answer, release);
-        self.engine.settle(&mut self.kernel);
-        self.events.extend(self.engine.take_events().0);
+    }
+
+    /// The next stage of `worker`.
+    fn work_on(&mut self, worker: usize) {
+        let now = self.now;
+        match self.queues.stages[worker] {
+            Stage::Idle => {}
+            Stage::Receive => {
+                let (at, copies) = (self.instant(), self.selection.read());
+                let packets = self.queues.receive(worker);
+                self.daemon.take_batch(worker, at, copies, packets);
+                self.queues.go_on(now, worker, Stage::Step);
+            }
+            Stage::Step => {
+                self.daemon.step(worker, &mut self.kernel);
+                self.selection.unwritten &= !self.daemon.is_concluded(worker);
+                let (given, events) = self.daemon.take_given();
+                self.settled(events);
+                let last = self.queues.give(now, given);
+                if self.daemon.next_step(worker).is_some() {
+                    self.queues.go_on(last, worker, Stage::Step);
+                } else if !self.queues.is_empty(worker) {
+                    self.queues.go_on(last, worker, Stage::Receive);
+                } else {
+                    self.queues.stages[worker] = Stage::Idle;
+                }
+            }
+        }
+    }
+
+    /// What the daemon did that may wait for verdicts. The reader of copies does it for all workers.
+    fn settled(&mut self, events: Vec<Event>) {
+        self.events.extend(events);
         for injected in std::mem::take(&mut self.kernel.injected) {
             self.deliver_injected(injected);
         }
         self.check_pinholes();
-        self.trace("queued", from, bytes);
-        Ok(match verdict {
-            Verdict::Early => return Err(Waits),
-            Verdict::Accept => {
-                self.trace("accepted", from, bytes);
+    }
+
+    /// The kernel does what a verdict says. Gives what goes on.
+    fn give(&mut self, given: Given) -> Option<(Side, Origin, Vec<u8>)> {
+        let Given { packet: Packet { from, origin, bytes, .. }, decision, answer } = given;
+        if decision != Decision::Drop {
+            Selection::answered(answer, &mut self.kernel.attention);
+        }
+        let passed = match decision {
+            Decision::Accept => {
+                self.trace("accepted", from, &bytes);
                 self.accepted += 1;
-                Some(bytes.to_vec())
+                bytes
             }
-            Verdict::Replace => {
-                self.trace("replaced", from, &out);
+            Decision::Replace(new) => {
+                self.trace("replaced", from, &new);
                 self.replaced += 1;
-                self.check_replaced(from, bytes, &out);
-                Some(out)
+                assert!(Segment::read(&bytes).is_ok(), "it passes unread");
+                self.check_replaced(from, &bytes, &new);
+                new
             }
-            Verdict::Drop => {
-                self.trace("dropped", from, bytes);
+            Decision::Drop => {
+                self.trace("dropped", from, &bytes);
                 self.dropped += 1;
-                None
+                assert!(Segment::read(&bytes).is_ok(), "it passes unread");
+                return None;
             }
-        })
+        };
+        Some((from, origin, passed))
+    }
+
+    /// A moment of its own, as the clock of a real gateway gives them.
+    pub(super) fn instant(&mut self) -> Instant {
+        self.instants = if self.instants.0 == self.now {
+            (self.now, (self.instants.1 + 1).min(999))
+        } else {
+            (self.now, 0)
+        };
+        self.kernel.now = self.now();
+        self.base + self.now() + Duration::from_nanos(self.instants.1)
     }
 
     /// A packet that takes the place of another is valid, and says the same of all that is no
@@ -226,6 +390,12 @@ impl Sim {
         }
     }
 
+    fn trace_daemon(&self, what: &str) {
+        if self.traces {
+            eprintln!("{:>9}us the daemon {what}", self.now);
+        }
+    }
+
     pub(super) fn deliver_injected(&mut self, bytes: Vec<u8>) {
         let (source, destination, segment) = Segment::judged(&bytes);
         let Translation { client, client_external, server, server_external } = self.translation;
@@ -247,7 +417,7 @@ impl Sim {
         if self.server.received() == 0 {
             return; // the gateway may still follow the connection before
         }
-        let Some((session, _)) = self.engine.session(client, server) else { return };
+        let Some((session, _)) = self.daemon.engine().session(client, server) else { return };
         let map = session.map(side).clone();
         let sender = if side == Side::Client { &self.client } else { &self.server };
         let receiver = if side == Side::Client { &self.server } else { &self.client };
@@ -261,9 +431,6 @@ impl Sim {
     /// What the engine holds open, the kernel holds open, unless it was used or has expired.
     pub(super) fn check_pinholes(&mut self) {
         let open = self.kernel.pinholes();
-        let mut held: Vec<_> = self.engine.pinholes().map(|p| p.pinhole).collect();
-        held.retain(|p| open.contains(p));
-        held.dedup();
         let limit = 8; // of one session
         assert!(open.len() <= limit, "{} pinholes for one session", open.len());
     }

@@ -3,12 +3,13 @@
 use std::{mem::take, time::Instant};
 
 use super::{
-    Attention, Effects, Engine, Entry, Event, KernelError, Lookup, Mark, Opening, Translation,
-    Verdict, What,
+    Arrival, Attention, Effects, Engine, Entry, Event, KernelError, Lookup, Mark, Opening,
+    Translation, Verdict, What,
     announcement::Judged,
     connection::Connection,
-    decide::Stage,
+    decide::{Deciding, Stage},
     effects::{Ask, Purpose, SessionRef},
+    parked::{Input, Parked},
 };
 use crate::session::{Answers, DropReason};
 
@@ -147,8 +148,8 @@ impl Engine {
             self.counters.errors += 1;
             effects.events.push(event(What::Failed(error.to_string())));
         }
-        if purpose != Purpose::Change {
-            return;
+        if purpose == Purpose::FastPathRace {
+            self.drop_parked(session, effects);
         }
         if is_refused {
             // Numbers may be changed only once the kernel knows; their sender will send them again.
@@ -163,6 +164,22 @@ impl Engine {
             (parked, Some(answers))
         });
         self.resume(now, parked, session, effects);
+    }
+
+    /// Drops what the client of `session` said that waits here, as harmless lines may have passed at its numbers. Copies
+    /// are read before it is retransmitted.
+    fn drop_parked(&mut self, session: SessionRef, effects: &mut Effects) {
+        for parked in self.take_parked(session) {
+            let Parked { bytes, input, .. } = parked;
+            match input {
+                Input::Packet { token, how, .. } if self.is_from_client(&bytes, session) => {
+                    let packet = Arrival { token, bytes: &bytes, how };
+                    let verdict = Verdict::Drop(DropReason::FastPathRace);
+                    self.release(packet, verdict, Deciding::UNKNOWN, effects);
+                }
+                input => self.parked.push(Parked { session, bytes, input }),
+            }
+        }
     }
 
     /// Drops what changed of `session`, and sends nothing on its behalf.

@@ -147,15 +147,12 @@ impl Connection<'_> {
         Lookup { client: self.control.client(), server: self.control.server() }
     }
 
-    /// Asks for a mark. While one is asked for that packets wait for, the session is busy.
+    /// Asks for a mark. Its session is busy until that is set: two threads could set two in the wrong order.
     pub fn mark(&mut self, attention: Attention) {
         let translation = self.control.translation().copied();
-        let purpose = match attention {
-            Attention::Every => Purpose::Change,
-            _ => Purpose::Session,
-        };
-        self.control.busy |= purpose == Purpose::Change;
-        let mark = Mark { connection: self.ends(), translation, attention, purpose };
+        let mark =
+            Mark { connection: self.ends(), translation, attention, purpose: Purpose::Session };
+        self.control.busy = true;
         self.effects.marks.push(Ask::new(self.session(), mark));
     }
 

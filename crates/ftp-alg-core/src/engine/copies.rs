@@ -23,7 +23,7 @@ impl Engine {
     pub(super) fn interrupt(&mut self, now: Instant, index: u32, effects: &mut Effects) -> Verdict {
         let moment = self.epoch.moment(now);
         if let Some(Entry { control, .. }) = self.table.get_mut(index) {
-            mark_afresh(effects, index, control, Attention::Payload, Purpose::Session);
+            mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
             control.told(Attention::Payload, moment);
             self.interrupted.push(index);
         }
@@ -121,6 +121,7 @@ impl Engine {
         let Ok(packet) = Packet::parse(bytes) else { return false };
         let (source, destination) = packet.endpoints();
         let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
+        effects.is_touched = true;
         if let Some(session) = self.busy_session(index) {
             self.park_copy(bytes, session);
             return true;

@@ -139,6 +139,13 @@ impl Engine {
         let (source, destination) = packet.endpoints();
         let found = self.table.find(&Key::between(source, destination));
         if answers.is_none()
+            && let Some(index) = found
+            && self.interrupted.contains(&index)
+            && self.is_of_client(index, source)
+        {
+            return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
+        }
+        if answers.is_none()
             && let Some(session) = found.and_then(|index| self.busy_session(index))
         {
             deciding.session = session;
@@ -162,8 +169,6 @@ impl Engine {
             } else if from == Side::Client && !packet.payload().is_empty() {
                 return Decision::Verdict(self.interrupt(now, index, effects));
             }
-        } else if from == Side::Client && self.interrupted.contains(&index) {
-            return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
         }
         if session.has_ended() && !packet.has(flags::SYN) {
             return Decision::Verdict(self.answer_ended(index, from, &packet, effects));
@@ -224,15 +229,17 @@ impl Engine {
         };
         let asks = may_wait && session.is_asking(from, &packet);
         let is_new = read != [Side::Client, Side::Server].map(|side| session.next_of(side));
-        if let Some(wanted) = wanted(&connection, session, &outcome, every) {
+        let wanted = wanted(&connection, session, &outcome, every);
+        if let Some(wanted) = wanted {
             connection.mark(wanted);
         }
+        deciding.needs_every = wanted == Some(Attention::Every);
         if let Some(acknowledgement) = outcome.acknowledge {
             acknowledge(&mut connection, acknowledgement);
         }
         let attention = connection.control.attention();
         let is_watched = matches!(attention, Some(Attention::Watched | Attention::Every))
-            || connection.control.busy;
+            || deciding.needs_every;
         if is_watched && !session.changes_packets() {
             self.watched.add(now, index, connection.control);
         }
@@ -241,7 +248,6 @@ impl Engine {
         } else if session.wants_no_packet() {
             connection.close_all("the connection is not inspected any more");
         }
-        deciding.needs_every = connection.control.busy;
         let decision =
             forward(&mut connection, session, from, &packet, &outcome, &self.payload, asks);
         let ends = flags::FIN | flags::RST | flags::SYN;

@@ -45,50 +45,115 @@ pub trait Host {
 
 /// Carries out `all`, of different engines, and leaves nothing in them.
 pub fn carry_out<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
-    ask_all(host, now, all);
-    if host.has_lapsed() {
-        for effects in all.iter_mut() {
-            host.with(effects.shard, |engine| engine.lapsed_meanwhile(effects));
-        }
-        ask_all(host, now, all);
-    }
-    for effects in all.iter_mut() {
-        host.conclude(effects);
-    }
-    host.give(all);
-    for effects in all {
-        finish(host, effects);
+    let mut next = Some(Step::Look);
+    while let Some(step) = next {
+        next = step.take(host, now, all);
     }
 }
 
-/// Asks the kernel until no engine asks any more.
-fn ask_all<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
-    while all.iter().any(Effects::asks) {
-        ask(host.kernel(), all);
-        for effects in all.iter_mut().filter(|effects| effects.asks()) {
-            host.with(effects.shard, |engine| engine.answered(now, effects));
-        }
+/// One step of [`carry_out`], which others may act between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Looks whether something is asked, and then whether packets passed unread.
+    Look,
+    /// Asks for translations.
+    LookUp,
+    /// Opens pinholes.
+    Open,
+    /// Sets marks.
+    Mark,
+    /// Has the engines go on with the answers.
+    Answer,
+    /// Concludes, and writes records.
+    Conclude,
+    /// Gives verdicts.
+    Give,
+    /// Injects, closes, and tells what was decided.
+    Finish,
+}
+
+impl Step {
+    /// Takes it. Returns the next one.
+    pub fn take<H: Host>(self, host: &mut H, now: Instant, all: &mut [Effects]) -> Option<Self> {
+        Some(match self {
+            Self::Look if all.iter().any(Effects::asks) => Self::LookUp,
+            Self::Look => {
+                let is_held = |effects: &&mut Effects| effects.is_touched && !effects.has_lapsed;
+                if !host.has_lapsed() {
+                    return Self::Conclude.take(host, now, all);
+                }
+                for effects in all.iter_mut().filter(is_held) {
+                    effects.has_lapsed = true;
+                    host.with(effects.shard, |engine| engine.lapsed_meanwhile(effects));
+                }
+                match all.iter().any(Effects::asks) {
+                    true => Self::LookUp,
+                    false => Self::Conclude,
+                }
+            }
+            Self::LookUp => {
+                look_up(host.kernel(), all);
+                Self::Open
+            }
+            Self::Open => {
+                open(host.kernel(), all);
+                Self::Mark
+            }
+            Self::Mark => {
+                mark(host.kernel(), all);
+                Self::Answer
+            }
+            Self::Answer => {
+                for effects in all.iter_mut().filter(|effects| effects.asks()) {
+                    host.with(effects.shard, |engine| engine.answered(now, effects));
+                }
+                Self::Look
+            }
+            Self::Conclude => {
+                for effects in all.iter_mut().filter(|effects| effects.is_touched) {
+                    host.conclude(effects);
+                }
+                Self::Give
+            }
+            Self::Give => {
+                host.give(all);
+                Self::Finish
+            }
+            Self::Finish => {
+                for effects in all.iter_mut().filter(|effects| effects.is_touched) {
+                    finish(host, effects);
+                }
+                return None;
+            }
+        })
     }
 }
 
-/// Asks the kernel once: all pinholes in one transaction.
-fn ask(kernel: &mut impl Kernel, all: &mut [Effects]) {
+fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
     for ask in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
         ask.answer = Some(kernel.translation(ask.question.client, ask.question.server));
     }
+}
+
+/// Opens all pinholes of all engines in one transaction.
+fn open(kernel: &mut impl Kernel, all: &mut [Effects]) {
     let openings: Vec<Opening> =
         all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.question).collect();
-    if !openings.is_empty() {
-        let closed: Vec<Pinhole> =
-            all.iter_mut().flat_map(|effects| effects.closed_first.drain(..)).collect();
-        let mut outcomes = Vec::with_capacity(openings.len());
-        // What fails to close expires by itself.
-        let _ = kernel.change(&closed, &openings, &mut outcomes);
-        let mut outcomes = outcomes.into_iter();
-        for ask in all.iter_mut().flat_map(|effects| &mut effects.openings) {
-            ask.answer = outcomes.next();
-        }
+    if openings.is_empty() {
+        return;
     }
+    let closed: Vec<Pinhole> =
+        all.iter_mut().flat_map(|effects| effects.closed_first.drain(..)).collect();
+    let mut outcomes = Vec::with_capacity(openings.len());
+    // What fails to close expires by itself.
+    let _ = kernel.change(&closed, &openings, &mut outcomes);
+    let mut outcomes = outcomes.into_iter();
+    for ask in all.iter_mut().flat_map(|effects| &mut effects.openings) {
+        ask.answer = outcomes.next();
+    }
+}
+
+fn mark(kernel: &mut impl Kernel, all: &mut [Effects]) {
     for ask in all.iter_mut().flat_map(|effects| &mut effects.marks) {
         let Mark { connection: Lookup { client, server }, translation, attention, .. } =
             ask.question;

@@ -1,6 +1,10 @@
 //! What comes of a batch: what is asked of the kernel, and what is then to be done, in the order of the fields.
 
-use std::{net::SocketAddr, ops::Range, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use super::{Answer, Attention, Event, KernelError, Pinhole, Translation, event::Events};
 use crate::session::{DropReason, Side};
@@ -110,8 +114,8 @@ pub struct Mark {
 pub(super) enum Purpose {
     /// What its session wants.
     Session,
-    /// Its session waits for it, and so do packets that change.
-    Change,
+    /// The fast path began while packets of its client were queued.
+    FastPathRace,
     /// Another connection may have begun on the same endpoints, so that nothing of its translation is known.
     TupleReuse,
     /// It is not inspected.
@@ -134,6 +138,12 @@ pub struct Injection {
 pub struct Effects {
     /// Of which of the host's engines.
     pub shard: usize,
+    /// Whether anything was done since effects were last carried out.
+    pub(super) is_touched: bool,
+    /// Whether it was noted that packets passed unread meanwhile.
+    pub(super) has_lapsed: bool,
+    /// When a packet of the reorder queue has waited for long enough.
+    pub waits_until: Option<Instant>,
     /// Translations to look up.
     pub lookups: Vec<Ask<Lookup, Option<Translation>>>,
     /// Pinholes to close in the same transaction, before the others open.
@@ -187,6 +197,7 @@ impl Effects {
             buffer.clear();
             buffer.shrink_to(KEPT);
         }
+        (self.is_touched, self.has_lapsed) = (false, false);
         self.record_ends.clear();
         self.verdicts.clear();
         self.injections.clear();

@@ -40,7 +40,7 @@ use std::{
 
 pub use admission::Limits;
 use control::{Control, Entry, Epoch};
-pub use drive::{Host, carry_out};
+pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
 pub use event::{Action, Decision, Event, What};
@@ -236,6 +236,7 @@ impl Engine {
         packets: impl Iterator<Item = Arrival<'p>> + Clone,
         effects: &mut Effects,
     ) {
+        effects.is_touched = true;
         self.interrupted.clear();
         self.expect(packets.clone().map(|packet| packet.bytes));
         for packet in packets {
@@ -259,10 +260,12 @@ impl Engine {
         effects.closings.append(&mut effects.closed_first);
         self.pinholes.settle(&mut effects.closings);
         self.take_records(effects);
+        effects.waits_until = self.waits_until();
     }
 
     /// Closes all pinholes, used or not; sessions stay.
     pub fn close_all(&mut self, effects: &mut Effects) {
+        effects.is_touched = true;
         for entry in self.table.iter_mut() {
             for held in entry.control.take_pinholes() {
                 self.pinholes.close(held);
@@ -275,6 +278,7 @@ impl Engine {
     /// Drops what is over by `now`. To be called again at the [next deadline](Self::next_deadline), or a second
     /// later.
     pub fn expire(&mut self, now: Instant, effects: &mut Effects) {
+        effects.is_touched = true;
         while let Some((owner, serial)) = self.pinholes.next_expired(now) {
             let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
             let at = control.pinholes().iter().position(|p| p.is(serial) && !p.in_use);
@@ -290,9 +294,14 @@ impl Engine {
         self.pinholes.settle_spent();
     }
 
-    /// When something is to be done although no packet comes.
+    /// When the next unused pinhole expires.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.pinholes.next_deadline().into_iter().chain(reorder::next_deadline(&self.reorder)).min()
+        self.pinholes.next_deadline()
+    }
+
+    /// When a packet of the reorder queue has waited for long enough.
+    pub fn waits_until(&self) -> Option<Instant> {
+        reorder::next_deadline(&self.reorder)
     }
 
     /// What was done since the start.

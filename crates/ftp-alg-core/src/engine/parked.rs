@@ -4,7 +4,10 @@
 use std::time::Instant;
 
 use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token, decide::Stage};
-use crate::session::Answers;
+use crate::{
+    packet::{Endpoint, Packet},
+    session::{Answers, Side},
+};
 
 /// A packet that waits.
 pub(super) struct Parked {
@@ -71,6 +74,22 @@ impl Engine {
             Input::Copy => Stage::Behind,
         };
         Some((parked, stage))
+    }
+
+    /// Takes out all that wait for `session`.
+    pub(super) fn take_parked(&mut self, session: SessionRef) -> Vec<Parked> {
+        self.parked.extract_if(.., |parked| parked.session == session).collect()
+    }
+
+    /// Whether the client of `session` sent a packet that says something.
+    pub(super) fn is_from_client(&mut self, bytes: &[u8], session: SessionRef) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        !packet.payload().is_empty() && self.is_of_client(session.index, packet.endpoints().0)
+    }
+
+    /// Whether `source` is the client of the session at `index`.
+    pub(super) fn is_of_client(&mut self, index: u32, source: Endpoint) -> bool {
+        self.table.get_mut(index).is_some_and(|entry| entry.control.side(source) == Side::Client)
     }
 
     /// Goes on with `parked`, for which its session waited, and with those behind it, until one asks again.

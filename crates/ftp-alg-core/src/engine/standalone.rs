@@ -99,6 +99,7 @@ impl<K: Kernel> Standalone<K> {
         self.given.clear();
         self.replacements.clear();
         let mut effects = std::mem::take(&mut self.effects);
+        effects.is_touched = true;
         let result = work(&mut self.engine, &mut effects);
         carry_out(self, now, std::slice::from_mut(&mut effects));
         self.effects = effects;

@@ -15,10 +15,11 @@ use crate::{
 pub(super) fn mark_afresh(
     effects: &mut Effects,
     index: u32,
-    control: &Control,
+    control: &mut Control,
     attention: Attention,
     purpose: Purpose,
 ) {
+    control.busy = true;
     let connection = Lookup { client: control.client(), server: control.server() };
     let mark = Mark { connection, translation: None, attention, purpose };
     effects.marks.push(Ask::new(SessionRef { index, id: control.id }, mark));

@@ -225,12 +225,12 @@ impl Way<'_> {
         self.receiver.map.acknowledge(packet.ack())
     }
 
-    /// In place of a segment that starts past what was seen: one of no length by a number just before the next, which must
-    /// be answered (RFC 9293 section 3.10.7.4), so that the receiver says what it has. It acknowledges what is known to
-    /// be acknowledged, as with that number an off-path attacker's segment would count.
+    /// In place of a segment that starts past what was seen: one of no length by a number that the receiver has
+    /// acknowledged, which must be answered (RFC 9293 section 3.10.7.4), so that the receiver says what it has. One just
+    /// before the next number may be past what it has. It acknowledges what is known to be acknowledged, as with that
+    /// number an off-path attacker's segment would count.
     pub(super) fn asks(&self) -> Forward {
-        let seq = self.sender.map.deliver(self.sender.next) - 1;
-        let ack = self.receiver.unacknowledged();
+        let (seq, ack) = (self.sender.acked - 1, self.receiver.unacknowledged());
         Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }

@@ -6,15 +6,14 @@
 //! are computed anew, as captures may show them before the network card did; those of parts are
 //! updated (RFC 1624) where they are in sight.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{Ipv6ExtensionSlice, Ipv6Header, LaxIpSlice};
 
 /// Transport protocols with ports or with a checksum over the addresses.
 pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
-/// IPv6 extension headers (RFC 8200 section 4).
-const FRAGMENT: u8 = 44;
-const EXTENSIONS: [u8; 3] = [0, 43, 60];
 
 /// What the headers of an IP packet say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,67 +37,40 @@ pub struct Layout {
 impl Layout {
     /// Reads the headers of `bytes`; `None` if they are cut or contradict themselves.
     pub fn of(bytes: &[u8]) -> Option<Self> {
-        match bytes.first()? >> 4 {
-            4 => Self::of_v4(bytes),
-            6 => Self::of_v6(bytes),
-            _ => None,
-        }
-        .map(|layout| layout.with_ports(bytes))
+        let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
+        let (length, is_later_fragment) = match &ip {
+            LaxIpSlice::Ipv4(v4) => {
+                let length = match v4.header().total_len() {
+                    0 => bytes.len().min(0xffff), // segmentation was left to the network card
+                    length => length.into(),
+                };
+                (length, v4.header().fragments_offset().value() > 0)
+            }
+            LaxIpSlice::Ipv6(v6) => {
+                let is_later = |extension| match extension {
+                    Ipv6ExtensionSlice::Fragment(it) => it.fragment_offset().value() > 0,
+                    _ => false,
+                };
+                let length = usize::from(v6.header().payload_length()) + Ipv6Header::LEN;
+                (length, v6.extensions().clone().into_iter().any(is_later))
+            }
+        };
+        let payload = ip.payload();
+        let layout = Self {
+            source: SocketAddr::new(ip.source_addr(), 0),
+            destination: SocketAddr::new(ip.destination_addr(), 0),
+            protocol: payload.ip_number.0,
+            transport: payload.payload.as_ptr().addr() - bytes.as_ptr().addr(),
+            length,
+            is_later_fragment,
+            is_fragment: payload.fragmented,
+        };
+        (layout.transport <= length).then(|| layout.with_ports(bytes))
     }
 
     /// Whether `bytes`, which this was read from, are all of the packet.
     pub fn is_whole(&self, bytes: &[u8]) -> bool {
         bytes.len() >= self.length && !self.is_fragment
-    }
-
-    fn of_v4(bytes: &[u8]) -> Option<Self> {
-        let header = usize::from(bytes.first()? & 0xf) * 4;
-        let address = |at| Some(IpAddr::from(Ipv4Addr::from(array::<4>(bytes, at)?)));
-        let (source, destination) = (address(12)?, address(16)?);
-        let length = match word(bytes, 2)? {
-            0 => bytes.len().min(0xffff), // segmentation was left to the network card
-            length => usize::from(length),
-        };
-        if header < 20 || length < header {
-            return None;
-        }
-        let fragment = word(bytes, 6)?;
-        Some(Self {
-            source: SocketAddr::new(source, 0),
-            destination: SocketAddr::new(destination, 0),
-            protocol: *bytes.get(9)?,
-            transport: header,
-            length,
-            is_later_fragment: fragment & 0x1fff != 0,
-            is_fragment: fragment & 0x3fff != 0,
-        })
-    }
-
-    fn of_v6(bytes: &[u8]) -> Option<Self> {
-        let address = |at| Some(IpAddr::from(Ipv6Addr::from(array::<16>(bytes, at)?)));
-        let mut layout = Self {
-            source: SocketAddr::new(address(8)?, 0),
-            destination: SocketAddr::new(address(24)?, 0),
-            protocol: *bytes.get(6)?,
-            transport: 40,
-            length: usize::from(word(bytes, 4)?) + 40,
-            is_later_fragment: false,
-            is_fragment: false,
-        };
-        while EXTENSIONS.contains(&layout.protocol) || layout.protocol == FRAGMENT {
-            let at = layout.transport;
-            let (Some(&next), Some(&length)) = (bytes.get(at), bytes.get(at + 1)) else { break };
-            if layout.protocol == FRAGMENT {
-                let offset = word(bytes, at + 2)?;
-                layout.is_fragment = offset & 0xfff9 != 0;
-                layout.is_later_fragment = offset & 0xfff8 != 0;
-                layout.transport += 8;
-            } else {
-                layout.transport += (usize::from(length) + 1) * 8;
-            }
-            layout.protocol = next;
-        }
-        (layout.transport <= layout.length).then_some(layout)
     }
 
     fn with_ports(mut self, bytes: &[u8]) -> Self {
@@ -148,7 +120,8 @@ pub fn readdress(bytes: &mut [u8], layout: &Layout, source: SocketAddr, destinat
         }
     }
     if source.is_ipv4()
-        && let Some(header) = bytes.get_mut(..layout.transport)
+        && let Some(&first) = bytes.first()
+        && let Some(header) = bytes.get_mut(..usize::from(first & 0xf) * 4)
     {
         header[10..12].fill(0);
         let checksum = !folded(sum(header));
@@ -208,11 +181,7 @@ fn folded(mut sum: u64) -> u16 {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
-    array::<2>(bytes, at).map(u16::from_be_bytes)
-}
-
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
+    bytes.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
 }
 
 #[cfg(test)]

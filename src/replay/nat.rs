@@ -91,14 +91,19 @@ impl Kernel for Nat {
         }))
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        let pinhole = opening.pinhole;
-        self.pinholes.insert((pinhole.initiator, pinhole.target), pinhole.arrival);
-        Ok(())
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.pinholes.remove(&(pinhole.initiator, pinhole.target));
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        for Pinhole { initiator, target, .. } in closed {
+            self.pinholes.remove(&(*initiator, *target));
+        }
+        for Opening { pinhole: Pinhole { initiator, target, arrival, .. }, .. } in openings {
+            self.pinholes.insert((*initiator, *target), *arrival);
+            outcomes.push(Ok(()));
+        }
         Ok(())
     }
 
@@ -154,13 +159,13 @@ mod tests {
             target: end("10.0.0.1:3762"),
             source: [203, 0, 113, 9].into(),
         };
-        nat.open(&Opening {
-            pinhole: &pinhole,
-            control: &Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
+        let opening = Opening {
+            pinhole,
+            control: Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
             from_client: false,
             lifetime: Duration::ZERO,
-        })
-        .unwrap();
+        };
+        nat.change(&[], &[opening], &mut Vec::new()).unwrap();
         let initiator = end("203.0.113.9:20");
         assert_eq!(nat.seen(6, pinhole.target, initiator), pinhole.arrival);
     }

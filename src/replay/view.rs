@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::Verdict,
+    engine::Fate,
     packet::{Edit, Packet, flags},
     session::Side,
 };
@@ -22,8 +22,8 @@ impl<W: Write> Player<W> {
     /// with `facts`.
     pub(super) fn is_inner(&self, facts: &Facts, side: Side) -> bool {
         let (source, destination) = (facts.source.ip(), facts.destination.ip());
-        if self.nat.is_crossed(source, destination) {
-            self.nat.is_inside(source)
+        if self.gateway.kernel.is_crossed(source, destination) {
+            self.gateway.kernel.is_inside(source)
         } else {
             side == Side::Client
         }
@@ -35,13 +35,13 @@ impl<W: Write> Player<W> {
         segment: &Segment,
         facts: &Facts,
         side: Side,
-        verdict: Verdict,
+        fate: Fate,
         input: Vec<u8>,
     ) -> io::Result<()> {
-        if verdict != Verdict::Replace {
+        if fate != Fate::Replace {
             return self.write_packet(segment.time, input);
         }
-        let bytes = std::mem::take(&mut self.out);
+        let bytes = self.gateway.replacement().to_vec();
         let Ok(packet) = Packet::parse(&bytes) else { return Ok(()) };
         let rest = self.rest(segment, facts, side, &packet);
         let is_held = facts.length > 0 && packet.payload().is_empty();
@@ -65,7 +65,7 @@ impl<W: Write> Player<W> {
     ) -> Option<Vec<u8>> {
         let packet = Packet::parse(&segment.bytes).ok()?;
         let fin = facts.has(flags::FIN);
-        let (session, _) = self.engine.session(facts.source, facts.destination)?;
+        let (session, _) = self.gateway.engine.session(facts.source, facts.destination)?;
         let mut whole = Vec::new();
         let placeholder: &[u8] = if fin { &[0] } else { &[] };
         let payload = [packet.payload(), placeholder].concat();
@@ -136,7 +136,7 @@ impl<W: Write> Player<W> {
     }
 
     fn renumber(&mut self, bytes: &mut [u8], layout: &Layout, facts: &Facts) {
-        let found = self.engine.session(facts.source, facts.destination);
+        let found = self.gateway.engine.session(facts.source, facts.destination);
         let Some((session, side)) = found else { return };
         let seq = session.map(side).deliver(facts.seq);
         let ack = facts.ack.map(|ack| session.map(side.peer()).deliver(ack));
@@ -163,13 +163,15 @@ impl<W: Write> Player<W> {
     ) -> io::Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let (source, destination) = (layout.source, layout.destination);
-        if self.nat.is_inside(source.ip()) && self.nat.is_inside(destination.ip()) {
+        if self.gateway.kernel.is_inside(source.ip())
+            && self.gateway.kernel.is_inside(destination.ip())
+        {
             self.report.within += 1;
             return Ok(());
         }
         let protocol = layout.protocol;
-        let source_seen = self.nat.seen(protocol, source, destination);
-        let destination_seen = self.nat.seen(protocol, destination, source);
+        let source_seen = self.gateway.kernel.seen(protocol, source, destination);
+        let destination_seen = self.gateway.kernel.seen(protocol, destination, source);
         datagram::readdress(&mut bytes, layout, source_seen, destination_seen);
         writer.packet(time, &bytes, layout.length)?;
         *self.report.written.get_or_insert(0) += 1;

@@ -18,7 +18,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, Verdict},
+    engine::{Checksums, Engine, Fate, Standalone},
     packet::{self, Edit, Malformed, Packet, Seq, flags},
     policy::Policy,
     session::Side,
@@ -46,8 +46,7 @@ pub type Key = (SocketAddr, SocketAddr);
 
 /// Plays.
 pub struct Player<W> {
-    pub(super) engine: Engine,
-    pub(super) nat: Nat,
+    pub(super) gateway: Standalone<Nat>,
     ports: Vec<u16>,
     flows: HashMap<Key, Flow>,
     pub(super) writer: Option<Writer<W>>,
@@ -56,7 +55,6 @@ pub struct Player<W> {
     times: Option<(Duration, Duration)>,
     swept: Duration,
     last_frame: u64,
-    pub(super) out: Vec<u8>,
     pub(super) report: Report,
 }
 
@@ -66,15 +64,13 @@ impl<W: Write> Player<W> {
         let report = Report { written: writer.as_ref().map(|_| 0), ..Report::default() };
         Self {
             ports: policy.control_ports.clone(),
-            engine: Engine::new(policy, Checksums::Trust),
-            nat,
+            gateway: Standalone::new(Engine::new(policy, Checksums::Trust), nat),
             flows: HashMap::new(),
             writer,
             base: Instant::now(),
             times: None,
             swept: Duration::ZERO,
             last_frame: 0,
-            out: Vec::new(),
             report,
         }
     }
@@ -85,7 +81,7 @@ impl<W: Write> Player<W> {
         self.report.packets = record.frame;
         let time = record.time;
         self.times = Some(self.times.map_or((time, time), |(first, last)| (first, last.max(time))));
-        let Some(ip) = record.link.and_then(|link| link.ip(&record.data)) else {
+        let Some(ip) = record.link.and_then(|link| link.ip(record.data)) else {
             self.report.other += 1;
             return Ok(());
         };
@@ -202,7 +198,7 @@ impl<W: Write> Player<W> {
         }
         let bytes = segment.bytes.clone();
         self.hand(key, from, segment)?;
-        let began = match (self.engine.session(key.0, key.1), Packet::parse(&bytes)) {
+        let began = match (self.gateway.engine.session(key.0, key.1), Packet::parse(&bytes)) {
             (Some((session, _)), Ok(packet)) => session.began_with(&packet),
             _ => false,
         };
@@ -220,7 +216,7 @@ impl<W: Write> Player<W> {
     /// The connection gives way to another one with the same ends.
     fn end(&mut self, key: Key) -> io::Result<()> {
         self.give_up(key)?;
-        self.engine.forget_between(key.0, key.1, &mut self.nat);
+        self.gateway.engine.forget_between(key.0, key.1);
         *self.flow(key) = Flow::default();
         Ok(())
     }
@@ -259,7 +255,7 @@ impl<W: Write> Player<W> {
         let (sender, receiver) = if of == 0 { key } else { (key.1, key.0) };
         let seq = self.direction(key, 1 - of).next;
         if self.flow(key).stage == Stage::Followed
-            && let Some((session, side)) = self.engine.session(sender, receiver)
+            && let Some((session, side)) = self.gateway.engine.session(sender, receiver)
         {
             let ack = session.map(side).deliver(until);
             let mut bytes = Vec::new();
@@ -329,14 +325,14 @@ impl<W: Write> Player<W> {
         }
         let before = self.side(&facts);
         let input = self.as_delivered(&packet);
-        let verdict = self.tell_engine(&input, segment.frame);
+        let fate = self.tell_engine(&input, segment.frame);
         let after = self.side(&facts);
         let flow = self.flow(key);
         flow.directions[from].advance(&facts, packet.payload(), segment.frame);
         if flow.stage == Stage::Followed && after.is_none() {
             (flow.stage, flow.is_over) = (Stage::Outside, true);
         }
-        if verdict == Verdict::Drop {
+        if fate == Fate::Drop {
             flow.stage = Stage::Adrift;
             self.report.warnings.push(format!(
                 "frame {}: a gateway would wait for this segment to be sent again; the connection \
@@ -347,7 +343,7 @@ impl<W: Write> Player<W> {
         }
         match after.or(before) {
             Some(side) if self.is_inner(&facts, side) => {
-                self.write_inner(segment, &facts, side, verdict, input)
+                self.write_inner(segment, &facts, side, fate, input)
             }
             _ => self.write_outer(key, from, segment, &facts, input),
         }
@@ -355,7 +351,7 @@ impl<W: Write> Player<W> {
 
     /// A captured packet with its acknowledgements in delivered numbers.
     fn as_delivered(&mut self, packet: &Packet<'_>) -> Vec<u8> {
-        let found = self.engine.session(packet.source(), packet.destination());
+        let found = self.gateway.engine.session(packet.source(), packet.destination());
         let Some((session, side)) = found.filter(|_| !packet.has(flags::SYN)) else {
             return packet.bytes().to_vec();
         };
@@ -376,14 +372,13 @@ impl<W: Write> Player<W> {
     }
 
     /// Hands `bytes` to the engine; what it decides is due to `frame`.
-    fn tell_engine(&mut self, bytes: &[u8], frame: u64) -> Verdict {
+    fn tell_engine(&mut self, bytes: &[u8], frame: u64) -> Fate {
         let now = self.now();
-        let verdict = self.engine.packet(now, bytes, &mut self.nat, &mut self.out);
-        self.engine.settle(&mut self.nat);
-        for event in self.engine.take_events().0 {
+        let fate = self.gateway.packet(now, bytes);
+        for event in self.gateway.take_events().0 {
             self.report.add(frame, event);
         }
-        verdict
+        fate
     }
 
     /// Lets the engine drop what is over.
@@ -392,13 +387,13 @@ impl<W: Write> Player<W> {
         if latest.saturating_sub(self.swept) >= SWEEP {
             self.swept = latest;
             let now = self.now();
-            self.engine.expire(now, &mut self.nat);
-            self.engine.take_events(); // no announcement is decided about by time
+            self.gateway.expire(now);
+            self.gateway.take_events(); // no announcement is decided about by time
         }
     }
 
     fn side(&mut self, facts: &Facts) -> Option<Side> {
-        self.engine.session(facts.source, facts.destination).map(|(_, side)| side)
+        self.gateway.engine.session(facts.source, facts.destination).map(|(_, side)| side)
     }
 
     /// The latest time so far, of which the engine's is made.

@@ -1,6 +1,6 @@
 //! Replay in-process: damaged captures, captures in every container, gaps and disorder.
 
-use std::{io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
 
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -97,8 +97,8 @@ fn said(written: &[u8], from: &str) -> String {
     let mut reader = Reader::open(Cursor::new(written)).unwrap();
     let mut text = Vec::new();
     let mut next: Option<u32> = None;
-    while let Some(record) = reader.next().unwrap() {
-        let packet = ftp_alg_core::packet::Packet::parse(&record.data).unwrap();
+    while let Some(record) = reader.next_record().unwrap() {
+        let packet = ftp_alg_core::packet::Packet::parse(record.data).unwrap();
         assert!(packet.checksum_is_valid());
         if packet.source() == from && !packet.payload().is_empty() {
             assert_eq!(*next.get_or_insert(packet.seq().0), packet.seq().0, "a hole was written");
@@ -258,7 +258,7 @@ fn pcapng_of_any_byte_order_and_resolution_is_read() {
         {
             let capture = pcapng(&talk, big, resolution, units);
             let mut reader = Reader::open(Cursor::new(&capture[..])).unwrap();
-            assert_eq!(reader.next().unwrap().unwrap().time, Duration::from_millis(1500));
+            assert_eq!(reader.next_record().unwrap().unwrap().time, Duration::from_millis(1500));
             let (report, ..) = played(&capture).unwrap();
             assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
         }
@@ -386,5 +386,64 @@ proptest! {
                 assert_eq!(Some(again.packets), report.written);
             }
         });
+    }
+}
+
+/// Gives one byte at a time, as a pipe may.
+struct Pipe<'a>(&'a [u8]);
+
+impl Read for Pipe<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = buffer.len().min(1);
+        self.0.read(&mut buffer[..count])
+    }
+}
+
+/// A pcapng capture of raw IP, with a snap length of 3 and times a day late, and `blocks`.
+fn blocks(big: bool, blocks: &[(u32, &[u32], &[u8])]) -> Vec<u8> {
+    let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+    let word = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
+    let day = if big { 86_400u64.to_be_bytes() } else { 86_400u64.to_le_bytes() };
+    let section = [&long(0x1a2b_3c4d)[..], &word(1), &word(0), &[0xff; 8]].concat();
+    let options = [&word(14)[..], &word(8), &day, &[0; 4]].concat();
+    let interface = [&word(101)[..], &word(0), &long(3), &options].concat();
+    let mut capture = Vec::new();
+    let mut add = |kind: u32, body: &[u8]| {
+        let length = long(body.len() as u32 + 12);
+        capture.extend([&long(kind)[..], &length, body, &length].concat());
+    };
+    add(0x0a0d_0d0a, &section);
+    add(1, &interface);
+    for (kind, fields, data) in blocks {
+        let fields: Vec<u8> = fields.iter().flat_map(|field| long(*field)).collect();
+        add(*kind, &[&fields[..], data].concat());
+    }
+    capture
+}
+
+#[test]
+fn blocks_of_every_kind_are_read_from_a_pipe() {
+    for big in [false, true] {
+        let interface = if big { 0xffff } else { 0xffff << 16 }; // 0, and packets that were lost
+        let capture = blocks(
+            big,
+            &[
+                (2, &[interface, 0, 7_000_000, 2, 2], b"ab\0\0"),
+                (0x0bad, &[1, 2], b"????"),
+                (3, &[5], b"cde\0"),
+                (9, &[], b"X=Y\n"),
+                (6, &[0, 0, 8_000_000, 1, 9], b"f\0\0\0"),
+                (6, &[0, 0, 8_000_000, 5, 9], b"gh\0\0"),
+            ],
+        );
+        let mut reader = Reader::open(Pipe(&capture)).unwrap();
+        for (frame, seconds, data) in [(1, 86_407, "ab"), (2, 86_407, "cde"), (4, 86_408, "f")] {
+            let record = reader.next_record().unwrap().unwrap();
+            assert_eq!((record.frame, record.time.as_secs()), (frame, seconds), "{data}");
+            assert_eq!(record.data, data.as_bytes());
+        }
+        let error = reader.next_record().unwrap_err().to_string();
+        assert_eq!(error, "damaged after frame 4: its next block, of 36 bytes, is malformed");
+        assert!(!reader.is_cut());
     }
 }

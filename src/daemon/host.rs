@@ -1,0 +1,106 @@
+//! The daemon as a host of engines: what [`carry_out`](ftp_alg_core::engine::carry_out) does, it does by this.
+
+use std::time::Instant;
+
+use ftp_alg_core::engine::{DropReason, Effects, Engine, Event, Host, Released, Verdict};
+
+use super::{mail::Mail, shard::lock, shared::Shared};
+use crate::gateway::{Decision, LinuxKernel, RuleParameters, Verdicts};
+
+/// A thread that works on engines.
+pub(super) struct Hands<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) kernel: &'a mut LinuxKernel,
+    /// The queue that the thread reads, if it does.
+    pub(super) own: Option<OwnQueue<'a>>,
+    /// When the batch began to be decided.
+    pub(super) now: Instant,
+}
+
+/// The queue whose packets are decided.
+pub(super) struct OwnQueue<'a> {
+    /// Which one.
+    pub(super) index: u16,
+    pub(super) verdicts: Verdicts<'a>,
+    pub(super) parameters: &'a RuleParameters,
+    /// Whether it is looked whether packets passed unread meanwhile.
+    pub(super) may_lapse: bool,
+    /// How many packets were dropped because others may have passed unread.
+    pub(super) stale: u64,
+}
+
+impl Host for Hands<'_> {
+    type Kernel = LinuxKernel;
+
+    fn kernel(&mut self) -> &mut LinuxKernel {
+        self.kernel
+    }
+
+    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
+        work(&mut lock(&self.shared.shards[shard].engine))
+    }
+
+    fn has_lapsed(&mut self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.may_lapse)
+            && self.shared.progress.has_lapsed(Instant::now())
+    }
+
+    /// Where writing fails packets go on all the same: FTP works, and only a restart will be noticed.
+    fn conclude(&mut self, effects: &mut Effects) {
+        let shard = &self.shared.shards[effects.shard];
+        if let Err(error) = shard.conclude(effects) {
+            self.shared.fail(&shard.not_kept(&error));
+        }
+    }
+
+    fn give(&mut self, all: &[Effects]) {
+        let Self { shared, own, .. } = self;
+        let mut flushed = Ok(());
+        for effects in all {
+            for released in &effects.verdicts {
+                match own {
+                    Some(own) if own.index == released.token.queue => {
+                        own.give(released, &effects.replacements, shared);
+                    }
+                    _ => shared.mailboxes[usize::from(released.token.queue)]
+                        .put(Mail::of(released, &effects.replacements)),
+                }
+            }
+        }
+        if let Some(own) = own {
+            flushed = own.verdicts.flush();
+        }
+        if let Err(error) = flushed {
+            shared.fail(&error);
+        }
+    }
+
+    fn events(&mut self, events: Vec<Event>, more: u64) {
+        self.shared.heed(self.now, (events, more));
+    }
+}
+
+impl OwnQueue<'_> {
+    fn give(&mut self, released: &Released, replacements: &[u8], shared: &Shared) {
+        let Released { token, verdict, answer, .. } = released;
+        let decision = match verdict {
+            Verdict::Accept => Decision::Accept,
+            Verdict::Drop(reason) => {
+                self.stale += u64::from(*reason == DropReason::Stale);
+                Decision::Drop
+            }
+            Verdict::Replace(range) => {
+                Decision::Replace(replacements.get(range.clone()).unwrap_or_default())
+            }
+        };
+        let mark = self.parameters.answer(token.mark, *answer);
+        if let Err(error) = self.verdicts.verdict_with(token.id, decision, mark) {
+            shared.fail(&error);
+        }
+        if self.verdicts.is_full()
+            && let Err(error) = self.verdicts.flush()
+        {
+            shared.fail(&error);
+        }
+    }
+}

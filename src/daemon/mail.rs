@@ -1,0 +1,90 @@
+//! Verdicts that one worker leaves for another, as the kernel takes a verdict only from the queue's own reader: those on
+//! packets that waited in an engine, where each packet comes by the queue of the processor that it is on.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+use ftp_alg_core::engine::{Answer, Released, Token, Verdict};
+
+use super::shard::lock;
+use crate::gateway::{Decision, GatewayError, RuleParameters, Verdicts, Waker};
+
+/// A verdict.
+#[derive(Debug)]
+pub(super) struct Mail {
+    token: Token,
+    verdict: Verdict,
+    replacement: Vec<u8>,
+    answer: Answer,
+}
+
+impl Mail {
+    /// A verdict whose packet, if it is replaced, is among `replacements`.
+    pub(super) fn of(released: &Released, replacements: &[u8]) -> Self {
+        let Released { token, verdict, answer, .. } = released;
+        let replacement = match verdict {
+            Verdict::Replace(range) => replacements.get(range.clone()).unwrap_or_default(),
+            Verdict::Accept | Verdict::Drop(_) => &[],
+        };
+        Self {
+            token: *token,
+            verdict: verdict.clone(),
+            replacement: replacement.to_vec(),
+            answer: *answer,
+        }
+    }
+}
+
+/// Where a worker finds them.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    content: Mutex<Content>,
+    is_full: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    mail: Vec<Mail>,
+    /// What wakes the worker.
+    waker: Option<Waker>,
+}
+
+impl Mailbox {
+    /// From now on `waker` wakes its worker.
+    pub(super) fn wakes(&self, waker: Waker) {
+        lock(&self.content).waker = Some(waker);
+    }
+
+    /// Leaves a verdict, and wakes the worker.
+    pub(super) fn put(&self, mail: Mail) {
+        let mut content = lock(&self.content);
+        content.mail.push(mail);
+        self.is_full.store(true, Ordering::Release);
+        if let Some(waker) = &content.waker {
+            waker.wake();
+        }
+    }
+
+    /// Gives the verdicts that were left.
+    pub(super) fn empty(
+        &self,
+        mut verdicts: Verdicts<'_>,
+        parameters: &RuleParameters,
+    ) -> Result<(), GatewayError> {
+        if !self.is_full.swap(false, Ordering::Acquire) {
+            return Ok(());
+        }
+        let mail = std::mem::take(&mut lock(&self.content).mail);
+        for Mail { token, verdict, replacement, answer } in mail {
+            let decision = match verdict {
+                Verdict::Accept => Decision::Accept,
+                Verdict::Drop(_) => Decision::Drop,
+                Verdict::Replace(_) => Decision::Replace(&replacement),
+            };
+            verdicts.verdict_with(token.id, decision, parameters.answer(token.mark, answer))?;
+        }
+        verdicts.flush()
+    }
+}

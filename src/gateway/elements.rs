@@ -1,0 +1,176 @@
+//! The bytes of a pinhole's elements, as the types of our table's sets want them.
+
+use std::{
+    ffi::CStr,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use ftp_alg_core::engine::Pinhole;
+
+use super::nft::Element;
+
+/// The sets of one address family.
+pub(super) struct Sets {
+    pub(super) pinholes: &'static CStr,
+    targets: &'static CStr,
+    sources: &'static CStr,
+}
+
+pub(super) const V4: Sets =
+    Sets { pinholes: c"pinholes4", targets: c"targets4", sources: c"sources4" };
+pub(super) const V6: Sets =
+    Sets { pinholes: c"pinholes6", targets: c"targets6", sources: c"sources6" };
+
+/// The keys and data of one pinhole's elements.
+pub(super) struct Elements {
+    sets: &'static Sets,
+    key: Bytes,
+    target: Bytes,
+    source_key: Bytes,
+    source: Bytes,
+    changes_target: bool,
+    changes_source: bool,
+}
+
+/// An element that translates, and whether there is need of it.
+pub(super) struct Translation<'a> {
+    pub(super) element: Element<'a>,
+    pub(super) changes: bool,
+}
+
+impl Elements {
+    pub(super) fn of(pinhole: &Pinhole) -> io::Result<Self> {
+        let Pinhole { initiator, arrival, target, source } = *pinhole;
+        let families = [initiator, arrival.ip(), target.ip(), source].map(|a| a.is_ipv4());
+        let sets = match families {
+            [true, true, true, true] => &V4,
+            [false, false, false, false] => &V6,
+            _ => {
+                let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        };
+        Ok(Self {
+            sets,
+            key: Bytes::default().address(initiator).endpoint(arrival),
+            target: Bytes::default().endpoint(target),
+            source_key: Bytes::default().address(initiator).endpoint(target),
+            source: Bytes::default().address(source),
+            changes_target: target != arrival,
+            changes_source: source != initiator,
+        })
+    }
+
+    pub(super) fn permission(&self, timeout: Option<Duration>) -> Element<'_> {
+        Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
+    }
+
+    pub(super) fn translations(&self, timeout: Option<Duration>) -> [Translation<'_>; 2] {
+        let of = |set, key, data, changes| {
+            let element = Element { set, key, data: Some(data), timeout };
+            Translation { element, changes }
+        };
+        let Sets { targets, sources, .. } = *self.sets;
+        [
+            of(targets, self.key.as_ref(), self.target.as_ref(), self.changes_target),
+            of(sources, self.source_key.as_ref(), self.source.as_ref(), self.changes_source),
+        ]
+    }
+}
+
+/// A concatenation: each part takes whole 4-byte words. The longest has two addresses and a port.
+#[derive(Clone, Copy, Default)]
+struct Bytes {
+    words: [[u8; 4]; 9],
+    length: usize,
+}
+
+impl Bytes {
+    fn push(mut self, word: [u8; 4]) -> Self {
+        if let Some(free) = self.words.get_mut(self.length) {
+            *free = word;
+            self.length += 1;
+        }
+        self
+    }
+
+    fn address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.push(address.octets()),
+            IpAddr::V6(address) => {
+                let octets = address.octets();
+                octets.as_chunks().0.iter().fold(self, |bytes, word| bytes.push(*word))
+            }
+        }
+    }
+
+    fn endpoint(self, endpoint: SocketAddr) -> Self {
+        let [high, low] = endpoint.port().to_be_bytes();
+        self.address(endpoint.ip()).push([high, low, 0, 0])
+    }
+
+    fn as_ref(&self) -> &[u8] {
+        self.words.get(..self.length).unwrap_or_default().as_flattened()
+    }
+}
+
+/// Initiator and arrival of the pinhole whose permission has this key.
+pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
+    fn split<const N: usize>(key: &[u8]) -> Option<([u8; N], [u8; N], [u8; 2])> {
+        let (initiator, rest) = key.split_first_chunk()?;
+        let (arrival, rest) = rest.split_first_chunk()?;
+        (rest.len() == 4).then_some((*initiator, *arrival, *rest.first_chunk()?))
+    }
+    let (initiator, arrival, port): (IpAddr, IpAddr, _) =
+        if let Some((a, b, port)) = split::<4>(key) {
+            (Ipv4Addr::from(a).into(), Ipv4Addr::from(b).into(), port)
+        } else {
+            let (a, b, port) = split::<16>(key)?;
+            (Ipv6Addr::from(a).into(), Ipv6Addr::from(b).into(), port)
+        };
+    Some((initiator, SocketAddr::new(arrival, u16::from_be_bytes(port))))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pinhole(initiator: &str, arrival: &str) -> Pinhole {
+        let (initiator, arrival) = (initiator.parse().unwrap(), arrival.parse().unwrap());
+        Pinhole { initiator, arrival, target: arrival, source: initiator }
+    }
+
+    #[test]
+    fn keys_are_read_as_written() {
+        for (initiator, arrival) in
+            [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
+        {
+            let pinhole = pinhole(initiator, arrival);
+            let elements = Elements::of(&pinhole).unwrap();
+            assert_eq!(read_key(elements.key.as_ref()), Some((pinhole.initiator, pinhole.arrival)));
+        }
+    }
+
+    #[test]
+    fn a_key_has_whole_words() {
+        let elements = Elements::of(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
+        assert_eq!(elements.key.as_ref(), [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
+        assert_eq!(elements.target.as_ref(), [192, 0, 2, 7, 1, 2, 0, 0]);
+    }
+
+    #[test]
+    fn families_are_not_mixed() {
+        assert!(Elements::of(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_panics(key in proptest::collection::vec(any::<u8>(), 0..60)) {
+            read_key(&key);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Reading captures: pcap and pcapng, record by record, whatever their bytes are.
+//!
+//! pcap-parser knows the formats; here is what it asks for, byte by byte from any `Read` (a pipe may
+//! give few at a time), and what it leaves out: lengths that cannot be, the obsolete packet block,
+//! timestamps of any resolution. Knows nothing of what the packets hold but the link type; a frame is
+//! what capture tools count as one, from 1.
+
+use std::{
+    io::{self, Read},
+    ops::Range,
+    time::Duration,
+};
+
+use pcap_parser::{
+    Block, EPB_MAGIC as ENHANCED_PACKET, IDB_MAGIC as INTERFACE, InterfaceDescriptionBlock,
+    LegacyPcapBlock, PcapError, SHB_MAGIC as SECTION, SJE_MAGIC as JOURNAL,
+    SPB_MAGIC as SIMPLE_PACKET,
+    nom::{self, IResult, Needed},
+    parse_block_be, parse_block_le, parse_pcap_frame, parse_pcap_frame_be,
+    parse_pcap_frame_modified, parse_pcap_header, parse_sectionheaderblock, parse_unknownblock_be,
+    parse_unknownblock_le,
+};
+
+use super::link::Link;
+
+/// No record is longer than this; a length above it is damage. (Wireshark's limit is 256 KiB, and
+/// 128 MiB for link types that do not occur here.)
+const MAX_RECORD: usize = 1 << 24;
+/// A type of pcapng blocks: the enhanced packet's predecessor, of the same layout but for the interface.
+const OBSOLETE_PACKET: u32 = 2;
+/// Where the packet starts in its block.
+const ENHANCED_DATA: usize = 28;
+const SIMPLE_DATA: usize = 12;
+
+/// A packet's link, and where in the block it is.
+type Found = Option<(Option<Link>, Range<usize>)>;
+type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
+
+/// Why a capture cannot be read, or not further.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is something else.
+    #[error("not a pcap or pcapng capture{0}")]
+    NotCapture(&'static str),
+    /// Its packets are those of a link that is not read here.
+    #[error(
+        "link type {0} is not supported; Ethernet, Linux cooked (SLL, SLL2), raw IP and loopback are"
+    )]
+    Link(u32),
+    /// A length in it cannot be.
+    #[error("damaged after frame {after}: {what}")]
+    Damaged {
+        /// The last frame that was read.
+        after: u64,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// One packet of a capture.
+#[derive(Debug)]
+pub struct Record<'a> {
+    /// Its number, from 1.
+    pub frame: u64,
+    /// Since 1970.
+    pub time: Duration,
+    /// `None` for a link type that is not read here.
+    pub link: Option<Link>,
+    /// What was captured of it.
+    pub data: &'a [u8],
+}
+
+/// An interface of a pcapng section.
+#[derive(Clone, Copy, Debug)]
+struct Interface {
+    link: u32,
+    snap_length: u32,
+    /// Timestamp units in a second.
+    units: u64,
+    offset_seconds: i64,
+}
+
+/// A pcap capture: the parser of its records, the link of all, timestamp units in a second.
+type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, Link, u32);
+
+/// Reads a capture.
+#[derive(Debug)]
+pub struct Reader<R> {
+    input: R,
+    /// `None` for pcapng.
+    pcap: Option<Pcap>,
+    /// Of the present pcapng section.
+    big_endian: bool,
+    interfaces: Vec<Interface>,
+    /// The record or block that was read last, with its header.
+    block: Vec<u8>,
+    frame: u64,
+    last_time: Duration,
+    is_cut: bool,
+    unread_link: Option<u32>,
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the capture's header.
+    pub fn open(input: R) -> Result<Self, CaptureError> {
+        let mut reader = Self {
+            input,
+            pcap: None,
+            big_endian: false,
+            interfaces: Vec::new(),
+            block: Vec::new(),
+            frame: 0,
+            last_time: Duration::ZERO,
+            is_cut: false,
+            unread_link: None,
+        };
+        let is_whole = reader.read(|start| match kind(start, false) {
+            Some(SECTION) => missing(&parse_sectionheaderblock(start)),
+            _ => missing(&parse_pcap_header(start)),
+        })?;
+        if let Ok((_, header)) = parse_pcap_header(&reader.block) {
+            // The upper bits of the link type say how long a frame check sequence is.
+            let number = header.network.0.cast_unsigned() & 0xffff;
+            let link = Link::from_number(number).ok_or(CaptureError::Link(number))?;
+            let units = if header.is_nanosecond_precision() { 1_000_000_000 } else { 1_000_000 };
+            reader.pcap = Some(match (header.is_modified_format(), header.is_bigendian()) {
+                (true, _) => (parse_pcap_frame_modified, link, units),
+                (false, true) => (parse_pcap_frame_be, link, units),
+                (false, false) => (parse_pcap_frame, link, units),
+            });
+        } else if let Ok((_, section)) = parse_sectionheaderblock(&reader.block) {
+            reader.big_endian = section.big_endian();
+        } else {
+            return Err(CaptureError::NotCapture(match reader.block[..] {
+                [] => ": it is empty",
+                [0x1f, 0x8b, ..] => ": it is compressed; gunzip it first",
+                [_, _, _, _, ..] if !is_whole => ": its header is cut off",
+                _ => "",
+            }));
+        }
+        Ok(reader)
+    }
+
+    /// The next packet; `None` at the end, or where the capture is cut off.
+    pub fn next_record(&mut self) -> Result<Option<Record<'_>>, CaptureError> {
+        let found = match self.pcap {
+            Some(pcap) => self.next_in_pcap(pcap)?,
+            None => self.next_in_pcapng()?,
+        };
+        let Some((link, data)) = found else { return Ok(None) };
+        self.frame += 1;
+        let data = &self.block[data];
+        Ok(Some(Record { frame: self.frame, time: self.last_time, link, data }))
+    }
+
+    /// Whether the capture ended within a record.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// A link type that occurred and is not read here.
+    pub fn unread_link(&self) -> Option<u32> {
+        self.unread_link
+    }
+
+    /// Whether its timestamps may be finer than microseconds.
+    pub fn has_nanoseconds(&self) -> bool {
+        // In pcapng interfaces tell, which may come at any time.
+        self.pcap.is_none_or(|(_, _, units)| units > 1_000_000)
+    }
+
+    /// The next record: its link, and where in the block the packet is.
+    fn next_in_pcap(&mut self, (parse, link, units): Pcap) -> Result<Found, CaptureError> {
+        if !self.read(|block| missing(&parse(block)))? {
+            return Ok(None);
+        }
+        let Ok((_, record)) = parse(&self.block) else {
+            return Err(self.damaged("its next record is malformed".to_owned()));
+        };
+        let nanoseconds = u64::from(record.ts_usec) * u64::from(1_000_000_000 / units);
+        self.last_time =
+            Duration::from_secs(record.ts_sec.into()) + Duration::from_nanos(nanoseconds);
+        Ok(Some((Some(link), self.block.len() - record.data.len()..self.block.len())))
+    }
+
+    /// The same of the next block that has a packet.
+    fn next_in_pcapng(&mut self) -> Result<Found, CaptureError> {
+        loop {
+            let big_endian = self.big_endian;
+            if !self.read(|block| match (kind(block, big_endian), big_endian) {
+                (Some(SECTION), _) => missing(&parse_sectionheaderblock(block)),
+                (_, true) => missing(&parse_unknownblock_be(block)),
+                (_, false) => missing(&parse_unknownblock_le(block)),
+            })? {
+                return Ok(None);
+            }
+            let kind = kind(&self.block, big_endian).unwrap_or_default();
+            match kind {
+                SECTION | INTERFACE | SIMPLE_PACKET | ENHANCED_PACKET => {}
+                OBSOLETE_PACKET => {
+                    let kind = ENHANCED_PACKET;
+                    let kind = if big_endian { kind.to_be_bytes() } else { kind.to_le_bytes() };
+                    self.block[..4].copy_from_slice(&kind);
+                }
+                JOURNAL => {
+                    self.frame += 1; // tools count it
+                    continue;
+                }
+                _ => continue,
+            }
+            let parse = if big_endian { parse_block_be } else { parse_block_le };
+            let (interface, stamp, captured, at) = match parse(&self.block) {
+                Ok((_, Block::SectionHeader(section))) => {
+                    self.big_endian = section.big_endian();
+                    self.interfaces.clear();
+                    continue;
+                }
+                Ok((_, Block::InterfaceDescription(block))) => {
+                    self.interfaces.push(Interface::of(&block, big_endian));
+                    continue;
+                }
+                Ok((_, Block::EnhancedPacket(packet))) => {
+                    let interface = match (kind, big_endian) {
+                        (OBSOLETE_PACKET, true) => packet.if_id >> 16,
+                        (OBSOLETE_PACKET, false) => packet.if_id & 0xffff,
+                        _ => packet.if_id,
+                    };
+                    let stamp = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
+                    (interface, Some(stamp), packet.caplen, ENHANCED_DATA)
+                }
+                Ok((_, Block::SimplePacket(packet))) => {
+                    let snap = self.interfaces.first().map_or(0, |interface| interface.snap_length);
+                    let snap = if snap == 0 { u32::MAX } else { snap };
+                    (0, None, packet.origlen.min(snap), SIMPLE_DATA)
+                }
+                _ => {
+                    let length = self.block.len();
+                    let what = format!("its next block, of {length} bytes, is malformed");
+                    return Err(self.damaged(what));
+                }
+            };
+            let Some(interface) = self.interfaces.get(interface as usize).copied() else {
+                let what = format!("a packet of interface {interface}, not described");
+                return Err(self.damaged(what));
+            };
+            let data = at..at + captured as usize;
+            if data.end + 4 > self.block.len() {
+                let what = format!("a packet of {captured} bytes in a smaller block");
+                return Err(self.damaged(what));
+            }
+            if let Some(stamp) = stamp {
+                self.last_time = interface.time(stamp);
+            }
+            let link = Link::from_number(interface.link);
+            if link.is_none() {
+                self.unread_link = Some(interface.link);
+            }
+            return Ok(Some((link, data)));
+        }
+    }
+
+    /// Reads the next block, as long as bytes of it are `missing`; whether it is there.
+    fn read(&mut self, missing: impl Fn(&[u8]) -> usize) -> Result<bool, CaptureError> {
+        self.block.clear();
+        loop {
+            let count = match missing(&self.block) {
+                0 => return Ok(true),
+                count if count > MAX_RECORD => {
+                    return Err(self.damaged(format!("a record of {count} bytes")));
+                }
+                count => count,
+            };
+            // Grows as bytes come: a length is not believed before.
+            if self.input.by_ref().take(count as u64).read_to_end(&mut self.block)? < count {
+                self.is_cut |= !self.block.is_empty();
+                return Ok(false);
+            }
+        }
+    }
+
+    fn damaged(&self, what: String) -> CaptureError {
+        CaptureError::Damaged { after: self.frame, what }
+    }
+}
+
+/// How many bytes a parser asks for besides those that it has.
+fn missing<T>(parsed: &Parsed<'_, T>) -> usize {
+    match parsed {
+        Err(nom::Err::Incomplete(Needed::Size(count))) => count.get(),
+        Err(nom::Err::Incomplete(Needed::Unknown)) => 1,
+        _ => 0,
+    }
+}
+
+/// The type of a pcapng block.
+fn kind(block: &[u8], big_endian: bool) -> Option<u32> {
+    let bytes = *block.first_chunk()?;
+    Some(if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+}
+
+impl Interface {
+    fn of(block: &InterfaceDescriptionBlock<'_>, big_endian: bool) -> Self {
+        let offset = block.if_tsoffset; // which pcap-parser takes for little-endian
+        Self {
+            link: block.linktype.0.cast_unsigned(),
+            snap_length: block.snaplen,
+            units: units(block.if_tsresol),
+            offset_seconds: if big_endian { offset.swap_bytes() } else { offset },
+        }
+    }
+
+    fn time(&self, stamp: u64) -> Duration {
+        let nanoseconds =
+            u128::from(stamp % self.units) * 1_000_000_000 / u128::from(self.units.max(1));
+        let seconds = (stamp / self.units).saturating_add_signed(self.offset_seconds);
+        Duration::new(seconds, nanoseconds as u32) // below 10^9
+    }
+}
+
+/// `if_tsresol`: a power of ten, or with the upper bit of two. What is finer than 64 bits can tell
+/// is taken for the default.
+fn units(resolution: u8) -> u64 {
+    let exponent = u32::from(resolution & 0x7f);
+    let units = if resolution & 0x80 == 0 {
+        10u64.checked_pow(exponent)
+    } else {
+        2u64.checked_pow(exponent)
+    };
+    units.unwrap_or(1_000_000)
+}

@@ -1,0 +1,82 @@
+//! What a replay found.
+
+use ftp_alg_core::{
+    engine::{Decision, Event, What},
+    ftp::Kind,
+    session::Side,
+};
+use serde::Serialize;
+
+/// One announcement and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// The frame that completed the line.
+    pub frame: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// client or server.
+    pub from: &'static str,
+    /// The endpoint, if it could be read.
+    pub announced: Option<String>,
+    /// open, rewrite, refuse or ignore.
+    pub action: String,
+    /// What is announced instead.
+    pub rewritten: Option<String>,
+    /// Why.
+    pub reason: String,
+    /// The session's number.
+    #[serde(skip)]
+    pub session: u64,
+    /// The line, where it could not be read.
+    #[serde(skip)]
+    pub said: Option<String>,
+}
+
+/// All that was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The announcements.
+    pub rows: Vec<Row>,
+    /// What the user should know besides, in the order in which it showed.
+    pub warnings: Vec<String>,
+    /// Frames.
+    pub packets: u64,
+    /// Packets of control connections.
+    pub control: u64,
+    /// Control connections.
+    pub sessions: u64,
+    /// Frames that hold no IP packet.
+    pub other: u64,
+    /// IP packets, or segments of control connections, that contradict themselves.
+    pub malformed: u64,
+    /// Packets of control connections that are not in the capture as a whole.
+    pub cut: u64,
+    /// Gaps in control connections that nothing in the capture fills.
+    pub missing: u64,
+    /// Packets written.
+    pub written: Option<u64>,
+    /// Packets that do not pass the gateway, and were not written.
+    pub within: u64,
+}
+
+impl Report {
+    /// Takes note of what the engine told while it read what `frame` completed.
+    pub fn add(&mut self, frame: u64, event: Event) {
+        let What::Announcement(decision) = event.what else { return };
+        let Decision { kind, from, announced, action, rewritten, reason, said } = decision;
+        self.rows.push(Row {
+            frame,
+            kind,
+            from: match from {
+                Side::Client => "client",
+                Side::Server => "server",
+            },
+            announced: announced.map(|endpoint| endpoint.to_string()),
+            action: action.to_string(),
+            rewritten: rewritten.map(|endpoint| endpoint.to_string()),
+            reason: reason.into_owned(),
+            session: event.session,
+            said,
+        });
+    }
+}

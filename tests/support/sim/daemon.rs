@@ -1,0 +1,349 @@
+//! The daemon of the simulated network: shards and workers, and every call into the engine. It carries out what comes of
+//! a batch as the real one does, one step at a time.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use ftp_alg_core::{
+    engine::{
+        Answer, Arrival, Checksums, Effects, Engine, Event, Host, Kernel as _, Queued, Step, Token,
+        Verdict,
+    },
+    policy::Policy,
+    session::Side,
+};
+
+use super::{
+    super::{link::Origin, recorder::Recorder, selection::Mark},
+    queues::Fanout,
+};
+
+/// A queued packet.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// One of its own.
+    pub number: u64,
+    pub from: Side,
+    pub origin: Origin,
+    pub bytes: Vec<u8>,
+    pub mark: Mark,
+    /// Whether it may wait for what it overtook.
+    pub may_wait: bool,
+}
+
+/// What becomes of a queued packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Accept,
+    Replace(Vec<u8>),
+    Drop,
+}
+
+/// A verdict, and what it tells the packet selection.
+#[derive(Clone, Debug)]
+pub struct Given {
+    pub packet: Packet,
+    pub decision: Decision,
+    pub answer: Answer,
+}
+
+/// A fix that is taken out: the network must find that something goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hole {
+    /// A packet is decided on a fast path that began after it was queued.
+    DecidedInLaterCalm,
+    /// The same of a packet that waited meanwhile for what it overtook.
+    WaitedThroughCalm,
+    /// A copy is longer than its slot.
+    LongCopy,
+}
+
+/// What is to be done of a batch.
+#[derive(Default)]
+struct Work {
+    effects: Vec<Effects>,
+    next: Option<Step>,
+    now: Option<Instant>,
+}
+
+/// An engine, and what it wrote.
+struct Shard {
+    engine: Engine,
+    journal: Vec<Vec<u8>>,
+}
+
+/// The daemon: its journals outlive a crash, and nothing else does.
+pub struct Daemon {
+    policy: Policy,
+    answers: bool,
+    epoch: Instant,
+    fanout: Fanout,
+    shards: Vec<Shard>,
+    /// One for each worker, and one for the reader of copies.
+    work: Vec<Work>,
+    /// Packets that the engines have.
+    packets: BTreeMap<u32, Packet>,
+    last: u32,
+    /// Verdicts and events since they were last taken.
+    given: Vec<Given>,
+    events: Vec<Event>,
+    /// The shard of the connection.
+    home: usize,
+    pub hole: Option<Hole>,
+    /// Whether packets pass unread while a batch is decided.
+    pub lapses: bool,
+}
+
+/// The daemon at work, with its kernel.
+struct Hands<'a> {
+    daemon: &'a mut Daemon,
+    kernel: &'a mut Recorder,
+}
+
+impl Host for Hands<'_> {
+    type Kernel = Recorder;
+
+    fn kernel(&mut self) -> &mut Recorder {
+        self.kernel
+    }
+
+    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
+        work(&mut self.daemon.shards[shard].engine)
+    }
+
+    fn has_lapsed(&mut self) -> bool {
+        self.daemon.lapses
+    }
+
+    fn conclude(&mut self, effects: &mut Effects) {
+        let Shard { engine, journal } = &mut self.daemon.shards[effects.shard];
+        engine.conclude(effects);
+        journal.extend(effects.records().map(<[u8]>::to_vec));
+    }
+
+    fn give(&mut self, all: &[Effects]) {
+        for effects in all {
+            for released in &effects.verdicts {
+                let packet = self.daemon.packets.remove(&released.token.id).expect("one verdict");
+                let decision = match &released.verdict {
+                    Verdict::Accept => Decision::Accept,
+                    Verdict::Drop(_) => Decision::Drop,
+                    Verdict::Replace(range) => {
+                        Decision::Replace(effects.replacements[range.clone()].to_vec())
+                    }
+                };
+                self.daemon.given.push(Given { packet, decision, answer: released.answer });
+            }
+        }
+    }
+
+    fn events(&mut self, events: Vec<Event>, _: u64) {
+        self.daemon.events.extend(events);
+    }
+}
+
+impl Daemon {
+    /// One that has seen nothing; `answers` if the packet selection knows calm connections. The packets of the one
+    /// connection that there is come by the queue `home`, or are at home there.
+    pub fn new(
+        policy: Policy,
+        answers: bool,
+        epoch: Instant,
+        (workers, fanout, home): (usize, Fanout, usize),
+    ) -> Self {
+        let first = Engine::new(policy.clone(), Checksums::Verify);
+        let shard = |_| {
+            let mut engine = first.beside();
+            engine.set_selection(answers);
+            engine.note_changes(epoch);
+            Shard { engine, journal: Vec::new() }
+        };
+        let shards = (0..workers).map(shard).collect();
+        let mut daemon = Self {
+            policy,
+            answers,
+            epoch,
+            fanout,
+            shards,
+            work: Vec::new(),
+            packets: BTreeMap::new(),
+            last: 0,
+            given: Vec::new(),
+            events: Vec::new(),
+            home,
+            hole: None,
+            lapses: false,
+        };
+        daemon.crash();
+        daemon
+    }
+
+    /// The engine of the connection.
+    pub fn engine(&mut self) -> &mut Engine {
+        &mut self.shards[self.home].engine
+    }
+
+    /// How many sessions all engines follow.
+    pub fn sessions(&self) -> usize {
+        self.shards.iter().map(|shard| shard.engine.session_count()).sum()
+    }
+
+    /// The worker that reads copies while no packet is queued, and looks at what has expired.
+    pub fn reader(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// `worker` reads all copies that have come, and decides about `packets`.
+    pub fn take_batch(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        copies: (Vec<Vec<u8>>, bool),
+        packets: Vec<Packet>,
+    ) {
+        self.read_copies(worker, now, copies);
+        // The shard of a packet that came by the queue of `worker`.
+        let home = match self.fanout {
+            Fanout::Connection => worker,
+            Fanout::Cpu => self.home,
+        };
+        if packets.is_empty() {
+            return;
+        }
+        let is_hole = self.hole == Some(Hole::DecidedInLaterCalm);
+        let with = |packet: Packet| {
+            let how = Queued {
+                ended_calm: packet.mark == Mark::EndedCalm || is_hole,
+                ended_calm_before: packet.mark == Mark::EndedCalmBefore,
+                may_wait: packet.may_wait,
+                from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
+                every: packet.mark == Mark::Every,
+                ..Queued::default()
+            };
+            (packet, how)
+        };
+        self.take(worker, home, now, packets.into_iter().map(with).collect());
+    }
+
+    /// `worker` decides about packets of which the packet selection says this.
+    pub fn take(
+        &mut self,
+        worker: usize,
+        home: usize,
+        now: Instant,
+        packets: Vec<(Packet, Queued)>,
+    ) {
+        let first = self.last + 1;
+        let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
+            let token = Token { queue: worker as u16, id, mark: 0 };
+            Arrival { token, bytes: &packet.bytes, how: *how }
+        });
+        let Work { effects, next, now: at } = &mut self.work[worker];
+        (*next, *at) = (Some(Step::Look), Some(now));
+        self.shards[home].engine.take(now, arrivals, &mut effects[home]);
+        for (packet, _) in packets {
+            self.last += 1;
+            self.packets.insert(self.last, packet);
+        }
+    }
+
+    /// `worker` reads all copies that have come.
+    pub fn read_copies(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        (copies, were_lost): (Vec<Vec<u8>>, bool),
+    ) {
+        let home = self.home;
+        let Work { effects, next, now: at } = &mut self.work[worker];
+        (*next, *at) = (Some(Step::Look), Some(now));
+        for copy in copies {
+            let homes = match self.fanout {
+                Fanout::Cpu => home..home + 1,
+                Fanout::Connection => 0..self.shards.len(),
+            };
+            for shard in homes {
+                if self.shards[shard].engine.passed(now, &copy, &mut effects[shard]) {
+                    break;
+                }
+            }
+        }
+        if were_lost {
+            self.shards.iter_mut().for_each(|shard| shard.engine.lose_copies());
+        }
+    }
+
+    /// Drops what is over, and goes on with what has waited for long enough.
+    pub fn expire(&mut self, now: Instant) {
+        let reader = self.reader();
+        let Work { effects, next, now: at } = &mut self.work[reader];
+        (*next, *at) = (Some(Step::Look), Some(now));
+        for (shard, effects) in self.shards.iter_mut().zip(effects) {
+            shard.engine.expire(now, effects);
+        }
+    }
+
+    /// When something in the reorder queue has waited for long enough.
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.shards.iter().filter_map(|shard| shard.engine.waits_until()).min()
+    }
+
+    /// The next step of what comes of a batch of `worker`. Whether there was one.
+    pub fn step(&mut self, worker: usize, kernel: &mut Recorder) -> bool {
+        let mut work = std::mem::take(&mut self.work[worker]);
+        let step = work.next.take();
+        if let (Some(step), Some(now)) = (step, work.now) {
+            let hands = &mut Hands { daemon: self, kernel };
+            work.next = step.take(hands, now, &mut work.effects);
+        }
+        self.work[worker] = work;
+        step.is_some()
+    }
+
+    /// Whether nothing is asked for the batch of `worker`, so that it is concluded next.
+    pub fn is_decided(&self, worker: usize) -> bool {
+        !self.work[worker].effects.iter().any(Effects::asks)
+    }
+
+    /// Whether the batch of `worker` was concluded, and its records are written.
+    pub fn is_concluded(&self, worker: usize) -> bool {
+        matches!(self.work[worker].next, None | Some(Step::Give | Step::Finish))
+    }
+
+    /// What `worker` does next.
+    pub fn next_step(&self, worker: usize) -> Option<Step> {
+        self.work[worker].next
+    }
+
+    /// The verdicts that were given, in the order of the packets, and what was decided.
+    pub fn take_given(&mut self) -> (Vec<Given>, Vec<Event>) {
+        (std::mem::take(&mut self.given), std::mem::take(&mut self.events))
+    }
+
+    /// It is killed: what it wrote is left.
+    pub fn crash(&mut self) {
+        let shards = self.shards.len();
+        let effects = || (0..shards).map(Effects::of).collect();
+        self.work = (0..=shards).map(|_| Work { effects: effects(), ..Work::default() }).collect();
+        self.packets.clear();
+    }
+
+    /// It is started again, and has the kernel know the same pinholes as its sessions.
+    pub fn restart(&mut self, now: Instant, kernel: &mut Recorder) {
+        let first = Engine::new(self.policy.clone(), Checksums::Verify);
+        for shard in &mut self.shards {
+            let mut engine = first.beside();
+            engine.restore(shard.journal.iter().map(Vec::as_slice), now, self.epoch).unwrap();
+            engine.note_changes(self.epoch);
+            shard.journal.clear();
+            engine.records(|record| shard.journal.push(record.to_vec())).unwrap();
+            engine.set_selection(self.answers);
+            shard.engine = engine;
+        }
+        for pinhole in kernel.pinholes() {
+            let (initiator, arrival) = (pinhole.initiator, pinhole.arrival);
+            if !self.shards.iter().any(|shard| shard.engine.holds(initiator, arrival)) {
+                kernel.change(&[pinhole], &[], &mut Vec::new()).unwrap();
+            }
+        }
+    }
+}
