@@ -301,7 +301,7 @@ impl Engine {
 
     /// When a packet of the reorder queue has waited for long enough.
     pub fn waits_until(&self) -> Option<Instant> {
-        self.reorder.next_deadline()
+        reorder::next_deadline(&self.reorder)
     }
 
     /// What was done since the start.

@@ -23,7 +23,7 @@ use crate::session::{Phase, Session};
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 7;
+pub const RECORD_FORMAT: u32 = 8;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {

@@ -6,6 +6,7 @@
 //! not parsed.
 
 mod build;
+mod reorder;
 mod seq;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
 pub use build::{Edit, acknowledgement, with_endpoints};
+pub use reorder::{ReorderQueue, Taken, Turn, Waiting};
 pub use seq::Seq;
 
 /// TCP control bits.

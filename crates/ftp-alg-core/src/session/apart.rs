@@ -9,7 +9,7 @@
 
 use crate::packet::{Packet, flags};
 
-use super::{Session, Side};
+use super::{Dialogue, direction::Direction};
 
 /// What the sender of a packet says by PSH.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,32 +24,42 @@ pub(super) enum Pushed {
 }
 
 impl Pushed {
+    /// Of a packet.
     pub(super) fn of(packet: &Packet<'_>) -> Self {
         if packet.has(flags::PSH) { Self::Yes } else { Self::Not }
     }
+
+    /// Of a packet of the server in a dialogue that is doubted.
+    pub(super) fn of_reply(packet: &Packet<'_>, client: &Direction, server: &Direction) -> Self {
+        match Self::of(packet) {
+            Self::Yes if is_apart(packet, client, server) => Self::Apart,
+            pushed => pushed,
+        }
+    }
 }
 
-impl Session {
-    /// Takes note of what `packet`, if the client says something in it, lets the server send. Its window is taken as it stands:
-    /// with a scale it is larger.
-    pub(super) fn offers(&mut self, from: Side, packet: &Packet<'_>) {
-        if from == Side::Server || !self.dialogue.is_doubted() || packet.payload().is_empty() {
-            return;
-        }
-        let acknowledges_all = packet.ack() == self.server.map.deliver(self.server.next);
-        let window = if acknowledges_all { packet.window() } else { 0 };
-        let is_first = self.client.is_idle() && !self.dialogue.awaits_replies();
-        let offered = &mut self.seldom_mut().offered;
-        *offered = if is_first { window } else { window.min(*offered) };
-    }
+/// Whether `packet`, which has PSH, is one line of the server, and all that the server had to say.
+fn is_apart(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
+    let payload = packet.payload();
+    server.is_idle()
+        && memchr::memchr(b'\n', payload) == payload.len().checked_sub(1)
+        && payload.len() < usize::from(client.offered())
+        && client.is_acknowledged()
+}
 
-    /// Whether `packet`, which has PSH, is one line of the server, and all that the server had to say.
-    pub(super) fn is_apart(&self, packet: &Packet<'_>) -> bool {
-        let payload = packet.payload();
-        let offered = self.seldom.as_ref().map_or(0, |seldom| seldom.offered);
-        self.server.is_idle()
-            && memchr::memchr(b'\n', payload) == payload.len().checked_sub(1)
-            && payload.len() < usize::from(offered)
-            && self.client.unacknowledged() == self.client.next
+/// Takes note of what `packet` of the client, if that says something in it, lets the server send. Its window is taken as it
+/// stands: with a scale it is larger.
+pub(super) fn note_offer(
+    packet: &Packet<'_>,
+    client: &mut Direction,
+    server: &Direction,
+    dialogue: &Dialogue,
+) {
+    if !dialogue.is_doubted() || packet.payload().is_empty() {
+        return;
     }
+    let acknowledges_all = packet.ack() == server.map.deliver(server.next);
+    let window = if acknowledges_all { packet.window() } else { 0 };
+    let is_first = client.is_idle() && !dialogue.awaits_replies();
+    client.set_offered(if is_first { window } else { window.min(client.offered()) });
 }

@@ -275,11 +275,15 @@ impl Dialogue {
     /// Whether the start of a server's line may become an announcement, or the answer to a command that was
     /// crossed out.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        let is_refused =
-            !self.is_flooded() && matches!(self.awaited.oldest(), Some(Awaited::Refused(_)));
+        let is_refused = !self.is_flooded() && self.awaits_refusal();
         (self.awaits_passive() || self.doubt == Some(Doubt::Unseen))
             && self.replies.may_announce(text)
             || is_refused && self.replies.may_fail(text)
+    }
+
+    /// Whether the next reply may be the answer to a command that was crossed out.
+    pub fn awaits_refusal(&self) -> bool {
+        matches!(self.awaited.oldest(), Some(Awaited::Refused(_)))
     }
 
     /// The code of the reply of which the last line was one, but not the last.

@@ -26,11 +26,6 @@ impl<T> Few<T> {
         })
     }
 
-    /// The list, to change. What was given back is asked for again.
-    pub fn list_mut(&mut self) -> &mut Vec<T> {
-        self.0.get_or_insert_default()
-    }
-
     /// All that is in it. Its memory is given back.
     pub fn take(&mut self) -> Vec<T> {
         self.0.take().map_or_else(Vec::new, |list| *list)

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::{ASKED_AFTER, DropReason, Session, Side, is_near, stream::MAX_JOINED};
+use super::{DropReason, Side, direction::Direction, limits::MAX_JOINED};
 use crate::packet::{Packet, Seq, flags};
 
 /// How a packet is to be forwarded.
@@ -70,6 +70,25 @@ pub struct Rest {
     pub flags: u8,
 }
 
+impl Forward {
+    /// The same without the packet's urgent pointer.
+    pub(super) fn without_urgent(self, packet: &Packet<'_>) -> Self {
+        match self {
+            Self::Drop(_) | Self::Asks => self,
+            Self::Unchanged => Self::Changed {
+                seq: packet.seq(),
+                ack: packet.ack(),
+                payload: false,
+                flags: packet.flags() & !flags::URG,
+                urgent: 0,
+            },
+            Self::Changed { seq, ack, payload, flags, .. } => {
+                Self::Changed { seq, ack, payload, flags: flags & !flags::URG, urgent: 0 }
+            }
+        }
+    }
+}
+
 impl From<Forward> for Outcome {
     /// Nothing is to be sent besides.
     fn from(forward: Forward) -> Self {
@@ -77,37 +96,45 @@ impl From<Forward> for Outcome {
     }
 }
 
-impl Session {
+/// The way of a packet of `from` from its sender to its receiver.
+pub(super) struct Way<'a> {
+    pub(super) from: Side,
+    /// The direction that it is of.
+    pub(super) sender: &'a Direction,
+    /// The other.
+    pub(super) receiver: &'a Direction,
+}
+
+impl Way<'_> {
     /// Forwards a packet whose bytes, `payload`, have all been seen, perhaps all of them before,
     /// `again`. Where there are fewer than the packet has, its rest waits.
     pub(super) fn deliver(
-        &mut self,
-        from: Side,
+        &self,
         packet: &Packet<'_>,
         payload: Cow<'_, [u8]>,
         again: bool,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        let stream = self.peek(from);
+        let sender = self.sender;
         let is_cut = payload.len() < packet.payload().len();
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN) && !is_cut);
-        if stream.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
-            return self.renumbered(from, packet).into();
+        if sender.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
+            return self.renumbered(packet).into();
         }
         out.clear();
         if fin {
             let with_fin = [&payload[..], &[0]].concat();
-            stream.map.render(seq, &with_fin, out);
+            sender.map.render(seq, &with_fin, out);
             out.pop(); // the FIN's own number
         } else {
-            stream.map.render(seq, &payload, out);
+            sender.map.render(seq, &payload, out);
         }
         let mut control = packet.flags();
         if is_cut {
             control &= !(flags::FIN | flags::PSH);
         }
         let mut rest = None;
-        let segment = stream.longest_segment();
+        let segment = sender.longest_segment();
         // What is joined is parted again behind us.
         let limit = if packet.offload().joined { MAX_JOINED } else { segment };
         if out.len() > limit && out.len() > payload.len() {
@@ -119,17 +146,17 @@ impl Session {
             rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
             control &= !ends;
         }
-        let mut delivered = stream.map.deliver(seq);
+        let mut delivered = sender.map.deliver(seq);
         let is_here = |offset: &u16| !is_cut || usize::from(*offset) <= payload.len();
         let urgent = packet.urgent().filter(is_here).map_or(0, |offset| {
-            let shifted = stream.map.deliver(seq + u32::from(offset)) - delivered;
+            let shifted = sender.map.deliver(seq + u32::from(offset)) - delivered;
             u16::try_from(shifted).unwrap_or(u16::MAX)
         });
         if urgent == 0 {
             control &= !flags::URG; // the urgent byte is held back, or already delivered
         }
         let mut acknowledge = None;
-        let may_acknowledge = stream.may_acknowledge_held();
+        let may_acknowledge = sender.may_acknowledge_held();
         if out.is_empty() && !fin && (again || !may_acknowledge) {
             // Held back, perhaps delivered since with a later segment. Whether the receiver has all
             // that precedes is not known here, or our own acknowledgement was lost, or discarded
@@ -138,22 +165,22 @@ impl Session {
             delivered = delivered - 1;
         }
         if may_acknowledge {
-            acknowledge = Some(self.acknowledge_held(from, packet));
+            acknowledge = Some(self.acknowledge_held(packet));
         }
-        let ack = self.acknowledgement_for(from, packet);
+        let ack = self.acknowledgement_for(packet);
         let forward =
             Forward::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
         Outcome { forward, acknowledge, rest }
     }
 
-    fn acknowledge_held(&self, to: Side, packet: &Packet<'_>) -> Acknowledgement {
-        let other = self.peek(to.peer());
+    fn acknowledge_held(&self, packet: &Packet<'_>) -> Acknowledgement {
+        let other = self.receiver;
         Acknowledgement {
-            to,
+            to: self.from,
             seq: other.map.deliver(other.next),
-            ack: self.peek(to).next,
+            ack: self.sender.next,
             window: other.window,
-            timestamps: other.clock.zip(packet.timestamps()).map(|(clock, (value, echo))| {
+            timestamps: other.clock().zip(packet.timestamps()).map(|(clock, (value, echo))| {
                 // What was not seen may have shown a later clock, which the addressee echoes.
                 (if Seq(echo).is_after(Seq(clock)) { echo } else { clock }, value)
             }),
@@ -161,14 +188,14 @@ impl Session {
     }
 
     /// A packet without payload, or one whose payload stays: only its numbers are mapped.
-    pub(super) fn renumbered(&self, from: Side, packet: &Packet<'_>) -> Forward {
-        if !self.is_adjusted() {
+    pub(super) fn renumbered(&self, packet: &Packet<'_>) -> Forward {
+        if !(self.sender.is_adjusted() || self.receiver.is_adjusted()) {
             return Forward::Unchanged; // nothing is held back either
         }
-        let seq = self.number_for(from, packet);
-        let ack = self.acknowledgement_for(from, packet);
+        let seq = self.number_for(packet);
+        let ack = self.acknowledgement_for(packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
-        let claims_move = self.peek(from.peer()).map.shifts();
+        let claims_move = self.receiver.map.shifts();
         if seq == packet.seq() && ack == packet.ack() && !claims_move {
             return Forward::Unchanged;
         }
@@ -177,11 +204,11 @@ impl Session {
     }
 
     /// The number of `packet` of `from`, as the other end knows it.
-    fn number_for(&self, from: Side, packet: &Packet<'_>) -> Seq {
-        let stream = self.peek(from);
-        let delivered = stream.map.deliver(packet.seq());
+    fn number_for(&self, packet: &Packet<'_>) -> Seq {
+        let sender = self.sender;
+        let delivered = sender.map.deliver(packet.seq());
         let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
-        if says_nothing && stream.is_held(packet.seq()) && !packet.has(flags::FIN) {
+        if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
             // Whoever sends this has an acknowledgement for what is held, and asks whether the peer
             // is alive, or has room: that answers a number before the next one only.
             delivered - 1
@@ -191,34 +218,19 @@ impl Session {
     }
 
     /// The acknowledgement that `packet` of `from` carries, as the other end understands it.
-    fn acknowledgement_for(&self, from: Side, packet: &Packet<'_>) -> Seq {
+    fn acknowledgement_for(&self, packet: &Packet<'_>) -> Seq {
         if !packet.has(flags::ACK) {
             return packet.ack();
         }
-        self.peek(from.peer()).map.acknowledge(packet.ack())
+        self.receiver.map.acknowledge(packet.ack())
     }
 
-    /// A segment that starts past what was seen. Its sender will send the missing bytes first, if
-    /// they are missing. If it sends this segment again, they are perhaps not: the receiver is then
-    /// made to say what it has, by a segment of no length and a number that it has acknowledged, which
-    /// must be answered (RFC 9293 section 3.10.7.4). One just before the next number may be past what the
-    /// receiver has. It acknowledges what is known to be acknowledged, as with that number a stranger's
-    /// segment would count.
-    pub(super) fn gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
-        let ack = self.peek(from.peer()).unacknowledged();
-        let is_barred = from == Side::Client && self.is_barred();
-        let stream = self.stream(from);
-        if !is_near(packet.seq(), stream.next) {
-            return Forward::Drop(DropReason::OutOfWindow);
-        }
-        stream.gaps = stream.gaps.saturating_add(1);
-        if stream.gaps < ASKED_AFTER {
-            let is_gap = packet.seq().is_after(stream.next) || !is_barred;
-            return Forward::Drop(match is_gap {
-                true => DropReason::OutOfOrder,
-                false => DropReason::FastPathUnacknowledged,
-            });
-        }
-        Forward::Changed { seq: stream.acked - 1, ack, payload: true, flags: flags::ACK, urgent: 0 }
+    /// In place of a segment that starts past what was seen: one of no length by a number that the receiver has
+    /// acknowledged, which must be answered (RFC 9293 section 3.10.7.4), so that the receiver says what it has. One just
+    /// before the next number may be past what it has. It acknowledges what is known to be acknowledged, as with that
+    /// number an off-path attacker's segment would count.
+    pub(super) fn asks(&self) -> Forward {
+        let (seq, ack) = (self.sender.acked - 1, self.receiver.unacknowledged());
+        Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }

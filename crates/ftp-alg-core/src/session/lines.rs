@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Announced, Dialogue, Inspection, Limit, Phase, Reason, Refused, Ruling,
+    Announced, Dialogue, Inspection, Limit, Phase, Reason, Refused, Ruling, Side,
     dialogue::{Meaning, Step},
-    stream::MAX_HELD,
+    limits::{MAX_HELD, VERB},
 };
 use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
 
@@ -71,6 +71,23 @@ fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Mal
         Verb::Port => Some((Kind::Port, Announcement::port(argument, argument_start))),
         Verb::Eprt => Some((Kind::Eprt, Announcement::eprt(argument, argument_start))),
         _ => None,
+    }
+}
+
+/// Whether the line that `chunk` ends, of which `known` was read before, may [ask](super::Request): an announcement may,
+/// and the answer to a command that was crossed out.
+pub fn may_ask(dialogue: &Dialogue, from: Side, known: &[u8], chunk: &[u8]) -> bool {
+    match (from, chunk) {
+        _ if !known.is_empty() => true,
+        (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) if !Hidden::may_be_in(chunk) => {
+            chunk.get(..VERB).is_some_and(|verb| {
+                verb.eq_ignore_ascii_case(b"PORT") || verb.eq_ignore_ascii_case(b"EPRT")
+            })
+        }
+        (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
+            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.awaits_refusal()
+        }
+        _ => true,
     }
 }
 
@@ -332,4 +349,22 @@ pub fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Vec<u8>) {
     let range = text.origin(0..text.bytes().len());
     let new = crossed(&line[range.clone()]);
     (range, new)
+}
+
+/// The client's line, which is another command for some servers and of which `delivered` bytes were forwarded, is refused.
+pub fn ambiguous_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    pass: &mut Inspection,
+) -> LineEdit {
+    pass.refused(Refused::Urgent);
+    dialogue.refused(Refused::Urgent.reason());
+    let text = Text::new(line);
+    if text.bytes().is_empty() {
+        return None;
+    }
+    let (range, new) = refusal(&text, line);
+    let skipped = delivered.saturating_sub(range.start).min(range.len());
+    (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].to_vec()))
 }

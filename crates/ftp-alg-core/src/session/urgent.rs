@@ -12,14 +12,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Dialogue, Forward, Inspection, Outcome, Refused, Session, Side,
-    lines::{LineEdit, refusal},
-    stream::MAX_HELD,
-};
+use super::limits::MAX_HELD;
 use crate::{
     ftp::{Command, Text, Verb},
-    packet::{Packet, Seq, flags},
+    packet::Seq,
 };
 
 /// An urgent pointer of the client that was forwarded.
@@ -40,51 +36,44 @@ struct Line {
     urgent: usize,
 }
 
-impl Session {
-    /// Takes a packet of `from` with the URG bit, as [`Session::packet_after`] does.
-    #[cold]
-    pub(super) fn urgent_packet(
-        &mut self,
-        calm: bool,
-        from: Side,
-        packet: &Packet<'_>,
-        pass: &mut Inspection,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
-        let mut stays = !self.is_readable(from);
-        let before = self.mark().cloned();
-        if !stays && from == Side::Client {
-            stays = before.as_ref().is_some_and(|mark| mark.end == end);
-            if !stays && let Some(line) = self.line_of_synch(end, packet) {
-                self.seldom_mut().mark = Some(Mark { end, line: Some(line) });
-                stays = true;
-            }
+impl Mark {
+    /// If the urgent pointer that names `end` is that of a Telnet Synch, where `new` is what is new in its packet from
+    /// `next` on, and `known` the start of its line that was read already. The urgent byte must be new, in this packet,
+    /// and before all that is readable in its line.
+    pub fn of_synch(end: Seq, next: Seq, new: &[u8], known: &[u8]) -> Option<Self> {
+        let urgent = end - 1;
+        if urgent.is_before(next) {
+            return None;
         }
-        let mut outcome = self.take(calm, from, packet, pass, out);
-        if pass.request.is_some() {
-            return outcome; // its mark is noted for when it is taken up again
-        }
-        let is_noted = stays && from == Side::Client && self.mark().is_some();
-        if is_noted && !(self.client.next + 1).is_after(end) {
-            // The segment was not forwarded, so its mark was not either.
-            self.seldom_mut().mark = before;
-            stays = false;
-        }
-        if !stays {
-            outcome.forward = without_urgent(outcome.forward, packet);
-        }
-        outcome
+        let at = (urgent - next) as usize;
+        let (before, from) = (new.get(..at)?, new.get(at..).filter(|from| !from.is_empty())?);
+        let start = memchr::memrchr(b'\n', before).map_or(0, |at| at + 1);
+        let stop = at + memchr::memchr(b'\n', from).unwrap_or(from.len());
+        let known = if start == 0 { known } else { &[] };
+        let line = [known, &new[start..stop]].concat();
+        let urgent = known.len() + at - start;
+        let text = Text::new(&line);
+        let lead = match text.bytes() {
+            [] => line.len(),
+            _ => text.origin(0..1).start,
+        };
+        let line = Line { bytes: known.to_vec(), urgent };
+        (line.urgent < lead).then_some(Self { end, line: Some(line) })
     }
 
-    /// Whether a line with an urgent byte is not complete.
-    pub(super) fn is_in_marked_line(&self) -> bool {
-        self.mark().is_some_and(|mark| mark.line.is_some())
+    /// The sequence number that the pointer names.
+    pub fn end(&self) -> Seq {
+        self.end
     }
 
-    /// The client's `chunk` at `seq` is read, which continues or ends a line. Whether that has an urgent byte.
-    pub(super) fn continues_marked_line(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let Some(Mark { end, line: Some(line) }) = self.mark_mut() else { return false };
+    /// Whether its line is not complete. A line may have one urgent byte.
+    pub fn is_in_line(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// `chunk` at `seq` is read, which continues or ends a line. Whether that has the urgent byte.
+    pub fn continues(&mut self, seq: Seq, chunk: &[u8]) -> bool {
+        let Self { end, line: Some(line) } = self else { return false };
         if (*end - 1).is_before(seq + chunk.len() as u32) {
             let room = (MAX_HELD + 1).saturating_sub(line.bytes.len());
             line.bytes.extend(&chunk[..chunk.len().min(room)]);
@@ -93,50 +82,12 @@ impl Session {
         false
     }
 
-    /// The client's `chunk` at `seq` ends a line. Whether an urgent byte makes it another command for servers that
-    /// read the stream without that byte.
-    pub(super) fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let is_marked = self.continues_marked_line(seq, chunk);
-        let acknowledged = self.client.unacknowledged();
-        let Some(mark) = self.mark_mut() else { return false };
-        let line = if is_marked { mark.line.take_if(|line| !line.may_go_on()) } else { None };
-        if mark.line.is_none() && mark.end.is_before(acknowledged) {
-            self.seldom_mut().mark = None;
-        }
+    /// `chunk` at `seq` ends a line. Whether the urgent byte makes it another command for servers that read the stream
+    /// without that byte.
+    pub fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
+        let is_marked = self.continues(seq, chunk);
+        let line = if is_marked { self.line.take_if(|line| !line.may_go_on()) } else { None };
         line.is_some_and(|line| line.is_ambiguous())
-    }
-
-    pub(super) fn mark(&self) -> Option<&Mark> {
-        self.seldom.as_ref()?.mark.as_ref()
-    }
-
-    fn mark_mut(&mut self) -> Option<&mut Mark> {
-        self.seldom.as_mut()?.mark.as_mut()
-    }
-
-    /// If the urgent pointer of `packet`, which names `end`, is that of a Telnet Synch: the start of its line that
-    /// was read already. The urgent byte must be new, in this packet, and before all that is readable in its line.
-    /// A line may have one urgent byte.
-    fn line_of_synch(&self, end: Seq, packet: &Packet<'_>) -> Option<Line> {
-        let (seq, next, urgent) = (packet.seq(), self.client.next, end - 1);
-        if seq.is_after(next) || urgent.is_before(next) || self.is_in_marked_line() {
-            return None;
-        }
-        let payload = self.as_read(seq, packet.payload());
-        let new = payload.get((next - seq) as usize..)?;
-        let at = (urgent - next) as usize;
-        let (before, from) = (new.get(..at)?, new.get(at..).filter(|from| !from.is_empty())?);
-        let start = memchr::memrchr(b'\n', before).map_or(0, |at| at + 1);
-        let stop = at + memchr::memchr(b'\n', from).unwrap_or(from.len());
-        let known = if start == 0 { self.client.line() } else { &[] };
-        let line = [known, &new[start..stop]].concat();
-        let urgent = known.len() + at - start;
-        let text = Text::new(&line);
-        let lead = match text.bytes() {
-            [] => line.len(),
-            _ => text.origin(0..1).start,
-        };
-        (urgent < lead).then(|| Line { bytes: known.to_vec(), urgent })
     }
 }
 
@@ -174,38 +125,4 @@ fn readable(line: &[u8]) -> Vec<u8> {
 
 fn is_known(line: &[u8]) -> bool {
     Command::parse(&Text::new(line)).is_some_and(|command| command.verb != Verb::Unknown)
-}
-
-/// The client's line, which is another command for some servers and of which `delivered` bytes were forwarded, is refused.
-pub fn ambiguous_line(
-    dialogue: &mut Dialogue,
-    line: &[u8],
-    delivered: usize,
-    pass: &mut Inspection,
-) -> LineEdit {
-    pass.refused(Refused::Urgent);
-    dialogue.refused(Refused::Urgent.reason());
-    let text = Text::new(line);
-    if text.bytes().is_empty() {
-        return None;
-    }
-    let (range, new) = refusal(&text, line);
-    let skipped = delivered.saturating_sub(range.start).min(range.len());
-    (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].to_vec()))
-}
-
-fn without_urgent(forward: Forward, packet: &Packet<'_>) -> Forward {
-    match forward {
-        Forward::Drop(_) | Forward::Asks => forward,
-        Forward::Unchanged => Forward::Changed {
-            seq: packet.seq(),
-            ack: packet.ack(),
-            payload: false,
-            flags: packet.flags() & !flags::URG,
-            urgent: 0,
-        },
-        Forward::Changed { seq, ack, payload, flags, .. } => {
-            Forward::Changed { seq, ack, payload, flags: flags & !flags::URG, urgent: 0 }
-        }
-    }
 }

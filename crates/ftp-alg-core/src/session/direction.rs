@@ -1,0 +1,541 @@
+//! One direction of a control connection: which bytes have been seen, the unfinished line, what
+//! of it is held back, what took the fast path, and how sent numbers become delivered ones.
+//!
+//! A line that may become an announcement is held back until it is complete: its bytes are kept
+//! here, delivered as nothing for now, and delivered with the segment that completes the line. Held
+//! bytes are acknowledged to their sender, so that it neither waits (Nagle's algorithm) nor sends
+//! them again; but only once everything before them has been acknowledged by the receiver, as an
+//! acknowledgement covers all that precedes it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    adjust::{CROSSED_OUT, SequenceMap},
+    fast_path::{Barrier, FastPath},
+    few::{allocated, save_bytes},
+    limits::{MAX_HELD, MAX_LINE, SAFE_SEGMENT},
+    tls::TlsRecords,
+    unacknowledged::Unacknowledged,
+    urgent::Mark,
+};
+use crate::packet::{Packet, Seq};
+
+/// After how many segments past a gap, one after the other, the receiver is asked what it has.
+const ASKED_AFTER: u8 = 2;
+
+/// How far numbers may be from those that come next.
+const MAX_DISTANCE: u32 = 1 << 20;
+
+/// How much of a direction may have passed unseen, as while the daemon was away.
+const MAX_MISSED: u32 = 1 << 16;
+
+/// One direction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Direction {
+    /// Its first sequence number.
+    pub first: Seq,
+    /// The first sent number that was not seen yet.
+    pub next: Seq,
+    /// The highest acknowledgement of the receiver, in delivered numbers.
+    pub acked: Seq,
+    /// Rewrites.
+    pub map: SequenceMap,
+    rare: Option<Box<Rare>>,
+    /// The sender's window as last advertised.
+    pub window: u16,
+    /// The longest payload that the sender sent in one segment.
+    largest: u16,
+    /// The sender's clock as last seen in a timestamps option, if `has_clock`.
+    clock: u32,
+    has_clock: bool,
+    /// A segment started past `next`; how often in a row.
+    gaps: u8,
+    /// Whether the unfinished line is held back, all of it.
+    held: bool,
+    /// Whether the sender has sent a FIN.
+    pub finished: bool,
+}
+
+/// What few directions have: in one place, as a packet's session is to be in few cache lines.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Rare {
+    /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
+    #[serde(serialize_with = "save_bytes")]
+    line: Vec<u8>,
+    /// Bytes were missed, if the receiver did not lie: what it acknowledged may never have been sent.
+    skipped: bool,
+    /// What is sent while it is encrypted.
+    records: Option<TlsRecords>,
+    fast_path: FastPath,
+    /// The last urgent pointer that was forwarded.
+    mark: Option<Mark>,
+    /// The smallest window that the packets of the pending command offered, if they acknowledged all that was said.
+    #[serde(skip)]
+    offered: u16,
+}
+
+impl Rare {
+    fn is_nothing(&self) -> bool {
+        self.line.is_empty()
+            && !self.skipped
+            && self.records.is_none()
+            && self.mark.is_none()
+            && self.offered == 0
+            && self.fast_path.is_nothing()
+    }
+}
+
+impl Direction {
+    /// A direction whose first byte has number `first`.
+    pub fn new(first: Seq) -> Self {
+        Self {
+            first,
+            next: first,
+            acked: first,
+            map: SequenceMap::default(),
+            rare: None,
+            window: u16::MAX,
+            largest: 0,
+            clock: 0,
+            has_clock: false,
+            gaps: 0,
+            held: false,
+            finished: false,
+        }
+    }
+
+    /// Forgets all but where it is.
+    pub fn forget(&mut self) {
+        *self = Self { first: self.first, ..Self::new(self.next) };
+    }
+
+    /// Takes note of what every packet of the sender says of it.
+    pub fn observe(&mut self, packet: &Packet<'_>) {
+        self.window = packet.window();
+        if let Some((value, _)) = packet.timestamps() {
+            (self.clock, self.has_clock) = (value, true);
+        }
+        if !packet.offload().joined {
+            self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
+        }
+    }
+
+    /// The sender's clock as last seen in a timestamps option.
+    pub fn clock(&self) -> Option<u32> {
+        self.has_clock.then_some(self.clock)
+    }
+
+    /// Whether `seq` is near what comes next.
+    pub fn is_near(&self, seq: Seq) -> bool {
+        seq.distance_from(self.next).unsigned_abs() <= MAX_DISTANCE
+    }
+
+    /// Whether all that precedes delivered `ack` was seen here; nothing if that is far from what comes next.
+    pub fn is_received(&self, ack: Seq) -> Option<bool> {
+        let distance = ack.distance_from(self.map.deliver(self.next));
+        (distance.unsigned_abs() <= MAX_DISTANCE).then_some(distance <= 0)
+    }
+
+    /// Whether numbers or bytes are not delivered as they are sent.
+    pub fn is_adjusted(&self) -> bool {
+        !self.map.is_identity()
+    }
+
+    /// Whether numbers differ from here on, or bytes are held.
+    #[inline]
+    pub fn changes_packets(&self) -> bool {
+        self.map.shifts() || self.held
+    }
+
+    /// One more segment started past what was seen, or waits. Whether the receiver is to be asked what it has.
+    pub fn count_gap(&mut self) -> bool {
+        self.gaps = self.gaps.saturating_add(1);
+        self.is_asked()
+    }
+
+    /// What comes next has come.
+    pub fn end_gap(&mut self) {
+        self.gaps = 0;
+    }
+
+    /// Whether segments past a gap came, and none waited.
+    pub fn has_gap(&self) -> bool {
+        self.gaps > 0
+    }
+
+    /// Whether the receiver was asked what it has.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.gaps >= ASKED_AFTER
+    }
+
+    /// The receiver is asked at the next gap.
+    pub fn ask_at_next_gap(&mut self) {
+        self.gaps = ASKED_AFTER - 1;
+    }
+
+    /// The receiver's answer is not waited for any longer. The next segment past a gap asks again.
+    pub fn stop_asking(&mut self) {
+        self.gaps = self.gaps.min(ASKED_AFTER - 1);
+    }
+
+    /// Whether the receiver of a reset by number `seq` may obey it: only by the number that it expects (RFC 5961
+    /// section 3.2), which is one that it has not acknowledged.
+    pub fn obeys_reset(&self, seq: Seq) -> bool {
+        !seq.is_before(self.unacknowledged()) && !seq.is_after(self.next)
+    }
+
+    /// Whether all of it is acknowledged.
+    pub fn is_acknowledged(&self) -> bool {
+        self.unacknowledged() == self.next
+    }
+
+    /// Whether `ack` is of something that was sent and is not known to be acknowledged, or of the last that is.
+    pub fn may_be_acknowledged(&self, ack: Seq) -> bool {
+        !ack.is_before(self.acked) && !ack.is_after(self.map.deliver(self.next))
+    }
+
+    /// What is known as something of it took the fast path.
+    #[inline]
+    pub fn fast_path(&self) -> Option<&FastPath> {
+        self.rare.as_ref().map(|rare| &rare.fast_path)
+    }
+
+    /// The same, to change.
+    pub fn fast_path_mut(&mut self) -> &mut FastPath {
+        &mut self.rare_mut().fast_path
+    }
+
+    /// Takes out what passed at the number that is next.
+    pub fn take_ahead(&mut self) -> Option<(Seq, Vec<u8>)> {
+        self.rare.as_mut()?.fast_path.take_due(self.next)
+    }
+
+    /// Of `data`, what was read of this direction, only what is not acknowledged is kept.
+    pub fn forget_acknowledged(&mut self, data: &mut Unacknowledged) {
+        let is_empty = data.len() == 0 || data.forget_before(self.unacknowledged());
+        if is_empty && let Some(rare) = &mut self.rare {
+            rare.fast_path.is_much = false;
+        }
+    }
+
+    /// Until when nothing of the client goes on.
+    pub fn barrier(&self) -> Option<Barrier> {
+        self.fast_path()?.barrier()
+    }
+
+    /// The receiver has said that it has what comes before `ack`.
+    pub fn unbar(&mut self, ack: Seq) {
+        let has_it = match self.barrier() {
+            None => return,
+            Some(Barrier::To(end)) => !ack.is_before(self.map.deliver(end)),
+            Some(Barrier::Unknown) => self.is_asked(),
+        };
+        if has_it {
+            self.fast_path_mut().unbar();
+        }
+    }
+
+    /// What is sent while it is encrypted; nothing if that is plain text.
+    pub fn records(&self) -> Option<&TlsRecords> {
+        self.rare.as_ref()?.records.as_ref()
+    }
+
+    /// The same, to change.
+    pub fn records_mut(&mut self) -> Option<&mut TlsRecords> {
+        self.rare.as_mut()?.records.as_mut()
+    }
+
+    /// It is encrypted from here on.
+    pub fn encrypt(&mut self) {
+        self.stop_reading();
+        self.rare_mut().records = Some(TlsRecords::default());
+    }
+
+    /// It is plain text again.
+    pub fn decrypt(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.records = None;
+        }
+        self.tidy();
+    }
+
+    /// The last urgent pointer that was forwarded.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.rare.as_ref()?.mark.as_ref()
+    }
+
+    /// The same, to change.
+    pub fn mark_mut(&mut self) -> Option<&mut Mark> {
+        self.rare.as_mut()?.mark.as_mut()
+    }
+
+    /// The last urgent pointer is this one.
+    pub fn set_mark(&mut self, mark: Option<Mark>) {
+        if self.rare.is_some() || mark.is_some() {
+            self.rare_mut().mark = mark;
+        }
+    }
+
+    /// Whether a line with an urgent byte is not complete.
+    pub fn is_in_marked_line(&self) -> bool {
+        self.mark().is_some_and(Mark::is_in_line)
+    }
+
+    /// The smallest window that the packets of the pending command offered.
+    pub fn offered(&self) -> u16 {
+        self.rare.as_ref().map_or(0, |rare| rare.offered)
+    }
+
+    /// They offered this one.
+    pub fn set_offered(&mut self, window: u16) {
+        self.rare_mut().offered = window;
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Gives memory back that nothing needs.
+    fn tidy(&mut self) {
+        self.rare.take_if(|rare| rare.is_nothing());
+    }
+
+    fn line_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.rare_mut().line
+    }
+
+    fn take_line(&mut self) -> Vec<u8> {
+        let Some(rare) = &mut self.rare else { return Vec::new() };
+        let line = std::mem::take(&mut rare.line);
+        self.tidy();
+        line
+    }
+
+    fn set_line(&mut self, line: Vec<u8>) {
+        if self.rare.is_some() || !line.is_empty() {
+            *self.line_mut() = line;
+            self.tidy();
+        }
+    }
+
+    /// Whether bytes are held back.
+    pub fn is_holding(&self) -> bool {
+        self.held
+    }
+
+    /// The first sent number that the receiver is not known to have acknowledged.
+    pub fn unacknowledged(&self) -> Seq {
+        self.map.acknowledge(self.acked)
+    }
+
+    /// Whether the receiver looks at a segment of number `seq` although some bytes may have passed unseen (RFC 9293
+    /// section 3.10.7.4); a keep-alive is by one before what it has.
+    pub fn expects(&self, seq: Seq) -> bool {
+        let first = self.unacknowledged() - 1;
+        !seq.is_before(first) && !seq.is_after(self.next + MAX_MISSED)
+    }
+
+    /// Whether the byte `seq` is held back.
+    pub fn is_held(&self, seq: Seq) -> bool {
+        self.held
+            && seq.is_before(self.next)
+            && self.map.deliver(seq) == self.map.deliver(self.next)
+    }
+
+    /// What is held back may be acknowledged to its sender now.
+    pub fn may_acknowledge_held(&self) -> bool {
+        self.held && !self.rare.as_ref().is_some_and(|rare| rare.skipped) && self.is_acknowledged()
+    }
+
+    /// The receiver has acknowledged what precedes delivered `ack`. Rewrites before it are forgotten, but not what is
+    /// held back: its sender may still send it again.
+    pub fn acknowledged(&mut self, ack: Seq) {
+        self.acked = self.acked.max(ack);
+        let Some(last) = self.map.last_start() else { return };
+        let acknowledged = self.unacknowledged();
+        self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
+    }
+
+    /// Whether it is between two lines, and goes on.
+    pub fn is_idle(&self) -> bool {
+        self.line().is_empty() && !self.held && !self.finished
+    }
+
+    /// Bytes were missed up to `next`: the unfinished line is lost.
+    pub fn skip_to(&mut self, next: Seq) {
+        self.next = next;
+        self.held = false;
+        self.gaps = 0;
+        let rare = self.rare_mut();
+        rare.line = Vec::new();
+        rare.skipped = true;
+    }
+
+    /// What is held back has reached the receiver all the same.
+    pub fn stop_holding(&mut self) {
+        if self.held {
+            self.map.forget_last();
+            self.held = false;
+        }
+    }
+
+    /// Drops what is kept for reading, but for what is held back and still to be delivered.
+    pub fn stop_reading(&mut self) {
+        if !self.held {
+            self.take_line();
+        }
+    }
+
+    /// What is held back is delivered before `first`, the byte at `seq`, as nobody reads on.
+    pub fn let_go(&mut self, seq: Seq, first: u8) {
+        self.line_mut().push(first);
+        self.release(seq);
+    }
+
+    /// The unfinished line says nothing yet, and is delivered; of its last bytes `unfinished` are
+    /// the start of a Telnet command.
+    pub fn pass_over(&mut self, mut line: Vec<u8>, unfinished: usize) {
+        line.drain(..line.len() - unfinished);
+        line.truncate(MAX_LINE);
+        line.shrink_to_fit();
+        self.set_line(line);
+    }
+
+    /// The whole unfinished line with `chunk`, which completes or continues it, and how many of
+    /// its bytes have been delivered already.
+    pub fn line_with<'a>(&'a mut self, chunk: &'a [u8]) -> (&'a [u8], usize) {
+        let length = self.line().len();
+        if length == 0 {
+            return (chunk, 0);
+        }
+        self.lengthen_line(chunk);
+        (self.line(), if self.held { 0 } else { length })
+    }
+
+    /// What was added to the unfinished line behind `length` is to be added again.
+    pub fn shorten_line(&mut self, length: usize) {
+        if let Some(rare) = &mut self.rare {
+            rare.line.truncate(length);
+        }
+    }
+
+    /// `chunk` at `seq` ended its line, which is delivered as it is but for `edit`: a range of the
+    /// whole line, and what takes its place. `delivered` of the line's bytes have been delivered.
+    pub fn end_line(
+        &mut self,
+        seq: Seq,
+        chunk: &[u8],
+        delivered: usize,
+        edit: Option<(std::ops::Range<usize>, Vec<u8>)>,
+    ) {
+        // A refused line longer than can be held: all of it, blanks as well, as what is as long is not kept.
+        let is_long = |new: &[u8]| new.len() > MAX_HELD;
+        if self.held {
+            let mut line = self.take_line();
+            match edit {
+                Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSSED_OUT),
+                Some((range, new)) => drop(line.splice(range, new)),
+                None => {}
+            }
+            self.release_line(seq, chunk, line);
+        } else if let Some((range, mut new)) = edit
+            && let Some(start) = range.start.checked_sub(delivered)
+        {
+            if is_long(&new) {
+                new.fill(CROSSED_OUT);
+            }
+            self.map.replace(seq + start as u32, range.len() as u32, new);
+        }
+        self.take_line();
+    }
+
+    /// `line` is delivered in place of `chunk` at `seq`, or in place of its start where both end alike.
+    fn release_line(&mut self, seq: Seq, chunk: &[u8], mut line: Vec<u8>) {
+        let ends = line.iter().rev().zip(chunk.iter().skip(1).rev());
+        let alike = ends.take_while(|(one, other)| one == other).count();
+        line.truncate(line.len() - alike);
+        self.map.replace(seq, (chunk.len() - alike) as u32, line);
+        self.held = false;
+    }
+
+    /// `chunk` at `seq` continues a line that is not complete. With `hold` it is held back, if all
+    /// of the line can be; otherwise it is delivered, after what was held.
+    pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
+        let starts = self.line().is_empty();
+        if hold && (starts || self.held) {
+            self.lengthen_line(chunk);
+            self.held = true;
+            self.map.replace(seq, chunk.len() as u32, Vec::new());
+            return;
+        }
+        if self.held {
+            self.release_line(seq, chunk, [self.line(), chunk].concat());
+        }
+        self.lengthen_line(chunk);
+    }
+
+    /// Adds `chunk` to the line; if that is held back all of it, however long, as it is still to be
+    /// delivered.
+    fn lengthen_line(&mut self, chunk: &[u8]) {
+        let is_held = self.held;
+        let line = self.line_mut();
+        let room = if is_held { chunk.len() } else { MAX_LINE.saturating_sub(line.len()) };
+        let chunk = &chunk[..chunk.len().min(room)];
+        if line.capacity() - line.len() < chunk.len() {
+            // Many lines may be unfinished, and few go on in many pieces.
+            line.reserve_exact(chunk.len().max(line.len() / 4));
+        }
+        line.extend_from_slice(chunk);
+    }
+
+    /// The line so far is delivered in place of the byte at `seq`.
+    fn release(&mut self, seq: Seq) {
+        let line = self.take_line();
+        self.map.replace(seq, 1, line);
+        self.held = false;
+    }
+
+    /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
+    /// it is delivered with every byte crossed out, blanks as well, so that whatever follows in the
+    /// line is no command; and is read as that.
+    pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
+        let line = self.line_mut();
+        let count = line.len() + chunk.len();
+        line.resize(count.min(MAX_LINE), CROSSED_OUT);
+        line.fill(CROSSED_OUT);
+        self.map.replace(seq, chunk.len() as u32, vec![CROSSED_OUT; count]);
+        self.held = false;
+    }
+
+    /// A FIN at `seq` ends the stream: what is held back is delivered before it. The placeholder
+    /// for the FIN's own number follows the held bytes.
+    pub fn finish(&mut self, seq: Seq) {
+        if self.held {
+            self.line_mut().push(0);
+            self.release(seq);
+        }
+        self.finished = true;
+        self.next = seq + 1;
+    }
+
+    /// How much memory it takes besides its own size.
+    #[inline]
+    pub fn heap(&self) -> usize {
+        let map = self.map.heap();
+        self.rare.as_ref().map_or(map, |rare| {
+            let line = allocated(rare.line.capacity());
+            map + allocated(size_of::<Rare>()) + line + rare.fast_path.heap()
+        })
+    }
+
+    /// How long a delivered segment may be.
+    pub fn longest_segment(&self) -> usize {
+        usize::from(self.largest).max(SAFE_SEGMENT)
+    }
+
+    /// The unfinished line.
+    pub fn line(&self) -> &[u8] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.line)
+    }
+}
