@@ -11,7 +11,8 @@ use super::lab::{
     listen, pinhole,
 };
 
-const LIFETIME: Duration = Duration::from_secs(20);
+/// Longer than 65,536 take in an emulator.
+const LIFETIME: Duration = Duration::from_secs(600);
 
 /// A gateway whose table has its own rules alone.
 struct Place {

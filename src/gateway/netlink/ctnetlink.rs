@@ -10,9 +10,9 @@ use std::{
 use super::{Attributes, Message, Socket, Start, Writer, be16};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
-pub(in crate::gateway) const IPCTNL_MSG_CT_GET: u8 = 1;
-pub(in crate::gateway) const IPCTNL_MSG_EXP_GET: u8 = 1;
-pub(in crate::gateway) const CTA_TUPLE_ORIG: u16 = 1;
+pub const IPCTNL_MSG_CT_GET: u8 = 1;
+pub const IPCTNL_MSG_EXP_GET: u8 = 1;
+pub const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -26,14 +26,14 @@ const TCP: u8 = libc::IPPROTO_TCP as u8;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) struct Tuple {
-    pub(in crate::gateway) source: SocketAddr,
-    pub(in crate::gateway) destination: SocketAddr,
+pub struct Tuple {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
 }
 
 impl Tuple {
     /// Appends it as an attribute.
-    pub(in crate::gateway) fn put(&self, message: &mut Writer<'_>, kind: u16) {
+    pub fn put(&self, message: &mut Writer<'_>, kind: u16) {
         message.nest(kind, |inner| {
             inner.nest(CTA_TUPLE_IP, |ip| {
                 put_address(ip, self.source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
@@ -49,7 +49,7 @@ impl Tuple {
     }
 
     /// Reads the content of such an attribute, if it is of TCP.
-    pub(in crate::gateway) fn parse(tuple: &Attributes<'_>) -> Option<Self> {
+    pub fn parse(tuple: &Attributes<'_>) -> Option<Self> {
         let ip = tuple.nested(CTA_TUPLE_IP)?;
         let address = |v4: u16, v6: u16| -> Option<IpAddr> {
             if let Some(octets) = ip.first(v4) {
@@ -78,7 +78,7 @@ fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
 
 /// A socket for one subsystem's requests.
 #[derive(Debug)]
-pub(in crate::gateway) struct Requests {
+pub struct Requests {
     socket: Socket,
     subsystem: u8,
     request: Vec<u8>,
@@ -86,12 +86,12 @@ pub(in crate::gateway) struct Requests {
 
 impl Requests {
     /// Opens a netlink socket for requests to `subsystem` (`NFNL_SUBSYS_*`).
-    pub(in crate::gateway) fn open(subsystem: i32) -> io::Result<Self> {
+    pub fn open(subsystem: i32) -> io::Result<Self> {
         Ok(Self { socket: Socket::open()?, subsystem: subsystem as u8, request: Vec::new() })
     }
 
     /// Sends one request and hands each message of the answer to `each`.
-    pub(in crate::gateway) fn ask(
+    pub fn ask(
         &mut self,
         command: u8,
         flags: i32,
@@ -112,6 +112,6 @@ impl Requests {
 }
 
 /// The address family of an endpoint.
-pub(in crate::gateway) fn family_of(endpoint: SocketAddr) -> i32 {
+pub fn family_of(endpoint: SocketAddr) -> i32 {
     if endpoint.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }

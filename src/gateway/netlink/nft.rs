@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Our table, for libnftnl.
-pub(in crate::gateway) const TABLE: &CStr = c"ftp_alg";
+pub const TABLE: &CStr = c"ftp_alg";
 
 /// Room for one object of libnftnl; ours are below 512, but for the rules that tell lines (`selection`),
 /// which are below 5000.
@@ -33,9 +33,9 @@ const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
-pub(in crate::gateway) const NFTA_TABLE_FLAGS: u16 = 2;
+pub const NFTA_TABLE_FLAGS: u16 = 2;
 /// Flags: that no other socket may change the table, and that it stays when its owner has gone.
-pub(in crate::gateway) const OWNED: u32 = 0x2 | 0x4;
+pub const OWNED: u32 = 0x2 | 0x4;
 const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
@@ -46,16 +46,16 @@ const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT
 
 /// An element of a set or map in our table.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::gateway) struct Element<'a> {
-    pub(in crate::gateway) set: &'static CStr,
-    pub(in crate::gateway) key: &'a [u8],
-    pub(in crate::gateway) data: Option<&'a [u8]>,
-    pub(in crate::gateway) timeout: Option<Duration>,
+pub struct Element<'a> {
+    pub set: &'static CStr,
+    pub key: &'a [u8],
+    pub data: Option<&'a [u8]>,
+    pub timeout: Option<Duration>,
 }
 
 /// What the kernel said to a batch.
 #[derive(Debug)]
-pub(in crate::gateway) struct Outcome {
+pub struct Outcome {
     /// Index of the message and error number, of those that failed.
     errors: Vec<(usize, i32)>,
     /// Whether the batch was asked to tell changes, and if so, told of some.
@@ -64,40 +64,40 @@ pub(in crate::gateway) struct Outcome {
 
 impl Outcome {
     /// Whether message `index` failed with `errno`.
-    pub(in crate::gateway) fn failed_with(&self, index: usize, errno: i32) -> bool {
+    pub fn failed_with(&self, index: usize, errno: i32) -> bool {
         self.errors.contains(&(index, errno))
     }
 
     /// With which error message `index` failed, if it did.
-    pub(in crate::gateway) fn error_of(&self, index: usize) -> Option<i32> {
+    pub fn error_of(&self, index: usize) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
     }
 
     /// With which error the first of these messages failed that did.
-    pub(in crate::gateway) fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
+    pub fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| messages.contains(failed)).map(|(_, errno)| *errno)
     }
 
     /// Whether the batch changed something, taking it that one which did not tell did so unless it
     /// failed.
-    pub(in crate::gateway) fn changed(&self) -> bool {
+    pub fn changed(&self) -> bool {
         self.errors.is_empty() && self.told.unwrap_or(true)
     }
 
     /// Which message failed first, and why, if the batch did not take effect.
-    pub(in crate::gateway) fn first_failure(&self) -> Option<(usize, i32)> {
+    pub fn first_failure(&self) -> Option<(usize, i32)> {
         self.errors.first().copied()
     }
 
     /// Why the batch did not take effect, if it did not.
-    pub(in crate::gateway) fn first_error(&self) -> Option<i32> {
+    pub fn first_error(&self) -> Option<i32> {
         self.errors.first().map(|(_, errno)| *errno)
     }
 }
 
 /// Messages to be sent as one.
 #[derive(Debug)]
-pub(in crate::gateway) struct Batch {
+pub struct Batch {
     bytes: Vec<u8>,
     messages: usize,
     /// Where the last message starts.
@@ -106,19 +106,19 @@ pub(in crate::gateway) struct Batch {
 }
 
 impl Batch {
-    pub(in crate::gateway) fn new() -> Self {
+    pub fn new() -> Self {
         let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, tells_changes: false };
         batch.clear();
         batch
     }
 
     /// How many messages there are.
-    pub(in crate::gateway) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.messages
     }
 
     /// Starts again, keeping the memory.
-    pub(in crate::gateway) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.bytes.clear();
         self.messages = 0;
         self.tells_changes = false;
@@ -127,19 +127,19 @@ impl Batch {
 
     /// Has the outcome tell whether the batch changes anything: one that only destroys what is not there
     /// does not. Costs a message more of the kernel.
-    pub(in crate::gateway) fn tell_changes(&mut self) {
+    pub fn tell_changes(&mut self) {
         self.tells_changes = true;
         self.add_flag(0, libc::NLM_F_ECHO);
     }
 
     /// Adds an element that must not be there. Returns the message's index.
-    pub(in crate::gateway) fn add_element(&mut self, element: &Element<'_>) -> usize {
+    pub fn add_element(&mut self, element: &Element<'_>) -> usize {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         self.element(libc::NFT_MSG_NEWSETELEM, flags, element)
     }
 
     /// Deletes an element that must be there. Returns the message's index.
-    pub(in crate::gateway) fn delete_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+    pub fn delete_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
         let element = Element { set, key, data: None, timeout: None };
         self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
     }
@@ -149,7 +149,7 @@ impl Batch {
     ///
     /// What is not there costs a look-up, and nothing to be done after the batch. (Deleting it fails the
     /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
-    pub(in crate::gateway) fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+    pub fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
         let element = Element { set, key, data: None, timeout: None };
         self.element(NFT_MSG_DESTROYSETELEM, 0, &element)
     }
@@ -159,7 +159,7 @@ impl Batch {
     ///
     /// It is added first, which changes nothing if it is there; what one batch adds and deletes is
     /// never seen.
-    pub(in crate::gateway) fn clear_element(&mut self, element: &Element<'_>) -> usize {
+    pub fn clear_element(&mut self, element: &Element<'_>) -> usize {
         let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
         self.delete_element(element.set, element.key);
         index
@@ -190,11 +190,7 @@ impl Batch {
     }
 
     /// Adds an object, or deletes it. Returns the message's index.
-    pub(in crate::gateway) fn object(
-        &mut self,
-        object: &impl nftnl::NlMsg,
-        kind: nftnl::MsgType,
-    ) -> usize {
+    pub fn object(&mut self, object: &impl nftnl::NlMsg, kind: nftnl::MsgType) -> usize {
         // libnftnl writes through pointers to structures, and does not check for the end.
         let mut room = vec![0_u64; OBJECT_ROOM / size_of::<u64>()];
         let (sequence, whole) = (self.next_sequence(), size_of_val(&room[..]));
@@ -211,13 +207,7 @@ impl Batch {
     }
 
     /// Adds a message about `table`, or a part of it, with attributes that are whole. Returns its index.
-    pub(in crate::gateway) fn copied(
-        &mut self,
-        command: i32,
-        flags: i32,
-        table: &str,
-        attributes: &[u8],
-    ) -> usize {
+    pub fn copied(&mut self, command: i32, flags: i32, table: &str, attributes: &[u8]) -> usize {
         let mut name = table.as_bytes().to_vec();
         name.push(0);
         self.message(command, flags, |message| {
@@ -226,7 +216,7 @@ impl Batch {
     }
 
     /// Removes all rules of a chain of our table. Returns the message's index.
-    pub(in crate::gateway) fn flush_chain(&mut self, chain: &CStr) -> usize {
+    pub fn flush_chain(&mut self, chain: &CStr) -> usize {
         self.message(libc::NFT_MSG_DELRULE, 0, |message| {
             message.put(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul());
             message.put(NFTA_RULE_CHAIN, chain.to_bytes_with_nul());
@@ -234,7 +224,7 @@ impl Batch {
     }
 
     /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
-    pub(in crate::gateway) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+    pub fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
         // The kernel answers each message that fails, and those that ask for it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
@@ -248,10 +238,7 @@ impl Batch {
     /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
     /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
     /// in silence, and what else fails is told before the system call returns.
-    pub(in crate::gateway) fn send_unacknowledged(
-        &mut self,
-        socket: &mut Socket,
-    ) -> io::Result<Outcome> {
+    pub fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
         self.hand_over(socket, None).map(|(outcome, _)| outcome)
     }
 
@@ -337,17 +324,13 @@ fn start(command: i32, flags: i32, sequence: u32) -> Start {
 }
 
 /// Aborts without memory, as Rust itself does; libnftnl's allocations fail for no other reason.
-pub(in crate::gateway) fn allocated<T>(object: *mut T) -> NonNull<T> {
+pub fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
 }
 
 /// A target of iptables as an nftables expression; only nft_compat knows it. `info` is its structure in
 /// the kernel's headers, padded as XT_ALIGN does.
-pub(in crate::gateway) fn target(
-    name: &CStr,
-    revision: u32,
-    info: &[u8],
-) -> NonNull<sys::nftnl_expr> {
+pub fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
     // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
     // expression, so it must come from malloc(3), with room for what is copied there.
     unsafe {
@@ -365,9 +348,9 @@ pub(in crate::gateway) fn target(
 
 /// What tells our table from one that was changed, or put in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::gateway) struct Shape {
+pub struct Shape {
     /// Never given twice.
-    pub(in crate::gateway) handle: u64,
+    pub handle: u64,
     /// Such as `dormant`, but for those about owners.
     flags: u32,
     /// Checksum of all rules, with their order and handles.
@@ -377,7 +360,7 @@ pub(in crate::gateway) struct Shape {
 }
 
 /// How many transactions there were in this network namespace. It wraps around, and is never 0.
-pub(in crate::gateway) fn generation(socket: &mut Socket) -> io::Result<u32> {
+pub fn generation(socket: &mut Socket) -> io::Result<u32> {
     let mut generation = None;
     ask(socket, libc::NFT_MSG_GETGEN, 0, &[], |message| {
         generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
@@ -386,7 +369,7 @@ pub(in crate::gateway) fn generation(socket: &mut Socket) -> io::Result<u32> {
 }
 
 /// The shape of our table, if there is one.
-pub(in crate::gateway) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
+pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     let name = TABLE.to_bytes_with_nul();
     // What is not there counts as none.
     let absent = |asked: io::Result<()>| match asked {
@@ -417,10 +400,7 @@ pub(in crate::gateway) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>
 }
 
 /// The attributes of each rule of our table, if there is one.
-pub(in crate::gateway) fn rules(
-    socket: &mut Socket,
-    mut each: impl FnMut(Attributes<'_>),
-) -> io::Result<()> {
+pub fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
     let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
     let asked = ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
         each(message.attributes());
@@ -432,7 +412,7 @@ pub(in crate::gateway) fn rules(
 }
 
 /// Whether there is a table of this name.
-pub(in crate::gateway) fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
+pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
     match ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {}) {
@@ -443,7 +423,7 @@ pub(in crate::gateway) fn is_there(socket: &mut Socket, table: &str) -> io::Resu
 }
 
 /// What the kernel tells of all objects of one kind in `table`, of those that `of` names.
-pub(in crate::gateway) fn dump_of(
+pub fn dump_of(
     socket: &mut Socket,
     command: i32,
     table: &str,
@@ -467,7 +447,7 @@ pub(in crate::gateway) fn dump_of(
 
 /// The elements of a set of our table: key and what is left of the timeout. Returns whether the
 /// set stayed the same meanwhile; otherwise some may be missing or come twice.
-pub(in crate::gateway) fn dump(
+pub fn dump(
     socket: &mut Socket,
     set: &'static CStr,
     mut each: impl FnMut(&[u8], Option<Duration>),
