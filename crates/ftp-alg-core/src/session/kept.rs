@@ -5,7 +5,11 @@ use std::borrow::Cow;
 
 use serde::Serializer;
 
-use super::{Limit, Session, Side, few::save_bytes, stream::MAX_LINE};
+use super::{
+    Limit, Session, Side,
+    few::{self, Bytes, save_bytes},
+    stream::MAX_LINE,
+};
 use crate::packet::Seq;
 
 /// How much of the client's bytes is kept until it is acknowledged, so that what is sent again is
@@ -16,10 +20,10 @@ impl Session {
     /// Keeps `bytes` of the client at `seq`, which are read, until the server acknowledges them.
     pub(super) fn keep(&mut self, seq: Seq, bytes: &[u8]) {
         if self.kept.is_empty() || self.kept_from + self.kept.len() as u32 != seq {
-            self.kept.clear();
+            self.kept = Bytes::default();
             self.kept_from = seq;
         }
-        self.kept.extend(bytes);
+        few::extend_bytes(&mut self.kept, bytes);
     }
 
     /// Why `more` bytes of `from` may not be read now.
@@ -37,7 +41,7 @@ impl Session {
     /// session's own size.
     #[inline]
     pub fn heap(&self) -> usize {
-        let own = self.client.heap() + self.server.heap() + self.kept.heap();
+        let own = self.client.heap() + self.server.heap() + few::heap_of_bytes(&self.kept);
         self.copies().map_or(own, |copies| own + copies.heap())
     }
 
@@ -56,9 +60,9 @@ impl Session {
     fn drop_acknowledged(&mut self) {
         let gone = self.client.unacknowledged().distance_from(self.kept_from).max(0) as usize;
         if gone >= self.kept.len() {
-            self.kept.clear();
+            self.kept = Bytes::default();
         } else if gone > 0 {
-            self.kept.drop_front(gone);
+            few::drop_first_bytes(&mut self.kept, gone);
             self.kept_from = self.kept_from + gone as u32;
         }
     }

@@ -7,12 +7,14 @@
 //! them again; but only once everything before them has been acknowledged by the receiver, as an
 //! acknowledgement covers all that precedes it.
 
+use std::mem;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
     SequenceMap,
     adjust::CROSSED_OUT,
-    few::{Few, save_bytes},
+    few::{self, Few, save_bytes},
 };
 use crate::packet::{Packet, Seq};
 
@@ -190,13 +192,13 @@ impl Stream {
         // A refused line longer than can be held: all of it, blanks as well, as what is as long is not kept.
         let is_long = |new: &[u8]| new.len() > MAX_HELD;
         if self.held {
-            let mut line = self.line.take();
+            let mut line = mem::take(&mut self.line);
             match edit {
                 Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSSED_OUT),
                 Some((range, new)) => drop(line.splice(range, new)),
                 None => {}
             }
-            self.release_line(seq, chunk, line);
+            self.release_line(seq, chunk, &line);
         } else if let Some((range, mut new)) = edit
             && let Some(start) = range.start.checked_sub(delivered)
         {
@@ -209,11 +211,11 @@ impl Stream {
     }
 
     /// `line` is delivered in place of `chunk` at `seq`, or in place of its start where both end alike.
-    fn release_line(&mut self, seq: Seq, chunk: &[u8], mut line: Vec<u8>) {
+    fn release_line(&mut self, seq: Seq, chunk: &[u8], line: &[u8]) {
         let ends = line.iter().rev().zip(chunk.iter().skip(1).rev());
         let alike = ends.take_while(|(one, other)| one == other).count();
-        line.truncate(line.len() - alike);
-        self.map.replace(seq, (chunk.len() - alike) as u32, line);
+        let new = line[..line.len() - alike].to_vec();
+        self.map.replace(seq, (chunk.len() - alike) as u32, new);
         self.held = false;
     }
 
@@ -228,7 +230,7 @@ impl Stream {
             return;
         }
         if self.held {
-            self.release_line(seq, chunk, [&self.line, chunk].concat());
+            self.release_line(seq, chunk, &[&self.line, chunk].concat());
         }
         self.lengthen_line(chunk);
     }
@@ -238,7 +240,7 @@ impl Stream {
     fn lengthen_line(&mut self, chunk: &[u8]) {
         let room = if self.held { chunk.len() } else { MAX_LINE.saturating_sub(self.line.len()) };
         let chunk = &chunk[..chunk.len().min(room)];
-        let line = self.line.list_mut();
+        let line = &mut self.line;
         if line.capacity() - line.len() < chunk.len() {
             // Many lines may be unfinished, and few go on in many pieces.
             line.reserve_exact(chunk.len().max(line.len() / 4));
@@ -256,7 +258,7 @@ impl Stream {
     /// it is delivered with every byte crossed out, blanks as well, so that whatever follows in the
     /// line is no command; and is read as that.
     pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
-        let line = self.line.list_mut();
+        let line = &mut self.line;
         let count = line.len() + chunk.len();
         line.resize(count.min(MAX_LINE), CROSSED_OUT);
         line.fill(CROSSED_OUT);
@@ -278,7 +280,7 @@ impl Stream {
     /// How much memory it takes besides its own size.
     #[inline]
     pub fn heap(&self) -> usize {
-        self.map.heap() + self.line.heap()
+        self.map.heap() + few::heap(&self.line)
     }
 
     /// How long a delivered segment may be.
