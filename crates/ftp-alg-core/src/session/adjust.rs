@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::few::{Few, allocated, save_bytes};
+use super::few::{self, Few, allocated, save_bytes};
 use crate::packet::Seq;
 
 /// One replaced range.
@@ -136,7 +136,7 @@ impl SequenceMap {
         if self.rewrites.is_empty() {
             return 0;
         }
-        self.rewrites.heap() + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
+        few::heap(&self.rewrites) + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
     }
 
     /// Whether half of the history is full: what need not be rewritten is not.
@@ -211,7 +211,7 @@ impl SequenceMap {
         }
         let offset = self.rewrites.last().map_or(self.base, |r| r.delivered_end() - r.end());
         let delivered = start + offset;
-        self.rewrites.push(Rewrite { start, len, delivered, new: new.into() });
+        few::push(&mut self.rewrites, Rewrite { start, len, delivered, new: new.into() });
     }
 
     /// Forgets what was replaced wholly before sent `seq`: its receiver has acknowledged it.
@@ -220,15 +220,16 @@ impl SequenceMap {
         if gone > 0 {
             let last = &self.rewrites[gone - 1];
             self.base = last.delivered_end() - last.end();
-            self.rewrites.drop_front(gone);
+            few::drop_front(&mut self.rewrites, gone);
         }
     }
 
     /// The last range that is remembered was delivered as it was sent.
     pub fn forget_last(&mut self) {
-        let mut rewrites = self.rewrites.take();
-        rewrites.pop();
-        self.rewrites = rewrites.into();
+        self.rewrites.pop();
+        if self.rewrites.is_empty() {
+            self.rewrites = Few::new();
+        }
     }
 
     /// Writes to `out` what is delivered for the sent bytes `bytes`, which start at `seq`.

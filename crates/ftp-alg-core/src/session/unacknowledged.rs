@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    few::{Bytes, save_bytes},
+    few::{self, Bytes, save_bytes},
     limits::MAX_LINE,
 };
 use crate::packet::Seq;
@@ -34,10 +34,10 @@ impl Unacknowledged {
     /// Keeps `bytes` at `seq`.
     pub fn keep(&mut self, seq: Seq, bytes: &[u8]) {
         if self.bytes.is_empty() || self.from + self.bytes.len() as u32 != seq {
-            self.bytes.clear();
+            self.bytes = Bytes::default();
             self.from = seq;
         }
-        self.bytes.extend(bytes);
+        few::extend_bytes(&mut self.bytes, bytes);
     }
 
     /// Whether there is room for `more` bytes.
@@ -58,7 +58,7 @@ impl Unacknowledged {
     /// How much memory they take besides their own size.
     #[inline]
     pub fn heap(&self) -> usize {
-        self.bytes.heap()
+        few::heap_of_bytes(&self.bytes)
     }
 
     /// Forgets what precedes `acknowledged`. Whether nothing is left.
@@ -68,9 +68,9 @@ impl Unacknowledged {
         }
         let gone = acknowledged.distance_from(self.from).max(0) as usize;
         if gone >= self.bytes.len() {
-            self.bytes.clear();
+            self.bytes = Bytes::default();
         } else if gone > 0 {
-            self.bytes.drop_front(gone);
+            few::drop_first_bytes(&mut self.bytes, gone);
             self.from = self.from + gone as u32;
         }
         self.bytes.is_empty()

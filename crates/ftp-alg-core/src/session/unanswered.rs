@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Reason, few::Few};
+use super::{
+    Reason,
+    few::{self, Few},
+};
 
 /// What a command still waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +83,7 @@ impl Unanswered {
                 (*kind, *count) = (Awaited::Forgotten, count.saturating_add(first));
             }
         }
-        self.later.push((awaited, 1));
+        few::push(&mut self.later, (awaited, 1));
         is_full
     }
 
@@ -108,7 +111,7 @@ impl Unanswered {
         let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
         drop(kinds);
         if at > 0 {
-            self.later.drop_front(at - 1);
+            few::drop_front(&mut self.later, at - 1);
             self.next_is_oldest();
         }
         true
@@ -121,7 +124,7 @@ impl Unanswered {
     fn next_is_oldest(&mut self) {
         self.oldest = self.later.first().copied();
         if self.oldest.is_some() {
-            self.later.drop_front(1);
+            few::drop_front(&mut self.later, 1);
         }
     }
 }
