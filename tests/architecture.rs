@@ -37,6 +37,17 @@ const ROOTS: [&str; 2] = ["lib.rs", "main.rs"];
 /// The one place for `unsafe`: the kernel's edge.
 const UNSAFE: &str = "gateway";
 const MAX_LINES: usize = 600;
+/// The kernel's edge, whose rooms are its directories and files.
+const GATEWAY: &str = "src/gateway";
+/// Who may know the operator's rules: who tells the operator of them, and the thread that follows them.
+const KNOWS_FIREWALL: [&str; 6] = [
+    "src/gateway/firewall/",
+    "src/gateway/mod.rs",
+    "src/cli/doctor",
+    "src/cli/setup",
+    "src/daemon/health/",
+    "src/daemon/workers.rs",
+];
 
 #[test]
 fn a_module_names_only_modules_above_it() {
@@ -82,6 +93,49 @@ fn no_file_of_a_session_calls_back_into_one_that_called_it() {
     assert!(known > 30, "{called:#?}");
     let circles = circles(called);
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn rooms_of_the_gateway_name_each_other_in_no_circle() {
+    let gateway = root().join(GATEWAY);
+    let index = fs::read_to_string(gateway.join("mod.rs")).unwrap();
+    let exported = exports(&index);
+    let is_room = |name: &String| gateway.join(name).join("mod.rs").exists();
+    let is_file = |name: &String| gateway.join(name).with_extension("rs").exists();
+    let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
+    for file in sources(GATEWAY) {
+        let inside = file.strip_prefix(&gateway).unwrap_or(&file).to_owned();
+        let room = inside.components().next().unwrap().as_os_str().to_owned();
+        let room = PathBuf::from(room).with_extension("");
+        if room == Path::new("mod") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        let rooms = names_of_gateway(&file, &text).into_iter().filter_map(|name| {
+            let is_one = is_room(&name) || is_file(&name);
+            if is_one { Some(name) } else { exported.get(&name).cloned() }
+        });
+        let others = rooms.map(PathBuf::from).filter(|other| *other != room);
+        named.entry(room.clone()).or_default().extend(others);
+    }
+    let of_table = &named[Path::new("table")];
+    assert!(of_table.contains(Path::new("netlink")) && of_table.contains(Path::new("parameters")));
+    let circles = circles(named);
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn the_packets_path_knows_no_rules_of_the_operator() {
+    let knows = |file: &Path| {
+        let text = fs::read_to_string(file).unwrap();
+        tokens(&blanked(&text)).iter().filter(|token| *token == "firewall").count()
+    };
+    for file in sources("src") {
+        let inside = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
+        let may = KNOWS_FIREWALL.iter().any(|one| inside.starts_with(one));
+        assert!(may || knows(&file) == 0, "{inside} names the operator's firewall");
+    }
+    assert_eq!(knows(&root().join(GATEWAY).join("mod.rs")), 1, "it exports none of it");
 }
 
 #[test]
@@ -180,12 +234,25 @@ mod the_reading_itself {
         let found = |file: &str, text| -> Vec<(PathBuf, PathBuf)> {
             through_super(&gateway.join(file), text)
         };
-        let (queue, nft) = (gateway.join("queue"), gateway.join("nft"));
-        assert_eq!(found("nft.rs", "use super::{Thing, queue::x};"), [(nft, queue.clone())]);
-        let rights = [(queue, gateway.join("rights"))];
-        assert_eq!(found("queue/mod.rs", "use super::rights::has;"), rights);
-        assert_eq!(found("queue/receive.rs", "use super::super::rights::has;"), rights);
-        assert_eq!(found("nft.rs", "use super::*; // super::queue"), []);
+        let (queue, kernel) = (gateway.join("queue"), gateway.join("kernel"));
+        assert_eq!(found("kernel.rs", "use super::{Thing, queue::x};"), [(kernel, queue.clone())]);
+        let error = [(queue, gateway.join("error"))];
+        assert_eq!(found("queue/mod.rs", "use super::error::GatewayError;"), error);
+        assert_eq!(found("queue/receive.rs", "use super::super::error::GatewayError;"), error);
+        assert_eq!(found("kernel.rs", "use super::*; // super::queue"), []);
+    }
+
+    #[test]
+    fn finds_rooms_by_their_names_and_by_what_they_export() {
+        let gateway = root().join(GATEWAY);
+        let found = |file: &str, text| names_of_gateway(&gateway.join(file), text);
+        let text = "use crate::gateway::{Queue, netlink::Socket}; use super::commits::Commits;";
+        assert_eq!(found("table/rival.rs", text), ["Queue", "netlink"]);
+        assert_eq!(found("table/mod.rs", "use super::{Backend, queue::x};"), ["Backend", "queue"]);
+        assert_eq!(found("inject.rs", "use super::GatewayError;"), ["GatewayError"]);
+        let exported = exports("pub use queue::{Packet, Queue};\npub use error::GatewayError;");
+        assert_eq!(exported["Queue"], "queue");
+        assert_eq!(exported["GatewayError"], "error");
     }
 
     #[test]
@@ -275,6 +342,13 @@ fn heads(tokens: &[String]) -> Vec<String> {
 /// What the text of `file` names through `super`, of modules that are files or directories: which of those it
 /// is in, and which it names, both without their ending.
 fn through_super(file: &Path, text: &str) -> Vec<(PathBuf, PathBuf)> {
+    let named = named_through_super(file, text).into_iter();
+    let named = named.map(|(from, name)| (from.clone(), from.with_file_name(name)));
+    named.filter(|(_, to)| to.join("mod.rs").exists() || to.with_extension("rs").exists()).collect()
+}
+
+/// The names behind `super`, each with the module beside which it is.
+fn named_through_super(file: &Path, text: &str) -> Vec<(PathBuf, String)> {
     let own = if file.ends_with("mod.rs") { file.parent().unwrap() } else { file };
     let own = own.with_extension("");
     let tokens = tokens(&blanked(text));
@@ -290,12 +364,7 @@ fn through_super(file: &Path, text: &str) -> Vec<(PathBuf, PathBuf)> {
         else {
             continue;
         };
-        for name in heads(&tokens[at + 1..]) {
-            let to = from.with_file_name(name);
-            if to.join("mod.rs").exists() || to.with_extension("rs").exists() {
-                found.push((from.to_owned(), to));
-            }
-        }
+        found.extend(heads(&tokens[at + 1..]).into_iter().map(|name| (from.to_owned(), name)));
     }
     found
 }
@@ -326,6 +395,32 @@ fn calls_between(files: Vec<(PathBuf, String)>) -> BTreeMap<PathBuf, BTreeSet<Pa
 
 fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c.is_lowercase() || c == '_')
+}
+
+/// What a file of the gateway names of it, by `crate::gateway` or `super`.
+fn names_of_gateway(file: &Path, text: &str) -> Vec<String> {
+    let tokens = tokens(&blanked(text));
+    let windows = tokens.windows(3).enumerate();
+    let absolute = windows.filter(|(_, window)| *window == ["crate", "::", "gateway"]);
+    let mut names: Vec<_> = absolute.flat_map(|(at, _)| heads(&tokens[at + 3..])).collect();
+    let gateway = root().join(GATEWAY);
+    let beside = named_through_super(file, text).into_iter();
+    let beside = beside.filter(|(from, _)| from.parent() == Some(&gateway));
+    names.extend(beside.map(|(_, name)| name));
+    names.retain(|name| name != "super");
+    names
+}
+
+/// The names that `pub use` in `text` takes from a module, with the module.
+fn exports(text: &str) -> BTreeMap<String, String> {
+    let tokens = tokens(&blanked(text));
+    let uses = tokens.windows(3).enumerate().filter(|(_, window)| window[..2] == ["pub", "use"]);
+    uses.flat_map(|(at, window)| {
+        let end = tokens[at..].iter().position(|token| token == ";").unwrap() + at;
+        let names = tokens[at + 4..end].iter().map(|name| (name.clone(), window[2].clone()));
+        names.collect::<Vec<_>>()
+    })
+    .collect()
 }
 
 /// What is left of `named` when whoever names nobody has left, again and again.

@@ -79,7 +79,7 @@ fn assert_works_confined(start: &str, uid: u32) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let home = lab.directory().join("gateway-ftp-alg");
-    // So that what others remove is loaded again, by the assistant.
+    // So that what others remove is loaded again, by the broker.
     let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
     let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
     let dns = NameServer::start(&lab.gateway, &program, &names);
@@ -98,7 +98,7 @@ fn assert_works_confined(start: &str, uid: u32) {
         ("NoNewPrivs", "1"),
     ];
     let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
-    assert!(threads(daemon.id()).len() >= 6, "main, signals, assistant, names, queue, control");
+    assert!(threads(daemon.id()).len() >= 6, "main, signals, broker, names, queue, control");
     assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
     assert_status(child(daemon.id()), &[&both[..], groups].concat());
     assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
@@ -116,7 +116,7 @@ fn assert_works_confined(start: &str, uid: u32) {
         }
     };
     exchange("before");
-    // What its assistant does for it: the configuration, names, the rules.
+    // What its broker does for it: the configuration, names, the rules.
     reload(&daemon, "nat.external-address = \"dns:hosts.lab.test\"\n");
     wait_for("the reload", || row(&daemon, "ipv4")["name"] == "hosts.lab.test");
     wait_for_address(&daemon, "203.0.113.9");
@@ -129,11 +129,11 @@ fn assert_works_confined(start: &str, uid: u32) {
     let journal = home.join("state/queue-2100.sessions");
     assert_eq!(fs::metadata(journal).unwrap().uid(), uid);
 
-    let assistant = child(daemon.id());
+    let broker = child(daemon.id());
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
     assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
     assert!(!home.join("socket").exists());
-    wait_for("the assistant's end", || !Path::new(&format!("/proc/{assistant}")).exists());
+    wait_for("the broker's end", || !Path::new(&format!("/proc/{broker}")).exists());
 }
 
 #[test]
@@ -179,17 +179,17 @@ fn the_environment_chooses_no_program_and_reaches_none() {
 }
 
 #[test]
-fn a_daemon_whose_assistant_ends_ends_too_and_says_so() {
+fn a_daemon_whose_broker_ends_ends_too_and_says_so() {
     let mut gateway = gateway(Topology::Routed);
-    let assistant = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
-    rustix::process::kill_process(assistant, rustix::process::Signal::KILL).unwrap();
+    let broker = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
+    rustix::process::kill_process(broker, rustix::process::Signal::KILL).unwrap();
     wait_for("the daemon's end", || gateway.daemon.ended().is_some());
     assert_eq!(gateway.daemon.ended().and_then(|status| status.code()), Some(1));
     let log = gateway.daemon.log();
-    assert!(log.contains("assistant ended (signal: 9 (SIGKILL))"), "{log}");
+    assert!(log.contains("broker ended (signal: 9 (SIGKILL))"), "{log}");
 }
 
-/// Every program that the daemon asks for the firewall is one that the assistant runs.
+/// Every program that the daemon asks for the firewall is one that the broker runs.
 #[test]
 fn all_of_the_firewall_is_read() {
     for firewall in
@@ -352,7 +352,7 @@ fn confined() {
     let state = Path::new(state);
     match role {
         "daemon" => drop(confine::daemon(None, state, state).unwrap()),
-        "assistant" => confine::assistant(None).unwrap(),
+        "broker" => confine::broker(None).unwrap(),
         "program" => confine::program().unwrap(),
         other => panic!("{other}"),
     }
@@ -411,10 +411,10 @@ fn the_daemon_has_its_state_and_nothing_else() {
 }
 
 #[test]
-fn the_assistant_writes_nothing_and_its_programs_read_no_secrets() {
+fn the_broker_writes_nothing_and_its_programs_read_no_secrets() {
     let denied = End::Errno(libc::EACCES);
     assert_ends(
-        "assistant",
+        "broker",
         &[("start a program", End::Done), ("write outside", denied), ("move out", denied)],
     );
     assert_ends(

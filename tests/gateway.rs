@@ -28,8 +28,8 @@ use packets::{Judgement, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::{
-    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, GATEWAY_INSIDE, Lab, SERVER, SERVER2, SERVER6,
-    at, connect, exchange, inside, ip, listen, pinhole,
+    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, GATEWAY_INSIDE, Lab, OneAtATime as _, SERVER,
+    SERVER2, SERVER6, at, connect, exchange, inside, ip, listen, pinhole,
 };
 
 const LIFETIME: Duration = Duration::from_secs(20);
@@ -60,7 +60,7 @@ impl Ready {
 
     fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        self.kernel.open(&Opening { pinhole, control: &control, from_client: false, lifetime })
+        self.kernel.open(&Opening { pinhole: *pinhole, control, from_client: false, lifetime })
     }
 }
 

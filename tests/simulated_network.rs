@@ -22,11 +22,13 @@ use std::{
 use ftp_alg_core::session::Side::{self, Client, Server};
 use support::{
     Rng,
+    attacker::attack,
     ftp::{ServerModel, active, at, crossed_out, eprt},
     link::Link,
     scenario::{NATS, Scenario},
     sim::{
         Sim,
+        daemon::Hole,
         queues::{Fanout, Queueing},
     },
     tcp::{Probe, Settings},
@@ -34,6 +36,7 @@ use support::{
 
 const DIALOGUES: u64 = 10_000;
 const THREADS: u64 = 2;
+const ATTACKS: u64 = 1_000;
 /// Refused commands whose client heard the reason, and those whose client heard the server: more than 16 commands were
 /// pending, or its window was closed.
 static REASONS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
@@ -65,6 +68,28 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     eprintln!("{told} refusals by the gateway, {untold} by the server");
     assert!(untold <= 10 + told / 100, "{untold} of {told}");
     assert!(inconsistent.is_empty(), "seeds of inconsistent dialogues: {inconsistent:?}");
+}
+
+/// No segments of a client have its server execute what nobody has judged.
+#[test]
+fn no_attack_on_the_queue_makes_a_server_execute_an_announcement() {
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    let count = number("FTP_ALG_ATTACKS").unwrap_or(ATTACKS);
+    let first = number("FTP_ALG_SEED").unwrap_or(0);
+    let hole = match std::env::var("FTP_ALG_HOLE").as_deref() {
+        Ok("decided") => Some(Hole::DecidedInLaterCalm),
+        Ok("waited") => Some(Hole::WaitedThroughCalm),
+        Ok("copy") => Some(Hole::LongCopy),
+        _ => None,
+    };
+    let mut executed = Vec::new();
+    for seed in first..first + count {
+        let announcements = attack(seed, hole);
+        if !announcements.is_empty() {
+            executed.push(seed);
+        }
+    }
+    assert!(executed.is_empty(), "seeds of attacks that succeed: {executed:?}");
 }
 
 /// Each went wrong once, after a crash: an adjusted connection that one end had closed was forgotten, a reply of which no

@@ -3,7 +3,7 @@
 //! This file has what they share: how arguments become a command, how a command ends ([`Failure`]),
 //! and the options that several take. `main` maps the end to an exit code and knows no more.
 
-mod assistant;
+mod broker;
 mod check;
 mod completions;
 #[cfg(feature = "demo")]
@@ -164,8 +164,8 @@ enum Command {
     /// Print the manual page
     #[command(hide = true)]
     Manual,
-    #[command(name = daemon::ASSISTANT, hide = true)]
-    Assistant(assistant::Assistant),
+    #[command(name = daemon::BROKER, hide = true)]
+    Broker(broker::Broker),
 }
 
 impl Command {
@@ -186,7 +186,7 @@ impl Command {
             Self::Completions(command) => command.run(&Arguments::command()),
             Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
             Self::Manual => manual::print(Arguments::command()),
-            Self::Assistant(command) => command.run(),
+            Self::Broker(command) => command.run(),
         }
     }
 }

@@ -1,11 +1,17 @@
 //! The daemon as a host of engines: what [`carry_out`](ftp_alg_core::engine::carry_out) does, it does by this.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
 
-use ftp_alg_core::engine::{DropReason, Effects, Engine, Event, Host, Released, Verdict};
+use ftp_alg_core::engine::{
+    DropReason, Effects, Engine, Event, Host, Released, Verdict, carry_out,
+};
 
 use super::{mail::Mail, shard::lock, shared::Shared};
-use crate::gateway::{Decision, LinuxKernel, RuleParameters, Verdicts};
+use crate::gateway::{Decision, LinuxKernel, READ_EVERY, RuleParameters, Verdicts};
 
 /// A thread that works on engines.
 pub(super) struct Hands<'a> {
@@ -27,6 +33,33 @@ pub(super) struct OwnQueue<'a> {
     pub(super) may_lapse: bool,
     /// How many packets were dropped because others may have passed unread.
     pub(super) stale: u64,
+}
+
+/// Does what comes of `work`, where that concerns no packet of a queue.
+pub(super) fn work(
+    shared: &Shared,
+    kernel: &mut LinuxKernel,
+    work: impl FnOnce(Instant, &mut [Effects]),
+) {
+    let (now, mut effects) = (Instant::now(), shared.no_effects());
+    work(now, &mut effects);
+    carry_out(&mut Hands { shared, kernel, own: None, now }, now, &mut effects);
+}
+
+/// Has the engines read all copies that have come, and does what comes of them.
+pub(super) fn catch_up(shared: &Shared, kernel: &mut LinuxKernel) {
+    work(shared, kernel, |now, effects| shared.read_copies(now, effects));
+}
+
+/// Reads copies until `end` is set, and those of before that.
+pub(super) fn follow_copies(shared: &Shared, kernel: &mut LinuxKernel, end: &AtomicBool) {
+    let mut is_last = false;
+    while !is_last {
+        thread::park_timeout(READ_EVERY);
+        is_last = end.load(Ordering::Acquire);
+        catch_up(shared, kernel);
+        shared.progress.note(shared.shards.len(), Instant::now());
+    }
 }
 
 impl Host for Hands<'_> {

@@ -17,6 +17,7 @@ mod log;
 mod mail;
 mod names;
 mod progress;
+mod questions;
 mod shard;
 mod shared;
 pub mod snapshot;
@@ -70,7 +71,7 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, ConfigError},
-    gateway::assistant,
+    gateway::broker,
 };
 
 /// The daemon's own directory, when no other place is named.
@@ -95,8 +96,8 @@ pub struct Options {
     pub log_level: Option<String>,
 }
 
-/// The hidden command by which the daemon starts its assistant.
-pub const ASSISTANT: &str = "assistant";
+/// The hidden command by which the daemon starts its broker.
+pub const BROKER: &str = "broker";
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -228,10 +229,10 @@ pub enum Event {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
     let config = load(options)?;
-    let (assistant, unconfined, state_dir) = confine(options, &config)?;
+    let (broker, unconfined, state_dir) = confine(options, &config)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
-    watch_assistant(assistant, sender.clone())?;
+    watch_broker(broker, sender.clone())?;
     let socket = Socket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
     let mut service = workers::start(&config, &options.state_dir, &sender, unconfined)?;
@@ -332,13 +333,13 @@ fn reload(options: &Options, old: Config, service: &dyn Service) -> Config {
 }
 
 fn load(options: &Options) -> Result<Config, ConfigError> {
-    let config = Config::load_with(options.config.as_deref(), assistant::read)?;
+    let config = Config::load_with(options.config.as_deref(), broker::read)?;
     config.unsupported()?;
     Ok(config)
 }
 
-/// Makes the directories, starts the assistant, ends another daemon if it is to be, and gives up all other
-/// rights. Gives the assistant, what could not be confined on this machine, and the state directory.
+/// Makes the directories, starts the broker, ends another daemon if it is to be, and gives up all other
+/// rights. Gives the broker, what could not be confined on this machine, and the state directory.
 fn confine(options: &Options, config: &Config) -> Result<(Child, Vec<String>, File), DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
@@ -347,8 +348,8 @@ fn confine(options: &Options, config: &Config) -> Result<(Child, Vec<String>, Fi
     };
     let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
-    let assistant = start_assistant(options)
-        .map_err(|source| DaemonError::System { what: "the assistant", source })?;
+    let broker = start_broker(options)
+        .map_err(|source| DaemonError::System { what: "the broker", source })?;
     if options.takeover {
         takeover::take_over(&rule_parameters(config).map_err(TakeoverError::from)?)?;
     }
@@ -356,43 +357,43 @@ fn confine(options: &Options, config: &Config) -> Result<(Child, Vec<String>, Fi
     for what in &unconfined {
         tracing::warn!("{what}");
     }
-    Ok((assistant, unconfined, state_dir))
+    Ok((broker, unconfined, state_dir))
 }
 
 /// Starts the process that does what this one soon cannot; it ends with this one.
-fn start_assistant(options: &Options) -> io::Result<Child> {
+fn start_broker(options: &Options) -> io::Result<Child> {
     let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
     let files = [config, Path::new(names::RESOLVER), Path::new(names::HOSTS)].map(Path::to_owned);
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("ftp-alg").arg(ASSISTANT);
+    command.arg0("ftp-alg").arg(BROKER);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
     // The keys of a terminal are for the daemon, and so are the service manager and the environment.
     command.process_group(0).env_clear();
     let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
-    assistant::rely_on(ours, files.into());
+    broker::rely_on(ours, files.into());
     Ok(child)
 }
 
-/// Without its assistant a daemon cannot put its table right: one that is started again can.
-fn watch_assistant(mut assistant: Child, events: Sender<Event>) -> Result<(), DaemonError> {
+/// Without its broker a daemon cannot put its table right: one that is started again can.
+fn watch_broker(mut broker: Child, events: Sender<Event>) -> Result<(), DaemonError> {
     let watch = move || {
-        let how = assistant.wait().map_or_else(|error| error.to_string(), |how| how.to_string());
-        let _ = events.send(Event::Failed(format!("the daemon's assistant ended ({how})")));
+        let how = broker.wait().map_or_else(|error| error.to_string(), |how| how.to_string());
+        let _ = events.send(Event::Failed(format!("the daemon's broker ended ({how})")));
     };
-    let spawned = thread::Builder::new().name("assistant".into()).spawn(watch);
-    spawned.map(drop).map_err(|source| DaemonError::System { what: "the assistant", source })
+    let spawned = thread::Builder::new().name("broker".into()).spawn(watch);
+    spawned.map(drop).map_err(|source| DaemonError::System { what: "the broker", source })
 }
 
-/// Is the assistant of the daemon at the other end of standard input, for as long as that lives.
-pub fn assist(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), DaemonError> {
-    let system = |source| DaemonError::System { what: "the assistant", source };
+/// Is the broker of the daemon at the other end of standard input, for as long as that lives.
+pub fn serve_as_broker(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), DaemonError> {
+    let system = |source| DaemonError::System { what: "the broker", source };
     // It was started as /proc/self/exe.
     let _ = rustix::thread::set_name(c"ftp-alg");
     let account = user.map(Account::named).transpose()?;
-    confine::assistant(account.as_ref())?;
+    confine::broker(account.as_ref())?;
     let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?);
-    assistant::serve(&daemon, files, confine::program).map_err(system)
+    broker::serve(&daemon, files, confine::program).map_err(system)
 }
 
 /// Turns signals into events, on a thread of its own, for as long as the process lives.

@@ -33,7 +33,7 @@ use tokio::{runtime, sync::oneshot, time::sleep};
 use super::{Event, snapshot::NameRow};
 use crate::{
     config::{ExternalName, is_host},
-    gateway::assistant,
+    gateway::broker,
 };
 
 /// A record is asked for again when it runs out, but neither more often nor more seldom.
@@ -293,7 +293,7 @@ fn record(name: &ExternalName) -> RecordType {
 
 /// Asks once, as the machine's resolver would.
 async fn look_up(name: &ExternalName) -> Result<Found, String> {
-    let read = |path| assistant::read(Path::new(path));
+    let read = |path| broker::read(Path::new(path));
     let configured = read(RESOLVER).map_err(NetError::from).and_then(parse_resolv_conf);
     let (config, mut options) = configured.unwrap_or_else(|error| {
         tracing::debug!("{RESOLVER}: {error}; {LOCAL} is asked");

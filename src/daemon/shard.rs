@@ -40,6 +40,17 @@ impl Shard {
         lock(&self.journal).recover(&mut engine)
     }
 
+    /// Packets passed by unread for some time, of any of its connections.
+    pub(super) fn lapse(&self) -> io::Result<()> {
+        let mut effects = Effects::default();
+        let mut engine = lock(&self.engine);
+        engine.lapse();
+        engine.take_records(&mut effects);
+        let mut journal = lock(&self.journal);
+        drop(engine);
+        journal.write(effects.records())
+    }
+
     /// What to say where the journal cannot be written.
     pub(super) fn not_kept(&self, error: &io::Error) -> String {
         lock(&self.journal).not_kept(error)

@@ -1,35 +1,27 @@
 //! What the workers and the control socket share, and what that socket asks of it.
 
 use std::{
-    collections::HashMap,
     fmt::Display,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use ftp_alg_core::engine::{
-    Effects, Event, Kernel, Pinhole, SessionInfo, Translation, What, carry_out,
-};
+use ftp_alg_core::engine::{Effects, Event, Kernel, Pinhole, What};
 
 use super::{
     copies::CopyReader,
     health::Health,
-    host::Hands,
     log::Log,
     mail::Mailbox,
     names::Names,
     progress::Progress,
     shard::{Shard, lock},
-    snapshot::{PinholeRow, SessionRow, Source, Status},
+    snapshot::Status,
 };
-use crate::gateway::{LinuxKernel, READ_EVERY, RuleParameters};
-
-/// How long translations are looked up for one answer: some ten thousand.
-const LOOK_UP: Duration = Duration::from_millis(500);
+use crate::gateway::{LinuxKernel, RuleParameters};
 
 /// Shared by the workers, the reader of copies and the control socket.
 pub(super) struct Shared {
@@ -74,17 +66,6 @@ impl Shared {
         (0..self.shards.len()).map(Effects::of).collect()
     }
 
-    /// Does what comes of `work`, where that concerns no packet of a queue.
-    pub(super) fn work(
-        &self,
-        kernel: &mut LinuxKernel,
-        work: impl FnOnce(Instant, &mut [Effects]),
-    ) {
-        let (now, mut effects) = (Instant::now(), self.no_effects());
-        work(now, &mut effects);
-        carry_out(&mut Hands { shared: self, kernel, own: None, now }, now, &mut effects);
-    }
-
     /// Logs what an engine decided.
     pub(super) fn heed(&self, now: Instant, events: (Vec<Event>, u64)) {
         for event in &events.0 {
@@ -104,7 +85,7 @@ impl Shared {
     }
 
     /// Counters and health, without what takes a look at each session, or at the kernel.
-    fn counted(&self, now: Instant) -> Status {
+    pub(super) fn counted(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.errors = self.errors.load(Ordering::Relaxed);
@@ -146,11 +127,6 @@ impl Shared {
         }
     }
 
-    /// Has the engines read all copies that have come, and does what comes of them.
-    pub(super) fn catch_up(&self, kernel: &mut LinuxKernel) {
-        self.work(kernel, |now, effects| self.read_copies(now, effects));
-    }
-
     /// Opens what sessions hold and `is_missing`, for the rest of its time.
     pub(super) fn open_again(
         &self,
@@ -175,96 +151,10 @@ impl Shared {
     /// Packets passed by unread for some time, of any of the connections. Written at once, as a daemon that is started
     /// again would find a sign of life.
     pub(super) fn lapse(&self) {
-        for (index, shard) in self.shards.iter().enumerate() {
-            let mut effects = Effects::of(index);
-            lock(&shard.engine).lapse();
-            if let Err(error) = shard.conclude(&mut effects) {
+        for shard in &self.shards {
+            if let Err(error) = shard.lapse() {
                 self.fail(&shard.not_kept(&error));
             }
         }
-    }
-
-    /// Reads copies until `end` is set, and those of before that.
-    pub(super) fn follow_copies(&self, kernel: &mut LinuxKernel, end: &AtomicBool) {
-        let mut is_last = false;
-        while !is_last {
-            thread::park_timeout(READ_EVERY);
-            is_last = end.load(Ordering::Acquire);
-            self.catch_up(kernel);
-            self.progress.note(self.shards.len(), Instant::now());
-        }
-    }
-}
-
-impl Source for Shared {
-    fn status(&self) -> Status {
-        self.catch_up(&mut lock(&self.kernel));
-        let mut status = self.counted(Instant::now());
-        let sessions = |shard: &Shard| lock(&shard.engine).sessions().count() as u64;
-        status.sessions = self.shards.iter().map(sessions).sum();
-        status.pinholes = self.pinholes().len() as u64;
-        status
-    }
-
-    /// An engine looks up a translation when something is announced. Who asks gets all others as well.
-    fn sessions(&self) -> Vec<SessionRow> {
-        let now = Instant::now();
-        let mut kernel = lock(&self.kernel);
-        self.catch_up(&mut kernel);
-        let list = |shard: &Shard| lock(&shard.engine).sessions().collect::<Vec<_>>();
-        let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
-        // No engine is locked meanwhile.
-        for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
-            if now.elapsed() > LOOK_UP {
-                break;
-            }
-            let Translation { client, server, .. } = session.translation;
-            if let Ok(Some(translation)) = kernel.translation(client, server) {
-                session.translation = translation;
-            }
-        }
-        let row = |session: SessionInfo| SessionRow {
-            id: session.id,
-            client: session.translation.client,
-            server: session.translation.server,
-            client_external: session.translation.client_external,
-            server_external: session.translation.server_external,
-            state: session.state.to_owned(),
-            age_seconds: now.saturating_duration_since(session.since).as_secs(),
-            adjusted: session.adjusted,
-            pinholes: session.pinholes as u64,
-        };
-        sessions.into_iter().map(row).collect()
-    }
-
-    /// What the engines hold and the kernel says is open: it closes by itself what is used.
-    fn pinholes(&self) -> Vec<PinholeRow> {
-        self.catch_up(&mut lock(&self.kernel));
-        let open = match lock(&self.kernel).list_open() {
-            Ok(open) => open,
-            Err(error) => {
-                self.fail(&error);
-                return Vec::new();
-            }
-        };
-        // Looked up while an engine is locked, which keeps its worker waiting.
-        let remaining: HashMap<_, _> =
-            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
-        let row = |info: ftp_alg_core::engine::PinholeInfo| {
-            let pinhole = info.pinhole;
-            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
-            Some(PinholeRow {
-                session: info.session,
-                initiator: pinhole.initiator,
-                arrival: pinhole.arrival,
-                target: pinhole.target,
-                source: pinhole.source,
-                kind: info.kind,
-                remaining_seconds: remaining.as_secs(),
-            })
-        };
-        let rows =
-            |shard: &Shard| lock(&shard.engine).pinholes().filter_map(row).collect::<Vec<_>>();
-        self.shards.iter().flat_map(rows).collect()
     }
 }

@@ -104,8 +104,9 @@ fn sessions_are_known_again_and_numbered_on() {
     let mut next = self::engine();
     drop(state.open(7, &mut next).unwrap());
     assert_eq!(next.session_count(), 2);
+    let mut next = Gateway::new(next, NoNat);
     begin(&mut next, 1037);
-    assert_eq!(next.sessions().map(|s| s.id).max(), Some(3));
+    assert_eq!(next.engine.sessions().map(|s| s.id).max(), Some(3));
 }
 
 #[test]

@@ -26,6 +26,7 @@ use super::{
     copies::CopyReader,
     health::Health,
     heart::{self, Heart},
+    host,
     log::Log,
     mail::Mailbox,
     names::Names,
@@ -40,8 +41,8 @@ use super::{
 use crate::{
     config::{self, Config},
     gateway::{
-        self, Backend, ClaimedPorts, ClaimsReader, Commits, Copies, DEADLINE, LinuxKernel,
-        OpenPinhole, Queue, RuleParameters, Table, Waker,
+        self, Backend, ClaimedPorts, Commits, Copies, DEADLINE, LinuxKernel, OpenPinhole, Queue,
+        RuleParameters, Table, Waker, firewall::ClaimsReader,
     },
 };
 
@@ -253,7 +254,7 @@ impl Workers {
         }
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
         let work = move || {
-            shared.follow_copies(&mut kernel, &end);
+            host::follow_copies(&shared, &mut kernel, &end);
             Ok(())
         };
         let what = "the reader of copies".to_owned();
@@ -424,7 +425,7 @@ impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
         // Which connections are over may have passed.
-        self.shared.catch_up(&mut kernel);
+        host::catch_up(&self.shared, &mut kernel);
         let adjusted = self.has_adjusted(&mut kernel);
         // What they announce while a daemon is started again waits for it.
         let now = Instant::now();
@@ -470,7 +471,7 @@ impl Drop for Workers {
         self.shared.log.end();
         if !needed {
             // Those in our table have gone with it; expectations have not.
-            self.shared.work(&mut kernel, |_, effects| {
+            host::work(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
                     lock(&shard.engine).close_all(effects);
                 }

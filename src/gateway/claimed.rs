@@ -4,9 +4,8 @@
 
 use std::{
     io,
-    net::{SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -14,32 +13,51 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
 
-use super::{
-    Commits, GatewayError,
-    firewall::{Claims, Firewall, Ip, uses_legacy},
-    netlink::Socket,
-};
+/// Ports that a rule of the operator translates, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// Whether packets of IPv4 meet it, and of IPv6.
+    pub(super) v4: bool,
+    pub(super) v6: bool,
+    /// Inclusive ranges.
+    pub(super) ports: Vec<(u16, u16)>,
+    /// The one host that it leads to, if it is one and known.
+    pub(super) to: Option<IpAddr>,
+    /// The ports there, if they are named.
+    pub(super) to_ports: Option<(u16, u16)>,
+}
 
-/// Between two readings of the rules, however often they change.
-const AT_MOST_EVERY: Duration = Duration::from_secs(2);
-/// Rules of iptables-legacy change without a sign.
-const LEGACY_EVERY: Duration = Duration::from_secs(60);
+impl Claim {
+    /// Whether it takes what arrives at `arrival` elsewhere than to `target`.
+    pub(super) fn diverts(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
+        let within = |port: u16, (first, last): (u16, u16)| (first..=last).contains(&port);
+        let is_same = self.to == Some(target.ip())
+            && self.to_ports.is_none_or(|ports| within(target.port(), ports));
+        let sees = if arrival.is_ipv4() { self.v4 } else { self.v6 };
+        sees && self.ports.iter().any(|ports| within(arrival.port(), *ports)) && !is_same
+    }
+}
 
 /// What is known of such ports; all copies know the same.
 #[derive(Clone, Debug, Default)]
 pub struct ClaimedPorts {
-    claims: Arc<RwLock<Claims>>,
+    claims: Arc<RwLock<Vec<Claim>>>,
 }
 
 impl ClaimedPorts {
     /// Whether something else than a pinhole to `target` decides what becomes of a connection to `arrival`.
     pub(super) fn is_claimed(&self, arrival: SocketAddr, target: SocketAddr) -> io::Result<bool> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        if claims.claim(arrival, target) {
+        if claims.iter().any(|claim| claim.diverts(arrival, target)) {
             return Ok(true);
         }
         drop(claims);
         is_bound(arrival)
+    }
+
+    /// What the operator's rules translate now.
+    pub(super) fn set(&self, claims: Vec<Claim>) {
+        *self.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;
     }
 }
 
@@ -59,56 +77,6 @@ fn is_bound(address: SocketAddr) -> io::Result<bool> {
         // The ports below ip_unprivileged_port_start are for services.
         Err(Errno::ADDRINUSE | Errno::ACCESS) => Ok(true),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Reads the operator's rules again when they have changed.
-#[derive(Debug)]
-pub struct ClaimsReader {
-    ports: ClaimedPorts,
-    commits: Commits,
-    socket: Socket,
-    /// The transactions of others at the last reading, and when that was.
-    read: Option<(Option<u32>, Instant)>,
-    noted: Vec<String>,
-}
-
-impl ClaimsReader {
-    /// A reader for `ports`; the transactions counted in `commits` are no reason to read.
-    pub fn new(ports: &ClaimedPorts, commits: &Commits) -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        let (ports, commits) = (ports.clone(), commits.clone());
-        Ok(Self { ports, commits, socket, read: None, noted: Vec::new() })
-    }
-
-    /// Reads the rules if they may be others than before, which may take a while; gives them then.
-    pub fn look(&mut self) -> Option<Firewall> {
-        let others = self.commits.of_others(&mut self.socket).ok().flatten();
-        let now = Instant::now();
-        if let Some((before, at)) = self.read {
-            let age = now.saturating_duration_since(at);
-            let is_same = others.is_none() || others == before;
-            let legacy = || Ip::BOTH.into_iter().any(|ip| uses_legacy(ip).unwrap_or(false));
-            if age < AT_MOST_EVERY || is_same && (age < LEGACY_EVERY || !legacy()) {
-                return None;
-            }
-        }
-        self.read = Some((others, now));
-        let firewall = Firewall::read_without_texts();
-        let claims = firewall.claims();
-        let mut notes = Vec::new();
-        notes.extend(firewall.unread().iter().map(|what| {
-            format!("published ports are not all known, and a data connection may take one: {what}")
-        }));
-        notes.extend(claims.unlimited().iter().map(|rule| {
-            format!("a data connection may take any port that this rule translates: {rule}")
-        }));
-        if notes != self.noted {
-            notes.iter().for_each(|note| tracing::info!("{note}"));
-            self.noted = notes;
-        }
-        *self.ports.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;
-        Some(firewall)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use ftp_alg_core::engine::KernelError;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{GatewayError, rules::RuleParameters};
+use super::{GatewayError, RuleParameters};
 
 /// Raw sockets for both families.
 #[derive(Debug)]

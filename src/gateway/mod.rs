@@ -2,179 +2,42 @@
 //!
 //! Knows packets only as bytes with addresses, and nothing of what is said in them. Every call
 //! into the kernel, and every `unsafe` block of the crate, is in here.
+//!
+//! | room | is |
+//! | --- | --- |
+//! | `netlink` | messages and sockets, batches of nf_tables, requests of conntrack |
+//! | `broker` | programs, and files that are replaced, for a confined daemon; rights |
+//! | `conntrack` | connections: how one is translated, which bits it has |
+//! | `queue` | NFQUEUE: packets and verdicts; NFLOG: mirrored packets |
+//! | `table` | our rules and their table, what holds pinholes, whose the table is |
+//! | [`firewall`] | the operator's rules; nothing here or in the packet's path knows it |
 
-pub mod assistant;
 mod automatic;
-mod child;
+pub mod broker;
 mod claimed;
-mod commits;
-mod compiled;
 mod conntrack;
-mod copies;
-mod ctnetlink;
-mod elements;
 mod error;
-mod expectations;
-mod externals;
-mod features;
 pub mod firewall;
-mod heartbeat;
-mod helper;
 mod inject;
-mod loading;
+mod kernel;
+mod legacy;
 mod netlink;
-mod nft;
-mod notices;
-mod pinholes;
-mod programs;
+mod parameters;
+mod probe;
 mod queue;
-pub mod readers;
-mod rights;
-mod rival;
-pub mod rules;
-mod selection;
 mod table;
-mod used;
-
-use std::net::SocketAddr;
 
 pub use automatic::automatic;
-pub use claimed::{ClaimedPorts, ClaimsReader};
-pub use commits::Commits;
-pub use conntrack::Conntrack;
-pub use copies::{Copies, READ_EVERY};
+pub use broker::programs::output_of;
+pub use claimed::ClaimedPorts;
+pub use conntrack::{Conntrack, used_pinholes};
 pub use error::GatewayError;
-pub use expectations::Expectations;
-pub use features::{Expecting, Features, Neighbours, Routing};
-pub use heartbeat::{DEADLINE, Heartbeat};
 pub use inject::Injector;
-pub use notices::Notices;
-pub use pinholes::{OpenPinhole, Pinholes};
-pub use programs::output_of;
-pub use queue::{Decision, MAXIMUM_WAITING, Packet, Queue, Verdicts, Waker};
-pub use rules::{Backend, QueueStatement, RuleParameters};
-pub use table::{Condition, Imprint, Table};
-pub use used::used_pinholes;
-
-use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
-
-/// The running kernel, in the network namespace of the thread that makes this. One for each
-/// thread; it needs the loaded [`Table`], which all share.
-#[derive(Debug)]
-pub struct LinuxKernel {
-    holder: Holder,
-    conntrack: Conntrack,
-    injector: Injector,
-    claimed: ClaimedPorts,
-}
-
-/// What holds the pinholes.
-#[derive(Debug)]
-enum Holder {
-    Nftables(Pinholes),
-    Conntrack(Expectations),
-}
-
-impl LinuxKernel {
-    /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW.
-    pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
-        Ok(Self {
-            holder: match parameters.backend() {
-                Backend::Nftables => Holder::Nftables(Pinholes::new()?),
-                Backend::Conntrack => Holder::Conntrack(Expectations::new()?),
-            },
-            conntrack: Conntrack::new(parameters)?,
-            injector: Injector::new(parameters)?,
-            claimed: ClaimedPorts::default(),
-        })
-    }
-
-    /// Counts each transaction of nf_tables in `commits`.
-    pub fn counted_in(self, commits: &Commits) -> Self {
-        let holder = match self.holder {
-            Holder::Nftables(pinholes) => Holder::Nftables(pinholes.counted_in(commits)),
-            other => other,
-        };
-        Self { holder, ..self }
-    }
-
-    /// Opens no translated pinhole at a port that is among `claimed`.
-    pub fn sparing(self, claimed: &ClaimedPorts) -> Self {
-        Self { claimed: claimed.clone(), ..self }
-    }
-
-    /// [`KernelError::Taken`] if the pinhole is translated, and something else uses the port where it arrives.
-    fn check(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        let Pinhole { arrival, target, .. } = *pinhole;
-        if arrival == target {
-            return Ok(());
-        }
-        match self.claimed.is_claimed(arrival, target) {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(KernelError::Taken),
-            Err(source) => {
-                Err(KernelError::System { what: format!("look whether {arrival} is free"), source })
-            }
-        }
-    }
-
-    /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
-    /// others expect.
-    pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.list_open(),
-            Holder::Conntrack(expectations) => expectations.list_open(),
-        }
-    }
-}
-
-impl Kernel for LinuxKernel {
-    fn translation(
-        &mut self,
-        client: SocketAddr,
-        server: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        self.conntrack.translation(client, server)
-    }
-
-    fn change(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
-        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
-        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
-        let mut answers = Vec::with_capacity(passed.len());
-        match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
-            Holder::Conntrack(expectations) => {
-                expectations.change(closed, &passed, &mut answers)?
-            }
-        }
-        let mut answers = answers.into_iter();
-        outcomes.clear();
-        outcomes.extend(
-            checked
-                .into_iter()
-                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
-        );
-        Ok(())
-    }
-
-    fn capacity(&self) -> usize {
-        match &self.holder {
-            Holder::Nftables(_) => Pinholes::CAPACITY,
-            Holder::Conntrack(expectations) => expectations.capacity(),
-        }
-    }
-
-    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
-        self.conntrack.attend(control, attention)
-    }
-
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
-        self.injector.inject(packet)
-    }
-}
+pub use kernel::LinuxKernel;
+pub use parameters::{Backend, QueueStatement, RuleParameters};
+pub use probe::{Expecting, Features, Neighbours, Routing};
+pub use queue::{Copies, Decision, MAXIMUM_WAITING, Packet, Queue, READ_EVERY, Verdicts, Waker};
+pub use table::{
+    Commits, Condition, DEADLINE, Expectations, Heartbeat, Imprint, Notices, OpenPinhole, Pinholes,
+    Table, readers, rules,
+};

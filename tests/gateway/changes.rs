@@ -3,7 +3,7 @@
 use std::{io::Read as _, net::SocketAddr, time::Duration};
 
 use ftp_alg::gateway::{LinuxKernel, Pinholes, RuleParameters, Table};
-use ftp_alg_core::engine::{KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::lab::{
@@ -37,8 +37,12 @@ impl Place {
     fn change(&mut self, writer: &mut Pinholes, closed: &[Pinhole], opened: &[Pinhole]) -> u32 {
         let before = self.generation();
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening =
-            |pinhole| Opening { pinhole, control: &control, from_client: true, lifetime: LIFETIME };
+        let opening = |pinhole: &Pinhole| Opening {
+            pinhole: *pinhole,
+            control,
+            from_client: true,
+            lifetime: LIFETIME,
+        };
         let openings: Vec<_> = opened.iter().map(opening).collect();
         writer.change(closed, &openings, &mut self.outcomes).unwrap();
         assert_eq!(self.outcomes.len(), openings.len());
@@ -187,8 +191,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     {
         let hole = Pinhole { target, source: ip(source), ..pinhole(CLIENT, arrival) };
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening =
-            Opening { pinhole: &hole, control: &control, from_client: true, lifetime: LIFETIME };
+        let opening = Opening { pinhole: hole, control, from_client: true, lifetime: LIFETIME };
         let writer = &mut writers[count % 3];
         writer.change(last.as_slice(), &[opening], &mut outcomes).unwrap();
         assert!(matches!(outcomes[..], [Ok(())]), "{outcomes:?}");
@@ -257,12 +260,8 @@ fn a_port_in_use_is_refused_among_others() {
     let to = |arrival: SocketAddr| Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, arrival) };
     let holes = [1, 2, 3].map(|number| to(at(EXTERNAL, 50_000 + number)));
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-    let openings = holes.each_ref().map(|pinhole| Opening {
-        pinhole,
-        control: &control,
-        from_client: false,
-        lifetime: LIFETIME,
-    });
+    let openings =
+        holes.map(|pinhole| Opening { pinhole, control, from_client: false, lifetime: LIFETIME });
     let mut outcomes = Vec::new();
     place.lab.on_gateway(|| {
         let _listener = std::net::TcpListener::bind(holes[1].arrival).unwrap();

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole};
 use socket2::{Domain, Socket, Type};
 
 pub const CLIENT: &str = "10.0.0.2";
@@ -193,3 +193,22 @@ pub fn pinhole(initiator: &str, arrival: SocketAddr) -> Pinhole {
     let initiator = ip(initiator);
     Pinhole { initiator, arrival, target: arrival, source: initiator }
 }
+
+/// A kernel that is asked for one thing at a time.
+pub trait OneAtATime: Kernel {
+    fn close_and_open(&mut self, closed: &[Pinhole], opening: &Opening) -> Result<(), KernelError> {
+        let mut outcomes = Vec::new();
+        self.change(closed, &[*opening], &mut outcomes)?;
+        outcomes.remove(0)
+    }
+
+    fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        self.close_and_open(&[], opening)
+    }
+
+    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        self.change(&[*pinhole], &[], &mut Vec::new())
+    }
+}
+
+impl<K: Kernel> OneAtATime for K {}

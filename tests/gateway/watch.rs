@@ -6,9 +6,9 @@ mod loading;
 use std::time::Duration;
 
 use ftp_alg::gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table};
-use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Opening, Pinhole, Translation};
 
-use super::lab::{CLIENT, Lab, SERVER, at, ip};
+use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};
 
 #[test]
 fn a_change_of_others_is_seen_among_ours() {
@@ -25,7 +25,7 @@ fn a_change_of_others_is_seen_among_ours() {
     let hole = Pinhole { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
     let lifetime = Duration::from_secs(20);
-    let opening = Opening { pinhole: &hole, control: &control, from_client: true, lifetime };
+    let opening = Opening { pinhole: hole, control, from_client: true, lifetime };
     for round in 0..4 {
         let mut ours = || {
             kernel.open(&opening).unwrap();

@@ -23,7 +23,7 @@ fn bash_completes_commands_and_options() {
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines[..2], ["status", "--json"], "{said}");
     assert!(lines[2].contains("bash fish zsh"), "{said}");
-    assert!(lines[3].contains("doctor") && !lines[3].contains("assistant"), "{said}");
+    assert!(lines[3].contains("doctor") && !lines[3].contains("broker"), "{said}");
 }
 
 #[test]

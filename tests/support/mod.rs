@@ -9,6 +9,7 @@
     reason = "a test may panic, its helpers as well"
 )]
 
+pub mod attacker;
 pub mod crash;
 pub mod ftp;
 pub mod link;

@@ -33,7 +33,7 @@ pub mod daemon;
 mod gateway;
 pub mod queues;
 
-use daemon::Daemon;
+use daemon::{Daemon, Hole};
 use queues::{Queues, Stage};
 
 /// The network.
@@ -67,6 +67,8 @@ pub struct Sim {
     steps: u64,
     /// Whether every packet is shown (`FTP_ALG_TRACE`).
     traces: bool,
+    /// What would arrive at the ends, if that is collected instead.
+    captured: Option<Vec<(Side, Segment)>>,
     /// When an acknowledgement last moved, and where both stood.
     progress: (u64, (usize, usize)),
 }
@@ -111,6 +113,7 @@ impl Sim {
             stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
             traces: std::env::var_os("FTP_ALG_TRACE").is_some(),
+            captured: None,
             progress: (0, (0, 0)),
         };
         sim.shake_hands();
@@ -205,21 +208,21 @@ impl Sim {
     pub fn close_window(&mut self, side: Side, time: Duration) {
         let (now, until) = (self.now, self.now + time.as_micros() as u64);
         let segment = self.end(side).close_window(until, now);
-        self.send(side, segment);
+        self.send(side, &segment);
     }
 
     /// `side` asks whether its peer is alive, if nothing is under way.
     pub fn keep_alive(&mut self, side: Side) {
         let now = self.now;
         if let Some(segment) = self.end(side).keep_alive(now) {
-            self.send(side, segment);
+            self.send(side, &segment);
         }
     }
 
     pub fn reset(&mut self, side: Side) {
         let now = self.now;
         let segment = self.end(side).reset(now);
-        self.send(side, segment);
+        self.send(side, &segment);
     }
 
     /// Writes, waits until all is still, and gives what the peer received.
@@ -246,6 +249,37 @@ impl Sim {
         self.now = until;
         self.progress.0 = until;
         self.sweep();
+    }
+
+    /// Does the next thing before `until`; `false` when there is none, and it is that time.
+    pub fn step_before(&mut self, until: Duration) -> bool {
+        let until = until.as_micros() as u64;
+        if self.next_time().is_some_and(|at| at <= until) {
+            return self.step();
+        }
+        self.now = until;
+        false
+    }
+
+    /// From now on `from` sends what `throw` says alone, and what arrives is collected.
+    pub fn captures(&mut self) {
+        self.captured = Some(Vec::new());
+    }
+
+    /// What arrived, and who sent it.
+    pub fn take_captured(&mut self) -> Vec<(Side, Segment)> {
+        self.captured.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// `from` sends what its TCP did not make.
+    pub fn throw(&mut self, from: Side, segment: &Segment) {
+        self.send(from, segment);
+    }
+
+    /// Takes a fix out.
+    pub fn open_hole(&mut self, hole: Option<Hole>) {
+        self.daemon.hole = hole;
+        self.selection.takes_any_length = hole == Some(Hole::LongCopy);
     }
 
     /// Does the next thing; `false` when there is none.
@@ -378,12 +412,12 @@ impl Sim {
     fn poll(&mut self, side: Side) {
         let now = self.now;
         for segment in self.end(side).poll(now) {
-            self.send(side, segment);
+            self.send(side, &segment);
         }
     }
 
-    fn send(&mut self, from: Side, segment: Segment) {
-        let bytes = self.packet(from, &segment);
+    fn send(&mut self, from: Side, segment: &Segment) {
+        let bytes = self.packet(from, segment);
         if let Some((from, bytes)) = self.stranger.follow(from, &bytes, &self.client, &self.server)
         {
             let flight = Flight { from, to: Place::Gateway, origin: Origin::Stray, bytes };
@@ -414,6 +448,10 @@ impl Sim {
             return;
         };
         let (side, now) = (flight.from.peer(), self.now);
+        if let Some(captured) = &mut self.captured {
+            captured.push((flight.from, segment));
+            return;
+        }
         if flight.origin == Origin::Genuine {
             // What a crash made the gateway forget it may take for held, until that is sent again.
             if !self.selection.lost {
@@ -422,7 +460,7 @@ impl Sim {
             }
         }
         for answer in self.end(side).arrive(&segment, now) {
-            self.send(side, answer);
+            self.send(side, &answer);
         }
     }
 }

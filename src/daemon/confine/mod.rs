@@ -1,8 +1,8 @@
 //! What the daemon gives up before the first packet: all rights that it does not need, for good.
 //!
 //! It keeps two capabilities, its state directory, and the system calls of its work; it cannot start
-//! a program or take rights back. What it needs done beyond that its assistant does
-//! ([`crate::gateway::assistant`]), which may read and run programs, but write nothing; those may
+//! a program or take rights back. What it needs done beyond that its broker does
+//! ([`crate::gateway::broker`]), which may read and run programs, but write nothing; those may
 //! read what programs need, and no file besides.
 //!
 //! All of this holds for the calling thread and those that it starts, so it comes before any thread.
@@ -101,15 +101,15 @@ pub fn daemon(
     Ok(landlock.into_iter().chain(seccomp).collect())
 }
 
-/// Confines the assistant: it reads and runs what it may, and changes no file.
-pub fn assistant(account: Option<&Account>) -> Result<(), ConfineError> {
+/// Confines the broker: it reads and runs what it may, and changes no file.
+pub fn broker(account: Option<&Account>) -> Result<(), ConfineError> {
     keep_capabilities(account, true)?;
     let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     restrict([(Path::new("/"), read), (Path::new("/dev/null"), AccessFs::WriteFile.into())])?;
     Ok(())
 }
 
-/// Confines the assistant's thread that will start a program to what such programs read: their
+/// Confines the broker's thread that will start a program to what such programs read: their
 /// input, which is the daemon's, may name files.
 pub fn program() -> io::Result<()> {
     let run = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;

@@ -4,15 +4,13 @@
 //! What a rule compares besides the destination port (addresses, interfaces, marks) is not looked at, so that
 //! rather too much is claimed than too little. A rule of which no port is known claims nothing, and is named.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-};
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Ip, Rules,
-    model::{Action, Condition, Diversion, Field, Rule, Table, TableFamily, Test, Tri, Value},
+    model::{Action, Condition, Field, Rule, Table, Test, Tri, Value},
 };
+use crate::gateway::claimed::Claim;
 
 /// How deep chains are followed up.
 const MAX_DEPTH: usize = 16;
@@ -30,13 +28,6 @@ pub struct Claims {
     unlimited: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Claim {
-    family: TableFamily,
-    ports: Vec<(u16, u16)>,
-    diversion: Diversion,
-}
-
 impl Claims {
     pub(super) fn of(rules: &Rules) -> Self {
         let mut found = Self::default();
@@ -47,10 +38,16 @@ impl Claims {
                     let Some(diversion) = rule.diversion else { continue };
                     let Some(own) = ports(&rule.conditions) else { continue };
                     let way = ways(&callers, name, &mut HashSet::new(), MAX_DEPTH);
-                    let family = table.family;
+                    let sees = |ip| table.family.sees(ip);
                     match both(&own, &way) {
                         Some(ports) if ports.is_empty() => {}
-                        Some(ports) => found.claims.push(Claim { family, ports, diversion }),
+                        Some(ports) => found.claims.push(Claim {
+                            v4: sees(Ip::V4),
+                            v6: sees(Ip::V6),
+                            ports,
+                            to: diversion.to,
+                            to_ports: diversion.ports,
+                        }),
                         None if found.unlimited.len() < MAX_NAMED => {
                             found.unlimited.push(rule.text.clone());
                         }
@@ -62,18 +59,9 @@ impl Claims {
         found
     }
 
-    /// Whether a rule takes what arrives at `arrival` elsewhere than to `target`.
-    pub fn claim(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
-        let ip = if arrival.is_ipv4() { Ip::V4 } else { Ip::V6 };
-        let within = |port: u16, (first, last): (u16, u16)| (first..=last).contains(&port);
-        self.claims.iter().any(
-            |Claim { family, ports, diversion: Diversion { to, ports: there } }| {
-                let is_same = *to == Some(target.ip())
-                    && there.is_none_or(|there| within(target.port(), there));
-                let is_translated = ports.iter().any(|range| within(arrival.port(), *range));
-                family.sees(ip) && is_translated && !is_same
-            },
-        )
+    /// What they claim.
+    pub(super) fn into_claims(self) -> Vec<Claim> {
+        self.claims
     }
 
     /// Some of the rules that translate every port, as far as is known here. They claim none.
@@ -172,12 +160,15 @@ fn both(one: &Ports, other: &Ports) -> Ports {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::{super::Firewall, *};
     use crate::gateway::firewall::Origin;
 
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
-        firewall.claims().claim(SocketAddr::new("203.0.113.1".parse().unwrap(), port), target)
+        let arrival = SocketAddr::new("203.0.113.1".parse().unwrap(), port);
+        firewall.claims().claims.iter().any(|claim| claim.diverts(arrival, target))
     }
 
     fn nftables(rules: &[&str]) -> Firewall {

@@ -12,6 +12,7 @@ mod model;
 mod nft;
 mod outlook;
 mod probe;
+mod reader;
 mod remedy;
 mod sources;
 mod untracked;
@@ -25,9 +26,9 @@ pub use model::{Hook, Ip, Origin, TableFamily};
 pub use outlook::{Outlook, outlooks};
 pub use probe::Sign;
 use probe::{Probe, packets};
+pub use reader::ClaimsReader;
 pub use remedy::Manager;
 pub use sources::interfaces;
-pub(super) use sources::uses_legacy;
 pub use verdict::Reason;
 use verdict::{Fate, base_chains};
 

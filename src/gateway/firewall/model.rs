@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::Concern;
+pub use crate::gateway::legacy::Ip;
 
 /// Bits of a connection's state, as nftables numbers them.
 pub(super) mod state {
@@ -309,29 +310,6 @@ impl Hook {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut all = Self::ALL.into_iter().chain([Self::Prerouting]);
         all.find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
-    }
-}
-
-/// The version of IP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Ip {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Ip {
-    /// Both.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-}
-
-impl std::fmt::Display for Ip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
     }
 }
 

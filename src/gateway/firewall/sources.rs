@@ -1,11 +1,11 @@
 //! Where the rules come from: the programs that print them. Changes nothing.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{collections::BTreeSet, io};
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
 use super::{Firewall, Ip, Origin, xtables::program};
-use crate::gateway::programs::output_of;
+use crate::gateway::{broker::programs::output_of, legacy::uses_legacy};
 
 /// Reads what is loaded, and the texts of its rules if asked. What cannot be read is noted.
 pub(super) fn read(texts: bool) -> Firewall {
@@ -62,19 +62,6 @@ pub fn interfaces() -> Vec<String> {
         .map(|one| one.interface_name)
         .collect();
     names.into_iter().collect()
-}
-
-/// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
-pub(in crate::gateway) fn uses_legacy(ip: Ip) -> io::Result<bool> {
-    let file = match ip {
-        Ip::V4 => "/proc/thread-self/net/ip_tables_names",
-        Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
-    match fs::read_to_string(file) {
-        Ok(names) => Ok(!names.trim().is_empty()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// What `iptables-save` of this variant prints. Where there is only one variant, it has no suffix.

@@ -5,7 +5,8 @@
 
 #![allow(unsafe_code)]
 
-pub(super) mod receive;
+mod nflog;
+mod receive;
 mod statistics;
 mod verdicts;
 
@@ -23,9 +24,10 @@ use ftp_alg_core::packet::Offload;
 
 use super::{
     GatewayError,
+    broker::rights::{CAP_NET_ADMIN, has},
     netlink::{self, Messages, Socket, Start, Writer},
-    rights::{CAP_NET_ADMIN, has},
 };
+pub use nflog::{Copies, READ_EVERY};
 use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};
 pub(super) use statistics::{STATISTICS, reader_port, readers};
 use statistics::{owner, row};

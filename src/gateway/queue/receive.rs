@@ -31,7 +31,7 @@ pub(super) struct Found {
 }
 
 /// Buffers for one batch, made once.
-pub(in crate::gateway) struct Receiver {
+pub(super) struct Receiver {
     bytes: Vec<u8>,
     /// The room for one datagram.
     slot: usize,
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Receiver {
 
 impl Receiver {
     /// With `slot` bytes for each datagram.
-    pub(in crate::gateway) fn new(slot: usize) -> Self {
+    pub(super) fn new(slot: usize) -> Self {
         // Zeroed pages that are never touched take no memory.
         let bytes = vec![0; BATCH * slot];
         // SAFETY: plain data for which zero is a valid value.
@@ -65,7 +65,7 @@ impl Receiver {
     }
 
     /// Reads datagrams, at most [`batch`](Self::batch).
-    pub(in crate::gateway) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
+    pub(super) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
         self.lengths.clear();
         let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
         for ((vector, header), slot) in
@@ -94,17 +94,17 @@ impl Receiver {
     }
 
     /// How many are read at once.
-    pub(in crate::gateway) fn batch(&self) -> usize {
+    pub(super) fn batch(&self) -> usize {
         BATCH
     }
 
     /// What was read last, at `range`.
-    pub(in crate::gateway) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
+    pub(super) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
         self.bytes.get(range)
     }
 
     /// A datagram and where it starts.
-    pub(in crate::gateway) fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
+    pub(super) fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
         let start = slot.checked_mul(self.slot)?;
         let length = *self.lengths.get(slot)?;
         Some((start, self.bytes.get(start..start.checked_add(length)?)?))
@@ -151,7 +151,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
 }
 
 /// Where `part`, a part of `whole`, starts.
-pub(in crate::gateway) fn offset_in(whole: &[u8], part: &[u8]) -> usize {
+pub(super) fn offset_in(whole: &[u8], part: &[u8]) -> usize {
     (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize)
 }
 

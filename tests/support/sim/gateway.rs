@@ -31,7 +31,9 @@ impl Sim {
             None => {}
             Some(Way::Passes | Way::Copied) => self.forward(from, origin, bytes),
             Some(Way::Queued(mark)) => {
-                self.trace("queued", from, &bytes);
+                if self.traces {
+                    self.trace(&format!("queued {mark:?}"), from, &bytes);
+                }
                 let may_wait = self.is_patient;
                 let packet =
                     self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait });
@@ -294,6 +296,9 @@ impl Sim {
     /// The next stage of `worker`.
     fn work_on(&mut self, worker: usize) {
         let now = self.now;
+        if self.traces {
+            self.trace_daemon(&format!("worker {worker}: {:?}", self.queues.stages[worker]));
+        }
         match self.queues.stages[worker] {
             Stage::Idle => {}
             Stage::Receive => {
@@ -332,6 +337,9 @@ impl Sim {
     fn give(&mut self, given: Given) -> Option<(Side, Origin, Vec<u8>)> {
         let Given { packet: Packet { from, origin, bytes, .. }, decision, answer } = given;
         if decision != Decision::Drop {
+            if self.traces && answer != Answer::Nothing {
+                self.trace_daemon(&format!("answers {answer:?}"));
+            }
             Selection::answered(answer, &mut self.kernel.attention);
         }
         let passed = match decision {
@@ -386,13 +394,13 @@ impl Sim {
                     s.seq, s.ack, s.flags, s.sack
                 )
             });
-            eprintln!("{:>9}us {what:<10} {from:?} {shown:?}", self.now);
+            eprintln!("{:>9}us {what:<16} {from:?} {shown:?}", self.now);
         }
     }
 
     fn trace_daemon(&self, what: &str) {
         if self.traces {
-            eprintln!("{:>9}us the daemon {what}", self.now);
+            eprintln!("{:>9}us daemon: {what}", self.now);
         }
     }
 

@@ -132,7 +132,7 @@ impl Engine {
     }
 
     /// Adds a record of each session that changed to `effects`.
-    pub(super) fn take_records(&mut self, effects: &mut Effects) {
+    pub fn take_records(&mut self, effects: &mut Effects) {
         let Effects { records, record_ends, .. } = effects;
         let failed = self.take_changes(|record| {
             records.extend_from_slice(record);

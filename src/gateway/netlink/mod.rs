@@ -5,6 +5,9 @@
 
 #![allow(unsafe_code)]
 
+pub(super) mod ctnetlink;
+pub(super) mod nft;
+
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
@@ -12,13 +15,13 @@ use std::{
 };
 
 /// `struct nlmsghdr`.
-pub(super) const HEADER: usize = 16;
+pub(in crate::gateway) const HEADER: usize = 16;
 /// `struct nfgenmsg`, which follows the header in every netfilter message.
-pub(super) const FAMILY_HEADER: usize = 4;
+pub(in crate::gateway) const FAMILY_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
 
-pub(super) const ERROR: u16 = libc::NLMSG_ERROR as u16;
-pub(super) const DONE: u16 = libc::NLMSG_DONE as u16;
+pub(in crate::gateway) const ERROR: u16 = libc::NLMSG_ERROR as u16;
+pub(in crate::gateway) const DONE: u16 = libc::NLMSG_DONE as u16;
 
 const fn align(length: usize) -> usize {
     (length + 3) & !3
@@ -26,39 +29,39 @@ const fn align(length: usize) -> usize {
 
 /// One message as it came, less its header.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) body: &'a [u8],
+pub(in crate::gateway) struct Message<'a> {
+    pub(in crate::gateway) kind: u16,
+    pub(in crate::gateway) flags: u16,
+    pub(in crate::gateway) sequence: u32,
+    pub(in crate::gateway) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The error number in an `ERROR` or `DONE` message, 0 in an acknowledgement.
-    pub(super) fn errno(&self) -> i32 {
+    pub(in crate::gateway) fn errno(&self) -> i32 {
         self.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code).saturating_neg())
     }
 
     /// The attributes behind the family header.
-    pub(super) fn attributes(&self) -> Attributes<'a> {
+    pub(in crate::gateway) fn attributes(&self) -> Attributes<'a> {
         Attributes { rest: self.body.get(FAMILY_HEADER..).unwrap_or_default() }
     }
 }
 
 /// The messages of one datagram; ends at the first that does not fit.
 #[derive(Debug)]
-pub(super) struct Messages<'a> {
+pub(in crate::gateway) struct Messages<'a> {
     rest: &'a [u8],
     malformed: bool,
 }
 
 impl<'a> Messages<'a> {
-    pub(super) fn new(datagram: &'a [u8]) -> Self {
+    pub(in crate::gateway) fn new(datagram: &'a [u8]) -> Self {
         Self { rest: datagram, malformed: false }
     }
 
     /// Whether the iteration ended early, at something that is no message.
-    pub(super) fn malformed(&self) -> bool {
+    pub(in crate::gateway) fn malformed(&self) -> bool {
         self.malformed
     }
 }
@@ -96,22 +99,22 @@ impl<'a> Iterator for Messages<'a> {
 
 /// Type and content of each attribute; ends at the first that does not fit.
 #[derive(Clone, Debug)]
-pub(super) struct Attributes<'a> {
+pub(in crate::gateway) struct Attributes<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Attributes<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(in crate::gateway) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
     /// The content of the first attribute of this type.
-    pub(super) fn first(&self, kind: u16) -> Option<&'a [u8]> {
+    pub(in crate::gateway) fn first(&self, kind: u16) -> Option<&'a [u8]> {
         self.clone().find(|(found, _)| *found == kind).map(|(_, content)| content)
     }
 
     /// Type of each attribute, and its bytes with header and padding.
-    pub(super) fn whole(mut self) -> impl Iterator<Item = (u16, &'a [u8])> {
+    pub(in crate::gateway) fn whole(mut self) -> impl Iterator<Item = (u16, &'a [u8])> {
         std::iter::from_fn(move || {
             let before = self.rest;
             let (kind, _) = self.next()?;
@@ -120,7 +123,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// The attributes inside the first attribute of this type.
-    pub(super) fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
+    pub(in crate::gateway) fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
         self.first(kind).map(Attributes::new)
     }
 }
@@ -146,42 +149,42 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Reads a number in network order from the start of an attribute.
-pub(super) fn be16(content: &[u8]) -> Option<u16> {
+pub(in crate::gateway) fn be16(content: &[u8]) -> Option<u16> {
     content.first_chunk().map(|b| u16::from_be_bytes(*b))
 }
 
 /// As [`be16`].
-pub(super) fn be32(content: &[u8]) -> Option<u32> {
+pub(in crate::gateway) fn be32(content: &[u8]) -> Option<u32> {
     content.first_chunk().map(|b| u32::from_be_bytes(*b))
 }
 
 /// As [`be16`].
-pub(super) fn be64(content: &[u8]) -> Option<u64> {
+pub(in crate::gateway) fn be64(content: &[u8]) -> Option<u64> {
     content.first_chunk().map(|b| u64::from_be_bytes(*b))
 }
 
 /// Appends one netfilter message to `out`; its lengths are right whenever it is not borrowed.
 #[derive(Debug)]
-pub(super) struct Writer<'a> {
+pub(in crate::gateway) struct Writer<'a> {
     out: &'a mut Vec<u8>,
     start: usize,
 }
 
 /// What a netfilter message starts with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Start {
-    pub(super) subsystem: u8,
-    pub(super) command: u8,
+pub(in crate::gateway) struct Start {
+    pub(in crate::gateway) subsystem: u8,
+    pub(in crate::gateway) command: u8,
     /// Beside `NLM_F_REQUEST`, which is always set.
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) family: u8,
+    pub(in crate::gateway) flags: u16,
+    pub(in crate::gateway) sequence: u32,
+    pub(in crate::gateway) family: u8,
     /// The queue's number, in queue messages.
-    pub(super) resource: u16,
+    pub(in crate::gateway) resource: u16,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(out: &'a mut Vec<u8>, start: Start) -> Self {
+    pub(in crate::gateway) fn new(out: &'a mut Vec<u8>, start: Start) -> Self {
         let at = out.len();
         let kind = u16::from(start.subsystem) << 8 | u16::from(start.command);
         out.extend_from_slice(&[0; 4]);
@@ -197,7 +200,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Appends an attribute. Its content must be shorter than 65,532 bytes.
-    pub(super) fn put(&mut self, kind: u16, content: &[u8]) -> &mut Self {
+    pub(in crate::gateway) fn put(&mut self, kind: u16, content: &[u8]) -> &mut Self {
         let length = u16::try_from(ATTRIBUTE_HEADER + content.len()).unwrap_or(u16::MAX);
         debug_assert_eq!(usize::from(length), ATTRIBUTE_HEADER + content.len());
         let content = content.get(..usize::from(length) - ATTRIBUTE_HEADER).unwrap_or_default();
@@ -210,14 +213,18 @@ impl<'a> Writer<'a> {
     }
 
     /// Appends attributes that are whole, with their padding.
-    pub(super) fn put_whole(&mut self, attributes: &[u8]) -> &mut Self {
+    pub(in crate::gateway) fn put_whole(&mut self, attributes: &[u8]) -> &mut Self {
         self.out.extend_from_slice(attributes);
         self.settle();
         self
     }
 
     /// Appends an attribute that holds the attributes which `fill` appends.
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub(in crate::gateway) fn nest(
+        &mut self,
+        kind: u16,
+        fill: impl FnOnce(&mut Self),
+    ) -> &mut Self {
         let at = self.out.len();
         self.put(kind | libc::NLA_F_NESTED as u16, &[]);
         fill(self);
@@ -237,14 +244,14 @@ impl<'a> Writer<'a> {
 }
 
 /// Appends a message that says nothing, for who only waits for one.
-pub(super) fn put_nothing(out: &mut Vec<u8>) {
+pub(in crate::gateway) fn put_nothing(out: &mut Vec<u8>) {
     out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
     out.extend_from_slice(&(libc::NLMSG_NOOP as u16).to_ne_bytes());
     out.resize(out.len() + HEADER - 6, 0);
 }
 
 /// A netfilter socket, bound.
-pub(super) struct Socket {
+pub(in crate::gateway) struct Socket {
     /// Not `mnl::Socket`: a program that this one starts would inherit that, and keep a queue.
     inner: NonNull<mnl_sys::mnl_socket>,
     buffer: Vec<u8>,
@@ -283,7 +290,7 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::gateway) fn open() -> io::Result<Self> {
         // SAFETY: it only opens.
         let socket =
             unsafe { mnl_sys::mnl_socket_open2(mnl::Bus::Netfilter as i32, libc::SOCK_CLOEXEC) };
@@ -295,7 +302,12 @@ impl Socket {
     }
 
     /// Sets an integer socket option.
-    pub(super) fn set_option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
+    pub(in crate::gateway) fn set_option(
+        &self,
+        level: i32,
+        name: i32,
+        value: i32,
+    ) -> io::Result<()> {
         // SAFETY: the value's address and size are those of a live i32, which the kernel copies.
         let done = unsafe {
             libc::setsockopt(
@@ -310,7 +322,7 @@ impl Socket {
     }
 
     /// An integer socket option.
-    pub(super) fn option(&self, level: i32, name: i32) -> io::Result<i32> {
+    pub(in crate::gateway) fn option(&self, level: i32, name: i32) -> io::Result<i32> {
         let mut value = 0_i32;
         let mut length = size_of::<i32>() as libc::socklen_t;
         // SAFETY: address and size are those of a live i32, which the kernel writes, and of its length.
@@ -328,26 +340,26 @@ impl Socket {
 
     /// As [`Socket::set_option`], of a buffer's size: beyond what anyone may have, or, without the right to that, as much as
     /// anyone may.
-    pub(super) fn set_buffer(&self, force: i32, polite: i32, size: i32) {
+    pub(in crate::gateway) fn set_buffer(&self, force: i32, polite: i32, size: i32) {
         if self.set_option(libc::SOL_SOCKET, force, size).is_err() {
             let _ = self.set_option(libc::SOL_SOCKET, polite, size);
         }
     }
 
     /// A sequence number not used for a long time; never 0, which the kernel uses itself.
-    pub(super) fn next_sequence(&mut self) -> u32 {
+    pub(in crate::gateway) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.sequence
     }
 
     /// The number by which the kernel knows the socket.
-    pub(super) fn port(&self) -> u32 {
+    pub(in crate::gateway) fn port(&self) -> u32 {
         // SAFETY: the socket lives as long as `self`.
         unsafe { mnl_sys::mnl_socket_get_portid(self.inner.as_ptr()) }
     }
 
     /// Sends to another socket than the kernel's, which needs CAP_NET_ADMIN.
-    pub(super) fn send_to(&self, bytes: &[u8], port: u32) -> io::Result<()> {
+    pub(in crate::gateway) fn send_to(&self, bytes: &[u8], port: u32) -> io::Result<()> {
         // SAFETY: plain data for which zero is a valid value.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
@@ -366,7 +378,7 @@ impl Socket {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::gateway) fn send(&self, bytes: &[u8]) -> io::Result<()> {
         loop {
             // SAFETY: the socket is open, and the kernel only reads the bytes.
             let sent = unsafe {
@@ -386,7 +398,7 @@ impl Socket {
     /// Sends the one request that `fill` writes after `start`, whose sequence number is set here, and
     /// hands each message of the answer to `each`. What the kernel refuses is an error. `buffer` is
     /// for the request.
-    pub(super) fn request(
+    pub(in crate::gateway) fn request(
         &mut self,
         buffer: &mut Vec<u8>,
         start: Start,
@@ -410,7 +422,7 @@ impl Socket {
     /// netlink_sendmsg() returns when the kernel has queued all its answers (of a dump the first
     /// part, and each later one when the part before is read), so this never has to wait, and
     /// leaves nothing behind for the next request.
-    pub(super) fn ask(
+    pub(in crate::gateway) fn ask(
         &mut self,
         request: &[u8],
         mut each: impl FnMut(Message<'_>),

@@ -1,4 +1,4 @@
-//! `ftp-alg assistant`: what a confined daemon starts for itself, see `gateway::assistant`.
+//! `ftp-alg broker`: what a confined daemon starts for itself, see `gateway::broker`.
 
 use std::path::PathBuf;
 
@@ -7,9 +7,9 @@ use clap::Args;
 use super::Failure;
 use crate::daemon;
 
-/// The daemon's assistant; only the daemon starts it
+/// The daemon's broker; only the daemon starts it
 #[derive(Args, Debug)]
-pub struct Assistant {
+pub struct Broker {
     /// The user to become
     #[arg(long)]
     user: Option<String>,
@@ -17,9 +17,9 @@ pub struct Assistant {
     files: Vec<PathBuf>,
 }
 
-impl Assistant {
+impl Broker {
     /// Works until the daemon at the other end of standard input has ended.
     pub fn run(&self) -> Result<(), Failure> {
-        Ok(daemon::assist(self.user.as_deref(), self.files.clone())?)
+        Ok(daemon::serve_as_broker(self.user.as_deref(), self.files.clone())?)
     }
 }

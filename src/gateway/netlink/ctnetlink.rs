@@ -7,12 +7,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use super::netlink::{Attributes, Message, Socket, Start, Writer, be16};
+use super::{Attributes, Message, Socket, Start, Writer, be16};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
-pub(super) const IPCTNL_MSG_CT_GET: u8 = 1;
-pub(super) const IPCTNL_MSG_EXP_GET: u8 = 1;
-pub(super) const CTA_TUPLE_ORIG: u16 = 1;
+pub(in crate::gateway) const IPCTNL_MSG_CT_GET: u8 = 1;
+pub(in crate::gateway) const IPCTNL_MSG_EXP_GET: u8 = 1;
+pub(in crate::gateway) const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -26,14 +26,14 @@ const TCP: u8 = libc::IPPROTO_TCP as u8;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tuple {
-    pub(super) source: SocketAddr,
-    pub(super) destination: SocketAddr,
+pub(in crate::gateway) struct Tuple {
+    pub(in crate::gateway) source: SocketAddr,
+    pub(in crate::gateway) destination: SocketAddr,
 }
 
 impl Tuple {
     /// Appends it as an attribute.
-    pub(super) fn put(&self, message: &mut Writer<'_>, kind: u16) {
+    pub(in crate::gateway) fn put(&self, message: &mut Writer<'_>, kind: u16) {
         message.nest(kind, |inner| {
             inner.nest(CTA_TUPLE_IP, |ip| {
                 put_address(ip, self.source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
@@ -49,7 +49,7 @@ impl Tuple {
     }
 
     /// Reads the content of such an attribute, if it is of TCP.
-    pub(super) fn parse(tuple: &Attributes<'_>) -> Option<Self> {
+    pub(in crate::gateway) fn parse(tuple: &Attributes<'_>) -> Option<Self> {
         let ip = tuple.nested(CTA_TUPLE_IP)?;
         let address = |v4: u16, v6: u16| -> Option<IpAddr> {
             if let Some(octets) = ip.first(v4) {
@@ -78,7 +78,7 @@ fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
 
 /// A socket for one subsystem's requests.
 #[derive(Debug)]
-pub(super) struct Requests {
+pub(in crate::gateway) struct Requests {
     socket: Socket,
     subsystem: u8,
     request: Vec<u8>,
@@ -86,12 +86,12 @@ pub(super) struct Requests {
 
 impl Requests {
     /// Opens a netlink socket for requests to `subsystem` (`NFNL_SUBSYS_*`).
-    pub(super) fn open(subsystem: i32) -> io::Result<Self> {
+    pub(in crate::gateway) fn open(subsystem: i32) -> io::Result<Self> {
         Ok(Self { socket: Socket::open()?, subsystem: subsystem as u8, request: Vec::new() })
     }
 
     /// Sends one request and hands each message of the answer to `each`.
-    pub(super) fn ask(
+    pub(in crate::gateway) fn ask(
         &mut self,
         command: u8,
         flags: i32,
@@ -112,6 +112,6 @@ impl Requests {
 }
 
 /// The address family of an endpoint.
-pub(super) fn family_of(endpoint: SocketAddr) -> i32 {
+pub(in crate::gateway) fn family_of(endpoint: SocketAddr) -> i32 {
     if endpoint.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }

@@ -22,10 +22,10 @@ const DIRECTORIES: [&str; 6] = [
 
 /// What a program left behind.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Finished {
-    pub(super) success: bool,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+pub(in crate::gateway) struct Finished {
+    pub(in crate::gateway) success: bool,
+    pub(in crate::gateway) stdout: String,
+    pub(in crate::gateway) stderr: String,
 }
 
 /// Runs `program` to its end, with `input` on its standard input. It gets nothing of the environment, and speaks

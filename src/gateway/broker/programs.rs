@@ -1,17 +1,18 @@
 //! The programs that the kernel's edge needs (`nft`, and those that print the rules of iptables):
-//! run here, or, where this process may not start any, by its assistant.
+//! run here, or, where this process may not start any, by its broker.
 
 use std::io;
 
-use super::{
-    assistant,
-    child::{self, Finished},
-};
+use super::child::{self, Finished};
 
 /// Runs `program` to its end, with `input` on its standard input.
-pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<Finished> {
-    match assistant::ours() {
-        Some(assistant) => assistant.run(program, arguments, input),
+pub(in crate::gateway) fn run(
+    program: &str,
+    arguments: &[&str],
+    input: &str,
+) -> io::Result<Finished> {
+    match super::ours() {
+        Some(broker) => broker.run(program, arguments, input),
         None => child::run(program, arguments, input),
     }
 }

@@ -9,12 +9,17 @@ use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
 use nftnl_sys as sys;
 
 use super::{
-    Commits, GatewayError,
+    commits::Commits,
     compiled::{self, Compiled},
-    netlink::Socket,
-    nft::{self, Batch, Shape},
-    programs,
-    rules::{Backend, QueueStatement, RuleParameters, TABLE},
+};
+use crate::gateway::{
+    Backend, GatewayError, QueueStatement, RuleParameters,
+    broker::programs,
+    netlink::{
+        Socket,
+        nft::{self, Batch, Shape},
+    },
+    parameters::TABLE,
 };
 
 /// The chain that queues what waits for a reader.
@@ -202,7 +207,7 @@ fn no_helper() -> GatewayError {
     }
 }
 
-pub(super) fn no_queue(errno: i32) -> GatewayError {
+pub(in crate::gateway) fn no_queue(errno: i32) -> GatewayError {
     match errno {
         libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
             what: GatewayError::QUEUE_RULES.into(),
@@ -219,7 +224,7 @@ pub(super) fn netlink_failed(error: io::Error) -> GatewayError {
 }
 
 /// Runs `nft` on `text`.
-pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
+pub(in crate::gateway) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => GatewayError::NftMissing,
         _ => GatewayError::system("nft", error),
@@ -244,7 +249,10 @@ pub(super) fn nft(arguments: &[&str], text: &str) -> Result<(), GatewayError> {
     Err(GatewayError::RulesRefused { message })
 }
 
-pub(super) fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
+pub(in crate::gateway) fn queue_rule<'a>(
+    chain: &'a Chain<'a>,
+    parameters: &RuleParameters,
+) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
     let by_processor = parameters.is_by_processor();

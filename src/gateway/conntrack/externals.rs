@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{netlink::Socket, nft};
+use crate::gateway::netlink::{Socket, nft};
 
 const SETS: [&CStr; 2] = [c"externals4", c"externals6"];
 

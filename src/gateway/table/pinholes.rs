@@ -20,10 +20,16 @@ use std::{
 use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::{
-    Commits, GatewayError, compiled,
+    commits::Commits,
+    compiled,
     elements::{Elements, Translation, V4, V6, read_key},
-    netlink::Socket,
-    nft::{self, Batch, Element, Outcome},
+};
+use crate::gateway::{
+    GatewayError,
+    netlink::{
+        Socket,
+        nft::{self, Batch, Element, Outcome},
+    },
 };
 
 /// Translations outlive the permission, so that a connection admitted in its last moment finds
@@ -60,7 +66,7 @@ pub struct OpenPinhole {
 
 impl Pinholes {
     /// The size of each set of pinholes, with some room for what was used up and is not collected yet.
-    pub(super) const CAPACITY: usize = 65_536 - 4096;
+    pub(in crate::gateway) const CAPACITY: usize = 65_536 - 4096;
 
     /// Opens a netlink socket; the table need not be there yet.
     pub fn new() -> Result<Self, GatewayError> {

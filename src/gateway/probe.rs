@@ -13,16 +13,23 @@ use std::{
 use nftnl::{Chain, MsgType, ProtoFamily};
 
 use super::{
-    GatewayError, RuleParameters,
-    compiled::as_draft,
-    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Requests, Tuple},
-    loading::{nft, no_queue, queue_rule},
-    netlink::{Message, Socket},
-    nft::Batch,
-    programs::output_of,
+    GatewayError, QueueStatement, RuleParameters,
+    broker::{
+        programs::output_of,
+        rights::{CAP_NET_ADMIN, CAP_NET_RAW, has},
+    },
+    netlink::{
+        Message, Socket,
+        ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Requests, Tuple},
+        nft::Batch,
+    },
+    parameters::TABLE,
     queue,
-    rights::{CAP_NET_ADMIN, CAP_NET_RAW, has},
-    rules::{QueueStatement, TABLE, render_nftables},
+    table::{
+        compiled::as_draft,
+        loading::{nft, no_queue, queue_rule},
+        rules::render_nftables,
+    },
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.

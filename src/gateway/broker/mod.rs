@@ -1,4 +1,4 @@
-//! What a confined daemon cannot do any more, done for it by a process of its own: the assistant.
+//! What a confined daemon cannot do any more, done for it by a process of its own: the broker.
 //!
 //! That runs programs, and reads files that others replace by renaming (a configuration,
 //! `/etc/resolv.conf`): rights to read follow the file, not its name. It is started before the daemon
@@ -8,6 +8,10 @@
 //! Each request has a connection of its own, as one may take long: the daemon makes a pair of
 //! sockets and passes one of them on. A request is a JSON value up to the end of the stream, and so is
 //! its answer.
+
+mod child;
+pub(super) mod programs;
+pub(super) mod rights;
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
@@ -25,8 +29,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::child::{self, Finished};
 use crate::config;
+use child::Finished;
 
 /// All that the daemon runs.
 const COMMANDS: [&[&str]; 14] = [
@@ -48,29 +52,29 @@ const COMMANDS: [&[&str]; 14] = [
 
 /// The daemon's end.
 #[derive(Debug)]
-pub struct Assistant {
+pub struct Broker {
     connection: UnixStream,
     files: Vec<PathBuf>,
 }
 
-static OURS: OnceLock<Assistant> = OnceLock::new();
+static OURS: OnceLock<Broker> = OnceLock::new();
 
-/// This process's assistant, if it has one.
-pub(super) fn ours() -> Option<&'static Assistant> {
+/// This process's broker, if it has one.
+pub(super) fn ours() -> Option<&'static Broker> {
     OURS.get()
 }
 
-/// From now on this process leaves programs and `files` to the assistant at the other end of
+/// From now on this process leaves programs and `files` to the broker at the other end of
 /// `connection`: once in its life, as it can never do them itself again.
 pub fn rely_on(connection: UnixStream, files: Vec<PathBuf>) {
-    let set = OURS.set(Assistant { connection, files });
-    debug_assert!(set.is_ok(), "a process has one assistant");
+    let set = OURS.set(Broker { connection, files });
+    debug_assert!(set.is_ok(), "a process has one broker");
 }
 
-/// The text of a file, which an assistant must have been started for, if there is one.
+/// The text of a file, which a broker must have been started for, if there is one.
 pub fn read(path: &Path) -> io::Result<String> {
     match ours() {
-        Some(assistant) => assistant.read(path),
+        Some(broker) => broker.read(path),
         None => config::read_text(path),
     }
 }
@@ -98,7 +102,7 @@ impl Answer {
     }
 }
 
-impl Assistant {
+impl Broker {
     pub(super) fn run(
         &self,
         program: &str,
@@ -115,7 +119,7 @@ impl Assistant {
     fn read(&self, path: &Path) -> io::Result<String> {
         let number = self.files.iter().position(|file| file == path);
         let number = number.ok_or_else(|| {
-            io::Error::other(format!("the assistant was not started for {}", path.display()))
+            io::Error::other(format!("the broker was not started for {}", path.display()))
         })?;
         match self.ask(&Request::Read(number))? {
             Answer::Text(text) => Ok(text),
@@ -136,7 +140,7 @@ impl Assistant {
         let mut answer = Vec::new();
         mine.read_to_end(&mut answer)?;
         if answer.is_empty() {
-            return Err(io::Error::other("the daemon's assistant has ended"));
+            return Err(io::Error::other("the daemon's broker has ended"));
         }
         Ok(serde_json::from_slice(&answer)?)
     }
@@ -220,7 +224,7 @@ fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Re
             confine()?;
             child::run(program, arguments, input).map(Answer::Finished)
         }
-        _ => Err(io::Error::other(format!("the assistant does not run `{}`", words.join(" ")))),
+        _ => Err(io::Error::other(format!("the broker does not run `{}`", words.join(" ")))),
     }
 }
 
@@ -228,30 +232,30 @@ fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Re
 mod tests {
     use super::*;
 
-    /// An assistant on a thread, for these files.
-    fn assistant(files: &[&Path]) -> (Assistant, thread::JoinHandle<io::Result<()>>) {
+    /// A broker on a thread, for these files.
+    fn broker(files: &[&Path]) -> (Broker, thread::JoinHandle<io::Result<()>>) {
         let (connection, theirs) = UnixStream::pair().unwrap();
         let files: Vec<PathBuf> = files.iter().map(|&file| file.to_owned()).collect();
         let served = files.clone();
         let thread = thread::spawn(move || serve(&theirs, served, || Ok(())));
-        (Assistant { connection, files }, thread)
+        (Broker { connection, files }, thread)
     }
 
     #[test]
     fn it_runs_what_is_listed_and_nothing_else() {
-        let (assistant, thread) = assistant(&[]);
+        let (broker, thread) = broker(&[]);
         for (program, arguments) in [
             ("id", &[][..]),
             ("nft", &["--file", "/etc/shadow"]),
             ("nft", &[]),
             ("./nft", &["--file", "-"]),
         ] {
-            let refused = assistant.run(program, arguments, "").unwrap_err().to_string();
-            assert!(refused.starts_with("the assistant does not run"), "{refused}");
+            let refused = broker.run(program, arguments, "").unwrap_err().to_string();
+            assert!(refused.starts_with("the broker does not run"), "{refused}");
         }
-        let nonsense = assistant.run("nft", &["--check", "--file", "-"], "nonsense").unwrap();
+        let nonsense = broker.run("nft", &["--check", "--file", "-"], "nonsense").unwrap();
         assert!(!nonsense.success && nonsense.stderr.contains("nonsense"), "{nonsense:?}");
-        drop(assistant);
+        drop(broker);
         thread.join().unwrap().unwrap();
     }
 
@@ -259,28 +263,28 @@ mod tests {
     fn it_reads_the_files_that_it_was_started_for_also_when_they_are_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let (file, other) = (directory.path().join("a"), directory.path().join("b"));
-        let (assistant, _thread) = assistant(&[&file]);
-        assert_eq!(assistant.read(&file).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let (broker, _thread) = broker(&[&file]);
+        assert_eq!(broker.read(&file).unwrap_err().kind(), io::ErrorKind::NotFound);
         for text in ["one", "two"] {
             std::fs::write(&other, text).unwrap();
             std::fs::rename(&other, &file).unwrap();
-            assert_eq!(assistant.read(&file).unwrap(), text);
+            assert_eq!(broker.read(&file).unwrap(), text);
         }
         std::fs::write(&other, "secret").unwrap();
-        let refused = assistant.read(&other).unwrap_err().to_string();
+        let refused = broker.read(&other).unwrap_err().to_string();
         assert!(refused.contains("was not started for"), "{refused}");
-        let refused = assistant.ask(&Request::Read(1)).unwrap();
+        let refused = broker.ask(&Request::Read(1)).unwrap();
         assert!(matches!(refused, Answer::Failed { .. }), "{refused:?}");
     }
 
     #[test]
     fn nonsense_gets_no_answer_and_ends_nothing() {
-        let (assistant, _thread) = assistant(&[]);
-        (&assistant.connection).write_all(b"no descriptor").unwrap();
-        assert!(assistant.run("id", &[], "").unwrap_err().to_string().contains("does not run"));
+        let (broker, _thread) = broker(&[]);
+        (&broker.connection).write_all(b"no descriptor").unwrap();
+        assert!(broker.run("id", &[], "").unwrap_err().to_string().contains("does not run"));
         let (gone, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        let alone = Assistant { connection: gone, files: Vec::new() };
+        let alone = Broker { connection: gone, files: Vec::new() };
         assert_eq!(alone.run("id", &[], "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

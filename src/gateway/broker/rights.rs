@@ -3,11 +3,11 @@
 use std::fs;
 
 // From linux/capability.h.
-pub(super) const CAP_NET_ADMIN: u32 = 12;
-pub(super) const CAP_NET_RAW: u32 = 13;
+pub(in crate::gateway) const CAP_NET_ADMIN: u32 = 12;
+pub(in crate::gateway) const CAP_NET_RAW: u32 = 13;
 
 /// Whether this thread has a capability.
-pub(super) fn has(capability: u32) -> bool {
+pub(in crate::gateway) fn has(capability: u32) -> bool {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     status
         .lines()

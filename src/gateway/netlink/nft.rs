@@ -10,10 +10,12 @@ use std::{ffi::CStr, io, ops::Range, ptr::NonNull, time::Duration};
 use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
-use super::netlink::{self, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64};
+use super::{
+    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64,
+};
 
 /// Our table, for libnftnl.
-pub(super) const TABLE: &CStr = c"ftp_alg";
+pub(in crate::gateway) const TABLE: &CStr = c"ftp_alg";
 
 /// Room for one object of libnftnl; ours are below 512, but for the rules that tell lines (`selection`),
 /// which are below 5000.
@@ -31,9 +33,9 @@ const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
-pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
+pub(in crate::gateway) const NFTA_TABLE_FLAGS: u16 = 2;
 /// Flags: that no other socket may change the table, and that it stays when its owner has gone.
-pub(super) const OWNED: u32 = 0x2 | 0x4;
+pub(in crate::gateway) const OWNED: u32 = 0x2 | 0x4;
 const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
@@ -44,16 +46,16 @@ const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT
 
 /// An element of a set or map in our table.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Element<'a> {
-    pub(super) set: &'static CStr,
-    pub(super) key: &'a [u8],
-    pub(super) data: Option<&'a [u8]>,
-    pub(super) timeout: Option<Duration>,
+pub(in crate::gateway) struct Element<'a> {
+    pub(in crate::gateway) set: &'static CStr,
+    pub(in crate::gateway) key: &'a [u8],
+    pub(in crate::gateway) data: Option<&'a [u8]>,
+    pub(in crate::gateway) timeout: Option<Duration>,
 }
 
 /// What the kernel said to a batch.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(in crate::gateway) struct Outcome {
     /// Index of the message and error number, of those that failed.
     errors: Vec<(usize, i32)>,
     /// Whether the batch was asked to tell changes, and if so, told of some.
@@ -62,40 +64,40 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// Whether message `index` failed with `errno`.
-    pub(super) fn failed_with(&self, index: usize, errno: i32) -> bool {
+    pub(in crate::gateway) fn failed_with(&self, index: usize, errno: i32) -> bool {
         self.errors.contains(&(index, errno))
     }
 
     /// With which error message `index` failed, if it did.
-    pub(super) fn error_of(&self, index: usize) -> Option<i32> {
+    pub(in crate::gateway) fn error_of(&self, index: usize) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
     }
 
     /// With which error the first of these messages failed that did.
-    pub(super) fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
+    pub(in crate::gateway) fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| messages.contains(failed)).map(|(_, errno)| *errno)
     }
 
     /// Whether the batch changed something, taking it that one which did not tell did so unless it
     /// failed.
-    pub(super) fn changed(&self) -> bool {
+    pub(in crate::gateway) fn changed(&self) -> bool {
         self.errors.is_empty() && self.told.unwrap_or(true)
     }
 
     /// Which message failed first, and why, if the batch did not take effect.
-    pub(super) fn first_failure(&self) -> Option<(usize, i32)> {
+    pub(in crate::gateway) fn first_failure(&self) -> Option<(usize, i32)> {
         self.errors.first().copied()
     }
 
     /// Why the batch did not take effect, if it did not.
-    pub(super) fn first_error(&self) -> Option<i32> {
+    pub(in crate::gateway) fn first_error(&self) -> Option<i32> {
         self.errors.first().map(|(_, errno)| *errno)
     }
 }
 
 /// Messages to be sent as one.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(in crate::gateway) struct Batch {
     bytes: Vec<u8>,
     messages: usize,
     /// Where the last message starts.
@@ -104,19 +106,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(in crate::gateway) fn new() -> Self {
         let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, tells_changes: false };
         batch.clear();
         batch
     }
 
     /// How many messages there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::gateway) fn len(&self) -> usize {
         self.messages
     }
 
     /// Starts again, keeping the memory.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::gateway) fn clear(&mut self) {
         self.bytes.clear();
         self.messages = 0;
         self.tells_changes = false;
@@ -125,19 +127,19 @@ impl Batch {
 
     /// Has the outcome tell whether the batch changes anything: one that only destroys what is not there
     /// does not. Costs a message more of the kernel.
-    pub(super) fn tell_changes(&mut self) {
+    pub(in crate::gateway) fn tell_changes(&mut self) {
         self.tells_changes = true;
         self.add_flag(0, libc::NLM_F_ECHO);
     }
 
     /// Adds an element that must not be there. Returns the message's index.
-    pub(super) fn add_element(&mut self, element: &Element<'_>) -> usize {
+    pub(in crate::gateway) fn add_element(&mut self, element: &Element<'_>) -> usize {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         self.element(libc::NFT_MSG_NEWSETELEM, flags, element)
     }
 
     /// Deletes an element that must be there. Returns the message's index.
-    pub(super) fn delete_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+    pub(in crate::gateway) fn delete_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
         let element = Element { set, key, data: None, timeout: None };
         self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
     }
@@ -147,7 +149,7 @@ impl Batch {
     ///
     /// What is not there costs a look-up, and nothing to be done after the batch. (Deleting it fails the
     /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
-    pub(super) fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
+    pub(in crate::gateway) fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
         let element = Element { set, key, data: None, timeout: None };
         self.element(NFT_MSG_DESTROYSETELEM, 0, &element)
     }
@@ -157,7 +159,7 @@ impl Batch {
     ///
     /// It is added first, which changes nothing if it is there; what one batch adds and deletes is
     /// never seen.
-    pub(super) fn clear_element(&mut self, element: &Element<'_>) -> usize {
+    pub(in crate::gateway) fn clear_element(&mut self, element: &Element<'_>) -> usize {
         let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
         self.delete_element(element.set, element.key);
         index
@@ -188,7 +190,11 @@ impl Batch {
     }
 
     /// Adds an object, or deletes it. Returns the message's index.
-    pub(super) fn object(&mut self, object: &impl nftnl::NlMsg, kind: nftnl::MsgType) -> usize {
+    pub(in crate::gateway) fn object(
+        &mut self,
+        object: &impl nftnl::NlMsg,
+        kind: nftnl::MsgType,
+    ) -> usize {
         // libnftnl writes through pointers to structures, and does not check for the end.
         let mut room = vec![0_u64; OBJECT_ROOM / size_of::<u64>()];
         let (sequence, whole) = (self.next_sequence(), size_of_val(&room[..]));
@@ -205,7 +211,7 @@ impl Batch {
     }
 
     /// Adds a message about `table`, or a part of it, with attributes that are whole. Returns its index.
-    pub(super) fn copied(
+    pub(in crate::gateway) fn copied(
         &mut self,
         command: i32,
         flags: i32,
@@ -220,7 +226,7 @@ impl Batch {
     }
 
     /// Removes all rules of a chain of our table. Returns the message's index.
-    pub(super) fn flush_chain(&mut self, chain: &CStr) -> usize {
+    pub(in crate::gateway) fn flush_chain(&mut self, chain: &CStr) -> usize {
         self.message(libc::NFT_MSG_DELRULE, 0, |message| {
             message.put(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul());
             message.put(NFTA_RULE_CHAIN, chain.to_bytes_with_nul());
@@ -228,7 +234,7 @@ impl Batch {
     }
 
     /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
-    pub(super) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+    pub(in crate::gateway) fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
         // The kernel answers each message that fails, and those that ask for it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
@@ -242,7 +248,10 @@ impl Batch {
     /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
     /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
     /// in silence, and what else fails is told before the system call returns.
-    pub(super) fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+    pub(in crate::gateway) fn send_unacknowledged(
+        &mut self,
+        socket: &mut Socket,
+    ) -> io::Result<Outcome> {
         self.hand_over(socket, None).map(|(outcome, _)| outcome)
     }
 
@@ -328,13 +337,17 @@ fn start(command: i32, flags: i32, sequence: u32) -> Start {
 }
 
 /// Aborts without memory, as Rust itself does; libnftnl's allocations fail for no other reason.
-pub(super) fn allocated<T>(object: *mut T) -> NonNull<T> {
+pub(in crate::gateway) fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
 }
 
 /// A target of iptables as an nftables expression; only nft_compat knows it. `info` is its structure in
 /// the kernel's headers, padded as XT_ALIGN does.
-pub(super) fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
+pub(in crate::gateway) fn target(
+    name: &CStr,
+    revision: u32,
+    info: &[u8],
+) -> NonNull<sys::nftnl_expr> {
     // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
     // expression, so it must come from malloc(3), with room for what is copied there.
     unsafe {
@@ -352,9 +365,9 @@ pub(super) fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nf
 
 /// What tells our table from one that was changed, or put in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shape {
+pub(in crate::gateway) struct Shape {
     /// Never given twice.
-    pub(super) handle: u64,
+    pub(in crate::gateway) handle: u64,
     /// Such as `dormant`, but for those about owners.
     flags: u32,
     /// Checksum of all rules, with their order and handles.
@@ -364,7 +377,7 @@ pub(super) struct Shape {
 }
 
 /// How many transactions there were in this network namespace. It wraps around, and is never 0.
-pub(super) fn generation(socket: &mut Socket) -> io::Result<u32> {
+pub(in crate::gateway) fn generation(socket: &mut Socket) -> io::Result<u32> {
     let mut generation = None;
     ask(socket, libc::NFT_MSG_GETGEN, 0, &[], |message| {
         generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
@@ -373,7 +386,7 @@ pub(super) fn generation(socket: &mut Socket) -> io::Result<u32> {
 }
 
 /// The shape of our table, if there is one.
-pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
+pub(in crate::gateway) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     let name = TABLE.to_bytes_with_nul();
     // What is not there counts as none.
     let absent = |asked: io::Result<()>| match asked {
@@ -404,7 +417,10 @@ pub(super) fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
 }
 
 /// The attributes of each rule of our table, if there is one.
-pub(super) fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
+pub(in crate::gateway) fn rules(
+    socket: &mut Socket,
+    mut each: impl FnMut(Attributes<'_>),
+) -> io::Result<()> {
     let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
     let asked = ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
         each(message.attributes());
@@ -416,7 +432,7 @@ pub(super) fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -
 }
 
 /// Whether there is a table of this name.
-pub(super) fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
+pub(in crate::gateway) fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
     match ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {}) {
@@ -427,7 +443,7 @@ pub(super) fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
 }
 
 /// What the kernel tells of all objects of one kind in `table`, of those that `of` names.
-pub(super) fn dump_of(
+pub(in crate::gateway) fn dump_of(
     socket: &mut Socket,
     command: i32,
     table: &str,
@@ -451,7 +467,7 @@ pub(super) fn dump_of(
 
 /// The elements of a set of our table: key and what is left of the timeout. Returns whether the
 /// set stayed the same meanwhile; otherwise some may be missing or come twice.
-pub(super) fn dump(
+pub(in crate::gateway) fn dump(
     socket: &mut Socket,
     set: &'static CStr,
     mut each: impl FnMut(&[u8], Option<Duration>),

@@ -8,7 +8,7 @@
 
 use std::{io, os::fd::AsRawFd as _};
 
-use super::{GatewayError, netlink::Socket};
+use crate::gateway::{GatewayError, netlink::Socket};
 
 const GROUP: i32 = libc::NFNLGRP_NFTABLES;
 /// Notices of elements, and of the number of transactions.

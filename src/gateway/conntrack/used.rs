@@ -5,9 +5,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{
+use crate::gateway::{
     GatewayError, RuleParameters,
-    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple},
+    netlink::ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple},
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.

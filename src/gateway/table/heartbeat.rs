@@ -10,10 +10,13 @@
 
 use std::{ffi::CStr, io, time::Duration};
 
-use super::{
-    Commits, GatewayError,
-    netlink::Socket,
-    nft::{Batch, Element},
+use super::commits::Commits;
+use crate::gateway::{
+    GatewayError,
+    netlink::{
+        Socket,
+        nft::{Batch, Element},
+    },
 };
 
 const SET: &CStr = c"alive";

@@ -6,7 +6,8 @@ use std::{collections::BTreeSet, fs, io, path::Path};
 
 use rustix::process::Pid;
 
-use super::{GatewayError, RuleParameters, netlink::Socket, queue, rival};
+use super::rival;
+use crate::gateway::{GatewayError, RuleParameters, netlink::Socket, queue};
 
 /// The thread's own network namespace.
 const SOCKETS: &str = "/proc/thread-self/net/netlink";

@@ -5,11 +5,13 @@
 
 use std::{io, thread, time::Duration};
 
-use super::{
+use crate::gateway::netlink::{
+    Message, Writer,
     ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
-    netlink::{Message, Writer},
-    rules::OWN_HELPER,
 };
+
+/// Its name.
+pub(super) const OWN_HELPER: &str = "ftp-alg";
 
 // From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
 const NFNL_MSG_CTHELPER_NEW: u8 = 0;

@@ -7,10 +7,12 @@
 
 use std::io;
 
-use super::{
-    netlink::{Attributes, Socket},
-    nft::{self, Batch},
-    rules::TABLE,
+use crate::gateway::{
+    netlink::{
+        Attributes, Socket,
+        nft::{self, Batch},
+    },
+    parameters::TABLE,
 };
 
 /// The draft.
@@ -56,7 +58,7 @@ struct Part {
 }
 
 /// The text that loads the draft instead of the table.
-pub(super) fn as_draft(text: &str) -> String {
+pub(in crate::gateway) fn as_draft(text: &str) -> String {
     let (ours, draft) = (format!("table inet {TABLE}"), format!("table inet {DRAFT}"));
     let opening = format!("{draft} {{\n");
     text.replace(&ours, &draft).replacen(&opening, &format!("{opening}\tflags dormant\n"), 1)

@@ -3,10 +3,9 @@
 
 use std::io;
 
-use super::{
+use crate::gateway::{
     GatewayError, Queue, RuleParameters,
-    netlink::{Attributes, Socket, be16},
-    nft,
+    netlink::{Attributes, Socket, be16, nft},
 };
 
 // From linux/netfilter/nf_tables.h; libc lacks them.

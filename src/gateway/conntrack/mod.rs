@@ -2,17 +2,24 @@
 //!
 //! Knows a connection by its addresses only.
 
+mod externals;
+mod used;
+
+pub use used::used_pinholes;
+
 use std::{io, net::SocketAddr};
 
 use ftp_alg_core::engine::{Attention, KernelError, Translation};
 
 use super::{
     GatewayError,
-    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
-    externals::Externals,
-    netlink::Message,
-    rules::RuleParameters,
+    netlink::{
+        Message,
+        ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
+    },
+    parameters::RuleParameters,
 };
+use externals::Externals;
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const IPCTNL_MSG_CT_NEW: u8 = 0;

@@ -9,7 +9,7 @@ use std::{
 
 use ftp_alg_core::engine::Pinhole;
 
-use super::nft::Element;
+use crate::gateway::netlink::nft::Element;
 
 /// The sets of one address family.
 pub(super) struct Sets {

@@ -1,21 +1,43 @@
 //! Our nftables table: has it loaded, watches it, removes it. Knows nothing of its rules.
 
+mod commits;
+pub(super) mod compiled;
+mod elements;
+mod expectations;
+mod heartbeat;
+mod helper;
+pub(super) mod loading;
+mod notices;
+mod pinholes;
+pub mod readers;
+mod rival;
+pub mod rules;
+mod selection;
+
+pub use commits::Commits;
+pub use expectations::Expectations;
+pub use heartbeat::{DEADLINE, Heartbeat};
+pub use notices::Notices;
+pub use pinholes::{OpenPinhole, Pinholes};
+
 use std::{io, sync::Arc, thread, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Commits, GatewayError,
-    compiled::{self, Compiled},
-    firewall::{Ip, uses_legacy},
-    helper::{OwnHelper, take_off_scanner_helper},
-    loading::{Loaded, Loader, netlink_failed, remove_draft, transact},
-    netlink::Socket,
-    nft::{self, Batch, Shape},
-    programs::output_of,
-    rival,
-    rules::{Backend, QueueStatement, RuleParameters, TABLE, render_nftables, with_own_helper},
+    Backend, GatewayError, QueueStatement, RuleParameters,
+    broker::programs::output_of,
+    legacy::{Ip, uses_legacy},
+    netlink::{
+        Socket,
+        nft::{self, Batch, Shape},
+    },
+    parameters::TABLE,
 };
+use compiled::Compiled;
+use helper::{OwnHelper, take_off_scanner_helper};
+use loading::{Loaded, Loader, netlink_failed, remove_draft, transact};
+use rules::{render_nftables, with_own_helper};
 
 /// The table `inet ftp_alg`, loaded; removed when dropped.
 #[derive(Debug)]

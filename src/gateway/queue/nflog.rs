@@ -5,10 +5,10 @@
 
 use std::{io, ops::Range, os::fd::AsRawFd, time::Duration};
 
-use super::{
+use super::receive::{Receiver, offset_in};
+use crate::gateway::{
     GatewayError,
     netlink::{Messages, Socket, Start, Writer},
-    queue::receive::{Receiver, offset_in},
 };
 
 const SUBSYSTEM: u8 = libc::NFNL_SUBSYS_ULOG as u8;

@@ -12,10 +12,13 @@ use std::{
     },
 };
 
-use super::{
-    GatewayError, compiled,
-    netlink::Socket,
-    nft::{self, Batch, Outcome},
+use super::compiled;
+use crate::gateway::{
+    GatewayError,
+    netlink::{
+        Socket,
+        nft::{self, Batch, Outcome},
+    },
 };
 
 /// The transactions of one network namespace that this process has made. All that makes any
@@ -82,7 +85,7 @@ impl Commits {
 
     /// How many transactions were others', from a start that is always the same; `None` while one of
     /// ours is under way, as it is not known whether the kernel has counted it.
-    pub(super) fn of_others(&self, socket: &mut Socket) -> io::Result<Option<u32>> {
+    pub(in crate::gateway) fn of_others(&self, socket: &mut Socket) -> io::Result<Option<u32>> {
         let Counts { started, changed, ended } = &*self.counts;
         // In this order: what has ended has started.
         let over = ended.load(SeqCst);

@@ -13,11 +13,13 @@ use std::{
 
 use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
-use super::{
+use super::pinholes::OpenPinhole;
+use crate::gateway::{
     GatewayError,
-    ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
-    netlink::{Message, Writer, be32},
-    pinholes::OpenPinhole,
+    netlink::{
+        Message, Writer, be32,
+        ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
+    },
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
@@ -54,7 +56,7 @@ impl Expectations {
     }
 
     /// How many expectations there can be, as it was when this was made.
-    pub(super) fn capacity(&self) -> usize {
+    pub(in crate::gateway) fn capacity(&self) -> usize {
         self.capacity
     }
 

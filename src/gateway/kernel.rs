@@ -1,0 +1,131 @@
+//! The running kernel as the engine asks for it: looks translations up, opens and closes pinholes, injects packets.
+
+use std::net::SocketAddr;
+
+use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+
+use super::{
+    Backend, ClaimedPorts, Commits, Conntrack, Expectations, GatewayError, Injector, OpenPinhole,
+    Pinholes, RuleParameters,
+};
+
+/// The running kernel, in the network namespace of the thread that makes this. One for each
+/// thread; it needs the loaded [`Table`], which all share.
+#[derive(Debug)]
+pub struct LinuxKernel {
+    holder: Holder,
+    conntrack: Conntrack,
+    injector: Injector,
+    claimed: ClaimedPorts,
+}
+
+/// What holds the pinholes.
+#[derive(Debug)]
+enum Holder {
+    Nftables(Pinholes),
+    Conntrack(Expectations),
+}
+
+impl LinuxKernel {
+    /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW.
+    pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
+        Ok(Self {
+            holder: match parameters.backend() {
+                Backend::Nftables => Holder::Nftables(Pinholes::new()?),
+                Backend::Conntrack => Holder::Conntrack(Expectations::new()?),
+            },
+            conntrack: Conntrack::new(parameters)?,
+            injector: Injector::new(parameters)?,
+            claimed: ClaimedPorts::default(),
+        })
+    }
+
+    /// Counts each transaction of nf_tables in `commits`.
+    pub fn counted_in(self, commits: &Commits) -> Self {
+        let holder = match self.holder {
+            Holder::Nftables(pinholes) => Holder::Nftables(pinholes.counted_in(commits)),
+            other => other,
+        };
+        Self { holder, ..self }
+    }
+
+    /// Opens no translated pinhole at a port that is among `claimed`.
+    pub fn sparing(self, claimed: &ClaimedPorts) -> Self {
+        Self { claimed: claimed.clone(), ..self }
+    }
+
+    /// [`KernelError::Taken`] if the pinhole is translated, and something else uses the port where it arrives.
+    fn check(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        let Pinhole { arrival, target, .. } = *pinhole;
+        if arrival == target {
+            return Ok(());
+        }
+        match self.claimed.is_claimed(arrival, target) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(KernelError::Taken),
+            Err(source) => {
+                Err(KernelError::System { what: format!("look whether {arrival} is free"), source })
+            }
+        }
+    }
+
+    /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
+    /// others expect.
+    pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.list_open(),
+            Holder::Conntrack(expectations) => expectations.list_open(),
+        }
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn translation(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        self.conntrack.translation(client, server)
+    }
+
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
+        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
+        let mut answers = Vec::with_capacity(passed.len());
+        match &mut self.holder {
+            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
+            Holder::Conntrack(expectations) => {
+                expectations.change(closed, &passed, &mut answers)?
+            }
+        }
+        let mut answers = answers.into_iter();
+        outcomes.clear();
+        outcomes.extend(
+            checked
+                .into_iter()
+                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
+        );
+        Ok(())
+    }
+
+    fn capacity(&self) -> usize {
+        match &self.holder {
+            Holder::Nftables(_) => Pinholes::CAPACITY,
+            Holder::Conntrack(expectations) => expectations.capacity(),
+        }
+    }
+
+    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
+        self.conntrack.attend(control, attention)
+    }
+
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.injector.inject(packet)
+    }
+}

@@ -1,0 +1,39 @@
+//! Versions of IP, and whether the kernel has tables of the old iptables for them.
+
+use std::{fs, io};
+
+/// The version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ip {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Ip {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl std::fmt::Display for Ip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
+pub(super) fn uses_legacy(ip: Ip) -> io::Result<bool> {
+    let file = match ip {
+        Ip::V4 => "/proc/thread-self/net/ip_tables_names",
+        Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    match fs::read_to_string(file) {
+        Ok(names) => Ok(!names.trim().is_empty()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

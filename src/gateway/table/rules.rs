@@ -1,0 +1,226 @@
+//! The rule files in `rules/`, with an operator's ports, queues and marks in them.
+//!
+//! The files are the source; this only replaces values in their text. It does not know whether
+//! the kernel takes them.
+
+use std::fmt::Write as _;
+
+use super::{helper::OWN_HELPER, selection};
+pub use crate::gateway::parameters::TABLE;
+use crate::gateway::{Backend, QueueStatement, RuleParameters};
+
+/// Lines between `#if BACKEND` and the next such line, or `#end`, are for that back end alone.
+const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
+const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
+const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
+
+/// The nftables rules, for `nft -f`.
+pub fn render(parameters: &RuleParameters) -> String {
+    render_nftables(parameters, QueueStatement::Native)
+}
+
+/// As [`render`]; without the `queue` statements when `statement` is another. Chain `hold` then
+/// drops for [`QueueStatement::Xtables`], until the rule that queues takes that place: what it
+/// gets must never pass unseen.
+pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
+    let mut text = String::with_capacity(NFTABLES.len() + 64);
+    for line in lines_for(parameters.backend()) {
+        let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
+        match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
+            "define control_ports" => {
+                let ports: Vec<_> =
+                    parameters.control_ports().iter().map(ToString::to_string).collect();
+                value("21", &ports.join(", "));
+            }
+            "define queues" => value("2100", &queues(parameters, '-')),
+            // Which needs nfnetlink_log.
+            _ if line.trim_start().starts_with("log group") => {
+                if parameters.is_calm() {
+                    value("2100", &parameters.copies().to_string());
+                } else {
+                    text.push_str("\t\tgoto wake\n");
+                }
+            }
+            "define data" => value("0x40000000", &mark(parameters.data())),
+            "define every" => value("0x20000000", &mark(parameters.every())),
+            "define none" => value("0x10000000", &mark(parameters.none())),
+            "define injected" => value("0x70000000", &mark(parameters.mask())),
+            _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
+            _ => match (line.trim(), statement) {
+                ("queue to $queues", QueueStatement::Operator) => {}
+                ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
+                ("queue to $queues", _) if parameters.is_by_processor() => {
+                    text.push_str(&line.replace("queue to", "queue flags fanout to"));
+                }
+                _ => text.push_str(line),
+            },
+        }
+    }
+    text.replacen(selection::PLACE, &selection::chains(), 1)
+}
+
+/// The lines of the nftables file that are for `backend`.
+fn lines_for(backend: Backend) -> impl Iterator<Item = &'static str> {
+    let mut is_for = true;
+    NFTABLES.split_inclusive('\n').filter(move |line| {
+        let line = line.trim_end();
+        let section = line.strip_prefix("#if ").map(|name| name == backend.as_str());
+        let section = section.or((line == "#end").then_some(true));
+        is_for = section.unwrap_or(is_for);
+        is_for && section.is_none()
+    })
+}
+
+/// Nftables rules with our own helper, which must be there when they are loaded.
+pub(super) fn with_own_helper(text: &str) -> String {
+    text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
+}
+
+/// The iptables rules, for `iptables-restore --noflush`.
+pub fn render_iptables(parameters: &RuleParameters) -> String {
+    render_xtables(IPTABLES, parameters)
+}
+
+/// The ip6tables rules, for `ip6tables-restore --noflush`.
+pub fn render_ip6tables(parameters: &RuleParameters) -> String {
+    render_xtables(IP6TABLES, parameters)
+}
+
+fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
+    let queue = match parameters.queues().count() {
+        1 => format!("--queue-num {}", parameters.queues().start()),
+        _ if parameters.is_by_processor() => {
+            format!("--queue-balance {} --queue-cpu-fanout", queues(parameters, ':'))
+        }
+        _ => format!("--queue-balance {}", queues(parameters, ':')),
+    };
+    let mut text = String::with_capacity(template.len() + 64);
+    for line in template.split_inclusive('\n') {
+        let line = replace_marks(line, parameters).replace("--queue-num 2100", &queue);
+        match line.split_once("port 21 ") {
+            Some((before, after)) if line.starts_with("-A") => {
+                for port in parameters.control_ports() {
+                    // Writing to a String cannot fail.
+                    let _ = write!(text, "{before}port {port} {after}");
+                }
+            }
+            _ => text.push_str(&line),
+        }
+    }
+    text
+}
+
+fn queues(parameters: &RuleParameters, separator: char) -> String {
+    let (first, last) = parameters.queues().into_inner();
+    if first == last { first.to_string() } else { format!("{first}{separator}{last}") }
+}
+
+fn mark(bits: u32) -> String {
+    format!("{bits:#010x}")
+}
+
+/// Replaces in one pass, as a new value may equal another's old one.
+fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
+    let mut rest = line;
+    let mut text = String::with_capacity(line.len());
+    while let Some(at) = rest.find("0x") {
+        let (before, found) = rest.split_at(at);
+        text.push_str(before);
+        let new = match found.get(..10) {
+            Some("0x40000000") => parameters.data(),
+            Some("0x20000000") => parameters.every(),
+            Some("0x10000000") => parameters.none(),
+            Some("0x30000000") => parameters.every() | parameters.none(),
+            Some("0x70000000") => parameters.mask(),
+            _ => {
+                text.push_str("0x");
+                rest = found.get(2..).unwrap_or_default();
+                continue;
+            }
+        };
+        text.push_str(&mark(new));
+        rest = found.get(10..).unwrap_or_default();
+    }
+    text.push_str(rest);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn others() -> RuleParameters {
+        RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011).unwrap()
+    }
+
+    #[test]
+    fn defaults_give_the_files_themselves() {
+        let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
+        assert_eq!(defaults, RuleParameters::default());
+        let lines: String = lines_for(Backend::Nftables).collect();
+        assert_eq!(render(&defaults), lines.replace(selection::PLACE, &selection::chains()));
+        assert_eq!(render_iptables(&defaults), IPTABLES);
+        assert_eq!(render_ip6tables(&defaults), IP6TABLES);
+    }
+
+    #[test]
+    fn each_back_end_has_its_sections_and_no_other() {
+        for (backend, own, other) in [
+            (Backend::Nftables, "chain nat_postrouting {", "\n\tct helper ftp_alg {"),
+            (Backend::Conntrack, "\n\tct helper ftp_alg {", "pinholes4"),
+        ] {
+            let text: String = lines_for(backend).collect();
+            assert_eq!(text.matches(own).count(), 1);
+            assert!(!text.contains(other) && !text.contains("#if ") && !text.contains("#end"));
+            assert_eq!(text.matches('{').count(), text.matches('}').count());
+            assert_eq!(text.matches(selection::PLACE).count(), 1);
+        }
+        let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
+        assert!(sections.clone().count() > 10);
+        assert!(sections.into_iter().all(|name| Backend::named(name).is_some()));
+    }
+
+    #[test]
+    fn other_values_are_put_in() {
+        let text = render(&others());
+        for line in [
+            "define control_ports = { 21, 2121 }",
+            "define queues = 7-10 ",
+            "define data = 0x00000010 ",
+            "define every = 0x40000000 ",
+            "define none = 0x00000001 ",
+            "define injected = 0x40000011 ",
+            "#   ct mark & 0x00000010 != 0 accept ",
+        ] {
+            assert!(text.contains(line), "{line} is missing in {text}");
+        }
+        let text = render_iptables(&others());
+        assert_eq!(text.matches("--dport 2121 ").count(), 1);
+        assert_eq!(text.matches("--dport 21 ").count(), 1);
+        assert_eq!(text.matches("--queue-balance 7:10").count(), 3);
+        assert!(text.contains("connmark --mark 0x40000000/0x40000001 -j NFQUEUE"));
+        assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
+        assert!(!text.contains("0x70000000"));
+        assert!(text.contains("0>>24=0x45&&0&0xFFFF=40"));
+    }
+
+    #[test]
+    fn packets_are_spread_by_processor_over_several_queues_only() {
+        let spread = others().by_processor(true);
+        let text = render(&spread);
+        assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
+        let text = render_iptables(&spread);
+        assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 3);
+        assert_eq!(RuleParameters::default().by_processor(true), RuleParameters::default());
+    }
+
+    #[test]
+    fn without_the_statement_nothing_passes_hold_unseen() {
+        let text = render_nftables(&others(), QueueStatement::Xtables);
+        assert!(!text.contains("$queues"));
+        assert!(text.contains("chain hold {\n\t\tdrop\n"));
+        let text = render_nftables(&others(), QueueStatement::Operator);
+        assert!(text.contains("chain hold {\n\t}"));
+        assert!(!text.contains("queue to"));
+    }
+}
