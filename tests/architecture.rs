@@ -19,6 +19,10 @@ const LAYERS: [&str; 10] = [
 /// The crates that have them.
 const CORE: &str = "crates/ftp-alg-core/src";
 const CRATES: [&str; 2] = [CORE, "src"];
+/// Where methods of one type may be in several files, so that the calls tell who needs whom.
+const SESSION: &str = "crates/ftp-alg-core/src/session";
+/// Names of its functions that iterators, or packets, have as well.
+const COMMON: [&str; 3] = ["count", "has", "map"];
 const LAB: &str = "crates/ftp-alg-lab/src";
 /// What a module knows nothing of, although that is above it: the table's last column.
 const IGNORANCE: [(&str, &[&str]); 5] = [
@@ -77,6 +81,17 @@ fn files_beside_each_other_name_each_other_in_no_circle() {
     }
     assert!(named.len() > 50, "{} files name others", named.len());
     let circles = circles(named);
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn no_file_of_a_session_calls_back_into_one_that_called_it() {
+    let files = sources(SESSION);
+    let texts = files.iter().map(|file| fs::read_to_string(file).unwrap());
+    let called = calls_between(files.iter().cloned().zip(texts).collect());
+    let known: usize = called.values().map(BTreeSet::len).sum();
+    assert!(known > 30, "{called:#?}");
+    let circles = circles(called);
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
@@ -254,6 +269,21 @@ mod the_reading_itself {
     }
 
     #[test]
+    fn finds_a_file_that_calls_back() {
+        let called = |texts: [&str; 3]| {
+            let names = ["a", "b", "c"].map(PathBuf::from);
+            calls_between(names.into_iter().zip(texts.map(String::from)).collect())
+        };
+        let (a, b) = ("fn f() { g(); new() } fn new() {}", "fn g() { x.h::<T>(); X::k() }");
+        let c = "fn h() { new() } fn k() {} fn new() {} #[cfg(test)] mod tests { fn t() { f() } }";
+        let tree = called([a, b, c]);
+        assert_eq!(tree[Path::new("b")], BTreeSet::from([PathBuf::from("c")]));
+        assert!(circles(tree).is_empty());
+        let back = called([a, b, "impl X { fn h(&self) { self.f() } fn k() {} }"]);
+        assert_eq!(circles(back).len(), 3);
+    }
+
+    #[test]
     fn tells_unsafe_code_from_the_word() {
         assert!(has_unsafe("fn f() { unsafe { g() } }"));
         assert!(has_unsafe("pub unsafe fn f() {}"));
@@ -337,6 +367,34 @@ fn named_through_super(file: &Path, text: &str) -> Vec<(PathBuf, String)> {
         found.extend(heads(&tokens[at + 1..]).into_iter().map(|name| (from.to_owned(), name)));
     }
     found
+}
+
+/// Which of the `files` call functions that are in another one. A name that several files have is nobody's.
+fn calls_between(files: Vec<(PathBuf, String)>) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
+    let mut owners: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
+    let mut called: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    for (file, text) in files {
+        let code = blanked(&text);
+        let tokens = tokens(code.split("#[cfg(test)]").next().unwrap());
+        for (at, name) in tokens.iter().enumerate().filter(|(_, token)| is_name(token)) {
+            let next = |count| tokens.get(at + count).map_or("", String::as_str);
+            if at > 0 && tokens[at - 1] == "fn" {
+                owners.entry(name.clone()).or_default().insert(file.clone());
+            } else if next(1) == "(" || next(1) == "::" && next(2) == "<" {
+                called.entry(file.clone()).or_default().insert(name.clone());
+            }
+        }
+    }
+    owners.retain(|name, files| files.len() == 1 && !COMMON.contains(&name.as_str()));
+    let owner = |name: &String| owners.get(name)?.first();
+    let others = |file: &PathBuf, names: &BTreeSet<String>| {
+        names.iter().filter_map(owner).filter(|owner| *owner != file).cloned().collect()
+    };
+    called.iter().map(|(file, names)| (file.clone(), others(file, names))).collect()
+}
+
+fn is_name(token: &str) -> bool {
+    token.starts_with(|c: char| c.is_lowercase() || c == '_')
 }
 
 /// What a file of the gateway names of it, by `crate::gateway` or `super`.

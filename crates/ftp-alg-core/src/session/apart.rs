@@ -44,7 +44,7 @@ fn is_apart(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool
     server.is_idle()
         && memchr::memchr(b'\n', payload) == payload.len().checked_sub(1)
         && payload.len() < usize::from(client.offered())
-        && client.is_acknowledged()
+        && client.space.is_acknowledged()
 }
 
 /// Takes note of what `packet` of the client, if that says something in it, lets the server send. Its window is taken as it
@@ -58,7 +58,7 @@ pub(super) fn note_offer(
     if !dialogue.is_doubted() || packet.payload().is_empty() {
         return;
     }
-    let acknowledges_all = packet.ack() == server.map.deliver(server.next);
+    let acknowledges_all = packet.ack() == server.space.map.deliver(server.space.next);
     let window = if acknowledges_all { packet.window() } else { 0 };
     let is_first = client.is_idle() && !dialogue.awaits_replies();
     client.set_offered(if is_first { window } else { window.min(client.offered()) });

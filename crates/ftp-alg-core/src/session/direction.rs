@@ -10,50 +10,23 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    adjust::{CROSSED_OUT, SequenceMap},
+    adjust::CROSSED_OUT,
     fast_path::{Barrier, FastPath},
     few::{allocated, save_bytes},
-    limits::{MAX_HELD, MAX_LINE, SAFE_SEGMENT},
+    limits::{MAX_HELD, MAX_LINE},
+    sequence_space::SequenceSpace,
     tls::TlsRecords,
     unacknowledged::Unacknowledged,
     urgent::Mark,
 };
-use crate::packet::{Packet, Seq};
-
-/// After how many segments past a gap, one after the other, the receiver is asked what it has.
-const ASKED_AFTER: u8 = 2;
-
-/// How far numbers may be from those that come next.
-const MAX_DISTANCE: u32 = 1 << 20;
-
-/// How much of a direction may have passed unseen, as while the daemon was away.
-const MAX_MISSED: u32 = 1 << 16;
+use crate::packet::Seq;
 
 /// One direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Direction {
-    /// Its first sequence number.
-    pub first: Seq,
-    /// The first sent number that was not seen yet.
-    pub next: Seq,
-    /// The highest acknowledgement of the receiver, in delivered numbers.
-    pub acked: Seq,
-    /// Rewrites.
-    pub map: SequenceMap,
+    /// Where it is.
+    pub space: SequenceSpace,
     rare: Option<Box<Rare>>,
-    /// The sender's window as last advertised.
-    pub window: u16,
-    /// The longest payload that the sender sent in one segment.
-    largest: u16,
-    /// The sender's clock as last seen in a timestamps option, if `has_clock`.
-    clock: u32,
-    has_clock: bool,
-    /// A segment started past `next`; how often in a row.
-    gaps: u8,
-    /// Whether the unfinished line is held back, all of it.
-    held: bool,
-    /// Whether the sender has sent a FIN.
-    pub finished: bool,
 }
 
 /// What few directions have: in one place, as a packet's session is to be in few cache lines.
@@ -62,6 +35,8 @@ struct Rare {
     /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
     #[serde(serialize_with = "save_bytes")]
     line: Vec<u8>,
+    /// Whether the unfinished line is held back, all of it.
+    held: bool,
     /// Bytes were missed, if the receiver did not lie: what it acknowledged may never have been sent.
     skipped: bool,
     /// What is sent while it is encrypted.
@@ -77,7 +52,7 @@ struct Rare {
 impl Rare {
     fn is_nothing(&self) -> bool {
         self.line.is_empty()
-            && !self.skipped
+            && !(self.held || self.skipped)
             && self.records.is_none()
             && self.mark.is_none()
             && self.offered == 0
@@ -88,111 +63,19 @@ impl Rare {
 impl Direction {
     /// A direction whose first byte has number `first`.
     pub fn new(first: Seq) -> Self {
-        Self {
-            first,
-            next: first,
-            acked: first,
-            map: SequenceMap::default(),
-            rare: None,
-            window: u16::MAX,
-            largest: 0,
-            clock: 0,
-            has_clock: false,
-            gaps: 0,
-            held: false,
-            finished: false,
-        }
+        Self { space: SequenceSpace::new(first), rare: None }
     }
 
     /// Forgets all but where it is.
     pub fn forget(&mut self) {
-        *self = Self { first: self.first, ..Self::new(self.next) };
-    }
-
-    /// Takes note of what every packet of the sender says of it.
-    pub fn observe(&mut self, packet: &Packet<'_>) {
-        self.window = packet.window();
-        if let Some((value, _)) = packet.timestamps() {
-            (self.clock, self.has_clock) = (value, true);
-        }
-        if !packet.offload().joined {
-            self.largest = self.largest.max(packet.payload().len() as u16); // an IP packet's
-        }
-    }
-
-    /// The sender's clock as last seen in a timestamps option.
-    pub fn clock(&self) -> Option<u32> {
-        self.has_clock.then_some(self.clock)
-    }
-
-    /// Whether `seq` is near what comes next.
-    pub fn is_near(&self, seq: Seq) -> bool {
-        seq.distance_from(self.next).unsigned_abs() <= MAX_DISTANCE
-    }
-
-    /// Whether all that precedes delivered `ack` was seen here; nothing if that is far from what comes next.
-    pub fn is_received(&self, ack: Seq) -> Option<bool> {
-        let distance = ack.distance_from(self.map.deliver(self.next));
-        (distance.unsigned_abs() <= MAX_DISTANCE).then_some(distance <= 0)
-    }
-
-    /// Whether numbers or bytes are not delivered as they are sent.
-    pub fn is_adjusted(&self) -> bool {
-        !self.map.is_identity()
+        self.space.forget();
+        self.rare = None;
     }
 
     /// Whether numbers differ from here on, or bytes are held.
     #[inline]
     pub fn changes_packets(&self) -> bool {
-        self.map.shifts() || self.held
-    }
-
-    /// One more segment started past what was seen, or waits. Whether the receiver is to be asked what it has.
-    pub fn count_gap(&mut self) -> bool {
-        self.gaps = self.gaps.saturating_add(1);
-        self.is_asked()
-    }
-
-    /// What comes next has come.
-    pub fn end_gap(&mut self) {
-        self.gaps = 0;
-    }
-
-    /// Whether segments past a gap came, and none waited.
-    pub fn has_gap(&self) -> bool {
-        self.gaps > 0
-    }
-
-    /// Whether the receiver was asked what it has.
-    #[inline]
-    pub fn is_asked(&self) -> bool {
-        self.gaps >= ASKED_AFTER
-    }
-
-    /// The receiver is asked at the next gap.
-    pub fn ask_at_next_gap(&mut self) {
-        self.gaps = ASKED_AFTER - 1;
-    }
-
-    /// The receiver's answer is not waited for any longer. The next segment past a gap asks again.
-    pub fn stop_asking(&mut self) {
-        self.gaps = self.gaps.min(ASKED_AFTER - 1);
-    }
-
-    /// Whether the receiver of a reset by number `seq` may obey it: only by the number that it expects (RFC 5961
-    /// section 3.2), which is one that it has not acknowledged.
-    pub fn obeys_reset(&self, seq: Seq) -> bool {
-        !seq.is_before(self.unacknowledged()) && !seq.is_after(self.next)
-    }
-
-    /// Whether all of it is acknowledged.
-    pub fn is_acknowledged(&self) -> bool {
-        self.unacknowledged() == self.next
-    }
-
-    /// Whether `ack` is of something that was sent and is not known to be acknowledged, or of the last that is.
-    pub fn may_be_acknowledged(&self, ack: Seq) -> bool {
-        !ack.is_before(self.acked) && !ack.is_after(self.map.deliver(self.next))
+        self.space.map.shifts() || self.is_holding()
     }
 
     /// What is known as something of it took the fast path.
@@ -208,12 +91,12 @@ impl Direction {
 
     /// Takes out what passed at the number that is next.
     pub fn take_ahead(&mut self) -> Option<(Seq, Vec<u8>)> {
-        self.rare.as_mut()?.fast_path.take_due(self.next)
+        self.rare.as_mut()?.fast_path.take_due(self.space.next)
     }
 
     /// Of `data`, what was read of this direction, only what is not acknowledged is kept.
     pub fn forget_acknowledged(&mut self, data: &mut Unacknowledged) {
-        let is_empty = data.len() == 0 || data.forget_before(self.unacknowledged());
+        let is_empty = data.len() == 0 || data.forget_before(self.space.unacknowledged());
         if is_empty && let Some(rare) = &mut self.rare {
             rare.fast_path.is_much = false;
         }
@@ -228,8 +111,8 @@ impl Direction {
     pub fn unbar(&mut self, ack: Seq) {
         let has_it = match self.barrier() {
             None => return,
-            Some(Barrier::To(end)) => !ack.is_before(self.map.deliver(end)),
-            Some(Barrier::Unknown) => self.is_asked(),
+            Some(Barrier::To(end)) => !ack.is_before(self.space.map.deliver(end)),
+            Some(Barrier::Unknown) => self.space.is_asked(),
         };
         if has_it {
             self.fast_path_mut().unbar();
@@ -308,6 +191,7 @@ impl Direction {
     fn take_line(&mut self) -> Vec<u8> {
         let Some(rare) = &mut self.rare else { return Vec::new() };
         let line = std::mem::take(&mut rare.line);
+        rare.held = false;
         self.tidy();
         line
     }
@@ -320,69 +204,68 @@ impl Direction {
     }
 
     /// Whether bytes are held back.
+    #[inline]
     pub fn is_holding(&self) -> bool {
-        self.held
+        self.rare.as_ref().is_some_and(|rare| rare.held)
     }
 
-    /// The first sent number that the receiver is not known to have acknowledged.
-    pub fn unacknowledged(&self) -> Seq {
-        self.map.acknowledge(self.acked)
-    }
-
-    /// Whether the receiver looks at a segment of number `seq` although some bytes may have passed unseen (RFC 9293
-    /// section 3.10.7.4); a keep-alive is by one before what it has.
-    pub fn expects(&self, seq: Seq) -> bool {
-        let first = self.unacknowledged() - 1;
-        !seq.is_before(first) && !seq.is_after(self.next + MAX_MISSED)
+    fn set_held(&mut self, held: bool) {
+        if self.is_holding() != held {
+            self.rare_mut().held = held;
+        }
     }
 
     /// Whether the byte `seq` is held back.
     pub fn is_held(&self, seq: Seq) -> bool {
-        self.held
-            && seq.is_before(self.next)
-            && self.map.deliver(seq) == self.map.deliver(self.next)
+        self.is_holding()
+            && seq.is_before(self.space.next)
+            && self.space.map.deliver(seq) == self.space.map.deliver(self.space.next)
     }
 
     /// What is held back may be acknowledged to its sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.held && !self.rare.as_ref().is_some_and(|rare| rare.skipped) && self.is_acknowledged()
+        self.rare.as_ref().is_some_and(|rare| rare.held && !rare.skipped)
+            && self.space.is_acknowledged()
     }
 
     /// The receiver has acknowledged what precedes delivered `ack`. Rewrites before it are forgotten, but not what is
     /// held back: its sender may still send it again.
     pub fn acknowledged(&mut self, ack: Seq) {
-        self.acked = self.acked.max(ack);
-        let Some(last) = self.map.last_start() else { return };
-        let acknowledged = self.unacknowledged();
-        self.map.forget_before(if self.held { acknowledged.min(last) } else { acknowledged });
+        self.space.acked = self.space.acked.max(ack);
+        let Some(last) = self.space.map.last_start() else { return };
+        let acknowledged = self.space.unacknowledged();
+        self.space.map.forget_before(if self.is_holding() {
+            acknowledged.min(last)
+        } else {
+            acknowledged
+        });
     }
 
     /// Whether it is between two lines, and goes on.
     pub fn is_idle(&self) -> bool {
-        self.line().is_empty() && !self.held && !self.finished
+        self.line().is_empty() && !self.is_holding() && !self.space.finished
     }
 
     /// Bytes were missed up to `next`: the unfinished line is lost.
     pub fn skip_to(&mut self, next: Seq) {
-        self.next = next;
-        self.held = false;
-        self.gaps = 0;
+        self.space.next = next;
+        self.space.end_gap();
         let rare = self.rare_mut();
-        rare.line = Vec::new();
+        (rare.line, rare.held) = (Vec::new(), false);
         rare.skipped = true;
     }
 
     /// What is held back has reached the receiver all the same.
     pub fn stop_holding(&mut self) {
-        if self.held {
-            self.map.forget_last();
-            self.held = false;
+        if self.is_holding() {
+            self.space.map.forget_last();
+            self.set_held(false);
         }
     }
 
     /// Drops what is kept for reading, but for what is held back and still to be delivered.
     pub fn stop_reading(&mut self) {
-        if !self.held {
+        if !self.is_holding() {
             self.take_line();
         }
     }
@@ -410,7 +293,7 @@ impl Direction {
             return (chunk, 0);
         }
         self.lengthen_line(chunk);
-        (self.line(), if self.held { 0 } else { length })
+        (self.line(), if self.is_holding() { 0 } else { length })
     }
 
     /// What was added to the unfinished line behind `length` is to be added again.
@@ -431,7 +314,7 @@ impl Direction {
     ) {
         // A refused line longer than can be held: all of it, blanks as well, as what is as long is not kept.
         let is_long = |new: &[u8]| new.len() > MAX_HELD;
-        if self.held {
+        if self.is_holding() {
             let mut line = self.take_line();
             match edit {
                 Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSSED_OUT),
@@ -445,7 +328,7 @@ impl Direction {
             if is_long(&new) {
                 new.fill(CROSSED_OUT);
             }
-            self.map.replace(seq + start as u32, range.len() as u32, new);
+            self.space.map.replace(seq + start as u32, range.len() as u32, new);
         }
         self.take_line();
     }
@@ -455,21 +338,21 @@ impl Direction {
         let ends = line.iter().rev().zip(chunk.iter().skip(1).rev());
         let alike = ends.take_while(|(one, other)| one == other).count();
         line.truncate(line.len() - alike);
-        self.map.replace(seq, (chunk.len() - alike) as u32, line);
-        self.held = false;
+        self.space.map.replace(seq, (chunk.len() - alike) as u32, line);
+        self.set_held(false);
     }
 
     /// `chunk` at `seq` continues a line that is not complete. With `hold` it is held back, if all
     /// of the line can be; otherwise it is delivered, after what was held.
     pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
         let starts = self.line().is_empty();
-        if hold && (starts || self.held) {
+        if hold && (starts || self.is_holding()) {
             self.lengthen_line(chunk);
-            self.held = true;
-            self.map.replace(seq, chunk.len() as u32, Vec::new());
+            self.set_held(true);
+            self.space.map.replace(seq, chunk.len() as u32, Vec::new());
             return;
         }
-        if self.held {
+        if self.is_holding() {
             self.release_line(seq, chunk, [self.line(), chunk].concat());
         }
         self.lengthen_line(chunk);
@@ -478,7 +361,7 @@ impl Direction {
     /// Adds `chunk` to the line; if that is held back all of it, however long, as it is still to be
     /// delivered.
     fn lengthen_line(&mut self, chunk: &[u8]) {
-        let is_held = self.held;
+        let is_held = self.is_holding();
         let line = self.line_mut();
         let room = if is_held { chunk.len() } else { MAX_LINE.saturating_sub(line.len()) };
         let chunk = &chunk[..chunk.len().min(room)];
@@ -492,8 +375,8 @@ impl Direction {
     /// The line so far is delivered in place of the byte at `seq`.
     fn release(&mut self, seq: Seq) {
         let line = self.take_line();
-        self.map.replace(seq, 1, line);
-        self.held = false;
+        self.space.map.replace(seq, 1, line);
+        self.set_held(false);
     }
 
     /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
@@ -504,34 +387,29 @@ impl Direction {
         let count = line.len() + chunk.len();
         line.resize(count.min(MAX_LINE), CROSSED_OUT);
         line.fill(CROSSED_OUT);
-        self.map.replace(seq, chunk.len() as u32, vec![CROSSED_OUT; count]);
-        self.held = false;
+        self.space.map.replace(seq, chunk.len() as u32, vec![CROSSED_OUT; count]);
+        self.set_held(false);
     }
 
     /// A FIN at `seq` ends the stream: what is held back is delivered before it. The placeholder
     /// for the FIN's own number follows the held bytes.
     pub fn finish(&mut self, seq: Seq) {
-        if self.held {
+        if self.is_holding() {
             self.line_mut().push(0);
             self.release(seq);
         }
-        self.finished = true;
-        self.next = seq + 1;
+        self.space.finished = true;
+        self.space.next = seq + 1;
     }
 
     /// How much memory it takes besides its own size.
     #[inline]
     pub fn heap(&self) -> usize {
-        let map = self.map.heap();
+        let map = self.space.map.heap();
         self.rare.as_ref().map_or(map, |rare| {
             let line = allocated(rare.line.capacity());
             map + allocated(size_of::<Rare>()) + line + rare.fast_path.heap()
         })
-    }
-
-    /// How long a delivered segment may be.
-    pub fn longest_segment(&self) -> usize {
-        usize::from(self.largest).max(SAFE_SEGMENT)
     }
 
     /// The unfinished line.

@@ -118,23 +118,23 @@ impl Way<'_> {
         let sender = self.sender;
         let is_cut = payload.len() < packet.payload().len();
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN) && !is_cut);
-        if sender.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
+        if sender.space.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
             return self.renumbered(packet).into();
         }
         out.clear();
         if fin {
             let with_fin = [&payload[..], &[0]].concat();
-            sender.map.render(seq, &with_fin, out);
+            sender.space.map.render(seq, &with_fin, out);
             out.pop(); // the FIN's own number
         } else {
-            sender.map.render(seq, &payload, out);
+            sender.space.map.render(seq, &payload, out);
         }
         let mut control = packet.flags();
         if is_cut {
             control &= !(flags::FIN | flags::PSH);
         }
         let mut rest = None;
-        let segment = sender.longest_segment();
+        let segment = sender.space.longest_segment();
         // What is joined is parted again behind us.
         let limit = if packet.offload().joined { MAX_JOINED } else { segment };
         if out.len() > limit && out.len() > payload.len() {
@@ -146,10 +146,10 @@ impl Way<'_> {
             rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
             control &= !ends;
         }
-        let mut delivered = sender.map.deliver(seq);
+        let mut delivered = sender.space.map.deliver(seq);
         let is_here = |offset: &u16| !is_cut || usize::from(*offset) <= payload.len();
         let urgent = packet.urgent().filter(is_here).map_or(0, |offset| {
-            let shifted = sender.map.deliver(seq + u32::from(offset)) - delivered;
+            let shifted = sender.space.map.deliver(seq + u32::from(offset)) - delivered;
             u16::try_from(shifted).unwrap_or(u16::MAX)
         });
         if urgent == 0 {
@@ -177,25 +177,27 @@ impl Way<'_> {
         let other = self.receiver;
         Acknowledgement {
             to: self.from,
-            seq: other.map.deliver(other.next),
-            ack: self.sender.next,
-            window: other.window,
-            timestamps: other.clock().zip(packet.timestamps()).map(|(clock, (value, echo))| {
-                // What was not seen may have shown a later clock, which the addressee echoes.
-                (if Seq(echo).is_after(Seq(clock)) { echo } else { clock }, value)
-            }),
+            seq: other.space.map.deliver(other.space.next),
+            ack: self.sender.space.next,
+            window: other.space.window,
+            timestamps: other.space.clock().zip(packet.timestamps()).map(
+                |(clock, (value, echo))| {
+                    // What was not seen may have shown a later clock, which the addressee echoes.
+                    (if Seq(echo).is_after(Seq(clock)) { echo } else { clock }, value)
+                },
+            ),
         }
     }
 
     /// A packet without payload, or one whose payload stays: only its numbers are mapped.
     pub(super) fn renumbered(&self, packet: &Packet<'_>) -> Forward {
-        if !(self.sender.is_adjusted() || self.receiver.is_adjusted()) {
+        if !(self.sender.space.is_adjusted() || self.receiver.space.is_adjusted()) {
             return Forward::Unchanged; // nothing is held back either
         }
         let seq = self.number_for(packet);
         let ack = self.acknowledgement_for(packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
-        let claims_move = self.receiver.map.shifts();
+        let claims_move = self.receiver.space.map.shifts();
         if seq == packet.seq() && ack == packet.ack() && !claims_move {
             return Forward::Unchanged;
         }
@@ -206,7 +208,7 @@ impl Way<'_> {
     /// The number of `packet` of `from`, as the other end knows it.
     fn number_for(&self, packet: &Packet<'_>) -> Seq {
         let sender = self.sender;
-        let delivered = sender.map.deliver(packet.seq());
+        let delivered = sender.space.map.deliver(packet.seq());
         let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
         if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
             // Whoever sends this has an acknowledgement for what is held, and asks whether the peer
@@ -222,7 +224,7 @@ impl Way<'_> {
         if !packet.has(flags::ACK) {
             return packet.ack();
         }
-        self.receiver.map.acknowledge(packet.ack())
+        self.receiver.space.map.acknowledge(packet.ack())
     }
 
     /// In place of a segment that starts past what was seen: one of no length by a number that the receiver has
@@ -230,7 +232,7 @@ impl Way<'_> {
     /// before the next number may be past what it has. It acknowledges what is known to be acknowledged, as with that
     /// number an off-path attacker's segment would count.
     pub(super) fn asks(&self) -> Forward {
-        let (seq, ack) = (self.sender.acked - 1, self.receiver.unacknowledged());
+        let (seq, ack) = (self.sender.space.acked - 1, self.receiver.space.unacknowledged());
         Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }

@@ -29,6 +29,7 @@ mod passage;
 mod reading;
 mod reason;
 mod segments;
+mod sequence_space;
 mod side;
 mod standing;
 mod tls;
@@ -77,7 +78,7 @@ impl Session {
 
     fn answered(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
         let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, dialogue);
-        session.server.observe(syn_ack);
+        session.server.space.observe(syn_ack);
         session
     }
 
@@ -106,7 +107,7 @@ impl Session {
     pub fn end(&mut self) {
         self.client.forget();
         self.server.forget();
-        self.unacknowledged = Unacknowledged::new(self.client.next);
+        self.unacknowledged = Unacknowledged::new(self.client.space.next);
         self.dialogue = Dialogue::joined();
         self.standing = Standing::Ended;
     }
@@ -120,23 +121,23 @@ impl Session {
     /// them: then it answers the second by one that tells.
     pub fn resets(&self, to: Side) -> [Seq; 2] {
         let direction = self.direction(to.peer());
-        [direction.acked, direction.map.deliver(direction.next)]
+        [direction.space.acked, direction.space.map.deliver(direction.space.next)]
     }
 
     /// Whether `packet` of `from` is one of this connection, not of one that began on its endpoints unseen.
     pub fn concerns(&self, from: Side, packet: &Packet<'_>) -> bool {
-        !packet.has(flags::SYN) && self.direction(from).is_near(packet.seq())
+        !packet.has(flags::SYN) && self.direction(from).space.is_near(packet.seq())
     }
 
     /// Whether `syn_ack` is the one that this session began with, sent again.
     pub fn began_with(&self, syn_ack: &Packet<'_>) -> bool {
-        (self.client.first, self.server.first) == (syn_ack.ack(), syn_ack.seq() + 1)
+        (self.client.space.first, self.server.space.first) == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
     /// Whether `packet` is the client's acknowledgement of the SYN-ACK that this session began with, or
     /// the first that it says with it.
     pub fn is_confirmed_by(&self, packet: &Packet<'_>) -> bool {
-        let first = (self.client.first, self.server.first);
+        let first = (self.client.space.first, self.server.space.first);
         packet.has(flags::ACK) && (packet.seq(), packet.ack()) == first
     }
 
@@ -144,7 +145,7 @@ impl Session {
     #[inline]
     pub fn wants_every_packet(&self) -> bool {
         // Acknowledgements show what is missing, and how much of the unacknowledged data was received.
-        let is_asked = self.client.is_asked() || self.server.is_asked();
+        let is_asked = self.client.space.is_asked() || self.server.space.is_asked();
         let is_much = self.client.fast_path().is_some_and(|fast_path| fast_path.is_much);
         is_asked || is_much || self.changes_packets()
     }
@@ -158,13 +159,13 @@ impl Session {
     /// The answer of a receiver that was asked what it has is not waited for any longer. The next segment past a gap asks
     /// again.
     pub fn stop_asking(&mut self) {
-        self.client.stop_asking();
-        self.server.stop_asking();
+        self.client.space.stop_asking();
+        self.server.space.stop_asking();
     }
 
     /// Whether numbers or bytes of either direction are not delivered as they are sent.
     pub fn is_adjusted(&self) -> bool {
-        self.client.is_adjusted() || self.server.is_adjusted()
+        self.client.space.is_adjusted() || self.server.space.is_adjusted()
     }
 
     /// Whether no packet of the connection need be seen any more.
@@ -175,7 +176,7 @@ impl Session {
 
     /// Whether the connection is over: reset, or finished by both ends.
     pub fn is_over(&self) -> bool {
-        self.is_cut() || (self.client.finished && self.server.finished)
+        self.is_cut() || (self.client.space.finished && self.server.space.finished)
     }
 
     /// Whether one of its ends, or the gateway, has reset it.
@@ -190,7 +191,7 @@ impl Session {
 
     /// Whether one end has said its last.
     pub fn is_half_closed(&self) -> bool {
-        self.client.finished || self.server.finished
+        self.client.space.finished || self.server.space.finished
     }
 
     /// Whether it is encrypted, so that a login is not seen.
@@ -221,7 +222,8 @@ impl Session {
 
     /// Something of each of its cache lines: whoever reads it has them in the cache afterwards.
     pub fn touched(&self) -> u32 {
-        let numbers = self.client.next.0 ^ self.server.next.0 ^ self.client.first.0;
+        let numbers =
+            self.client.space.next.0 ^ self.server.space.next.0 ^ self.client.space.first.0;
         numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.unacknowledged.len() as u32
     }
 
@@ -234,17 +236,17 @@ impl Session {
 
     /// The mapping of the direction that `side` sends.
     pub fn map(&self, side: Side) -> &SequenceMap {
-        &self.direction(side).map
+        &self.direction(side).space.map
     }
 
     /// As long may a segment be that `side` is to have sent.
     pub fn longest_segment(&self, side: Side) -> usize {
-        self.direction(side).longest_segment()
+        self.direction(side).space.longest_segment()
     }
 
     /// The first number of `side` that was not seen yet.
     pub fn next_of(&self, side: Side) -> Seq {
-        self.direction(side).next
+        self.direction(side).space.next
     }
 
     /// Whether what precedes `packet` of `from` may just have been overtaken by it, so that it may wait for that.
@@ -253,25 +255,25 @@ impl Session {
     /// turn comes.
     pub fn is_early(&self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
-        if !packet.seq().is_after(sender.next) {
+        if !packet.seq().is_after(sender.space.next) {
             return false;
         }
         let says = !packet.payload().is_empty() || packet.has(flags::FIN);
         says && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK
-            && sender.is_near(packet.seq())
-            && receiver.may_be_acknowledged(packet.ack())
-            && !sender.has_gap()
+            && sender.space.is_near(packet.seq())
+            && receiver.space.may_be_acknowledged(packet.ack())
+            && !sender.space.has_gap()
             && self.standing.is_confirmed()
-            && !(self.is_cut() || sender.finished || self.is_barred())
+            && !(self.is_cut() || sender.space.finished || self.is_barred())
     }
 
     /// Whether harmless lines may pass at once from here on. The server has acknowledged all that the client
     /// said: what comes later at an earlier number changes nothing any more.
     pub fn is_calm(&self) -> bool {
-        let is_idle = |direction: &Direction| direction.is_idle() && !direction.map.shifts();
+        let is_idle = |direction: &Direction| direction.is_idle() && !direction.space.map.shifts();
         self.standing == Standing::Followed(Seen::All)
             && !(self.is_reset || self.wants_every_packet())
-            && self.client.is_acknowledged()
+            && self.client.space.is_acknowledged()
             && is_idle(&self.client)
             && is_idle(&self.server)
             && !self.is_barred()
@@ -300,7 +302,7 @@ impl Session {
         from == Side::Client
             && self.has_lost_copies()
             && !packet.payload().is_empty()
-            && self.client.is_near(packet.seq())
+            && self.client.space.is_near(packet.seq())
     }
 
     /// It was calm when it was saved, and since then nothing has passed that may not pass in a calm.
@@ -314,7 +316,7 @@ impl Session {
         self.standing.set_seen(Seen::Unknown);
         if self.standing.is_followed() {
             self.lose_copies();
-            self.client.ask_at_next_gap();
+            self.client.space.ask_at_next_gap();
         }
     }
 

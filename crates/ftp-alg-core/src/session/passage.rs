@@ -69,7 +69,7 @@ impl Session {
             return outcome; // its mark is noted for when it is taken up again
         }
         let is_noted = stays && from == Side::Client && self.client.mark().is_some();
-        if is_noted && !(self.client.next + 1).is_after(end) {
+        if is_noted && !(self.client.space.next + 1).is_after(end) {
             // The segment was not forwarded, so its mark was not either.
             self.client.set_mark(before);
             stays = false;
@@ -82,7 +82,7 @@ impl Session {
 
     /// The urgent pointer of the client's `packet`, which names `end`, if it is that of a Telnet Synch.
     fn mark_of(&self, end: Seq, packet: &Packet<'_>) -> Option<Mark> {
-        let (seq, next) = (packet.seq(), self.client.next);
+        let (seq, next) = (packet.seq(), self.client.space.next);
         if seq.is_after(next) || self.client.is_in_marked_line() {
             return None;
         }
@@ -102,13 +102,13 @@ impl Session {
         if !self.standing.is_confirmed() && !self.confirm(from, packet) {
             return Forward::Unchanged.into();
         }
-        if self.is_over() && !self.direction(from).is_near(packet.seq()) {
+        if self.is_over() && !self.direction(from).space.is_near(packet.seq()) {
             return Forward::Unchanged.into(); // of another connection, whose start was not seen
         }
         // What its receiver ignores, as an off-path attacker made it who cannot see the numbers, counts for
         // nothing here either.
         if packet.has(flags::RST) {
-            self.is_reset |= self.direction(from).obeys_reset(packet.seq());
+            self.is_reset |= self.direction(from).space.obeys_reset(packet.seq());
             return self.way(from).renumbered(packet).into();
         }
         self.observe(from, packet, pass);
@@ -125,19 +125,19 @@ impl Session {
         }
         // It is not known what the server has at its numbers.
         let is_barred = from == Side::Client && self.is_barred() && !payload.is_empty();
-        if is_barred || seq.is_after(self.direction(from).next) {
+        if is_barred || seq.is_after(self.direction(from).space.next) {
             return self.past_gap(from, packet).into();
         }
         let is_read = from == Side::Client && self.standing.reads(&self.client);
         let mut payload = if is_read { self.as_read(seq, payload) } else { payload.into() };
         let direction = self.direction_mut(from);
-        let new = (direction.next - seq) as usize;
+        let new = (direction.space.next - seq) as usize;
         let mut again = true;
-        if new <= payload.len() && (new < payload.len() || (fin && !direction.finished)) {
-            if direction.finished {
+        if new <= payload.len() && (new < payload.len() || (fin && !direction.space.finished)) {
+            if direction.space.finished {
                 return Forward::Drop(DropReason::AfterFin).into();
             }
-            direction.end_gap();
+            direction.space.end_gap();
             let pushed = match from {
                 Side::Server if self.dialogue.is_doubted() => {
                     Pushed::of_reply(packet, &self.client, &self.server)
@@ -149,7 +149,7 @@ impl Session {
             if pass.request.is_some() {
                 return Forward::Asks.into();
             }
-            let read = (self.direction(from).next - seq) as usize;
+            let read = (self.direction(from).space.next - seq) as usize;
             again = read == new;
             if read == 0 {
                 return Forward::Drop(DropReason::LimitReached).into();
@@ -167,11 +167,11 @@ impl Session {
     /// Reads a packet of `from` that has passed as it is.
     pub fn passed(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
         if !self.standing.is_confirmed() && !self.confirm(from, packet)
-            || !self.direction(from).is_near(packet.seq())
+            || !self.direction(from).space.is_near(packet.seq())
         {
             return;
         }
-        if self.direction(from).map.shifts() {
+        if self.direction(from).space.map.shifts() {
             // It passed just before it was known that numbers differ.
             return self.lose_copies();
         }
@@ -179,7 +179,7 @@ impl Session {
         let (seq, payload) = (packet.seq(), packet.payload());
         let end = seq + payload.len() as u32;
         if from == Side::Client {
-            if self.dialogue.awaits_replies() && !seq.is_before(self.client.next) {
+            if self.dialogue.awaits_replies() && !seq.is_before(self.client.space.next) {
                 self.client.fast_path_mut().hurries = true;
             }
             if !matches!(self.as_read(seq, payload), Cow::Borrowed(_)) {
@@ -187,10 +187,10 @@ impl Session {
             }
         }
         let direction = self.direction_mut(from);
-        if packet.has(flags::FIN) && !direction.finished {
+        if packet.has(flags::FIN) && !direction.space.finished {
             direction.fast_path_mut().finishes_at(end);
         }
-        if seq.is_after(direction.next) {
+        if seq.is_after(direction.space.next) {
             let has_room = payload.is_empty() || direction.fast_path_mut().add(seq, payload);
             if !has_room && from == Side::Client {
                 direction.fast_path_mut().bar(end);
@@ -214,8 +214,8 @@ impl Session {
     /// Takes note of what the header of a packet of `from` says.
     fn observe(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
         let direction = self.direction_mut(from);
-        if direction.expects(packet.seq()) {
-            direction.observe(packet);
+        if direction.space.expects(packet.seq()) {
+            direction.space.observe(packet);
             if packet.has(flags::ACK) {
                 self.acknowledged(from, packet.ack(), pass);
             }
@@ -228,7 +228,7 @@ impl Session {
     /// `by` acknowledged what the other end sent up to delivered `ack`.
     fn acknowledged(&mut self, by: Side, ack: Seq, pass: &mut Inspection) {
         let side = by.peer();
-        let Some(is_received) = self.direction(side).is_received(ack) else { return };
+        let Some(is_received) = self.direction(side).space.is_received(ack) else { return };
         if by == Side::Server {
             self.client.unbar(ack);
         }
@@ -242,7 +242,7 @@ impl Session {
         }
         // The receiver has bytes that were never queued here, and so what is held back, which was sent again.
         direction.stop_holding();
-        let end = direction.map.acknowledge(ack);
+        let end = direction.space.map.acknowledge(ack);
         let is_followed = self.standing.is_followed();
         if is_followed && self.standing.lacks_lines_of(side) {
             self.reading(side, Pushed::Not, pass).skip_lines(end);
@@ -251,7 +251,7 @@ impl Session {
         }
         // The queue was full, or the daemon away. Both ends go on; what the missed bytes said is not known.
         let direction = self.direction_mut(side);
-        direction.skip_to(end.max(direction.next));
+        direction.skip_to(end.max(direction.space.next));
         direction.acknowledged(ack);
         if !is_followed {
             self.standing.turn_off();
@@ -265,7 +265,7 @@ impl Session {
 
     /// Where there is much unacknowledged data, or many rewrites, packets that say nothing must be seen, too.
     fn see_acknowledgements(&mut self) {
-        if self.unacknowledged.is_much() || self.client.map.is_half_full() {
+        if self.unacknowledged.is_much() || self.client.space.map.is_half_full() {
             self.client.fast_path_mut().is_much = true;
         }
     }
@@ -275,11 +275,11 @@ impl Session {
     fn past_gap(&mut self, from: Side, packet: &Packet<'_>) -> Forward {
         let is_barred = from == Side::Client && self.is_barred();
         let direction = self.direction_mut(from);
-        if !direction.is_near(packet.seq()) {
+        if !direction.space.is_near(packet.seq()) {
             Forward::Drop(DropReason::OutOfWindow)
-        } else if direction.count_gap() {
+        } else if direction.space.count_gap() {
             self.way(from).asks()
-        } else if is_barred && !packet.seq().is_after(direction.next) {
+        } else if is_barred && !packet.seq().is_after(direction.space.next) {
             Forward::Drop(DropReason::FastPathUnacknowledged)
         } else {
             Forward::Drop(DropReason::OutOfOrder)

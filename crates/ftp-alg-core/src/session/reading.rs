@@ -100,7 +100,7 @@ impl Reading<'_> {
         let overtaken = is_unproven || self.is_overtaken(end);
         let before = self.before(chunk);
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
-        let replace = !self.direction.map.is_half_full();
+        let replace = !self.direction.space.map.is_half_full();
         let (line, delivered) = self.direction.line_with(chunk);
         let mut read = Read::Nothing;
         let (dialogue, pass) = (&mut *self.dialogue, &mut *self.pass);
@@ -113,7 +113,7 @@ impl Reading<'_> {
             dialogue.answered_unproven();
             None
         } else {
-            let (grow, apart) = (self.other.window > 0, self.pushed == Pushed::Apart);
+            let (grow, apart) = (self.other.space.window > 0, self.pushed == Pushed::Apart);
             let limits = Limits { overtaken, replace, grow, apart };
             server_line(dialogue, line, delivered, limits, pass, &mut read)
         };
@@ -167,7 +167,7 @@ impl Reading<'_> {
         let Some(mark) = self.direction.mark_mut() else { return false };
         let is_ambiguous = mark.ends_ambiguously(seq, chunk);
         let (end, is_in_line) = (mark.end(), mark.is_in_line());
-        if !is_in_line && end.is_before(self.direction.unacknowledged()) {
+        if !is_in_line && end.is_before(self.direction.space.unacknowledged()) {
             self.direction.set_mark(None);
         }
         is_ambiguous
@@ -249,7 +249,7 @@ impl Reading<'_> {
         } else {
             let kept = end.saturating_sub(before).min(chunk.len() - 1);
             let (kept, rest) = chunk.split_at(kept);
-            self.direction.map.replace(
+            self.direction.space.map.replace(
                 seq + kept.len() as u32,
                 rest.len() as u32,
                 vec![CROSSED_OUT; rest.len()],

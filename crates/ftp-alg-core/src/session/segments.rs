@@ -11,13 +11,13 @@ impl Reading<'_> {
     /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it, as far as limits allow;
     /// a FIN follows it if `fin`. What passed is read as whole as it passed.
     pub(super) fn queued(&mut self, seq: Seq, payload: &[u8], fin: bool) {
-        let (next, end) = (self.direction.next, seq + payload.len() as u32);
+        let (next, end) = (self.direction.space.next, seq + payload.len() as u32);
         if self.direction.fast_path().is_some_and(|fast_path| fast_path.has_passed()) {
             self.between_passed(seq, payload, fin);
         } else if next.is_before(end) {
             self.new_bytes(next, &payload[(next - seq) as usize..], fin);
         }
-        if fin && self.direction.next == end {
+        if fin && self.direction.space.next == end {
             self.direction.finish(end);
         }
     }
@@ -27,13 +27,13 @@ impl Reading<'_> {
     fn between_passed(&mut self, seq: Seq, payload: &[u8], fin: bool) {
         let end = seq + payload.len() as u32;
         self.ahead();
-        while self.direction.next.is_before(end) {
-            let next = self.direction.next;
+        while self.direction.space.next.is_before(end) {
+            let next = self.direction.space.next;
             let fast_path = self.direction.fast_path();
             let stop = fast_path.map_or(end, |fast_path| fast_path.next_start(next, end));
             let new = &payload[(next - seq) as usize..(stop - seq) as usize];
             self.new_bytes(next, new, fin && stop == end);
-            if self.direction.next.is_before(stop) {
+            if self.direction.space.next.is_before(stop) {
                 return; // the rest waits
             }
             self.ahead();
@@ -47,12 +47,12 @@ impl Reading<'_> {
     }
 
     fn passed_alone(&mut self, seq: Seq, payload: &[u8]) {
-        let new = (self.direction.next - seq) as usize;
+        let new = (self.direction.space.next - seq) as usize;
         let Some(payload) = payload.get(new..).filter(|new| !new.is_empty()) else { return };
         self.has_passed = true;
         self.new_bytes(seq + new as u32, payload, false);
         self.has_passed = false;
-        self.direction.end_gap();
+        self.direction.space.end_gap();
     }
 
     /// What precedes was read up to a line that had passed before, or to the FIN.
@@ -62,17 +62,17 @@ impl Reading<'_> {
             self.passed_alone(seq, &payload);
         }
         if self.direction.fast_path().and_then(|fast_path| fast_path.fin())
-            == Some(self.direction.next)
+            == Some(self.direction.space.next)
         {
-            self.direction.finish(self.direction.next);
+            self.direction.finish(self.direction.space.next);
         }
     }
 
     /// Lines up to `end` have passed, and of those of which no copy came nothing is known.
     #[cold]
     pub(super) fn skip_lines(&mut self, end: Seq) {
-        while self.direction.next.is_before(end) {
-            let next = self.direction.next;
+        while self.direction.space.next.is_before(end) {
+            let next = self.direction.space.next;
             let fast_path = self.direction.fast_path();
             let stop = fast_path.map_or(end, |fast_path| fast_path.next_start(next, end));
             self.direction.skip_to(stop);
@@ -88,12 +88,12 @@ impl Reading<'_> {
     /// A line begins at `seq`, as its segment ended the fast path. The server's are not waited for: a retransmission of
     /// them opens nothing. Of the client's it must be known that the server has them, lest another takes their place.
     pub(super) fn begins_line(&mut self, seq: Seq) {
-        let next = self.direction.next;
+        let next = self.direction.space.next;
         if seq.is_after(next) || self.direction.fast_path().is_some() {
             self.direction.fast_path_mut().begins_line(seq, next);
         }
         let is_missed = self.from == Side::Server && self.standing.lacks_lines_of(self.from);
-        if is_missed && self.direction.is_near(seq) {
+        if is_missed && self.direction.space.is_near(seq) {
             self.skip_lines(seq);
         }
     }
@@ -134,13 +134,13 @@ impl Reading<'_> {
                 self.unacknowledged.keep(seq, line);
             }
             (seq, new) = (seq + read as u32, &new[read..]);
-            self.direction.next = seq;
+            self.direction.space.next = seq;
         }
     }
 
     /// Why `more` bytes may not be read now, which are kept until they are acknowledged if the session `keeps` them.
     fn limit(&self, keeps: bool, more: usize) -> Option<Limit> {
-        if self.direction.map.is_full() {
+        if self.direction.space.map.is_full() {
             Some(Limit::Rewrites)
         } else {
             (keeps && !self.unacknowledged.has_room(more)).then_some(Limit::Kept)

@@ -158,9 +158,9 @@ impl Standing {
         sender: &mut Direction,
         receiver: &Direction,
     ) -> bool {
-        let (sent, heard) = (sender.next, receiver.next);
+        let (sent, heard) = (sender.space.next, receiver.space.next);
         let (seq, ack) = (packet.seq(), packet.ack());
-        if !sender.is_near(seq) || packet.has(flags::ACK) && !receiver.is_near(ack) {
+        if !sender.space.is_near(seq) || packet.has(flags::ACK) && !receiver.space.is_near(ack) {
             return false;
         }
         if self.lacks_lines() {
@@ -168,11 +168,14 @@ impl Standing {
             if seq == sent && packet.payload().ends_with(b"\n") {
                 self.set_seen(self.seen().confirmed(from));
             }
-        } else if sender.is_adjusted() || receiver.is_adjusted() || (seq, ack) == (sent, heard) {
+        } else if sender.space.is_adjusted()
+            || receiver.space.is_adjusted()
+            || (seq, ack) == (sent, heard)
+        {
             self.set_seen(Seen::All);
         }
         if !self.is_confirmed() && seq.is_after(sent) {
-            sender.ask_at_next_gap();
+            sender.space.ask_at_next_gap();
         }
         true
     }
