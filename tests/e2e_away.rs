@@ -143,7 +143,7 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
         let report = load.end();
         println!("{backend}, {topology}: {rounds} rounds: {report}");
         let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
-        assert_eq!(bad, [0; 3], "{report}");
+        assert_eq!(bad, [0; 3], "{report} {}", gateway.daemon.log());
         assert!(transfers > 0 || count(&report, "sessions") == SESSIONS, "{report}");
         assert!(count(&report, "transfers") > rounds, "{report}");
         is_tidy(&gateway);
@@ -188,7 +188,7 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
         let report = load.end();
         println!("{backend}: {rounds} rounds: {report}");
         let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
-        assert_eq!(bad, [0; 3], "{report}");
+        assert_eq!(bad, [0; 3], "{report} {}", gateway.daemon.log());
         assert_eq!(count(&report, "sessions"), SESSIONS);
         is_tidy(&gateway);
     }
