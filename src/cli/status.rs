@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::Value;
 
 use super::{Failure, SocketOption, output, table};
 use crate::daemon::{
@@ -65,51 +66,45 @@ fn text(status: &snapshot::Status) -> String {
         ("sessions", status.sessions.to_string()),
         ("pinholes", status.pinholes.to_string()),
         ("memory held", format!("{} KiB", status.memory >> 10)),
-        ("packets", status.packets.to_string()),
-        ("copies", status.copies.to_string()),
-        ("rewrites", status.rewrites.to_string()),
-        ("pinholes opened", status.pinholes_opened.to_string()),
-        ("pinholes used", status.pinholes_used.to_string()),
-        ("pinholes expired", status.pinholes_expired.to_string()),
-        ("pinholes refused", status.pinholes_refused.to_string()),
-        ("commands refused", status.commands_refused.to_string()),
-        ("encrypted", status.encrypted.to_string()),
-        ("lost", status.lost.to_string()),
-        ("uninspected", status.uninspected.to_string()),
-        ("overruns", status.overruns.to_string()),
-        ("malformed", status.malformed.to_string()),
-        ("errors", status.errors.to_string()),
-        ("log lines skipped", status.log_lines_skipped.to_string()),
     ];
-    let limits = &status.limits;
-    // A limit that was never reached is nothing to look at.
-    let limits = [
-        ("limit: sessions", limits.sessions),
-        ("limit: client's sessions", limits.client_sessions),
-        ("limit: memory", limits.memory),
-        ("limit: client's pinholes", limits.client_pinholes),
-        ("limit: session's pinholes", limits.session_pinholes),
-        ("limit: pinholes", limits.pinholes),
-        ("limit: endings", limits.endings),
-        ("limit: ports", limits.ports),
-        ("limit: line", limits.line),
-        ("limit: rewrites", limits.rewrites),
-        ("limit: kept bytes", limits.kept),
-        ("limit: commands", limits.commands),
-    ]
-    .into_iter()
-    .filter(|(_, count)| *count > 0)
-    .map(|(name, count)| (name, count.to_string()));
-    let names = status.names.iter().filter_map(|row| Some((row.name.as_str(), name(row)?)));
-    let unconfined = status.unconfined.iter().map(|what| ("unconfined", what.clone()));
-    let rows = rows.into_iter().chain(limits).chain(names).chain(unconfined);
-    let text = table::list(&rows.collect::<Vec<_>>());
+    let rows = rows.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let names = status.names.iter().filter_map(|row| Some((row.name.clone(), name(row)?)));
+    let unconfined = status.unconfined.iter().map(|what| ("unconfined".to_owned(), what.clone()));
+    let rows: Vec<_> = rows.chain(counters(status)).chain(names).chain(unconfined).collect();
+    let text = table::list(&rows);
     let problem = |problem: &Problem| {
         let Problem { name, text, remedy } = problem;
         let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
         format!("\nPROBLEM {name}\n  {text}\n  {remedy}\n")
     };
     text + &status.problems.iter().map(problem).collect::<String>()
+}
+
+/// All counters by their names in JSON. What has a name of its own within another one, as a drop for its reason, is nothing
+/// to look at while it is 0.
+fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
+    let mut rows = Vec::new();
+    let Ok(Value::Object(all)) = serde_json::to_value(status) else { return rows };
+    let words = |name: &str| name.replace('_', " ");
+    for (name, value) in &all {
+        match value {
+            Value::Number(count)
+                if !["uptime_seconds", "sessions", "pinholes", "memory"]
+                    .contains(&name.as_str()) =>
+            {
+                rows.push((words(name), count.to_string()));
+            }
+            Value::Object(parts) => {
+                let counted = parts.iter().filter(|(_, count)| count.as_u64() != Some(0));
+                let row = |(part, count): (&String, &Value)| {
+                    (format!("{}: {}", words(name), words(part)), count.to_string())
+                };
+                rows.extend(counted.map(row));
+            }
+            _ => {}
+        }
+    }
+    rows
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.

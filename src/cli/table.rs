@@ -27,9 +27,10 @@ pub(super) fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) ->
 }
 
 /// Two columns without a header.
-pub(super) fn list(items: &[(&str, String)]) -> String {
-    let width = items.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    items.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+pub(super) fn list(items: &[(impl AsRef<str>, String)]) -> String {
+    let width = items.iter().map(|(name, _)| name.as_ref().len()).max().unwrap_or(0);
+    let row = |(name, value): &(_, String)| format!("{:<width$}  {value}\n", AsRef::as_ref(name));
+    items.iter().map(row).collect()
 }
 
 /// `text` in lines that end before column 81, where it begins at column `indent`, as its further lines do.

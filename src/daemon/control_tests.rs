@@ -2,6 +2,8 @@
 
 use std::{io::Write, net::Shutdown};
 
+use ftp_alg_core::engine::Counters;
+
 use super::*;
 use crate::daemon::{
     client::{self, ClientError},
@@ -14,7 +16,10 @@ struct Fixed;
 
 impl Source for Fixed {
     fn status(&self) -> Status {
-        Status { packets: 5, ..Status::new("nftables", Duration::from_secs(3)) }
+        Status {
+            counters: Counters { packets: 5, ..Counters::default() },
+            ..Status::new("nftables", Duration::from_secs(3))
+        }
     }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()

@@ -88,26 +88,13 @@ impl Shared {
     pub(super) fn counted(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
         let mut status = Status::new(self.backend, self.started.elapsed());
-        status.errors = self.errors.load(Ordering::Relaxed);
+        status.counters.errors = self.errors.load(Ordering::Relaxed);
         status.overruns = self.overruns.load(Ordering::Relaxed);
-        status.limits.endings = self.endings.load(Ordering::Relaxed);
+        status.counters.limits.endings = self.endings.load(Ordering::Relaxed);
         for shard in &self.shards {
             let (engine, journal) = (lock(&shard.engine), lock(&shard.journal));
-            let counters = engine.counters();
             status.memory = engine.memory() as u64; // of all shards
-            status.packets += counters.packets;
-            status.copies += counters.copies;
-            status.rewrites += counters.rewrites;
-            status.pinholes_opened += counters.pinholes_opened;
-            status.pinholes_used += counters.pinholes_used;
-            status.pinholes_refused += counters.pinholes_refused;
-            status.commands_refused += counters.commands_refused;
-            status.lost += counters.lost;
-            status.encrypted += counters.encrypted;
-            status.uninspected += counters.uninspected;
-            status.malformed += counters.malformed;
-            status.limits += counters.limits;
-            status.errors += counters.errors;
+            status.counters += engine.counters();
             if !journal.is_written() {
                 unwritten.push(journal.path().to_owned());
             }

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use ftp_alg_core::{engine::Limits, ftp::Kind};
+use ftp_alg_core::{engine::Counters, ftp::Kind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,46 +28,15 @@ pub struct Status {
     /// Bytes that sessions hold until they are acknowledged, or complete; `policy.memory` is their budget.
     #[serde(default)]
     pub memory: u64,
-    /// Packets that got a verdict.
-    pub packets: u64,
-    /// Packets that passed at once, and were read from copies.
-    #[serde(default)]
-    pub copies: u64,
-    /// Announcements whose endpoint was replaced.
-    pub rewrites: u64,
-    /// Pinholes opened since the start.
-    pub pinholes_opened: u64,
-    /// Pinholes whose transfer began.
-    #[serde(default)]
-    pub pinholes_used: u64,
+    /// What the engines have counted.
+    #[serde(flatten)]
+    pub counters: Counters,
     /// Pinholes through which nobody connected before their deadline.
     #[serde(default)]
     pub pinholes_expired: u64,
-    /// Announcements for which policy refused a pinhole.
-    pub pinholes_refused: u64,
-    /// Commands other than announcements that policy kept from the server.
-    #[serde(default)]
-    pub commands_refused: u64,
-    /// Connections of which packets were missed, so that nothing is opened for them any more.
-    #[serde(default)]
-    pub lost: u64,
-    /// Connections that became unreadable, as they are encrypted.
-    #[serde(default)]
-    pub encrypted: u64,
-    /// Packets of connections that were too many to be followed.
-    #[serde(default)]
-    pub uninspected: u64,
-    /// Packets that could not be read and passed.
-    #[serde(default)]
-    pub malformed: u64,
     /// Packets that the kernel dropped as a queue was full; their senders send them again.
     #[serde(default)]
     pub overruns: u64,
-    /// What went wrong on our side: the kernel refused, a packet could not be answered.
-    pub errors: u64,
-    /// How often each limit was reached; docs/configuration.md says what happens then.
-    #[serde(default)]
-    pub limits: Limits,
     /// Lines that were not logged, as there were too many.
     #[serde(default)]
     pub log_lines_skipped: u64,

@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::{engine::Pinhole, ftp::Kind};
+use ftp_alg_core::{
+    engine::{Counters, Pinhole},
+    ftp::Kind,
+};
 use sd_notify::NotifyState;
 
 use self::recent::Recent;
@@ -304,8 +307,9 @@ impl Health {
 impl State {
     /// What happened of late.
     fn of_late(&mut self, now: Instant, status: &Status) -> Vec<Problem> {
-        let Status { overruns, encrypted, uninspected, pinholes_used: used, .. } = *status;
-        let totals = [overruns, encrypted, uninspected, used, self.unused];
+        let Status { overruns, counters, .. } = status;
+        let Counters { encrypted, uninspected, pinholes_used: used, .. } = *counters;
+        let totals = [*overruns, encrypted, uninspected, used, self.unused];
         let mut recent = [0; 5];
         for ((recent, total), counter) in recent.iter_mut().zip(totals).zip(&mut self.recent) {
             *recent = counter.note(now, total);
@@ -378,9 +382,12 @@ mod tests {
         let health = Health::new(Instant::now());
         let counts = Status {
             overruns: 3,
-            uninspected: 2,
-            encrypted: 1,
-            pinholes_used: 5,
+            counters: Counters {
+                uninspected: 2,
+                encrypted: 1,
+                pinholes_used: 5,
+                ..Counters::default()
+            },
             ..Status::default()
         };
         assert_eq!(names(&health, Duration::ZERO, &counts), ["overruns", "max-sessions"]);
@@ -393,7 +400,10 @@ mod tests {
     fn a_few_unused_pinholes_among_many_are_no_problem() {
         let health = Health::new(Instant::now());
         health.state().unused = 2;
-        let used = |used| Status { pinholes_used: used, ..Status::default() };
+        let used = |used| Status {
+            counters: Counters { pinholes_used: used, ..Counters::default() },
+            ..Status::default()
+        };
         assert_eq!(names(&health, Duration::ZERO, &used(39)), ["unused-pinholes"]);
         assert_eq!(names(&health, Duration::ZERO, &used(40)), [""; 0]);
     }

@@ -1,12 +1,7 @@
 //! Which connections are followed: how many there may be, which one gives way to another, and how
 //! long one that is still is kept.
 
-use std::{
-    ops::AddAssign,
-    time::{Duration, Instant},
-};
-
-use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 use super::{Effects, Engine, Entry, What};
 use crate::session::{Phase, Session};
@@ -28,54 +23,6 @@ const IDLE: Duration = Duration::from_secs(432_000);
 /// How many places of the table one call of [`Engine::expire`] looks at, at least; of a larger table
 /// the sixteenth part.
 const SWEEP: u32 = 1024;
-
-/// How often each limit was reached; field names are those of `ftp-alg status`. Of `max-sessions`
-/// [`Counters::uninspected`](super::Counters) tells as well.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    /// Connections given up for newer ones.
-    pub sessions: u64,
-    /// Connections given up for others, of clients that had more than their share.
-    pub client_sessions: u64,
-    /// Connections ended for the memory that they held.
-    pub memory: u64,
-    /// Announcements refused for the pinholes of their client.
-    pub client_pinholes: u64,
-    /// Announcements refused for the pinholes of their session.
-    pub session_pinholes: u64,
-    /// Announcements refused as there is no room for another pinhole, or none for the client's part.
-    pub pinholes: u64,
-    /// Connections whose end could not be noted by the packet selection, as its set was full.
-    pub endings: u64,
-    /// Announcements refused as no external port was found free.
-    pub ports: u64,
-    /// Lines that may announce, too long to be held back.
-    pub line: u64,
-    /// Segments that waited for rewrites to be acknowledged.
-    pub rewrites: u64,
-    /// Segments that waited for a client's bytes to be acknowledged.
-    pub kept: u64,
-    /// Unanswered commands whose kind was forgotten.
-    pub commands: u64,
-}
-
-impl AddAssign for Limits {
-    fn add_assign(&mut self, other: Self) {
-        self.sessions += other.sessions;
-        self.client_sessions += other.client_sessions;
-        self.memory += other.memory;
-        self.client_pinholes += other.client_pinholes;
-        self.session_pinholes += other.session_pinholes;
-        self.pinholes += other.pinholes;
-        self.endings += other.endings;
-        self.ports += other.ports;
-        self.line += other.line;
-        self.rewrites += other.rewrites;
-        self.kept += other.kept;
-        self.commands += other.commands;
-    }
-}
 
 impl Engine {
     /// Whether one more connection may be followed beside all others.

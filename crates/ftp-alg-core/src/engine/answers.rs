@@ -191,7 +191,7 @@ impl Engine {
                 && !matches!(released.verdict, Verdict::Accept | Verdict::Drop(_))
             {
                 released.verdict = Verdict::Drop(reason);
-                self.counters.drops[reason as usize] += 1;
+                self.counters.drops.count(reason);
             }
         }
         effects.injections.retain(|injection| injection.session != session);

@@ -48,7 +48,7 @@ impl Engine {
                 "packets passed by while it was decided: nothing is opened any more",
             )));
             mark_afresh(effects, index, control, Attention::Payload, Purpose::Session);
-            self.counters.drops[DropReason::Stale as usize] += 1;
+            self.counters.drops.count(DropReason::Stale);
             released.verdict = Verdict::Drop(DropReason::Stale);
             self.forget(index);
         }

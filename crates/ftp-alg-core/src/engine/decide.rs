@@ -102,7 +102,7 @@ impl Engine {
 
     #[cold]
     fn note_drop(&mut self, bytes: &[u8], reason: DropReason, session: SessionRef) {
-        self.counters.drops[reason as usize] += 1;
+        self.counters.drops.count(reason);
         let (Ok(packet), Some(Entry { session: of, control })) =
             (Packet::parse(bytes), self.table.get_of(session.index, session.id))
         else {
@@ -126,11 +126,13 @@ impl Engine {
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
+            self.counters.unread.malformed += 1;
             return ACCEPT;
         };
         let is_summed = self.checksums == Checksums::Verify && !offload.unsummed;
         if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
+            self.counters.unread.checksum += 1;
             return ACCEPT;
         }
         if how.is_late && !self.decides_late(&packet) {
@@ -176,6 +178,7 @@ impl Engine {
         let is_unsaid = session.dialogue().phase() == Phase::Silent && control.rival().is_none();
         if is_unsaid && !packet.has(flags::SYN) && !session.concerns(from, &packet) {
             // Of a connection that is not known: the SYN-ACK was a stranger's.
+            self.counters.unread.other_connection += 1;
             return ACCEPT;
         }
         deciding.session = SessionRef { index, id: control.id };
@@ -299,6 +302,7 @@ impl Engine {
             return self.insert(now, destination, source, session, effects);
         }
         if packet.payload().is_empty() {
+            self.counters.unread.no_session += u64::from(found.is_none());
             return found;
         }
         if let Some(index) = found {
@@ -307,7 +311,10 @@ impl Engine {
         }
         // The start was not seen. Where nobody says which end is the client its port shows it, if at all; nobody is asked,
         // as whoever forges such packets would have it asked for each.
-        let side = how.from.or_else(|| self.side_by_port(source, destination))?;
+        let Some(side) = how.from.or_else(|| self.side_by_port(source, destination)) else {
+            self.counters.unread.no_session += 1;
+            return None;
+        };
         let session = Session::joined(side, packet);
         let index = match side {
             Side::Client => self.insert(now, source, destination, session, effects),
@@ -337,6 +344,7 @@ impl Engine {
     ) -> Option<u32> {
         let network = self.policy.network_of(client.ip(), server.ip());
         if !self.policy.inspects(network) {
+            self.counters.unread.not_followed += 1;
             self.leave_alone(client, server, effects);
             return None;
         }
@@ -348,6 +356,7 @@ impl Engine {
         let is_joined = session.dialogue().phase() == Phase::Joined;
         if !(if is_joined { self.has_room() } else { self.make_room(now, effects) }) {
             self.counters.uninspected += 1;
+            self.counters.unread.not_followed += 1;
             effects
                 .events
                 .push(control.event(What::Limit("not followed: there are max-sessions".into())));

@@ -11,6 +11,7 @@ mod answers;
 mod connection;
 mod control;
 mod copies;
+mod counters;
 mod decide;
 mod drive;
 mod effects;
@@ -38,8 +39,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use admission::Limits;
 use control::{Control, Entry, Epoch};
+pub use counters::{Counters, Drops, Limits, Unread};
 pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
@@ -103,39 +104,6 @@ pub enum Checksums {
     Verify,
     /// They are taken for right: captures show them before the network card computes them.
     Trust,
-}
-
-/// What the engine has done since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets taken.
-    pub packets: u64,
-    /// Packets that passed, and were read from copies.
-    pub copies: u64,
-    /// Packets that could not be read and passed.
-    pub malformed: u64,
-    /// Packets dropped, in the order of [`DropReason::ALL`].
-    pub drops: [u64; DropReason::ALL.len()],
-    /// Announcements rewritten.
-    pub rewrites: u64,
-    /// Pinholes opened.
-    pub pinholes_opened: u64,
-    /// Pinholes whose transfer began, as the server said.
-    pub pinholes_used: u64,
-    /// Announcements refused.
-    pub pinholes_refused: u64,
-    /// Other commands refused.
-    pub commands_refused: u64,
-    /// Connections of which packets were missed.
-    pub lost: u64,
-    /// Connections that became unreadable, as they are encrypted.
-    pub encrypted: u64,
-    /// Packets of connections not followed because there were too many.
-    pub uninspected: u64,
-    /// Requests that the kernel refused.
-    pub errors: u64,
-    /// What was not done as there was too much of it.
-    pub limits: Limits,
 }
 
 /// What the kernel was told is told again after this long, as conntrack may have been flushed.
