@@ -369,8 +369,8 @@ impl Sim {
     }
 
     fn next_time(&self) -> Option<u64> {
-        let ends = [self.client.next_timer(), self.server.next_timer()];
-        ends.into_iter().chain([self.air.next_time(), self.queues.next_time()]).flatten().min()
+        let ends = earlier(self.client.next_timer(), self.server.next_timer());
+        earlier(ends, earlier(self.air.next_time(), self.queues.next_time()))
     }
 
     /// Whether the daemon is away, or a worker has something to do.
@@ -446,5 +446,13 @@ impl Sim {
         for answer in self.end(side).arrive(&segment, now) {
             self.send(side, &answer);
         }
+    }
+}
+
+/// The earlier of two times.
+pub fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, None) | (None, one) => one,
     }
 }

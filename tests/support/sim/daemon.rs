@@ -358,6 +358,6 @@ impl Daemon {
         }
     }
 
-    /// How long after `look_at_early` a worker looks again.
-    pub const LOOK: Duration = Duration::from_millis(2);
+    /// How long after [`look_at_early`](Self::look_at_early) a worker looks again. The real one does after 2 ms.
+    pub const LOOK: Duration = Duration::from_millis(10);
 }

@@ -141,14 +141,21 @@ impl Sim {
     /// Writes what the daemon noted, or not, and crashes, or not. Whether it crashed.
     fn write_or_crash(&mut self, fate: Fate) -> bool {
         if fate != Fate::Crashes {
-            self.daemon.write_all();
-            self.selection.unwritten = false;
+            self.write_all();
         }
         if fate != Fate::GoesOn {
             self.end_daemon(fate == Fate::WritesAndCrashes);
             self.start_daemon();
         }
         fate != Fate::GoesOn
+    }
+
+    /// Nobody reads what is written where no crash comes.
+    fn write_all(&mut self) {
+        if self.crashes.may_come() {
+            self.daemon.write_all();
+        }
+        self.selection.unwritten = false;
     }
 
     fn end_daemon(&mut self, written: bool) {
@@ -171,6 +178,7 @@ impl Sim {
 
     /// The gateway crashes, having written what it knew.
     pub fn crash(&mut self) {
+        assert!(self.crashes.may_come(), "or nothing was written");
         self.write_or_crash(Fate::WritesAndCrashes);
     }
 
@@ -204,8 +212,7 @@ impl Sim {
             Due::Copies => {
                 self.trace_daemon("reads copies");
                 self.read_copies();
-                self.daemon.write_all();
-                self.selection.unwritten = false;
+                self.write_all();
             }
             Due::Start => self.start_daemon(),
         }
@@ -244,7 +251,9 @@ impl Sim {
             },
             Stage::Write(place) => {
                 let shard = self.daemon.shards_of(worker)[place];
-                self.daemon.write(shard);
+                if self.crashes.may_come() {
+                    self.daemon.write(shard);
+                }
                 self.selection.unwritten = false;
                 self.queues.unlock(shard);
                 Stage::Decide(place + 1)
