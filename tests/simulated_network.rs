@@ -43,9 +43,12 @@ static REASONS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 /// Lines that pass where it is calm.
 const HARMLESS: [&str; 5] = ["PASV\r\n", "EPSV\r\n", "LIST\r\n", "TYPE I\r\n", "NOOP\r\n"];
 
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|number| number.parse().unwrap())
+}
+
 #[test]
 fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
-    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
     let count = number("FTP_ALG_DIALOGUES").unwrap_or(DIALOGUES);
     let first = number("FTP_ALG_SEED").unwrap_or(0);
     let inconsistent = Mutex::new(Vec::new());
@@ -70,10 +73,10 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     assert!(inconsistent.is_empty(), "seeds of inconsistent dialogues: {inconsistent:?}");
 }
 
-/// No segments of a client have its server execute what nobody has judged.
+/// No segments of a client have its server execute what nobody has judged. `FTP_ALG_ATTACKS` says how many attacks (1,000)
+/// there are, and `FTP_ALG_SEED` where to start. `FTP_ALG_HOLE=decided`, `waited` or `copy` takes a fix out.
 #[test]
 fn no_attack_on_the_queue_makes_a_server_execute_an_announcement() {
-    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
     let count = number("FTP_ALG_ATTACKS").unwrap_or(ATTACKS);
     let first = number("FTP_ALG_SEED").unwrap_or(0);
     let hole = match std::env::var("FTP_ALG_HOLE").as_deref() {
@@ -82,14 +85,43 @@ fn no_attack_on_the_queue_makes_a_server_execute_an_announcement() {
         Ok("copy") => Some(Hole::LongCopy),
         _ => None,
     };
-    let mut executed = Vec::new();
-    for seed in first..first + count {
-        let announcements = attack(seed, hole);
-        if !announcements.is_empty() {
-            executed.push(seed);
+    let succeeds = |seed: &u64| !attack(*seed, 0.0, hole).is_empty();
+    let seeds: Vec<u64> = (first..first + count).filter(succeeds).collect();
+    assert!(seeds.is_empty(), "seeds of attacks that succeed: {seeds:?}");
+}
+
+/// Three holes that a review found by hand. Without its fix each lets these attacks through.
+#[test]
+fn seeds_that_find_the_holes() {
+    for (hole, seeds) in [
+        (Hole::DecidedInLaterCalm, [553, 778, 1170]),
+        (Hole::WaitedThroughCalm, [2531, 2560, 2982]),
+        (Hole::LongCopy, [7, 49, 136]),
+    ] {
+        for seed in seeds {
+            assert_eq!(attack(seed, 0.0, None), [""; 0], "{hole:?}, {seed}");
+            assert!(!attack(seed, 0.0, Some(hole)).is_empty(), "{hole:?}, {seed}");
         }
     }
-    assert!(executed.is_empty(), "seeds of attacks that succeed: {executed:?}");
+}
+
+/// Two verdicts that each begin a calm are on their way at once, or one packet waits in its queue while a calm ends that it
+/// ended itself, and another begins.
+#[test]
+#[ignore = "the engine does not know which of two calms a packet ended, nor when a calm begins that it took back"]
+fn a_packet_that_outlasts_two_calms_makes_no_server_execute_an_announcement() {
+    for seed in [4492, 6342, 7878, 8105, 12_879, 16_150] {
+        assert_eq!(attack(seed, 0.0, None), [""; 0], "{seed}");
+    }
+}
+
+/// The client says something else at the numbers of a line that passed, of which the daemon that was killed had not written.
+#[test]
+#[ignore = "after a start the server is not asked what it has"]
+fn lines_that_a_crash_forgot_make_no_server_execute_an_announcement() {
+    for seed in 0..1_000 {
+        assert_eq!(attack(seed, 0.1, None), [""; 0], "{seed}");
+    }
 }
 
 /// Each went wrong once, after a crash: an adjusted connection that one end had closed was forgotten, a reply of which no

@@ -84,10 +84,10 @@ struct Attack {
     is_slow: bool,
 }
 
-/// What the server was made to connect to.
-pub fn attack(seed: u64, hole: Option<Hole>) -> Vec<String> {
+/// What the server was made to connect to. The daemon crashes this often, and `hole` is open.
+pub fn attack(seed: u64, crashes: f64, hole: Option<Hole>) -> Vec<String> {
     let mut rng = Rng::new(seed ^ 0xa77a);
-    let mut sim = Sim::logged_in(scenario(&mut rng, seed));
+    let mut sim = Sim::logged_in(scenario(&mut rng, seed, crashes));
     sim.open_hole(hole);
     sim.captures();
     let (client, server) = (sim.client.next_number(), sim.server.next_number());
@@ -98,13 +98,14 @@ pub fn attack(seed: u64, hole: Option<Hole>) -> Vec<String> {
     attack.victim.announcements()
 }
 
-fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
+fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
     let pace = *rng.pick(&[30, 300, 3_000]);
     Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.5),
         link: Link { delay: 50, ..Link::default() },
         selection: true,
+        crashes,
         is_patient: true,
         queueing: Queueing {
             workers: 1 + rng.below(4),
@@ -112,7 +113,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
             batch: *rng.pick(&[1, 2, 8]),
             wake: pace,
             stage: pace,
-            away: 0,
+            away: 100_000,
             overflow: 0.0,
         },
         seed,

@@ -464,3 +464,11 @@ impl Sim {
         }
     }
 }
+
+/// The earlier of two times.
+pub fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, None) | (None, one) => one,
+    }
+}

@@ -14,6 +14,7 @@ use ftp_alg_core::packet::flags;
 use super::{
     Rng,
     segment::{CWR, ECE, Segment},
+    sim::earlier,
 };
 
 /// How one end behaves.
@@ -265,8 +266,8 @@ impl End {
         if self.is_reset {
             return None;
         }
-        let timers = [self.rto_at, self.ack_at, self.probe_at, self.closed_until];
-        timers.into_iter().flatten().min()
+        let sends = earlier(self.rto_at, self.ack_at);
+        earlier(sends, earlier(self.probe_at, self.closed_until))
     }
 
     /// Lets timers fire that are due, and sends what may be sent.
