@@ -3,9 +3,14 @@
 
 use std::{fmt, net::SocketAddr};
 
-use ftp_alg_core::{ftp::{Announcement, Kind, Malformed, Text}, packet::{Packet, Seq, flags}, session::{
-        Dialogue, Forward, Judge, Limit, Note, Outcome, Reason, Refused, Ruling, Session, Side,
-    }};
+use ftp_alg_core::{
+    ftp::{Announcement, Kind, Malformed},
+    packet::{Packet, Seq, flags},
+    session::{
+        Announced, Forward, Inspection, Note, Outcome, Reason, Refused, Request, Ruling, Session,
+        Side,
+    },
+};
 
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.
 pub const LONGEST: usize = 512;
@@ -46,48 +51,31 @@ pub struct Recorder {
     pub refuses_auth: bool,
 }
 
-impl Judge for Recorder {
-    fn announcement(
-        &mut self,
-        kind: Kind,
-        read: Result<&Announcement, &Malformed>,
-        asked: bool,
-        dialogue: &Dialogue,
-        _line: &Text<'_>,
-    ) -> Ruling {
+impl Recorder {
+    fn rule(&mut self, announced: &Announced) -> Ruling {
         // Nothing comes of it, and of a line that was cut it is not said.
-        if !asked {
+        if !announced.asked {
             return Ruling::Pass;
         }
-        self.said.push(Said::Announcement(kind, read.cloned().map_err(Clone::clone)));
-        match (read, self.endpoint) {
+        self.said.push(Said::Announcement(announced.kind, announced.parsed.clone()));
+        match (&announced.parsed, self.endpoint) {
             (Ok(announcement), Some(endpoint)) => {
-                if dialogue.bar(kind.is_active()).is_none() {
+                if announced.bar.is_none() {
                     self.opened.push(announcement.clone());
                 }
                 Ruling::Open(endpoint)
             }
-            _ if kind.is_active() => Ruling::Refuse(Reason::Malformed),
+            _ if announced.kind.is_active() => Ruling::Refuse(Reason::Malformed),
             _ => Ruling::Pass,
         }
     }
 
-    fn may_adjust(&mut self) -> bool {
-        true
-    }
-
-    fn refuses_auth(&self) -> bool {
-        self.refuses_auth
-    }
-
-    fn refused(&mut self, what: Refused) {
-        self.said.push(Said::Refused(what));
-    }
-
-    fn limit(&mut self, _: Limit) {}
-
     fn note(&mut self, note: Note) {
-        self.said.push(Said::Note(note));
+        match note {
+            Note::Refused(what) => self.said.push(Said::Refused(what)),
+            Note::Limit(_) => {}
+            note => self.said.push(Said::Note(note)),
+        }
     }
 }
 
@@ -177,7 +165,7 @@ impl Talk {
         let payload = stream.sent[from..].to_vec();
         let outcome = self.hand(side, seq, ack, &payload);
         let (seq, payload) = match outcome.forward {
-            Forward::Not => return,
+            Forward::Drop(_) | Forward::Asks => return,
             Forward::Changed { seq, payload: true, .. } => (seq, &self.out[..]),
             Forward::Changed { seq, .. } => (seq, &payload[..]),
             Forward::Unchanged => (Seq(seq), &payload[..]),
@@ -204,7 +192,7 @@ impl Talk {
         let seq = self.stream(side.peer()).next_sent();
         let outcome = self.hand(side.peer(), seq, ack, b"");
         let ack = match outcome.forward {
-            Forward::Not => return,
+            Forward::Drop(_) | Forward::Asks => return,
             Forward::Changed { ack, .. } => ack,
             Forward::Unchanged => Seq(ack),
         };
@@ -218,7 +206,20 @@ impl Talk {
         let bits = if payload.is_empty() { flags::ACK } else { flags::ACK | flags::PSH };
         fill(&mut self.packet, seq, ack, bits, payload);
         let packet = Packet::parse(&self.packet).expect("a packet");
-        self.session.packet(side, &packet, &mut self.judge, &mut self.out)
+        let mut pass =
+            Inspection { refuses_auth: self.judge.refuses_auth, ..Inspection::default() };
+        loop {
+            let outcome = self.session.packet(side, &packet, &mut pass, &mut self.out);
+            pass.notes.drain(..).for_each(|note| self.judge.note(note));
+            match pass.request.take() {
+                None => return outcome,
+                Some(Request::Announcement(announced)) => {
+                    let ruling = self.judge.rule(&announced);
+                    pass.answers.ruling = Some((announced, ruling));
+                }
+                Some(Request::Lengthen) => pass.answers.lengthen = Some(true),
+            }
+        }
     }
 }
 
