@@ -375,7 +375,7 @@ fn an_acknowledgement_with_a_wrong_checksum_counts_for_nothing() {
     let mut packet = lie.packet(t.client, t.server);
     let checksum = packet.len() - 4;
     packet[checksum] ^= 1; // its receiver discards it
-    sim.decided(std::time::Instant::now(), &packet, ftp_alg_core::engine::Queued::default()).0;
+    sim.decided(std::time::Instant::now(), &packet, ftp_alg_core::engine::Queued::default());
     assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
 }
 

@@ -86,7 +86,7 @@ fn an_ipv6_packet_on_every_port_stalls_no_ipv4_connection_that_begins_later() {
     let before = lookalike_packets(&t);
     let mut sim = Sim::new(Scenario::default());
     for packet in before {
-        sim.decided(Instant::now(), &packet, Queued::default()).0;
+        sim.decided(Instant::now(), &packet, Queued::default());
     }
     sim.connect_again();
     assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");

@@ -133,7 +133,7 @@ impl Expectations {
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
-        let tuple = Expected::of(&pinhole).map_err(failed)?.tuple;
+        let tuple = Expected::of(pinhole).map_err(failed)?.tuple;
         let deleted = self.requests.ask(
             IPCTNL_MSG_EXP_DELETE,
             libc::NLM_F_ACK,
