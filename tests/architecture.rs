@@ -22,7 +22,7 @@ const CRATES: [&str; 2] = [CORE, "src"];
 /// Where methods of one type may be in several files, so that the calls tell who needs whom.
 const SESSION: &str = "crates/ftp-alg-core/src/session";
 /// Names of its functions that iterators, or packets, have as well.
-const COMMON: [&str; 3] = ["count", "has", "map"];
+const COMMON: [&str; 8] = ["count", "has", "map", "push", "pop", "take", "extend", "clear"];
 const LAB: &str = "crates/ftp-alg-lab/src";
 /// What a module knows nothing of, although that is above it: the table's last column.
 const IGNORANCE: [(&str, &[&str]); 5] = [
