@@ -3,14 +3,19 @@
 
 use std::{fmt, net::SocketAddr};
 
-use ftp_alg_core::{ftp::{Announcement, Kind, Malformed, Text}, packet::{Packet, Seq, flags}, session::{
-        Dialogue, Forward, Judge, Limit, Note, Outcome, Reason, Refused, Ruling, Session, Side,
-    }};
+use ftp_alg_core::{
+    ftp::{Announcement, Kind, Malformed},
+    packet::{Packet, Seq, flags},
+    session::{
+        Announced, Forward, Inspection, Note, Outcome, Reason, Refused, Request, Ruling, Session,
+        Side,
+    },
+};
 
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.
 pub const LONGEST: usize = 512;
 
-/// Something that a session said to its judge.
+/// Something that a session found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     Announcement(Kind, Result<Announcement, Malformed>),
@@ -46,48 +51,31 @@ pub struct Recorder {
     pub refuses_auth: bool,
 }
 
-impl Judge for Recorder {
-    fn announcement(
-        &mut self,
-        kind: Kind,
-        read: Result<&Announcement, &Malformed>,
-        asked: bool,
-        dialogue: &Dialogue,
-        _line: &Text<'_>,
-    ) -> Ruling {
+impl Recorder {
+    fn ruling(&mut self, announced: &Announced) -> Ruling {
         // Nothing comes of it, and of a line that was cut it is not said.
-        if !asked {
+        if !announced.asked {
             return Ruling::Pass;
         }
-        self.said.push(Said::Announcement(kind, read.cloned().map_err(Clone::clone)));
-        match (read, self.endpoint) {
+        self.said.push(Said::Announcement(announced.kind, announced.parsed.clone()));
+        match (&announced.parsed, self.endpoint) {
             (Ok(announcement), Some(endpoint)) => {
-                if dialogue.bar(kind.is_active()).is_none() {
+                if announced.bar.is_none() {
                     self.opened.push(announcement.clone());
                 }
                 Ruling::Open(endpoint)
             }
-            _ if kind.is_active() => Ruling::Refuse(Reason::Malformed),
+            _ if announced.kind.is_active() => Ruling::Refuse(Reason::Malformed),
             _ => Ruling::Pass,
         }
     }
 
-    fn may_adjust(&mut self) -> bool {
-        true
-    }
-
-    fn refuses_auth(&self) -> bool {
-        self.refuses_auth
-    }
-
-    fn refused(&mut self, what: Refused) {
-        self.said.push(Said::Refused(what));
-    }
-
-    fn limit(&mut self, _: Limit) {}
-
     fn note(&mut self, note: Note) {
-        self.said.push(Said::Note(note));
+        match note {
+            Note::Refused(what) => self.said.push(Said::Refused(what)),
+            Note::Limit(_) => {}
+            note => self.said.push(Said::Note(note)),
+        }
     }
 }
 
@@ -103,7 +91,7 @@ struct Stream {
 
 /// A control connection.
 pub struct Talk {
-    judge: Recorder,
+    recorder: Recorder,
     session: Session,
     client: Stream,
     server: Stream,
@@ -125,8 +113,8 @@ impl Talk {
         fill(&mut packet, server.first.wrapping_sub(1), first, flags::SYN | flags::ACK, b"");
         let syn_ack = Packet::parse(&packet).expect("a packet");
         let session = Session::opened(&syn_ack);
-        let judge = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
-        Self { judge, session, client, server, packet, out: Vec::new() }
+        let recorder = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
+        Self { recorder, session, client, server, packet, out: Vec::new() }
     }
 
     /// `side` says `bytes` in one segment, and again what of it is not acknowledged.
@@ -156,10 +144,10 @@ impl Talk {
         let dialogue = (dialogue.awaits_passive(), dialogue.is_logged_in());
         // A client is known for none of FTP with the byte that shows it, perhaps before its line is complete: the order
         // of what is told, and how often, depends on the cuts.
-        let mut said = self.judge.said;
+        let mut said = self.recorder.said;
         said.sort_by_key(|said| format!("{said:?}"));
         said.dedup_by_key(|said| format!("{said:?}"));
-        Reading { said, received: stream.received, dialogue, opened: self.judge.opened }
+        Reading { said, received: stream.received, dialogue, opened: self.recorder.opened }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
@@ -177,7 +165,7 @@ impl Talk {
         let payload = stream.sent[from..].to_vec();
         let outcome = self.hand(side, seq, ack, &payload);
         let (seq, payload) = match outcome.forward {
-            Forward::Not => return,
+            Forward::Drop(_) | Forward::Asks => return,
             Forward::Changed { seq, payload: true, .. } => (seq, &self.out[..]),
             Forward::Changed { seq, .. } => (seq, &payload[..]),
             Forward::Unchanged => (Seq(seq), &payload[..]),
@@ -204,7 +192,7 @@ impl Talk {
         let seq = self.stream(side.peer()).next_sent();
         let outcome = self.hand(side.peer(), seq, ack, b"");
         let ack = match outcome.forward {
-            Forward::Not => return,
+            Forward::Drop(_) | Forward::Asks => return,
             Forward::Changed { ack, .. } => ack,
             Forward::Unchanged => Seq(ack),
         };
@@ -218,7 +206,20 @@ impl Talk {
         let bits = if payload.is_empty() { flags::ACK } else { flags::ACK | flags::PSH };
         fill(&mut self.packet, seq, ack, bits, payload);
         let packet = Packet::parse(&self.packet).expect("a packet");
-        self.session.packet(side, &packet, &mut self.judge, &mut self.out)
+        let refuses_auth = self.recorder.refuses_auth;
+        let mut inspection = Inspection { refuses_auth, ..Inspection::default() };
+        loop {
+            let outcome = self.session.packet(side, &packet, &mut inspection, &mut self.out);
+            inspection.notes.drain(..).for_each(|note| self.recorder.note(note));
+            match inspection.request.take() {
+                None => return outcome,
+                Some(Request::Lengthen) => inspection.answers.lengthen = Some(true),
+                Some(Request::Announcement(announced)) => {
+                    let ruling = self.recorder.ruling(&announced);
+                    inspection.answers.ruling = Some((announced, ruling));
+                }
+            }
+        }
     }
 }
 
