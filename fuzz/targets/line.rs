@@ -10,7 +10,10 @@ mod talk;
 
 use std::net::SocketAddr;
 
-use ftp_alg_core::{ftp::{Command, Text}, session::{Refused, Side}};
+use ftp_alg_core::{
+    ftp::{Command, Text},
+    session::{Refused, Side},
+};
 use libfuzzer_sys::fuzz_target;
 use readings::announcement;
 use talk::{Reading, Said, Talk, is_short, segments};

@@ -8,7 +8,10 @@ mod talk;
 
 use std::net::SocketAddr;
 
-use ftp_alg_core::{ftp::{Announcement, Kind, ReplyTracker, Text}, session::Side};
+use ftp_alg_core::{
+    ftp::{Announcement, Kind, ReplyTracker, Text},
+    session::Side,
+};
 use libfuzzer_sys::fuzz_target;
 use talk::{Reading, Talk, is_short, segments};
 

@@ -15,7 +15,7 @@ use ftp_alg_core::{
 /// Lines may be read otherwise when they are cut, once they are longer than is held back.
 pub const LONGEST: usize = 512;
 
-/// Something that a session found.
+/// Something that a session said to its judge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     Announcement(Kind, Result<Announcement, Malformed>),
@@ -52,7 +52,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    fn ruling(&mut self, announced: &Announced) -> Ruling {
+    fn rule(&mut self, announced: &Announced) -> Ruling {
         // Nothing comes of it, and of a line that was cut it is not said.
         if !announced.asked {
             return Ruling::Pass;
@@ -91,7 +91,7 @@ struct Stream {
 
 /// A control connection.
 pub struct Talk {
-    recorder: Recorder,
+    judge: Recorder,
     session: Session,
     client: Stream,
     server: Stream,
@@ -113,8 +113,8 @@ impl Talk {
         fill(&mut packet, server.first.wrapping_sub(1), first, flags::SYN | flags::ACK, b"");
         let syn_ack = Packet::parse(&packet).expect("a packet");
         let session = Session::opened(&syn_ack);
-        let recorder = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
-        Self { recorder, session, client, server, packet, out: Vec::new() }
+        let judge = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
+        Self { judge, session, client, server, packet, out: Vec::new() }
     }
 
     /// `side` says `bytes` in one segment, and again what of it is not acknowledged.
@@ -144,10 +144,10 @@ impl Talk {
         let dialogue = (dialogue.awaits_passive(), dialogue.is_logged_in());
         // A client is known for none of FTP with the byte that shows it, perhaps before its line is complete: the order
         // of what is told, and how often, depends on the cuts.
-        let mut said = self.recorder.said;
+        let mut said = self.judge.said;
         said.sort_by_key(|said| format!("{said:?}"));
         said.dedup_by_key(|said| format!("{said:?}"));
-        Reading { said, received: stream.received, dialogue, opened: self.recorder.opened }
+        Reading { said, received: stream.received, dialogue, opened: self.judge.opened }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
@@ -206,18 +206,18 @@ impl Talk {
         let bits = if payload.is_empty() { flags::ACK } else { flags::ACK | flags::PSH };
         fill(&mut self.packet, seq, ack, bits, payload);
         let packet = Packet::parse(&self.packet).expect("a packet");
-        let refuses_auth = self.recorder.refuses_auth;
-        let mut inspection = Inspection { refuses_auth, ..Inspection::default() };
+        let mut pass =
+            Inspection { refuses_auth: self.judge.refuses_auth, ..Inspection::default() };
         loop {
-            let outcome = self.session.packet(side, &packet, &mut inspection, &mut self.out);
-            inspection.notes.drain(..).for_each(|note| self.recorder.note(note));
-            match inspection.request.take() {
+            let outcome = self.session.packet(side, &packet, &mut pass, &mut self.out);
+            pass.notes.drain(..).for_each(|note| self.judge.note(note));
+            match pass.request.take() {
                 None => return outcome,
-                Some(Request::Lengthen) => inspection.answers.lengthen = Some(true),
                 Some(Request::Announcement(announced)) => {
-                    let ruling = self.recorder.ruling(&announced);
-                    inspection.answers.ruling = Some((announced, ruling));
+                    let ruling = self.judge.rule(&announced);
+                    pass.answers.ruling = Some((announced, ruling));
                 }
+                Some(Request::Lengthen) => pass.answers.lengthen = Some(true),
             }
         }
     }

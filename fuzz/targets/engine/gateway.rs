@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use ftp_alg_core::{engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation}, policy::{Foreign, Policy}};
+use ftp_alg_core::{
+    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
+    policy::{Foreign, Policy},
+};
 
 use super::recorder::Recorder;
 
@@ -29,10 +32,10 @@ impl Gateway {
 
     /// A pinhole is for the two ends of its control connection, unless policy allows third hosts,
     /// and above the lowest port; what is not announced is within the configured range.
-    fn judge(&self, opening: &Opening<'_>) {
+    fn judge(&self, opening: &Opening) {
         let Opening { pinhole, control, from_client, lifetime } = opening;
-        let Pinhole { initiator, arrival, target, source } = **pinhole;
-        let Translation { client, client_external, server, server_external } = **control;
+        let Pinhole { initiator, arrival, target, source } = *pinhole;
+        let Translation { client, client_external, server, server_external } = *control;
         let network = self.policy.network_of(client.ip(), server.ip());
         let policy = self.policy.within(network);
         let ((from, seen_from), (to, seen_to)) = match from_client {
@@ -70,15 +73,21 @@ impl Kernel for Gateway {
         self.recorder.translation(a, b)
     }
 
-    fn open(&mut self, opening: &Opening<'_>) -> Result<(), KernelError> {
-        self.recorder.translation = Some(*opening.control);
-        self.recorder.open(opening)?;
-        self.judge(opening);
+    fn change(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        self.recorder.change(closed, &[], outcomes)?;
+        for opening in openings {
+            self.recorder.translation = Some(opening.control);
+            self.recorder.change(&[], &[*opening], outcomes)?;
+            if outcomes.last().is_some_and(Result::is_ok) {
+                self.judge(opening);
+            }
+        }
         Ok(())
-    }
-
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.recorder.close(pinhole)
     }
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {

@@ -6,7 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::{engine::{Checksums, Engine, Kernel, Translation, Verdict}, packet::{Packet, flags}, policy::{AuthTls, Externals, Foreign, KnownServer, Network, Policy}, session::Side};
+use ftp_alg_core::{
+    engine::{Checksums, Engine, Fate, Kernel, Standalone, Translation},
+    packet::{Packet, flags},
+    policy::{AuthTls, Externals, Foreign, KnownServer, Network, Policy},
+    session::Side,
+};
 
 use super::{flow::Flow, gateway::Gateway, segment::Segment};
 
@@ -41,15 +46,13 @@ struct Connection {
 
 /// Everything.
 pub struct World {
-    engine: Engine,
-    gateway: Gateway,
+    standalone: Standalone<Gateway>,
     connections: Vec<Connection>,
     base: Instant,
     /// Whether the kernel has failed.
     has_failed: bool,
     /// Whether a transfer may have failed, whose pinhole then counts again.
     may_be_over: bool,
-    out: Vec<u8>,
     shown: String,
 }
 
@@ -62,13 +65,14 @@ impl Default for World {
         let translations: Vec<_> = ends.into_iter().map(translation).collect();
         let connections = translations.iter().map(|t| Connection::new(*t, b'0')).collect();
         Self {
-            engine: Engine::new(Policy::default(), Checksums::Verify),
-            gateway: Gateway::new(translations, Policy::default()),
+            standalone: Standalone::new(
+                Engine::new(Policy::default(), Checksums::Verify),
+                Gateway::new(translations, Policy::default()),
+            ),
             connections,
             base: Instant::now(),
             has_failed: false,
             may_be_over: false,
-            out: Vec::new(),
             shown: String::new(),
         }
     }
@@ -83,9 +87,10 @@ impl World {
             // A connection begins, or one is heard of that has begun long ago.
             b'n' => self.begin(slot, byte(0)),
             b'u' => {
-                let translation = self.gateway.translations[slot];
+                let translation = self.standalone.kernel.translations[slot];
                 self.connections[slot] = Connection::new(translation, byte(0));
-                if self.engine.session(translation.client, translation.server).is_some() {
+                if self.standalone.engine.session(translation.client, translation.server).is_some()
+                {
                     self.connections[slot].give_up();
                 }
             }
@@ -121,28 +126,29 @@ impl World {
             b'c' => self.copy(slot, side, byte(0), rest.get(1..).unwrap_or_default()),
             // A data connection comes.
             b'd' => {
-                let open = self.gateway.recorder.pinholes();
+                let open = self.standalone.kernel.recorder.pinholes();
                 if let Some(pinhole) = open.get(slot) {
-                    let arrived = self.gateway.recorder.connect(pinhole.initiator, pinhole.arrival);
+                    let arrived =
+                        self.standalone.kernel.recorder.connect(pinhole.initiator, pinhole.arrival);
                     assert_eq!(arrived, Some(pinhole.target));
                 }
             }
             b'o' => {
                 let port = u16::from_be_bytes([byte(0), byte(1)]);
-                self.gateway.recorder.taken.insert(port);
+                self.standalone.kernel.recorder.taken.insert(port);
             }
             b't' => self.pass(Duration::from_secs(TIMES[usize::from(who & 7)])),
             b'y' => {
-                self.gateway.policy = policy(who);
-                self.engine.set_policy(policy(who));
+                self.standalone.kernel.policy = policy(who);
+                self.standalone.engine.set_policy(policy(who));
             }
             b'z' => self.start_again(),
-            b'k' => self.engine.close_all(&mut self.gateway),
+            b'k' => self.close_all(),
             b'e' => {
-                self.gateway.recorder.failing ^= true;
+                self.standalone.kernel.recorder.failing ^= true;
                 self.has_failed = true;
             }
-            b'h' => self.gateway.knows_none ^= true,
+            b'h' => self.standalone.kernel.knows_none ^= true,
             _ => {}
         }
         self.check();
@@ -150,33 +156,43 @@ impl World {
 
     /// Nothing is left.
     pub fn end(&mut self) {
-        self.gateway.recorder.failing = false;
-        self.gateway.knows_none = false;
+        self.standalone.kernel.recorder.failing = false;
+        self.standalone.kernel.knows_none = false;
         (0..ENDS.len()).for_each(|slot| self.complete(slot));
-        self.engine.close_all(&mut self.gateway);
-        assert_eq!(self.engine.pinholes().count(), 0, "pinholes are left after closing all");
+        self.close_all();
+        assert_eq!(
+            self.standalone.engine.pinholes().count(),
+            0,
+            "pinholes are left after closing all"
+        );
         if !self.has_failed {
-            assert_eq!(self.gateway.recorder.pinholes(), [], "the kernel's pinholes are left");
+            assert_eq!(
+                self.standalone.kernel.recorder.pinholes(),
+                [],
+                "the kernel's pinholes are left"
+            );
         }
         self.pass(LONG);
-        assert_eq!(self.engine.session_count(), 0, "sessions are left");
-        assert_eq!(self.engine.expire(self.now(), &mut self.gateway), None, "deadlines are left");
+        assert_eq!(self.standalone.engine.session_count(), 0, "sessions are left");
+        self.expire();
+        assert_eq!(self.standalone.engine.next_deadline(), None, "deadlines are left");
     }
 
     /// The daemon ends, and another one goes on with what it wrote.
     fn start_again(&mut self) {
-        self.engine.note_changes(self.base);
+        self.standalone.engine.note_changes(self.base);
         let mut records = Vec::new();
-        self.engine.records(|record| records.push(record.to_vec())).expect("records");
-        let mut next = Engine::new(self.gateway.policy.clone(), Checksums::Verify);
+        self.standalone.engine.records(|record| records.push(record.to_vec())).expect("records");
+        let mut next = Engine::new(self.standalone.kernel.policy.clone(), Checksums::Verify);
         let (records, now) = (records.iter().map(Vec::as_slice), self.now());
         next.restore(records, now, self.base).expect("records of our own");
-        for pinhole in self.gateway.recorder.pinholes() {
+        for pinhole in self.standalone.kernel.recorder.pinholes() {
             if !next.holds(pinhole.initiator, pinhole.arrival) {
-                self.has_failed |= self.gateway.close(&pinhole).is_err();
+                let closed = self.standalone.kernel.change(&[pinhole], &[], &mut Vec::new());
+                self.has_failed |= closed.is_err();
             }
         }
-        self.engine = next;
+        self.standalone.engine = next;
     }
 
     /// Both ends send again what is not acknowledged, until nothing is missing.
@@ -205,16 +221,26 @@ impl World {
     }
 
     fn now(&self) -> Instant {
-        self.base + self.gateway.recorder.now
+        self.base + self.standalone.kernel.recorder.now
+    }
+
+    fn close_all(&mut self) {
+        let now = self.now();
+        self.standalone.work(now, |engine, effects| engine.close_all(effects));
+    }
+
+    fn expire(&mut self) {
+        let now = self.now();
+        self.standalone.expire(now);
     }
 
     fn pass(&mut self, time: Duration) {
-        self.gateway.recorder.now += time;
-        self.engine.expire(self.now(), &mut self.gateway);
+        self.standalone.kernel.recorder.now += time;
+        self.expire();
     }
 
     fn begin(&mut self, slot: usize, how: u8) {
-        let translation = self.gateway.translations[slot];
+        let translation = self.standalone.kernel.translations[slot];
         let connection = Connection::new(translation, how);
         let syn_ack = Segment {
             seq: connection.server.first.wrapping_sub(1),
@@ -227,7 +253,11 @@ impl World {
         let packet = Packet::parse(&bytes).expect("a packet");
         let Translation { client, server, .. } = translation;
         let began = |world: &mut Self| {
-            world.engine.session(client, server).map(|(session, _)| session.began_with(&packet))
+            world
+                .standalone
+                .engine
+                .session(client, server)
+                .map(|(session, _)| session.began_with(&packet))
         };
         let before = began(self);
         self.hand(slot, Side::Server, &syn_ack);
@@ -244,7 +274,7 @@ impl World {
             // 230 or 232, perhaps with NUL or Telnet commands in between.
             let said: Vec<u16> = flow.sent.iter().copied().filter(|b| *b != 0).collect();
             let accepts = |w: &[u16]| w == [u16::from(b'2'), u16::from(b'3')] || w[0] == 0xff;
-            self.gateway.logged_in[slot] |= said.windows(2).any(accepts);
+            self.standalone.kernel.logged_in[slot] |= said.windows(2).any(accepts);
             self.may_be_over |= !matches!(bytes.first(), Some(b'1'..=b'3'));
         }
         if seen {
@@ -280,7 +310,7 @@ impl World {
         // A line of the script has no line feed.
         let payload = payload.iter().map(|b| if *b == 0x0b { b'\n' } else { *b }).collect();
         let urgent = u16::from(how);
-        self.gateway.logged_in[slot] = true;
+        self.standalone.kernel.logged_in[slot] = true;
         self.may_be_over = true;
         if bits & flags::SYN != 0 {
             self.connections[slot].give_up(); // it may begin another one, either way
@@ -295,20 +325,19 @@ impl World {
     fn packet(&mut self, bytes: &[u8]) {
         let now = self.now();
         let known = Packet::parse(bytes).is_ok();
-        let verdict = self.engine.packet(now, bytes, &mut self.gateway, &mut self.out);
-        self.engine.settle(&mut self.gateway);
+        let fate = self.standalone.packet(now, bytes);
         if !known {
-            assert_eq!(verdict, Verdict::Accept);
+            assert_eq!(fate, Fate::Accept);
         }
         // Whose it is, and what it says, is not looked at here.
         self.connections.iter_mut().for_each(Connection::give_up);
-        self.gateway.logged_in.fill(true);
+        self.standalone.kernel.logged_in.fill(true);
         self.may_be_over = true;
     }
 
     /// Something has passed, near where `side` is, and is read from a copy.
     fn copy(&mut self, slot: usize, side: Side, place: u8, said: &[u8]) {
-        let Translation { client, server, .. } = self.gateway.translations[slot];
+        let Translation { client, server, .. } = self.standalone.kernel.translations[slot];
         let (source, destination) = match side {
             Side::Client => (client, server),
             Side::Server => (server, client),
@@ -319,22 +348,22 @@ impl World {
         let (flags, payload) = (flags::ACK | flags::PSH, said.to_vec());
         let segment = Segment { seq, ack, flags, payload, ..Segment::default() };
         let (now, packet) = (self.now(), segment.packet(source, destination));
-        self.engine.passed(now, &packet, &mut self.gateway);
-        self.engine.settle(&mut self.gateway);
+        self.standalone.work(now, |engine, effects| engine.passed(now, &packet, effects));
         // Which bytes an end has is its own matter from here on.
         self.connections[slot].give_up();
-        self.gateway.logged_in.fill(true);
+        self.standalone.kernel.logged_in.fill(true);
         self.may_be_over = true;
     }
 
     /// A packet of a connection comes to the gateway, and what goes on to its receiver.
     fn hand(&mut self, slot: usize, side: Side, segment: &Segment) {
-        let Translation { client, server, .. } = self.gateway.translations[slot];
+        let Translation { client, server, .. } = self.standalone.kernel.translations[slot];
         let (source, destination) = match side {
             Side::Client => (client, server),
             Side::Server => (server, client),
         };
-        let state = self.engine.session(client, server).map(|(session, _)| session.state());
+        let state =
+            self.standalone.engine.session(client, server).map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         // What was forgotten had numbers that nobody knows now, and what passed was not read.
         if connection.was_seen && state.is_none() {
@@ -344,16 +373,18 @@ impl World {
             connection.flow(side.peer()).acknowledged(segment.ack);
         }
         let packet = segment.packet(source, destination);
-        let (now, sessions) = (self.now(), self.engine.session_count());
-        let opened = self.engine.counters().pinholes_opened;
-        let verdict = self.engine.packet(now, &packet, &mut self.gateway, &mut self.out);
-        self.engine.settle(&mut self.gateway);
-        assert!(self.engine.session_count() <= sessions.max(self.gateway.policy.max_sessions));
-        if self.engine.counters().pinholes_opened > opened && !self.may_be_over {
+        let (now, sessions) = (self.now(), self.standalone.engine.session_count());
+        let opened = self.standalone.engine.counters().pinholes_opened;
+        let fate = self.standalone.packet(now, &packet);
+        assert!(
+            self.standalone.engine.session_count()
+                <= sessions.max(self.standalone.kernel.policy.max_sessions)
+        );
+        if self.standalone.engine.counters().pinholes_opened > opened && !self.may_be_over {
             self.check_limit(client.ip());
         }
 
-        let session = self.engine.session(client, server);
+        let session = self.standalone.engine.session(client, server);
         let state = session.map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         connection.was_seen |= state.is_some() || !segment.payload.is_empty();
@@ -362,14 +393,14 @@ impl World {
         let is_read =
             state.is_some_and(|state| matches!(state, "new" | "greeted" | "login" | "logged-in"));
         flow.is_unknown |= flow.is_contradicted && !(is_read && side == Side::Client);
-        match verdict {
-            Verdict::Accept => connection.receive(side, segment),
-            Verdict::Replace => {
-                let (from, to, changed) = Segment::judged(&self.out);
+        match fate {
+            Fate::Accept => connection.receive(side, segment),
+            Fate::Replace => {
+                let (from, to, changed) = Segment::judged(self.standalone.replacement());
                 assert_eq!((from, to), (source, destination));
                 connection.receive(side, &changed);
             }
-            Verdict::Drop | Verdict::Early => {}
+            Fate::Drop | Fate::Wait => {}
         }
         self.injected();
     }
@@ -377,7 +408,7 @@ impl World {
     /// What the engine sends by itself, an acknowledgement of what was sent or what grew past a segment, goes
     /// between ends that know each other.
     fn injected(&mut self) {
-        for packet in std::mem::take(&mut self.gateway.recorder.injected) {
+        for packet in std::mem::take(&mut self.standalone.kernel.recorder.injected) {
             let (source, destination, segment) = Segment::judged(&packet);
             assert!(!segment.has(flags::SYN) && !segment.has(flags::RST), "{segment:?}");
             let ends = |t: &Translation| {
@@ -385,7 +416,8 @@ impl World {
                 let to_server = (t.client_external, t.server) == (source, destination);
                 to_client || to_server
             };
-            let slot = self.gateway.translations.iter().position(ends).expect("known ends");
+            let slot =
+                self.standalone.kernel.translations.iter().position(ends).expect("known ends");
             let connection = &mut self.connections[slot];
             let to_client = destination == connection.translation.client;
             let from = if to_client { Side::Server } else { Side::Client };
@@ -395,20 +427,23 @@ impl World {
 
     fn check_limit(&self, client: IpAddr) {
         let of_client = |session| {
-            let mut sessions = self.engine.sessions();
+            let mut sessions = self.standalone.engine.sessions();
             sessions.any(|s| s.id == session && s.translation.client.ip() == client)
         };
-        let count = self.engine.pinholes().filter(|p| of_client(p.session)).count();
+        let count = self.standalone.engine.pinholes().filter(|p| of_client(p.session)).count();
         let network = |p: &Policy| p.max_pinholes_per_client;
-        let most = self.gateway.policy.networks.iter().map(|n| network(&n.policy)).max();
-        assert!(count <= most.unwrap_or(0).max(network(&self.gateway.policy)), "{count} pinholes");
+        let most = self.standalone.kernel.policy.networks.iter().map(|n| network(&n.policy)).max();
+        assert!(
+            count <= most.unwrap_or(0).max(network(&self.standalone.kernel.policy)),
+            "{count} pinholes"
+        );
     }
 
     fn check(&mut self) {
-        for session in self.engine.sessions() {
+        for session in self.standalone.engine.sessions() {
             assert!(session.pinholes <= PINHOLES_PER_SESSION, "{session:?}");
         }
-        for event in self.engine.take_events().0 {
+        for event in self.standalone.take_events().0 {
             self.shown.clear();
             write!(self.shown, "{event}").expect("a string takes it");
             assert!(!self.shown.contains('\n'), "an event is one line");

@@ -222,7 +222,14 @@ impl Table {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
                 let text = rules(parameters, statement, helper.as_ref());
-                let compiled = loader.compile(&text);
+                let mut compiled = loader.compile(&text);
+                if let (Some(helper), Err(GatewayError::RulesRefused { .. })) =
+                    (&mut helper, &compiled)
+                {
+                    // Another daemon may have removed it, and made it again since.
+                    helper.make_whole().map_err(helper_failed)?;
+                    compiled = loader.compile(&text);
+                }
                 (Arc::new(compiled.map_err(|error| explained(helper.as_mut(), error))?), true)
             }
         };
