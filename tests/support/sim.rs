@@ -447,6 +447,7 @@ impl Sim {
             return;
         };
         let (side, now) = (flight.from.peer(), self.now);
+        self.server.tolerates_conflicts |= self.selection.lost;
         if let Some(captured) = &mut self.captured {
             captured.push((flight.from, segment));
             return;
