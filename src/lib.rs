@@ -7,8 +7,8 @@
 //! | --- | --- | --- |
 //! | [`config`] | what the operator allows | packets, connections |
 //! | [`gateway`] | the kernel's edge: queue, nftables, conntrack, injection | FTP |
-//! | [`daemon`] | wires engine to gateway; reload, control socket | |
-//! | [`replay`] | wires engine to a capture | the kernel, the configuration |
+//! | [`daemon`] | the engine's host on a gateway; state, reload, control socket | |
+//! | [`replay`] | the engine's host for a capture | the kernel, the configuration |
 //! | [`cli`] | the commands, one file each | |
 
 pub mod cli;

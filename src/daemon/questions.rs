@@ -68,7 +68,7 @@ impl Source for Shared {
                 return Vec::new();
             }
         };
-        // Looked up while an engine is locked, which keeps its worker waiting.
+        // By its key, as each row is looked up with an engine locked, which keeps its worker waiting.
         let remaining: HashMap<_, _> =
             open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
         let row = |info: PinholeInfo| {

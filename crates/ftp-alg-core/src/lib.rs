@@ -1,4 +1,4 @@
-//! What `ftp-alg` decides: packets in, verdicts and wishes out. Sans-I/O: no socket, no clock, no unsafe code.
+//! What `ftp-alg` decides: a batch in, its effects out. Sans-I/O: no socket, no clock, no unsafe code.
 //!
 //! Each module may import only those above it in this list (a test, `tests/architecture.rs`, holds that):
 //!
@@ -8,7 +8,7 @@
 //! | [`packet`] | IPv4, IPv6 and TCP views, checksums, payload replacement | FTP |
 //! | [`session`] | one control connection: stream assembly, dialogue, sequence adjustment | other sessions, the kernel |
 //! | [`policy`] | what the operator allows | packets, connections |
-//! | [`engine`] | packet in, verdict and wishes out; the table of sessions | sockets, the clock |
+//! | [`engine`] | a batch in, its effects out; the table of sessions | sockets, the clock |
 
 #![forbid(unsafe_code)]
 

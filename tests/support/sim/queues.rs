@@ -91,7 +91,7 @@ pub struct Queues {
     pub is_away: bool,
 }
 
-/// How long copies wait if no packet is queued (`READ_EVERY` of `src/gateway/copies.rs`).
+/// How long copies wait if no packet is queued (`READ_EVERY` of `src/gateway/queue/nflog.rs`).
 const READ_EVERY: usize = 50_000;
 
 impl Queues {

@@ -1,6 +1,6 @@
 //! Carries out what comes of a batch, in the one order that is safe.
 //!
-//! 1. What the engine asks is asked: translations, then one transaction of pinholes, then marks. No lock is held meanwhile.
+//! 1. What the engine asks is asked: translations, then one transaction of pinholes, then marks. No engine is in use meanwhile.
 //!    With the answers packets go on that waited for them, and may ask more.
 //! 2. Records of sessions are written: what was not written has not gone on either, and is retransmitted. They come
 //!    after the pinholes: those that no record knows are closed by the next daemon, where a pinhole that only a record
@@ -54,7 +54,7 @@ pub fn carry_out<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
 /// One step of [`carry_out`], which others may act between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Looks whether something is asked, and then whether packets passed unread.
+    /// Looks whether something is asked. If not, looks whether packets passed unread, and concludes at once if none did.
     Look,
     /// Asks for translations.
     LookUp,
