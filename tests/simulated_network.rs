@@ -74,14 +74,13 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
 }
 
 /// No segments of a client have its server execute what nobody has judged. `FTP_ALG_ATTACKS` says how many attacks (1,000)
-/// there are, and `FTP_ALG_SEED` where to start. `FTP_ALG_HOLE=decided`, `waited` or `copy` takes a fix out.
+/// there are, and `FTP_ALG_SEED` where to start. `FTP_ALG_HOLE=decided` or `copy` takes a fix out.
 #[test]
 fn no_attack_on_the_queue_makes_a_server_execute_an_announcement() {
     let count = number("FTP_ALG_ATTACKS").unwrap_or(ATTACKS);
     let first = number("FTP_ALG_SEED").unwrap_or(0);
     let hole = match std::env::var("FTP_ALG_HOLE").as_deref() {
         Ok("decided") => Some(Hole::DecidedInLaterCalm),
-        Ok("waited") => Some(Hole::WaitedThroughCalm),
         Ok("copy") => Some(Hole::LongCopy),
         _ => None,
     };
@@ -90,14 +89,14 @@ fn no_attack_on_the_queue_makes_a_server_execute_an_announcement() {
     assert!(seeds.is_empty(), "seeds of attacks that succeed: {seeds:?}");
 }
 
-/// Three holes that a review found by hand. Without its fix each lets these attacks through.
+/// Holes that a review found by hand. Without its fix each lets these attacks through. The third, a packet that waited in the
+/// reorder queue while a fast path began, is closed twice over in `engine/reorder.rs`: where what the rules said of it
+/// stays, and a race ends no waiting, seeds 38163 and 88645 found it.
 #[test]
 fn seeds_that_find_the_holes() {
-    for (hole, seeds) in [
-        (Hole::DecidedInLaterCalm, [553, 778, 1170]),
-        (Hole::WaitedThroughCalm, [2531, 2560, 2982]),
-        (Hole::LongCopy, [7, 49, 136]),
-    ] {
+    for (hole, seeds) in
+        [(Hole::DecidedInLaterCalm, [229, 287, 760]), (Hole::LongCopy, [7, 49, 136])]
+    {
         for seed in seeds {
             assert_eq!(attack(seed, 0.0, None), [""; 0], "{hole:?}, {seed}");
             assert!(!attack(seed, 0.0, Some(hole)).is_empty(), "{hole:?}, {seed}");
@@ -105,12 +104,11 @@ fn seeds_that_find_the_holes() {
     }
 }
 
-/// Two verdicts that each begin a calm are on their way at once, or one packet waits in its queue while a calm ends that it
-/// ended itself, and another begins.
+/// Two verdicts that each begin a fast path are on their way at once, or one packet waits in its queue while a fast path ends
+/// that it ended itself, and another begins.
 #[test]
-#[ignore = "the engine does not know which of two calms a packet ended, nor when a calm begins that it took back"]
 fn a_packet_that_outlasts_two_calms_makes_no_server_execute_an_announcement() {
-    for seed in [4492, 6342, 7878, 8105, 12_879, 16_150] {
+    for seed in [4492, 5383, 6342, 35_368, 38_163, 38_624, 53_503, 57_560, 58_172, 86_242, 88_645] {
         assert_eq!(attack(seed, 0.0, None), [""; 0], "{seed}");
     }
 }

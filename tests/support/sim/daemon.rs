@@ -51,8 +51,6 @@ pub struct Given {
 pub enum Hole {
     /// A packet is decided on a fast path that began after it was queued.
     DecidedInLaterCalm,
-    /// The same of a packet that waited meanwhile for what it overtook.
-    WaitedThroughCalm,
     /// A copy is longer than its slot.
     LongCopy,
 }

@@ -57,6 +57,8 @@ pub struct Control {
     pub counts: bool,
     /// Whether the kernel is being asked something that its packets wait for.
     pub busy: bool,
+    /// The verdict that begins the fast path.
+    pub grant: Grant,
     rare: Option<Box<Rare>>,
 }
 
@@ -72,6 +74,19 @@ struct Rare {
     is_watched: bool,
     /// How often in a row the kernel did not know it when it was to be told.
     misses: u8,
+    /// When a fast path was last ended that began while a packet was queued.
+    raced: Option<Moment>,
+}
+
+/// The verdict that begins the fast path: until it is given, the kernel does not know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// None is on its way.
+    None,
+    /// One is.
+    Pending,
+    /// One is, and the fast path is to end as soon as it has begun.
+    Revoked,
 }
 
 /// Another connection that began on the same endpoints, unless it was forged.
@@ -97,6 +112,7 @@ impl Control {
             weighs: false,
             counts: false,
             busy: false,
+            grant: Grant::None,
             rare: None,
         }
     }
@@ -212,6 +228,22 @@ impl Control {
     pub fn take_rival_if(&mut self, is: impl FnOnce(&Session) -> bool) -> Option<Session> {
         let rival = &mut self.rare.as_mut()?.rival;
         rival.take_if(|rival| is(&rival.session)).map(|rival| *rival.session)
+    }
+
+    /// A fast path ends that began while a packet was queued.
+    pub fn race(&mut self, now: Moment) {
+        self.rare().raced = Some(now);
+    }
+
+    /// Whether that was less than `time` ago, so that another packet may still be queued that ended it.
+    pub fn has_raced(&self, now: Moment, time: Duration) -> bool {
+        let raced = self.rare.as_ref().and_then(|rare| rare.raced);
+        raced.is_some_and(|raced| now.since(raced) < time)
+    }
+
+    /// Whether that was after `since`, or then.
+    pub fn has_raced_since(&self, since: Moment) -> bool {
+        self.rare.as_ref().and_then(|rare| rare.raced).is_some_and(|raced| raced >= since)
     }
 
     /// Whether the kernel is to be told `wanted`, as it was told otherwise, or long ago.
@@ -343,6 +375,11 @@ pub struct Epoch {
 }
 
 impl Epoch {
+    /// The moment that was asked for last.
+    pub fn last(&self) -> Option<Moment> {
+        self.last.map(|(_, moment)| moment)
+    }
+
     /// The moment `at`.
     #[inline]
     pub fn moment(&mut self, at: Instant) -> Moment {

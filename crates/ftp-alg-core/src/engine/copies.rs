@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{
     Attention, Effects, Engine, Verdict, What,
     connection::Connection,
-    control::Entry,
+    control::{Entry, Grant},
     effects::{Purpose, SessionRef},
     table::Key,
     telling::{mark_afresh, wanted},
@@ -23,7 +23,12 @@ impl Engine {
     pub(super) fn interrupt(&mut self, now: Instant, index: u32, effects: &mut Effects) -> Verdict {
         let moment = self.epoch.moment(now);
         if let Some(Entry { control, .. }) = self.table.get_mut(index) {
-            mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
+            control.race(moment);
+            if control.grant == Grant::None {
+                mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
+            } else {
+                control.grant = Grant::Revoked;
+            }
             control.told(Attention::Payload, moment);
             self.interrupted.push(index);
         }

@@ -7,7 +7,7 @@ use super::{
     What,
     announcement::{Attempt, Judged},
     connection::Connection,
-    control::Control,
+    control::{Control, Grant},
     effects::{Ask, Purpose, Released, SessionRef},
     parting::part,
     telling::{acknowledge, send_rest, wanted},
@@ -165,10 +165,15 @@ impl Engine {
         let has_unseen = session.has_unseen_lines();
         // No calm has begun since: that of before a restart ended while nobody was there.
         let ended_calm = ended_calm || ended_calm_before && has_unseen;
+        let says = from == Side::Client && !packet.payload().is_empty();
+        if says && control.grant == Grant::Revoked {
+            return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
+        }
         if control.attention() == Some(Attention::Calm) {
-            if ended_calm {
+            // One that is not given yet has ended nothing.
+            if ended_calm && control.grant == Grant::None {
                 control.told(Attention::Payload, moment);
-            } else if from == Side::Client && !packet.payload().is_empty() {
+            } else if says {
                 return Decision::Verdict(self.interrupt(now, index, effects));
             }
         }

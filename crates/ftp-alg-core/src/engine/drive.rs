@@ -68,6 +68,8 @@ pub enum Step {
     Conclude,
     /// Gives verdicts.
     Give,
+    /// Tells the engines so, which may ask again.
+    Given,
     /// Injects, closes, and tells what was decided.
     Finish,
 }
@@ -117,7 +119,16 @@ impl Step {
             }
             Self::Give => {
                 host.give(all);
-                Self::Finish
+                Self::Given
+            }
+            Self::Given => {
+                for effects in all.iter_mut().filter(|effects| effects.is_touched) {
+                    host.with(effects.shard, |engine| engine.given(effects));
+                }
+                match all.iter().any(Effects::asks) {
+                    true => Self::LookUp,
+                    false => Self::Finish,
+                }
             }
             Self::Finish => {
                 for effects in all.iter_mut().filter(|effects| effects.is_touched) {

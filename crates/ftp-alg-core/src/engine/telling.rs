@@ -1,9 +1,9 @@
 //! What the packet selection is told of a control connection, and what is sent on its behalf.
 
 use super::{
-    Answer, Attention, Effects, Engine, Entry, Injection, Lookup, Mark, REMINDER,
+    Answer, Attention, Effects, Engine, Entry, Injection, Lookup, Mark, REMINDER, Released,
     connection::Connection,
-    control::Control,
+    control::{Control, Grant, Moment},
     effects::{Ask, Purpose, SessionRef},
 };
 use crate::{
@@ -25,18 +25,24 @@ pub(super) fn mark_afresh(
     effects.marks.push(Ask::new(SessionRef { index, id: control.id }, mark));
 }
 
-/// What the selection is to be told with the verdict on a packet.
-fn answer(session: &Session, control: &mut Control) -> Answer {
+/// What the selection is to be told with the verdict on a packet. The fast path begins with one verdict alone: a second one
+/// could begin it again when it has ended. It does not begin while a packet may be queued that ended the one before.
+fn answer(session: &Session, control: &mut Control, now: Option<Moment>) -> Answer {
     let is_watched = matches!(control.attention(), Some(Attention::Every | Attention::Watched));
     if session.wants_every_packet() || session.wants_no_packet() || is_watched {
         return Answer::Nothing; // that it was told by a request
     }
-    if session.is_calm() && control.rival().is_none() {
+    let is_calm = control.attention() == Some(Attention::Calm);
+    let has_raced = now.is_none_or(|now| control.has_raced(now, REMINDER));
+    if session.is_calm() && control.rival().is_none() && !has_raced {
+        if is_calm || control.grant != Grant::None {
+            return Answer::Nothing;
+        }
         control.answered(Attention::Calm);
+        control.grant = Grant::Pending;
         return Answer::Calm;
     }
     // Of one that was queued before the calm began.
-    let is_calm = control.attention() == Some(Attention::Calm);
     control.answered(Attention::Payload);
     if is_calm { Answer::Payload } else { Answer::Nothing }
 }
@@ -130,13 +136,28 @@ impl Engine {
         });
     }
 
+    /// Verdicts were given: fast paths have begun that they begin, and end at once where that is not so any more.
+    pub fn given(&mut self, effects: &mut Effects) {
+        let begins = |released: &&Released| released.answer == Answer::Calm;
+        let sessions: Vec<_> =
+            effects.verdicts.iter().filter(begins).map(|released| released.session).collect();
+        for SessionRef { index, id } in sessions {
+            let Some(Entry { control, .. }) = self.table.get_of(index, id) else { continue };
+            if std::mem::replace(&mut control.grant, Grant::None) == Grant::Revoked {
+                mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
+            }
+        }
+        effects.verdicts.clear();
+        effects.replacements.clear();
+    }
+
     /// What goes to the packet selection with the verdict on a packet of `session`.
     pub(super) fn answer(&mut self, session: SessionRef) -> Answer {
         let SessionRef { index, id } = session;
         let Some(Entry { session, control }) = self.table.get_of(index, id) else {
             return Answer::Nothing;
         };
-        let answer = answer(session, control);
+        let answer = answer(session, control, self.epoch.last());
         if answer == Answer::Calm {
             // After a restart it is not adjusted, either, where its end is lost.
             self.note_change(index);
