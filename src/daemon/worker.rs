@@ -73,7 +73,10 @@ impl Worker {
             if packets > 0 {
                 self.batch(now, false);
             }
-            self.shared.mailboxes[self.own].empty(self.queue.verdicts(), &self.parameters)?;
+            let mail = &self.shared.mailboxes[self.own];
+            if let Err(error) = mail.empty(self.queue.verdicts(), &self.parameters) {
+                self.shared.fail(&error);
+            }
             let due = self.effects.iter().filter_map(|effects| effects.waits_until).min();
             if now >= next_tick || due.is_some_and(|due| now >= due) {
                 self.expire(now);

@@ -192,6 +192,7 @@ impl Engine {
             {
                 released.verdict = Verdict::Drop(reason);
                 self.counters.drops.count(reason);
+                tracing::trace!("packet dropped: {reason}, session {}", session.id);
             }
         }
         effects.injections.retain(|injection| injection.session != session);

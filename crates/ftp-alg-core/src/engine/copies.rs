@@ -53,8 +53,11 @@ impl Engine {
                 "packets passed by while it was decided: nothing is opened any more",
             )));
             mark_afresh(effects, index, control, Attention::Payload, Purpose::Session);
-            self.counters.drops.count(DropReason::Stale);
-            released.verdict = Verdict::Drop(DropReason::Stale);
+            if !matches!(released.verdict, Verdict::Drop(_)) {
+                self.counters.drops.count(DropReason::Stale);
+                tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);
+                released.verdict = Verdict::Drop(DropReason::Stale);
+            }
             self.forget(index);
         }
         effects.verdicts = verdicts;

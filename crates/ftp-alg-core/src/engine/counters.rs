@@ -115,6 +115,11 @@ impl Drops {
         self.0[reason as usize] += 1;
     }
 
+    /// One less: the same packet is decided about again.
+    pub(super) fn uncount(&mut self, reason: DropReason) {
+        self.0[reason as usize] -= 1;
+    }
+
     /// How many for this reason.
     pub fn of(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]

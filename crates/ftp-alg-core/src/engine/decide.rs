@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
 
 use super::{
-    Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Lookup, Mark, Queued, Verdict,
-    What,
+    Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Lookup, Mark, Queued, Unread,
+    Verdict, What,
     announcement::{Attempt, Judged},
     connection::Connection,
     control::{Control, Grant},
@@ -87,7 +87,7 @@ impl Engine {
     ) {
         let Deciding { session, was_held, needs_every } = deciding;
         if let Verdict::Drop(reason) = verdict {
-            self.note_drop(packet.bytes, reason, session);
+            self.note_drop(packet.bytes, reason);
         }
         let is_late = packet.how.is_late;
         if is_late {
@@ -101,16 +101,26 @@ impl Engine {
     }
 
     #[cold]
-    fn note_drop(&mut self, bytes: &[u8], reason: DropReason, session: SessionRef) {
+    fn note_drop(&mut self, bytes: &[u8], reason: DropReason) {
         self.counters.drops.count(reason);
-        let (Ok(packet), Some(Entry { session: of, control })) =
-            (Packet::parse(bytes), self.table.get_of(session.index, session.id))
-        else {
-            return;
-        };
-        let from = control.side(packet.endpoints().0);
-        let (seq, expected) = (packet.seq().0, of.next_of(from).0);
-        tracing::trace!(session = session.id, ?from, seq, expected, %reason, "packet dropped");
+        let Ok(packet) = Packet::parse(bytes) else { return };
+        let seq = packet.seq().0;
+        if let Some(Entry { session, control }) = self.table.of_packet(&packet) {
+            let from = control.side(packet.endpoints().0);
+            let (id, expected) = (control.id, session.next_of(from).0);
+            tracing::trace!(
+                "packet dropped: {reason}, session {id}, sequence number {seq} of the {from:?}, expected {expected}"
+            );
+        } else {
+            tracing::trace!("packet dropped: {reason}, no session, sequence number {seq}");
+        }
+    }
+
+    /// A packet passes unread, `why`.
+    #[cold]
+    fn pass_unread(&mut self, bytes: &[u8], why: fn(&mut Unread) -> &mut u64, what: &str) {
+        *why(&mut self.counters.unread) += 1;
+        trace_unread(bytes, what);
     }
 
     fn decision(
@@ -126,13 +136,13 @@ impl Engine {
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
             self.counters.malformed += 1;
-            self.counters.unread.malformed += 1;
+            self.pass_unread(bytes, |unread| &mut unread.malformed, "it cannot be read");
             return ACCEPT;
         };
         let is_summed = self.checksums == Checksums::Verify && !offload.unsummed;
         if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
-            self.counters.unread.checksum += 1;
+            self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
             return ACCEPT;
         }
         if how.is_late && !self.decides_late(&packet) {
@@ -154,6 +164,7 @@ impl Engine {
             return Decision::Park(Stage::Behind);
         }
         let Some(index) = self.entry_of(now, &packet, found, how, effects) else {
+            trace_unread(bytes, "no session follows it");
             return ACCEPT;
         };
         let moment = self.epoch.moment(now);
@@ -183,7 +194,8 @@ impl Engine {
         let is_unsaid = session.dialogue().phase() == Phase::Silent && control.rival().is_none();
         if is_unsaid && !packet.has(flags::SYN) && !session.concerns(from, &packet) {
             // Of a connection that is not known: the SYN-ACK was a stranger's.
-            self.counters.unread.other_connection += 1;
+            let what = "it is of another connection than the one that is followed";
+            self.pass_unread(bytes, |unread| &mut unread.other_connection, what);
             return ACCEPT;
         }
         deciding.session = SessionRef { index, id: control.id };
@@ -382,6 +394,21 @@ impl Engine {
             purpose: Purpose::LeaveAlone,
         };
         effects.marks.push(Ask::new(SessionRef { id, ..SessionRef::NONE }, mark));
+    }
+}
+
+/// Tells of a packet that passes unread.
+#[cold]
+fn trace_unread(bytes: &[u8], what: &str) {
+    match Packet::parse(bytes) {
+        Ok(packet) => {
+            let (source, destination, seq) =
+                (packet.source(), packet.destination(), packet.seq().0);
+            tracing::trace!(
+                "packet passes unread: {what}, {source} -> {destination}, sequence number {seq}"
+            );
+        }
+        Err(error) => tracing::trace!("packet passes unread: {what}, {error}"),
     }
 }
 

@@ -36,6 +36,7 @@ fn without_patience_it_is_dropped_and_so_are_those_after_it() {
     let mut talk = Conversation::logged_in();
     let (first, second) = (talk.ahead(Side::Client, 6), talk.ahead(Side::Client, 12));
     assert_eq!(talk.hand(&first).0, Fate::Drop);
+    assert_eq!(talk.gateway.engine.counters().drops.of(DropReason::OutOfOrder), 1);
     // The receiver is asked what it has, as nothing may be missing.
     assert_eq!(talk.hand_early(&second), Fate::Replace);
 }

@@ -11,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Arrival, DropReason, Effects, Engine, Entry, Queued, Token, Verdict, decide::Deciding,
+    Arrival, DropReason, Effects, Engine, Entry, Queued, Released, Token, Verdict, decide::Deciding,
 };
 use crate::{
     packet::{self, Endpoint, Packet, Taken, Turn},
@@ -98,13 +98,14 @@ impl Engine {
             Kept::Again => {
                 // As the first time.
                 self.arrive(now, impatient, effects);
-                let first = effects.verdicts.pop_if(|released| released.token == packet.token);
-                match first {
-                    Some(first) if !matches!(first.verdict, Verdict::Drop(_)) => {
-                        effects.verdicts.push(first);
-                    }
-                    Some(_) => self.arrive(now, impatient, effects),
-                    None => {}
+                let is_drop = |released: &mut Released| {
+                    released.token == packet.token && matches!(released.verdict, Verdict::Drop(_))
+                };
+                if let Some(Released { verdict: Verdict::Drop(reason), .. }) =
+                    effects.verdicts.pop_if(is_drop)
+                {
+                    self.counters.drops.uncount(reason);
+                    self.arrive(now, impatient, effects);
                 }
             }
         }

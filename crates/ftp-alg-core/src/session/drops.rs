@@ -12,8 +12,6 @@ pub enum DropReason {
     OutOfWindow,
     /// It overlaps what arrived while it waited in the reorder queue.
     Overlap,
-    /// It is in the reorder queue already.
-    Retransmission,
     /// The connection has as many unacknowledged rewrites, or as much unacknowledged data, as it may.
     LimitReached,
     /// The server has not acknowledged what took the fast path.
@@ -34,11 +32,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
         Self::Overlap,
-        Self::Retransmission,
         Self::LimitReached,
         Self::FastPathUnacknowledged,
         Self::FastPathRace,
@@ -55,7 +52,6 @@ impl DropReason {
             Self::OutOfOrder => "out_of_order",
             Self::OutOfWindow => "out_of_window",
             Self::Overlap => "overlap",
-            Self::Retransmission => "retransmission",
             Self::LimitReached => "limit_reached",
             Self::FastPathUnacknowledged => "fast_path_unacknowledged",
             Self::FastPathRace => "fast_path_race",
