@@ -98,6 +98,7 @@ impl<K: Kernel> Standalone<K> {
     ) -> R {
         self.given.clear();
         self.replacements.clear();
+        self.replacement = 0..0;
         let mut effects = std::mem::take(&mut self.effects);
         effects.is_touched = true;
         let result = work(&mut self.engine, &mut effects);
@@ -140,7 +141,13 @@ impl<K: Kernel> Host for Standalone<K> {
 
     fn give(&mut self, effects: &[Effects]) {
         for effects in effects {
-            self.given.extend_from_slice(&effects.verdicts);
+            let before = self.replacements.len();
+            self.given.extend(effects.verdicts.iter().cloned().map(|mut released| {
+                if let Verdict::Replace(range) = &mut released.verdict {
+                    *range = before + range.start..before + range.end;
+                }
+                released
+            }));
             self.replacements.extend_from_slice(&effects.replacements);
         }
     }
