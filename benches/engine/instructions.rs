@@ -4,55 +4,63 @@
 
 use std::{hint::black_box, time::Instant};
 
-use ftp_alg_core::engine::{Fate, Standalone};
+use ftp_alg_core::engine::{Released, Standalone, Verdict};
 
-use super::talk::{ACTIVE, CLIENT, Nowhere, PASSING, PORT, Talk, gateway};
+use super::talk::{ACTIVE, Nowhere, PASSING, PORT, Talk, arrival, gateway};
 
-/// Hands an engine `count` packets of a `kind`, in [`counted`].
-pub fn run(kind: &str, count: usize) {
-    let mut talk = Talk::logged_in(CLIENT);
-    let (stage, counts): (_, fn(usize) -> bool) = match kind {
-        "passing" => {
-            PASSING.iter().cycle().take(count).for_each(|(line, server)| talk.say(line, *server));
-            (6, |_| true)
-        }
-        "renumbering" => {
-            talk.say(PORT, false);
-            (0..count).for_each(|_| talk.say("", true));
-            (7, |_| true)
-        }
-        "rewriting" => {
-            ACTIVE
-                .iter()
-                .cycle()
-                .take(4 * count)
-                .for_each(|(line, server)| talk.say(line, *server));
-            (6, |at| at % ACTIVE.len() == 0)
-        }
-        "splitting" => {
-            for _ in 0..count {
-                talk.say(&PORT[..3], false);
-                talk.say(&PORT[3..], false);
-                ACTIVE[1..].iter().for_each(|(line, server)| talk.say(line, *server));
-            }
-            (6, |at| at % 5 < 2)
-        }
-        _ => panic!("passing, renumbering, rewriting or splitting, not {kind}"),
+/// Packets before the first line.
+const LOGIN: usize = 6;
+
+/// Hands an engine `count` times what a `kind` counts, in [`counted`], in batches of `size`.
+///
+/// Lines that come in pairs or with replies have as many connections, so that a batch is the same packet of each.
+pub fn run(kind: &str, count: usize, size: usize) {
+    let told = |lines: &[(&'static str, bool)], times: usize, counted: usize| {
+        let line =
+            |(at, (line, server)): (usize, &(&'static str, bool))| (*line, *server, at < counted);
+        (0..times).flat_map(|_| lines.iter().enumerate().map(line)).collect::<Vec<_>>()
     };
+    let split = [(&PORT[..3], false), (&PORT[3..], false), ACTIVE[1], ACTIVE[2], ACTIVE[3]];
+    let (connections, lines) = match kind {
+        "passing" => (1, told(&PASSING, count / 2, 2)),
+        "spread" => (size, told(&PASSING, count / 2 / size, 2)),
+        "renumbering" => (1, [told(&[ACTIVE[0]], 1, 0), told(&[("", true)], count, 1)].concat()),
+        "rewriting" => (size, told(&ACTIVE, count / size, 1)),
+        "splitting" => (size, told(&split, count / size, 2)),
+        _ => panic!("passing, spread, renumbering, rewriting or splitting, not {kind}"),
+    };
+    let talks: Vec<Talk> = (0..connections)
+        .map(|at| {
+            let mut talk = Talk::logged_in(&format!("192.168.150.80:{}", 1035 + at));
+            lines.iter().for_each(|(line, server, _)| talk.say(line, *server));
+            talk
+        })
+        .collect();
+    let steps = (0..LOGIN).map(|_| false).chain(lines.iter().map(|(.., counted)| *counted));
+    let packets: Vec<(&[u8], bool)> = steps
+        .enumerate()
+        .flat_map(|(at, counts)| talks.iter().map(move |talk| (&talk.packets[at][..], counts)))
+        .collect();
+    let runs = packets.chunk_by(|(_, one), (_, next)| one == next);
     let now = Instant::now();
     let mut gateway = gateway();
-    for (at, packet) in talk.packets.iter().enumerate() {
-        let fate = match at.checked_sub(stage) {
-            Some(at) if counts(at) => counted(&mut gateway, now, packet),
-            _ => gateway.packet(now, packet),
-        };
-        assert_ne!(fate, Fate::Drop);
-        gateway.take_events();
+    for batch in runs.flat_map(|run| run.chunks(size)) {
+        match batch[0].1 {
+            true => counted(&mut gateway, now, batch),
+            false => take(&mut gateway, now, batch),
+        }
+        let dropped = |released: &Released| matches!(released.verdict, Verdict::Drop(_));
+        assert!(gateway.given().len() == batch.len() && !gateway.given().iter().any(dropped));
     }
 }
 
 /// What is counted: the tool is told to begin and to end here, by this name.
 #[inline(never)]
-fn counted(gateway: &mut Standalone<Nowhere>, now: Instant, packet: &[u8]) -> Fate {
-    black_box(gateway.packet(now, black_box(packet)))
+fn counted(gateway: &mut Standalone<Nowhere>, now: Instant, batch: &[(&[u8], bool)]) {
+    take(black_box(gateway), now, black_box(batch));
+}
+
+fn take(gateway: &mut Standalone<Nowhere>, now: Instant, batch: &[(&[u8], bool)]) {
+    gateway.take(now, batch.iter().map(|(packet, _)| arrival(packet)));
+    gateway.take_events();
 }

@@ -28,7 +28,9 @@ fn main() {
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["many"] => many::each_count(),
         ["many", count] => many::one_count(count.parse().unwrap()),
-        ["instructions", kind, count] => instructions::run(kind, count.parse().unwrap()),
+        ["instructions", kind, count, size] => {
+            instructions::run(kind, count.parse().unwrap(), size.parse().unwrap());
+        }
         _ => divan::main(),
     }
 }

@@ -78,6 +78,7 @@ impl Engine {
     }
 
     /// A packet has its verdict.
+    #[inline]
     pub(super) fn release(
         &mut self,
         packet: Arrival<'_>,
@@ -413,6 +414,7 @@ fn trace_unread(bytes: &[u8], what: &str) {
 }
 
 /// What goes on in the place of `packet`.
+#[inline]
 fn forward(
     connection: &mut Connection<'_>,
     session: &Session,
@@ -427,15 +429,18 @@ fn forward(
         let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
         left.is_before(right).then_some([left, right])
     };
-    let mut segment = Vec::new();
+    let rebuilt = |edit: &Edit<'_>| {
+        let mut segment = Vec::new();
+        packet.rebuild_onto(edit, acknowledged, &mut segment);
+        segment
+    };
     Decision::Verdict(match outcome.forward {
         Forward::Unchanged => Verdict::Accept,
         Forward::Drop(reason) => Verdict::Drop(reason),
         Forward::Asks => Verdict::Drop(DropReason::LimitReached), // asked above
         Forward::Changed { seq, ack, flags, .. } if asks => {
             let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
-            packet.rebuild(&edit, acknowledged, &mut segment);
-            send_rest(connection, from, segment);
+            send_rest(connection, from, rebuilt(&edit));
             return Decision::Wait;
         }
         // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
@@ -456,8 +461,7 @@ fn forward(
                 whole = first;
                 let seq = seq + start as u32; // within a packet
                 let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
-                packet.rebuild(&edit, acknowledged, &mut segment);
-                send_rest(connection, from, segment);
+                send_rest(connection, from, rebuilt(&edit));
             }
             let payload = payload.then_some(whole);
             let edit = Edit { seq, ack, payload, flags, urgent };

@@ -107,6 +107,7 @@ impl Table {
     }
 
     /// Where the connection `key` is.
+    #[inline]
     pub fn find(&mut self, key: &Key) -> Option<u32> {
         let is = |place| {
             let entry = self.entries.get(place);

@@ -57,6 +57,7 @@ fn is_calm_over(connection: &Connection<'_>, session: &Session, outcome: &Outcom
 /// What the kernel is to be told by a mark, if it was told otherwise, or long ago. `every` says that the packet was queued
 /// because every one of its connection is, as someone told the kernel once: an earlier daemon, or a session that is
 /// forgotten.
+#[inline]
 pub(super) fn wanted(
     connection: &Connection<'_>,
     session: &Session,

@@ -212,6 +212,7 @@ impl Session {
     }
 
     /// Takes note of what the header of a packet of `from` says.
+    #[inline]
     fn observe(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
         let direction = self.direction_mut(from);
         if direction.space.expects(packet.seq()) {

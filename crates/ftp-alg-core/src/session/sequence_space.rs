@@ -62,6 +62,7 @@ impl SequenceSpace {
     }
 
     /// Takes note of what every packet of the sender says of it.
+    #[inline]
     pub fn observe(&mut self, packet: &Packet<'_>) {
         self.window = packet.window();
         if let Some((value, _)) = packet.timestamps() {
