@@ -26,7 +26,8 @@ pub struct Standalone<K> {
     pub engine: Engine,
     /// The kernel.
     pub kernel: K,
-    effects: Effects,
+    /// Taken out while they are carried out.
+    effects: Option<Box<Effects>>,
     given: Vec<Released>,
     replacements: Vec<u8>,
     replacement: Range<usize>,
@@ -43,7 +44,7 @@ impl<K: Kernel> Standalone<K> {
         Self {
             engine,
             kernel,
-            effects: Effects::default(),
+            effects: None,
             given: Vec::new(),
             replacements: Vec::new(),
             replacement: 0..0,
@@ -99,11 +100,11 @@ impl<K: Kernel> Standalone<K> {
         self.given.clear();
         self.replacements.clear();
         self.replacement = 0..0;
-        let mut effects = std::mem::take(&mut self.effects);
+        let mut effects = self.effects.take().unwrap_or_default();
         effects.is_touched = true;
         let result = work(&mut self.engine, &mut effects);
-        carry_out(self, now, std::slice::from_mut(&mut effects));
-        self.effects = effects;
+        carry_out(self, now, std::slice::from_mut(&mut *effects));
+        self.effects = Some(effects);
         result
     }
 
