@@ -9,8 +9,7 @@ use std::{
 use super::{
     Action, Decision, KernelError, Pinhole, Translation, What,
     connection::Connection,
-    effects::Ask,
-    pinholes::{OpenError, Proposal},
+    pinholes::{Attempt, OpenError},
 };
 use crate::{
     ftp::{Kind, Malformed},
@@ -22,23 +21,12 @@ use crate::{
 const MAX_PER_SESSION: usize = 8;
 
 /// What is to be done about an announcement now.
+#[allow(clippy::large_enum_variant, reason = "it lives for a moment")]
 pub enum Judged {
     /// This.
     Ruled(Ruling),
-    /// It is to be looked up first how the connection is translated.
-    Lookup,
-    /// Its pinhole is to be opened first; that was asked.
-    Opening(Box<Attempt>),
-}
-
-/// A pinhole that the kernel was asked to open.
-#[derive(Debug)]
-pub struct Attempt {
-    pub proposal: Proposal,
-    /// The address that the announcement will name.
-    named: IpAddr,
-    /// Whether the server meant itself by another address.
-    healed: bool,
+    /// The kernel is to be [asked](Connection::ask) first: for this pinhole, or how the connection is translated.
+    Asks(Option<Attempt>),
 }
 
 /// Why nothing is opened.
@@ -87,7 +75,7 @@ impl Connection<'_> {
         }
         let plan = match (&announced.parsed, self.endpoint(announced)) {
             (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
-                Ok(None) => return Judged::Lookup,
+                Ok(None) => return Judged::Asks(None),
                 Ok(Some(plan)) => Ok(plan),
                 Err(no) => Err(no),
             },
@@ -104,7 +92,7 @@ impl Connection<'_> {
             (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
         };
         match plan.and_then(|plan| self.attempt(announced, plan)) {
-            Ok(attempt) => self.ask_for(Box::new(attempt)),
+            Ok(attempt) => Judged::Asks(Some(attempt)),
             Err(no) => Judged::Ruled(self.decided(announced, Err(no))),
         }
     }
@@ -119,7 +107,7 @@ impl Connection<'_> {
     pub fn judge_opened(
         &mut self,
         announced: &Announced,
-        mut attempt: Box<Attempt>,
+        mut attempt: Attempt,
         answer: Result<(), KernelError>,
     ) -> Judged {
         let no = match answer {
@@ -139,7 +127,7 @@ impl Connection<'_> {
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_first;
                 match self.pinholes.propose_again(self.policy, &mut attempt.proposal, closed) {
-                    Ok(()) => return self.ask_for(attempt),
+                    Ok(()) => return Judged::Asks(Some(attempt)),
                     Err(error) => self.refusal(&error),
                 }
             }
@@ -154,13 +142,6 @@ impl Connection<'_> {
             }
         };
         Judged::Ruled(self.decided(announced, Err(no)))
-    }
-
-    fn ask_for(&mut self, attempt: Box<Attempt>) -> Judged {
-        let Some(control) = self.control.translation().copied() else { return Judged::Lookup };
-        let opening = attempt.proposal.opening(control);
-        self.effects.openings.push(Ask::new(self.session(), opening));
-        Judged::Opening(attempt)
     }
 
     /// The endpoint that was announced.

@@ -7,100 +7,127 @@ use super::{
     Translation, Verdict, What,
     announcement::Judged,
     connection::Connection,
-    decide::{Deciding, Stage},
-    effects::{Ask, Purpose, SessionRef},
+    decide::Deciding,
+    effects::{Ask, KEPT, Purpose, SessionRef, Waiting},
     parked::{Input, Parked},
+    pinholes::Attempt,
 };
-use crate::session::{Answers, DropReason};
+use crate::session::{Announced, DropReason, Known, Question};
 
 impl Engine {
     /// Takes the kernel's answers to all that `effects` asked, and goes on with the packets that waited for them. They
     /// may ask again.
     pub fn answered(&mut self, now: Instant, effects: &mut Effects) {
         self.interrupted.clear();
-        let (lookups, openings, marks) =
-            (take(&mut effects.lookups), take(&mut effects.openings), take(&mut effects.marks));
-        for Ask { session, answer, .. } in lookups {
-            self.looked_up(now, session, answer, effects);
+        let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
+        let (mut marks, mut packets) = (take(&mut effects.marks), take(&mut effects.waiting));
+        for ask in lookups.drain(..) {
+            self.looked_up(now, ask, &packets, effects);
         }
-        for Ask { session, question, answer } in openings {
-            self.opened(now, session, &question, answer, effects);
+        for ask in openings.drain(..) {
+            self.opened(now, ask, &packets, effects);
         }
-        for Ask { session, question, answer } in marks {
-            self.marked(now, session, &question, answer, effects);
+        for ask in marks.drain(..) {
+            self.marked(now, ask, &packets, effects);
         }
+        packets.clear();
+        packets.shrink_to(KEPT);
+        reuse(&mut effects.lookups, lookups);
+        reuse(&mut effects.openings, openings);
+        reuse(&mut effects.marks, marks);
+        reuse(&mut effects.waiting, packets);
         self.release_ordered(now, effects);
     }
 
     fn looked_up(
         &mut self,
         now: Instant,
-        session: SessionRef,
-        answer: Option<Result<Option<Translation>, KernelError>>,
+        ask: Ask<Lookup, Option<Translation>>,
+        packets: &[u8],
         effects: &mut Effects,
     ) {
+        let Ask { session, answer, waiting, .. } = ask;
         let found = answer.unwrap_or(Ok(None)).and_then(|found| found.ok_or(KernelError::Unknown));
         if let (Ok(translation), Some(Entry { control, .. })) =
             (&found, self.table.get_of(session.index, session.id))
         {
             control.set_translation(Some(*translation));
         }
-        let Some((parked, stage)) = self.unpark_asking(session) else { return };
-        let mut answers = Answers::default();
-        if let (Stage::Lookup(announced), Err(error)) = (stage, &found) {
-            let ruling = self.with_connection(now, session, effects, |connection| {
-                connection.judge_untranslated(&announced, error)
-            });
-            answers.ruling = ruling.map(|ruling| (announced, ruling));
-        }
-        self.resume(now, Some((parked, Some(answers))), session, effects);
+        let Some(waiting) = waiting else { return };
+        let judge = |connection: &mut Connection<'_>, announced: &_, _| match &found {
+            Ok(_) => connection.judge(announced),
+            Err(error) => Judged::Ruled(connection.judge_untranslated(announced, error)),
+        };
+        self.judge_again(now, session, waiting, packets, effects, judge);
     }
 
     fn opened(
         &mut self,
         now: Instant,
-        session: SessionRef,
-        opening: &Opening,
-        answer: Option<Result<(), KernelError>>,
+        ask: Ask<Opening, ()>,
+        packets: &[u8],
         effects: &mut Effects,
     ) {
+        let Ask { session, question: opening, answer, waiting } = ask;
         let answer = answer.unwrap_or(Err(KernelError::Unknown));
-        let Some((mut parked, stage)) = self.unpark_asking(session) else { return };
-        let mut answers = Answers::default();
-        if let Stage::Opening(announced, attempt) = stage {
-            if self.table.get_of(session.index, session.id).is_none() {
-                // It was given up meanwhile.
+        let Some(waiting) = waiting else { return };
+        if self.table.get_of(session.index, session.id).is_none() {
+            // It was given up meanwhile.
+            if let Some(attempt) = &waiting.attempt {
                 self.pinholes.withdraw(&attempt.proposal);
-                if answer.is_ok() {
-                    effects.closings.push(opening.pinhole);
-                }
-                return self.resume(now, Some((parked, None)), session, effects);
             }
-            let judged = self.with_connection(now, session, effects, |connection| {
-                connection.judge_opened(&announced, attempt, answer)
-            });
-            match judged {
-                Some(Judged::Ruled(ruling)) => answers.ruling = Some((announced, ruling)),
-                Some(Judged::Opening(attempt)) => {
-                    parked.asks(Stage::Opening(announced, attempt));
-                    self.parked.insert(0, parked);
-                    return;
-                }
-                Some(Judged::Lookup) | None => {}
+            if answer.is_ok() {
+                effects.closings.push(opening.pinhole);
             }
         }
-        self.resume(now, Some((parked, Some(answers))), session, effects);
+        let judge = |connection: &mut Connection<'_>, announced: &_, attempt: Option<Attempt>| {
+            match attempt {
+                Some(attempt) => connection.judge_opened(announced, attempt, answer),
+                None => connection.judge(announced),
+            }
+        };
+        self.judge_again(now, session, waiting, packets, effects, judge);
+    }
+
+    /// Goes on with a packet whose announcement asked, as `judge` says.
+    fn judge_again(
+        &mut self,
+        now: Instant,
+        session: SessionRef,
+        waiting: Waiting,
+        packets: &[u8],
+        effects: &mut Effects,
+        judge: impl FnOnce(&mut Connection<'_>, &Announced, Option<Attempt>) -> Judged,
+    ) {
+        let Waiting { token, how, bytes, request, attempt } = waiting;
+        let packet = Arrival { token, how, bytes: &packets[bytes] };
+        let judged = match &request.question {
+            Question::Announcement(announced) => {
+                self.with_connection(now, session, effects, |c| judge(c, announced, attempt))
+            }
+            Question::Lengthen => None,
+        };
+        let answer = match judged {
+            Some(Judged::Ruled(ruling)) => Some((request, Known::Ruling(ruling))),
+            Some(Judged::Asks(attempt)) => {
+                let ask = |c: &mut Connection<'_>| c.ask(&packet, request, attempt);
+                return self.with_connection(now, session, effects, ask).unwrap_or(());
+            }
+            None => None, // its session was given up meanwhile
+        };
+        self.resume(now, session, Some((packet, answer)), effects);
     }
 
     fn marked(
         &mut self,
         now: Instant,
-        session: SessionRef,
-        mark: &Mark,
-        answer: Option<Result<Translation, KernelError>>,
+        ask: Ask<Mark, Translation>,
+        packets: &[u8],
         effects: &mut Effects,
     ) {
-        let Mark { connection: Lookup { client, server }, translation, attention, purpose } = *mark;
+        let Ask { session, question, answer, waiting } = ask;
+        let Mark { connection: Lookup { client, server }, translation, attention, purpose } =
+            question;
         let moment = self.epoch.moment(now);
         let answer = answer.unwrap_or(Err(KernelError::Unknown));
         let event = |what| Event { session: session.id, client, server, what };
@@ -155,15 +182,11 @@ impl Engine {
             // Numbers may be changed only once the kernel knows; their sender will send them again.
             self.drop_changed(session, effects);
         }
-        let parked = self.unpark_asking(session).map(|(parked, stage)| {
-            let mut answers = match stage {
-                Stage::Lengthen(answers) => answers,
-                _ => Answers::default(),
-            };
-            answers.lengthen = Some(answer.is_ok());
-            (parked, Some(answers))
+        let waited = waiting.map(|Waiting { token, how, bytes, request, .. }| {
+            let packet = Arrival { token, how, bytes: &packets[bytes] };
+            (packet, Some((request, Known::Lengthen(answer.is_ok()))))
         });
-        self.resume(now, parked, session, effects);
+        self.resume(now, session, waited, effects);
     }
 
     /// Drops what the client of `session` said that waits here, as harmless lines may have passed at its numbers. Copies
@@ -172,7 +195,7 @@ impl Engine {
         for parked in self.take_parked(session) {
             let Parked { bytes, input, .. } = parked;
             match input {
-                Input::Packet { token, how, .. } if self.is_from_client(&bytes, session) => {
+                Input::Packet { token, how } if self.is_from_client(&bytes, session) => {
                     let packet = Arrival { token, bytes: &bytes, how };
                     let verdict = Verdict::Drop(DropReason::FastPathRace);
                     self.release(packet, verdict, Deciding::UNKNOWN, effects);
@@ -219,5 +242,12 @@ impl Engine {
             effects,
             answers: self.answers,
         }))
+    }
+}
+
+/// Has `room` take memory that nothing is in any more, unless it has some.
+fn reuse<T>(room: &mut Vec<T>, memory: Vec<T>) {
+    if room.capacity() == 0 {
+        *room = memory;
     }
 }

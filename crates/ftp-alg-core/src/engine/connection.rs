@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::{
-    Attention, Counters, Effects, KernelError, Lookup, Mark, What,
+    Arrival, Attention, Counters, Effects, KernelError, Lookup, Mark, What,
     control::{Control, Moment},
-    effects::{Ask, Purpose, SessionRef},
-    pinholes::PinholeTable,
+    effects::{Ask, Purpose, SessionRef, Waiting},
+    pinholes::{Attempt, PinholeTable},
 };
 use crate::{
     policy::Policy,
-    session::{Limit, Note, Refused},
+    session::{Limit, Note, Question, Refused, Request},
 };
 
 /// A connection, and what belongs to all of them.
@@ -149,11 +149,41 @@ impl Connection<'_> {
 
     /// Asks for a mark. Its session is busy until that is set: two threads could set two in the wrong order.
     pub fn mark(&mut self, attention: Attention) {
+        let ask = self.ask_for(self.mark_of(attention));
+        self.effects.marks.push(ask);
+    }
+
+    /// Asks what the line `request` of `packet` waits for, which is read on with the answer: a pinhole as in `attempt`,
+    /// the translation, or the mark that numbers need that are to change.
+    pub fn ask(&mut self, packet: &Arrival<'_>, request: Box<Request>, attempt: Option<Attempt>) {
+        let start = self.effects.waiting.len();
+        self.effects.waiting.extend_from_slice(packet.bytes);
+        let bytes = start..self.effects.waiting.len();
+        let is_longer = matches!(request.question, Question::Lengthen);
+        let opening = attempt.as_ref().zip(self.control.translation());
+        let opening = opening.map(|(attempt, control)| attempt.proposal.opening(*control));
+        let Arrival { token, how, .. } = *packet;
+        let waiting = Waiting { token, how, bytes, request, attempt };
+        if let Some(opening) = opening {
+            let ask = self.ask_for(opening).for_packet(waiting);
+            self.effects.openings.push(ask);
+        } else if is_longer {
+            let ask = self.ask_for(self.mark_of(Attention::Every)).for_packet(waiting);
+            self.effects.marks.push(ask);
+        } else {
+            let ask = self.ask_for(self.ends()).for_packet(waiting);
+            self.effects.lookups.push(ask);
+        }
+    }
+
+    fn mark_of(&self, attention: Attention) -> Mark {
         let translation = self.control.translation().copied();
-        let mark =
-            Mark { connection: self.ends(), translation, attention, purpose: Purpose::Session };
+        Mark { connection: self.ends(), translation, attention, purpose: Purpose::Session }
+    }
+
+    fn ask_for<Q, A>(&mut self, question: Q) -> Ask<Q, A> {
         self.control.busy = true;
-        self.effects.marks.push(Ask::new(self.session(), mark));
+        Ask::new(self.session(), question)
     }
 
     pub fn tell(&mut self, what: What) {

@@ -7,6 +7,7 @@ use super::{
     connection::Connection,
     control::{Entry, Grant},
     effects::{Purpose, SessionRef},
+    parked::Input,
     table::Key,
     telling::{mark_afresh, wanted},
 };
@@ -131,7 +132,7 @@ impl Engine {
         let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
         effects.is_touched = true;
         if let Some(session) = self.busy_session(index) {
-            self.park_copy(bytes, session);
+            self.park(bytes, session, Input::Copy);
             return true;
         }
         let moment = self.epoch.moment(now);
@@ -158,7 +159,7 @@ impl Engine {
         };
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
-        inspection.answers = Default::default();
+        inspection.answer = None;
         session.passed(from, &packet, inspection);
         for note in inspection.notes.drain(..) {
             connection.note(note);

@@ -5,17 +5,20 @@ use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
 use super::{
     Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Lookup, Mark, Queued, Unread,
     Verdict, What,
-    announcement::{Attempt, Judged},
+    announcement::Judged,
     connection::Connection,
     control::{Control, Grant},
     effects::{Ask, Purpose, Released, SessionRef},
+    memory::is_to_be_weighed,
+    parked::Input,
     parting::part,
+    shares::is_to_be_counted,
     telling::{acknowledge, send_rest, wanted},
 };
 use crate::{
     packet::{Edit, Packet, Seq, flags},
     session::{
-        Announced, Answers, DropReason, Forward, Outcome, Phase, Request, Rest, Session, Side,
+        Answered, DropReason, Forward, Known, Outcome, Phase, Question, Rest, Session, Side,
     },
 };
 
@@ -25,20 +28,10 @@ pub(super) enum Decision {
     Verdict(Verdict),
     /// It overtook what precedes it, or its receiver is asked first what it has, and it may wait for that.
     Wait,
-    /// It waits for what is asked of the kernel.
-    Park(Stage),
-}
-
-/// What a packet waits for that is in the engine.
-pub(super) enum Stage {
-    /// For those of its session that came before it.
+    /// It waits behind those of its session that came before it.
     Behind,
-    /// For how its connection is translated.
-    Lookup(Box<Announced>),
-    /// For the pinhole of what it announces.
-    Opening(Box<Announced>, Box<Attempt>),
-    /// For the kernel to queue every packet, so that numbers may change.
-    Lengthen(Answers),
+    /// It waits for what is asked of the kernel.
+    Asked,
 }
 
 /// A packet on its way, with what its verdict will need.
@@ -57,23 +50,49 @@ impl Deciding {
 
 impl Engine {
     /// Decides about a packet that is new, or has waited.
+    #[inline]
     pub(super) fn arrive(&mut self, now: Instant, packet: Arrival<'_>, effects: &mut Effects) {
-        self.go_on(now, packet, None, effects);
+        let mut deciding = Deciding::UNKNOWN;
+        let decision = self.decision(now, &packet, &mut deciding, effects);
+        self.follow(now, packet, decision, deciding, effects);
     }
 
-    /// Decides about a packet: the one that its session waits for, if there are `answers` to what that asked.
+    /// Goes on with a packet whose session has waited for `answer`.
     pub(super) fn go_on(
         &mut self,
         now: Instant,
         packet: Arrival<'_>,
-        answers: Option<Answers>,
+        session: SessionRef,
+        answer: Option<Answered>,
         effects: &mut Effects,
     ) {
-        let mut deciding = Deciding::UNKNOWN;
-        match self.decision(now, &packet, answers, &mut deciding, effects) {
+        let mut deciding = Deciding { session, ..Deciding::UNKNOWN };
+        let read = Packet::parse(packet.bytes);
+        let decision = match read.map(|read| read.left_to(packet.how.offload)) {
+            Ok(read) => self.inspect(now, (&packet, &read), answer, &mut deciding, effects),
+            Err(_) => Decision::Verdict(Verdict::Accept), // it was read before
+        };
+        self.follow(now, packet, decision, deciding, effects);
+    }
+
+    /// Does as was decided.
+    #[inline]
+    fn follow(
+        &mut self,
+        now: Instant,
+        packet: Arrival<'_>,
+        decision: Decision,
+        deciding: Deciding,
+        effects: &mut Effects,
+    ) {
+        match decision {
             Decision::Verdict(verdict) => self.release(packet, verdict, deciding, effects),
             Decision::Wait => self.reorder(now, packet, effects),
-            Decision::Park(stage) => self.park(packet, deciding.session, stage),
+            Decision::Behind => {
+                let Arrival { token, bytes, how } = packet;
+                self.park(bytes, deciding.session, Input::Packet { token, how });
+            }
+            Decision::Asked => {}
         }
     }
 
@@ -124,23 +143,22 @@ impl Engine {
         trace_unread(bytes, what);
     }
 
+    #[inline]
     fn decision(
         &mut self,
         now: Instant,
         arrival: &Arrival<'_>,
-        answers: Option<Answers>,
         deciding: &mut Deciding,
         effects: &mut Effects,
     ) -> Decision {
         let Arrival { bytes, how, .. } = *arrival;
-        let Queued { offload, ended_calm, ended_calm_before, may_wait, every, .. } = how;
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
-        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(offload)) else {
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(how.offload)) else {
             self.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.malformed, "it cannot be read");
             return ACCEPT;
         };
-        let is_summed = self.checksums == Checksums::Verify && !offload.unsummed;
+        let is_summed = self.checksums == Checksums::Verify && !how.offload.unsummed;
         if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
@@ -151,18 +169,14 @@ impl Engine {
         }
         let (source, destination) = packet.endpoints();
         let found = self.table.find(&Key::between(source, destination));
-        if answers.is_none()
-            && let Some(index) = found
-            && self.interrupted.contains(&index)
-            && self.is_of_client(index, source)
-        {
-            return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
-        }
-        if answers.is_none()
-            && let Some(session) = found.and_then(|index| self.busy_session(index))
-        {
-            deciding.session = session;
-            return Decision::Park(Stage::Behind);
+        if let Some(index) = found {
+            if self.interrupted.contains(&index) && self.is_of_client(index, source) {
+                return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
+            }
+            if let Some(session) = self.busy_session(index) {
+                deciding.session = session;
+                return Decision::Behind;
+            }
         }
         let Some(index) = self.entry_of(now, &packet, found, how, effects) else {
             trace_unread(bytes, "no session follows it");
@@ -174,16 +188,13 @@ impl Engine {
         };
         control.last = moment;
         let from = control.side(source);
-        let has_unseen = session.has_unseen_lines();
-        // No calm has begun since: that of before a restart ended while nobody was there.
-        let ended_calm = ended_calm || ended_calm_before && has_unseen;
         let says = from == Side::Client && !packet.payload().is_empty();
         if says && control.grant == Grant::Revoked {
             return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
         }
         if control.attention() == Some(Attention::Calm) {
             // One that is not given yet has ended nothing.
-            if ended_calm && control.grant == Grant::None {
+            if ended_calm(how, session) && control.grant == Grant::None {
                 control.told(Attention::Payload, moment);
             } else if says {
                 return Decision::Verdict(self.interrupt(now, index, effects));
@@ -200,13 +211,34 @@ impl Engine {
             return ACCEPT;
         }
         deciding.session = SessionRef { index, id: control.id };
-        deciding.was_held = session.wants_every_packet();
-        if may_wait && session.is_early(from, &packet) {
+        if how.may_wait && session.is_early(from, &packet) {
+            deciding.was_held = session.wants_every_packet();
             return Decision::Wait;
         }
+        self.inspect(now, (arrival, &packet), None, deciding, effects)
+    }
+
+    /// Has the session of a packet read it, for which it waited for `answer`, if there is one.
+    #[inline]
+    fn inspect(
+        &mut self,
+        now: Instant,
+        (arrival, packet): (&Arrival<'_>, &Packet<'_>),
+        answer: Option<Answered>,
+        deciding: &mut Deciding,
+        effects: &mut Effects,
+    ) -> Decision {
+        let (how, index) = (arrival.how, deciding.session.index);
+        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+            return Decision::Verdict(Verdict::Accept);
+        };
+        let from = control.side(packet.endpoints().0);
+        let has_unseen = session.has_unseen_lines();
+        let is_end = has_unseen && ended_calm(how, session);
+        deciding.was_held = session.wants_every_packet();
         let mut connection = Connection {
             now,
-            moment,
+            moment: self.epoch.moment(now),
             index,
             policy: self.policy.within(control.network()),
             control,
@@ -217,40 +249,31 @@ impl Engine {
         };
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
-        inspection.answers = answers.unwrap_or_default();
-        let read = [Side::Client, Side::Server].map(|side| session.next_of(side));
+        inspection.answer = answer;
+        let read = session.seen();
         let outcome = loop {
-            let is_end = ended_calm && has_unseen;
-            let outcome =
-                session.packet_after(is_end, from, &packet, inspection, &mut self.payload);
+            let outcome = session.packet_after(is_end, from, packet, inspection, &mut self.payload);
             for note in inspection.notes.drain(..) {
                 connection.note(note);
             }
-            let stage = match inspection.request.take() {
-                None => break outcome,
-                Some(Request::Announcement(announced)) => match connection.judge(&announced) {
-                    Judged::Ruled(ruling) => {
-                        inspection.answers.ruling = Some((announced, ruling));
-                        continue;
-                    }
-                    Judged::Lookup => {
-                        let lookup = Ask::new(deciding.session, connection.ends());
-                        connection.effects.lookups.push(lookup);
-                        Stage::Lookup(announced)
-                    }
-                    Judged::Opening(attempt) => Stage::Opening(announced, attempt),
-                },
-                Some(Request::Lengthen) => {
-                    connection.mark(Attention::Every);
-                    Stage::Lengthen(std::mem::take(&mut inspection.answers))
-                }
+            let Some(request) = inspection.request.take() else { break outcome };
+            let judged = match &request.question {
+                Question::Announcement(announced) => connection.judge(announced),
+                Question::Lengthen => Judged::Asks(None),
             };
-            connection.control.busy = true;
-            return Decision::Park(stage);
+            match judged {
+                Judged::Ruled(ruling) => {
+                    inspection.answer = Some((request, Known::Ruling(ruling)));
+                }
+                Judged::Asks(attempt) => {
+                    connection.ask(arrival, request, attempt);
+                    return Decision::Asked;
+                }
+            }
         };
-        let asks = may_wait && session.is_asking(from, &packet);
-        let is_new = read != [Side::Client, Side::Server].map(|side| session.next_of(side));
-        let wanted = wanted(&connection, session, &outcome, every);
+        let asks = how.may_wait && session.is_asking(from, packet);
+        let is_new = read != session.seen();
+        let wanted = wanted(&connection, session, &outcome, how.every);
         if let Some(wanted) = wanted {
             connection.mark(wanted);
         }
@@ -264,24 +287,28 @@ impl Engine {
         if is_watched && !session.changes_packets() {
             self.watched.add(now, index, connection.control);
         }
+        let wants_none = session.wants_no_packet();
         if session.is_over() {
             connection.close_all("the control connection ended");
-        } else if session.wants_no_packet() {
+        } else if wants_none {
             connection.close_all("the connection is not inspected any more");
         }
         let decision =
-            forward(&mut connection, session, from, &packet, &outcome, &self.payload, asks);
+            forward(&mut connection, session, from, packet, &outcome, &self.payload, asks);
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = is_new || packet.flags() & ends != 0;
         let is_dropped = matches!(outcome.forward, Forward::Drop(_));
-        if session.wants_no_packet() {
+        let is_counted = is_to_be_weighed(session, control) || is_to_be_counted(session, control);
+        if wants_none {
             self.remove(index);
         } else if says && !is_dropped || has_unseen {
             // Of others nothing is lost that the next packet does not tell again.
             self.note_change(index);
         }
-        self.weigh(index, effects);
-        self.enlist(now, index, effects);
+        if is_counted {
+            self.weigh(index, effects);
+            self.enlist(now, index, effects);
+        }
         decision
     }
 
@@ -396,6 +423,12 @@ impl Engine {
         };
         effects.marks.push(Ask::new(SessionRef { id, ..SessionRef::NONE }, mark));
     }
+}
+
+/// Whether a packet of `session` ended a calm.
+fn ended_calm(how: Queued, session: &Session) -> bool {
+    // No calm has begun since: that of before a restart ended while nobody was there.
+    how.ended_calm || how.ended_calm_before && session.has_unseen_lines()
 }
 
 /// Tells of a packet that passes unread.

@@ -6,8 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Answer, Attention, Event, KernelError, Pinhole, Translation, event::Events};
-use crate::session::{DropReason, Side};
+use super::{
+    Answer, Attention, Event, KernelError, Pinhole, Queued, Translation, event::Events,
+    pinholes::Attempt,
+};
+use crate::session::{DropReason, Request, Side};
 
 /// A packet in a queue of the kernel, as its host knows it. The engine only hands it back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,12 +70,32 @@ pub struct Ask<Q, A> {
     pub question: Q,
     /// What the kernel said; `None` before it was asked.
     pub answer: Option<Result<A, KernelError>>,
+    /// The packet that waits for it.
+    pub(super) waiting: Option<Waiting>,
 }
 
 impl<Q, A> Ask<Q, A> {
     pub(super) fn new(session: SessionRef, question: Q) -> Self {
-        Self { session, question, answer: None }
+        Self { session, question, answer: None, waiting: None }
     }
+
+    /// As what `waiting` waits for.
+    pub(super) fn for_packet(self, waiting: Waiting) -> Self {
+        Self { waiting: Some(waiting), ..self }
+    }
+}
+
+/// A packet that waits for an answer.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) token: Token,
+    pub(super) how: Queued,
+    /// Its bytes in [`Effects::waiting`].
+    pub(super) bytes: Range<usize>,
+    /// The line of it that asks.
+    pub(super) request: Box<Request>,
+    /// What is to be opened for that, if this is what is asked.
+    pub(super) attempt: Option<Attempt>,
 }
 
 /// How NAT shows the ends of this connection to each other.
@@ -152,6 +175,8 @@ pub struct Effects {
     pub openings: Vec<Ask<Opening, ()>>,
     /// Marks to set, once pinholes are open; answered by the translation.
     pub marks: Vec<Ask<Mark, Translation>>,
+    /// The packets that wait for answers.
+    pub(super) waiting: Vec<u8>,
     /// Records of the sessions that changed, one after the other, with the ends of each.
     pub(super) records: Vec<u8>,
     pub(super) record_ends: Vec<usize>,
@@ -167,7 +192,7 @@ pub struct Effects {
 }
 
 /// Kept for the next batch; of a larger one the rest is given back.
-const KEPT: usize = 256 << 10;
+pub(super) const KEPT: usize = 256 << 10;
 
 impl Effects {
     /// None yet, of the engine `shard` of its host.

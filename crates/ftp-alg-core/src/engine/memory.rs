@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     packet::{self, Edit, Packet, Seq, flags},
-    session::{DropReason, Side},
+    session::{DropReason, Session, Side},
 };
 
 /// A session that holds no more than this is not counted.
@@ -94,6 +94,12 @@ impl Memory {
     }
 }
 
+/// Whether it is to be noted how much a session holds.
+#[inline]
+pub(super) fn is_to_be_weighed(session: &Session, control: &Control) -> bool {
+    control.weighs || session.heap() > ORDINARY
+}
+
 impl Engine {
     /// How many bytes all sessions hold, of this engine and those beside it, that are counted.
     pub fn memory(&self) -> usize {
@@ -112,10 +118,10 @@ impl Engine {
     #[inline]
     pub(super) fn note_memory(&mut self, index: u32) -> bool {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
-        let bytes = session.heap();
-        if bytes <= ORDINARY && !control.weighs {
+        if !is_to_be_weighed(session, control) {
             return false;
         }
+        let bytes = session.heap();
         control.weighs = bytes > ORDINARY;
         self.memory.set(index, if bytes > ORDINARY { bytes } else { 0 })
     }

@@ -1,12 +1,11 @@
-//! Packets whose session waits for the kernel: with the one that asked all later ones of its session wait here, in the
-//! order in which they came.
+//! Packets that wait behind one of their session that waits for the kernel, in the order in which they came.
 
 use std::time::Instant;
 
-use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token, decide::Stage};
+use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token};
 use crate::{
     packet::{Endpoint, Packet},
-    session::{Answers, Side},
+    session::{Answered, Side},
 };
 
 /// A packet that waits.
@@ -19,18 +18,9 @@ pub(super) struct Parked {
 /// How it came.
 pub(super) enum Input {
     /// Queued.
-    Packet { token: Token, how: Queued, stage: Stage },
+    Packet { token: Token, how: Queued },
     /// As a copy of one that has passed.
     Copy,
-}
-
-impl Parked {
-    /// It waits for another answer.
-    pub(super) fn asks(&mut self, next: Stage) {
-        if let Input::Packet { stage, .. } = &mut self.input {
-            *stage = next;
-        }
-    }
 }
 
 impl Engine {
@@ -41,39 +31,10 @@ impl Engine {
         control.busy.then_some(SessionRef { index, id: control.id })
     }
 
-    /// Keeps a packet: one that asks before those that wait for it, any other behind all.
+    /// Keeps a packet behind those of its session.
     #[cold]
-    pub(super) fn park(&mut self, packet: Arrival<'_>, session: SessionRef, stage: Stage) {
-        let Arrival { token, bytes, how } = packet;
-        let first = match stage {
-            Stage::Behind => None,
-            _ => self.parked.iter().position(|parked| parked.session == session),
-        };
-        let input = Input::Packet { token, how, stage };
-        let parked = Parked { session, bytes: bytes.to_vec(), input };
-        self.parked.insert(first.unwrap_or(self.parked.len()), parked);
-    }
-
-    /// Keeps a copy behind the packets of its session.
-    #[cold]
-    pub(super) fn park_copy(&mut self, bytes: &[u8], session: SessionRef) {
-        self.parked.push(Parked { session, bytes: bytes.to_vec(), input: Input::Copy });
-    }
-
-    /// Takes out the packet that asked for `session`.
-    pub(super) fn unpark_asking(&mut self, session: SessionRef) -> Option<(Parked, Stage)> {
-        let asks = |parked: &Parked| {
-            let is_behind =
-                matches!(parked.input, Input::Copy | Input::Packet { stage: Stage::Behind, .. });
-            parked.session == session && !is_behind
-        };
-        let at = self.parked.iter().position(asks)?;
-        let mut parked = self.parked.remove(at);
-        let stage = match &mut parked.input {
-            Input::Packet { stage, .. } => std::mem::replace(stage, Stage::Behind),
-            Input::Copy => Stage::Behind,
-        };
-        Some((parked, stage))
+    pub(super) fn park(&mut self, bytes: &[u8], session: SessionRef, input: Input) {
+        self.parked.push(Parked { session, bytes: bytes.to_vec(), input });
     }
 
     /// Takes out all that wait for `session`.
@@ -92,28 +53,30 @@ impl Engine {
         self.table.get_mut(index).is_some_and(|entry| entry.control.side(source) == Side::Client)
     }
 
-    /// Goes on with `parked`, for which its session waited, and with those behind it, until one asks again.
+    /// Goes on with the packet of `session` that waited, as what it asked is known, and with those behind it, until one
+    /// asks again.
     pub(super) fn resume(
         &mut self,
         now: Instant,
-        parked: Option<(Parked, Option<Answers>)>,
         session: SessionRef,
+        waited: Option<(Arrival<'_>, Option<Answered>)>,
         effects: &mut Effects,
     ) {
         if let Some(Entry { control, .. }) = self.table.get_of(session.index, session.id) {
             control.busy = false;
         }
-        if let Some((Parked { bytes, input: Input::Packet { token, how, .. }, .. }, answers)) =
-            parked
-        {
-            self.go_on(now, Arrival { token, bytes: &bytes, how }, answers, effects);
+        match waited {
+            Some((packet, answer @ Some(_))) => self.go_on(now, packet, session, answer, effects),
+            Some((packet, None)) => self.arrive(now, packet, effects),
+            None => {}
         }
-        while !self.is_busy(session)
+        while !self.parked.is_empty()
+            && !self.is_busy(session)
             && let Some(at) = self.parked.iter().position(|parked| parked.session == session)
         {
             let Parked { bytes, input, .. } = self.parked.remove(at);
             match input {
-                Input::Packet { token, how, .. } => {
+                Input::Packet { token, how } => {
                     self.arrive(now, Arrival { token, bytes: &bytes, how }, effects);
                 }
                 Input::Copy => drop(self.passed(now, &bytes, effects)),

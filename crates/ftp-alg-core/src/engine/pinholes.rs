@@ -76,6 +76,16 @@ pub struct Proposal {
     replaced: Option<(SocketAddr, u64)>,
 }
 
+/// A pinhole that the kernel was asked to open.
+#[derive(Debug)]
+pub struct Attempt {
+    pub proposal: Proposal,
+    /// The address that the announcement will name.
+    pub named: IpAddr,
+    /// Whether the server meant itself by another address.
+    pub healed: bool,
+}
+
 impl Proposal {
     /// What the kernel is asked for, on behalf of this control connection.
     pub fn opening(&self, control: Translation) -> Opening {

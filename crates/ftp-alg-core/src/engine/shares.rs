@@ -15,6 +15,7 @@ use ahash::AHashMap;
 use super::{
     Effects, Engine, Entry,
     admission::{gives_way, has_login},
+    control::Control,
 };
 use crate::session::{Phase, Session};
 
@@ -152,6 +153,12 @@ fn counts(session: &Session) -> bool {
     !matches!(session.dialogue().phase(), Phase::Silent | Phase::Joined) && !session.is_over()
 }
 
+/// Whether a session is to be counted for its client.
+#[inline]
+pub(super) fn is_to_be_counted(session: &Session, control: &Control) -> bool {
+    !control.counts && counts(session)
+}
+
 impl Engine {
     /// Whether so many sessions are followed that no client has more than its share of them.
     pub(super) fn is_nearly_full(&self) -> bool {
@@ -175,7 +182,7 @@ impl Engine {
     #[inline]
     pub(super) fn count_for_client(&mut self, index: u32) -> Option<Client> {
         let Entry { session, control } = self.table.get_mut(index)?;
-        if control.counts || !counts(session) {
+        if !is_to_be_counted(session, control) {
             return None;
         }
         control.counts = true;

@@ -1,7 +1,12 @@
 //! What a session finds in what it reads, and what it asks of whoever decides.
 
+use std::ops::Range;
+
 use super::{Dialogue, Phase, Reason};
-use crate::ftp::{Announcement, Kind, Malformed, Text};
+use crate::{
+    ftp::{Announcement, Kind, Malformed, Text},
+    packet::Seq,
+};
 
 /// What is to become of an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,18 +52,85 @@ pub enum Note {
     Limit(Limit),
 }
 
-/// What a session has to know before it can read a line to its end. Nothing of the line was read by then.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+/// A line that is read as far as can be before something is known. The session is as it was before the line.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is to be known.
+    pub question: Question,
+    /// The number of the byte from which it was read.
+    pub(super) seq: Seq,
+    /// How it is read on.
+    pub(super) then: Then,
+    /// What the line has made of the dialogue so far.
+    pub(super) dialogue: Dialogue,
+    /// What it has changed so far about the connection.
+    pub(super) read: Read,
+    /// What was found in it.
+    pub(super) notes: Vec<Note>,
+}
+
+/// What a session asks whoever decides.
+#[derive(Clone, Debug)]
+pub enum Question {
     /// What becomes of this announcement.
-    Announcement(Box<Announced>),
+    Announcement(Announced),
     /// Whether numbers may change for a reply that says why something is refused: not where the kernel cannot be told,
     /// as the reply would wait for that.
     Lengthen,
 }
 
+/// How a line is read on, once that is known for which it waits.
+#[derive(Clone, Debug)]
+pub enum Then {
+    /// A client's announcement, crossed out where it is refused and `whole`: none of it was forwarded.
+    Command {
+        /// Whether it is.
+        whole: bool,
+    },
+    /// The same, where only some servers see it. Its verb ends here.
+    Hidden {
+        /// Where.
+        end: usize,
+    },
+    /// A server's. A refusal may take its place, by these limits, where there are any.
+    Reply(Option<Refusal>),
+    /// A reply that is longer than the one it would take the place of.
+    Longer(Range<usize>, Vec<u8>),
+}
+
+/// How a reply that refuses takes the place of a server's.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// Whether it may be longer.
+    pub grow: bool,
+    /// As in [`Reason::reply`].
+    pub code: Option<u16>,
+}
+
+/// What reading a line changes about the connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Read {
+    /// Nothing.
+    Nothing,
+    /// It is not FTP.
+    NotFtp,
+    /// The client is none of FTP.
+    NotFtpClient,
+    /// It is encrypted from here on.
+    Encrypted,
+}
+
+/// What is known then.
+#[derive(Clone, Copy, Debug)]
+pub enum Known {
+    /// What becomes of the announcement.
+    Ruling(Ruling),
+    /// Whether numbers may change.
+    Lengthen(bool),
+}
+
 /// An announcement, or a line that should announce but cannot be read, and where the dialogue stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Announced {
     /// The form of the announcement.
     pub kind: Kind,
@@ -107,26 +179,20 @@ fn shown(text: &[u8]) -> String {
     format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
 }
 
-/// What is known for a line that [asked](Request).
-#[derive(Clone, Debug, Default)]
-pub struct Answers {
-    /// What is to become of its announcement.
-    pub ruling: Option<(Box<Announced>, Ruling)>,
-    /// Whether its reply may become longer.
-    pub lengthen: Option<bool>,
-}
+/// A line that asked, and what is known.
+pub type Answered = (Box<Request>, Known);
 
 /// One pass over a packet's payload: what the session is given to read it, and what it finds.
 #[derive(Debug, Default)]
 pub struct Inspection {
     /// Whether `AUTH` is kept from the server.
     pub refuses_auth: bool,
-    /// For the first line that asks.
-    pub answers: Answers,
+    /// What is known for the line that asked, with that line.
+    pub answer: Option<Answered>,
     /// What was found, in order.
     pub notes: Vec<Note>,
-    /// What must be known before more can be read.
-    pub request: Option<Request>,
+    /// The line that asks: more is not read before it is answered.
+    pub request: Option<Box<Request>>,
 }
 
 impl Inspection {
@@ -143,25 +209,6 @@ impl Inspection {
     /// Notes that something was not done, as this limit is reached.
     pub(super) fn limit(&mut self, which: Limit) {
         self.note(Note::Limit(which));
-    }
-
-    /// What is to become of an announcement; of one that is to be asked about first nothing for now.
-    pub(super) fn ruling(&mut self, announced: &Announced) -> Ruling {
-        match &self.answers.ruling {
-            Some((known, ruling)) if **known == *announced => *ruling,
-            _ => {
-                self.request = Some(Request::Announcement(Box::new(announced.clone())));
-                Ruling::Pass
-            }
-        }
-    }
-
-    /// Whether a reply may become longer; if that is to be asked first, not for now.
-    pub(super) fn may_lengthen(&mut self) -> bool {
-        self.answers.lengthen.unwrap_or_else(|| {
-            self.request.get_or_insert(Request::Lengthen);
-            false
-        })
     }
 }
 

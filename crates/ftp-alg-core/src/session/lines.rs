@@ -3,26 +3,23 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Announced, Dialogue, Inspection, Limit, Phase, Reason, Refused, Ruling, Side,
+    Announced, Dialogue, Inspection, Known, Limit, Phase, Question, Read, Reason, Refusal, Refused,
+    Ruling, Side, Then,
     dialogue::{Meaning, Step},
     limits::{MAX_HELD, VERB},
 };
 use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
 
-/// What reading a line changes about the connection.
-pub enum Read {
-    /// Nothing.
-    Nothing,
-    /// It is not FTP.
-    NotFtp,
-    /// The client is none of FTP.
-    NotFtpClient,
-    /// It is encrypted from here on.
-    Encrypted,
-}
-
 /// A range of the line and what takes its place.
 pub type LineEdit = Option<(Range<usize>, Vec<u8>)>;
+
+/// What reading a line comes to.
+pub enum LineRead {
+    /// It was read, and is delivered so.
+    Done(LineEdit),
+    /// It is read on once something is known.
+    Asks(Question, Then),
+}
 
 /// Reads a complete line of the client, `delivered` bytes of which have been forwarded already. Where it is
 /// `overtaken` by what follows it, it keeps its length.
@@ -33,35 +30,79 @@ pub fn client_line(
     overtaken: bool,
     pass: &mut Inspection,
     read: &mut Read,
-) -> LineEdit {
+) -> LineRead {
     dialogue.client_line_ended(is_plain(line));
     let hidden = if Hidden::may_be_in(line) { hidden(dialogue, line, pass) } else { None };
     if hidden.is_none() && is_crossed_start(line, delivered) && dialogue.phase() == Phase::Verified
     {
         dialogue.refused(Reason::TooLong);
-        return None;
+        return LineRead::Done(None);
     }
-    let edit = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), pass, read);
-    let Some(end) = hidden else { return edit };
-    if is_allowed(dialogue, line, end, pass) {
-        return None;
+    let plain = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), pass, read);
+    match hidden {
+        None => plain,
+        Some(end) => hidden_line(dialogue, line, (delivered, end), overtaken, pass),
     }
-    cross_out_from(line, delivered, end)
 }
 
-/// Whether what some server sees in `line`, where its verb ends at `end`, is nothing that is refused, whoever sees it.
+/// Reads a line that some server sees as an announcement whose verb ends at `end`: it is refused, unless that would be
+/// allowed, whoever sees it.
 #[cold]
-fn is_allowed(dialogue: &Dialogue, line: &[u8], end: usize, pass: &mut Inspection) -> bool {
+fn hidden_line(
+    dialogue: &Dialogue,
+    line: &[u8],
+    (delivered, end): (usize, usize),
+    overtaken: bool,
+    pass: &mut Inspection,
+) -> LineRead {
     // Nothing else hides behind it.
     let text = Text::new(&line[verb_start(line, end)..]);
-    let command = Command::parse(&text).filter(|_| !Hidden::may_be_in(&line[end..]));
-    let parsed = command.and_then(|command| announcement(&command));
-    let Some((kind, parsed)) = parsed else {
+    let is_alone = !overtaken && !Hidden::may_be_in(&line[end..]);
+    let command = Command::parse(&text).filter(|_| is_alone);
+    let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
         pass.refused(Refused::Hidden);
-        return false;
+        return LineRead::Done(cross_out_from(line, delivered, end));
     };
     let announced = Announced::new(kind, parsed, true, dialogue, &text);
-    !matches!(pass.ruling(&announced), Ruling::Refuse(_))
+    LineRead::Asks(Question::Announcement(announced), Then::Hidden { end })
+}
+
+/// Reads on with a line that asked, as what it asked is `known`.
+pub fn answered_line(
+    dialogue: &mut Dialogue,
+    (line, delivered): (&[u8], usize),
+    (question, then): (Question, Then),
+    known: Known,
+) -> LineRead {
+    let text = || Text::new(line);
+    match (then, question, known) {
+        (Then::Longer(range, new), _, Known::Lengthen(true)) => LineRead::Done(Some((range, new))),
+        (Then::Hidden { end }, _, Known::Ruling(Ruling::Refuse(_))) => {
+            LineRead::Done(cross_out_from(line, delivered, end))
+        }
+        (Then::Reply(Some(refusal)), _, Known::Ruling(Ruling::Refuse(reason))) => {
+            refused(&text(), (reason, true), refusal)
+        }
+        (Then::Command { whole }, _, Known::Ruling(Ruling::Refuse(reason))) => {
+            LineRead::Done(cross_out(dialogue, &text(), line, reason, whole))
+        }
+        (Then::Command { .. }, _, Known::Ruling(Ruling::Pass)) => {
+            dialogue.announced(false);
+            LineRead::Done(None)
+        }
+        (
+            then @ (Then::Command { .. } | Then::Reply(_)),
+            Question::Announcement(announced),
+            Known::Ruling(Ruling::Open(endpoint)),
+        ) => {
+            if let Then::Command { .. } = then {
+                dialogue.announced(true);
+            }
+            let read = announced.parsed.ok();
+            LineRead::Done(read.and_then(|read| rewrite(&text(), &read, endpoint)))
+        }
+        _ => LineRead::Done(None),
+    }
 }
 
 /// What a `PORT` or `EPRT` announces.
@@ -145,7 +186,7 @@ fn plain_line(
     hidden: bool,
     pass: &mut Inspection,
     read: &mut Read,
-) -> LineEdit {
+) -> LineRead {
     let text = Text::new(line);
     let command = Command::parse(&text).filter(|_| !is_no_beginning(dialogue, line));
     let phase = dialogue.phase();
@@ -156,7 +197,7 @@ fn plain_line(
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *read = Read::NotFtpClient;
     }
-    match (step, command) {
+    LineRead::Done(match (step, command) {
         (Step::Announces, _) if hidden => {
             dialogue.announced(false);
             None
@@ -173,35 +214,24 @@ fn plain_line(
             cross_out(dialogue, &text, line, Reason::Overtaken, whole)
         }
         (Step::Announces, Some(command)) => {
-            let (kind, parsed) = announcement(&command)?;
+            let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = Announced::new(kind, parsed, true, dialogue, &text);
-            let ruling = pass.ruling(&announced);
-            match ruling {
-                Ruling::Pass => {
-                    dialogue.announced(false);
-                    None
-                }
-                Ruling::Open(endpoint) => {
-                    dialogue.announced(true);
-                    rewrite(&text, &announced.parsed.ok()?, endpoint)
-                }
-                Ruling::Refuse(reason) => cross_out(dialogue, &text, line, reason, whole),
-            }
+            return LineRead::Asks(Question::Announcement(announced), Then::Command { whole });
+        }
+        (Step::Auth, _) if hidden => {
+            dialogue.auth(false);
+            None
+        }
+        (Step::Auth, _) if pass.refuses_auth && whole => {
+            pass.refused(Refused::Auth);
+            cross_out(dialogue, &text, line, Reason::Auth, true)
         }
         (Step::Auth, _) => {
-            if hidden {
-                dialogue.auth(false);
-                return None;
-            }
-            if pass.refuses_auth && whole {
-                pass.refused(Refused::Auth);
-                return cross_out(dialogue, &text, line, Reason::Auth, true);
-            }
             dialogue.auth(true);
             None
         }
         _ => None,
-    }
+    })
 }
 
 /// Whether a line is one whose start was crossed out, as it was too long to be held back. (A client that says so many
@@ -237,13 +267,16 @@ pub fn server_line(
     limits: Limits,
     pass: &mut Inspection,
     read: &mut Read,
-) -> LineEdit {
+) -> LineRead {
     let text = Text::new(line);
     let phase = dialogue.phase();
     // The first lines of a multi-line reply have gone on: the last one must have the same code (RFC 959 section 4.2).
     let code = dialogue.open_reply();
     let Limits { overtaken, replace, grow, apart } = limits;
     let may_be_replaced = replace && delivered == 0 && !overtaken;
+    let refusal = |dialogue: &Dialogue| {
+        may_be_replaced.then(|| Refusal { grow: grow && !dialogue.is_flooded(), code })
+    };
     dialogue.server_line_ended(is_plain(line));
     let meaning = dialogue.server_line(&text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
@@ -260,40 +293,32 @@ pub fn server_line(
                 (Kind::Pasv, Announcement::passive(&text))
             };
             if parsed.is_err() && !asked {
-                return None; // `227 Logout.`
+                return LineRead::Done(None); // `227 Logout.`
             }
             if overtaken {
                 pass.refused(Refused::Overtaken);
-                return None;
+                return LineRead::Done(None);
             }
             if delivered > 0 && dialogue.phase() != Phase::Joined {
                 pass.limit(Limit::Reply);
-                return None;
+                return LineRead::Done(None);
             }
             if !(apart && parsed.as_ref().is_ok_and(|parsed| is_last(&text, parsed))) {
                 dialogue.may_be_rest();
             }
             let announced = Announced::new(kind, parsed, asked, dialogue, &text);
-            match (pass.ruling(&announced), announced.parsed) {
-                (Ruling::Open(endpoint), Ok(announcement)) => {
-                    return rewrite(&text, &announcement, endpoint);
-                }
-                (Ruling::Refuse(reason), _) if may_be_replaced => {
-                    let grow = grow && !dialogue.is_flooded();
-                    return refused(&text, (reason, true, code), grow, pass);
-                }
-                _ => {}
+            let then = Then::Reply(refusal(dialogue));
+            return LineRead::Asks(Question::Announcement(announced), then);
+        }
+        Meaning::Refused(reason) => {
+            if let Some(refusal) = refusal(dialogue) {
+                return refused(&text, (reason, false), refusal);
             }
         }
-        Meaning::Refused(reason) if may_be_replaced => {
-            let grow = grow && !dialogue.is_flooded();
-            return refused(&text, (reason, false, code), grow, pass);
-        }
-        Meaning::Refused(_) => {}
         Meaning::Notable(note) => pass.note(note),
         Meaning::Encrypted => *read = Read::Encrypted,
     }
-    None
+    LineRead::Done(None)
 }
 
 /// Whether nothing but punctuation follows what is announced: the rest of another reply has an end of its own, as
@@ -315,16 +340,17 @@ fn rewrite(text: &Text<'_>, announcement: &Announcement, endpoint: SocketAddr) -
 }
 
 /// The `reason` in place of a reply, `passive` for a 227 or 229. A reply that would be longer stays if the connection
-/// must not be adjusted. `code` as in [`Reason::reply`].
-fn refused(
-    text: &Text<'_>,
-    (reason, passive, code): (Reason, bool, Option<u16>),
-    grow: bool,
-    pass: &mut Inspection,
-) -> LineEdit {
+/// must not be adjusted.
+fn refused(text: &Text<'_>, (reason, passive): (Reason, bool), refusal: Refusal) -> LineRead {
     let range = text.origin(0..text.bytes().len());
-    let new = reason.reply(passive, code, range.len());
-    (new.len() == range.len() || grow && pass.may_lengthen()).then_some((range, new))
+    let new = reason.reply(passive, refusal.code, range.len());
+    if new.len() == range.len() {
+        LineRead::Done(Some((range, new)))
+    } else if refusal.grow {
+        LineRead::Asks(Question::Lengthen, Then::Longer(range, new))
+    } else {
+        LineRead::Done(None)
+    }
 }
 
 /// The client's line is crossed out, if none of it was forwarded, and its client hears the `reason`.

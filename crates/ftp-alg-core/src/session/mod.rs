@@ -43,7 +43,10 @@ use direction::Direction;
 pub use drops::DropReason;
 use fast_path::Barrier;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
-pub use inspection::{Announced, Answers, Inspection, Limit, Note, Refused, Request, Ruling};
+pub use inspection::{
+    Announced, Answered, Inspection, Known, Limit, Note, Question, Refused, Request, Ruling,
+};
+use inspection::{Read, Refusal, Then};
 pub use reason::Reason;
 use serde::{Deserialize, Serialize};
 pub use side::Side;
@@ -295,6 +298,12 @@ impl Session {
     /// Copies were lost: of a connection that may have been calm is not known what its server has.
     pub fn lose_copies(&mut self) {
         self.client.fast_path_mut().lose_copies();
+    }
+
+    /// How far both directions were read.
+    #[inline]
+    pub fn seen(&self) -> (Seq, Seq) {
+        (self.client.space.next, self.server.space.next)
     }
 
     /// Whether `packet` of `from` waits until the server has said what it has.

@@ -4,14 +4,14 @@
 //! `direction`.
 
 use super::{
-    Answers, Dialogue, Inspection, Limit, Note, Phase, Refused, Side,
+    Dialogue, Inspection, Limit, Note, Phase, Question, Read, Refused, Request, Side, Then,
     adjust::CROSSED_OUT,
     apart::Pushed,
     direction::Direction,
     limits::{MAX_HELD, MAX_LINE, VERB},
     lines::{
-        CROSSED_LINE, Limits, Read, ambiguous_line, client_line, is_no_beginning, may_ask,
-        server_line,
+        CROSSED_LINE, Limits, LineRead, ambiguous_line, answered_line, client_line,
+        is_no_beginning, may_ask, server_line,
     },
     standing::Standing,
     unacknowledged::Unacknowledged,
@@ -59,7 +59,7 @@ pub(super) struct Ends {
     pub(super) stream: bool,
 }
 
-/// What a line changes as it is read, as it was before: a line that asks is read again once that is answered.
+/// What a line changes as it is read, as it was before.
 struct Before {
     dialogue: Dialogue,
     mark: Option<Mark>,
@@ -98,32 +98,41 @@ impl Reading<'_> {
         let is_unproven =
             self.direction.fast_path().is_some_and(|fast_path| fast_path.is_unproven());
         let overtaken = is_unproven || self.is_overtaken(end);
-        let before = self.before(chunk);
+        let mut answered = self.pass.answer.take().filter(|(request, _)| request.seq == seq);
+        let before = self.before(chunk, answered.as_mut().map(|(request, _)| &mut **request));
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let replace = !self.direction.space.map.is_half_full();
         let (line, delivered) = self.direction.line_with(chunk);
         let mut read = Read::Nothing;
         let (dialogue, pass) = (&mut *self.dialogue, &mut *self.pass);
-        let edit = if is_ambiguous {
-            ambiguous_line(dialogue, line, delivered, pass)
+        let done = if let Some((request, known)) = answered {
+            let Request { question, then, notes, .. } = *request;
+            read = request.read;
+            pass.notes.extend(notes);
+            answered_line(dialogue, (line, delivered), (question, then), known)
+        } else if is_ambiguous {
+            LineRead::Done(ambiguous_line(dialogue, line, delivered, pass))
         } else if is_client {
             client_line(dialogue, line, delivered, overtaken, pass, &mut read)
         } else if is_unproven && line.starts_with(b"23") {
             // Perhaps a part of a line: it answers a command, but is no login, and encrypts nothing.
             dialogue.answered_unproven();
-            None
+            LineRead::Done(None)
         } else {
             let (grow, apart) = (self.other.space.window > 0, self.pushed == Pushed::Apart);
             let limits = Limits { overtaken, replace, grow, apart };
             server_line(dialogue, line, delivered, limits, pass, &mut read)
         };
-        if self.pass.request.is_some()
-            && let Some(before) = before
-        {
-            return self.restore(before);
-        }
-        debug_assert!(self.pass.request.is_none(), "asks: {}", chunk.escape_ascii());
-        self.pass.answers = Answers::default();
+        let edit = match (done, before) {
+            (LineRead::Done(edit), _) => edit,
+            (LineRead::Asks(question, then), Some(before)) => {
+                return self.ask(seq, (question, then), read, before);
+            }
+            (LineRead::Asks(..), None) => {
+                debug_assert!(false, "asks: {}", chunk.escape_ascii());
+                None
+            }
+        };
         self.direction.end_line(seq, chunk, delivered, edit);
         if is_unproven {
             self.direction.fast_path_mut().end_line();
@@ -144,22 +153,26 @@ impl Reading<'_> {
         }
     }
 
-    /// How things are before the line that `chunk` ends is read, if that may ask.
-    fn before(&self, chunk: &[u8]) -> Option<Before> {
+    /// How things are before the line that `chunk` ends is read, if that may ask. One that asked is read on from there.
+    fn before(&mut self, chunk: &[u8], asked: Option<&mut Request>) -> Option<Before> {
         let line = self.direction.line();
-        may_ask(self.dialogue, self.from, line, chunk).then(|| Before {
-            dialogue: self.dialogue.clone(),
-            mark: self.direction.mark().cloned(),
-            line: line.len(),
-            notes: self.pass.notes.len(),
-        })
+        let dialogue = match asked {
+            Some(asked) => std::mem::replace(self.dialogue, std::mem::take(&mut asked.dialogue)),
+            None if may_ask(self.dialogue, self.from, line, chunk) => self.dialogue.clone(),
+            None => return None,
+        };
+        let (mark, notes) = (self.direction.mark().cloned(), self.pass.notes.len());
+        Some(Before { dialogue, mark, line: line.len(), notes })
     }
 
-    fn restore(&mut self, before: Before) {
-        *self.dialogue = before.dialogue;
+    /// The line at `seq` asks, and waits; what it has changed so far is taken back.
+    fn ask(&mut self, seq: Seq, (question, then): (Question, Then), read: Read, before: Before) {
+        let dialogue = std::mem::replace(self.dialogue, before.dialogue);
         self.direction.set_mark(before.mark);
         self.direction.shorten_line(before.line);
-        self.pass.notes.truncate(before.notes);
+        let notes = self.pass.notes.split_off(before.notes);
+        let request = Request { question, seq, then, dialogue, read, notes };
+        self.pass.request = Some(Box::new(request));
     }
 
     /// The client's `chunk` at `seq` ends a line. Whether an urgent byte makes it another command for some servers.
