@@ -67,10 +67,13 @@ impl Engine {
         effects: &mut Effects,
     ) {
         let mut deciding = Deciding { session, ..Deciding::UNKNOWN };
-        let read = Packet::parse(packet.bytes);
-        let decision = match read.map(|read| read.left_to(packet.how.offload)) {
-            Ok(read) => self.inspect(now, (&packet, &read), answer, &mut deciding, effects),
-            Err(_) => Decision::Verdict(Verdict::Accept), // it was read before
+        let read = Packet::parse(packet.bytes).map(|read| read.left_to(packet.how.offload));
+        let entry = self.table.get_of(session.index, session.id);
+        let decision = if let (Ok(read), Some(Entry { control, .. })) = (read, entry) {
+            let from = control.side(read.endpoints().0);
+            self.inspect(now, (&packet, &read, from), answer, &mut deciding, effects)
+        } else {
+            Decision::Verdict(Verdict::Accept) // it was read, and its session is there
         };
         self.follow(now, packet, decision, deciding, effects);
     }
@@ -169,16 +172,23 @@ impl Engine {
         }
         let (source, destination) = packet.endpoints();
         let found = self.table.find(&Key::between(source, destination));
-        if let Some(index) = found {
-            if self.interrupted.contains(&index) && self.is_of_client(index, source) {
+        let mut known = None;
+        if let Some(index) = found
+            && let Some(Entry { control, .. }) = self.table.get_mut(index)
+        {
+            let is_of_client = control.side(source) == Side::Client;
+            if is_of_client && self.interrupted.contains(&index) {
                 return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
             }
-            if let Some(session) = self.busy_session(index) {
-                deciding.session = session;
+            if control.busy {
+                deciding.session = SessionRef { index, id: control.id };
                 return Decision::Behind;
             }
+            let is_certain = !packet.has(flags::SYN) && control.rival().is_none();
+            known = is_certain.then_some(index);
         }
-        let Some(index) = self.entry_of(now, &packet, found, how, effects) else {
+        let index = known.or_else(|| self.entry_of(now, &packet, found, how, effects));
+        let Some(index) = index else {
             trace_unread(bytes, "no session follows it");
             return ACCEPT;
         };
@@ -215,7 +225,7 @@ impl Engine {
             deciding.was_held = session.wants_every_packet();
             return Decision::Wait;
         }
-        self.inspect(now, (arrival, &packet), None, deciding, effects)
+        self.inspect(now, (arrival, &packet, from), None, deciding, effects)
     }
 
     /// Has the session of a packet read it, for which it waited for `answer`, if there is one.
@@ -223,7 +233,7 @@ impl Engine {
     fn inspect(
         &mut self,
         now: Instant,
-        (arrival, packet): (&Arrival<'_>, &Packet<'_>),
+        (arrival, packet, from): (&Arrival<'_>, &Packet<'_>, Side),
         answer: Option<Answered>,
         deciding: &mut Deciding,
         effects: &mut Effects,
@@ -232,7 +242,6 @@ impl Engine {
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Decision::Verdict(Verdict::Accept);
         };
-        let from = control.side(packet.endpoints().0);
         let has_unseen = session.has_unseen_lines();
         let is_end = has_unseen && ended_calm(how, session);
         deciding.was_held = session.wants_every_packet();
@@ -312,7 +321,7 @@ impl Engine {
         decision
     }
 
-    /// The entry that `packet` belongs to, made where it starts one.
+    /// The entry that `packet` belongs to where that is not certain, made where it starts one.
     fn entry_of(
         &mut self,
         now: Instant,
@@ -324,8 +333,7 @@ impl Engine {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            let is_contested = self.table.get_mut(index)?.control.rival().is_some();
-            return if is_contested { self.decide(now, index, packet, effects) } else { found };
+            return self.decide(now, index, packet, effects);
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {

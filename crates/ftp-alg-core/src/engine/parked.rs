@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token};
 use crate::{
-    packet::{Endpoint, Packet},
+    packet::Packet,
     session::{Answered, Side},
 };
 
@@ -45,12 +45,10 @@ impl Engine {
     /// Whether the client of `session` sent a packet that says something.
     pub(super) fn is_from_client(&mut self, bytes: &[u8], session: SessionRef) -> bool {
         let Ok(packet) = Packet::parse(bytes) else { return false };
-        !packet.payload().is_empty() && self.is_of_client(session.index, packet.endpoints().0)
-    }
-
-    /// Whether `source` is the client of the session at `index`.
-    pub(super) fn is_of_client(&mut self, index: u32, source: Endpoint) -> bool {
-        self.table.get_mut(index).is_some_and(|entry| entry.control.side(source) == Side::Client)
+        let source = packet.endpoints().0;
+        let entry = self.table.get_of(session.index, session.id);
+        let is_of_client = entry.is_some_and(|entry| entry.control.side(source) == Side::Client);
+        is_of_client && !packet.payload().is_empty()
     }
 
     /// Goes on with the packet of `session` that waited, as what it asked is known, and with those behind it, until one

@@ -117,7 +117,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Source and destination, quick to compare.
-    #[inline]
+    #[inline(always)]
     pub fn endpoints(&self) -> (Endpoint, Endpoint) {
         let long = |at: usize| self.bytes[at..].first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
         let (from, to) = (self.word::<0>(), self.word::<2>());

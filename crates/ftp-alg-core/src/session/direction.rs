@@ -95,6 +95,7 @@ impl Direction {
     }
 
     /// Of `data`, what was read of this direction, only what is not acknowledged is kept.
+    #[inline]
     pub fn forget_acknowledged(&mut self, data: &mut Unacknowledged) {
         let is_empty = data.len() == 0 || data.forget_before(self.space.unacknowledged());
         if is_empty && let Some(rare) = &mut self.rare {
@@ -108,6 +109,7 @@ impl Direction {
     }
 
     /// The receiver has said that it has what comes before `ack`.
+    #[inline]
     pub fn unbar(&mut self, ack: Seq) {
         let has_it = match self.barrier() {
             None => return,
@@ -230,6 +232,7 @@ impl Direction {
 
     /// The receiver has acknowledged what precedes delivered `ack`. Rewrites before it are forgotten, but not what is
     /// held back: its sender may still send it again.
+    #[inline]
     pub fn acknowledged(&mut self, ack: Seq) {
         self.space.acked = self.space.acked.max(ack);
         let Some(last) = self.space.map.last_start() else { return };

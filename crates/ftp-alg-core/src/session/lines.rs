@@ -120,10 +120,11 @@ fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Mal
 pub fn may_ask(dialogue: &Dialogue, from: Side, known: &[u8], chunk: &[u8]) -> bool {
     match (from, chunk) {
         _ if !known.is_empty() => true,
-        (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) if !Hidden::may_be_in(chunk) => {
-            chunk.get(..VERB).is_some_and(|verb| {
-                verb.eq_ignore_ascii_case(b"PORT") || verb.eq_ignore_ascii_case(b"EPRT")
-            })
+        (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) => {
+            let verb = &chunk[..chunk.len().min(VERB)];
+            verb.eq_ignore_ascii_case(b"PORT")
+                || verb.eq_ignore_ascii_case(b"EPRT")
+                || Hidden::may_be_in(chunk)
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
             matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.awaits_refusal()

@@ -227,20 +227,26 @@ impl Session {
     }
 
     /// `by` acknowledged what the other end sent up to delivered `ack`.
+    #[inline]
     fn acknowledged(&mut self, by: Side, ack: Seq, pass: &mut Inspection) {
         let side = by.peer();
         let Some(is_received) = self.direction(side).space.is_received(ack) else { return };
         if by == Side::Server {
             self.client.unbar(ack);
         }
-        let direction = self.direction_mut(side);
-        if is_received {
-            direction.acknowledged(ack);
-            if by == Side::Server {
-                self.client.forget_acknowledged(&mut self.unacknowledged);
-            }
-            return;
+        if !is_received {
+            return self.acknowledged_unseen(side, ack, pass);
         }
+        self.direction_mut(side).acknowledged(ack);
+        if by == Side::Server {
+            self.client.forget_acknowledged(&mut self.unacknowledged);
+        }
+    }
+
+    /// What `side` sent is acknowledged up to delivered `ack`, and not all of it was seen.
+    #[cold]
+    fn acknowledged_unseen(&mut self, side: Side, ack: Seq, pass: &mut Inspection) {
+        let direction = self.direction_mut(side);
         // The receiver has bytes that were never queued here, and so what is held back, which was sent again.
         direction.stop_holding();
         let end = direction.space.map.acknowledge(ack);
