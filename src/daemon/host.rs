@@ -122,9 +122,7 @@ impl OwnQueue<'_> {
                 self.stale += u64::from(*reason == DropReason::Stale);
                 Decision::Drop
             }
-            Verdict::Replace(range) => {
-                Decision::Replace(replacements.get(range.clone()).unwrap_or_default())
-            }
+            Verdict::Replace(_) => Decision::Replace(verdict.replacement(replacements)),
         };
         let mark = self.parameters.answer(token.mark, *answer);
         if let Err(error) = self.verdicts.verdict_with(token.id, decision, mark) {

@@ -24,14 +24,10 @@ impl Mail {
     /// A verdict whose packet, if it is replaced, is among `replacements`.
     pub(super) fn of(released: &Released, replacements: &[u8]) -> Self {
         let Released { token, verdict, answer, .. } = released;
-        let replacement = match verdict {
-            Verdict::Replace(range) => replacements.get(range.clone()).unwrap_or_default(),
-            Verdict::Accept | Verdict::Drop(_) => &[],
-        };
         Self {
             token: *token,
             verdict: verdict.clone(),
-            replacement: replacement.to_vec(),
+            replacement: verdict.replacement(replacements).to_vec(),
             answer: *answer,
         }
     }

@@ -125,8 +125,8 @@ impl Host for Hands<'_> {
                 let decision = match &released.verdict {
                     Verdict::Accept => Decision::Accept,
                     Verdict::Drop(_) => Decision::Drop,
-                    Verdict::Replace(range) => {
-                        Decision::Replace(effects.replacements[range.clone()].to_vec())
+                    verdict @ Verdict::Replace(_) => {
+                        Decision::Replace(verdict.replacement(&effects.replacements).to_vec())
                     }
                 };
                 self.daemon.given.push(Given { packet, decision, answer: released.answer });

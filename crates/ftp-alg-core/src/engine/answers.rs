@@ -198,7 +198,7 @@ impl Engine {
                 Input::Packet { token, how } if self.is_from_client(&bytes, session) => {
                     let packet = Arrival { token, bytes: &bytes, how };
                     let verdict = Verdict::Drop(DropReason::FastPathRace);
-                    self.release(packet, verdict, Deciding::UNKNOWN, effects);
+                    self.release(&packet, verdict, Deciding::UNKNOWN, effects);
                 }
                 input => self.parked.push(Parked { session, bytes, input }),
             }

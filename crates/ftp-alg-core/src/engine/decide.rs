@@ -51,9 +51,9 @@ impl Deciding {
 impl Engine {
     /// Decides about a packet that is new, or has waited.
     #[inline]
-    pub(super) fn arrive(&mut self, now: Instant, packet: Arrival<'_>, effects: &mut Effects) {
+    pub(super) fn arrive(&mut self, now: Instant, packet: &Arrival<'_>, effects: &mut Effects) {
         let mut deciding = Deciding::UNKNOWN;
-        let decision = self.decision(now, &packet, &mut deciding, effects);
+        let decision = self.decision(now, packet, &mut deciding, effects);
         self.follow(now, packet, decision, deciding, effects);
     }
 
@@ -61,7 +61,7 @@ impl Engine {
     pub(super) fn go_on(
         &mut self,
         now: Instant,
-        packet: Arrival<'_>,
+        packet: &Arrival<'_>,
         session: SessionRef,
         answer: Option<Answered>,
         effects: &mut Effects,
@@ -71,7 +71,7 @@ impl Engine {
         let entry = self.table.get_of(session.index, session.id);
         let decision = if let (Ok(read), Some(Entry { control, .. })) = (read, entry) {
             let from = control.side(read.endpoints().0);
-            self.inspect(now, (&packet, &read, from), answer, &mut deciding, effects)
+            self.inspect(now, (packet, &read, from), answer, &mut deciding, effects)
         } else {
             Decision::Verdict(Verdict::Accept) // it was read, and its session is there
         };
@@ -83,7 +83,7 @@ impl Engine {
     fn follow(
         &mut self,
         now: Instant,
-        packet: Arrival<'_>,
+        packet: &Arrival<'_>,
         decision: Decision,
         deciding: Deciding,
         effects: &mut Effects,
@@ -92,7 +92,7 @@ impl Engine {
             Decision::Verdict(verdict) => self.release(packet, verdict, deciding, effects),
             Decision::Wait => self.reorder(now, packet, effects),
             Decision::Behind => {
-                let Arrival { token, bytes, how } = packet;
+                let Arrival { token, bytes, how } = *packet;
                 self.park(bytes, deciding.session, Input::Packet { token, how });
             }
             Decision::Asked => {}
@@ -103,7 +103,7 @@ impl Engine {
     #[inline]
     pub(super) fn release(
         &mut self,
-        packet: Arrival<'_>,
+        packet: &Arrival<'_>,
         verdict: Verdict,
         deciding: Deciding,
         effects: &mut Effects,
@@ -118,9 +118,16 @@ impl Engine {
         }
         // What passed meanwhile may be anything.
         let session = if is_late { SessionRef::NONE } else { session };
-        let answer = super::Answer::Nothing;
-        let token = packet.token;
-        effects.verdicts.push(Released { token, verdict, answer, session, was_held, needs_every });
+        let (token, answer) = (packet.token, super::Answer::Nothing);
+        let mut push = |verdict: Verdict| {
+            let all = &mut effects.verdicts;
+            all.push(Released { token, verdict, answer, session, was_held, needs_every });
+        };
+        // Each for itself, so that none is read back from where it was just written in other parts: that stalls.
+        match verdict {
+            Verdict::Accept => push(Verdict::Accept),
+            verdict => push(verdict),
+        }
     }
 
     #[cold]
@@ -154,7 +161,7 @@ impl Engine {
         deciding: &mut Deciding,
         effects: &mut Effects,
     ) -> Decision {
-        let Arrival { bytes, how, .. } = *arrival;
+        let Arrival { bytes, how, .. } = arrival; // by reference: copied at once, it would stall
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(how.offload)) else {
             self.counters.malformed += 1;
@@ -187,7 +194,7 @@ impl Engine {
             let is_certain = !packet.has(flags::SYN) && control.rival().is_none();
             known = is_certain.then_some(index);
         }
-        let index = known.or_else(|| self.entry_of(now, &packet, found, how, effects));
+        let index = known.or_else(|| self.entry_of(now, &packet, found, *how, effects));
         let Some(index) = index else {
             trace_unread(bytes, "no session follows it");
             return ACCEPT;
@@ -238,7 +245,7 @@ impl Engine {
         deciding: &mut Deciding,
         effects: &mut Effects,
     ) -> Decision {
-        let (how, index) = (arrival.how, deciding.session.index);
+        let (how, index) = (&arrival.how, deciding.session.index);
         let Some(Entry { session, control }) = self.table.get_mut(index) else {
             return Decision::Verdict(Verdict::Accept);
         };
@@ -260,12 +267,13 @@ impl Engine {
         inspection.refuses_auth = connection.policy.refuses_auth();
         inspection.answer = answer;
         let read = session.seen();
-        let outcome = loop {
-            let outcome = session.packet_after(is_end, from, packet, inspection, &mut self.payload);
+        let mut outcome;
+        loop {
+            outcome = session.packet_after(is_end, from, packet, inspection, &mut self.payload);
             for note in inspection.notes.drain(..) {
                 connection.note(note);
             }
-            let Some(request) = inspection.request.take() else { break outcome };
+            let Some(request) = inspection.request.take() else { break };
             let judged = match &request.question {
                 Question::Announcement(announced) => connection.judge(announced),
                 Question::Lengthen => Judged::Asks(None),
@@ -279,7 +287,7 @@ impl Engine {
                     return Decision::Asked;
                 }
             }
-        };
+        }
         let asks = how.may_wait && session.is_asking(from, packet);
         let is_new = read != session.seen();
         let wanted = wanted(&connection, session, &outcome, how.every);
@@ -434,7 +442,7 @@ impl Engine {
 }
 
 /// Whether a packet of `session` ended a calm.
-fn ended_calm(how: Queued, session: &Session) -> bool {
+fn ended_calm(how: &Queued, session: &Session) -> bool {
     // No calm has begun since: that of before a restart ended while nobody was there.
     how.ended_calm || how.ended_calm_before && session.has_unseen_lines()
 }
@@ -455,7 +463,7 @@ fn trace_unread(bytes: &[u8], what: &str) {
 }
 
 /// What goes on in the place of `packet`.
-#[inline]
+#[inline(never)] // the outcome is then read in the parts in which it was written
 fn forward(
     connection: &mut Connection<'_>,
     session: &Session,
@@ -509,7 +517,7 @@ fn forward(
             let out = &mut connection.effects.replacements;
             let start = out.len();
             packet.rebuild_onto(&edit, acknowledged, out);
-            Verdict::Replace(start..out.len())
+            Verdict::Replace(start as u32..out.len() as u32) // of one batch
         }
     })
 }

@@ -13,7 +13,9 @@ use super::{
 use crate::session::{DropReason, Request, Side};
 
 /// A packet in a queue of the kernel, as its host knows it. The engine only hands it back.
+// Aligned, so that it is copied whole: read back in other parts than it was written it costs a stall a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Token {
     /// Which of the host's queues holds it.
     pub queue: u16,
@@ -29,9 +31,21 @@ pub enum Verdict {
     /// It goes on as it is.
     Accept,
     /// These bytes of [`Effects::replacements`] go on in its place.
-    Replace(Range<usize>),
+    Replace(Range<u32>),
     /// It ends here.
     Drop(DropReason),
+}
+
+impl Verdict {
+    /// What goes on in the packet's place, from [`Effects::replacements`].
+    pub fn replacement<'a>(&self, replacements: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Replace(range) => {
+                replacements.get(range.start as usize..range.end as usize).unwrap_or_default()
+            }
+            Self::Accept | Self::Drop(_) => &[],
+        }
+    }
 }
 
 /// A session, by its place in the table and its number.

@@ -209,7 +209,7 @@ impl Engine {
         self.expect(packets.clone().map(|packet| packet.bytes));
         for packet in packets {
             self.counters.packets += 1;
-            self.arrive(now, packet, effects);
+            self.arrive(now, &packet, effects);
         }
         self.release_ordered(now, effects);
     }

@@ -64,8 +64,8 @@ impl Engine {
             control.busy = false;
         }
         match waited {
-            Some((packet, answer @ Some(_))) => self.go_on(now, packet, session, answer, effects),
-            Some((packet, None)) => self.arrive(now, packet, effects),
+            Some((packet, answer @ Some(_))) => self.go_on(now, &packet, session, answer, effects),
+            Some((packet, None)) => self.arrive(now, &packet, effects),
             None => {}
         }
         while !self.parked.is_empty()
@@ -75,7 +75,7 @@ impl Engine {
             let Parked { bytes, input, .. } = self.parked.remove(at);
             match input {
                 Input::Packet { token, how } => {
-                    self.arrive(now, Arrival { token, bytes: &bytes, how }, effects);
+                    self.arrive(now, &Arrival { token, bytes: &bytes, how }, effects);
                 }
                 Input::Copy => drop(self.passed(now, &bytes, effects)),
             }

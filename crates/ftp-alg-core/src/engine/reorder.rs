@@ -90,9 +90,10 @@ pub(super) fn next_deadline(queue: &ReorderQueue) -> Option<Instant> {
 impl Engine {
     /// Has a packet wait for what it overtook.
     #[cold]
-    pub(super) fn reorder(&mut self, now: Instant, packet: Arrival<'_>, effects: &mut Effects) {
-        let impatient = Arrival { how: Queued { may_wait: false, ..packet.how }, ..packet };
-        match keep(&mut self.reorder, now, &packet) {
+    pub(super) fn reorder(&mut self, now: Instant, packet: &Arrival<'_>, effects: &mut Effects) {
+        let impatient = Arrival { how: Queued { may_wait: false, ..packet.how }, ..*packet };
+        let impatient = &impatient;
+        match keep(&mut self.reorder, now, packet) {
             Kept::Yes => {}
             Kept::Full => self.arrive(now, impatient, effects),
             Kept::Again => {
@@ -120,15 +121,15 @@ impl Engine {
             self.reorder = queue;
             for packet::Waiting { item, .. } in over {
                 let verdict = Verdict::Drop(DropReason::Overlap);
-                self.release(item.arrival(), verdict, Deciding::UNKNOWN, effects);
+                self.release(&item.arrival(), verdict, Deciding::UNKNOWN, effects);
             }
             let has_more = !due.is_empty();
             for packet::Waiting { item, .. } in due {
-                self.arrive(now, item.arrival(), effects);
+                self.arrive(now, &item.arrival(), effects);
             }
             for packet::Waiting { mut item, .. } in late {
                 item.how.may_wait = false;
-                self.arrive(now, item.arrival(), effects);
+                self.arrive(now, &item.arrival(), effects);
             }
             if !has_more {
                 return;

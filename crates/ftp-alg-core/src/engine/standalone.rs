@@ -70,7 +70,7 @@ impl<K: Kernel> Standalone<K> {
             Some(Verdict::Accept) => Fate::Accept,
             Some(Verdict::Drop(_)) => Fate::Drop,
             Some(Verdict::Replace(range)) => {
-                self.replacement = range.clone();
+                self.replacement = range.start as usize..range.end as usize;
                 Fate::Replace
             }
         }
@@ -142,7 +142,7 @@ impl<K: Kernel> Host for Standalone<K> {
 
     fn give(&mut self, effects: &[Effects]) {
         for effects in effects {
-            let before = self.replacements.len();
+            let before = self.replacements.len() as u32;
             self.given.extend(effects.verdicts.iter().cloned().map(|mut released| {
                 if let Verdict::Replace(range) = &mut released.verdict {
                     *range = before + range.start..before + range.end;

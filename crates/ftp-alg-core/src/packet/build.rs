@@ -49,7 +49,9 @@ impl<'a> Packet<'a> {
         all.extend_from_slice(&self.bytes[..self.payload]);
         all.extend_from_slice(payload);
         let out = &mut all[start..];
-        if let Some(range) = self.sack() {
+        let sack_range = self.sack();
+        let has_sack = sack_range.is_some();
+        if let Some(range) = sack_range {
             map_sack(&mut out[range.start - 2..range.end], &mut sack);
         }
         let header = &self.bytes[self.tcp..self.payload];
@@ -61,8 +63,18 @@ impl<'a> Packet<'a> {
         }
         if edit.payload.is_none() && !self.offload.unsummed {
             // RFC 1624: only what changed has to be summed.
-            let checksum = self.word::<16>();
-            let updated = update_checksum(checksum, header, &out[self.tcp..self.payload]);
+            let mut sum = Sum::of(self.word::<16>());
+            sum.change(self.long::<4>(), edit.seq.0);
+            sum.change(self.long::<8>(), edit.ack.0);
+            sum.change(self.flags().into(), edit.flags.into());
+            sum.change(self.word::<18>().into(), edit.urgent.into());
+            if has_sack {
+                let long = |word: &[u8; 4]| u32::from_be_bytes(*word);
+                let (old, new) = (header.as_chunks().0, out[self.tcp..].as_chunks().0);
+                let options = old.iter().zip(new).skip(5);
+                options.for_each(|(old, new)| sum.change(long(old), long(new)));
+            }
+            let updated = sum.checksum();
             out[self.tcp + 16..self.tcp + 18].copy_from_slice(&updated.to_be_bytes());
         } else {
             set_lengths(out, self.source().ip());
@@ -204,18 +216,25 @@ fn set_tcp_checksum(segment: &mut [u8], source: IpAddr, destination: IpAddr) {
     segment.set_checksum(checksum);
 }
 
-/// RFC 1624 equation 3, over all 16-bit words of two headers of one length. The checksum's own
-/// word is the same in both, so it adds nothing.
-fn update_checksum(checksum: u16, old: &[u8], new: &[u8]) -> u16 {
-    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-    let mut sum = u32::from(!checksum);
-    for (old, new) in old.chunks_exact(2).zip(new.chunks_exact(2)) {
-        sum += (!word(old) & 0xffff) + word(new);
+/// A checksum as numbers under it change (RFC 1624 equation 3). A number of 32 bits is two of its words.
+struct Sum(u64);
+
+impl Sum {
+    fn of(checksum: u16) -> Self {
+        Self(u64::from(!checksum))
     }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
+
+    fn change(&mut self, old: u32, new: u32) {
+        self.0 += u64::from(!old) + u64::from(new);
     }
-    !(sum as u16)
+
+    fn checksum(self) -> u16 {
+        let mut sum = self.0;
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
 }
 
 #[cfg(test)]

@@ -69,6 +69,14 @@ pub struct Request {
     pub(super) notes: Vec<Note>,
 }
 
+impl Request {
+    /// Of a line that was just read.
+    pub(super) fn new(question: Question, then: Then) -> Box<Self> {
+        let (dialogue, read, notes) = (Dialogue::default(), Read::Nothing, Vec::new());
+        Box::new(Self { question, seq: Seq(0), then, dialogue, read, notes })
+    }
+}
+
 /// What a session asks whoever decides.
 #[derive(Clone, Debug)]
 pub enum Question {

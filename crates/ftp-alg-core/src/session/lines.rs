@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Range};
 
 use super::{
     Announced, Dialogue, Inspection, Known, Limit, Phase, Question, Read, Reason, Refusal, Refused,
-    Ruling, Side, Then,
+    Request, Ruling, Side, Then,
     dialogue::{Meaning, Step},
     limits::{MAX_HELD, VERB},
 };
@@ -18,7 +18,7 @@ pub enum LineRead {
     /// It was read, and is delivered so.
     Done(LineEdit),
     /// It is read on once something is known.
-    Asks(Question, Then),
+    Asks(Box<Request>),
 }
 
 /// Reads a complete line of the client, `delivered` bytes of which have been forwarded already. Where it is
@@ -38,11 +38,11 @@ pub fn client_line(
         dialogue.refused(Reason::TooLong);
         return LineRead::Done(None);
     }
-    let plain = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), pass, read);
-    match hidden {
-        None => plain,
-        Some(end) => hidden_line(dialogue, line, (delivered, end), overtaken, pass),
-    }
+    let Some(end) = hidden else {
+        return plain_line(dialogue, line, delivered, overtaken, false, pass, read);
+    };
+    plain_line(dialogue, line, delivered, overtaken, true, pass, read);
+    hidden_line(dialogue, line, (delivered, end), overtaken, pass)
 }
 
 /// Reads a line that some server sees as an announcement whose verb ends at `end`: it is refused, unless that would be
@@ -64,7 +64,7 @@ fn hidden_line(
         return LineRead::Done(cross_out_from(line, delivered, end));
     };
     let announced = Announced::new(kind, parsed, true, dialogue, &text);
-    LineRead::Asks(Question::Announcement(announced), Then::Hidden { end })
+    LineRead::Asks(Request::new(Question::Announcement(announced), Then::Hidden { end }))
 }
 
 /// Reads on with a line that asked, as what it asked is `known`.
@@ -189,7 +189,8 @@ fn plain_line(
     read: &mut Read,
 ) -> LineRead {
     let text = Text::new(line);
-    let command = Command::parse(&text).filter(|_| !is_no_beginning(dialogue, line));
+    let is_command = !is_no_beginning(dialogue, line);
+    let command = if is_command { Command::parse(&text) } else { None };
     let phase = dialogue.phase();
     // The start of a line that may announce was held back, unless it could not be.
     let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
@@ -217,7 +218,8 @@ fn plain_line(
         (Step::Announces, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = Announced::new(kind, parsed, true, dialogue, &text);
-            return LineRead::Asks(Question::Announcement(announced), Then::Command { whole });
+            let question = Question::Announcement(announced);
+            return LineRead::Asks(Request::new(question, Then::Command { whole }));
         }
         (Step::Auth, _) if hidden => {
             dialogue.auth(false);
@@ -309,7 +311,7 @@ pub fn server_line(
             }
             let announced = Announced::new(kind, parsed, asked, dialogue, &text);
             let then = Then::Reply(refusal(dialogue));
-            return LineRead::Asks(Question::Announcement(announced), then);
+            return LineRead::Asks(Request::new(Question::Announcement(announced), then));
         }
         Meaning::Refused(reason) => {
             if let Some(refusal) = refusal(dialogue) {
@@ -348,7 +350,7 @@ fn refused(text: &Text<'_>, (reason, passive): (Reason, bool), refusal: Refusal)
     if new.len() == range.len() {
         LineRead::Done(Some((range, new)))
     } else if refusal.grow {
-        LineRead::Asks(Question::Lengthen, Then::Longer(range, new))
+        LineRead::Asks(Request::new(Question::Lengthen, Then::Longer(range, new)))
     } else {
         LineRead::Done(None)
     }

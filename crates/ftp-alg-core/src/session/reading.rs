@@ -4,7 +4,7 @@
 //! `direction`.
 
 use super::{
-    Dialogue, Inspection, Limit, Note, Phase, Question, Read, Refused, Request, Side, Then,
+    Dialogue, Inspection, Limit, Note, Phase, Read, Refused, Request, Side,
     adjust::CROSSED_OUT,
     apart::Pushed,
     direction::Direction,
@@ -125,10 +125,11 @@ impl Reading<'_> {
         };
         let edit = match (done, before) {
             (LineRead::Done(edit), _) => edit,
-            (LineRead::Asks(question, then), Some(before)) => {
-                return self.ask(seq, (question, then), read, before);
+            (LineRead::Asks(mut request), Some(before)) => {
+                (request.seq, request.read) = (seq, read);
+                return self.ask(request, before);
             }
-            (LineRead::Asks(..), None) => {
+            (LineRead::Asks(_), None) => {
                 debug_assert!(false, "asks: {}", chunk.escape_ascii());
                 None
             }
@@ -165,14 +166,13 @@ impl Reading<'_> {
         Some(Before { dialogue, mark, line: line.len(), notes })
     }
 
-    /// The line at `seq` asks, and waits; what it has changed so far is taken back.
-    fn ask(&mut self, seq: Seq, (question, then): (Question, Then), read: Read, before: Before) {
-        let dialogue = std::mem::replace(self.dialogue, before.dialogue);
+    /// A line asks, and waits; what it has changed so far is taken back.
+    fn ask(&mut self, mut request: Box<Request>, before: Before) {
+        request.dialogue = std::mem::replace(self.dialogue, before.dialogue);
         self.direction.set_mark(before.mark);
         self.direction.shorten_line(before.line);
-        let notes = self.pass.notes.split_off(before.notes);
-        let request = Request { question, seq, then, dialogue, read, notes };
-        self.pass.request = Some(Box::new(request));
+        request.notes = self.pass.notes.split_off(before.notes);
+        self.pass.request = Some(request);
     }
 
     /// The client's `chunk` at `seq` ends a line. Whether an urgent byte makes it another command for some servers.
