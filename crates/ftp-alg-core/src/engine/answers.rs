@@ -209,7 +209,7 @@ impl Engine {
     fn drop_changed(&mut self, session: SessionRef, effects: &mut Effects) {
         let reason = DropReason::KernelRefused;
         for released in &mut effects.verdicts {
-            if released.session == session
+            if released.session() == session
                 && released.needs_every
                 && !matches!(released.verdict, Verdict::Accept | Verdict::Drop(_))
             {

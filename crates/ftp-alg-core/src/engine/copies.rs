@@ -43,7 +43,7 @@ impl Engine {
     pub fn lapsed_meanwhile(&mut self, effects: &mut Effects) {
         let mut verdicts = std::mem::take(&mut effects.verdicts);
         for released in verdicts.iter_mut().filter(|released| !released.was_held) {
-            let SessionRef { index, id } = released.session;
+            let SessionRef { index, id } = released.session();
             let Some(Entry { session, control }) = self.table.get_of(index, id) else { continue };
             if !session.changes_packets() {
                 continue;

@@ -119,15 +119,9 @@ impl Engine {
         // What passed meanwhile may be anything.
         let session = if is_late { SessionRef::NONE } else { session };
         let (token, answer) = (packet.token, super::Answer::Nothing);
-        let mut push = |verdict: Verdict| {
-            let all = &mut effects.verdicts;
-            all.push(Released { token, verdict, answer, session, was_held, needs_every });
-        };
-        // Each for itself, so that none is read back from where it was just written in other parts: that stalls.
-        match verdict {
-            Verdict::Accept => push(Verdict::Accept),
-            verdict => push(verdict),
-        }
+        let SessionRef { index, id } = session;
+        let released = Released { token, verdict, answer, index, id, was_held, needs_every };
+        effects.verdicts.push(released);
     }
 
     #[cold]

@@ -69,11 +69,20 @@ pub struct Released {
     pub verdict: Verdict,
     /// What the packet selection is told with it.
     pub answer: Answer,
-    pub(super) session: SessionRef,
+    /// Its session, in two: padding would be copied with what follows it, which stalls.
+    pub(super) index: u32,
+    pub(super) id: u64,
     /// Whether all packets of its session were queued before it was decided.
     pub(super) was_held: bool,
     /// Whether the kernel must have agreed to queue every packet of its session.
     pub(super) needs_every: bool,
+}
+
+impl Released {
+    /// Its session.
+    pub(super) fn session(&self) -> SessionRef {
+        SessionRef { index: self.index, id: self.id }
+    }
 }
 
 /// A question to the kernel, with room for what it says.

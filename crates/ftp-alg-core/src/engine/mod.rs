@@ -220,7 +220,7 @@ impl Engine {
         if self.answers {
             for released in &mut effects.verdicts {
                 if !matches!(released.verdict, Verdict::Drop(_)) {
-                    released.answer = self.answer(released.session);
+                    released.answer = self.answer(released.session());
                 }
             }
         }

@@ -141,7 +141,7 @@ impl Engine {
     pub fn given(&mut self, effects: &mut Effects) {
         let begins = |released: &&Released| released.answer == Answer::Calm;
         let sessions: Vec<_> =
-            effects.verdicts.iter().filter(begins).map(|released| released.session).collect();
+            effects.verdicts.iter().filter(begins).map(Released::session).collect();
         for SessionRef { index, id } in sessions {
             let Some(Entry { control, .. }) = self.table.get_of(index, id) else { continue };
             if std::mem::replace(&mut control.grant, Grant::None) == Grant::Revoked {
