@@ -8,7 +8,7 @@ use super::{
     dialogue::{Meaning, Step},
     limits::{MAX_HELD, VERB},
 };
-use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
+use crate::ftp::{Announcement, Command, Hidden, Kind, LineEnd, Malformed, Text, Verb, is_plain};
 
 /// A range of the line and what takes its place.
 pub type LineEdit = Option<(Range<usize>, Vec<u8>)>;
@@ -31,8 +31,10 @@ pub fn client_line(
     pass: &mut Inspection,
     read: &mut Read,
 ) -> LineRead {
-    dialogue.client_line_ended(is_plain(line));
-    let hidden = if Hidden::may_be_in(line) { hidden(dialogue, line, pass) } else { None };
+    let is_odd = Hidden::may_be_in(line);
+    let is_plain_text = !is_odd && line.ends_with(b"\r\n");
+    dialogue.client_line_ended(if is_plain_text { LineEnd::Plain } else { is_plain(line) });
+    let hidden = if is_odd { hidden(dialogue, line, pass) } else { None };
     if hidden.is_none() && is_crossed_start(line, delivered) && dialogue.phase() == Phase::Verified
     {
         dialogue.refused(Reason::TooLong);
