@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
+mod matrix;
 
 use std::{
     fmt::Write as _,
@@ -16,10 +17,8 @@ use std::{
 };
 
 use common::executable;
-use ftp_alg_lab::{
-    Admission, Cell, Client, Daemon, Family, Lab, Matrix, Outcome, ServerKind, Spec, Topology,
-    matrix::{self, WAYS},
-};
+use ftp_alg_lab::{Admission, Client, Daemon, Family, Lab, ServerKind, Spec, Topology};
+use matrix::{Cell, Matrix, Outcome, WAYS};
 
 const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
 
