@@ -48,7 +48,6 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    /// Looks, and prints.
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;

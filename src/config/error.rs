@@ -12,15 +12,8 @@ const MAX_SHOWN: usize = 60;
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
     #[error("cannot read the configuration {}: {source}{}", path.display(), remedy(source))]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// What it says is not allowed; a line for each problem, at least one.
+    Read { path: PathBuf, source: io::Error },
     #[error("{}", lines(.0))]
     Invalid(Vec<Problem>),
 }

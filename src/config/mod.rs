@@ -138,7 +138,6 @@ impl Backend {
 /// `[nat]`: what is announced in place of an address that NAT hides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
-    /// The address.
     pub external_address: ExternalAddress,
     /// The ports, used when the announced one is already taken.
     pub port_range: RangeInclusive<u16>,
@@ -149,16 +148,13 @@ pub struct Nat {
 pub enum ExternalAddress {
     /// The one that the control connection's own translation shows.
     Auto,
-    /// This one.
     Address(IpAddr),
-    /// What this name resolves to.
     Dns(String),
 }
 
 /// A name among the external addresses, and the family of the address that is wanted of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExternalName {
-    /// The name.
     pub name: String,
     /// Whether the address is to be an IPv6 one.
     pub v6: bool,
@@ -214,7 +210,6 @@ pub struct Network {
 /// One `[[server]]`: a server of which more is known than its connections show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Its own address.
     pub address: IpAddr,
     /// What is announced for it; `None` means what `[nat]` says.
     pub external_address: Option<ExternalAddress>,

@@ -23,53 +23,21 @@ const TRY: Duration = Duration::from_secs(2);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
     #[error(
         "no daemon answers on {}: start one with `ftp-alg run`, or name its socket with --socket",
         path.display()
     )]
-    NoDaemon {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Nobody was ready in time.
+    NoDaemon { path: PathBuf },
     #[error("no daemon was ready on {} within {}s", path.display(), limit.as_secs_f64())]
-    NotReady {
-        /// The socket.
-        path: PathBuf,
-        /// How long it was waited for.
-        limit: Duration,
-    },
-    /// A daemon listens but says nothing.
+    NotReady { path: PathBuf, limit: Duration },
     #[error("the daemon on {} does not answer within {}s", path.display(), limit.as_secs_f64())]
-    Silent {
-        /// The socket.
-        path: PathBuf,
-        /// How long it was waited for.
-        limit: Duration,
-    },
-    /// The socket is for its owner only.
+    Silent { path: PathBuf, limit: Duration },
     #[error("not permitted to ask the daemon on {}: run this as the daemon's user, or as root", path.display())]
-    NotPermitted {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// The system refused.
+    NotPermitted { path: PathBuf },
     #[error("cannot ask the daemon on {}: {source}", path.display())]
-    System {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It answered with a refusal, or with something that is no answer.
+    System { path: PathBuf, source: io::Error },
     #[error("the daemon on {} answered: {message}", path.display())]
-    Answer {
-        /// The socket.
-        path: PathBuf,
-        /// What it said, or what is wrong with it.
-        message: String,
-    },
+    Answer { path: PathBuf, message: String },
 }
 
 /// What a daemon answered: one line of JSON.

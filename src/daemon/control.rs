@@ -42,32 +42,18 @@ const BACKLOG: i32 = 64;
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Another daemon answers there.
     #[error(
         "a daemon is already running on {}: stop it first, or give another --socket",
         path.display()
     )]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something else has that name; it is never removed.
+    InUse { path: PathBuf },
     #[error("{} is in the way and is no socket: remove it, or give another --socket", path.display())]
-    NoSocket {
-        /// What is in the way.
-        path: PathBuf,
-    },
-    /// The system refused.
+    NoSocket { path: PathBuf },
     #[error(
         "cannot make the control socket {}: {source}; run as root, or give another --socket",
         path.display()
     )]
-    System {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    System { path: PathBuf, source: io::Error },
 }
 
 /// A bound control socket that does not answer yet. Its name goes away with it.

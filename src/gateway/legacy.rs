@@ -5,14 +5,11 @@ use std::{fs, io};
 /// The version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ip {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 
 impl Ip {
-    /// Both.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 

@@ -50,7 +50,6 @@ const NAT: &str = "table inet ftp_alg_probe {
 pub struct Features {
     /// Whether this process has CAP_NET_ADMIN; nothing else is known without it.
     pub net_admin: bool,
-    /// Whether it has CAP_NET_RAW.
     pub net_raw: bool,
     /// The version of the program `nft`.
     pub nft: Result<String, String>,
@@ -100,9 +99,7 @@ impl Neighbours {
 /// What this machine does with packets that are not its own: its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routing {
-    /// It forwards IPv4.
     pub v4: bool,
-    /// It forwards IPv6.
     pub v6: bool,
     /// It has an IPv6 address, but for `lo`.
     pub has_v6: bool,

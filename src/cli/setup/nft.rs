@@ -101,7 +101,6 @@ fn block(open: &[Block], words: &[&str], start: usize) -> Block {
 }
 
 impl Script {
-    /// Reads `text`.
     pub(super) fn parse(text: &str) -> Self {
         let mut script = Self::default();
         let mut open: Vec<Block> = Vec::new();

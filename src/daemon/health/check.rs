@@ -10,13 +10,11 @@ use crate::daemon::snapshot::Problem;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
-    /// As it should be.
     Ok,
     /// Not there, and not needed.
     Missing,
     /// Worth knowing.
     Note,
-    /// In the way.
     Problem,
 }
 

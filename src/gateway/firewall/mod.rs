@@ -66,7 +66,6 @@ pub struct Concern {
     pub kind: ConcernKind,
     /// The chain that it is in, for people.
     pub chain: String,
-    /// Its text.
     pub rule: String,
     /// The command that removes it.
     pub remedy: Option<String>,
@@ -84,10 +83,7 @@ pub enum ConcernKind {
     /// It takes packets of control connections out of connection tracking.
     Untracked,
     /// It changes bits of the ct mark.
-    CtMark {
-        /// Which.
-        bits: u32,
-    },
+    CtMark { bits: u32 },
 }
 
 /// What a firewall does, at one hook, with packets of one kind.
@@ -100,7 +96,6 @@ pub struct Judgement {
 /// What a base chain does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainJudgement {
-    /// The chain.
     pub place: Place,
     /// Whether packets pass, by default.
     pub passes: bool,
@@ -130,9 +125,7 @@ pub struct Place {
     pub origin: Origin,
     /// What it sees.
     pub family: TableFamily,
-    /// Its table.
     pub table: String,
-    /// Its name.
     pub chain: String,
     /// Where rules of an operator belong, if not there: Docker's `DOCKER-USER`.
     pub insert_into: String,

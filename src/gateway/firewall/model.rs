@@ -327,11 +327,8 @@ pub enum Origin {
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableFamily {
-    /// IPv4.
     Ip,
-    /// IPv6.
     Ip6,
-    /// Both.
     Inet,
 }
 

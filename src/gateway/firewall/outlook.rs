@@ -6,9 +6,7 @@ use crate::gateway::{Routing, RuleParameters};
 /// What the firewall does at one hook with one version of IP.
 #[derive(Clone, Debug)]
 pub struct Outlook {
-    /// The hook.
     pub hook: Hook,
-    /// The version of IP.
     pub ip: Ip,
     /// Whether data connections of this machine's task go that way: on a router those that it
     /// forwards, and those that start and end here if it is none, or an FTP server listens.

@@ -10,11 +10,8 @@ use crate::gateway::RuleParameters;
 /// Programs that write rule sets by themselves, and so overwrite what others add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Manager {
-    /// ufw.
     Ufw,
-    /// firewalld.
     Firewalld,
-    /// Docker.
     Docker,
     /// OpenWrt's fw4.
     Fw4,
