@@ -239,6 +239,14 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// `None` where the kernel answers that there is no such thing.
+pub fn found<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Appends a message that says nothing, for who only waits for one.
 pub fn put_nothing(out: &mut Vec<u8>) {
     out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
