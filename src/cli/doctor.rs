@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
-    config,
     daemon::{
         self, client,
         health::{self, Check, Surroundings},
@@ -60,15 +59,12 @@ impl Doctor {
         let neighbours = features.neighbours;
         let outlooks = outlooks(&firewall, neighbours.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| Backend::named(&status.backend));
-        let (wanted, why) = match config.pinhole.backend {
-            config::Backend::Auto => automatic(None),
-            config::Backend::Nftables | config::Backend::Conntrack => {
-                (parameters.backend(), CONFIGURED)
-            }
-        };
+        let configured = config.pinhole.backend;
+        let (wanted, why) =
+            configured.map_or_else(|| automatic(None), |backend| (backend, CONFIGURED));
         // What counts is what holds the pinholes now.
         let backend = runs_with.unwrap_or(wanted);
-        let is_auto = config.pinhole.backend == config::Backend::Auto;
+        let is_auto = configured.is_none();
         let when = if is_auto { "started without sessions" } else { "restarted" };
         let reason = match backend == wanted {
             true => why.to_owned(),

@@ -15,7 +15,7 @@ use store::{Changes, Journal};
 
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
-    config::{self, Config},
+    config::Config,
     daemon::{self, client, snapshot},
     gateway::{
         Backend, Routing, RuleParameters, automatic,
@@ -99,24 +99,21 @@ impl Situation {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = outlooks(&firewall, routing, &parameters);
-        let backend = backend(config, socket, &parameters);
+        let backend = backend(config, socket);
         let needs = need::needs(&outlooks, routing, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }
 
 /// The back end of the daemon that runs, or the one that would be taken.
-fn backend(config: &Config, socket: &SocketOption, parameters: &RuleParameters) -> Backend {
+fn backend(config: &Config, socket: &SocketOption) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER)
         .ok()
         .and_then(|answer| answer.parse::<snapshot::Status>().ok());
     if let Some(backend) = running.and_then(|status| Backend::named(&status.backend)) {
         return backend;
     }
-    match config.pinhole.backend {
-        config::Backend::Auto => automatic(None).0,
-        config::Backend::Nftables | config::Backend::Conntrack => parameters.backend(),
-    }
+    config.pinhole.backend.unwrap_or_else(|| automatic(None).0)
 }
 
 impl Setup {

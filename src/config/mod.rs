@@ -27,9 +27,7 @@ use std::{
 };
 
 pub use error::{ConfigError, Problem};
-use ipnetwork::IpNetwork;
-
-use ftp_alg_core::policy::{self, AuthTls, External, Externals, Foreign, KnownServer, Policy};
+use ftp_alg_core::policy::{External, Externals, KnownServer, Network, Policy};
 
 /// Where the configuration is when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";
@@ -48,9 +46,9 @@ pub struct Config {
     pub pinhole: Pinhole,
     /// `[nat]`.
     pub nat: Nat,
-    /// `[policy]`.
-    pub limits: Limits,
-    /// `[[network]]`.
+    /// `[policy]`: what is allowed, and how much of it. What the other tables say, [`Config::policy`] adds.
+    pub limits: Policy,
+    /// `[[network]]`, likewise.
     pub networks: Vec<Network>,
     /// `[[server]]`.
     pub servers: Vec<Server>,
@@ -103,8 +101,8 @@ impl Queue {
 /// `[pinhole]`: how a pinhole is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinhole {
-    /// What holds the pinholes.
-    pub backend: Backend,
+    /// What holds the pinholes; `None` is the best one that the kernel offers.
+    pub backend: Option<Backend>,
     /// How long an unused pinhole lives.
     pub timeout: Duration,
     /// The ct mark bit on data connections that we admitted; one bit, within `mark_mask`.
@@ -114,13 +112,12 @@ pub struct Pinhole {
 }
 
 /// What holds the pinholes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// The best one that the kernel offers.
-    Auto,
-    /// Sets and maps of our own nftables table.
+    /// Sets and maps of our nftables table; a firewall accepts the mark.
+    #[default]
     Nftables,
-    /// Expectations of the connection tracker.
+    /// Expectations of the connection tracker; a firewall accepts `related`.
     Conntrack,
 }
 
@@ -128,10 +125,14 @@ impl Backend {
     /// Its name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Auto => "auto",
             Self::Nftables => "nftables",
             Self::Conntrack => "conntrack",
         }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Nftables, Self::Conntrack].into_iter().find(|backend| backend.as_str() == name)
     }
 }
 
@@ -171,42 +172,6 @@ impl ExternalAddress {
     }
 }
 
-/// `[policy]`: what is allowed, and how much of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Announcements that name a third host.
-    pub foreign: Foreign,
-    /// The lowest port that an announcement may name.
-    pub min_data_port: u16,
-    /// Other ports that nothing is opened at.
-    pub deny_ports: Arc<[RangeInclusive<u16>]>,
-    /// No pinhole before the server accepted a login.
-    pub require_login: bool,
-    /// What becomes of `AUTH TLS`.
-    pub auth_tls: AuthTls,
-    /// The most control connections at a time.
-    pub max_sessions: usize,
-    /// How many of these one client may have before others go first.
-    pub max_sessions_per_client: usize,
-    /// The most bytes that all control connections hold together.
-    pub memory: usize,
-    /// The most pinholes of one client at a time.
-    pub max_pinholes_per_client: usize,
-}
-
-/// One `[[network]]`: connections for which more or less is allowed than `[policy]` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// Where their clients are; anywhere if empty.
-    pub clients: Vec<IpNetwork>,
-    /// Where their servers are; anywhere if empty.
-    pub servers: Vec<IpNetwork>,
-    /// Whether they are followed at all.
-    pub inspect: bool,
-    /// What is allowed to them; what the entry leaves out is as in `[policy]`.
-    pub limits: Limits,
-}
-
 /// One `[[server]]`: a server of which more is known than its connections show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -226,23 +191,13 @@ impl Default for Config {
             control_ports: policy.control_ports,
             queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection, calm: true },
             pinhole: Pinhole {
-                backend: Backend::Auto,
+                backend: None,
                 timeout: policy.pinhole_lifetime,
                 mark: 0x4000_0000,
                 mark_mask: 0x7000_0000,
             },
             nat: Nat { external_address: ExternalAddress::Auto, port_range: policy.port_range },
-            limits: Limits {
-                foreign: policy.foreign,
-                min_data_port: policy.min_data_port,
-                deny_ports: policy.deny_ports,
-                require_login: policy.require_login,
-                auth_tls: policy.auth_tls,
-                max_sessions: policy.max_sessions,
-                max_sessions_per_client: policy.max_sessions_per_client,
-                memory: policy.memory,
-                max_pinholes_per_client: policy.max_pinholes_per_client,
-            },
+            limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
             metrics: None,
@@ -307,39 +262,21 @@ impl Config {
                 .map(|external| external.external(server.address.is_ipv6(), &resolve)),
             heal: server.heal_address,
         };
-        let policy = Policy {
+        let servers: Arc<[KnownServer]> = self.servers.iter().map(server).collect();
+        let complete = |limits: &Policy| Policy {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
             external: Externals { v4: external(false), v6: external(true) },
-            servers: self.servers.iter().map(server).collect(),
-            foreign: self.limits.foreign,
-            min_data_port: self.limits.min_data_port,
-            deny_ports: Arc::clone(&self.limits.deny_ports),
-            require_login: self.limits.require_login,
-            auth_tls: self.limits.auth_tls,
-            max_sessions: self.limits.max_sessions,
-            max_sessions_per_client: self.limits.max_sessions_per_client,
-            memory: self.limits.memory,
-            max_pinholes_per_client: self.limits.max_pinholes_per_client,
-            networks: Vec::new(),
+            servers: Arc::clone(&servers),
+            ..limits.clone()
         };
-        let network = |network: &Network| policy::Network {
-            clients: network.clients.clone(),
-            servers: network.servers.clone(),
-            inspect: network.inspect,
-            policy: Policy {
-                foreign: network.limits.foreign,
-                min_data_port: network.limits.min_data_port,
-                deny_ports: Arc::clone(&network.limits.deny_ports),
-                require_login: network.limits.require_login,
-                auth_tls: network.limits.auth_tls,
-                max_pinholes_per_client: network.limits.max_pinholes_per_client,
-                ..policy.clone()
-            },
+        let network = |network: &Network| {
+            let policy = complete(&network.policy);
+            Network { policy, ..network.clone() }
         };
         let networks = self.networks.iter().map(network).collect();
-        Policy { networks, ..policy }
+        Policy { networks, ..complete(&self.limits) }
     }
 
     /// What is valid but not served by this version; `run` and `check` refuse it rather than
