@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
+    config::plain,
     daemon::{
         self, client,
         health::{self, Check, Surroundings},
@@ -180,18 +181,6 @@ fn text(report: &Report) -> String {
         _ => "FTP through this gateway will not work before the problems above are solved",
     };
     text + &format!("\n{verdict}\n")
-}
-
-/// Without control characters, which the comments of rules may have, and terminals would heed.
-fn plain(line: &str) -> String {
-    let mut plain = String::with_capacity(line.len());
-    for c in line.chars() {
-        match c.is_control() {
-            true => plain.extend(c.escape_default()),
-            false => plain.push(c),
-        }
-    }
-    plain
 }
 
 #[cfg(test)]

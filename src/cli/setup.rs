@@ -100,7 +100,7 @@ impl Situation {
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = outlooks(&firewall, routing, &parameters);
         let backend = backend(config, socket);
-        let needs = need::needs(&outlooks, routing, backend, &parameters);
+        let needs = need::needs(&outlooks, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }

@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use error::plain;
 pub use error::{ConfigError, Problem};
 use ftp_alg_core::policy::{External, Externals, KnownServer, Network, Policy};
 

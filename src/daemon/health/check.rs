@@ -64,6 +64,16 @@ impl Check {
         Self { section, name, mark, says, details, remedy, advice, problem: None }
     }
 
+    /// Something that is as it should be.
+    pub fn ok(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
+        Self::new(section, name, Mark::Ok, says)
+    }
+
+    /// Something worth knowing.
+    pub fn note(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
+        Self::new(section, name, Mark::Note, says)
+    }
+
     /// The problem that is called `problem`.
     pub fn problem(
         section: &'static str,

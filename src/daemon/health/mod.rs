@@ -116,7 +116,7 @@ pub fn names(rows: &[NameRow]) -> Vec<Check> {
         let error = format!("{}: {error}", row.family);
         if let Some(address) = row.address {
             let says = format!("{address} stays in use; {error}");
-            checks.push(Check::new(NAMES, &row.name, Mark::Note, says));
+            checks.push(Check::note(NAMES, &row.name, says));
         } else if let Some(known) = checks.iter_mut().find(|check| check.name == row.name) {
             known.details.push(error);
         } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {

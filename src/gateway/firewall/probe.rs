@@ -3,7 +3,7 @@
 //! connection.
 
 use super::model::{Changes, Hook, Ip, Packet, Value, state};
-use crate::gateway::RuleParameters;
+use crate::gateway::{Backend, RuleParameters};
 
 /// The ports that initiators choose on Linux and on other systems.
 const EPHEMERAL: Value = Value::Within(49_152, 60_999);
@@ -21,6 +21,25 @@ pub enum Sign {
     Related,
     /// A packet from our raw socket: untracked, with our packet mark.
     Injected,
+}
+
+impl Sign {
+    /// Of the data connections of a back end.
+    pub fn of(backend: Backend) -> Self {
+        match backend {
+            Backend::Conntrack => Self::Related,
+            Backend::Nftables => Self::Mark,
+        }
+    }
+
+    /// What such packets are, for people.
+    pub fn packets(self) -> &'static str {
+        match self {
+            Self::Injected => "acknowledgements of ftp-alg",
+            Self::Mark => "admitted data connections",
+            Self::Related => "expected data connections",
+        }
+    }
 }
 
 /// A question to a firewall.

@@ -98,8 +98,7 @@ impl<'a> Here<'a> {
         let firewall = self.firewall.get_or_init(Firewall::read);
         let is_read = control.is_some_and(|port| self.parameters.control_ports().contains(&port));
         let sign = match self.running().filter(|_| is_read) {
-            Some(Backend::Conntrack) => Sign::Related,
-            Some(Backend::Nftables) => Sign::Mark,
+            Some(backend) => Sign::of(backend),
             None => {
                 // Without a route no rule is at fault.
                 let interface = interface_to(peer)?;
