@@ -59,7 +59,7 @@ impl Doctor {
         let firewall = Firewall::read();
         let neighbours = features.neighbours;
         let outlooks = outlooks(&firewall, neighbours.routing, &parameters);
-        let runs_with = running.as_ref().ok().and_then(|status| Backend::named(&status.backend));
+        let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
         let (wanted, why) =
             configured.map_or_else(|| automatic(None), |backend| (backend, CONFIGURED));
@@ -70,7 +70,7 @@ impl Doctor {
         let reason = match backend == wanted {
             true => why.to_owned(),
             false => {
-                format!("ftp-alg runs with it; {when}, it takes {}, as {why}", wanted.as_str())
+                format!("ftp-alg runs with it; {when}, it takes {wanted}, as {why}")
             }
         };
         let other = if backend != wanted && !is_auto {
@@ -144,7 +144,7 @@ impl Report {
     fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
         let problems: Vec<_> = checks.iter().filter_map(Check::as_problem).collect();
         let ok = problems.is_empty();
-        Self { ok, backend: backend.map(Backend::as_str), reason, problems, checks }
+        Self { ok, backend: backend.map(Into::into), reason, problems, checks }
     }
 }
 

@@ -110,7 +110,7 @@ fn backend(config: &Config, socket: &SocketOption) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER)
         .ok()
         .and_then(|answer| answer.parse::<snapshot::Status>().ok());
-    if let Some(backend) = running.and_then(|status| Backend::named(&status.backend)) {
+    if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
         return backend;
     }
     config.pinhole.backend.unwrap_or_else(|| automatic(None).0)
@@ -306,7 +306,7 @@ impl Report {
         let result = if plans.is_empty() { "nothing to do" } else { "shown" };
         Self {
             result,
-            backend: Some(backend.as_str()),
+            backend: Some(backend.into()),
             firewalls: firewalls.collect(),
             by_hand: by_hand.collect(),
             ..Self::default()

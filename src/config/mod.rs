@@ -29,6 +29,7 @@ use std::{
 pub(crate) use error::plain;
 pub use error::{ConfigError, Problem};
 use ftp_alg_core::policy::{External, Externals, KnownServer, Network, Policy};
+use strum::{Display, EnumString, IntoStaticStr};
 
 /// Where the configuration is when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";
@@ -72,22 +73,13 @@ pub struct Queue {
 }
 
 /// How packets are spread over several queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Fanout {
     /// All packets of a connection by one queue.
     Connection,
     /// Each by the queue of the processor that it is on, where its worker runs.
     Cpu,
-}
-
-impl Fanout {
-    /// Its name in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connection => "connection",
-            Self::Cpu => "cpu",
-        }
-    }
 }
 
 impl Queue {
@@ -113,28 +105,14 @@ pub struct Pinhole {
 }
 
 /// What holds the pinholes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Backend {
     /// Sets and maps of our nftables table; a firewall accepts the mark.
     #[default]
     Nftables,
     /// Expectations of the connection tracker; a firewall accepts `related`.
     Conntrack,
-}
-
-impl Backend {
-    /// Its name in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Conntrack => "conntrack",
-        }
-    }
-
-    /// The one of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Nftables, Self::Conntrack].into_iter().find(|backend| backend.as_str() == name)
-    }
 }
 
 /// `[nat]`: what is announced in place of an address that NAT hides.

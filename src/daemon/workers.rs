@@ -102,7 +102,7 @@ pub(super) fn start(
     let shared = Arc::new(Shared {
         progress: Progress::new(threads),
         started: Instant::now(),
-        backend: parameters.backend().as_str(),
+        backend: parameters.backend().into(),
         mailboxes: shards.iter().map(|_| Mailbox::default()).collect(),
         shards,
         copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
@@ -152,7 +152,7 @@ pub(super) fn start(
         workers.spawn(worker, processors, events.clone())?;
     }
     workers.follow_copies(make_kernel()?, events.clone())?;
-    tracing::info!("back end {}: {why}", parameters.backend().as_str());
+    tracing::info!("back end {}: {why}", parameters.backend());
     Ok(Box::new(workers))
 }
 

@@ -208,7 +208,7 @@ impl Draft {
             return Ok(Err(format!("there is no {}", NFTABLES[0])));
         };
         let Place { family, table, insert_into, .. } = &need.place;
-        let chain = format!("{} {table} {insert_into}", family.as_str());
+        let chain = format!("{family} {table} {insert_into}");
         self.check(&["nft", "--check", "--file", main]);
         for path in included(main)? {
             let file = self.file(&path)?;
@@ -243,7 +243,7 @@ impl Draft {
             Ip::V4 => ("/etc/ufw/before.rules", "ufw"),
             Ip::V6 => ("/etc/ufw/before6.rules", "ufw6"),
         };
-        let chain = format!("{prefix}-before-{}", need.hook.as_str());
+        let chain = format!("{prefix}-before-{}", need.hook);
         let file = self.file(path)?;
         let rules = slice::from_ref(&need.rule);
         let text = match need.place.table.as_str() {
@@ -308,7 +308,7 @@ impl Draft {
     }
 
     fn fw4(&mut self, need: &Need) -> Result<Placed, Failure> {
-        let hook = need.hook.as_str();
+        let hook = need.hook;
         let directory = format!("{FW4}/{hook}");
         let path = format!("{directory}/{}.nft", text::MARKER);
         for other in matching(&format!("{directory}/*.nft")).filter(|other| *other != path) {

@@ -77,7 +77,7 @@ impl Surroundings<'_> {
             (way.ip, check.details(stops.map(|stop| format!("dropped by {stop}"))))
         };
         let of = |hook: &Hook| {
-            let name = format!("control {}", hook.as_str());
+            let name = format!("control {hook}");
             merged(&name, ways.iter().filter(|way| way.hook == *hook).map(check))
         };
         hooks.iter().flat_map(of).collect()
@@ -170,7 +170,7 @@ impl Surroundings<'_> {
             checks.push(Check::note(FIREWALL, "not readable", says));
         }
         for hook in Hook::ALL {
-            checks.extend(self.hook(hook.as_str(), hook, Sign::of(self.backend)));
+            checks.extend(self.hook(hook.into(), hook, Sign::of(self.backend)));
             checks.extend(self.hook("our own packets", hook, Sign::Injected));
         }
         checks
@@ -188,9 +188,7 @@ impl Surroundings<'_> {
     fn other_advice(&self, outlook: &Outlook, dropped: Sign) -> Option<String> {
         let (other, how) = self.other.filter(|_| dropped != Sign::Injected)?;
         let passes = outlook.of(Sign::of(other))?.passes();
-        passes.then(|| {
-            format!("or {how}: data connections of the back end {} pass here", other.as_str())
-        })
+        passes.then(|| format!("or {how}: data connections of the back end {other} pass here"))
     }
 
     fn judged(&self, outlook: &Outlook, judgement: &Judgement, sign: Sign) -> Check {

@@ -139,7 +139,7 @@ impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { table, chain, .. } = self;
         match (self.origin, self.family) {
-            (Origin::Nftables, family) => write!(f, "{} {table} {chain}", family.as_str()),
+            (Origin::Nftables, family) => write!(f, "{family} {table} {chain}"),
             _ => write!(f, "{} {table} {chain}", self.program()),
         }
     }

@@ -96,7 +96,7 @@ pub(super) fn command(place: &Place, sign: Sign, parameters: &RuleParameters) ->
     let (table, chain) = (&place.table, &place.insert_into);
     match place.origin {
         Origin::Nftables => {
-            let family = place.family.as_str();
+            let family = place.family;
             format!("nft insert rule {family} {table} {chain} {condition} accept")
         }
         _ => {

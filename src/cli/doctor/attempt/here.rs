@@ -126,7 +126,7 @@ impl<'a> Here<'a> {
     fn running(&self) -> Option<Backend> {
         *self.running.get_or_init(|| {
             let answer = client::request(self.socket, "status", crate::cli::ANSWER).ok()?;
-            Backend::named(&answer.parse::<Status>().ok()?.backend)
+            answer.parse::<Status>().ok()?.backend.parse().ok()
         })
     }
 }
