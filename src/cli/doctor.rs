@@ -158,7 +158,7 @@ fn text(report: &Report) -> String {
             section = check.section;
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
         }
-        let mark = check.mark.as_str();
+        let mark = check.mark;
         let says = table::wrapped(&plain(&check.says), width + 13);
         text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
         for line in &check.details {

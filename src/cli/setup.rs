@@ -12,6 +12,7 @@ use firewalls::{ByHand, Plan};
 use need::Need;
 use serde::Serialize;
 use store::{Changes, Journal};
+use strum::EnumMessage as _;
 
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
@@ -285,8 +286,8 @@ impl Report {
         let firewalls = plans.iter().map(|plan| {
             let files = plan.changes.files.iter();
             FirewallReport {
-                name: plan.kind.name(),
-                why: plan.kind.why(),
+                name: plan.kind.into(),
+                why: plan.kind.get_message().unwrap_or_default(),
                 says: plan.needs.iter().map(|need| need.says.clone()).collect(),
                 differences: files
                     .map(|file| {

@@ -6,6 +6,8 @@ use std::{
     slice,
 };
 
+use strum::{EnumMessage, IntoStaticStr, VariantArray};
+
 use super::{
     need::Need,
     nft::{self, Script},
@@ -21,14 +23,20 @@ use crate::{
     },
 };
 
-/// Who writes the rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Who writes the rules, and by what that is recognized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 pub(super) enum Kind {
+    #[strum(serialize = "nftables", message = "a table of nftables that no other program manages")]
     Nftables,
+    #[strum(serialize = "iptables", message = "a table of iptables that no other program manages")]
     Iptables,
+    #[strum(serialize = "ufw", message = "chains named ufw-*")]
     Ufw,
+    #[strum(serialize = "firewalld", message = "chains of firewalld")]
     Firewalld,
+    #[strum(message = "FORWARD goes to DOCKER-USER first")]
     Docker,
+    #[strum(serialize = "OpenWrt (fw4)", message = "the table inet fw4")]
     Fw4,
 }
 
@@ -72,32 +80,6 @@ const BESIDE: Option<&str> =
 const DEPTH: usize = 16;
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Nftables, Self::Iptables, Self::Ufw, Self::Firewalld, Self::Docker, Self::Fw4];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
-            Self::Ufw => "ufw",
-            Self::Firewalld => "firewalld",
-            Self::Docker => "Docker",
-            Self::Fw4 => "OpenWrt (fw4)",
-        }
-    }
-
-    /// By what it was recognized.
-    pub(super) fn why(self) -> &'static str {
-        match self {
-            Self::Nftables => "a table of nftables that no other program manages",
-            Self::Iptables => "a table of iptables that no other program manages",
-            Self::Ufw => "chains named ufw-*",
-            Self::Firewalld => "chains of firewalld",
-            Self::Docker => "FORWARD goes to DOCKER-USER first",
-            Self::Fw4 => "the table inet fw4",
-        }
-    }
-
     /// Whether it writes `place`. With Docker beside ufw both do.
     fn writes(self, place: &Place) -> bool {
         let docker = place.insert_into == DOCKER_USER;
@@ -117,7 +99,7 @@ impl Kind {
 /// What is to be done about each firewall, and what has to be done by hand.
 pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure> {
     let (mut plans, mut by_hand) = (Vec::new(), Vec::new());
-    for kind in Kind::ALL {
+    for &kind in Kind::VARIANTS {
         let needs: Vec<Need> = needs.iter().filter(|n| kind.writes(&n.place)).cloned().collect();
         if needs.is_empty() {
             continue;

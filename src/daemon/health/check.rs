@@ -7,27 +7,17 @@ use serde::Serialize;
 use crate::daemon::snapshot::Problem;
 
 /// How something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Mark {
     Ok,
     /// Not there, and not needed.
     Missing,
     /// Worth knowing.
     Note,
+    #[strum(to_string = "PROBLEM")]
     Problem,
-}
-
-impl Mark {
-    /// For people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Missing => "missing",
-            Self::Note => "note",
-            Self::Problem => "PROBLEM",
-        }
-    }
 }
 
 /// One thing that was looked at.
