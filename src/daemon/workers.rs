@@ -319,7 +319,7 @@ impl Workers {
         let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
         self.table = Some(match left {
             Some(table) => table,
-            None => Table::install_for(parameters, Some(commits))?,
+            None => Table::install_for(parameters, commits)?,
         });
         if self.table.as_ref().is_some_and(|table| !table.is_owned()) {
             tracing::info!(
