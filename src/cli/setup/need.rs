@@ -3,7 +3,7 @@
 use super::text::{MARKER, Rule};
 use crate::gateway::{
     Backend, RuleParameters,
-    firewall::{ChainJudgement, Firewall, Hook, Ip, Judgement, Origin, Outlook, Place, Sign},
+    firewall::{ChainJudgement, Firewall, Hook, Ip, Origin, Outlook, Place, Sign, condition},
 };
 
 /// A chain that needs a line, at once or when its file is loaded.
@@ -58,15 +58,9 @@ fn need(
         return None;
     }
     let place = chain.place.clone();
-    let stop = Judgement { chains: vec![ChainJudgement { passes: false, ..chain.clone() }] };
-    let command = Firewall::remedies(&stop, sign, parameters).pop()?;
-    let condition = match place.origin {
-        Origin::Nftables => {
-            command.split_whitespace().skip(6).collect::<Vec<_>>().join(" ").replace(" and ", " & ")
-        }
-        _ => command.split_once(&format!("-I {} ", place.insert_into))?.1.to_owned(),
-    };
-    let condition = condition.trim_end_matches(" -j ACCEPT").trim_end_matches(" accept").to_owned();
+    let command = place.command(sign, parameters);
+    // As nft lists it.
+    let condition = condition(place.origin, sign, parameters).replace(" and ", " & ");
     let what = sign.packets();
     let says = match chain.passes {
         true => format!("{place} passes {what}"),

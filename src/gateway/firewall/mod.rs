@@ -27,7 +27,7 @@ pub use outlook::{Outlook, outlooks};
 pub use probe::Sign;
 use probe::{Probe, packets};
 pub use reader::ClaimsReader;
-pub use remedy::Manager;
+pub use remedy::{Manager, condition};
 pub use sources::interfaces;
 pub use verdict::Reason;
 use verdict::{Fate, base_chains};
@@ -232,7 +232,7 @@ impl Firewall {
 
     /// The commands that let packets with `sign` pass where `judgement` stops them.
     pub fn remedies(judgement: &Judgement, sign: Sign, parameters: &RuleParameters) -> Vec<String> {
-        judgement.stops().map(|stop| remedy::command(&stop.place, sign, parameters)).collect()
+        judgement.stops().map(|stop| stop.place.command(sign, parameters)).collect()
     }
 
     /// The tables that nft shows, in JSON and as text; those of iptables-nft are among them.
