@@ -1,7 +1,7 @@
 //! The other end of the control socket: asks a running daemon one thing.
 
 use std::{
-    io,
+    io::{self, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     thread,
@@ -11,7 +11,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Type};
 
-use super::wire;
+use super::wire::Timed;
 
 /// The most bytes of an answer: far above what the most sessions fill.
 const MAX_ANSWER: usize = 1 << 30;
@@ -68,8 +68,9 @@ pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, C
     let deadline = Instant::now() + timeout;
     let line = connect(socket, timeout)
         .and_then(|stream| {
-            wire::write_all(&stream, format!("{what}\n").as_bytes(), deadline)?;
-            wire::read_line(&stream, MAX_ANSWER, deadline)
+            let mut daemon = Timed { stream: &stream, deadline };
+            daemon.write_all(format!("{what}\n").as_bytes())?;
+            daemon.read_line(MAX_ANSWER)
         })
         .map_err(|error| explain(error, socket, timeout))?;
     let answer = |message| ClientError::Answer { path: socket.to_owned(), message };

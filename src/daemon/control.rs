@@ -8,7 +8,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io,
+    io::{self, Write as _},
     os::{
         fd::OwnedFd,
         unix::{
@@ -29,7 +29,7 @@ use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{log::level, snapshot::Source, wire};
+use super::{log::level, snapshot::Source, wire::Timed};
 
 /// The most bytes of a request line.
 const MAX_REQUEST: usize = 256;
@@ -145,13 +145,13 @@ fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
 }
 
 fn exchange(stream: &UnixStream, source: &dyn Source) -> io::Result<()> {
-    let deadline = Instant::now() + EXCHANGE;
-    let answer = match wire::read_line(stream, MAX_REQUEST, deadline) {
+    let mut client = Timed { stream, deadline: Instant::now() + EXCHANGE };
+    let answer = match client.read_line(MAX_REQUEST) {
         Ok(request) => answer(&request, source, || may_change(stream))?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => failure(&error.to_string())?,
         Err(error) => return Err(error),
     };
-    wire::write_all(stream, &answer, deadline)
+    client.write_all(&answer)
 }
 
 fn answer(

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    slice,
 };
 
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
@@ -194,8 +193,7 @@ impl Draft {
         self.check(&["nft", "--check", "--file", main]);
         for path in included(main)? {
             let file = self.file(&path)?;
-            if let Some(text) = nft::with_rules(&file.written, &chain, slice::from_ref(&need.rule))
-            {
+            if let Some(text) = nft::with_rule(&file.written, &chain, &need.rule) {
                 file.written = text;
                 return Ok(Ok(()));
             }
@@ -210,8 +208,7 @@ impl Draft {
         };
         let Place { table, insert_into, .. } = &need.place;
         let file = self.file(path)?;
-        let rules = slice::from_ref(&need.rule);
-        match text::with_restored(&file.written, table, insert_into, rules) {
+        match text::with_restored(&file.written, table, insert_into, &need.rule) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
         }
@@ -227,9 +224,8 @@ impl Draft {
         };
         let chain = format!("{prefix}-before-{}", need.hook);
         let file = self.file(path)?;
-        let rules = slice::from_ref(&need.rule);
         let text = match need.place.table.as_str() {
-            "filter" => text::with_restored(&file.written, "filter", &chain, rules),
+            "filter" => text::with_restored(&file.written, "filter", &chain, &need.rule),
             _ => None,
         };
         let Some(text) = text else {
@@ -251,8 +247,7 @@ impl Draft {
             ));
         }
         let file = self.file(DIRECT)?;
-        let rule = (need.ipv(), need.place.chain.as_str(), need.rule.clone());
-        match text::with_direct(&file.written, &[rule]) {
+        match text::with_direct(&file.written, need.ipv(), &need.place.chain, &need.rule) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{DIRECT} has no <direct>"))),
         }
@@ -265,7 +260,7 @@ impl Draft {
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
-        if text::absent(slice::from_ref(&need.rule), &kept).is_empty() {
+        if need.rule.is_in(&kept) {
             return Ok(Ok(()));
         }
         if existing(&DOCKER_UNITS).is_none() {
@@ -295,12 +290,12 @@ impl Draft {
         let path = format!("{directory}/{}.nft", text::MARKER);
         for other in matching(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
-            if text::absent(slice::from_ref(&need.rule), &text).is_empty() {
+            if need.rule.is_in(&text) {
                 return Ok(Ok(()));
             }
         }
         let file = self.file(&path)?;
-        if !text::absent(slice::from_ref(&need.rule), &file.written).is_empty() {
+        if !need.rule.is_in(&file.written) {
             file.written = text::with_last_line(&file.written, &need.rule.statement());
         }
         let keep = self.file(SYSUPGRADE)?;
