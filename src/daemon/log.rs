@@ -11,7 +11,7 @@ use std::{
     fmt::Display,
     io::{self, IsTerminal},
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
 
-use super::DaemonError;
+use super::{DaemonError, shard::lock};
 use journald::Journald;
 
 /// Starts the log. Once in a process; a second call changes nothing.
@@ -72,7 +72,7 @@ impl Log {
         if events.is_empty() {
             return;
         }
-        let mut limiter = self.limiter();
+        let mut limiter = lock(&self.limiter);
         limiter.skip(Topic::Unkept, more, None);
         let mut admits = |topic: Option<Topic>, event: &Event| {
             topic.is_none_or(|topic| limiter.admits(now, topic, Some(event.client.ip())))
@@ -94,7 +94,7 @@ impl Log {
     /// Logs that nobody used a pinhole that a client caused.
     pub fn unused(&self, now: Instant, client: IpAddr, text: &str) {
         let topic = Topic::Unused;
-        if self.limiter().admits(now, topic, Some(client)) {
+        if lock(&self.limiter).admits(now, topic, Some(client)) {
             line(topic.level(), topic.into(), &text, None);
         }
     }
@@ -110,7 +110,7 @@ impl Log {
     }
 
     fn say(&self, now: Instant, topic: Topic, text: &dyn Display) {
-        let admitted = self.limiter().admits(now, topic, None);
+        let admitted = lock(&self.limiter).admits(now, topic, None);
         if admitted {
             line(topic.level(), topic.into(), text, None);
         }
@@ -118,24 +118,19 @@ impl Log {
 
     /// Says how much was not logged, if a second has passed since it was last said.
     pub fn sum_up(&self, now: Instant) {
-        let skipped = self.limiter().sum_up(now);
+        let skipped = lock(&self.limiter).sum_up(now);
         say(skipped);
     }
 
     /// Says what was not logged and was not said yet.
     pub fn end(&self) {
-        let skipped = self.limiter().take_skipped();
+        let skipped = lock(&self.limiter).take_skipped();
         say(skipped);
     }
 
     /// How many lines were not logged since the start.
     pub fn skipped(&self) -> u64 {
-        self.limiter().skipped
-    }
-
-    /// A number that a panic left half counted is as good as another.
-    fn limiter(&self) -> MutexGuard<'_, Limiter> {
-        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.limiter).skipped
     }
 }
 

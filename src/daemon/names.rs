@@ -15,7 +15,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    sync::{Arc, Mutex, mpsc::Sender},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -30,7 +30,7 @@ use hickory_resolver::{
 };
 use tokio::{runtime, sync::oneshot, time::sleep};
 
-use super::{Event, snapshot::NameRow};
+use super::{Event, shard::lock, snapshot::NameRow};
 use crate::{
     config::{ExternalName, is_host},
     gateway::broker,
@@ -346,11 +346,6 @@ fn absent(error: NetError) -> Result<Found, String> {
         }
         error => Err(error.to_string()),
     }
-}
-
-/// What a panic left is whole: an answer is written in one step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -86,19 +86,8 @@ impl RuleParameters {
         let others = mark_mask & !mark;
         let every = 1 << others.ilog2();
         let none = others & !every;
-        let backend = Backend::Nftables;
-        let by_processor = false;
-        Ok(Self {
-            control_ports,
-            queue_first,
-            queue_count,
-            by_processor,
-            is_calm: true,
-            data: mark,
-            every,
-            none,
-            backend,
-        })
+        let data = mark;
+        Ok(Self { control_ports, queue_first, queue_count, data, every, none, ..Self::default() })
     }
 
     /// These, with another back end than [`Backend::Nftables`].

@@ -25,7 +25,7 @@ use model::{Changes, Packet, Table};
 pub use model::{Hook, Ip, Origin, TableFamily};
 pub use outlook::{Outlook, outlooks};
 pub use probe::Sign;
-use probe::{Probe, packets};
+use probe::packets;
 pub use reader::ClaimsReader;
 pub use remedy::{Manager, condition};
 pub use sources::interfaces;
@@ -200,11 +200,8 @@ impl Firewall {
 
     /// What becomes of packets with `sign` at `hook`.
     pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
-        self.judge_probe(hook, ip, &Probe::new(sign, parameters, self.rules.changes))
-    }
-
-    fn judge_probe(&self, hook: Hook, ip: Ip, probe: &Probe) -> Judgement {
-        self.follow(ip, &packets(probe, hook, ip))
+        let changes = self.rules.changes;
+        self.follow(ip, &packets(hook, ip, sign, parameters.data(), parameters, changes))
     }
 
     /// What becomes of packets of one connection, each at its hook.
@@ -225,8 +222,8 @@ impl Firewall {
 
     /// Whether some data connection may pass at `hook` that has no sign of ours.
     pub fn may_pass_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
-        let probe = Probe { data: 0, ..Probe::new(Sign::Mark, parameters, self.rules.changes) };
-        let judged = self.judge_probe(hook, ip, &probe);
+        let packets = packets(hook, ip, Sign::Mark, 0, parameters, self.rules.changes);
+        let judged = self.follow(ip, &packets);
         judged.chains.iter().all(|chain| chain.passes || !chain.except.is_empty())
     }
 

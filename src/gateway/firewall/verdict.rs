@@ -246,8 +246,9 @@ mod tests {
 
     use super::*;
     use crate::gateway::firewall::{
+        Changes, RuleParameters, Sign,
         model::{Field, Hook, Ip, Origin, TableFamily},
-        probe::{Probe, packets},
+        probe::packets,
     };
 
     fn rule(conditions: Vec<Condition>, action: Action, text: &str) -> Rule {
@@ -266,7 +267,9 @@ mod tests {
 
     fn fate(table: &Table) -> Fate {
         let (name, base) = base_chains(table).next().unwrap();
-        let packet = packets(&Probe::default(), Hook::Forward, Ip::V4)[0];
+        let parameters = RuleParameters::default();
+        let (data, changes) = (parameters.data(), Changes::default());
+        let packet = packets(Hook::Forward, Ip::V4, Sign::Mark, data, &parameters, changes)[0];
         judge(table, name, base, &packet)
     }
 

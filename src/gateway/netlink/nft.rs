@@ -5,7 +5,14 @@
 
 #![allow(unsafe_code)]
 
-use std::{ffi::CStr, io, ops::Range, ptr::NonNull, time::Duration};
+use std::{
+    ffi::CStr,
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    ptr::NonNull,
+    time::Duration,
+};
 
 use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
@@ -51,6 +58,29 @@ pub struct Element<'a> {
     pub key: &'a [u8],
     pub data: Option<&'a [u8]>,
     pub timeout: Option<Duration>,
+}
+
+/// What a key is put together of. Each part takes whole 4-byte words.
+pub struct Parts<'a> {
+    pub rest: &'a [u8],
+}
+
+impl Parts<'_> {
+    pub fn address(&mut self, v6: bool) -> Option<IpAddr> {
+        Some(if v6 { self.take::<16>()?.into() } else { self.take::<4>()?.into() })
+    }
+
+    pub fn endpoint(&mut self, v6: bool) -> Option<SocketAddr> {
+        let address = self.address(v6)?;
+        let [high, low, _, _] = self.take()?;
+        Some(SocketAddr::new(address, u16::from_be_bytes([high, low])))
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (part, rest) = self.rest.split_first_chunk()?;
+        self.rest = rest;
+        Some(*part)
+    }
 }
 
 /// What the kernel said to a batch.
