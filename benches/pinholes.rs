@@ -132,8 +132,7 @@ impl Place {
         enter(&namespace);
         let parameters = RuleParameters::default();
         let commits = Commits::by_one_socket().unwrap();
-        let mut table = Table::install(&parameters).unwrap();
-        table.count_in(&commits);
+        let table = Table::install_for(&parameters, &commits).unwrap();
         let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
         let bare = Bare::new();
         let mut place = Self {

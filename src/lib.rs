@@ -5,14 +5,16 @@
 //!
 //! | module | is | knows nothing of |
 //! | --- | --- | --- |
-//! | [`config`] | what the operator allows | packets, connections |
-//! | [`gateway`] | the kernel's edge: queue, nftables, conntrack, injection | FTP |
-//! | [`daemon`] | the engine's host on a gateway; state, reload, control socket | |
-//! | [`replay`] | the engine's host for a capture | the kernel, the configuration |
-//! | [`cli`] | the commands, one file each | |
+//! | `config` | what the operator allows | packets, connections |
+//! | `gateway` | the kernel's edge: queue, nftables, conntrack, injection | FTP |
+//! | `daemon` | the engine's host on a gateway; state, reload, control socket | |
+//! | `replay` | the engine's host for a capture | the kernel, the configuration |
+//! | `cli` | the commands, one file each | |
 
 pub mod cli;
-pub mod config;
+mod config;
+#[doc(hidden)] // open for tests and benchmarks alone
 pub mod daemon;
+#[doc(hidden)]
 pub mod gateway;
-pub mod replay;
+mod replay;

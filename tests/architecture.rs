@@ -166,7 +166,7 @@ fn every_file_opens_with_its_purpose_and_is_short() {
 fn every_layer_exists() {
     let libs = CRATES.map(|at| fs::read_to_string(root().join(at).join("lib.rs")).unwrap());
     for name in LAYERS {
-        let line = format!("pub mod {name};");
+        let line = format!("mod {name};");
         assert!(libs.iter().any(|lib| lib.contains(&line)), "{name} is in no lib.rs");
     }
     assert!(libs[0].contains("#![forbid(unsafe_code)]"), "{CORE}");

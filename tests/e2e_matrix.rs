@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
+mod matrix;
 
 use std::{
     fmt::Write as _,
@@ -16,10 +17,8 @@ use std::{
 };
 
 use common::executable;
-use ftp_alg_lab::{
-    Admission, Cell, Client, Daemon, Family, Lab, Matrix, Outcome, ServerKind, Spec, Topology,
-    matrix::{self, WAYS},
-};
+use ftp_alg_lab::{Admission, Client, Daemon, Family, Lab, ServerKind, Spec, Topology};
+use matrix::{Cell, Matrix, Outcome, WAYS};
 
 const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
 
@@ -87,9 +86,8 @@ fn write_down(topology: Topology, backend: &str, matrix: &Matrix, elapsed: Durat
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = target().join("matrix");
     fs::create_dir_all(&directory).unwrap();
-    let file = |topology: Topology, backend: &str| {
-        directory.join(format!("{}-{backend}.txt", topology.word()))
-    };
+    let file =
+        |topology: Topology, backend: &str| directory.join(format!("{topology:?}-{backend}.txt"));
     let mut text = row(topology, backend, &matrix.cells, elapsed);
     for cell in &matrix.cells {
         writeln!(text, "{cell}, {:.1} s", cell.elapsed.as_secs_f64()).unwrap();

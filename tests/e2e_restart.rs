@@ -106,7 +106,7 @@ fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
         fs::remove_file(gateway.state("queue-2100.sessions")).unwrap();
         gateway.start_again("");
         let (kernels, _) = ftp_alg::gateway::automatic(None);
-        assert_eq!(gateway.daemon.status().unwrap()["backend"], kernels.as_str());
+        assert_eq!(gateway.daemon.status().unwrap()["backend"], kernels.to_string());
     }
 }
 

@@ -4,12 +4,14 @@
 //! tests can be told from a failure of the lab.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod matrix;
+
 use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
 use etherparse::PacketBuilder;
 use ftp_alg_lab::{
     Admission, Analysis, Capture, Client, Family, FirewallKind, Host, KERNEL_HELPER, Lab, Mode,
-    Script, Server, ServerKind, Spec, Topology, Transfer, matrix,
+    Script, Server, ServerKind, Spec, Topology, Transfer,
 };
 use pcap_file::{
     DataLink,

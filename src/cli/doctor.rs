@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
-    config,
+    config::plain,
     daemon::{
         self, client,
         health::{self, Check, Surroundings},
@@ -48,7 +48,6 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    /// Looks, and prints.
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
@@ -60,21 +59,18 @@ impl Doctor {
         let firewall = Firewall::read();
         let neighbours = features.neighbours;
         let outlooks = outlooks(&firewall, neighbours.routing, &parameters);
-        let runs_with = running.as_ref().ok().and_then(|status| Backend::named(&status.backend));
-        let (wanted, why) = match config.pinhole.backend {
-            config::Backend::Auto => automatic(None),
-            config::Backend::Nftables | config::Backend::Conntrack => {
-                (parameters.backend(), CONFIGURED)
-            }
-        };
+        let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
+        let configured = config.pinhole.backend;
+        let (wanted, why) =
+            configured.map_or_else(|| automatic(None), |backend| (backend, CONFIGURED));
         // What counts is what holds the pinholes now.
         let backend = runs_with.unwrap_or(wanted);
-        let is_auto = config.pinhole.backend == config::Backend::Auto;
+        let is_auto = configured.is_none();
         let when = if is_auto { "started without sessions" } else { "restarted" };
         let reason = match backend == wanted {
             true => why.to_owned(),
             false => {
-                format!("ftp-alg runs with it; {when}, it takes {}, as {why}", wanted.as_str())
+                format!("ftp-alg runs with it; {when}, it takes {wanted}, as {why}")
             }
         };
         let other = if backend != wanted && !is_auto {
@@ -148,7 +144,7 @@ impl Report {
     fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
         let problems: Vec<_> = checks.iter().filter_map(Check::as_problem).collect();
         let ok = problems.is_empty();
-        Self { ok, backend: backend.map(Backend::as_str), reason, problems, checks }
+        Self { ok, backend: backend.map(Into::into), reason, problems, checks }
     }
 }
 
@@ -162,7 +158,7 @@ fn text(report: &Report) -> String {
             section = check.section;
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
         }
-        let mark = check.mark.as_str();
+        let mark = check.mark;
         let says = table::wrapped(&plain(&check.says), width + 13);
         text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
         for line in &check.details {
@@ -185,18 +181,6 @@ fn text(report: &Report) -> String {
         _ => "FTP through this gateway will not work before the problems above are solved",
     };
     text + &format!("\n{verdict}\n")
-}
-
-/// Without control characters, which the comments of rules may have, and terminals would heed.
-fn plain(line: &str) -> String {
-    let mut plain = String::with_capacity(line.len());
-    for c in line.chars() {
-        match c.is_control() {
-            true => plain.extend(c.escape_default()),
-            false => plain.push(c),
-        }
-    }
-    plain
 }
 
 #[cfg(test)]

@@ -18,7 +18,6 @@ pub struct LogLevel {
 }
 
 impl LogLevel {
-    /// Asks, and prints the level.
     pub fn run(&self) -> Result<(), Failure> {
         let request = match &self.level {
             Some(level) => format!("log-level {level}"),

@@ -23,7 +23,7 @@ mod table;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -110,10 +110,16 @@ impl From<client::ClientError> for Failure {
 /// Runs the command that `arguments` (the program's name first) ask for.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    match Arguments::try_parse_from(&arguments) {
+    let matches = program().try_get_matches_from(&arguments);
+    match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments.command.run(),
         Err(error) => answer(&error, &arguments),
     }
+}
+
+/// The program with its commands, each of whose helps ends alike.
+fn program() -> clap::Command {
+    Arguments::command().mut_subcommands(|part| part.after_help(EXIT_STATUS))
 }
 
 /// FTP through NAT and default drop: reads control connections, rewrites the endpoints that NAT
@@ -134,30 +140,18 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    #[command(after_help = EXIT_STATUS)]
     Run(run::Run),
-    #[command(after_help = EXIT_STATUS)]
     Check(check::Check),
-    #[command(after_help = EXIT_STATUS)]
     Doctor(doctor::Doctor),
-    #[command(after_help = EXIT_STATUS)]
     Rules(rules::Rules),
-    #[command(after_help = EXIT_STATUS)]
     Setup(setup::Setup),
-    #[command(after_help = EXIT_STATUS)]
     Status(status::Status),
-    #[command(after_help = EXIT_STATUS)]
     Sessions(sessions::Sessions),
-    #[command(after_help = EXIT_STATUS)]
     Pinholes(pinholes::Pinholes),
-    #[command(after_help = EXIT_STATUS)]
     LogLevel(log_level::LogLevel),
-    #[command(after_help = EXIT_STATUS)]
     Replay(replay::Replay),
-    #[command(after_help = EXIT_STATUS)]
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
-    #[command(after_help = EXIT_STATUS)]
     Completions(completions::Completions),
     /// Print the version, and the commit that it was built from
     Version,
@@ -183,9 +177,9 @@ impl Command {
             Self::Replay(command) => command.run(),
             #[cfg(feature = "demo")]
             Self::Demo(command) => command.run(),
-            Self::Completions(command) => command.run(&Arguments::command()),
+            Self::Completions(command) => command.run(&program()),
             Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
-            Self::Manual => manual::print(Arguments::command()),
+            Self::Manual => manual::print(program()),
             Self::Broker(command) => command.run(),
         }
     }

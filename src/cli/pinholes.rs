@@ -22,7 +22,6 @@ pub struct Pinholes {
 }
 
 impl Pinholes {
-    /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
         self.socket.list("pinholes", self.json, text)
     }

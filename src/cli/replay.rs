@@ -54,7 +54,6 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads, judges, prints.
     pub fn run(&self) -> Result<(), Failure> {
         let capture = self.capture.display();
         let fail = |error: &dyn std::fmt::Display| Failure::Failed(format!("{capture}: {error}"));

@@ -33,7 +33,6 @@ enum Flavour {
 }
 
 impl Rules {
-    /// Prints them.
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         output::print(&render(self.flavour, &config)?)

@@ -44,7 +44,6 @@ pub struct Run {
 }
 
 impl Run {
-    /// Runs until a signal ends it.
     pub fn run(&self) -> Result<(), Failure> {
         let options = daemon::Options {
             config: self.config.config.clone(),

@@ -36,7 +36,6 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
         self.socket.list("sessions", self.json, text)
     }

@@ -12,10 +12,11 @@ use firewalls::{ByHand, Plan};
 use need::Need;
 use serde::Serialize;
 use store::{Changes, Journal};
+use strum::EnumMessage as _;
 
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
-    config::{self, Config},
+    config::Config,
     daemon::{self, client, snapshot},
     gateway::{
         Backend, Routing, RuleParameters, automatic,
@@ -99,24 +100,21 @@ impl Situation {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = outlooks(&firewall, routing, &parameters);
-        let backend = backend(config, socket, &parameters);
-        let needs = need::needs(&outlooks, routing, backend, &parameters);
+        let backend = backend(config, socket);
+        let needs = need::needs(&outlooks, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }
 
 /// The back end of the daemon that runs, or the one that would be taken.
-fn backend(config: &Config, socket: &SocketOption, parameters: &RuleParameters) -> Backend {
+fn backend(config: &Config, socket: &SocketOption) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER)
         .ok()
         .and_then(|answer| answer.parse::<snapshot::Status>().ok());
-    if let Some(backend) = running.and_then(|status| Backend::named(&status.backend)) {
+    if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
         return backend;
     }
-    match config.pinhole.backend {
-        config::Backend::Auto => automatic(None).0,
-        config::Backend::Nftables | config::Backend::Conntrack => parameters.backend(),
-    }
+    config.pinhole.backend.unwrap_or_else(|| automatic(None).0)
 }
 
 impl Setup {
@@ -288,8 +286,8 @@ impl Report {
         let firewalls = plans.iter().map(|plan| {
             let files = plan.changes.files.iter();
             FirewallReport {
-                name: plan.kind.name(),
-                why: plan.kind.why(),
+                name: plan.kind.into(),
+                why: plan.kind.get_message().unwrap_or_default(),
                 says: plan.needs.iter().map(|need| need.says.clone()).collect(),
                 differences: files
                     .map(|file| {
@@ -309,7 +307,7 @@ impl Report {
         let result = if plans.is_empty() { "nothing to do" } else { "shown" };
         Self {
             result,
-            backend: Some(backend.as_str()),
+            backend: Some(backend.into()),
             firewalls: firewalls.collect(),
             by_hand: by_hand.collect(),
             ..Self::default()

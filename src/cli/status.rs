@@ -29,7 +29,6 @@ pub struct Status {
 }
 
 impl Status {
-    /// Asks and prints.
     pub fn run(&self) -> Result<(), Failure> {
         let answer = match self.wait {
             Some(limit) => client::wait(&self.socket.socket, "status", limit),

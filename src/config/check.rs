@@ -7,13 +7,12 @@ use std::{
     collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc, time::Duration,
 };
 
-use ftp_alg_core::policy::{AuthTls, Foreign};
+use ftp_alg_core::policy::{AuthTls, Foreign, Network, Policy};
 use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalAddress, Fanout, Limits, Nat, Network, Pinhole, Problem, Queue,
-    Server, error,
+    Backend, Config, ExternalAddress, Fanout, Nat, Pinhole, Problem, Queue, Server, error,
     file::{self, File, Leaf},
     hint,
     shape::{self, Misfit},
@@ -173,7 +172,7 @@ impl Checker<'_> {
         Nat { external_address, port_range }
     }
 
-    fn limits(&mut self, file: &file::Policy, default: Limits, nat: &Nat) -> Limits {
+    fn limits(&mut self, file: &file::Policy, default: Policy, nat: &Nat) -> Policy {
         let max_sessions = self.number(
             "policy.max-sessions",
             &file.max_sessions,
@@ -191,13 +190,13 @@ impl Checker<'_> {
             text::bytes(value).filter(|bytes| MEMORY.contains(bytes))
         });
         let rules = self.rules(&file.rules(), &default, nat);
-        Limits { max_sessions, max_sessions_per_client, memory, ..rules }
+        Policy { max_sessions, max_sessions_per_client, memory, ..rules }
     }
 
     /// What `[policy]` and each `[[network]]` may set.
-    fn rules(&mut self, file: &file::Rules<'_>, default: &Limits, nat: &Nat) -> Limits {
+    fn rules(&mut self, file: &file::Rules<'_>, default: &Policy, nat: &Nat) -> Policy {
         let key = |name| format!("{}.{name}", file.table);
-        Limits {
+        Policy {
             foreign: self.choice(
                 &key("foreign-address"),
                 file.foreign_address,
@@ -230,9 +229,7 @@ impl Checker<'_> {
                 default.max_pinholes_per_client,
                 1..=MAX_PINHOLES_PER_CLIENT,
             ),
-            max_sessions: default.max_sessions,
-            max_sessions_per_client: default.max_sessions_per_client,
-            memory: default.memory,
+            ..default.clone()
         }
     }
 
@@ -262,7 +259,7 @@ impl Checker<'_> {
     fn networks(
         &mut self,
         files: &[Spanned<file::Network>],
-        default: &Limits,
+        default: &Policy,
         nat: &Nat,
     ) -> Vec<Network> {
         if let Some(beyond) = files.get(MAX_NETWORKS) {
@@ -284,15 +281,11 @@ impl Checker<'_> {
             for (name, leaf) in rules.leaves() {
                 if let (false, Some(leaf)) = (inspect, leaf) {
                     let why = "has no meaning beside inspect = false: remove one of them";
-                    self.refuse(&format!("network.{name}"), leaf, why);
+                    self.refuse(&format!("network.{}", name.replace('_', "-")), leaf, why);
                 }
             }
-            networks.push(Network {
-                clients,
-                servers,
-                inspect,
-                limits: self.rules(&rules, default, nat),
-            });
+            let policy = self.rules(&rules, default, nat);
+            networks.push(Network { clients, servers, inspect, policy });
         }
         networks
     }
@@ -453,8 +446,11 @@ impl Checker<'_> {
 }
 
 const FANOUTS: [(&str, Fanout); 2] = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
-const BACKENDS: [(&str, Backend); 3] =
-    [("auto", Backend::Auto), ("nftables", Backend::Nftables), ("conntrack", Backend::Conntrack)];
+const BACKENDS: [(&str, Option<Backend>); 3] = [
+    ("auto", None),
+    ("nftables", Some(Backend::Nftables)),
+    ("conntrack", Some(Backend::Conntrack)),
+];
 
 fn integer(value: &Value, range: RangeInclusive<i64>) -> Option<i64> {
     value.as_integer().filter(|number| range.contains(number))

@@ -12,15 +12,8 @@ const MAX_SHOWN: usize = 60;
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
     #[error("cannot read the configuration {}: {source}{}", path.display(), remedy(source))]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// What it says is not allowed; a line for each problem, at least one.
+    Read { path: PathBuf, source: io::Error },
     #[error("{}", lines(.0))]
     Invalid(Vec<Problem>),
 }
@@ -116,16 +109,20 @@ fn key_before(text: &str, offset: usize) -> Option<String> {
 /// `text[span]` as a message may repeat it: on one line, without control characters, not too long.
 pub(super) fn shown(text: &str, span: Range<usize>) -> String {
     let value = text.get(span).unwrap_or_default();
-    let mut shown: String = value
-        .chars()
-        .take(MAX_SHOWN)
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            escaped.is_none().then_some(c).into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect();
-    if value.chars().nth(MAX_SHOWN).is_some() {
-        shown.push_str("...");
+    match value.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => plain(&value[..end]) + "...",
+        None => plain(value),
     }
-    shown
+}
+
+/// `text` with control characters escaped, which terminals would heed.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
 }

@@ -72,54 +72,39 @@ table!(Server: address, external_address, heal_address, passive_ports);
 table!(Metrics: listen);
 
 /// The keys that `[policy]` and `[[network]]` have in common.
-pub(super) struct Rules<'a> {
-    pub table: &'static str,
-    pub foreign_address: &'a Leaf,
-    pub min_data_port: &'a Leaf,
-    pub deny_ports: &'a Leaf,
-    pub require_login: &'a Leaf,
-    pub auth_tls: &'a Leaf,
-    pub max_pinholes_per_client: &'a Leaf,
-}
-
-impl<'a> Rules<'a> {
-    /// All of them, by name.
-    pub fn leaves(&self) -> [(&'static str, &'a Leaf); 6] {
-        [
-            ("foreign-address", self.foreign_address),
-            ("min-data-port", self.min_data_port),
-            ("deny-ports", self.deny_ports),
-            ("require-login", self.require_login),
-            ("auth-tls", self.auth_tls),
-            ("max-pinholes-per-client", self.max_pinholes_per_client),
-        ]
-    }
-}
-
-impl Policy {
-    pub fn rules(&self) -> Rules<'_> {
-        Rules {
-            table: "policy",
-            foreign_address: &self.foreign_address,
-            min_data_port: &self.min_data_port,
-            deny_ports: &self.deny_ports,
-            require_login: &self.require_login,
-            auth_tls: &self.auth_tls,
-            max_pinholes_per_client: &self.max_pinholes_per_client,
+macro_rules! rules {
+    ($($key:ident),+) => {
+        pub(super) struct Rules<'a> {
+            pub table: &'static str,
+            $(pub $key: &'a Leaf),+
         }
-    }
+
+        impl<'a> Rules<'a> {
+            /// All of them, by name with `_` for `-`.
+            pub fn leaves(&self) -> impl Iterator<Item = (&'static str, &'a Leaf)> {
+                [$((stringify!($key), self.$key)),+].into_iter()
+            }
+        }
+
+        impl Policy {
+            pub fn rules(&self) -> Rules<'_> {
+                Rules { table: "policy", $($key: &self.$key),+ }
+            }
+        }
+
+        impl Network {
+            pub fn rules(&self) -> Rules<'_> {
+                Rules { table: "network", $($key: &self.$key),+ }
+            }
+        }
+    };
 }
 
-impl Network {
-    pub fn rules(&self) -> Rules<'_> {
-        Rules {
-            table: "network",
-            foreign_address: &self.foreign_address,
-            min_data_port: &self.min_data_port,
-            deny_ports: &self.deny_ports,
-            require_login: &self.require_login,
-            auth_tls: &self.auth_tls,
-            max_pinholes_per_client: &self.max_pinholes_per_client,
-        }
-    }
-}
+rules!(
+    foreign_address,
+    min_data_port,
+    deny_ports,
+    require_login,
+    auth_tls,
+    max_pinholes_per_client
+);

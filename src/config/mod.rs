@@ -26,10 +26,10 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use error::plain;
 pub use error::{ConfigError, Problem};
-use ipnetwork::IpNetwork;
-
-use ftp_alg_core::policy::{self, AuthTls, External, Externals, Foreign, KnownServer, Policy};
+use ftp_alg_core::policy::{External, Externals, KnownServer, Network, Policy};
+use strum::{Display, EnumString, IntoStaticStr};
 
 /// Where the configuration is when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";
@@ -48,9 +48,9 @@ pub struct Config {
     pub pinhole: Pinhole,
     /// `[nat]`.
     pub nat: Nat,
-    /// `[policy]`.
-    pub limits: Limits,
-    /// `[[network]]`.
+    /// `[policy]`: what is allowed, and how much of it. What the other tables say, [`Config::policy`] adds.
+    pub limits: Policy,
+    /// `[[network]]`, likewise.
     pub networks: Vec<Network>,
     /// `[[server]]`.
     pub servers: Vec<Server>,
@@ -73,22 +73,13 @@ pub struct Queue {
 }
 
 /// How packets are spread over several queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Fanout {
     /// All packets of a connection by one queue.
     Connection,
     /// Each by the queue of the processor that it is on, where its worker runs.
     Cpu,
-}
-
-impl Fanout {
-    /// Its name in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connection => "connection",
-            Self::Cpu => "cpu",
-        }
-    }
 }
 
 impl Queue {
@@ -103,8 +94,8 @@ impl Queue {
 /// `[pinhole]`: how a pinhole is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinhole {
-    /// What holds the pinholes.
-    pub backend: Backend,
+    /// What holds the pinholes; `None` is the best one that the kernel offers.
+    pub backend: Option<Backend>,
     /// How long an unused pinhole lives.
     pub timeout: Duration,
     /// The ct mark bit on data connections that we admitted; one bit, within `mark_mask`.
@@ -114,31 +105,19 @@ pub struct Pinhole {
 }
 
 /// What holds the pinholes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Backend {
-    /// The best one that the kernel offers.
-    Auto,
-    /// Sets and maps of our own nftables table.
+    /// Sets and maps of our nftables table; a firewall accepts the mark.
+    #[default]
     Nftables,
-    /// Expectations of the connection tracker.
+    /// Expectations of the connection tracker; a firewall accepts `related`.
     Conntrack,
-}
-
-impl Backend {
-    /// Its name in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Nftables => "nftables",
-            Self::Conntrack => "conntrack",
-        }
-    }
 }
 
 /// `[nat]`: what is announced in place of an address that NAT hides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
-    /// The address.
     pub external_address: ExternalAddress,
     /// The ports, used when the announced one is already taken.
     pub port_range: RangeInclusive<u16>,
@@ -149,16 +128,13 @@ pub struct Nat {
 pub enum ExternalAddress {
     /// The one that the control connection's own translation shows.
     Auto,
-    /// This one.
     Address(IpAddr),
-    /// What this name resolves to.
     Dns(String),
 }
 
 /// A name among the external addresses, and the family of the address that is wanted of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExternalName {
-    /// The name.
     pub name: String,
     /// Whether the address is to be an IPv6 one.
     pub v6: bool,
@@ -175,46 +151,9 @@ impl ExternalAddress {
     }
 }
 
-/// `[policy]`: what is allowed, and how much of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Announcements that name a third host.
-    pub foreign: Foreign,
-    /// The lowest port that an announcement may name.
-    pub min_data_port: u16,
-    /// Other ports that nothing is opened at.
-    pub deny_ports: Arc<[RangeInclusive<u16>]>,
-    /// No pinhole before the server accepted a login.
-    pub require_login: bool,
-    /// What becomes of `AUTH TLS`.
-    pub auth_tls: AuthTls,
-    /// The most control connections at a time.
-    pub max_sessions: usize,
-    /// How many of these one client may have before others go first.
-    pub max_sessions_per_client: usize,
-    /// The most bytes that all control connections hold together.
-    pub memory: usize,
-    /// The most pinholes of one client at a time.
-    pub max_pinholes_per_client: usize,
-}
-
-/// One `[[network]]`: connections for which more or less is allowed than `[policy]` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// Where their clients are; anywhere if empty.
-    pub clients: Vec<IpNetwork>,
-    /// Where their servers are; anywhere if empty.
-    pub servers: Vec<IpNetwork>,
-    /// Whether they are followed at all.
-    pub inspect: bool,
-    /// What is allowed to them; what the entry leaves out is as in `[policy]`.
-    pub limits: Limits,
-}
-
 /// One `[[server]]`: a server of which more is known than its connections show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Its own address.
     pub address: IpAddr,
     /// What is announced for it; `None` means what `[nat]` says.
     pub external_address: Option<ExternalAddress>,
@@ -231,23 +170,13 @@ impl Default for Config {
             control_ports: policy.control_ports,
             queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection, calm: true },
             pinhole: Pinhole {
-                backend: Backend::Auto,
+                backend: None,
                 timeout: policy.pinhole_lifetime,
                 mark: 0x4000_0000,
                 mark_mask: 0x7000_0000,
             },
             nat: Nat { external_address: ExternalAddress::Auto, port_range: policy.port_range },
-            limits: Limits {
-                foreign: policy.foreign,
-                min_data_port: policy.min_data_port,
-                deny_ports: policy.deny_ports,
-                require_login: policy.require_login,
-                auth_tls: policy.auth_tls,
-                max_sessions: policy.max_sessions,
-                max_sessions_per_client: policy.max_sessions_per_client,
-                memory: policy.memory,
-                max_pinholes_per_client: policy.max_pinholes_per_client,
-            },
+            limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
             metrics: None,
@@ -312,39 +241,21 @@ impl Config {
                 .map(|external| external.external(server.address.is_ipv6(), &resolve)),
             heal: server.heal_address,
         };
-        let policy = Policy {
+        let servers: Arc<[KnownServer]> = self.servers.iter().map(server).collect();
+        let complete = |limits: &Policy| Policy {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
             external: Externals { v4: external(false), v6: external(true) },
-            servers: self.servers.iter().map(server).collect(),
-            foreign: self.limits.foreign,
-            min_data_port: self.limits.min_data_port,
-            deny_ports: Arc::clone(&self.limits.deny_ports),
-            require_login: self.limits.require_login,
-            auth_tls: self.limits.auth_tls,
-            max_sessions: self.limits.max_sessions,
-            max_sessions_per_client: self.limits.max_sessions_per_client,
-            memory: self.limits.memory,
-            max_pinholes_per_client: self.limits.max_pinholes_per_client,
-            networks: Vec::new(),
+            servers: Arc::clone(&servers),
+            ..limits.clone()
         };
-        let network = |network: &Network| policy::Network {
-            clients: network.clients.clone(),
-            servers: network.servers.clone(),
-            inspect: network.inspect,
-            policy: Policy {
-                foreign: network.limits.foreign,
-                min_data_port: network.limits.min_data_port,
-                deny_ports: Arc::clone(&network.limits.deny_ports),
-                require_login: network.limits.require_login,
-                auth_tls: network.limits.auth_tls,
-                max_pinholes_per_client: network.limits.max_pinholes_per_client,
-                ..policy.clone()
-            },
+        let network = |network: &Network| {
+            let policy = complete(&network.policy);
+            Network { policy, ..network.clone() }
         };
         let networks = self.networks.iter().map(network).collect();
-        Policy { networks, ..policy }
+        Policy { networks, ..complete(&self.limits) }
     }
 
     /// What is valid but not served by this version; `run` and `check` refuse it rather than

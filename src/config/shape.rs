@@ -88,7 +88,7 @@ fn unknown(here: Option<&Table>, name: &str) -> String {
     let homes: Vec<String> =
         TABLES.iter().filter(|table| table.keys.contains(&&*meant)).map(title).collect();
     if own.contains(&&*meant) || (homes.is_empty() && !TOP.contains(&&*meant)) {
-        let nearest = own.iter().map(|key| (distance(&meant, key), *key)).min();
+        let nearest = own.iter().map(|key| (strsim::levenshtein(&meant, key), *key)).min();
         return match nearest.filter(|(edits, key)| *edits <= key.len().max(meant.len()) / 3 + 1) {
             Some((_, key)) => format!("unknown key; did you mean `{}`?", key.replace('_', "-")),
             None => format!("unknown key; allowed: {}", own.join(", ").replace('_', "-")),
@@ -98,20 +98,4 @@ fn unknown(here: Option<&Table>, name: &str) -> String {
         [] => "unknown key; it belongs at the top of the file, before the first [table]".to_owned(),
         homes => format!("unknown key; it belongs in {}", homes.join(" or ")),
     }
-}
-
-/// How many characters must be inserted, deleted or replaced to make `a` of `b` (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, c) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &d) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(c != d);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -1,5 +1,7 @@
 //! What a configuration may say, and what is answered to one that says something else.
 
+use ftp_alg_core::policy::{AuthTls, Foreign};
+
 use super::*;
 
 /// The policy while no name is resolved.
@@ -125,7 +127,7 @@ fn every_key_reaches_the_policy() {
         networks: vec![],
     };
     let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-    let network = |clients, servers, inspect, policy| policy::Network {
+    let network = |clients, servers, inspect, policy| Network {
         clients: of(clients),
         servers: of(servers),
         inspect,

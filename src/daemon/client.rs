@@ -1,7 +1,7 @@
 //! The other end of the control socket: asks a running daemon one thing.
 
 use std::{
-    io,
+    io::{self, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     thread,
@@ -11,7 +11,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Type};
 
-use super::wire;
+use super::wire::Timed;
 
 /// The most bytes of an answer: far above what the most sessions fill.
 const MAX_ANSWER: usize = 1 << 30;
@@ -23,53 +23,21 @@ const TRY: Duration = Duration::from_secs(2);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
     #[error(
         "no daemon answers on {}: start one with `ftp-alg run`, or name its socket with --socket",
         path.display()
     )]
-    NoDaemon {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Nobody was ready in time.
+    NoDaemon { path: PathBuf },
     #[error("no daemon was ready on {} within {}s", path.display(), limit.as_secs_f64())]
-    NotReady {
-        /// The socket.
-        path: PathBuf,
-        /// How long it was waited for.
-        limit: Duration,
-    },
-    /// A daemon listens but says nothing.
+    NotReady { path: PathBuf, limit: Duration },
     #[error("the daemon on {} does not answer within {}s", path.display(), limit.as_secs_f64())]
-    Silent {
-        /// The socket.
-        path: PathBuf,
-        /// How long it was waited for.
-        limit: Duration,
-    },
-    /// The socket is for its owner only.
+    Silent { path: PathBuf, limit: Duration },
     #[error("not permitted to ask the daemon on {}: run this as the daemon's user, or as root", path.display())]
-    NotPermitted {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// The system refused.
+    NotPermitted { path: PathBuf },
     #[error("cannot ask the daemon on {}: {source}", path.display())]
-    System {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It answered with a refusal, or with something that is no answer.
+    System { path: PathBuf, source: io::Error },
     #[error("the daemon on {} answered: {message}", path.display())]
-    Answer {
-        /// The socket.
-        path: PathBuf,
-        /// What it said, or what is wrong with it.
-        message: String,
-    },
+    Answer { path: PathBuf, message: String },
 }
 
 /// What a daemon answered: one line of JSON.
@@ -100,8 +68,9 @@ pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, C
     let deadline = Instant::now() + timeout;
     let line = connect(socket, timeout)
         .and_then(|stream| {
-            wire::write_all(&stream, format!("{what}\n").as_bytes(), deadline)?;
-            wire::read_line(&stream, MAX_ANSWER, deadline)
+            let mut daemon = Timed { stream: &stream, deadline };
+            daemon.write_all(format!("{what}\n").as_bytes())?;
+            daemon.read_line(MAX_ANSWER)
         })
         .map_err(|error| explain(error, socket, timeout))?;
     let answer = |message| ClientError::Answer { path: socket.to_owned(), message };

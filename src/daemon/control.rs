@@ -8,7 +8,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io,
+    io::{self, Write as _},
     os::{
         fd::OwnedFd,
         unix::{
@@ -29,7 +29,7 @@ use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{log::level, snapshot::Source, wire};
+use super::{log::level, snapshot::Source, wire::Timed};
 
 /// The most bytes of a request line.
 const MAX_REQUEST: usize = 256;
@@ -42,32 +42,18 @@ const BACKLOG: i32 = 64;
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Another daemon answers there.
     #[error(
         "a daemon is already running on {}: stop it first, or give another --socket",
         path.display()
     )]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something else has that name; it is never removed.
+    InUse { path: PathBuf },
     #[error("{} is in the way and is no socket: remove it, or give another --socket", path.display())]
-    NoSocket {
-        /// What is in the way.
-        path: PathBuf,
-    },
-    /// The system refused.
+    NoSocket { path: PathBuf },
     #[error(
         "cannot make the control socket {}: {source}; run as root, or give another --socket",
         path.display()
     )]
-    System {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    System { path: PathBuf, source: io::Error },
 }
 
 /// A bound control socket that does not answer yet. Its name goes away with it.
@@ -159,13 +145,13 @@ fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
 }
 
 fn exchange(stream: &UnixStream, source: &dyn Source) -> io::Result<()> {
-    let deadline = Instant::now() + EXCHANGE;
-    let answer = match wire::read_line(stream, MAX_REQUEST, deadline) {
+    let mut client = Timed { stream, deadline: Instant::now() + EXCHANGE };
+    let answer = match client.read_line(MAX_REQUEST) {
         Ok(request) => answer(&request, source, || may_change(stream))?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => failure(&error.to_string())?,
         Err(error) => return Err(error),
     };
-    wire::write_all(stream, &answer, deadline)
+    client.write_all(&answer)
 }
 
 fn answer(

@@ -11,16 +11,17 @@ use std::{
     fmt::Display,
     io::{self, IsTerminal},
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{Action, Decision, Event, What};
+use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
 
-use super::DaemonError;
+use super::{DaemonError, shard::lock};
 use journald::Journald;
 
 /// Starts the log. Once in a process; a second call changes nothing.
@@ -71,7 +72,7 @@ impl Log {
         if events.is_empty() {
             return;
         }
-        let mut limiter = self.limiter();
+        let mut limiter = lock(&self.limiter);
         limiter.skip(Topic::Unkept, more, None);
         let mut admits = |topic: Option<Topic>, event: &Event| {
             topic.is_none_or(|topic| limiter.admits(now, topic, Some(event.client.ip())))
@@ -84,7 +85,7 @@ impl Log {
         drop(limiter);
         for (topic, event) in admitted {
             match topic {
-                Some(topic) => line(topic.level(), topic.word(), event, Some(event)),
+                Some(topic) => line(topic.level(), topic.into(), event, Some(event)),
                 None => line(Level::DEBUG, "change", event, Some(event)),
             }
         }
@@ -93,8 +94,8 @@ impl Log {
     /// Logs that nobody used a pinhole that a client caused.
     pub fn unused(&self, now: Instant, client: IpAddr, text: &str) {
         let topic = Topic::Unused;
-        if self.limiter().admits(now, topic, Some(client)) {
-            line(topic.level(), topic.word(), &text, None);
+        if lock(&self.limiter).admits(now, topic, Some(client)) {
+            line(topic.level(), topic.into(), &text, None);
         }
     }
 
@@ -109,40 +110,38 @@ impl Log {
     }
 
     fn say(&self, now: Instant, topic: Topic, text: &dyn Display) {
-        let admitted = self.limiter().admits(now, topic, None);
+        let admitted = lock(&self.limiter).admits(now, topic, None);
         if admitted {
-            line(topic.level(), topic.word(), text, None);
+            line(topic.level(), topic.into(), text, None);
         }
     }
 
     /// Says how much was not logged, if a second has passed since it was last said.
     pub fn sum_up(&self, now: Instant) {
-        let skipped = self.limiter().sum_up(now);
+        let skipped = lock(&self.limiter).sum_up(now);
         say(skipped);
     }
 
     /// Says what was not logged and was not said yet.
     pub fn end(&self) {
-        let skipped = self.limiter().take_skipped();
+        let skipped = lock(&self.limiter).take_skipped();
         say(skipped);
     }
 
     /// How many lines were not logged since the start.
     pub fn skipped(&self) -> u64 {
-        self.limiter().skipped
-    }
-
-    /// A number that a panic left half counted is as good as another.
-    fn limiter(&self) -> MutexGuard<'_, Limiter> {
-        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.limiter).skipped
     }
 }
 
 fn say(skipped: Vec<(Topic, Skipped)>) {
     for (topic, Skipped { lines, last }) in skipped {
         let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
-        let text = format!("{lines} more lines were not logged: {}{of}", topic.name());
-        line(topic.level(), topic.word(), &text, None);
+        let text = format!(
+            "{lines} more lines were not logged: {}{of}",
+            topic.get_message().unwrap_or_default()
+        );
+        line(topic.level(), topic.into(), &text, None);
     }
 }
 
@@ -175,74 +174,39 @@ fn line(level: Level, word: &'static str, text: &dyn Display, event: Option<&Eve
     }
 }
 
-/// What a line is about. Each is limited by itself, so that no one kind keeps out the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What a line is about. Each is limited by itself, so that no one kind keeps out the others. Its name is the field
+/// `FTP_ALG_EVENT`, its message what such lines are.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, EnumCount, EnumMessage, IntoStaticStr, VariantArray,
+)]
+#[strum(serialize_all = "lowercase")]
 enum Topic {
     /// Our own trouble.
+    #[strum(serialize = "error", message = "errors")]
     Machine,
     /// What others did to us, and was put right.
+    #[strum(message = "changes by other programs")]
     Healed,
-    /// What the kernel refused of one connection.
+    #[strum(message = "requests that the kernel refused")]
     Kernel,
+    #[strum(message = "refusals")]
     Refusal,
+    #[strum(message = "limits that were reached")]
     Limit,
-    /// Connections that were ended at a limit.
+    #[strum(message = "connections that were ended at a limit")]
     Ended,
     /// What was opened, or passed.
+    #[strum(message = "announcements")]
     Announcement,
-    /// What the engine did not keep.
+    #[strum(message = "events of one batch of packets beyond the first")]
     Unkept,
-    /// Transfers that fail where nothing can be read.
+    #[strum(message = "sessions that are encrypted")]
     Encrypted,
-    /// Pinholes that nobody used.
+    #[strum(message = "pinholes that nobody used")]
     Unused,
 }
 
 impl Topic {
-    const ALL: [Self; 10] = [
-        Self::Machine,
-        Self::Healed,
-        Self::Kernel,
-        Self::Refusal,
-        Self::Limit,
-        Self::Ended,
-        Self::Announcement,
-        Self::Unkept,
-        Self::Encrypted,
-        Self::Unused,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Machine => "errors",
-            Self::Healed => "changes by other programs",
-            Self::Kernel => "requests that the kernel refused",
-            Self::Refusal => "refusals",
-            Self::Limit => "limits that were reached",
-            Self::Ended => "connections that were ended at a limit",
-            Self::Announcement => "announcements",
-            Self::Encrypted => "sessions that are encrypted",
-            Self::Unused => "pinholes that nobody used",
-            Self::Unkept => "events of one batch of packets beyond the first",
-        }
-    }
-
-    /// The field `FTP_ALG_EVENT`.
-    fn word(self) -> &'static str {
-        match self {
-            Self::Machine => "error",
-            Self::Healed => "healed",
-            Self::Kernel => "kernel",
-            Self::Refusal => "refusal",
-            Self::Limit => "limit",
-            Self::Ended => "ended",
-            Self::Announcement => "announcement",
-            Self::Unkept => "unkept",
-            Self::Encrypted => "encrypted",
-            Self::Unused => "unused",
-        }
-    }
-
     fn level(self) -> Level {
         match self {
             Self::Machine => Level::ERROR,
@@ -297,8 +261,8 @@ const SUMMARY: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Limiter {
     clients: AHashMap<(Topic, IpAddr), Bucket>,
-    all: [Bucket; Topic::ALL.len()],
-    since_summary: [Skipped; Topic::ALL.len()],
+    all: [Bucket; Topic::COUNT],
+    since_summary: [Skipped; Topic::COUNT],
     summary: Option<Instant>,
     /// All that was ever skipped.
     skipped: u64,
@@ -350,7 +314,7 @@ impl Limiter {
     }
 
     fn take_skipped(&mut self) -> Vec<(Topic, Skipped)> {
-        let skipped = Topic::ALL.into_iter().zip(std::mem::take(&mut self.since_summary));
+        let skipped = Topic::VARIANTS.iter().copied().zip(std::mem::take(&mut self.since_summary));
         skipped.filter(|(_, skipped)| skipped.lines > 0).collect()
     }
 }
@@ -445,7 +409,7 @@ mod tests {
 
     #[test]
     fn topics_have_their_own_places() {
-        for (place, topic) in Topic::ALL.into_iter().enumerate() {
+        for (place, &topic) in Topic::VARIANTS.iter().enumerate() {
             assert_eq!(topic as usize, place);
         }
     }

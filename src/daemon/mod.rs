@@ -84,9 +84,7 @@ pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
 pub struct Options {
     /// The configuration; `None` means the default file, which may be absent.
     pub config: Option<PathBuf>,
-    /// The state directory.
     pub state_dir: PathBuf,
-    /// The control socket.
     pub socket: PathBuf,
     /// The user to become; `None` means to stay who it is.
     pub user: Option<String>,
@@ -102,82 +100,40 @@ pub const BROKER: &str = "broker";
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The configuration is not valid, or asks for what this version does not serve.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The log filter is not valid.
     #[error("{}={value}: {reason}; give a level such as \"debug\"", log::level::VARIABLE)]
-    Log {
-        /// The filter.
-        value: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A directory of ours cannot be made or used.
+    Log { value: String, reason: String },
     #[error("cannot use the directory {}: {source}; name another, or run as root where it is to be made", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Others could replace the state under us.
+    Directory { path: PathBuf, source: io::Error },
     #[error(
         "the state directory {} may be written by others (mode {mode:o}): chmod 0700 it, or name \
          another with --state-dir",
         path.display()
     )]
-    Exposed {
-        /// The directory.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The state could be another's.
+    Exposed { path: PathBuf, mode: u32 },
     #[error(
         "the state directory {} belongs to user {owner}, but the daemon runs as user {user}: \
          name another with --state-dir, or chown it if it is ftp-alg's alone",
         path.display()
     )]
-    Foreign {
-        /// The directory.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// Whose it should be.
-        user: u32,
-    },
-    /// Two daemons would overwrite each other's state.
+    Foreign { path: PathBuf, owner: u32, user: u32 },
     #[error(
         "the state directory {} is in use by another ftp-alg: stop that first, or name another with \
          --state-dir",
         path.display()
     )]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// There is no such user to become.
+    InUse { path: PathBuf },
     #[error(transparent)]
     Account(#[from] AccountError),
-    /// Rights could not be given up.
     #[error(transparent)]
     Confine(#[from] ConfineError),
-    /// The daemon that already runs goes on.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
-    /// There is no control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// Signals or threads cannot be set up.
     #[error("cannot set up {what}: {source}")]
-    System {
-        /// What was to be set up.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The workers did not start.
+    System { what: &'static str, source: io::Error },
     #[error(transparent)]
     Service(#[from] ServiceError),
     /// A worker ended although nobody asked it to.
@@ -213,9 +169,7 @@ const ENDING: Duration = Duration::from_secs(1);
 /// What the main thread waits for.
 #[derive(Debug)]
 pub enum Event {
-    /// End cleanly.
     Terminate,
-    /// Read the configuration again.
     Reload,
     /// An external address given by name is another than before.
     Resolved,

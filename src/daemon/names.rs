@@ -13,10 +13,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
-    thread::{self, JoinHandle},
+    sync::{Arc, Mutex, mpsc::Sender},
     time::{Duration, Instant},
 };
 
@@ -28,9 +26,12 @@ use hickory_resolver::{
     proto::{op::ResponseCode, rr::RecordType},
     system_conf::parse_resolv_conf,
 };
-use tokio::{runtime, sync::oneshot, time::sleep};
+use tokio::{
+    runtime::{self, Runtime},
+    time::sleep,
+};
 
-use super::{Event, snapshot::NameRow};
+use super::{Event, shard::lock, snapshot::NameRow};
 use crate::{
     config::{ExternalName, is_host},
     gateway::broker,
@@ -51,7 +52,7 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub(super) struct Names {
     known: Arc<Mutex<Known>>,
     events: Sender<Event>,
-    thread: Mutex<Option<Thread>>,
+    thread: Mutex<Option<Runtime>>,
 }
 
 type Known = BTreeMap<ExternalName, Answer>;
@@ -94,7 +95,7 @@ impl Names {
             .collect();
         drop(known);
         if !names.is_empty() {
-            *thread = Some(Thread::start(names, &self.known, &self.events)?);
+            *thread = Some(start(names, &self.known, &self.events)?);
         }
         Ok(())
     }
@@ -172,55 +173,26 @@ impl Answer {
     }
 }
 
-/// The thread that looks names up; it ends when this is dropped.
-struct Thread {
-    /// Dropped to end it.
-    end: Option<oneshot::Sender<()>>,
-    handle: Option<JoinHandle<()>>,
-}
-
-impl Thread {
-    fn start(
-        names: BTreeSet<ExternalName>,
-        known: &Arc<Mutex<Known>>,
-        events: &Sender<Event>,
-    ) -> io::Result<Self> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (end, ended) = oneshot::channel();
-        let (known, events) = (Arc::clone(known), events.clone());
-        let work = move || {
-            let tasks = || {
-                let mut tasks = tokio::task::JoinSet::new();
-                for name in names {
-                    let (known, events) = (Arc::clone(&known), events.clone());
-                    tasks.spawn_on(watch(name, known, events), runtime.handle());
-                }
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = ended => true,
-                        // They end only by a defect.
-                        _ = tasks.join_next() => false,
-                    }
-                })
-            };
-            if !catch_unwind(AssertUnwindSafe(tasks)).unwrap_or(false) {
+/// Looks `names` up on a thread, until what this gives is dropped.
+fn start(
+    names: BTreeSet<ExternalName>,
+    known: &Arc<Mutex<Known>>,
+    events: &Sender<Event>,
+) -> io::Result<Runtime> {
+    let mut builder = runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).thread_name("names").enable_all().build()?;
+    for name in names {
+        let task = runtime.spawn(watch(name, Arc::clone(known), events.clone()));
+        let events = events.clone();
+        runtime.spawn(async move {
+            if task.await.is_err_and(|error| error.is_panic()) {
                 let why = "the look-up of names ended: a defect in ftp-alg; please report the \
                            lines above";
                 let _ = events.send(Event::Failed(why.to_owned()));
             }
-        };
-        let handle = thread::Builder::new().name("names".into()).spawn(work)?;
-        Ok(Self { end: Some(end), handle: Some(handle) })
+        });
     }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(handle) = self.handle.take() {
-            let _ = handle.join();
-        }
-    }
+    Ok(runtime)
 }
 
 /// Looks `name` up, for ever.
@@ -346,11 +318,6 @@ fn absent(error: NetError) -> Result<Found, String> {
         }
         error => Err(error.to_string()),
     }
-}
-
-/// What a panic left is whole: an answer is written in one step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

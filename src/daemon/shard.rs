@@ -57,7 +57,7 @@ impl Shard {
     }
 }
 
-/// A worker that panicked ends the daemon; until then its engine can be looked at.
+/// A worker that panicked ends the daemon; until then its engine can be looked at. All else that a panic leaves is whole.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,15 +15,12 @@ use ftp_alg_core::{engine::Counters, ftp::Kind};
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The daemon's version.
     pub version: String,
     /// Whole seconds since it was ready.
     pub uptime_seconds: u64,
     /// What holds the pinholes, as in `nftables`.
     pub backend: String,
-    /// Control connections followed now.
     pub sessions: u64,
-    /// Pinholes open now.
     pub pinholes: u64,
     /// Bytes that sessions hold until they are acknowledged, or complete; `policy.memory` is their budget.
     #[serde(default)]
@@ -56,14 +53,11 @@ pub struct Status {
 pub struct Problem {
     /// What it is called; stays the same over versions.
     pub name: String,
-    /// What is wrong.
     pub text: String,
-    /// What to do.
     pub remedy: String,
 }
 
 impl Problem {
-    /// The problem `name`.
     pub fn new(name: &str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name: name.to_owned(), text: text.into(), remedy: remedy.into() }
     }
@@ -72,7 +66,6 @@ impl Problem {
 /// One family of an external address given by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameRow {
-    /// The name.
     pub name: String,
     /// `ipv4` or `ipv6`.
     pub family: String,
@@ -122,9 +115,7 @@ pub struct SessionRow {
 /// One open pinhole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinholeRow {
-    /// The session that announced it.
     pub session: u64,
-    /// Who may connect.
     pub initiator: IpAddr,
     /// Where to, as the connection arrives at this machine.
     pub arrival: SocketAddr,
@@ -132,7 +123,6 @@ pub struct PinholeRow {
     pub target: SocketAddr,
     /// The source address that the target sees.
     pub source: IpAddr,
-    /// What announced it.
     pub kind: Kind,
     /// Whole seconds until it closes by itself.
     pub remaining_seconds: u64,
@@ -140,11 +130,8 @@ pub struct PinholeRow {
 
 /// Who has the numbers. Called from the control socket's thread, at most one call at a time.
 pub trait Source: Send + Sync {
-    /// Counters and health.
     fn status(&self) -> Status;
-    /// The control connections followed now.
     fn sessions(&self) -> Vec<SessionRow>;
-    /// The pinholes open now.
     fn pinholes(&self) -> Vec<PinholeRow>;
 }
 

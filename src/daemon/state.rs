@@ -73,7 +73,7 @@ impl StateDir {
             origin: format!(
                 "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?} by {}\n",
                 boot.trim_end(),
-                fanout.as_str()
+                fanout
             ),
             epoch: now.checked_sub(since_boot).unwrap_or(now),
         })
@@ -174,12 +174,12 @@ impl StateDir {
     /// The back end of an earlier daemon; `None` if there was none here.
     pub(super) fn backend(&self) -> Option<Backend> {
         let text = fs::read_to_string(self.backend_path()).ok()?;
-        Backend::named(text.strip_prefix(&self.origin)?.trim_end())
+        text.strip_prefix(&self.origin)?.trim_end().parse().ok()
     }
 
     /// Remembers which back end is in use.
     pub(super) fn set_backend(&self, backend: Backend) -> io::Result<()> {
-        let text = format!("{}{}\n", self.origin, backend.as_str());
+        let text = format!("{}{backend}\n", self.origin);
         replace(&self.backend_path(), text.as_bytes()).map(drop)
     }
 }

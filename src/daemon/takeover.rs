@@ -23,25 +23,16 @@ const PROGRAM: &str = "ftp-alg";
 /// Why the other one still runs.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
-    /// Who reads the queues cannot be seen.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    /// Another program reads a queue.
     #[error(
         "queue {} is read by {}, process {}, which is no ftp-alg: stop it, or set another number in \
          [queue]",
         .0.queue, .0.name, .0.process
     )]
     Another(Reader),
-    /// It could not be told.
     #[error("cannot end the ftp-alg that runs, process {}: {source}; run as root", reader.process)]
-    System {
-        /// The other one.
-        reader: Reader,
-        /// What the system said.
-        source: Errno,
-    },
-    /// It did not end.
+    System { reader: Reader, source: Errno },
     #[error(
         "the ftp-alg that runs, process {}, does not end within {} s: `kill -9 {}` ends it",
         .0.process, LIMIT.as_secs(), .0.process

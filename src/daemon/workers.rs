@@ -83,7 +83,7 @@ pub(super) fn start(
         .map_err(|error| state_failed(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(&shard.engine).session_count() > 0);
     let mut why = "the configuration says so";
-    if config.pinhole.backend == config::Backend::Auto {
+    if config.pinhole.backend.is_none() {
         let backend;
         (backend, why) = gateway::automatic(state.backend().filter(|_| restored));
         parameters = parameters.with_backend(backend);
@@ -102,7 +102,7 @@ pub(super) fn start(
     let shared = Arc::new(Shared {
         progress: Progress::new(threads),
         started: Instant::now(),
-        backend: parameters.backend().as_str(),
+        backend: parameters.backend().into(),
         mailboxes: shards.iter().map(|_| Mailbox::default()).collect(),
         shards,
         copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
@@ -152,7 +152,7 @@ pub(super) fn start(
         workers.spawn(worker, processors, events.clone())?;
     }
     workers.follow_copies(make_kernel()?, events.clone())?;
-    tracing::info!("back end {}: {why}", parameters.backend().as_str());
+    tracing::info!("back end {}: {why}", parameters.backend());
     Ok(Box::new(workers))
 }
 
@@ -190,18 +190,18 @@ fn state_failed(path: &Path, error: &io::Error) -> ServiceError {
 /// What the rules need of the configuration.
 pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway::GatewayError> {
     let (queue, pinhole) = (&config.queue, &config.pinhole);
-    let parameters = RuleParameters::new(
+    RuleParameters::new(
         &config.control_ports,
         queue.number,
         queue.workers,
         pinhole.mark,
         pinhole.mark_mask,
-    )?
-    .by_processor(queue.fanout == config::Fanout::Cpu)
-    .calm(queue.calm);
-    Ok(match pinhole.backend {
-        config::Backend::Auto | config::Backend::Nftables => parameters,
-        config::Backend::Conntrack => parameters.with_backend(Backend::Conntrack),
+    )
+    .map(|parameters| {
+        parameters
+            .by_processor(queue.fanout == config::Fanout::Cpu)
+            .calm(queue.calm)
+            .with_backend(pinhole.backend.unwrap_or_default())
     })
 }
 
@@ -319,7 +319,7 @@ impl Workers {
         let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
         self.table = Some(match left {
             Some(table) => table,
-            None => Table::install_for(parameters, Some(commits))?,
+            None => Table::install_for(parameters, commits)?,
         });
         if self.table.as_ref().is_some_and(|table| !table.is_owned()) {
             tracing::info!(

@@ -3,26 +3,16 @@
 use std::{fs, io};
 
 /// The version of IP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
 pub enum Ip {
-    /// IPv4.
+    #[strum(to_string = "IPv4")]
     V4,
-    /// IPv6.
+    #[strum(to_string = "IPv6")]
     V6,
 }
 
 impl Ip {
-    /// Both.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-}
-
-impl std::fmt::Display for Ip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.

@@ -6,34 +6,10 @@ use ftp_alg_core::engine::{Answer, Side};
 use serde::{Deserialize, Serialize};
 
 use super::GatewayError;
+pub use crate::config::Backend;
 
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
-
-/// What holds the pinholes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// Sets and maps of our nftables table; a firewall accepts the mark.
-    #[default]
-    Nftables,
-    /// Expectations of the connection tracker; a firewall accepts `related`.
-    Conntrack,
-}
-
-impl Backend {
-    /// Its name in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Conntrack => "conntrack",
-        }
-    }
-
-    /// The one of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Nftables, Self::Conntrack].into_iter().find(|backend| backend.as_str() == name)
-    }
-}
 
 /// What an operator may change in the rules.
 ///
@@ -110,19 +86,8 @@ impl RuleParameters {
         let others = mark_mask & !mark;
         let every = 1 << others.ilog2();
         let none = others & !every;
-        let backend = Backend::Nftables;
-        let by_processor = false;
-        Ok(Self {
-            control_ports,
-            queue_first,
-            queue_count,
-            by_processor,
-            is_calm: true,
-            data: mark,
-            every,
-            none,
-            backend,
-        })
+        let data = mark;
+        Ok(Self { control_ports, queue_first, queue_count, data, every, none, ..Self::default() })
     }
 
     /// These, with another back end than [`Backend::Nftables`].

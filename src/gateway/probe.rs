@@ -19,8 +19,11 @@ use super::{
         rights::{CAP_NET_ADMIN, CAP_NET_RAW, has},
     },
     netlink::{
-        Message, Socket,
-        ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Requests, Tuple},
+        Attributes, Socket,
+        ctnetlink::{
+            CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
+            Requests, Tuple,
+        },
         nft::Batch,
     },
     parameters::TABLE,
@@ -35,8 +38,6 @@ use super::{
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
 const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
 const NFNL_MSG_CTHELPER_GET: u8 = 1;
-const CTA_HELP: u16 = 5;
-const CTA_HELP_NAME: u16 = 1;
 
 /// A table that only holds an object of the kernel's helper for scanners.
 const SCANNER_HELPER: &str =
@@ -50,7 +51,6 @@ const NAT: &str = "table inet ftp_alg_probe {
 pub struct Features {
     /// Whether this process has CAP_NET_ADMIN; nothing else is known without it.
     pub net_admin: bool,
-    /// Whether it has CAP_NET_RAW.
     pub net_raw: bool,
     /// The version of the program `nft`.
     pub nft: Result<String, String>,
@@ -100,9 +100,7 @@ impl Neighbours {
 /// What this machine does with packets that are not its own: its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routing {
-    /// It forwards IPv4.
     pub v4: bool,
-    /// It forwards IPv6.
     pub v6: bool,
     /// It has an IPv6 address, but for `lo`.
     pub has_v6: bool,
@@ -291,16 +289,18 @@ fn queue_target(parameters: &RuleParameters, socket: &mut Socket) -> Result<(), 
 fn helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let mut found = 0;
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
-    let count = |message: &Message<'_>| {
-        let attributes = message.attributes();
-        let helper =
-            attributes.nested(CTA_HELP).and_then(|help| help.first(CTA_HELP_NAME).map(is_ftp));
-        let tuple = attributes.nested(CTA_TUPLE_ORIG).and_then(|tuple| Tuple::parse(&tuple));
-        let port = tuple.map(|tuple| tuple.destination.port());
-        let ours = port.is_some_and(|port| parameters.control_ports().contains(&port));
-        found += usize::from(ours && helper == Some(true));
+    let is_helped = |connection: &Attributes<'_>| {
+        let name = connection.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
+        let port = Tuple::read(connection, CTA_TUPLE_ORIG)?.destination.port();
+        Some(is_ftp(name) && parameters.control_ports().contains(&port))
     };
-    requests.ask(IPCTNL_MSG_CT_GET, libc::NLM_F_DUMP, libc::AF_UNSPEC, |_| {}, count)?;
+    requests.dump(
+        IPCTNL_MSG_CT_GET,
+        |_| {},
+        |connection| {
+            found += usize::from(is_helped(connection) == Some(true));
+        },
+    )?;
     Ok(found)
 }
 

@@ -39,25 +39,16 @@ type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
 /// Why a capture cannot be read, or not further.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The file cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It is something else.
     #[error("not a pcap or pcapng capture{0}")]
     NotCapture(&'static str),
-    /// Its packets are those of a link that is not read here.
     #[error(
         "link type {0} is not supported; Ethernet, Linux cooked (SLL, SLL2), raw IP and loopback are"
     )]
     Link(u32),
-    /// A length in it cannot be.
     #[error("damaged after frame {after}: {what}")]
-    Damaged {
-        /// The last frame that was read.
-        after: u64,
-        /// What is wrong.
-        what: String,
-    },
+    Damaged { after: u64, what: String },
 }
 
 /// One packet of a capture.

@@ -22,7 +22,6 @@ pub struct Layout {
     pub source: SocketAddr,
     /// The addressee; port 0 where none is in sight.
     pub destination: SocketAddr,
-    /// The transport protocol.
     pub protocol: u8,
     /// Where its header starts.
     pub transport: usize,

@@ -32,10 +32,8 @@ use writer::Writer;
 /// Why a replay ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The capture cannot be read.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// The written one cannot be written.
     #[error("{0}")]
     Write(io::Error),
 }

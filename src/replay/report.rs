@@ -12,7 +12,6 @@ use serde::Serialize;
 pub struct Row {
     /// The frame that completed the line.
     pub frame: u64,
-    /// What it is.
     pub kind: Kind,
     /// client or server.
     pub from: &'static str,
@@ -22,7 +21,6 @@ pub struct Row {
     pub action: String,
     /// What is announced instead.
     pub rewritten: Option<String>,
-    /// Why.
     pub reason: String,
     /// The session's number.
     #[serde(skip)]
@@ -35,11 +33,9 @@ pub struct Row {
 /// All that was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The announcements.
     pub rows: Vec<Row>,
     /// What the user should know besides, in the order in which it showed.
     pub warnings: Vec<String>,
-    /// Frames.
     pub packets: u64,
     /// Packets of control connections.
     pub control: u64,
@@ -53,7 +49,6 @@ pub struct Report {
     pub cut: u64,
     /// Gaps in control connections that nothing in the capture fills.
     pub missing: u64,
-    /// Packets written.
     pub written: Option<u64>,
     /// Packets that do not pass the gateway, and were not written.
     pub within: u64,

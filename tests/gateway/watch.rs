@@ -18,9 +18,8 @@ fn a_change_of_others_is_seen_among_ours() {
     let (mut kernel, mut table) = lab.on_gateway(|| {
         let parameters = RuleParameters::default();
         let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
-        (kernel, Table::install(&parameters).unwrap())
+        (kernel, Table::install_for(&parameters, &commits).unwrap())
     });
-    table.count_in(&commits);
     let arrival = at(SERVER, 4000);
     let hole = Pinhole { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));

@@ -1,7 +1,7 @@
 //! Real FTP clients, each doing a download, an upload and a listing as it is told to announce.
 
 use std::{
-    fmt, fs,
+    fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::Command,
@@ -15,7 +15,8 @@ use super::{Finished, Host, LabError, Result, Script, Server};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Who opens the data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Mode {
     /// The server, towards the client (PORT, EPRT).
     Active,
@@ -23,17 +24,9 @@ pub enum Mode {
     Passive,
 }
 
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Active => "active",
-            Self::Passive => "passive",
-        })
-    }
-}
-
 /// The command by which a client announces a data connection, or has it announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "UPPERCASE")]
 pub enum Verb {
     /// Active, IPv4 only.
     Port,
@@ -43,17 +36,6 @@ pub enum Verb {
     Eprt,
     /// Passive, of either family.
     Epsv,
-}
-
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Port => "PORT",
-            Self::Pasv => "PASV",
-            Self::Eprt => "EPRT",
-            Self::Epsv => "EPSV",
-        })
-    }
 }
 
 impl Verb {
@@ -82,25 +64,19 @@ impl Verb {
 }
 
 /// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum Family {
     /// IPv4.
+    #[strum(to_string = "IPv4")]
     V4,
     /// IPv6.
+    #[strum(to_string = "IPv6")]
     V6,
 }
 
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
 /// An FTP client program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Client {
     /// curl.
     Curl,
@@ -116,20 +92,6 @@ pub enum Client {
     Inetutils,
     /// Python's ftplib.
     Ftplib,
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Curl => "curl",
-            Self::Wget => "wget",
-            Self::Lftp => "lftp",
-            Self::Ncftp => "ncftp",
-            Self::Tnftp => "tnftp",
-            Self::Inetutils => "inetutils",
-            Self::Ftplib => "ftplib",
-        })
-    }
 }
 
 impl Client {

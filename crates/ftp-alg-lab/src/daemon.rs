@@ -4,13 +4,15 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::ExitStatus,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
 
-use super::{Background, Finished, Host, LabError, Result, process::patient};
+use super::{
+    Background, Finished, Host, LabError, Result,
+    process::{patient, wait_for},
+};
 
 /// A running `ftp-alg run`.
 #[derive(Debug)]
@@ -124,22 +126,10 @@ impl Daemon {
     /// Waits until no pinhole is open, at most for `limit`: closing follows the end of a control
     /// connection by a moment.
     pub fn wait_closed(&self, limit: Duration) -> Result<()> {
-        let limit = patient(limit);
-        let deadline = Instant::now() + limit;
-        loop {
+        wait_for("closing every pinhole", limit, || {
             let open = self.pinholes()?;
-            if open.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(LabError::Timeout {
-                    what: "closing every pinhole".to_owned(),
-                    limit,
-                    output: format!("{open:?}"),
-                });
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+            Ok((!open.is_empty()).then(|| format!("{open:?}")))
+        })
     }
 
     /// Elements of its table's sets, and expectations of conntrack, by which a new connection could

@@ -5,8 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -137,19 +136,8 @@ impl Host {
 
     /// Waits until something listens on `port`.
     pub fn wait_for_port(&self, port: u16, limit: Duration) -> Result<()> {
-        let limit = process::patient(limit);
-        let deadline = Instant::now() + limit;
-        while !self.listens(port)? {
-            if Instant::now() > deadline {
-                return Err(LabError::Timeout {
-                    what: format!("waiting for port {port} on the {}", self.role),
-                    limit,
-                    output: String::new(),
-                });
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
+        let what = format!("waiting for port {port} on the {}", self.role);
+        process::wait_for(&what, limit, || Ok((!self.listens(port)?).then(String::new)))
     }
 
     /// Packets that conntrack found invalid here so far, over all processors.

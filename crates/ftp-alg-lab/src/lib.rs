@@ -24,7 +24,7 @@
 //! ```
 //!
 //! All have IPv6 as well. One more namespace holds the switches. [`Topology`] is what there is,
-//! [`Spec`] what to build, [`matrix`] every client with every server in it.
+//! [`Spec`] what to build.
 
 mod capture;
 mod client;
@@ -32,13 +32,11 @@ mod daemon;
 mod firewall;
 mod held;
 mod host;
-pub mod matrix;
 mod network;
 mod process;
 mod script;
 mod server;
 mod topology;
-mod witness;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -48,7 +46,6 @@ pub use daemon::Daemon;
 pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
 pub use held::Held;
 pub use host::Host;
-pub use matrix::{Cell, Matrix, Outcome};
 pub use network::Lab;
 pub use process::{Background, Finished, patient, remove_everything};
 pub use script::Script;

@@ -270,13 +270,13 @@ impl Lab {
         ip(&[], &all)?;
         let Some(switch) = self.namespaces.last() else { return Ok(()) };
         let mut batch = String::new();
-        for segment in Segment::ALL.map(Segment::name) {
+        for segment in Segment::ALL {
             batch += &format!("link add {segment} type bridge\nlink set {segment} up\n");
         }
         for Machine { host, ports, .. } in machines {
             for Port { name, segment, .. } in ports {
                 let plug = format!("{}-{name}", host.role());
-                let (segment, namespace) = (segment.name(), host.namespace());
+                let namespace = host.namespace();
                 batch += &format!(
                     "link add {plug} type veth peer name {name} netns {namespace}\n\
                      link set {plug} master {segment} up\n"

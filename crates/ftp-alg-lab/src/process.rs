@@ -202,6 +202,23 @@ pub fn patient(limit: Duration) -> Duration {
     limit.saturating_mul(factor.unwrap_or(1))
 }
 
+/// Looks again and again what is `missing`, until that is nothing; an error if it takes longer than `limit`.
+pub(super) fn wait_for(
+    what: &str,
+    limit: Duration,
+    mut missing: impl FnMut() -> Result<Option<String>>,
+) -> Result<()> {
+    let limit = patient(limit);
+    let deadline = Instant::now() + limit;
+    while let Some(output) = missing()? {
+        if Instant::now() >= deadline {
+            return Err(LabError::Timeout { what: what.to_owned(), limit, output });
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
 /// Runs `command` to its end, at most for `limit`, with `input` on its standard input.
 pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Finished> {
     let program = describe(&command);
@@ -335,28 +352,21 @@ impl Background {
         limit: Duration,
         mut ready: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<()> {
-        let limit = patient(limit);
-        let deadline = Instant::now() + limit;
-        loop {
+        let what = format!("{what} of {}", self.program);
+        wait_for(&what, limit, || {
             if ready(self)? {
-                return Ok(());
+                return Ok(None);
             }
-            if let Some(status) = self.ended() {
-                return Err(LabError::Failed {
+            let output = tail(&self.log());
+            match self.ended() {
+                None => Ok(Some(output)),
+                Some(status) => Err(LabError::Failed {
                     program: self.program.clone(),
                     status: status.to_string(),
-                    output: tail(&self.log()),
-                });
+                    output,
+                }),
             }
-            if Instant::now() >= deadline {
-                return Err(LabError::Timeout {
-                    what: format!("{what} of {}", self.program),
-                    limit,
-                    output: tail(&self.log()),
-                });
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 //! the packages conflict with each other, and installing one would start it on the machine.
 
 use std::{
-    fmt, fs,
+    fs,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Command,
@@ -34,27 +34,20 @@ const DAEMON: u32 = 1;
 const NAME: &str = "lab";
 
 /// An FTP server program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum ServerKind {
     /// Anonymous login.
+    #[strum(to_string = "vsftpd")]
     Vsftpd,
     /// A named login from its own password file.
+    #[strum(to_string = "ProFTPD")]
     Proftpd,
     /// A named login from its own database.
+    #[strum(to_string = "Pure-FTPd")]
     PureFtpd,
     /// A named login.
+    #[strum(to_string = "pyftpdlib")]
     Pyftpdlib,
-}
-
-impl fmt::Display for ServerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Vsftpd => "vsftpd",
-            Self::Proftpd => "ProFTPD",
-            Self::PureFtpd => "Pure-FTPd",
-            Self::Pyftpdlib => "pyftpdlib",
-        })
-    }
 }
 
 impl ServerKind {

@@ -2,53 +2,43 @@
 //!
 //! Knows nothing of namespaces; `network` builds what is said here, `firewall` writes its rules.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Admission, Family, FirewallKind};
 
 /// What the gateway does to addresses, and where it stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum Topology {
     /// Clients inside, hidden behind the gateway's outer address.
+    #[strum(to_string = "masquerade")]
     Masquerade,
     /// Clients inside; each connection shows the next of three outer addresses ([`Plan::pool`]), or
     /// with [`Admission::Related`] each client one of them.
+    #[strum(to_string = "SNAT pool")]
     SnatPool,
     /// The server inside, published on port 21 of the gateway's outer address.
+    #[strum(to_string = "published server (DNAT)")]
     PublishedServer,
     /// The server inside, port 21, published on port 2121 of the gateway's outer address.
+    #[strum(to_string = "DNAT to another port")]
     PortForward,
     /// The server inside, published by a gateway whose outer address is private as well: a router
     /// further out maps a public address to it, both ways. IPv6 is routed.
+    #[strum(to_string = "1:1 NAT upstream")]
     OneToOne,
     /// Clients behind a gateway that masquerades, the server behind another that publishes it on
     /// port 2121.
+    #[strum(to_string = "NAT on both sides")]
     BothSides,
     /// Clients inside, every address visible everywhere; only the firewall stands between.
+    #[strum(to_string = "routed")]
     Routed,
     /// The server runs on the gateway itself, which drops input and output by default.
+    #[strum(to_string = "on the server itself")]
     OnServer,
     /// The client runs on the gateway itself, which drops input and output by default.
+    #[strum(to_string = "on the client itself")]
     OnClient,
-}
-
-impl fmt::Display for Topology {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Masquerade => "masquerade",
-            Self::SnatPool => "SNAT pool",
-            Self::PublishedServer => "published server (DNAT)",
-            Self::PortForward => "DNAT to another port",
-            Self::OneToOne => "1:1 NAT upstream",
-            Self::BothSides => "NAT on both sides",
-            Self::Routed => "routed",
-            Self::OnServer => "on the server itself",
-            Self::OnClient => "on the client itself",
-        })
-    }
 }
 
 impl Topology {
@@ -64,21 +54,6 @@ impl Topology {
         Self::OnServer,
         Self::OnClient,
     ];
-
-    /// Its name where a word is needed, as in file names.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Masquerade => "masquerade",
-            Self::SnatPool => "snat-pool",
-            Self::PublishedServer => "published",
-            Self::PortForward => "port-forward",
-            Self::OneToOne => "one-to-one",
-            Self::BothSides => "both-sides",
-            Self::Routed => "routed",
-            Self::OnServer => "on-server",
-            Self::OnClient => "on-client",
-        }
-    }
 
     /// What `ftp-alg` must be told here, the back end apart: the top of its configuration.
     pub(super) fn keys(self) -> &'static str {
@@ -144,7 +119,8 @@ pub(super) enum Role {
 }
 
 /// A network of the lab, with a switch of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub(super) enum Segment {
     /// Inside the gateway.
     Lan,
@@ -156,14 +132,6 @@ pub(super) enum Segment {
 
 impl Segment {
     pub(super) const ALL: [Self; 3] = [Self::Lan, Self::Wan, Self::Far];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Lan => "lan",
-            Self::Wan => "wan",
-            Self::Far => "far",
-        }
-    }
 
     /// The addresses of host number `host`.
     fn host(self, topology: Topology, host: u8) -> Ends {

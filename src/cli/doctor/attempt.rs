@@ -20,15 +20,13 @@ use here::Here;
 use serde::Serialize;
 use target::Target;
 
-use super::{Failure, output, plain};
-use crate::gateway::RuleParameters;
+use super::{Failure, output, table};
+use crate::{config::plain, gateway::RuleParameters};
 
 /// How long a name may take to resolve.
 const LOOKUP: Duration = Duration::from_secs(10);
 /// How many addresses of a name are tried.
 const MAX_ADDRESSES: usize = 4;
-/// The width of the lines of a report.
-const WIDTH: usize = 80;
 const MODES: [Kind; 4] = [Kind::Epsv, Kind::Pasv, Kind::Eprt, Kind::Port];
 
 /// Options of a try.
@@ -79,31 +77,12 @@ impl Step {
         };
         let mut text = String::new();
         let start = format!("  {mark:<7}  {:<8}  ", self.step);
-        for (at, line) in wrapped(&self.says, WIDTH - start.len()).iter().enumerate() {
-            let start = if at == 0 { &start } else { &" ".repeat(start.len()) };
-            text += &format!("{start}{line}\n");
-        }
+        text += &format!("{start}{}\n", table::wrapped(&self.says, start.len()));
         for line in &self.remedy {
             text += &format!("      {line}\n");
         }
         text
     }
-}
-
-/// Lines of at most `width` characters, but for longer words.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 fn report(target: &Target, here: &Here<'_>, json: bool) -> Result<(), Failure> {

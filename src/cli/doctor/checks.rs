@@ -39,7 +39,7 @@ impl Checks<'_> {
         let Features { net_admin, net_raw, .. } = *self.features;
         let name = "privileges";
         match (net_admin, net_raw) {
-            (true, true) => Check::new(KERNEL, name, Mark::Ok, "CAP_NET_ADMIN and CAP_NET_RAW"),
+            (true, true) => Check::ok(KERNEL, name, "CAP_NET_ADMIN and CAP_NET_RAW"),
             (true, false) => Check::problem(
                 KERNEL,
                 name,
@@ -64,14 +64,9 @@ impl Checks<'_> {
             Err(_) => confine::landlock_lacking().map(str::to_owned).into_iter().collect(),
         };
         if missing.is_empty() {
-            return vec![Check::new(
-                KERNEL,
-                name,
-                Mark::Ok,
-                "the daemon can reach its own files only",
-            )];
+            return vec![Check::ok(KERNEL, name, "the daemon can reach its own files only")];
         }
-        missing.into_iter().map(|what| Check::new(KERNEL, name, Mark::Note, what)).collect()
+        missing.into_iter().map(|what| Check::note(KERNEL, name, what)).collect()
     }
 
     fn kernel(&self) -> Vec<Check> {
@@ -79,7 +74,7 @@ impl Checks<'_> {
         let mut checks = vec![self.nftables(), self.queueing()];
         checks.extend(self.surroundings.parameters.queues().map(|number| self.queue(number)));
         let needed = |name: &str, there: bool, what: &str, module: &str| match there {
-            true => Check::new(KERNEL, name, Mark::Ok, what),
+            true => Check::ok(KERNEL, name, what),
             false => Check::problem(KERNEL, name, "kernel", format!("no {module}, which {what}"))
                 .remedy([format!("modprobe {module}")]),
         };
@@ -93,7 +88,7 @@ impl Checks<'_> {
         // Only the conntrack back end uses these, and one of the helpers is enough.
         let conntrack = self.surroundings.backend == Backend::Conntrack;
         let optional = |name: &str, there: bool, spare: bool| match there {
-            true => Check::new(KERNEL, name, Mark::Ok, "there"),
+            true => Check::ok(KERNEL, name, "there"),
             false if conntrack && !spare => {
                 Check::problem(KERNEL, name, "kernel", "the conntrack back end needs it")
             }
@@ -107,9 +102,7 @@ impl Checks<'_> {
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
         if self.surroundings.parameters.is_calm() && features.rules.is_ok() {
             checks.push(match features.logs {
-                true => {
-                    Check::new(KERNEL, "nfnetlink_log", Mark::Ok, "harmless packets pass at once")
-                }
+                true => Check::ok(KERNEL, "nfnetlink_log", "harmless packets pass at once"),
                 false => {
                     let says =
                         "harmless packets wait, too: a passive transfer has five hops, not one";
@@ -129,13 +122,13 @@ impl Checks<'_> {
             (Err(error), _) => Check::problem(KERNEL, name, "kernel", error.clone())
                 .details(["nft loads the rules: install the package nftables".to_owned()]),
             (Ok(version), Ok(_)) => {
-                Check::new(KERNEL, name, Mark::Ok, format!("nft {version}; the rules load"))
+                Check::ok(KERNEL, name, format!("nft {version}; the rules load"))
             }
             // What is wrong with the queue is said there.
             (Ok(version), Err(GatewayError::FeatureMissing { what, .. }))
                 if what == GatewayError::QUEUE_RULES =>
             {
-                Check::new(KERNEL, name, Mark::Ok, format!("nft {version}"))
+                Check::ok(KERNEL, name, format!("nft {version}"))
             }
             (Ok(version), Err(error)) => {
                 Check::problem(KERNEL, name, "kernel", format!("nft {version}: {error}"))
@@ -151,12 +144,11 @@ impl Checks<'_> {
                     .remedy(["modprobe nfnetlink_queue".to_owned()])
             }
             Ok(QueueStatement::Native) => {
-                Check::new(KERNEL, name, Mark::Ok, "by the queue statement of nftables")
+                Check::ok(KERNEL, name, "by the queue statement of nftables")
             }
-            Ok(_) => Check::new(
+            Ok(_) => Check::ok(
                 KERNEL,
                 name,
-                Mark::Ok,
                 "by the iptables target NFQUEUE (no queue statement of nftables)",
             ),
             Err(error) => Check::problem(KERNEL, name, "kernel", error.to_string())
@@ -168,13 +160,13 @@ impl Checks<'_> {
         let name = format!("queue {number}");
         let reader = self.features.readers.iter().find(|(taken, _)| *taken == number);
         match (reader, self.running) {
-            (None, _) => Check::new(KERNEL, name, Mark::Ok, "free"),
+            (None, _) => Check::ok(KERNEL, name, "free"),
             (Some(_), Ok(status)) => {
                 let says = format!("read by the running ftp-alg {}", status.version);
-                Check::new(KERNEL, name, Mark::Ok, says)
+                Check::ok(KERNEL, name, says)
             }
             (Some(_), Err(problem)) if problem.name == health::HUNG => {
-                Check::new(KERNEL, name, Mark::Ok, "read by the ftp-alg that does not answer")
+                Check::ok(KERNEL, name, "read by the ftp-alg that does not answer")
             }
             (Some((_, reader)), Err(_)) => {
                 let says = format!("taken by another program ({reader})");
@@ -192,13 +184,11 @@ impl Checks<'_> {
         match self.features.connections {
             Some((count, limit)) if count.saturating_mul(10) >= limit.saturating_mul(9) => {
                 let says = format!("{count} of at most {limit}: new ones are dropped soon");
-                Check::new(KERNEL, name, Mark::Note, says)
+                Check::note(KERNEL, name, says)
                     .remedy([format!("sysctl -w net.netfilter.nf_conntrack_max={}", limit * 2)])
             }
-            Some((count, limit)) => {
-                Check::new(KERNEL, name, Mark::Ok, format!("{count} of at most {limit}"))
-            }
-            None => Check::new(KERNEL, name, Mark::Note, "conntrack does not tell how many"),
+            Some((count, limit)) => Check::ok(KERNEL, name, format!("{count} of at most {limit}")),
+            None => Check::note(KERNEL, name, "conntrack does not tell how many"),
         }
     }
 
@@ -210,12 +200,12 @@ impl Checks<'_> {
             (false, true) => "IPv6 is forwarded, IPv4 is not",
             (false, false) => {
                 let says = "nothing is forwarded: judged as a host with FTP servers or clients";
-                return Check::new(KERNEL, "forwarding", Mark::Note, says)
+                return Check::note(KERNEL, "forwarding", says)
                     .details(["a gateway needs:".to_owned()])
                     .remedy(["sysctl -w net.ipv4.ip_forward=1".to_owned()]);
             }
         };
-        Check::new(KERNEL, "forwarding", Mark::Ok, says)
+        Check::ok(KERNEL, "forwarding", says)
     }
 
     fn helped(&self) -> Option<Check> {
@@ -226,7 +216,7 @@ impl Checks<'_> {
             );
             let ends = |port| format!("conntrack -D -p tcp --orig-port-dst {port}    # ends them");
             let ports = self.surroundings.parameters.control_ports().iter();
-            Check::new(HELPERS, "connections with it", Mark::Note, says).remedy(ports.map(ends))
+            Check::note(HELPERS, "connections with it", says).remedy(ports.map(ends))
         })
     }
 
@@ -241,7 +231,7 @@ impl Checks<'_> {
                 checks.extend(health::other_version(status).map(|p| Check::of(DAEMON, &p)));
                 if checks.is_empty() {
                     let says = format!("version {} runs, and sees no problem", status.version);
-                    checks.push(Check::new(DAEMON, "ftp-alg", Mark::Ok, says));
+                    checks.push(Check::ok(DAEMON, "ftp-alg", says));
                 }
                 checks
             }

@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    slice,
 };
+
+use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 use super::{
     need::Need,
@@ -21,14 +22,20 @@ use crate::{
     },
 };
 
-/// Who writes the rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Who writes the rules, and by what that is recognized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 pub(super) enum Kind {
+    #[strum(serialize = "nftables", message = "a table of nftables that no other program manages")]
     Nftables,
+    #[strum(serialize = "iptables", message = "a table of iptables that no other program manages")]
     Iptables,
+    #[strum(serialize = "ufw", message = "chains named ufw-*")]
     Ufw,
+    #[strum(serialize = "firewalld", message = "chains of firewalld")]
     Firewalld,
+    #[strum(message = "FORWARD goes to DOCKER-USER first")]
     Docker,
+    #[strum(serialize = "OpenWrt (fw4)", message = "the table inet fw4")]
     Fw4,
 }
 
@@ -72,32 +79,6 @@ const BESIDE: Option<&str> =
 const DEPTH: usize = 16;
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Nftables, Self::Iptables, Self::Ufw, Self::Firewalld, Self::Docker, Self::Fw4];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
-            Self::Ufw => "ufw",
-            Self::Firewalld => "firewalld",
-            Self::Docker => "Docker",
-            Self::Fw4 => "OpenWrt (fw4)",
-        }
-    }
-
-    /// By what it was recognized.
-    pub(super) fn why(self) -> &'static str {
-        match self {
-            Self::Nftables => "a table of nftables that no other program manages",
-            Self::Iptables => "a table of iptables that no other program manages",
-            Self::Ufw => "chains named ufw-*",
-            Self::Firewalld => "chains of firewalld",
-            Self::Docker => "FORWARD goes to DOCKER-USER first",
-            Self::Fw4 => "the table inet fw4",
-        }
-    }
-
     /// Whether it writes `place`. With Docker beside ufw both do.
     fn writes(self, place: &Place) -> bool {
         let docker = place.insert_into == DOCKER_USER;
@@ -117,7 +98,7 @@ impl Kind {
 /// What is to be done about each firewall, and what has to be done by hand.
 pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure> {
     let (mut plans, mut by_hand) = (Vec::new(), Vec::new());
-    for kind in Kind::ALL {
+    for &kind in Kind::VARIANTS {
         let needs: Vec<Need> = needs.iter().filter(|n| kind.writes(&n.place)).cloned().collect();
         if needs.is_empty() {
             continue;
@@ -208,12 +189,11 @@ impl Draft {
             return Ok(Err(format!("there is no {}", NFTABLES[0])));
         };
         let Place { family, table, insert_into, .. } = &need.place;
-        let chain = format!("{} {table} {insert_into}", family.as_str());
+        let chain = format!("{family} {table} {insert_into}");
         self.check(&["nft", "--check", "--file", main]);
         for path in included(main)? {
             let file = self.file(&path)?;
-            if let Some(text) = nft::with_rules(&file.written, &chain, slice::from_ref(&need.rule))
-            {
+            if let Some(text) = nft::with_rule(&file.written, &chain, &need.rule) {
                 file.written = text;
                 return Ok(Ok(()));
             }
@@ -228,8 +208,7 @@ impl Draft {
         };
         let Place { table, insert_into, .. } = &need.place;
         let file = self.file(path)?;
-        let rules = slice::from_ref(&need.rule);
-        match text::with_restored(&file.written, table, insert_into, rules) {
+        match text::with_restored(&file.written, table, insert_into, &need.rule) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
         }
@@ -243,11 +222,10 @@ impl Draft {
             Ip::V4 => ("/etc/ufw/before.rules", "ufw"),
             Ip::V6 => ("/etc/ufw/before6.rules", "ufw6"),
         };
-        let chain = format!("{prefix}-before-{}", need.hook.as_str());
+        let chain = format!("{prefix}-before-{}", need.hook);
         let file = self.file(path)?;
-        let rules = slice::from_ref(&need.rule);
         let text = match need.place.table.as_str() {
-            "filter" => text::with_restored(&file.written, "filter", &chain, rules),
+            "filter" => text::with_restored(&file.written, "filter", &chain, &need.rule),
             _ => None,
         };
         let Some(text) = text else {
@@ -269,8 +247,7 @@ impl Draft {
             ));
         }
         let file = self.file(DIRECT)?;
-        let rule = (need.ipv(), need.place.chain.as_str(), need.rule.clone());
-        match text::with_direct(&file.written, &[rule]) {
+        match text::with_direct(&file.written, need.ipv(), &need.place.chain, &need.rule) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{DIRECT} has no <direct>"))),
         }
@@ -283,7 +260,7 @@ impl Draft {
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
-        if text::absent(slice::from_ref(&need.rule), &kept).is_empty() {
+        if need.rule.is_in(&kept) {
             return Ok(Ok(()));
         }
         if existing(&DOCKER_UNITS).is_none() {
@@ -308,17 +285,17 @@ impl Draft {
     }
 
     fn fw4(&mut self, need: &Need) -> Result<Placed, Failure> {
-        let hook = need.hook.as_str();
+        let hook = need.hook;
         let directory = format!("{FW4}/{hook}");
         let path = format!("{directory}/{}.nft", text::MARKER);
         for other in matching(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
-            if text::absent(slice::from_ref(&need.rule), &text).is_empty() {
+            if need.rule.is_in(&text) {
                 return Ok(Ok(()));
             }
         }
         let file = self.file(&path)?;
-        if !text::absent(slice::from_ref(&need.rule), &file.written).is_empty() {
+        if !need.rule.is_in(&file.written) {
             file.written = text::with_last_line(&file.written, &need.rule.statement());
         }
         let keep = self.file(SYSUPGRADE)?;

@@ -2,8 +2,8 @@
 
 use super::text::{MARKER, Rule};
 use crate::gateway::{
-    Backend, Routing, RuleParameters,
-    firewall::{ChainJudgement, Firewall, Hook, Ip, Judgement, Origin, Outlook, Place, Sign},
+    Backend, RuleParameters,
+    firewall::{ChainJudgement, Firewall, Hook, Ip, Origin, Outlook, Place, Sign, condition},
 };
 
 /// A chain that needs a line, at once or when its file is loaded.
@@ -25,31 +25,17 @@ pub(super) struct Need {
     pub(super) rule: Rule,
 }
 
-/// By what a firewall tells the data connections of a back end.
-fn sign(backend: Backend) -> Sign {
-    match backend {
-        Backend::Conntrack => Sign::Related,
-        Backend::Nftables => Sign::Mark,
-    }
-}
-
 /// The chains that stop what `backend` needs, where that matters, and those that pass it by a line of ours.
 pub(super) fn needs(
     outlooks: &[Outlook],
-    routing: Routing,
     backend: Backend,
     parameters: &RuleParameters,
 ) -> Vec<Need> {
     let mut needs: Vec<Need> = Vec::new();
     for outlook in outlooks {
-        for sign in [sign(backend), Sign::Injected] {
+        for sign in [Sign::of(backend), Sign::Injected] {
             let Some(judgement) = outlook.of(sign) else { continue };
-            let matters = match sign {
-                // Sent wherever the session is.
-                Sign::Injected => outlook.ip == Ip::V4 || routing.has_v6,
-                _ => outlook.matters,
-            };
-            for chain in judgement.chains.iter().filter(|_| matters) {
+            for chain in judgement.chains.iter().filter(|_| outlook.matters_to(sign)) {
                 let known = needs.iter().any(|n| n.place == chain.place && n.sign == sign);
                 if !known && let Some(need) = need(outlook, chain, sign, parameters) {
                     needs.push(need);
@@ -72,20 +58,10 @@ fn need(
         return None;
     }
     let place = chain.place.clone();
-    let stop = Judgement { chains: vec![ChainJudgement { passes: false, ..chain.clone() }] };
-    let command = Firewall::remedies(&stop, sign, parameters).pop()?;
-    let condition = match place.origin {
-        Origin::Nftables => {
-            command.split_whitespace().skip(6).collect::<Vec<_>>().join(" ").replace(" and ", " & ")
-        }
-        _ => command.split_once(&format!("-I {} ", place.insert_into))?.1.to_owned(),
-    };
-    let condition = condition.trim_end_matches(" -j ACCEPT").trim_end_matches(" accept").to_owned();
-    let what = match sign {
-        Sign::Injected => "acknowledgements of ftp-alg",
-        Sign::Mark => "admitted data connections",
-        Sign::Related => "expected data connections",
-    };
+    let command = place.command(sign, parameters);
+    // As nft lists it.
+    let condition = condition(place.origin, sign, parameters).replace(" and ", " & ");
+    let what = sign.packets();
     let says = match chain.passes {
         true => format!("{place} passes {what}"),
         false => format!("{place} drops {what}, by {}", chain.by),

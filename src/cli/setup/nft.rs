@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::text::{Rule, absent};
+use super::text::Rule;
 
 /// A base chain in a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,7 +101,6 @@ fn block(open: &[Block], words: &[&str], start: usize) -> Block {
 }
 
 impl Script {
-    /// Reads `text`.
     pub(super) fn parse(text: &str) -> Self {
         let mut script = Self::default();
         let mut open: Vec<Block> = Vec::new();
@@ -155,12 +154,14 @@ impl Script {
     }
 }
 
-/// `text` with `rules` at the start of the base chain `name` (`inet filter forward`), or unchanged if it has them;
+/// `text` with `rule` at the start of the base chain `name` (`inet filter forward`), or unchanged if it has it;
 /// `None` if it has no such chain.
-pub(super) fn with_rules(text: &str, name: &str, rules: &[Rule]) -> Option<String> {
+pub(super) fn with_rule(text: &str, name: &str, rule: &Rule) -> Option<String> {
     let script = Script::parse(text);
     let chain = script.chains.into_iter().find(|chain| chain.name == name)?;
-    let missing = absent(rules, &text[chain.body.clone()]);
+    if rule.is_in(&text[chain.body.clone()]) {
+        return Some(text.to_owned());
+    }
     let mut at = chain.after_hook;
     // The policy mostly stands in the same line.
     let line_end = text[at..chain.body.end].find('\n').map_or(chain.body.end, |end| at + end + 1);
@@ -177,27 +178,25 @@ pub(super) fn with_rules(text: &str, name: &str, rules: &[Rule]) -> Option<Strin
     let hook_line = text[..chain.after_hook.min(at)].trim_end_matches('\n');
     let hook_line = hook_line.rsplit('\n').next().unwrap_or_default();
     let indent = &hook_line[..hook_line.len() - hook_line.trim_start().len()];
-    let lines: String =
-        missing.iter().map(|rule| format!("{indent}{}\n", rule.statement())).collect();
-    let (at, lines) = match (lines.is_empty(), ends_the_line) {
-        (true, _) => (at, lines),
-        (false, true) if text[..at].ends_with('\n') => (at, lines),
-        (false, true) => (line_end, lines),
+    let line = format!("{indent}{}\n", rule.statement());
+    let (at, line) = match ends_the_line {
+        true if text[..at].ends_with('\n') => (at, line),
+        true => (line_end, line),
         // All in one line: it is broken here.
-        (false, false) => (at, format!("\n{lines}{indent}")),
+        false => (at, format!("\n{line}{indent}")),
     };
-    Some(format!("{}{lines}{}", &text[..at], &text[at..]))
+    Some(format!("{}{line}{}", &text[..at], &text[at..]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::text::without_ours, *};
 
-    fn rules() -> [Rule; 1] {
-        [Rule {
+    fn rule() -> Rule {
+        Rule {
             condition: "ct mark & 0x40000000 != 0".into(),
             known_by: ["ct mark".into(), "0x40000000".into()],
-        }]
+        }
     }
 
     const LINE: &str = "ct mark & 0x40000000 != 0 accept comment \"ftp-alg-setup\"\n";
@@ -208,10 +207,10 @@ mod tests {
                     \tchain forward {\n\t\ttype filter hook forward priority 0; policy drop;\n\
                     \t\ttcp dport { 21, 22 } accept\n\t}\n}\n";
         let expected = text.replace("drop;\n", &format!("drop;\n\t\t{LINE}"));
-        let edited = with_rules(text, "inet filter forward", &rules()).unwrap();
+        let edited = with_rule(text, "inet filter forward", &rule()).unwrap();
         assert_eq!(edited, expected);
         assert_eq!(without_ours(&edited), text);
-        assert_eq!(with_rules(&edited, "inet filter forward", &rules()).unwrap(), edited);
+        assert_eq!(with_rule(&edited, "inet filter forward", &rule()).unwrap(), edited);
     }
 
     #[test]
@@ -247,7 +246,7 @@ mod tests {
             ),
         ];
         for (text, name) in cases {
-            let edited = with_rules(text, name, &rules()).unwrap_or_else(|| panic!("{text}"));
+            let edited = with_rule(text, name, &rule()).unwrap_or_else(|| panic!("{text}"));
             let own: Vec<&str> = edited.lines().filter(|l| l.contains("ftp-alg-setup")).collect();
             assert_eq!(own.len(), 1, "{edited}");
             assert_eq!(own[0].trim(), LINE.trim(), "{edited}");
@@ -260,18 +259,18 @@ mod tests {
     fn a_chain_without_a_hook_or_of_another_name_is_none() {
         let text = "table inet t {\n chain c {\n accept\n }\n chain d { type filter hook input priority 0; }\n}";
         for name in ["inet t c", "ip t d", "inet t e"] {
-            assert_eq!(with_rules(text, name, &rules()), None, "{name}");
+            assert_eq!(with_rule(text, name, &rule()), None, "{name}");
         }
-        assert!(with_rules(text, "inet t d", &rules()).is_some());
+        assert!(with_rule(text, "inet t d", &rule()).is_some());
     }
 
     #[test]
     fn the_operator_s_own_line_is_enough() {
         let text = "table inet t {\n chain c {\n type filter hook input priority 0;\n \
                     ct mark and 0x40000000 != 0 accept\n }\n}";
-        assert_eq!(with_rules(text, "inet t c", &rules()).unwrap(), text);
+        assert_eq!(with_rule(text, "inet t c", &rule()).unwrap(), text);
         let other = text.replace("ct mark", "# ct mark");
-        assert_ne!(with_rules(&other, "inet t c", &rules()).unwrap(), other);
+        assert_ne!(with_rule(&other, "inet t c", &rule()).unwrap(), other);
     }
 
     #[test]
@@ -280,7 +279,7 @@ mod tests {
             Script::parse("include \"/etc/nftables.d/*.nft\"\n include \"x\"; flush table t");
         assert_eq!(script.includes, ["/etc/nftables.d/*.nft", "x"]);
         for text in ["}}}}", "{{{{", "\"", "table {", "chain é {\n type x hook y\n", "\\", "#"] {
-            let _ = with_rules(text, "ip t c", &rules());
+            let _ = with_rule(text, "ip t c", &rule());
             let _ = Script::parse(text);
         }
     }

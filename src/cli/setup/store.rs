@@ -43,7 +43,6 @@ pub(super) enum TakeBack {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Changes {
     pub(super) files: Vec<Change>,
-    /// Commands.
     pub(super) loads: Vec<Vec<String>>,
     pub(super) take_back: Vec<TakeBack>,
 }

@@ -26,6 +26,11 @@ impl Rule {
             && self.known_by.iter().all(|words| line.contains(words))
     }
 
+    /// Whether one of `lines` does the same.
+    pub(super) fn is_in(&self, lines: &str) -> bool {
+        lines.lines().any(|line| self.is(line))
+    }
+
     /// The line of `iptables-restore` for `chain`.
     pub(super) fn restored(&self, chain: &str) -> String {
         format!("-A {chain} {}", self.arguments())
@@ -42,11 +47,6 @@ impl Rule {
     }
 }
 
-/// The rules of which none of `lines` does the same.
-pub(super) fn absent<'a>(rules: &'a [Rule], lines: &str) -> Vec<&'a Rule> {
-    rules.iter().filter(|rule| !lines.lines().any(|line| rule.is(line))).collect()
-}
-
 /// `text` without the lines that setup added.
 pub(super) fn without_ours(text: &str) -> String {
     text.split_inclusive('\n').filter(|line| !line.contains(MARKER)).collect()
@@ -57,14 +57,10 @@ pub(super) fn newline(text: &str) -> &'static str {
     if text.contains("\r\n") { "\r\n" } else { "\n" }
 }
 
-/// A file of `iptables-restore` with `rules` before the others in `chain` of `table`; `None` if it does not declare the chain.
-pub(super) fn with_restored(
-    text: &str,
-    table: &str,
-    chain: &str,
-    rules: &[Rule],
-) -> Option<String> {
-    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+/// A file of `iptables-restore` with `rule` before the others in `chain` of `table`, or unchanged if it has it; `None` if
+/// it does not declare the chain.
+pub(super) fn with_restored(text: &str, table: &str, chain: &str, rule: &Rule) -> Option<String> {
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
     let start = lines.iter().position(|line| line.trim() == format!("*{table}"))? + 1;
     let end = start + lines[start..].iter().position(|line| line.trim() == "COMMIT")?;
     let declaration = format!(":{chain}");
@@ -76,44 +72,40 @@ pub(super) fn with_restored(
         let mut words = rest.split_whitespace();
         matches!(words.next(), Some("-A" | "-I")) && words.next() == Some(chain)
     };
-    let its_rules: String =
-        lines[start..end].iter().copied().filter(|line| is_rule(line)).collect();
-    let missing = absent(rules, &its_rules);
+    if lines[start..end].iter().filter(|line| is_rule(line)).any(|line| rule.is(line)) {
+        return Some(text.to_owned());
+    }
     let first = lines[start..end].iter().position(is_rule);
     let mut at = first.map_or(end, |first| start + first);
     // A comment belongs to what follows it.
     while at > start && lines[at - 1].trim_start().starts_with('#') {
         at -= 1;
     }
-    let new = missing.iter().map(|rule| rule.restored(chain) + newline(text));
-    Some(
-        lines[..at].iter().map(|line| (*line).to_owned()).chain(new).collect::<String>()
-            + &lines[at..].concat(),
-    )
+    let new = rule.restored(chain) + newline(text);
+    lines.insert(at, &new);
+    Some(lines.concat())
 }
 
-/// firewalld's `direct.xml` with `rules`, each a version of IP, a chain of table filter, and a rule; `None` if
-/// it is not the file it should be.
-pub(super) fn with_direct(text: &str, rules: &[(&str, &str, Rule)]) -> Option<String> {
+/// firewalld's `direct.xml` with `rule` in `chain` of table filter of a version of IP; `None` if it is not the file it
+/// should be.
+pub(super) fn with_direct(text: &str, ip: &str, chain: &str, rule: &Rule) -> Option<String> {
     const EMPTY: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<direct>\n</direct>\n";
     let text = match text.trim().is_empty() {
         true => EMPTY.to_owned(),
         false => text.replace("<direct/>", &format!("<direct>{}</direct>", newline(text))),
     };
     let end = text.rfind("</direct>")?;
-    let mut added = String::new();
-    for (ip, chain, rule) in rules {
-        let has = |line: &str| {
-            rule.is(line) && [ip, chain].iter().all(|word| line.contains(&format!("\"{word}\"")))
-        };
-        if !text.lines().any(has) {
-            added += &format!(
-                "  <rule ipv=\"{ip}\" table=\"filter\" chain=\"{chain}\" priority=\"0\">{}</rule>{}",
-                rule.arguments(),
-                newline(&text)
-            );
-        }
+    let has = |line: &str| {
+        rule.is(line) && [ip, chain].iter().all(|word| line.contains(&format!("\"{word}\"")))
+    };
+    if text.lines().any(has) {
+        return Some(text);
     }
+    let added = format!(
+        "  <rule ipv=\"{ip}\" table=\"filter\" chain=\"{chain}\" priority=\"0\">{}</rule>{}",
+        rule.arguments(),
+        newline(&text)
+    );
     Some(format!("{}{added}{}", &text[..end], &text[end..]))
 }
 
@@ -150,7 +142,7 @@ mod tests {
                          :FORWARD DROP [0:0]\n-A INPUT -j ACCEPT\n# SSH\n-A FORWARD -j A\nCOMMIT\n";
 
     fn edited(text: &str) -> Option<String> {
-        with_restored(text, "filter", "FORWARD", &[mark()])
+        with_restored(text, "filter", "FORWARD", &mark())
     }
 
     #[test]
@@ -208,15 +200,18 @@ mod tests {
 
     #[test]
     fn direct_rules_go_into_a_file_there_is_or_a_new_one() {
-        let rules = [("ipv4", "FORWARD", mark()), ("ipv6", "FORWARD", mark())];
-        let new = with_direct("", &rules).unwrap();
+        let with = |text: &str| {
+            let text = with_direct(text, "ipv4", "FORWARD", &mark())?;
+            with_direct(&text, "ipv6", "FORWARD", &mark())
+        };
+        let new = with("").unwrap();
         assert_eq!(new.matches(MARKER).count(), 2, "{new}");
         assert!(new.ends_with("-j ACCEPT</rule>\n</direct>\n"), "{new}");
-        assert_eq!(with_direct(&new, &rules).unwrap(), new);
+        assert_eq!(with(&new).unwrap(), new);
         let own = "<direct>\n  <chain ipv=\"ipv4\" table=\"raw\" chain=\"x\"/>\n</direct>\n";
-        assert_eq!(without_ours(&with_direct(own, &rules).unwrap()), own);
-        assert_eq!(with_direct("<direct/>", &rules).unwrap().matches(MARKER).count(), 2);
-        assert_eq!(with_direct("<zone>", &rules), None);
+        assert_eq!(without_ours(&with(own).unwrap()), own);
+        assert_eq!(with("<direct/>").unwrap().matches(MARKER).count(), 2);
+        assert_eq!(with("<zone>"), None);
     }
 
     #[test]

@@ -8,31 +8,18 @@ const ACCOUNTS: &str = "/etc/passwd";
 /// A user and its own group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Its name.
     pub name: String,
-    /// The user's number.
     pub uid: u32,
-    /// Its group's number.
     pub gid: u32,
 }
 
 /// Why there is no such account.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
-    /// It is not known.
     #[error("--user {name}: no such user in {ACCOUNTS}; `useradd --system {name}` makes one")]
-    Unknown {
-        /// The name.
-        name: String,
-    },
-    /// It cannot be looked up.
+    Unknown { name: String },
     #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
 }
 
 impl Account {

@@ -51,22 +51,10 @@ const PROGRAMS_READ: [&str; 11] = [
 /// Why rights could not be given up. Nothing goes on then.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
-    /// The account to run as.
     #[error("cannot become user {user}: {source}; --user needs root")]
-    Become {
-        /// Its name.
-        user: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// One of the mechanisms.
+    Become { user: String, source: io::Error },
     #[error("cannot give up rights ({what}): {reason}")]
-    System {
-        /// Which.
-        what: &'static str,
-        /// What the system said.
-        reason: String,
-    },
+    System { what: &'static str, reason: String },
 }
 
 fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ConfineError {

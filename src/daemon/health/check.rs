@@ -7,29 +7,17 @@ use serde::Serialize;
 use crate::daemon::snapshot::Problem;
 
 /// How something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Mark {
-    /// As it should be.
     Ok,
     /// Not there, and not needed.
     Missing,
     /// Worth knowing.
     Note,
-    /// In the way.
+    #[strum(to_string = "PROBLEM")]
     Problem,
-}
-
-impl Mark {
-    /// For people.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Missing => "missing",
-            Self::Note => "note",
-            Self::Problem => "PROBLEM",
-        }
-    }
 }
 
 /// One thing that was looked at.
@@ -64,6 +52,16 @@ impl Check {
         let (details, remedy, advice) = (Vec::new(), Vec::new(), Vec::new());
         let (name, says) = (name.into(), says.into());
         Self { section, name, mark, says, details, remedy, advice, problem: None }
+    }
+
+    /// Something that is as it should be.
+    pub fn ok(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
+        Self::new(section, name, Mark::Ok, says)
+    }
+
+    /// Something worth knowing.
+    pub fn note(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
+        Self::new(section, name, Mark::Note, says)
     }
 
     /// The problem that is called `problem`.

@@ -12,7 +12,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,7 @@ pub use self::{
 use super::{
     client::ClientError,
     notify,
+    shard::lock,
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
@@ -116,7 +117,7 @@ pub fn names(rows: &[NameRow]) -> Vec<Check> {
         let error = format!("{}: {error}", row.family);
         if let Some(address) = row.address {
             let says = format!("{address} stays in use; {error}");
-            checks.push(Check::new(NAMES, &row.name, Mark::Note, says));
+            checks.push(Check::note(NAMES, &row.name, says));
         } else if let Some(known) = checks.iter_mut().find(|check| check.name == row.name) {
             known.details.push(error);
         } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {
@@ -180,10 +181,6 @@ impl Health {
         Self { state: Mutex::new(state) }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Judges the rules of others.
     pub(super) fn judge(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let neighbours = Neighbours::read(parameters);
@@ -205,18 +202,18 @@ impl Health {
             // This time with the texts of rules, which take longer.
             (machine, _) = look(&Firewall::read());
         }
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         (state.machine, state.plain_passes) = (machine, plain_passes);
     }
 
     /// Our table is as it should be, or not, and why.
     pub(super) fn set_table(&self, error: Option<String>) {
-        self.state().table = error;
+        lock(&self.state).table = error;
     }
 
     /// A pinhole's deadline passed.
     pub(super) fn expired(&self, pinhole: Pinhole, kind: Kind, ends: (SocketAddr, SocketAddr)) {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         if state.expired.len() < MAX_EXPIRED {
             let (client, server) = ends;
             state.expired.push(Expired { pinhole, kind, client, server });
@@ -225,13 +222,13 @@ impl Health {
 
     /// How many pinholes nobody used.
     pub(super) fn unused(&self) -> u64 {
-        self.state().unused
+        lock(&self.state).unused
     }
 
     /// Finds out which of the pinholes that expired had no connection; one of which nothing was transferred had one.
     /// Gives a line for each, and its client.
     pub(super) fn settle_expired(&self, parameters: &RuleParameters) -> Vec<(IpAddr, String)> {
-        let expired = std::mem::take(&mut self.state().expired);
+        let expired = std::mem::take(&mut lock(&self.state).expired);
         if expired.is_empty() {
             return Vec::new();
         }
@@ -241,7 +238,7 @@ impl Health {
             !used.contains(&(initiator, arrival))
         };
         let lines: Vec<_> = expired.into_iter().filter(is_unused).map(Expired::line).collect();
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         state.unused += lines.len() as u64;
         state.last_unused = lines.last().map(|(_, line)| line.clone()).or(state.last_unused.take());
         lines
@@ -254,7 +251,7 @@ impl Health {
         status: &Status,
         unwritten: &[impl AsRef<Path>],
     ) -> Vec<Problem> {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         let mut problems = state.machine.clone();
         problems.extend(names(&status.names).iter().filter_map(Check::as_problem));
         problems.extend(state.table.iter().map(|error| {
@@ -272,7 +269,7 @@ impl Health {
 
     /// Tells the log and the service manager of problems that are new, and of those that are solved.
     pub(super) fn tell(&self, problems: &[Problem]) {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         let names: HashSet<String> = problems.iter().map(|problem| problem.name.clone()).collect();
         for problem in problems {
             let Problem { name, text, remedy } = problem;
@@ -391,7 +388,7 @@ mod tests {
             ..Status::default()
         };
         assert_eq!(names(&health, Duration::ZERO, &counts), ["overruns", "max-sessions"]);
-        health.state().plain_passes = false;
+        lock(&health.state).plain_passes = false;
         assert!(names(&health, Duration::ZERO, &counts).contains(&"encrypted".to_owned()));
         assert_eq!(names(&health, RECENT, &counts), [""; 0]);
     }
@@ -399,7 +396,7 @@ mod tests {
     #[test]
     fn a_few_unused_pinholes_among_many_are_no_problem() {
         let health = Health::new(Instant::now());
-        health.state().unused = 2;
+        lock(&health.state).unused = 2;
         let used = |used| Status {
             counters: Counters { pinholes_used: used, ..Counters::default() },
             ..Status::default()

@@ -32,14 +32,6 @@ pub struct Surroundings<'a> {
     pub other: Option<(Backend, &'static str)>,
 }
 
-/// By what a firewall tells the data connections of a back end.
-fn sign(backend: Backend) -> Sign {
-    match backend {
-        Backend::Conntrack => Sign::Related,
-        Backend::Nftables => Sign::Mark,
-    }
-}
-
 impl Surroundings<'_> {
     /// All of it.
     pub fn checks(&self) -> Vec<Check> {
@@ -78,14 +70,14 @@ impl Surroundings<'_> {
                     Check::problem(FIREWALL, "", "control-connections", says)
                         .advice([advice.to_owned()])
                 }
-                Passage::Dropped => Check::new(FIREWALL, "", Mark::Note, says),
-                Passage::Some | Passage::Accepted => Check::new(FIREWALL, "", Mark::Ok, says),
+                Passage::Dropped => Check::note(FIREWALL, "", says),
+                Passage::Some | Passage::Accepted => Check::ok(FIREWALL, "", says),
             };
             let stops = way.stops().into_iter().take(MAX_STOPS);
             (way.ip, check.details(stops.map(|stop| format!("dropped by {stop}"))))
         };
         let of = |hook: &Hook| {
-            let name = format!("control {}", hook.as_str());
+            let name = format!("control {hook}");
             merged(&name, ways.iter().filter(|way| way.hook == *hook).map(check))
         };
         hooks.iter().flat_map(of).collect()
@@ -155,7 +147,7 @@ impl Surroundings<'_> {
                     let mask = self.parameters.mask();
                     let says = format!("changes the bits of the ct mark that are ours ({mask:#010x})");
                     let says = format!("{} {says}", concern.chain);
-                    Check::new(HELPERS, "ct mark", Mark::Note, says).details([
+                    Check::note(HELPERS, "ct mark", says).details([
                         format!("`{}`", concern.rule),
                         "where it does so for FTP connections: restrict it to other bits, or choose \
                          others in [pinhole] mark and mark-mask"
@@ -166,7 +158,7 @@ impl Surroundings<'_> {
         }
         if checks.is_empty() {
             let says = "nobody else's helper takes FTP connections";
-            checks.push(Check::new(HELPERS, "none", Mark::Ok, says));
+            checks.push(Check::ok(HELPERS, "none", says));
         }
         checks
     }
@@ -175,10 +167,10 @@ impl Surroundings<'_> {
         let mut checks = Vec::new();
         for what in self.firewall.unread() {
             let says = format!("what follows is without it: {what}");
-            checks.push(Check::new(FIREWALL, "not readable", Mark::Note, says));
+            checks.push(Check::note(FIREWALL, "not readable", says));
         }
         for hook in Hook::ALL {
-            checks.extend(self.hook(hook.as_str(), hook, sign(self.backend)));
+            checks.extend(self.hook(hook.into(), hook, Sign::of(self.backend)));
             checks.extend(self.hook("our own packets", hook, Sign::Injected));
         }
         checks
@@ -195,18 +187,12 @@ impl Surroundings<'_> {
     /// That the other back end does it, too.
     fn other_advice(&self, outlook: &Outlook, dropped: Sign) -> Option<String> {
         let (other, how) = self.other.filter(|_| dropped != Sign::Injected)?;
-        let passes = outlook.of(sign(other))?.passes();
-        passes.then(|| {
-            format!("or {how}: data connections of the back end {} pass here", other.as_str())
-        })
+        let passes = outlook.of(Sign::of(other))?.passes();
+        passes.then(|| format!("or {how}: data connections of the back end {other} pass here"))
     }
 
     fn judged(&self, outlook: &Outlook, judgement: &Judgement, sign: Sign) -> Check {
-        let what = match sign {
-            Sign::Injected => "acknowledgements of ftp-alg",
-            Sign::Mark => "admitted data connections",
-            Sign::Related => "expected data connections",
-        };
+        let what = sign.packets();
         let exceptions = |passes: bool, verb: &str| {
             judgement
                 .chains
@@ -223,13 +209,9 @@ impl Surroundings<'_> {
                 (_, Some(rule)) => format!("{what} pass, by `{rule}`"),
                 (_, None) => format!("{what} pass: nothing drops them"),
             };
-            return Check::new(FIREWALL, "", Mark::Ok, says).details(exceptions(true, "drops"));
+            return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        let matters = match (sign, outlook.hook) {
-            // Sent wherever the session is.
-            (Sign::Injected, _) => outlook.ip == Ip::V4 || self.neighbours.routing.has_v6,
-            _ => outlook.matters,
-        };
+        let matters = outlook.matters_to(sign);
         let stops: Vec<String> = judgement.stops().map(ToString::to_string).collect();
         let mut says = format!("{what} are dropped by {}", stops.join(" and "));
         if !matters {
@@ -247,7 +229,7 @@ impl Surroundings<'_> {
         };
         let check = match matters {
             true => Check::problem(FIREWALL, "", problem, says),
-            false => Check::new(FIREWALL, "", Mark::Note, says),
+            false => Check::note(FIREWALL, "", says),
         };
         check
             .details(exceptions(false, "accepts"))

@@ -1,10 +1,10 @@
 //! How much is logged: what the command line and the environment say at the start, and a change of it later.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use tracing_subscriber::{EnvFilter, Registry, filter::LevelFilter, reload};
 
-use crate::daemon::DaemonError;
+use crate::daemon::{DaemonError, shard::lock};
 
 /// The environment variable with the filter, in the words of `RUST_LOG`.
 pub(in crate::daemon) const VARIABLE: &str = "FTP_ALG_LOG";
@@ -42,9 +42,7 @@ pub(super) fn filter(
 
 /// The level, or the filter of the environment.
 pub(in crate::daemon) fn level() -> String {
-    CURRENT.get().map_or_else(String::new, |current| {
-        current.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    })
+    CURRENT.get().map_or_else(String::new, |current| lock(&current.text).clone())
 }
 
 /// From now on `level` is logged, and what weighs more.
@@ -52,7 +50,7 @@ pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
     let level = LEVELS.into_iter().find(|known| *known == level);
     let level = level.ok_or_else(|| format!("the level is one of {}", LEVELS.join(", ")))?;
     let current = CURRENT.get().ok_or("nothing is logged")?;
-    let mut text = current.text.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = lock(&current.text);
     current.handle.reload(EnvFilter::new(level)).map_err(|error| error.to_string())?;
     let old = std::mem::replace(&mut *text, level.to_owned());
     tracing::info!("log level: {level}, {old} before");

@@ -27,7 +27,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::config;
 use child::Finished;
@@ -89,16 +89,22 @@ enum Request {
     Read(usize),
 }
 
+/// Why the broker did not do it.
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    Finished(Finished),
-    Text(String),
-    Failed { errno: Option<i32>, message: String },
+struct Refusal {
+    errno: Option<i32>,
+    message: String,
 }
 
-impl Answer {
-    fn failed(error: &io::Error) -> Self {
-        Self::Failed { errno: error.raw_os_error(), message: error.to_string() }
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { errno: error.raw_os_error(), message: error.to_string() }
+    }
+}
+
+impl From<Refusal> for io::Error {
+    fn from(Refusal { errno, message }: Refusal) -> Self {
+        errno.map_or_else(|| Self::other(message), Self::from_raw_os_error)
     }
 }
 
@@ -110,10 +116,7 @@ impl Broker {
         input: &str,
     ) -> io::Result<Finished> {
         let words = [program].iter().chain(arguments).map(|&word| word.to_owned()).collect();
-        match self.ask(&Request::Run { words, input: input.to_owned() })? {
-            Answer::Finished(finished) => Ok(finished),
-            other => Err(refusal(other)),
-        }
+        self.ask(&Request::Run { words, input: input.to_owned() })
     }
 
     fn read(&self, path: &Path) -> io::Result<String> {
@@ -121,13 +124,10 @@ impl Broker {
         let number = number.ok_or_else(|| {
             io::Error::other(format!("the broker was not started for {}", path.display()))
         })?;
-        match self.ask(&Request::Read(number))? {
-            Answer::Text(text) => Ok(text),
-            other => Err(refusal(other)),
-        }
+        self.ask(&Request::Read(number))
     }
 
-    fn ask(&self, request: &Request) -> io::Result<Answer> {
+    fn ask<T: DeserializeOwned>(&self, request: &Request) -> io::Result<T> {
         let (mut mine, theirs) = UnixStream::pair()?;
         let passed = [theirs.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -142,15 +142,7 @@ impl Broker {
         if answer.is_empty() {
             return Err(io::Error::other("the daemon's broker has ended"));
         }
-        Ok(serde_json::from_slice(&answer)?)
-    }
-}
-
-fn refusal(answer: Answer) -> io::Error {
-    match answer {
-        Answer::Failed { errno: Some(errno), .. } => io::Error::from_raw_os_error(errno),
-        Answer::Failed { errno: None, message } => io::Error::other(message),
-        Answer::Finished(_) | Answer::Text(_) => io::ErrorKind::InvalidData.into(),
+        Ok(serde_json::from_slice::<Result<T, Refusal>>(&answer)??)
     }
 }
 
@@ -207,22 +199,25 @@ fn attend(
     let mut request = Vec::new();
     stream.read_to_end(&mut request)?;
     let answer = match serde_json::from_slice(&request)? {
-        Request::Run { words, input } => run(&words, &input, confine),
-        Request::Read(number) => files
-            .get(number)
-            .map_or_else(|| Err(io::ErrorKind::InvalidInput.into()), |file| config::read_text(file))
-            .map(Answer::Text),
+        Request::Run { words, input } => answer(run(&words, &input, confine)),
+        Request::Read(number) => answer(match files.get(number) {
+            Some(file) => config::read_text(file),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }),
     };
-    let answer = answer.unwrap_or_else(|error| Answer::failed(&error));
-    stream.write_all(&serde_json::to_vec(&answer)?)
+    stream.write_all(&answer?)
 }
 
-fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Result<Answer> {
+fn answer<T: Serialize>(outcome: io::Result<T>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&outcome.map_err(Refusal::from))
+}
+
+fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Result<Finished> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.split_first() {
         Some((program, arguments)) if COMMANDS.contains(&words.as_slice()) => {
             confine()?;
-            child::run(program, arguments, input).map(Answer::Finished)
+            child::run(program, arguments, input)
         }
         _ => Err(io::Error::other(format!("the broker does not run `{}`", words.join(" ")))),
     }
@@ -273,8 +268,7 @@ mod tests {
         std::fs::write(&other, "secret").unwrap();
         let refused = broker.read(&other).unwrap_err().to_string();
         assert!(refused.contains("was not started for"), "{refused}");
-        let refused = broker.ask(&Request::Read(1)).unwrap();
-        assert!(matches!(refused, Answer::Failed { .. }), "{refused:?}");
+        assert!(broker.ask::<String>(&Request::Read(1)).is_err());
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::{
     cmp::Reverse,
     ffi::CStr,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use crate::gateway::netlink::{Socket, nft};
+use crate::gateway::netlink::{
+    Socket,
+    nft::{self, Parts},
+};
 
 const SETS: [&CStr; 2] = [c"externals4", c"externals6"];
 
@@ -68,26 +71,15 @@ impl Externals {
     }
 }
 
-/// Server and external address; each part of a key takes whole 4-byte words.
+/// Server and external address.
 fn read_key(key: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    fn endpoint<const N: usize>(key: &[u8]) -> Option<(SocketAddr, &[u8])>
-    where
-        IpAddr: From<[u8; N]>,
-    {
-        let (address, rest) = key.split_first_chunk::<N>()?;
-        let ([high, low, _, _], rest) = rest.split_first_chunk::<4>()?;
-        let port = u16::from_be_bytes([*high, *low]);
-        Some((SocketAddr::new(IpAddr::from(*address), port), rest))
-    }
-    fn both<const N: usize>(key: &[u8]) -> Option<(SocketAddr, SocketAddr)>
-    where
-        IpAddr: From<[u8; N]>,
-    {
-        let (server, rest) = endpoint::<N>(key)?;
-        let (external, rest) = endpoint::<N>(rest)?;
-        rest.is_empty().then_some((server, external))
-    }
-    both::<{ size_of::<Ipv4Addr>() }>(key).or_else(|| both::<{ size_of::<Ipv6Addr>() }>(key))
+    let v6 = match key.len() {
+        16 => false,
+        40 => true,
+        _ => return None,
+    };
+    let mut parts = Parts { rest: key };
+    Some((parts.endpoint(v6)?, parts.endpoint(v6)?))
 }
 
 #[cfg(test)]

@@ -14,19 +14,19 @@ use ftp_alg_core::engine::{Attention, KernelError, Translation};
 use super::{
     GatewayError,
     netlink::{
-        Message,
-        ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
+        Attributes, Writer,
+        ctnetlink::{
+            CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
+            IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
+        },
+        found,
     },
     parameters::RuleParameters,
 };
 use externals::Externals;
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
-const IPCTNL_MSG_CT_NEW: u8 = 0;
-const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_PROTOINFO: u16 = 4;
-const CTA_MARK: u16 = 8;
-const CTA_MARK_MASK: u16 = 21;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
@@ -146,63 +146,48 @@ impl Conntrack {
         };
         let mask = self.every | self.none;
         let original = Tuple { source: control.client, destination: control.server_external };
-        self.requests
-            .ask(
-                IPCTNL_MSG_CT_NEW,
-                libc::NLM_F_ACK,
-                family_of(original.source),
-                |message| {
-                    original.put(message, CTA_TUPLE_ORIG);
-                    message
-                        .put(CTA_MARK, &mark.to_be_bytes())
-                        .put(CTA_MARK_MASK, &mask.to_be_bytes());
-                    if attention == Attention::Every {
-                        // struct nf_ct_tcp_flags: flags, mask.
-                        let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
-                        message.nest(CTA_PROTOINFO, |info| {
-                            info.nest(CTA_PROTOINFO_TCP, |tcp| {
-                                tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
-                                    .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
-                            });
-                        });
-                    }
-                },
-                |_| {},
-            )
-            .map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOENT) => KernelError::Unknown,
-                _ => {
-                    let (client, server) = (control.client, control.server_external);
-                    KernelError::System {
-                        what: format!("mark the connection {client} -> {server}"),
-                        source,
-                    }
-                }
-            })
+        let fill = |message: &mut Writer<'_>| {
+            original.put(message, CTA_TUPLE_ORIG);
+            message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
+            if attention == Attention::Every {
+                // struct nf_ct_tcp_flags: flags, mask.
+                let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+                message.nest(CTA_PROTOINFO, |info| {
+                    info.nest(CTA_PROTOINFO_TCP, |tcp| {
+                        tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
+                            .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+                    });
+                });
+            }
+        };
+        let family = family_of(original.source);
+        match found(self.requests.change(IPCTNL_MSG_CT_NEW, 0, family, fill)) {
+            Ok(known) => known.ok_or(KernelError::Unknown),
+            Err(source) => {
+                let Tuple { source: client, destination: server } = original;
+                let what = format!("mark the connection {client} -> {server}");
+                Err(KernelError::System { what, source })
+            }
+        }
     }
 
     fn get(&mut self, tuple: Tuple) -> io::Result<Option<Connection>> {
-        let mut found = None;
-        let asked = self.requests.ask(
+        let mut connection = None;
+        found(self.requests.ask(
             IPCTNL_MSG_CT_GET,
             0,
             family_of(tuple.source),
             |message| tuple.put(message, CTA_TUPLE_ORIG),
-            |message| found = found.or_else(|| parse(message)),
-        );
-        match asked {
-            Ok(()) => Ok(found),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
+            |message| connection = connection.or_else(|| parse(&message.attributes())),
+        ))?;
+        Ok(connection)
     }
 }
 
-fn parse(message: &Message<'_>) -> Option<Connection> {
-    let attributes = message.attributes();
+fn parse(attributes: &Attributes<'_>) -> Option<Connection> {
     Some(Connection {
-        original: Tuple::parse(&attributes.nested(CTA_TUPLE_ORIG)?)?,
-        reply: Tuple::parse(&attributes.nested(CTA_TUPLE_REPLY)?)?,
+        original: Tuple::read(attributes, CTA_TUPLE_ORIG)?,
+        reply: Tuple::read(attributes, CTA_TUPLE_REPLY)?,
     })
 }
 
@@ -248,7 +233,7 @@ mod tests {
     #[test]
     fn a_recorded_answer_is_read() {
         let bytes = bytes(RECORDED);
-        let found = Messages::new(&bytes).find_map(|m| parse(&m));
+        let found = Messages::new(&bytes).find_map(|m| parse(&m.attributes()));
         let expected =
             connection(["10.0.0.2:57199", "192.0.2.9:21", "192.0.2.9:21", "192.0.2.77:57199"]);
         assert_eq!(found, Some(expected));
@@ -261,7 +246,10 @@ mod tests {
             connection(["[2001:db8::1]:1025", "[2001:db8::2]:21", "[::1]:21", "[::2]:4"]),
         ] {
             let bytes = message(&connection);
-            assert_eq!(Messages::new(&bytes).find_map(|m| parse(&m)), Some(connection));
+            assert_eq!(
+                Messages::new(&bytes).find_map(|m| parse(&m.attributes())),
+                Some(connection)
+            );
         }
     }
 
@@ -282,7 +270,7 @@ mod tests {
             let mut bytes = bytes(RECORDED);
             if let Some(byte) = bytes.get_mut(at) { *byte = value; }
             bytes.truncate(cut);
-            Messages::new(&bytes).for_each(|message| { parse(&message); });
+            Messages::new(&bytes).for_each(|message| { parse(&message.attributes()); });
         }
     }
 }

@@ -34,7 +34,6 @@ pub struct ControlJudgement {
     pub from: Option<String>,
     /// The server's interface; none where this machine is the server.
     pub to: Option<String>,
-    /// How they fare.
     pub passage: Passage,
     /// The chain that decides that; none where nothing is filtered.
     pub by: Option<ChainJudgement>,
@@ -45,7 +44,6 @@ pub struct ControlJudgement {
 pub struct ControlOutlook {
     /// Where the first packet is.
     pub hook: Hook,
-    /// The version of IP.
     pub ip: Ip,
     /// One for each pair of interfaces, or each interface at input and output.
     pub judgements: Vec<ControlJudgement>,

@@ -25,9 +25,9 @@ use model::{Changes, Packet, Table};
 pub use model::{Hook, Ip, Origin, TableFamily};
 pub use outlook::{Outlook, outlooks};
 pub use probe::Sign;
-use probe::{Probe, packets};
+use probe::packets;
 pub use reader::ClaimsReader;
-pub use remedy::Manager;
+pub use remedy::{Manager, condition};
 pub use sources::interfaces;
 pub use verdict::Reason;
 use verdict::{Fate, base_chains};
@@ -66,7 +66,6 @@ pub struct Concern {
     pub kind: ConcernKind,
     /// The chain that it is in, for people.
     pub chain: String,
-    /// Its text.
     pub rule: String,
     /// The command that removes it.
     pub remedy: Option<String>,
@@ -84,10 +83,7 @@ pub enum ConcernKind {
     /// It takes packets of control connections out of connection tracking.
     Untracked,
     /// It changes bits of the ct mark.
-    CtMark {
-        /// Which.
-        bits: u32,
-    },
+    CtMark { bits: u32 },
 }
 
 /// What a firewall does, at one hook, with packets of one kind.
@@ -100,7 +96,6 @@ pub struct Judgement {
 /// What a base chain does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainJudgement {
-    /// The chain.
     pub place: Place,
     /// Whether packets pass, by default.
     pub passes: bool,
@@ -130,9 +125,7 @@ pub struct Place {
     pub origin: Origin,
     /// What it sees.
     pub family: TableFamily,
-    /// Its table.
     pub table: String,
-    /// Its name.
     pub chain: String,
     /// Where rules of an operator belong, if not there: Docker's `DOCKER-USER`.
     pub insert_into: String,
@@ -146,7 +139,7 @@ impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { table, chain, .. } = self;
         match (self.origin, self.family) {
-            (Origin::Nftables, family) => write!(f, "{} {table} {chain}", family.as_str()),
+            (Origin::Nftables, family) => write!(f, "{family} {table} {chain}"),
             _ => write!(f, "{} {table} {chain}", self.program()),
         }
     }
@@ -207,11 +200,8 @@ impl Firewall {
 
     /// What becomes of packets with `sign` at `hook`.
     pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
-        self.judge_probe(hook, ip, &Probe::new(sign, parameters, self.rules.changes))
-    }
-
-    fn judge_probe(&self, hook: Hook, ip: Ip, probe: &Probe) -> Judgement {
-        self.follow(ip, &packets(probe, hook, ip))
+        let changes = self.rules.changes;
+        self.follow(ip, &packets(hook, ip, sign, parameters.data(), parameters, changes))
     }
 
     /// What becomes of packets of one connection, each at its hook.
@@ -232,14 +222,14 @@ impl Firewall {
 
     /// Whether some data connection may pass at `hook` that has no sign of ours.
     pub fn may_pass_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
-        let probe = Probe { data: 0, ..Probe::new(Sign::Mark, parameters, self.rules.changes) };
-        let judged = self.judge_probe(hook, ip, &probe);
+        let packets = packets(hook, ip, Sign::Mark, 0, parameters, self.rules.changes);
+        let judged = self.follow(ip, &packets);
         judged.chains.iter().all(|chain| chain.passes || !chain.except.is_empty())
     }
 
     /// The commands that let packets with `sign` pass where `judgement` stops them.
     pub fn remedies(judgement: &Judgement, sign: Sign, parameters: &RuleParameters) -> Vec<String> {
-        judgement.stops().map(|stop| remedy::command(&stop.place, sign, parameters)).collect()
+        judgement.stops().map(|stop| stop.place.command(sign, parameters)).collect()
     }
 
     /// The tables that nft shows, in JSON and as text; those of iptables-nft are among them.

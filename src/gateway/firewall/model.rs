@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use strum::{Display, EnumString, IntoStaticStr};
+
 use super::Concern;
 pub use crate::gateway::legacy::Ip;
 
@@ -280,7 +282,10 @@ pub(super) fn all(conditions: &[Condition], packet: &Packet<'_>) -> Tri {
 }
 
 /// Where in a packet's way a chain is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString, IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum Hook {
     /// What arrives, before it is routed.
     Prerouting,
@@ -295,22 +300,6 @@ pub enum Hook {
 impl Hook {
     /// Those where filters usually are.
     pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
-
-    /// As rule sets spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Prerouting => "prerouting",
-            Self::Forward => "forward",
-            Self::Input => "input",
-            Self::Output => "output",
-        }
-    }
-
-    /// The hook that rule sets spell so, in either case.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut all = Self::ALL.into_iter().chain([Self::Prerouting]);
-        all.find(|hook| text.eq_ignore_ascii_case(hook.as_str()))
-    }
 }
 
 /// Whose a table is, and so who can change it.
@@ -325,30 +314,15 @@ pub enum Origin {
 }
 
 /// Which packets a table sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum TableFamily {
-    /// IPv4.
     Ip,
-    /// IPv6.
     Ip6,
-    /// Both.
     Inet,
 }
 
 impl TableFamily {
-    /// As nftables spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ip => "ip",
-            Self::Ip6 => "ip6",
-            Self::Inet => "inet",
-        }
-    }
-
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        [Self::Ip, Self::Ip6, Self::Inet].into_iter().find(|family| family.as_str() == text)
-    }
-
     pub(super) fn sees(self, ip: Ip) -> bool {
         matches!((self, ip), (Self::Inet, _) | (Self::Ip, Ip::V4) | (Self::Ip6, Ip::V6))
     }

@@ -12,7 +12,7 @@ use super::{
     expressions::{equal, field, implied, is_set, kept, number, range, ranges, reads_interface},
     listing::{Document, Others},
     model::{
-        Action, Base, Changes, Condition, Diversion, Field, Hook, Origin, Ranges, Rule, Table,
+        Action, Base, Changes, Condition, Diversion, Field, Origin, Ranges, Rule, Table,
         TableFamily,
     },
 };
@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
                 Statement::If(condition) => rule.conditions.push(condition),
                 Statement::Do(action) => rule.action = action,
                 Statement::Concern(kind) => {
-                    let (family, table) = (key.0.as_str(), key.1.as_str());
+                    let (family, table) = (key.0, key.1.as_str());
                     let concern = Concern {
                         kind,
                         chain: format!("{family} {table} {chain}"),
@@ -352,7 +352,7 @@ fn text<'a>(object: &'a Object, name: &str) -> Option<&'a str> {
 
 /// The table that an object is in, if it is of a family that matters.
 fn key(object: &Object, table: &str) -> Option<TableKey> {
-    Some((TableFamily::parse(text(object, "family")?)?, text(object, table)?.to_owned()))
+    Some((text(object, "family")?.parse().ok()?, text(object, table)?.to_owned()))
 }
 
 /// Whether `value` is `name` or a list with it.
@@ -365,7 +365,7 @@ fn names(value: &Json, name: &str) -> bool {
 
 fn base(chain: &Object) -> Option<Base> {
     Some(Base {
-        hook: Hook::parse(text(chain, "hook")?)?,
+        hook: text(chain, "hook")?.parse().ok()?,
         priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
         drops: text(chain, "policy") == Some("drop"),
     })
@@ -424,7 +424,8 @@ fn texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
         let Some((text, handle)) = line.rsplit_once(" # handle ") else { continue };
         if let Some(name) = text.strip_prefix("table ") {
             let mut words = name.split_whitespace();
-            table = words.next().and_then(TableFamily::parse).zip(words.next());
+            table =
+                words.next().and_then(|word| word.parse::<TableFamily>().ok()).zip(words.next());
         } else if let (Some((family, name)), Ok(handle)) = (table, handle.trim().parse()) {
             // `chain x { # handle 1`: chains count by themselves.
             if !text.ends_with('{') {

@@ -6,13 +6,13 @@ use crate::gateway::{Routing, RuleParameters};
 /// What the firewall does at one hook with one version of IP.
 #[derive(Clone, Debug)]
 pub struct Outlook {
-    /// The hook.
     pub hook: Hook,
-    /// The version of IP.
     pub ip: Ip,
     /// Whether data connections of this machine's task go that way: on a router those that it
     /// forwards, and those that start and end here if it is none, or an FTP server listens.
     pub matters: bool,
+    /// Whether this machine has addresses of that version.
+    has_addresses: bool,
     /// Data connections with our ct mark.
     pub mark: Judgement,
     /// Data connections that conntrack expects.
@@ -22,6 +22,11 @@ pub struct Outlook {
 }
 
 impl Outlook {
+    /// Whether packets with this sign go that way. What we send goes wherever a session is.
+    pub fn matters_to(&self, sign: Sign) -> bool {
+        if sign == Sign::Injected { self.has_addresses } else { self.matters }
+    }
+
     /// What becomes of packets with this sign.
     pub fn of(&self, sign: Sign) -> Option<&Judgement> {
         match sign {
@@ -52,6 +57,7 @@ pub fn outlooks(
             hook,
             ip,
             matters,
+            has_addresses: ip == Ip::V4 || routing.has_v6,
             mark: judge(Sign::Mark),
             related: judge(Sign::Related),
             injected: (hook == Hook::Output).then(|| judge(Sign::Injected)),

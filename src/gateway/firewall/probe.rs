@@ -3,7 +3,7 @@
 //! connection.
 
 use super::model::{Changes, Hook, Ip, Packet, Value, state};
-use crate::gateway::RuleParameters;
+use crate::gateway::{Backend, RuleParameters};
 
 /// The ports that initiators choose on Linux and on other systems.
 const EPHEMERAL: Value = Value::Within(49_152, 60_999);
@@ -23,38 +23,29 @@ pub enum Sign {
     Injected,
 }
 
-/// A question to a firewall.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Probe {
-    pub(super) sign: Sign,
-    /// The ct mark bit of an admitted data connection.
-    pub(super) data: u32,
-    /// All our bits; the packet mark of what we send.
-    pub(super) mask: u32,
-    /// The lowest port that a data connection goes to.
-    pub(super) min_port: u16,
-    pub(super) changes: Changes,
-}
+impl Sign {
+    /// Of the data connections of a back end.
+    pub fn of(backend: Backend) -> Self {
+        match backend {
+            Backend::Conntrack => Self::Related,
+            Backend::Nftables => Self::Mark,
+        }
+    }
 
-impl Probe {
-    pub(super) fn new(sign: Sign, parameters: &RuleParameters, changes: Changes) -> Self {
-        let (data, mask) = (parameters.data(), parameters.mask());
-        // `min-data-port` may be lower, but rules about low ports are about services.
-        Self { sign, data, mask, min_port: 1024, changes }
+    /// What such packets are, for people.
+    pub fn packets(self) -> &'static str {
+        match self {
+            Self::Injected => "acknowledgements of ftp-alg",
+            Self::Mark => "admitted data connections",
+            Self::Related => "expected data connections",
+        }
     }
 }
 
-impl Default for Probe {
-    fn default() -> Self {
-        Self::new(Sign::Mark, &RuleParameters::default(), Changes::default())
-    }
-}
-
-/// The packets that stand for the whole: the first of a connection, and a later one either way.
-pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet<'static>> {
-    let Probe { sign, data, mask, min_port, changes } = *probe;
-    let any_port = Value::Within(0, u32::from(u16::MAX));
-    let first = Packet {
+/// The first packet of a connection of which nothing else is known.
+fn first(hook: Hook, ip: Ip) -> Packet<'static> {
+    let any_port = Value::Within(0, u16::MAX.into());
+    Packet {
         hook,
         ip,
         is_local: hook == Hook::Input,
@@ -62,20 +53,43 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet<'static>>
         output: None,
         state: state::NEW,
         direction: Value::exactly(0),
+        ct_mark: Value::Absent,
+        mark: Value::Absent,
+        source_port: any_port,
+        destination_port: any_port,
+        tcp_flags: Value::Bits { bits: SYN, known: COMPARED },
+        ftp_helper: Value::Absent,
+    }
+}
+
+/// The packets with `sign` that stand for the whole: the first of a connection, and a later one either way. `data` is the
+/// ct mark bit of an admitted data connection.
+pub(super) fn packets(
+    hook: Hook,
+    ip: Ip,
+    sign: Sign,
+    data: u32,
+    parameters: &RuleParameters,
+    changes: Changes,
+) -> Vec<Packet<'static>> {
+    let mask = parameters.mask();
+    let any = first(hook, ip);
+    let first = Packet {
         // A new connection has no mark but ours and what others' rules put there.
         ct_mark: Value::Bits { bits: data, known: !changes.ct_mark | data },
         mark: Value::Bits { bits: 0, known: !changes.mark },
-        source_port: any_port,
-        destination_port: Value::Within(min_port.into(), u16::MAX.into()),
-        tcp_flags: Value::Bits { bits: SYN, known: COMPARED },
-        ftp_helper: Value::Absent,
+        // `min-data-port` may be lower, but rules about low ports are about services.
+        destination_port: Value::Within(1024, u16::MAX.into()),
+        ..any
     };
+    // It inherits the mark of its control connection (init_conntrack()), our bits included; another of them says that a
+    // handshake is over.
+    let inherited = Value::Bits { bits: data, known: !changes.ct_mark & !mask | data };
     let first = match sign {
         Sign::Mark => first,
-        // It inherits the mark of its control connection (init_conntrack()), our bits included.
         Sign::Related => Packet {
             state: state::RELATED,
-            ct_mark: Value::Bits { bits: data, known: !changes.ct_mark & !mask | data },
+            ct_mark: inherited,
             ftp_helper: Value::exactly(1),
             ..first
         },
@@ -83,20 +97,17 @@ pub(super) fn packets(probe: &Probe, hook: Hook, ip: Ip) -> Vec<Packet<'static>>
             return vec![Packet {
                 state: state::UNTRACKED,
                 direction: Value::Absent,
-                ct_mark: Value::Absent,
                 mark: Value::exactly(mask),
-                destination_port: any_port,
                 tcp_flags: Value::Bits { bits: ACK, known: COMPARED },
-                ..first
+                ..any
             }];
         }
     };
     let later = |direction| Packet {
         state: state::ESTABLISHED,
         direction: Value::exactly(direction),
-        destination_port: any_port,
-        // Another of our bits says that its handshake is over.
-        ct_mark: Value::Bits { bits: data, known: !changes.ct_mark & !mask | data },
+        destination_port: any.destination_port,
+        ct_mark: inherited,
         tcp_flags: Value::Bits { bits: ACK, known: ACK | SYN },
         ..first
     };
@@ -123,20 +134,14 @@ impl<'a> Connection<'a> {
         let Self { hook, ip, port, from, to } = *self;
         let (data, mask) = (parameters.data(), parameters.mask());
         let first = Packet {
-            hook,
-            ip,
-            is_local: hook == Hook::Input,
             input: from,
             output: to,
-            state: state::NEW,
-            direction: Value::exactly(0),
             ct_mark: Value::Bits { bits: 0, known: !changes.ct_mark },
             // Others may restore a mark to packets, but never one of what we send.
             mark: Value::Bits { bits: 0, known: !changes.mark | mask },
             source_port: EPHEMERAL,
             destination_port: Value::exactly(port.into()),
-            tcp_flags: Value::Bits { bits: SYN, known: COMPARED },
-            ftp_helper: Value::Absent,
+            ..first(hook, ip)
         };
         let later = Packet {
             state: state::ESTABLISHED,

@@ -10,11 +10,8 @@ use crate::gateway::RuleParameters;
 /// Programs that write rule sets by themselves, and so overwrite what others add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Manager {
-    /// ufw.
     Ufw,
-    /// firewalld.
     Firewalld,
-    /// Docker.
     Docker,
     /// OpenWrt's fw4.
     Fw4,
@@ -93,28 +90,31 @@ pub(super) fn place(table: &Table, name: &str, hook: Hook) -> Place {
     }
 }
 
-/// The command that lets packets with `sign` pass in `place`.
-pub(super) fn command(place: &Place, sign: Sign, parameters: &RuleParameters) -> String {
-    let condition = condition(place.origin, sign, parameters);
-    let (table, chain) = (&place.table, &place.insert_into);
-    match place.origin {
-        Origin::Nftables => {
-            let family = place.family.as_str();
-            format!("nft insert rule {family} {table} {chain} {condition} accept")
-        }
-        _ => {
-            let program = place.program();
-            // `filter` is the default, and the shorter line the more familiar one.
-            let table = match table.as_str() {
-                "filter" => String::new(),
-                other => format!("-t {other} "),
-            };
-            format!("{program} {table}-I {chain} {condition} -j ACCEPT")
+impl Place {
+    /// The command that lets packets with `sign` pass here.
+    pub fn command(&self, sign: Sign, parameters: &RuleParameters) -> String {
+        let condition = condition(self.origin, sign, parameters);
+        let (table, chain) = (&self.table, &self.insert_into);
+        match self.origin {
+            Origin::Nftables => {
+                let family = self.family;
+                format!("nft insert rule {family} {table} {chain} {condition} accept")
+            }
+            _ => {
+                let program = self.program();
+                // `filter` is the default, and the shorter line the more familiar one.
+                let table = match table.as_str() {
+                    "filter" => String::new(),
+                    other => format!("-t {other} "),
+                };
+                format!("{program} {table}-I {chain} {condition} -j ACCEPT")
+            }
         }
     }
 }
 
-fn condition(origin: Origin, sign: Sign, parameters: &RuleParameters) -> String {
+/// The condition that packets with `sign` meet, in the language of `origin`.
+pub fn condition(origin: Origin, sign: Sign, parameters: &RuleParameters) -> String {
     let (data, mask) = (parameters.data(), parameters.mask());
     match (origin, sign) {
         (Origin::Nftables, Sign::Mark) => format!("ct mark and {data:#010x} != 0"),

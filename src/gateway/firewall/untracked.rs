@@ -1,40 +1,31 @@
 //! Rules that take control connections out of connection tracking. Without that there is no
 //! translation to follow, and no state to accept packets by.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::{
     Concern, Rules,
-    model::{Action, Chain, Hook, Ip, Packet, Rule, Table, Tri, all},
+    model::{Hook, Ip},
     probe::Connection,
+    verdict::{base_chains, untracking},
 };
 use crate::gateway::RuleParameters;
-
-/// How deep jumps are followed.
-const MAX_DEPTH: usize = 64;
 
 /// The rules that may do so to some control connection, each once.
 pub(super) fn concerns<'a>(rules: &'a Rules, parameters: &RuleParameters) -> Vec<&'a Concern> {
     let mut found = Vec::new();
     for table in &rules.tables {
-        let rules_of = |chain: &'a Chain| chain.rules.iter();
-        if table.chains.values().flat_map(rules_of).all(|rule| rule.notrack.is_none()) {
+        let mut all = table.chains.values().flat_map(|chain| &chain.rules);
+        if all.all(|rule| rule.notrack.is_none()) {
             continue;
         }
-        let entered: BTreeSet<&str> =
-            table.chains.values().flat_map(rules_of).flat_map(targets).collect();
-        for hook in Hook::ALL {
-            for ip in Ip::BOTH.into_iter().filter(|ip| table.family.sees(*ip)) {
-                for &port in parameters.control_ports() {
-                    let connection = Connection { hook, ip, port, from: None, to: None };
-                    for packet in connection.packets(parameters, rules.changes) {
-                        let done = BTreeMap::new();
-                        let mut walk = Walk { table, packet, done, found: &mut found };
-                        // A chain that no rule leads to sees packets by itself, or never.
-                        for name in table.chains.keys() {
-                            if !entered.contains(name.as_str()) {
-                                walk.chain(name, 0);
-                            }
+        let hooks = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
+        for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
+            for &port in parameters.control_ports() {
+                let connection = Connection { hook, ip, port, from: None, to: None };
+                for packet in connection.packets(parameters, rules.changes) {
+                    let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
+                    for concern in chains.flat_map(|(name, _)| untracking(table, name, &packet)) {
+                        if !found.contains(&concern) {
+                            found.push(concern);
                         }
                     }
                 }
@@ -42,87 +33,6 @@ pub(super) fn concerns<'a>(rules: &'a Rules, parameters: &RuleParameters) -> Vec
         }
     }
     found
-}
-
-/// The chains that a rule leads to.
-fn targets(rule: &Rule) -> Vec<&str> {
-    let target = |action| match action {
-        &Action::Jump(ref target) | &Action::Goto(ref target) => Some(target.as_str()),
-        _ => None,
-    };
-    match &rule.action {
-        Action::Map(elements) => elements.iter().filter_map(|(_, action)| target(action)).collect(),
-        action => target(action).into_iter().collect(),
-    }
-}
-
-/// One packet's way.
-struct Walk<'a, 'f> {
-    table: &'a Table,
-    packet: Packet<'static>,
-    /// Whether it comes back from a chain; it does from one that is being walked, which is a loop.
-    done: BTreeMap<&'a str, bool>,
-    found: &'f mut Vec<&'a Concern>,
-}
-
-impl<'a> Walk<'a, '_> {
-    /// Follows the packet through a chain. Whether it may come out at the end.
-    fn chain(&mut self, name: &'a str, depth: usize) -> bool {
-        if let Some(comes_back) = self.done.get(name) {
-            return *comes_back;
-        }
-        self.done.insert(name, true);
-        let comes_back = self.rules(name, depth);
-        self.done.insert(name, comes_back);
-        comes_back
-    }
-
-    fn rules(&mut self, name: &str, depth: usize) -> bool {
-        let Some(chain) = self.table.chains.get(name).filter(|_| depth < MAX_DEPTH) else {
-            return true;
-        };
-        let mut comes_back = false;
-        for rule in &chain.rules {
-            let applies = rule.applies(&self.packet);
-            if applies == Tri::No {
-                continue;
-            }
-            if let Some(concern) = rule.notrack.as_deref()
-                && !self.found.contains(&concern)
-            {
-                self.found.push(concern);
-            }
-            let (goes_on, returns) = self.action(&rule.action, depth);
-            comes_back |= returns;
-            if applies == Tri::Yes && !goes_on {
-                return comes_back;
-            }
-        }
-        true
-    }
-
-    /// Whether the packet may go on to the next rule, and whether it may leave the chain alive.
-    fn action(&mut self, action: &'a Action, depth: usize) -> (bool, bool) {
-        match action {
-            Action::Accept | Action::Drop => (false, false),
-            Action::Return => (false, true),
-            Action::Jump(target) => (self.chain(target, depth + 1), false),
-            Action::Goto(target) => (false, self.chain(target, depth + 1)),
-            Action::Map(elements) => {
-                let mut ways = (true, false);
-                for (key, action) in elements {
-                    match all(std::slice::from_ref(key), &self.packet) {
-                        Tri::No => {}
-                        Tri::Maybe => ways.1 |= self.action(action, depth).1,
-                        // Keys exclude each other.
-                        Tri::Yes => return self.action(action, depth),
-                    }
-                }
-                ways
-            }
-            Action::Queue | Action::Continue | Action::Unknown => (true, false),
-        }
-    }
 }
 
 #[cfg(test)]

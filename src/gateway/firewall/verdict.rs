@@ -6,7 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::model::{Action, Base, Chain, Condition, Packet, Rule, Table, Tri, all};
+use super::{
+    Concern,
+    model::{Action, Base, Chain, Condition, Packet, Rule, Table, Tri, all},
+};
 
 /// The kernel refuses jumps deeper than 16 (NFT_JUMP_STACK_SIZE); xtables has no such limit.
 const MAX_DEPTH: usize = 64;
@@ -66,8 +69,7 @@ pub(super) fn base_chains(table: &Table) -> impl Iterator<Item = (&str, Base)> {
 
 /// What base chain `name` of `table` does with `packet`.
 pub(super) fn judge(table: &Table, name: &str, base: Base, packet: &Packet<'_>) -> Fate {
-    let mut walk = Walk { table, packet, done: HashMap::new() };
-    let mut flow = walk.chain(name, 0);
+    let mut flow = Walk::new(table, packet).chain(name, 0);
     let (accepts, policy) = (!base.drops, Reason { chain: name.to_owned(), rule: None });
     if flow.returns {
         flow.may(&Flow::ending(accepts, policy.clone()));
@@ -75,6 +77,17 @@ pub(super) fn judge(table: &Table, name: &str, base: Base, packet: &Packet<'_>) 
     let (passes, by) = flow.default.unwrap_or((accepts, policy));
     let except = if passes { flow.drops } else { flow.accepts };
     Fate { passes, by, except }
+}
+
+/// The rules that `packet` may come to by base chain `name`, and that take it out of connection tracking.
+pub(super) fn untracking<'a>(
+    table: &'a Table,
+    name: &'a str,
+    packet: &Packet<'_>,
+) -> Vec<&'a Concern> {
+    let mut walk = Walk::new(table, packet);
+    walk.chain(name, 0);
+    walk.untracking
 }
 
 /// What may come of a packet in a chain.
@@ -113,14 +126,20 @@ impl Flow {
     }
 }
 
-struct Walk<'a> {
+struct Walk<'a, 'p> {
     table: &'a Table,
-    packet: &'a Packet<'a>,
+    packet: &'p Packet<'p>,
     /// `None` while it is being walked: a loop, which no kernel has, leads nowhere.
     done: HashMap<&'a str, Option<Flow>>,
+    /// Of the rules that were met, those that do so.
+    untracking: Vec<&'a Concern>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a, 'p> Walk<'a, 'p> {
+    fn new(table: &'a Table, packet: &'p Packet<'p>) -> Self {
+        Self { table, packet, done: HashMap::new(), untracking: Vec::new() }
+    }
+
     fn chain(&mut self, name: &'a str, depth: usize) -> Flow {
         match self.done.get(name) {
             Some(Some(flow)) => return flow.clone(),
@@ -143,6 +162,7 @@ impl<'a> Walk<'a> {
             if applies == Tri::No {
                 continue;
             }
+            self.untracking.extend(rule.notrack.as_deref());
             let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
             flow.may(&step);
             // A jump that returns goes on; a return or a goto that does so leaves.
@@ -226,8 +246,9 @@ mod tests {
 
     use super::*;
     use crate::gateway::firewall::{
+        Changes, RuleParameters, Sign,
         model::{Field, Hook, Ip, Origin, TableFamily},
-        probe::{Probe, packets},
+        probe::packets,
     };
 
     fn rule(conditions: Vec<Condition>, action: Action, text: &str) -> Rule {
@@ -246,7 +267,9 @@ mod tests {
 
     fn fate(table: &Table) -> Fate {
         let (name, base) = base_chains(table).next().unwrap();
-        let packet = packets(&Probe::default(), Hook::Forward, Ip::V4)[0];
+        let parameters = RuleParameters::default();
+        let (data, changes) = (parameters.data(), Changes::default());
+        let packet = packets(Hook::Forward, Ip::V4, Sign::Mark, data, &parameters, changes)[0];
         judge(table, name, base, &packet)
     }
 

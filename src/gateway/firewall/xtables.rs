@@ -39,7 +39,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
         let mut words = line.strip_prefix(':').unwrap_or_default().split_whitespace();
         let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
         // Those with a policy are built in: its name is then the hook's.
-        let hook = Hook::parse(chain).filter(|_| policy != "-");
+        let hook = chain.parse::<Hook>().ok().filter(|_| policy != "-");
         let base = hook.map(|hook| Base { hook, priority, drops: policy == "DROP" });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }

@@ -10,9 +10,15 @@ use std::{
 use super::{Attributes, Message, Socket, Start, Writer, be16};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+pub const IPCTNL_MSG_CT_NEW: u8 = 0;
 pub const IPCTNL_MSG_CT_GET: u8 = 1;
 pub const IPCTNL_MSG_EXP_GET: u8 = 1;
 pub const CTA_TUPLE_ORIG: u16 = 1;
+pub const CTA_TUPLE_REPLY: u16 = 2;
+pub const CTA_HELP: u16 = 5;
+pub const CTA_HELP_NAME: u16 = 1;
+pub const CTA_MARK: u16 = 8;
+pub const CTA_MARK_MASK: u16 = 21;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -48,8 +54,9 @@ impl Tuple {
         });
     }
 
-    /// Reads the content of such an attribute, if it is of TCP.
-    pub fn parse(tuple: &Attributes<'_>) -> Option<Self> {
+    /// The first of these attributes that is of type `kind`, if it is of TCP.
+    pub fn read(attributes: &Attributes<'_>, kind: u16) -> Option<Self> {
+        let tuple = attributes.nested(kind)?;
         let ip = tuple.nested(CTA_TUPLE_IP)?;
         let address = |v4: u16, v6: u16| -> Option<IpAddr> {
             if let Some(octets) = ip.first(v4) {
@@ -88,6 +95,28 @@ impl Requests {
     /// Opens a netlink socket for requests to `subsystem` (`NFNL_SUBSYS_*`).
     pub fn open(subsystem: i32) -> io::Result<Self> {
         Ok(Self { socket: Socket::open()?, subsystem: subsystem as u8, request: Vec::new() })
+    }
+
+    /// Sends what the kernel has to acknowledge.
+    pub fn change(
+        &mut self,
+        command: u8,
+        flags: i32,
+        family: i32,
+        fill: impl FnOnce(&mut Writer<'_>),
+    ) -> io::Result<()> {
+        self.ask(command, libc::NLM_F_ACK | flags, family, fill, |_| {})
+    }
+
+    /// Hands to `each` all objects that match what `fill` writes.
+    pub fn dump(
+        &mut self,
+        command: u8,
+        fill: impl FnOnce(&mut Writer<'_>),
+        mut each: impl FnMut(&Attributes<'_>),
+    ) -> io::Result<()> {
+        let each = |message: &Message<'_>| each(&message.attributes());
+        self.ask(command, libc::NLM_F_DUMP, libc::AF_UNSPEC, fill, each)
     }
 
     /// Sends one request and hands each message of the answer to `each`.

@@ -14,6 +14,11 @@ use std::{
     ptr::NonNull,
 };
 
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{RecvFlags, SendFlags, netlink::SocketAddrNetlink, recv, send, sendto},
+};
+
 /// `struct nlmsghdr`.
 pub const HEADER: usize = 16;
 /// `struct nfgenmsg`, which follows the header in every netfilter message.
@@ -239,6 +244,14 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// `None` where the kernel answers that there is no such thing.
+pub fn found<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Appends a message that says nothing, for who only waits for one.
 pub fn put_nothing(out: &mut Vec<u8>) {
     out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
@@ -351,38 +364,14 @@ impl Socket {
 
     /// Sends to another socket than the kernel's, which needs CAP_NET_ADMIN.
     pub fn send_to(&self, bytes: &[u8], port: u32) -> io::Result<()> {
-        // SAFETY: plain data for which zero is a valid value.
-        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-        address.nl_pid = port;
-        // SAFETY: bytes and address live, with these lengths, and the kernel only reads them.
-        let sent = unsafe {
-            libc::sendto(
-                self.as_raw_fd(),
-                bytes.as_ptr().cast(),
-                bytes.len(),
-                0,
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_nl>() as libc::socklen_t,
-            )
-        };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let address = SocketAddrNetlink::new(port, 0);
+        Ok(sendto(self, bytes, SendFlags::empty(), &address).map(drop)?)
     }
 
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        loop {
-            // SAFETY: the socket is open, and the kernel only reads the bytes.
-            let sent = unsafe {
-                mnl_sys::mnl_socket_sendto(self.inner.as_ptr(), bytes.as_ptr().cast(), bytes.len())
-            };
-            match usize::try_from(sent) {
-                Ok(sent) if sent == bytes.len() => return Ok(()),
-                Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
-                Err(_) => match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::Interrupted => {}
-                    error => return Err(error),
-                },
-            }
+        match retry_on_intr(|| send(self, bytes, SendFlags::empty()))? {
+            sent if sent == bytes.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
 
@@ -414,30 +403,20 @@ impl Socket {
     /// part, and each later one when the part before is read), so this never has to wait, and
     /// leaves nothing behind for the next request.
     pub fn ask(&mut self, request: &[u8], mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
-        self.buffer.resize(1 << 16, 0);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(1 << 16, 0);
         self.send(request)?;
         loop {
-            // SAFETY: the pointer and length are those of `buffer`, which nothing else uses.
-            let read = unsafe {
-                libc::recv(
-                    self.as_raw_fd(),
-                    self.buffer.as_mut_ptr().cast(),
-                    self.buffer.len(),
-                    libc::MSG_DONTWAIT,
-                )
-            };
-            match usize::try_from(read) {
-                Ok(0) => return Ok(()),
-                Ok(length) => {
-                    Messages::new(self.buffer.get(..length).unwrap_or_default()).for_each(&mut each)
+            match retry_on_intr(|| recv(&*self, &mut buffer[..], RecvFlags::DONTWAIT)) {
+                Ok((0, _)) | Err(Errno::WOULDBLOCK) => break,
+                Ok((length, _)) => {
+                    Messages::new(buffer.get(..length).unwrap_or_default()).for_each(&mut each);
                 }
-                Err(_) => match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                    error if error.kind() == io::ErrorKind::Interrupted => {}
-                    error => return Err(error),
-                },
+                Err(error) => return Err(error.into()),
             }
         }
+        self.buffer = buffer;
+        Ok(())
     }
 }
 

@@ -5,13 +5,20 @@
 
 #![allow(unsafe_code)]
 
-use std::{ffi::CStr, io, ops::Range, ptr::NonNull, time::Duration};
+use std::{
+    ffi::CStr,
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    ptr::NonNull,
+    time::Duration,
+};
 
 use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64,
+    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64, found,
 };
 
 /// Our table, for libnftnl.
@@ -51,6 +58,29 @@ pub struct Element<'a> {
     pub key: &'a [u8],
     pub data: Option<&'a [u8]>,
     pub timeout: Option<Duration>,
+}
+
+/// What a key is put together of. Each part takes whole 4-byte words.
+pub struct Parts<'a> {
+    pub rest: &'a [u8],
+}
+
+impl Parts<'_> {
+    pub fn address(&mut self, v6: bool) -> Option<IpAddr> {
+        Some(if v6 { self.take::<16>()?.into() } else { self.take::<4>()?.into() })
+    }
+
+    pub fn endpoint(&mut self, v6: bool) -> Option<SocketAddr> {
+        let address = self.address(v6)?;
+        let [high, low, _, _] = self.take()?;
+        Some(SocketAddr::new(address, u16::from_be_bytes([high, low])))
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (part, rest) = self.rest.split_first_chunk()?;
+        self.rest = rest;
+        Some(*part)
+    }
 }
 
 /// What the kernel said to a batch.
@@ -371,13 +401,8 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
 /// The shape of our table, if there is one.
 pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     let name = TABLE.to_bytes_with_nul();
-    // What is not there counts as none.
-    let absent = |asked: io::Result<()>| match asked {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other,
-    };
     let (mut table, mut rules, mut ports) = (None, crc32fast::Hasher::new(), 0);
-    absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
+    found(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
@@ -385,7 +410,7 @@ pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     let Some((handle, flags)) = table else { return Ok(None) };
     // Whether a table has an owner changes with the daemon that runs.
     let flags = flags & !OWNED;
-    absent(ask(
+    found(ask(
         socket,
         libc::NFT_MSG_GETRULE,
         libc::NLM_F_DUMP,
@@ -395,31 +420,25 @@ pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
             rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
         },
     ))?;
-    absent(dump(socket, c"control_ports", |_, _| ports += 1).map(drop))?;
+    found(dump(socket, c"control_ports", |_, _| ports += 1))?;
     Ok(Some(Shape { handle, flags, rules: rules.finalize(), ports }))
 }
 
 /// The attributes of each rule of our table, if there is one.
 pub fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
     let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
-    let asked = ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
+    found(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
         each(message.attributes());
-    });
-    match asked {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other,
-    }
+    }))
+    .map(drop)
 }
 
 /// Whether there is a table of this name.
 pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
-    match ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {}) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {});
+    Ok(found(asked)?.is_some())
 }
 
 /// What the kernel tells of all objects of one kind in `table`, of those that `of` names.

@@ -3,13 +3,13 @@
 use std::{
     ffi::CStr,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use ftp_alg_core::engine::Pinhole;
 
-use crate::gateway::netlink::nft::Element;
+use crate::gateway::netlink::nft::{Element, Parts};
 
 /// The sets of one address family.
 pub(super) struct Sets {
@@ -118,19 +118,13 @@ impl Bytes {
 
 /// Initiator and arrival of the pinhole whose permission has this key.
 pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
-    fn split<const N: usize>(key: &[u8]) -> Option<([u8; N], [u8; N], [u8; 2])> {
-        let (initiator, rest) = key.split_first_chunk()?;
-        let (arrival, rest) = rest.split_first_chunk()?;
-        (rest.len() == 4).then_some((*initiator, *arrival, *rest.first_chunk()?))
-    }
-    let (initiator, arrival, port): (IpAddr, IpAddr, _) =
-        if let Some((a, b, port)) = split::<4>(key) {
-            (Ipv4Addr::from(a).into(), Ipv4Addr::from(b).into(), port)
-        } else {
-            let (a, b, port) = split::<16>(key)?;
-            (Ipv6Addr::from(a).into(), Ipv6Addr::from(b).into(), port)
-        };
-    Some((initiator, SocketAddr::new(arrival, u16::from_be_bytes(port))))
+    let v6 = match key.len() {
+        12 => false,
+        36 => true,
+        _ => return None,
+    };
+    let mut parts = Parts { rest: key };
+    Some((parts.address(v6)?, parts.endpoint(v6)?))
 }
 
 #[cfg(test)]

@@ -17,8 +17,9 @@ use super::pinholes::OpenPinhole;
 use crate::gateway::{
     GatewayError,
     netlink::{
-        Message, Writer, be32,
+        Attributes, Writer, be32,
         ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
+        found,
     },
 };
 
@@ -109,7 +110,7 @@ impl Expectations {
                     nat.put(inner, CTA_EXPECT_NAT_TUPLE);
                 });
             };
-            self.requests.ask(IPCTNL_MSG_EXP_NEW, libc::NLM_F_ACK | flags, family, fill, |_| {})
+            self.requests.change(IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
         ask(libc::NLM_F_CREATE | libc::NLM_F_EXCL).map_err(|source| {
             match source.raw_os_error() {
@@ -134,31 +135,18 @@ impl Expectations {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = Expected::of(pinhole).map_err(failed)?.tuple;
-        let deleted = self.requests.ask(
-            IPCTNL_MSG_EXP_DELETE,
-            libc::NLM_F_ACK,
-            family_of(pinhole.arrival),
-            |message| tuple.put(message, CTA_EXPECT_TUPLE),
-            |_| {},
-        );
-        match deleted {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(failed(error)),
-            _ => Ok(()),
-        }
+        let family = family_of(pinhole.arrival);
+        let fill = |message: &mut Writer<'_>| tuple.put(message, CTA_EXPECT_TUPLE);
+        let deleted = self.requests.change(IPCTNL_MSG_EXP_DELETE, 0, family, fill);
+        found(deleted).map(drop).map_err(failed)
     }
 
     /// The expectations for TCP that there are now, ours and those of others.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let mut open = Vec::new();
-        self.requests
-            .ask(
-                IPCTNL_MSG_EXP_GET,
-                libc::NLM_F_DUMP,
-                libc::AF_UNSPEC,
-                |_| {},
-                |message| open.extend(parse(message)),
-            )
-            .map_err(|error| GatewayError::system("list of expectations", error))?;
+        let each = |expectation: &Attributes<'_>| open.extend(parse(expectation));
+        let dumped = self.requests.dump(IPCTNL_MSG_EXP_GET, |_| {}, each);
+        dumped.map_err(|error| GatewayError::system("list of expectations", error))?;
         Ok(open)
     }
 }
@@ -209,9 +197,8 @@ fn refusal(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), text)
 }
 
-fn parse(message: &Message<'_>) -> Option<OpenPinhole> {
-    let attributes = message.attributes();
-    let tuple = Tuple::parse(&attributes.nested(CTA_EXPECT_TUPLE)?)?;
+fn parse(attributes: &Attributes<'_>) -> Option<OpenPinhole> {
+    let tuple = Tuple::read(attributes, CTA_EXPECT_TUPLE)?;
     let remaining = attributes.first(CTA_EXPECT_TIMEOUT).and_then(be32).unwrap_or(0);
     Some(OpenPinhole {
         initiator: tuple.source.ip(),

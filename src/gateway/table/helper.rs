@@ -6,8 +6,12 @@
 use std::{io, thread, time::Duration};
 
 use crate::gateway::netlink::{
-    Message, Writer,
-    ctnetlink::{CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, Requests, Tuple, family_of},
+    Attributes, Writer,
+    ctnetlink::{
+        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
+        IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
+    },
+    found,
 };
 
 /// Its name.
@@ -39,11 +43,6 @@ const TIMEOUT_SECONDS: u32 = 30;
 
 /// The kernel's helper for scanners, which stands in for ours.
 const SCANNER_HELPER: &[u8] = b"sane\0";
-// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
-const IPCTNL_MSG_CT_NEW: u8 = 0;
-const CTA_TUPLE_REPLY: u16 = 2;
-const CTA_HELP: u16 = 5;
-const CTA_HELP_NAME: u16 = 1;
 
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
@@ -81,11 +80,11 @@ impl OwnHelper {
 
     /// Registers what another daemon removed, as rules referred to it no more. Whether there was any.
     pub(super) fn make_whole(&mut self) -> io::Result<bool> {
-        let create = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut was_missing = false;
         for family in FAMILIES {
             let fill = |message: &mut Writer<'_>| fill(message, family);
-            match self.requests.ask(NFNL_MSG_CTHELPER_NEW, create, libc::AF_UNSPEC, fill, |_| {}) {
+            match self.requests.change(NFNL_MSG_CTHELPER_NEW, create, libc::AF_UNSPEC, fill) {
                 Ok(()) => was_missing = true,
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(error) => return Err(error),
@@ -102,17 +101,10 @@ impl OwnHelper {
     fn remove(&mut self, family: i32) -> io::Result<()> {
         let (attempts, pause) = PATIENCE;
         for _ in 0..attempts {
-            let removed = self.requests.ask(
-                NFNL_MSG_CTHELPER_DEL,
-                libc::NLM_F_ACK,
-                libc::AF_UNSPEC,
-                |message| identify(message, family),
-                |_| {},
-            );
-            match removed.as_ref().map_err(io::Error::raw_os_error) {
-                Err(Some(libc::EBUSY)) => thread::sleep(pause),
-                Ok(()) | Err(Some(libc::ENOENT)) => return Ok(()),
-                Err(_) => return removed,
+            let fill = |message: &mut Writer<'_>| identify(message, family);
+            match found(self.requests.change(NFNL_MSG_CTHELPER_DEL, 0, libc::AF_UNSPEC, fill)) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(pause),
+                other => return other.map(drop),
             }
         }
         Ok(())
@@ -137,13 +129,8 @@ impl Drop for OwnHelper {
 pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
     let mut carriers = Vec::new();
-    requests.ask(
-        IPCTNL_MSG_CT_GET,
-        libc::NLM_F_DUMP,
-        libc::AF_UNSPEC,
-        |_| {},
-        |message| carriers.extend(carrier(message, ports)),
-    )?;
+    let each = |connection: &Attributes<'_>| carriers.extend(carrier(connection, ports));
+    requests.dump(IPCTNL_MSG_CT_GET, |_| {}, each)?;
     for original in carriers {
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
@@ -151,23 +138,17 @@ pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
                 help.put(CTA_HELP_NAME, b"\0");
             });
         };
-        let family = family_of(original.source);
-        let taken = requests.ask(IPCTNL_MSG_CT_NEW, libc::NLM_F_ACK, family, fill, |_| {});
         // One that has ended meanwhile carries none any more.
-        taken.or_else(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => Ok(()),
-            _ => Err(error),
-        })?;
+        found(requests.change(IPCTNL_MSG_CT_NEW, 0, family_of(original.source), fill))?;
     }
     Ok(())
 }
 
 /// The original tuple of a connection to one of `ports` that carries the helper for scanners.
-fn carrier(message: &Message<'_>, ports: &[u16]) -> Option<Tuple> {
-    let attributes = message.attributes();
+fn carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<Tuple> {
     let name = attributes.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
-    let original = Tuple::parse(&attributes.nested(CTA_TUPLE_ORIG)?)?;
-    let reply = Tuple::parse(&attributes.nested(CTA_TUPLE_REPLY)?)?;
+    let original = Tuple::read(attributes, CTA_TUPLE_ORIG)?;
+    let reply = Tuple::read(attributes, CTA_TUPLE_REPLY)?;
     let is_control = [original.destination, reply.source].map(|end| ports.contains(&end.port()));
     (name == SCANNER_HELPER && is_control.contains(&true)).then_some(original)
 }

@@ -37,7 +37,7 @@ pub(super) struct Loader<'a> {
     /// For questions, and for transactions where nobody is to own the table.
     pub(super) socket: &'a mut Socket,
     /// Who owns the table, if anyone.
-    pub(super) commits: Option<&'a Commits>,
+    pub(super) commits: &'a Commits,
 }
 
 /// A table that is loaded.
@@ -92,7 +92,7 @@ impl Loader<'_> {
         compiled: &Compiled,
         is_new: bool,
     ) -> Result<Loaded, GatewayError> {
-        let mut is_owned = self.commits.is_some_and(Commits::can_own);
+        let mut is_owned = self.commits.can_own();
         let mut has_asked_for_module = false;
         loop {
             let mut batch = Batch::new();
@@ -105,8 +105,8 @@ impl Loader<'_> {
             let table = compiled::own_table(&mut batch, is_owned);
             compiled.put(&mut batch);
             let queueing = self.put_queue_rule(&mut batch);
-            let outcome =
-                transact(self.commits, self.socket, &mut batch).map_err(netlink_failed)?;
+            let outcome = self.commits.send_acknowledged(&mut batch, self.socket);
+            let outcome = outcome.map_err(netlink_failed)?;
             let Some((failed, errno)) = outcome.first_failure() else { break };
             match errno {
                 libc::EOPNOTSUPP | libc::EINVAL if failed == table && is_owned => is_owned = false,
@@ -171,18 +171,6 @@ impl Loader<'_> {
         batch.object(&table, MsgType::Del);
         batch.send(self.socket).map_err(netlink_failed)?;
         Ok(())
-    }
-}
-
-/// Sends `batch` by the socket that owns the table, if there is one.
-pub(super) fn transact(
-    commits: Option<&Commits>,
-    socket: &mut Socket,
-    batch: &mut Batch,
-) -> io::Result<nft::Outcome> {
-    match commits {
-        Some(commits) => commits.send_acknowledged(batch, socket),
-        None => batch.send(socket),
     }
 }
 

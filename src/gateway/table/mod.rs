@@ -36,7 +36,7 @@ use super::{
 };
 use compiled::Compiled;
 use helper::{OwnHelper, take_off_scanner_helper};
-use loading::{Loaded, Loader, netlink_failed, remove_draft, transact};
+use loading::{Loaded, Loader, netlink_failed, remove_draft};
 use rules::{render_nftables, with_own_helper};
 
 /// The table `inet ftp_alg`, loaded; removed when dropped.
@@ -50,20 +50,14 @@ pub struct Table {
     shape: Option<Shape>,
     /// What the table's helper object is, where it is ours.
     helper: Option<OwnHelper>,
-    watch: Watch,
+    /// The transactions of ours that leave the table's shape as it is.
+    commits: Commits,
+    /// How many transactions others had made when the table was last found intact.
+    others: Option<u32>,
     /// What it was made of, where this process has loaded it.
     compiled: Option<Arc<Compiled>>,
     /// Whether others can change it.
     is_owned: bool,
-}
-
-/// What spares a look at the table.
-#[derive(Debug, Default)]
-struct Watch {
-    /// The transactions of ours that leave the table's shape as it is.
-    commits: Option<Commits>,
-    /// How many transactions others had made when the table was last found intact.
-    others: Option<u32>,
 }
 
 /// How often, and how long, to wait for other programs that change the rules while ours are loaded.
@@ -95,14 +89,14 @@ impl Table {
     /// what it cannot is seen by trying, as each transaction costs grace periods of the kernel.
     /// Where the operator has loaded rules that queue, these do it.
     pub fn install(parameters: &RuleParameters) -> Result<Self, GatewayError> {
-        Self::install_for(parameters, None)
+        Self::install_for(parameters, &Commits::default())
     }
 
-    /// As [`Table::install`], for who makes all transactions by `commits`, whose socket then owns it, if
+    /// As [`Table::install`], for who makes and counts all transactions by `commits`, whose socket then owns it, if
     /// there is one and the kernel has such tables (Linux 6.9): no other program can remove or change it.
     pub fn install_for(
         parameters: &RuleParameters,
-        commits: Option<&Commits>,
+        commits: &Commits,
     ) -> Result<Self, GatewayError> {
         if operator_queues() {
             return Self::load(parameters, QueueStatement::Operator, commits, None);
@@ -163,12 +157,17 @@ impl Table {
             let outcome = commits.send_acknowledged(&mut batch, &mut socket);
             outcome.map_err(netlink_failed)?.first_error().is_none()
         };
-        let (parameters, shape) = (parameters.clone(), Some(shape));
-        let watch = Watch { commits: Some(commits.clone()), others: None };
-        let compiled = None;
-        let table =
-            Self { parameters, statement, socket, shape, helper, watch, compiled, is_owned };
-        Ok(Some(table))
+        Ok(Some(Self {
+            parameters: parameters.clone(),
+            statement,
+            socket,
+            shape: Some(shape),
+            helper,
+            commits: commits.clone(),
+            others: None,
+            compiled: None,
+            is_owned,
+        }))
     }
 
     /// Whether no other program can remove or change it.
@@ -188,14 +187,14 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
-        Self::load(parameters, statement, None, None)
+        Self::load(parameters, statement, &Commits::default(), None)
     }
 
     /// Loads it, from `compiled` if it is that, and tries again while other programs are in the way.
     fn load(
         parameters: &RuleParameters,
         statement: QueueStatement,
-        commits: Option<&Commits>,
+        commits: &Commits,
         compiled: Option<&Arc<Compiled>>,
     ) -> Result<Self, GatewayError> {
         let (attempts, pause) = PATIENCE;
@@ -211,7 +210,7 @@ impl Table {
     fn load_once(
         parameters: &RuleParameters,
         statement: QueueStatement,
-        commits: Option<&Commits>,
+        commits: &Commits,
         compiled: Option<&Arc<Compiled>>,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
@@ -238,28 +237,29 @@ impl Table {
             remove_draft(&mut socket);
         }
         let Loaded { shape, is_owned } = loaded?;
-        let watch = Watch { commits: commits.cloned(), others: None };
-        let (parameters, compiled, shape) = (parameters.clone(), Some(compiled), Some(shape));
-        Ok(Self { parameters, statement, socket, shape, helper, watch, compiled, is_owned })
-    }
-
-    /// Knows from now on which transactions were ours: all that open or close pinholes in this network
-    /// namespace must be counted in `commits`.
-    pub fn count_in(&mut self, commits: &Commits) {
-        self.watch = Watch { commits: Some(commits.clone()), others: None };
+        Ok(Self {
+            parameters: parameters.clone(),
+            statement,
+            socket,
+            shape: Some(shape),
+            helper,
+            commits: commits.clone(),
+            others: None,
+            compiled: Some(compiled),
+            is_owned,
+        })
     }
 
     /// What became of it. Looks at it only if others have changed nf_tables since it was found intact.
     pub fn condition(&mut self) -> Result<Condition, GatewayError> {
-        let Some(commits) = &self.watch.commits else { return self.look() };
-        let others = commits.of_others(&mut self.socket).map_err(netlink_failed)?;
-        if others.is_some() && others == self.watch.others {
+        let others = self.commits.of_others(&mut self.socket).map_err(netlink_failed)?;
+        if others.is_some() && others == self.others {
             return Ok(Condition::Intact);
         }
-        self.watch.others = None;
+        self.others = None;
         let condition = self.look()?;
         // Counted before the look: what came between shows in the next one.
-        self.watch.others = others.filter(|_| condition == Condition::Intact);
+        self.others = others.filter(|_| condition == Condition::Intact);
         Ok(condition)
     }
 
@@ -278,8 +278,8 @@ impl Table {
 
     /// Loads it again, without what was open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let (commits, compiled) = (self.watch.commits.as_ref(), self.compiled.as_ref());
-        let restored = Self::load_once(&self.parameters, self.statement, commits, compiled)?;
+        let compiled = self.compiled.as_ref();
+        let restored = Self::load_once(&self.parameters, self.statement, &self.commits, compiled)?;
         std::mem::replace(self, restored).keep();
         Ok(())
     }
@@ -325,8 +325,8 @@ impl Table {
         }
         let mut batch = Batch::new();
         compiled::delete_table(&mut batch);
-        let commits = self.watch.commits.as_ref();
-        let outcome = transact(commits, &mut self.socket, &mut batch).map_err(netlink_failed)?;
+        let outcome = self.commits.send_acknowledged(&mut batch, &mut self.socket);
+        let outcome = outcome.map_err(netlink_failed)?;
         match outcome.first_error() {
             None | Some(libc::ENOENT) => {}
             Some(error) => {

@@ -8,6 +8,11 @@
 
 use std::{io, os::fd::AsRawFd as _};
 
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{RecvFlags, recv},
+};
+
 use crate::gateway::{GatewayError, netlink::Socket};
 
 const GROUP: i32 = libc::NFNLGRP_NFTABLES;
@@ -40,27 +45,14 @@ impl Notices {
 
     /// Waits until something has changed, and forgets all that has.
     pub fn wait(&mut self) -> io::Result<()> {
-        let mut flags = 0;
+        let mut flags = RecvFlags::empty();
         loop {
-            // SAFETY: pointer and length are those of `buffer`, which nothing else uses.
-            let read = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    self.buffer.as_mut_ptr().cast(),
-                    self.buffer.len(),
-                    flags,
-                )
-            };
-            if read < 0 {
-                match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                    error if error.kind() == io::ErrorKind::Interrupted => continue,
-                    // Some were lost.
-                    error if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                    error => return Err(error),
-                }
+            match retry_on_intr(|| recv(&self.socket, &mut self.buffer[..], flags)) {
+                Err(Errno::WOULDBLOCK) => return Ok(()),
+                // Some may be lost.
+                Ok(_) | Err(Errno::NOBUFS) => flags = RecvFlags::DONTWAIT,
+                Err(error) => return Err(error.into()),
             }
-            flags = libc::MSG_DONTWAIT;
         }
     }
 }

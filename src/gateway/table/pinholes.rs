@@ -56,7 +56,6 @@ pub struct Pinholes {
 /// A pinhole that nothing has used yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenPinhole {
-    /// Who may connect.
     pub initiator: IpAddr,
     /// Where its connection arrives.
     pub arrival: SocketAddr,

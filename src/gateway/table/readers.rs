@@ -15,11 +15,8 @@ const SOCKETS: &str = "/proc/thread-self/net/netlink";
 /// A process that reads queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
-    /// Its number.
     pub process: Pid,
-    /// What it calls itself.
     pub name: String,
-    /// One of the queues.
     pub queue: u16,
 }
 

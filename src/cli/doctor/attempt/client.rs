@@ -10,7 +10,7 @@ use std::{
 
 use ftp_alg_core::ftp::{Announcement, Kind, ReplyTracker, Text};
 
-use crate::cli::doctor::plain;
+use crate::config::plain;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);

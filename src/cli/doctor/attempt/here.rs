@@ -98,8 +98,7 @@ impl<'a> Here<'a> {
         let firewall = self.firewall.get_or_init(Firewall::read);
         let is_read = control.is_some_and(|port| self.parameters.control_ports().contains(&port));
         let sign = match self.running().filter(|_| is_read) {
-            Some(Backend::Conntrack) => Sign::Related,
-            Some(Backend::Nftables) => Sign::Mark,
+            Some(backend) => Sign::of(backend),
             None => {
                 // Without a route no rule is at fault.
                 let interface = interface_to(peer)?;
@@ -127,7 +126,7 @@ impl<'a> Here<'a> {
     fn running(&self) -> Option<Backend> {
         *self.running.get_or_init(|| {
             let answer = client::request(self.socket, "status", crate::cli::ANSWER).ok()?;
-            Backend::named(&answer.parse::<Status>().ok()?.backend)
+            answer.parse::<Status>().ok()?.backend.parse().ok()
         })
     }
 }

@@ -6,16 +6,16 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Analysis, Capture, ControlLine, Host, Result, Verb};
+use ftp_alg_lab::{Analysis, Capture, ControlLine, Host, Result, Verb};
 
 /// A running capture of control connections and of the first packets of all others.
-pub(super) struct Witness {
+pub struct Witness {
     capture: Capture,
     port: u16,
 }
 
 /// What a [`Witness`] says at the end.
-pub(super) struct Testimony {
+pub struct Testimony {
     /// What was said by whoever asked for a file, by the file's name.
     said: BTreeMap<String, BTreeSet<String>>,
     /// Announcements that no connection between the same two addresses followed.
@@ -102,7 +102,6 @@ fn announced_port(word: &str, text: &str) -> Option<u16> {
     }
 }
 
-#[cfg(test)]
 mod tests {
     use super::*;
 

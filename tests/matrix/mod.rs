@@ -2,6 +2,9 @@
 //!
 //! Each cell is a download, an upload and a listing, compared byte for byte. Both ends are watched:
 //! a cell fails, too, if its client said anything else than it was told to.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+mod witness;
 
 use std::{
     fmt,
@@ -13,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Client, Family, Lab, Result, Server, ServerKind, Transfer, Verb, witness::Witness};
+use ftp_alg_lab::{Client, Family, Lab, Result, Server, ServerKind, Transfer, Verb};
+use witness::Witness;
 
 /// How many cells run at a time. More than there are processors: ProFTPD rests 0.2 to 0.4 s whenever
 /// a session has ended, before it accepts those that wait.
