@@ -43,7 +43,7 @@ fn logged_in() -> Sim {
     Sim::logged_in(scenario)
 }
 
-const LEADS: [&[u8]; 22] = [
+const LEADS: [&[u8]; 26] = [
     b"NOOP\r",
     b"NOOP\n",
     b"NOOP\0",
@@ -66,6 +66,10 @@ const LEADS: [&[u8]; 22] = [
     b"NOOP\xff\xfb\n",
     b"NOOP\xff\xfb\r\n",
     b"\r \xff\xf1\x0b",
+    b"\xffP",
+    b"\xff\xf2P",
+    b"\xff\xfbE",
+    b"NOOP\r\xff\xfbP",
 ];
 
 #[test]
