@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ftp_alg_core::{
     packet::flags,
+    policy::AuthTls,
     session::Side::{Client, Server},
 };
 
@@ -41,6 +42,12 @@ fn logged_in() -> Sim {
     let mut scenario = with(Nat::Masquerade);
     scenario.client.nagle = false;
     Sim::logged_in(scenario)
+}
+
+fn refusing_auth() -> Scenario {
+    let mut scenario = with(Nat::Masquerade);
+    scenario.policy.auth_tls = AuthTls::Refuse;
+    scenario
 }
 
 const LEADS: [&[u8]; 26] = [
@@ -370,9 +377,53 @@ fn a_client_that_speaks_before_the_greeting_opens_nothing_and_what_is_refused_is
 }
 
 #[test]
+fn before_the_greeting_a_refused_command_is_refused_however_it_is_cut() {
+    let refused = [format!("PORT {THIRD}\r\n"), format!("EPRT {THIRD}\n"), "AUTH TLS\r\n".into()];
+    for (first, refused) in ["", "FEAT\r\n", "USER x\r\n"]
+        .iter()
+        .flat_map(|first| refused.iter().map(move |r| (first, r)))
+    {
+        let said = format!("{first}{refused}");
+        for (one, two) in
+            (first.len()..said.len()).flat_map(|one| (one..said.len()).map(move |two| (one, two)))
+        {
+            let mut scenario = refusing_auth();
+            scenario.client.nagle = false;
+            let pieces = [&said[..one], &said[one..two], &said[two..]];
+            let got = text(heard(Sim::new(scenario), pieces.map(str::as_bytes)).0);
+            let is_obeyed = ["PORT 1", "EPRT 1", "AUTH T"].iter().any(|start| got.contains(start));
+            assert!(!is_obeyed, "{got:?}, cut at {one} and {two}");
+            assert_eq!(got.len(), said.len(), "no number changes");
+        }
+    }
+}
+
+#[test]
+fn auth_after_a_pickup_is_refused_from_the_first_reply_on_however_it_is_cut() {
+    let auth = "AUTH TLS\r\n";
+    for cut in 0..auth.len() {
+        let mut sim = Sim::logged_in(refusing_auth());
+        sim.forget();
+        let (first, second) = auth.split_at(cut);
+        for seen in [auth, &crossed_out(auth)] {
+            let mut heard = sim.say(Client, first.as_bytes());
+            heard.extend(sim.say(Client, second.as_bytes()));
+            assert_eq!(text(heard), seen, "cut at {cut}");
+            sim.say(Server, b"500 no\r\n");
+        }
+    }
+}
+
+#[test]
 fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
     // A byte that may begin an announcement ends a segment.
-    for request in [&b"GET / HTTP/1.1\r\n\r\nP"[..], b"\x16\x03\x01\0\x05abc\nEPRT", b"a\r\n\0P"] {
+    for request in [
+        &b"GET / HTTP/1.1\r\n\r\nP"[..],
+        b"\x16\x03\x01\0\x05abc\nEPRT",
+        b"a\r\n\0P",
+        b"P",
+        b"\0\xff\xf2EPRT",
+    ] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         assert_eq!(sim.say(Client, request), request);
         assert_eq!(sim.timeouts(), 0);

@@ -157,11 +157,15 @@ fn plain_line(
         *read = Read::NotFtpClient;
     }
     match (step, command) {
-        (Step::Announces, _) if hidden => {
+        (Step::Announces | Step::Auth, _) if hidden => {
             dialogue.announced(false);
             None
         }
-        (Step::Announces, Some(command)) if cut => {
+        (Step::Auth, _) if !pass.refuses_auth || phase == Phase::Joined => {
+            dialogue.auth();
+            None
+        }
+        (Step::Announces | Step::Auth, Some(command)) if cut => {
             dialogue.announced(false);
             if line[..delivered] != *CROSSED_LINE {
                 pass.refused(Refused::Hidden);
@@ -189,16 +193,8 @@ fn plain_line(
             }
         }
         (Step::Auth, _) => {
-            if hidden {
-                dialogue.auth(false);
-                return None;
-            }
-            if pass.refuses_auth && whole {
-                pass.refused(Refused::Auth);
-                return cross_out(dialogue, &text, line, Reason::Auth, true);
-            }
-            dialogue.auth(true);
-            None
+            pass.refused(Refused::Auth);
+            cross_out(dialogue, &text, line, Reason::Auth, whole)
         }
         _ => None,
     }

@@ -205,9 +205,9 @@ impl Reading<'_> {
                 Side::Client => Command::may_announce(&text, self.pass.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
             };
-            // Of what may be another protocol's no byte waits for the next: its server may wait for it, too.
-            let is_early = matches!(self.dialogue.phase(), Phase::Early | Phase::EarlyFeat);
-            hold &= !is_early || text.bytes().len() > VERB;
+            // Before the greeting a start goes on until it is more than a verb, as the server of another protocol may wait
+            // for it. Of what is refused the rest is crossed out then, so what is obeyed does not depend on the cuts.
+            hold &= self.dialogue.phase().has_greeted() || text.bytes().len() > VERB;
         }
         let refused = if before + chunk.len() > MAX_HELD {
             Some(Refused::Overlong)
