@@ -13,7 +13,7 @@ use crate::{
     support::{
         Rng,
         ftp::{active, at, crossed_out, passive, text},
-        readings::{Ends, Telnet, announcement},
+        readings::{Ends, Telnet, command},
         scenario::{Nat, Scenario},
         segment::Segment,
         sim::Sim,
@@ -26,7 +26,7 @@ const THIRD: &str = "10,99,99,99,21,179";
 
 /// What some server takes for an announcement of the third host.
 fn obeyed(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
-    announcement(bytes, |argument| argument.starts_with(b"10,99,99,99,"))
+    command(bytes, &[b"PORT", b"EPRT"], |argument| argument.starts_with(b"10,99,99,99,"))
 }
 
 /// What the server gets of `line` in these pieces.
@@ -399,17 +399,19 @@ fn before_the_greeting_a_refused_command_is_refused_however_it_is_cut() {
 }
 
 #[test]
-fn auth_after_a_pickup_is_refused_from_the_first_reply_on_however_it_is_cut() {
-    let auth = "AUTH TLS\r\n";
-    for cut in 0..auth.len() {
-        let mut sim = Sim::logged_in(refusing_auth());
-        sim.forget();
-        let (first, second) = auth.split_at(cut);
-        for seen in [auth, &crossed_out(auth)] {
-            let mut heard = sim.say(Client, first.as_bytes());
-            heard.extend(sim.say(Client, second.as_bytes()));
-            assert_eq!(text(heard), seen, "cut at {cut}");
-            sim.say(Server, b"500 no\r\n");
+fn what_is_refused_is_refused_from_the_first_reply_after_a_pickup_on_however_it_is_cut() {
+    let third = format!("PORT {THIRD}\r\n");
+    for line in ["AUTH TLS\r\n", &third, "PORT 10,0,x\r\n", "EPRT |2|fe80::1%1|5282|\r\n"] {
+        for cut in 0..line.len() {
+            let mut sim = Sim::logged_in(refusing_auth());
+            sim.forget();
+            let (first, second) = line.split_at(cut);
+            for seen in [line, &crossed_out(line)] {
+                let mut heard = sim.say(Client, first.as_bytes());
+                heard.extend(sim.say(Client, second.as_bytes()));
+                assert_eq!(text(heard), seen, "cut at {cut}");
+                sim.say(Server, b"500 no\r\n");
+            }
         }
     }
 }
