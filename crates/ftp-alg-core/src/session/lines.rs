@@ -4,6 +4,7 @@ use std::{net::SocketAddr, ops::Range};
 
 use super::{
     Announced, Dialogue, Inspection, Limit, Phase, Reason, Refused, Ruling, Side,
+    adjust::CROSSED_OUT,
     dialogue::{Meaning, Step},
     limits::{MAX_HELD, VERB},
 };
@@ -125,7 +126,13 @@ fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
     let start = (end - word).max(delivered);
     let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    (start < stop).then(|| (start..stop, crossed(&line[start..stop])))
+    if delivered < end || line[..delivered] == *CROSSED_LINE {
+        return (start < stop).then(|| (start..stop, crossed(&line[start..stop])));
+    }
+    // The verb has gone on. What stands behind it becomes a part of it, and so does a bare LF, as some servers go on in
+    // the next line.
+    let stop = if line.ends_with(b"\r\n") { stop } else { line.len() };
+    (start < stop).then(|| (start..stop, vec![CROSSED_OUT; stop - start]))
 }
 
 /// What stands for the start of a line whose rest is crossed out as it comes.
