@@ -83,10 +83,12 @@ const LEADS: [&[u8]; 26] = [
 fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
     let mut attacks = 0;
     for lead in LEADS {
-        for verb in [&b"PORT "[..], b"PO\xff\xf1RT ", b"PO\xff\xfb\nRT ", b"P\0ORT "] {
+        for verb in
+            [&b"PORT "[..], b"PO\xff\xf1RT ", b"PO\xff\xfb\nRT ", b"P\0ORT ", b"PORT\xff\xff\0\n"]
+        {
             let line = [lead, verb, THIRD.as_bytes(), b"\r\n"].concat();
             attacks += usize::from(obeyed(&line).is_some());
-            for cut in 0..lead.len() + 12 {
+            for cut in 0..lead.len() + 14 {
                 let (first, second) = line.split_at(cut);
                 let (got, sim) = heard(logged_in(), [first, second]);
                 assert_eq!(obeyed(&got), None, "{line:?} cut at {cut}: {got:?}");
