@@ -126,12 +126,12 @@ fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
     let start = (end - word).max(delivered);
     let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    if delivered < end || line[..delivered] == *CROSSED_LINE {
+    if start < end || line[..delivered] == *CROSSED_LINE {
         return (start < stop).then(|| (start..stop, crossed(&line[start..stop])));
     }
-    // The verb has gone on. What stands behind it becomes a part of it, and so does a bare LF, as some servers go on in
-    // the next line.
-    let stop = if line.ends_with(b"\r\n") { stop } else { line.len() };
+    // The verb goes on. What stands behind it becomes a part of it; where that is a bare LF alone that does, as some servers
+    // read an argument behind it.
+    let stop = if start < stop || line.ends_with(b"\r\n") { stop } else { line.len() };
     (start < stop).then(|| (start..stop, vec![CROSSED_OUT; stop - start]))
 }
 
