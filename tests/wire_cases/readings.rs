@@ -83,9 +83,14 @@ const LEADS: [&[u8]; 26] = [
 fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
     let mut attacks = 0;
     for lead in LEADS {
-        for verb in
-            [&b"PORT "[..], b"PO\xff\xf1RT ", b"PO\xff\xfb\nRT ", b"P\0ORT ", b"PORT\xff\xff\0\n"]
-        {
+        for verb in [
+            &b"PORT "[..],
+            b"PO\xff\xf1RT ",
+            b"PO\xff\xfb\nRT ",
+            b"P\0ORT ",
+            b"PORT\xff\xff\0\n",
+            b"PORT\xff\xfb8\t\n",
+        ] {
             let line = [lead, verb, THIRD.as_bytes(), b"\r\n"].concat();
             attacks += usize::from(obeyed(&line).is_some());
             for cut in 0..lead.len() + 14 {
