@@ -21,7 +21,8 @@ use std::{
 };
 
 use ftp_alg::gateway::{
-    GatewayError, Injector, LinuxKernel, Queue, QueueStatement, RuleParameters, Table, rules,
+    GatewayError, Injector, LinuxKernel, Queue, QueueCounts, QueueStatement, RuleParameters, Table,
+    rules,
 };
 use ftp_alg_core::engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation};
 use packets::{Judgement, serve, tcp, with_payload};
@@ -177,7 +178,7 @@ fn pass_replace_drop(lab: &Lab) {
         assert_eq!(traffic.join().unwrap(), (*b"HELLO", b"z".to_vec()));
     });
     assert!(dropped && replaced);
-    assert_eq!((queue.overruns(), queue.malformed(), queue.refused()), (0, 0, 0));
+    assert_eq!(queue.counts(), QueueCounts::default());
 }
 
 #[test]

@@ -15,8 +15,16 @@ use ftp_alg_core::{
     session::{Refused, Side},
 };
 use libfuzzer_sys::fuzz_target;
-use readings::announcement;
+use readings::command;
 use talk::{Reading, Said, Talk, is_short, segments};
+
+/// The bits of circumstances, besides those of the endpoint and the first number.
+const REFUSES_AUTH: u8 = 8;
+const NO_GREETING: u8 = 16;
+/// The start of the connection was not seen.
+const PICKED_UP: u8 = 32;
+/// The greeting comes behind the first segment.
+const LATE_GREETING: u8 = 64 | NO_GREETING;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[how, ref cuts @ ..], stream)) = data.split_first_chunk::<5>() else { return };
@@ -25,10 +33,16 @@ fuzz_target!(|data: &[u8]| {
     }
     let opens = |segments: &mut dyn Iterator<Item = &[u8]>| read(how, true, segments);
     let cut = opens(&mut segments(stream, cuts));
-    let refused = read(how, false, &mut segments(stream, cuts));
-    let obeyed = announcement(&refused.received, is_endpoint);
-    assert_eq!(obeyed, None, "some server obeys what is refused: {refused:?}");
-    if is_short(stream) {
+    if how & PICKED_UP == 0 || how & NO_GREETING == 0 {
+        let refused = read(how, false, &mut segments(stream, cuts));
+        let obeyed = command(&refused.received, &[b"PORT", b"EPRT"], is_endpoint);
+        assert_eq!(obeyed, None, "some server obeys what is refused: {refused:?}");
+        if how & REFUSES_AUTH != 0 {
+            let obeyed = command(&refused.received, &[b"AUTH"], is_mechanism);
+            assert_eq!(obeyed, None, "some server obeys what is refused: {refused:?}");
+        }
+    }
+    if is_short(stream) && how & LATE_GREETING != LATE_GREETING {
         let whole = opens(&mut std::iter::once(stream));
         // How much of a line in which something may hide is crossed out depends on what had been forwarded of it.
         let may_hide = |pair: &[u8]| {
@@ -49,6 +63,11 @@ fuzz_target!(|data: &[u8]| {
 /// Whether what follows `PORT` or `EPRT` may be an endpoint.
 fn is_endpoint(argument: &[u8]) -> bool {
     argument.first().is_some_and(|byte| byte.is_ascii_digit() || *byte == b'|')
+}
+
+/// Whether what follows `AUTH` may be a mechanism, and is not crossed out.
+fn is_mechanism(argument: &[u8]) -> bool {
+    argument.first().is_some_and(|byte| byte.is_ascii_alphabetic() && *byte != b'X')
 }
 
 /// Every part of what is read can be traced to its place in the line.
@@ -74,11 +93,17 @@ fn read<'a>(how: u8, opens: bool, segments: &mut dyn Iterator<Item = &'a [u8]>) 
         _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 5282).into(),
     };
     let first = if how & 4 == 0 { 7 } else { u32::MAX - 20 };
-    let mut talk = Talk::new(first, opens.then_some(endpoint), how & 8 != 0);
-    if how & 16 == 0 {
-        talk.say(Side::Server, b"220 ready\r\n");
-    }
-    for segment in segments {
+    let mut talk =
+        Talk::new(first, opens.then_some(endpoint), how & REFUSES_AUTH != 0, how & PICKED_UP != 0);
+    let greeting = match how & LATE_GREETING {
+        NO_GREETING => None,
+        LATE_GREETING => Some(1),
+        _ => Some(0),
+    };
+    for (number, segment) in segments.enumerate() {
+        if greeting == Some(number) {
+            talk.say(Side::Server, b"220 ready\r\n");
+        }
         talk.say(Side::Client, segment);
     }
     talk.reading_of(Side::Client)

@@ -71,7 +71,8 @@ fn read<'a>(how: u8, commands: u8, segments: impl Iterator<Item = &'a [u8]>) -> 
         2 => ([10, 0, 0, 2], 1025).into(),
         _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 5282).into(),
     };
-    let mut talk = Talk::new(7, Some(endpoint), how & 8 != 0);
+    let endpoint = (how & 16 == 0).then_some(endpoint); // or all is refused
+    let mut talk = Talk::new(7, endpoint, how & 8 != 0, how & 32 != 0);
     if how & 4 == 0 {
         talk.say(Side::Server, b"220 ready\r\n");
         for (bit, command) in COMMANDS.iter().enumerate() {

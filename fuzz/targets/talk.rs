@@ -7,8 +7,8 @@ use ftp_alg_core::{
     ftp::{Announcement, Kind, Malformed},
     packet::{Packet, Seq, flags},
     session::{
-        Announced, Forward, Inspection, Note, Outcome, Reason, Refused, Request, Ruling, Session,
-        Side,
+        Announced, Forward, Inspection, Note, Outcome, Phase, Reason, Refused, Request, Ruling,
+        Session, Side,
     },
 };
 
@@ -53,8 +53,8 @@ pub struct Recorder {
 
 impl Recorder {
     fn rule(&mut self, announced: &Announced) -> Ruling {
-        // Nothing comes of it, and of a line that was cut it is not said.
-        if !announced.asked {
+        // Nothing comes of it, and of a line that was cut it is not said. The engine lets pass what comes after a pickup.
+        if !announced.asked || announced.phase == Phase::Joined {
             return Ruling::Pass;
         }
         self.said.push(Said::Announcement(announced.kind, announced.parsed.clone()));
@@ -66,6 +66,7 @@ impl Recorder {
                 Ruling::Open(endpoint)
             }
             _ if announced.kind.is_active() => Ruling::Refuse(Reason::Malformed),
+            (Ok(_), None) => Ruling::Refuse(Reason::Address),
             _ => Ruling::Pass,
         }
     }
@@ -102,17 +103,26 @@ pub struct Talk {
 const HEADERS: usize = 40;
 
 impl Talk {
-    /// A connection whose handshake is over; `first` is the client's first number.
-    pub fn new(first: u32, endpoint: Option<SocketAddr>, refuses_auth: bool) -> Self {
+    /// A connection whose handshake is over, and was seen unless `picked_up`; `first` is the client's first number.
+    pub fn new(
+        first: u32,
+        endpoint: Option<SocketAddr>,
+        refuses_auth: bool,
+        picked_up: bool,
+    ) -> Self {
         let mut packet = vec![0; HEADERS];
         packet[0] = 0x45;
         packet[9] = 6;
         packet[32] = 0x50;
         let stream = |first| Stream { first, ..Stream::default() };
         let (client, server) = (stream(first), stream(u32::MAX - 100));
-        fill(&mut packet, server.first.wrapping_sub(1), first, flags::SYN | flags::ACK, b"");
-        let syn_ack = Packet::parse(&packet).expect("a packet");
-        let session = Session::opened(&syn_ack);
+        let session = if picked_up {
+            fill(&mut packet, first, server.first, flags::ACK, b"");
+            Session::joined(Side::Client, &Packet::parse(&packet).expect("a packet"))
+        } else {
+            fill(&mut packet, server.first.wrapping_sub(1), first, flags::SYN | flags::ACK, b"");
+            Session::opened(&Packet::parse(&packet).expect("a packet"))
+        };
         let judge = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
         Self { judge, session, client, server, packet, out: Vec::new() }
     }

@@ -21,7 +21,7 @@ use super::{
     shard::{Shard, lock},
     snapshot::Status,
 };
-use crate::gateway::{LinuxKernel, RuleParameters};
+use crate::gateway::{LinuxKernel, QueueCounts, RuleParameters};
 
 /// Shared by the workers, the reader of copies and the control socket.
 pub(super) struct Shared {
@@ -36,8 +36,8 @@ pub(super) struct Shared {
     pub(super) progress: Progress,
     /// What the workers met besides what their engines count.
     pub(super) errors: AtomicU64,
-    /// Packets that the kernel dropped as a queue was full.
-    pub(super) overruns: AtomicU64,
+    /// What each worker's queue has counted.
+    pub(super) queues: Mutex<Vec<QueueCounts>>,
     /// Ends of connections that the packet selection could not note.
     pub(super) endings: AtomicU64,
     pub(super) log: Log,
@@ -89,7 +89,11 @@ impl Shared {
         let mut unwritten = Vec::new();
         let mut status = Status::new(self.backend, self.started.elapsed());
         status.counters.errors = self.errors.load(Ordering::Relaxed);
-        status.overruns = self.overruns.load(Ordering::Relaxed);
+        for queue in lock(&self.queues).iter() {
+            status.overruns += queue.overruns;
+            status.queue_drops += queue.dropped;
+            status.verdicts_refused += queue.refused;
+        }
         status.counters.limits.endings = self.endings.load(Ordering::Relaxed);
         for shard in &self.shards {
             let (engine, journal) = (lock(&shard.engine), lock(&shard.journal));

@@ -34,6 +34,12 @@ pub struct Status {
     /// Packets that the kernel dropped as a queue was full; their senders send them again.
     #[serde(default)]
     pub overruns: u64,
+    /// Packets that were dropped unread, as they were longer than a message, or their message could not be read.
+    #[serde(default)]
+    pub queue_drops: u64,
+    /// Verdicts that the kernel refused, as it no longer had the packet.
+    #[serde(default)]
+    pub verdicts_refused: u64,
     /// Lines that were not logged, as there were too many.
     #[serde(default)]
     pub log_lines_skipped: u64,

@@ -55,7 +55,6 @@ impl Worker {
     pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
         let (mut patience, mut has_lapsed) = (TICK, false);
         self.queue.set_patience(patience)?;
-        let mut overruns = self.queue.overruns();
         let mut next_tick = Instant::now();
         while !end.load(Ordering::Acquire) {
             let mut packets = self.queue.wait()?;
@@ -82,7 +81,7 @@ impl Worker {
                 self.expire(now);
             }
             if now >= next_tick {
-                self.tick(now, &mut overruns);
+                self.tick(now);
                 next_tick = now + TICK;
             }
             let left = due.map_or(TICK, |due| due.saturating_duration_since(now).max(LEAST));
@@ -162,7 +161,7 @@ impl Worker {
     }
 
     /// What is to be done about once a second.
-    fn tick(&mut self, now: Instant, overruns: &mut u64) {
+    fn tick(&mut self, now: Instant) {
         let Some(shard) = self.shared.shards.get(self.own) else { return };
         let mut engine = lock(&shard.engine);
         let mut journal = lock(&shard.journal);
@@ -176,12 +175,11 @@ impl Worker {
         }
         drop((engine, journal));
         self.shared.log.sum_up(now);
-        let dropped = self.queue.overruns();
-        if dropped > *overruns {
-            let (number, more) = (self.queue.number(), dropped - *overruns);
+        let (number, counts) = (self.queue.number(), self.queue.counts());
+        let before = std::mem::replace(&mut lock(&self.shared.queues)[self.own], counts);
+        let more = counts.overruns.saturating_sub(before.overruns);
+        if more > 0 {
             tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
-            self.shared.overruns.fetch_add(more, Ordering::Relaxed);
-            *overruns = dropped;
         }
     }
 }

@@ -42,7 +42,7 @@ use crate::{
     config::{self, Config},
     gateway::{
         self, Backend, ClaimedPorts, Commits, Copies, DEADLINE, LinuxKernel, OpenPinhole, Queue,
-        RuleParameters, Table, Waker, firewall::ClaimsReader,
+        QueueCounts, RuleParameters, Table, Waker, firewall::ClaimsReader,
     },
 };
 
@@ -103,11 +103,11 @@ pub(super) fn start(
         progress: Progress::new(threads),
         started: Instant::now(),
         backend: parameters.backend().into(),
+        queues: Mutex::new(vec![QueueCounts::default(); shards.len()]),
         mailboxes: shards.iter().map(|_| Mailbox::default()).collect(),
         shards,
         copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
         errors: AtomicU64::new(0),
-        overruns: AtomicU64::new(0),
         endings: AtomicU64::new(0),
         log: Log::default(),
         health: Health::new(Instant::now()),

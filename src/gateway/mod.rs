@@ -36,7 +36,9 @@ pub use inject::Injector;
 pub use kernel::LinuxKernel;
 pub use parameters::{Backend, QueueStatement, RuleParameters};
 pub use probe::{Expecting, Features, Neighbours, Routing};
-pub use queue::{Copies, Decision, MAXIMUM_WAITING, Packet, Queue, READ_EVERY, Verdicts, Waker};
+pub use queue::{
+    Copies, Decision, MAXIMUM_WAITING, Packet, Queue, QueueCounts, READ_EVERY, Verdicts, Waker,
+};
 pub use table::{
     Commits, Condition, DEADLINE, Expectations, Heartbeat, Imprint, Notices, OpenPinhole, Pinholes,
     Table, readers, rules,

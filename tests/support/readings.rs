@@ -68,8 +68,12 @@ fn lines(bytes: &[u8], ends: Ends, telnet: Telnet) -> Vec<Vec<u8>> {
     lines
 }
 
-/// A line of `bytes` that some server takes for `PORT` or `EPRT` with an argument that `is` looked for.
-pub fn announcement(bytes: &[u8], is: impl Fn(&[u8]) -> bool) -> Option<(Ends, Telnet, Vec<u8>)> {
+/// A line of `bytes` that some server takes for one of `verbs` with an argument that `is` looked for.
+pub fn command(
+    bytes: &[u8],
+    verbs: &[&[u8]],
+    is: impl Fn(&[u8]) -> bool,
+) -> Option<(Ends, Telnet, Vec<u8>)> {
     for ends in [Ends::Lf, Ends::CrLf, Ends::CrOrLf, Ends::NulToo] {
         for telnet in [
             Telnet::Keeps,
@@ -79,16 +83,16 @@ pub fn announcement(bytes: &[u8], is: impl Fn(&[u8]) -> bool) -> Option<(Ends, T
             Telnet::TakesThree,
             Telnet::TakesEach,
         ] {
-            let announces = |line: &Vec<u8>| {
+            let commands = |line: &Vec<u8>| {
                 let line = line.trim_ascii_start().to_ascii_uppercase();
-                let verb = [&b"PORT"[..], b"EPRT"].into_iter().find(|verb| line.starts_with(verb));
+                let verb = verbs.iter().find(|verb| line.starts_with(verb));
                 let argument = verb.and_then(|verb| line.get(verb.len()..)).unwrap_or_default();
-                // What else stands before the address makes it none.
+                // What else stands before the argument makes it none.
                 let start = argument.iter().position(|b| !b.is_ascii_whitespace() && *b < 0xf0);
                 argument.first().is_some_and(u8::is_ascii_whitespace)
                     && start.is_some_and(|at| is(&argument[at..]))
             };
-            if let Some(line) = lines(bytes, ends, telnet).into_iter().find(announces) {
+            if let Some(line) = lines(bytes, ends, telnet).into_iter().find(commands) {
                 return Some((ends, telnet, line));
             }
         }

@@ -183,9 +183,9 @@ fn case_16_a_client_that_speaks_first_is_no_ftp_client() {
 #[test]
 fn case_16_what_is_held_when_the_server_turns_out_to_be_none_is_delivered() {
     let mut sim = Sim::new(with(Nat::Masquerade));
-    assert_eq!(sim.say(Client, b"P"), b"");
+    assert_eq!(sim.say(Client, b"PORT 1"), b"");
     assert_eq!(sim.say(Server, b"SSH-2.0-x\r\n"), b"SSH-2.0-x\r\n");
-    assert_eq!(sim.say(Client, b"O\r\n"), b"PO\r\n");
+    assert_eq!(sim.say(Client, b"O\r\n"), b"PORT 1O\r\n");
     assert_eq!(sim.say(Client, b"more\r\n"), b"more\r\n");
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ftp_alg_core::{
     packet::flags,
+    policy::AuthTls,
     session::Side::{Client, Server},
 };
 
@@ -12,7 +13,7 @@ use crate::{
     support::{
         Rng,
         ftp::{active, at, crossed_out, passive, text},
-        readings::{Ends, Telnet, announcement},
+        readings::{Ends, Telnet, command},
         scenario::{Nat, Scenario},
         segment::Segment,
         sim::Sim,
@@ -25,7 +26,7 @@ const THIRD: &str = "10,99,99,99,21,179";
 
 /// What some server takes for an announcement of the third host.
 fn obeyed(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
-    announcement(bytes, |argument| argument.starts_with(b"10,99,99,99,"))
+    command(bytes, &[b"PORT", b"EPRT"], |argument| argument.starts_with(b"10,99,99,99,"))
 }
 
 /// What the server gets of `line` in these pieces.
@@ -43,7 +44,13 @@ fn logged_in() -> Sim {
     Sim::logged_in(scenario)
 }
 
-const LEADS: [&[u8]; 22] = [
+fn refusing_auth() -> Scenario {
+    let mut scenario = with(Nat::Masquerade);
+    scenario.policy.auth_tls = AuthTls::Refuse;
+    scenario
+}
+
+const LEADS: [&[u8]; 26] = [
     b"NOOP\r",
     b"NOOP\n",
     b"NOOP\0",
@@ -66,16 +73,27 @@ const LEADS: [&[u8]; 22] = [
     b"NOOP\xff\xfb\n",
     b"NOOP\xff\xfb\r\n",
     b"\r \xff\xf1\x0b",
+    b"\xffP",
+    b"\xff\xf2P",
+    b"\xff\xfbE",
+    b"NOOP\r\xff\xfbP",
 ];
 
 #[test]
 fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
     let mut attacks = 0;
     for lead in LEADS {
-        for verb in [&b"PORT "[..], b"PO\xff\xf1RT ", b"PO\xff\xfb\nRT ", b"P\0ORT "] {
+        for verb in [
+            &b"PORT "[..],
+            b"PO\xff\xf1RT ",
+            b"PO\xff\xfb\nRT ",
+            b"P\0ORT ",
+            b"PORT\xff\xff\0\n",
+            b"PORT\xff\xfb8\t\n",
+        ] {
             let line = [lead, verb, THIRD.as_bytes(), b"\r\n"].concat();
             attacks += usize::from(obeyed(&line).is_some());
-            for cut in 0..lead.len() + 12 {
+            for cut in 0..lead.len() + 14 {
                 let (first, second) = line.split_at(cut);
                 let (got, sim) = heard(logged_in(), [first, second]);
                 assert_eq!(obeyed(&got), None, "{line:?} cut at {cut}: {got:?}");
@@ -366,9 +384,64 @@ fn a_client_that_speaks_before_the_greeting_opens_nothing_and_what_is_refused_is
 }
 
 #[test]
+fn before_the_greeting_a_refused_command_is_refused_however_it_is_cut() {
+    let third = |verb, end| format!("{verb}{THIRD}{end}");
+    let refused = [
+        third("PORT ", "\r\n"),
+        third("EPRT ", "\n"),
+        third("PORT \n", "\r\n"), // one line for some servers
+        third("EPRT\n", "\r\n"),
+        "AUTH TLS\r\n".into(),
+        "AUTH\nTLS\r\n".into(),
+    ];
+    for (first, refused) in ["", "FEAT\r\n", "USER x\r\n"]
+        .iter()
+        .flat_map(|first| refused.iter().map(move |refused| (first, refused)))
+    {
+        let said = format!("{first}{refused}");
+        for (one, two) in
+            (first.len()..said.len()).flat_map(|one| (one..said.len()).map(move |two| (one, two)))
+        {
+            let mut scenario = refusing_auth();
+            scenario.client.nagle = false;
+            let pieces = [&said[..one], &said[one..two], &said[two..]];
+            let (got, _) = heard(Sim::new(scenario), pieces.map(str::as_bytes));
+            let is_auth = |argument: &[u8]| argument.starts_with(b"TLS");
+            let obeyed = obeyed(&got).or_else(|| command(&got, &[b"AUTH"], is_auth));
+            assert_eq!(obeyed, None, "{said:?}, cut at {one} and {two}");
+            assert_eq!(got.len(), said.len(), "no number changes");
+        }
+    }
+}
+
+#[test]
+fn what_is_refused_is_refused_from_the_first_reply_after_a_pickup_on_however_it_is_cut() {
+    let third = format!("PORT {THIRD}\r\n");
+    for line in ["AUTH TLS\r\n", &third, "PORT 10,0,x\r\n", "EPRT |2|fe80::1%1|5282|\r\n"] {
+        for cut in 0..line.len() {
+            let mut sim = Sim::logged_in(refusing_auth());
+            sim.forget();
+            let (first, second) = line.split_at(cut);
+            for seen in [line, &crossed_out(line)] {
+                let mut heard = sim.say(Client, first.as_bytes());
+                heard.extend(sim.say(Client, second.as_bytes()));
+                assert_eq!(text(heard), seen, "cut at {cut}");
+                sim.say(Server, b"500 no\r\n");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
     // A byte that may begin an announcement ends a segment.
-    for request in [&b"GET / HTTP/1.1\r\n\r\nP"[..], b"\x16\x03\x01\0\x05abc\nEPRT", b"a\r\n\0P"] {
+    for request in [
+        &b"GET / HTTP/1.1\r\n\r\nP"[..],
+        b"\x16\x03\x01\0\x05abc\nEPRT",
+        b"a\r\n\0P",
+        b"P",
+        b"\0\xff\xf2EPRT",
+    ] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         assert_eq!(sim.say(Client, request), request);
         assert_eq!(sim.timeouts(), 0);

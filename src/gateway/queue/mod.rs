@@ -81,6 +81,17 @@ pub enum Decision<'a> {
     Drop,
 }
 
+/// What a queue has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// Packets that the kernel dropped, as the queue or our receive buffer was full.
+    pub overruns: u64,
+    /// Packets that were dropped unread: longer than a message, or in one that cannot be read.
+    pub dropped: u64,
+    /// Verdicts that the kernel refused, as on a packet that it no longer had.
+    pub refused: u64,
+}
+
 /// A queue of which this is the only reader. Closing it is dropping it: packets without a verdict
 /// are then dropped by the kernel.
 #[derive(Debug)]
@@ -91,9 +102,7 @@ pub struct Queue {
     found: Vec<Found>,
     pending: Pending,
     is_joined: bool,
-    malformed: u64,
-    refused: u64,
-    overruns: u64,
+    counts: QueueCounts,
     /// Where the kernel says what it dropped, to root only. Without that the numbers of packets show
     /// those that the receive buffer had no room for.
     statistics: Option<File>,
@@ -144,9 +153,7 @@ impl Queue {
             found: Vec::with_capacity(BATCH),
             pending: Pending::new(number),
             is_joined: false,
-            malformed: 0,
-            refused: 0,
-            overruns: 0,
+            counts: QueueCounts::default(),
             statistics: statistics.ok(),
             last: 0,
         })
@@ -200,7 +207,7 @@ impl Queue {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => break 0,
                     Some(libc::EINTR) => {}
-                    Some(libc::ENOBUFS) => self.overruns += 1,
+                    Some(libc::ENOBUFS) => self.counts.overruns += 1,
                     _ => {
                         let what = format!("reading queue {}", self.number);
                         return Err(GatewayError::system(what, error));
@@ -208,7 +215,7 @@ impl Queue {
                 },
             }
         };
-        let malformed_before = self.malformed;
+        let dropped_before = self.counts.dropped;
         let mut is_any_cut = false;
         for slot in 0..datagrams {
             let Some((start, datagram)) = self.receiver.datagram(slot) else { continue };
@@ -217,18 +224,19 @@ impl Queue {
                 match message.kind {
                     PACKET => {
                         let Some((mut packet, payload)) = parse(&message) else {
-                            self.malformed += 1;
+                            self.counts.dropped += 1;
                             self.pending.was_unreadable();
                             continue;
                         };
                         if self.statistics.is_none() {
-                            self.overruns += between(self.last, packet.id);
+                            self.counts.overruns += between(self.last, packet.id);
                             self.last = packet.id;
                         }
                         self.pending.was_read(packet.id);
                         if packet.is_cut && packet.offload.joined {
                             // More than a message holds (BIG TCP). TCP repeats it in parts.
                             is_any_cut = true;
+                            self.counts.dropped += 1;
                             self.pending.decide(packet.id, Decision::Drop, None);
                         } else if let Some(payload) = payload {
                             packet.start = start + offset_in(datagram, payload);
@@ -236,23 +244,23 @@ impl Queue {
                             self.found.push(packet);
                         } else {
                             // Nothing to judge it by; TCP repeats it.
-                            self.malformed += 1;
+                            self.counts.dropped += 1;
                             self.pending.decide(packet.id, Decision::Drop, None);
                         }
                     }
-                    netlink::ERROR if message.errno() != 0 => self.refused += 1,
+                    netlink::ERROR if message.errno() != 0 => self.counts.refused += 1,
                     _ => {}
                 }
             }
             if messages.malformed() {
-                self.malformed += 1;
+                self.counts.dropped += 1;
                 self.pending.was_unreadable();
             }
         }
         if is_any_cut && self.is_joined {
             self.part()?;
         }
-        if is_any_cut || self.malformed != malformed_before {
+        if self.counts.dropped != dropped_before {
             self.flush()?;
         }
         Ok(self.found.len())
@@ -300,23 +308,14 @@ impl Queue {
         Verdicts { socket: &self.socket, pending: &mut self.pending }
     }
 
-    /// Packets that the kernel dropped, as the queue or our receive buffer was full.
-    pub fn overruns(&self) -> u64 {
+    /// What was counted since it was opened.
+    pub fn counts(&self) -> QueueCounts {
         let mut text = [0; 4096];
         let read =
             self.statistics.as_ref().and_then(|f| f.read_at(&mut text, 0).ok()).unwrap_or_default();
         let text = String::from_utf8_lossy(text.get(..read).unwrap_or_default());
-        self.overruns + row(&text, self.number).map_or(0, |row| row.dropped)
-    }
-
-    /// Messages of the kernel that made no sense; their packets were dropped.
-    pub fn malformed(&self) -> u64 {
-        self.malformed
-    }
-
-    /// Verdicts that the kernel refused, as on a packet it no longer had.
-    pub fn refused(&self) -> u64 {
-        self.refused
+        let by_kernel = row(&text, self.number).map_or(0, |row| row.dropped);
+        QueueCounts { overruns: self.counts.overruns + by_kernel, ..self.counts }
     }
 }
 

@@ -73,7 +73,14 @@ impl Connection<'_> {
             self.tell(What::Unread(said.clone()));
             return Judged::Ruled(Ruling::Pass);
         }
+        // Without a question to the kernel: anyone can make up such a one. A reply may work without us.
+        let is_unknown = match announced.phase {
+            Phase::Joined => true,
+            Phase::Answered => !kind.is_active(),
+            _ => false,
+        };
         let plan = match (&announced.parsed, self.endpoint(announced)) {
+            _ if is_unknown => Err(No::Ignore(announced.bar.unwrap_or_default().into())),
             (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
                 Ok(None) => return Judged::Asks(None),
                 Ok(Some(plan)) => Ok(plan),
@@ -195,15 +202,6 @@ impl Connection<'_> {
     /// What is to be opened for `endpoint`; `None` if it is to be looked up first how the connection is translated.
     fn plan(&mut self, announced: &Announced, endpoint: SocketAddr) -> Result<Option<Plan>, No> {
         let Announced { kind, bar, .. } = *announced;
-        // Without a question to the kernel: anyone can make up such a one. A reply may work without us.
-        let is_unknown = match announced.phase {
-            Phase::Joined => true,
-            Phase::Answered => !kind.is_active(),
-            _ => false,
-        };
-        if let Some(bar) = bar.filter(|_| is_unknown) {
-            return Err(No::Ignore(bar.into()));
-        }
         if !announced.asked {
             return Err(No::Ignore("it answers no PASV or EPSV".into()));
         }

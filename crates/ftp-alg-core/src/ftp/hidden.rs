@@ -68,7 +68,7 @@ pub struct Hidden {
 
 impl Hidden {
     /// Where in `line`, the start of a line or all of it, the verb of a `PORT`, `EPRT`, or with `auth` an `AUTH`, ends
-    /// for some server, and a blank follows. So does one of which the rest may be in the next line: where a Telnet
+    /// for some server, and a blank or LF follows. So does one of which the rest may be in the next line: where a Telnet
     /// command has the LF for its option, or a subnegotiation begins.
     pub fn find(line: &[u8], auth: bool) -> Option<usize> {
         let mut state = Self { now: START, skips: 0, last: 0 };
@@ -109,7 +109,9 @@ impl Hidden {
     fn step(&mut self, byte: u8, auth: bool) -> bool {
         let before = self.now;
         let words = if auth { 3 } else { 2 };
-        let is_verb = is_blank(byte) && (0..words).any(|word| before & bit(word, 4) != 0);
+        // Whoever ends lines at CR LF may take an LF for a blank.
+        let ends_word = is_blank(byte) || byte == b'\n';
+        let is_verb = ends_word && (0..words).any(|word| before & bit(word, 4) != 0);
         let last = std::mem::replace(&mut self.last, byte);
         if is_verb || last == IAC && byte == SB && before & START != 0 {
             return true;
@@ -200,6 +202,7 @@ mod tests {
                 b"PO\xff\xf1RT ",
                 b"PO\xff\xfb\x01RT\r",
                 b"PO\xffRT ",
+                b"PORT\xff\xff\0\n",
             ] {
                 let line = [lead, verb].concat();
                 assert_eq!(Hidden::find(&line, false), Some(line.len() - 1), "{line:?}");

@@ -79,7 +79,7 @@ pub enum Step {
     Nothing,
     /// `PORT` or `EPRT`; [`Dialogue::announced`] must be told what became of it.
     Announces,
-    /// `AUTH`; [`Dialogue::auth`] must be told whether it goes on.
+    /// `AUTH`; [`Dialogue::auth`] must be told if it goes on.
     Auth,
 }
 
@@ -346,9 +346,9 @@ impl Dialogue {
         self.await_reply(if is_known { Awaited::Refused(reason) } else { Awaited::Other });
     }
 
-    /// Says whether the `AUTH` just read goes on to the server.
-    pub fn auth(&mut self, passed: bool) {
-        self.await_reply(if passed { Awaited::Auth } else { Awaited::Other });
+    /// Says that the `AUTH` just read goes on to the server.
+    pub fn auth(&mut self) {
+        self.await_reply(Awaited::Auth);
     }
 
     /// Reads a complete line of the server.

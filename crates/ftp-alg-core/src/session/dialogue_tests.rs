@@ -221,7 +221,7 @@ fn encryption_needs_a_234_to_an_auth() {
     let mut dialogue = logged_in();
     assert_eq!(answered(&mut dialogue, "234 x"), Meaning::Nothing);
     assert_eq!(said(&mut dialogue, "AUTH TLS"), Step::Auth);
-    dialogue.auth(true);
+    dialogue.auth();
     let mut refused = dialogue.clone();
     assert_eq!(answered(&mut refused, "534 no"), Meaning::Nothing);
     assert!(refused.is_logged_in());
@@ -233,7 +233,7 @@ fn encryption_needs_a_234_to_an_auth() {
         assert_eq!(plain.is_logged_in(), session);
     }
     assert_eq!(said(&mut refused, "AUTH GSSAPI"), Step::Auth);
-    refused.auth(true);
+    refused.auth();
     assert_eq!(answered(&mut refused, "334 go on"), Meaning::Nothing);
     assert!(!refused.is_logged_in());
 }
@@ -270,7 +270,7 @@ fn a_reply_to_a_forgotten_command_means_nothing_and_later_ones_are_told_apart() 
     for _ in 0..50 {
         said(&mut dialogue, "PASV");
         said(&mut dialogue, "AUTH TLS");
-        dialogue.auth(true);
+        dialogue.auth();
     }
     let forgotten = 100 - (MAX_AWAITED as u32 - 1);
     for number in 0..forgotten {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, ops::Range};
 use super::{
     Announced, Dialogue, Inspection, Known, Limit, Phase, Question, Read, Reason, Refusal, Refused,
     Request, Ruling, Side, Then,
+    adjust::CROSSED_OUT,
     dialogue::{Meaning, Step},
     limits::{MAX_HELD, VERB},
 };
@@ -169,7 +170,13 @@ fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
     let start = (end - word).max(delivered);
     let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    (start < stop).then(|| (start..stop, crossed(&line[start..stop])))
+    if start < end || line[..delivered] == *CROSSED_LINE {
+        return (start < stop).then(|| (start..stop, crossed(&line[start..stop])));
+    }
+    // The verb goes on. What stands behind it becomes a part of it; where that is a bare LF alone that does, as some servers
+    // read an argument behind it.
+    let stop = if start < stop || line.ends_with(b"\r\n") { stop } else { line.len() };
+    (start < stop).then(|| (start..stop, vec![CROSSED_OUT; stop - start]))
 }
 
 /// What stands for the start of a line whose rest is crossed out as it comes.
@@ -202,11 +209,15 @@ fn plain_line(
         *read = Read::NotFtpClient;
     }
     LineRead::Done(match (step, command) {
-        (Step::Announces, _) if hidden => {
+        (Step::Announces | Step::Auth, _) if hidden => {
             dialogue.announced(false);
             None
         }
-        (Step::Announces, Some(command)) if cut => {
+        (Step::Auth, _) if !pass.refuses_auth || phase == Phase::Joined => {
+            dialogue.auth();
+            None
+        }
+        (Step::Announces | Step::Auth, Some(command)) if cut => {
             dialogue.announced(false);
             if line[..delivered] != *CROSSED_LINE {
                 pass.refused(Refused::Hidden);
@@ -223,17 +234,9 @@ fn plain_line(
             let question = Question::Announcement(announced);
             return LineRead::Asks(Request::new(question, Then::Command { whole }));
         }
-        (Step::Auth, _) if hidden => {
-            dialogue.auth(false);
-            None
-        }
-        (Step::Auth, _) if pass.refuses_auth && whole => {
-            pass.refused(Refused::Auth);
-            cross_out(dialogue, &text, line, Reason::Auth, true)
-        }
         (Step::Auth, _) => {
-            dialogue.auth(true);
-            None
+            pass.refused(Refused::Auth);
+            cross_out(dialogue, &text, line, Reason::Auth, whole)
         }
         _ => None,
     })

@@ -218,9 +218,9 @@ impl Reading<'_> {
                 Side::Client => Command::may_announce(&text, self.pass.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
             };
-            // Of what may be another protocol's no byte waits for the next: its server may wait for it, too.
-            let is_early = matches!(self.dialogue.phase(), Phase::Early | Phase::EarlyFeat);
-            hold &= !is_early || text.bytes().len() > VERB;
+            // Before the greeting a start goes on until it is more than a verb, as the server of another protocol may wait
+            // for it. Of what is refused the rest is crossed out then, so what is obeyed does not depend on the cuts.
+            hold &= self.dialogue.phase().has_greeted() || text.bytes().len() > VERB;
         }
         let refused = if before + chunk.len() > MAX_HELD {
             Some(Refused::Overlong)
@@ -290,7 +290,7 @@ impl Reading<'_> {
         };
         let Some(lead) = start.checked_sub(self.direction.line().len()) else { return 0 };
         let is_all = lead == chunk.len();
-        if !is_all && !Command::may_announce(&text, self.pass.refuses_auth) {
+        if !is_all && !self.begins_alike(&line[..start], &text) {
             return 0;
         }
         let mut unfinished = if is_all { text.unfinished().max(may_go_on(&line)) } else { 0 };
@@ -304,6 +304,14 @@ impl Reading<'_> {
         }
         self.direction.pass_over(line[..start].to_vec(), unfinished);
         lead
+    }
+
+    /// Whether `text`, which may announce, begins behind `lead` for all servers: some take one byte more for a part of a
+    /// Telnet command, and may see a verb behind that.
+    fn begins_alike(&self, lead: &[u8], text: &Text<'_>) -> bool {
+        let may_announce = |text: &Text<'_>| Command::may_announce(text, self.pass.refuses_auth);
+        let is_option = lead.last().is_some_and(|byte| *byte >= 0xf0);
+        may_announce(text) && !(is_option && may_announce(&Text::new(&text.bytes()[1..])))
     }
 
     /// The connection is not FTP: from here on nothing is read.
