@@ -6,12 +6,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg_core::packet::{Packet, Seq, flags};
+use ftp_alg_core::packet::{Packet, ReorderQueue, Seq, Waiting, flags};
 
 /// How many segments of one direction wait behind a gap.
 const MAX_WAITING: usize = 64;
-/// How many bytes of them.
-const MAX_WAITING_BYTES: usize = 1 << 20;
+/// How many bytes of them: as many as there can be.
+const MAX_WAITING_BYTES: usize = MAX_WAITING << 16;
 
 /// A segment of a control connection, as captured.
 #[derive(Clone, Debug)]
@@ -22,6 +22,12 @@ pub struct Segment {
     pub time: Duration,
     /// The whole IP packet.
     pub bytes: Vec<u8>,
+}
+
+impl AsRef<[u8]> for Segment {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// What a segment's headers say.
@@ -97,8 +103,7 @@ pub struct Flow {
 pub struct Direction {
     /// The first number that was not handed on.
     pub next: Seq,
-    waiting: Vec<Segment>,
-    waiting_bytes: usize,
+    waiting: ReorderQueue<Segment, MAX_WAITING, MAX_WAITING_BYTES>,
     /// The latest of the frames that the unfinished line came in.
     pub line_frame: u64,
     /// The last acknowledgement that was written: as captured, and as written.
@@ -112,31 +117,21 @@ impl Direction {
     }
 
     /// Keeps a segment that starts past a gap. Says whether there is room for more.
-    pub fn wait(&mut self, segment: Segment) -> bool {
-        let Some(seq) = seq_of(&segment) else { return true };
-        let at = self
-            .waiting
-            .iter()
-            .position(|other| seq_of(other).is_some_and(|other| other.is_after(seq)))
-            .unwrap_or(self.waiting.len());
-        self.waiting_bytes += segment.bytes.len();
-        self.waiting.insert(at, segment);
-        self.waiting.len() < MAX_WAITING && self.waiting_bytes < MAX_WAITING_BYTES
+    pub fn wait(&mut self, facts: &Facts, segment: Segment) -> bool {
+        let Facts { seq, end, .. } = *facts;
+        self.waiting.insert(Waiting { flow: (), seq, end, item: segment })
+            && self.waiting.iter().len() < MAX_WAITING
     }
 
     /// The segment that is next, if it is here; or the first past the gap, if `any` will do.
     pub fn take_ready(&mut self, any: bool) -> Option<Segment> {
-        let ready = self.first_waiting().is_some_and(|seq| any || !seq.is_after(self.next));
-        ready.then(|| {
-            let segment = self.waiting.remove(0);
-            self.waiting_bytes -= segment.bytes.len();
-            segment
-        })
+        let is_ready = any || !self.first_waiting()?.is_after(self.next);
+        is_ready.then(|| self.waiting.take_first())?.map(|waiting| waiting.item)
     }
 
     /// Where the first segment past the gap starts.
     pub fn first_waiting(&self) -> Option<Seq> {
-        seq_of(self.waiting.first()?)
+        self.waiting.iter().next().map(|first| first.seq)
     }
 
     /// Takes note that the bytes of `payload`, which start at `seq`, were handed on with `frame`.
@@ -163,8 +158,4 @@ impl Direction {
         let old = self.next.distance_from(facts.seq);
         payload.get(usize::try_from(old).ok()?..).filter(|new| !new.is_empty())
     }
-}
-
-fn seq_of(segment: &Segment) -> Option<Seq> {
-    Some(Packet::parse(&segment.bytes).ok()?.seq())
 }

@@ -176,7 +176,7 @@ impl<W: Write> Player<W> {
         let time = segment.time;
         let direction = self.direction(key, from);
         if facts.seq.is_after(direction.next) && !facts.has(flags::RST) {
-            if direction.wait(segment) {
+            if direction.wait(&facts, segment) {
                 return Ok(());
             }
             if let Some(seq) = self.direction(key, from).first_waiting() {

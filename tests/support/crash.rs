@@ -18,11 +18,13 @@ pub struct Crashes {
     chance: f64,
     rng: Rng,
     pub count: u64,
+    /// What becomes of it next, if that is not left to chance.
+    pub next: Option<Fate>,
 }
 
 impl Crashes {
     pub fn new(chance: f64, rng: Rng) -> Self {
-        Self { chance, rng, count: 0 }
+        Self { chance, rng, count: 0, next: None }
     }
 
     /// Whether there are any.
@@ -34,6 +36,7 @@ impl Crashes {
     pub fn fate(&mut self) -> Fate {
         let (crashes, writes) = (self.rng.chance(self.chance), self.rng.chance(0.5));
         match (crashes, writes) {
+            _ if self.next.is_some() => self.next.take().unwrap_or(Fate::GoesOn),
             (false, _) => Fate::GoesOn,
             (true, false) => Fate::Crashes,
             (true, true) => Fate::WritesAndCrashes,

@@ -117,7 +117,10 @@ impl Selection {
         });
         match *mark {
             Some(Attention::None) => Way::Passes,
-            Some(Attention::Every | Attention::Watched) => Way::Queued(Mark::Every),
+            Some(Attention::Every | Attention::Watched) => {
+                let ended = segment.is_some_and(|segment| self.has_ended(now, segment));
+                Way::Queued(if ended { Mark::EndedCalmBefore } else { Mark::Every })
+            }
             Some(Attention::Calm) => {
                 let Some(segment) = segment else { return Way::Passes };
                 let payload = &segment.payload;
@@ -144,10 +147,15 @@ impl Selection {
                 }
                 let Some(segment) = segment else { return Way::Queued(Mark::From(from)) };
                 self.note_end(now, segment);
-                let ended = self.calm_ends.get(&segment.seq).is_some_and(|until| now < *until);
+                let ended = self.has_ended(now, segment);
                 Way::Queued(if ended { Mark::EndedCalmBefore } else { Mark::From(from) })
             }
         }
+    }
+
+    /// Whether a segment that ended a calm begins where this one does.
+    fn has_ended(&self, now: u64, segment: &Segment) -> bool {
+        self.calm_ends.get(&segment.seq).is_some_and(|until| now < *until)
     }
 
     /// What follows a FIN is queued.

@@ -11,8 +11,10 @@ use ftp_alg_core::{
 
 use crate::{
     support::{
+        crash,
         scenario::{Nat, Scenario},
         segment::Segment,
+        selection::{Mark, Way},
         sim::{Sim, daemon::Decision},
     },
     with,
@@ -69,22 +71,49 @@ impl Restarted {
 
     /// Such a packet.
     fn packet(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+        let segment = self.segment(from, seq, ack, payload);
+        let (client, server) = (self.sim.translation.client, self.sim.translation.server);
+        match from {
+            Client => segment.packet(client, server),
+            Server => segment.packet(server, client),
+        }
+    }
+
+    fn segment(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Segment {
         let (own, other) = match from {
             Client => (self.client, self.server),
             Server => (self.server, self.client),
         };
-        let segment = Segment {
+        Segment {
             seq: own.wrapping_add(seq),
             ack: other.wrapping_add(ack),
             flags: flags::ACK,
             window: 30_000,
             payload: payload.to_vec(),
             ..Segment::default()
+        }
+    }
+
+    /// Such a packet, and what the rules say as they queue it.
+    fn queued(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> (Vec<u8>, Queued) {
+        let (segment, packet) =
+            (self.segment(from, seq, ack, payload), self.packet(from, seq, ack, payload));
+        let attention = &mut self.sim.kernel.attention;
+        let way = self.sim.selection.way(0, attention, from, packet.len(), Some(&segment));
+        let Way::Queued(mark) = way else { panic!("{way:?}") };
+        let how = Queued {
+            ended_calm: mark == Mark::EndedCalm,
+            ended_calm_before: mark == Mark::EndedCalmBefore,
+            every: mark == Mark::Every,
+            ..OTHER
         };
-        let (client, server) = (self.sim.translation.client, self.sim.translation.server);
-        match from {
-            Client => segment.packet(client, server),
-            Server => segment.packet(server, client),
+        (packet, how)
+    }
+
+    /// Takes packets that were queued one after the other.
+    fn take_all<const N: usize>(&mut self, packets: [(Vec<u8>, Queued); N]) {
+        for (packet, how) in packets {
+            self.sim.decided(Instant::now(), &packet, how);
         }
     }
 
@@ -256,6 +285,40 @@ fn a_port_behind_lines_that_nobody_saw_opens_once_the_server_has_them() {
     assert_eq!(gateway.take(Client, 8, 20, PORT, OTHER), Fate::Accept);
     assert_eq!(gateway.opened(), 1);
     assert_eq!(gateway.sim.engine().counters().lost, 0);
+}
+
+const TYPE: &[u8] = b"TYPE I\r\n";
+const TYPED: &[u8] = b"200 Type set to I\r\n";
+
+/// A daemon asks the server what it has, so the kernel queues every packet, and dies before it writes anything.
+#[test]
+fn a_port_that_ended_the_calm_opens_where_every_packet_is_queued_since() {
+    let mut gateway = Restarted::new();
+    let (client, server) = (TYPE.len() as u32, TYPED.len() as u32);
+    let segment = gateway.segment(Client, client, server, PORT);
+    gateway.sim.crashes.next = Some(crash::Fate::Crashes);
+    assert_eq!(gateway.sim.forge(Client, &segment), None);
+    assert_eq!(gateway.sim.kernel.attention, Some(Attention::Every));
+    let reply = gateway.queued(Server, 0, client, TYPED);
+    let port = gateway.queued(Client, client, server, PORT);
+    gateway.take_all([reply, port]);
+    assert_eq!(gateway.opened(), 1);
+}
+
+/// A command that passed is sent again, as its reply ended the calm while the daemon was away.
+#[test]
+fn a_227_that_ended_the_calm_opens_where_every_packet_is_queued_since() {
+    let mut gateway = Restarted::new();
+    let (client, server) = (TYPE.len() as u32, TYPED.len() as u32);
+    let after = (server + PASSIVE.len() as u32, client + 6);
+    drop(gateway.queued(Server, server, after.1, PASSIVE));
+    let command = gateway.queued(Client, client, server, b"PASV\r\n");
+    gateway.take_all([command]);
+    assert_eq!(gateway.sim.kernel.attention, Some(Attention::Every), "the server is asked");
+    let answer = gateway.queued(Server, after.0, after.1, b"");
+    let reply = gateway.queued(Server, server, after.1, PASSIVE);
+    gateway.take_all([answer, reply]);
+    assert_eq!(gateway.opened(), 1);
 }
 
 /// The start of a line was dropped while nobody was there, and the other end acknowledged it all the same: so its sender

@@ -96,6 +96,11 @@ impl<T: AsRef<[u8]>, const COUNT: usize, const BYTES: usize, F: PartialEq>
         true
     }
 
+    /// Takes out the first segment.
+    pub fn take_first(&mut self) -> Option<Waiting<T, F>> {
+        (!self.is_empty()).then(|| self.segments.remove(0))
+    }
+
     /// Takes out a segment that starts at `next` or before it: the one that reaches furthest.
     pub fn take_due(&mut self, next: Seq) -> Option<Waiting<T, F>> {
         let due = self.iter().enumerate().filter(|(_, segment)| !segment.seq.is_after(next));
