@@ -44,7 +44,9 @@ pub fn client_line(
     }
     let edit = plain_line(dialogue, line, delivered, overtaken, hidden.is_some(), pass, read);
     let Some(end) = hidden else { return edit };
-    if is_allowed(dialogue, line, end, pass) {
+    if overtaken {
+        pass.refused(Refused::Overtaken); // what has passed asks nothing
+    } else if is_allowed(dialogue, line, end, pass) {
         return None;
     }
     cross_out_from(line, delivered, end)
