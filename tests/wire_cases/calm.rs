@@ -553,6 +553,18 @@ fn what_waited_comes_again_where_a_calm_began_meanwhile() {
     assert_eq!(attack.sim.dropped, 1, "its turn has come");
 }
 
+/// Whatever passed, an engine has nothing to ask of it.
+#[test]
+fn a_copy_asks_nothing() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.sim.read_copies();
+    let odd = b"NOOP\rPORT 10,99,99,99,9,9\r\n";
+    attack.copied(&attack.packet(0, odd));
+    let next = attack.packet(odd.len() as i32, b"SITE x\r\n");
+    let (_, _, heard) = attack.sim.decided(Instant::now(), &next, ENDED);
+    assert!(heard.ends_with(b"SITE x\r\n"), "{heard:?}");
+}
+
 /// Both ends together: commands that nobody answers, acknowledged by packets that carry nothing.
 #[test]
 fn what_is_kept_of_a_calm_client_has_a_limit() {

@@ -58,10 +58,13 @@ fn hidden_line(
     overtaken: bool,
     pass: &mut Inspection,
 ) -> LineRead {
-    // Nothing else hides behind it.
+    if overtaken {
+        pass.refused(Refused::Overtaken); // what has passed asks nothing
+        return LineRead::Done(cross_out_from(line, delivered, end));
+    }
     let text = Text::new(&line[verb_start(line, end)..]);
-    let is_alone = !overtaken && !Hidden::may_be_in(&line[end..]);
-    let command = Command::parse(&text).filter(|_| is_alone);
+    // Nothing else hides behind it.
+    let command = Command::parse(&text).filter(|_| !Hidden::may_be_in(&line[end..]));
     let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
         pass.refused(Refused::Hidden);
         return LineRead::Done(cross_out_from(line, delivered, end));

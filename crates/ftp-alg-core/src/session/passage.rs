@@ -198,6 +198,7 @@ impl Session {
             return;
         }
         self.reading(from, Pushed::of(packet), pass).passed(seq, payload);
+        debug_assert!(pass.request.is_none(), "asks: {}", payload.escape_ascii());
         self.see_acknowledgements();
     }
 
