@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Arrival, Effects, Queued, Token, carry_out};
+use ftp_alg_core::engine::{Arrival, Effects, Token, carry_out};
 
 use super::{
     host::{Hands, OwnQueue},
     shard::{Home, lock},
     shared::Shared,
 };
-use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Packet, Queue, RuleParameters};
+use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Queue, RuleParameters};
 
 /// How long a worker waits for a packet before it looks at what has expired.
 const TICK: Duration = Duration::from_secs(1);
@@ -107,12 +107,14 @@ impl Worker {
             }
         }
         let index = *own as u16; // as many as there are queues
-        let arrival = |packet: Packet<'_>| arrival(index, &packet, parameters, late);
         for (shard, effects) in effects.iter_mut().enumerate() {
             if homes.contains(&shard) {
                 let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == shard);
-                let arrivals =
-                    own.map(|(packet, _)| Arrival { bytes: packet.payload, ..arrival(packet) });
+                let arrivals = own.map(|(packet, _)| Arrival {
+                    token: Token { queue: index, id: packet.id, mark: packet.mark },
+                    bytes: packet.payload,
+                    how: parameters.queued(packet.mark, packet.offload, late),
+                });
                 lock(&shared.shards[shard].engine).take(now, arrivals, effects);
             }
         }
@@ -181,28 +183,5 @@ impl Worker {
         if more > 0 {
             tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
         }
-    }
-}
-
-/// A packet of queue `index`, with what the rules say of it.
-fn arrival(
-    index: u16,
-    packet: &Packet<'_>,
-    parameters: &RuleParameters,
-    is_late: bool,
-) -> Arrival<'static> {
-    let Packet { id, mark, offload, .. } = *packet;
-    Arrival {
-        token: Token { queue: index, id, mark },
-        bytes: &[],
-        how: Queued {
-            offload,
-            ended_calm: !is_late && parameters.has_ended_calm(mark),
-            ended_calm_before: !is_late && parameters.has_ended_calm_before(mark),
-            may_wait: true,
-            from: parameters.from(mark),
-            every: parameters.is_every(mark),
-            is_late,
-        },
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Knows only numbers, not the rules that have them.
 
-use ftp_alg_core::engine::{Answer, Side};
+use ftp_alg_core::{
+    engine::{Answer, Queued, Side},
+    packet::Offload,
+};
 use serde::{Deserialize, Serialize};
 
 use super::GatewayError;
@@ -160,34 +163,27 @@ impl RuleParameters {
         self.is_calm
     }
 
-    /// Whether a packet of packet mark `mark` has ended the calm of its connection.
-    pub fn has_ended_calm(&self, mark: u32) -> bool {
-        mark & self.mask() == self.none | self.every
-    }
-
-    /// Which end sent a packet of packet mark `mark`, if the rules say so.
-    pub fn from(&self, mark: u32) -> Option<Side> {
-        match mark & self.mask() {
-            bits if bits == self.every => Some(Side::Client),
-            bits if bits == self.data => Some(Side::Server),
-            _ => None,
+    /// What the rules say of a packet by its packet mark. One that `is_late` has waited, and may have ended no calm.
+    pub fn queued(&self, mark: u32, offload: Offload, is_late: bool) -> Queued {
+        let bits = mark & self.mask();
+        Queued {
+            offload,
+            ended_calm: !is_late && bits == self.none | self.every,
+            ended_calm_before: !is_late && bits == self.none | self.data,
+            may_wait: true,
+            from: match bits {
+                _ if bits == self.every => Some(Side::Client),
+                _ if bits == self.data => Some(Side::Server),
+                _ => None,
+            },
+            every: bits == self.none,
+            is_late,
         }
-    }
-
-    /// Whether a packet of packet mark `mark` was queued because every packet of its connection is.
-    pub fn is_every(&self, mark: u32) -> bool {
-        mark & self.mask() == self.none
     }
 
     /// Whether a packet of packet mark `mark` ends a connection that the selection had no room to note.
     pub fn is_unnoted_end(&self, mark: u32) -> bool {
         mark & self.mask() == self.data | self.every
-    }
-
-    /// Whether a packet of packet mark `mark` is a segment that ended the calm of its connection before, and was
-    /// sent again.
-    pub fn has_ended_calm_before(&self, mark: u32) -> bool {
-        mark & self.mask() == self.none | self.data
     }
 
     /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
@@ -229,12 +225,12 @@ mod tests {
             let RuleParameters { data, every, none, .. } = parameters;
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
-                let ended = (
-                    parameters.has_ended_calm(mark),
-                    parameters.has_ended_calm_before(mark),
-                    parameters.is_unnoted_end(mark),
-                );
-                (parameters.from(mark), ended, parameters.is_every(mark))
+                let queued = parameters.queued(mark, Offload::default(), false);
+                let late = parameters.queued(mark, Offload::default(), true);
+                assert!(!late.ended_calm && !late.ended_calm_before);
+                let unnoted = parameters.is_unnoted_end(mark);
+                let ended = (queued.ended_calm, queued.ended_calm_before, unnoted);
+                (queued.from, ended, queued.every)
             };
             let (client, server) = (Some(Side::Client), Some(Side::Server));
             let no_end = (false, false, false);
