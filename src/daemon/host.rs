@@ -108,8 +108,8 @@ impl Host for Hands<'_> {
         }
     }
 
-    fn events(&mut self, events: Vec<Event>, more: u64) {
-        self.shared.heed(self.now, (events, more));
+    fn events(&mut self, events: &mut Vec<Event>, more: u64) {
+        self.shared.heed(self.now, events, more);
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Logs what an engine decided, one line each, and that there were `more` which it did not keep.
-    pub fn events(&self, now: Instant, (events, more): (Vec<Event>, u64)) {
+    pub fn events(&self, now: Instant, events: &[Event], more: u64) {
         if events.is_empty() {
             return;
         }

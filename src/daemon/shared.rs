@@ -67,13 +67,13 @@ impl Shared {
     }
 
     /// Logs what an engine decided.
-    pub(super) fn heed(&self, now: Instant, events: (Vec<Event>, u64)) {
-        for event in &events.0 {
+    pub(super) fn heed(&self, now: Instant, events: &[Event], more: u64) {
+        for event in events {
             if let What::Expired(pinhole, kind) = event.what {
                 self.health.expired(pinhole, kind, (event.client, event.server));
             }
         }
-        self.log.events(now, events);
+        self.log.events(now, events, more);
     }
 
     /// Sees to what the health of the daemon depends on, and tells what is new of it. To be called each second.

@@ -134,8 +134,8 @@ impl Host for Hands<'_> {
         }
     }
 
-    fn events(&mut self, events: Vec<Event>, _: u64) {
-        self.daemon.events.extend(events);
+    fn events(&mut self, events: &mut Vec<Event>, _: u64) {
+        self.daemon.events.append(events);
     }
 }
 

@@ -40,7 +40,7 @@ pub trait Host {
     fn give(&mut self, effects: &[Effects]);
 
     /// Takes note of what was decided, and of how much more.
-    fn events(&mut self, _events: Vec<Event>, _more: u64) {}
+    fn events(&mut self, _events: &mut Vec<Event>, _more: u64) {}
 }
 
 /// Carries out `all`, of different engines, and leaves nothing in them.
@@ -195,9 +195,10 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     if errors > 0 {
         host.with(effects.shard, |engine| engine.count_errors(errors));
     }
-    let (events, more) = effects.take_events();
+    let (events, more) = effects.events.all();
     if !events.is_empty() || more > 0 {
         host.events(events, more);
+        events.clear();
     }
     effects.clear();
 }

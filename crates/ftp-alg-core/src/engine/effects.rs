@@ -7,8 +7,7 @@ use std::{
 };
 
 use super::{
-    Answer, Attention, Event, KernelError, Pinhole, Queued, Translation, event::Events,
-    pinholes::Attempt,
+    Answer, Attention, KernelError, Pinhole, Queued, Translation, event::Events, pinholes::Attempt,
 };
 use crate::session::{DropReason, Request, Side};
 
@@ -232,11 +231,6 @@ impl Effects {
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.record_ends.iter().copied());
         starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
-    }
-
-    /// What was decided; of much the beginning, and of how much more only the number is known.
-    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
-        self.events.take()
     }
 
     /// All of it was done. What is still asked stays.

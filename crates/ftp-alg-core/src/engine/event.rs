@@ -146,9 +146,14 @@ impl Events {
     }
 
     /// Several, and as many as `more` of which only the number is known.
-    pub fn add(&mut self, events: Vec<Event>, more: u64) {
-        events.into_iter().for_each(|event| self.push(event));
+    pub fn add(&mut self, events: &mut Vec<Event>, more: u64) {
+        events.drain(..).for_each(|event| self.push(event));
         self.more += more;
+    }
+
+    /// Those that wait, to be emptied, and how many more there were.
+    pub fn all(&mut self) -> (&mut Vec<Event>, u64) {
+        (&mut self.list, std::mem::take(&mut self.more))
     }
 
     /// Those that wait, and how many more there were.

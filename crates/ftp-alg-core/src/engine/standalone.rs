@@ -153,7 +153,7 @@ impl<K: Kernel> Host for Standalone<K> {
         }
     }
 
-    fn events(&mut self, events: Vec<Event>, more: u64) {
+    fn events(&mut self, events: &mut Vec<Event>, more: u64) {
         self.events.add(events, more);
     }
 }
