@@ -21,6 +21,9 @@ use crate::{
     gateway::{Backend, Imprint},
 };
 
+/// Which rules are loaded, and what holds the pinholes.
+const IMPRINT: &str = "table.json";
+const BACKEND: &str = "backend";
 /// What each journal begins with, up to its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
 /// Length and checksum of a record, both as 32 bits, little end first.
@@ -147,40 +150,37 @@ impl StateDir {
         Ok(records)
     }
 
-    /// Where it is written which rules are loaded.
-    pub(super) fn imprint_path(&self) -> PathBuf {
-        self.path.join("table.json")
-    }
-
     /// The rules that an earlier daemon loaded; `None` if none did here, or that cannot be read, as then
     /// they are loaded again.
     pub(super) fn imprint(&self) -> Option<Imprint> {
-        let text = fs::read_to_string(self.imprint_path()).ok()?;
+        let text = fs::read_to_string(self.path.join(IMPRINT)).ok()?;
         let (origin, imprint): (String, Imprint) = serde_json::from_str(&text).ok()?;
         (origin == self.origin).then_some(imprint)
     }
 
     /// Remembers which rules are loaded.
-    pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> io::Result<()> {
-        let text = serde_json::to_string(&(&self.origin, imprint))?;
-        replace(&self.imprint_path(), text.as_bytes()).map(drop)
-    }
-
-    /// Where it is written what holds the pinholes.
-    pub(super) fn backend_path(&self) -> PathBuf {
-        self.path.join("backend")
+    pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> Result<(), String> {
+        let text = serde_json::to_string(&(&self.origin, imprint)).unwrap_or_default();
+        self.remember(IMPRINT, &text, "will load the rules again, too")
     }
 
     /// The back end of an earlier daemon; `None` if there was none here.
     pub(super) fn backend(&self) -> Option<Backend> {
-        let text = fs::read_to_string(self.backend_path()).ok()?;
+        let text = fs::read_to_string(self.path.join(BACKEND)).ok()?;
         text.strip_prefix(&self.origin)?.trim_end().parse().ok()
     }
 
     /// Remembers which back end is in use.
-    pub(super) fn set_backend(&self, backend: Backend) -> io::Result<()> {
+    pub(super) fn set_backend(&self, backend: Backend) -> Result<(), String> {
         let text = format!("{}{backend}\n", self.origin);
-        replace(&self.backend_path(), text.as_bytes()).map(drop)
+        self.remember(BACKEND, &text, "may take another back end")
+    }
+
+    fn remember(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {
+        let path = self.path.join(file);
+        replace_with(&path, |file| file.write_all(text.as_bytes())).map(drop).map_err(|error| {
+            format!("{}: {error}; a daemon that is started again {otherwise}", path.display())
+        })
     }
 }
 
@@ -208,11 +208,6 @@ fn put_aside(journal: &Path, why: &Refusal) -> io::Result<()> {
         aside.display()
     );
     fs::rename(journal, aside)
-}
-
-/// Puts a file with this content in the place of the one at `path`, at once.
-fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
-    replace_with(path, |file| file.write_all(content))
 }
 
 /// Puts a file with what `write` writes in the place of the one at `path`, at once. Gives it, at its end.

@@ -329,10 +329,7 @@ impl Workers {
         }
         self.keep_imprint();
         if let Err(error) = self.state.set_backend(parameters.backend()) {
-            self.shared.fail(&format!(
-                "{}: {error}; a daemon that is started again may take another back end",
-                self.state.backend_path().display()
-            ));
+            self.shared.fail(&error);
         }
         self.tell_of_selection();
         if !restored {
@@ -381,10 +378,7 @@ impl Workers {
     fn keep_imprint(&self) {
         let imprint = self.table.as_ref().and_then(Table::imprint);
         if let Err(error) = self.state.set_imprint(imprint.as_ref()) {
-            self.shared.fail(&format!(
-                "{}: {error}; a daemon that is started again will load the rules again, too",
-                self.state.imprint_path().display()
-            ));
+            self.shared.fail(&error);
         }
     }
 }

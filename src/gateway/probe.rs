@@ -10,8 +10,6 @@ use std::{
     path::Path,
 };
 
-use nftnl::{Chain, MsgType, ProtoFamily};
-
 use super::{
     GatewayError, QueueStatement, RuleParameters,
     broker::{
@@ -24,13 +22,12 @@ use super::{
             CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
             Requests, Tuple,
         },
-        nft::Batch,
     },
     parameters::TABLE,
     queue,
     table::{
         compiled::as_draft,
-        loading::{nft, no_queue, queue_rule},
+        loading::{nft, try_queue_rule},
         rules::render_nftables,
     },
 };
@@ -249,7 +246,7 @@ fn queueing(
         // Under another name: the table itself may have an owner.
         match check(&as_draft(&render_nftables(&parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}
-            Ok(()) => queue_target(&parameters, socket)?,
+            Ok(()) => try_queue_rule(&parameters, socket)?,
             Err(error @ GatewayError::RulesRefused { .. }) => {
                 refused = Some(error);
                 continue;
@@ -259,30 +256,6 @@ fn queueing(
         return Ok((statement, parameters.is_calm()));
     }
     Err(refused.unwrap_or_else(not_permitted))
-}
-
-/// Tries the iptables target in a transaction whose last message cannot succeed: it deletes a
-/// chain that is not there. So the kernel checks the rule, and commits nothing.
-fn queue_target(parameters: &RuleParameters, socket: &mut Socket) -> Result<(), GatewayError> {
-    let failed = |error| GatewayError::system("nf_tables", error);
-    let mut refused = None;
-    // Linux 6.1 loads the target's module by a name that begins with the family's, and has none
-    // for inet.
-    for family in [ProtoFamily::Inet, ProtoFamily::Ipv4, ProtoFamily::Inet] {
-        let table = nftnl::Table::new(c"ftp_alg_probe", family);
-        let chain = Chain::new(c"probe", &table);
-        let mut batch = Batch::new();
-        batch.object(&table, MsgType::Add);
-        batch.object(&chain, MsgType::Add);
-        let rule = batch.object(&queue_rule(&chain, parameters), MsgType::Add);
-        batch.object(&Chain::new(c"absent", &table), MsgType::Del);
-        let outcome = batch.send(socket).map_err(failed)?;
-        refused = outcome.error_of(rule);
-        if refused.is_none() && matches!(family, ProtoFamily::Inet) {
-            return Ok(());
-        }
-    }
-    Err(no_queue(refused.unwrap_or(libc::ENOENT)))
 }
 
 /// How many control connections have the kernel's helper.

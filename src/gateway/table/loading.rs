@@ -112,8 +112,7 @@ impl Loader<'_> {
                 libc::EOPNOTSUPP | libc::EINVAL if failed == table && is_owned => is_owned = false,
                 libc::ENOENT if queueing == Some(failed) && !has_asked_for_module => {
                     has_asked_for_module = true;
-                    let parameters = RuleParameters::default();
-                    self.load_module(|chain| queue_rule(chain, &parameters))?;
+                    try_queue_rule(self.parameters, self.socket)?;
                 }
                 _ if queueing.is_some_and(|first| failed >= first) => {
                     return Err(no_queue(errno));
@@ -155,23 +154,6 @@ impl Loader<'_> {
         batch.flush_chain(QUEUEING);
         Some(batch.object(&queue_rule(&chain, self.parameters), MsgType::Add))
     }
-
-    /// Has the kernel load the module that a rule needs, in a transaction that leaves nothing behind: Linux
-    /// 6.1 loads those of iptables by a name that begins with the family's, and has none for inet.
-    fn load_module(
-        &mut self,
-        rule: impl for<'a> FnOnce(&'a Chain<'a>) -> Rule<'a>,
-    ) -> Result<(), GatewayError> {
-        let table = nftnl::Table::new(c"ftp_alg_probe", ProtoFamily::Ipv4);
-        let chain = Chain::new(c"c", &table);
-        let mut batch = Batch::new();
-        batch.object(&table, MsgType::Add);
-        batch.object(&chain, MsgType::Add);
-        batch.object(&rule(&chain), MsgType::Add);
-        batch.object(&table, MsgType::Del);
-        batch.send(self.socket).map_err(netlink_failed)?;
-        Ok(())
-    }
 }
 
 /// Removes a draft that could not be put into its place.
@@ -195,7 +177,7 @@ fn no_helper() -> GatewayError {
     }
 }
 
-pub(in crate::gateway) fn no_queue(errno: i32) -> GatewayError {
+fn no_queue(errno: i32) -> GatewayError {
     match errno {
         libc::ENOENT | libc::EOPNOTSUPP => GatewayError::FeatureMissing {
             what: GatewayError::QUEUE_RULES.into(),
@@ -237,15 +219,38 @@ pub(in crate::gateway) fn nft(arguments: &[&str], text: &str) -> Result<(), Gate
     Err(GatewayError::RulesRefused { message })
 }
 
-pub(in crate::gateway) fn queue_rule<'a>(
-    chain: &'a Chain<'a>,
-    parameters: &RuleParameters,
-) -> Rule<'a> {
+fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
     let by_processor = parameters.is_by_processor();
     rule.add_expr(&NfQueue { first, total: last - first + 1, by_processor });
     rule
+}
+
+/// Tries the iptables target in a transaction whose last message cannot succeed: it deletes a
+/// chain that is not there. So the kernel checks the rule, loads the target's module, and commits nothing.
+pub(in crate::gateway) fn try_queue_rule(
+    parameters: &RuleParameters,
+    socket: &mut Socket,
+) -> Result<(), GatewayError> {
+    let mut refused = None;
+    // Linux 6.1 loads the target's module by a name that begins with the family's, and has none
+    // for inet.
+    for family in [ProtoFamily::Inet, ProtoFamily::Ipv4, ProtoFamily::Inet] {
+        let table = nftnl::Table::new(c"ftp_alg_probe", family);
+        let chain = Chain::new(c"probe", &table);
+        let mut batch = Batch::new();
+        batch.object(&table, MsgType::Add);
+        batch.object(&chain, MsgType::Add);
+        let rule = batch.object(&queue_rule(&chain, parameters), MsgType::Add);
+        batch.object(&Chain::new(c"absent", &table), MsgType::Del);
+        let outcome = batch.send(socket).map_err(netlink_failed)?;
+        refused = outcome.error_of(rule);
+        if refused.is_none() && matches!(family, ProtoFamily::Inet) {
+            return Ok(());
+        }
+    }
+    Err(no_queue(refused.unwrap_or(libc::ENOENT)))
 }
 
 /// The iptables target NFQUEUE as an nftables expression; only nft_compat knows it.
