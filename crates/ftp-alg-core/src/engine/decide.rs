@@ -57,24 +57,24 @@ impl Engine {
         self.follow(now, packet, decision, deciding, effects);
     }
 
-    /// Goes on with a packet whose session has waited for `answer`.
+    /// Goes on with a packet whose session has waited for `answer`. If that was given up meanwhile, it is decided anew.
     pub(super) fn go_on(
         &mut self,
         now: Instant,
         packet: &Arrival<'_>,
         session: SessionRef,
-        answer: Option<Answered>,
+        answer: Answered,
         effects: &mut Effects,
     ) {
         let mut deciding = Deciding { session, ..Deciding::UNKNOWN };
         let read = Packet::parse(packet.bytes).map(|read| read.left_to(packet.how.offload));
         let entry = self.table.get_of(session.index, session.id);
-        let decision = if let (Ok(read), Some(Entry { control, .. })) = (read, entry) {
-            let from = control.side(read.endpoints().0);
-            self.inspect(now, (packet, &read, from), answer, &mut deciding, effects)
-        } else {
-            Decision::Verdict(Verdict::Accept) // it was read, and its session is there
+        let (Ok(read), Some(Entry { control, .. })) = (read, entry) else {
+            return self.arrive(now, packet, effects);
         };
+        let from = control.side(read.endpoints().0);
+        let decision =
+            self.inspect(now, (packet, &read, from), Some(answer), &mut deciding, effects);
         self.follow(now, packet, decision, deciding, effects);
     }
 

@@ -64,7 +64,7 @@ impl Engine {
             control.busy = false;
         }
         match waited {
-            Some((packet, answer @ Some(_))) => self.go_on(now, &packet, session, answer, effects),
+            Some((packet, Some(answer))) => self.go_on(now, &packet, session, answer, effects),
             Some((packet, None)) => self.arrive(now, &packet, effects),
             None => {}
         }
