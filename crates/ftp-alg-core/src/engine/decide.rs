@@ -73,7 +73,7 @@ impl Engine {
         match self.decision(now, &packet, answers, &mut deciding, effects) {
             Decision::Verdict(verdict) => self.release(packet, verdict, deciding, effects),
             Decision::Wait => self.reorder(now, packet, effects),
-            Decision::Park(stage) => self.park(packet, deciding.session, stage),
+            Decision::Park(stage) => self.park(packet, deciding.session, stage, effects),
         }
     }
 
@@ -437,7 +437,8 @@ fn forward(
     Decision::Verdict(match outcome.forward {
         Forward::Unchanged => Verdict::Accept,
         Forward::Drop(reason) => Verdict::Drop(reason),
-        Forward::Asks => Verdict::Drop(DropReason::LimitReached), // asked above
+        // Not reached: what asks was parked.
+        Forward::Asks => Verdict::Drop(DropReason::KernelRefused),
         Forward::Changed { seq, ack, flags, .. } if asks => {
             let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
             send_rest(connection, from, rebuilt(&edit));

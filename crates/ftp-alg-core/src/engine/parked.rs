@@ -3,11 +3,19 @@
 
 use std::time::Instant;
 
-use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token, decide::Stage};
+use super::{
+    Arrival, DropReason, Effects, Engine, Entry, Queued, SessionRef, Token, Verdict,
+    decide::{Deciding, Stage},
+};
 use crate::{
     packet::{Endpoint, Packet},
     session::{Answers, Side},
 };
+
+/// So many packets wait behind those that ask. With `fanout = "cpu"` other workers read on while one asks.
+pub(super) const MOST_PARKED: usize = 1024;
+/// So many bytes.
+const MOST_BYTES: usize = 4 << 20;
 
 /// A packet that waits.
 pub(super) struct Parked {
@@ -41,10 +49,20 @@ impl Engine {
         control.busy.then_some(SessionRef { index, id: control.id })
     }
 
-    /// Keeps a packet: one that asks before those that wait for it, any other behind all.
+    /// Keeps a packet: one that asks before those that wait for it, any other behind all, if there is room.
     #[cold]
-    pub(super) fn park(&mut self, packet: Arrival<'_>, session: SessionRef, stage: Stage) {
+    pub(super) fn park(
+        &mut self,
+        packet: Arrival<'_>,
+        session: SessionRef,
+        stage: Stage,
+        effects: &mut Effects,
+    ) {
         let Arrival { token, bytes, how } = packet;
+        if matches!(stage, Stage::Behind) && !self.may_park(bytes) {
+            let verdict = Verdict::Drop(DropReason::Overflow);
+            return self.release(packet, verdict, Deciding::UNKNOWN, effects);
+        }
         let first = match stage {
             Stage::Behind => None,
             _ => self.parked.iter().position(|parked| parked.session == session),
@@ -54,9 +72,21 @@ impl Engine {
         self.parked.insert(first.unwrap_or(self.parked.len()), parked);
     }
 
-    /// Keeps a copy behind the packets of its session.
+    fn may_park(&self, bytes: &[u8]) -> bool {
+        let waiting: usize = self.parked.iter().map(|parked| parked.bytes.len()).sum();
+        self.parked.len() < MOST_PARKED && waiting + bytes.len() <= MOST_BYTES
+    }
+
+    /// Keeps a copy behind the packets of its session. Where there is no room it is lost.
     #[cold]
     pub(super) fn park_copy(&mut self, bytes: &[u8], session: SessionRef) {
+        if !self.may_park(bytes) {
+            self.counters.errors += 1;
+            if let Some(entry) = self.table.get_of(session.index, session.id) {
+                entry.session.lose_copies();
+            }
+            return;
+        }
         self.parked.push(Parked { session, bytes: bytes.to_vec(), input: Input::Copy });
     }
 
