@@ -40,7 +40,8 @@ impl Shard {
         lock(&self.journal).recover(&mut engine)
     }
 
-    /// Packets passed by unread for some time, of any of its connections.
+    /// Packets passed by unread for some time, of any of its connections. Not by `carry_out`: nothing is asked or given, and
+    /// it must be written before the next sign of life.
     pub(super) fn lapse(&self) -> io::Result<()> {
         let mut effects = Effects::default();
         let mut engine = lock(&self.engine);

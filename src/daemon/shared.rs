@@ -118,7 +118,8 @@ impl Shared {
         }
     }
 
-    /// Opens what sessions hold and `is_missing`, for the rest of its time.
+    /// Opens what sessions hold and `is_missing`, for the rest of its time. Not by `carry_out`: no packet waits for it, and no
+    /// session changes.
     pub(super) fn open_again(
         &self,
         kernel: &mut LinuxKernel,

@@ -7,7 +7,6 @@ use super::{
     connection::Connection,
     control::{Entry, Grant},
     effects::{Purpose, SessionRef},
-    parked::Input,
     table::Key,
     telling::{mark_afresh, wanted},
 };
@@ -132,7 +131,7 @@ impl Engine {
         let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
         effects.is_touched = true;
         if let Some(session) = self.busy_session(index) {
-            self.park(bytes, session, Input::Copy);
+            self.park_copy(bytes, session);
             return true;
         }
         let moment = self.epoch.moment(now);

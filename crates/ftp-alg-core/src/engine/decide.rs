@@ -10,7 +10,6 @@ use super::{
     control::{Control, Grant},
     effects::{Ask, Purpose, Released, SessionRef},
     memory::is_to_be_weighed,
-    parked::Input,
     parting::part,
     shares::is_to_be_counted,
     telling::{acknowledge, send_rest, wanted},
@@ -91,10 +90,7 @@ impl Engine {
         match decision {
             Decision::Verdict(verdict) => self.release(packet, verdict, deciding, effects),
             Decision::Wait => self.reorder(now, packet, effects),
-            Decision::Behind => {
-                let Arrival { token, bytes, how } = *packet;
-                self.park(bytes, deciding.session, Input::Packet { token, how });
-            }
+            Decision::Behind => self.park(packet, deciding.session, effects),
             Decision::Asked => {}
         }
     }
@@ -480,7 +476,8 @@ fn forward(
     Decision::Verdict(match outcome.forward {
         Forward::Unchanged => Verdict::Accept,
         Forward::Drop(reason) => Verdict::Drop(reason),
-        Forward::Asks => Verdict::Drop(DropReason::LimitReached), // asked above
+        // Not reached: what asks was parked.
+        Forward::Asks => Verdict::Drop(DropReason::KernelRefused),
         Forward::Changed { seq, ack, flags, .. } if asks => {
             let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
             send_rest(connection, from, rebuilt(&edit));

@@ -1,6 +1,6 @@
-//! Which segments may wait for what they overtook.
+//! Which segments may wait: for what they overtook, and behind one that asks.
 
-use super::*;
+use super::{super::parked::MOST_PARKED, *};
 
 impl Conversation {
     /// Hands in `packet` with patience.
@@ -57,4 +57,24 @@ fn what_a_stranger_may_have_sent_does_not_wait() {
     let mut talk = Conversation::logged_in();
     let early = talk.ahead(Side::Client, 1 << 21);
     assert_eq!(talk.hand_early(&early), Fate::Drop);
+}
+
+#[test]
+fn behind_one_that_asks_so_many_packets_wait_and_more_are_dropped() {
+    let mut talk = Conversation::logged_in();
+    let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
+    let later = talk.ahead(Side::Client, 22);
+    let (now, engine, mut effects) = (talk.now, &mut talk.gateway.engine, Effects::default());
+    let arrivals = std::iter::once(&port).chain(std::iter::repeat_n(&later, MOST_PARKED));
+    let arrivals = arrivals.zip(0..).map(|(bytes, id)| Arrival {
+        token: Token { id, ..Token::default() },
+        bytes,
+        how: Queued::default(),
+    });
+    engine.take(now, arrivals, &mut effects);
+    assert!(effects.asks());
+    let dropped = effects.verdicts.iter().map(|released| (released.token.id, &released.verdict));
+    let last = (MOST_PARKED as u32, &Verdict::Drop(DropReason::Overflow));
+    assert!(dropped.eq([last]), "{:?}", effects.verdicts);
+    assert_eq!(engine.counters().drops.of(DropReason::Overflow), 1);
 }

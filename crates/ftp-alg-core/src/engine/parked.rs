@@ -2,11 +2,19 @@
 
 use std::time::Instant;
 
-use super::{Arrival, Effects, Engine, Entry, Queued, SessionRef, Token};
+use super::{
+    Arrival, DropReason, Effects, Engine, Entry, Queued, SessionRef, Token, Verdict,
+    decide::Deciding,
+};
 use crate::{
     packet::Packet,
     session::{Answered, Side},
 };
+
+/// So many packets wait behind those that ask. With `fanout = "cpu"` other workers read on while one asks.
+pub(super) const MOST_PARKED: usize = 1024;
+/// So many bytes.
+const MOST_BYTES: usize = 4 << 20;
 
 /// A packet that waits.
 pub(super) struct Parked {
@@ -31,10 +39,39 @@ impl Engine {
         control.busy.then_some(SessionRef { index, id: control.id })
     }
 
-    /// Keeps a packet behind those of its session.
+    /// Keeps a packet behind those of its session, if there is room.
     #[cold]
-    pub(super) fn park(&mut self, bytes: &[u8], session: SessionRef, input: Input) {
+    pub(super) fn park(
+        &mut self,
+        packet: &Arrival<'_>,
+        session: SessionRef,
+        effects: &mut Effects,
+    ) {
+        let Arrival { token, bytes, how } = *packet;
+        if !self.may_park(bytes) {
+            let verdict = Verdict::Drop(DropReason::Overflow);
+            return self.release(packet, verdict, Deciding::UNKNOWN, effects);
+        }
+        let input = Input::Packet { token, how };
         self.parked.push(Parked { session, bytes: bytes.to_vec(), input });
+    }
+
+    fn may_park(&self, bytes: &[u8]) -> bool {
+        let waiting: usize = self.parked.iter().map(|parked| parked.bytes.len()).sum();
+        self.parked.len() < MOST_PARKED && waiting + bytes.len() <= MOST_BYTES
+    }
+
+    /// Keeps a copy behind the packets of its session. Where there is no room it is lost.
+    #[cold]
+    pub(super) fn park_copy(&mut self, bytes: &[u8], session: SessionRef) {
+        if !self.may_park(bytes) {
+            self.counters.errors += 1;
+            if let Some(entry) = self.table.get_of(session.index, session.id) {
+                entry.session.lose_copies();
+            }
+            return;
+        }
+        self.parked.push(Parked { session, bytes: bytes.to_vec(), input: Input::Copy });
     }
 
     /// Takes out all that wait for `session`.

@@ -2,8 +2,10 @@
 //!
 //! A record says what a session is once the packets that were decided so far have passed, or that it is
 //! gone; of several about one session the last counts. Whoever keeps them writes them before it gives
-//! those verdicts: what was not written has not passed either, and is sent again. Times are
-//! milliseconds since a moment that both daemons know.
+//! those verdicts: what was queued and not written has not passed either, and is retransmitted. Records
+//! may run ahead of verdicts, as one worker's batch writes what another has decided as well: the
+//! retransmission was read before, and goes on as it was read. What took the fast path may have passed
+//! and not be written (`is_calm`). Times are milliseconds since a moment that both daemons know.
 
 use std::{
     borrow::Cow,

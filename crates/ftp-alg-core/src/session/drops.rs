@@ -28,11 +28,13 @@ pub enum DropReason {
     KernelRefused,
     /// Others of its connection may have passed unread while it was queued.
     Stale,
+    /// Its session waits for the kernel, and too many packets wait with it.
+    Overflow,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
         Self::Overlap,
@@ -44,6 +46,7 @@ impl DropReason {
         Self::Resegmented,
         Self::KernelRefused,
         Self::Stale,
+        Self::Overflow,
     ];
 
     /// Its name in `ftp-alg status`.
@@ -60,6 +63,7 @@ impl DropReason {
             Self::Resegmented => "resegmented",
             Self::KernelRefused => "kernel_refused",
             Self::Stale => "stale",
+            Self::Overflow => "overflow",
         }
     }
 }
