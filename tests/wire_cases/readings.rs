@@ -90,6 +90,7 @@ fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
             b"P\0ORT ",
             b"PORT\xff\xff\0\n",
             b"PORT\xff\xfb8\t\n",
+            b"PORT\xff\xff\r\n",
         ] {
             let line = [lead, verb, THIRD.as_bytes(), b"\r\n"].concat();
             attacks += usize::from(obeyed(&line).is_some());

@@ -81,7 +81,8 @@ impl Hidden {
                 interrupted = at;
             }
             if state.step(byte, auth) {
-                return Some(at);
+                // What stands in place of this byte may be taken for the Telnet command's, too.
+                return Some(if state.is_interrupted(auth) { interrupted } else { at });
             }
             at += 1;
             if state.now | state.skips == 0 {
