@@ -316,18 +316,13 @@ impl Session {
 
     /// It was calm when it was saved, and since then nothing has passed that may not pass in a calm.
     pub fn had_calm(&mut self) {
-        self.miss(Seen::ButLines);
+        self.standing.set_seen(Seen::ButLines);
     }
 
-    /// Anything may have passed unread.
+    /// Anything may have passed unread. A client could go on with other bytes at the numbers of those that its server has, so
+    /// the server is asked first what it has.
     pub fn lapse(&mut self) {
-        self.miss(Seen::Unknown);
-    }
-
-    /// Some of it passed unread. A client could go on with other bytes at the numbers of those that its server has, so the
-    /// server is asked first what it has.
-    fn miss(&mut self, seen: Seen) {
-        self.standing.set_seen(seen);
+        self.standing.set_seen(Seen::Unknown);
         if self.standing.is_followed() {
             self.lose_copies();
             self.client.space.ask_at_next_gap();

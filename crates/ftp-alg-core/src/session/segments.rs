@@ -3,7 +3,6 @@
 
 use super::{
     Limit, Note, Side,
-    fast_path::Barrier,
     reading::{Ends, Reading},
 };
 use crate::packet::Seq;
@@ -81,11 +80,7 @@ impl Reading<'_> {
             self.dialogue.miss(self.from);
             self.ahead();
         }
-        if self.direction.barrier() == Some(Barrier::Unknown) {
-            self.direction.space.ask_at_next_gap();
-        }
         if self.from == Side::Client {
-            self.dialogue.miss(self.from); // the answers to those ahead as well, perhaps
             self.direction.forget_acknowledged(self.unacknowledged);
         }
     }
