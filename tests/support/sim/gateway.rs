@@ -297,7 +297,11 @@ impl Sim {
     fn work_on(&mut self, worker: usize) {
         let now = self.now;
         if self.traces {
-            self.trace_daemon(&format!("worker {worker}: {:?}", self.queues.stages[worker]));
+            let step = self.daemon.next_step(worker);
+            self.trace_daemon(&format!(
+                "worker {worker}: {:?} {step:?}",
+                self.queues.stages[worker]
+            ));
         }
         match self.queues.stages[worker] {
             Stage::Idle => {}

@@ -34,7 +34,8 @@ fn answer(session: &Session, control: &mut Control, now: Option<Moment>) -> Answ
     }
     let is_calm = control.attention() == Some(Attention::Calm);
     let has_raced = now.is_none_or(|now| control.has_raced(now, REMINDER));
-    if session.is_calm() && control.rival().is_none() && !has_raced {
+    // What waits for an answer of the kernel was queued before, and may change numbers.
+    if session.is_calm() && control.rival().is_none() && !(has_raced || control.busy) {
         if is_calm || control.grant != Grant::None {
             return Answer::Nothing;
         }
