@@ -72,8 +72,8 @@ pub struct Selection {
     pub takes_any_length: bool,
     /// Until when what follows a FIN is queued.
     ending: u64,
-    /// The sequence numbers of packets that ended a calm, and until when they are known.
-    calm_ends: BTreeMap<u32, u64>,
+    /// The sequence numbers of the client's packets and of the server's that ended a calm, and until when they are known.
+    calm_ends: [BTreeMap<u32, u64>; 2],
     /// Whether the engine has read copies since it last wrote what it knows.
     pub unwritten: bool,
     /// Whether copies were lost, or a crash took what was read of them.
@@ -94,7 +94,7 @@ impl Selection {
             is_read: true,
             takes_any_length: false,
             ending: 0,
-            calm_ends: BTreeMap::new(),
+            calm_ends: Default::default(),
             unwritten: false,
             lost: false,
             passed: 0,
@@ -118,7 +118,7 @@ impl Selection {
         match *mark {
             Some(Attention::None) => Way::Passes,
             Some(Attention::Every | Attention::Watched) => {
-                let ended = segment.is_some_and(|segment| self.has_ended(now, segment));
+                let ended = segment.is_some_and(|segment| self.has_ended(now, from, segment));
                 Way::Queued(if ended { Mark::EndedCalmBefore } else { Mark::Every })
             }
             Some(Attention::Calm) => {
@@ -137,7 +137,7 @@ impl Selection {
                 } else {
                     *mark = Some(Attention::Payload);
                     self.note_end(now, segment);
-                    self.calm_ends.insert(segment.seq, now + CALM_END);
+                    self.calm_ends[from as usize].insert(segment.seq, now + CALM_END);
                     Way::Queued(Mark::EndedCalm)
                 }
             }
@@ -147,15 +147,15 @@ impl Selection {
                 }
                 let Some(segment) = segment else { return Way::Queued(Mark::From(from)) };
                 self.note_end(now, segment);
-                let ended = self.has_ended(now, segment);
+                let ended = self.has_ended(now, from, segment);
                 Way::Queued(if ended { Mark::EndedCalmBefore } else { Mark::From(from) })
             }
         }
     }
 
-    /// Whether a segment that ended a calm begins where this one does.
-    fn has_ended(&self, now: u64, segment: &Segment) -> bool {
-        self.calm_ends.get(&segment.seq).is_some_and(|until| now < *until)
+    /// Whether a segment of `from` that ended a calm begins where this one does.
+    fn has_ended(&self, now: u64, from: Side, segment: &Segment) -> bool {
+        self.calm_ends[from as usize].get(&segment.seq).is_some_and(|until| now < *until)
     }
 
     /// What follows a FIN is queued.
@@ -218,6 +218,6 @@ impl Selection {
     /// Another connection begins on the same endpoints.
     pub fn begin(&mut self) {
         self.ending = 0;
-        self.calm_ends.clear();
+        self.calm_ends = Default::default();
     }
 }
