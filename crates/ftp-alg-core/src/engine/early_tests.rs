@@ -65,7 +65,7 @@ fn behind_one_that_asks_so_many_packets_wait_and_more_are_dropped() {
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.ahead(Side::Client, 22);
     let (now, engine, mut effects) = (talk.now, &mut talk.gateway.engine, Effects::default());
-    let arrivals = std::iter::once(&port).chain(std::iter::repeat_n(&later, MOST_PARKED));
+    let arrivals = std::iter::once(&port).chain(std::iter::repeat_n(&later, MOST_PARKED + 1));
     let arrivals = arrivals.zip(0..).map(|(bytes, id)| Arrival {
         token: Token { id, ..Token::default() },
         bytes,
@@ -74,7 +74,26 @@ fn behind_one_that_asks_so_many_packets_wait_and_more_are_dropped() {
     engine.take(now, arrivals, &mut effects);
     assert!(effects.asks());
     let dropped = effects.verdicts.iter().map(|released| (released.token.id, &released.verdict));
-    let last = (MOST_PARKED as u32, &Verdict::Drop(DropReason::Overflow));
+    let last = (MOST_PARKED as u32 + 1, &Verdict::Drop(DropReason::Overflow));
     assert!(dropped.eq([last]), "{:?}", effects.verdicts);
     assert_eq!(engine.counters().drops.of(DropReason::Overflow), 1);
+}
+
+#[test]
+fn what_asked_for_a_session_that_was_given_up_is_decided_anew() {
+    let mut talk = Conversation::logged_in();
+    let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
+    let (now, mut effects) = (talk.now, Effects::default());
+    let token = Token { id: u32::MAX, ..Token::default() };
+    let arrival = Arrival { token, bytes: &port, how: Queued::default() };
+    talk.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
+    assert!(effects.asks());
+    talk.gateway.engine.forget_between(talk.client, talk.server);
+    carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
+    let given = talk.gateway.given().iter().filter(|released| released.token == token);
+    assert!(given.map(|released| &released.verdict).eq([&Verdict::Accept]));
+    assert!(talk.gateway.kernel.open.is_empty());
+    // It is the first that is known of another session.
+    let (session, _) = talk.gateway.engine.session(talk.client, talk.server).unwrap();
+    assert_eq!(session.state(), "joined");
 }
