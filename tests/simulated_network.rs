@@ -130,8 +130,8 @@ fn lines_that_a_crash_forgot_make_no_server_execute_an_announcement() {
 #[test]
 fn seeds_that_went_wrong_once_do_not_again() {
     let seeds = [
-        4376, 5988, 95_491, 125_600, 185_313, 221_884, 412_436, 591_887, 626_462, 10_369_591,
-        10_681_226, 20_345_091,
+        4376, 5988, 95_491, 125_600, 185_313, 221_884, 412_436, 591_887, 626_462, 999_780,
+        10_369_591, 10_681_226, 20_345_091,
     ];
     seeds.into_iter().for_each(dialogue);
 }

@@ -190,7 +190,8 @@ impl Queues {
 
     /// Copies are read soon.
     pub fn read_copies_soon(&mut self, now: u64) {
-        if !std::mem::replace(&mut self.copies_are_due, true) {
+        // Without a daemon nobody reads them.
+        if !self.is_away && !std::mem::replace(&mut self.copies_are_due, true) {
             let at = now + self.rng.below(READ_EVERY) as u64;
             self.add(at, Due::Copies);
         }
