@@ -173,8 +173,8 @@ impl Engine {
         if let Some(index) = found
             && let Some(Entry { control, .. }) = self.table.get_mut(index)
         {
-            let is_of_client = control.side(source) == Side::Client;
-            if is_of_client && self.interrupted.contains(&index) {
+            let from = control.side(source);
+            if from == Side::Client && self.interrupted.contains(&index) {
                 return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
             }
             if control.busy {
@@ -182,10 +182,13 @@ impl Engine {
                 return Decision::Behind;
             }
             let is_certain = !packet.has(flags::SYN) && control.rival().is_none();
-            known = is_certain.then_some(index);
+            known = is_certain.then_some((index, from));
         }
-        let index = known.or_else(|| self.entry_of(now, &packet, found, *how, effects));
-        let Some(index) = index else {
+        let known = known.or_else(|| {
+            let index = self.entry_of(now, &packet, found, *how, effects)?;
+            Some((index, self.table.get_mut(index)?.control.side(source)))
+        });
+        let Some((index, from)) = known else {
             trace_unread(bytes, "no session follows it");
             return ACCEPT;
         };
@@ -194,7 +197,6 @@ impl Engine {
             return ACCEPT;
         };
         control.last = moment;
-        let from = control.side(source);
         let says = from == Side::Client && !packet.payload().is_empty();
         if says && control.grant == Grant::Revoked {
             return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
@@ -244,7 +246,7 @@ impl Engine {
         deciding.was_held = session.wants_every_packet();
         let mut connection = Connection {
             now,
-            moment: self.epoch.moment(now),
+            moment: control.last,
             index,
             policy: self.policy.within(control.network()),
             control,

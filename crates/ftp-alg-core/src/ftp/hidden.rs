@@ -8,7 +8,7 @@
 //! `IAC WILL` for an option even if it is an LF, so that a verb may go on in what is the next line here: a verb that
 //! is interrupted there counts as one.
 
-use super::text::is_blank;
+use super::text::{Text, has_odd, is_blank};
 
 const IAC: u8 = 0xff;
 const SB: u8 = 0xfa;
@@ -23,17 +23,12 @@ pub enum LineEnd {
     Odd,
 }
 
-/// Whether `byte` may be left out, or end a line, for some server.
-fn is_odd(byte: u8) -> bool {
-    byte >= SE || matches!(byte, 0 | b'\r' | b'\n')
-}
-
-/// Whether everybody takes `line` for one line: it ends with CR LF, has no other CR, LF or NUL, and no Telnet command
-/// of which one of these two may be a part.
-pub fn is_plain(line: &[u8]) -> LineEnd {
+/// Whether everybody takes `line`, which is read as `text`, for one line: it ends with CR LF, has no other CR, LF or NUL,
+/// and no Telnet command of which one of these two may be a part.
+pub fn is_plain(line: &[u8], text: &Text<'_>) -> LineEnd {
+    let is_odd = text.is_odd(); // mostly there is nothing of these
     let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Odd };
-    // Mostly there is nothing of these.
-    if !text.iter().fold(false, |found, byte| found | is_odd(*byte)) {
+    if !is_odd {
         return LineEnd::Plain;
     }
     let touches = text.iter().rev().take(2).any(|byte| *byte == IAC);
@@ -101,9 +96,7 @@ impl Hidden {
 
     /// Whether there is anything in `line` that needs a look: all others have one beginning only.
     pub fn may_be_in(line: &[u8]) -> bool {
-        let text = line.strip_suffix(b"\n").unwrap_or(line);
-        let text = text.strip_suffix(b"\r").unwrap_or(text);
-        text.iter().fold(false, |found, byte| found | is_odd(*byte))
+        has_odd(line)
     }
 
     /// Reads one more byte. Whether a verb ended before it.
@@ -154,7 +147,7 @@ mod tests {
             b"STOR \xf0\x9f\x98\x80.jpg\r\n",
             b"229 x (|||5|)\r\n",
         ] {
-            assert_eq!(is_plain(line), LineEnd::Plain, "{line:?}");
+            assert_eq!(is_plain(line, &Text::new(line)), LineEnd::Plain, "{line:?}");
         }
         for line in [
             &b"RETR a\n"[..],
@@ -168,7 +161,7 @@ mod tests {
             b"RETR a",
             b"",
         ] {
-            assert_eq!(is_plain(line), LineEnd::Odd, "{line:?}");
+            assert_eq!(is_plain(line, &Text::new(line)), LineEnd::Odd, "{line:?}");
         }
     }
 

@@ -22,14 +22,15 @@ pub struct Text<'a> {
     origins: Vec<usize>,
     start: usize,
     indented: bool,
+    odd: bool,
     unfinished: usize,
 }
 
 impl<'a> Text<'a> {
     /// Reads `line`, with or without its CR LF (or bare LF).
     pub fn new(line: &'a [u8]) -> Self {
-        // Lines are short: looking at every byte costs less than stopping at the first.
-        if line.iter().fold(false, |found, byte| found | matches!(*byte, IAC | 0)) {
+        let odd = has_odd(line);
+        if odd && line.iter().any(|byte| matches!(*byte, IAC | 0)) {
             return Self::cleaned(line);
         }
         let end = trimmed_end(line);
@@ -40,6 +41,7 @@ impl<'a> Text<'a> {
             origins: Vec::new(),
             start,
             indented,
+            odd,
             unfinished: 0,
         }
     }
@@ -77,7 +79,7 @@ impl<'a> Text<'a> {
         origins.truncate(end);
         bytes.drain(..start);
         origins.drain(..start);
-        Self { bytes: Cow::Owned(bytes), origins, start: 0, indented, unfinished }
+        Self { bytes: Cow::Owned(bytes), origins, start: 0, indented, odd: true, unfinished }
     }
 
     /// The readable bytes.
@@ -88,6 +90,11 @@ impl<'a> Text<'a> {
     /// Whether blanks stand before the readable bytes.
     pub fn is_indented(&self) -> bool {
         self.indented
+    }
+
+    /// Whether the line has a byte in it that is left out, or ends a line, for some server.
+    pub fn is_odd(&self) -> bool {
+        self.odd
     }
 
     /// How many bytes at the end are the start of a Telnet command that goes on.
@@ -107,6 +114,19 @@ impl<'a> Text<'a> {
 /// What some servers pass over before a verb, and take for its end: what C calls white space.
 pub(super) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r')
+}
+
+/// Whether `byte` may be left out, or end a line, for some server.
+pub(super) fn is_odd(byte: u8) -> bool {
+    byte >= LOWEST || matches!(byte, 0 | b'\r' | b'\n')
+}
+
+/// Whether `line` has such a byte before its end.
+pub(super) fn has_odd(line: &[u8]) -> bool {
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    // Lines are short: looking at every byte costs less than stopping at the first.
+    text.iter().fold(false, |found, byte| found | is_odd(*byte))
 }
 
 fn is_graphic(byte: Option<&u8>) -> bool {

@@ -9,7 +9,7 @@ use super::{
     dialogue::{Meaning, Step},
     limits::{MAX_HELD, VERB},
 };
-use crate::ftp::{Announcement, Command, Hidden, Kind, LineEnd, Malformed, Text, Verb, is_plain};
+use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
 
 /// A range of the line and what takes its place.
 pub type LineEdit = Option<(Range<usize>, Vec<u8>)>;
@@ -32,19 +32,18 @@ pub fn client_line(
     pass: &mut Inspection,
     read: &mut Read,
 ) -> LineRead {
-    let is_odd = Hidden::may_be_in(line);
-    let is_plain_text = !is_odd && line.ends_with(b"\r\n");
-    dialogue.client_line_ended(if is_plain_text { LineEnd::Plain } else { is_plain(line) });
-    let hidden = if is_odd { hidden(dialogue, line, pass) } else { None };
+    let text = Text::new(line);
+    dialogue.client_line_ended(is_plain(line, &text));
+    let hidden = if text.is_odd() { hidden(dialogue, line, pass) } else { None };
     if hidden.is_none() && is_crossed_start(line, delivered) && dialogue.phase() == Phase::Verified
     {
         dialogue.refused(Reason::TooLong);
         return LineRead::Done(None);
     }
     let Some(end) = hidden else {
-        return plain_line(dialogue, line, delivered, overtaken, false, pass, read);
+        return plain_line(dialogue, (line, &text), delivered, overtaken, false, pass, read);
     };
-    plain_line(dialogue, line, delivered, overtaken, true, pass, read);
+    plain_line(dialogue, (line, &text), delivered, overtaken, true, pass, read);
     hidden_line(dialogue, line, (delivered, end), overtaken, pass)
 }
 
@@ -193,16 +192,15 @@ pub fn crossed(bytes: &[u8]) -> Vec<u8> {
 /// Reads a line as one. Where something is `hidden` in it, all of it is refused by whoever asks.
 fn plain_line(
     dialogue: &mut Dialogue,
-    line: &[u8],
+    (line, text): (&[u8], &Text<'_>),
     delivered: usize,
     overtaken: bool,
     hidden: bool,
     pass: &mut Inspection,
     read: &mut Read,
 ) -> LineRead {
-    let text = Text::new(line);
     let is_command = !is_no_beginning(dialogue, line);
-    let command = if is_command { Command::parse(&text) } else { None };
+    let command = if is_command { Command::parse(text) } else { None };
     let phase = dialogue.phase();
     // The start of a line that may announce was held back, unless it could not be.
     let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
@@ -229,17 +227,17 @@ fn plain_line(
         }
         (Step::Announces, _) if overtaken => {
             pass.refused(Refused::Overtaken);
-            cross_out(dialogue, &text, line, Reason::Overtaken, whole)
+            cross_out(dialogue, text, line, Reason::Overtaken, whole)
         }
         (Step::Announces, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
-            let announced = Announced::new(kind, parsed, true, dialogue, &text);
+            let announced = Announced::new(kind, parsed, true, dialogue, text);
             let question = Question::Announcement(announced);
             return LineRead::Asks(Request::new(question, Then::Command { whole }));
         }
         (Step::Auth, _) => {
             pass.refused(Refused::Auth);
-            cross_out(dialogue, &text, line, Reason::Auth, whole)
+            cross_out(dialogue, text, line, Reason::Auth, whole)
         }
         _ => None,
     })
@@ -288,7 +286,7 @@ pub fn server_line(
     let refusal = |dialogue: &Dialogue| {
         may_be_replaced.then(|| Refusal { grow: grow && !dialogue.is_flooded(), code })
     };
-    dialogue.server_line_ended(is_plain(line));
+    dialogue.server_line_ended(is_plain(line, &text));
     let meaning = dialogue.server_line(&text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *read = Read::NotFtpClient;
