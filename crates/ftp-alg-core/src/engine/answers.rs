@@ -110,7 +110,10 @@ impl Engine {
         let answer = match judged {
             Some(Judged::Ruled(ruling)) => Some((request, Known::Ruling(ruling))),
             Some(Judged::Asks(attempt)) => {
-                let ask = |c: &mut Connection<'_>| c.ask(&packet, request, attempt);
+                let ask = |c: &mut Connection<'_>| {
+                    c.control.answer();
+                    c.ask(&packet, request, attempt);
+                };
                 return self.with_connection(now, session, effects, ask).unwrap_or(());
             }
             None => None, // its session was given up meanwhile

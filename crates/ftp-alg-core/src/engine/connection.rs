@@ -182,7 +182,7 @@ impl Connection<'_> {
     }
 
     fn ask_for<Q, A>(&mut self, question: Q) -> Ask<Q, A> {
-        self.control.busy = true;
+        self.control.ask();
         Ask::new(self.session(), question)
     }
 

@@ -55,8 +55,8 @@ pub struct Control {
     pub weighs: bool,
     /// Whether it counts for its client.
     pub counts: bool,
-    /// Whether the kernel is being asked something that its packets wait for.
-    pub busy: bool,
+    /// How much the kernel is being asked that its packets wait for. A mark may be asked for beside a pinhole.
+    asked: u8,
     /// The verdict that begins the fast path.
     pub grant: Grant,
     rare: Option<Box<Rare>>,
@@ -111,7 +111,7 @@ impl Control {
             changed: false,
             weighs: false,
             counts: false,
-            busy: false,
+            asked: 0,
             grant: Grant::None,
             rare: None,
         }
@@ -141,6 +141,21 @@ impl Control {
     /// Something that happened on it.
     pub fn event(&self, what: What) -> Event {
         Event { session: self.id, client: self.client(), server: self.server(), what }
+    }
+
+    /// The kernel is asked something.
+    pub fn ask(&mut self) {
+        self.asked = self.asked.saturating_add(1);
+    }
+
+    /// It has answered.
+    pub fn answer(&mut self) {
+        self.asked = self.asked.saturating_sub(1);
+    }
+
+    /// Whether its packets wait for what the kernel is asked.
+    pub fn is_busy(&self) -> bool {
+        self.asked > 0
     }
 
     /// Which end `source` is.

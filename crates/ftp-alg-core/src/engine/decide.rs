@@ -177,7 +177,7 @@ impl Engine {
             if from == Side::Client && self.interrupted.contains(&index) {
                 return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
             }
-            if control.busy {
+            if control.is_busy() {
                 deciding.session = SessionRef { index, id: control.id };
                 return Decision::Behind;
             }

@@ -97,3 +97,28 @@ fn what_asked_for_a_session_that_was_given_up_is_decided_anew() {
     let (session, _) = talk.gateway.engine.session(talk.client, talk.server).unwrap();
     assert_eq!(session.state(), "joined");
 }
+
+#[test]
+fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
+    let mut talk = Conversation::logged_in();
+    let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
+    let later = talk.build(Side::Client, talk.next[0] + 22, b"NOOP\r\n", false);
+    let (now, [mut first, mut other]) = (talk.now, [(); 2].map(|()| Effects::default()));
+    let arrivals = [&port, &later].into_iter().zip(1000..).map(|(bytes, id)| Arrival {
+        token: Token { id, ..Token::default() },
+        bytes,
+        how: Queued::default(),
+    });
+    let engine = &mut talk.gateway.engine;
+    engine.take(now, arrivals, &mut first);
+    let key = Key::between(talk.client, talk.server);
+    let index = engine.table.find(&key).unwrap();
+    let control = &mut engine.table.get_mut(index).unwrap().control;
+    let (attention, purpose) = (Attention::Payload, effects::Purpose::Session);
+    telling::mark_afresh(&mut other, index, control, attention, purpose);
+    for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
+        carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
+        let given = talk.gateway.given().iter().map(|released| released.token.id);
+        assert_eq!(given.filter(|id| *id >= 1000).collect::<Vec<_>>(), decided);
+    }
+}

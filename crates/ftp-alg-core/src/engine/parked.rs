@@ -36,7 +36,7 @@ impl Engine {
     #[inline]
     pub(super) fn busy_session(&mut self, index: u32) -> Option<SessionRef> {
         let control = &self.table.get_mut(index)?.control;
-        control.busy.then_some(SessionRef { index, id: control.id })
+        control.is_busy().then_some(SessionRef { index, id: control.id })
     }
 
     /// Keeps a packet behind those of its session, if there is room.
@@ -98,7 +98,7 @@ impl Engine {
         effects: &mut Effects,
     ) {
         if let Some(Entry { control, .. }) = self.table.get_of(session.index, session.id) {
-            control.busy = false;
+            control.answer();
         }
         match waited {
             Some((packet, Some(answer))) => self.go_on(now, &packet, session, answer, effects),
@@ -121,6 +121,6 @@ impl Engine {
 
     fn is_busy(&mut self, session: SessionRef) -> bool {
         let entry = self.table.get_of(session.index, session.id);
-        entry.is_some_and(|entry| entry.control.busy)
+        entry.is_some_and(|entry| entry.control.is_busy())
     }
 }

@@ -149,7 +149,7 @@ impl Engine {
         if from == Side::Client && control.has_raced_since(since) {
             return Turn::Over;
         }
-        if control.busy || session.is_asking(from, &packet) {
+        if control.is_busy() || session.is_asking(from, &packet) {
             return Turn::Waits;
         }
         Turn::at(packet.seq(), session.next_of(from))

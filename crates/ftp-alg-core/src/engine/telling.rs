@@ -19,7 +19,7 @@ pub(super) fn mark_afresh(
     attention: Attention,
     purpose: Purpose,
 ) {
-    control.busy = true;
+    control.ask();
     let connection = Lookup { client: control.client(), server: control.server() };
     let mark = Mark { connection, translation: None, attention, purpose };
     effects.marks.push(Ask::new(SessionRef { index, id: control.id }, mark));
@@ -35,7 +35,7 @@ fn answer(session: &Session, control: &mut Control, now: Option<Moment>) -> Answ
     let is_calm = control.attention() == Some(Attention::Calm);
     let has_raced = now.is_none_or(|now| control.has_raced(now, REMINDER));
     // What waits for an answer of the kernel was queued before, and may change numbers.
-    if session.is_calm() && control.rival().is_none() && !(has_raced || control.busy) {
+    if session.is_calm() && control.rival().is_none() && !(has_raced || control.is_busy()) {
         if is_calm || control.grant != Grant::None {
             return Answer::Nothing;
         }
@@ -110,7 +110,7 @@ pub(super) fn send_rest(connection: &mut Connection<'_>, from: Side, segment: Ve
 /// Has a packet sent that shows the ends as packets at our hooks do.
 fn inject(connection: &mut Connection<'_>, to: Side, packet: Vec<u8>) {
     let (session, Lookup { client, server }) = (connection.session(), connection.ends());
-    if connection.control.translation().is_none() && !connection.control.busy {
+    if connection.control.translation().is_none() && !connection.control.is_busy() {
         connection.effects.lookups.push(Ask::new(session, connection.ends()));
     }
     connection.effects.injections.push(Injection { session, to, client, server, packet });
