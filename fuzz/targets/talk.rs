@@ -7,8 +7,8 @@ use ftp_alg_core::{
     ftp::{Announcement, Kind, Malformed},
     packet::{Packet, Seq, flags},
     session::{
-        Announced, Forward, Inspection, Note, Outcome, Phase, Reason, Refused, Request, Ruling,
-        Session, Side,
+        Announced, Forward, Inspection, Known, Note, Outcome, Phase, Question, Reason, Refused,
+        Ruling, Session, Side,
     },
 };
 
@@ -223,11 +223,15 @@ impl Talk {
             pass.notes.drain(..).for_each(|note| self.judge.note(note));
             match pass.request.take() {
                 None => return outcome,
-                Some(Request::Announcement(announced)) => {
-                    let ruling = self.judge.rule(&announced);
-                    pass.answers.ruling = Some((announced, ruling));
+                Some(request) => {
+                    let known = match &request.question {
+                        Question::Announcement(announced) => {
+                            Known::Ruling(self.judge.rule(announced))
+                        }
+                        Question::Lengthen => Known::Lengthen(true),
+                    };
+                    pass.answer = Some((request, known));
                 }
-                Some(Request::Lengthen) => pass.answers.lengthen = Some(true),
             }
         }
     }
