@@ -130,12 +130,13 @@ impl Engine {
         let (source, destination) = packet.endpoints();
         let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
         effects.is_touched = true;
-        if let Some(session) = self.busy_session(index) {
+        let moment = self.epoch.moment(now);
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
+        if control.is_busy() {
+            let session = SessionRef { index, id: control.id };
             self.park_copy(bytes, session);
             return true;
         }
-        let moment = self.epoch.moment(now);
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
         self.counters.copies += 1;
         control.last = moment;
         if session.has_ended() {

@@ -123,6 +123,9 @@ impl Engine {
     #[cold]
     fn note_drop(&mut self, bytes: &[u8], reason: DropReason) {
         self.counters.drops.count(reason);
+        if !tracing::enabled!(tracing::Level::TRACE) {
+            return;
+        }
         let Ok(packet) = Packet::parse(bytes) else { return };
         let seq = packet.seq().0;
         if let Some(Entry { session, control }) = self.table.of_packet(&packet) {
@@ -442,6 +445,9 @@ fn ended_calm(how: &Queued, session: &Session) -> bool {
 /// Tells of a packet that passes unread.
 #[cold]
 fn trace_unread(bytes: &[u8], what: &str) {
+    if !tracing::enabled!(tracing::Level::TRACE) {
+        return;
+    }
     match Packet::parse(bytes) {
         Ok(packet) => {
             let (source, destination, seq) =

@@ -32,13 +32,6 @@ pub(super) enum Input {
 }
 
 impl Engine {
-    /// The session at `index`, if the kernel is being asked something for it.
-    #[inline]
-    pub(super) fn busy_session(&mut self, index: u32) -> Option<SessionRef> {
-        let control = &self.table.get_mut(index)?.control;
-        control.is_busy().then_some(SessionRef { index, id: control.id })
-    }
-
     /// Keeps a packet behind those of its session, if there is room.
     #[cold]
     pub(super) fn park(

@@ -1,6 +1,6 @@
 //! An engine with a kernel that answers at once, for hosts without queues: `replay`, benchmarks, tests.
 
-use std::{ops::Range, time::Instant};
+use std::time::Instant;
 
 use super::{
     Arrival, Effects, Engine, Event, Host, Kernel, Queued, Released, Token, Verdict, carry_out,
@@ -30,7 +30,7 @@ pub struct Standalone<K> {
     effects: Option<Box<Effects>>,
     given: Vec<Released>,
     replacements: Vec<u8>,
-    replacement: Range<usize>,
+    replacement: Verdict,
     /// Records of sessions, where the engine notes changes.
     pub journal: Vec<Vec<u8>>,
     events: Events,
@@ -47,7 +47,7 @@ impl<K: Kernel> Standalone<K> {
             effects: None,
             given: Vec::new(),
             replacements: Vec::new(),
-            replacement: 0..0,
+            replacement: Verdict::Accept,
             journal: Vec::new(),
             events: Events::default(),
             last: 0,
@@ -70,7 +70,7 @@ impl<K: Kernel> Standalone<K> {
             Some(Verdict::Accept) => Fate::Accept,
             Some(Verdict::Drop(_)) => Fate::Drop,
             Some(Verdict::Replace(range)) => {
-                self.replacement = range.start as usize..range.end as usize;
+                self.replacement = Verdict::Replace(range.clone());
                 Fate::Replace
             }
         }
@@ -78,7 +78,7 @@ impl<K: Kernel> Standalone<K> {
 
     /// What went on in the place of the last packet that was replaced.
     pub fn replacement(&self) -> &[u8] {
-        &self.replacements[self.replacement.clone()]
+        self.replacement.replacement(&self.replacements)
     }
 
     /// Decides about a batch, and does what comes of it.
@@ -99,7 +99,7 @@ impl<K: Kernel> Standalone<K> {
     ) -> R {
         self.given.clear();
         self.replacements.clear();
-        self.replacement = 0..0;
+        self.replacement = Verdict::Accept;
         let mut effects = self.effects.take().unwrap_or_default();
         effects.is_touched = true;
         let result = work(&mut self.engine, &mut effects);

@@ -50,8 +50,7 @@ impl<'a> Packet<'a> {
         all.extend_from_slice(payload);
         let out = &mut all[start..];
         let sack_range = self.sack();
-        let has_sack = sack_range.is_some();
-        if let Some(range) = sack_range {
+        if let Some(range) = &sack_range {
             map_sack(&mut out[range.start - 2..range.end], &mut sack);
         }
         let header = &self.bytes[self.tcp..self.payload];
@@ -68,7 +67,7 @@ impl<'a> Packet<'a> {
             sum.change(self.long::<8>(), edit.ack.0);
             sum.change(self.flags().into(), edit.flags.into());
             sum.change(self.word::<18>().into(), edit.urgent.into());
-            if has_sack {
+            if sack_range.is_some() {
                 let long = |word: &[u8; 4]| u32::from_be_bytes(*word);
                 let (old, new) = (header.as_chunks().0, out[self.tcp..].as_chunks().0);
                 let options = old.iter().zip(new).skip(5);
