@@ -73,12 +73,7 @@ impl Externals {
 
 /// Server and external address.
 fn read_key(key: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let v6 = match key.len() {
-        16 => false,
-        40 => true,
-        _ => return None,
-    };
-    let mut parts = Parts { rest: key };
+    let (mut parts, v6) = Parts::of(key, 16, 40)?;
     Some((parts.endpoint(v6)?, parts.endpoint(v6)?))
 }
 

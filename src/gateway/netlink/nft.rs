@@ -65,7 +65,13 @@ pub struct Parts<'a> {
     pub rest: &'a [u8],
 }
 
-impl Parts<'_> {
+impl<'a> Parts<'a> {
+    /// Those of a key that is as long with addresses of IPv4 or of IPv6, and whether it is IPv6's.
+    pub fn of(key: &'a [u8], v4: usize, v6: usize) -> Option<(Self, bool)> {
+        let is_v6 = key.len() == v6;
+        (is_v6 || key.len() == v4).then_some((Self { rest: key }, is_v6))
+    }
+
     pub fn address(&mut self, v6: bool) -> Option<IpAddr> {
         Some(if v6 { self.take::<16>()?.into() } else { self.take::<4>()?.into() })
     }

@@ -118,12 +118,7 @@ impl Bytes {
 
 /// Initiator and arrival of the pinhole whose permission has this key.
 pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
-    let v6 = match key.len() {
-        12 => false,
-        36 => true,
-        _ => return None,
-    };
-    let mut parts = Parts { rest: key };
+    let (mut parts, v6) = Parts::of(key, 12, 36)?;
     Some((parts.address(v6)?, parts.endpoint(v6)?))
 }
 
