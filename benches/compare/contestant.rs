@@ -27,6 +27,8 @@ pub enum Contestant {
     },
     /// ProFTPD with mod_proxy, likewise.
     Proftpd,
+    /// The firewall that drops by default, and nothing that reads FTP.
+    Firewall,
     /// Nothing that reads FTP, and nothing dropped.
     NoHelper,
 }
@@ -44,6 +46,7 @@ impl Contestant {
             Self::SuseProxy { hurried: false } => "suse",
             Self::SuseProxy { hurried: true } => "hurried",
             Self::Proftpd => "proftpd",
+            Self::Firewall => "firewall",
             Self::NoHelper => "none",
         }
     }
@@ -58,6 +61,7 @@ impl Contestant {
             Self::SuseProxy { hurried: false } => "SuSE ftp-proxy",
             Self::SuseProxy { hurried: true } => "SuSE ftp-proxy, hurried",
             Self::Proftpd => "ProFTPD mod_proxy",
+            Self::Firewall => "firewall alone",
             Self::NoHelper => "no helper",
         }
     }

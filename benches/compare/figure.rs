@@ -1,6 +1,6 @@
 //! The figures: who takes part in each, and what is compared with what.
 
-use crate::{contestant::Contestant, load::Verb};
+use crate::{contestant::Contestant, forward::Traffic, load::Verb};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Figure {
     Sessions(usize, Option<Verb>),
     /// Commands and replies through the queue, without data connections.
     Packets,
+    /// Small packets of other traffic.
+    Forward(Traffic),
     /// A data connection.
     Bulk,
     /// A control connection that carries a reply without end.
@@ -35,6 +37,7 @@ impl Figure {
                 format!("{} sessions/s, {}", kind(verb), counted(clients))
             }
             Self::Packets => "control packets/s of the reader's processor time".to_owned(),
+            Self::Forward(traffic) => format!("forwarded packets/s, {}", traffic.name()),
             Self::Bulk => "data connection, Gbit/s".to_owned(),
             Self::Control => "control connection, Gbit/s".to_owned(),
         }
@@ -56,7 +59,8 @@ impl Figure {
             Self::Cycles(_, Some(verb)) | Self::Sessions(_, Some(verb)) if verb.is_active() => {
                 *contestant != Contestant::NoHelper
             }
-            Self::Cycles(..) | Self::Sessions(..) => true,
+            Self::Cycles(..) | Self::Sessions(..) => *contestant != Contestant::Firewall,
+            Self::Forward(_) => named(&["helper", "firewall"]),
             Self::Packets | Self::Control => named(&["loop", "none"]),
             Self::Bulk => named(&["helper", "none"]),
         }
@@ -69,6 +73,7 @@ impl Figure {
                 Goal { with: &["helper"], least: 0.88 },
                 Goal { with: &["suse", "proftpd"], least: 5.0 },
             ],
+            Self::Forward(_) => &[], // of what it takes beyond the firewall
             Self::Packets => &[Goal { with: &["loop"], least: 2.0 }],
             Self::Bulk => &[Goal { with: &["none"], least: 0.99 }],
             Self::Control => &[Goal { with: &["loop"], least: 5.0 }],

@@ -7,10 +7,12 @@
 
 mod accept;
 mod bulk;
+mod cable;
 mod contestant;
 mod dialogue;
 mod figure;
 mod flood;
+mod forward;
 mod load;
 mod measure;
 mod options;

@@ -12,9 +12,11 @@ use serde::Serialize;
 
 use crate::{
     bulk,
+    cable::Side,
     contestant::Contestant,
     figure::Figure,
     flood,
+    forward::{self, Traffic},
     load::{self, Report, Verb},
     options::Options,
     pin::Pin,
@@ -24,7 +26,10 @@ use crate::{
 
 /// What `contestant` reaches. That it could not be measured is an error of the report.
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
-    let pin = if figure == Figure::Packets { Pin::Together } else { options.pin };
+    let pin = match figure {
+        Figure::Packets | Figure::Forward(_) => Pin::Together,
+        _ => options.pin,
+    };
     let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
         let verbs =
             |verb: Option<Verb>| verb.map_or_else(|| options.verbs.clone(), |one| vec![one]);
@@ -36,6 +41,7 @@ pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Re
                 cycles(options, contestant, &stage, (clients, true), verbs(verb))
             }
             Figure::Packets => packets(options, &stage),
+            Figure::Forward(traffic) => forward(options, &stage, traffic),
             Figure::Bulk => transfer(options, &stage, false),
             Figure::Control => transfer(options, &stage, true),
         };
@@ -64,13 +70,18 @@ fn cycles(
         note = Some("passive ones only".to_owned());
     }
     let order = load::Order { target: stage.target, verbs, whole, clients, time: options.time };
-    Ok(Report { note, ..client(options, stage, "load", &order)? })
+    // One that wanders over idle cores measures how long they take to wake.
+    let pin = if clients == 1 { stage.pin.of_one_client() } else { stage.pin };
+    let command = stage.lab.client.command(pin.program());
+    let report = answer(options, stage, pin.traffic(command, &["load"]), &order)?;
+    Ok(Report { note, ..report })
 }
 
 fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
     let order = bulk::Order { target: stage.target, control, time: options.time };
     let before = stage.packets()?;
-    let mut report = client(options, stage, "bulk", &order)?;
+    let command = stage.lab.client.command(stage.pin.program());
+    let mut report = answer(options, stage, stage.pin.traffic(command, &["bulk"]), &order)?;
     if let (true, Some(before), Some(after)) = (control, before, stage.packets()?) {
         let seen = after.saturating_sub(before);
         report.note = Some(format!("the daemon saw {seen} packets"));
@@ -78,9 +89,9 @@ fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
     Ok(report)
 }
 
-fn packets(options: &Options, stage: &Stage) -> Result<Report> {
+/// Leaves only the gateway: its cables end at the sender, and it knows where to send.
+fn cables(stage: &Stage) -> Result<[Side; 2]> {
     let lab = &stage.lab;
-    // Only the gateway is left: its cables end at the generator, and it knows where to send.
     let side = |interface: &str, near, far| {
         let [host, switches] = [lab.gateway.namespace(), lab.switches()];
         let neighbour = format!("neigh replace {near} lladdr 02:00:00:00:00:09 dev {interface}");
@@ -91,24 +102,36 @@ fn packets(options: &Options, stage: &Stage) -> Result<Report> {
         let shown = lab.gateway.run("ip", &["-br", "link", "show", "dev", interface])?.text();
         let gateway = link_address(&shown)
             .ok_or_else(|| LabError::Unexpected(format!("no link-layer address: {shown}")))?;
-        Ok(flood::Side { interface: cable, gateway, near, far })
+        Ok(Side { interface: cable, gateway, near, far })
     };
     let (client, outside) = (v4(&lab.client)?, v4(&lab.gateway)?);
     let server = v4(&lab.server)?;
-    let sides = [side("lan", client, server)?, side("wan", server, outside)?];
+    Ok([side("lan", client, server)?, side("wan", server, outside)?])
+}
+
+/// This program in `role`, in the namespace of the cables' other ends.
+fn sender(stage: &Stage, wrapper: &[&str], role: &str) -> Command {
+    let there = format!("--net=/run/netns/{}", stage.lab.switches());
+    let words: Vec<&str> = [wrapper, &["nsenter", &there, "--"]].concat();
+    let mut command = stage.lab.gateway.command(words[0]);
+    command.args(&words[1..]).arg(Pin::Together.program());
+    Pin::Together.traffic(command, &[role])
+}
+
+fn forward(options: &Options, stage: &Stage, traffic: Traffic) -> Result<Report> {
+    let order = forward::Order { sides: cables(stage)?, traffic, time: options.time };
+    let report = answer(options, stage, sender(stage, &[], "forward"), &order)?;
+    Ok(Report { cost: None, ..report })
+}
+
+fn packets(options: &Options, stage: &Stage) -> Result<Report> {
+    let sides = cables(stage)?;
     let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    let there = format!("--net=/run/netns/{}", lab.switches());
-    let mut command = if stage.processor_time().is_some() {
-        // Before the reader, on its core.
-        let mut command = lab.gateway.command("chrt");
-        command.args(["-f", "1", "nsenter"]);
-        command
-    } else {
-        lab.gateway.command("nsenter")
-    };
-    command.args([&there, "--"]).arg(Pin::Together.program());
-    let mut report = answer(options, stage, command, "flood", &order)?;
+    // Before the reader, on its core.
+    let is_read = stage.processor_time().is_some();
+    let wrapper: &[&str] = if is_read { &["chrt", "-f", "1"] } else { &[] };
+    let mut report = answer(options, stage, sender(stage, wrapper, "flood"), &order)?;
     let seen = before.zip(stage.packets()?).map(|(before, after)| after.saturating_sub(before));
     // What its rules spared the daemon is not inspected.
     let share = seen.map_or(1.0, |seen| seen as f64 / report.total);
@@ -137,26 +160,19 @@ fn v4(host: &Host) -> Result<Ipv4Addr> {
     }
 }
 
-/// What this program says as `role` on the client.
-fn client(options: &Options, stage: &Stage, role: &str, order: &impl Serialize) -> Result<Report> {
-    answer(options, stage, stage.lab.client.command(stage.pin.program()), role, order)
-}
-
-/// What this program says as `role`; `command` goes where it has to be.
+/// What this program says, run by `command`.
 fn answer(
     options: &Options,
     stage: &Stage,
     command: Command,
-    role: &str,
     order: &impl Serialize,
 ) -> Result<Report> {
     let order = serde_json::to_vec(order).unwrap_or_default();
-    let command = stage.pin.traffic(command, &[role]);
     let limit = options.time + Duration::from_secs(30);
     let before = stage.processor_time();
     let done = stage.lab.client.finish(command, &order, limit)?.success()?;
     let mut report: Report = serde_json::from_slice(&done.stdout).map_err(|error| {
-        LabError::Unexpected(format!("{role}: {error}: {}{}", done.text(), stage.log()))
+        LabError::Unexpected(format!("{error}: {}{}", done.text(), stage.log()))
     })?;
     let used = before.zip(stage.processor_time()).map(|(before, after)| after - before);
     report.cost = used.map(|used| used.as_secs_f64() / report.total);
@@ -170,6 +186,7 @@ pub fn play(role: &[&str]) -> io::Result<()> {
         ["load"] => load::run(&serde_json::from_slice(&input()?)?),
         ["bulk"] => bulk::run(&serde_json::from_slice(&input()?)?)?,
         ["flood"] => flood::run(&serde_json::from_slice(&input()?)?)?,
+        ["forward"] => forward::run(&serde_json::from_slice(&input()?)?)?,
         _ => return Err(io::Error::other(format!("no such role: {role:?}"))),
     };
     io::stdout().write_all(&serde_json::to_vec(&report)?)

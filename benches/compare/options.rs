@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{contestant::Contestant, figure::Figure, load::Verb, pin::Pin};
+use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb, pin::Pin};
 
 /// How to use it; printed for a word that means nothing.
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
-  figures      cycles sessions packets bulk control
-  contestants  ours by-core other helper loop suse hurried proftpd none
+  figures      cycles sessions packets forward bulk control
+  contestants  ours by-core other helper loop suse hurried proftpd firewall none
   verbs        pasv port epsv eprt; those chosen take turns (unless chosen: either of the first two by itself)
   clients      how many at a time, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -80,7 +80,7 @@ impl Options {
                 continue;
             }
             match word.as_str() {
-                "cycles" | "sessions" | "packets" | "bulk" | "control" => {
+                "cycles" | "sessions" | "packets" | "forward" | "bulk" | "control" => {
                     figures.push(word.as_str())
                 }
                 "pasv" => options.verbs.push(Verb::Pasv),
@@ -117,11 +117,12 @@ impl Options {
             clients = vec![1, 8];
         }
         if figures.is_empty() {
-            figures = vec!["cycles", "sessions", "packets", "bulk", "control"];
+            figures = vec!["cycles", "sessions", "packets", "forward", "bulk", "control"];
         }
         for figure in figures {
             match figure {
                 "packets" => options.figures.push(Figure::Packets),
+                "forward" => options.figures.extend(Traffic::ALL.map(Figure::Forward)),
                 "bulk" => options.figures.push(Figure::Bulk),
                 "control" => options.figures.push(Figure::Control),
                 _ => options.figures.extend(announced.iter().flat_map(|verb| {
@@ -165,6 +166,7 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         Contestant::SuseProxy { hurried: false },
         Contestant::SuseProxy { hurried: true },
         Contestant::Proftpd,
+        Contestant::Firewall,
         Contestant::NoHelper,
     ]);
     Ok(all)

@@ -24,6 +24,11 @@ impl Pin {
         }
     }
 
+    /// Where the only client runs: on one core.
+    pub fn of_one_client(self) -> Self {
+        if self == Self::Free { Self::Apart } else { self }
+    }
+
     /// `command`, which is of [`Pin::program`], with what makes it this program in a role.
     pub fn traffic(self, mut command: Command, role: &[&str]) -> Command {
         if self != Self::Free {

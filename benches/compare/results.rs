@@ -73,6 +73,15 @@ impl Results {
         })
     }
 
+    /// How many nanoseconds longer `one` takes for each than `other`.
+    pub fn beyond(&self, figure: usize, one: &str, other: &str) -> Option<Spread> {
+        let of = |name: &str| self.names.iter().position(|own| *own == name);
+        let (one, other) = (of(one)?, of(other)?);
+        let rounds = self.reports(figure, one).iter().zip(self.reports(figure, other));
+        let rounds = rounds.filter(|(a, b)| one != other && a.rate > 0.0 && b.rate > 0.0);
+        Spread::of(rounds.map(|(one, other)| 1e9 / one.rate - 1e9 / other.rate))
+    }
+
     /// `one` beside the best of those of the goal that were measured, round by round; and which
     /// was the best.
     pub fn ratio(&self, figure: usize, one: &str, goal: &Goal) -> Option<(Spread, &'static str)> {

@@ -11,7 +11,14 @@ use std::{
 
 use ftp_alg_lab::{Background, Daemon, Family, Host, Lab, LabError, Result, Spec, Topology};
 
-use crate::{accept, contestant::Contestant, figure::Figure, pin::Pin, proxies};
+use crate::{
+    accept,
+    contestant::Contestant,
+    figure::Figure,
+    forward::{DATA_PORT, PORTS},
+    pin::Pin,
+    proxies,
+};
 
 /// The queue of the loop: not the daemon's.
 const QUEUE: u16 = 2500;
@@ -102,6 +109,9 @@ impl Stage {
 
     fn place(&mut self, contestant: &Contestant, figure: Figure) -> Result<()> {
         let gateway = &self.lab.gateway;
+        if let Figure::Forward(_) = figure {
+            gateway.nft(&admitted(&PORTS))?;
+        }
         match contestant {
             Contestant::Daemon { executable, configuration, .. } => {
                 let daemon = Daemon::start(executable, gateway, configuration)?;
@@ -124,6 +134,11 @@ impl Stage {
                 }
             }
             Contestant::Proftpd => self.proxy(proxies::proftpd)?,
+            Contestant::Firewall => {
+                if let Figure::Forward(_) = figure {
+                    gateway.nft(&admitted(&[DATA_PORT]))?;
+                }
+            }
             Contestant::NoHelper => {
                 gateway.nft("delete table inet gateway")?;
                 gateway.nft(OPEN)?;
@@ -185,6 +200,13 @@ impl Stage {
         let daemon = self.daemon.as_ref().map(Daemon::log);
         daemon.into_iter().chain(self.running.iter().map(Background::log)).collect()
     }
+}
+
+/// Lets connections to `ports` pass.
+fn admitted(ports: &[u16]) -> String {
+    let rule = |port: &u16| format!("meta l4proto {{ tcp, udp }} th dport {port} accept\n");
+    let rules: String = ports.iter().map(rule).collect();
+    format!("table inet gateway {{\nchain forward {{\n{rules}}}\n}}\n")
 }
 
 /// Waits until the program says that it is ready.

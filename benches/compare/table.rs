@@ -23,6 +23,7 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
         options.verbs.iter().map(|verb| verb.name()).collect::<Vec<_>>().join(", ")
     );
     goals(&mut text, options, results);
+    beyond(&mut text, options, results);
     for (at, figure) in options.figures.iter().enumerate() {
         let _ = writeln!(text, "\n{}", figure.title());
         for (which, contestant) in options.contestants.iter().enumerate() {
@@ -65,6 +66,35 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
         }
     }
 }
+
+/// What forwarding a packet takes longer than with the firewall alone, and how that compares with the kernel's helper.
+fn beyond(text: &mut String, options: &Options, results: &Results) {
+    for (at, figure) in options.figures.iter().enumerate() {
+        let Figure::Forward(traffic) = figure else { continue };
+        let helper = results.beyond(at, "helper", "firewall");
+        for contestant in &options.contestants {
+            let Some(longer) = results.beyond(at, contestant.name(), "firewall") else { continue };
+            let what = format!(
+                "ns a packet beyond the firewall, {}: {}",
+                traffic.name(),
+                contestant.title()
+            );
+            let is_ours = matches!(contestant, Contestant::Daemon { .. });
+            let ratio = match helper.filter(|helper| is_ours && helper.middle > 0.0) {
+                Some(helper) => {
+                    let ratio = longer.middle / helper.middle;
+                    let word = if ratio <= BEYOND { "reached" } else { "FALLS SHORT" };
+                    format!(" {ratio:.2} of the kernel helper's, goal {BEYOND}: {word}")
+                }
+                None => String::new(),
+            };
+            let _ = writeln!(text, "{what:<64} | {:>7} | {:<22} |{ratio}", "", spread(longer, 0));
+        }
+    }
+}
+
+/// So many times what the kernel helper's rule takes.
+const BEYOND: f64 = 1.2;
 
 /// What a ratio to the contestant of the name `with` is called.
 pub fn ratio_title(
@@ -115,6 +145,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
                 write!(line, ", program {cost:.0} us a cycle")
             }
             Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
+            Figure::Forward(_) => Ok(()),
             // Nothing of it goes through the program.
             Figure::Bulk => Ok(()),
             Figure::Control => write!(line, " program {:.2} ns a byte,", cost * 8e3),

@@ -155,9 +155,11 @@ fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bo
         .with_inputs(|| {
             let mut gateway = gateway();
             if records {
-                gateway.engine.note_changes(now);
+                gateway.engine.sessions.note_changes(now);
             }
-            gateway.take(now, stage.iter().map(|packet| arrival(packet)));
+            for batch in stage.chunks(BATCH) {
+                gateway.take(now, batch.iter().map(|packet| arrival(packet)));
+            }
             gateway.take_events();
             gateway.journal.clear();
             gateway

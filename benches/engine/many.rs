@@ -46,7 +46,7 @@ pub fn one_count(count: usize) {
     for session in 0..count {
         log_in(&mut gateway, now, session);
     }
-    assert_eq!(gateway.engine.session_count(), count);
+    assert_eq!(gateway.engine.sessions.count(), count);
     let bytes = resident().saturating_sub(before) / count;
     let mut random = 0x9e37_79b9_7f4a_7c15;
     let mut rounds: Vec<f64> = (0..ROUNDS)

@@ -50,7 +50,7 @@ fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr) {
         false => Text::new(text).origin(endpoint.clone()),
     };
     let mut line = text[..place.start].to_vec();
-    line.extend_from_slice(rewritten.as_bytes());
+    line.extend_from_slice(&rewritten);
     line.extend_from_slice(&text[place.end..]);
     let again = read(kind, &line).expect("what was rewritten is read");
     assert_eq!(again.kind, kind);

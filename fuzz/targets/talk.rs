@@ -57,11 +57,17 @@ impl Recorder {
         if !announced.asked || announced.phase == Phase::Joined {
             return Ruling::Pass;
         }
-        self.said.push(Said::Announcement(announced.kind, announced.parsed.clone()));
-        match (&announced.parsed, self.endpoint) {
+        // Blanks before a verb that have passed are not always kept, so the place in what is kept depends on the cuts.
+        // What the receiver gets shows whether the endpoint was found.
+        let mut parsed = announced.parsed.clone();
+        if let Ok(announcement) = &mut parsed {
+            announcement.endpoint = 0..0;
+        }
+        self.said.push(Said::Announcement(announced.kind, parsed.clone()));
+        match (parsed, self.endpoint) {
             (Ok(announcement), Some(endpoint)) => {
                 if announced.bar.is_none() {
-                    self.opened.push(announcement.clone());
+                    self.opened.push(announcement);
                 }
                 Ruling::Open(endpoint)
             }

@@ -21,7 +21,7 @@ impl Source for Shared {
     fn status(&self) -> Status {
         catch_up(self, &mut lock(&self.kernel));
         let mut status = self.counted(Instant::now());
-        let sessions = |shard: &Shard| lock(&shard.engine).sessions().count() as u64;
+        let sessions = |shard: &Shard| lock(&shard.engine).sessions.list().count() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
         status.pinholes = self.pinholes().len() as u64;
         status
@@ -32,7 +32,7 @@ impl Source for Shared {
         let now = Instant::now();
         let mut kernel = lock(&self.kernel);
         catch_up(self, &mut kernel);
-        let list = |shard: &Shard| lock(&shard.engine).sessions().collect::<Vec<_>>();
+        let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
         // No engine is locked meanwhile.
         for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
@@ -84,8 +84,9 @@ impl Source for Shared {
                 remaining_seconds: remaining.as_secs(),
             })
         };
-        let rows =
-            |shard: &Shard| lock(&shard.engine).pinholes().filter_map(row).collect::<Vec<_>>();
+        let rows = |shard: &Shard| {
+            lock(&shard.engine).sessions.list_pinholes().filter_map(row).collect::<Vec<_>>()
+        };
         self.shards.iter().flat_map(rows).collect()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    iter,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -97,7 +98,7 @@ impl Shared {
         status.counters.limits.endings = self.endings.load(Ordering::Relaxed);
         for shard in &self.shards {
             let (engine, journal) = (lock(&shard.engine), lock(&shard.journal));
-            status.memory = engine.memory() as u64; // of all shards
+            status.memory = engine.sessions.memory() as u64; // of all shards
             status.counters += engine.counters();
             if !journal.is_written() {
                 unwritten.push(journal.path().to_owned());
@@ -125,19 +126,26 @@ impl Shared {
         kernel: &mut LinuxKernel,
         is_missing: impl Fn(&Pinhole) -> bool,
     ) {
-        for shard in &self.shards {
-            let missing: Vec<_> =
-                lock(&shard.engine).to_open_again(Instant::now(), &is_missing).collect();
-            if missing.is_empty() {
-                continue;
+        let Some(first) = self.shards.first() else { return };
+        let places = lock(&first.engine).sessions.places().clone();
+        // Nobody closes one meanwhile.
+        places.tell(iter::empty(), |_| {
+            for shard in &self.shards {
+                let missing: Vec<_> = lock(&shard.engine)
+                    .sessions
+                    .to_open_again(Instant::now(), &is_missing)
+                    .collect();
+                if missing.is_empty() {
+                    continue;
+                }
+                let mut outcomes = Vec::new();
+                if let Err(error) = kernel.change(&[], &missing, &mut outcomes) {
+                    self.fail(&error);
+                }
+                let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+                lock(&shard.engine).count_errors(failed as u64);
             }
-            let mut outcomes = Vec::new();
-            if let Err(error) = kernel.change(&[], &missing, &mut outcomes) {
-                self.fail(&error);
-            }
-            let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-            lock(&shard.engine).count_errors(failed as u64);
-        }
+        });
     }
 
     /// Packets passed by unread for some time, of any of the connections. Written at once, as a daemon that is started

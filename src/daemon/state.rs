@@ -93,7 +93,7 @@ impl StateDir {
             ),
             Err(why) => put_aside(&path, &why)?,
         }
-        engine.note_changes(self.epoch);
+        engine.sessions.note_changes(self.epoch);
         let mut journal = Journal {
             path,
             origin: self.origin.clone(),
@@ -122,7 +122,7 @@ impl StateDir {
             Err(error) => return Err(error.into()),
         };
         let records = self.records(&content)?;
-        Ok(engine.restore(records.into_iter(), Instant::now(), self.epoch)?)
+        Ok(engine.sessions.restore(records.into_iter(), Instant::now(), self.epoch)?)
     }
 
     /// The records of a journal. What a crash cut off at its end had not taken effect either.
@@ -290,7 +290,7 @@ impl Journal {
         let mut length = 0;
         let file = replace_with(path, |file| {
             let mut written = Ok(());
-            let read = engine.records(|record| {
+            let read = engine.sessions.records(|record| {
                 frame(record, buffer);
                 if buffer.len() >= CHUNK && written.is_ok() {
                     length += buffer.len() as u64;

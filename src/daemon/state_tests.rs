@@ -71,14 +71,14 @@ fn begin(gateway: &mut Gateway, client_port: u16) {
     let mut packet = Vec::new();
     builder.write(&mut packet, &[]).unwrap();
     gateway.packet(Instant::now(), &packet);
-    assert!(gateway.engine.sessions().any(|s| s.translation.client.port() == client_port));
+    assert!(gateway.engine.sessions.list().any(|s| s.translation.client.port() == client_port));
 }
 
 /// What a daemon that is started now would know.
 fn known_again(state: &StateDir) -> usize {
     let mut next = engine();
     drop(state.open(7, &mut next).unwrap());
-    next.session_count()
+    next.sessions.count()
 }
 
 #[test]
@@ -103,10 +103,10 @@ fn sessions_are_known_again_and_numbered_on() {
     journal.keep(&mut gateway).unwrap();
     let mut next = self::engine();
     drop(state.open(7, &mut next).unwrap());
-    assert_eq!(next.session_count(), 2);
+    assert_eq!(next.sessions.count(), 2);
     let mut next = Gateway::new(next, NoNat);
     begin(&mut next, 1037);
-    assert_eq!(next.engine.sessions().map(|s| s.id).max(), Some(3));
+    assert_eq!(next.engine.sessions.list().map(|s| s.id).max(), Some(3));
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
     assert!(directory.path().join("queue-8.refused").exists());
     let mut later = self::engine();
     drop(two().open(8, &mut later).unwrap());
-    assert_eq!(later.session_count(), 0);
+    assert_eq!(later.sessions.count(), 0);
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
     fs::create_dir(&in_the_way).unwrap();
     let mut next = self::engine();
     let mut journal = state.open(7, &mut next).unwrap();
-    assert_eq!(next.session_count(), 1);
+    assert_eq!(next.sessions.count(), 1);
     assert!(!journal.is_written() && !journal.path().exists());
     fs::remove_dir(in_the_way).unwrap();
     journal.recover(&mut next).unwrap();

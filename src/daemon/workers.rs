@@ -81,7 +81,7 @@ pub(super) fn start(
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| state_failed(state_dir, &error))?;
-    let restored = shards.iter().any(|shard| lock(&shard.engine).session_count() > 0);
+    let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
     let mut why = "the configuration says so";
     if config.pinhole.backend.is_none() {
         let backend;
@@ -96,7 +96,7 @@ pub(super) fn start(
     };
     let kernel = make_kernel()?;
     for shard in &shards {
-        lock(&shard.engine).set_capacity(kernel.capacity());
+        lock(&shard.engine).sessions.set_capacity(kernel.capacity());
     }
     let threads = shards.len() + usize::from(copies.is_some());
     let shared = Arc::new(Shared {
@@ -346,7 +346,7 @@ impl Workers {
         if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
         {
             for OpenPinhole { initiator, arrival, .. } in open_now {
-                if !lock(&shard.engine).holds(initiator, arrival) {
+                if !lock(&shard.engine).sessions.holds(initiator, arrival) {
                     let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
                     let closed = kernel.change(&[left], &[], &mut Vec::new());
                     closed.unwrap_or_else(|error| self.shared.fail(&error));
@@ -359,8 +359,9 @@ impl Workers {
     /// Whether the numbers of a connection that is open are adjusted, and the kernel still knows it. Of very many that it
     /// does not know the rest is taken for known: whoever stops must not ask for long.
     fn has_adjusted(&self, kernel: &mut LinuxKernel) -> bool {
-        let of_shard =
-            |shard: &Shard| lock(&shard.engine).adjusted().take(MOST_ASKED + 1).collect::<Vec<_>>();
+        let of_shard = |shard: &Shard| {
+            lock(&shard.engine).sessions.adjusted().take(MOST_ASKED + 1).collect::<Vec<_>>()
+        };
         let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
         adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
             asked >= MOST_ASKED || !matches!(kernel.translation(*client, *server), Ok(None))
@@ -423,7 +424,7 @@ impl Drop for Workers {
         let adjusted = self.has_adjusted(&mut kernel);
         // What they announce while a daemon is started again waits for it.
         let now = Instant::now();
-        let in_use = |shard: &Shard| lock(&shard.engine).is_in_use(now);
+        let in_use = |shard: &Shard| lock(&shard.engine).sessions.is_in_use(now);
         let needed = adjusted || self.shared.shards.iter().any(in_use);
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
@@ -467,7 +468,7 @@ impl Drop for Workers {
             // Those in our table have gone with it; expectations have not.
             host::work(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
-                    lock(&shard.engine).close_all(effects);
+                    lock(&shard.engine).sessions.close_all(effects);
                 }
             });
         }
@@ -489,7 +490,7 @@ impl Service for Workers {
     fn resolved(&self, config: &Config) {
         let policy = config.policy(|name| self.shared.names.external(name));
         for shard in &self.shared.shards {
-            lock(&shard.engine).set_policy(policy.clone());
+            lock(&shard.engine).sessions.set_policy(policy.clone());
         }
     }
 

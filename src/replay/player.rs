@@ -198,10 +198,11 @@ impl<W: Write> Player<W> {
         }
         let bytes = segment.bytes.clone();
         self.hand(key, from, segment)?;
-        let began = match (self.gateway.engine.session(key.0, key.1), Packet::parse(&bytes)) {
-            (Some((session, _)), Ok(packet)) => session.began_with(&packet),
-            _ => false,
-        };
+        let began =
+            match (self.gateway.engine.sessions.between(key.0, key.1), Packet::parse(&bytes)) {
+                (Some((session, _)), Ok(packet)) => session.began_with(&packet),
+                _ => false,
+            };
         let flow = self.flow(key);
         if began && (flow.stage != Stage::Followed || flow.start != start) {
             let mut directions = [Direction::new(ack), Direction::new(ack)];
@@ -216,7 +217,7 @@ impl<W: Write> Player<W> {
     /// The connection gives way to another one with the same ends.
     fn end(&mut self, key: Key) -> io::Result<()> {
         self.give_up(key)?;
-        self.gateway.engine.forget_between(key.0, key.1);
+        self.gateway.engine.sessions.forget_between(key.0, key.1);
         *self.flow(key) = Flow::default();
         Ok(())
     }
@@ -255,7 +256,7 @@ impl<W: Write> Player<W> {
         let (sender, receiver) = if of == 0 { key } else { (key.1, key.0) };
         let seq = self.direction(key, 1 - of).next;
         if self.flow(key).stage == Stage::Followed
-            && let Some((session, side)) = self.gateway.engine.session(sender, receiver)
+            && let Some((session, side)) = self.gateway.engine.sessions.between(sender, receiver)
         {
             let ack = session.map(side).deliver(until);
             let mut bytes = Vec::new();
@@ -351,7 +352,7 @@ impl<W: Write> Player<W> {
 
     /// A captured packet with its acknowledgements in delivered numbers.
     fn as_delivered(&mut self, packet: &Packet<'_>) -> Vec<u8> {
-        let found = self.gateway.engine.session(packet.source(), packet.destination());
+        let found = self.gateway.engine.sessions.between(packet.source(), packet.destination());
         let Some((session, side)) = found.filter(|_| !packet.has(flags::SYN)) else {
             return packet.bytes().to_vec();
         };
@@ -393,7 +394,7 @@ impl<W: Write> Player<W> {
     }
 
     fn side(&mut self, facts: &Facts) -> Option<Side> {
-        self.gateway.engine.session(facts.source, facts.destination).map(|(_, side)| side)
+        self.gateway.engine.sessions.between(facts.source, facts.destination).map(|(_, side)| side)
     }
 
     /// The latest time so far, of which the engine's is made.

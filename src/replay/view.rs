@@ -65,7 +65,7 @@ impl<W: Write> Player<W> {
     ) -> Option<Vec<u8>> {
         let packet = Packet::parse(&segment.bytes).ok()?;
         let fin = facts.has(flags::FIN);
-        let (session, _) = self.gateway.engine.session(facts.source, facts.destination)?;
+        let (session, _) = self.gateway.engine.sessions.between(facts.source, facts.destination)?;
         let mut whole = Vec::new();
         let placeholder: &[u8] = if fin { &[0] } else { &[] };
         let payload = [packet.payload(), placeholder].concat();
@@ -136,7 +136,7 @@ impl<W: Write> Player<W> {
     }
 
     fn renumber(&mut self, bytes: &mut [u8], layout: &Layout, facts: &Facts) {
-        let found = self.gateway.engine.session(facts.source, facts.destination);
+        let found = self.gateway.engine.sessions.between(facts.source, facts.destination);
         let Some((session, side)) = found else { return };
         let seq = session.map(side).deliver(facts.seq);
         let ack = facts.ack.map(|ack| session.map(side.peer()).deliver(ack));

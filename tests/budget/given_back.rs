@@ -64,7 +64,7 @@ fn step(wire: &mut Wire, rng: &mut Rng) {
         12 if rng.below(10) == 0 => wire.restart(policy()),
         12 if rng.below(10) == 0 => {
             let memory = [1 << 20, 1 << 17][rng.below(2)];
-            wire.gateway.engine.set_policy(Policy { memory, ..policy() });
+            wire.gateway.engine.sessions.set_policy(Policy { memory, ..policy() });
         }
         12 => drop(wire.say(client, b"AUTH TLS\r\nGET / HTTP/1.1\r\n")),
         _ => drop(wire.say(client, b"RETR x\r\n")),
@@ -80,17 +80,17 @@ fn whatever_happened_nothing_is_held_when_all_are_gone() {
         }
         for _ in 0..3000 {
             step(&mut wire, &mut rng);
-            assert!(wire.gateway.engine.session_count() <= MOST);
+            assert!(wire.gateway.engine.sessions.count() <= MOST);
         }
         assert!(wire.opened() > 20, "{}", wire.opened());
         wire.advance(Duration::from_secs(432_000));
         wire.advance(Duration::from_secs(432_000)); // those that were ended meanwhile
-        assert_eq!(wire.gateway.engine.session_count(), 0, "seed {seed}");
-        assert_eq!(wire.gateway.engine.memory(), 0, "seed {seed}");
-        assert_eq!(wire.gateway.engine.pinholes().count(), 0, "seed {seed}");
+        assert_eq!(wire.gateway.engine.sessions.count(), 0, "seed {seed}");
+        assert_eq!(wire.gateway.engine.sessions.memory(), 0, "seed {seed}");
+        assert_eq!(wire.gateway.engine.sessions.list_pinholes().count(), 0, "seed {seed}");
         assert_eq!(wire.open(), 0, "seed {seed}: pinholes in the kernel");
         // Each client has all of its share again.
-        wire.gateway.engine.set_policy(policy());
+        wire.gateway.engine.sessions.set_policy(policy());
         let before = wire.gateway.engine.counters().limits;
         for number in 0..SHARE {
             for host in 0..HOSTS {

@@ -143,7 +143,7 @@ impl Wire {
 
     pub fn with(mut engine: Engine) -> Self {
         let now = Instant::now();
-        engine.note_changes(now);
+        engine.sessions.note_changes(now);
         Self {
             gateway: Standalone::new(engine, Nat::default()),
             now,
@@ -156,13 +156,13 @@ impl Wire {
     /// Another engine goes on with what this one wrote.
     pub fn restart(&mut self, policy: Policy) {
         let mut records = Vec::new();
-        self.gateway.engine.records(|record| records.push(record.to_vec())).unwrap();
+        self.gateway.engine.sessions.records(|record| records.push(record.to_vec())).unwrap();
         self.gateway.engine = Engine::new(policy, Checksums::Trust);
         let records = records.iter().map(Vec::as_slice);
-        self.gateway.engine.restore(records, self.now, self.epoch).unwrap();
-        self.gateway.engine.note_changes(self.epoch);
+        self.gateway.engine.sessions.restore(records, self.now, self.epoch).unwrap();
+        self.gateway.engine.sessions.note_changes(self.epoch);
         let Standalone { engine, kernel, .. } = &mut self.gateway;
-        kernel.open.retain(|(initiator, arrival)| engine.holds(*initiator, *arrival));
+        kernel.open.retain(|(initiator, arrival)| engine.sessions.holds(*initiator, *arrival));
     }
 
     /// Clients see servers by this address.
@@ -276,13 +276,13 @@ impl Wire {
     /// The clients of sessions that are open.
     pub fn clients(&self) -> Vec<SocketAddr> {
         let mut clients: Vec<_> =
-            self.gateway.engine.sessions().map(|s| s.translation.client).collect();
+            self.gateway.engine.sessions.list().map(|s| s.translation.client).collect();
         clients.sort_unstable();
         clients
     }
 
     pub fn has(&self, client: SocketAddr) -> bool {
-        self.gateway.engine.sessions().any(|session| session.translation.client == client)
+        self.gateway.engine.sessions.list().any(|session| session.translation.client == client)
     }
 
     /// How many pinholes were opened.

@@ -63,17 +63,21 @@ fn flood() {
                 wire.say(client, &segment);
             }
             wire.advance_a_little(Duration::from_millis(1));
-            assert!(wire.gateway.engine.memory() <= memory, "{}", wire.gateway.engine.memory());
+            assert!(
+                wire.gateway.engine.sessions.memory() <= memory,
+                "{}",
+                wire.gateway.engine.sessions.memory()
+            );
             wire.events.clear();
             wire.resets();
             wire.gateway.journal.clear();
         }
         let grown = resident().saturating_sub(before);
         let mut written = 0;
-        wire.gateway.engine.records(|record| written += record.len() + 8).unwrap();
+        wire.gateway.engine.sessions.records(|record| written += record.len() + 8).unwrap();
         println!(
             "{hostile:?}: {count} connections, {} KiB counted, {} KiB more resident, {} KiB of journal; {:?}",
-            wire.gateway.engine.memory() >> 10,
+            wire.gateway.engine.sessions.memory() >> 10,
             grown >> 10,
             written >> 10,
             wire.gateway.engine.counters().limits,
@@ -98,7 +102,7 @@ fn one_connection_holds_no_more_than_it_may_whatever_it_says() {
         for segment in hostile.segments() {
             wire.say(numbered(0), &segment);
         }
-        let held = wire.gateway.engine.memory();
+        let held = wire.gateway.engine.sessions.memory();
         assert!(held <= 96 << 10, "{hostile:?}: {held}");
         let longest = wire.gateway.journal.iter().map(Vec::len).max().unwrap_or(0);
         assert!(longest <= 12 << 10, "{hostile:?}: a record of {longest} bytes");

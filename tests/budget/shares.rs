@@ -63,7 +63,7 @@ fn who_said_noop_on_all_connections_leaves_room_for_others() {
     for host in 1..=30 {
         assert!(wire.has(of(&format!("10.0.1.{host}"), 0)), "{host}");
     }
-    assert!(wire.gateway.engine.session_count() <= MOST);
+    assert!(wire.gateway.engine.sessions.count() <= MOST);
     let counters = wire.gateway.engine.counters();
     assert_eq!(counters.uninspected, 0);
     assert_eq!(counters.limits.client_sessions, 500 + 30 - MOST as u64);
@@ -133,7 +133,7 @@ fn connections_that_are_over_protect_no_others_of_their_client() {
     for host in 1..=15 {
         let client = of(&format!("10.0.1.{host}"), 0);
         wire.log_in(client);
-        assert!(wire.has(client), "{host}: {}", wire.gateway.engine.session_count());
+        assert!(wire.has(client), "{host}: {}", wire.gateway.engine.sessions.count());
     }
     assert_eq!(wire.gateway.engine.counters().uninspected, 0);
 }
@@ -213,9 +213,9 @@ fn where_there_is_hardly_room_saying_something_now_and_then_is_no_login() {
         }
     }
     assert!(
-        wire.gateway.engine.session_count() < MOST - MOST / 4 + 1,
+        wire.gateway.engine.sessions.count() < MOST - MOST / 4 + 1,
         "{}",
-        wire.gateway.engine.session_count()
+        wire.gateway.engine.sessions.count()
     );
     assert!(wire.has(working));
 }

@@ -4,8 +4,9 @@
 pub mod names;
 
 use std::{
+    fs,
     os::fd::AsFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -71,7 +72,11 @@ impl Drop for Gateway {
             // Shown by the test harness with the failure.
             let log = self.daemon.log();
             let lines: Vec<_> = log.lines().collect();
-            println!("the daemon's log, {} lines:", lines.len());
+            let name = thread::current().name().unwrap_or("test").replace("::", "-");
+            let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("log");
+            let kept = fs::write(&whole, &log).is_ok();
+            let place = if kept { whole.display().to_string() } else { String::new() };
+            println!("the daemon's log, {} lines, all of them in {place}:", lines.len());
             let (first, rest) = lines.split_at(lines.len().min(20));
             let (_, last) = rest.split_at(rest.len().saturating_sub(40));
             println!("{}\n...\n{}", first.join("\n"), last.join("\n"));

@@ -82,7 +82,7 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
         let times = 10_000_000 / filler.len();
         let long = json!({"send": filler, "times": times});
         let steps = [json!({"send": start}), long, say(""), reply(), say("NOOP"), reply()];
-        let plan = json!({"timeout": 30, "buffer": 20_000});
+        let plan = json!({"timeout": 60, "buffer": 20_000});
         scene.client_of(&scene.gateway.lab.client, &plan, &[&login()[..], &steps].concat())
     };
     let clients: Vec<_> = thread::scope(|scope| {

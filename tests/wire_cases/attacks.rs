@@ -163,7 +163,7 @@ fn case_16_other_protocols_are_left_alone_for_good() {
                 sim.say(Client, first);
                 sim.say(Server, greeting);
                 assert_eq!(sim.kernel.attention, Some(Attention::None));
-                assert_eq!((sim.replaced, sim.engine().session_count()), (0, 0));
+                assert_eq!((sim.replaced, sim.engine().sessions.count()), (0, 0));
             }
         }
     });
@@ -360,10 +360,10 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
         }
         sim.advance(Duration::from_secs(40));
         assert_eq!(sim.kernel.pinholes(), []);
-        assert_eq!(sim.engine().pinholes().count(), 0);
+        assert_eq!(sim.engine().sessions.list_pinholes().count(), 0);
         sim.advance(Duration::from_secs(200)); // what may have taken its place does
         sim.advance(Duration::from_secs(432_000 + 100));
-        assert_eq!(sim.engine().session_count(), 0);
+        assert_eq!(sim.engine().sessions.count(), 0);
     }
 }
 

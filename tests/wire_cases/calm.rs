@@ -569,7 +569,7 @@ fn what_is_kept_of_a_calm_client_has_a_limit() {
     }
     assert!(attack.sim.kernel.told > 0, "acknowledgements were queued as long as much was kept");
     let (client, server) = (attack.sim.translation.client, attack.sim.translation.server);
-    let (session, _) = attack.sim.engine().session(client, server).unwrap();
+    let (session, _) = attack.sim.engine().sessions.between(client, server).unwrap();
     assert!(format!("{session:?}").len() < 1 << 19);
 }
 

@@ -64,13 +64,13 @@ fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
     for nat in NATS {
         let mut sim = Sim::logged_in(with(nat));
         let t = nat.translation(false);
-        let sessions = sim.engine().session_count();
+        let sessions = sim.engine().sessions.count();
         for packet in lookalike_packets(&t) {
             let verdict = sim.decided(Instant::now(), &packet, Queued::default()).0;
             assert_eq!(verdict, Fate::Accept);
         }
         assert_eq!(sim.kernel.attention, None, "{nat:?}");
-        assert!(sim.engine().session_count() > sessions, "they are sessions of their own");
+        assert!(sim.engine().sessions.count() > sessions, "they are sessions of their own");
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
         assert_eq!(heard, active(at(t.client_external, 2200)), "{nat:?}");
         assert_eq!(sim.kernel.opened.len(), 1);

@@ -156,9 +156,15 @@ fn an_unused_pinhole_times_out() {
         let mut sim = Sim::logged_in(scenario);
         sim.say(Client, active(at(t.client, 2200)).as_bytes());
         sim.advance(Duration::from_secs(29));
-        assert_eq!((sim.kernel.pinholes().len(), sim.daemon.engine().pinholes().count()), (1, 1));
+        assert_eq!(
+            (sim.kernel.pinholes().len(), sim.daemon.engine().sessions.list_pinholes().count()),
+            (1, 1)
+        );
         sim.advance(Duration::from_secs(2));
-        assert_eq!((sim.kernel.pinholes().len(), sim.daemon.engine().pinholes().count()), (0, 0));
+        assert_eq!(
+            (sim.kernel.pinholes().len(), sim.daemon.engine().sessions.list_pinholes().count()),
+            (0, 0)
+        );
     });
 }
 
@@ -166,12 +172,13 @@ fn an_unused_pinhole_times_out() {
 fn a_shorter_lifetime_after_a_reload_holds_for_new_pinholes() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let long = Policy { pinhole_lifetime: Duration::from_secs(300), ..Policy::default() };
-    sim.engine().set_policy(long);
+    sim.engine().sessions.set_policy(long);
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
-    sim.engine().set_policy(Policy::default());
+    sim.engine().sessions.set_policy(Policy::default());
     sim.say(Client, b"PORT 192,168,150,80,9,10\r\n");
     sim.advance(Duration::from_secs(31));
-    let left: Vec<_> = sim.engine().pinholes().map(|p| p.pinhole.target.port()).collect();
+    let left: Vec<_> =
+        sim.engine().sessions.list_pinholes().map(|p| p.pinhole.target.port()).collect();
     assert_eq!(left, [9 * 256 + 9]);
 }
 
@@ -227,7 +234,7 @@ fn a_pinhole_admits_one_connection() {
         assert_eq!(sim.kernel.connect(t.server.ip(), seen), None);
         sim.exchange("LIST\r\n", "150 here\r\n");
         sim.say(Server, b"226 done\r\n");
-        assert_eq!(sim.engine().pinholes().count(), 0);
+        assert_eq!(sim.engine().sessions.list_pinholes().count(), 0);
     });
 }
 

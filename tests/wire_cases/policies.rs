@@ -138,7 +138,7 @@ fn a_name_that_is_not_resolved_is_refused_until_it_is() {
 
         let fixed: std::net::IpAddr = "198.18.0.1".parse().unwrap();
         scenario.policy.external = fixed.into();
-        sim.engine().set_policy(scenario.policy.clone());
+        sim.engine().sessions.set_policy(scenario.policy.clone());
         let heard = text(sim.say(Client, line.as_bytes()));
         let hidden = active(SocketAddr::new(fixed, 2200));
         assert_eq!(heard, if nat.hides_client() { hidden } else { line });
@@ -215,11 +215,11 @@ fn a_reload_decides_again_which_network_holds() {
     assert_eq!(text(sim.say(Client, b"AUTH TLS\r\n")), "AUTH TLS\r\n");
     sim.say(Server, b"534 no\r\n");
     scenario.policy.networks = vec![network(&["192.168.150.80/32"], &[], true, strict)];
-    sim.engine().set_policy(scenario.policy.clone());
+    sim.engine().sessions.set_policy(scenario.policy.clone());
     assert_eq!(text(sim.say(Client, b"AUTH TLS\r\n")), "XXXX XXX\r\n");
     sim.say(Server, b"500 what?\r\n");
     scenario.policy.networks.clear();
-    sim.engine().set_policy(scenario.policy);
+    sim.engine().sessions.set_policy(scenario.policy);
     assert_eq!(text(sim.say(Client, b"AUTH TLS\r\n")), "AUTH TLS\r\n");
 }
 
@@ -231,7 +231,7 @@ fn a_network_that_is_not_inspected_is_left_alone_for_good() {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::new(scenario);
         assert_eq!(sim.kernel.attention, Some(Attention::None), "from its first packet");
-        assert_eq!(sim.engine().session_count(), 0);
+        assert_eq!(sim.engine().sessions.count(), 0);
         let packets = sim.engine().counters().packets;
         sim.say(Server, b"220 ready\r\n");
         let line = active(at(t.client, 2200));
@@ -250,7 +250,7 @@ fn a_network_that_is_not_inspected_passes_unread_while_the_kernel_does_not_know_
     (sim.kernel.attention, sim.kernel.translation) = (None, None);
     sim.say(Server, b"220 ready\r\n");
     sim.say(Client, b"USER joe\r\n");
-    assert_eq!((sim.kernel.attention, sim.daemon.engine().session_count()), (None, 0));
+    assert_eq!((sim.kernel.attention, sim.daemon.engine().sessions.count()), (None, 0));
     sim.kernel.translation = Some(t);
     assert_eq!(text(sim.say(Server, b"331 password\r\n")), "331 password\r\n");
     assert_eq!(sim.kernel.attention, Some(Attention::None));

@@ -448,7 +448,7 @@ fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
         assert_eq!(sim.timeouts(), 0);
         let reply = b"HTTP/1.1 200 OK\r\n";
         assert_eq!(sim.say(Server, reply), reply);
-        assert_eq!(sim.engine().session_count(), 0);
+        assert_eq!(sim.engine().sessions.count(), 0);
     }
 }
 

@@ -225,7 +225,7 @@ fn who_is_the_client_is_never_looked_up() {
     {
         let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
         let mut sim = Sim::new(Scenario::default());
-        let (asked, sessions) = (sim.kernel.asked, sim.daemon.engine().session_count());
+        let (asked, sessions) = (sim.kernel.asked, sim.daemon.engine().sessions.count());
         let now = std::time::Instant::now();
         let base = next(&mut sim, Client, b"NOOP\r\n");
         for from in [None, Some(Server), Some(Client)] {
@@ -236,12 +236,12 @@ fn who_is_the_client_is_never_looked_up() {
             let how = Queued { from, ..Queued::default() };
             let verdict = sim.decided(now, &packet, how).0;
             assert_eq!(verdict, Fate::Accept);
-            let followed = sim.engine().session_count() - sessions;
+            let followed = sim.engine().sessions.count() - sessions;
             assert_eq!(followed, usize::from(from.is_some()), "{client} {server} {from:?}");
-            if let Some((_, side)) = sim.engine().session(client, server) {
+            if let Some((_, side)) = sim.engine().sessions.between(client, server) {
                 assert_eq!(side, Client);
             }
-            sim.engine().forget_between(client, server);
+            sim.engine().sessions.forget_between(client, server);
         }
         assert_eq!(sim.kernel.asked, asked);
     }

@@ -89,7 +89,12 @@ impl World {
             b'u' => {
                 let translation = self.standalone.kernel.translations[slot];
                 self.connections[slot] = Connection::new(translation, byte(0));
-                if self.standalone.engine.session(translation.client, translation.server).is_some()
+                if self
+                    .standalone
+                    .engine
+                    .sessions
+                    .between(translation.client, translation.server)
+                    .is_some()
                 {
                     self.connections[slot].give_up();
                 }
@@ -140,7 +145,7 @@ impl World {
             b't' => self.pass(Duration::from_secs(TIMES[usize::from(who & 7)])),
             b'y' => {
                 self.standalone.kernel.policy = policy(who);
-                self.standalone.engine.set_policy(policy(who));
+                self.standalone.engine.sessions.set_policy(policy(who));
             }
             b'z' => self.start_again(),
             b'k' => self.close_all(),
@@ -161,7 +166,7 @@ impl World {
         (0..ENDS.len()).for_each(|slot| self.complete(slot));
         self.close_all();
         assert_eq!(
-            self.standalone.engine.pinholes().count(),
+            self.standalone.engine.sessions.list_pinholes().count(),
             0,
             "pinholes are left after closing all"
         );
@@ -173,21 +178,25 @@ impl World {
             );
         }
         self.pass(LONG);
-        assert_eq!(self.standalone.engine.session_count(), 0, "sessions are left");
+        assert_eq!(self.standalone.engine.sessions.count(), 0, "sessions are left");
         self.expire();
-        assert_eq!(self.standalone.engine.next_deadline(), None, "deadlines are left");
+        assert_eq!(self.standalone.engine.sessions.next_deadline(), None, "deadlines are left");
     }
 
     /// The daemon ends, and another one goes on with what it wrote.
     fn start_again(&mut self) {
-        self.standalone.engine.note_changes(self.base);
+        self.standalone.engine.sessions.note_changes(self.base);
         let mut records = Vec::new();
-        self.standalone.engine.records(|record| records.push(record.to_vec())).expect("records");
+        self.standalone
+            .engine
+            .sessions
+            .records(|record| records.push(record.to_vec()))
+            .expect("records");
         let mut next = Engine::new(self.standalone.kernel.policy.clone(), Checksums::Verify);
         let (records, now) = (records.iter().map(Vec::as_slice), self.now());
-        next.restore(records, now, self.base).expect("records of our own");
+        next.sessions.restore(records, now, self.base).expect("records of our own");
         for pinhole in self.standalone.kernel.recorder.pinholes() {
-            if !next.holds(pinhole.initiator, pinhole.arrival) {
+            if !next.sessions.holds(pinhole.initiator, pinhole.arrival) {
                 let closed = self.standalone.kernel.change(&[pinhole], &[], &mut Vec::new());
                 self.has_failed |= closed.is_err();
             }
@@ -226,7 +235,7 @@ impl World {
 
     fn close_all(&mut self) {
         let now = self.now();
-        self.standalone.work(now, |engine, effects| engine.close_all(effects));
+        self.standalone.work(now, |engine, effects| engine.sessions.close_all(effects));
     }
 
     fn expire(&mut self) {
@@ -256,7 +265,8 @@ impl World {
             world
                 .standalone
                 .engine
-                .session(client, server)
+                .sessions
+                .between(client, server)
                 .map(|(session, _)| session.began_with(&packet))
         };
         let before = began(self);
@@ -362,8 +372,12 @@ impl World {
             Side::Client => (client, server),
             Side::Server => (server, client),
         };
-        let state =
-            self.standalone.engine.session(client, server).map(|(session, _)| session.state());
+        let state = self
+            .standalone
+            .engine
+            .sessions
+            .between(client, server)
+            .map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         // What was forgotten had numbers that nobody knows now, and what passed was not read.
         if connection.was_seen && state.is_none() {
@@ -373,18 +387,18 @@ impl World {
             connection.flow(side.peer()).acknowledged(segment.ack);
         }
         let packet = segment.packet(source, destination);
-        let (now, sessions) = (self.now(), self.standalone.engine.session_count());
+        let (now, sessions) = (self.now(), self.standalone.engine.sessions.count());
         let opened = self.standalone.engine.counters().pinholes_opened;
         let fate = self.standalone.packet(now, &packet);
         assert!(
-            self.standalone.engine.session_count()
+            self.standalone.engine.sessions.count()
                 <= sessions.max(self.standalone.kernel.policy.max_sessions)
         );
         if self.standalone.engine.counters().pinholes_opened > opened && !self.may_be_over {
             self.check_limit(client.ip());
         }
 
-        let session = self.standalone.engine.session(client, server);
+        let session = self.standalone.engine.sessions.between(client, server);
         let state = session.map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         connection.was_seen |= state.is_some() || !segment.payload.is_empty();
@@ -427,10 +441,16 @@ impl World {
 
     fn check_limit(&self, client: IpAddr) {
         let of_client = |session| {
-            let mut sessions = self.standalone.engine.sessions();
+            let mut sessions = self.standalone.engine.sessions.list();
             sessions.any(|s| s.id == session && s.translation.client.ip() == client)
         };
-        let count = self.standalone.engine.pinholes().filter(|p| of_client(p.session)).count();
+        let count = self
+            .standalone
+            .engine
+            .sessions
+            .list_pinholes()
+            .filter(|p| of_client(p.session))
+            .count();
         let network = |p: &Policy| p.max_pinholes_per_client;
         let most = self.standalone.kernel.policy.networks.iter().map(|n| network(&n.policy)).max();
         assert!(
@@ -440,7 +460,7 @@ impl World {
     }
 
     fn check(&mut self) {
-        for session in self.standalone.engine.sessions() {
+        for session in self.standalone.engine.sessions.list() {
             assert!(session.pinholes <= PINHOLES_PER_SESSION, "{session:?}");
         }
         for event in self.standalone.take_events().0 {

@@ -365,7 +365,7 @@ impl Socket {
     /// Sends to another socket than the kernel's, which needs CAP_NET_ADMIN.
     pub fn send_to(&self, bytes: &[u8], port: u32) -> io::Result<()> {
         let address = SocketAddrNetlink::new(port, 0);
-        Ok(sendto(self, bytes, SendFlags::empty(), &address).map(drop)?)
+        Ok(sendto(self, bytes, SendFlags::DONTWAIT, &address).map(drop)?)
     }
 
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {

@@ -327,7 +327,8 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Does so; a reader that is not there any more needs none.
+    /// Does so. A reader that is not there any more needs none, nor one whose buffer is full: it has packets to read. Nobody
+    /// may wait for that, as a reader may wait for who wakes it.
     pub fn wake(&self) {
         let mut nothing = Vec::new();
         netlink::put_nothing(&mut nothing);

@@ -152,7 +152,7 @@ impl Daemon {
         let shard = |_| {
             let mut engine = first.beside();
             engine.set_selection(answers);
-            engine.note_changes(epoch);
+            engine.sessions.note_changes(epoch);
             Shard { engine, journal: Vec::new() }
         };
         let shards = (0..workers).map(shard).collect();
@@ -182,7 +182,7 @@ impl Daemon {
 
     /// How many sessions all engines follow.
     pub fn sessions(&self) -> usize {
-        self.shards.iter().map(|shard| shard.engine.session_count()).sum()
+        self.shards.iter().map(|shard| shard.engine.sessions.count()).sum()
     }
 
     /// The worker that reads copies while no packet is queued, and looks at what has expired.
@@ -330,16 +330,19 @@ impl Daemon {
         let first = Engine::new(self.policy.clone(), Checksums::Verify);
         for shard in &mut self.shards {
             let mut engine = first.beside();
-            engine.restore(shard.journal.iter().map(Vec::as_slice), now, self.epoch).unwrap();
-            engine.note_changes(self.epoch);
+            engine
+                .sessions
+                .restore(shard.journal.iter().map(Vec::as_slice), now, self.epoch)
+                .unwrap();
+            engine.sessions.note_changes(self.epoch);
             shard.journal.clear();
-            engine.records(|record| shard.journal.push(record.to_vec())).unwrap();
+            engine.sessions.records(|record| shard.journal.push(record.to_vec())).unwrap();
             engine.set_selection(self.answers);
             shard.engine = engine;
         }
         for pinhole in kernel.pinholes() {
             let (initiator, arrival) = (pinhole.initiator, pinhole.arrival);
-            if !self.shards.iter().any(|shard| shard.engine.holds(initiator, arrival)) {
+            if !self.shards.iter().any(|shard| shard.engine.sessions.holds(initiator, arrival)) {
                 kernel.change(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }

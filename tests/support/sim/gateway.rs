@@ -236,7 +236,7 @@ impl Sim {
     /// The engine forgets the connection.
     pub fn forget(&mut self) {
         let Translation { client, server, .. } = self.translation;
-        self.engine().forget_between(client, server);
+        self.engine().sessions.forget_between(client, server);
         self.read_copies();
     }
 
@@ -429,7 +429,9 @@ impl Sim {
         if self.server.received() == 0 {
             return; // the gateway may still follow the connection before
         }
-        let Some((session, _)) = self.daemon.engine().session(client, server) else { return };
+        let Some((session, _)) = self.daemon.engine().sessions.between(client, server) else {
+            return;
+        };
         let map = session.map(side).clone();
         let sender = if side == Side::Client { &self.client } else { &self.server };
         let receiver = if side == Side::Client { &self.server } else { &self.client };

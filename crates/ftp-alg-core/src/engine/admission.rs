@@ -1,9 +1,17 @@
 //! Which connections are followed: how many there may be, which one gives way to another, and how
 //! long one that is still is kept.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
-use super::{Effects, Engine, Entry, What};
+use super::{
+    Attention, Counters, Effects, Entry, Lookup, Mark, Sessions, What,
+    control::Control,
+    effects::{Ask, Purpose, SessionRef},
+};
 use crate::session::{Phase, Session};
 
 /// Sessions that are over are kept this long for segments that are sent again: those whose numbers
@@ -20,11 +28,11 @@ const HALF_CLOSED: Duration = Duration::from_secs(120);
 const UNCONFIRMED: Duration = Duration::from_secs(3600);
 /// Others are kept as long as the kernel keeps established connections (nf_conntrack_tcp_timeout_established).
 const IDLE: Duration = Duration::from_secs(432_000);
-/// How many places of the table one call of [`Engine::expire`] looks at, at least; of a larger table
+/// How many places of the table one call of [`Engine::expire`](super::Engine::expire) looks at, at least; of a larger table
 /// the sixteenth part.
 const SWEEP: u32 = 1024;
 
-impl Engine {
+impl Sessions {
     /// Whether one more connection may be followed beside all others.
     pub(super) fn has_room(&self) -> bool {
         self.table.all() < self.policy.max_sessions
@@ -33,19 +41,19 @@ impl Engine {
     /// Whether one more connection may be followed. Where there are as many as may be, the oldest of which
     /// nothing is known gives way, or one of a client that has more than its share. Of the last quarter no engine has
     /// more than its share, so that what floods one leaves room for the connections of the others.
-    pub(super) fn make_room(&mut self, now: Instant, effects: &mut Effects) -> bool {
+    fn make_room(&mut self, counters: &mut Counters, now: Instant, effects: &mut Effects) -> bool {
         let most = self.policy.max_sessions;
         let (all, share) = (self.table.all(), most / self.table.tables().max(1));
         if all < most && (all < most - most / 4 || self.table.len() <= share) {
             return true;
         }
         let Some(index) = self.table.oldest(gives_way) else {
-            return self.give_up_of_any(now, effects) || all < most;
+            return self.give_up_of_any(counters, now, effects) || all < most;
         };
         if let Some(Entry { session, control }) = self.forget(index)
             && !session.is_over()
         {
-            self.counters.limits.sessions += 1;
+            counters.limits.sessions += 1;
             let age = self.epoch.moment(now).since(control.since).as_secs();
             let what = format!(
                 "not followed any more, after {age} s, for a newer one: there are max-sessions"
@@ -55,14 +63,60 @@ impl Engine {
         true
     }
 
+    /// Follows a connection between these ends, if policy has it inspected and there is room.
+    pub(super) fn insert(
+        &mut self,
+        counters: &mut Counters,
+        now: Instant,
+        (client, server): (SocketAddr, SocketAddr),
+        session: Session,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        let network = self.policy.network_of(client.ip(), server.ip());
+        if !self.policy.inspects(network) {
+            counters.unread.not_followed += 1;
+            self.leave_alone(client, server, effects);
+            return None;
+        }
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let moment = self.epoch.moment(now);
+        let mut control = Control::new(id, client, server, moment);
+        control.set_network(network);
+        // For one of which as little is known no other is given up.
+        let is_joined = session.dialogue().phase() == Phase::Joined;
+        if !(if is_joined { self.has_room() } else { self.make_room(counters, now, effects) }) {
+            counters.uninspected += 1;
+            counters.unread.not_followed += 1;
+            effects
+                .events
+                .push(control.event(What::Limit("not followed: there are max-sessions".into())));
+            return None;
+        }
+        let index = self.table.insert(Entry { session, control });
+        self.note_change(index);
+        Some(index)
+    }
+
+    /// Has no packet of the connection queued any more.
+    fn leave_alone(&mut self, client: SocketAddr, server: SocketAddr, effects: &mut Effects) {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let mark = Mark {
+            connection: Lookup { client, server },
+            translation: None,
+            attention: Attention::None,
+            purpose: Purpose::LeaveAlone,
+        };
+        effects.marks.push(Ask::new(SessionRef { id, ..SessionRef::NONE }, mark, None));
+    }
+
     /// Drops what has been still for too long, a part of the table at a time.
     pub(super) fn sweep(&mut self, now: Instant) {
         let places = self.table.places();
         let is_nearly_full = self.is_nearly_full();
         let now = self.epoch.moment(now);
         for _ in 0..SWEEP.max(places / 16).min(places) {
-            self.sweep = (self.sweep + 1) % places;
-            let Some(Entry { session, control }) = self.table.get_mut(self.sweep) else { continue };
+            self.swept = (self.swept + 1) % places;
+            let Some(Entry { session, control }) = self.table.get_mut(self.swept) else { continue };
             let needs_login = self.policy.within(control.network()).require_login;
             // Where there is hardly room it is not enough to say something now and then.
             let is_timed_from_start = is_nearly_full
@@ -71,7 +125,7 @@ impl Engine {
                 && !(has_login(session) || session.is_adjusted() || session.is_over());
             let since = if is_timed_from_start { control.since } else { control.last };
             if now.since(since) >= lifetime(session, needs_login) {
-                self.forget(self.sweep);
+                self.forget(self.swept);
             }
         }
     }

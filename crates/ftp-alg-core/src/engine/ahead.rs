@@ -1,7 +1,7 @@
 //! Looking ahead: what is known of the connections of several packets is looked up at once.
 
 use super::{
-    Engine,
+    Sessions,
     table::{APPROACHED, Key},
 };
 use crate::packet::Packet;
@@ -9,7 +9,7 @@ use crate::packet::Packet;
 /// So few sessions are in a processor's own cache anyhow.
 const FEW_SESSIONS: usize = 4096;
 
-impl Engine {
+impl Sessions {
     /// Prepares for packets that are taken next, and decides nothing. Where there are more sessions than a
     /// cache holds each packet waits for memory, and here for that of all at once.
     pub fn expect<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {

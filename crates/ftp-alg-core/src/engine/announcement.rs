@@ -7,9 +7,8 @@ use std::{
 };
 
 use super::{
-    Action, Decision, KernelError, Pinhole, Translation, What,
-    connection::Connection,
-    pinholes::{Attempt, OpenError},
+    Action, Decision, KernelError, Pinhole, Translation, What, connection::Connection,
+    pinholes::Attempt, places::OpenError,
 };
 use crate::{
     ftp::{Kind, Malformed},
@@ -21,12 +20,12 @@ use crate::{
 const MAX_PER_SESSION: usize = 8;
 
 /// What is to be done about an announcement now.
-#[allow(clippy::large_enum_variant, reason = "it lives for a moment")]
 pub enum Judged {
     /// This.
     Ruled(Ruling),
-    /// The kernel is to be [asked](Connection::ask) first: for this pinhole, or how the connection is translated.
-    Asks(Option<Attempt>),
+    /// The kernel is to be [asked](Connection::ask) first: for the pinhole that is attempted, if one is, or how the
+    /// connection is translated.
+    Asks,
 }
 
 /// Why nothing is opened.
@@ -64,8 +63,9 @@ struct Opened {
 }
 
 impl Connection<'_> {
-    /// Decides about `announced`, as far as that can be done without the kernel.
-    pub fn judge(&mut self, announced: &Announced) -> Judged {
+    /// Decides about `announced`, as far as that can be done without the kernel. The pinhole that it is to be asked for
+    /// is written to `attempt`.
+    pub fn judge(&mut self, announced: &Announced, attempt: &mut Option<Attempt>) -> Judged {
         let kind = announced.kind;
         if let (false, Err(Malformed::Form(_)), Some(said)) =
             (kind.is_active(), &announced.parsed, &announced.said)
@@ -82,7 +82,7 @@ impl Connection<'_> {
         let plan = match (&announced.parsed, self.endpoint(announced)) {
             _ if is_unknown => Err(No::Ignore(announced.bar.unwrap_or_default().into())),
             (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
-                Ok(None) => return Judged::Asks(None),
+                Ok(None) => return Judged::Asks,
                 Ok(Some(plan)) => Ok(plan),
                 Err(no) => Err(no),
             },
@@ -99,7 +99,10 @@ impl Connection<'_> {
             (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
         };
         match plan.and_then(|plan| self.attempt(announced, plan)) {
-            Ok(attempt) => Judged::Asks(Some(attempt)),
+            Ok(made) => {
+                *attempt = Some(made);
+                Judged::Asks
+            }
             Err(no) => Judged::Ruled(self.decided(announced, Err(no))),
         }
     }
@@ -114,7 +117,7 @@ impl Connection<'_> {
     pub fn judge_opened(
         &mut self,
         announced: &Announced,
-        mut attempt: Attempt,
+        attempt: &mut Attempt,
         answer: Result<(), KernelError>,
     ) -> Judged {
         let no = match answer {
@@ -134,12 +137,12 @@ impl Connection<'_> {
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_first;
                 match self.pinholes.propose_again(self.policy, &mut attempt.proposal, closed) {
-                    Ok(()) => return Judged::Asks(Some(attempt)),
+                    Ok(()) => return Judged::Asks,
                     Err(error) => self.refusal(&error),
                 }
             }
             Err(error) => {
-                self.pinholes.withdraw(&attempt.proposal);
+                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.closings);
                 if let KernelError::Full { what } = error {
                     self.refusal(&OpenError::Full(what))
                 } else {

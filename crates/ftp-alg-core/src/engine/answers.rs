@@ -21,13 +21,13 @@ impl Engine {
         self.interrupted.clear();
         let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
         let (mut marks, mut packets) = (take(&mut effects.marks), take(&mut effects.waiting));
-        for ask in lookups.drain(..) {
+        for ask in &mut lookups {
             self.looked_up(now, ask, &packets, effects);
         }
-        for ask in openings.drain(..) {
+        for ask in &mut openings {
             self.opened(now, ask, &packets, effects);
         }
-        for ask in marks.drain(..) {
+        for ask in &mut marks {
             self.marked(now, ask, &packets, effects);
         }
         packets.clear();
@@ -42,20 +42,24 @@ impl Engine {
     fn looked_up(
         &mut self,
         now: Instant,
-        ask: Ask<Lookup, Option<Translation>>,
+        ask: &mut Ask<Lookup, Option<Translation>>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let Ask { session, answer, waiting, .. } = ask;
-        let found = answer.unwrap_or(Ok(None)).and_then(|found| found.ok_or(KernelError::Unknown));
+        let session = ask.session;
+        let found = ask
+            .answer
+            .take()
+            .unwrap_or(Ok(None))
+            .and_then(|found| found.ok_or(KernelError::Unknown));
         if let (Ok(translation), Some(Entry { control, .. })) =
-            (&found, self.table.get_of(session.index, session.id))
+            (&found, self.sessions.table.get_of(session.index, session.id))
         {
             control.set_translation(Some(*translation));
         }
-        let Some(waiting) = waiting else { return };
-        let judge = |connection: &mut Connection<'_>, announced: &_, _| match &found {
-            Ok(_) => connection.judge(announced),
+        let Some(waiting) = ask.waiting.take() else { return };
+        let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found {
+            Ok(_) => connection.judge(announced, attempt),
             Err(error) => Judged::Ruled(connection.judge_untranslated(announced, error)),
         };
         self.judge_again(now, session, waiting, packets, effects, judge);
@@ -64,27 +68,28 @@ impl Engine {
     fn opened(
         &mut self,
         now: Instant,
-        ask: Ask<Opening, ()>,
+        ask: &mut Ask<Opening, ()>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let Ask { session, question: opening, answer, waiting } = ask;
-        let answer = answer.unwrap_or(Err(KernelError::Unknown));
-        let Some(waiting) = waiting else { return };
-        if self.table.get_of(session.index, session.id).is_none() {
+        let session = ask.session;
+        let answer = ask.answer.take().unwrap_or(Err(KernelError::Unknown));
+        let Some(waiting) = ask.waiting.take() else { return };
+        if self.sessions.table.get_of(session.index, session.id).is_none() {
             // It was given up meanwhile.
-            if let Some(attempt) = &waiting.attempt {
-                self.pinholes.withdraw(&attempt.proposal);
-            }
-            if answer.is_ok() {
-                effects.closings.push(opening.pinhole);
+            let (pinholes, closings) = (&mut self.sessions.pinholes, &mut effects.closings);
+            match &waiting.attempt {
+                Some(Attempt { proposal, .. }) if answer.is_ok() => {
+                    pinholes.abandon(proposal, closings);
+                }
+                Some(Attempt { proposal, .. }) => pinholes.withdraw(proposal, closings),
+                None => {}
             }
         }
-        let judge = |connection: &mut Connection<'_>, announced: &_, attempt: Option<Attempt>| {
-            match attempt {
-                Some(attempt) => connection.judge_opened(announced, attempt, answer),
-                None => connection.judge(announced),
-            }
+        let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match attempt
+        {
+            Some(attempt) => connection.judge_opened(announced, attempt, answer),
+            None => connection.judge(announced, attempt),
         };
         self.judge_again(now, session, waiting, packets, effects, judge);
     }
@@ -94,13 +99,13 @@ impl Engine {
         &mut self,
         now: Instant,
         session: SessionRef,
-        waiting: Waiting,
+        mut waiting: Box<Waiting>,
         packets: &[u8],
         effects: &mut Effects,
-        judge: impl FnOnce(&mut Connection<'_>, &Announced, Option<Attempt>) -> Judged,
+        judge: impl FnOnce(&mut Connection<'_>, &Announced, &mut Option<Attempt>) -> Judged,
     ) {
-        let Waiting { token, how, bytes, request, attempt } = waiting;
-        let packet = Arrival { token, how, bytes: &packets[bytes] };
+        let Waiting { token, how, ref bytes, ref request, ref mut attempt } = *waiting;
+        let packet = Arrival { token, how, bytes: &packets[bytes.clone()] };
         let judged = match &request.question {
             Question::Announcement(announced) => {
                 self.with_connection(now, session, effects, |c| judge(c, announced, attempt))
@@ -108,11 +113,11 @@ impl Engine {
             Question::Lengthen => None,
         };
         let answer = match judged {
-            Some(Judged::Ruled(ruling)) => Some((request, Known::Ruling(ruling))),
-            Some(Judged::Asks(attempt)) => {
+            Some(Judged::Ruled(ruling)) => Some((waiting.request, Known::Ruling(ruling))),
+            Some(Judged::Asks) => {
                 let ask = |c: &mut Connection<'_>| {
                     c.control.answer();
-                    c.ask(&packet, request, attempt);
+                    c.ask(packet.bytes, waiting);
                 };
                 return self.with_connection(now, session, effects, ask).unwrap_or(());
             }
@@ -124,15 +129,15 @@ impl Engine {
     fn marked(
         &mut self,
         now: Instant,
-        ask: Ask<Mark, Translation>,
+        ask: &mut Ask<Mark, Translation>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let Ask { session, question, answer, waiting } = ask;
+        let session = ask.session;
         let Mark { connection: Lookup { client, server }, translation, attention, purpose } =
-            question;
-        let moment = self.epoch.moment(now);
-        let answer = answer.unwrap_or(Err(KernelError::Unknown));
+            ask.question;
+        let moment = self.sessions.epoch.moment(now);
+        let answer = ask.answer.take().unwrap_or(Err(KernelError::Unknown));
         let event = |what| Event { session: session.id, client, server, what };
         if purpose == Purpose::LeaveAlone {
             match answer {
@@ -149,7 +154,7 @@ impl Engine {
             return;
         }
         let is_refused = matches!(&answer, Err(error) if !matches!(error, KernelError::Unknown));
-        if let Some(Entry { control, .. }) = self.table.get_of(session.index, session.id) {
+        if let Some(Entry { control, .. }) = self.sessions.table.get_of(session.index, session.id) {
             match &answer {
                 Ok(found) => {
                     control.told(attention, moment);
@@ -169,7 +174,7 @@ impl Engine {
                     control.missed(attention, moment);
                 }
                 Err(_) if attention == Attention::Payload => {
-                    self.watched.add(now, session.index, control);
+                    self.sessions.watched.add(now, session.index, control);
                 }
                 Err(_) => {}
             }
@@ -185,7 +190,8 @@ impl Engine {
             // Numbers may be changed only once the kernel knows; their sender will send them again.
             self.drop_changed(session, effects);
         }
-        let waited = waiting.map(|Waiting { token, how, bytes, request, .. }| {
+        let waited = ask.waiting.take().map(|waiting| {
+            let Waiting { token, how, bytes, request, .. } = *waiting;
             let packet = Arrival { token, how, bytes: &packets[bytes] };
             (packet, Some((request, Known::Lengthen(answer.is_ok()))))
         });
@@ -232,15 +238,15 @@ impl Engine {
         effects: &mut Effects,
         work: impl FnOnce(&mut Connection<'_>) -> R,
     ) -> Option<R> {
-        let moment = self.epoch.moment(now);
-        let Entry { control, .. } = self.table.get_of(session.index, session.id)?;
+        let moment = self.sessions.epoch.moment(now);
+        let Entry { control, .. } = self.sessions.table.get_of(session.index, session.id)?;
         Some(work(&mut Connection {
             now,
             moment,
             index: session.index,
-            policy: self.policy.within(control.network()),
+            policy: self.sessions.policy.within(control.network()),
             control,
-            pinholes: &mut self.pinholes,
+            pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
             effects,
             answers: self.answers,
@@ -249,7 +255,8 @@ impl Engine {
 }
 
 /// Has `room` take memory that nothing is in any more, unless it has some.
-fn reuse<T>(room: &mut Vec<T>, memory: Vec<T>) {
+fn reuse<T>(room: &mut Vec<T>, mut memory: Vec<T>) {
+    memory.clear();
     if room.capacity() == 0 {
         *room = memory;
     }

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::{
-    Arrival, Attention, Counters, Effects, KernelError, Lookup, Mark, What,
+    Attention, Counters, Effects, KernelError, Lookup, Mark, What,
     control::{Control, Moment},
     effects::{Ask, Purpose, SessionRef, Waiting},
-    pinholes::{Attempt, PinholeTable},
+    pinholes::PinholeTable,
 };
 use crate::{
     policy::Policy,
-    session::{Limit, Note, Question, Refused, Request},
+    session::{Limit, Note, Question, Refused},
 };
 
 /// A connection, and what belongs to all of them.
@@ -149,41 +149,36 @@ impl Connection<'_> {
 
     /// Asks for a mark. Its session is busy until that is set: two threads could set two in the wrong order.
     pub fn mark(&mut self, attention: Attention) {
-        let ask = self.ask_for(self.mark_of(attention));
+        self.control.ask();
+        let ask = Ask::new(self.session(), self.mark_of(attention), None);
         self.effects.marks.push(ask);
     }
 
-    /// Asks what the line `request` of `packet` waits for, which is read on with the answer: a pinhole as in `attempt`,
-    /// the translation, or the mark that numbers need that are to change.
-    pub fn ask(&mut self, packet: &Arrival<'_>, request: Box<Request>, attempt: Option<Attempt>) {
+    /// Asks what the packet of these `bytes` is `waiting` for: a pinhole as attempted, the translation, or the mark that
+    /// numbers need that are to change.
+    pub fn ask(&mut self, bytes: &[u8], mut waiting: Box<Waiting>) {
         let start = self.effects.waiting.len();
-        self.effects.waiting.extend_from_slice(packet.bytes);
-        let bytes = start..self.effects.waiting.len();
-        let is_longer = matches!(request.question, Question::Lengthen);
-        let opening = attempt.as_ref().zip(self.control.translation());
-        let opening = opening.map(|(attempt, control)| attempt.proposal.opening(*control));
-        let Arrival { token, how, .. } = *packet;
-        let waiting = Waiting { token, how, bytes, request, attempt };
-        if let Some(opening) = opening {
-            let ask = self.ask_for(opening).for_packet(waiting);
-            self.effects.openings.push(ask);
-        } else if is_longer {
-            let ask = self.ask_for(self.mark_of(Attention::Every)).for_packet(waiting);
-            self.effects.marks.push(ask);
+        self.effects.waiting.extend_from_slice(bytes);
+        waiting.bytes = start..self.effects.waiting.len();
+        self.control.ask();
+        let session = self.session();
+        if matches!(waiting.request.question, Question::Lengthen) {
+            let question = self.mark_of(Attention::Every);
+            self.effects.marks.push(Ask::new(session, question, Some(waiting)));
+        } else if let (Some(attempt), Some(control)) =
+            (&waiting.attempt, self.control.translation())
+        {
+            let question = attempt.proposal.opening(control);
+            self.effects.openings.push(Ask::new(session, question, Some(waiting)));
         } else {
-            let ask = self.ask_for(self.ends()).for_packet(waiting);
-            self.effects.lookups.push(ask);
+            let question = self.ends();
+            self.effects.lookups.push(Ask::new(session, question, Some(waiting)));
         }
     }
 
     fn mark_of(&self, attention: Attention) -> Mark {
         let translation = self.control.translation().copied();
         Mark { connection: self.ends(), translation, attention, purpose: Purpose::Session }
-    }
-
-    fn ask_for<Q, A>(&mut self, question: Q) -> Ask<Q, A> {
-        self.control.ask();
-        Ask::new(self.session(), question)
     }
 
     pub fn tell(&mut self, what: What) {

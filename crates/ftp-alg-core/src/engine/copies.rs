@@ -21,8 +21,8 @@ impl Engine {
     /// read before the next, and what is sent again finds them read.
     #[cold]
     pub(super) fn interrupt(&mut self, now: Instant, index: u32, effects: &mut Effects) -> Verdict {
-        let moment = self.epoch.moment(now);
-        if let Some(Entry { control, .. }) = self.table.get_mut(index) {
+        let moment = self.sessions.epoch.moment(now);
+        if let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) {
             control.race(moment);
             if control.grant == Grant::None {
                 mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
@@ -43,7 +43,9 @@ impl Engine {
         let mut verdicts = std::mem::take(&mut effects.verdicts);
         for released in verdicts.iter_mut().filter(|released| !released.was_held) {
             let SessionRef { index, id } = released.session();
-            let Some(Entry { session, control }) = self.table.get_of(index, id) else { continue };
+            let Some(Entry { session, control }) = self.sessions.table.get_of(index, id) else {
+                continue;
+            };
             if !session.changes_packets() {
                 continue;
             }
@@ -58,7 +60,7 @@ impl Engine {
                 tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);
                 released.verdict = Verdict::Drop(DropReason::Stale);
             }
-            self.forget(index);
+            self.sessions.forget(index);
         }
         effects.verdicts = verdicts;
     }
@@ -72,7 +74,7 @@ impl Engine {
     /// Copies were lost, of any of the connections.
     pub fn lose_copies(&mut self) {
         self.counters.errors += 1;
-        for Entry { session, control } in self.table.iter_mut() {
+        for Entry { session, control } in self.sessions.table.iter_mut() {
             // What the connections of before a restart are is not known here.
             if matches!(control.attention(), Some(Attention::Calm) | None) {
                 session.lose_copies();
@@ -82,39 +84,44 @@ impl Engine {
 
     /// Packets of any of the connections may have passed unread for some time, but of those of which all are held.
     pub fn lapse(&mut self) {
-        for index in 0..self.table.places() {
+        for index in 0..self.sessions.table.places() {
             self.lapse_at(index);
         }
     }
 
     /// The same of one connection.
     pub(super) fn lapse_session(&mut self, session: SessionRef) {
-        if self.table.get_of(session.index, session.id).is_some() {
+        if self.sessions.table.get_of(session.index, session.id).is_some() {
             self.lapse_at(session.index);
         }
     }
 
     fn lapse_at(&mut self, index: u32) {
-        if let Some(Entry { session, control }) = self.table.get_mut(index)
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
             && !session.wants_every_packet()
         {
             control.forget_attention();
             session.lapse();
-            self.note_change(index);
+            self.sessions.note_change(index);
         }
     }
 
     /// Whether all packets of the connection that this one belongs to are held, so that none ever passes unread.
     pub fn wants_every(&mut self, bytes: &[u8]) -> bool {
         let Ok(packet) = Packet::parse(bytes) else { return false };
-        self.table.of_packet(&packet).is_some_and(|entry| entry.session.wants_every_packet())
+        self.sessions
+            .table
+            .of_packet(&packet)
+            .is_some_and(|entry| entry.session.wants_every_packet())
     }
 
     /// Whether it is decided about a packet although others of its connection may have passed while it waited: it goes on as it
     /// is whatever they said, or waits until its receiver has said what it has. Nothing is opened for a connection that is not
     /// known, nor for one that took the place of one that is.
     pub(super) fn decides_late(&mut self, packet: &Packet<'_>) -> bool {
-        let Some(Entry { session, control }) = self.table.of_packet(packet) else { return true };
+        let Some(Entry { session, control }) = self.sessions.table.of_packet(packet) else {
+            return true;
+        };
         let from = control.side(packet.endpoints().0);
         session.wants_every_packet()
             || session.is_asking(from, packet)
@@ -128,10 +135,14 @@ impl Engine {
         // Conntrack has looked at its checksum, if it was there already.
         let Ok(packet) = Packet::parse(bytes) else { return false };
         let (source, destination) = packet.endpoints();
-        let Some(index) = self.table.find(&Key::between(source, destination)) else { return false };
-        effects.is_touched = true;
-        let moment = self.epoch.moment(now);
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
+        let Some(index) = self.sessions.table.find(&Key::between(source, destination)) else {
+            return false;
+        };
+        effects.touch(self.sessions.pinholes.places());
+        let moment = self.sessions.epoch.moment(now);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+            return false;
+        };
         if control.is_busy() {
             let session = SessionRef { index, id: control.id };
             self.park_copy(bytes, session);
@@ -150,9 +161,9 @@ impl Engine {
             now,
             moment,
             index,
-            policy: self.policy.within(control.network()),
+            policy: self.sessions.policy.within(control.network()),
             control,
-            pinholes: &mut self.pinholes,
+            pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
             effects,
             answers: self.answers,
@@ -170,15 +181,15 @@ impl Engine {
                 connection.mark(wanted);
             }
             if !session.changes_packets() {
-                self.watched.add(now, index, connection.control);
+                self.sessions.watched.add(now, index, connection.control);
             }
         }
         if session.is_over() {
             connection.close_all("the control connection ended");
         }
-        self.note_change(index);
-        self.weigh(index, effects);
-        self.enlist(now, index, effects);
+        self.sessions.note_change(index);
+        self.sessions.weigh(&mut self.counters, index, effects);
+        self.sessions.enlist(&mut self.counters, now, index, effects);
         true
     }
 }

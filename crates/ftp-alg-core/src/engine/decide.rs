@@ -1,14 +1,13 @@
 //! One packet: which session it belongs to, what that makes of it, and what becomes of it.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
+use std::{net::SocketAddr, time::Instant};
 
 use super::{
-    Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Lookup, Mark, Queued, Unread,
-    Verdict, What,
+    Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Queued, Unread, Verdict,
     announcement::Judged,
     connection::Connection,
-    control::{Control, Grant},
-    effects::{Ask, Purpose, Released, SessionRef},
+    control::Grant,
+    effects::{Released, SessionRef, Waiting},
     memory::is_to_be_weighed,
     parting::part,
     shares::is_to_be_counted,
@@ -67,7 +66,7 @@ impl Engine {
     ) {
         let mut deciding = Deciding { session, ..Deciding::UNKNOWN };
         let read = Packet::parse(packet.bytes).map(|read| read.left_to(packet.how.offload));
-        let entry = self.table.get_of(session.index, session.id);
+        let entry = self.sessions.table.get_of(session.index, session.id);
         let (Ok(read), Some(Entry { control, .. })) = (read, entry) else {
             return self.arrive(now, packet, effects);
         };
@@ -128,7 +127,7 @@ impl Engine {
         }
         let Ok(packet) = Packet::parse(bytes) else { return };
         let seq = packet.seq().0;
-        if let Some(Entry { session, control }) = self.table.of_packet(&packet) {
+        if let Some(Entry { session, control }) = self.sessions.table.of_packet(&packet) {
             let from = control.side(packet.endpoints().0);
             let (id, expected) = (control.id, session.next_of(from).0);
             tracing::trace!(
@@ -171,10 +170,10 @@ impl Engine {
             return Decision::Verdict(Verdict::Drop(DropReason::Stale));
         }
         let (source, destination) = packet.endpoints();
-        let found = self.table.find(&Key::between(source, destination));
+        let found = self.sessions.table.find(&Key::between(source, destination));
         let mut known = None;
         if let Some(index) = found
-            && let Some(Entry { control, .. }) = self.table.get_mut(index)
+            && let Some(Entry { control, .. }) = self.sessions.table.get_mut(index)
         {
             let from = control.side(source);
             if from == Side::Client && self.interrupted.contains(&index) {
@@ -189,14 +188,14 @@ impl Engine {
         }
         let known = known.or_else(|| {
             let index = self.entry_of(now, &packet, found, *how, effects)?;
-            Some((index, self.table.get_mut(index)?.control.side(source)))
+            Some((index, self.sessions.table.get_mut(index)?.control.side(source)))
         });
         let Some((index, from)) = known else {
             trace_unread(bytes, "no session follows it");
             return ACCEPT;
         };
-        let moment = self.epoch.moment(now);
-        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+        let moment = self.sessions.epoch.moment(now);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return ACCEPT;
         };
         control.last = moment;
@@ -213,7 +212,7 @@ impl Engine {
             }
         }
         if session.has_ended() && !packet.has(flags::SYN) {
-            return Decision::Verdict(self.answer_ended(index, from, &packet, effects));
+            return Decision::Verdict(self.sessions.answer_ended(index, from, &packet, effects));
         }
         let is_unsaid = session.dialogue().phase() == Phase::Silent && control.rival().is_none();
         if is_unsaid && !packet.has(flags::SYN) && !session.concerns(from, &packet) {
@@ -241,7 +240,7 @@ impl Engine {
         effects: &mut Effects,
     ) -> Decision {
         let (how, index) = (&arrival.how, deciding.session.index);
-        let Some(Entry { session, control }) = self.table.get_mut(index) else {
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return Decision::Verdict(Verdict::Accept);
         };
         let has_unseen = session.has_unseen_lines();
@@ -251,9 +250,9 @@ impl Engine {
             now,
             moment: control.last,
             index,
-            policy: self.policy.within(control.network()),
+            policy: self.sessions.policy.within(control.network()),
             control,
-            pinholes: &mut self.pinholes,
+            pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
             effects,
             answers: self.answers,
@@ -269,16 +268,19 @@ impl Engine {
                 connection.note(note);
             }
             let Some(request) = inspection.request.take() else { break };
+            let mut attempt = None;
             let judged = match &request.question {
-                Question::Announcement(announced) => connection.judge(announced),
-                Question::Lengthen => Judged::Asks(None),
+                Question::Announcement(announced) => connection.judge(announced, &mut attempt),
+                Question::Lengthen => Judged::Asks,
             };
             match judged {
                 Judged::Ruled(ruling) => {
                     inspection.answer = Some((request, Known::Ruling(ruling)));
                 }
-                Judged::Asks(attempt) => {
-                    connection.ask(arrival, request, attempt);
+                Judged::Asks => {
+                    let Arrival { token, how, bytes } = *arrival;
+                    let waiting = Waiting { token, how, bytes: 0..0, request, attempt };
+                    connection.ask(bytes, Box::new(waiting));
                     return Decision::Asked;
                 }
             }
@@ -297,7 +299,7 @@ impl Engine {
         let is_watched = matches!(attention, Some(Attention::Watched | Attention::Every))
             || deciding.needs_every;
         if is_watched && !session.changes_packets() {
-            self.watched.add(now, index, connection.control);
+            self.sessions.watched.add(now, index, connection.control);
         }
         let wants_none = session.wants_no_packet();
         if session.is_over() {
@@ -312,14 +314,14 @@ impl Engine {
         let is_dropped = matches!(outcome.forward, Forward::Drop(_));
         let is_counted = is_to_be_weighed(session, control) || is_to_be_counted(session, control);
         if wants_none {
-            self.remove(index);
+            self.sessions.remove(index);
         } else if says && !is_dropped || has_unseen {
             // Of others nothing is lost that the next packet does not tell again.
-            self.note_change(index);
+            self.sessions.note_change(index);
         }
         if is_counted {
-            self.weigh(index, effects);
-            self.enlist(now, index, effects);
+            self.sessions.weigh(&mut self.counters, index, effects);
+            self.sessions.enlist(&mut self.counters, now, index, effects);
         }
         decision
     }
@@ -342,9 +344,9 @@ impl Engine {
         if packet.has(flags::SYN | flags::ACK) {
             let Some(index) = found else {
                 let session = Session::opened(packet);
-                return self.insert(now, destination, source, session, effects);
+                return self.insert(now, (destination, source), session, effects);
             };
-            let Entry { session, control } = self.table.get_mut(index)?;
+            let Entry { session, control } = self.sessions.table.get_mut(index)?;
             if session.began_with(packet) {
                 return found;
             }
@@ -353,16 +355,16 @@ impl Engine {
             if !(control.spoke_in_syn() && is_unknown) {
                 return self.contest(now, index, packet, how.every, effects);
             }
-            self.forget(index);
+            self.sessions.forget(index);
             let session = Session::opened_unread(packet);
-            return self.insert(now, destination, source, session, effects);
+            return self.insert(now, (destination, source), session, effects);
         }
         if packet.payload().is_empty() {
             self.counters.unread.no_session += u64::from(found.is_none());
             return found;
         }
         if let Some(index) = found {
-            self.table.get_mut(index)?.control.set_spoke_in_syn(true);
+            self.sessions.table.get_mut(index)?.control.set_spoke_in_syn(true);
             return found;
         }
         // The start was not seen. Where nobody says which end is the client its port shows it, if at all; nobody is asked,
@@ -373,66 +375,32 @@ impl Engine {
         };
         let session = Session::joined(side, packet);
         let index = match side {
-            Side::Client => self.insert(now, source, destination, session, effects),
-            Side::Server => self.insert(now, destination, source, session, effects),
+            Side::Client => self.insert(now, (source, destination), session, effects),
+            Side::Server => self.insert(now, (destination, source), session, effects),
         }?;
-        self.table.get_mut(index)?.control.set_spoke_in_syn(packet.has(flags::SYN));
+        self.sessions.table.get_mut(index)?.control.set_spoke_in_syn(packet.has(flags::SYN));
         Some(index)
+    }
+
+    /// Follows a connection between these ends, if that is to be.
+    pub(super) fn insert(
+        &mut self,
+        now: Instant,
+        ends: (SocketAddr, SocketAddr),
+        session: Session,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        self.sessions.insert(&mut self.counters, now, ends, session, effects)
     }
 
     fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
         let is_control =
-            |endpoint: SocketAddr| self.policy.control_ports.contains(&endpoint.port());
+            |endpoint: SocketAddr| self.sessions.policy.control_ports.contains(&endpoint.port());
         match (is_control(destination), is_control(source)) {
             (true, false) => Some(Side::Client),
             (false, true) => Some(Side::Server),
             _ => None,
         }
-    }
-
-    pub(super) fn insert(
-        &mut self,
-        now: Instant,
-        client: SocketAddr,
-        server: SocketAddr,
-        session: Session,
-        effects: &mut Effects,
-    ) -> Option<u32> {
-        let network = self.policy.network_of(client.ip(), server.ip());
-        if !self.policy.inspects(network) {
-            self.counters.unread.not_followed += 1;
-            self.leave_alone(client, server, effects);
-            return None;
-        }
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let moment = self.epoch.moment(now);
-        let mut control = Control::new(id, client, server, moment);
-        control.set_network(network);
-        // For one of which as little is known no other is given up.
-        let is_joined = session.dialogue().phase() == Phase::Joined;
-        if !(if is_joined { self.has_room() } else { self.make_room(now, effects) }) {
-            self.counters.uninspected += 1;
-            self.counters.unread.not_followed += 1;
-            effects
-                .events
-                .push(control.event(What::Limit("not followed: there are max-sessions".into())));
-            return None;
-        }
-        let index = self.table.insert(Entry { session, control });
-        self.note_change(index);
-        Some(index)
-    }
-
-    /// Has no packet of the connection queued any more.
-    fn leave_alone(&mut self, client: SocketAddr, server: SocketAddr, effects: &mut Effects) {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let mark = Mark {
-            connection: Lookup { client, server },
-            translation: None,
-            attention: Attention::None,
-            purpose: Purpose::LeaveAlone,
-        };
-        effects.marks.push(Ask::new(SessionRef { id, ..SessionRef::NONE }, mark));
     }
 }
 

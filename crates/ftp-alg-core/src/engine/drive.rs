@@ -11,9 +11,7 @@
 
 use std::time::Instant;
 
-use super::{
-    Effects, Engine, Event, Injection, Kernel, KernelError, Lookup, Mark, Opening, Pinhole, What,
-};
+use super::{Effects, Engine, Event, Injection, Kernel, KernelError, Lookup, Mark, Opening, What};
 
 /// What engines run in: the daemon, `replay`, the simulated network.
 pub trait Host {
@@ -148,16 +146,14 @@ fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
 
 /// Opens all pinholes of all engines in one transaction.
 fn open(kernel: &mut impl Kernel, all: &mut [Effects]) {
+    let Some(asking) = all.iter().find(|effects| !effects.openings.is_empty()) else { return };
+    let places = asking.places.clone();
     let openings: Vec<Opening> =
         all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.question).collect();
-    if openings.is_empty() {
-        return;
-    }
-    let closed: Vec<Pinhole> =
-        all.iter_mut().flat_map(|effects| effects.closed_first.drain(..)).collect();
+    let closed = all.iter_mut().flat_map(|effects| effects.closed_first.drain(..));
     let mut outcomes = Vec::with_capacity(openings.len());
     // What fails to close expires by itself.
-    let _ = kernel.change(&closed, &openings, &mut outcomes);
+    let _ = places.tell(closed, |closed| kernel.change(closed, &openings, &mut outcomes));
     let mut outcomes = outcomes.into_iter();
     for ask in all.iter_mut().flat_map(|effects| &mut effects.openings) {
         ask.answer = outcomes.next();
@@ -189,7 +185,10 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
         }
     }
     if !effects.closings.is_empty() {
-        let closed = host.kernel().change(&effects.closings, &[], &mut Vec::new());
+        let closed = effects.places.tell(effects.closings.iter().copied(), |due| match due {
+            [] => Ok(()),
+            due => host.kernel().change(due, &[], &mut Vec::new()),
+        });
         errors += u64::from(closed.is_err());
     }
     if errors > 0 {

@@ -88,13 +88,13 @@ fn what_asked_for_a_session_that_was_given_up_is_decided_anew() {
     let arrival = Arrival { token, bytes: &port, how: Queued::default() };
     talk.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
     assert!(effects.asks());
-    talk.gateway.engine.forget_between(talk.client, talk.server);
+    talk.gateway.engine.sessions.forget_between(talk.client, talk.server);
     carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
     let given = talk.gateway.given().iter().filter(|released| released.token == token);
     assert!(given.map(|released| &released.verdict).eq([&Verdict::Accept]));
     assert!(talk.gateway.kernel.open.is_empty());
     // It is the first that is known of another session.
-    let (session, _) = talk.gateway.engine.session(talk.client, talk.server).unwrap();
+    let (session, _) = talk.gateway.engine.sessions.between(talk.client, talk.server).unwrap();
     assert_eq!(session.state(), "joined");
 }
 
@@ -112,8 +112,8 @@ fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
     let engine = &mut talk.gateway.engine;
     engine.take(now, arrivals, &mut first);
     let key = Key::between(talk.client, talk.server);
-    let index = engine.table.find(&key).unwrap();
-    let control = &mut engine.table.get_mut(index).unwrap().control;
+    let index = engine.sessions.table.find(&key).unwrap();
+    let control = &mut engine.sessions.table.get_mut(index).unwrap().control;
     let (attention, purpose) = (Attention::Payload, effects::Purpose::Session);
     telling::mark_afresh(&mut other, index, control, attention, purpose);
     for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
@@ -121,4 +121,45 @@ fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
         let given = talk.gateway.given().iter().map(|released| released.token.id);
         assert_eq!(given.filter(|id| *id >= 1000).collect::<Vec<_>>(), decided);
     }
+}
+
+#[test]
+fn a_packet_that_waits_changes_no_session() {
+    let mut talk = Conversation::logged_in();
+    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.next[0] += 10;
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Drop);
+    assert_eq!(std::mem::take(&mut talk.gateway.journal), [[0; 0]; 0]);
+    talk.next[0] -= 16;
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Accept);
+    assert_eq!(std::mem::take(&mut talk.gateway.journal).len(), 1);
+}
+
+/// A client announces a port again on another connection, which another engine follows, before the kernel was told to
+/// close the first pinhole there.
+#[test]
+fn a_closing_that_comes_late_closes_no_pinhole_of_another_engine() {
+    let mut first = Conversation::logged_in();
+    let beside = first.gateway.engine.beside();
+    let mut second = Conversation::through(beside, "192.168.150.80").log_in();
+    first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
+    let (token, how) = (Token::default(), Queued::default());
+    let arrival = Arrival { token, bytes: &refusal, how };
+    let (now, mut effects) = (first.now, Effects::default());
+    first.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
+    let mut step = Step::Look;
+    while step != Step::Finish {
+        step = step.take(&mut first.gateway, now, std::slice::from_mut(&mut effects)).unwrap();
+    }
+    let open = |talk: &mut Conversation| std::mem::take(&mut talk.gateway.kernel.open);
+    second.gateway.kernel.open = open(&mut first);
+    second.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    first.gateway.kernel.open = open(&mut second);
+    assert_eq!(first.gateway.kernel.open.len(), 1);
+    assert_eq!(step.take(&mut first.gateway, now, std::slice::from_mut(&mut effects)), None);
+    assert_eq!(first.gateway.kernel.open.len(), 1, "the second's is open");
+    second.gateway.kernel.open = open(&mut first);
+    second.say(Side::Server, "500 no\r\n");
+    assert_eq!(second.gateway.kernel.open, []);
 }

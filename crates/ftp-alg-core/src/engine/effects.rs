@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{
-    Answer, Attention, KernelError, Pinhole, Queued, Translation, event::Events, pinholes::Attempt,
+    Answer, Attention, KernelError, Pinhole, Queued, Translation,
+    event::Events,
+    pinholes::Attempt,
+    places::{Closing, Places},
 };
 use crate::session::{DropReason, Request, Side};
 
@@ -93,17 +96,13 @@ pub struct Ask<Q, A> {
     /// What the kernel said; `None` before it was asked.
     pub answer: Option<Result<A, KernelError>>,
     /// The packet that waits for it.
-    pub(super) waiting: Option<Waiting>,
+    pub(super) waiting: Option<Box<Waiting>>,
 }
 
 impl<Q, A> Ask<Q, A> {
-    pub(super) fn new(session: SessionRef, question: Q) -> Self {
-        Self { session, question, answer: None, waiting: None }
-    }
-
-    /// As what `waiting` waits for.
-    pub(super) fn for_packet(self, waiting: Waiting) -> Self {
-        Self { waiting: Some(waiting), ..self }
+    #[inline(always)] // built where it stays
+    pub(super) fn new(session: SessionRef, question: Q, waiting: Option<Box<Waiting>>) -> Self {
+        Self { session, question, answer: None, waiting }
     }
 }
 
@@ -183,6 +182,8 @@ pub struct Injection {
 pub struct Effects {
     /// Of which of the host's engines.
     pub shard: usize,
+    /// Where the pinholes are.
+    pub(super) places: Places,
     /// Whether anything was done since effects were last carried out.
     pub(super) is_touched: bool,
     /// Whether it was noted that packets passed unread meanwhile.
@@ -192,7 +193,7 @@ pub struct Effects {
     /// Translations to look up.
     pub lookups: Vec<Ask<Lookup, Option<Translation>>>,
     /// Pinholes to close in the same transaction, before the others open.
-    pub closed_first: Vec<Pinhole>,
+    pub closed_first: Vec<Closing>,
     /// Pinholes to open, all at once where the kernel can.
     pub openings: Vec<Ask<Opening, ()>>,
     /// Marks to set, once pinholes are open; answered by the translation.
@@ -209,7 +210,7 @@ pub struct Effects {
     /// Packets to send.
     pub injections: Vec<Injection>,
     /// Pinholes to close.
-    pub closings: Vec<Pinhole>,
+    pub closings: Vec<Closing>,
     pub(super) events: Events,
 }
 
@@ -220,6 +221,12 @@ impl Effects {
     /// None yet, of the engine `shard` of its host.
     pub fn of(shard: usize) -> Self {
         Self { shard, ..Self::default() }
+    }
+
+    /// Something is done, by an engine whose pinholes are at `places`.
+    pub(super) fn touch(&mut self, places: &Places) {
+        self.is_touched = true;
+        self.places.follow(places);
     }
 
     /// Whether the kernel is to be asked something before anything else is done.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Engine, Entry, Pinhole, Translation};
+use super::{Entry, Pinhole, Sessions, Translation};
 use crate::ftp::Kind;
 
 /// One row of the table of sessions, for people.
@@ -35,9 +35,9 @@ pub struct PinholeInfo {
     pub kind: Kind,
 }
 
-impl Engine {
+impl Sessions {
     /// The control connections that are open.
-    pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> {
+    pub fn list(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
         open.filter_map(|Entry { session, control }| {
             let untranslated = Translation::identity(control.client(), control.server());
@@ -54,7 +54,7 @@ impl Engine {
     }
 
     /// The pinholes that nobody has used yet, as far as the dialogue tells.
-    pub fn pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
+    pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|Entry { control, .. }| {
             control.pinholes().iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
                 session: control.id,

@@ -20,7 +20,7 @@ use std::{
 use ahash::AHashMap;
 
 use super::{
-    Attention, Effects, Engine, Entry, Injection, Verdict, What,
+    Attention, Counters, Effects, Entry, Injection, Sessions, Verdict, What,
     control::Control,
     effects::{Purpose, SessionRef},
     telling::mark_afresh,
@@ -100,7 +100,7 @@ pub(super) fn is_to_be_weighed(session: &Session, control: &Control) -> bool {
     control.weighs || session.heap() > ORDINARY
 }
 
-impl Engine {
+impl Sessions {
     /// How many bytes all sessions hold, of this engine and those beside it, that are counted.
     pub fn memory(&self) -> usize {
         self.memory.all()
@@ -108,9 +108,9 @@ impl Engine {
 
     /// Takes note of what the session at `index` holds now, and keeps all of them in their budget.
     #[inline]
-    pub(super) fn weigh(&mut self, index: u32, effects: &mut Effects) {
+    pub(super) fn weigh(&mut self, counters: &mut Counters, index: u32, effects: &mut Effects) {
         if self.note_memory(index) {
-            self.keep_budget(effects);
+            self.keep_budget(counters, effects);
         }
     }
 
@@ -133,12 +133,12 @@ impl Engine {
 
     /// Ends sessions until what is held is in its budget.
     #[cold]
-    pub(super) fn keep_budget(&mut self, effects: &mut Effects) {
+    pub(super) fn keep_budget(&mut self, counters: &mut Counters, effects: &mut Effects) {
         let budget = self.policy.memory;
         while self.memory.exceeds(budget, self.table.tables())
             && let Some((index, bytes)) = self.memory.oldest()
         {
-            self.counters.limits.memory += 1;
+            counters.limits.memory += 1;
             self.end(
                 index,
                 format!(

@@ -23,8 +23,10 @@ mod memory;
 mod parked;
 mod parting;
 mod pinholes;
+mod places;
 mod reorder;
 mod saved;
+mod sessions;
 mod shares;
 mod standalone;
 mod table;
@@ -33,11 +35,7 @@ mod telling;
 mod tests;
 mod watch;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use control::{Control, Entry, Epoch};
 pub use counters::{Counters, Drops, Limits, Unread};
@@ -47,24 +45,17 @@ pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Ve
 pub use event::{Action, Decision, Event, What};
 pub use kernel::{Answer, Attention, Kernel, KernelError, Pinhole, Translation};
 pub use listing::{PinholeInfo, SessionInfo};
-use memory::Memory;
 use parked::Parked;
-use pinholes::PinholeTable;
+pub use places::Places;
 use reorder::ReorderQueue;
-use saved::Changes;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored};
-use shares::Shares;
+pub use sessions::Sessions;
 pub use standalone::{Fate, Standalone};
-use table::{Key, Table};
-use watch::Watched;
+use table::Key;
 
 /// Which end sent a packet.
 pub use crate::session::{DropReason, Side, harmless};
-use crate::{
-    packet::Offload,
-    policy::Policy,
-    session::{Inspection, Session},
-};
+use crate::{packet::Offload, policy::Policy, session::Inspection};
 
 /// A packet that waits in a queue.
 #[derive(Clone, Copy, Debug)]
@@ -111,28 +102,16 @@ const REMINDER: Duration = Duration::from_secs(1);
 
 /// The engine.
 pub struct Engine {
-    policy: Policy,
+    /// Those that are followed.
+    pub sessions: Sessions,
     checksums: Checksums,
-    table: Table,
-    epoch: Epoch,
-    pinholes: PinholeTable,
-    memory: Memory,
-    shares: Shares,
     counters: Counters,
-    /// Common to engines beside each other.
-    last_id: Arc<AtomicU64>,
-    sweep: u32,
-    /// Where changes are noted, what did.
-    changes: Option<Changes>,
     payload: Vec<u8>,
     inspection: Inspection,
-    /// For records.
-    record: Vec<u8>,
     /// Whether the packet selection takes answers.
     answers: bool,
     /// Whose calm was ended by a request, while this batch is decided.
     interrupted: Vec<u32>,
-    watched: Watched,
     /// Packets whose session waits for the kernel, in the order in which they came.
     parked: Vec<Parked>,
     reorder: ReorderQueue,
@@ -141,56 +120,27 @@ pub struct Engine {
 impl Engine {
     /// An engine that has seen nothing.
     pub fn new(policy: Policy, checksums: Checksums) -> Self {
-        Self {
-            policy,
-            checksums,
-            table: Table::default(),
-            epoch: Epoch::default(),
-            pinholes: PinholeTable::default(),
-            memory: Memory::default(),
-            shares: Shares::default(),
-            counters: Counters::default(),
-            last_id: Arc::default(),
-            sweep: 0,
-            changes: None,
-            payload: Vec::new(),
-            inspection: Inspection::default(),
-            record: Vec::new(),
-            answers: false,
-            interrupted: Vec::new(),
-            watched: Watched::default(),
-            parked: Vec::new(),
-            reorder: ReorderQueue::default(),
-        }
+        Self::with(Sessions::new(policy), checksums)
     }
 
     /// An engine that has seen nothing, for other connections through the same kernel: sessions are
     /// numbered in one row, an external port is given out once, and limits hold over both.
     pub fn beside(&self) -> Self {
+        Self::with(self.sessions.beside(), self.checksums)
+    }
+
+    fn with(sessions: Sessions, checksums: Checksums) -> Self {
         Self {
-            table: self.table.beside(),
-            pinholes: self.pinholes.beside(),
-            memory: self.memory.beside(),
-            last_id: Arc::clone(&self.last_id),
-            ..Self::new(self.policy.clone(), self.checksums)
+            sessions,
+            checksums,
+            counters: Counters::default(),
+            payload: Vec::new(),
+            inspection: Inspection::default(),
+            answers: false,
+            interrupted: Vec::new(),
+            parked: Vec::new(),
+            reorder: ReorderQueue::default(),
         }
-    }
-
-    /// So many pinholes can be open at a time in the kernel.
-    pub fn set_capacity(&mut self, capacity: usize) {
-        self.pinholes.set_capacity(capacity);
-    }
-
-    /// From now on `policy` holds. What is open stays open, and what is followed is followed.
-    pub fn set_policy(&mut self, policy: Policy) {
-        if !policy.tells_networks_as(&self.policy) {
-            for Entry { control, .. } in self.table.iter_mut() {
-                let (client, server) = (control.client().ip(), control.server().ip());
-                control.set_network(policy.network_of(client, server));
-            }
-        }
-        self.policy = policy;
-        self.share_again();
     }
 
     /// Decides about a batch of packets, as far as that can be done without the kernel; [carry out](carry_out) what comes
@@ -204,9 +154,9 @@ impl Engine {
         packets: impl Iterator<Item = Arrival<'p>> + Clone,
         effects: &mut Effects,
     ) {
-        effects.is_touched = true;
+        effects.touch(self.sessions.pinholes.places());
         self.interrupted.clear();
-        self.expect(packets.clone().map(|packet| packet.bytes));
+        self.sessions.expect(packets.clone().map(|packet| packet.bytes));
         for packet in packets {
             self.counters.packets += 1;
             self.arrive(now, &packet, effects);
@@ -226,45 +176,26 @@ impl Engine {
         }
         self.address(&mut effects.injections);
         effects.closings.append(&mut effects.closed_first);
-        self.pinholes.settle(&mut effects.closings);
+        self.sessions.pinholes.settle(&mut effects.closings);
         self.take_records(effects);
         effects.waits_until = self.waits_until();
     }
 
-    /// Closes all pinholes, used or not; sessions stay.
-    pub fn close_all(&mut self, effects: &mut Effects) {
-        effects.is_touched = true;
-        for entry in self.table.iter_mut() {
-            for held in entry.control.take_pinholes() {
-                self.pinholes.close(held);
-            }
-        }
-        self.pinholes.settle_spent();
-        self.pinholes.settle(&mut effects.closings);
+    /// Adds a record of each session that changed to `effects`.
+    pub fn take_records(&mut self, effects: &mut Effects) {
+        self.sessions.take_records(&mut self.counters, effects);
     }
 
-    /// Drops what is over by `now`. To be called again at the [next deadline](Self::next_deadline), or a second
+    /// Drops what is over by `now`. To be called again at the [next deadline](Sessions::next_deadline), or a second
     /// later.
     pub fn expire(&mut self, now: Instant, effects: &mut Effects) {
-        effects.is_touched = true;
-        while let Some((owner, serial)) = self.pinholes.next_expired(now) {
-            let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
-            let at = control.pinholes().iter().position(|p| p.is(serial) && !p.in_use);
-            if let Some(held) = at.and_then(|at| control.let_go(at)) {
-                effects.events.push(control.event(What::Expired(held.pinhole, held.kind)));
-                self.pinholes.close(held);
-            }
-        }
+        effects.touch(self.sessions.pinholes.places());
+        self.sessions.expire_pinholes(now, effects);
         self.release_ordered(now, effects);
         self.end_watches(now, effects);
-        self.sweep(now);
-        self.keep_budget(effects);
-        self.pinholes.settle_spent();
-    }
-
-    /// When the next unused pinhole expires.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.pinholes.next_deadline()
+        self.sessions.sweep(now);
+        self.sessions.keep_budget(&mut self.counters, effects);
+        self.sessions.pinholes.settle_spent();
     }
 
     /// When a packet of the reorder queue has waited for long enough.
@@ -280,45 +211,5 @@ impl Engine {
     /// So many requests failed that the kernel got from whoever carries effects out.
     pub fn count_errors(&mut self, errors: u64) {
         self.counters.errors += errors;
-    }
-
-    /// How many control connections are followed, with those that are over and linger.
-    pub fn session_count(&self) -> usize {
-        self.table.len()
-    }
-
-    /// Drops the session between two endpoints, for tools that know that it is over.
-    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr) {
-        if let Some(index) = self.table.find(&Key::between(a, b)) {
-            self.forget(index);
-        }
-    }
-
-    /// The session between two endpoints, for tools that look at both sides of it.
-    pub fn session(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
-        let index = self.table.find(&Key::between(a, b))?;
-        let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.control.side(a.into())))
-    }
-
-    /// Drops the entry at `index`, and what it holds.
-    fn forget(&mut self, index: u32) -> Option<Entry> {
-        let mut entry = self.remove(index)?;
-        for held in entry.control.take_pinholes() {
-            self.pinholes.close(held);
-        }
-        Some(entry)
-    }
-
-    fn remove(&mut self, index: u32) -> Option<Entry> {
-        let entry = self.table.remove(index)?;
-        if entry.control.weighs {
-            self.forget_memory(index);
-        }
-        if entry.control.counts {
-            self.uncount(entry.control.client(), index);
-        }
-        self.note_gone(entry.control.id);
-        Some(entry)
     }
 }

@@ -59,7 +59,7 @@ impl Engine {
     pub(super) fn park_copy(&mut self, bytes: &[u8], session: SessionRef) {
         if !self.may_park(bytes) {
             self.counters.errors += 1;
-            if let Some(entry) = self.table.get_of(session.index, session.id) {
+            if let Some(entry) = self.sessions.table.get_of(session.index, session.id) {
                 entry.session.lose_copies();
             }
             return;
@@ -76,7 +76,7 @@ impl Engine {
     pub(super) fn is_from_client(&mut self, bytes: &[u8], session: SessionRef) -> bool {
         let Ok(packet) = Packet::parse(bytes) else { return false };
         let source = packet.endpoints().0;
-        let entry = self.table.get_of(session.index, session.id);
+        let entry = self.sessions.table.get_of(session.index, session.id);
         let is_of_client = entry.is_some_and(|entry| entry.control.side(source) == Side::Client);
         is_of_client && !packet.payload().is_empty()
     }
@@ -90,7 +90,7 @@ impl Engine {
         waited: Option<(Arrival<'_>, Option<Answered>)>,
         effects: &mut Effects,
     ) {
-        if let Some(Entry { control, .. }) = self.table.get_of(session.index, session.id) {
+        if let Some(Entry { control, .. }) = self.sessions.table.get_of(session.index, session.id) {
             control.answer();
         }
         match waited {
@@ -113,7 +113,7 @@ impl Engine {
     }
 
     fn is_busy(&mut self, session: SessionRef) -> bool {
-        let entry = self.table.get_of(session.index, session.id);
+        let entry = self.sessions.table.get_of(session.index, session.id);
         entry.is_some_and(|entry| entry.control.is_busy())
     }
 }

@@ -2,22 +2,22 @@
 //! client has a limit, and unused pinholes end at their deadline.
 //!
 //! A port stays given out while a transfer uses it: a server that connects from port 20 would
-//! otherwise meet its own earlier connection to the same port.
-//!
-//! Engines beside each other have ports and limits in common: to the kernel a pinhole is its
-//! initiator and arrival, so that one engine closing its own could close another's.
+//! otherwise meet its own earlier connection to the same port. Engines beside each other give ports out together
+//! ([`super::places`]).
 
 use std::{
-    collections::{VecDeque, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use ahash::{AHashMap, RandomState};
+use ahash::RandomState;
 use serde::{Deserialize, Serialize};
 
-use super::{Opening, Pinhole, Translation};
+use super::{
+    Opening, Pinhole, Translation,
+    places::{Closing, Common, OpenError, Place, Places, share_of},
+};
 use crate::{ftp::Kind, policy::Policy};
 
 /// A pinhole that a session holds.
@@ -50,17 +50,6 @@ pub struct SavedPinhole {
     in_use: bool,
 }
 
-/// Why no pinhole can be opened.
-#[derive(Debug)]
-pub enum OpenError {
-    /// The client has as many unused ones as it may.
-    Limit(usize),
-    /// There are as many as there may be, or the client has too large a part of them.
-    Full(&'static str),
-    /// No external port was free.
-    NoPort,
-}
-
 /// A pinhole that is being opened, with its external port reserved.
 #[derive(Debug)]
 pub struct Proposal {
@@ -73,7 +62,7 @@ pub struct Proposal {
     /// How the external ports are drawn, and how many were.
     draws: Draws,
     /// The pinhole with the same endpoints that this one takes the place of.
-    replaced: Option<(SocketAddr, u64)>,
+    replaced: Option<Place>,
 }
 
 /// A pinhole that the kernel was asked to open.
@@ -88,9 +77,14 @@ pub struct Attempt {
 
 impl Proposal {
     /// What the kernel is asked for, on behalf of this control connection.
-    pub fn opening(&self, control: Translation) -> Opening {
+    pub fn opening(&self, control: &Translation) -> Opening {
         let Self { pinhole, kind, lifetime, .. } = *self;
-        Opening { pinhole, control, from_client: !kind.is_active(), lifetime }
+        Opening { pinhole, control: *control, from_client: !kind.is_active(), lifetime }
+    }
+
+    fn withdraw(&self, common: &mut Common, closed: &mut Vec<Closing>) {
+        let Self { pinhole, client, serial, replaced, .. } = *self;
+        closed.extend(common.withdraw(pinhole, serial, client, replaced));
     }
 }
 
@@ -122,40 +116,9 @@ const FITTING_DRAWS: usize = 256;
 /// How many spent pinholes may wait for an opening that takes them along.
 const MAX_SPENT: usize = 32;
 
-/// Of all pinholes that there can be, one client may hold this part unused, and this part with those in use.
-const UNUSED_PART: usize = 4;
-const HELD_PART: usize = 8;
-
-/// What the tables of engines beside each other have in common.
-#[derive(Default)]
-struct Common {
-    /// Initiator and arrival of each pinhole, with where it leads and its serial.
-    ports: AHashMap<(IpAddr, SocketAddr), (SocketAddr, u64)>,
-    /// How many pinholes have each initiator and target: their source is translated by these.
-    sources: AHashMap<(IpAddr, SocketAddr), u32>,
-    per_client: AHashMap<IpAddr, Share>,
-    serial: u64,
-}
-
-/// What a client has of all pinholes.
-#[derive(Default)]
-struct Share {
-    unused: usize,
-    /// Those in use as well.
-    held: usize,
-}
-
-/// Whom a client's pinholes count for: an IPv6 host has a whole /64 to itself.
-fn share_of(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
-    }
-}
-
 /// All pinholes of one engine.
 pub struct PinholeTable {
-    common: Arc<Mutex<Common>>,
+    places: Places,
     /// How many there may be.
     capacity: usize,
     deadlines: VecDeque<Deadline>,
@@ -169,7 +132,7 @@ pub struct PinholeTable {
 impl Default for PinholeTable {
     fn default() -> Self {
         Self {
-            common: Arc::default(),
+            places: Places::default(),
             capacity: usize::from(u16::MAX),
             deadlines: VecDeque::new(),
             closing: Vec::new(),
@@ -182,7 +145,7 @@ impl Default for PinholeTable {
 impl PinholeTable {
     /// An empty table for an engine beside this one's.
     pub fn beside(&self) -> Self {
-        Self { common: Arc::clone(&self.common), capacity: self.capacity, ..Self::default() }
+        Self { places: self.places.clone(), capacity: self.capacity, ..Self::default() }
     }
 
     /// Reserves an external port for `wanted`, another one if the announced one is taken, or if that is not written
@@ -194,10 +157,10 @@ impl PinholeTable {
         control: &Translation,
         (kind, room): (Kind, Option<usize>),
         wanted: Pinhole,
-        closed: &mut Vec<Pinhole>,
+        closed: &mut Vec<Closing>,
     ) -> Result<Proposal, OpenError> {
         let client = share_of(control.client.ip());
-        let mut common = lock(&self.common);
+        let mut common = self.places.lock();
         self.closing.append(&mut self.spent);
         settle(&mut self.closing, &mut common, closed);
         common.check(client, policy.max_pinholes_per_client, self.capacity)?;
@@ -214,16 +177,22 @@ impl PinholeTable {
         &mut self,
         policy: &Policy,
         proposal: &mut Proposal,
-        closed: &mut Vec<Pinhole>,
+        closed: &mut Vec<Closing>,
     ) -> Result<(), OpenError> {
-        let mut common = lock(&self.common);
-        common.withdraw(proposal);
+        let mut common = self.places.lock();
+        proposal.withdraw(&mut common, closed);
         reserve(&mut common, proposal, policy, &self.random, closed)
     }
 
-    /// The kernel did not open it.
-    pub fn withdraw(&mut self, proposal: &Proposal) {
-        lock(&self.common).withdraw(proposal);
+    /// The kernel did not open it. What it was to take the place of may have to be closed, by `closed`.
+    pub fn withdraw(&mut self, proposal: &Proposal, closed: &mut Vec<Closing>) {
+        proposal.withdraw(&mut self.places.lock(), closed);
+    }
+
+    /// The kernel opened it, and nobody wants it any more.
+    pub fn abandon(&mut self, proposal: &Proposal, closed: &mut Vec<Closing>) {
+        let Proposal { pinhole, client, serial, .. } = *proposal;
+        closed.extend(self.places.lock().give_up(pinhole, serial, (client, false)));
     }
 
     /// It was opened, for the session `owner`.
@@ -249,37 +218,38 @@ impl PinholeTable {
         deadline: Instant,
     ) -> Held {
         let SavedPinhole { pinhole, kind, answered, in_use, .. } = *saved;
-        let mut common = lock(&self.common);
-        common.serial += 1;
-        let serial = common.serial;
         let client = share_of(client);
+        let (serial, _) = self.places.lock().enter(pinhole, (client, in_use));
         let held = Held { pinhole, kind, deadline, answered, in_use, client, serial };
-        common.enter(&pinhole, serial, (client, in_use));
-        drop(common);
         await_deadline(&mut self.deadlines, owner, &held);
         held
     }
 
     /// Whether a session of any engine beside this one holds a pinhole with these endpoints.
     pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
-        lock(&self.common).ports.contains_key(&(initiator, arrival))
+        self.places.lock().holds(initiator, arrival)
+    }
+
+    /// Those of all engines beside this one.
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
     /// A transfer uses `held`: it does not count for its client any more.
     pub fn used(&mut self, held: &mut Held) {
         if !std::mem::replace(&mut held.in_use, true) {
-            lock(&self.common).uncount(held.client);
+            self.places.lock().uncount(held.client);
         }
     }
 
     /// The transfer that used `held` failed: it may be used again until its deadline.
     pub fn unused(&mut self, held: &mut Held) {
         if std::mem::replace(&mut held.in_use, false) {
-            lock(&self.common).per_client.entry(held.client).or_default().unused += 1;
+            self.places.lock().count_unused(held.client);
         }
     }
 
-    /// Gives up `held`: at the next [`settle`](Self::settle) the kernel closes it, and its port is
+    /// Gives up `held`: what the next [`settle`](Self::settle) gives closes it in the kernel, and its port is
     /// free again.
     pub fn close(&mut self, held: Held) {
         self.closing.push(held);
@@ -297,9 +267,9 @@ impl PinholeTable {
     }
 
     /// Adds to `closed` what was closed here, and is to be closed in the kernel.
-    pub fn settle(&mut self, closed: &mut Vec<Pinhole>) {
+    pub fn settle(&mut self, closed: &mut Vec<Closing>) {
         if !self.closing.is_empty() {
-            settle(&mut self.closing, &mut lock(&self.common), closed);
+            settle(&mut self.closing, &mut self.places.lock(), closed);
         }
     }
 
@@ -320,107 +290,13 @@ impl PinholeTable {
     }
 }
 
-impl Common {
-    /// Whether `client` may hold one more of `capacity`, and of the unused ones `most`.
-    fn check(&self, client: IpAddr, most: usize, capacity: usize) -> Result<(), OpenError> {
-        if self.ports.len() >= capacity {
-            return Err(OpenError::Full("there are as many as it holds"));
-        }
-        let Some(Share { unused, held }) = self.per_client.get(&client) else { return Ok(()) };
-        let most = most.min((capacity / UNUSED_PART).max(1));
-        if *unused >= most {
-            return Err(OpenError::Limit(most));
-        }
-        if *held >= (capacity / HELD_PART).max(most) {
-            return Err(OpenError::Full("the client has its share of them"));
-        }
-        Ok(())
-    }
-
-    fn enter(&mut self, pinhole: &Pinhole, serial: u64, (client, in_use): (IpAddr, bool)) {
-        let Pinhole { initiator, arrival, target, .. } = *pinhole;
-        let before = self.ports.insert((initiator, arrival), (target, serial));
-        if let Some((target, _)) = before {
-            self.forget_source(initiator, target);
-        }
-        *self.sources.entry((initiator, target)).or_default() += 1;
-        let share = self.per_client.entry(client).or_default();
-        share.held += 1;
-        share.unused += usize::from(!in_use);
-    }
-
-    /// What was reserved for `proposal` is free again.
-    fn withdraw(&mut self, proposal: &Proposal) {
-        let Proposal { pinhole, client, serial, replaced, .. } = *proposal;
-        self.drop_one(client, false);
-        if self.free(pinhole, serial)
-            && let Some((target, serial)) = replaced
-        {
-            let Pinhole { initiator, arrival, .. } = pinhole;
-            self.ports.insert((initiator, arrival), (target, serial));
-            *self.sources.entry((initiator, target)).or_default() += 1;
-        }
-    }
-
-    fn forget_source(&mut self, initiator: IpAddr, target: SocketAddr) {
-        if let Entry::Occupied(mut count) = self.sources.entry((initiator, target)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
-
-    /// `pinhole` as it is to be closed: without its source translation, if another open one has the same.
-    fn closing(&self, pinhole: &Pinhole) -> Pinhole {
-        let Pinhole { initiator, target, .. } = *pinhole;
-        match self.sources.get(&(initiator, target)) {
-            Some(2..) => Pinhole { source: initiator, ..*pinhole },
-            _ => *pinhole,
-        }
-    }
-
-    /// Frees the endpoints of a pinhole, if they are still its own: they may have been opened again since, which closed
-    /// it. Returns whether they were.
-    fn free(&mut self, pinhole: Pinhole, serial: u64) -> bool {
-        let Pinhole { initiator, arrival, target, .. } = pinhole;
-        let is_open =
-            self.ports.get(&(initiator, arrival)).is_some_and(|(_, open)| *open == serial);
-        if is_open {
-            self.ports.remove(&(initiator, arrival));
-            self.forget_source(initiator, target);
-        }
-        is_open
-    }
-
-    fn uncount(&mut self, client: IpAddr) {
-        if let Some(share) = self.per_client.get_mut(&client) {
-            share.unused = share.unused.saturating_sub(1);
-        }
-    }
-
-    /// The client does not hold `held` any more.
-    fn drop_of(&mut self, held: &Held) {
-        self.drop_one(held.client, held.in_use);
-    }
-
-    fn drop_one(&mut self, client: IpAddr, in_use: bool) {
-        if !in_use {
-            self.uncount(client);
-        }
-        if let Entry::Occupied(mut share) = self.per_client.entry(client) {
-            share.get_mut().held = share.get().held.saturating_sub(1);
-            if share.get().held == 0 {
-                share.remove();
-            }
-        }
-    }
-}
-
 fn await_deadline(deadlines: &mut VecDeque<Deadline>, owner: u32, held: &Held) {
     let Held { deadline: at, serial, .. } = *held;
-    // The last place, but after a reload that shortens lifetimes.
-    let place = deadlines.partition_point(|d| d.at <= at);
+    let place = match deadlines.back() {
+        // After a reload that shortens lifetimes.
+        Some(last) if last.at > at => deadlines.partition_point(|d| d.at <= at),
+        _ => deadlines.len(),
+    };
     deadlines.insert(place, Deadline { at, owner, serial });
 }
 
@@ -441,20 +317,11 @@ fn candidates<'a>(
     fitting.chain([announced]).chain(any)
 }
 
-/// What a panic left is whole: an entry is written in one step.
-fn lock(common: &Mutex<Common>) -> MutexGuard<'_, Common> {
-    common.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Adds to `closed` what is in `closing`, except where the same endpoints were opened again since: that closed the
 /// old one.
-fn settle(closing: &mut Vec<Held>, common: &mut Common, closed: &mut Vec<Pinhole>) {
+fn settle(closing: &mut Vec<Held>, common: &mut Common, closed: &mut Vec<Closing>) {
     for held in closing.drain(..) {
-        common.drop_of(&held);
-        let pinhole = common.closing(&held.pinhole);
-        if common.free(held.pinhole, held.serial) {
-            closed.push(pinhole);
-        }
+        closed.extend(common.give_up(held.pinhole, held.serial, (held.client, held.in_use)));
     }
 }
 
@@ -464,23 +331,21 @@ fn reserve(
     proposal: &mut Proposal,
     policy: &Policy,
     random: &RandomState,
-    closed: &mut Vec<Pinhole>,
+    closed: &mut Vec<Closing>,
 ) -> Result<(), OpenError> {
     let Draws { announced, room, seed, tried } = proposal.draws;
     for port in candidates(policy, announced, proposal.kind, room, random, seed).skip(tried) {
         proposal.draws.tried += 1;
         proposal.pinhole.arrival.set_port(port);
         let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;
-        let there = common.ports.get(&(initiator, arrival)).copied();
-        match there {
-            // Announced again.
-            Some((there, _)) if there == target => closed.push(common.closing(&proposal.pinhole)),
-            Some(_) => continue,
-            None => {}
+        let there = common.leads_to(initiator, arrival);
+        if there.is_some_and(|there| there != target) {
+            continue;
         }
-        common.serial += 1;
-        (proposal.serial, proposal.replaced) = (common.serial, there);
-        common.enter(&proposal.pinhole, proposal.serial, (proposal.client, false));
+        let (serial, replaced) = common.enter(proposal.pinhole, (proposal.client, false));
+        (proposal.serial, proposal.replaced) = (serial, replaced);
+        // Announced again, or not closed yet.
+        closed.extend(replaced.map(|place| Closing { pinhole: place.pinhole, serial }));
         return Ok(());
     }
     Err(OpenError::NoPort)

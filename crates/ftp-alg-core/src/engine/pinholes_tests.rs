@@ -3,6 +3,16 @@
 use super::*;
 
 fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<Held, OpenError> {
+    let (proposal, closed) = propose(table, client, port)?;
+    table.places.tell(closed.into_iter(), |_| {});
+    Ok(table.opened(Instant::now(), 1, &proposal))
+}
+
+fn propose(
+    table: &mut PinholeTable,
+    client: &str,
+    port: u16,
+) -> Result<(Proposal, Vec<Closing>), OpenError> {
     let client: IpAddr = client.parse().unwrap();
     let server: IpAddr =
         if client.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" }.parse().unwrap();
@@ -12,7 +22,7 @@ fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<Held, OpenE
     let mut closed = Vec::new();
     let policy = Policy::default();
     let proposal = table.propose(&policy, &control, (Kind::Port, None), pinhole, &mut closed)?;
-    Ok(table.opened(Instant::now(), 1, &proposal))
+    Ok((proposal, closed))
 }
 
 fn of(capacity: usize) -> PinholeTable {
@@ -100,7 +110,74 @@ fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
         table.close(held);
         let mut closed = Vec::new();
         table.settle(&mut closed);
-        assert_eq!(closed.pop().unwrap().source, if keeps { initiator } else { source });
+        let told = table.places.tell(closed.into_iter(), <[Pinhole]>::to_vec);
+        let [told] = told[..] else { panic!("{told:?}") };
+        assert_eq!(told.source, if keeps { initiator } else { source });
     }
-    assert!(lock(&table.common).sources.is_empty() && lock(&table.common).per_client.is_empty());
+    assert!(table.places.lock().is_empty());
+}
+
+/// A client announces a port again, by another connection that another engine follows: what closes the first pinhole may be
+/// told before, between and after.
+#[test]
+fn what_closes_a_pinhole_closes_none_that_was_opened_in_its_place() {
+    for after_reserving in [false, true] {
+        for after_opening in [false, true] {
+            let mut first = of(8);
+            let mut second = first.beside();
+            let places = first.places.clone();
+            let tell =
+                |closings: &mut Vec<Closing>| places.tell(closings.drain(..), |due| due.len());
+            let held = open(&mut first, "192.0.2.1", 4000).unwrap();
+            first.close(held);
+            let mut closings = Vec::new();
+            first.settle(&mut closings);
+            if !after_reserving {
+                assert_eq!(tell(&mut closings), 1);
+            }
+            let (proposal, mut closed_first) = propose(&mut second, "192.0.2.1", 4000).unwrap();
+            assert_eq!(proposal.pinhole.arrival.port(), 4000);
+            if !after_opening {
+                // Before the new one opens: it does no harm, and need not be done.
+                assert_eq!(tell(&mut closings), 0);
+            }
+            assert_eq!(tell(&mut closed_first), usize::from(after_reserving));
+            let held = second.opened(Instant::now(), 1, &proposal);
+            assert_eq!(tell(&mut closings), 0, "the new one stays");
+            second.close(held);
+            second.settle(&mut closings);
+            assert_eq!(tell(&mut closings), 1);
+            assert!(places.lock().is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_place_of_a_pinhole_that_the_kernel_refused_is_free() {
+    let mut table = of(8);
+    let (proposal, _) = propose(&mut table, "192.0.2.1", 4000).unwrap();
+    let mut closings = Vec::new();
+    table.withdraw(&proposal, &mut closings);
+    assert!(closings.is_empty() && table.places.lock().is_empty());
+}
+
+/// The kernel refuses the second: the first is still to be closed, by whoever has it to do, and its place is free then.
+#[test]
+fn a_pinhole_in_whose_place_none_could_be_opened_is_closed() {
+    for told_meanwhile in [false, true] {
+        let mut first = of(8);
+        let mut second = first.beside();
+        let places = first.places.clone();
+        let held = open(&mut first, "192.0.2.1", 4000).unwrap();
+        first.close(held);
+        let mut closings = Vec::new();
+        first.settle(&mut closings);
+        let (proposal, _) = propose(&mut second, "192.0.2.1", 4000).unwrap();
+        let told = |closings: &mut Vec<Closing>| places.tell(closings.drain(..), |due| due.len());
+        let before = if told_meanwhile { told(&mut closings) } else { 0 };
+        let mut left = Vec::new();
+        second.withdraw(&proposal, &mut left);
+        assert_eq!((before, told(&mut left), told(&mut closings)), (0, 1, 0));
+        assert!(places.lock().is_empty());
+    }
 }

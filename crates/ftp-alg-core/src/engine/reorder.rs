@@ -139,9 +139,9 @@ impl Engine {
 
     /// How things stand for a packet that waits.
     fn turn(&mut self, waiting: &Waiting) -> Turn {
-        let since = self.epoch.moment(waiting.since);
+        let since = self.sessions.epoch.moment(waiting.since);
         let Ok(packet) = Packet::parse(&waiting.bytes) else { return Turn::Over };
-        let Some(Entry { session, control }) = self.table.of_packet(&packet) else {
+        let Some(Entry { session, control }) = self.sessions.table.of_packet(&packet) else {
             return Turn::Over;
         };
         let from = control.side(packet.endpoints().0);

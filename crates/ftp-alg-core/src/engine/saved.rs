@@ -18,8 +18,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attention, Control, Effects, Engine, Entry, Epoch, Lookup, Opening, Pinhole, Translation,
-    pinholes::SavedPinhole,
+    Attention, Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, Places,
+    Sessions, Translation, pinholes::SavedPinhole,
 };
 use crate::session::{Phase, Session};
 
@@ -111,7 +111,7 @@ fn put(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postcard::Error>
     Ok(())
 }
 
-impl Engine {
+impl Sessions {
     /// The session at `index` is another than before.
     pub(super) fn note_change(&mut self, index: u32) {
         if let (Some(changes), Some(entry)) = (&mut self.changes, self.table.get_mut(index))
@@ -134,14 +134,14 @@ impl Engine {
     }
 
     /// Adds a record of each session that changed to `effects`.
-    pub fn take_records(&mut self, effects: &mut Effects) {
+    pub(super) fn take_records(&mut self, counters: &mut Counters, effects: &mut Effects) {
         let Effects { records, record_ends, .. } = effects;
         let failed = self.take_changes(|record| {
             records.extend_from_slice(record);
             record_ends.push(records.len());
         });
         if failed.is_err() {
-            self.counters.errors += 1;
+            counters.errors += 1;
         }
     }
 
@@ -236,6 +236,11 @@ impl Engine {
             }
         }
         Ok(restored)
+    }
+
+    /// Where pinholes are.
+    pub fn places(&self) -> &Places {
+        self.pinholes.places()
     }
 
     /// What sessions hold and `is_missing`, to be opened for the rest of its time.

@@ -13,7 +13,7 @@ use std::{
 use ahash::AHashMap;
 
 use super::{
-    Effects, Engine, Entry,
+    Counters, Effects, Entry, Sessions,
     admission::{gives_way, has_login},
     control::Control,
 };
@@ -159,7 +159,7 @@ pub(super) fn is_to_be_counted(session: &Session, control: &Control) -> bool {
     !control.counts && counts(session)
 }
 
-impl Engine {
+impl Sessions {
     /// Whether so many sessions are followed that no client has more than its share of them.
     pub(super) fn is_nearly_full(&self) -> bool {
         let most = self.policy.max_sessions;
@@ -169,12 +169,18 @@ impl Engine {
     /// The session at `index` may have begun to count for its client. Where there are nearly as many sessions as may be, and
     /// more of this client than its share, its oldest goes.
     #[inline]
-    pub(super) fn enlist(&mut self, now: Instant, index: u32, effects: &mut Effects) {
+    pub(super) fn enlist(
+        &mut self,
+        counters: &mut Counters,
+        now: Instant,
+        index: u32,
+        effects: &mut Effects,
+    ) {
         if let Some(client) = self.count_for_client(index)
             && self.is_nearly_full()
             && self.shares.over.contains(&client)
         {
-            self.give_up_one_of(now, client, index, effects);
+            self.give_up_one_of(counters, now, (client, index), effects);
         }
     }
 
@@ -210,9 +216,14 @@ impl Engine {
     }
 
     /// Gives up a session of a client that has more than its share. Whether there was one.
-    pub(super) fn give_up_of_any(&mut self, now: Instant, effects: &mut Effects) -> bool {
+    pub(super) fn give_up_of_any(
+        &mut self,
+        counters: &mut Counters,
+        now: Instant,
+        effects: &mut Effects,
+    ) -> bool {
         let Some(client) = self.shares.over.first().copied() else { return false };
-        self.give_up_one_of(now, client, NONE, effects)
+        self.give_up_one_of(counters, now, (client, NONE), effects)
             && self.table.oldest(gives_way).is_some_and(|index| self.forget(index).is_some())
     }
 
@@ -220,9 +231,9 @@ impl Engine {
     /// still for longest.
     fn give_up_one_of(
         &mut self,
+        counters: &mut Counters,
         now: Instant,
-        client: Client,
-        but: u32,
+        (client, but): (Client, u32),
         effects: &mut Effects,
     ) -> bool {
         let moment = self.epoch.moment(now);
@@ -241,7 +252,7 @@ impl Engine {
             }
         }
         let Some((_, still, place)) = found else { return false };
-        self.counters.limits.client_sessions += 1;
+        counters.limits.client_sessions += 1;
         let why = format!(
             "its client has more than its share of max-sessions, and it was still for {} s",
             still.as_secs()

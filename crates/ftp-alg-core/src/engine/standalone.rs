@@ -40,7 +40,7 @@ pub struct Standalone<K> {
 impl<K: Kernel> Standalone<K> {
     /// `engine`, which asks `kernel`.
     pub fn new(mut engine: Engine, kernel: K) -> Self {
-        engine.set_capacity(kernel.capacity());
+        engine.sessions.set_capacity(kernel.capacity());
         Self {
             engine,
             kernel,
@@ -101,7 +101,7 @@ impl<K: Kernel> Standalone<K> {
         self.replacements.clear();
         self.replacement = Verdict::Accept;
         let mut effects = self.effects.take().unwrap_or_default();
-        effects.is_touched = true;
+        effects.touch(self.engine.sessions.pinholes.places());
         let result = work(&mut self.engine, &mut effects);
         carry_out(self, now, std::slice::from_mut(&mut *effects));
         self.effects = Some(effects);

@@ -22,7 +22,7 @@ pub(super) fn mark_afresh(
     control.ask();
     let connection = Lookup { client: control.client(), server: control.server() };
     let mark = Mark { connection, translation: None, attention, purpose };
-    effects.marks.push(Ask::new(SessionRef { index, id: control.id }, mark));
+    effects.marks.push(Ask::new(SessionRef { index, id: control.id }, mark, None));
 }
 
 /// What the selection is to be told with the verdict on a packet. The fast path begins with one verdict alone: a second one
@@ -111,7 +111,7 @@ pub(super) fn send_rest(connection: &mut Connection<'_>, from: Side, segment: Ve
 fn inject(connection: &mut Connection<'_>, to: Side, packet: Vec<u8>) {
     let (session, Lookup { client, server }) = (connection.session(), connection.ends());
     if connection.control.translation().is_none() && !connection.control.is_busy() {
-        connection.effects.lookups.push(Ask::new(session, connection.ends()));
+        connection.effects.lookups.push(Ask::new(session, connection.ends(), None));
     }
     connection.effects.injections.push(Injection { session, to, client, server, packet });
 }
@@ -122,7 +122,7 @@ impl Engine {
     pub(super) fn address(&mut self, injections: &mut Vec<Injection>) {
         injections.retain_mut(|injection| {
             let SessionRef { index, id } = injection.session;
-            let entry = self.table.get_of(index, id);
+            let entry = self.sessions.table.get_of(index, id);
             let Some(translation) = entry.and_then(|entry| entry.control.translation()) else {
                 return false;
             };
@@ -144,7 +144,9 @@ impl Engine {
         let sessions: Vec<_> =
             effects.verdicts.iter().filter(begins).map(Released::session).collect();
         for SessionRef { index, id } in sessions {
-            let Some(Entry { control, .. }) = self.table.get_of(index, id) else { continue };
+            let Some(Entry { control, .. }) = self.sessions.table.get_of(index, id) else {
+                continue;
+            };
             if std::mem::replace(&mut control.grant, Grant::None) == Grant::Revoked {
                 mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
             }
@@ -156,13 +158,13 @@ impl Engine {
     /// What goes to the packet selection with the verdict on a packet of `session`.
     pub(super) fn answer(&mut self, session: SessionRef) -> Answer {
         let SessionRef { index, id } = session;
-        let Some(Entry { session, control }) = self.table.get_of(index, id) else {
+        let Some(Entry { session, control }) = self.sessions.table.get_of(index, id) else {
             return Answer::Nothing;
         };
-        let answer = answer(session, control, self.epoch.last());
+        let answer = answer(session, control, self.sessions.epoch.last());
         if answer == Answer::Calm {
             // After a restart it is not adjusted, either, where its end is lost.
-            self.note_change(index);
+            self.sessions.note_change(index);
         }
         answer
     }

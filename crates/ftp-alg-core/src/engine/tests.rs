@@ -5,7 +5,7 @@ mod early;
 #[path = "joined_tests.rs"]
 mod joined;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
 
@@ -167,7 +167,10 @@ fn a_refused_announcement_closes_its_pinhole() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     talk.say(Side::Server, "500 no\r\n");
-    assert!(talk.gateway.kernel.open.is_empty() && talk.gateway.engine.pinholes().next().is_none());
+    assert!(
+        talk.gateway.kernel.open.is_empty()
+            && talk.gateway.engine.sessions.list_pinholes().next().is_none()
+    );
 }
 
 #[test]
@@ -176,9 +179,9 @@ fn an_unused_pinhole_ends_at_its_deadline() {
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let deadline = talk.now + Duration::from_secs(30);
     talk.gateway.expire(talk.now);
-    assert_eq!(talk.gateway.engine.next_deadline(), Some(deadline));
+    assert_eq!(talk.gateway.engine.sessions.next_deadline(), Some(deadline));
     talk.gateway.expire(deadline);
-    assert_eq!(talk.gateway.engine.next_deadline(), None);
+    assert_eq!(talk.gateway.engine.sessions.next_deadline(), None);
     assert!(talk.gateway.kernel.open.is_empty());
 }
 
@@ -208,7 +211,7 @@ fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
         assert_eq!(talk.gateway.kernel.open[0].arrival.port(), 14 << 8 | port);
         let is_held = |port| {
             let arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), 14 << 8 | port);
-            talk.gateway.engine.pinholes.holds(talk.server.ip(), arrival)
+            talk.gateway.engine.sessions.pinholes.holds(talk.server.ip(), arrival)
         };
         assert!(is_held(port) && !is_held(178 + 179 - port));
     }
@@ -273,7 +276,7 @@ fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row
     let mut first = Conversation::logged_in();
     let mut second =
         Conversation::through(first.gateway.engine.beside(), "192.168.150.81").log_in();
-    assert_eq!(second.gateway.engine.sessions().next().unwrap().id, 2);
+    assert_eq!(second.gateway.engine.sessions.list().next().unwrap().id, 2);
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     first.gateway.kernel.open.clear(); // a connection used it up
     second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
@@ -373,7 +376,8 @@ fn begin(gateway: &mut Standalone<Notes>, number: u16, dialogue: bool) {
 fn clients(gateway: &Standalone<Notes>) -> Vec<u16> {
     let mut clients: Vec<u16> = gateway
         .engine
-        .sessions()
+        .sessions
+        .list()
         .map(|session| match session.translation.client.ip() {
             IpAddr::V4(ip) => u16::from_be_bytes([ip.octets()[2], ip.octets()[3]]),
             IpAddr::V6(_) => panic!("no IPv6 here"),
@@ -397,11 +401,15 @@ fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verifi
         if number % 1000 == 0 {
             begin(&mut gateway, number / 1000 + 1, true); // 2 to 10
         }
-        assert!(gateway.engine.session_count() <= 10);
+        assert!(gateway.engine.sessions.count() <= 10);
     }
     let verified: Vec<u16> = (1..=10).collect();
     assert_eq!(clients(&gateway), verified);
-    assert!(gateway.engine.table.by_age.len() <= 2 * 10, "{}", gateway.engine.table.by_age.len());
+    assert!(
+        gateway.engine.sessions.table.by_age.len() <= 2 * 10,
+        "{}",
+        gateway.engine.sessions.table.by_age.len()
+    );
     let counters = gateway.engine.counters();
     assert_eq!(counters.packets, 9900 + 10 * 3);
     assert_eq!(counters.limits.sessions + counters.uninspected, 9900);
@@ -423,7 +431,7 @@ fn sessions_are_limited_over_engines_beside_each_other() {
     for number in 100..200 {
         begin(&mut second, number, true);
     }
-    assert_eq!((first.engine.session_count(), second.engine.session_count()), (6, 2));
+    assert_eq!((first.engine.sessions.count(), second.engine.sessions.count()), (6, 2));
     assert_eq!(clients(&second), [100, 101]);
     for number in 200..206 {
         begin(&mut first, number, true);
@@ -466,7 +474,7 @@ fn with_fin(packet: Vec<u8>) -> Vec<u8> {
 /// A conversation that goes on with an engine that knows these records only.
 fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
     let mut engine = Engine::new(Policy::default(), Checksums::Verify);
-    engine.restore(records.iter().map(Vec::as_slice), before.now, before.now).unwrap();
+    engine.sessions.restore(records.iter().map(Vec::as_slice), before.now, before.now).unwrap();
     before.gateway.engine = engine;
     before
 }
@@ -474,7 +482,7 @@ fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
 #[test]
 fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.engine.note_changes(talk.now);
+    talk.gateway.engine.sessions.note_changes(talk.now);
     let mut journal = std::mem::take(&mut talk.gateway.journal);
     talk.say(Side::Client, "NOOP\r\n");
     journal.extend(std::mem::take(&mut talk.gateway.journal));
@@ -487,15 +495,18 @@ fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
     journal.extend(std::mem::take(&mut talk.gateway.journal));
     for length in 0..=journal.len() {
         let mut engine = Engine::new(Policy::default(), Checksums::Verify);
-        engine.restore(journal[..length].iter().map(Vec::as_slice), talk.now, talk.now).unwrap();
-        assert!(engine.table.iter().count() <= 1, "{length} of {}", journal.len());
+        engine
+            .sessions
+            .restore(journal[..length].iter().map(Vec::as_slice), talk.now, talk.now)
+            .unwrap();
+        assert!(engine.sessions.table.iter().count() <= 1, "{length} of {}", journal.len());
     }
 }
 
 #[test]
 fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
     let mut talk = Conversation::masqueraded();
-    talk.gateway.engine.note_changes(talk.now);
+    talk.gateway.engine.sessions.note_changes(talk.now);
     let mut talk = talk.log_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let records = std::mem::take(&mut talk.gateway.journal);
@@ -508,18 +519,6 @@ fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
     (talk.next, talk.received) = (next, received);
     let (verdict, line) = talk.say(Side::Server, "200 ok\r\n");
     assert_eq!((verdict, &*line), (Fate::Replace, "200 ok\r\n"), "the old one goes on, too");
-}
-
-#[test]
-fn a_packet_that_waits_changes_no_session() {
-    let mut talk = Conversation::logged_in();
-    talk.gateway.engine.note_changes(talk.now);
-    talk.next[0] += 10;
-    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Drop);
-    assert_eq!(std::mem::take(&mut talk.gateway.journal), [[0; 0]; 0]);
-    talk.next[0] -= 16;
-    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Accept);
-    assert_eq!(std::mem::take(&mut talk.gateway.journal).len(), 1);
 }
 
 #[test]
@@ -543,11 +542,11 @@ fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same()
 #[test]
 fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.engine.note_changes(talk.now);
+    talk.gateway.engine.sessions.note_changes(talk.now);
     let mut record = Vec::new();
     for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
         talk.say(Side::Client, command);
-        talk.gateway.engine.records(|session| record = session.to_vec()).unwrap();
+        talk.gateway.engine.sessions.records(|session| record = session.to_vec()).unwrap();
         let left_alone = crate::policy::Network {
             clients: Vec::new(),
             servers: Vec::new(),
@@ -557,7 +556,8 @@ fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
         let networks = Policy { networks: vec![left_alone], ..Policy::default() };
         for policy in [Policy { max_sessions: 0, ..Policy::default() }, networks] {
             let mut next = Engine::new(policy, Checksums::Verify);
-            let restored = next.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+            let restored =
+                next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
             let of_one = usize::from(adjusted);
             assert_eq!(restored, Restored { sessions: of_one, adjusted: of_one });
         }
@@ -578,20 +578,20 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     talk.say(Side::Client, "EPR");
-    talk.gateway.engine.note_changes(talk.now);
+    talk.gateway.engine.sessions.note_changes(talk.now);
     let mut written = Vec::new();
-    talk.gateway.engine.records(|record| written.push(record.to_vec())).unwrap();
+    talk.gateway.engine.sessions.records(|record| written.push(record.to_vec())).unwrap();
     let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
     assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
 
     let mut next = Engine::new(Policy::default(), Checksums::Verify);
     let records = written.iter().map(Vec::as_slice);
-    let restored = next.restore(records, talk.now, talk.now).unwrap();
+    let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
     assert_eq!(restored, Restored { sessions: 1, adjusted: 1 });
-    next.note_changes(talk.now);
+    next.sessions.note_changes(talk.now);
     let mut again = Vec::new();
-    next.records(|record| again.push(record.to_vec())).unwrap();
+    next.sessions.records(|record| again.push(record.to_vec())).unwrap();
     assert_eq!(again, written);
     talk.gateway.engine = next;
     let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");

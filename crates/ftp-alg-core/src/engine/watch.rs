@@ -51,8 +51,8 @@ impl Engine {
         every: bool,
         effects: &mut Effects,
     ) -> Option<u32> {
-        let moment = self.epoch.moment(now);
-        let Entry { session, control } = self.table.get_mut(index)?;
+        let moment = self.sessions.epoch.moment(now);
+        let Entry { session, control } = self.sessions.table.get_mut(index)?;
         if control.rival().is_some_and(|rival| rival.began_with(syn_ack)) {
             control.refresh_rival(moment);
         } else {
@@ -71,7 +71,7 @@ impl Engine {
             // Not what is known of the old one: a new connection may be translated otherwise.
             mark_afresh(effects, index, control, wanted, Purpose::TupleReuse);
         }
-        self.watched.add(now, index, control);
+        self.sessions.watched.add(now, index, control);
         Some(index)
     }
 
@@ -84,22 +84,24 @@ impl Engine {
         packet: &Packet<'_>,
         effects: &mut Effects,
     ) -> Option<u32> {
-        let control = &mut self.table.get_mut(index)?.control;
+        let control = &mut self.sessions.table.get_mut(index)?.control;
         let (client, server) = (control.client(), control.server());
         let confirms = |rival: &Session| packet.source() == client && rival.is_confirmed_by(packet);
         let Some(session) = control.take_rival_if(confirms) else { return Some(index) };
-        self.forget(index);
-        self.insert(now, client, server, session, effects)
+        self.sessions.forget(index);
+        self.insert(now, (client, server), session, effects)
     }
 
     /// Ends what has been watched for long enough. A SYN-ACK that came since, or a segment past a gap, has it go on.
     pub(super) fn end_watches(&mut self, now: Instant, effects: &mut Effects) {
-        let moment = self.epoch.moment(now);
-        while let Some((index, id)) = self.watched.due(now) {
-            let Some(Entry { session, control }) = self.table.get_of(index, id) else { continue };
+        let moment = self.sessions.epoch.moment(now);
+        while let Some((index, id)) = self.sessions.watched.due(now) {
+            let Some(Entry { session, control }) = self.sessions.table.get_of(index, id) else {
+                continue;
+            };
             control.watch(false);
             if control.drop_old_rival(moment, WATCH) {
-                self.watched.add(now, index, control);
+                self.sessions.watched.add(now, index, control);
                 continue;
             }
             session.stop_asking();

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tinyvec::TinyVec;
 
 use super::Text;
 
@@ -59,6 +60,9 @@ pub struct Announcement {
     /// What separates the fields of an `EPRT` or a 229.
     delimiter: u8,
 }
+
+/// An endpoint as an announcement names it. Most take no memory of their own.
+pub type Named = TinyVec<[u8; 28]>;
 
 /// Why a line that announces cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -190,20 +194,20 @@ impl Announcement {
 
     /// The text that takes the place of the endpoint when `new` is announced instead. `None` when
     /// the form cannot say it: an IPv6 address in a host-port.
-    pub fn rewritten(&self, new: SocketAddr) -> Option<String> {
-        match (self.kind, new.ip()) {
+    pub fn rewritten(&self, new: SocketAddr) -> Option<Named> {
+        Some(match (self.kind, new.ip()) {
             (Kind::Port | Kind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
-                Some(host_port([a, b, c, d, high, low]))
+                host_port([a, b, c, d, high, low])
             }
-            (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => None,
+            (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => return None,
             // The family stands before the endpoint and is not replaced.
             (Kind::Eprt, ip) if self.address.is_some_and(|old| old.is_ipv4() == ip.is_ipv4()) => {
-                Some(format!("{ip}{}{}", char::from(self.delimiter), new.port()))
+                named(&format!("{ip}{}{}", char::from(self.delimiter), new.port()))
             }
-            (Kind::Eprt, _) => None,
-            (Kind::Epsv, _) => Some(new.port().to_string()),
-        }
+            (Kind::Eprt, _) => return None,
+            (Kind::Epsv, _) => named(&new.port().to_string()),
+        })
     }
 }
 
@@ -211,20 +215,25 @@ fn digits(number: u16) -> usize {
     number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
+fn named(text: &str) -> Named {
+    text.as_bytes().into()
+}
+
 /// Six numbers between commas. By hand, as the machinery of `format!` costs a tenth of a rewrite.
-fn host_port(numbers: [u8; 6]) -> String {
-    let mut text = String::with_capacity("255,255,255,255,255,255".len());
-    for (i, number) in numbers.into_iter().enumerate() {
-        if i > 0 {
-            text.push(',');
-        }
+fn host_port(numbers: [u8; 6]) -> Named {
+    let mut text = [0; "255,255,255,255,255,255,".len()];
+    let mut length = 0;
+    for number in numbers {
         for (least, digit) in [(100, number / 100), (10, number / 10 % 10), (0, number % 10)] {
             if number >= least {
-                text.push(char::from(b'0' + digit));
+                text[length] = b'0' + digit;
+                length += 1;
             }
         }
+        text[length] = b',';
+        length += 1;
     }
-    text
+    text[..length - 1].into()
 }
 
 /// Six numbers between commas, as they stand.
@@ -274,6 +283,9 @@ impl Numbers {
 
 /// Past a comma with blanks around it.
 fn comma(bytes: &[u8], at: usize) -> Option<usize> {
+    if let Some([b',', b'0'..=b'9']) = bytes.get(at..at + 2) {
+        return Some(at + 1);
+    }
     let blanks = |from: usize| {
         let rest = bytes.get(from..).unwrap_or_default();
         from + rest.iter().take_while(|b| **b == b' ').count()
@@ -416,7 +428,10 @@ mod tests {
         assert_eq!(v4.endpoint, 8..24);
         let v6 = Announcement::eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
         assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
-        assert_eq!(v6.rewritten("[2001:db8::1]:7".parse().unwrap()).unwrap(), "2001:db8::1!7");
+        assert_eq!(
+            v6.rewritten("[2001:db8::1]:7".parse().unwrap()).unwrap(),
+            &b"2001:db8::1!7"[..]
+        );
 
         assert_eq!(Announcement::eprt(b"|2|fe80::1%eth0|5282|", 0), Err(Malformed::Scope));
         assert_eq!(Announcement::eprt(b"|3|x|5282|", 0), Err(Malformed::Family));
@@ -441,13 +456,13 @@ mod tests {
     fn a_rewrite_keeps_the_form() {
         let new = "198.51.100.1:3762".parse().unwrap();
         let port = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
-        assert_eq!(port.rewritten(new).unwrap(), "198,51,100,1,14,178");
+        assert_eq!(port.rewritten(new).unwrap(), &b"198,51,100,1,14,178"[..]);
         let zeros = port.rewritten("10.0.0.255:2570".parse().unwrap()).unwrap();
-        assert_eq!(zeros, "10,0,0,255,10,10");
+        assert_eq!(zeros, &b"10,0,0,255,10,10"[..]);
         let epsv = Announcement::extended_passive(&Text::new(b"229 (|||50069|)")).unwrap();
-        assert_eq!(epsv.rewritten(new).unwrap(), "3762");
+        assert_eq!(epsv.rewritten(new).unwrap(), &b"3762"[..]);
         let eprt = Announcement::eprt(b"|1|10.0.0.2|80|", 0).unwrap();
-        assert_eq!(eprt.rewritten(new).unwrap(), "198.51.100.1|3762");
+        assert_eq!(eprt.rewritten(new).unwrap(), &b"198.51.100.1|3762"[..]);
         assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap()), None);
         assert_eq!(port.rewritten("[::1]:1".parse().unwrap()), None);
     }

@@ -117,7 +117,7 @@ pub(super) fn is_blank(byte: u8) -> bool {
 }
 
 /// Whether `byte` may be left out, or end a line, for some server.
-pub(super) fn is_odd(byte: u8) -> bool {
+pub(super) const fn is_odd(byte: u8) -> bool {
     byte >= LOWEST || matches!(byte, 0 | b'\r' | b'\n')
 }
 
@@ -125,9 +125,20 @@ pub(super) fn is_odd(byte: u8) -> bool {
 pub(super) fn has_odd(line: &[u8]) -> bool {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Lines are short: looking at every byte costs less than stopping at the first.
-    text.iter().fold(false, |found, byte| found | is_odd(*byte))
+    // Lines are short: looking every byte up costs less than comparing, or stopping at the first.
+    text.iter().fold(false, |found, byte| found | ODD[usize::from(*byte)])
 }
+
+/// Which bytes [are odd](is_odd).
+static ODD: [bool; 256] = {
+    let mut odd = [false; 256];
+    let mut byte = 0;
+    while byte < odd.len() {
+        odd[byte] = is_odd(byte as u8);
+        byte += 1;
+    }
+    odd
+};
 
 fn is_graphic(byte: Option<&u8>) -> bool {
     byte.is_some_and(u8::is_ascii_graphic)

@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::few::{self, Few, allocated, save_bytes};
+use super::few::{self, Bytes, Few, save_bytes};
 use crate::packet::Seq;
 
 /// One replaced range.
@@ -33,7 +33,7 @@ struct Rewrite {
 /// What is delivered in place of a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Replacement {
-    Bytes(#[serde(serialize_with = "save_bytes")] Box<[u8]>),
+    Bytes(#[serde(serialize_with = "save_bytes")] Bytes),
     /// So many times [`CROSSED_OUT`]: a refused line may be as long as a packet.
     CrossedOut(u32),
 }
@@ -59,14 +59,14 @@ impl Replacement {
 
     fn heap(&self) -> usize {
         match self {
-            Self::Bytes(bytes) => allocated(bytes.len()),
+            Self::Bytes(bytes) => few::heap_of_bytes(bytes),
             Self::CrossedOut(_) => 0,
         }
     }
 }
 
-impl From<Vec<u8>> for Replacement {
-    fn from(new: Vec<u8>) -> Self {
+impl From<&[u8]> for Replacement {
+    fn from(new: &[u8]) -> Self {
         if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == CROSSED_OUT) {
             Self::CrossedOut(new.len() as u32) // at most a packet and what was held before it
         } else {
@@ -112,8 +112,13 @@ impl SequenceMap {
     }
 
     /// Whether numbers before the last rewrite and after it differ, or ever did.
+    #[inline]
     pub fn shifts(&self) -> bool {
-        self.base != 0 || self.rewrites.iter().any(|r| r.len as usize != r.new.len())
+        self.base != 0 || !self.rewrites.is_empty() && self.has_shift()
+    }
+
+    fn has_shift(&self) -> bool {
+        self.rewrites.iter().any(|rewrite| rewrite.len as usize != rewrite.new.len())
     }
 
     /// Whether the history is full.
@@ -199,7 +204,7 @@ impl SequenceMap {
     /// From now on sent `[start, start + len)` is delivered as `new`. `start` must not be before
     /// the end of an earlier rewrite. A range delivered as nothing that goes on where the last one
     /// ended is joined to it.
-    pub fn replace(&mut self, start: Seq, len: u32, new: Vec<u8>) {
+    pub fn replace(&mut self, start: Seq, len: u32, new: &[u8]) {
         debug_assert!(len > 0);
         if let Some(last) = self.rewrites.last_mut()
             && last.new.len() == 0
@@ -276,7 +281,7 @@ mod tests {
     #[test]
     fn a_grown_rewrite_shifts_what_follows() {
         let mut map = SequenceMap::default();
-        map.replace(Seq(5), 3, b"abcde".to_vec());
+        map.replace(Seq(5), 3, b"abcde");
         assert_eq!(rendered(&map, Seq(0), b"01234567890"), b"01234abcde890");
         assert_eq!((map.deliver(Seq(5)), map.deliver(Seq(8))), (Seq(5), Seq(10)));
         assert_eq!((map.acknowledge(Seq(10)), map.acknowledge(Seq(9))), (Seq(8), Seq(7)));
@@ -290,12 +295,12 @@ mod tests {
     #[test]
     fn a_held_range_is_acknowledged_with_what_came_before_it() {
         let mut map = SequenceMap::default();
-        map.replace(Seq(10), 1, Vec::new());
-        map.replace(Seq(11), 1, Vec::new());
+        map.replace(Seq(10), 1, &[]);
+        map.replace(Seq(11), 1, &[]);
         assert_eq!(map.rewrites.len(), 1);
         assert_eq!(map.acknowledge(Seq(9)), Seq(9));
         assert_eq!(map.acknowledge(Seq(10)), Seq(12));
-        map.replace(Seq(12), 2, b"PORT".to_vec());
+        map.replace(Seq(12), 2, b"PORT");
         assert_eq!(rendered(&map, Seq(12), b"RT\r\n"), b"PORT\r\n");
         assert_eq!(rendered(&map, Seq(10), b"PORT\r\n"), b"PORT\r\n");
         assert_eq!(map.deliver(Seq(14)), Seq(14));
@@ -304,7 +309,7 @@ mod tests {
     #[test]
     fn a_sack_block_never_claims_a_part_of_a_replacement() {
         let mut map = SequenceMap::default();
-        map.replace(Seq(10), 4, b"abcdefgh".to_vec());
+        map.replace(Seq(10), 4, b"abcdefgh");
         assert_eq!(map.acknowledge_left(Seq(12)), Seq(12));
         assert_eq!(map.acknowledge_left(Seq(16)), Seq(14));
         assert_eq!(map.acknowledge_left(Seq(18)), Seq(14));
@@ -314,7 +319,7 @@ mod tests {
     #[test]
     fn a_line_that_is_crossed_out_takes_no_memory_of_its_length() {
         let mut map = SequenceMap::default();
-        map.replace(Seq(5), 60_000, vec![CROSSED_OUT; 60_000]);
+        map.replace(Seq(5), 60_000, &[CROSSED_OUT; 60_000]);
         assert!(map.heap() < 100, "{}", map.heap());
         let line = rendered(&map, Seq(3), &[b'1'; 60_010]);
         let crossed = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
@@ -327,13 +332,13 @@ mod tests {
         let mut map = SequenceMap::default();
         for number in 0..MAX_REWRITES as u32 {
             assert!(!map.is_full(), "{number}");
-            map.replace(Seq(10 * number), 1, vec![b'x'; 2]);
+            map.replace(Seq(10 * number), 1, &[b'x'; 2]);
         }
         assert!(map.is_full());
         let mut map = SequenceMap::default();
         for number in 0..(MAX_REWRITTEN / 512) as u32 {
             assert!(!map.is_full(), "{number}");
-            map.replace(Seq(1000 * number), 512, vec![b'x'; 512]);
+            map.replace(Seq(1000 * number), 512, &[b'x'; 512]);
         }
         assert!(map.is_full());
     }
@@ -365,7 +370,7 @@ mod tests {
                 }
                 expected.extend(&bytes[at..at + gap]);
                 expected.extend(&new);
-                map.replace(Seq(start) + (at + gap) as u32, len as u32, new);
+                map.replace(Seq(start) + (at + gap) as u32, len as u32, &new);
                 at += gap + len;
             }
             expected.extend(&bytes[at..]);

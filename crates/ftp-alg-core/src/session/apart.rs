@@ -49,13 +49,14 @@ fn is_apart(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool
 
 /// Takes note of what `packet` of the client, if that says something in it, lets the server send. Its window is taken as it
 /// stands: with a scale it is larger.
+#[cold]
 pub(super) fn note_offer(
     packet: &Packet<'_>,
     client: &mut Direction,
     server: &Direction,
     dialogue: &Dialogue,
 ) {
-    if !dialogue.is_doubted() || packet.payload().is_empty() {
+    if packet.payload().is_empty() {
         return;
     }
     let acknowledges_all = packet.ack() == server.space.map.deliver(server.space.next);

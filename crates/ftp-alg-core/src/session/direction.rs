@@ -14,6 +14,7 @@ use super::{
     fast_path::{Barrier, FastPath},
     few::{allocated, save_bytes},
     limits::{MAX_HELD, MAX_LINE},
+    lines::LineEdit,
     sequence_space::SequenceSpace,
     tls::TlsRecords,
     unacknowledged::Unacknowledged,
@@ -308,13 +309,7 @@ impl Direction {
 
     /// `chunk` at `seq` ended its line, which is delivered as it is but for `edit`: a range of the
     /// whole line, and what takes its place. `delivered` of the line's bytes have been delivered.
-    pub fn end_line(
-        &mut self,
-        seq: Seq,
-        chunk: &[u8],
-        delivered: usize,
-        edit: Option<(std::ops::Range<usize>, Vec<u8>)>,
-    ) {
+    pub fn end_line(&mut self, seq: Seq, chunk: &[u8], delivered: usize, edit: LineEdit) {
         // A refused line longer than can be held: all of it, blanks as well, as what is as long is not kept.
         let is_long = |new: &[u8]| new.len() > MAX_HELD;
         if self.is_holding() {
@@ -331,7 +326,7 @@ impl Direction {
             if is_long(&new) {
                 new.fill(CROSSED_OUT);
             }
-            self.space.map.replace(seq + start as u32, range.len() as u32, new);
+            self.space.map.replace(seq + start as u32, range.len() as u32, &new);
         }
         self.take_line();
     }
@@ -341,7 +336,7 @@ impl Direction {
         let ends = line.iter().rev().zip(chunk.iter().skip(1).rev());
         let alike = ends.take_while(|(one, other)| one == other).count();
         line.truncate(line.len() - alike);
-        self.space.map.replace(seq, (chunk.len() - alike) as u32, line);
+        self.space.map.replace(seq, (chunk.len() - alike) as u32, &line);
         self.set_held(false);
     }
 
@@ -352,7 +347,7 @@ impl Direction {
         if hold && (starts || self.is_holding()) {
             self.lengthen_line(chunk);
             self.set_held(true);
-            self.space.map.replace(seq, chunk.len() as u32, Vec::new());
+            self.space.map.replace(seq, chunk.len() as u32, &[]);
             return;
         }
         if self.is_holding() {
@@ -378,7 +373,7 @@ impl Direction {
     /// The line so far is delivered in place of the byte at `seq`.
     fn release(&mut self, seq: Seq) {
         let line = self.take_line();
-        self.space.map.replace(seq, 1, line);
+        self.space.map.replace(seq, 1, &line);
         self.set_held(false);
     }
 
@@ -390,7 +385,7 @@ impl Direction {
         let count = line.len() + chunk.len();
         line.resize(count.min(MAX_LINE), CROSSED_OUT);
         line.fill(CROSSED_OUT);
-        self.space.map.replace(seq, chunk.len() as u32, vec![CROSSED_OUT; count]);
+        self.space.map.replace(seq, chunk.len() as u32, &vec![CROSSED_OUT; count]);
         self.set_held(false);
     }
 

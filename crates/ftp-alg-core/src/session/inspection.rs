@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Dialogue, Phase, Reason};
+use super::{Dialogue, Phase, Reason, few::Bytes};
 use crate::{
     ftp::{Announcement, Kind, Malformed, Text},
     packet::Seq,
@@ -87,6 +87,16 @@ pub enum Question {
     Lengthen,
 }
 
+impl Question {
+    /// The announcement, if it could be read.
+    pub(super) fn announcement(&self) -> Option<&Announcement> {
+        match self {
+            Self::Announcement(Announced { parsed, .. }) => parsed.as_ref().ok(),
+            Self::Lengthen => None,
+        }
+    }
+}
+
 /// How a line is read on, once that is known for which it waits.
 #[derive(Clone, Debug)]
 pub enum Then {
@@ -103,7 +113,7 @@ pub enum Then {
     /// A server's. A refusal may take its place, by these limits, where there are any.
     Reply(Option<Refusal>),
     /// A reply that is longer than the one it would take the place of.
-    Longer(Range<usize>, Vec<u8>),
+    Longer(Range<usize>, Bytes),
 }
 
 /// How a reply that refuses takes the place of a server's.
@@ -142,7 +152,7 @@ pub enum Known {
 pub struct Announced {
     /// The form of the announcement.
     pub kind: Kind,
-    /// What was announced.
+    /// What was announced, with its place in the line.
     pub parsed: Result<Announcement, Malformed>,
     /// Whether a 227 or 229 answers a command.
     pub asked: bool,
@@ -162,11 +172,14 @@ impl Announced {
     /// What `text` announces, or should, where `dialogue` has read it.
     pub(super) fn new(
         kind: Kind,
-        parsed: Result<Announcement, Malformed>,
+        mut parsed: Result<Announcement, Malformed>,
         asked: bool,
         dialogue: &Dialogue,
         text: &Text<'_>,
     ) -> Self {
+        if let Ok(Announcement { endpoint, .. }) = &mut parsed {
+            *endpoint = text.origin(endpoint.clone());
+        }
         Self {
             kind,
             asked,

@@ -7,12 +7,13 @@ use super::{
     Request, Ruling, Side, Then,
     adjust::CROSSED_OUT,
     dialogue::{Meaning, Step},
+    few::Bytes,
     limits::{MAX_HELD, VERB},
 };
 use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
 
 /// A range of the line and what takes its place.
-pub type LineEdit = Option<(Range<usize>, Vec<u8>)>;
+pub type LineEdit = Option<(Range<usize>, Bytes)>;
 
 /// What reading a line comes to.
 pub enum LineRead {
@@ -76,38 +77,33 @@ fn hidden_line(
 pub fn answered_line(
     dialogue: &mut Dialogue,
     (line, delivered): (&[u8], usize),
-    (question, then): (Question, Then),
+    request: &Request,
     known: Known,
 ) -> LineRead {
     let text = || Text::new(line);
-    match (then, question, known) {
-        (Then::Longer(range, new), _, Known::Lengthen(true)) => LineRead::Done(Some((range, new))),
-        (Then::Hidden { end }, _, Known::Ruling(Ruling::Refuse(_))) => {
-            LineRead::Done(cross_out_from(line, delivered, end))
+    LineRead::Done(match (&request.then, known) {
+        (Then::Longer(range, new), Known::Lengthen(true)) => Some((range.clone(), new.clone())),
+        (Then::Hidden { end }, Known::Ruling(Ruling::Refuse(_))) => {
+            cross_out_from(line, delivered, *end)
         }
-        (Then::Reply(Some(refusal)), _, Known::Ruling(Ruling::Refuse(reason))) => {
-            refused(&text(), (reason, true), refusal)
+        (Then::Reply(Some(refusal)), Known::Ruling(Ruling::Refuse(reason))) => {
+            return refused(&text(), (reason, true), *refusal);
         }
-        (Then::Command { whole }, _, Known::Ruling(Ruling::Refuse(reason))) => {
-            LineRead::Done(cross_out(dialogue, &text(), line, reason, whole))
+        (Then::Command { whole }, Known::Ruling(Ruling::Refuse(reason))) => {
+            cross_out(dialogue, &text(), line, reason, *whole)
         }
-        (Then::Command { .. }, _, Known::Ruling(Ruling::Pass)) => {
+        (Then::Command { .. }, Known::Ruling(Ruling::Pass)) => {
             dialogue.announced(false);
-            LineRead::Done(None)
+            None
         }
-        (
-            then @ (Then::Command { .. } | Then::Reply(_)),
-            Question::Announcement(announced),
-            Known::Ruling(Ruling::Open(endpoint)),
-        ) => {
+        (then @ (Then::Command { .. } | Then::Reply(_)), Known::Ruling(Ruling::Open(endpoint))) => {
             if let Then::Command { .. } = then {
                 dialogue.announced(true);
             }
-            let read = announced.parsed.ok();
-            LineRead::Done(read.and_then(|read| rewrite(&text(), &read, endpoint)))
+            request.question.announcement().and_then(|read| rewrite(read, endpoint))
         }
-        _ => LineRead::Done(None),
-    }
+        _ => None,
+    })
 }
 
 /// What a `PORT` or `EPRT` announces.
@@ -178,14 +174,14 @@ fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     // The verb goes on. What stands behind it becomes a part of it; where that is a bare LF alone that does, as some servers
     // read an argument behind it.
     let stop = if start < stop || line.ends_with(b"\r\n") { stop } else { line.len() };
-    (start < stop).then(|| (start..stop, vec![CROSSED_OUT; stop - start]))
+    (start < stop).then(|| (start..stop, (start..stop).map(|_| CROSSED_OUT).collect()))
 }
 
 /// What stands for the start of a line whose rest is crossed out as it comes.
 pub const CROSSED_LINE: &[u8] = b"PORT ";
 
 /// What servers get in place of `bytes`.
-pub fn crossed(bytes: &[u8]) -> Vec<u8> {
+pub fn crossed(bytes: &[u8]) -> Bytes {
     bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
 }
 
@@ -338,14 +334,14 @@ fn is_last(text: &Text<'_>, announcement: &Announcement) -> bool {
 }
 
 /// Replaces the endpoint alone, and only if another one is named.
-fn rewrite(text: &Text<'_>, announcement: &Announcement, endpoint: SocketAddr) -> LineEdit {
+fn rewrite(announcement: &Announcement, endpoint: SocketAddr) -> LineEdit {
     let same = announcement.port == endpoint.port()
         && announcement.address.is_none_or(|address| address == endpoint.ip());
     if same {
         return None;
     }
     let new = announcement.rewritten(endpoint)?;
-    Some((text.origin(announcement.endpoint.clone()), new.into_bytes()))
+    Some((announcement.endpoint.clone(), new))
 }
 
 /// The `reason` in place of a reply, `passive` for a 227 or 229. A reply that would be longer stays if the connection
@@ -380,7 +376,7 @@ fn cross_out(
 
 /// A line of the same length that every server must refuse (RFC 959: 500), so that replies stay
 /// in the order of the commands and no number changes.
-pub fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Vec<u8>) {
+pub fn refusal(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Bytes) {
     let range = text.origin(0..text.bytes().len());
     let new = crossed(&line[range.clone()]);
     (range, new)
@@ -401,5 +397,5 @@ pub fn ambiguous_line(
     }
     let (range, new) = refusal(&text, line);
     let skipped = delivered.saturating_sub(range.start).min(range.len());
-    (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].to_vec()))
+    (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
 }

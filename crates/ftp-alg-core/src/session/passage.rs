@@ -91,6 +91,7 @@ impl Session {
     }
 
     /// As [`packet_after`](Self::packet_after), of one without the SYN bit, whose urgent pointer stays as it is.
+    #[inline(always)]
     fn take(
         &mut self,
         calm: bool,
@@ -111,7 +112,9 @@ impl Session {
             self.is_reset |= self.direction(from).space.obeys_reset(packet.seq());
             return self.way(from).renumbered(packet).into();
         }
-        self.observe(from, packet, pass);
+        if pass.answer.is_none() {
+            self.observe(from, packet, pass);
+        }
         out.clear();
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
@@ -213,7 +216,7 @@ impl Session {
     }
 
     /// Takes note of what the header of a packet of `from` says.
-    #[inline]
+    #[inline(always)]
     fn observe(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
         let direction = self.direction_mut(from);
         if direction.space.expects(packet.seq()) {
@@ -222,7 +225,7 @@ impl Session {
                 self.acknowledged(from, packet.ack(), pass);
             }
         }
-        if from == Side::Client {
+        if from == Side::Client && self.dialogue.is_doubted() {
             note_offer(packet, &mut self.client, &self.server, &self.dialogue);
         }
     }

@@ -105,11 +105,10 @@ impl Reading<'_> {
         let (line, delivered) = self.direction.line_with(chunk);
         let mut read = Read::Nothing;
         let (dialogue, pass) = (&mut *self.dialogue, &mut *self.pass);
-        let done = if let Some((request, known)) = answered {
-            let Request { question, then, notes, .. } = *request;
+        let done = if let Some((mut request, known)) = answered {
             read = request.read;
-            pass.notes.extend(notes);
-            answered_line(dialogue, (line, delivered), (question, then), known)
+            pass.notes.append(&mut request.notes);
+            answered_line(dialogue, (line, delivered), &request, known)
         } else if is_ambiguous {
             LineRead::Done(ambiguous_line(dialogue, line, delivered, pass))
         } else if is_client {
@@ -265,7 +264,7 @@ impl Reading<'_> {
             self.direction.space.map.replace(
                 seq + kept.len() as u32,
                 rest.len() as u32,
-                vec![CROSSED_OUT; rest.len()],
+                &vec![CROSSED_OUT; rest.len()],
             );
         }
         self.direction.pass_over(CROSSED_LINE.to_vec(), CROSSED_LINE.len());

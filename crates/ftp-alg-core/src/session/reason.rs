@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::few::Bytes;
+
 /// Why the gateway refuses an announcement or a command. One byte, as it is kept with the command until the reply comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
@@ -126,12 +128,12 @@ impl Reason {
     /// What takes the place of `room` bytes of the server, without a line end: the longer text where it fits, the
     /// shorter one where that does, filled up with blanks; else the longer one, which is longer than `room`. `passive`
     /// for a 227 or 229. `code` is that of a reply whose first lines the client has, and which must end with the same.
-    pub fn reply(self, passive: bool, code: Option<u16>, room: usize) -> Vec<u8> {
+    pub fn reply(self, passive: bool, code: Option<u16>, room: usize) -> Bytes {
         let own = if passive { 425 } else { self.code() };
         let code = code.unwrap_or(own);
         let [short, long] = self.texts(passive).map(|text| format!("{code} {text}"));
         let text = if long.len() > room && short.len() <= room { short } else { long };
-        format!("{text:room$}").into_bytes()
+        Bytes::Heap(format!("{text:room$}").into_bytes())
     }
 }
 
@@ -168,7 +170,7 @@ mod tests {
             let passive = line.starts_with('2');
             let reply = reason.reply(passive, None, line.len());
             assert_eq!(reply.len(), line.len(), "{}", reply.escape_ascii());
-            let text = String::from_utf8(reply).unwrap();
+            let text = String::from_utf8(reply.to_vec()).unwrap();
             assert!(text.to_lowercase().contains("gateway"), "{text}");
             assert_eq!(text.starts_with("425 "), passive || reason.code() == 425, "{text}");
         }
@@ -180,8 +182,9 @@ mod tests {
             for passive in [false, true] {
                 let [short, long] = reason.texts(passive);
                 assert!(short.len() < 35 && short.len() <= long.len(), "{long}");
-                let reply =
-                    |room| String::from_utf8(reason.reply(passive, Some(227), room)).unwrap();
+                let reply = |room| {
+                    String::from_utf8(reason.reply(passive, Some(227), room).to_vec()).unwrap()
+                };
                 assert_eq!(reply(0), format!("227 {long}"));
                 assert!(reply(0).len() <= 84);
                 assert_eq!(reply(short.len() + 4), format!("227 {short}"));

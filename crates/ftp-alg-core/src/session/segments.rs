@@ -10,6 +10,7 @@ use crate::packet::Seq;
 impl Reading<'_> {
     /// Reads what is new of `payload` at `seq`, which was queued and has what passed ahead in it, as far as limits allow;
     /// a FIN follows it if `fin`. What passed is read as whole as it passed.
+    #[inline(always)]
     pub(super) fn queued(&mut self, seq: Seq, payload: &[u8], fin: bool) {
         let (next, end) = (self.direction.space.next, seq + payload.len() as u32);
         if self.direction.fast_path().is_some_and(|fast_path| fast_path.has_passed()) {
@@ -100,6 +101,7 @@ impl Reading<'_> {
 
     /// Reads `new`, which is next and starts at `seq`; a FIN follows it if `fin`. Line by line, and only up to the one
     /// for which there is no room, or that asks: that waits, with what follows it.
+    #[inline(always)]
     fn new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
         while !new.is_empty() {
             let is_text = self.standing.reads(self.direction);

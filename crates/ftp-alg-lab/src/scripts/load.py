@@ -38,6 +38,7 @@ class NoData(Exception):
 
 class Ftp(ftplib.FTP):
     extended = False
+    announced = 0
 
     def ntransfercmd(self, cmd, rest=None):
         if not self.passiveserver:
@@ -54,6 +55,11 @@ class Ftp(ftplib.FTP):
         if answer[0] != "1":
             raise ftplib.error_reply(answer)
         return connection, None
+
+    def makeport(self):
+        listener = super().makeport()
+        self.announced = listener.getsockname()[1]
+        return listener
 
     def use(self, mode):
         mode, _, extended = mode.partition("+")
@@ -117,7 +123,8 @@ def session(number, mode_of):
                     count("damaged", f"{step}: {len(b''.join(back))} of {len(body)} bytes, or others")
             except (ftplib.Error, NoData, OSError) as error:
                 resume(ftp)
-                count("failed", f"{step}: {error!r}")
+                at = f"port {port}, announced {ftp.announced}, at {time.time():.1f}"
+                count("failed", f"{step}: {error!r}, {at}")
                 ftp.quit()
                 return False
             if done == 1:

@@ -1,0 +1,205 @@
+//! Other traffic: what each packet costs that passes through the gateway and is none of a control connection. Sender and
+//! gateway share a core, so the time between two packets is what the sender and forwarding take together; the difference
+//! between two contestants is that of their rules.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cable::{
+        ACK, Cable, Counters,
+        End::{self, Client, Server},
+        Flow, Head, PUSH_ACK, SYN, Side,
+    },
+    load::Report,
+};
+
+/// What passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Traffic {
+    /// UDP of one flow.
+    Udp,
+    /// An established TCP connection, from the client.
+    Tcp,
+    /// A data connection of FTP, from the server.
+    Data,
+    /// The first packets of TCP connections.
+    New,
+}
+
+impl Traffic {
+    /// In the table's order.
+    pub const ALL: [Self; 4] = [Self::Udp, Self::Tcp, Self::Data, Self::New];
+
+    /// What the table calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+            Self::Data => "FTP data",
+            Self::New => "new connections",
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// The client's and the server's.
+    pub sides: [Side; 2],
+    /// What to send.
+    pub traffic: Traffic,
+    /// For how long.
+    pub time: Duration,
+}
+
+/// Where everything but control connections goes: the firewall lets it pass.
+pub const PORTS: [u16; 2] = [5001, 5002];
+/// Where the data connection goes: a helper lets it pass.
+pub const DATA_PORT: u16 = 5000;
+
+/// So that IP packets have 64 bytes.
+const UDP_PAYLOAD: [u8; 36] = [b'x'; 36];
+const TCP_PAYLOAD: [u8; 24] = [b'x'; 24];
+
+/// Between two looks at the clock.
+const BATCH: u64 = 64;
+/// So many new connections at most, for which connection tracking has room: each port to each of [`PORTS`].
+const MOST_NEW: u64 = 100_000;
+const FIRST_PORT: u16 = 10_000;
+/// What is to arrive does so in this time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Does what is ordered.
+pub fn run(order: &Order) -> io::Result<Report> {
+    let [client, server] = &order.sides;
+    let mut sender = Sender {
+        cables: [Cable::open(client)?, Cable::open(server)?],
+        counters: Counters::open(&order.sides)?,
+        sent: 0,
+    };
+    sender.counters.restart()?;
+    let mut flow = match order.traffic {
+        Traffic::Data => sender.data_connection()?,
+        _ => sender.connection([FIRST_PORT, PORTS[0]])?,
+    };
+    let (before, start, warm) = (sender.sent, Instant::now(), order.time / 10);
+    let mut counted = None;
+    while start.elapsed() < warm + order.time {
+        for _ in 0..BATCH {
+            match order.traffic {
+                Traffic::Udp => sender.datagram()?,
+                Traffic::Tcp => sender.say(&mut flow, Client, PUSH_ACK, &TCP_PAYLOAD)?,
+                Traffic::Data => sender.say(&mut flow, Server, PUSH_ACK, &TCP_PAYLOAD)?,
+                Traffic::New => sender.begin(sender.sent - before)?,
+            }
+        }
+        if counted.is_none() && start.elapsed() >= warm {
+            counted = Some((Instant::now(), sender.sent));
+        }
+        if order.traffic == Traffic::New && sender.sent - before > MOST_NEW - BATCH {
+            break;
+        }
+    }
+    let (from, already) = counted.unwrap_or((start, before));
+    let elapsed = from.elapsed();
+    let lost = sender.arrive().err();
+    Ok(Report {
+        rate: (sender.sent - already) as f64 / elapsed.as_secs_f64(),
+        total: (sender.sent - before) as f64,
+        errors: u64::from(lost.is_some()),
+        error: lost.map(|error| error.to_string()),
+        ..Report::default()
+    })
+}
+
+struct Sender {
+    /// To the client's and to the server's side.
+    cables: [Cable; 2],
+    counters: Counters,
+    sent: u64,
+}
+
+impl Sender {
+    /// An established connection between these ports.
+    fn connection(&mut self, ports: [u16; 2]) -> io::Result<Flow> {
+        let mut flow = Flow::new(ports);
+        self.say(&mut flow, Client, SYN, b"")?;
+        self.arrive()?;
+        self.say(&mut flow, Server, SYN | ACK, b"")?;
+        self.arrive()?;
+        self.say(&mut flow, Client, ACK, b"")?;
+        self.arrive()?;
+        Ok(flow)
+    }
+
+    /// A data connection that a control connection has announced.
+    fn data_connection(&mut self) -> io::Result<Flow> {
+        let mut control = self.connection([FIRST_PORT, 21])?;
+        let [a, b, c, d] = self.cables[1].side.near.octets();
+        let [high, low] = DATA_PORT.to_be_bytes();
+        let entering = format!("227 Entering Passive Mode ({a},{b},{c},{d},{high},{low}).\r\n");
+        for (end, line) in [
+            (Server, "220 ready\r\n"),
+            (Client, "USER lab\r\n"),
+            (Server, "331 password\r\n"),
+            (Client, "PASS lab\r\n"),
+            (Server, "230 logged in\r\n"),
+            (Client, "PASV\r\n"),
+            (Server, &entering),
+        ] {
+            self.say(&mut control, end, PUSH_ACK, line.as_bytes())?;
+            self.arrive()?;
+        }
+        self.connection([FIRST_PORT + 1, DATA_PORT])
+    }
+
+    fn say(&mut self, flow: &mut Flow, from: End, flags: u8, payload: &[u8]) -> io::Result<()> {
+        self.sent += 1;
+        flow.send(&self.cables, from, flags, payload)
+    }
+
+    fn datagram(&mut self) -> io::Result<()> {
+        let (near, far) = self.ends();
+        self.sent += 1;
+        self.cables[0].send_udp(near, far, [FIRST_PORT, PORTS[0]], &UDP_PAYLOAD)
+    }
+
+    /// The first packet of the connection of this number.
+    fn begin(&mut self, number: u64) -> io::Result<()> {
+        let (near, far) = self.ends();
+        let port = FIRST_PORT + 2 + (number / 2) as u16;
+        let ports = [port, PORTS[(number % 2) as usize]];
+        let head = Head { ports, sequence: 1, acknowledged: 0, flags: SYN };
+        self.sent += 1;
+        self.cables[0].send_tcp(near, far, &head, b"")
+    }
+
+    /// The client and the server, as the client's side has them.
+    fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
+        let Side { near, far, .. } = self.cables[0].side;
+        (near, far)
+    }
+
+    /// Waits until all that was sent has arrived.
+    fn arrive(&self) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            let arrived = self.counters.arrived()?;
+            if arrived >= self.sent {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                let lost = self.sent - arrived;
+                return Err(io::Error::other(format!("{lost} packets did not arrive")));
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
