@@ -134,8 +134,8 @@ impl Checker<'_> {
             self.refuse("queue.number", leaf, &why);
         }
         let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
-        let calm = self.flag("queue.calm", &file.calm, default.calm);
-        Queue { number, workers, fanout, calm }
+        self.flag("queue.calm", &file.calm, true); // of earlier versions: it changes nothing
+        Queue { number, workers, fanout }
     }
 
     fn pinhole(&mut self, file: &file::Pinhole, default: Pinhole) -> Pinhole {

@@ -68,8 +68,6 @@ pub struct Queue {
     pub workers: u16,
     /// How packets are spread over them.
     pub fanout: Fanout,
-    /// Whether harmless lines of a dialogue that is known pass unread.
-    pub calm: bool,
 }
 
 /// How packets are spread over several queues.
@@ -168,7 +166,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection, calm: true },
+            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection },
             pinhole: Pinhole {
                 backend: None,
                 timeout: policy.pinhole_lifetime,
@@ -277,7 +275,6 @@ impl Config {
             ("queue.number", self.queue.number != next.queue.number),
             ("queue.workers", self.queue.workers != next.queue.workers),
             ("queue.fanout", self.queue.fanout != next.queue.fanout),
-            ("queue.calm", self.queue.calm != next.queue.calm),
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),

@@ -1,17 +1,13 @@
 //! The daemon as a host of engines: what [`carry_out`](ftp_alg_core::engine::carry_out) does, it does by this.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Instant,
-};
+use std::time::Instant;
 
 use ftp_alg_core::engine::{
     DropReason, Effects, Engine, Event, Host, Released, Verdict, carry_out,
 };
 
 use super::{mail::Mail, shard::lock, shared::Shared};
-use crate::gateway::{Decision, LinuxKernel, READ_EVERY, RuleParameters, Verdicts};
+use crate::gateway::{Decision, LinuxKernel, RuleParameters, Verdicts};
 
 /// A thread that works on engines.
 pub(super) struct Hands<'a> {
@@ -44,22 +40,6 @@ pub(super) fn work(
     let (now, mut effects) = (Instant::now(), shared.no_effects());
     work(now, &mut effects);
     carry_out(&mut Hands { shared, kernel, own: None, now }, now, &mut effects);
-}
-
-/// Has the engines read all copies that have come, and does what comes of them.
-pub(super) fn catch_up(shared: &Shared, kernel: &mut LinuxKernel) {
-    work(shared, kernel, |now, effects| shared.read_copies(now, effects));
-}
-
-/// Reads copies until `end` is set, and those of before that.
-pub(super) fn follow_copies(shared: &Shared, kernel: &mut LinuxKernel, end: &AtomicBool) {
-    let mut is_last = false;
-    while !is_last {
-        thread::park_timeout(READ_EVERY);
-        is_last = end.load(Ordering::Acquire);
-        catch_up(shared, kernel);
-        shared.progress.note(shared.shards.len(), Instant::now());
-    }
 }
 
 impl Host for Hands<'_> {
@@ -115,7 +95,7 @@ impl Host for Hands<'_> {
 
 impl OwnQueue<'_> {
     fn give(&mut self, released: &Released, replacements: &[u8], shared: &Shared) {
-        let Released { token, verdict, answer, .. } = released;
+        let Released { token, verdict, .. } = released;
         let decision = match verdict {
             Verdict::Accept => Decision::Accept,
             Verdict::Drop(reason) => {
@@ -124,7 +104,7 @@ impl OwnQueue<'_> {
             }
             Verdict::Replace(_) => Decision::Replace(verdict.replacement(replacements)),
         };
-        let mark = self.parameters.answer(token.mark, *answer);
+        let mark = self.parameters.mark_behind(token.mark);
         if let Err(error) = self.verdicts.verdict_with(token.id, decision, mark) {
             shared.fail(&error);
         }

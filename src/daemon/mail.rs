@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use ftp_alg_core::engine::{Answer, Released, Token, Verdict};
+use ftp_alg_core::engine::{Released, Token, Verdict};
 
 use super::shard::lock;
 use crate::gateway::{Decision, GatewayError, RuleParameters, Verdicts, Waker};
@@ -17,18 +17,16 @@ pub(super) struct Mail {
     token: Token,
     verdict: Verdict,
     replacement: Vec<u8>,
-    answer: Answer,
 }
 
 impl Mail {
     /// A verdict whose packet, if it is replaced, is among `replacements`.
     pub(super) fn of(released: &Released, replacements: &[u8]) -> Self {
-        let Released { token, verdict, answer, .. } = released;
+        let Released { token, verdict, .. } = released;
         Self {
             token: *token,
             verdict: verdict.clone(),
             replacement: verdict.replacement(replacements).to_vec(),
-            answer: *answer,
         }
     }
 }
@@ -73,13 +71,13 @@ impl Mailbox {
             return Ok(());
         }
         let mail = std::mem::take(&mut lock(&self.content).mail);
-        for Mail { token, verdict, replacement, answer } in mail {
+        for Mail { token, verdict, replacement } in mail {
             let decision = match verdict {
                 Verdict::Accept => Decision::Accept,
                 Verdict::Drop(_) => Decision::Drop,
                 Verdict::Replace(_) => Decision::Replace(&replacement),
             };
-            verdicts.verdict_with(token.id, decision, parameters.answer(token.mark, answer))?;
+            verdicts.verdict_with(token.id, decision, parameters.mark_behind(token.mark))?;
         }
         verdicts.flush()
     }

@@ -9,7 +9,6 @@
 pub mod client;
 pub mod confine;
 pub mod control;
-mod copies;
 pub mod health;
 mod heart;
 mod host;

@@ -8,7 +8,6 @@ use std::{
 use ftp_alg_core::engine::{Kernel, PinholeInfo, SessionInfo, Translation};
 
 use super::{
-    host::catch_up,
     shard::{Shard, lock},
     shared::Shared,
     snapshot::{PinholeRow, SessionRow, Source, Status},
@@ -19,7 +18,6 @@ const LOOK_UP: Duration = Duration::from_millis(500);
 
 impl Source for Shared {
     fn status(&self) -> Status {
-        catch_up(self, &mut lock(&self.kernel));
         let mut status = self.counted(Instant::now());
         let sessions = |shard: &Shard| lock(&shard.engine).sessions.list().count() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
@@ -31,7 +29,6 @@ impl Source for Shared {
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
         let mut kernel = lock(&self.kernel);
-        catch_up(self, &mut kernel);
         let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
         // No engine is locked meanwhile.
@@ -60,7 +57,6 @@ impl Source for Shared {
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.
     fn pinholes(&self) -> Vec<PinholeRow> {
-        catch_up(self, &mut lock(&self.kernel));
         let open = match lock(&self.kernel).list_open() {
             Ok(open) => open,
             Err(error) => {

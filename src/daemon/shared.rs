@@ -13,7 +13,6 @@ use std::{
 use ftp_alg_core::engine::{Effects, Event, Kernel, Pinhole, What};
 
 use super::{
-    copies::CopyReader,
     health::Health,
     log::Log,
     mail::Mailbox,
@@ -24,16 +23,14 @@ use super::{
 };
 use crate::gateway::{LinuxKernel, QueueCounts, RuleParameters};
 
-/// Shared by the workers, the reader of copies and the control socket.
+/// Shared by the workers and the control socket.
 pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) backend: &'static str,
     pub(super) shards: Vec<Shard>,
     /// Verdicts for each queue, of other workers.
     pub(super) mailboxes: Vec<Mailbox>,
-    /// Where harmless lines pass.
-    pub(super) copies: Option<CopyReader>,
-    /// Of each worker, and of the reader of copies behind them.
+    /// Of each worker.
     pub(super) progress: Progress,
     /// What the workers met besides what their engines count.
     pub(super) errors: AtomicU64,
@@ -110,13 +107,6 @@ impl Shared {
         status.problems = self.health.problems(now, &status, &unwritten);
         status.unconfined = self.unconfined.clone();
         status
-    }
-
-    /// Has the engines read all copies that have come.
-    pub(super) fn read_copies(&self, now: Instant, effects: &mut [Effects]) {
-        if let Some(copies) = &self.copies {
-            copies.read(now, &self.shards, effects, |error| self.fail(error));
-        }
     }
 
     /// Opens what sessions hold and `is_missing`, for the rest of its time. Not by `carry_out`: no packet waits for it, and no

@@ -93,11 +93,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Decides about the packets that were read, after the copies of what passed before them. If they are `late`, others
-    /// of their connections may have passed unread. Returns how many of those were dropped for that.
+    /// Decides about the packets that were read. If they are `late`, others of their connections may have passed unread. Returns how many of those were dropped for that.
     fn batch(&mut self, now: Instant, late: bool) -> u64 {
         let Self { queue, home, own, kernel, parameters, shared, homes, effects } = self;
-        shared.read_copies(now, effects);
         let (packets, verdicts) = queue.batch();
         homes.clear();
         for packet in packets.clone() {

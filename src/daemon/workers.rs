@@ -23,7 +23,6 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
     Event, Service, ServiceError,
-    copies::CopyReader,
     health::Health,
     heart::{self, Heart},
     host,
@@ -41,7 +40,7 @@ use super::{
 use crate::{
     config::{self, Config},
     gateway::{
-        self, Backend, ClaimedPorts, Commits, Copies, DEADLINE, LinuxKernel, OpenPinhole, Queue,
+        self, Backend, ClaimedPorts, Commits, DEADLINE, LinuxKernel, OpenPinhole, Queue,
         QueueCounts, RuleParameters, Table, Waker, firewall::ClaimsReader,
     },
 };
@@ -68,7 +67,6 @@ pub(super) fn start(
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     queues.iter_mut().try_for_each(Queue::take_joined)?;
-    let by_endpoints = (config.queue.fanout == config::Fanout::Cpu).then_some(numbers.len());
     let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
         .map_err(|error| state_failed(state_dir, &error))?;
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
@@ -88,7 +86,6 @@ pub(super) fn start(
         (backend, why) = gateway::automatic(state.backend().filter(|_| restored));
         parameters = parameters.with_backend(backend);
     }
-    let copies = open_copies(&mut parameters);
     let commits = commits()?;
     let claimed = ClaimedPorts::default();
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
@@ -98,15 +95,13 @@ pub(super) fn start(
     for shard in &shards {
         lock(&shard.engine).sessions.set_capacity(kernel.capacity());
     }
-    let threads = shards.len() + usize::from(copies.is_some());
     let shared = Arc::new(Shared {
-        progress: Progress::new(threads),
+        progress: Progress::new(shards.len()),
         started: Instant::now(),
         backend: parameters.backend().into(),
         queues: Mutex::new(vec![QueueCounts::default(); shards.len()]),
         mailboxes: shards.iter().map(|_| Mailbox::default()).collect(),
         shards,
-        copies: copies.map(|copies| CopyReader::new(copies, by_endpoints)),
         errors: AtomicU64::new(0),
         endings: AtomicU64::new(0),
         log: Log::default(),
@@ -120,7 +115,6 @@ pub(super) fn start(
         state,
         end: Arc::default(),
         threads: Vec::new(),
-        copies: None,
         rules: None,
         table: None,
         upkeep: Upkeep::default(),
@@ -151,7 +145,6 @@ pub(super) fn start(
         };
         workers.spawn(worker, processors, events.clone())?;
     }
-    workers.follow_copies(make_kernel()?, events.clone())?;
     tracing::info!("back end {}: {why}", parameters.backend());
     Ok(Box::new(workers))
 }
@@ -165,21 +158,6 @@ fn commits() -> Result<Commits, crate::gateway::GatewayError> {
         return Ok(Commits::default());
     }
     Commits::by_one_socket()
-}
-
-/// Becomes the reader of copies, if harmless lines are to pass. Where that does not work they wait, as others do.
-fn open_copies(parameters: &mut RuleParameters) -> Option<Copies> {
-    if !parameters.is_calm() {
-        return None;
-    }
-    match Copies::open(parameters.copies()) {
-        Ok(copies) => Some(copies),
-        Err(error) => {
-            tracing::info!("all lines wait for ftp-alg, harmless ones too: {error}");
-            *parameters = parameters.clone().calm(false);
-            None
-        }
-    }
 }
 
 fn state_failed(path: &Path, error: &io::Error) -> ServiceError {
@@ -200,7 +178,6 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
     .map(|parameters| {
         parameters
             .by_processor(queue.fanout == config::Fanout::Cpu)
-            .calm(queue.calm)
             .with_backend(pinhole.backend.unwrap_or_default())
     })
 }
@@ -211,7 +188,6 @@ struct Workers {
     /// Set to end all workers, which then are woken.
     end: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
-    copies: Option<JoinHandle<()>>,
     rules: Option<JoinHandle<()>>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
@@ -240,25 +216,6 @@ impl Workers {
         };
         let what = format!("the worker of queue {number}");
         self.threads.push((start_thread(format!("queue-{number}"), what, events, work)?, waker));
-        Ok(())
-    }
-
-    /// Starts the thread that reads copies when no packet is queued.
-    fn follow_copies(
-        &mut self,
-        mut kernel: LinuxKernel,
-        events: Sender<Event>,
-    ) -> Result<(), ServiceError> {
-        if self.shared.copies.is_none() {
-            return Ok(());
-        }
-        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
-        let work = move || {
-            host::follow_copies(&shared, &mut kernel, &end);
-            Ok(())
-        };
-        let what = "the reader of copies".to_owned();
-        self.copies = Some(start_thread("copies".to_owned(), what, events, work)?);
         Ok(())
     }
 
@@ -331,7 +288,6 @@ impl Workers {
         if let Err(error) = self.state.set_backend(parameters.backend()) {
             self.shared.fail(&error);
         }
-        self.tell_of_selection();
         if !restored {
             return Ok(is_new);
         }
@@ -366,14 +322,6 @@ impl Workers {
         adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
             asked >= MOST_ASKED || !matches!(kernel.translation(*client, *server), Ok(None))
         })
-    }
-
-    /// What passed another table, or none, may be anything.
-    fn tell_of_selection(&self) {
-        let answers = self.table.as_ref().is_some_and(Table::lets_pass);
-        for shard in &self.shared.shards {
-            lock(&shard.engine).set_selection(answers);
-        }
     }
 
     fn keep_imprint(&self) {
@@ -419,8 +367,6 @@ fn pin(number: u16, index: usize, count: usize) {
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        // Which connections are over may have passed.
-        host::catch_up(&self.shared, &mut kernel);
         let adjusted = self.has_adjusted(&mut kernel);
         // What they announce while a daemon is started again waits for it.
         let now = Instant::now();
@@ -458,10 +404,6 @@ impl Drop for Workers {
         // Not waited for: it may be reading a large rule set.
         if let Some(thread) = self.rules.take() {
             thread.thread().unpark();
-        }
-        if let Some(thread) = self.copies.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
         }
         self.shared.log.end();
         if !needed {
@@ -507,7 +449,6 @@ impl Service for Workers {
             self.shared.lapse();
             upkeep::open_again(table, &self.shared);
             self.keep_imprint();
-            self.tell_of_selection();
         }
     }
 }

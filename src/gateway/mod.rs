@@ -8,7 +8,7 @@
 //! | `netlink` | messages and sockets, batches of nf_tables, requests of conntrack |
 //! | `broker` | programs, and files that are replaced, for a confined daemon; rights |
 //! | `conntrack` | connections: how one is translated, which bits it has |
-//! | `queue` | NFQUEUE: packets and verdicts; NFLOG: mirrored packets |
+//! | `queue` | NFQUEUE: packets and verdicts |
 //! | `table` | our rules and their table, what holds pinholes, whose the table is |
 //! | [`firewall`] | the operator's rules; nothing here or in the packet's path knows it |
 
@@ -36,9 +36,7 @@ pub use inject::Injector;
 pub use kernel::LinuxKernel;
 pub use parameters::{Backend, QueueStatement, RuleParameters};
 pub use probe::{Expecting, Features, Neighbours, Routing};
-pub use queue::{
-    Copies, Decision, MAXIMUM_WAITING, Packet, Queue, QueueCounts, READ_EVERY, Verdicts, Waker,
-};
+pub use queue::{Decision, MAXIMUM_WAITING, Packet, Queue, QueueCounts, Verdicts, Waker};
 pub use table::{
     Commits, Condition, DEADLINE, Expectations, Heartbeat, Imprint, Notices, OpenPinhole, Pinholes,
     Table, readers, rules,

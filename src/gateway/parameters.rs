@@ -3,7 +3,7 @@
 //! Knows only numbers, not the rules that have them.
 
 use ftp_alg_core::{
-    engine::{Answer, Queued, Side},
+    engine::{Queued, Side},
     packet::Offload,
 };
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,6 @@ pub struct RuleParameters {
     queue_first: u16,
     queue_count: u16,
     by_processor: bool,
-    is_calm: bool,
     data: u32,
     every: u32,
     none: u32,
@@ -38,7 +37,6 @@ impl Default for RuleParameters {
             queue_first: 2100,
             queue_count: 1,
             by_processor: false,
-            is_calm: true,
             data: 0x4000_0000,
             every: 0x2000_0000,
             none: 0x1000_0000,
@@ -124,11 +122,6 @@ impl RuleParameters {
         self.queue_first..=self.queue_first.saturating_add(self.queue_count.saturating_sub(1))
     }
 
-    /// The log group of copies: the number of the first queue.
-    pub fn copies(&self) -> u16 {
-        self.queue_first
-    }
-
     /// The ct mark bit of an admitted data connection.
     pub fn data(&self) -> u32 {
         self.data
@@ -144,32 +137,11 @@ impl RuleParameters {
         self.none
     }
 
-    /// These, with harmless lines of calm connections passing, if `calm`.
-    pub fn calm(self, calm: bool) -> Self {
-        Self { is_calm: calm, ..self }
-    }
-
-    /// How these may be loaded where no operator queues, best first: not every kernel logs, or has nftables' own queue
-    /// statement.
-    pub fn ways(&self) -> impl Iterator<Item = (Self, QueueStatement)> + use<> {
-        let less_calm = self.is_calm.then(|| self.clone().calm(false));
-        std::iter::once(self.clone()).chain(less_calm).flat_map(|parameters| {
-            [QueueStatement::Native, QueueStatement::Xtables].map(|way| (parameters.clone(), way))
-        })
-    }
-
-    /// Whether harmless lines of calm connections pass.
-    pub fn is_calm(&self) -> bool {
-        self.is_calm
-    }
-
-    /// What the rules say of a packet by its packet mark. One that `is_late` has waited, and may have ended no calm.
+    /// What the rules say of a packet by its packet mark; of one that `is_late` others may have passed.
     pub fn queued(&self, mark: u32, offload: Offload, is_late: bool) -> Queued {
         let bits = mark & self.mask();
         Queued {
             offload,
-            ended_calm: !is_late && bits == self.none | self.every,
-            ended_calm_before: !is_late && bits == self.none | self.data,
             may_wait: true,
             from: match bits {
                 _ if bits == self.every => Some(Side::Client),
@@ -186,13 +158,10 @@ impl RuleParameters {
         mark & self.mask() == self.data | self.every
     }
 
-    /// The packet mark that a packet of `mark` goes on with for `answer`, if it is to be another.
-    pub fn answer(&self, mark: u32, answer: Answer) -> Option<u32> {
-        match answer {
-            Answer::Nothing => None,
-            Answer::Calm => Some(mark | self.mask()),
-            Answer::Payload => Some(mark & !self.mask() | self.data | self.every),
-        }
+    /// The packet mark that a packet which was queued with `mark` goes on with, if it is to be another: no later rule sees
+    /// what ours say with it.
+    pub fn mark_behind(&self, mark: u32) -> Option<u32> {
+        (mark & self.mask() != 0).then_some(mark & !self.mask())
     }
 
     /// All our bits of the ct mark; also the packet mark of what we send ourselves.
@@ -212,6 +181,11 @@ pub enum QueueStatement {
     Operator,
 }
 
+impl QueueStatement {
+    /// Those for which no operator queues, best first: not every kernel has nftables' own.
+    pub const WAYS: [Self; 2] = [Self::Native, Self::Xtables];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,25 +200,16 @@ mod tests {
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
                 let queued = parameters.queued(mark, Offload::default(), false);
-                let late = parameters.queued(mark, Offload::default(), true);
-                assert!(!late.ended_calm && !late.ended_calm_before);
-                let unnoted = parameters.is_unnoted_end(mark);
-                let ended = (queued.ended_calm, queued.ended_calm_before, unnoted);
-                (queued.from, ended, queued.every)
+                (queued.from, parameters.is_unnoted_end(mark), queued.every)
             };
-            let (client, server) = (Some(Side::Client), Some(Side::Server));
-            let no_end = (false, false, false);
-            assert_eq!(read(0), (None, no_end, false), "an operator's rules say nothing");
-            assert_eq!(read(every), (client, no_end, false));
-            assert_eq!(read(data), (server, no_end, false));
-            assert_eq!(read(every | none), (None, (true, false, false), false));
-            assert_eq!(read(data | none), (None, (false, true, false), false));
-            assert_eq!(read(data | every), (None, (false, false, true), false));
-            assert_eq!(read(none), (None, no_end, true));
-            // None of them is taken for an answer by the rules, if it comes back as it is.
-            let answers = [Answer::Calm, Answer::Payload].map(|a| parameters.answer(0, a));
-            for mark in [every, every | none, data, data | none, none] {
-                assert!(!answers.contains(&Some(mark)));
+            assert_eq!(read(0), (None, false, false), "an operator's rules say nothing");
+            assert_eq!(read(every), (Some(Side::Client), false, false));
+            assert_eq!(read(data), (Some(Side::Server), false, false));
+            assert_eq!(read(data | every), (None, true, false));
+            assert_eq!(read(none), (None, false, true));
+            assert_eq!(parameters.mark_behind(0x8000), None);
+            for mark in [every, data, data | every, none] {
+                assert_eq!(parameters.mark_behind(0x8000 | mark), Some(0x8000));
             }
         }
     }

@@ -53,8 +53,6 @@ pub struct Features {
     pub nft: Result<String, String>,
     /// How packets get into a queue, if the kernel takes our rules.
     pub rules: Result<QueueStatement, GatewayError>,
-    /// Whether harmless packets can pass, as copies of them can be logged.
-    pub logs: bool,
     /// Whether queues can be read (nfnetlink_queue).
     pub queue: bool,
     /// Of the configured queues those that someone reads, and what is known of the reader.
@@ -150,8 +148,7 @@ impl Features {
             nft: output_of("nft", &["--version"])
                 .map(|text| version(&text).to_owned())
                 .map_err(|error| error.to_string()),
-            logs: matches!(rules, Ok((_, true))),
-            rules: rules.map(|(statement, _)| statement),
+            rules,
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
             expecting,
@@ -234,26 +231,26 @@ fn table_queues() -> bool {
     output_of("nft", &["list", "table", "inet", TABLE]).is_ok_and(|text| text.lines().any(queues))
 }
 
-/// How our rules can queue here, by checking them as a whole, and whether they can log.
+/// How our rules can queue here, by checking them as a whole.
 fn queueing(
     parameters: &RuleParameters,
     socket: Option<&mut Socket>,
-) -> Result<(QueueStatement, bool), GatewayError> {
+) -> Result<QueueStatement, GatewayError> {
     let not_permitted = || GatewayError::NotPermitted { what: "nf_tables".into() };
     let socket = socket.ok_or_else(not_permitted)?;
     let mut refused = None;
-    for (parameters, statement) in parameters.ways() {
+    for statement in QueueStatement::WAYS {
         // Under another name: the table itself may have an owner.
-        match check(&as_draft(&render_nftables(&parameters, statement))) {
+        match check(&as_draft(&render_nftables(parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}
-            Ok(()) => try_queue_rule(&parameters, socket)?,
+            Ok(()) => try_queue_rule(parameters, socket)?,
             Err(error @ GatewayError::RulesRefused { .. }) => {
                 refused = Some(error);
                 continue;
             }
             Err(other) => return Err(other),
         }
-        return Ok((statement, parameters.is_calm()));
+        return Ok(statement);
     }
     Err(refused.unwrap_or_else(not_permitted))
 }

@@ -100,17 +100,6 @@ impl Checks<'_> {
         let Expecting { cthelper, scanner_helper, .. } = features.expecting;
         checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
-        if self.surroundings.parameters.is_calm() && features.rules.is_ok() {
-            checks.push(match features.logs {
-                true => Check::ok(KERNEL, "nfnetlink_log", "harmless packets pass at once"),
-                false => {
-                    let says =
-                        "harmless packets wait, too: a passive transfer has five hops, not one";
-                    Check::new(KERNEL, "nfnetlink_log", Mark::Missing, says)
-                        .remedy(["modprobe -a nft_log nfnetlink_log".to_owned()])
-                }
-            });
-        }
         checks.push(self.connections());
         checks.push(self.routing());
         checks

@@ -141,7 +141,6 @@ impl Conntrack {
         let mark = match attention {
             Attention::Every | Attention::Watched => self.every,
             Attention::Payload => 0,
-            Attention::Calm => self.every | self.none,
             Attention::None => self.none,
         };
         let mask = self.every | self.none;

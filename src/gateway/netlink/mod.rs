@@ -325,23 +325,6 @@ impl Socket {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// An integer socket option.
-    pub fn option(&self, level: i32, name: i32) -> io::Result<i32> {
-        let mut value = 0_i32;
-        let mut length = size_of::<i32>() as libc::socklen_t;
-        // SAFETY: address and size are those of a live i32, which the kernel writes, and of its length.
-        let done = unsafe {
-            libc::getsockopt(
-                self.as_raw_fd(),
-                level,
-                name,
-                (&raw mut value).cast(),
-                &raw mut length,
-            )
-        };
-        if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
-    }
-
     /// As [`Socket::set_option`], of a buffer's size: beyond what anyone may have, or, without the right to that, as much as
     /// anyone may.
     pub fn set_buffer(&self, force: i32, polite: i32, size: i32) {

@@ -24,8 +24,7 @@ use super::{
 /// Our table, for libnftnl.
 pub const TABLE: &CStr = c"ftp_alg";
 
-/// Room for one object of libnftnl; ours are below 512, but for the rules that tell lines (`selection`),
-/// which are below 5000.
+/// Room for one object of libnftnl; ours are below 512.
 const OBJECT_ROOM: usize = 8192;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.

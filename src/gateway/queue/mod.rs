@@ -5,7 +5,6 @@
 
 #![allow(unsafe_code)]
 
-mod nflog;
 mod receive;
 mod statistics;
 mod verdicts;
@@ -27,7 +26,6 @@ use super::{
     broker::rights::{CAP_NET_ADMIN, has},
     netlink::{self, Messages, Socket, Start, Writer},
 };
-pub use nflog::{Copies, READ_EVERY};
 use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};
 pub(super) use statistics::{STATISTICS, reader_port, readers};
 use statistics::{owner, row};

@@ -64,7 +64,7 @@ impl Receiver {
         Self { bytes, slot, lengths: Vec::with_capacity(BATCH), calls }
     }
 
-    /// Reads datagrams, at most [`batch`](Self::batch).
+    /// Reads datagrams, at most a batch.
     pub(super) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
         self.lengths.clear();
         let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
@@ -91,16 +91,6 @@ impl Receiver {
         self.lengths
             .extend(headers.iter().take(received).map(|h| (h.msg_len as usize).min(self.slot)));
         Ok(received)
-    }
-
-    /// How many are read at once.
-    pub(super) fn batch(&self) -> usize {
-        BATCH
-    }
-
-    /// What was read last, at `range`.
-    pub(super) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
-        self.bytes.get(range)
     }
 
     /// A datagram and where it starts.

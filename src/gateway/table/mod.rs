@@ -12,7 +12,6 @@ mod pinholes;
 pub mod readers;
 mod rival;
 pub mod rules;
-mod selection;
 
 pub use commits::Commits;
 pub use expectations::Expectations;
@@ -102,8 +101,8 @@ impl Table {
             return Self::load(parameters, QueueStatement::Operator, commits, None);
         }
         let mut refused = None;
-        for (parameters, statement) in parameters.ways() {
-            match Self::load(&parameters, statement, commits, None) {
+        for statement in QueueStatement::WAYS {
+            match Self::load(parameters, statement, commits, None) {
                 Err(GatewayError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
             }
@@ -292,11 +291,6 @@ impl Table {
     /// How it queues.
     pub fn statement(&self) -> QueueStatement {
         self.statement
-    }
-
-    /// Whether it lets harmless lines of calm connections pass. Operators' queueing knows of none.
-    pub fn lets_pass(&self) -> bool {
-        self.parameters.is_calm() && self.has_them_wait()
     }
 
     /// Whether packets wait as long as there is a sign of life. With operators' queueing they pass where nobody reads.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::{helper::OWN_HELPER, selection};
+use super::helper::OWN_HELPER;
 pub use crate::gateway::parameters::TABLE;
 use crate::gateway::{Backend, QueueStatement, RuleParameters};
 
@@ -33,14 +33,6 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 value("21", &ports.join(", "));
             }
             "define queues" => value("2100", &queues(parameters, '-')),
-            // Which needs nfnetlink_log.
-            _ if line.trim_start().starts_with("log group") => {
-                if parameters.is_calm() {
-                    value("2100", &parameters.copies().to_string());
-                } else {
-                    text.push_str("\t\tgoto wake\n");
-                }
-            }
             "define data" => value("0x40000000", &mark(parameters.data())),
             "define every" => value("0x20000000", &mark(parameters.every())),
             "define none" => value("0x10000000", &mark(parameters.none())),
@@ -56,7 +48,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             },
         }
     }
-    text.replacen(selection::PLACE, &selection::chains(), 1)
+    text
 }
 
 /// The lines of the nftables file that are for `backend`.
@@ -158,7 +150,7 @@ mod tests {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
         assert_eq!(defaults, RuleParameters::default());
         let lines: String = lines_for(Backend::Nftables).collect();
-        assert_eq!(render(&defaults), lines.replace(selection::PLACE, &selection::chains()));
+        assert_eq!(render(&defaults), lines);
         assert_eq!(render_iptables(&defaults), IPTABLES);
         assert_eq!(render_ip6tables(&defaults), IP6TABLES);
     }
@@ -173,7 +165,6 @@ mod tests {
             assert_eq!(text.matches(own).count(), 1);
             assert!(!text.contains(other) && !text.contains("#if ") && !text.contains("#end"));
             assert_eq!(text.matches('{').count(), text.matches('}').count());
-            assert_eq!(text.matches(selection::PLACE).count(), 1);
         }
         let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
         assert!(sections.clone().count() > 10);

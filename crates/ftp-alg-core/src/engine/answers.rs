@@ -7,9 +7,7 @@ use super::{
     Translation, Verdict, What,
     announcement::Judged,
     connection::Connection,
-    decide::Deciding,
     effects::{Ask, KEPT, Purpose, SessionRef, Waiting},
-    parked::{Input, Parked},
     pinholes::Attempt,
 };
 use crate::session::{Announced, DropReason, Known, Question};
@@ -18,7 +16,6 @@ impl Engine {
     /// Takes the kernel's answers to all that `effects` asked, and goes on with the packets that waited for them. They
     /// may ask again.
     pub fn answered(&mut self, now: Instant, effects: &mut Effects) {
-        self.interrupted.clear();
         let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
         let (mut marks, mut packets) = (take(&mut effects.marks), take(&mut effects.waiting));
         for ask in &mut lookups {
@@ -183,9 +180,6 @@ impl Engine {
             self.counters.errors += 1;
             effects.events.push(event(What::Failed(error.to_string())));
         }
-        if purpose == Purpose::FastPathRace {
-            self.drop_parked(session, effects);
-        }
         if is_refused {
             // Numbers may be changed only once the kernel knows; their sender will send them again.
             self.drop_changed(session, effects);
@@ -196,22 +190,6 @@ impl Engine {
             (packet, Some((request, Known::Lengthen(answer.is_ok()))))
         });
         self.resume(now, session, waited, effects);
-    }
-
-    /// Drops what the client of `session` said that waits here, as harmless lines may have passed at its numbers. Copies
-    /// are read before it is retransmitted.
-    fn drop_parked(&mut self, session: SessionRef, effects: &mut Effects) {
-        for parked in self.take_parked(session) {
-            let Parked { bytes, input, .. } = parked;
-            match input {
-                Input::Packet { token, how } if self.is_from_client(&bytes, session) => {
-                    let packet = Arrival { token, bytes: &bytes, how };
-                    let verdict = Verdict::Drop(DropReason::FastPathRace);
-                    self.release(&packet, verdict, Deciding::UNKNOWN, effects);
-                }
-                input => self.parked.push(Parked { session, bytes, input }),
-            }
-        }
     }
 
     /// Drops what changed of `session`, and sends nothing on its behalf.
@@ -249,7 +227,6 @@ impl Engine {
             pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
             effects,
-            answers: self.answers,
         }))
     }
 }

@@ -24,8 +24,6 @@ pub struct Connection<'a> {
     pub pinholes: &'a mut PinholeTable,
     pub counters: &'a mut Counters,
     pub effects: &'a mut Effects,
-    /// Whether the packet selection takes answers.
-    pub answers: bool,
 }
 
 impl Connection<'_> {
@@ -99,9 +97,6 @@ impl Connection<'_> {
                 "PORT, EPRT or AUTH: Telnet commands, a bare CR or LF or a NUL hide it from some servers"
             }
             Refused::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
-            Refused::Overtaken => {
-                "an announcement that was lost: the line behind it has passed already"
-            }
             Refused::Urgent => "a line that is another command without its urgent byte",
         }));
     }

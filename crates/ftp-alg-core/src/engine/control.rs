@@ -57,8 +57,6 @@ pub struct Control {
     pub counts: bool,
     /// How much the kernel is being asked that its packets wait for. A mark may be asked for beside a pinhole.
     asked: u8,
-    /// The verdict that begins the fast path.
-    pub grant: Grant,
     rare: Option<Box<Rare>>,
 }
 
@@ -74,19 +72,6 @@ struct Rare {
     is_watched: bool,
     /// How often in a row the kernel did not know it when it was to be told.
     misses: u8,
-    /// When a fast path was last ended that began while a packet was queued.
-    raced: Option<Moment>,
-}
-
-/// The verdict that begins the fast path: until it is given, the kernel does not know of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grant {
-    /// None is on its way.
-    None,
-    /// One is.
-    Pending,
-    /// One is, and the fast path is to end as soon as it has begun.
-    Revoked,
 }
 
 /// Another connection that began on the same endpoints, unless it was forged.
@@ -112,7 +97,6 @@ impl Control {
             weighs: false,
             counts: false,
             asked: 0,
-            grant: Grant::None,
             rare: None,
         }
     }
@@ -245,22 +229,6 @@ impl Control {
         rival.take_if(|rival| is(&rival.session)).map(|rival| *rival.session)
     }
 
-    /// A fast path ends that began while a packet was queued.
-    pub fn race(&mut self, now: Moment) {
-        self.rare().raced = Some(now);
-    }
-
-    /// Whether that was less than `time` ago, so that another packet may still be queued that ended it.
-    pub fn has_raced(&self, now: Moment, time: Duration) -> bool {
-        let raced = self.rare.as_ref().and_then(|rare| rare.raced);
-        raced.is_some_and(|raced| now.since(raced) < time)
-    }
-
-    /// Whether that was after `since`, or then.
-    pub fn has_raced_since(&self, since: Moment) -> bool {
-        self.rare.as_ref().and_then(|rare| rare.raced).is_some_and(|raced| raced >= since)
-    }
-
     /// Whether the kernel is to be told `wanted`, as it was told otherwise, or long ago.
     pub fn is_to_be_told(&self, wanted: Attention, now: Moment, again: Duration) -> bool {
         self.attention != Some(wanted) || self.told_since(now) >= again
@@ -292,11 +260,6 @@ impl Control {
                 std::mem::replace(&mut rare.get_or_insert_default().is_watched, is_watched)
             }
         }
-    }
-
-    /// The packet selection is told with a verdict, and not by a request.
-    pub fn answered(&mut self, attention: Attention) {
-        self.attention = Some(attention);
     }
 
     /// Whether the kernel did not know the connection so often that it need not be asked `again` yet.
@@ -390,11 +353,6 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// The moment that was asked for last.
-    pub fn last(&self) -> Option<Moment> {
-        self.last.map(|(_, moment)| moment)
-    }
-
     /// The moment `at`.
     #[inline]
     pub fn moment(&mut self, at: Instant) -> Moment {

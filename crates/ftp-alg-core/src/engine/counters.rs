@@ -27,8 +27,6 @@ counters! {
     Counters {
         /// Packets that got a verdict, or wait for one.
         packets: u64,
-        /// Packets that took the fast path, and were read from copies.
-        copies: u64,
         /// Announcements whose endpoint was replaced.
         rewrites: u64,
         /// Pinholes opened.

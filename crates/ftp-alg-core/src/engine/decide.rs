@@ -6,7 +6,6 @@ use super::{
     Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Queued, Unread, Verdict,
     announcement::Judged,
     connection::Connection,
-    control::Grant,
     effects::{Released, SessionRef, Waiting},
     memory::is_to_be_weighed,
     parting::part,
@@ -113,9 +112,8 @@ impl Engine {
         }
         // What passed meanwhile may be anything.
         let session = if is_late { SessionRef::NONE } else { session };
-        let (token, answer) = (packet.token, super::Answer::Nothing);
-        let SessionRef { index, id } = session;
-        let released = Released { token, verdict, answer, index, id, was_held, needs_every };
+        let (token, SessionRef { index, id }) = (packet.token, session);
+        let released = Released { token, verdict, index, id, was_held, needs_every };
         effects.verdicts.push(released);
     }
 
@@ -176,9 +174,6 @@ impl Engine {
             && let Some(Entry { control, .. }) = self.sessions.table.get_mut(index)
         {
             let from = control.side(source);
-            if from == Side::Client && self.interrupted.contains(&index) {
-                return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
-            }
             if control.is_busy() {
                 deciding.session = SessionRef { index, id: control.id };
                 return Decision::Behind;
@@ -199,18 +194,6 @@ impl Engine {
             return ACCEPT;
         };
         control.last = moment;
-        let says = from == Side::Client && !packet.payload().is_empty();
-        if says && control.grant == Grant::Revoked {
-            return Decision::Verdict(Verdict::Drop(DropReason::FastPathRace));
-        }
-        if control.attention() == Some(Attention::Calm) {
-            // One that is not given yet has ended nothing.
-            if ended_calm(how, session) && control.grant == Grant::None {
-                control.told(Attention::Payload, moment);
-            } else if says {
-                return Decision::Verdict(self.interrupt(now, index, effects));
-            }
-        }
         if session.has_ended() && !packet.has(flags::SYN) {
             return Decision::Verdict(self.sessions.answer_ended(index, from, &packet, effects));
         }
@@ -243,8 +226,6 @@ impl Engine {
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return Decision::Verdict(Verdict::Accept);
         };
-        let has_unseen = session.has_unseen_lines();
-        let is_end = has_unseen && ended_calm(how, session);
         deciding.was_held = session.wants_every_packet();
         let mut connection = Connection {
             now,
@@ -255,7 +236,6 @@ impl Engine {
             pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
             effects,
-            answers: self.answers,
         };
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
@@ -263,7 +243,7 @@ impl Engine {
         let read = session.seen();
         let mut outcome;
         loop {
-            outcome = session.packet_after(is_end, from, packet, inspection, &mut self.payload);
+            outcome = session.packet(from, packet, inspection, &mut self.payload);
             for note in inspection.notes.drain(..) {
                 connection.note(note);
             }
@@ -287,7 +267,7 @@ impl Engine {
         }
         let asks = how.may_wait && session.is_asking(from, packet);
         let is_new = read != session.seen();
-        let wanted = wanted(&connection, session, &outcome, how.every);
+        let wanted = wanted(&connection, session, how.every);
         if let Some(wanted) = wanted {
             connection.mark(wanted);
         }
@@ -315,7 +295,7 @@ impl Engine {
         let is_counted = is_to_be_weighed(session, control) || is_to_be_counted(session, control);
         if wants_none {
             self.sessions.remove(index);
-        } else if says && !is_dropped || has_unseen {
+        } else if says && !is_dropped {
             // Of others nothing is lost that the next packet does not tell again.
             self.sessions.note_change(index);
         }
@@ -402,12 +382,6 @@ impl Engine {
             _ => None,
         }
     }
-}
-
-/// Whether a packet of `session` ended a calm.
-fn ended_calm(how: &Queued, session: &Session) -> bool {
-    // No calm has begun since: that of before a restart ended while nobody was there.
-    how.ended_calm || how.ended_calm_before && session.has_unseen_lines()
 }
 
 /// Tells of a packet that passes unread.

@@ -66,8 +66,6 @@ pub enum Step {
     Conclude,
     /// Gives verdicts.
     Give,
-    /// Tells the engines so, which may ask again.
-    Given,
     /// Injects, closes, and tells what was decided.
     Finish,
 }
@@ -117,16 +115,7 @@ impl Step {
             }
             Self::Give => {
                 host.give(all);
-                Self::Given
-            }
-            Self::Given => {
-                for effects in all.iter_mut().filter(|effects| effects.is_touched) {
-                    host.with(effects.shard, |engine| engine.given(effects));
-                }
-                match all.iter().any(Effects::asks) {
-                    true => Self::LookUp,
-                    false => Self::Finish,
-                }
+                Self::Finish
             }
             Self::Finish => {
                 for effects in all.iter_mut().filter(|effects| effects.is_touched) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Answer, Attention, KernelError, Pinhole, Queued, Translation,
+    Attention, KernelError, Pinhole, Queued, Translation,
     event::Events,
     pinholes::Attempt,
     places::{Closing, Places},
@@ -69,8 +69,6 @@ pub struct Released {
     pub token: Token,
     /// What becomes of it.
     pub verdict: Verdict,
-    /// What the packet selection is told with it.
-    pub answer: Answer,
     /// Its session, in two: padding would be copied with what follows it, which stalls.
     pub(super) index: u32,
     pub(super) id: u64,
@@ -158,8 +156,6 @@ pub struct Mark {
 pub(super) enum Purpose {
     /// What its session wants.
     Session,
-    /// The fast path began while packets of its client were queued.
-    FastPathRace,
     /// Another connection may have begun on the same endpoints, so that nothing of its translation is known.
     TupleReuse,
     /// It is not inspected.

@@ -81,22 +81,8 @@ pub enum Attention {
     Watched,
     /// What opens, ends or says something is queued, as of a connection that is new.
     Payload,
-    /// Of what is said, lines that are harmless by their form pass, and copies of them come; any other ends this.
-    Calm,
     /// No packet is queued any more: not FTP, or opaque and unadjusted.
     None,
-}
-
-/// What goes to the packet selection with a verdict, without a request of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Answer {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// From this packet on [`Attention::Calm`], if the connection has [`Attention::Payload`] so far.
-    Calm,
-    /// The calm is over.
-    Payload,
 }
 
 /// Why the kernel did not do what was asked.

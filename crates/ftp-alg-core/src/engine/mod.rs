@@ -1,6 +1,6 @@
 //! A batch in, its effects out; the table of sessions.
 //!
-//! Sans-I/O: the engine takes packets, copies and the time, and what comes of them is among [`Effects`]. It never touches
+//! Sans-I/O: the engine takes packets and the time, and what comes of them is among [`Effects`]. It never touches
 //! a socket, a clock or the kernel: whoever [carries effects out](carry_out) does. So the daemon, `replay`, the
 //! benchmarks and the tests all run the same code.
 
@@ -10,7 +10,6 @@ mod announcement;
 mod answers;
 mod connection;
 mod control;
-mod copies;
 mod counters;
 mod decide;
 mod drive;
@@ -18,6 +17,7 @@ mod effects;
 mod event;
 mod index;
 mod kernel;
+mod lapse;
 mod listing;
 mod memory;
 mod parked;
@@ -43,7 +43,7 @@ pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
 pub use event::{Action, Decision, Event, What};
-pub use kernel::{Answer, Attention, Kernel, KernelError, Pinhole, Translation};
+pub use kernel::{Attention, Kernel, KernelError, Pinhole, Translation};
 pub use listing::{PinholeInfo, SessionInfo};
 use parked::Parked;
 pub use places::Places;
@@ -54,7 +54,7 @@ pub use standalone::{Fate, Standalone};
 use table::Key;
 
 /// Which end sent a packet.
-pub use crate::session::{DropReason, Side, harmless};
+pub use crate::session::{DropReason, Side};
 use crate::{packet::Offload, policy::Policy, session::Inspection};
 
 /// A packet that waits in a queue.
@@ -73,10 +73,6 @@ pub struct Arrival<'p> {
 pub struct Queued {
     /// What is left to do of it.
     pub offload: Offload,
-    /// Whether the packet selection says that it ended a calm. Not of one that waited: another may have begun since.
-    pub ended_calm: bool,
-    /// Whether it says that the packet begins where one did that ended a calm before: the kernel may have dropped that.
-    pub ended_calm_before: bool,
     /// Whether it may wait for what it overtook.
     pub may_wait: bool,
     /// Which end sent it, where the packet selection says so: connection tracking knows, ports do not always show it.
@@ -108,10 +104,6 @@ pub struct Engine {
     counters: Counters,
     payload: Vec<u8>,
     inspection: Inspection,
-    /// Whether the packet selection takes answers.
-    answers: bool,
-    /// Whose calm was ended by a request, while this batch is decided.
-    interrupted: Vec<u32>,
     /// Packets whose session waits for the kernel, in the order in which they came.
     parked: Vec<Parked>,
     reorder: ReorderQueue,
@@ -136,8 +128,6 @@ impl Engine {
             counters: Counters::default(),
             payload: Vec::new(),
             inspection: Inspection::default(),
-            answers: false,
-            interrupted: Vec::new(),
             parked: Vec::new(),
             reorder: ReorderQueue::default(),
         }
@@ -155,7 +145,6 @@ impl Engine {
         effects: &mut Effects,
     ) {
         effects.touch(self.sessions.pinholes.places());
-        self.interrupted.clear();
         self.sessions.expect(packets.clone().map(|packet| packet.bytes));
         for packet in packets {
             self.counters.packets += 1;
@@ -164,16 +153,8 @@ impl Engine {
         self.release_ordered(now, effects);
     }
 
-    /// Finishes a batch when nothing is asked any more: says what the packet selection is told with each verdict, and
-    /// what is to be written and closed.
+    /// Finishes a batch when nothing is asked any more: says what is to be written and closed.
     pub fn conclude(&mut self, effects: &mut Effects) {
-        if self.answers {
-            for released in &mut effects.verdicts {
-                if !matches!(released.verdict, Verdict::Drop(_)) {
-                    released.answer = self.answer(released.session());
-                }
-            }
-        }
         self.address(&mut effects.injections);
         effects.closings.append(&mut effects.closed_first);
         self.sessions.pinholes.settle(&mut effects.closings);

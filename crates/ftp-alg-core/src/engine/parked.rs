@@ -6,10 +6,7 @@ use super::{
     Arrival, DropReason, Effects, Engine, Entry, Queued, SessionRef, Token, Verdict,
     decide::Deciding,
 };
-use crate::{
-    packet::Packet,
-    session::{Answered, Side},
-};
+use crate::session::Answered;
 
 /// So many packets wait behind those that ask. With `fanout = "cpu"` other workers read on while one asks.
 pub(super) const MOST_PARKED: usize = 1024;
@@ -18,17 +15,10 @@ const MOST_BYTES: usize = 4 << 20;
 
 /// A packet that waits.
 pub(super) struct Parked {
-    pub(super) session: SessionRef,
-    pub(super) bytes: Vec<u8>,
-    pub(super) input: Input,
-}
-
-/// How it came.
-pub(super) enum Input {
-    /// Queued.
-    Packet { token: Token, how: Queued },
-    /// As a copy of one that has passed.
-    Copy,
+    session: SessionRef,
+    bytes: Vec<u8>,
+    token: Token,
+    how: Queued,
 }
 
 impl Engine {
@@ -45,40 +35,12 @@ impl Engine {
             let verdict = Verdict::Drop(DropReason::Overflow);
             return self.release(packet, verdict, Deciding::UNKNOWN, effects);
         }
-        let input = Input::Packet { token, how };
-        self.parked.push(Parked { session, bytes: bytes.to_vec(), input });
+        self.parked.push(Parked { session, bytes: bytes.to_vec(), token, how });
     }
 
     fn may_park(&self, bytes: &[u8]) -> bool {
         let waiting: usize = self.parked.iter().map(|parked| parked.bytes.len()).sum();
         self.parked.len() < MOST_PARKED && waiting + bytes.len() <= MOST_BYTES
-    }
-
-    /// Keeps a copy behind the packets of its session. Where there is no room it is lost.
-    #[cold]
-    pub(super) fn park_copy(&mut self, bytes: &[u8], session: SessionRef) {
-        if !self.may_park(bytes) {
-            self.counters.errors += 1;
-            if let Some(entry) = self.sessions.table.get_of(session.index, session.id) {
-                entry.session.lose_copies();
-            }
-            return;
-        }
-        self.parked.push(Parked { session, bytes: bytes.to_vec(), input: Input::Copy });
-    }
-
-    /// Takes out all that wait for `session`.
-    pub(super) fn take_parked(&mut self, session: SessionRef) -> Vec<Parked> {
-        self.parked.extract_if(.., |parked| parked.session == session).collect()
-    }
-
-    /// Whether the client of `session` sent a packet that says something.
-    pub(super) fn is_from_client(&mut self, bytes: &[u8], session: SessionRef) -> bool {
-        let Ok(packet) = Packet::parse(bytes) else { return false };
-        let source = packet.endpoints().0;
-        let entry = self.sessions.table.get_of(session.index, session.id);
-        let is_of_client = entry.is_some_and(|entry| entry.control.side(source) == Side::Client);
-        is_of_client && !packet.payload().is_empty()
     }
 
     /// Goes on with the packet of `session` that waited, as what it asked is known, and with those behind it, until one
@@ -102,13 +64,8 @@ impl Engine {
             && !self.is_busy(session)
             && let Some(at) = self.parked.iter().position(|parked| parked.session == session)
         {
-            let Parked { bytes, input, .. } = self.parked.remove(at);
-            match input {
-                Input::Packet { token, how } => {
-                    self.arrive(now, &Arrival { token, bytes: &bytes, how }, effects);
-                }
-                Input::Copy => drop(self.passed(now, &bytes, effects)),
-            }
+            let Parked { bytes, token, how, .. } = self.parked.remove(at);
+            self.arrive(now, &Arrival { token, bytes: &bytes, how }, effects);
         }
     }
 

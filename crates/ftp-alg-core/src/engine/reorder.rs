@@ -13,10 +13,7 @@ use std::time::{Duration, Instant};
 use super::{
     Arrival, DropReason, Effects, Engine, Entry, Queued, Released, Token, Verdict, decide::Deciding,
 };
-use crate::{
-    packet::{self, Endpoint, Packet, Taken, Turn},
-    session::Side,
-};
+use crate::packet::{self, Endpoint, Packet, Taken, Turn};
 
 /// So many wait at a time; of more, all is as if none could wait.
 const MOST_PACKETS: usize = 256;
@@ -76,8 +73,6 @@ fn keep(queue: &mut ReorderQueue, now: Instant, arrival: &Arrival<'_>) -> Kept {
         return Kept::Again;
     }
     let end = seq + packet.payload().len() as u32;
-    // Of what the packet selection said then, what ended a calm is long over.
-    let how = Queued { ended_calm: false, ended_calm_before: false, ..how };
     let item = Waiting { token, bytes: bytes.to_vec(), how, since: now };
     if queue.insert(packet::Waiting { flow, seq, end, item }) { Kept::Yes } else { Kept::Full }
 }
@@ -139,16 +134,11 @@ impl Engine {
 
     /// How things stand for a packet that waits.
     fn turn(&mut self, waiting: &Waiting) -> Turn {
-        let since = self.sessions.epoch.moment(waiting.since);
         let Ok(packet) = Packet::parse(&waiting.bytes) else { return Turn::Over };
         let Some(Entry { session, control }) = self.sessions.table.of_packet(&packet) else {
             return Turn::Over;
         };
         let from = control.side(packet.endpoints().0);
-        // Bypassable lines may have passed at its numbers meanwhile, and their copies are not read.
-        if from == Side::Client && control.has_raced_since(since) {
-            return Turn::Over;
-        }
         if control.is_busy() || session.is_asking(from, &packet) {
             return Turn::Waits;
         }

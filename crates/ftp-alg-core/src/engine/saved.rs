@@ -4,8 +4,8 @@
 //! gone; of several about one session the last counts. Whoever keeps them writes them before it gives
 //! those verdicts: what was queued and not written has not passed either, and is retransmitted. Records
 //! may run ahead of verdicts, as one worker's batch writes what another has decided as well: the
-//! retransmission was read before, and goes on as it was read. What took the fast path may have passed
-//! and not be written (`is_calm`). Times are milliseconds since a moment that both daemons know.
+//! retransmission was read before, and goes on as it was read. Times are milliseconds since a moment that
+//! both daemons know.
 
 use std::{
     borrow::Cow,
@@ -18,14 +18,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attention, Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, Places,
-    Sessions, Translation, pinholes::SavedPinhole,
+    Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, Places, Sessions,
+    Translation, pinholes::SavedPinhole,
 };
 use crate::session::{Phase, Session};
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 8;
+pub const RECORD_FORMAT: u32 = 9;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -43,8 +43,6 @@ struct Saved<'a> {
     last: u64,
     pinholes: Vec<SavedPinhole>,
     spoke_in_syn: bool,
-    /// Whether harmless lines of it pass from here on, or may have passed unseen before.
-    is_calm: bool,
     session: Cow<'a, Session>,
     rival: Option<Cow<'a, Session>>,
 }
@@ -98,7 +96,6 @@ fn write(
             .map(|held| held.save(since(epoch, held.deadline)))
             .collect(),
         spoke_in_syn: control.spoke_in_syn(),
-        is_calm: control.attention() == Some(Attention::Calm) || session.has_unseen_lines(),
         session: Cow::Borrowed(session),
         rival: control.rival().map(Cow::Borrowed),
     };
@@ -216,10 +213,7 @@ impl Sessions {
             if let Some(rival) = saved.rival {
                 control.set_rival(rival.into_owned(), self.epoch.moment(now));
             }
-            let mut session = saved.session.into_owned();
-            if saved.is_calm {
-                session.had_calm();
-            }
+            let session = saved.session.into_owned();
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
             let owner = self.table.insert(Entry { session, control });

@@ -1,14 +1,14 @@
 //! What the packet selection is told of a control connection, and what is sent on its behalf.
 
 use super::{
-    Answer, Attention, Effects, Engine, Entry, Injection, Lookup, Mark, REMINDER, Released,
+    Attention, Effects, Engine, Injection, Lookup, Mark, REMINDER,
     connection::Connection,
-    control::{Control, Grant, Moment},
+    control::Control,
     effects::{Ask, Purpose, SessionRef},
 };
 use crate::{
     packet::{self, Packet},
-    session::{Acknowledgement, Forward, Outcome, Session, Side},
+    session::{Acknowledgement, Session, Side},
 };
 
 /// Asks for a mark on the connection at `index`, of whose translation nothing is known here.
@@ -25,36 +25,6 @@ pub(super) fn mark_afresh(
     effects.marks.push(Ask::new(SessionRef { index, id: control.id }, mark, None));
 }
 
-/// What the selection is to be told with the verdict on a packet. The fast path begins with one verdict alone: a second one
-/// could begin it again when it has ended. It does not begin while a packet may be queued that ended the one before.
-fn answer(session: &Session, control: &mut Control, now: Option<Moment>) -> Answer {
-    let is_watched = matches!(control.attention(), Some(Attention::Every | Attention::Watched));
-    if session.wants_every_packet() || session.wants_no_packet() || is_watched {
-        return Answer::Nothing; // that it was told by a request
-    }
-    let is_calm = control.attention() == Some(Attention::Calm);
-    let has_raced = now.is_none_or(|now| control.has_raced(now, REMINDER));
-    // What waits for an answer of the kernel was queued before, and may change numbers.
-    if session.is_calm() && control.rival().is_none() && !(has_raced || control.is_busy()) {
-        if is_calm || control.grant != Grant::None {
-            return Answer::Nothing;
-        }
-        control.answered(Attention::Calm);
-        control.grant = Grant::Pending;
-        return Answer::Calm;
-    }
-    // Of one that was queued before the calm began.
-    control.answered(Attention::Payload);
-    if is_calm { Answer::Payload } else { Answer::Nothing }
-}
-
-/// Whether the calm is over and no verdict says so, as the packet is dropped.
-fn is_calm_over(connection: &Connection<'_>, session: &Session, outcome: &Outcome) -> bool {
-    matches!(outcome.forward, Forward::Drop(_))
-        && connection.control.attention() == Some(Attention::Calm)
-        && !session.is_calm()
-}
-
 /// What the kernel is to be told by a mark, if it was told otherwise, or long ago. `every` says that the packet was queued
 /// because every one of its connection is, as someone told the kernel once: an earlier daemon, or a session that is
 /// forgotten.
@@ -62,7 +32,6 @@ fn is_calm_over(connection: &Connection<'_>, session: &Session, outcome: &Outcom
 pub(super) fn wanted(
     connection: &Connection<'_>,
     session: &Session,
-    outcome: &Outcome,
     every: bool,
 ) -> Option<Attention> {
     let (control, moment) = (&*connection.control, connection.moment);
@@ -76,15 +45,14 @@ pub(super) fn wanted(
         let is_over = match control.attention() {
             Some(Attention::Every | Attention::Watched) => is_settled,
             // Perhaps it was told meanwhile, and this packet was queued before.
-            Some(Attention::Payload | Attention::Calm) => {
+            Some(Attention::Payload) => {
                 every && is_settled && control.told_since(moment) >= REMINDER
             }
             // Of one that took the place of another just now that must be written first: after a crash it is decided again.
             None => every && is_settled && control.since < moment,
             Some(Attention::None) => false,
         };
-        let ends = is_over || connection.answers && is_calm_over(connection, session, outcome);
-        ends.then_some(Attention::Payload)?
+        is_over.then_some(Attention::Payload)?
     };
     control.is_to_be_told(wanted, moment, REMINDER).then_some(wanted)
 }
@@ -136,36 +104,5 @@ impl Engine {
             injection.packet = packet;
             true
         });
-    }
-
-    /// Verdicts were given: fast paths have begun that they begin, and end at once where that is not so any more.
-    pub fn given(&mut self, effects: &mut Effects) {
-        let begins = |released: &&Released| released.answer == Answer::Calm;
-        let sessions: Vec<_> =
-            effects.verdicts.iter().filter(begins).map(Released::session).collect();
-        for SessionRef { index, id } in sessions {
-            let Some(Entry { control, .. }) = self.sessions.table.get_of(index, id) else {
-                continue;
-            };
-            if std::mem::replace(&mut control.grant, Grant::None) == Grant::Revoked {
-                mark_afresh(effects, index, control, Attention::Payload, Purpose::FastPathRace);
-            }
-        }
-        effects.verdicts.clear();
-        effects.replacements.clear();
-    }
-
-    /// What goes to the packet selection with the verdict on a packet of `session`.
-    pub(super) fn answer(&mut self, session: SessionRef) -> Answer {
-        let SessionRef { index, id } = session;
-        let Some(Entry { session, control }) = self.sessions.table.get_of(index, id) else {
-            return Answer::Nothing;
-        };
-        let answer = answer(session, control, self.sessions.epoch.last());
-        if answer == Answer::Calm {
-            // After a restart it is not adjusted, either, where its end is lost.
-            self.sessions.note_change(index);
-        }
-        answer
     }
 }

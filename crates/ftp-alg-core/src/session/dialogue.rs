@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Note, Reason, Side,
+    Note, Reason,
     unanswered::{Awaited, MAX_AWAITED, Unanswered},
 };
 use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb};
@@ -58,8 +58,6 @@ pub enum Doubt {
     /// A reply was asked for, or has begun, whose lines may hold names or files, which whoever made them can have look
     /// like other replies.
     Listing,
-    /// Harmless lines were missed. What is seen next ends it.
-    Unseen,
     /// The same as [`Doubt::Lines`], and a line of the client is why.
     ClientLines,
     /// That is over. But the server may know a name with line ends in it, so the next command brings [`Doubt::Repeats`].
@@ -158,25 +156,6 @@ impl Dialogue {
         *self = Self { phase, ..Self::default() };
     }
 
-    /// Harmless lines of `side` were missed: what is pending is not known. A client that says such is one of FTP. A server may have
-    /// accepted a login; one that has not refuses what comes without.
-    pub fn miss(&mut self, side: Side) {
-        match side {
-            Side::Client if self.phase == Phase::Greeted => self.phase = Phase::Verified,
-            Side::Client => {}
-            Side::Server => self.logged_in = true,
-        }
-        self.awaited = Unanswered::default();
-        self.replies = ReplyTracker::default();
-        self.doubt.get_or_insert(Doubt::Unseen);
-    }
-
-    /// The end of a reply was read, and nothing else is known of it.
-    pub fn answered_unproven(&mut self) {
-        self.see();
-        self.awaited.pop();
-    }
-
     /// How far this is known to be FTP.
     pub fn phase(&self) -> Phase {
         self.phase
@@ -207,7 +186,7 @@ impl Dialogue {
 
     /// Whether the server's announcements must stand apart, as it was doubtful at some time what was pending.
     pub fn is_doubted(&self) -> bool {
-        self.doubt.is_some_and(|doubt| doubt != Doubt::Unseen)
+        self.doubt.is_some()
     }
 
     /// The announcement that was read does not stand apart.
@@ -250,7 +229,7 @@ impl Dialogue {
     pub fn settled(&mut self) {
         if self.replied && !self.awaits_replies() {
             self.doubt = match self.doubt {
-                None | Some(Doubt::Unseen) => None,
+                None => None,
                 Some(Doubt::ClientLines | Doubt::Names | Doubt::Repeats) => Some(Doubt::Names),
                 _ => Some(Doubt::Over),
             };
@@ -276,8 +255,7 @@ impl Dialogue {
     /// crossed out.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
         let is_refused = !self.is_flooded() && self.awaits_refusal();
-        (self.awaits_passive() || self.doubt == Some(Doubt::Unseen))
-            && self.replies.may_announce(text)
+        self.awaits_passive() && self.replies.may_announce(text)
             || is_refused && self.replies.may_fail(text)
     }
 
@@ -306,7 +284,6 @@ impl Dialogue {
             _ => {}
         }
         let Some(command) = command else { return Step::Nothing };
-        self.see();
         if matches!(command.verb, Verb::User | Verb::Reinitialize) {
             // The server forgets the login as it reads this (RFC 959 section 4.1.1).
             self.logged_in = false;
@@ -379,7 +356,7 @@ impl Dialogue {
         }
         if !was_open
             && self.open_reply().is_some_and(may_show_files)
-            && matches!(self.doubt, None | Some(Doubt::Unseen | Doubt::Over))
+            && matches!(self.doubt, None | Some(Doubt::Over))
         {
             self.doubt = Some(Doubt::Listing);
         }
@@ -391,14 +368,6 @@ impl Dialogue {
             self.doubt_lines();
         }
         reply.map_or(Meaning::Nothing, |reply| self.reply(reply))
-    }
-
-    /// Whether it is known from its start, and nothing is pending.
-    pub fn is_calm(&self) -> bool {
-        matches!(self.phase, Phase::Greeted | Phase::Verified)
-            && self.replies == ReplyTracker::default()
-            && matches!(self.doubt, None | Some(Doubt::Names | Doubt::Over))
-            && !self.awaits_replies()
     }
 
     /// Whether so many commands are unanswered that no reply is held back for a reason, or becomes longer by one. The
@@ -423,12 +392,10 @@ impl Dialogue {
     }
 
     fn reply(&mut self, reply: Reply) -> Meaning {
-        let unseen = self.see();
         match reply.code {
             227 | 229 => {
-                let answers = self.answer(Awaited::Passive);
-                let asked = answers || unseen;
-                if !answers {
+                let asked = self.answer(Awaited::Passive);
+                if !asked {
                     self.awaited.pop();
                 }
                 Meaning::Passive { asked }
@@ -442,7 +409,7 @@ impl Dialogue {
                 self.logged_in = false;
                 Meaning::Nothing
             }
-            230 | 232 if unseen || self.awaited.skip_to_any(&[Awaited::User, Awaited::Login]) => {
+            230 | 232 if self.awaited.skip_to_any(&[Awaited::User, Awaited::Login]) => {
                 self.awaited.pop();
                 // Not if the client has begun anew since.
                 self.logged_in = ![Awaited::User, Awaited::Reinitialize]
@@ -490,11 +457,6 @@ impl Dialogue {
     /// Whether there were more unanswered commands than are known by kind since this was last asked.
     pub fn has_forgotten(&mut self) -> bool {
         std::mem::take(&mut self.forgot)
-    }
-
-    /// Something is said that is seen. Whether commands may have been pending that were not.
-    fn see(&mut self) -> bool {
-        self.doubt.take_if(|doubt| *doubt == Doubt::Unseen).is_some()
     }
 
     fn answer(&mut self, which: Awaited) -> bool {

@@ -1,5 +1,5 @@
 //! One direction of a control connection: which bytes have been seen, the unfinished line, what
-//! of it is held back, what took the fast path, and how sent numbers become delivered ones.
+//! of it is held back, and how sent numbers become delivered ones.
 //!
 //! A line that may become an announcement is held back until it is complete: its bytes are kept
 //! here, delivered as nothing for now, and delivered with the segment that completes the line. Held
@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adjust::CROSSED_OUT,
-    fast_path::{Barrier, FastPath},
     few::{allocated, save_bytes},
     limits::{MAX_HELD, MAX_LINE},
     lines::LineEdit,
@@ -42,7 +41,10 @@ struct Rare {
     skipped: bool,
     /// What is sent while it is encrypted.
     records: Option<TlsRecords>,
-    fast_path: FastPath,
+    /// Whether much of what the client said waits for its acknowledgement.
+    is_much: bool,
+    /// Whether nothing of the client goes on until the server has said what it has.
+    is_barred: bool,
     /// The last urgent pointer that was forwarded.
     mark: Option<Mark>,
     /// The smallest window that the packets of the pending command offered, if they acknowledged all that was said.
@@ -53,11 +55,10 @@ struct Rare {
 impl Rare {
     fn is_nothing(&self) -> bool {
         self.line.is_empty()
-            && !(self.held || self.skipped)
+            && !(self.held || self.skipped || self.is_much || self.is_barred)
             && self.records.is_none()
             && self.mark.is_none()
             && self.offered == 0
-            && self.fast_path.is_nothing()
     }
 }
 
@@ -79,20 +80,15 @@ impl Direction {
         self.space.map.shifts() || self.is_holding()
     }
 
-    /// What is known as something of it took the fast path.
+    /// Whether much of what the client said waits for its acknowledgement.
     #[inline]
-    pub fn fast_path(&self) -> Option<&FastPath> {
-        self.rare.as_ref().map(|rare| &rare.fast_path)
+    pub fn is_much(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.is_much)
     }
 
-    /// The same, to change.
-    pub fn fast_path_mut(&mut self) -> &mut FastPath {
-        &mut self.rare_mut().fast_path
-    }
-
-    /// Takes out what passed at the number that is next.
-    pub fn take_ahead(&mut self) -> Option<(Seq, Vec<u8>)> {
-        self.rare.as_mut()?.fast_path.take_due(self.space.next)
+    /// Much of it does.
+    pub fn note_much(&mut self) {
+        self.rare_mut().is_much = true;
     }
 
     /// Of `data`, what was read of this direction, only what is not acknowledged is kept.
@@ -100,25 +96,26 @@ impl Direction {
     pub fn forget_acknowledged(&mut self, data: &mut Unacknowledged) {
         let is_empty = data.len() == 0 || data.forget_before(self.space.unacknowledged());
         if is_empty && let Some(rare) = &mut self.rare {
-            rare.fast_path.is_much = false;
+            rare.is_much = false;
         }
     }
 
-    /// Until when nothing of the client goes on.
-    pub fn barrier(&self) -> Option<Barrier> {
-        self.fast_path()?.barrier()
+    /// Whether nothing of the client goes on until the server has said what it has.
+    #[inline]
+    pub fn is_barred(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.is_barred)
     }
 
-    /// The receiver has said that it has what comes before `ack`.
+    /// Nothing of the client does.
+    pub fn bar(&mut self) {
+        self.rare_mut().is_barred = true;
+    }
+
+    /// The server has said what it has, if it was asked.
     #[inline]
-    pub fn unbar(&mut self, ack: Seq) {
-        let has_it = match self.barrier() {
-            None => return,
-            Some(Barrier::To(end)) => !ack.is_before(self.space.map.deliver(end)),
-            Some(Barrier::Unknown) => self.space.is_asked(),
-        };
-        if has_it {
-            self.fast_path_mut().unbar();
+    pub fn unbar(&mut self) {
+        if self.is_barred() && self.space.is_asked() {
+            self.rare_mut().is_barred = false;
         }
     }
 
@@ -405,8 +402,7 @@ impl Direction {
     pub fn heap(&self) -> usize {
         let map = self.space.map.heap();
         self.rare.as_ref().map_or(map, |rare| {
-            let line = allocated(rare.line.capacity());
-            map + allocated(size_of::<Rare>()) + line + rare.fast_path.heap()
+            map + allocated(size_of::<Rare>()) + allocated(rare.line.capacity())
         })
     }
 

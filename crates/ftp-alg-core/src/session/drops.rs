@@ -14,10 +14,8 @@ pub enum DropReason {
     Overlap,
     /// The connection has as many unacknowledged rewrites, or as much unacknowledged data, as it may.
     LimitReached,
-    /// The server has not acknowledged what took the fast path.
-    FastPathUnacknowledged,
-    /// The fast path began while it was queued.
-    FastPathRace,
+    /// Packets of its connection may have passed unread, and the server has not said yet what it has.
+    Unacknowledged,
     /// Data after a FIN.
     AfterFin,
     /// The connection was ended at a limit.
@@ -34,13 +32,12 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
         Self::Overlap,
         Self::LimitReached,
-        Self::FastPathUnacknowledged,
-        Self::FastPathRace,
+        Self::Unacknowledged,
         Self::AfterFin,
         Self::SessionEnded,
         Self::Resegmented,
@@ -56,8 +53,7 @@ impl DropReason {
             Self::OutOfWindow => "out_of_window",
             Self::Overlap => "overlap",
             Self::LimitReached => "limit_reached",
-            Self::FastPathUnacknowledged => "fast_path_unacknowledged",
-            Self::FastPathRace => "fast_path_race",
+            Self::Unacknowledged => "unacknowledged",
             Self::AfterFin => "after_fin",
             Self::SessionEnded => "session_ended",
             Self::Resegmented => "resegmented",

@@ -255,8 +255,6 @@ pub enum Refused {
     Overlong,
     /// `PORT`, `EPRT`, or `AUTH` by the operator's choice, that only some servers would see.
     Hidden,
-    /// An announcement before a line that has passed already: a rewrite would change that line's numbers.
-    Overtaken,
     /// A line with an urgent byte, which is another command without it.
     Urgent,
 }
@@ -267,7 +265,6 @@ impl Refused {
         match self {
             Self::Auth => Reason::Auth,
             Self::Overlong => Reason::TooLong,
-            Self::Overtaken => Reason::Overtaken,
             Self::Urgent => Reason::Urgent,
             Self::Hidden => Reason::Hidden,
         }

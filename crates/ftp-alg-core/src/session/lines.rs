@@ -23,13 +23,11 @@ pub enum LineRead {
     Asks(Box<Request>),
 }
 
-/// Reads a complete line of the client, `delivered` bytes of which have been forwarded already. Where it is
-/// `overtaken` by what follows it, it keeps its length.
+/// Reads a complete line of the client, `delivered` bytes of which have been forwarded already.
 pub fn client_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
-    overtaken: bool,
     pass: &mut Inspection,
     read: &mut Read,
 ) -> LineRead {
@@ -42,10 +40,10 @@ pub fn client_line(
         return LineRead::Done(None);
     }
     let Some(end) = hidden else {
-        return plain_line(dialogue, (line, &text), delivered, overtaken, false, pass, read);
+        return plain_line(dialogue, (line, &text), delivered, false, pass, read);
     };
-    plain_line(dialogue, (line, &text), delivered, overtaken, true, pass, read);
-    hidden_line(dialogue, line, (delivered, end), overtaken, pass)
+    plain_line(dialogue, (line, &text), delivered, true, pass, read);
+    hidden_line(dialogue, line, (delivered, end), pass)
 }
 
 /// Reads a line that some server sees as an announcement whose verb ends at `end`: it is refused, unless that would be
@@ -55,13 +53,8 @@ fn hidden_line(
     dialogue: &Dialogue,
     line: &[u8],
     (delivered, end): (usize, usize),
-    overtaken: bool,
     pass: &mut Inspection,
 ) -> LineRead {
-    if overtaken {
-        pass.refused(Refused::Overtaken); // what has passed asks nothing
-        return LineRead::Done(cross_out_from(line, delivered, end));
-    }
     let text = Text::new(&line[verb_start(line, end)..]);
     // Nothing else hides behind it.
     let command = Command::parse(&text).filter(|_| !Hidden::may_be_in(&line[end..]));
@@ -190,7 +183,6 @@ fn plain_line(
     dialogue: &mut Dialogue,
     (line, text): (&[u8], &Text<'_>),
     delivered: usize,
-    overtaken: bool,
     hidden: bool,
     pass: &mut Inspection,
     read: &mut Read,
@@ -221,10 +213,6 @@ fn plain_line(
             }
             cross_out_from(line, delivered, text.origin(0..command.word.len()).end)
         }
-        (Step::Announces, _) if overtaken => {
-            pass.refused(Refused::Overtaken);
-            cross_out(dialogue, text, line, Reason::Overtaken, whole)
-        }
         (Step::Announces, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = Announced::new(kind, parsed, true, dialogue, text);
@@ -254,8 +242,6 @@ pub fn is_no_beginning(dialogue: &Dialogue, bytes: &[u8]) -> bool {
 /// What may become of a line of the server.
 #[derive(Clone, Copy)]
 pub struct Limits {
-    /// It stays, as something behind it has passed already.
-    pub overtaken: bool,
     /// Whether it may be replaced by another reply.
     pub replace: bool,
     /// Whether that may be longer.
@@ -277,10 +263,9 @@ pub fn server_line(
     let phase = dialogue.phase();
     // The first lines of a multi-line reply have gone on: the last one must have the same code (RFC 959 section 4.2).
     let code = dialogue.open_reply();
-    let Limits { overtaken, replace, grow, apart } = limits;
-    let may_be_replaced = replace && delivered == 0 && !overtaken;
+    let Limits { replace, grow, apart } = limits;
     let refusal = |dialogue: &Dialogue| {
-        may_be_replaced.then(|| Refusal { grow: grow && !dialogue.is_flooded(), code })
+        (replace && delivered == 0).then(|| Refusal { grow: grow && !dialogue.is_flooded(), code })
     };
     dialogue.server_line_ended(is_plain(line, &text));
     let meaning = dialogue.server_line(&text);
@@ -299,10 +284,6 @@ pub fn server_line(
             };
             if parsed.is_err() && !asked {
                 return LineRead::Done(None); // `227 Logout.`
-            }
-            if overtaken {
-                pass.refused(Refused::Overtaken);
-                return LineRead::Done(None);
             }
             if delivered > 0 && dialogue.phase() != Phase::Joined {
                 pass.limit(Limit::Reply);

@@ -18,10 +18,8 @@ mod apart;
 mod dialogue;
 mod direction;
 mod drops;
-mod fast_path;
 mod few;
 mod forwarding;
-pub mod harmless;
 mod inspection;
 mod limits;
 mod lines;
@@ -41,7 +39,6 @@ pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 use direction::Direction;
 pub use drops::DropReason;
-use fast_path::Barrier;
 pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
 pub use inspection::{
     Announced, Answered, Inspection, Known, Limit, Note, Question, Refused, Request, Ruling,
@@ -149,8 +146,7 @@ impl Session {
     pub fn wants_every_packet(&self) -> bool {
         // Acknowledgements show what is missing, and how much of the unacknowledged data was received.
         let is_asked = self.client.space.is_asked() || self.server.space.is_asked();
-        let is_much = self.client.fast_path().is_some_and(|fast_path| fast_path.is_much);
-        is_asked || is_much || self.changes_packets()
+        is_asked || self.client.is_much() || self.changes_packets()
     }
 
     /// Whether numbers differ from here on, or bytes are held: packets that are not seen would break the connection.
@@ -187,9 +183,9 @@ impl Session {
         self.is_reset || self.standing.is_ended()
     }
 
-    /// Whether it was saved, or copies were lost, and nothing has shown yet that it goes on where it was.
+    /// Whether it was saved, or packets passed by, and nothing has shown yet that it goes on where it was.
     pub fn is_unconfirmed(&self) -> bool {
-        !self.standing.is_confirmed() || self.has_lost_copies()
+        !self.standing.is_confirmed() || self.is_barred()
     }
 
     /// Whether one end has said its last.
@@ -270,34 +266,9 @@ impl Session {
             && !(self.is_cut() || sender.space.finished || self.is_barred())
     }
 
-    /// Whether harmless lines may pass at once from here on. The server has acknowledged all that the client
-    /// said: what comes later at an earlier number changes nothing any more.
-    pub fn is_calm(&self) -> bool {
-        let is_idle = |direction: &Direction| direction.is_idle() && !direction.space.map.shifts();
-        self.standing == Standing::Followed(Seen::All)
-            && !(self.is_reset || self.wants_every_packet())
-            && self.client.space.is_acknowledged()
-            && is_idle(&self.client)
-            && is_idle(&self.server)
-            && !self.is_barred()
-            && !self.client.is_in_marked_line()
-            && !self.client.fast_path().is_some_and(|fast_path| fast_path.hurries)
-            && self.dialogue.is_calm()
-    }
-
     /// Whether nothing of the client goes on for now.
     fn is_barred(&self) -> bool {
-        self.client.barrier().is_some()
-    }
-
-    /// Whether what the server has is not known, as copies were lost.
-    fn has_lost_copies(&self) -> bool {
-        self.client.barrier() == Some(Barrier::Unknown)
-    }
-
-    /// Copies were lost: of a connection that may have been calm is not known what its server has.
-    pub fn lose_copies(&mut self) {
-        self.client.fast_path_mut().lose_copies();
+        self.client.is_barred()
     }
 
     /// How far both directions were read.
@@ -309,14 +280,9 @@ impl Session {
     /// Whether `packet` of `from` waits until the server has said what it has.
     pub fn is_asking(&self, from: Side, packet: &Packet<'_>) -> bool {
         from == Side::Client
-            && self.has_lost_copies()
+            && self.is_barred()
             && !packet.payload().is_empty()
             && self.client.space.is_near(packet.seq())
-    }
-
-    /// It was calm when it was saved, and since then nothing has passed that may not pass in a calm.
-    pub fn had_calm(&mut self) {
-        self.standing.set_seen(Seen::ButLines);
     }
 
     /// Anything may have passed unread. A client could go on with other bytes at the numbers of those that its server has, so
@@ -324,15 +290,9 @@ impl Session {
     pub fn lapse(&mut self) {
         self.standing.set_seen(Seen::Unknown);
         if self.standing.is_followed() {
-            self.lose_copies();
+            self.client.bar();
             self.client.space.ask_at_next_gap();
         }
-    }
-
-    /// Whether harmless lines may have passed unseen, and nothing else.
-    #[inline]
-    pub fn has_unseen_lines(&self) -> bool {
-        self.standing.lacks_lines()
     }
 
     fn direction(&self, side: Side) -> &Direction {

@@ -22,33 +22,19 @@ impl Session {
         pass: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> Outcome {
-        self.packet_after(false, from, packet, pass, out)
-    }
-
-    /// As [`packet`](Self::packet); if `calm`, one that ended a calm in which lines may have passed
-    /// [unseen](Self::has_unseen_lines).
-    pub fn packet_after(
-        &mut self,
-        calm: bool,
-        from: Side,
-        packet: &Packet<'_>,
-        pass: &mut Inspection,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
         if packet.has(flags::SYN) {
             return Forward::Unchanged.into();
         }
         if packet.has(flags::URG) {
-            return self.urgent_packet(calm, from, packet, pass, out);
+            return self.urgent_packet(from, packet, pass, out);
         }
-        self.take(calm, from, packet, pass, out)
+        self.take(from, packet, pass, out)
     }
 
-    /// As [`packet_after`](Self::packet_after), of one with the URG bit.
+    /// As [`packet`](Self::packet), of one with the URG bit.
     #[cold]
     fn urgent_packet(
         &mut self,
-        calm: bool,
         from: Side,
         packet: &Packet<'_>,
         pass: &mut Inspection,
@@ -64,7 +50,7 @@ impl Session {
                 stays = true;
             }
         }
-        let mut outcome = self.take(calm, from, packet, pass, out);
+        let mut outcome = self.take(from, packet, pass, out);
         if pass.request.is_some() {
             return outcome; // its mark is noted for when it is taken up again
         }
@@ -90,11 +76,10 @@ impl Session {
         Mark::of_synch(end, next, payload.get((next - seq) as usize..)?, self.client.line())
     }
 
-    /// As [`packet_after`](Self::packet_after), of one without the SYN bit, whose urgent pointer stays as it is.
+    /// As [`packet`](Self::packet), of one without the SYN bit, whose urgent pointer stays as it is.
     #[inline(always)]
     fn take(
         &mut self,
-        calm: bool,
         from: Side,
         packet: &Packet<'_>,
         pass: &mut Inspection,
@@ -123,9 +108,6 @@ impl Session {
         }
 
         let seq = packet.seq();
-        if calm {
-            self.reading(from, Pushed::Not, pass).begins_line(seq);
-        }
         // It is not known what the server has at its numbers.
         let is_barred = from == Side::Client && self.is_barred() && !payload.is_empty();
         if is_barred || seq.is_after(self.direction(from).space.next) {
@@ -147,7 +129,7 @@ impl Session {
                 }
                 _ => Pushed::of(packet),
             };
-            self.reading(from, pushed, pass).queued(seq, &payload, fin);
+            self.reading(from, pushed, pass).segment(seq, &payload, fin);
             self.see_acknowledgements();
             if pass.request.is_some() {
                 return Forward::Asks.into();
@@ -167,44 +149,6 @@ impl Session {
         self.way(from).deliver(packet, payload, again, out)
     }
 
-    /// Reads a packet of `from` that has passed as it is.
-    pub fn passed(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
-        if !self.standing.is_confirmed() && !self.confirm(from, packet)
-            || !self.direction(from).space.is_near(packet.seq())
-        {
-            return;
-        }
-        if self.direction(from).space.map.shifts() {
-            // It passed just before it was known that numbers differ.
-            return self.lose_copies();
-        }
-        self.observe(from, packet, pass);
-        let (seq, payload) = (packet.seq(), packet.payload());
-        let end = seq + payload.len() as u32;
-        if from == Side::Client {
-            if self.dialogue.awaits_replies() && !seq.is_before(self.client.space.next) {
-                self.client.fast_path_mut().hurries = true;
-            }
-            if !matches!(self.as_read(seq, payload), Cow::Borrowed(_)) {
-                self.client.fast_path_mut().bar(end);
-            }
-        }
-        let direction = self.direction_mut(from);
-        if packet.has(flags::FIN) && !direction.space.finished {
-            direction.fast_path_mut().finishes_at(end);
-        }
-        if seq.is_after(direction.space.next) {
-            let has_room = payload.is_empty() || direction.fast_path_mut().add(seq, payload);
-            if !has_room && from == Side::Client {
-                direction.fast_path_mut().bar(end);
-            }
-            return;
-        }
-        self.reading(from, Pushed::of(packet), pass).passed(seq, payload);
-        debug_assert!(pass.request.is_none(), "asks: {}", payload.escape_ascii());
-        self.see_acknowledgements();
-    }
-
     /// Finds out whether a connection of which not all was seen goes on with `packet` of `from`.
     #[cold]
     fn confirm(&mut self, from: Side, packet: &Packet<'_>) -> bool {
@@ -212,7 +156,7 @@ impl Session {
             Side::Client => (&mut self.client, &self.server),
             Side::Server => (&mut self.server, &self.client),
         };
-        self.standing.confirm(from, packet, sender, receiver)
+        self.standing.confirm(packet, sender, receiver)
     }
 
     /// Takes note of what the header of a packet of `from` says.
@@ -236,7 +180,7 @@ impl Session {
         let side = by.peer();
         let Some(is_received) = self.direction(side).space.is_received(ack) else { return };
         if by == Side::Server {
-            self.client.unbar(ack);
+            self.client.unbar();
         }
         if !is_received {
             return self.acknowledged_unseen(side, ack, pass);
@@ -254,17 +198,10 @@ impl Session {
         // The receiver has bytes that were never queued here, and so what is held back, which was sent again.
         direction.stop_holding();
         let end = direction.space.map.acknowledge(ack);
-        let is_followed = self.standing.is_followed();
-        if is_followed && self.standing.lacks_lines_of(side) {
-            self.reading(side, Pushed::Not, pass).skip_lines(end);
-            self.direction_mut(side).acknowledged(ack);
-            return;
-        }
         // The queue was full, or the daemon away. Both ends go on; what the missed bytes said is not known.
-        let direction = self.direction_mut(side);
         direction.skip_to(end.max(direction.space.next));
         direction.acknowledged(ack);
-        if !is_followed {
+        if !self.standing.is_followed() {
             self.standing.turn_off();
         }
         let phase = self.dialogue.phase();
@@ -277,7 +214,7 @@ impl Session {
     /// Where there is much unacknowledged data, or many rewrites, packets that say nothing must be seen, too.
     fn see_acknowledgements(&mut self) {
         if self.unacknowledged.is_much() || self.client.space.map.is_half_full() {
-            self.client.fast_path_mut().is_much = true;
+            self.client.note_much();
         }
     }
 
@@ -291,22 +228,15 @@ impl Session {
         } else if direction.space.count_gap() {
             self.way(from).asks()
         } else if is_barred && !packet.seq().is_after(direction.space.next) {
-            Forward::Drop(DropReason::FastPathUnacknowledged)
+            Forward::Drop(DropReason::Unacknowledged)
         } else {
             Forward::Drop(DropReason::OutOfOrder)
         }
     }
 
-    /// `bytes` of the client at `seq`, of which those that were read before, or passed ahead, are as they were then.
+    /// `bytes` of the client at `seq`, of which those that were read before are as they were then.
     fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        let read = self.unacknowledged.as_read(seq, bytes);
-        match (self.client.fast_path(), read) {
-            (None, read) => read,
-            (Some(fast_path), Cow::Borrowed(bytes)) => fast_path.with_ahead(seq, bytes),
-            (Some(fast_path), Cow::Owned(bytes)) => {
-                Cow::Owned(fast_path.with_ahead(seq, &bytes).into_owned())
-            }
-        }
+        self.unacknowledged.as_read(seq, bytes)
     }
 
     fn reading<'a>(
@@ -320,18 +250,7 @@ impl Session {
             Side::Client => (client, server),
             Side::Server => (server, client),
         };
-        let has_passed = false;
-        Reading {
-            from,
-            direction,
-            other,
-            unacknowledged,
-            dialogue,
-            standing,
-            pass,
-            pushed,
-            has_passed,
-        }
+        Reading { from, direction, other, unacknowledged, dialogue, standing, pass, pushed }
     }
 
     fn way(&self, from: Side) -> Way<'_> {

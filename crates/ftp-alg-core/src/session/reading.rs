@@ -46,8 +46,6 @@ pub(super) struct Reading<'a> {
     pub(super) pass: &'a mut Inspection,
     /// Of the packet that is read.
     pub(super) pushed: Pushed,
-    /// Whether what is read took the fast path.
-    pub(super) has_passed: bool,
 }
 
 /// What ends with a line, or with its start.
@@ -94,10 +92,6 @@ impl Reading<'_> {
                 (seq, chunk) = (seq + end as u32, &chunk[end..]);
             }
         }
-        let end = seq + chunk.len() as u32;
-        let is_unproven =
-            self.direction.fast_path().is_some_and(|fast_path| fast_path.is_unproven());
-        let overtaken = is_unproven || self.is_overtaken(end);
         let mut answered = self.pass.answer.take().filter(|(request, _)| request.seq == seq);
         let before = self.before(chunk, answered.as_mut().map(|(request, _)| &mut **request));
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
@@ -112,14 +106,10 @@ impl Reading<'_> {
         } else if is_ambiguous {
             LineRead::Done(ambiguous_line(dialogue, line, delivered, pass))
         } else if is_client {
-            client_line(dialogue, line, delivered, overtaken, pass, &mut read)
-        } else if is_unproven && line.starts_with(b"23") {
-            // Perhaps a part of a line: it answers a command, but is no login, and encrypts nothing.
-            dialogue.answered_unproven();
-            LineRead::Done(None)
+            client_line(dialogue, line, delivered, pass, &mut read)
         } else {
             let (grow, apart) = (self.other.space.window > 0, self.pushed == Pushed::Apart);
-            let limits = Limits { overtaken, replace, grow, apart };
+            let limits = Limits { replace, grow, apart };
             server_line(dialogue, line, delivered, limits, pass, &mut read)
         };
         let edit = match (done, before) {
@@ -134,9 +124,6 @@ impl Reading<'_> {
             }
         };
         self.direction.end_line(seq, chunk, delivered, edit);
-        if is_unproven {
-            self.direction.fast_path_mut().end_line();
-        }
         if self.dialogue.has_forgotten() {
             self.pass.limit(Limit::Commands);
         }
@@ -185,12 +172,6 @@ impl Reading<'_> {
         is_ambiguous
     }
 
-    /// Whether what ends at `end` cannot be changed any more, as it has passed or something behind it has.
-    fn is_overtaken(&self, end: Seq) -> bool {
-        self.has_passed
-            || self.direction.fast_path().is_some_and(|fast_path| fast_path.overtakes(end))
-    }
-
     /// `chunk` at `seq` belongs to a line that is not complete; a FIN follows it if `fin`.
     fn continue_line(&mut self, mut seq: Seq, mut chunk: &[u8], fin: bool) {
         let is_client = self.from == Side::Client;
@@ -206,7 +187,6 @@ impl Reading<'_> {
                 self.direction.pass_over(Vec::new(), 0); // what follows is held back by itself
             }
         }
-        let overtaken = self.is_overtaken(seq + chunk.len() as u32);
         let before = self.direction.line().len();
         let mut hold = is_marked;
         let is_start = self.direction.is_holding() || before == 0;
@@ -221,14 +201,9 @@ impl Reading<'_> {
             // for it. Of what is refused the rest is crossed out then, so what is obeyed does not depend on the cuts.
             hold &= self.dialogue.phase().has_greeted() || text.bytes().len() > VERB;
         }
-        let refused = if before + chunk.len() > MAX_HELD {
-            Some(Refused::Overlong)
-        } else {
-            overtaken.then_some(Refused::Overtaken)
-        };
-        if hold && let Some(refused) = refused {
+        if hold && before + chunk.len() > MAX_HELD {
             if is_client {
-                self.pass.refused(refused);
+                self.pass.refused(Refused::Overlong);
                 self.direction.cross_out(seq, chunk);
                 return;
             }

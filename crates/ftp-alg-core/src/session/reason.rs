@@ -33,8 +33,6 @@ pub enum Reason {
     NoPort,
     /// The kernel did not open the pinhole.
     Kernel,
-    /// A packet was lost, and what followed it has passed already.
-    Overtaken,
     /// `policy.auth-tls` is `"refuse"`.
     Auth,
     /// The line has an urgent byte and is another command without it.
@@ -52,7 +50,7 @@ impl Reason {
             Self::Malformed => 501,
             Self::TooLong | Self::Urgent | Self::Hidden => 500,
             Self::EpsvOnly => 503,
-            Self::Unresolved | Self::Limit | Self::NoPort | Self::Kernel | Self::Overtaken => 425,
+            Self::Unresolved | Self::Limit | Self::NoPort | Self::Kernel => 425,
             Self::Auth => 534,
         }
     }
@@ -107,10 +105,6 @@ impl Reason {
                 "Gateway: cannot open a port.",
                 "Refused by the gateway: it cannot open a data port. Try again later.",
             ],
-            Self::Overtaken => [
-                "Gateway: packet lost, try again.",
-                "Refused by the gateway: a packet was lost. Try again.",
-            ],
             Self::Auth => {
                 ["Gateway policy refuses AUTH.", "Refused by the gateway: its policy is plain FTP."]
             }
@@ -141,7 +135,7 @@ impl Reason {
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 15] = [
+    const ALL: [Reason; 14] = [
         Reason::Address,
         Reason::Family,
         Reason::LowPort,
@@ -153,7 +147,6 @@ mod tests {
         Reason::Limit,
         Reason::NoPort,
         Reason::Kernel,
-        Reason::Overtaken,
         Reason::Auth,
         Reason::Urgent,
         Reason::Hidden,
