@@ -160,9 +160,9 @@ fn no_transfer_is_lost_to_kills_with_expectations() {
     survives("conntrack", Daemon::kill);
 }
 
-/// Lines of a login pass without us, and their copies are lost.
+/// The daemon is killed in the middle of logins.
 #[test]
-fn no_transfer_of_a_session_is_lost_whose_login_nobody_saw() {
+fn no_transfer_of_a_session_of_a_few_is_lost_to_kills() {
     for backend in ["nftables", "conntrack"] {
         survives_in(backend, 2, Daemon::kill);
     }

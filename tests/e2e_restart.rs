@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 const PORT: &str = "PORT 192,168,150,80,14,178";
 
 /// How the daemon ends.
+/// One worker, so that all is in one journal.
+const ONE: &str = "queue.workers = 1\n";
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     /// As in a crash.
@@ -28,11 +31,7 @@ enum End {
 impl Gateway {
     fn end(&mut self, how: End) {
         match how {
-            End::Kill => {
-                // What passed as harmless is read and written within 50 ms.
-                thread::sleep(Duration::from_millis(200));
-                self.daemon.kill();
-            }
+            End::Kill => self.daemon.kill(),
             End::Stop => assert!(self.daemon.stop().unwrap().success(), "{}", self.daemon.log()),
         }
     }
@@ -103,7 +102,12 @@ fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
         assert_eq!(session.got(16), "the body\r\n", "{backend}");
         // Without sessions the kernel decides.
         gateway.end(End::Stop);
-        fs::remove_file(gateway.state("queue-2100.sessions")).unwrap();
+        for journal in fs::read_dir(gateway.state("")).unwrap() {
+            let path = journal.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "sessions") {
+                fs::remove_file(path).unwrap();
+            }
+        }
         gateway.start_again("");
         let (kernels, _) = ftp_alg::gateway::automatic(None);
         assert_eq!(gateway.daemon.status().unwrap()["backend"], kernels.to_string());
@@ -293,7 +297,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         ("nothing", "no journal", Vec::clear),
     ];
     for (what, words, damage) in cases {
-        let mut gateway = gateway(Topology::Masquerade);
+        let mut gateway = gateway_with(Topology::Masquerade, ONE);
         let _server = scripted_server(&gateway.lab.server, &json!({}));
         let client = gateway.client(&[announcement(), list(), gate()]);
         gateway.end(End::Kill);
@@ -301,7 +305,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         let mut content = fs::read(&path).unwrap();
         damage(&mut content);
         fs::write(&path, &content).unwrap();
-        gateway.start_again("");
+        gateway.start_again(ONE);
         let log = gateway.daemon.log();
         assert!(log.contains(words) && log.contains("queue-2100.refused"), "{what}: {log}");
         assert_eq!(fs::read(gateway.state("queue-2100.refused")).unwrap(), content, "{what}");
@@ -317,7 +321,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
 
 #[test]
 fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
-    let mut gateway = gateway(Topology::Masquerade);
+    let mut gateway = gateway_with(Topology::Masquerade, ONE);
     let _server = scripted_server(&gateway.lab.server, &json!({}));
     let transfer = [announcement(), list()].concat();
     let client = gateway.client(&[transfer.clone(), gate(), transfer]);
@@ -326,7 +330,7 @@ fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
     let mut content = fs::read(&path).unwrap();
     content.extend([200, 0, 0, 0, 1, 2, 3, 4, 5]);
     fs::write(&path, content).unwrap();
-    gateway.start_again("");
+    gateway.start_again(ONE);
     let session = client.release();
     assert_eq!(session.error, None);
     assert_eq!(session.got(16), "the body\r\n");

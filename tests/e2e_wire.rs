@@ -82,8 +82,7 @@ fn ip_options_and_fragments_together_do_not_either() {
 
 #[test]
 fn segments_that_overtake_each_other_are_not_lost() {
-    // The client sends nothing again. None of the lines would pass by itself: an announcement behind one that did is
-    // refused (wire_cases::calm).
+    // The client sends nothing again.
     let many = format!("SITE a\r\n{PORT}\r\nSITE b\r\nSITE c\r\n");
     let mut steps = lines(&["USER lab", "PASS lab", &many, "NOOP"]);
     steps[2] = json!({"send": many, "reversed": true});

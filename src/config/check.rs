@@ -12,7 +12,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalAddress, Fanout, Nat, Pinhole, Problem, Queue, Server, error,
+    Backend, Config, ExternalAddress, Fanout, MAX_WORKERS, Nat, Pinhole, Problem, Queue, Server,
+    error,
     file::{self, File, Leaf},
     hint,
     shape::{self, Misfit},
@@ -21,7 +22,6 @@ use super::{
 
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const MAX_CONTROL_PORTS: usize = 64;
-const MAX_WORKERS: u16 = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
 /// Without the key one client's share of them is a sixteenth.
 const SHARES: usize = 16;
@@ -126,11 +126,18 @@ impl Checker<'_> {
 
     fn queue(&mut self, file: &file::Queue, default: Queue) -> Queue {
         let number = self.number("queue.number", &file.number, default.number, 0..=65535);
+        let allowed = format!("a whole number from 1 to {MAX_WORKERS}, or \"auto\"");
         let workers =
-            self.number("queue.workers", &file.workers, default.workers, 1..=MAX_WORKERS.into());
-        let end = u32::from(number) + u32::from(workers);
+            self.value("queue.workers", &file.workers, default.workers, &allowed, |value| {
+                if value.as_str() == Some("auto") {
+                    return Some(None);
+                }
+                integer(value, 1..=MAX_WORKERS.into())?.try_into().ok().map(Some)
+            });
+        let count = workers.unwrap_or(1);
+        let end = u32::from(number) + u32::from(count);
         if let (true, Some(leaf)) = (end > QUEUES, file.number.as_ref().or(file.workers.as_ref())) {
-            let why = format!("leaves no {workers} queues (number + workers): at most {QUEUES}");
+            let why = format!("leaves no {count} queues (number + workers): at most {QUEUES}");
             self.refuse("queue.number", leaf, &why);
         }
         let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
@@ -445,7 +452,8 @@ impl Checker<'_> {
     }
 }
 
-const FANOUTS: [(&str, Fanout); 2] = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
+const FANOUTS: [(&str, Option<Fanout>); 2] =
+    [("connection", Some(Fanout::Connection)), ("cpu", Some(Fanout::Cpu))];
 const BACKENDS: [(&str, Option<Backend>); 3] = [
     ("auto", None),
     ("nftables", Some(Backend::Nftables)),

@@ -23,6 +23,7 @@ use std::{
     ops::RangeInclusive,
     path::Path,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -64,10 +65,10 @@ pub struct Config {
 pub struct Queue {
     /// The first queue's number.
     pub number: u16,
-    /// How many there are, one worker each.
-    pub workers: u16,
-    /// How packets are spread over them.
-    pub fanout: Fanout,
+    /// How many there are, one worker each; `None` is one for each processor.
+    pub workers: Option<u16>,
+    /// How packets are spread over them; `None` is [`Fanout::Cpu`] where there is one for each processor.
+    pub fanout: Option<Fanout>,
 }
 
 /// How packets are spread over several queues.
@@ -80,12 +81,30 @@ pub enum Fanout {
     Cpu,
 }
 
+/// As many workers may there be.
+const MAX_WORKERS: u16 = 64;
+
 impl Queue {
+    /// How many there are on this machine.
+    pub fn workers(&self) -> u16 {
+        self.workers.unwrap_or_else(|| {
+            let processors = thread::available_parallelism().map_or(1, usize::from);
+            let most = MAX_WORKERS.min(u16::MAX - self.number);
+            u16::try_from(processors).map_or(most, |processors| processors.min(most)).max(1)
+        })
+    }
+
+    /// How packets are spread over them.
+    pub fn fanout(&self) -> Fanout {
+        let default = if self.workers.is_none() { Fanout::Cpu } else { Fanout::Connection };
+        self.fanout.unwrap_or(default)
+    }
+
     /// The numbers of all queues.
     pub fn numbers(&self) -> impl Iterator<Item = u16> + use<> {
         // The check holds number + workers <= 65536.
         let first = self.number;
-        (0..self.workers).map(move |index| first.saturating_add(index))
+        (0..self.workers()).map(move |index| first.saturating_add(index))
     }
 }
 
@@ -166,7 +185,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: 1, fanout: Fanout::Connection },
+            queue: Queue { number: 2100, workers: None, fanout: None },
             pinhole: Pinhole {
                 backend: None,
                 timeout: policy.pinhole_lifetime,

@@ -162,7 +162,7 @@ fn nothing_is_offered_that_is_not_allowed() {
 fn a_byte_order_mark_and_carriage_returns_are_no_slips() {
     let text = "\u{feff}control-ports = [2121]\r\n\r\n[queue]\r\nworkers = 2\r\n";
     let config = Config::parse(text, Path::new("f")).unwrap();
-    assert_eq!((config.control_ports, config.queue.workers), (vec![2121], 2));
+    assert_eq!((config.control_ports, config.queue.workers), (vec![2121], Some(2)));
     let wrong = "\u{feff}workers = 2\r\n[queue]\r\nworkers = 0\r\n";
     let places: Vec<String> = refusal(wrong).lines().map(|line| line[..7].to_owned()).collect();
     assert_eq!(places, ["f:1:1: ", "f:3:11:"]);

@@ -31,9 +31,7 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         control-ports = [21]
         [queue]
         number = 2100
-        workers = 1
-        fanout = "connection"
-        calm = true
+        workers = "auto"
         [pinhole]
         backend = "auto"
         timeout = "30s"
@@ -215,8 +213,8 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("control-ports = 21", "control-ports: 21 is not a list of ports"),
         ("control-ports = [\"21\"]", "is not a list of ports"),
         ("queue.number = 65536", "queue.number: 65536 is not a whole number from 0 to 65535"),
-        ("queue.workers = 0", "queue.workers: 0 is not a whole number from 1 to 64"),
-        ("queue.workers = 65", "queue.workers: 65 is not a whole number from 1 to 64"),
+        ("queue.workers = 0", "queue.workers: 0 is not a whole number from 1 to 64, or \"auto\""),
+        ("queue.workers = 65", "queue.workers: 65 is not a whole number from 1 to 64, or \"auto\""),
         ("queue.fanout = \"port\"", "queue.fanout: \"port\" is not one of \"connection\", \"cpu\""),
         ("queue = { number = 65535, workers = 2 }", "65535 leaves no 2 queues"),
         ("pinhole.backend = \"ebpf\"", "is not one of \"auto\", \"nftables\", \"conntrack\""),

@@ -11,6 +11,7 @@ pub mod confine;
 pub mod control;
 pub mod health;
 mod heart;
+mod home;
 mod host;
 mod log;
 mod mail;

@@ -1,8 +1,8 @@
 //! The state directory: what a daemon that is started again must know, after a crash too.
 //!
-//! Each worker has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
+//! Each engine has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
 //! length and checksum, appended before the verdicts that they belong to, and written anew when most of
-//! them are superseded. `table.json` says which rules are loaded, `backend` what holds the pinholes. All hold for one boot of
+//! them are superseded. A daemon with more workers or fewer goes on with them, too. `table.json` says which rules are loaded, `backend` what holds the pinholes. All hold for one boot of
 //! one network namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
 
 use std::{
@@ -13,17 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Engine, RECORD_FORMAT, Restored};
+use ftp_alg_core::engine::{Engine, RECORD_FORMAT, Restored, SavedSessions};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{
-    config::Fanout,
-    gateway::{Backend, Imprint},
-};
+use super::home::Homes;
+use crate::gateway::{Backend, Imprint};
 
 /// Which rules are loaded, and what holds the pinholes.
 const IMPRINT: &str = "table.json";
 const BACKEND: &str = "backend";
+/// All sessions, while a daemon starts.
+const WHOLE: &str = "all.sessions";
 /// What each journal begins with, up to its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
 /// Length and checksum of a record, both as 32 bits, little end first.
@@ -54,7 +54,7 @@ enum Refusal {
     Foreign,
     #[error("it is of another version of ftp-alg, whose records have another form")]
     Version,
-    #[error("it is of another boot or network namespace, or of other queues")]
+    #[error("it is of another boot or network namespace")]
     Elsewhere,
     #[error("it is damaged at byte {0}")]
     Damaged(usize),
@@ -63,37 +63,68 @@ enum Refusal {
 }
 
 impl StateDir {
-    /// The directory at `path`, for workers of `queues`.
-    pub(super) fn new(path: &Path, queues: &[u16], fanout: Fanout) -> io::Result<Self> {
+    /// The directory at `path`.
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let namespace = fs::metadata("/proc/thread-self/ns/net")?;
         let (device, inode) = (namespace.dev(), namespace.ino());
         let since_boot = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
         let now = Instant::now();
-        put_aside_others(path, queues)?;
         Ok(Self {
             path: path.to_owned(),
             origin: format!(
-                "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}, queues {queues:?} by {}\n",
-                boot.trim_end(),
-                fanout
+                "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}\n",
+                boot.trim_end()
             ),
             epoch: now.checked_sub(since_boot).unwrap_or(now),
         })
     }
 
-    /// The journal of the worker of queue `number`. `engine` goes on with what is in it.
-    pub(super) fn open(&self, number: u16, engine: &mut Engine) -> io::Result<Journal> {
-        let path = self.path.join(format!("queue-{number}.sessions"));
-        let name = path.display();
-        match self.restore(&path, engine) {
-            Ok(Restored { sessions: 0, .. }) => {}
-            Ok(Restored { sessions, adjusted }) => tracing::info!(
-                "{name}: {sessions} control connections of before go on, {adjusted} of them adjusted"
-            ),
-            Err(why) => put_aside(&path, &why)?,
+    /// A journal for each of `queues`, of one of `engines` each. These go on with all that is kept, however many wrote it: each
+    /// connection in the engine that is its home.
+    pub(super) fn open(&self, queues: &[u16], engines: &mut [Engine]) -> io::Result<Vec<Journal>> {
+        let (whole, left) = (self.path.join(WHOLE), self.journals()?);
+        let mut saved = SavedSessions::default();
+        // That of a start that did not come to its end has all of them.
+        let believed = if whole.exists() { std::slice::from_ref(&whole) } else { &left[..] };
+        for journal in believed {
+            match self.read(journal) {
+                Ok(sessions) => saved.add(sessions),
+                Err(why) => put_aside(journal, &why)?,
+            }
         }
-        engine.sessions.note_changes(self.epoch);
+        let mut all = Restored::default();
+        let homes = Homes(engines.len());
+        let parts = saved.divide(engines.len(), |client, server| homes.of_ends(client, server));
+        for (engine, part) in engines.iter_mut().zip(parts) {
+            let restored = engine.sessions.go_on_with(part, Instant::now(), self.epoch);
+            all.sessions += restored.sessions;
+            all.adjusted += restored.adjusted;
+            engine.sessions.note_changes(self.epoch);
+        }
+        if let Restored { sessions: 1.., adjusted } = all {
+            tracing::info!(
+                "{}: {} control connections of before go on, {adjusted} of them adjusted",
+                self.path.display(),
+                all.sessions
+            );
+        }
+        // Until each journal has its part, one has all. Where there is no room for it the others are tried all the same.
+        let _ = write_sessions(&whole, &self.origin, engines, &mut Vec::new());
+        let mut journals = Vec::new();
+        for (number, engine) in queues.iter().zip(engines) {
+            let path = self.path.join(format!("queue-{number}.sessions"));
+            journals.push(self.start(path, engine)?);
+        }
+        let is_ours = |path: &PathBuf| journals.iter().any(|journal| journal.path == *path);
+        for old in left.iter().filter(|path| !is_ours(path)).chain([&whole]) {
+            forget(old)?;
+        }
+        Ok(journals)
+    }
+
+    /// The journal at `path`, with what `engine` knows.
+    fn start(&self, path: PathBuf, engine: &mut Engine) -> io::Result<Journal> {
         let mut journal = Journal {
             path,
             origin: self.origin.clone(),
@@ -102,27 +133,36 @@ impl StateDir {
             limit: 0,
             buffer: Vec::new(),
         };
-        // Without room FTP goes on, as in a daemon that runs. An old journal must not be believed later.
+        // Without room FTP goes on, as in a daemon that runs.
         if let Err(error) = journal.rewrite(engine) {
-            match fs::remove_file(&journal.path) {
-                Err(other) if other.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => tracing::error!("{}", journal.not_kept(&error)),
-            }
+            forget(&journal.path)?;
+            tracing::error!("{}", journal.not_kept(&error));
         }
         Ok(journal)
     }
 
-    fn restore(&self, path: &Path, engine: &mut Engine) -> Result<Restored, Refusal> {
-        if fs::metadata(path).is_ok_and(|file| file.len() > LONGEST) {
+    /// Where there are journals, whoever wrote them.
+    fn journals(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("queue-"));
+            let number =
+                number.and_then(|name| name.strip_suffix(".sessions")?.parse::<u16>().ok());
+            if number.is_some() {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
+    }
+
+    /// The sessions of a journal.
+    fn read(&self, path: &Path) -> Result<SavedSessions, Refusal> {
+        if fs::metadata(path)?.len() > LONGEST {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
-        let content = match fs::read(path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Restored::default()),
-            Err(error) => return Err(error.into()),
-        };
-        let records = self.records(&content)?;
-        Ok(engine.sessions.restore(records.into_iter(), Instant::now(), self.epoch)?)
+        Ok(SavedSessions::read(self.records(&fs::read(path)?)?.into_iter())?)
     }
 
     /// The records of a journal. What a crash cut off at its end had not taken effect either.
@@ -184,19 +224,12 @@ impl StateDir {
     }
 }
 
-/// Journals of queues that are not among `queues`: nobody writes them, so that a daemon which has those queues
-/// again would believe what is long over.
-fn put_aside_others(path: &Path, queues: &[u16]) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("queue-"));
-        let number = number.and_then(|name| name.strip_suffix(".sessions")?.parse().ok());
-        if number.is_some_and(|number| !queues.contains(&number)) {
-            put_aside(&entry.path(), &Refusal::Elsewhere)?;
-        }
+/// Removes a journal that must not be believed later.
+fn forget(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn put_aside(journal: &Path, why: &Refusal) -> io::Result<()> {
@@ -223,7 +256,37 @@ fn replace_with(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) ->
     Ok(file)
 }
 
-/// The sessions of one worker, as a file.
+/// Puts a file with all sessions of `engines` in the place of the one at `path`. Gives it, at its end, and its length.
+fn write_sessions(
+    path: &Path,
+    origin: &str,
+    engines: &mut [Engine],
+    buffer: &mut Vec<u8>,
+) -> io::Result<(File, u64)> {
+    buffer.clear();
+    buffer.extend_from_slice(origin.as_bytes());
+    let mut length = 0;
+    let file = replace_with(path, |file| {
+        let mut written = Ok(());
+        for engine in engines {
+            let read = engine.sessions.records(|record| {
+                frame(record, buffer);
+                if buffer.len() >= CHUNK && written.is_ok() {
+                    length += buffer.len() as u64;
+                    written = file.write_all(buffer);
+                    buffer.clear();
+                }
+            });
+            read.map_err(io::Error::other)?;
+        }
+        written?;
+        length += buffer.len() as u64;
+        file.write_all(buffer)
+    })?;
+    Ok((file, length))
+}
+
+/// The sessions of one engine, as a file.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
@@ -284,25 +347,8 @@ impl Journal {
 
     /// Writes all sessions to a new file, which takes the place of the old one.
     fn rewrite(&mut self, engine: &mut Engine) -> io::Result<()> {
-        let Self { path, origin, buffer, .. } = self;
-        buffer.clear();
-        buffer.extend_from_slice(origin.as_bytes());
-        let mut length = 0;
-        let file = replace_with(path, |file| {
-            let mut written = Ok(());
-            let read = engine.sessions.records(|record| {
-                frame(record, buffer);
-                if buffer.len() >= CHUNK && written.is_ok() {
-                    length += buffer.len() as u64;
-                    written = file.write_all(buffer);
-                    buffer.clear();
-                }
-            });
-            read.map_err(io::Error::other)?;
-            written?;
-            length += buffer.len() as u64;
-            file.write_all(buffer)
-        })?;
+        let engines = std::slice::from_mut(engine);
+        let (file, length) = write_sessions(&self.path, &self.origin, engines, &mut self.buffer)?;
         self.file = Some(file);
         self.length = length;
         self.limit = 2 * length + SLACK;

@@ -8,7 +8,6 @@ use ftp_alg_core::{
 };
 
 use super::*;
-use crate::config::Fanout;
 
 /// A kernel that translates nothing.
 struct NoNat;
@@ -53,12 +52,19 @@ impl Journal {
     }
 }
 
+/// An engine that goes on with what is kept, and the journal of queue 7.
+fn opened(state: &StateDir) -> (Engine, Journal) {
+    let mut engines = [engine()];
+    let journal = state.open(&[7], &mut engines).unwrap().remove(0);
+    let [engine] = engines;
+    (engine, journal)
+}
+
 /// An engine whose sessions are kept in the journal of queue 7.
 fn kept() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap();
-    let mut engine = engine();
-    let journal = state.open(7, &mut engine).unwrap();
+    let state = StateDir::new(directory.path()).unwrap();
+    let (engine, journal) = opened(&state);
     (directory, state, Gateway::new(engine, NoNat), journal)
 }
 
@@ -76,20 +82,18 @@ fn begin(gateway: &mut Gateway, client_port: u16) {
 
 /// What a daemon that is started now would know.
 fn known_again(state: &StateDir) -> usize {
-    let mut next = engine();
-    drop(state.open(7, &mut next).unwrap());
-    next.sessions.count()
+    opened(state).0.sessions.count()
 }
 
 #[test]
 fn the_back_end_is_known_again_in_the_same_place() {
-    let (directory, state, ..) = kept();
+    let (_directory, state, ..) = kept();
     assert_eq!(state.backend(), None);
     for backend in [Backend::Conntrack, Backend::Nftables] {
         state.set_backend(backend).unwrap();
         assert_eq!(state.backend(), Some(backend));
     }
-    let elsewhere = StateDir::new(directory.path(), &[7, 8], Fanout::Connection).unwrap();
+    let elsewhere = StateDir { origin: state.origin.replace("boot ", "boot x"), ..state };
     assert_eq!(elsewhere.backend(), None);
 }
 
@@ -101,8 +105,7 @@ fn sessions_are_known_again_and_numbered_on() {
     journal.rewrite(&mut gateway.engine).unwrap();
     begin(&mut gateway, 1036);
     journal.keep(&mut gateway).unwrap();
-    let mut next = self::engine();
-    drop(state.open(7, &mut next).unwrap());
+    let (next, _) = opened(&state);
     assert_eq!(next.sessions.count(), 2);
     let mut next = Gateway::new(next, NoNat);
     begin(&mut next, 1037);
@@ -193,33 +196,69 @@ fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
     journal.rewrite(&mut gateway.engine).unwrap();
 }
 
+/// One, two and four workers after each other, and other queues: every session is known, in its home, and numbered on.
 #[test]
-fn what_daemons_with_other_queues_left_is_not_there_for_one_that_comes_later() {
-    let directory = tempfile::tempdir().unwrap();
-    let two = || StateDir::new(directory.path(), &[7, 8], Fanout::Connection).unwrap();
-    let mut engine = engine();
-    let mut journal = two().open(8, &mut engine).unwrap();
-    let mut gateway = Gateway::new(engine, NoNat);
-    begin(&mut gateway, 1035);
+fn a_daemon_with_more_workers_or_fewer_goes_on_with_all() {
+    let (directory, state, mut gateway, mut journal) = kept();
+    for port in 1000..1100 {
+        begin(&mut gateway, port);
+    }
     journal.keep(&mut gateway).unwrap();
-    drop(StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap());
-    assert!(directory.path().join("queue-8.refused").exists());
-    let mut later = self::engine();
-    drop(two().open(8, &mut later).unwrap());
-    assert_eq!(later.sessions.count(), 0);
+    for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
+        let first = engine();
+        let mut engines: Vec<_> = queues.iter().map(|_| first.beside()).collect();
+        drop(state.open(queues, &mut engines).unwrap());
+        let mut known = 0;
+        for (index, engine) in engines.iter().enumerate() {
+            for session in engine.sessions.list() {
+                let Translation { client, server, .. } = session.translation;
+                assert_eq!(Homes(queues.len()).of_ends(client, server), index);
+                known += 1;
+            }
+        }
+        assert_eq!(known, 100, "{queues:?}");
+        let name =
+            |file: io::Result<fs::DirEntry>| file.unwrap().file_name().into_string().unwrap();
+        let mut files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(name).collect();
+        files.sort();
+        let mut names: Vec<_> = queues.iter().map(|n| format!("queue-{n}.sessions")).collect();
+        names.sort();
+        assert_eq!(files, names);
+    }
+}
+
+/// A start that ends before each journal has its part: what all had is believed, and nothing else.
+#[test]
+fn a_start_that_did_not_come_to_its_end_loses_nothing() {
+    let (directory, state, mut gateway, mut journal) = kept();
+    for port in 1000..1100 {
+        begin(&mut gateway, port);
+    }
+    journal.keep(&mut gateway).unwrap();
+    let all = fs::read(journal.path()).unwrap();
+    let mut engines = [gateway.engine.beside(), gateway.engine.beside()];
+    drop(state.open(&[7, 8], &mut engines).unwrap());
+    let half = directory.path().join("queue-8.sessions");
+    for others in [&b"damaged"[..], &fs::read(&half).unwrap()] {
+        fs::write(directory.path().join(WHOLE), &all).unwrap();
+        fs::write(journal.path(), others).unwrap();
+        fs::write(&half, others).unwrap();
+        assert_eq!(known_again(&state), 100);
+        assert!(!directory.path().join(WHOLE).exists() && !half.exists());
+    }
 }
 
 #[test]
 fn no_bytes_make_the_reading_panic() {
     use proptest::prelude::*;
     let directory = tempfile::tempdir().unwrap();
-    let state = StateDir::new(directory.path(), &[7], Fanout::Connection).unwrap();
+    let state = StateDir::new(directory.path()).unwrap();
     let path = directory.path().join("queue-7.sessions");
     proptest!(ProptestConfig::with_cases(200), |(bytes: Vec<u8>, sums: bool)| {
         let mut content = state.origin.clone().into_bytes();
         if sums { frame(&bytes, &mut content) } else { content.extend(bytes) }
         fs::write(&path, content).unwrap();
-        drop(state.open(7, &mut engine()).unwrap());
+        opened(&state);
     });
 }
 
@@ -230,8 +269,7 @@ fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
     journal.rewrite(&mut gateway.engine).unwrap();
     let in_the_way = directory.path().join("queue-7.new");
     fs::create_dir(&in_the_way).unwrap();
-    let mut next = self::engine();
-    let mut journal = state.open(7, &mut next).unwrap();
+    let (mut next, mut journal) = opened(&state);
     assert_eq!(next.sessions.count(), 1);
     assert!(!journal.is_written() && !journal.path().exists());
     fs::remove_dir(in_the_way).unwrap();
@@ -247,10 +285,7 @@ fn a_journal_of_zeros_or_of_any_length_is_put_aside() {
         journal.rewrite(&mut gateway.engine).unwrap();
         let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
         file.set_len(file.metadata().unwrap().len() + more).unwrap();
-        assert!(matches!(
-            state.restore(journal.path(), &mut self::engine()),
-            Err(Refusal::Damaged(_) | Refusal::Io(_))
-        ));
+        assert!(matches!(state.read(journal.path()), Err(Refusal::Damaged(_) | Refusal::Io(_))));
         assert_eq!(known_again(&state), 0);
         assert!(directory.path().join("queue-7.refused").exists());
     }

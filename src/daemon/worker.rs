@@ -12,8 +12,9 @@ use std::{
 use ftp_alg_core::engine::{Arrival, Effects, Token, carry_out};
 
 use super::{
+    home::Homes,
     host::{Hands, OwnQueue},
-    shard::{Home, lock},
+    shard::lock,
     shared::Shared,
 };
 use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Queue, RuleParameters};
@@ -26,14 +27,14 @@ const LEAST: Duration = Duration::from_millis(1);
 /// One queue, and its way to the shards.
 pub(super) struct Worker {
     pub(super) queue: Queue,
-    pub(super) home: Home,
+    homes: Homes,
     /// The shard of which this worker drops what is over, and its queue among all.
     pub(super) own: usize,
     pub(super) kernel: LinuxKernel,
     parameters: RuleParameters,
     pub(super) shared: Arc<Shared>,
     /// The shard of each packet of a batch. Kept, so that a packet allocates nothing.
-    homes: Vec<usize>,
+    shards: Vec<usize>,
     /// Of each shard.
     effects: Vec<Effects>,
 }
@@ -41,14 +42,14 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(
         queue: Queue,
-        home: Home,
+        homes: Homes,
         own: usize,
         kernel: LinuxKernel,
         parameters: RuleParameters,
         shared: Arc<Shared>,
     ) -> Self {
         let effects = shared.no_effects();
-        Self { queue, home, own, kernel, parameters, shared, homes: Vec::new(), effects }
+        Self { queue, homes, own, kernel, parameters, shared, shards: Vec::new(), effects }
     }
 
     /// Works until `end` is set; who sets it wakes this one.
@@ -95,19 +96,19 @@ impl Worker {
 
     /// Decides about the packets that were read. If they are `late`, others of their connections may have passed unread. Returns how many of those were dropped for that.
     fn batch(&mut self, now: Instant, late: bool) -> u64 {
-        let Self { queue, home, own, kernel, parameters, shared, homes, effects } = self;
+        let Self { queue, homes, own, kernel, parameters, shared, shards, effects } = self;
         let (packets, verdicts) = queue.batch();
-        homes.clear();
+        shards.clear();
         for packet in packets.clone() {
-            homes.push(home.of(packet.payload));
+            shards.push(homes.of(packet.payload));
             if parameters.is_unnoted_end(packet.mark) {
                 shared.endings.fetch_add(1, Ordering::Relaxed);
             }
         }
         let index = *own as u16; // as many as there are queues
         for (shard, effects) in effects.iter_mut().enumerate() {
-            if homes.contains(&shard) {
-                let own = packets.clone().zip(homes.iter()).filter(|(_, home)| **home == shard);
+            if shards.contains(&shard) {
+                let own = packets.clone().zip(shards.iter()).filter(|(_, home)| **home == shard);
                 let arrivals = own.map(|(packet, _)| Arrival {
                     token: Token { queue: index, id: packet.id, mark: packet.mark },
                     bytes: packet.payload,

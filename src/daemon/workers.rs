@@ -25,12 +25,13 @@ use super::{
     Event, Service, ServiceError,
     health::Health,
     heart::{self, Heart},
+    home::Homes,
     host,
     log::Log,
     mail::Mailbox,
     names::Names,
     progress::Progress,
-    shard::{Home, Shard, lock},
+    shard::{Shard, lock},
     shared::Shared,
     snapshot::Source,
     state::StateDir,
@@ -67,18 +68,15 @@ pub(super) fn start(
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     queues.iter_mut().try_for_each(Queue::take_joined)?;
-    let state = StateDir::new(state_dir, &numbers, config.queue.fanout)
-        .map_err(|error| state_failed(state_dir, &error))?;
-    let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
-    let shards = numbers
-        .iter()
-        .map(|number| {
-            let mut engine = engine.beside();
-            let journal = state.open(*number, &mut engine)?;
-            Ok(Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) })
-        })
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(|error| state_failed(state_dir, &error))?;
+    let mut engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
+    engine.sessions.fit_ports();
+    let mut engines: Vec<_> = numbers.iter().map(|_| engine.beside()).collect();
+    let kept = StateDir::new(state_dir)
+        .and_then(|state| state.open(&numbers, &mut engines).map(|journals| (state, journals)));
+    let (state, journals) = kept.map_err(|error| state_failed(state_dir, &error))?;
+    let shard =
+        |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
+    let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
     let mut why = "the configuration says so";
     if config.pinhole.backend.is_none() {
@@ -132,17 +130,10 @@ pub(super) fn start(
     let _ = claims_are_read.recv_timeout(PATIENCE);
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
-        let home = match config.queue.fanout {
-            config::Fanout::Connection => Home::Queue(index),
-            config::Fanout::Cpu => Home::Endpoints(count),
-        };
         let kernel = make_kernel()?;
         let shared = Arc::clone(&workers.shared);
-        let worker = Worker::new(queue, home, index, kernel, parameters.clone(), shared);
-        let processors = match config.queue.fanout {
-            config::Fanout::Cpu if count > 1 => Some((index, count)),
-            _ => None,
-        };
+        let worker = Worker::new(queue, Homes(count), index, kernel, parameters.clone(), shared);
+        let processors = parameters.is_by_processor().then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
     tracing::info!("back end {}: {why}", parameters.backend());
@@ -171,13 +162,13 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
     RuleParameters::new(
         &config.control_ports,
         queue.number,
-        queue.workers,
+        queue.workers(),
         pinhole.mark,
         pinhole.mark_mask,
     )
     .map(|parameters| {
         parameters
-            .by_processor(queue.fanout == config::Fanout::Cpu)
+            .by_processor(queue.fanout() == config::Fanout::Cpu)
             .with_backend(pinhole.backend.unwrap_or_default())
     })
 }
@@ -265,9 +256,8 @@ impl Workers {
             }
             if !is_known {
                 tracing::warn!(
-                    "table inet ftp_alg is replaced: another ftp-alg loaded it, or this one with other \
-                     queues, as the state directory does not know it. Connections whose numbers that \
-                     adjusted break"
+                    "table inet ftp_alg is replaced: another ftp-alg loaded it, as the state directory does \
+                     not know it. Connections whose numbers that adjusted break"
                 );
             }
         }

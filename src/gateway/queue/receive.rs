@@ -1,6 +1,6 @@
 //! Reading what a queue holds: datagrams into buffers made once, packets in their place there.
 
-use std::{io, ops::Range};
+use std::io;
 
 use ftp_alg_core::packet::Offload;
 

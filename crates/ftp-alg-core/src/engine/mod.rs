@@ -48,7 +48,7 @@ pub use listing::{PinholeInfo, SessionInfo};
 use parked::Parked;
 pub use places::Places;
 use reorder::ReorderQueue;
-pub use saved::{BadRecord, RECORD_FORMAT, Restored};
+pub use saved::{BadRecord, RECORD_FORMAT, Restored, SavedSessions};
 pub use sessions::Sessions;
 pub use standalone::{Fate, Standalone};
 use table::Key;

@@ -55,6 +55,44 @@ const IN_USE: Duration = Duration::from_secs(3);
 #[error("a session cannot be read: {0}")]
 pub struct BadRecord(#[from] postcard::Error);
 
+/// Sessions of records, by their numbers, so that the oldest are the first again.
+#[derive(Default)]
+pub struct SavedSessions(BTreeMap<u64, Box<Saved<'static>>>);
+
+impl SavedSessions {
+    /// Those that `records` tell of.
+    pub fn read<'r>(records: impl Iterator<Item = &'r [u8]>) -> Result<Self, BadRecord> {
+        let mut sessions = BTreeMap::new();
+        for record in records {
+            match postcard::from_bytes(record)? {
+                Record::Session(saved) => drop(sessions.insert(saved.id, saved)),
+                Record::Gone(id) => drop(sessions.remove(&id)),
+            }
+        }
+        Ok(Self(sessions))
+    }
+
+    /// Adds those of other records. Sessions of engines [beside](super::Engine::beside) each other have different numbers.
+    pub fn add(&mut self, Self(others): Self) {
+        self.0.extend(others);
+    }
+
+    /// Divides them into `parts`, each to the one that its client and server have their `home` in.
+    pub fn divide(
+        self,
+        parts: usize,
+        home: impl Fn(SocketAddr, SocketAddr) -> usize,
+    ) -> Vec<Self> {
+        let mut divided: Vec<Self> = (0..parts).map(|_| Self::default()).collect();
+        for (id, saved) in self.0 {
+            if let Some(Self(part)) = divided.get_mut(home(saved.client, saved.server)) {
+                part.insert(id, saved);
+            }
+        }
+        divided
+    }
+}
+
 /// What was taken over from records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
@@ -173,23 +211,25 @@ impl Sessions {
         Ok(())
     }
 
-    /// Goes on with what `records` tell, with times counted from `epoch`. Their pinholes are taken for
-    /// open: what the kernel has not, it has used up. Where numbers are adjusted a policy that is stricter
-    /// now changes nothing: the connection would break.
+    /// Goes on with the sessions that `records` tell of; see [`go_on_with`](Self::go_on_with).
     pub fn restore<'r>(
         &mut self,
         records: impl Iterator<Item = &'r [u8]>,
         now: Instant,
         epoch: Instant,
     ) -> Result<Restored, BadRecord> {
-        // By their numbers, so that the oldest are the first again.
-        let mut sessions = BTreeMap::new();
-        for record in records {
-            match postcard::from_bytes(record)? {
-                Record::Session(saved) => drop(sessions.insert(saved.id, saved)),
-                Record::Gone(id) => drop(sessions.remove(&id)),
-            }
-        }
+        Ok(self.go_on_with(SavedSessions::read(records)?, now, epoch))
+    }
+
+    /// Goes on with saved sessions, with times counted from `epoch`. Their pinholes are taken for
+    /// open: what the kernel has not, it has used up. Where numbers are adjusted a policy that is stricter
+    /// now changes nothing: the connection would break.
+    pub fn go_on_with(
+        &mut self,
+        SavedSessions(sessions): SavedSessions,
+        now: Instant,
+        epoch: Instant,
+    ) -> Restored {
         let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now);
         let mut restored = Restored::default();
         let (first, rest): (Vec<_>, Vec<_>) =
@@ -229,7 +269,7 @@ impl Sessions {
                 entry.control.hold(held);
             }
         }
-        Ok(restored)
+        restored
     }
 
     /// Where pinholes are.

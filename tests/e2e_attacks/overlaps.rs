@@ -1,4 +1,4 @@
-//! Calm connections, through the real kernel: no segments that a client makes have its server execute what was not judged.
+//! Segments that overlap, through the real kernel: none that a client makes have its server execute what was not judged.
 
 use std::time::Duration;
 
@@ -36,9 +36,9 @@ fn assert_not_executed(lines: &[String]) {
     assert!(!lines.iter().any(|line| line.starts_with("PORT ")), "{lines:?}");
 }
 
-/// A packet waits for what it overtook, dies at the server, and is cut by a line that passes.
+/// A packet waits for what it overtook, dies at the server, and is cut by a later line.
 #[test]
-fn what_waits_is_not_cut_by_what_passes_in_a_later_calm() {
+fn what_waits_is_not_cut_by_a_later_line() {
     let (first, cut) = ("NOOP\r\n", "NOOP xxxx\r\n");
     let long = format!("SITE xxxxxx{BOUNCE}");
     assert!(long[cut.len()..].starts_with("PORT "));
@@ -58,7 +58,7 @@ fn what_waits_is_not_cut_by_what_passes_in_a_later_calm() {
     }
 }
 
-/// Headers of IPv6 that make a packet longer than a copy may be.
+/// Headers of IPv6 that are longer than most packets.
 #[test]
 fn a_line_behind_long_options_is_not_lost_from_sight() {
     let (one, two) = ("SITE ", format!("xxxxxxxxx{BOUNCE}"));
@@ -72,9 +72,9 @@ fn a_line_behind_long_options_is_not_lost_from_sight() {
     assert_not_executed(&executed(Family::V6, "", &format!("{one}{two}"), &segments));
 }
 
-/// A packet that is queued while the verdict that begins a calm is on its way, again and again at other moments.
+/// A line that is sent again, shorter, while verdicts are on their way, again and again at other moments.
 #[test]
-fn what_is_queued_before_a_calm_begins_is_not_cut_by_what_passes_in_it() {
+fn a_line_is_not_cut_by_a_shorter_one_at_any_moment() {
     let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));
     let scene = Scene::new(Topology::Routed, &json!({}));
     let lab = &scene.gateway.lab;
@@ -85,7 +85,6 @@ fn what_is_queued_before_a_calm_begins_is_not_cut_by_what_passes_in_it() {
             [round % 8, round / 8 % 12].map(|step| json!({"pause": micros(step * 10)}));
         let segments = json!([[-1, "x", first], [0, long, second], [0, short]]);
         let attack = json!({"taken": long, "segments": segments});
-        // Its greeting begins a calm.
         let greeted = json!({"sleep": 0.001});
         steps.extend([json!({"redial": true}), reply(), greeted, attack, json!({"abort": true})]);
     }
@@ -94,4 +93,14 @@ fn what_is_queued_before_a_calm_begins_is_not_cut_by_what_passes_in_it() {
     assert_eq!(session.error, None);
     std::thread::sleep(Duration::from_millis(500));
     assert_not_executed(&scene.server.lines());
+}
+
+/// Of lines that mean nothing by themselves the server must not get one that begins in the middle of another.
+#[test]
+fn lines_that_overlap_make_no_command() {
+    let long = format!("NOOP aaaaaa{BOUNCE}");
+    let short = "NOOP xxxx\r\n";
+    assert!(long[short.len()..].starts_with("PORT "));
+    let segments = json!([[0, short], [0, long]]);
+    assert_not_executed(&executed(Family::V4, "", &long, &segments));
 }
