@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contestant {
-    /// `ftp-alg`: `ours`, with a worker on each core, or another build, `other`.
+    /// `ftp-alg`: `ours`, `one-worker`, or another build, `other`.
     Daemon {
         /// Which of them.
         name: &'static str,
@@ -34,8 +34,8 @@ pub enum Contestant {
 }
 
 impl Contestant {
-    /// The name of `ftp-alg` with a worker on each core.
-    pub const BY_CORE: &str = "by-core";
+    /// The name of `ftp-alg` with one worker.
+    pub const ONE_WORKER: &str = "one-worker";
 
     /// Its name in the table and on the command line.
     pub fn name(&self) -> &'static str {
@@ -54,7 +54,7 @@ impl Contestant {
     /// What the table calls it.
     pub fn title(&self) -> &'static str {
         match self {
-            Self::Daemon { name: Self::BY_CORE, .. } => "ours, by core",
+            Self::Daemon { name: Self::ONE_WORKER, .. } => "ours, one worker",
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "kernel helper",
             Self::AcceptLoop => "C loop",

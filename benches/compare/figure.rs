@@ -52,7 +52,7 @@ impl Figure {
     pub fn is_for(self, contestant: &Contestant) -> bool {
         // One connection, or one core, shows nothing of several workers.
         let ours = matches!(contestant, Contestant::Daemon { name, .. }
-            if *name != Contestant::BY_CORE);
+            if *name != Contestant::ONE_WORKER);
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
             // An endpoint that the client announces is of no use without a helper.

@@ -14,7 +14,7 @@ use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
   figures      cycles sessions packets forward bulk control
-  contestants  ours by-core other helper loop suse hurried proftpd firewall none
+  contestants  ours one-worker other helper loop suse hurried proftpd firewall none
   verbs        pasv port epsv eprt; those chosen take turns (unless chosen: either of the first two by itself)
   clients      how many at a time, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -22,7 +22,7 @@ words choose; without any of a kind, all of it is measured
 environment
   FTP_ALG_COMPARE_ROUNDS=5      FTP_ALG_COMPARE_SECONDS=2
   FTP_ALG_COMPARE_CONFIG=FILE   configuration of the daemon (of `other`, if that is given)
-  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other` in the place of `by-core`
+  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other` in the place of `one-worker`
   FTP_ALG_COMPARE_LOG=1         prints each report, and what the gateway's program said";
 
 /// All that is asked for.
@@ -92,8 +92,9 @@ impl Options {
                 "--keep" if words.len() == 1 => options.keep = true,
                 "--keep" => return Err("--keep stands alone: what is kept is of all".to_owned()),
                 "other" => return Err("`other` is what FTP_ALG_COMPARE_EXE names".to_owned()),
-                Contestant::BY_CORE => {
-                    return Err("`by-core` is not measured beside FTP_ALG_COMPARE_EXE".to_owned());
+                Contestant::ONE_WORKER => {
+                    let why = "`one-worker` is not measured beside FTP_ALG_COMPARE_EXE";
+                    return Err(why.to_owned());
                 }
                 number => match number.parse() {
                     Ok(number @ 1..=1000) => clients.push(number),
@@ -151,13 +152,11 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         executable,
         configuration: configuration.to_owned(),
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let by_core = format!("[queue]\nworkers = {cores}\nfanout = \"cpu\"\n");
     let mut all = match other {
         Some(other) => vec![daemon("ours", ours, ""), daemon("other", other, &configuration)],
         None => vec![
             daemon("ours", ours.clone(), &configuration),
-            daemon(Contestant::BY_CORE, ours, &by_core),
+            daemon(Contestant::ONE_WORKER, ours, "queue.workers = 1\n"),
         ],
     };
     all.extend([
