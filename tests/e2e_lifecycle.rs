@@ -43,7 +43,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         "flush ruleset",
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
-        "flush set inet ftp_alg control_ports",
+        "flush chain inet ftp_alg transfer",
         "add rule inet ftp_alg select drop",
         "flush chain inet ftp_alg untracked\nadd rule inet ftp_alg untracked accept",
     ] {

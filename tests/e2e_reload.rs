@@ -127,7 +127,7 @@ fn an_owned_table_stays_whatever_others_do() {
     for rules in [
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
-        "flush set inet ftp_alg control_ports",
+        "flush set inet ftp_alg ending",
         "add rule inet ftp_alg select drop",
         "add table inet ftp_alg { flags dormant; }",
     ] {

@@ -36,7 +36,7 @@ fn an_end_that_cannot_be_noted_is_still_seen() {
     assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
     fill(&scene, "ending", |number| (number + 1).to_string());
     assert_eq!(client.release().error, None);
-    scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
+    scene.gateway.daemon.wait_closed(Duration::from_secs(5)).unwrap();
     assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
     assert!(limit(&scene, "endings") > 0);
 }

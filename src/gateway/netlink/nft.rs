@@ -390,8 +390,6 @@ pub struct Shape {
     flags: u32,
     /// Checksum of all rules, with their order and handles.
     rules: u32,
-    /// Elements of the set of control ports.
-    ports: usize,
 }
 
 /// How many transactions there were in this network namespace. It wraps around, and is never 0.
@@ -406,7 +404,7 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
 /// The shape of our table, if there is one.
 pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
     let name = TABLE.to_bytes_with_nul();
-    let (mut table, mut rules, mut ports) = (None, crc32fast::Hasher::new(), 0);
+    let (mut table, mut rules) = (None, crc32fast::Hasher::new());
     found(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
@@ -425,8 +423,7 @@ pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
             rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
         },
     ))?;
-    found(dump(socket, c"control_ports", |_, _| ports += 1))?;
-    Ok(Some(Shape { handle, flags, rules: rules.finalize(), ports }))
+    Ok(Some(Shape { handle, flags, rules: rules.finalize() }))
 }
 
 /// The attributes of each rule of our table, if there is one.

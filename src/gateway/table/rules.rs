@@ -30,7 +30,10 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             "define control_ports" => {
                 let ports: Vec<_> =
                     parameters.control_ports().iter().map(ToString::to_string).collect();
-                value("21", &ports.join(", "));
+                match &ports[..] {
+                    [port] => value("= 21 ", &format!("= {port} ")),
+                    _ => value("= 21 ", &format!("= {{ {} }} ", ports.join(", "))),
+                }
             }
             "define queues" => value("2100", &queues(parameters, '-')),
             "define data" => value("0x40000000", &mark(parameters.data())),
@@ -175,7 +178,7 @@ mod tests {
     fn other_values_are_put_in() {
         let text = render(&others());
         for line in [
-            "define control_ports = { 21, 2121 }",
+            "define control_ports = { 21, 2121 } ",
             "define queues = 7-10 ",
             "define data = 0x00000010 ",
             "define every = 0x40000000 ",
