@@ -258,9 +258,15 @@ impl Health {
             let remedy = "see which program changes nf_tables (`nft monitor`); ftp-alg tries again";
             Problem::new("table", error, remedy)
         }));
-        problems.extend(unwritten.iter().map(|path| {
-            let path = path.as_ref().display();
-            let text = format!("{path} cannot be written: no session survives a restart");
+        problems.extend(unwritten.first().map(|path| {
+            let more = match unwritten.len() {
+                1 => String::new(),
+                all => format!(" and {} more", all - 1),
+            };
+            let text = format!(
+                "{}{more} cannot be written: no session in it survives a restart",
+                path.as_ref().display()
+            );
             Problem::new("state", text, "make room, or the directory writable for ftp-alg's user")
         }));
         problems.extend(state.of_late(now, status));

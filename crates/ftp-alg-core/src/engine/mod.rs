@@ -146,6 +146,8 @@ impl Engine {
     ) {
         effects.touch(self.sessions.pinholes.places());
         self.sessions.expect(packets.clone().map(|packet| packet.bytes));
+        // Who sees to what is over may sleep, where packets of these sessions come by other queues.
+        self.sessions.expire_pinholes(now, effects);
         for packet in packets {
             self.counters.packets += 1;
             self.arrive(now, &packet, effects);
