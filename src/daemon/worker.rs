@@ -124,9 +124,8 @@ impl Worker {
     }
 
     /// Decides about the packets that wait after the sign of life has lapsed, so that others of their connections may have
-    /// passed by. Those of adjusted connections never do. What will not be changed goes on as well, such as a server's
-    /// greeting, and what a client says waits until its server has said what it has. All else is dropped: TCP sends what is
-    /// still missing again. Until progress is noted, no sign of life is given, and nothing else is queued; so there are at
+    /// passed by. Those of adjusted connections never do. What says nothing goes on as well, and what a client says waits
+    /// until its server has said what it has. All else is dropped: TCP sends what is still missing again. Until progress is noted, no sign of life is given, and nothing else is queued; so there are at
     /// most as many as the queue has room for.
     #[cold]
     fn clear(&mut self) -> Result<(), GatewayError> {

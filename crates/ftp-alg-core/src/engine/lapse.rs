@@ -63,15 +63,6 @@ impl Engine {
         }
     }
 
-    /// Whether all packets of the connection that this one belongs to are held, so that none ever passes unread.
-    pub fn wants_every(&mut self, bytes: &[u8]) -> bool {
-        let Ok(packet) = Packet::parse(bytes) else { return false };
-        self.sessions
-            .table
-            .of_packet(&packet)
-            .is_some_and(|entry| entry.session.wants_every_packet())
-    }
-
     /// Whether it is decided about a packet although others of its connection may have passed while it waited: it goes on as it
     /// is whatever they said, or waits until its receiver has said what it has. Nothing is opened for a connection that is not
     /// known, nor for one that took the place of one that is.

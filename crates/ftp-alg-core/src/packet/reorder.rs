@@ -2,12 +2,10 @@
 //!
 //! Knows nothing of what its segments are, nor of time: whoever has a queue says whose turn it is.
 
-use serde::{Deserialize, Serialize};
-
 use super::Seq;
 
 /// A segment that waits.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Waiting<T, F = ()> {
     /// Its flow.
     pub flow: F,
@@ -55,7 +53,7 @@ pub struct Taken<T, F = ()> {
 }
 
 /// At most `COUNT` segments of `BYTES` bytes together, those of a flow in the order of their sequence numbers.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct ReorderQueue<T, const COUNT: usize, const BYTES: usize, F = ()> {
     segments: Vec<Waiting<T, F>>,
 }
@@ -71,11 +69,6 @@ impl<T: AsRef<[u8]>, const COUNT: usize, const BYTES: usize, F: PartialEq>
     /// What waits.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Waiting<T, F>> {
         self.segments.iter()
-    }
-
-    /// How many segments there is memory for.
-    pub fn capacity(&self) -> usize {
-        self.segments.capacity()
     }
 
     /// Whether a segment of `flow` waits that starts at `seq`.
