@@ -71,7 +71,11 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     wait_for("the burst", || burst.ended().is_some());
     signal("-CONT");
     wait_for("the count", || gateway.daemon.counter("overruns").unwrap() > 0);
-    assert!(gateway.daemon.log().contains(" was full: the kernel dropped"), "{}", gateway.daemon.log());
+    assert!(
+        gateway.daemon.log().contains(" was full: the kernel dropped"),
+        "{}",
+        gateway.daemon.log()
+    );
     drop(silent);
     wait_for("the port", || !lab.server.listens(21).unwrap());
     let _server = scripted_server(&lab.server, &json!({}));

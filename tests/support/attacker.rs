@@ -15,7 +15,6 @@ use super::{
     segment::Segment,
     sim::{
         Sim,
-        daemon::Hole,
         queues::{Fanout, Queueing},
     },
     victim::{ALL, Victim},
@@ -26,21 +25,17 @@ const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 /// The window of a segment that does not reach the server: its hop limit is too low, or its timestamp too old.
 const STALE: u16 = 1;
 const WINDOW: u16 = 30_000;
-/// Options of IPv6 that make a packet longer than most.
-const LONG: usize = 1320;
 
 /// What the client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
-    /// A byte that the server has, which ends the calm; its verdict begins another.
+    /// A byte that the server has.
     Probe,
     /// What precedes the long line.
     Prefix,
-    /// A line that passes,
+    /// A line that announces nothing,
     Short,
-    /// or would but for its length.
-    LongOptions,
-    /// One at the same numbers, which is queued and ends with the announcement,
+    /// one at the same numbers, which ends with the announcement,
     Long,
     /// and does not reach the server.
     Stale,
@@ -54,8 +49,6 @@ const ACTS: &[Act] = &[
     Act::Probe,
     Act::Prefix,
     Act::Short,
-    Act::Short,
-    Act::LongOptions,
     Act::Long,
     Act::Stale,
     Act::Bounce,
@@ -66,7 +59,7 @@ const PLANS: &[&[Act]] = &[
     &[],
     &[Act::Probe, Act::Long, Act::Short],
     &[Act::Stale, Act::Probe, Act::Prefix, Act::Short],
-    &[Act::LongOptions, Act::Prefix],
+    &[Act::Short, Act::Prefix],
 ];
 
 /// Client and server at the two sides of the gateway.
@@ -84,11 +77,10 @@ struct Attack {
     is_slow: bool,
 }
 
-/// What the server was made to connect to. The daemon crashes this often, and `hole` is open.
-pub fn attack(seed: u64, crashes: f64, hole: Option<Hole>) -> Vec<String> {
+/// What the server was made to connect to. The daemon crashes this often.
+pub fn attack(seed: u64, crashes: f64) -> Vec<String> {
     let mut rng = Rng::new(seed ^ 0xa77a);
     let mut sim = Sim::logged_in(scenario(&mut rng, seed, crashes));
-    sim.open_hole(hole);
     sim.captures();
     let (client, server) = (sim.client.next_number(), sim.server.next_number());
     let victim = Victim::new(*rng.pick(&ALL), client);
@@ -104,7 +96,6 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.5),
         link: Link { delay: 50, ..Link::default() },
-        selection: true,
         crashes,
         is_patient: true,
         queueing: Queueing {
@@ -114,7 +105,6 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
             wake: pace,
             stage: pace,
             away: 100_000,
-            overflow: 0.0,
         },
         seed,
         ..Scenario::default()
@@ -123,7 +113,7 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
 
 impl Attack {
     fn run(&mut self) {
-        // A line that passes, at the numbers of another whose rest is the announcement.
+        // A line at the numbers of another, whose rest is the announcement.
         let prefix = *self.rng.pick(&["", "NOOP\r\n", "SITE "]);
         let (at, cut) = (prefix.len(), 8 + self.rng.below(12));
         let short = format!("NOOP {}\r\n", "x".repeat(cut - 7));
@@ -139,16 +129,15 @@ impl Attack {
             let stale = if act == Act::Stale || self.rng.chance(0.15) { STALE } else { WINDOW };
             let at = at as i32;
             match act {
-                Act::Probe => self.send(-1, b"x", 0, WINDOW),
-                Act::Prefix => self.send(0, prefix.as_bytes(), 0, stale),
-                Act::Short => self.send(at, short.as_bytes(), 0, stale),
-                Act::LongOptions => self.send(at, short.as_bytes(), LONG, stale),
-                Act::Long | Act::Stale => self.send(at, long.as_bytes(), 0, stale),
-                Act::Bounce => self.send(at + cut as i32, BOUNCE.as_bytes(), 0, stale),
+                Act::Probe => self.send(-1, b"x", WINDOW),
+                Act::Prefix => self.send(0, prefix.as_bytes(), stale),
+                Act::Short => self.send(at, short.as_bytes(), stale),
+                Act::Long | Act::Stale => self.send(at, long.as_bytes(), stale),
+                Act::Bounce => self.send(at + cut as i32, BOUNCE.as_bytes(), stale),
                 Act::Piece => {
                     let to = 1 + self.rng.below(whole.len());
                     let from = self.rng.below(to);
-                    self.send(from as i32, &whole.as_bytes()[from..to], 0, stale);
+                    self.send(from as i32, &whole.as_bytes()[from..to], stale);
                 }
             }
             let most = *self.rng.pick(&[1, 30, 100, 1_000, 10_000, 200_000]);
@@ -158,12 +147,12 @@ impl Attack {
         // As its system would, which knows of one of them.
         for _ in 0..3 {
             self.reply();
-            self.send(0, whole.as_bytes(), 0, WINDOW);
+            self.send(0, whole.as_bytes(), WINDOW);
             self.run_for(300_000);
         }
     }
 
-    fn send(&mut self, offset: i32, payload: &[u8], options: usize, window: u16) {
+    fn send(&mut self, offset: i32, payload: &[u8], window: u16) {
         if payload.is_empty() {
             return;
         }
@@ -173,7 +162,6 @@ impl Attack {
             flags: flags::ACK | flags::PSH,
             window,
             payload: payload.to_vec(),
-            long_options: options,
             ..Segment::default()
         };
         self.sim.throw(Client, &segment);

@@ -17,19 +17,13 @@ pub struct Crashes {
     /// How often, for each packet.
     chance: f64,
     rng: Rng,
-    pub count: u64,
     /// What becomes of it next, if that is not left to chance.
     pub next: Option<Fate>,
 }
 
 impl Crashes {
     pub fn new(chance: f64, rng: Rng) -> Self {
-        Self { chance, rng, count: 0, next: None }
-    }
-
-    /// Whether there are any.
-    pub fn may_come(&self) -> bool {
-        self.chance > 0.0
+        Self { chance, rng, next: None }
     }
 
     /// To be asked between decision and verdict.

@@ -70,11 +70,8 @@ impl Sim {
         loop {
             let heard = self.server.read();
             let answer = server.hear(&heard);
-            // Where lines by themselves pass, a reply a segment.
-            let is_end = |byte: &u8| self.selection.is_on && *byte == b'\n';
-            let lines: Vec<Vec<u8>> = answer.split_inclusive(is_end).map(<[u8]>::to_vec).collect();
-            for line in lines {
-                self.write(Server, &line);
+            if !answer.is_empty() {
+                self.write(Server, &answer);
             }
             if server.has_ended {
                 server.has_ended = false;

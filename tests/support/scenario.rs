@@ -58,8 +58,6 @@ pub struct Scenario {
     pub link: Link,
     /// Whether pure acknowledgements are queued although the engine does not want every packet.
     pub queues_acks: bool,
-    /// Whether connections become calm.
-    pub selection: bool,
     /// How often, for each packet that an end sends, a stranger sends one.
     pub strays: f64,
     /// How often the daemon crashes, for each packet that is queued.
@@ -80,7 +78,6 @@ impl Default for Scenario {
             server: Settings { isn: 70_000, ..Settings::default() },
             link: Link::default(),
             queues_acks: false,
-            selection: false,
             strays: 0.0,
             crashes: 0.0,
             is_patient: false,

@@ -32,8 +32,6 @@ pub struct Segment {
     pub ecn: u8,
     /// Whether its packet has IP options, or over IPv6 an extension header.
     pub ip_options: bool,
-    /// How many bytes of padding a destination options header of IPv6 has: a multiple of eight.
-    pub long_options: usize,
 }
 
 /// What is wrong with a packet.
@@ -75,18 +73,13 @@ impl Segment {
                 bytes.extend(ip.to_bytes());
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let hop_by_hop = if self.ip_options { 2 + IPV6_OPTIONS.len() } else { 0 };
-                let extension = hop_by_hop + self.long_options;
-                let after = match self.long_options {
-                    0 => IpNumber::TCP,
-                    _ => IpNumber::IPV6_DESTINATION_OPTIONS,
-                };
+                let extension = if self.ip_options { 2 + IPV6_OPTIONS.len() } else { 0 };
                 let mut ip = Ipv6Header {
                     traffic_class: self.ecn,
                     next_header: if self.ip_options {
                         IpNumber::IPV6_HEADER_HOP_BY_HOP
                     } else {
-                        after
+                        IpNumber::TCP
                     },
                     hop_limit: 64,
                     source: source.octets(),
@@ -97,15 +90,8 @@ impl Segment {
                 tcp.checksum = tcp.calc_checksum_ipv6(&ip, &self.payload).unwrap();
                 bytes.extend(ip.to_bytes());
                 if self.ip_options {
-                    bytes.extend([after.0, 0]);
+                    bytes.extend([IpNumber::TCP.0, 0]);
                     bytes.extend(IPV6_OPTIONS);
-                }
-                if self.long_options > 0 {
-                    // Pad1 all over.
-                    let start = bytes.len();
-                    bytes.resize(start + self.long_options, 0);
-                    bytes[start] = IpNumber::TCP.0;
-                    bytes[start + 1] = (self.long_options / 8 - 1) as u8;
                 }
             }
             _ => panic!("two families"),
@@ -159,7 +145,6 @@ impl Segment {
             return Err(Fault::Content("no TCP"));
         };
         let ip_options;
-        let mut long_options = 0;
         let ecn;
         let (source, destination, checksum): (IpAddr, IpAddr, _) = match sliced.net.as_ref() {
             Some(NetSlice::Ipv4(ip)) => {
@@ -184,9 +169,6 @@ impl Segment {
                 }
                 ip_options = bytes.get(42..48) == Some(&IPV6_OPTIONS) && bytes[6] == 0;
                 ecn = header.traffic_class() & 3;
-                let hop_by_hop = if ip_options { 2 + IPV6_OPTIONS.len() } else { 0 };
-                long_options = (bytes.len() - 40 - hop_by_hop)
-                    .saturating_sub(tcp.header_slice().len() + tcp.payload().len());
                 (
                     header.source_addr().into(),
                     header.destination_addr().into(),
@@ -207,7 +189,6 @@ impl Segment {
             payload: tcp.payload().to_vec(),
             ecn,
             ip_options,
-            long_options,
             ..Self::default()
         };
         for option in tcp.options_iterator() {

@@ -33,7 +33,7 @@ pub mod daemon;
 mod gateway;
 pub mod queues;
 
-use daemon::{Daemon, Hole};
+use daemon::Daemon;
 use queues::{Queues, Stage};
 
 /// The network.
@@ -83,18 +83,16 @@ impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
         let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
-        let Scenario { queues_acks, selection, strays, crashes, is_patient, seed, .. } = scenario;
+        let Scenario { queues_acks, strays, crashes, is_patient, seed, .. } = scenario;
         let queues = Queues::new(scenario.queueing, Rng::new(seed ^ 6));
-        let overflow = queues.settings.overflow;
         let translation = nat.translation(v6);
         let base = Instant::now();
-        let workers = (queues.settings.workers, queues.settings.fanout, queues.home);
         let mut sim = Self {
-            daemon: Daemon::new(policy, selection, base, workers),
+            daemon: Daemon::new(policy, base, queues.settings.workers, queues.home),
             queues,
             kernel: Recorder::new(translation),
             crashes: Crashes::new(crashes, Rng::new(seed ^ 4)),
-            selection: Selection::new(selection, queues_acks, overflow, Rng::new(seed ^ 5)),
+            selection: Selection::new(queues_acks),
             translation,
             client: End::new(client.clone(), server.isn, seed ^ 1),
             server: End::new(server, client.isn, seed ^ 2),
@@ -243,9 +241,6 @@ impl Sim {
         while self.next_time().is_some_and(|at| at <= until) {
             self.step();
         }
-        if self.queues.settings.is_at_once() {
-            self.read_copies(); // the daemon does soon
-        }
         self.now = until;
         self.progress.0 = until;
         self.sweep();
@@ -274,12 +269,6 @@ impl Sim {
     /// `from` sends what its TCP did not make.
     pub fn throw(&mut self, from: Side, segment: &Segment) {
         self.send(from, segment);
-    }
-
-    /// Takes a fix out.
-    pub fn open_hole(&mut self, hole: Option<Hole>) {
-        self.daemon.hole = hole;
-        self.selection.takes_any_length = hole == Some(Hole::LongCopy);
     }
 
     /// Does the next thing; `false` when there is none.
@@ -327,19 +316,6 @@ impl Sim {
         announcements.collect()
     }
 
-    /// Whether nothing was opened for an announcement, as a line behind it had passed before, or a crash
-    /// took what tells of it.
-    pub fn was_overtaken(&self) -> bool {
-        let is_it =
-            |e: &Event| matches!(e.what, What::Refused(why) if why.contains("passed already"));
-        self.has_forgotten() || self.events.iter().any(is_it)
-    }
-
-    /// Whether a crash may have taken copies, or what was read of them.
-    fn has_forgotten(&self) -> bool {
-        self.crashes.count > 0 && self.selection.passed > 0
-    }
-
     pub fn summary(&self) -> String {
         format!(
             "at {:?}: client {}/{} acknowledged, {} received; server {}/{}, {}; events {:#?}",
@@ -354,15 +330,10 @@ impl Sim {
         )
     }
 
-    /// A packet that no end's TCP made: an attacker's. Gives what goes on: of what the selection
-    /// queues, or of anything where it knows no calm, what the engine lets through.
+    /// A packet that no end's TCP made: an attacker's. Gives what goes on of it.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
         let bytes = self.packet(from, segment);
-        let passed = match self.selection.is_on {
-            true => self.select(from, bytes),
-            false => self.hand(from, bytes),
-        };
-        Some(Segment::judged(&passed?).2)
+        Some(Segment::judged(&self.select(from, bytes)?).2)
     }
 
     /// Nothing must be left once the connection is over and forgotten.
@@ -375,8 +346,8 @@ impl Sim {
             "pinholes left: {}",
             self.summary()
         );
-        // A late segment may look like one of a connection whose start was not seen, and a crash may have taken a FIN.
-        self.advance(Duration::from_secs(if self.has_forgotten() { 3600 } else { 900 }));
+        // A late segment may look like one of a connection whose start was not seen.
+        self.advance(Duration::from_secs(900));
         assert_eq!(self.daemon.sessions(), 0, "sessions left: {}", self.summary());
     }
 
@@ -392,19 +363,19 @@ impl Sim {
     }
 
     fn sweep(&mut self) {
-        if !self.is_reader_busy() {
+        if !self.is_timer_busy() {
             self.swept = self.now;
             self.expire();
         }
     }
 
-    fn is_reader_busy(&self) -> bool {
-        self.queues.is_away || self.daemon.next_step(self.daemon.reader()).is_some()
+    fn is_timer_busy(&self) -> bool {
+        self.queues.is_away || self.daemon.next_step(self.daemon.timer()).is_some()
     }
 
     /// When something in the reorder queue has waited for long enough.
     fn late_at(&self) -> Option<u64> {
-        let at = self.daemon.waits_until().filter(|_| !self.is_reader_busy())?;
+        let at = self.daemon.waits_until().filter(|_| !self.is_timer_busy())?;
         Some(at.saturating_duration_since(self.base).as_micros() as u64 + 1)
     }
 
@@ -452,17 +423,13 @@ impl Sim {
             return;
         };
         let (side, now) = (flight.from.peer(), self.now);
-        self.server.tolerates_conflicts |= self.selection.lost;
         if let Some(captured) = &mut self.captured {
             captured.push((flight.from, segment));
             return;
         }
         if flight.origin == Origin::Genuine {
-            // What a crash made the gateway forget it may take for held, until that is sent again.
-            if !self.selection.lost {
-                self.end(side).assert_possible(&segment, now);
-                self.check_claims(side, &segment);
-            }
+            self.end(side).assert_possible(&segment, now);
+            self.check_claims(side, &segment);
         }
         for answer in self.end(side).arrive(&segment, now) {
             self.send(side, &answer);

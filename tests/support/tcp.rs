@@ -118,9 +118,6 @@ pub struct End {
     pub timeouts: u32,
     /// Bytes that arrived again, already acknowledged, as other bytes.
     pub stale_conflicts: u32,
-    /// Whether bytes that arrive again may be others, as copies were lost: what lies past a gap at the server is then not
-    /// known to the gateway, and is crossed out where it may announce.
-    pub tolerates_conflicts: bool,
     /// How often the peer heard of congestion and said so.
     pub congestion_heard: u32,
     /// How many segments without payload it sent.
@@ -164,7 +161,6 @@ impl End {
             urgent_seen: Vec::new(),
             timeouts: 0,
             stale_conflicts: 0,
-            tolerates_conflicts: false,
             congestion_heard: 0,
             bare: 0,
             is_reset: false,

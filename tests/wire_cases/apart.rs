@@ -11,7 +11,7 @@ use crate::{
     readings::halves_of_listing,
     support::{
         ftp::{at, passive, text},
-        scenario::{Nat, Scenario},
+        scenario::Nat,
         segment::Segment,
         sim::Sim,
     },
@@ -145,33 +145,28 @@ fn what_may_be_the_rest_of_a_reply_is_no_announcement() {
 #[test]
 fn clients_that_list_on_the_control_connection_transfer_as_ever() {
     everywhere(|scenario| {
-        transfers_as_ever(Scenario { selection: true, ..scenario.clone() });
-        transfers_as_ever(scenario);
+        let v6 = scenario.v6;
+        let t = scenario.nat.translation(v6);
+        let mut sim = Sim::logged_in(scenario);
+        let long = format!("211-x\r\n{}211 End\r\n", " SITE CHMOD UMASK\r\n".repeat(300));
+        for (command, reply) in [
+            ("HELP SITE\r\n", "214-x\r\n CHMOD\r\n214 Direct comments\r\n"),
+            ("STAT -l\r\n", &long),
+            ("MLST x\r\n", "250-x\r\n type=file; x\r\n250 End\r\n"),
+            ("NOOP\n", "200 ok\r\n"),
+        ] {
+            sim.exchange(command, reply);
+            for other in ["NOOP\r\n", "PWD\r\n", "TYPE A\r\n"] {
+                sim.exchange(other, "200 fine\r\n");
+            }
+            let opened = sim.kernel.opened.len();
+            if v6 {
+                sim.exchange("EPSV\r\n", "229 ok (|||5000|)\r\n");
+            } else {
+                sim.exchange("PASV\r\n", &passive(at(t.server, 5000)));
+            }
+            assert_eq!(sim.kernel.opened.len(), opened + 1, "{command}");
+            assert_eq!(text(sim.say(Server, b"226 done\r\n")), "226 done\r\n");
+        }
     });
-}
-
-fn transfers_as_ever(scenario: Scenario) {
-    let v6 = scenario.v6;
-    let t = scenario.nat.translation(v6);
-    let mut sim = Sim::logged_in(scenario);
-    let long = format!("211-x\r\n{}211 End\r\n", " SITE CHMOD UMASK\r\n".repeat(300));
-    for (command, reply) in [
-        ("HELP SITE\r\n", "214-x\r\n CHMOD\r\n214 Direct comments\r\n"),
-        ("STAT -l\r\n", &long),
-        ("MLST x\r\n", "250-x\r\n type=file; x\r\n250 End\r\n"),
-        ("NOOP\n", "200 ok\r\n"),
-    ] {
-        sim.exchange(command, reply);
-        for harmless in ["NOOP\r\n", "PWD\r\n", "TYPE A\r\n"] {
-            sim.exchange(harmless, "200 fine\r\n");
-        }
-        let opened = sim.kernel.opened.len();
-        if v6 {
-            sim.exchange("EPSV\r\n", "229 ok (|||5000|)\r\n");
-        } else {
-            sim.exchange("PASV\r\n", &passive(at(t.server, 5000)));
-        }
-        assert_eq!(sim.kernel.opened.len(), opened + 1, "{command}");
-        assert_eq!(text(sim.say(Server, b"226 done\r\n")), "226 done\r\n");
-    }
 }

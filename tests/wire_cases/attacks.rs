@@ -12,7 +12,7 @@ use crate::{
     assert_untouched, everywhere,
     support::{
         ftp::{ServerModel, active, at, text},
-        scenario::Nat,
+        scenario::{Nat, Scenario},
         segment::Segment,
         sim::Sim,
     },
@@ -110,7 +110,7 @@ fn case_14_what_is_held_when_encryption_begins_is_delivered_once_if_no_encryptio
 
 #[test]
 fn case_14_packets_missed_while_encrypted_close_what_is_open() {
-    let mut sim = Sim::logged_in(with(Nat::Routed));
+    let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..with(Nat::Routed) });
     sim.exchange("PASV\r\n", "227 =203,0,113,9,9,9\r\n");
     sim.exchange("AUTH TLS\r\n", "234 go\r\n");
     assert_eq!(sim.kernel.pinholes().len(), 1);

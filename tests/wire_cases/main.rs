@@ -10,7 +10,7 @@ mod announcements;
 mod apart;
 mod attacks;
 mod away;
-mod calm;
+mod crafted;
 mod families;
 mod limits;
 mod networks;

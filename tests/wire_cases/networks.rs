@@ -326,7 +326,7 @@ fn an_announcement_cut_or_joined_behind_the_gateway_is_one() {
 #[test]
 fn a_client_that_lies_about_what_it_has_is_heard_and_refused_as_before() {
     everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+        let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..scenario });
         let lie = next_of_client(&sim, b"");
         sim.forge(Client, &Segment { ack: lie.ack.wrapping_add(1000), ..lie });
         assert_eq!(sim.engine().counters().lost, 1);

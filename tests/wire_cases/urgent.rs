@@ -89,7 +89,7 @@ fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
 
 #[test]
 fn a_bare_urgent_pointer_marks_no_byte_that_comes_later() {
-    let mut sim = Sim::logged_in(Scenario { selection: true, ..scenario(Nat::Masquerade) });
+    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
     for urgent in [0, 1, 3, 4, u16::MAX] {
         let bare = Segment {
             seq: sim.client.next_number(),

@@ -48,20 +48,10 @@ fn is_watched(sim: &Sim) -> bool {
     matches!(sim.kernel.attention, Some(Attention::Every | Attention::Watched))
 }
 
-/// Each with and without the calm.
-fn everywhere_calm_or_not(test: impl Fn(Scenario)) {
-    everywhere(|scenario| {
-        for selection in [false, true] {
-            test(Scenario { selection, ..scenario.clone() });
-        }
-    });
-}
-
 #[test]
 fn a_forged_syn_ack_stops_no_connection_that_is_not_known() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
-        sim.read_copies();
         sim.forget();
         sim.forge(Server, &forged_syn_ack(1));
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
@@ -84,7 +74,7 @@ fn assert_transfer_works(sim: &mut Sim) {
 
 #[test]
 fn a_connection_on_whose_endpoints_a_syn_ack_was_forged_is_not_watched_for_good() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         for talks in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.forge(Server, &forged_syn_ack(1));
@@ -102,7 +92,7 @@ fn a_connection_on_whose_endpoints_a_syn_ack_was_forged_is_not_watched_for_good(
 
 #[test]
 fn a_connection_that_says_nothing_after_a_forged_syn_ack_is_not_watched_for_good() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.forge(Server, &forged_syn_ack(1));
         sim.advance(LONG);
@@ -112,7 +102,7 @@ fn a_connection_that_says_nothing_after_a_forged_syn_ack_is_not_watched_for_good
 
 #[test]
 fn a_flood_of_forged_syn_acks_asks_little_of_the_kernel() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         let (asked, told) = (sim.kernel.asked, sim.kernel.told);
         for number in 0..1500 {
@@ -131,7 +121,7 @@ fn a_flood_of_forged_syn_acks_asks_little_of_the_kernel() {
 
 #[test]
 fn one_that_begins_anew_while_syn_acks_are_forged_is_followed_and_not_watched_for_good() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.forge(Server, &forged_syn_ack(1));
         sim.advance(Duration::from_secs(4));
@@ -148,7 +138,7 @@ fn one_that_begins_anew_while_syn_acks_are_forged_is_followed_and_not_watched_fo
 
 #[test]
 fn segments_past_a_gap_that_never_closes_do_not_have_a_connection_watched_for_good() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         for side in [Client, Server] {
             let mut sim = Sim::logged_in(scenario.clone());
             for _ in 0..3 {
@@ -165,7 +155,7 @@ fn segments_past_a_gap_that_never_closes_do_not_have_a_connection_watched_for_go
 
 #[test]
 fn a_restart_leaves_no_connection_watched_for_good() {
-    everywhere_calm_or_not(|scenario| {
+    everywhere(|scenario| {
         for waits in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.forge(Server, &forged_syn_ack(1));

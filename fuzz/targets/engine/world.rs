@@ -128,7 +128,6 @@ impl World {
             }
             b'j' => self.junk(slot, side, rest),
             b'p' => self.packet(rest),
-            b'c' => self.copy(slot, side, byte(0), rest.get(1..).unwrap_or_default()),
             // A data connection comes.
             b'd' => {
                 let open = self.standalone.kernel.recorder.pinholes();
@@ -341,26 +340,6 @@ impl World {
         }
         // Whose it is, and what it says, is not looked at here.
         self.connections.iter_mut().for_each(Connection::give_up);
-        self.standalone.kernel.logged_in.fill(true);
-        self.may_be_over = true;
-    }
-
-    /// Something has passed, near where `side` is, and is read from a copy.
-    fn copy(&mut self, slot: usize, side: Side, place: u8, said: &[u8]) {
-        let Translation { client, server, .. } = self.standalone.kernel.translations[slot];
-        let (source, destination) = match side {
-            Side::Client => (client, server),
-            Side::Server => (server, client),
-        };
-        let connection = &mut self.connections[slot];
-        let ack = connection.flow(side.peer()).next();
-        let seq = connection.flow(side).next().wrapping_add(u32::from(place)).wrapping_sub(128);
-        let (flags, payload) = (flags::ACK | flags::PSH, said.to_vec());
-        let segment = Segment { seq, ack, flags, payload, ..Segment::default() };
-        let (now, packet) = (self.now(), segment.packet(source, destination));
-        self.standalone.work(now, |engine, effects| engine.passed(now, &packet, effects));
-        // Which bytes an end has is its own matter from here on.
-        self.connections[slot].give_up();
         self.standalone.kernel.logged_in.fill(true);
         self.may_be_over = true;
     }

@@ -5,17 +5,13 @@ use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Answer, Arrival, Checksums, Effects, Engine, Event, Host, Kernel as _, Queued, Step, Token,
-        Verdict,
+        Arrival, Checksums, Effects, Engine, Event, Host, Kernel as _, Queued, Step, Token, Verdict,
     },
     policy::Policy,
     session::Side,
 };
 
-use super::{
-    super::{link::Origin, recorder::Recorder, selection::Mark},
-    queues::Fanout,
-};
+use super::super::{link::Origin, recorder::Recorder, selection::Mark};
 
 /// A queued packet.
 #[derive(Clone, Debug)]
@@ -38,21 +34,11 @@ pub enum Decision {
     Drop,
 }
 
-/// A verdict, and what it tells the packet selection.
+/// A verdict.
 #[derive(Clone, Debug)]
 pub struct Given {
     pub packet: Packet,
     pub decision: Decision,
-    pub answer: Answer,
-}
-
-/// A fix that is taken out: the network must find that something goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hole {
-    /// A packet is decided on a fast path that began after it was queued.
-    DecidedInLaterCalm,
-    /// A copy is longer than its slot.
-    LongCopy,
 }
 
 /// What is to be done of a batch.
@@ -72,11 +58,9 @@ struct Shard {
 /// The daemon: its journals outlive a crash, and nothing else does.
 pub struct Daemon {
     policy: Policy,
-    answers: bool,
     epoch: Instant,
-    fanout: Fanout,
     shards: Vec<Shard>,
-    /// One for each worker, and one for the reader of copies.
+    /// One for each worker, and one for the timer.
     work: Vec<Work>,
     /// Packets that the engines have.
     packets: BTreeMap<u32, Packet>,
@@ -86,7 +70,6 @@ pub struct Daemon {
     events: Vec<Event>,
     /// The shard of the connection.
     home: usize,
-    pub hole: Option<Hole>,
     /// Whether packets pass unread while a batch is decided.
     pub lapses: bool,
 }
@@ -129,7 +112,7 @@ impl Host for Hands<'_> {
                         Decision::Replace(verdict.replacement(&effects.replacements).to_vec())
                     }
                 };
-                self.daemon.given.push(Given { packet, decision, answer: released.answer });
+                self.daemon.given.push(Given { packet, decision });
             }
         }
     }
@@ -140,27 +123,18 @@ impl Host for Hands<'_> {
 }
 
 impl Daemon {
-    /// One that has seen nothing; `answers` if the packet selection knows calm connections. The packets of the one
-    /// connection that there is come by the queue `home`, or are at home there.
-    pub fn new(
-        policy: Policy,
-        answers: bool,
-        epoch: Instant,
-        (workers, fanout, home): (usize, Fanout, usize),
-    ) -> Self {
+    /// One of `workers` that has seen nothing. The one connection that there is is of the shard `home`.
+    pub fn new(policy: Policy, epoch: Instant, workers: usize, home: usize) -> Self {
         let first = Engine::new(policy.clone(), Checksums::Verify);
         let shard = |_| {
             let mut engine = first.beside();
-            engine.set_selection(answers);
             engine.sessions.note_changes(epoch);
             Shard { engine, journal: Vec::new() }
         };
         let shards = (0..workers).map(shard).collect();
         let mut daemon = Self {
             policy,
-            answers,
             epoch,
-            fanout,
             shards,
             work: Vec::new(),
             packets: BTreeMap::new(),
@@ -168,7 +142,6 @@ impl Daemon {
             given: Vec::new(),
             events: Vec::new(),
             home,
-            hole: None,
             lapses: false,
         };
         daemon.crash();
@@ -185,33 +158,15 @@ impl Daemon {
         self.shards.iter().map(|shard| shard.engine.sessions.count()).sum()
     }
 
-    /// The worker that reads copies while no packet is queued, and looks at what has expired.
-    pub fn reader(&self) -> usize {
+    /// The worker that looks at what has expired.
+    pub fn timer(&self) -> usize {
         self.shards.len()
     }
 
-    /// `worker` reads all copies that have come, and decides about `packets`.
-    pub fn take_batch(
-        &mut self,
-        worker: usize,
-        now: Instant,
-        copies: (Vec<Vec<u8>>, bool),
-        packets: Vec<Packet>,
-    ) {
-        self.read_copies(worker, now, copies);
-        // The shard of a packet that came by the queue of `worker`.
-        let home = match self.fanout {
-            Fanout::Connection => worker,
-            Fanout::Cpu => self.home,
-        };
-        if packets.is_empty() {
-            return;
-        }
-        let is_hole = self.hole == Some(Hole::DecidedInLaterCalm);
+    /// `worker` decides about `packets`.
+    pub fn take_batch(&mut self, worker: usize, now: Instant, packets: Vec<Packet>) {
         let with = |packet: Packet| {
             let how = Queued {
-                ended_calm: packet.mark == Mark::EndedCalm || is_hole,
-                ended_calm_before: packet.mark == Mark::EndedCalmBefore,
                 may_wait: packet.may_wait,
                 from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
                 every: packet.mark == Mark::Every,
@@ -219,17 +174,11 @@ impl Daemon {
             };
             (packet, how)
         };
-        self.take(worker, home, now, packets.into_iter().map(with).collect());
+        self.take(worker, now, packets.into_iter().map(with).collect());
     }
 
     /// `worker` decides about packets of which the packet selection says this.
-    pub fn take(
-        &mut self,
-        worker: usize,
-        home: usize,
-        now: Instant,
-        packets: Vec<(Packet, Queued)>,
-    ) {
+    pub fn take(&mut self, worker: usize, now: Instant, packets: Vec<(Packet, Queued)>) {
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
             let token = Token { queue: worker as u16, id, mark: 0 };
@@ -237,43 +186,17 @@ impl Daemon {
         });
         let Work { effects, next, now: at } = &mut self.work[worker];
         (*next, *at) = (Some(Step::Look), Some(now));
-        self.shards[home].engine.take(now, arrivals, &mut effects[home]);
+        self.shards[self.home].engine.take(now, arrivals, &mut effects[self.home]);
         for (packet, _) in packets {
             self.last += 1;
             self.packets.insert(self.last, packet);
         }
     }
 
-    /// `worker` reads all copies that have come.
-    pub fn read_copies(
-        &mut self,
-        worker: usize,
-        now: Instant,
-        (copies, were_lost): (Vec<Vec<u8>>, bool),
-    ) {
-        let home = self.home;
-        let Work { effects, next, now: at } = &mut self.work[worker];
-        (*next, *at) = (Some(Step::Look), Some(now));
-        for copy in copies {
-            let homes = match self.fanout {
-                Fanout::Cpu => home..home + 1,
-                Fanout::Connection => 0..self.shards.len(),
-            };
-            for shard in homes {
-                if self.shards[shard].engine.passed(now, &copy, &mut effects[shard]) {
-                    break;
-                }
-            }
-        }
-        if were_lost {
-            self.shards.iter_mut().for_each(|shard| shard.engine.lose_copies());
-        }
-    }
-
     /// Drops what is over, and goes on with what has waited for long enough.
     pub fn expire(&mut self, now: Instant) {
-        let reader = self.reader();
-        let Work { effects, next, now: at } = &mut self.work[reader];
+        let timer = self.timer();
+        let Work { effects, next, now: at } = &mut self.work[timer];
         (*next, *at) = (Some(Step::Look), Some(now));
         for (shard, effects) in self.shards.iter_mut().zip(effects) {
             shard.engine.expire(now, effects);
@@ -300,11 +223,6 @@ impl Daemon {
     /// Whether nothing is asked for the batch of `worker`, so that it is concluded next.
     pub fn is_decided(&self, worker: usize) -> bool {
         !self.work[worker].effects.iter().any(Effects::asks)
-    }
-
-    /// Whether the batch of `worker` was concluded, and its records are written.
-    pub fn is_concluded(&self, worker: usize) -> bool {
-        matches!(self.work[worker].next, None | Some(Step::Give | Step::Finish))
     }
 
     /// What `worker` does next.
@@ -337,7 +255,6 @@ impl Daemon {
             engine.sessions.note_changes(self.epoch);
             shard.journal.clear();
             engine.sessions.records(|record| shard.journal.push(record.to_vec())).unwrap();
-            engine.set_selection(self.answers);
             shard.engine = engine;
         }
         for pinhole in kernel.pinholes() {

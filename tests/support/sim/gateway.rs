@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{self, Answer, Attention, Event, Queued, Step, Translation},
+    engine::{self, Event, Queued, Step, Translation},
     packet::{Seq, flags},
     session::Side,
 };
@@ -17,7 +17,7 @@ use super::{
         crash::Fate,
         link::{Flight, Origin, Place},
         segment::{Fault, Segment},
-        selection::{Mark, Selection, Way},
+        selection::{Mark, Way},
     },
     Sim,
     daemon::{Decision, Given, Packet},
@@ -29,7 +29,7 @@ impl Sim {
         let Flight { from, origin, bytes, .. } = flight;
         match self.judge(from, &bytes) {
             None => {}
-            Some(Way::Passes | Way::Copied) => self.forward(from, origin, bytes),
+            Some(Way::Passes) => self.forward(from, origin, bytes),
             Some(Way::Queued(mark)) => {
                 if self.traces {
                     self.trace(&format!("queued {mark:?}"), from, &bytes);
@@ -58,33 +58,16 @@ impl Sim {
         self.air.send(Flight { from, to: Place::End, origin, bytes }, self.now);
     }
 
-    /// What the rules make of a packet, `None` if it is dropped before it comes to them. What is copied was.
+    /// What the rules make of a packet, `None` if it is dropped before it comes to them.
     fn judge(&mut self, from: Side, bytes: &[u8]) -> Option<Way> {
         let read = Segment::read(bytes);
         if matches!(read, Err(Fault::Ip)) {
             return None;
         }
         let segment = read.as_ref().ok().map(|(_, _, segment)| segment);
-        let mark = &mut self.kernel.attention;
-        let way = self.selection.way(self.now, mark, from, bytes.len(), segment);
+        let way = self.selection.way(self.now, self.kernel.attention, from, segment);
         if way == Way::Passes {
             self.trace("passes", from, bytes);
-        }
-        if way == Way::Copied {
-            self.trace("copied", from, bytes);
-            self.selection.copy(bytes);
-            if !self.queues.settings.is_at_once() {
-                self.queues.read_copies_soon(self.now);
-            } else if self.selection.is_read_now() {
-                match self.crashes.fate() {
-                    Fate::GoesOn => self.read_copies(),
-                    Fate::WritesAndCrashes => self.crash(),
-                    Fate::Crashes => {
-                        self.end_daemon(false);
-                        self.start_daemon();
-                    }
-                }
-            }
         }
         Some(way)
     }
@@ -92,7 +75,7 @@ impl Sim {
     /// What goes on of a packet that arrives, and has its verdict at once.
     pub(super) fn select(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
         match self.judge(from, &bytes)? {
-            Way::Passes | Way::Copied => Some(bytes),
+            Way::Passes => Some(bytes),
             Way::Queued(mark) => {
                 let origin = Origin::Genuine;
                 let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
@@ -102,23 +85,10 @@ impl Sim {
         }
     }
 
-    /// The same of a packet that is queued whatever the rules make of it.
-    pub(super) fn hand(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
-        let mark = match self.kernel.attention {
-            Some(Attention::Every | Attention::Watched) => Mark::Every,
-            _ => Mark::From(from),
-        };
-        let origin = Origin::Genuine;
-        let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
-        let packet = self.packet_of(packet);
-        self.decide_at_once(packet)
-    }
-
     /// Has the first worker decide about one packet, and gives what goes on. A crash drops it.
     fn decide_at_once(&mut self, packet: Packet) -> Option<Vec<u8>> {
-        self.read_copies();
         let (now, worker, number) = (self.instant(), self.queues.home, packet.number);
-        self.daemon.take_batch(worker, now, Default::default(), vec![packet]);
+        self.daemon.take_batch(worker, now, vec![packet]);
         let mut own = None;
         for (number_of, from, origin, bytes) in self.steps_at_once(worker, true) {
             if number_of == number {
@@ -145,15 +115,14 @@ impl Sim {
             };
             if fate == Fate::Crashes {
                 self.dropped += 1;
-                self.end_daemon(false);
+                self.end_daemon();
                 self.start_daemon();
                 return passed;
             }
             self.daemon.step(worker, &mut self.kernel);
-            self.selection.unwritten &= step != Step::Look || !self.daemon.is_concluded(worker);
             if fate == Fate::WritesAndCrashes {
                 self.dropped += 1;
-                self.end_daemon(true);
+                self.end_daemon();
                 self.start_daemon();
                 return passed;
             }
@@ -176,10 +145,7 @@ impl Sim {
         }
     }
 
-    fn end_daemon(&mut self, written: bool) {
-        self.crashes.count += 1;
-        self.selection.crashed(written);
-        self.selection.is_read = false;
+    fn end_daemon(&mut self) {
         self.daemon.crash();
         self.dropped += self.queues.crash(self.now) as u64;
         self.trace_daemon("crashes");
@@ -187,27 +153,21 @@ impl Sim {
 
     fn start_daemon(&mut self) {
         self.queues.start();
-        self.selection.is_read = true;
         self.kernel.now = self.now();
         let now = self.instant();
         self.daemon.restart(now, &mut self.kernel);
         self.trace_daemon("starts");
     }
 
-    /// What becomes of one packet of which the packet selection says this, with the answer, and what goes on of it.
+    /// What becomes of one packet of which the packet selection says this, and what goes on of it.
     /// [`others`](Self::others) has what becomes of packets that waited for it.
-    pub fn decided(
-        &mut self,
-        now: Instant,
-        bytes: &[u8],
-        how: Queued,
-    ) -> (engine::Fate, Answer, Vec<u8>) {
+    pub fn decided(&mut self, now: Instant, bytes: &[u8], how: Queued) -> (engine::Fate, Vec<u8>) {
         let from = Side::Client; // of no concern here
         let (origin, bytes, mark) = (Origin::Genuine, bytes.to_vec(), Mark::From(from));
         let packet =
             self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait: false });
         let (number, worker) = (packet.number, self.queues.home);
-        self.daemon.take(worker, worker, now, vec![(packet, how)]);
+        self.daemon.take(worker, now, vec![(packet, how)]);
         while self.daemon.step(worker, &mut self.kernel) {}
         let (given, events) = self.daemon.take_given();
         self.events.extend(events);
@@ -215,61 +175,45 @@ impl Sim {
         self.others = others;
         let own: Vec<Given> = own;
         match own.into_iter().next() {
-            None => (engine::Fate::Wait, Answer::Nothing, Vec::new()),
-            Some(Given { decision, answer, packet }) => match decision {
-                Decision::Accept => (engine::Fate::Accept, answer, packet.bytes),
-                Decision::Replace(new) => (engine::Fate::Replace, answer, new),
-                Decision::Drop => (engine::Fate::Drop, answer, Vec::new()),
+            None => (engine::Fate::Wait, Vec::new()),
+            Some(Given { decision, packet }) => match decision {
+                Decision::Accept => (engine::Fate::Accept, packet.bytes),
+                Decision::Replace(new) => (engine::Fate::Replace, new),
+                Decision::Drop => (engine::Fate::Drop, Vec::new()),
             },
         }
-    }
-
-    /// The engine reads a copy of a packet that passed. Whether it knows its connection.
-    pub fn passed(&mut self, bytes: &[u8]) -> bool {
-        let before = self.engine().counters().copies;
-        let (now, reader) = (self.instant(), self.daemon.reader());
-        self.daemon.take_batch(reader, now, (vec![bytes.to_vec()], false), Vec::new());
-        while self.daemon.step(reader, &mut self.kernel) {}
-        self.engine().counters().copies > before
     }
 
     /// The engine forgets the connection.
     pub fn forget(&mut self) {
         let Translation { client, server, .. } = self.translation;
         self.engine().sessions.forget_between(client, server);
-        self.read_copies();
     }
 
     /// The gateway crashes, having written what it knew.
     pub fn crash(&mut self) {
-        let (now, reader) = (self.instant(), self.daemon.reader());
-        self.daemon.expire(now);
-        self.forward_at_once(reader);
-        self.end_daemon(true);
+        self.expire();
+        self.end_daemon();
         self.start_daemon();
-    }
-
-    /// The daemon reads what passed.
-    pub fn read_copies(&mut self) {
-        let (now, reader) = (self.instant(), self.daemon.reader());
-        let copies = self.selection.read();
-        self.daemon.take_batch(reader, now, copies, Vec::new());
-        self.forward_at_once(reader);
     }
 
     /// About once a second, and when something in the reorder queue has waited for long enough.
     pub fn expire(&mut self) {
-        let (now, reader) = (self.instant(), self.daemon.reader());
+        let (now, timer) = (self.instant(), self.daemon.timer());
         self.daemon.expire(now);
-        self.forward_at_once(reader);
+        if self.queues.settings.is_at_once() {
+            self.forward_at_once(timer);
+        } else {
+            self.queues.go_on(self.now, timer, Stage::Step);
+        }
     }
 
     /// Does what is due next in the daemon.
     pub(super) fn work(&mut self) {
         self.kernel.now = self.now();
         let Some(due) = self.queues.pop() else { return };
-        if matches!(due, Due::Worker(_) | Due::Copies) && self.crashes.strikes() {
-            self.end_daemon(false);
+        if matches!(due, Due::Worker(_)) && self.crashes.strikes() {
+            self.end_daemon();
             return;
         }
         match due {
@@ -278,16 +222,6 @@ impl Sim {
                 if let Some((from, origin, bytes)) = self.give(given) {
                     self.forward(from, origin, bytes);
                 }
-            }
-            Due::Copies => {
-                let reader = self.daemon.reader();
-                if self.daemon.next_step(reader).is_some() {
-                    return self.queues.read_copies_later(self.now);
-                }
-                self.trace_daemon("reads copies");
-                let (now, copies) = (self.instant(), self.selection.read());
-                self.daemon.take_batch(reader, now, copies, Vec::new());
-                self.queues.go_on(self.now, reader, Stage::Step);
             }
             Due::Start => self.start_daemon(),
         }
@@ -306,14 +240,12 @@ impl Sim {
         match self.queues.stages[worker] {
             Stage::Idle => {}
             Stage::Receive => {
-                let (at, copies) = (self.instant(), self.selection.read());
-                let packets = self.queues.receive(worker);
-                self.daemon.take_batch(worker, at, copies, packets);
+                let (at, packets) = (self.instant(), self.queues.receive(worker));
+                self.daemon.take_batch(worker, at, packets);
                 self.queues.go_on(now, worker, Stage::Step);
             }
             Stage::Step => {
                 self.daemon.step(worker, &mut self.kernel);
-                self.selection.unwritten &= !self.daemon.is_concluded(worker);
                 let (given, events) = self.daemon.take_given();
                 self.settled(events);
                 let last = self.queues.give(now, given);
@@ -328,7 +260,7 @@ impl Sim {
         }
     }
 
-    /// What the daemon did that may wait for verdicts. The reader of copies does it for all workers.
+    /// What the daemon did that may wait for verdicts.
     fn settled(&mut self, events: Vec<Event>) {
         self.events.extend(events);
         for injected in std::mem::take(&mut self.kernel.injected) {
@@ -339,13 +271,7 @@ impl Sim {
 
     /// The kernel does what a verdict says. Gives what goes on.
     fn give(&mut self, given: Given) -> Option<(Side, Origin, Vec<u8>)> {
-        let Given { packet: Packet { from, origin, bytes, .. }, decision, answer } = given;
-        if decision != Decision::Drop {
-            if self.traces && answer != Answer::Nothing {
-                self.trace_daemon(&format!("answers {answer:?}"));
-            }
-            Selection::answered(answer, &mut self.kernel.attention);
-        }
+        let Given { packet: Packet { from, origin, bytes, .. }, decision } = given;
         let passed = match decision {
             Decision::Accept => {
                 self.trace("accepted", from, &bytes);

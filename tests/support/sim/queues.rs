@@ -34,21 +34,12 @@ pub struct Queueing {
     pub stage: u64,
     /// How long the daemon is away after a crash.
     pub away: u64,
-    /// How often a copy is lost as their buffer is full.
-    pub overflow: f64,
 }
 
 impl Queueing {
     /// A verdict for each packet before anything else happens.
-    pub const AT_ONCE: Self = Self {
-        workers: 1,
-        fanout: Fanout::Connection,
-        batch: 1,
-        wake: 0,
-        stage: 0,
-        away: 0,
-        overflow: 0.0,
-    };
+    pub const AT_ONCE: Self =
+        Self { workers: 1, fanout: Fanout::Connection, batch: 1, wake: 0, stage: 0, away: 0 };
 
     pub fn is_at_once(&self) -> bool {
         self.stage == 0
@@ -71,8 +62,6 @@ pub enum Due {
     /// The next stage of this worker.
     Worker(usize),
     Verdict(Given),
-    /// Copies are read although no packet is queued.
-    Copies,
     /// The daemon is started again.
     Start,
 }
@@ -87,12 +76,8 @@ pub struct Queues {
     pub stages: Vec<Stage>,
     /// The queue of the connection, if that chooses it.
     pub home: usize,
-    copies_are_due: bool,
     pub is_away: bool,
 }
-
-/// How long copies wait if no packet is queued (`READ_EVERY` of `src/gateway/queue/nflog.rs`).
-const READ_EVERY: usize = 50_000;
 
 impl Queues {
     pub fn new(settings: Queueing, mut rng: Rng) -> Self {
@@ -103,11 +88,9 @@ impl Queues {
             due: BTreeMap::new(),
             number: 0,
             waiting: vec![VecDeque::new(); workers],
-            // The reader of copies is one more.
+            // The timer is one more.
             stages: vec![Stage::Idle; workers + 1],
-
             home,
-            copies_are_due: false,
             is_away: false,
             settings,
         }
@@ -119,11 +102,7 @@ impl Queues {
     }
 
     pub fn pop(&mut self) -> Option<Due> {
-        let due = self.due.pop_first().map(|(_, due)| due);
-        if let Some(Due::Copies) = due {
-            self.copies_are_due = false;
-        }
-        due
+        self.due.pop_first().map(|(_, due)| due)
     }
 
     fn add(&mut self, at: u64, due: Due) {
@@ -188,21 +167,6 @@ impl Queues {
         at
     }
 
-    /// Copies are read soon.
-    pub fn read_copies_soon(&mut self, now: u64) {
-        // Without a daemon nobody reads them.
-        if !self.is_away && !std::mem::replace(&mut self.copies_are_due, true) {
-            let at = now + self.rng.below(READ_EVERY) as u64;
-            self.add(at, Due::Copies);
-        }
-    }
-
-    /// Copies are to be read, but their reader is busy.
-    pub fn read_copies_later(&mut self, now: u64) {
-        self.copies_are_due = true;
-        self.add(now + 1, Due::Copies);
-    }
-
     /// The daemon is killed: what waits, and what has no verdict, is dropped. Gives how many packets are.
     pub fn crash(&mut self, now: u64) -> usize {
         let waiting: usize = self.waiting.iter().map(VecDeque::len).sum();
@@ -210,7 +174,6 @@ impl Queues {
         self.due.clear();
         self.waiting.iter_mut().for_each(VecDeque::clear);
         self.stages.fill(Stage::Idle);
-        self.copies_are_due = false;
         self.is_away = true;
         let away = if self.rng.chance(0.5) { self.some(self.settings.away) } else { 0 };
         self.add(now + away, Due::Start);
@@ -220,7 +183,6 @@ impl Queues {
     /// It is started again.
     pub fn start(&mut self) {
         self.due.clear();
-        self.copies_are_due = false;
         self.is_away = false;
     }
 }

@@ -78,11 +78,7 @@ impl SavedSessions {
     }
 
     /// Divides them into `parts`, each to the one that its client and server have their `home` in.
-    pub fn divide(
-        self,
-        parts: usize,
-        home: impl Fn(SocketAddr, SocketAddr) -> usize,
-    ) -> Vec<Self> {
+    pub fn divide(self, parts: usize, home: impl Fn(SocketAddr, SocketAddr) -> usize) -> Vec<Self> {
         let mut divided: Vec<Self> = (0..parts).map(|_| Self::default()).collect();
         for (id, saved) in self.0 {
             if let Some(Self(part)) = divided.get_mut(home(saved.client, saved.server)) {

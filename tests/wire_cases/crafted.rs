@@ -1,0 +1,330 @@
+//! Segments that attackers make by hand: they overlap, cut each other, leave gaps, die behind the gateway, or name numbers
+//! that no end expects. Whatever a server puts together of them, it executes no announcement that was not judged.
+
+use ftp_alg_core::{
+    engine::Attention,
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
+
+use crate::{
+    support::{
+        Rng,
+        ftp::{active, at},
+        scenario::Nat,
+        segment::Segment,
+        sim::Sim,
+        victim::{ALL, Prefers, Victim},
+    },
+    with,
+};
+
+/// A third host's endpoint, which no PORT may name.
+const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
+
+/// A client that makes its own segments, and what its server executes of those that reach it.
+struct Attack {
+    sim: Sim,
+    victim: Victim,
+    /// The next numbers of both when it began.
+    client: u32,
+    server: u32,
+}
+
+impl Attack {
+    fn new(prefers: Prefers) -> Self {
+        let sim = Sim::logged_in(with(Nat::Masquerade));
+        let client = sim.client.next_number();
+        let server = sim.server.next_number();
+        Self { victim: Victim::new(prefers, client), sim, client, server }
+    }
+
+    fn segment(&self, from: Side, seq: u32, payload: &[u8]) -> Segment {
+        Segment {
+            seq,
+            ack: if from == Client { self.server } else { self.victim.ack() },
+            flags: flags::ACK | flags::PSH,
+            window: 30_000,
+            payload: payload.to_vec(),
+            ..Segment::default()
+        }
+    }
+
+    /// The client sends `payload` at `offset`; the gateway gets it, and lets it pass or not, as returned.
+    fn send(&mut self, offset: i32, payload: &[u8]) -> Option<Segment> {
+        let seq = self.client.wrapping_add_signed(offset);
+        self.sim.forge(Client, &self.segment(Client, seq, payload))
+    }
+
+    /// What passed reaches the server.
+    fn reach(&mut self, passed: Option<Segment>) -> bool {
+        let Some(Segment { seq, payload, .. }) = passed else { return false };
+        self.victim.arrive(seq, &payload);
+        true
+    }
+
+    fn says(&mut self, offset: i32, payload: &[u8]) -> bool {
+        let passed = self.send(offset, payload);
+        self.reach(passed)
+    }
+
+    /// The server answers what it has executed, and acknowledges what it has.
+    fn answers(&mut self) {
+        let text = "200 ok\r\n".repeat(self.victim.executed());
+        self.replies(&text);
+    }
+
+    fn replies(&mut self, text: &str) {
+        for line in text.split_inclusive('\n') {
+            let reply = self.segment(Server, self.server, line.as_bytes());
+            if let Some(passed) = self.sim.forge(Server, &reply) {
+                self.server = self.server.wrapping_add(passed.payload.len() as u32);
+            }
+        }
+        let ack = self.segment(Server, self.server, b"");
+        self.sim.forge(Server, &ack);
+    }
+}
+
+/// The tests would find it.
+#[test]
+fn without_a_gateway_pieces_make_an_announcement() {
+    for prefers in ALL {
+        let mut victim = Victim::new(prefers, 1000);
+        let (cut, line) = (b"NOOP x\r\n", format!("SITE xxx{BOUNCE}"));
+        if prefers != Prefers::Earlier {
+            victim.arrive(1001, &line.as_bytes()[1..]);
+            victim.arrive(1000, cut);
+        } else {
+            victim.arrive(1000, cut);
+            victim.arrive(1000, line.as_bytes());
+        }
+        assert_eq!(victim.announcements().len(), 1, "{prefers:?}: {:?}", victim.lines());
+        // A line that is cut, and another that begins with what it lacks.
+        let mut victim = Victim::new(prefers, 1000);
+        victim.arrive(1008, b"LIST 1,2,3,4,5,6\r\n");
+        victim.arrive(1000, b"SITE x\r\nPOR");
+        assert_eq!(victim.announcements().is_empty(), prefers == Prefers::Earlier);
+    }
+}
+
+/// A line that holds an announcement where another one ends, in every place and order.
+#[test]
+fn a_line_cut_by_another_is_executed_as_it_was_read() {
+    let long = format!("SITE xxxxxxxxxxxx{BOUNCE}");
+    for prefers in ALL {
+        for start in -8..12 {
+            for (is_first, reaches) in [(true, true), (true, false), (false, true), (false, false)]
+            {
+                for short in ["NOOP\r\n", "NOOP xxxxxxxxxx\r\n", "LIST 1,2,3,4,5,6\r\n"] {
+                    let mut attack = Attack::new(prefers);
+                    let (short, long) = (short.as_bytes(), long.as_bytes());
+                    let both = [(start, short), (0, long)];
+                    let [one, other] = if is_first { both } else { [both[1], both[0]] };
+                    let passed = attack.send(one.0, one.1);
+                    if reaches {
+                        attack.reach(passed);
+                    }
+                    attack.says(other.0, other.1);
+                    for _ in 0..4 {
+                        attack.answers();
+                        attack.says(start, short);
+                        attack.says(0, long);
+                    }
+                    assert_eq!(attack.victim.announcements(), [""; 0], "{short:?} at {start}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_that_died_behind_the_gateway_is_what_is_at_its_numbers() {
+    for prefers in ALL {
+        let mut attack = Attack::new(prefers);
+        assert!(attack.send(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n").is_some());
+        assert!(attack.says(0, BOUNCE.as_bytes()));
+        assert!(attack.says(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n"));
+        attack.answers();
+        assert_eq!(attack.victim.lines(), ["NOOP XXXXXXXXXXXXXXXXXXXXXXXXX"]);
+    }
+}
+
+/// The start of an announcement, and what completes it as the rest of a line before and behind it.
+#[test]
+fn a_start_completed_by_what_overlaps_it_is_judged() {
+    for prefers in ALL {
+        for reaches in [true, false] {
+            let mut attack = Attack::new(prefers);
+            let ahead = attack.send(8, b"LIST 10,99,99,99,21,179\r\n");
+            if reaches {
+                attack.reach(ahead);
+            }
+            attack.says(0, b"SITE x\r\nPOR");
+            for _ in 0..2 {
+                attack.says(8, b"LIST 10,99,99,99,21,179\r\n");
+                attack.answers();
+            }
+            assert_eq!(attack.victim.lines(), ["SITE X", "XXXX XXXXXXXXXXXXXXXXXX"]);
+        }
+    }
+}
+
+#[test]
+fn a_probe_by_a_byte_that_the_server_has_hides_nothing() {
+    for prefers in ALL {
+        for probe in ["x", "\n", "\r\n", "SITE x\r\n"] {
+            let mut attack = Attack::new(prefers);
+            let before = -(probe.len() as i32);
+            assert!(attack.says(before, probe.as_bytes()));
+            assert_eq!(attack.victim.lines(), [""; 0]);
+            attack.says(before, format!("{probe}{BOUNCE}").as_bytes());
+            assert_eq!(attack.victim.lines(), ["XXXX XXXXXXXXXXXXXXXXXX"], "{probe:?}");
+        }
+    }
+}
+
+/// An attacker who tries everything: lines and pieces of them, anywhere near what comes next, which die behind the gateway
+/// or do not, against servers of all kinds.
+fn random_attack(seed: u64) {
+    let lines: &[&[u8]] = &[
+        b"NOOP\r\n",
+        b"NOOP xxxxxx\r\n",
+        b"LIST 10,99,99,99,21,179\r\n",
+        b"REST 10,99,99,99,21,179\r\n",
+        b"TYPE PORT\r\n",
+        b"CWD PORT\r\n",
+        b"CWD 10,99,99,99,21,179\r\n",
+        b"RETR xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxPORT\r\n",
+        b"SITE xxPORT 10,99,99,99,21,179\r\n",
+        b"SITE xxxxxxxPORT 10,99,99,99,21,179\r\n",
+        b"SITE x POR\xff\xf1T 10,99,99,99,21,179\r\n",
+        b"SITE x PO\0RT 10,99,99,99,21,179\r\n",
+        b"PORT 10,99,99,99,21,179\r\n",
+        b"xxxx\r\nPOR",
+        b"SITE xxxx\r\n",
+        b"SITE xxPOR",
+        b"T 10,99,99,99,21,179\r\n",
+        b"xxxxxxxxxxxxxxx",
+        b"PO",
+        b"\r\n",
+    ];
+    let mut rng = Rng::new(seed);
+    let mut attack = Attack::new(*rng.pick(&ALL));
+    let mut next = 0;
+    let (mut late, mut ends) = (Vec::new(), vec![0]);
+    for _ in 0..4 + rng.below(30) {
+        let received = attack.victim.ack().wrapping_sub(attack.client) as i32;
+        let base = *rng.pick(&[next, received, received, next.min(received)]);
+        let offset = base + if rng.chance(0.4) { 0 } else { rng.below(34) as i32 - 8 };
+        let line = *rng.pick(lines);
+        // So that what another line ends before is an announcement.
+        let inner = line.windows(4).position(|four| four == b"PORT").filter(|_| rng.chance(0.5));
+        let offset = inner.map_or(offset, |inner| *rng.pick(&ends) - inner as i32);
+        let cut = if rng.chance(0.1) { 1 + rng.below(line.len()) } else { line.len() };
+        let passed = attack.send(offset, &line[..cut]);
+        if passed.is_some() {
+            next = next.max(offset + cut as i32);
+            ends.push(offset + cut as i32);
+        }
+        match rng.below(6) {
+            0 => {} // it dies
+            1 => late.extend(passed),
+            _ => drop(attack.reach(passed)),
+        }
+        if rng.chance(0.2) && !late.is_empty() {
+            let at = rng.below(late.len());
+            let passed = late.swap_remove(at);
+            attack.reach(Some(passed));
+        }
+        if rng.chance(0.5) {
+            attack.answers();
+        }
+        let made = attack.victim.announcements();
+        assert!(made.is_empty(), "seed {seed}: {made:?} in {:?}", attack.victim.lines());
+    }
+}
+
+#[test]
+fn no_attack_makes_a_server_execute_an_announcement_that_was_not_judged() {
+    for seed in 0..rounds() {
+        random_attack(seed);
+    }
+}
+
+fn rounds() -> u64 {
+    std::env::var("FTP_ALG_DIALOGUES").ok().and_then(|number| number.parse().ok()).unwrap_or(5_000)
+}
+
+#[test]
+fn a_pipeline_with_a_gap_is_read_in_the_order_of_its_numbers() {
+    let t = Nat::Masquerade.translation(false);
+    let (port, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
+    for prefers in ALL {
+        let mut attack = Attack::new(prefers);
+        let behind = port.len() as i32;
+        // The first is lost before the gateway.
+        attack.says(behind, b"TYPE I\r\n");
+        attack.says(behind + 8, b"LIST\r\n");
+        assert_eq!(attack.victim.ack(), attack.client);
+        assert!(attack.says(0, port.as_bytes()));
+        // Sent again with what follows.
+        assert!(attack.says(0, format!("{port}TYPE I\r\nLIST\r\n").as_bytes()));
+        attack.answers();
+        assert_eq!(attack.victim.lines(), [seen.trim(), "TYPE I", "LIST"]);
+        assert_eq!(attack.sim.kernel.opened.len(), 1);
+    }
+}
+
+#[test]
+fn a_forged_syn_ack_has_every_packet_queued_and_judged() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
+    attack.sim.forge(Server, &forged);
+    assert_eq!(attack.sim.kernel.attention, Some(Attention::Watched));
+    let before = attack.sim.engine().counters().packets;
+    attack.says(0, b"NOOP\r\n");
+    attack.says(6, BOUNCE.as_bytes());
+    attack.answers();
+    assert!(attack.sim.engine().counters().packets >= before + 3);
+    assert_eq!(attack.victim.announcements(), [""; 0]);
+}
+
+/// What a server echoes of a client's text, cut by a small MSS so that a segment begins as a reply.
+#[test]
+fn text_that_is_reflected_opens_nothing() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.says(0, b"PASV\r\n");
+    for part in ["550 no such file: ", "227 =203,0,113,9,9,9\r\n"] {
+        let reply = attack.segment(Server, attack.server, part.as_bytes());
+        assert!(attack.sim.forge(Server, &reply).is_some());
+        attack.server += part.len() as u32;
+    }
+    assert_eq!(attack.sim.kernel.opened, []);
+    // The rest of a line is read as what it is.
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.says(0, b"PASV\r\n");
+    for part in ["550 no ", "226 x\r\n"] {
+        let reply = attack.segment(Server, attack.server, part.as_bytes());
+        attack.sim.forge(Server, &reply);
+        attack.server += part.len() as u32;
+    }
+    attack.replies("227 =203,0,113,9,9,9\r\n");
+    assert_eq!(attack.sim.kernel.opened, [], "it answers nothing");
+}
+
+/// A line that was read is lost behind the gateway, and others may have passed unread since.
+#[test]
+fn a_server_that_lacks_what_was_read_is_asked_by_a_number_that_it_answers() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    assert!(attack.send(0, b"NOOP\r\n").is_some());
+    attack.sim.engine().lapse();
+    let both = b"NOOP\r\nSITE x\r\n";
+    let asks = attack.send(0, both).unwrap();
+    assert!(asks.payload.is_empty());
+    let past = asks.seq.wrapping_sub(attack.victim.ack()).cast_signed();
+    assert!(past < 0, "{past} past what the server has, it is not answered");
+    attack.answers();
+    assert!(attack.says(0, both));
+    assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);
+}
