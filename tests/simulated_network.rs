@@ -128,7 +128,8 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
     }
     let pipelines = rng.chance(0.5);
     let mut filled = 0;
-    for _ in 0..1 + rng.below(7) {
+    let most = if rng.chance(0.1) { 25 } else { 7 };
+    for _ in 0..1 + rng.below(most) {
         let (line, heard) = command(rng, t.client, t.client_external);
         said += &line;
         expected.push((line, heard));
