@@ -226,7 +226,7 @@ impl Session {
         numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.unacknowledged.len() as u32
     }
 
-    /// How much memory is taken by what is not acknowledged, not complete, or ahead of what precedes it; besides the
+    /// How much memory is taken by what is not acknowledged, not complete; besides the
     /// session's own size.
     #[inline]
     pub fn heap(&self) -> usize {
