@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::session::Side::{self, Client, Server};
+use ftp_alg_core::{
+    policy::Policy,
+    session::Side::{self, Client, Server},
+};
 use support::{
     Rng,
     attacker::attack,
@@ -215,6 +218,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
     Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.4),
+        policy: Policy { fits_ports: rng.chance(0.5), ..Policy::default() },
         client: settings(rng),
         server: settings(rng),
         link: Link {

@@ -68,8 +68,7 @@ pub(super) fn start(
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
     queues.iter_mut().try_for_each(Queue::take_joined)?;
-    let mut engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
-    engine.sessions.fit_ports();
+    let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.beside()).collect();
     let kept = StateDir::new(state_dir)
         .and_then(|state| state.open(&numbers, &mut engines).map(|journals| (state, journals)));

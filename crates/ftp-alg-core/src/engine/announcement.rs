@@ -233,7 +233,7 @@ impl Connection<'_> {
         let Plan { pinhole, named, healed } = plan;
         let (kind, ip) = (announced.kind, self.endpoint(announced).map(|endpoint| endpoint.ip()));
         // A server's port may be the only one that leads to it, and a connection may be adjusted already.
-        let is_free = self.pinholes.fits_ports && kind.is_active() && Some(named) != ip;
+        let is_free = self.policy.fits_ports && kind.is_active() && Some(named) != ip;
         let read = announced.parsed.as_ref().ok().filter(|_| is_free);
         let room = read.and_then(|read| read.room_for_port(named));
         let Some(control) = self.control.translation() else {

@@ -121,8 +121,6 @@ pub struct PinholeTable {
     places: Places,
     /// How many there may be.
     capacity: usize,
-    /// Whether a client's external port is chosen so that its announcement stays as long as it is.
-    pub(super) fits_ports: bool,
     deadlines: VecDeque<Deadline>,
     /// Closed here, still to be closed in the kernel.
     closing: Vec<Held>,
@@ -136,7 +134,6 @@ impl Default for PinholeTable {
         Self {
             places: Places::default(),
             capacity: usize::from(u16::MAX),
-            fits_ports: false,
             deadlines: VecDeque::new(),
             closing: Vec::new(),
             spent: Vec::new(),
@@ -148,9 +145,7 @@ impl Default for PinholeTable {
 impl PinholeTable {
     /// An empty table for an engine beside this one's.
     pub fn beside(&self) -> Self {
-        let Self { places, capacity, fits_ports, .. } = self;
-        let (capacity, fits_ports) = (*capacity, *fits_ports);
-        Self { places: places.clone(), capacity, fits_ports, ..Self::default() }
+        Self { places: self.places.clone(), capacity: self.capacity, ..Self::default() }
     }
 
     /// Reserves an external port for `wanted`, another one if the announced one is taken, or if that is not written

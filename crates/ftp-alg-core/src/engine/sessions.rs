@@ -73,11 +73,6 @@ impl Sessions {
         self.pinholes.set_capacity(capacity);
     }
 
-    /// From now on a client's external port is one with which its announcement stays as long as it is, where there is one.
-    pub fn fit_ports(&mut self) {
-        self.pinholes.fits_ports = true;
-    }
-
     /// From now on `policy` holds. What is open stays open, and what is followed is followed.
     pub fn set_policy(&mut self, policy: Policy) {
         if !policy.tells_networks_as(&self.policy) {

@@ -226,8 +226,7 @@ impl Session {
         numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.unacknowledged.len() as u32
     }
 
-    /// How much memory is taken by what is not acknowledged, not complete; besides the
-    /// session's own size.
+    /// How much memory is taken by what is not acknowledged or not complete, besides the session's own size.
     #[inline]
     pub fn heap(&self) -> usize {
         self.client.heap() + self.server.heap() + self.unacknowledged.heap()
