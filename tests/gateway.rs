@@ -78,7 +78,7 @@ fn the_table_replaces_itself_and_leaves_nothing() {
         let once = list();
         let table = Table::install(&parameters).unwrap();
         assert_eq!(list(), once);
-        assert!(once.contains("{ 21, 2121 } goto control"), "{once}");
+        assert!(once.contains("ct reply proto-src 2121 goto control"), "{once}");
         table.remove().unwrap();
     });
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);

@@ -27,13 +27,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
     for line in lines_for(parameters.backend()) {
         let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
         match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
-            "define control_ports" => {
-                let ports: Vec<_> =
-                    parameters.control_ports().iter().map(ToString::to_string).collect();
-                match &ports[..] {
-                    [port] => value("= 21 ", &format!("= {port} ")),
-                    _ => value("= 21 ", &format!("= {{ {} }} ", ports.join(", "))),
-                }
+            _ if line.contains(" 21 ") => {
+                let ports = parameters.control_ports();
+                ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
             "define queues" => value("2100", &queues(parameters, '-')),
             "define data" => value("0x40000000", &mark(parameters.data())),
@@ -178,7 +174,8 @@ mod tests {
     fn other_values_are_put_in() {
         let text = render(&others());
         for line in [
-            "define control_ports = { 21, 2121 } ",
+            "ct reply proto-src 21 goto control",
+            "ct original proto-dst 2121 goto control",
             "define queues = 7-10 ",
             "define data = 0x00000010 ",
             "define every = 0x40000000 ",
