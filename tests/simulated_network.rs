@@ -237,7 +237,6 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         is_patient: seed % 2 == 1,
         queueing: queueing(&mut Rng::new(seed ^ 7)),
         seed,
-        ..Scenario::default()
     }
 }
 
