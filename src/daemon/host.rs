@@ -6,8 +6,12 @@ use ftp_alg_core::engine::{
     DropReason, Effects, Engine, Event, Host, Released, Verdict, carry_out,
 };
 
-use super::{mail::Mail, shard::lock, shared::Shared};
-use crate::gateway::{Decision, LinuxKernel, RuleParameters, Verdicts};
+use super::{
+    mail::{Mail, give},
+    shard::lock,
+    shared::Shared,
+};
+use crate::gateway::{LinuxKernel, RuleParameters, Verdicts};
 
 /// A thread that works on engines.
 pub(super) struct Hands<'a> {
@@ -96,16 +100,9 @@ impl Host for Hands<'_> {
 impl OwnQueue<'_> {
     fn give(&mut self, released: &Released, replacements: &[u8], shared: &Shared) {
         let Released { token, verdict, .. } = released;
-        let decision = match verdict {
-            Verdict::Accept => Decision::Accept,
-            Verdict::Drop(reason) => {
-                self.stale += u64::from(*reason == DropReason::Stale);
-                Decision::Drop
-            }
-            Verdict::Replace(_) => Decision::Replace(verdict.replacement(replacements)),
-        };
-        let mark = self.parameters.mark_behind(token.mark);
-        if let Err(error) = self.verdicts.verdict_with(token.id, decision, mark) {
+        self.stale += u64::from(*verdict == Verdict::Drop(DropReason::Stale));
+        let (verdicts, replacement) = (&mut self.verdicts, verdict.replacement(replacements));
+        if let Err(error) = give(verdicts, self.parameters, *token, verdict, replacement) {
             shared.fail(&error);
         }
         if self.verdicts.is_full()

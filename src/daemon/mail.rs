@@ -11,6 +11,22 @@ use ftp_alg_core::engine::{Released, Token, Verdict};
 use super::shard::lock;
 use crate::gateway::{Decision, GatewayError, RuleParameters, Verdicts, Waker};
 
+/// Gives the verdict on the packet of `token`; if it is replaced, `replacement` goes on. It takes effect when `verdicts` are flushed.
+pub(super) fn give(
+    verdicts: &mut Verdicts<'_>,
+    parameters: &RuleParameters,
+    token: Token,
+    verdict: &Verdict,
+    replacement: &[u8],
+) -> Result<(), GatewayError> {
+    let decision = match verdict {
+        Verdict::Accept => Decision::Accept,
+        Verdict::Drop(_) => Decision::Drop,
+        Verdict::Replace(_) => Decision::Replace(replacement),
+    };
+    verdicts.verdict_with(token.id, decision, parameters.mark_behind(token.mark))
+}
+
 /// A verdict.
 #[derive(Debug)]
 pub(super) struct Mail {
@@ -72,12 +88,7 @@ impl Mailbox {
         }
         let mail = std::mem::take(&mut lock(&self.content).mail);
         for Mail { token, verdict, replacement } in mail {
-            let decision = match verdict {
-                Verdict::Accept => Decision::Accept,
-                Verdict::Drop(_) => Decision::Drop,
-                Verdict::Replace(_) => Decision::Replace(&replacement),
-            };
-            verdicts.verdict_with(token.id, decision, parameters.mark_behind(token.mark))?;
+            give(&mut verdicts, parameters, token, &verdict, &replacement)?;
         }
         verdicts.flush()
     }

@@ -2,8 +2,9 @@
 //!
 //! Each engine has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
 //! length and checksum, appended before the verdicts that they belong to, and written anew when most of
-//! them are superseded. A daemon with more workers or fewer goes on with them, too. `table.json` says which rules are loaded, `backend` what holds the pinholes. All hold for one boot of
-//! one network namespace; what is of another, or damaged, is put aside, and nothing of it is believed.
+//! them are superseded. A daemon with more workers or fewer goes on with them, too. `table.json` says which
+//! rules are loaded, `backend` what holds the pinholes. All hold for one boot of one network namespace; what is of
+//! another, or damaged, is put aside, and nothing of it is believed.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -196,14 +196,18 @@ fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
     journal.rewrite(&mut gateway.engine).unwrap();
 }
 
+/// As [`kept`], with a hundred sessions.
+fn hundred_kept() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
+    let (directory, state, mut gateway, mut journal) = kept();
+    (1000..1100).for_each(|port| begin(&mut gateway, port));
+    journal.keep(&mut gateway).unwrap();
+    (directory, state, gateway, journal)
+}
+
 /// One, two and four workers after each other, and other queues: every session is known, in its home, and numbered on.
 #[test]
 fn a_daemon_with_more_workers_or_fewer_goes_on_with_all() {
-    let (directory, state, mut gateway, mut journal) = kept();
-    for port in 1000..1100 {
-        begin(&mut gateway, port);
-    }
-    journal.keep(&mut gateway).unwrap();
+    let (directory, state, ..) = hundred_kept();
     for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
         let first = engine();
         let mut engines: Vec<_> = queues.iter().map(|_| first.beside()).collect();
@@ -230,11 +234,7 @@ fn a_daemon_with_more_workers_or_fewer_goes_on_with_all() {
 /// A start that ends before each journal has its part: what all had is believed, and nothing else.
 #[test]
 fn a_start_that_did_not_come_to_its_end_loses_nothing() {
-    let (directory, state, mut gateway, mut journal) = kept();
-    for port in 1000..1100 {
-        begin(&mut gateway, port);
-    }
-    journal.keep(&mut gateway).unwrap();
+    let (directory, state, gateway, journal) = hundred_kept();
     let all = fs::read(journal.path()).unwrap();
     let mut engines = [gateway.engine.beside(), gateway.engine.beside()];
     drop(state.open(&[7, 8], &mut engines).unwrap());

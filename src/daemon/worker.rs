@@ -94,7 +94,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Decides about the packets that were read. If they are `late`, others of their connections may have passed unread. Returns how many of those were dropped for that.
+    /// Decides about the packets that were read. If they are `late`, others of their connections may have passed
+    /// unread. Returns how many of those were dropped for that.
     fn batch(&mut self, now: Instant, late: bool) -> u64 {
         let Self { queue, homes, own, kernel, parameters, shared, shards, effects } = self;
         let (packets, verdicts) = queue.batch();
@@ -125,7 +126,8 @@ impl Worker {
 
     /// Decides about the packets that wait after the sign of life has lapsed, so that others of their connections may have
     /// passed by. Those of adjusted connections never do. What says nothing goes on as well, and what a client says waits
-    /// until its server has said what it has. All else is dropped: TCP sends what is still missing again. Until progress is noted, no sign of life is given, and nothing else is queued; so there are at
+    /// until its server has said what it has. All else is dropped: TCP sends what is still missing again. Until progress is
+    /// noted, no sign of life is given, and nothing else is queued; so there are at
     /// most as many as the queue has room for.
     #[cold]
     fn clear(&mut self) -> Result<(), GatewayError> {
