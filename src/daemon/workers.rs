@@ -66,8 +66,7 @@ pub(super) fn start(
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
-    let mut queues = numbers.iter().copied().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
-    queues.iter_mut().try_for_each(Queue::take_joined)?;
+    let queues = numbers.iter().copied().map(Queue::open_joined).collect::<Result<Vec<_>, _>>()?;
     let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.beside()).collect();
     let kept = StateDir::new(state_dir)

@@ -1,7 +1,12 @@
 //! Runs of accepts against the real kernel: what is not accepted in between, or decided later, keeps its own
 //! verdict.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::UdpSocket,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use ftp_alg::gateway::{Decision, Queue, QueueCounts};
 
@@ -79,5 +84,36 @@ fn a_run_of_accepts_covers_no_other_packet() {
         queue.flush().unwrap();
         queue.receive().unwrap();
         assert_eq!(queue.counts(), QueueCounts { refused: 1, ..QueueCounts::default() });
+    });
+}
+
+/// One that nobody reads would pass with the next run of accepts. The kernel counts from 1.
+#[test]
+fn what_comes_while_a_queue_is_opened_is_read() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    lab.gateway_sh("iptables -I OUTPUT -p udp --dport 7 -j NFQUEUE --queue-num 2100");
+    lab.on_gateway(|| {
+        let is_over = AtomicBool::new(false);
+        let send = || {
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = sender.send_to(b"x", "127.0.0.1:7"); // EPERM where there is no queue
+                thread::sleep(Duration::from_micros(5));
+            }
+        };
+        let first_read = |_| {
+            let mut queue = Queue::open_joined(2100).unwrap();
+            queue.set_patience(Duration::from_secs(5)).unwrap();
+            queue.wait().unwrap();
+            queue.packet(0).map(|packet| packet.id)
+        };
+        let first: Vec<_> = thread::scope(|scope| {
+            scope.spawn(send);
+            let first = (0..100).map(first_read).collect();
+            is_over.store(true, Ordering::Relaxed);
+            first
+        });
+        assert_eq!(first, [Some(1); 100]);
     });
 }

@@ -120,11 +120,14 @@ impl Host {
         self.finish(command, rules.as_bytes(), LIMIT)?.success().map(drop)
     }
 
-    /// The whole ruleset, without counters and timers, and without the daemon's sign of life, as text to compare.
+    /// The whole ruleset, without counters and timers, without the daemon's sign of life, and without the name of a table's
+    /// owner, which `nft` does not always find, as text to compare.
     pub fn ruleset(&self) -> Result<String> {
         let listed = self.run("nft", &["--stateless", "list", "ruleset"])?.text();
         let is_timer = |line: &&str| line.trim_start().starts_with("elements = { tcp timeout ");
-        Ok(listed.lines().filter(|line| !is_timer(line)).map(|line| format!("{line}\n")).collect())
+        let lines = listed.lines().filter(|line| !is_timer(line));
+        let without_owner = lines.map(|line| line.split(" # progname ").next().unwrap_or(line));
+        Ok(without_owner.map(|line| format!("{line}\n")).collect())
     }
 
     /// Whether something listens on `port`.

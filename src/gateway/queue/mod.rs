@@ -56,7 +56,7 @@ pub struct Packet<'a> {
     pub indev: u32,
     /// Interface that it goes out on; 0 if it ends here.
     pub outdev: u32,
-    /// What is left to do of it, with [`Queue::take_joined`].
+    /// What is left to do of it, with [`Queue::open_joined`].
     pub offload: Offload,
 }
 
@@ -111,6 +111,17 @@ pub struct Queue {
 impl Queue {
     /// Becomes the reader of queue `number`.
     pub fn open(number: u16) -> Result<Self, GatewayError> {
+        Self::open_with(number, false)
+    }
+
+    /// The same; packets come as the kernel handles them: several segments as one, without a checksum. It parts and
+    /// sums them when they go on, changed ones too (nfqnl_mangle() leaves their segment's length, and
+    /// tcp_gso_segment() sums what is not marked as partly summed).
+    pub fn open_joined(number: u16) -> Result<Self, GatewayError> {
+        Self::open_with(number, true)
+    }
+
+    fn open_with(number: u16, is_joined: bool) -> Result<Self, GatewayError> {
         let opening = || format!("queue {number}");
         let mut socket = Socket::open().map_err(|e| GatewayError::system(opening(), e))?;
         configure(&mut socket, number, |message| {
@@ -118,17 +129,12 @@ impl Queue {
         })
         .map_err(|error| refused(number, error))?;
         configure(&mut socket, number, |message| {
-            // struct nfqnl_msg_config_params: copy range (big-endian), mode.
-            let mut parameters = [0; 5];
-            if let Some((range, mode)) = parameters.split_first_chunk_mut() {
-                *range = 0xffff_u32.to_be_bytes();
-                mode.fill(libc::NFQNL_COPY_PACKET as u8);
-            }
-            message
-                .put(libc::NFQA_CFG_PARAMS as u16, &parameters)
-                .put(libc::NFQA_CFG_QUEUE_MAXLEN as u16, &MAXIMUM_WAITING.to_be_bytes());
+            message.put(libc::NFQA_CFG_QUEUE_MAXLEN as u16, &MAXIMUM_WAITING.to_be_bytes());
             // No fail-open: a packet that passed a full queue unseen would tear the stream of its
             // connection, while TCP repeats one that was dropped.
+            if is_joined {
+                joined(message, true);
+            }
         })
         .map_err(|e| GatewayError::system(opening(), e))?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
@@ -138,6 +144,7 @@ impl Queue {
         socket
             .set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)
             .map_err(|e| GatewayError::system(opening(), e))?;
+        start(&socket, number).map_err(|e| GatewayError::system(opening(), e))?;
         let statistics = File::open(STATISTICS);
         if let Err(error) = &statistics {
             tracing::info!(
@@ -150,7 +157,7 @@ impl Queue {
             receiver: Receiver::new(SLOT),
             found: Vec::with_capacity(BATCH),
             pending: Pending::new(number),
-            is_joined: false,
+            is_joined,
             counts: QueueCounts::default(),
             statistics: statistics.ok(),
             last: 0,
@@ -166,17 +173,6 @@ impl Queue {
     /// readable by [`Queue::packet`] until the next call.
     pub fn receive(&mut self) -> Result<usize, GatewayError> {
         self.read(libc::MSG_DONTWAIT)
-    }
-
-    /// Has packets come as the kernel handles them: several segments as one, without a checksum. It parts and
-    /// sums them when they go on, changed ones too (nfqnl_mangle() leaves their segment's length, and
-    /// tcp_gso_segment() sums what is not marked as partly summed).
-    pub fn take_joined(&mut self) -> Result<(), GatewayError> {
-        let number = self.number;
-        configure(&mut self.socket, number, |message| joined(message, true))
-            .map_err(|e| GatewayError::system(format!("queue {number}"), e))?;
-        self.is_joined = true;
-        Ok(())
     }
 
     /// How long [`Queue::wait`] waits.
@@ -264,7 +260,7 @@ impl Queue {
         Ok(self.found.len())
     }
 
-    /// Ends what [`Queue::take_joined`] began, between packets.
+    /// Ends what [`Queue::open_joined`] began, between packets.
     fn part(&mut self) -> Result<(), GatewayError> {
         self.is_joined = false;
         let number = self.number;
@@ -359,6 +355,21 @@ fn configuration(number: u16, flags: u16, sequence: u32) -> Start {
         family: libc::AF_UNSPEC as u8,
         resource: number,
     }
+}
+
+/// Has the kernel hand out packets, which it drops until then. Without an answer: whoever waited for one would read packets
+/// before it, and all that is read here must be decided.
+fn start(socket: &Socket, number: u16) -> io::Result<()> {
+    // struct nfqnl_msg_config_params: copy range (big-endian), mode.
+    let mut parameters = [0; 5];
+    if let Some((range, mode)) = parameters.split_first_chunk_mut() {
+        *range = 0xffff_u32.to_be_bytes();
+        mode.fill(libc::NFQNL_COPY_PACKET as u8);
+    }
+    let mut request = Vec::new();
+    Writer::new(&mut request, configuration(number, 0, 0))
+        .put(libc::NFQA_CFG_PARAMS as u16, &parameters);
+    socket.send(&request)
 }
 
 /// Sends one configuration message and waits for the kernel's answer.
