@@ -35,7 +35,9 @@ impl Nat {
                 "[2001:db8::2]:2121",
             ]
         } else {
-            ["192.168.150.80:1035", "198.51.100.1:40035", "203.0.113.9:21", "198.51.100.2:2121"]
+            // Longer than the server's own, and shorter.
+            let published = if self == Self::Both { "192.0.2.2:2121" } else { "198.51.100.2:2121" };
+            ["192.168.150.80:1035", "198.51.100.1:40035", "203.0.113.9:21", published]
         }
         .map(|text| text.parse().unwrap());
         Translation {
