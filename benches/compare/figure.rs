@@ -8,6 +8,8 @@ pub enum Figure {
     /// Transfers of a small file, by so many clients at a time; announced in one way, or in those that were chosen, in
     /// turn.
     Cycles(usize, Option<Verb>),
+    /// Transfers as with PASV, from a server that is published by destination NAT, so that each 227 is rewritten.
+    Published(usize),
     /// Whole sessions with one such transfer: connection, login, transfer, `QUIT`.
     Sessions(usize, Option<Verb>),
     /// Commands and replies through the queue, without data connections.
@@ -33,6 +35,7 @@ impl Figure {
     pub fn title(self) -> String {
         match self {
             Self::Cycles(clients, verb) => format!("{} cycles/s, {}", kind(verb), counted(clients)),
+            Self::Published(clients) => format!("PASV cycles/s, DNAT, {}", counted(clients)),
             Self::Sessions(clients, verb) => {
                 format!("{} sessions/s, {}", kind(verb), counted(clients))
             }
@@ -60,6 +63,7 @@ impl Figure {
                 *contestant != Contestant::NoHelper
             }
             Self::Cycles(..) | Self::Sessions(..) => *contestant != Contestant::Firewall,
+            Self::Published(_) => named(&["helper"]),
             Self::Forward(_) => named(&["helper", "firewall"]),
             Self::Packets | Self::Control => named(&["loop", "none"]),
             Self::Bulk => named(&["helper", "none"]),
@@ -73,6 +77,7 @@ impl Figure {
                 Goal { with: &["helper"], least: 0.88 },
                 Goal { with: &["suse", "proftpd"], least: 5.0 },
             ],
+            Self::Published(_) => &[Goal { with: &["helper"], least: 0.9 }],
             Self::Forward(_) => &[], // of what it takes beyond the firewall
             Self::Packets => &[Goal { with: &["loop"], least: 2.0 }],
             Self::Bulk => &[Goal { with: &["none"], least: 0.99 }],

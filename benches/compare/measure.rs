@@ -40,6 +40,9 @@ pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Re
             Figure::Sessions(clients, verb) => {
                 cycles(options, contestant, &stage, (clients, true), verbs(verb))
             }
+            Figure::Published(clients) => {
+                cycles(options, contestant, &stage, (clients, false), vec![Verb::Pasv])
+            }
             Figure::Packets => packets(options, &stage),
             Figure::Forward(traffic) => forward(options, &stage, traffic),
             Figure::Bulk => transfer(options, &stage, false),

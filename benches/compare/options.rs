@@ -13,7 +13,7 @@ use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb
 /// How to use it; printed for a word that means nothing.
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
-  figures      cycles sessions packets forward bulk control
+  figures      cycles published sessions packets forward bulk control
   contestants  ours one-worker other helper loop suse hurried proftpd firewall none
   verbs        pasv port epsv eprt; those chosen take turns (unless chosen: either of the first two by itself)
   clients      how many at a time, as in: 1 8
@@ -80,9 +80,8 @@ impl Options {
                 continue;
             }
             match word.as_str() {
-                "cycles" | "sessions" | "packets" | "forward" | "bulk" | "control" => {
-                    figures.push(word.as_str())
-                }
+                "cycles" | "published" | "sessions" | "packets" | "forward" | "bulk"
+                | "control" => figures.push(word.as_str()),
                 "pasv" => options.verbs.push(Verb::Pasv),
                 "port" => options.verbs.push(Verb::Port),
                 "epsv" => options.verbs.push(Verb::Epsv),
@@ -118,7 +117,8 @@ impl Options {
             clients = vec![1, 8];
         }
         if figures.is_empty() {
-            figures = vec!["cycles", "sessions", "packets", "forward", "bulk", "control"];
+            figures =
+                vec!["cycles", "published", "sessions", "packets", "forward", "bulk", "control"];
         }
         for figure in figures {
             match figure {
@@ -126,6 +126,9 @@ impl Options {
                 "forward" => options.figures.extend(Traffic::ALL.map(Figure::Forward)),
                 "bulk" => options.figures.push(Figure::Bulk),
                 "control" => options.figures.push(Figure::Control),
+                "published" => {
+                    options.figures.extend(clients.iter().copied().map(Figure::Published))
+                }
                 _ => options.figures.extend(announced.iter().flat_map(|verb| {
                     clients.iter().map(move |count| match figure {
                         "sessions" => Figure::Sessions(*count, *verb),

@@ -80,7 +80,11 @@ impl Stage {
     pub fn set(contestant: &Contestant, figure: Figure, pin: Pin) -> Result<Self> {
         // What locally created traffic and real interfaces have: checksums and segmentation are
         // left to the last moment.
-        let lab = Lab::build(Spec { offloads: true, ..Spec::new(Topology::Masquerade) })?;
+        let topology = match figure {
+            Figure::Published(_) => Topology::PublishedServer,
+            _ => Topology::Masquerade,
+        };
+        let lab = Lab::build(Spec { offloads: true, ..Spec::new(topology) })?;
         for host in [&lab.client, &lab.server, &lab.gateway] {
             host.shell(ENDS)?;
         }
@@ -90,7 +94,7 @@ impl Stage {
              for file in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 > $file; done'",
             lab.switches()
         ))?;
-        let target = SocketAddr::new(lab.server.address(Family::V4), 21);
+        let target = SocketAddr::new(lab.dialled(Family::V4), 21);
         let serve = pin.traffic(lab.server.command(pin.program()), &["serve", "21"]);
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
