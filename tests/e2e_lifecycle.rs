@@ -120,7 +120,9 @@ fn unadjusted_connections_pass_while_the_daemon_is_down() {
         let host = gateway.lab.dialled(Family::V4).to_string();
         let mut steps = login();
         steps.extend([json!({"gate": ""}), say("NOOP"), reply(), say("QUIT"), reply()]);
-        let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
+        // What is said waits for the daemon for 5 s, and then until it is sent again.
+        let plan = json!({"host": host, "timeout": 20, "steps": steps});
+        let client = gated_client(&gateway.lab.client, plan);
         if kill {
             gateway.daemon.kill();
         } else {

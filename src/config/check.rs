@@ -452,8 +452,7 @@ impl Checker<'_> {
     }
 }
 
-const FANOUTS: [(&str, Option<Fanout>); 2] =
-    [("connection", Some(Fanout::Connection)), ("cpu", Some(Fanout::Cpu))];
+const FANOUTS: [(&str, Fanout); 2] = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
 const BACKENDS: [(&str, Option<Backend>); 3] = [
     ("auto", None),
     ("nftables", Some(Backend::Nftables)),

@@ -67,8 +67,8 @@ pub struct Queue {
     pub number: u16,
     /// How many there are, one worker each; `None` is one for each processor.
     pub workers: Option<u16>,
-    /// How packets are spread over them; `None` is [`Fanout::Cpu`] where there is one for each processor.
-    pub fanout: Option<Fanout>,
+    /// How packets are spread over them.
+    pub fanout: Fanout,
 }
 
 /// How packets are spread over several queues.
@@ -92,12 +92,6 @@ impl Queue {
             let most = MAX_WORKERS.min(u16::MAX - self.number);
             u16::try_from(processors).map_or(most, |processors| processors.min(most)).max(1)
         })
-    }
-
-    /// How packets are spread over them.
-    pub fn fanout(&self) -> Fanout {
-        let default = if self.workers.is_none() { Fanout::Cpu } else { Fanout::Connection };
-        self.fanout.unwrap_or(default)
     }
 
     /// The numbers of all queues.
@@ -185,7 +179,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: None, fanout: None },
+            queue: Queue { number: 2100, workers: None, fanout: Fanout::Connection },
             pinhole: Pinhole {
                 backend: None,
                 timeout: policy.pinhole_lifetime,

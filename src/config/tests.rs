@@ -33,6 +33,7 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         [queue]
         number = 2100
         workers = "auto"
+        fanout = "connection"
         [pinhole]
         backend = "auto"
         timeout = "30s"

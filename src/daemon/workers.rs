@@ -166,7 +166,7 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
     )
     .map(|parameters| {
         parameters
-            .by_processor(queue.fanout() == config::Fanout::Cpu)
+            .by_processor(queue.fanout == config::Fanout::Cpu)
             .with_backend(pinhole.backend.unwrap_or_default())
     })
 }

@@ -39,6 +39,8 @@ TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
 RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
+# Where nothing else is said, as much longer as all of the lab waits on an emulated machine.
+TIMEOUT = plan.get("timeout", 8 * int(os.environ.get("FTP_ALG_LAB_PATIENCE", "1")))
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
 listeners = {}
 for port in plan.get("listen", []):
@@ -46,7 +48,7 @@ for port in plan.get("listen", []):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((plan.get("source") or ("::" if family == socket.AF_INET6 else "0.0.0.0"), port))
     listener.listen(5)
-    listener.settimeout(plan.get("timeout", 8))
+    listener.settimeout(TIMEOUT)
     listeners[port] = listener
 
 source = (plan["source"], 0) if plan.get("source") else None
@@ -54,8 +56,8 @@ source = (plan["source"], 0) if plan.get("source") else None
 
 def dial():
     global control, pending
-    control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), 8, source), b""
-    control.settimeout(plan.get("timeout", 8))
+    control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), TIMEOUT, source), b""
+    control.settimeout(TIMEOUT)
     control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
     if plan.get("buffer"):
         control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, plan["buffer"])
@@ -106,7 +108,7 @@ def send_and_read(text):
     global pending
     rest = memoryview(text)
     while rest:
-        readable, writable, _ = select.select([control], [control], [], plan.get("timeout", 8))
+        readable, writable, _ = select.select([control], [control], [], TIMEOUT)
         if not readable and not writable:
             raise TimeoutError("nothing can be sent")
         if readable:
@@ -191,14 +193,14 @@ def run(step):
         return [reply() for _ in range(step.get("count", 1))][-1]
     if "accept" in step:
         data, peer = listeners[step["accept"]].accept()
-        data.settimeout(8)
+        data.settimeout(TIMEOUT)
         if "write" in step:
             data.sendall(step["write"].encode("latin-1"))
             data.close()
             return peer[0]
         return drain(data)
     if "dial" in step:
-        waiting = socket.create_connection(announced, plan.get("timeout", 8))
+        waiting = socket.create_connection(announced, TIMEOUT)
         return "" if step.get("later") else drain(waiting)
     if "drain" in step:
         return drain(waiting)
