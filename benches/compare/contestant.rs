@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contestant {
-    /// `ftp-alg`: `ours`, `one-worker`, or another build, `other`.
+    /// `ftp-alg`: `ours`, `one-worker`, `flowtable`, or another build, `other`.
     Daemon {
         /// Which of them.
         name: &'static str,
@@ -36,6 +36,8 @@ pub enum Contestant {
 impl Contestant {
     /// The name of `ftp-alg` with one worker.
     pub const ONE_WORKER: &str = "one-worker";
+    /// The name of `ftp-alg` beside its recipe for flowtables.
+    pub const FLOWTABLE: &str = "flowtable";
 
     /// Its name in the table and on the command line.
     pub fn name(&self) -> &'static str {
@@ -55,6 +57,7 @@ impl Contestant {
     pub fn title(&self) -> &'static str {
         match self {
             Self::Daemon { name: Self::ONE_WORKER, .. } => "ours, one worker",
+            Self::Daemon { name: Self::FLOWTABLE, .. } => "ours, flowtable",
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "kernel helper",
             Self::AcceptLoop => "C loop",

@@ -53,6 +53,9 @@ impl Figure {
 
     /// Whether it says something of `contestant`.
     pub fn is_for(self, contestant: &Contestant) -> bool {
+        if contestant.name() == Contestant::FLOWTABLE {
+            return self == Self::Bulk;
+        }
         // One connection, or one core, shows nothing of several workers.
         let ours = matches!(contestant, Contestant::Daemon { name, .. }
             if *name != Contestant::ONE_WORKER);

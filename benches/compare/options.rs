@@ -14,7 +14,7 @@ use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb
 pub const USAGE: &str = "\
 words choose; without any of a kind, all of it is measured
   figures      cycles published sessions packets forward bulk control
-  contestants  ours one-worker other helper loop suse hurried proftpd firewall none
+  contestants  ours one-worker flowtable other helper loop suse hurried proftpd firewall none; flowtable only if named
   verbs        pasv port epsv eprt; those chosen take turns (unless chosen: either of the first two by itself)
   clients      how many at a time, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
@@ -103,6 +103,7 @@ impl Options {
         }
         if options.contestants.is_empty() {
             options.contestants = all;
+            options.contestants.retain(|one| one.name() != Contestant::FLOWTABLE); // not on every kernel
         }
         // A client has its transfers active or passive.
         let announced = match options.verbs[..] {
@@ -159,7 +160,8 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         Some(other) => vec![daemon("ours", ours, ""), daemon("other", other, &configuration)],
         None => vec![
             daemon("ours", ours.clone(), &configuration),
-            daemon(Contestant::ONE_WORKER, ours, "queue.workers = 1\n"),
+            daemon(Contestant::ONE_WORKER, ours.clone(), "queue.workers = 1\n"),
+            daemon(Contestant::FLOWTABLE, ours, ""),
         ],
     };
     all.extend([

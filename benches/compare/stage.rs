@@ -47,6 +47,9 @@ table inet gateway {
 }
 ";
 
+/// For data connections.
+const FLOWTABLE: &str = include_str!("../../rules/recipes/nftables-flowtable.nft");
+
 /// Settings of the ends, in their namespaces only.
 const ENDS: &str = "
 echo 10000 60999 > /proc/sys/net/ipv4/ip_local_port_range
@@ -117,7 +120,10 @@ impl Stage {
             gateway.nft(&admitted(&PORTS))?;
         }
         match contestant {
-            Contestant::Daemon { executable, configuration, .. } => {
+            Contestant::Daemon { name, executable, configuration } => {
+                if *name == Contestant::FLOWTABLE {
+                    gateway.nft(&FLOWTABLE.replace("lan0", "lan").replace("wan0", "wan"))?;
+                }
                 let daemon = Daemon::start(executable, gateway, configuration)?;
                 self.pin.gateway(daemon.id())?;
                 self.program = Some(daemon.id());

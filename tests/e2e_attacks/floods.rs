@@ -31,7 +31,7 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
     let server = lab.server.address(Family::V4).to_string();
     let sources = [lab.client2.address(Family::V4).to_string(), "192.168.150.82".to_owned()];
-    let arguments = [&server, "21", "100000", "20000", &sources[0], &sources[1]];
+    let arguments = [&server, "21", "100000", "8000", &sources[0], &sources[1]];
     let flood = lab.client2.script(Script::Flood, &arguments, Duration::from_secs(60)).unwrap();
     println!("flood: {} s", flood.success().unwrap().text().trim());
     scene.assert_transfer();

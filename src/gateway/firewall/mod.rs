@@ -12,10 +12,10 @@ mod model;
 mod nft;
 mod outlook;
 mod probe;
+mod reached;
 mod reader;
 mod remedy;
 mod sources;
-mod untracked;
 mod verdict;
 mod xtables;
 
@@ -186,16 +186,16 @@ impl Firewall {
         Claims::of(&self.rules)
     }
 
-    /// The rules that get in the way: those that assign the kernel's FTP helper, that hand
-    /// connections to a flowtable, that queue, that change bits of the ct mark that are ours, or
-    /// that take control connections out of connection tracking.
+    /// The rules that get in the way: those that assign the kernel's FTP helper, that queue, that
+    /// change bits of the ct mark that are ours, or that hand control connections to a flowtable or
+    /// take them out of connection tracking.
     pub fn concerns(&self, parameters: &RuleParameters) -> impl Iterator<Item = &Concern> {
         let ours = parameters.mask();
         let found = self.rules.concerns.iter().filter(move |concern| match concern.kind {
             ConcernKind::CtMark { bits } => bits & ours != 0,
             _ => true,
         });
-        found.chain(untracked::concerns(&self.rules, parameters))
+        found.chain(reached::concerns(&self.rules, parameters))
     }
 
     /// What becomes of packets with `sign` at `hook`.

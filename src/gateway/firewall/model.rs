@@ -255,8 +255,8 @@ pub(super) struct Rule {
     pub(super) action: Action,
     /// Where it sends connections to that were meant for here.
     pub(super) diversion: Option<Diversion>,
-    /// What to say of it if it takes packets out of connection tracking.
-    pub(super) notrack: Option<Box<Concern>>,
+    /// What to say of it if control packets may come to it.
+    pub(super) concern: Option<Box<Concern>>,
     /// As its owner wrote it.
     pub(super) text: String,
 }

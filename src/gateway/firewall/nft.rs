@@ -116,7 +116,7 @@ impl<'a> Reader<'a> {
             conditions: Vec::new(),
             action: Action::Continue,
             diversion: None,
-            notrack: None,
+            concern: None,
             text: written,
         };
         for statement in statements {
@@ -144,7 +144,9 @@ impl<'a> Reader<'a> {
                         }),
                     };
                     match kind {
-                        ConcernKind::Untracked => rule.notrack = Some(Box::new(concern)),
+                        ConcernKind::Untracked | ConcernKind::Offload => {
+                            rule.concern = Some(Box::new(concern));
+                        }
                         _ => self.concerns.push(concern),
                     }
                 }

@@ -121,6 +121,24 @@ fn a_flowtable_is_a_concern() {
 }
 
 #[test]
+fn a_flowtable_that_takes_no_control_connection_is_none() {
+    let port = |field: &str| {
+        format!(
+            r#"{{"match": {{"op": "!=", "left": {{"payload": {{"protocol": "tcp", "field": "{field}"}}}},
+            "right": 21}}}}"#
+        )
+    };
+    let ports = format!("{}, {}", port("sport"), port("dport"));
+    let recipe = r#"{"match": {"op": "==", "left": {"&": [{"ct": {"key": "mark"}}, 1342177280]},
+        "right": 1342177280}}"#;
+    for condition in [&ports, recipe] {
+        let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
+        let firewall = one_rule(&format!("{condition}, {flow}"));
+        assert_eq!(firewall.concerns(&RuleParameters::default()).count(), 0, "{condition}");
+    }
+}
+
+#[test]
 fn queueing_that_was_loaded_by_hand_is_a_concern_with_the_commands_that_end_it() {
     let printed = crate::gateway::rules::render_iptables(&RuleParameters::default());
     let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";

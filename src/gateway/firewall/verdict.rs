@@ -79,15 +79,15 @@ pub(super) fn judge(table: &Table, name: &str, base: Base, packet: &Packet<'_>) 
     Fate { passes, by, except }
 }
 
-/// The rules that `packet` may come to by base chain `name`, and that take it out of connection tracking.
-pub(super) fn untracking<'a>(
+/// What is to be said of the rules that `packet` may come to by base chain `name`.
+pub(super) fn concerns<'a>(
     table: &'a Table,
     name: &'a str,
     packet: &Packet<'_>,
 ) -> Vec<&'a Concern> {
     let mut walk = Walk::new(table, packet);
     walk.chain(name, 0);
-    walk.untracking
+    walk.concerns
 }
 
 /// What may come of a packet in a chain.
@@ -131,13 +131,13 @@ struct Walk<'a, 'p> {
     packet: &'p Packet<'p>,
     /// `None` while it is being walked: a loop, which no kernel has, leads nowhere.
     done: HashMap<&'a str, Option<Flow>>,
-    /// Of the rules that were met, those that do so.
-    untracking: Vec<&'a Concern>,
+    /// Of the rules that were met.
+    concerns: Vec<&'a Concern>,
 }
 
 impl<'a, 'p> Walk<'a, 'p> {
     fn new(table: &'a Table, packet: &'p Packet<'p>) -> Self {
-        Self { table, packet, done: HashMap::new(), untracking: Vec::new() }
+        Self { table, packet, done: HashMap::new(), concerns: Vec::new() }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> Flow {
@@ -162,7 +162,7 @@ impl<'a, 'p> Walk<'a, 'p> {
             if applies == Tri::No {
                 continue;
             }
-            self.untracking.extend(rule.notrack.as_deref());
+            self.concerns.extend(rule.concern.as_deref());
             let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
             flow.may(&step);
             // A jump that returns goes on; a return or a goto that does so leaves.
@@ -252,7 +252,7 @@ mod tests {
     };
 
     fn rule(conditions: Vec<Condition>, action: Action, text: &str) -> Rule {
-        Rule { conditions, action, diversion: None, notrack: None, text: text.into() }
+        Rule { conditions, action, diversion: None, concern: None, text: text.into() }
     }
 
     fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {

@@ -72,10 +72,10 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
             remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell(&words))),
         };
         found.concerns.extend(kinds.into_iter().flatten().map(concern));
-        let notrack = parsed.notrack.then(|| Box::new(concern(ConcernKind::Untracked)));
+        let concern = parsed.notrack.then(|| Box::new(concern(ConcernKind::Untracked)));
         let Options { conditions, action, diversion, .. } = parsed;
         let text = format!("-A {rest}");
-        let rule = Rule { conditions, action, diversion, notrack, text };
+        let rule = Rule { conditions, action, diversion, concern, text };
         chains.entry(chain.clone()).or_default().rules.push(rule);
     }
     let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };

@@ -39,8 +39,9 @@ TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
 RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
-# Where nothing else is said, as much longer as all of the lab waits on an emulated machine.
-TIMEOUT = plan.get("timeout", 8 * int(os.environ.get("FTP_ALG_LAB_PATIENCE", "1")))
+# As much longer as all of the lab waits on an emulated machine.
+PATIENCE = 8 * int(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
+TIMEOUT = plan.get("timeout", PATIENCE)
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
 listeners = {}
 for port in plan.get("listen", []):
@@ -56,7 +57,7 @@ source = (plan["source"], 0) if plan.get("source") else None
 
 def dial():
     global control, pending
-    control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), TIMEOUT, source), b""
+    control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), PATIENCE, source), b""
     control.settimeout(TIMEOUT)
     control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
     if plan.get("buffer"):
@@ -193,7 +194,7 @@ def run(step):
         return [reply() for _ in range(step.get("count", 1))][-1]
     if "accept" in step:
         data, peer = listeners[step["accept"]].accept()
-        data.settimeout(TIMEOUT)
+        data.settimeout(PATIENCE)
         if "write" in step:
             data.sendall(step["write"].encode("latin-1"))
             data.close()

@@ -1,11 +1,12 @@
-//! Rules that take control connections out of connection tracking. Without that there is no
-//! translation to follow, and no state to accept packets by.
+//! Rules that control packets may come to, and that keep them from us: they take their connections out of connection
+//! tracking, without which there is no translation to follow and no state to accept packets by, or hand them to a
+//! flowtable, past all chains.
 
 use super::{
     Concern, Rules,
     model::{Hook, Ip},
     probe::Connection,
-    verdict::{base_chains, untracking},
+    verdict::{self, base_chains},
 };
 use crate::gateway::RuleParameters;
 
@@ -14,7 +15,7 @@ pub(super) fn concerns<'a>(rules: &'a Rules, parameters: &RuleParameters) -> Vec
     let mut found = Vec::new();
     for table in &rules.tables {
         let mut all = table.chains.values().flat_map(|chain| &chain.rules);
-        if all.all(|rule| rule.notrack.is_none()) {
+        if all.all(|rule| rule.concern.is_none()) {
             continue;
         }
         let hooks = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
@@ -23,7 +24,8 @@ pub(super) fn concerns<'a>(rules: &'a Rules, parameters: &RuleParameters) -> Vec
                 let connection = Connection { hook, ip, port, from: None, to: None };
                 for packet in connection.packets(parameters, rules.changes) {
                     let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
-                    for concern in chains.flat_map(|(name, _)| untracking(table, name, &packet)) {
+                    let met = chains.flat_map(|(name, _)| verdict::concerns(table, name, &packet));
+                    for concern in met {
                         if !found.contains(&concern) {
                             found.push(concern);
                         }
