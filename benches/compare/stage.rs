@@ -94,7 +94,7 @@ impl Stage {
         // A bridge is no part of a gateway, and must not call on its firewall.
         lab.gateway.shell(&format!(
             "nsenter --net=/run/netns/{} sh -c '\
-             for file in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 > $file; done'",
+             for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $file ] || echo 0 > $file; done'",
             lab.switches()
         ))?;
         let target = SocketAddr::new(lab.dialled(Family::V4), 21);
