@@ -26,7 +26,7 @@ use ftp_alg_core::{
 use support::{
     Rng,
     attacker::attack,
-    ftp::{ServerModel, active, at, crossed_out, eprt},
+    ftp::{ServerModel, active, at, crossed_out, eprt, filled},
     link::Link,
     scenario::{NATS, Scenario},
     sim::{
@@ -152,7 +152,7 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
     part(sim, rng, &mut server, &mut expected);
 
     let is_heard = |(heard, (said, rewritten)): (&String, &(String, String))| {
-        heard == rewritten || names_another_port(sim, heard, said, rewritten)
+        *heard == whole(sim, rewritten, said) || names_another_port(sim, heard, said, rewritten)
     };
     let all = server.lines.len() == expected.len();
     let heard = all && server.lines.iter().zip(&expected).all(is_heard);
@@ -163,10 +163,17 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
     }
 }
 
+/// What is heard of `rewritten` in the place of what was `said`, by a policy that may keep its length.
+fn whole(sim: &Sim, rewritten: &str, said: &str) -> String {
+    let keeps_length = sim.daemon.policy.keeps_length;
+    if keeps_length { filled(rewritten, said.len()) } else { rewritten.to_owned() }
+}
+
 /// Whether `heard` names another external port that leads where `said` points: one that is written with as many bytes, or
 /// any if that of `rewritten` was taken.
 fn names_another_port(sim: &Sim, heard: &str, said: &str, rewritten: &str) -> bool {
-    let is = |line: &str, at| [active(at), eprt(at)].iter().any(|form| form == line);
+    let forms = |at| [whole(sim, &active(at), said), active(at), eprt(at)];
+    let is = |line: &str, at| forms(at).iter().any(|form| form == line);
     let opened = || sim.kernel.opened.iter();
     let is_taken = opened().any(|p| is(rewritten, p.arrival) && !is(said, p.target));
     (heard.len() == said.len() || is_taken)
@@ -218,7 +225,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
     Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.4),
-        policy: Policy { fits_ports: rng.chance(0.5), ..Policy::default() },
+        policy: Policy { keeps_length: rng.chance(0.5), ..Policy::default() },
         client: settings(rng),
         server: settings(rng),
         link: Link {

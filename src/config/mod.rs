@@ -257,7 +257,7 @@ impl Config {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
-            fits_ports: true,
+            keeps_length: true,
             external: Externals { v4: external(false), v6: external(true) },
             servers: Arc::clone(&servers),
             ..limits.clone()

@@ -22,7 +22,7 @@ fn refusal(text: &str) -> String {
 #[test]
 fn an_empty_file_means_the_defaults() {
     assert_eq!(parse("").unwrap(), Config::default());
-    let expected = Policy { fits_ports: true, ..Policy::default() };
+    let expected = Policy { keeps_length: true, ..Policy::default() };
     assert_eq!(policy(&Config::default()), expected);
 }
 
@@ -104,7 +104,7 @@ fn every_key_reaches_the_policy() {
     let mut expected = Policy {
         control_ports: vec![21, 2121],
         pinhole_lifetime: Duration::from_millis(1500),
-        fits_ports: true,
+        keeps_length: true,
         port_range: 50000..=50099,
         external: ip("198.51.100.1").into(),
         servers: [

@@ -1,7 +1,7 @@
 //! What the operator allows, as plain data that the engine reads.
 //!
 //! Knows nothing of where it comes from: not of files, keys or text (`config` makes it from a
-//! checked configuration), and not of packets. Every field but `fits_ports` has the default of an empty
+//! checked configuration), and not of packets. Every field but `keeps_length` has the default of an empty
 //! configuration: `Policy::default()` is what `replay` uses.
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
@@ -17,9 +17,9 @@ pub struct Policy {
     pub pinhole_lifetime: Duration,
     /// External ports to announce when the announced one is already taken.
     pub port_range: RangeInclusive<u16>,
-    /// Whether they are announced, too, where a client's announcement keeps its length by that. The daemon does, `replay` shows
-    /// the port that was announced.
-    pub fits_ports: bool,
+    /// Whether a client's announcement that is rewritten keeps its length where zeros before its port or another port of these
+    /// make it so. The daemon's do, `replay` shows the plain form.
+    pub keeps_length: bool,
     /// The address to announce in place of one that NAT hides.
     pub external: Externals,
     /// Servers of which more is known than their connections show; each network's policy shares them.
@@ -119,7 +119,7 @@ impl Default for Policy {
             control_ports: vec![21],
             pinhole_lifetime: Duration::from_secs(30),
             port_range: 49152..=65535,
-            fits_ports: false,
+            keeps_length: false,
             external: Externals::default(),
             servers: Arc::default(),
             foreign: Foreign::Refuse,

@@ -57,7 +57,7 @@ struct Shard {
 
 /// The daemon: its journals outlive a crash, and nothing else does.
 pub struct Daemon {
-    policy: Policy,
+    pub policy: Policy,
     epoch: Instant,
     shards: Vec<Shard>,
     /// One for each worker, and one for the timer.

@@ -176,7 +176,9 @@ impl Connection<'_> {
                     None if same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
-                (action, (!same).then_some(named), reason, Ruling::Open(named))
+                let keeps_length = self.policy.keeps_length;
+                let ruling = Ruling::Open { endpoint: named, keeps_length };
+                (action, (!same).then_some(named), reason, ruling)
             }
             Err(No::Refuse(why, reason)) => (Action::Refuse, None, reason, Ruling::Refuse(why)),
             Err(No::Pass(reason)) => (Action::Refuse, None, reason, Ruling::Pass),
@@ -233,7 +235,7 @@ impl Connection<'_> {
         let Plan { pinhole, named, healed } = plan;
         let (kind, ip) = (announced.kind, self.endpoint(announced).map(|endpoint| endpoint.ip()));
         // A server's port may be the only one that leads to it, and a connection may be adjusted already.
-        let is_free = self.policy.fits_ports && kind.is_active() && Some(named) != ip;
+        let is_free = self.policy.keeps_length && kind.is_active() && Some(named) != ip;
         let read = announced.parsed.as_ref().ok().filter(|_| is_free);
         let room = read.and_then(|read| read.room_for_port(named));
         let Some(control) = self.control.translation() else {

@@ -309,7 +309,7 @@ fn candidates<'a>(
     random: &'a RandomState,
     seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
-    let fits = move |port: &u16| room.is_none_or(|room| kind.port_length(*port) == room);
+    let fits = move |port: &u16| room.is_none_or(|room| kind.has_port_in(*port, room));
     let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
     let draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
     let fitting = (0..draws).map_while(draw).filter(fits).take(FITTING_TRIES);

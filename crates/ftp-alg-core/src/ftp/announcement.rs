@@ -95,12 +95,18 @@ pub enum Malformed {
     Scope,
 }
 
+/// Two numbers of three digits.
+const LONGEST_PORT: usize = 7;
+
 impl Kind {
-    /// How many bytes a port takes in an announcement of this kind.
-    pub fn port_length(self, port: u16) -> usize {
-        match (self, port.to_be_bytes()) {
-            (Self::Port | Self::Pasv, [high, low]) => digits(high.into()) + 1 + digits(low.into()),
-            (Self::Eprt | Self::Epsv, _) => digits(port),
+    /// Whether a port can be announced in so many bytes. Zeros may stand before both numbers of a `PORT`'s port, up to three
+    /// digits each (docs/studies/lengths.md).
+    pub fn has_port_in(self, port: u16, length: usize) -> bool {
+        let [high, low] = port.to_be_bytes().map(|number| digits(number.into()));
+        match self {
+            Self::Port => (high + 1 + low..=LONGEST_PORT).contains(&length),
+            Self::Pasv => high + 1 + low == length,
+            Self::Eprt | Self::Epsv => digits(port) == length,
         }
     }
 }
@@ -186,19 +192,22 @@ impl Announcement {
             (_, IpAddr::V6(ip)) => ip.to_string().len(),
         };
         let lengths = match self.kind {
-            Kind::Port | Kind::Pasv => 3..=7,
+            Kind::Port | Kind::Pasv => 3..=LONGEST_PORT,
             Kind::Eprt | Kind::Epsv => 1..=5,
         };
         self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
     }
 
-    /// The text that takes the place of the endpoint when `new` is announced instead. `None` when
-    /// the form cannot say it: an IPv6 address in a host-port.
-    pub fn rewritten(&self, new: SocketAddr) -> Option<Named> {
+    /// The text that takes the place of the endpoint when `new` is announced instead, as long as the endpoint if it
+    /// `keeps_length` and a port [can be announced so](Kind::has_port_in). `None` when the form cannot say it: an IPv6
+    /// address in a host-port.
+    pub fn rewritten(&self, new: SocketAddr, keeps_length: bool) -> Option<Named> {
         Some(match (self.kind, new.ip()) {
             (Kind::Port | Kind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
-                host_port([a, b, c, d, high, low])
+                let room = self.room_for_port(new.ip()).filter(|_| keeps_length);
+                let room = room.filter(|room| self.kind.has_port_in(new.port(), *room));
+                host_port([a, b, c, d, high, low], room.unwrap_or_default())
             }
             (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => return None,
             // The family stands before the endpoint and is not replaced.
@@ -219,13 +228,19 @@ fn named(text: &str) -> Named {
     text.as_bytes().into()
 }
 
-/// Six numbers between commas. By hand, as the machinery of `format!` costs a tenth of a rewrite.
-fn host_port(numbers: [u8; 6]) -> Named {
+/// Six numbers between commas. By hand, as the machinery of `format!` costs a tenth of a rewrite. If the last two take
+/// less than `room`, zeros stand before the last one up to three digits, then before the other.
+fn host_port(numbers: [u8; 6], room: usize) -> Named {
+    let [.., high, low] = numbers.map(|number| digits(number.into()));
+    let zeros = room.saturating_sub(high + 1 + low);
+    let low = 3.min(low + zeros);
+    let widths = [1, 1, 1, 1, high.max(room.saturating_sub(1 + low)), low];
     let mut text = [0; "255,255,255,255,255,255,".len()];
     let mut length = 0;
-    for number in numbers {
-        for (least, digit) in [(100, number / 100), (10, number / 10 % 10), (0, number % 10)] {
-            if number >= least {
+    for (number, width) in numbers.into_iter().zip(widths) {
+        let places = [(3, 100, number / 100), (2, 10, number / 10 % 10), (1, 0, number % 10)];
+        for (place, least, digit) in places {
+            if number >= least || place <= width {
                 text[length] = b'0' + digit;
                 length += 1;
             }
@@ -429,7 +444,7 @@ mod tests {
         let v6 = Announcement::eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
         assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
         assert_eq!(
-            v6.rewritten("[2001:db8::1]:7".parse().unwrap()).unwrap(),
+            v6.rewritten("[2001:db8::1]:7".parse().unwrap(), false).unwrap(),
             &b"2001:db8::1!7"[..]
         );
 
@@ -453,17 +468,42 @@ mod tests {
     }
 
     #[test]
+    fn a_rewritten_port_keeps_its_length_by_zeros_where_that_is_safe() {
+        for (said, new, heard) in [
+            ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,014,178"),
+            ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,001"),
+            ("192,168,1,80,4,1", "10.0.0.1:1025", "10,0,0,1,004,001"),
+            // One more zero would be a fourth digit.
+            ("192,168,150,80,14,178", "198.51.100.1:3762", "198,51,100,1,14,178"),
+            ("192,168,10,80,4,1", "10.0.0.1:1025", "10,0,0,1,4,1"),
+            ("192,168,150,80,140,178", "198.51.100.1:36018", "198,51,100,1,140,178"),
+            ("10,0,0,2,4,1", "198.51.100.1:1025", "198,51,100,1,4,1"),
+            ("10,0,0,2,4,1", "10.0.0.3:1025", "10,0,0,3,4,1"),
+            // What a client fills up itself is as long.
+            ("10,0,0,209,004,001", "10.0.0.1:1025", "10,0,0,1,4,1"),
+            ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,004,001"),
+        ] {
+            let read = Announcement::port(said.as_bytes(), 0).unwrap();
+            let text = read.rewritten(new.parse().unwrap(), true).unwrap();
+            assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
+        }
+        let pasv = Announcement::passive(&Text::new(b"227 (10,0,0,209,4,1)")).unwrap();
+        let text = pasv.rewritten("10.0.0.1:1025".parse().unwrap(), true).unwrap();
+        assert_eq!(text, &b"10,0,0,1,4,1"[..]);
+    }
+
+    #[test]
     fn a_rewrite_keeps_the_form() {
         let new = "198.51.100.1:3762".parse().unwrap();
         let port = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
-        assert_eq!(port.rewritten(new).unwrap(), &b"198,51,100,1,14,178"[..]);
-        let zeros = port.rewritten("10.0.0.255:2570".parse().unwrap()).unwrap();
+        assert_eq!(port.rewritten(new, false).unwrap(), &b"198,51,100,1,14,178"[..]);
+        let zeros = port.rewritten("10.0.0.255:2570".parse().unwrap(), false).unwrap();
         assert_eq!(zeros, &b"10,0,0,255,10,10"[..]);
         let epsv = Announcement::extended_passive(&Text::new(b"229 (|||50069|)")).unwrap();
-        assert_eq!(epsv.rewritten(new).unwrap(), &b"3762"[..]);
+        assert_eq!(epsv.rewritten(new, false).unwrap(), &b"3762"[..]);
         let eprt = Announcement::eprt(b"|1|10.0.0.2|80|", 0).unwrap();
-        assert_eq!(eprt.rewritten(new).unwrap(), &b"198.51.100.1|3762"[..]);
-        assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap()), None);
-        assert_eq!(port.rewritten("[::1]:1".parse().unwrap()), None);
+        assert_eq!(eprt.rewritten(new, false).unwrap(), &b"198.51.100.1|3762"[..]);
+        assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap(), false), None);
+        assert_eq!(port.rewritten("[::1]:1".parse().unwrap(), false), None);
     }
 }

@@ -14,7 +14,12 @@ pub enum Ruling {
     /// It goes on as it is; nothing was opened for it.
     Pass,
     /// A pinhole is open; it goes on naming this endpoint.
-    Open(std::net::SocketAddr),
+    Open {
+        /// What it names.
+        endpoint: std::net::SocketAddr,
+        /// Whether it keeps its length where zeros make it so.
+        keeps_length: bool,
+    },
     /// The client gets a reply that says why. A command is kept from the server, which gets a line that it must
     /// refuse instead.
     Refuse(Reason),

@@ -89,11 +89,14 @@ pub fn answered_line(
             dialogue.announced(false);
             None
         }
-        (then @ (Then::Command { .. } | Then::Reply(_)), Known::Ruling(Ruling::Open(endpoint))) => {
+        (
+            then @ (Then::Command { .. } | Then::Reply(_)),
+            Known::Ruling(Ruling::Open { endpoint, keeps_length }),
+        ) => {
             if let Then::Command { .. } = then {
                 dialogue.announced(true);
             }
-            request.question.announcement().and_then(|read| rewrite(read, endpoint))
+            request.question.announcement().and_then(|read| rewrite(read, endpoint, keeps_length))
         }
         _ => None,
     })
@@ -315,13 +318,13 @@ fn is_last(text: &Text<'_>, announcement: &Announcement) -> bool {
 }
 
 /// Replaces the endpoint alone, and only if another one is named.
-fn rewrite(announcement: &Announcement, endpoint: SocketAddr) -> LineEdit {
+fn rewrite(announcement: &Announcement, endpoint: SocketAddr, keeps_length: bool) -> LineEdit {
     let same = announcement.port == endpoint.port()
         && announcement.address.is_none_or(|address| address == endpoint.ip());
     if same {
         return None;
     }
-    let new = announcement.rewritten(endpoint)?;
+    let new = announcement.rewritten(endpoint, keeps_length)?;
     Some((announcement.endpoint.clone(), new))
 }
 
