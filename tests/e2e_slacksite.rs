@@ -5,7 +5,7 @@
 mod common;
 
 use common::{captures, gateway, host_port, login, reply, say, scripted_client, scripted_server};
-use ftp_alg_lab::{Analysis, Family, Topology};
+use ftp_alg_lab::{Analysis, Family, Server, ServerKind, Topology};
 use serde_json::json;
 
 const BODY: &str = "total 0\r\n-rw-r--r-- 1 ftp ftp 12 Jan 1 00:00 slacksite\r\n";
@@ -116,4 +116,28 @@ fn extended_sessions_over_ipv6() {
     assert!(read.starts_with("EPRT |2|2001:db8:100::1|"), "{read}");
     assert_clean(&inner);
     assert_clean(&outer);
+}
+
+/// The rewritten line is as long as it was, so that no sequence number changes: each server must read what that takes.
+#[test]
+fn servers_take_zeros_before_the_numbers_of_a_port() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    for kind in ServerKind::ALL {
+        let server = Server::start(kind, &lab.server).unwrap();
+        let (user, password) = server.login();
+        let (_, outer) = captures(lab);
+        let mut steps = vec![reply(), say(&format!("USER {user}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply()]);
+        steps.extend([say("PORT 192,168,150,80,4,1"), reply(), say("LIST")]);
+        steps.extend([json!({"accept": 1025}), reply(), reply(), say("QUIT"), reply()]);
+        let host = lab.dialled(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [1025], "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None, "{kind}");
+        assert!(session.got(6).starts_with("200"), "{kind}: {}", session.got(6));
+        let outer = outer.finish().unwrap();
+        assert_eq!(outer.announcements().unwrap(), ["PORT 198,51,100,1,4,001"], "{kind}");
+        assert_clean(&outer);
+    }
 }
