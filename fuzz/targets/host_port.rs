@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     let new = SocketAddr::new(ip, u16::from_be_bytes([high, low]).max(1));
 
     if let Ok(announcement) = read(kind, text) {
-        round_trip(&announcement, text, new);
+        round_trip(&announcement, text, new, form & 8 != 0);
     }
     numbers(kind, address);
 });
@@ -35,16 +35,20 @@ fn read(kind: Kind, text: &[u8]) -> Result<Announcement, Malformed> {
     }
 }
 
-/// Announces `new` in place of what `text` announces, as a rewrite of the session does.
-fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr) {
+/// Announces `new` in place of what `text` announces, as a rewrite of the session does, and as long if it `keeps_length`.
+fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, keeps_length: bool) {
     let Announcement { kind, address, port, ref endpoint, .. } = *announcement;
     assert!(port > 0);
     assert_eq!(address.is_none(), kind == Kind::Epsv);
-    let Some(rewritten) = announcement.rewritten(new) else {
+    let Some(rewritten) = announcement.rewritten(new, keeps_length) else {
         let v6 = new.is_ipv6();
         assert!(address.is_some_and(|address| address.is_ipv6() != v6), "{kind} cannot say {new}");
         return;
     };
+    let room = announcement.room_for_port(new.ip()).filter(|_| keeps_length);
+    if room.is_some_and(|room| kind.has_port_in(new.port(), room)) {
+        assert_eq!(rewritten.len(), endpoint.len(), "{rewritten:?}");
+    }
     let place = match kind.is_active() {
         true => endpoint.clone(),
         false => Text::new(text).origin(endpoint.clone()),

@@ -69,7 +69,7 @@ impl Recorder {
                 if announced.bar.is_none() {
                     self.opened.push(announcement);
                 }
-                Ruling::Open(endpoint)
+                Ruling::Open { endpoint, keeps_length: true }
             }
             _ if announced.kind.is_active() => Ruling::Refuse(Reason::Malformed),
             (Ok(_), None) => Ruling::Refuse(Reason::Address),
