@@ -36,8 +36,7 @@ pub fn filled(line: &str, length: usize) -> String {
         .map(|(high_width, low_width)| {
             format!("PORT {address},{high:0>high_width$},{low:0>low_width$}\r\n")
         })
-        .filter(|line| line.len() == length)
-        .last()
+        .rfind(|line| line.len() == length)
         .unwrap_or_else(|| line.to_owned())
 }
 
