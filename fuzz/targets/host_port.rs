@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ftp_alg_core::ftp::{Announcement, Kind, Malformed, Text};
+use ftp_alg_core::ftp::{Announcement, Kind, Malformed, Text, Zeros};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -21,7 +21,9 @@ fuzz_target!(|data: &[u8]| {
     let new = SocketAddr::new(ip, u16::from_be_bytes([high, low]).max(1));
 
     if let Ok(announcement) = read(kind, text) {
-        round_trip(&announcement, text, new, form & 8 != 0);
+        let zeros =
+            [Zeros::None, Zeros::Three, Zeros::Four, Zeros::Four][usize::from(form >> 3 & 3)];
+        round_trip(&announcement, text, new, zeros);
     }
     numbers(kind, address);
 });
@@ -35,18 +37,18 @@ fn read(kind: Kind, text: &[u8]) -> Result<Announcement, Malformed> {
     }
 }
 
-/// Announces `new` in place of what `text` announces, as a rewrite of the session does, and as long if it `keeps_length`.
-fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, keeps_length: bool) {
+/// Announces `new` in place of what `text` announces, as a rewrite of the session does, and as long if `zeros` make it so.
+fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, zeros: Zeros) {
     let Announcement { kind, address, port, ref endpoint, .. } = *announcement;
     assert!(port > 0);
     assert_eq!(address.is_none(), kind == Kind::Epsv);
-    let Some(rewritten) = announcement.rewritten(new, keeps_length) else {
+    let Some(rewritten) = announcement.rewritten(new, zeros) else {
         let v6 = new.is_ipv6();
         assert!(address.is_some_and(|address| address.is_ipv6() != v6), "{kind} cannot say {new}");
         return;
     };
-    let room = announcement.room_for_port(new.ip()).filter(|_| keeps_length);
-    if room.is_some_and(|room| kind.has_port_in(new.port(), room)) {
+    let room = announcement.room_for_port(new.ip(), zeros).filter(|_| zeros != Zeros::None);
+    if room.is_some_and(|room| kind.has_port_in(new.port(), room, zeros)) {
         assert_eq!(rewritten.len(), endpoint.len(), "{rewritten:?}");
     }
     let place = match kind.is_active() {

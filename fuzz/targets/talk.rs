@@ -4,7 +4,7 @@
 use std::{fmt, net::SocketAddr};
 
 use ftp_alg_core::{
-    ftp::{Announcement, Kind, Malformed},
+    ftp::{Announcement, Kind, Malformed, Zeros},
     packet::{Packet, Seq, flags},
     session::{
         Announced, Forward, Inspection, Known, Note, Outcome, Phase, Question, Reason, Refused,
@@ -69,7 +69,7 @@ impl Recorder {
                 if announced.bar.is_none() {
                     self.opened.push(announcement);
                 }
-                Ruling::Open { endpoint, keeps_length: true }
+                Ruling::Open { endpoint, zeros: Zeros::Three }
             }
             _ if announced.kind.is_active() => Ruling::Refuse(Reason::Malformed),
             (Ok(_), None) => Ruling::Refuse(Reason::Address),

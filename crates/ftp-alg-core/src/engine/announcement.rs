@@ -7,11 +7,14 @@ use std::{
 };
 
 use super::{
-    Action, Decision, KernelError, Pinhole, Translation, What, connection::Connection,
-    pinholes::Attempt, places::OpenError,
+    Action, Decision, KernelError, Pinhole, Translation, What,
+    connection::Connection,
+    handover::Hole,
+    pinholes::{Attempt, Form, Held},
+    places::OpenError,
 };
 use crate::{
-    ftp::{Kind, Malformed},
+    ftp::{Kind, Malformed, Zeros},
     policy::{External, Foreign, Policy},
     session::{Announced, Phase, Reason, Ruling, Side},
 };
@@ -29,7 +32,7 @@ pub enum Judged {
 }
 
 /// Why nothing is opened.
-enum No {
+pub(super) enum No {
     Refuse(Reason, Cow<'static, str>),
     Ignore(Cow<'static, str>),
     /// As refused, but the client gets the reply as it is.
@@ -123,20 +126,14 @@ impl Connection<'_> {
         let no = match answer {
             Ok(()) => {
                 let held = self.pinholes.opened(self.now, self.index, &attempt.proposal);
-                let endpoint = SocketAddr::new(attempt.named, held.pinhole.arrival.port());
-                self.counters.pinholes_opened += 1;
-                let answered = held.answered;
-                self.control.hold(held);
-                if answered {
-                    let before = self.control.pinholes().len() - 1;
-                    self.close_answered(before, Some("a later one replaced it"));
-                }
-                let opened = Opened { endpoint, healed: attempt.healed };
+                let opened = self.opened(held, attempt.named, attempt.healed);
                 return Judged::Ruled(self.decided(announced, Ok(opened)));
             }
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_first;
-                match self.pinholes.propose_again(self.policy, &mut attempt.proposal, closed) {
+                let again = self.pinholes.propose_again(self.policy, &mut attempt.proposal, closed);
+                self.pinholes.take_shut(&mut self.effects.shut);
+                match again {
                     Ok(()) => return Judged::Asks,
                     Err(error) => self.refusal(&error),
                 }
@@ -154,11 +151,61 @@ impl Connection<'_> {
         Judged::Ruled(self.decided(announced, Err(no)))
     }
 
+    /// What becomes of `announced`, which the program in the kernel has judged, and opened `hole` for. That is taken if it was
+    /// right to do so.
+    pub fn judge_judged(&mut self, announced: &Announced, hole: &mut Option<Hole>) -> Ruling {
+        let endpoint = self.endpoint(announced);
+        let plan = match (*hole, endpoint) {
+            (Some(hole), Some(endpoint)) => {
+                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (hole, plan)))
+            }
+            _ => Err(No::Ignore("the fast path opened nothing for it".into())),
+        };
+        match plan {
+            Ok(Some((opened, Plan { pinhole, named, healed }))) => {
+                *hole = None;
+                let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
+                let client = self.control.client().ip();
+                let opened = (opened, self.now);
+                self.close_judged("a later one replaced it");
+                let held =
+                    self.pinholes.opened_by(opened, self.index, client, (kind, lifetime), pinhole);
+                let opened = self.opened(held, named, healed);
+                self.decided(announced, Ok(opened))
+            }
+            Err(No::Refuse(_, reason) | No::Ignore(reason) | No::Pass(reason)) => {
+                self.decided(announced, Err(No::Pass(reason)))
+            }
+            Ok(None) => {
+                let reason = "nothing is known of its translation";
+                self.decided(announced, Err(No::Pass(reason.into())))
+            }
+        }
+    }
+
+    /// The session holds one more pinhole.
+    fn opened(&mut self, held: Held, named: IpAddr, healed: bool) -> Opened {
+        let endpoint = SocketAddr::new(named, held.pinhole.arrival.port());
+        self.counters.pinholes_opened += 1;
+        let answered = held.answered;
+        self.control.hold(held);
+        if answered {
+            let before = self.control.pinholes().len() - 1;
+            self.close_answered(before, Some("a later one replaced it"));
+        }
+        Opened { endpoint, healed }
+    }
+
     /// The endpoint that was announced.
     fn endpoint(&self, announced: &Announced) -> Option<SocketAddr> {
         let read = announced.parsed.as_ref().ok()?;
         let address = read.address.unwrap_or(self.control.server().ip());
         Some(SocketAddr::new(address, read.port))
+    }
+
+    /// The zeros by which an announcement keeps its length.
+    fn zeros(&self, announced: &Announced) -> Zeros {
+        if self.policy.keeps_length { announced.zeros } else { Zeros::None }
     }
 
     /// Takes note of what was decided.
@@ -176,8 +223,8 @@ impl Connection<'_> {
                     None if same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
-                let keeps_length = self.policy.keeps_length;
-                let ruling = Ruling::Open { endpoint: named, keeps_length };
+                let zeros = self.zeros(announced);
+                let ruling = Ruling::Open { endpoint: named, zeros };
                 (action, (!same).then_some(named), reason, ruling)
             }
             Err(No::Refuse(why, reason)) => (Action::Refuse, None, reason, Ruling::Refuse(why)),
@@ -237,12 +284,15 @@ impl Connection<'_> {
         // A server's port may be the only one that leads to it, and a connection may be adjusted already.
         let is_free = self.policy.keeps_length && kind.is_active() && Some(named) != ip;
         let read = announced.parsed.as_ref().ok().filter(|_| is_free);
-        let room = read.and_then(|read| read.room_for_port(named));
+        let room = read.and_then(|read| read.room_for_port(named, self.zeros(announced)));
         let Some(control) = self.control.translation() else {
             return Err(No::Ignore("nothing is known of its translation".into()));
         };
+        let form = Form { kind, room, zeros: self.zeros(announced) };
         let closed = &mut self.effects.closed_first;
-        let proposed = self.pinholes.propose(self.policy, control, (kind, room), pinhole, closed);
+        let proposed = self.pinholes.propose(self.policy, control, form, pinhole, closed);
+        // The program would still have the port.
+        self.pinholes.take_shut(&mut self.effects.shut);
         match proposed {
             Ok(proposal) => Ok(Attempt { proposal, named, healed }),
             Err(error) => Err(self.refusal(&error)),
@@ -333,7 +383,11 @@ fn plan(
 
 /// The address by which the other end knows the one that announces. A configured one stands for
 /// what translation hides, and for a known server.
-fn external(kind: Kind, translation: &Translation, policy: &Policy) -> Result<IpAddr, No> {
+pub(super) fn external(
+    kind: Kind,
+    translation: &Translation,
+    policy: &Policy,
+) -> Result<IpAddr, No> {
     let Translation { client, client_external, server, server_external } = translation;
     let (own, seen) = if kind.is_active() {
         (client.ip(), client_external.ip())

@@ -6,7 +6,7 @@ use super::{
     Attention, Counters, Effects, KernelError, Lookup, Mark, What,
     control::{Control, Moment},
     effects::{Ask, Purpose, SessionRef, Waiting},
-    pinholes::PinholeTable,
+    pinholes::{Held, PinholeTable},
 };
 use crate::{
     policy::Policy,
@@ -195,6 +195,17 @@ impl Connection<'_> {
             }
             let Some(held) = self.control.let_go(kept) else { return };
             if let Some(why) = why.filter(|_| !held.in_use) {
+                self.tell(What::Closed(held.pinhole, why));
+            }
+            self.pinholes.close(held);
+        }
+    }
+
+    /// Closes what the program in the kernel has opened: it has one of each connection at a time.
+    pub(super) fn close_judged(&mut self, why: &'static str) {
+        let is_judged = |control: &Control| control.pinholes().iter().position(Held::is_judged);
+        while let Some(held) = is_judged(self.control).and_then(|at| self.control.let_go(at)) {
+            if !held.in_use {
                 self.tell(What::Closed(held.pinhole, why));
             }
             self.pinholes.close(held);

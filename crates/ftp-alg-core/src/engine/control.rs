@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Attention, Event, Translation, What, pinholes::Held};
+use super::{Attention, Event, Translation, What, handover::Judging, pinholes::Held};
 use crate::{
     packet::Endpoint,
     session::{Session, Side},
@@ -72,6 +72,8 @@ struct Rare {
     is_watched: bool,
     /// How often in a row the kernel did not know it when it was to be told.
     misses: u8,
+    /// What of it was judged in the kernel.
+    judging: Judging,
 }
 
 /// Another connection that began on the same endpoints, unless it was forged.
@@ -169,6 +171,16 @@ impl Control {
         if self.rare.is_some() || translation.is_some() {
             self.rare().translation = translation;
         }
+    }
+
+    /// What of it was judged in the kernel.
+    pub fn judging(&self) -> Judging {
+        self.rare.as_ref().map_or_else(Judging::default, |rare| rare.judging)
+    }
+
+    /// The same, to change.
+    pub fn judging_mut(&mut self) -> &mut Judging {
+        &mut self.rare().judging
     }
 
     /// Pinholes that it holds, oldest first.

@@ -27,6 +27,10 @@ counters! {
     Counters {
         /// Packets that got a verdict, or wait for one.
         packets: u64,
+        /// Lines that were judged in the kernel, by the fast path.
+        judged: u64,
+        /// Lines that the engine would have judged otherwise. There are none.
+        judged_otherwise: u64,
         /// Announcements whose endpoint was replaced.
         rewrites: u64,
         /// Pinholes opened.

@@ -174,6 +174,12 @@ impl Engine {
             && let Some(Entry { control, .. }) = self.sessions.table.get_mut(index)
         {
             let from = control.side(source);
+            if control.judging().is_handed_over {
+                self.sessions.take_back(index);
+            }
+            let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else {
+                return ACCEPT;
+            };
             if control.is_busy() {
                 deciding.session = SessionRef { index, id: control.id };
                 return Decision::Behind;
@@ -302,6 +308,10 @@ impl Engine {
         if is_counted {
             self.sessions.weigh(&mut self.counters, index, effects);
             self.sessions.enlist(&mut self.counters, now, index, effects);
+        }
+        if from == Side::Server && is_new && matches!(decision, Decision::Verdict(Verdict::Accept))
+        {
+            self.offer(index);
         }
         decision
     }

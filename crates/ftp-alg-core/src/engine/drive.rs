@@ -5,7 +5,7 @@
 //! 2. Records of sessions are written: what was not written has not gone on either, and is retransmitted. They come
 //!    after the pinholes: those that no record knows are closed by the next daemon, where a pinhole that only a record
 //!    knows would be missing.
-//! 3. Verdicts are given.
+//! 3. The program in the kernel leaves connections alone, and gets others. Verdicts are given.
 //! 4. Packets are injected, behind those that they follow.
 //! 5. Pinholes are closed that nobody waits for.
 
@@ -114,6 +114,11 @@ impl Step {
                 Self::Give
             }
             Self::Give => {
+                for Effects { flow_changes, .. } in all.iter() {
+                    if let Some(changes) = flow_changes {
+                        changes.tell(|changes| host.kernel().hand_over(changes));
+                    }
+                }
                 host.give(all);
                 Self::Finish
             }
@@ -139,6 +144,10 @@ fn open(kernel: &mut impl Kernel, all: &mut [Effects]) {
     let places = asking.places.clone();
     let openings: Vec<Opening> =
         all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.question).collect();
+    for Effects { shut, .. } in all.iter_mut().filter(|effects| !effects.shut.is_empty()) {
+        kernel.shut(shut);
+        shut.clear();
+    }
     let closed = all.iter_mut().flat_map(|effects| effects.closed_first.drain(..));
     let mut outcomes = Vec::with_capacity(openings.len());
     // What fails to close expires by itself.
@@ -172,6 +181,9 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
             let (session, what) = (session.id, What::Failed(error.to_string()));
             effects.events.push(Event { session, client: *client, server: *server, what });
         }
+    }
+    if !effects.shut.is_empty() {
+        host.kernel().shut(&effects.shut);
     }
     if !effects.closings.is_empty() {
         let closed = effects.places.tell(effects.closings.iter().copied(), |due| match due {

@@ -9,7 +9,8 @@ use std::{
 use super::{
     Attention, KernelError, Pinhole, Queued, Translation,
     event::Events,
-    pinholes::Attempt,
+    handover::FlowChanges,
+    pinholes::{Attempt, Shut},
     places::{Closing, Places},
 };
 use crate::session::{DropReason, Request, Side};
@@ -205,8 +206,12 @@ pub struct Effects {
     pub replacements: Vec<u8>,
     /// Packets to send.
     pub injections: Vec<Injection>,
+    /// Connections for the program in the kernel to judge, or to leave alone, before verdicts are given.
+    pub flow_changes: Option<FlowChanges>,
     /// Pinholes to close.
     pub closings: Vec<Closing>,
+    /// Pinholes of the program in the kernel to close.
+    pub shut: Vec<Shut>,
     pub(super) events: Events,
 }
 
@@ -247,5 +252,7 @@ impl Effects {
         self.verdicts.clear();
         self.injections.clear();
         self.closings.clear();
+        self.flow_changes = None;
+        self.shut.clear();
     }
 }

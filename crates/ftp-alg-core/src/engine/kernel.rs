@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Opening;
+use super::{FlowChange, Opening, Shut};
 use crate::session::Side;
 
 /// How NAT shows the two ends of a control connection to each other.
@@ -140,6 +140,12 @@ pub trait Kernel {
     /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if
     /// conntrack does not know it.
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
+
+    /// Hands connections over to the program in the kernel that judges what recurs, if there is one, and takes others back.
+    fn hand_over(&mut self, _changes: &[FlowChange]) {}
+
+    /// Closes pinholes that this program has opened, if they are still open.
+    fn shut(&mut self, _shut: &[Shut]) {}
 
     /// Sends a whole IP packet from this machine, past connection tracking.
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;

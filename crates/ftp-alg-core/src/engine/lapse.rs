@@ -60,6 +60,7 @@ impl Engine {
             control.forget_attention();
             session.lapse();
             self.sessions.note_change(index);
+            self.sessions.take_back(index);
         }
     }
 

@@ -15,6 +15,8 @@ mod decide;
 mod drive;
 mod effects;
 mod event;
+mod flows;
+mod handover;
 mod index;
 mod kernel;
 mod lapse;
@@ -43,9 +45,11 @@ pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
 pub use event::{Action, Decision, Event, What};
+pub use handover::{FlowChange, FlowChanges, Handover, Hole, JudgedLine, TakenBack};
 pub use kernel::{Attention, Kernel, KernelError, Pinhole, Translation};
 pub use listing::{PinholeInfo, SessionInfo};
 use parked::Parked;
+pub use pinholes::Shut;
 pub use places::Places;
 use reorder::ReorderQueue;
 pub use saved::{BadRecord, RECORD_FORMAT, Restored, SavedSessions};
@@ -160,6 +164,11 @@ impl Engine {
         self.address(&mut effects.injections);
         effects.closings.append(&mut effects.closed_first);
         self.sessions.pinholes.settle(&mut effects.closings);
+        self.sessions.pinholes.take_shut(&mut effects.shut);
+        if self.sessions.hands_over || !self.sessions.flow_changes.is_empty() {
+            self.sessions.untold.add(&mut self.sessions.flow_changes);
+            effects.flow_changes = Some(self.sessions.untold.clone());
+        }
         self.take_records(effects);
         effects.waits_until = self.waits_until();
     }

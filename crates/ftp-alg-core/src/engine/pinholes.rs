@@ -16,9 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Opening, Pinhole, Translation,
+    handover::Hole,
     places::{Closing, Common, OpenError, Place, Places, share_of},
 };
-use crate::{ftp::Kind, policy::Policy};
+use crate::{
+    ftp::{Kind, Zeros},
+    policy::Policy,
+};
 
 /// A pinhole that a session holds.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub struct Held {
     client: IpAddr,
     /// Tells it from others with the same endpoints.
     serial: u64,
+    /// Where the program in the kernel opened it: no rule knows it.
+    hole: Option<Hole>,
 }
 
 /// A [`Held`] as a record has it.
@@ -48,6 +54,7 @@ pub struct SavedPinhole {
     pub deadline: u64,
     answered: bool,
     in_use: bool,
+    hole: Option<Hole>,
 }
 
 /// A pinhole that is being opened, with its external port reserved.
@@ -88,12 +95,29 @@ impl Proposal {
     }
 }
 
+/// A pinhole of the program in the kernel that nobody wants any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shut {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    /// Which one it must be.
+    pub hole: Hole,
+}
+
+/// How a port is written into an announcement.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    pub kind: Kind,
+    /// How many bytes there are for it, if it is to fill them.
+    pub room: Option<usize>,
+    pub zeros: Zeros,
+}
+
 /// The external ports that are tried, in an order of their own.
 #[derive(Clone, Copy, Debug)]
 struct Draws {
     announced: u16,
-    /// How many bytes there are for the port.
-    room: Option<usize>,
+    form: Form,
     seed: u64,
     tried: usize,
 }
@@ -126,6 +150,8 @@ pub struct PinholeTable {
     closing: Vec<Held>,
     /// As those, but most likely used up, so that there is no hurry.
     spent: Vec<Held>,
+    /// Given up, and opened by the program in the kernel, which is still to be told.
+    shut: Vec<Shut>,
     random: RandomState,
 }
 
@@ -137,6 +163,7 @@ impl Default for PinholeTable {
             deadlines: VecDeque::new(),
             closing: Vec::new(),
             spent: Vec::new(),
+            shut: Vec::new(),
             random: RandomState::new(),
         }
     }
@@ -149,26 +176,27 @@ impl PinholeTable {
     }
 
     /// Reserves an external port for `wanted`, another one if the announced one is taken, or if that is not written
-    /// with as many bytes as there is `room` for: an announcement that stays as long changes no numbers. What must be
-    /// closed before it opens, and what may be closed with it, is added to `closed`.
+    /// with as many bytes as its `form` has room for: an announcement that stays as long changes no numbers. What must be
+    /// closed before it opens, and what may be closed with it, is added to `closed`, or to what the program
+    /// [is to be told](Self::take_shut).
     pub fn propose(
         &mut self,
         policy: &Policy,
         control: &Translation,
-        (kind, room): (Kind, Option<usize>),
+        form: Form,
         wanted: Pinhole,
         closed: &mut Vec<Closing>,
     ) -> Result<Proposal, OpenError> {
         let client = share_of(control.client.ip());
         let mut common = self.places.lock();
         self.closing.append(&mut self.spent);
-        settle(&mut self.closing, &mut common, closed);
+        settle(&mut self.closing, &mut common, closed, &mut self.shut);
         common.check(client, policy.max_pinholes_per_client, self.capacity)?;
-        let draws = Draws { announced: wanted.arrival.port(), room, seed: common.serial, tried: 0 };
+        let draws = Draws { announced: wanted.arrival.port(), form, seed: common.serial, tried: 0 };
         let lifetime = policy.pinhole_lifetime;
-        let (pinhole, serial, replaced) = (wanted, 0, None);
+        let (pinhole, kind, serial, replaced) = (wanted, form.kind, 0, None);
         let mut proposal = Proposal { pinhole, kind, client, lifetime, serial, draws, replaced };
-        reserve(&mut common, &mut proposal, policy, &self.random, closed)?;
+        reserve(&mut common, &mut proposal, policy, &self.random, (closed, &mut self.shut))?;
         Ok(proposal)
     }
 
@@ -181,7 +209,7 @@ impl PinholeTable {
     ) -> Result<(), OpenError> {
         let mut common = self.places.lock();
         proposal.withdraw(&mut common, closed);
-        reserve(&mut common, proposal, policy, &self.random, closed)
+        reserve(&mut common, proposal, policy, &self.random, (closed, &mut self.shut))
     }
 
     /// The kernel did not open it. What it was to take the place of may have to be closed, by `closed`.
@@ -199,9 +227,60 @@ impl PinholeTable {
     pub fn opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> Held {
         let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
         let (deadline, answered) = (now + lifetime, !kind.is_active());
-        let held = Held { pinhole, kind, deadline, answered, in_use: false, client, serial };
+        let hole = None;
+        let held = Held { pinhole, kind, deadline, answered, in_use: false, client, serial, hole };
         await_deadline(&mut self.deadlines, owner, &held);
         held
+    }
+
+    /// The program in the kernel has opened `pinhole` as `hole` at the time `at`, for the session `owner` of a `client`.
+    pub fn opened_by(
+        &mut self,
+        (hole, at): (Hole, Instant),
+        owner: u32,
+        client: IpAddr,
+        (kind, lifetime): (Kind, Duration),
+        pinhole: Pinhole,
+    ) -> Held {
+        let client = share_of(client);
+        let serial = self.places.lock().enter_late((pinhole, hole), (client, false));
+        let (deadline, answered, hole) = (at + lifetime, !kind.is_active(), Some(hole));
+        let held = Held { pinhole, kind, deadline, answered, in_use: false, client, serial, hole };
+        await_deadline(&mut self.deadlines, owner, &held);
+        held
+    }
+
+    /// Whether the program in the kernel may open one more pinhole for a `client`. It is counted from now on.
+    pub fn grant(&mut self, policy: &Policy, client: IpAddr) -> bool {
+        let (client, mut common) = (share_of(client), self.places.lock());
+        let may = common.check(client, policy.max_pinholes_per_client, self.capacity).is_ok();
+        if may {
+            common.count(client, false);
+        }
+        may
+    }
+
+    /// Rules are to have `held`, if the program in the kernel has it. Whether it had.
+    pub fn leave_program(&mut self, held: &mut Held) -> bool {
+        let Some(hole) = held.hole.take() else { return false };
+        self.shut.push(Shut { pinhole: held.pinhole, hole });
+        self.places.lock().leave_program(held.pinhole, held.serial);
+        true
+    }
+
+    /// It may, as it was granted before a restart.
+    pub fn count_granted(&mut self, client: IpAddr) {
+        self.places.lock().count(share_of(client), false);
+    }
+
+    /// It opens none any more, and is not counted.
+    pub fn revoke(&mut self, client: IpAddr) {
+        self.places.lock().drop_one(share_of(client), false);
+    }
+
+    /// What the program in the kernel is to be told.
+    pub fn take_shut(&mut self, shut: &mut Vec<Shut>) {
+        shut.append(&mut self.shut);
     }
 
     /// So many pinholes may be open at a time.
@@ -217,10 +296,15 @@ impl PinholeTable {
         saved: &SavedPinhole,
         deadline: Instant,
     ) -> Held {
-        let SavedPinhole { pinhole, kind, answered, in_use, .. } = *saved;
+        let SavedPinhole { pinhole, kind, answered, in_use, hole, .. } = *saved;
         let client = share_of(client);
-        let (serial, _) = self.places.lock().enter(pinhole, (client, in_use));
-        let held = Held { pinhole, kind, deadline, answered, in_use, client, serial };
+        let mut common = self.places.lock();
+        let serial = match hole {
+            Some(hole) => common.enter_late((pinhole, hole), (client, in_use)),
+            None => common.enter(pinhole, (client, in_use)).0,
+        };
+        drop(common);
+        let held = Held { pinhole, kind, deadline, answered, in_use, client, serial, hole };
         await_deadline(&mut self.deadlines, owner, &held);
         held
     }
@@ -269,7 +353,7 @@ impl PinholeTable {
     /// Adds to `closed` what was closed here, and is to be closed in the kernel.
     pub fn settle(&mut self, closed: &mut Vec<Closing>) {
         if !self.closing.is_empty() {
-            settle(&mut self.closing, &mut self.places.lock(), closed);
+            settle(&mut self.closing, &mut self.places.lock(), closed, &mut self.shut);
         }
     }
 
@@ -304,12 +388,11 @@ fn await_deadline(deadlines: &mut VecDeque<Deadline>, owner: u32, held: &Held) {
 fn candidates<'a>(
     policy: &'a Policy,
     announced: u16,
-    kind: Kind,
-    room: Option<usize>,
+    Form { kind, room, zeros }: Form,
     random: &'a RandomState,
     seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
-    let fits = move |port: &u16| room.is_none_or(|room| kind.has_port_in(*port, room));
+    let fits = move |port: &u16| room.is_none_or(|room| kind.has_port_in(*port, room, zeros));
     let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
     let draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
     let fitting = (0..draws).map_while(draw).filter(fits).take(FITTING_TRIES);
@@ -317,10 +400,16 @@ fn candidates<'a>(
     fitting.chain([announced]).chain(any)
 }
 
-/// Adds to `closed` what is in `closing`, except where the same endpoints were opened again since: that closed the
+/// Adds to `closed` and `shut` what is in `closing`, except where the same endpoints were opened again since: that closed the
 /// old one.
-fn settle(closing: &mut Vec<Held>, common: &mut Common, closed: &mut Vec<Closing>) {
+fn settle(
+    closing: &mut Vec<Held>,
+    common: &mut Common,
+    closed: &mut Vec<Closing>,
+    shut: &mut Vec<Shut>,
+) {
     for held in closing.drain(..) {
+        shut.extend(held.hole.map(|hole| Shut { pinhole: held.pinhole, hole }));
         closed.extend(common.give_up(held.pinhole, held.serial, (held.client, held.in_use)));
     }
 }
@@ -331,10 +420,10 @@ fn reserve(
     proposal: &mut Proposal,
     policy: &Policy,
     random: &RandomState,
-    closed: &mut Vec<Closing>,
+    (closed, shut): (&mut Vec<Closing>, &mut Vec<Shut>),
 ) -> Result<(), OpenError> {
-    let Draws { announced, room, seed, tried } = proposal.draws;
-    for port in candidates(policy, announced, proposal.kind, room, random, seed).skip(tried) {
+    let Draws { announced, form, seed, tried } = proposal.draws;
+    for port in candidates(policy, announced, form, random, seed).skip(tried) {
         proposal.draws.tried += 1;
         proposal.pinhole.arrival.set_port(port);
         let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;
@@ -346,12 +435,24 @@ fn reserve(
         (proposal.serial, proposal.replaced) = (serial, replaced);
         // Announced again, or not closed yet.
         closed.extend(replaced.map(|place| Closing { pinhole: place.pinhole, serial }));
+        let hole = replaced.and_then(|place| Some((place.pinhole, place.hole?)));
+        shut.extend(hole.map(|(pinhole, hole)| Shut { pinhole, hole }));
         return Ok(());
     }
     Err(OpenError::NoPort)
 }
 
 impl Held {
+    /// Whether the program in the kernel opened it.
+    pub fn is_judged(&self) -> bool {
+        self.hole.is_some()
+    }
+
+    /// Where it did.
+    pub fn hole(&self) -> Option<Hole> {
+        self.hole
+    }
+
     /// Whether this is the one with `serial`.
     pub fn is(&self, serial: u64) -> bool {
         self.serial == serial
@@ -359,8 +460,8 @@ impl Held {
 
     /// As a record has it, with its deadline as that counts time.
     pub fn save(&self, deadline: u64) -> SavedPinhole {
-        let Self { pinhole, kind, answered, in_use, .. } = *self;
-        SavedPinhole { pinhole, kind, deadline, answered, in_use }
+        let Self { pinhole, kind, answered, in_use, hole, .. } = *self;
+        SavedPinhole { pinhole, kind, deadline, answered, in_use, hole }
     }
 }
 

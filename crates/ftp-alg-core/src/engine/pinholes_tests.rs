@@ -21,7 +21,13 @@ fn propose(
     let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
     let mut closed = Vec::new();
     let policy = Policy::default();
-    let proposal = table.propose(&policy, &control, (Kind::Port, None), pinhole, &mut closed)?;
+    let proposal = table.propose(
+        &policy,
+        &control,
+        Form { kind: Kind::Port, room: None, zeros: Zeros::None },
+        pinhole,
+        &mut closed,
+    )?;
     Ok((proposal, closed))
 }
 
@@ -100,8 +106,9 @@ fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
             target: "192.0.2.1:5000".parse().unwrap(),
             source: "10.0.0.1".parse().unwrap(),
         };
-        let (policy, asked) = (Policy::default(), (Kind::Port, None));
-        let proposal = table.propose(&policy, &control, asked, pinhole, &mut Vec::new()).unwrap();
+        let policy = Policy::default();
+        let form = Form { kind: Kind::Port, room: None, zeros: Zeros::Three };
+        let proposal = table.propose(&policy, &control, form, pinhole, &mut Vec::new()).unwrap();
         table.opened(Instant::now(), 1, &proposal)
     };
     let (one, other) = (open(&mut table, 6000), open(&mut table, 6001));

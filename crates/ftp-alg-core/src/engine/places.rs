@@ -14,7 +14,7 @@ use std::{
 
 use ahash::AHashMap;
 
-use super::Pinhole;
+use super::{Pinhole, handover::Hole};
 
 /// Of all pinholes that there can be, one client may hold this part unused, and this part with those in use.
 const UNUSED_PART: usize = 4;
@@ -57,6 +57,8 @@ pub(super) struct Place {
     pub(super) pinhole: Pinhole,
     serial: u64,
     is_given_up: bool,
+    /// Where the program in the kernel opened it: no rule knows it.
+    pub(super) hole: Option<Hole>,
 }
 
 /// What the tables of engines beside each other have in common.
@@ -162,11 +164,41 @@ impl Common {
     ) -> (u64, Option<Place>) {
         self.serial += 1;
         let serial = self.serial;
-        let before = self.put(Place { pinhole, serial, is_given_up: false });
+        self.count(client, in_use);
+        let before = self.put(Place { pinhole, serial, is_given_up: false, hole: None });
+        (serial, before)
+    }
+
+    /// A pinhole of a client that the program in the kernel has opened a while ago. What is there stays, unless that is such a
+    /// pinhole as well: it may have been opened since. Gives its serial.
+    pub(super) fn enter_late(
+        &mut self,
+        (pinhole, hole): (Pinhole, Hole),
+        (client, in_use): (IpAddr, bool),
+    ) -> u64 {
+        self.serial += 1;
+        let serial = self.serial;
+        self.count(client, in_use);
+        let there = self.places.get(&(pinhole.initiator, pinhole.arrival));
+        if there.is_none_or(|there| there.hole.is_some()) {
+            self.put(Place { pinhole, serial, is_given_up: false, hole: Some(hole) });
+        }
+        serial
+    }
+
+    /// Rules are to have the pinhole with `serial`.
+    pub(super) fn leave_program(&mut self, pinhole: Pinhole, serial: u64) {
+        let place = self.places.get_mut(&(pinhole.initiator, pinhole.arrival));
+        if let Some(place) = place.filter(|place| place.serial == serial) {
+            place.hole = None;
+        }
+    }
+
+    /// A client holds one more.
+    pub(super) fn count(&mut self, client: IpAddr, in_use: bool) {
         let share = self.per_client.entry(client).or_default();
         share.held += 1;
         share.unused += usize::from(!in_use);
-        (serial, before)
     }
 
     fn put(&mut self, place: Place) -> Option<Place> {
@@ -230,6 +262,10 @@ impl Common {
     ) -> Option<Closing> {
         self.drop_one(client, in_use);
         let place = self.places.get_mut(&(pinhole.initiator, pinhole.arrival))?;
+        if place.hole.is_some() {
+            self.remove(pinhole, serial);
+            return None;
+        }
         let is_new = place.serial == serial && !std::mem::replace(&mut place.is_given_up, true);
         self.given_up += usize::from(is_new);
         is_new.then_some(Closing { pinhole, serial })
@@ -268,7 +304,7 @@ impl Common {
     }
 
     /// The client holds one less.
-    fn drop_one(&mut self, client: IpAddr, in_use: bool) {
+    pub(super) fn drop_one(&mut self, client: IpAddr, in_use: bool) {
         if !in_use {
             self.uncount(client);
         }

@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, Places, Sessions,
-    Translation, pinholes::SavedPinhole,
+    Translation, handover::Judging, pinholes::SavedPinhole,
 };
 use crate::session::{Phase, Session};
 
 /// The form of a record. Raised with every change of a type that is in one, so that the records of another
 /// version are refused rather than misread; `tests` has a record of this form.
-pub const RECORD_FORMAT: u32 = 9;
+pub const RECORD_FORMAT: u32 = 10;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -43,6 +43,7 @@ struct Saved<'a> {
     last: u64,
     pinholes: Vec<SavedPinhole>,
     spoke_in_syn: bool,
+    judging: Judging,
     session: Cow<'a, Session>,
     rival: Option<Cow<'a, Session>>,
 }
@@ -130,6 +131,7 @@ fn write(
             .map(|held| held.save(since(epoch, held.deadline)))
             .collect(),
         spoke_in_syn: control.spoke_in_syn(),
+        judging: control.judging(),
         session: Cow::Borrowed(session),
         rival: control.rival().map(Cow::Borrowed),
     };
@@ -246,6 +248,12 @@ impl Sessions {
             control.last = if adjusted { self.epoch.moment(now) } else { last };
             control.set_spoke_in_syn(saved.spoke_in_syn);
             control.set_translation(translation);
+            if saved.judging.lines > 0 || saved.judging.is_handed_over {
+                *control.judging_mut() = saved.judging;
+                if saved.judging.is_handed_over {
+                    self.pinholes.count_granted(client.ip());
+                }
+            }
             if let Some(rival) = saved.rival {
                 control.set_rival(rival.into_owned(), self.epoch.moment(now));
             }
@@ -280,7 +288,10 @@ impl Sessions {
         is_missing: impl Fn(&Pinhole) -> bool,
     ) -> impl Iterator<Item = Opening> {
         self.table.iter().flat_map(move |Entry { control, .. }| {
-            let missing = control.pinholes().iter().filter(|p| !p.in_use && is_missing(&p.pinhole));
+            let missing = control
+                .pinholes()
+                .iter()
+                .filter(|p| !p.in_use && !p.is_judged() && is_missing(&p.pinhole));
             missing
                 .filter_map(move |held| {
                     let lifetime = held.deadline.saturating_duration_since(now);

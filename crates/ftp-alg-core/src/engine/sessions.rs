@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Effects, Entry, Epoch, What,
+    handover::{FlowChange, FlowChanges},
     memory::Memory,
     pinholes::PinholeTable,
     saved::Changes,
@@ -37,6 +38,12 @@ pub struct Sessions {
     pub(super) changes: Option<Changes>,
     /// For records.
     pub(super) record: Vec<u8>,
+    /// Whether connections are handed over to the program in the kernel.
+    pub(super) hands_over: bool,
+    /// What that is to be told.
+    pub(super) flow_changes: Vec<FlowChange>,
+    /// What it is to be told of batches that were concluded.
+    pub(super) untold: FlowChanges,
 }
 
 impl Sessions {
@@ -54,6 +61,9 @@ impl Sessions {
             swept: 0,
             changes: None,
             record: Vec::new(),
+            hands_over: false,
+            flow_changes: Vec::new(),
+            untold: FlowChanges::default(),
         }
     }
 
@@ -64,6 +74,7 @@ impl Sessions {
             pinholes: self.pinholes.beside(),
             memory: self.memory.beside(),
             last_id: Arc::clone(&self.last_id),
+            hands_over: self.hands_over,
             ..Self::new(self.policy.clone())
         }
     }
@@ -73,8 +84,14 @@ impl Sessions {
         self.pinholes.set_capacity(capacity);
     }
 
+    /// What holds.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// From now on `policy` holds. What is open stays open, and what is followed is followed.
     pub fn set_policy(&mut self, policy: Policy) {
+        self.take_all_back();
         if !policy.tells_networks_as(&self.policy) {
             for Entry { control, .. } in self.table.iter_mut() {
                 let (client, server) = (control.client().ip(), control.server().ip());
@@ -88,6 +105,7 @@ impl Sessions {
     /// Closes all pinholes, used or not; sessions stay.
     pub fn close_all(&mut self, effects: &mut Effects) {
         effects.touch(self.pinholes.places());
+        self.take_all_back();
         for entry in self.table.iter_mut() {
             for held in entry.control.take_pinholes() {
                 self.pinholes.close(held);
@@ -144,7 +162,8 @@ impl Sessions {
 
     /// Drops the entry at `index`, of which the pinholes were taken.
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
-        let entry = self.table.remove(index)?;
+        let mut entry = self.table.remove(index)?;
+        self.take_back_removed(&mut entry.control);
         if entry.control.weighs {
             self.forget_memory(index);
         }

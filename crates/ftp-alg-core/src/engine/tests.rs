@@ -2,8 +2,12 @@
 
 #[path = "early_tests.rs"]
 mod early;
+#[path = "flows_tests.rs"]
+mod flows;
 #[path = "joined_tests.rs"]
 mod joined;
+#[path = "saved_tests.rs"]
+mod saved;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,6 +25,9 @@ struct Notes {
     attention: Option<Attention>,
     /// Conntrack was flushed, and no packet has passed since.
     forgot: bool,
+    /// What it was told of connections that a program judges.
+    changes: Vec<FlowChange>,
+    shut: Vec<Shut>,
 }
 
 impl Kernel for Notes {
@@ -50,6 +57,14 @@ impl Kernel for Notes {
         }
         self.attention = Some(attention);
         Ok(())
+    }
+
+    fn hand_over(&mut self, changes: &[FlowChange]) {
+        self.changes.extend(changes);
+    }
+
+    fn shut(&mut self, shut: &[Shut]) {
+        self.shut.extend(shut);
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
@@ -537,63 +552,4 @@ fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same()
     let own = "PORT 192,168,150,80,14,178\r\n";
     assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");
     assert!(talk.gateway.kernel.open.is_empty());
-}
-
-#[test]
-fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
-    let mut talk = Conversation::logged_in();
-    talk.gateway.engine.sessions.note_changes(talk.now);
-    let mut record = Vec::new();
-    for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
-        talk.say(Side::Client, command);
-        talk.gateway.engine.sessions.records(|session| record = session.to_vec()).unwrap();
-        let left_alone = crate::policy::Network {
-            clients: Vec::new(),
-            servers: Vec::new(),
-            inspect: false,
-            policy: Policy::default(),
-        };
-        let networks = Policy { networks: vec![left_alone], ..Policy::default() };
-        for policy in [Policy { max_sessions: 0, ..Policy::default() }, networks] {
-            let mut next = Engine::new(policy, Checksums::Verify);
-            let restored =
-                next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
-            let of_one = usize::from(adjusted);
-            assert_eq!(restored, Restored { sessions: of_one, adjusted: of_one });
-        }
-    }
-}
-
-/// What a session with all that a record has is written as: an open pinhole, a rewrite that is not
-/// acknowledged, a line of which the start is held back.
-const RECORDED: &str = "\
-    000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
-    0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea0100000064950176000000027b157b00\
-    133139382c35312c3130302c312c31342c3137389201039001000080041c00000103455052010000000000f4\
-    03950495040000000080040e0000001f504f5254203139322c3136382c3135302c38302c31342c3137380d0a\
-    45505276020100000103010000000000";
-
-#[test]
-fn a_record_of_this_format_is_read_and_written_as_ever() {
-    let mut talk = Conversation::logged_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    talk.say(Side::Client, "EPR");
-    talk.gateway.engine.sessions.note_changes(talk.now);
-    let mut written = Vec::new();
-    talk.gateway.engine.sessions.records(|record| written.push(record.to_vec())).unwrap();
-    let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
-    assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
-
-    let mut next = Engine::new(Policy::default(), Checksums::Verify);
-    let records = written.iter().map(Vec::as_slice);
-    let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
-    assert_eq!(restored, Restored { sessions: 1, adjusted: 1 });
-    next.sessions.note_changes(talk.now);
-    let mut again = Vec::new();
-    next.sessions.records(|record| again.push(record.to_vec())).unwrap();
-    assert_eq!(again, written);
-    talk.gateway.engine = next;
-    let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
-    assert_eq!((verdict, heard.as_str()), (Fate::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
 }

@@ -59,6 +59,8 @@ pub struct Announcement {
     pub endpoint: Range<usize>,
     /// What separates the fields of an `EPRT` or a 229.
     delimiter: u8,
+    /// Whether the byte before the endpoint of a 227 is a parenthesis, so that blanks may stand before that.
+    pub has_parenthesis: bool,
 }
 
 /// An endpoint as an announcement names it. Most take no memory of their own.
@@ -95,16 +97,41 @@ pub enum Malformed {
     Scope,
 }
 
-/// Two numbers of three digits.
-const LONGEST_PORT: usize = 7;
+/// How a rewritten `PORT` keeps its length: by zeros before both numbers of its port, so that each has so many digits at most
+/// (docs/studies/lengths.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Zeros {
+    /// It need not.
+    #[default]
+    None,
+    /// As every server reads them.
+    Three,
+    /// As servers of well-known names read them.
+    Four,
+}
+
+impl Zeros {
+    /// The most digits of each number; 0 without zeros.
+    pub fn digits(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Three => 3,
+            Self::Four => 4,
+        }
+    }
+
+    /// The longest port that is written so.
+    fn longest(self) -> usize {
+        2 * self.digits().max(3) + 1
+    }
+}
 
 impl Kind {
-    /// Whether a port can be announced in so many bytes. Zeros may stand before both numbers of a `PORT`'s port, up to three
-    /// digits each (docs/studies/lengths.md).
-    pub fn has_port_in(self, port: u16, length: usize) -> bool {
+    /// Whether a port can be announced in so many bytes.
+    pub fn has_port_in(self, port: u16, length: usize, zeros: Zeros) -> bool {
         let [high, low] = port.to_be_bytes().map(|number| digits(number.into()));
         match self {
-            Self::Port => (high + 1 + low..=LONGEST_PORT).contains(&length),
+            Self::Port => (high + 1 + low..=zeros.longest()).contains(&length),
             Self::Pasv => high + 1 + low == length,
             Self::Eprt | Self::Epsv => digits(port) == length,
         }
@@ -144,7 +171,8 @@ impl Announcement {
         };
         let first = start + 1 + family.len() + 1;
         let endpoint = first..start + argument.len() - 1;
-        Ok(Self { kind: Kind::Eprt, address: Some(address), port, endpoint, delimiter })
+        let (kind, address, has_parenthesis) = (Kind::Eprt, Some(address), false);
+        Ok(Self { kind, address, port, endpoint, delimiter, has_parenthesis })
     }
 
     /// Finds the host-port in the text of a 227.
@@ -155,7 +183,9 @@ impl Announcement {
         {
             at += digit;
             if let Some(numbers) = Numbers::at(bytes, at) {
-                return numbers.announcement(Kind::Pasv, 0);
+                let has_parenthesis = at.checked_sub(1).and_then(|at| bytes.get(at)) == Some(&b'(');
+                let read = numbers.announcement(Kind::Pasv, 0)?;
+                return Ok(Self { has_parenthesis, ..read });
             }
             at += bytes[at..].iter().take_while(|b| matches!(b, b'0'..=b'9' | b',' | b' ')).count();
         }
@@ -176,14 +206,21 @@ impl Announcement {
             }
             let port = checked_port(Kind::Epsv, port)?;
             let endpoint = at + 3..at + 3 + digits;
-            return Ok(Self { kind: Kind::Epsv, address: None, port, endpoint, delimiter: *d });
+            return Ok(Self {
+                kind: Kind::Epsv,
+                address: None,
+                port,
+                endpoint,
+                delimiter: *d,
+                has_parenthesis: false,
+            });
         }
         Err(Malformed::Form(Kind::Epsv))
     }
 
     /// How many bytes are left for the port where `address` is named in the place of this endpoint. `None` when
     /// no port takes as many.
-    pub fn room_for_port(&self, address: IpAddr) -> Option<usize> {
+    pub fn room_for_port(&self, address: IpAddr, zeros: Zeros) -> Option<usize> {
         let address = match (self.kind, address) {
             (Kind::Epsv, _) => return Some(self.endpoint.len()),
             (_, IpAddr::V4(ip)) => {
@@ -192,22 +229,38 @@ impl Announcement {
             (_, IpAddr::V6(ip)) => ip.to_string().len(),
         };
         let lengths = match self.kind {
-            Kind::Port | Kind::Pasv => 3..=LONGEST_PORT,
+            Kind::Port => 3..=zeros.longest(),
+            Kind::Pasv => 3..=Zeros::None.longest(),
             Kind::Eprt | Kind::Epsv => 1..=5,
         };
         self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
     }
 
-    /// The text that takes the place of the endpoint when `new` is announced instead, as long as the endpoint if it
-    /// `keeps_length` and a port [can be announced so](Kind::has_port_in). `None` when the form cannot say it: an IPv6
-    /// address in a host-port.
-    pub fn rewritten(&self, new: SocketAddr, keeps_length: bool) -> Option<Named> {
+    /// What takes the place of which bytes when `new` is announced instead. Where `zeros` say that the line keeps its length, blanks
+    /// before the parenthesis of a 227 that would be shorter make up for that (docs/studies/lengths.md).
+    pub fn edit(&self, new: SocketAddr, zeros: Zeros) -> Option<(Range<usize>, Named)> {
+        let text = self.rewritten(new, zeros)?;
+        let Range { start, end } = self.endpoint;
+        let missing = self.endpoint.len().saturating_sub(text.len());
+        if missing == 0 || zeros == Zeros::None || !self.has_parenthesis {
+            return Some((start..end, text));
+        }
+        let mut padded = Named::new();
+        padded.extend(std::iter::repeat_n(b' ', missing));
+        padded.push(b'(');
+        padded.extend_from_slice(&text);
+        Some((start - 1..end, padded))
+    }
+
+    /// The text that takes the place of the endpoint when `new` is announced instead, as long as the endpoint if
+    /// `zeros` make it so. `None` when the form cannot say it: an IPv6 address in a host-port.
+    pub fn rewritten(&self, new: SocketAddr, zeros: Zeros) -> Option<Named> {
         Some(match (self.kind, new.ip()) {
             (Kind::Port | Kind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
-                let room = self.room_for_port(new.ip()).filter(|_| keeps_length);
-                let room = room.filter(|room| self.kind.has_port_in(new.port(), *room));
-                host_port([a, b, c, d, high, low], room.unwrap_or_default())
+                let room = self.room_for_port(new.ip(), zeros).filter(|_| zeros != Zeros::None);
+                let room = room.filter(|room| self.kind.has_port_in(new.port(), *room, zeros));
+                host_port([a, b, c, d, high, low], room.unwrap_or_default(), zeros.digits())
             }
             (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => return None,
             // The family stands before the endpoint and is not replaced.
@@ -229,18 +282,19 @@ fn named(text: &str) -> Named {
 }
 
 /// Six numbers between commas. By hand, as the machinery of `format!` costs a tenth of a rewrite. If the last two take
-/// less than `room`, zeros stand before the last one up to three digits, then before the other.
-fn host_port(numbers: [u8; 6], room: usize) -> Named {
+/// less than `room`, zeros stand before the last one up to `most` digits, then before the other.
+fn host_port(numbers: [u8; 6], room: usize, most: usize) -> Named {
     let [.., high, low] = numbers.map(|number| digits(number.into()));
     let zeros = room.saturating_sub(high + 1 + low);
-    let low = 3.min(low + zeros);
+    let low = low.max(most.min(low + zeros));
     let widths = [1, 1, 1, 1, high.max(room.saturating_sub(1 + low)), low];
-    let mut text = [0; "255,255,255,255,255,255,".len()];
+    let mut text = [0; "255,255,255,255,0255,0255,".len()];
     let mut length = 0;
     for (number, width) in numbers.into_iter().zip(widths) {
-        let places = [(3, 100, number / 100), (2, 10, number / 10 % 10), (1, 0, number % 10)];
+        let places =
+            [(4, 1000, 0), (3, 100, number / 100), (2, 10, number / 10 % 10), (1, 0, number % 10)];
         for (place, least, digit) in places {
-            if number >= least || place <= width {
+            if u16::from(number) >= least || place <= width {
                 text[length] = b'0' + digit;
                 length += 1;
             }
@@ -292,6 +346,7 @@ impl Numbers {
             port,
             endpoint: start + self.span.start..start + self.span.end,
             delimiter: b',',
+            has_parenthesis: false,
         })
     }
 }
@@ -444,7 +499,7 @@ mod tests {
         let v6 = Announcement::eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
         assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
         assert_eq!(
-            v6.rewritten("[2001:db8::1]:7".parse().unwrap(), false).unwrap(),
+            v6.rewritten("[2001:db8::1]:7".parse().unwrap(), Zeros::None).unwrap(),
             &b"2001:db8::1!7"[..]
         );
 
@@ -484,26 +539,57 @@ mod tests {
             ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,004,001"),
         ] {
             let read = Announcement::port(said.as_bytes(), 0).unwrap();
-            let text = read.rewritten(new.parse().unwrap(), true).unwrap();
+            let text = read.rewritten(new.parse().unwrap(), Zeros::Three).unwrap();
             assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
         }
-        let pasv = Announcement::passive(&Text::new(b"227 (10,0,0,209,4,1)")).unwrap();
-        let text = pasv.rewritten("10.0.0.1:1025".parse().unwrap(), true).unwrap();
-        assert_eq!(text, &b"10,0,0,1,4,1"[..]);
+        for (said, new, heard) in [
+            ("192,168,150,80,200,10", "198.51.100.1:51210", "198,51,100,1,200,0010"),
+            ("192,168,150,80,200,100", "198.51.100.1:51300", "198,51,100,1,0200,0100"),
+            ("192,168,150,180,200,100", "198.51.100.1:51300", "198,51,100,1,200,100"),
+            ("192,168,150,80,200,1", "198.51.100.1:51201", "198,51,100,1,200,001"),
+        ] {
+            let read = Announcement::port(said.as_bytes(), 0).unwrap();
+            let text = read.rewritten(new.parse().unwrap(), Zeros::Four).unwrap();
+            assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_rewritten_227_keeps_its_length_by_blanks_before_its_parenthesis() {
+        for (said, new, heard) in [
+            ("227 Mode (10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode   (10,0,0,1,4,1)"),
+            ("227 (255,255,255,255,4,1).", "1.1.1.1:1025", "227         (1,1,1,1,4,1)."),
+            ("227 Mode (10,0,0,1,4,1)", "10.0.0.209:1025", "227 Mode (10,0,0,209,4,1)"),
+            ("227 Mode (10,0,0,2,4,1)", "10.0.0.1:1025", "227 Mode (10,0,0,1,4,1)"),
+            // Without a parenthesis blanks would stand where nobody expects them.
+            ("227 Mode 10,0,0,209,4,1", "10.0.0.1:1025", "227 Mode 10,0,0,1,4,1"),
+            ("227 Mode ( 10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode ( 10,0,0,1,4,1)"),
+        ] {
+            let read = Announcement::passive(&Text::new(said.as_bytes())).unwrap();
+            let edited = |zeros| {
+                let (range, text) = read.edit(new.parse().unwrap(), zeros).unwrap();
+                let mut line = said.to_owned();
+                line.replace_range(range, std::str::from_utf8(&text).unwrap());
+                line
+            };
+            assert_eq!(edited(Zeros::Three), heard, "{said}");
+            let bare = heard.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert_eq!(edited(Zeros::None), bare, "{said}");
+        }
     }
 
     #[test]
     fn a_rewrite_keeps_the_form() {
         let new = "198.51.100.1:3762".parse().unwrap();
         let port = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
-        assert_eq!(port.rewritten(new, false).unwrap(), &b"198,51,100,1,14,178"[..]);
-        let zeros = port.rewritten("10.0.0.255:2570".parse().unwrap(), false).unwrap();
+        assert_eq!(port.rewritten(new, Zeros::None).unwrap(), &b"198,51,100,1,14,178"[..]);
+        let zeros = port.rewritten("10.0.0.255:2570".parse().unwrap(), Zeros::None).unwrap();
         assert_eq!(zeros, &b"10,0,0,255,10,10"[..]);
         let epsv = Announcement::extended_passive(&Text::new(b"229 (|||50069|)")).unwrap();
-        assert_eq!(epsv.rewritten(new, false).unwrap(), &b"3762"[..]);
+        assert_eq!(epsv.rewritten(new, Zeros::None).unwrap(), &b"3762"[..]);
         let eprt = Announcement::eprt(b"|1|10.0.0.2|80|", 0).unwrap();
-        assert_eq!(eprt.rewritten(new, false).unwrap(), &b"198.51.100.1|3762"[..]);
-        assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap(), false), None);
-        assert_eq!(port.rewritten("[::1]:1".parse().unwrap(), false), None);
+        assert_eq!(eprt.rewritten(new, Zeros::None).unwrap(), &b"198.51.100.1|3762"[..]);
+        assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap(), Zeros::None), None);
+        assert_eq!(port.rewritten("[::1]:1".parse().unwrap(), Zeros::None), None);
     }
 }

@@ -11,7 +11,7 @@ mod hidden;
 mod reply;
 mod text;
 
-pub use announcement::{Announcement, Kind, Malformed};
+pub use announcement::{Announcement, Kind, Malformed, Zeros};
 pub use command::{Command, Verb};
 pub use hidden::{Hidden, LineEnd, is_plain, may_end_or_skip};
 pub use reply::{Reply, ReplyTracker};

@@ -138,6 +138,25 @@ pub fn acknowledgement(
     set_tcp_checksum(&mut out[ip..], source.ip(), destination.ip());
 }
 
+/// Writes a segment that says `payload` over `out`, from the first of `ends` to the second, with its sequence number and what it
+/// acknowledges.
+pub fn segment(
+    (source, destination): (SocketAddr, SocketAddr),
+    (seq, ack): (Seq, Seq),
+    window: u16,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) {
+    acknowledgement(source, destination, seq, ack, window, None, out);
+    let tcp = out.len() - 20; // without options
+    out.extend_from_slice(payload);
+    if let Some(mut packet) = MutableTcpPacket::new(&mut out[tcp..]) {
+        packet.set_flags(flags::ACK | flags::PSH);
+    }
+    set_lengths(out, source.ip());
+    set_tcp_checksum(&mut out[tcp..], source.ip(), destination.ip());
+}
+
 /// Writes a copy of `packet` between other endpoints over `out`, as NAT would have it.
 pub fn with_endpoints(
     packet: &Packet<'_>,

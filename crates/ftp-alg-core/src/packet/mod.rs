@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
-pub use build::{Edit, acknowledgement, with_endpoints};
+pub use build::{Edit, acknowledgement, segment, with_endpoints};
 pub use reorder::{ReorderQueue, Taken, Turn, Waiting};
 pub use seq::Seq;
 

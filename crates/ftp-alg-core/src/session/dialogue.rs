@@ -13,7 +13,7 @@ use super::{
     Note, Reason,
     unanswered::{Awaited, MAX_AWAITED, Unanswered},
 };
-use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb};
+use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb, Zeros};
 
 /// With more unanswered commands a client does not wait for replies.
 const MAX_PENDING: u32 = 16;
@@ -110,6 +110,8 @@ pub struct Dialogue {
     replies: ReplyTracker,
     awaited: Unanswered,
     doubt: Option<Doubt>,
+    /// The zeros that the server takes, as its greeting tells.
+    zeros: Zeros,
     /// Whether the server's last line was whole, read alike by everybody, and the last one of a reply.
     #[serde(skip)]
     replied: bool,
@@ -128,6 +130,7 @@ impl Default for Dialogue {
             replies: ReplyTracker::default(),
             awaited: Unanswered::default(),
             doubt: None,
+            zeros: Zeros::Three,
             replied: false,
             forgot: false,
         }
@@ -241,9 +244,24 @@ impl Dialogue {
         self.logged_in
     }
 
+    /// Whether the client has logged in, every command was answered, and nothing is doubted or special.
+    pub fn is_at_rest(&self) -> bool {
+        self.phase == Phase::Verified
+            && self.logged_in
+            && !self.epsv_all
+            && self.doubt.is_none()
+            && !self.awaits_replies()
+            && self.replies == ReplyTracker::default()
+    }
+
     /// Whether the client has bound itself to EPSV (RFC 2428 section 4).
     pub fn is_epsv_only(&self) -> bool {
         self.epsv_all
+    }
+
+    /// The zeros that the server takes.
+    pub fn zeros(&self) -> Zeros {
+        self.zeros
     }
 
     /// Whether a 227 or 229 would be an answer.
@@ -334,6 +352,9 @@ impl Dialogue {
         let reply = self.replies.line(text);
         self.replied &= reply.is_some();
         if !self.phase.has_greeted() {
+            if is_well_known(text.bytes()) {
+                self.zeros = Zeros::Four;
+            }
             return match reply {
                 Some(reply) if reply.is_preliminary() => Meaning::Nothing, // 120: ready in a while
                 Some(_) if self.phase == Phase::Silent => {
@@ -462,6 +483,22 @@ impl Dialogue {
     fn answer(&mut self, which: Awaited) -> bool {
         self.awaited.skip_to(which) && self.awaited.pop().is_some()
     }
+}
+
+/// Servers that read numbers of any length in a `PORT`, by what their greetings begin with behind the code
+/// (docs/studies/lengths.md).
+const WELL_KNOWN: [&[u8]; 5] = [
+    b"(vsFTPd ",
+    b"ProFTPD ",
+    b"--------- Welcome to Pure-FTPd",
+    b"FileZilla Server",
+    b"pyftpdlib ",
+];
+
+/// Whether this is the greeting of one of them.
+fn is_well_known(line: &[u8]) -> bool {
+    let text = line.strip_prefix(b"220").and_then(|rest| rest.get(1..)).unwrap_or_default();
+    WELL_KNOWN.iter().any(|name| text.starts_with(name))
 }
 
 /// Whether a server may show a file of an uploader's in a reply of several lines with this code, as ProFTPD does, whose

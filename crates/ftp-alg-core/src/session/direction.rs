@@ -247,6 +247,11 @@ impl Direction {
         self.line().is_empty() && !self.is_holding() && !self.space.finished
     }
 
+    /// Whether it has nothing of what few directions have.
+    pub fn has_nothing_rare(&self) -> bool {
+        self.rare.is_none()
+    }
+
     /// Bytes were missed up to `next`: the unfinished line is lost.
     pub fn skip_to(&mut self, next: Seq) {
         self.space.next = next;

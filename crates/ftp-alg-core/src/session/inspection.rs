@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Dialogue, Phase, Reason, few::Bytes};
 use crate::{
-    ftp::{Announcement, Kind, Malformed, Text},
+    ftp::{Announcement, Kind, Malformed, Text, Zeros},
     packet::Seq,
 };
 
@@ -17,8 +17,8 @@ pub enum Ruling {
     Open {
         /// What it names.
         endpoint: std::net::SocketAddr,
-        /// Whether it keeps its length where zeros make it so.
-        keeps_length: bool,
+        /// How it keeps its length.
+        zeros: Zeros,
     },
     /// The client gets a reply that says why. A command is kept from the server, which gets a line that it must
     /// refuse instead.
@@ -171,6 +171,8 @@ pub struct Announced {
     pub is_logged_in: bool,
     /// Whether the client has bound itself to EPSV (RFC 2428 section 4).
     pub is_epsv_only: bool,
+    /// The zeros that the server takes.
+    pub zeros: Zeros,
 }
 
 impl Announced {
@@ -182,8 +184,10 @@ impl Announced {
         dialogue: &Dialogue,
         text: &Text<'_>,
     ) -> Self {
-        if let Ok(Announcement { endpoint, .. }) = &mut parsed {
+        if let Ok(Announcement { endpoint, has_parenthesis, .. }) = &mut parsed {
+            let with_parenthesis = text.origin(endpoint.start.saturating_sub(1)..endpoint.end);
             *endpoint = text.origin(endpoint.clone());
+            *has_parenthesis &= with_parenthesis.len() == endpoint.len() + 1;
         }
         Self {
             kind,
@@ -194,6 +198,7 @@ impl Announced {
             phase: dialogue.phase(),
             is_logged_in: dialogue.is_logged_in(),
             is_epsv_only: dialogue.is_epsv_only(),
+            zeros: dialogue.zeros(),
         }
     }
 }

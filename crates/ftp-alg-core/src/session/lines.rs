@@ -10,7 +10,7 @@ use super::{
     few::Bytes,
     limits::{MAX_HELD, VERB},
 };
-use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, is_plain};
+use crate::ftp::{Announcement, Command, Hidden, Kind, Malformed, Text, Verb, Zeros, is_plain};
 
 /// A range of the line and what takes its place.
 pub type LineEdit = Option<(Range<usize>, Bytes)>;
@@ -91,12 +91,12 @@ pub fn answered_line(
         }
         (
             then @ (Then::Command { .. } | Then::Reply(_)),
-            Known::Ruling(Ruling::Open { endpoint, keeps_length }),
+            Known::Ruling(Ruling::Open { endpoint, zeros }),
         ) => {
             if let Then::Command { .. } = then {
                 dialogue.announced(true);
             }
-            request.question.announcement().and_then(|read| rewrite(read, endpoint, keeps_length))
+            request.question.announcement().and_then(|read| rewrite(read, endpoint, zeros))
         }
         _ => None,
     })
@@ -318,14 +318,13 @@ fn is_last(text: &Text<'_>, announcement: &Announcement) -> bool {
 }
 
 /// Replaces the endpoint alone, and only if another one is named.
-fn rewrite(announcement: &Announcement, endpoint: SocketAddr, keeps_length: bool) -> LineEdit {
+fn rewrite(announcement: &Announcement, endpoint: SocketAddr, zeros: Zeros) -> LineEdit {
     let same = announcement.port == endpoint.port()
         && announcement.address.is_none_or(|address| address == endpoint.ip());
     if same {
         return None;
     }
-    let new = announcement.rewritten(endpoint, keeps_length)?;
-    Some((announcement.endpoint.clone(), new))
+    announcement.edit(endpoint, zeros)
 }
 
 /// The `reason` in place of a reply, `passive` for a 227 or 229. A reply that would be longer stays if the connection

@@ -101,6 +101,22 @@ impl Session {
         }
     }
 
+    /// Whether both ends have said what they had to say, all of it was read, nothing of it is kept, and what comes next is
+    /// a command of a client that has logged in.
+    pub fn is_at_rest(&self) -> bool {
+        let is_still = |direction: &Direction| {
+            direction.is_idle() && direction.has_nothing_rare() && !direction.space.has_gap()
+        };
+        self.standing == Standing::Followed(Seen::All)
+            && !self.is_reset
+            && self.dialogue.is_at_rest()
+            && is_still(&self.client)
+            && is_still(&self.server)
+            && self.unacknowledged.len() == 0
+            && !self.is_adjusted()
+            && !self.wants_every_packet()
+    }
+
     /// The gateway ends it: both ends are reset, and nothing of either goes on any more. What is known of it is given back,
     /// so its packets could not be put right. They are dropped as long as it is remembered, and each is answered by a reset
     /// with the number that its sender expects (RFC 9293 section 3.10.7.1).

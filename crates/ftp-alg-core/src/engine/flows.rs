@@ -1,0 +1,260 @@
+//! Connections that a program in the kernel judges for a while, where their packets are.
+//!
+//! A connection that is at rest is handed over: the program gets what it needs to go on by itself, as long as both ends take
+//! turns in lines that recur. Each line that it judges is read here as if it had been queued, before anything else is decided,
+//! so events, counters, pinholes and records are the same. A packet that is queued all the same takes the connection back.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{
+    Effects, Engine, Entry, Pinhole, Sessions, What,
+    announcement::external,
+    connection::Connection,
+    handover::{FlowChange, Handover, Hole, JudgedLine, TakenBack},
+    memory::is_to_be_weighed,
+    shares::is_to_be_counted,
+    table::Key,
+};
+use crate::{
+    ftp::{Kind, Zeros},
+    packet::{self, Packet, Seq},
+    session::{Forward, Known, Question, Side},
+};
+
+/// A connection that was handed over so often and of which nothing was judged then is not handed over again.
+const FRUITLESS: u8 = 3;
+
+impl Engine {
+    /// Reads lines that were judged, those of one connection in their order; [carry out](super::carry_out) what comes of it.
+    pub fn read_judged<'l>(
+        &mut self,
+        lines: impl Iterator<Item = JudgedLine<'l>>,
+        effects: &mut Effects,
+    ) {
+        effects.touch(self.sessions.pinholes.places());
+        let mut bytes = Vec::new();
+        for line in lines {
+            let ends: [SocketAddr; 2] = [line.client.into(), line.server.into()];
+            let Some(index) = self.sessions.table.find(&Key::between(ends[0], ends[1])) else {
+                continue;
+            };
+            let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else { continue };
+            // Of one that is gone, or read before a crash.
+            if control.id != line.flow || line.line <= control.judging().lines {
+                continue;
+            }
+            let is_missing = line.line != control.judging().lines + 1;
+            let judging = control.judging_mut();
+            (judging.lines, judging.fruitless) = (line.line, 0);
+            let [source, destination] = match line.from {
+                Side::Client => ends,
+                Side::Server => [ends[1], ends[0]],
+            };
+            let (seq, ack) = (Seq(line.seq), Seq(line.ack));
+            packet::segment((source, destination), (seq, ack), line.window, line.bytes, &mut bytes);
+            let Ok(packet) = Packet::parse(&bytes) else { continue };
+            self.read_line(index, &line, &packet, effects);
+            if is_missing {
+                self.give_up_judged(index, effects);
+            }
+        }
+    }
+
+    fn read_line(
+        &mut self,
+        index: u32,
+        line: &JudgedLine<'_>,
+        packet: &Packet<'_>,
+        effects: &mut Effects,
+    ) {
+        self.counters.judged += 1;
+        let moment = self.sessions.epoch.moment(line.at);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else { return };
+        control.last = moment;
+        let mut connection = Connection {
+            now: line.at,
+            moment,
+            index,
+            policy: self.sessions.policy.within(control.network()),
+            control,
+            pinholes: &mut self.sessions.pinholes,
+            counters: &mut self.counters,
+            effects,
+        };
+        let inspection = &mut self.inspection;
+        inspection.refuses_auth = connection.policy.refuses_auth();
+        inspection.answer = None;
+        let mut hole = line.opened.then_some(Hole { flow: line.flow, line: line.line });
+        let mut is_alike = true;
+        let outcome = loop {
+            let outcome = session.packet(line.from, packet, inspection, &mut self.payload);
+            for note in inspection.notes.drain(..) {
+                connection.note(note);
+            }
+            let Some(request) = inspection.request.take() else { break outcome };
+            let known = match &request.question {
+                Question::Announcement(announced) => {
+                    is_alike &= hole.is_some();
+                    Known::Ruling(connection.judge_judged(announced, &mut hole))
+                }
+                Question::Lengthen => Known::Lengthen(false),
+            };
+            inspection.answer = Some((request, known));
+        };
+        is_alike &= match outcome.forward {
+            Forward::Unchanged => true,
+            Forward::Changed { .. } => line.opened && self.payload.len() == line.bytes.len(),
+            Forward::Drop(_) | Forward::Asks => false,
+        };
+        let is_counted = is_to_be_weighed(session, control) || is_to_be_counted(session, control);
+        self.sessions.note_change(index);
+        if !is_alike || hole.is_some() {
+            self.give_up_judged(index, effects);
+        }
+        if is_counted {
+            self.sessions.weigh(&mut self.counters, index, effects);
+            self.sessions.enlist(&mut self.counters, line.at, index, effects);
+        }
+    }
+
+    /// A line passed that would have been decided otherwise here, or one is missing.
+    #[cold]
+    fn give_up_judged(&mut self, index: u32, effects: &mut Effects) {
+        self.counters.judged_otherwise += 1;
+        self.sessions.take_back(index);
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
+            session.lapse();
+            effects.events.push(control.event(What::Failed(
+                "the fast path judged a line otherwise than the engine; please report this".into(),
+            )));
+        }
+    }
+
+    /// Hands the connection at `index` over, if it is at rest and nothing speaks against it.
+    #[inline]
+    pub(super) fn offer(&mut self, index: u32) {
+        if self.sessions.hands_over {
+            self.sessions.hand_over(index);
+        }
+    }
+}
+
+impl Sessions {
+    /// Whether connections are handed over from now on. If not, none stays so.
+    pub fn set_hands_over(&mut self, hands_over: bool) {
+        self.hands_over = hands_over;
+        if !hands_over {
+            self.take_all_back();
+        }
+    }
+
+    fn hand_over(&mut self, index: u32) {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
+        let Some(translation) = control.translation().copied() else { return };
+        let judging = control.judging();
+        if judging.is_handed_over || judging.fruitless >= FRUITLESS || !session.is_at_rest() {
+            return;
+        }
+        if control.rival().is_some() || control.is_busy() || control.spoke_in_syn() {
+            return;
+        }
+        let policy = self.policy.within(control.network());
+        let named = |kind| match external(kind, &translation, policy) {
+            Ok(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        };
+        let are_v4 = translation.client.is_ipv4() && translation.server_external.is_ipv4();
+        let (Some(client), Some(server), true) = (named(Kind::Port), named(Kind::Pasv), are_v4)
+        else {
+            return;
+        };
+        // The program would keep the length of a 227 by blanks.
+        if !policy.keeps_length
+            && server.to_string().len() < translation.server.ip().to_string().len()
+        {
+            return;
+        }
+        if !self.pinholes.grant(policy, translation.client.ip()) {
+            return;
+        }
+        let next = [session.next_of(Side::Client).0, session.next_of(Side::Server).0];
+        let judging = control.judging_mut();
+        judging.is_handed_over = true;
+        judging.fruitless += 1;
+        self.flow_changes.push(FlowChange::Over(Handover {
+            flow: control.id,
+            lines: control.judging().lines,
+            next,
+            translation,
+            named: [client, server],
+            zeros: if policy.keeps_length { session.dialogue().zeros() } else { Zeros::None },
+            lifetime: policy.pinhole_lifetime,
+        }));
+        self.note_change(index);
+    }
+
+    /// Has the program leave the connection at `index` alone, if it is handed over.
+    pub(super) fn take_back(&mut self, index: u32) {
+        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
+        if let Some(taken) = taken_back(control) {
+            self.pinholes.revoke(taken.translation.client.ip());
+            self.flow_changes.push(FlowChange::Back(taken));
+            self.note_change(index);
+        }
+    }
+
+    /// The same, of one that is not in the table any more.
+    pub(super) fn take_back_removed(&mut self, control: &mut super::Control) {
+        if let Some(taken) = taken_back(control) {
+            self.pinholes.revoke(taken.translation.client.ip());
+            self.flow_changes.push(FlowChange::Back(taken));
+        }
+    }
+
+    /// Takes all connections back.
+    pub fn take_all_back(&mut self) {
+        for index in 0..self.table.places() {
+            self.take_back(index);
+        }
+    }
+
+    /// The pinholes that the program has opened and that are held.
+    pub fn holes(&self) -> impl Iterator<Item = Hole> {
+        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        held.filter_map(super::pinholes::Held::hole)
+    }
+
+    /// Rules are to have the pinholes that the program has: it closes them. Gives those that nobody has used.
+    pub fn leave_program(&mut self) -> Vec<Pinhole> {
+        let mut left = Vec::new();
+        for Entry { control, .. } in self.table.iter_mut() {
+            for held in control.pinholes_mut().into_iter().flatten() {
+                if self.pinholes.leave_program(held) && !held.in_use {
+                    left.push(held.pinhole);
+                }
+            }
+        }
+        left
+    }
+
+    /// The pinholes that rules have.
+    pub fn of_rules(&self) -> impl Iterator<Item = Pinhole> {
+        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        held.filter(|held| !held.is_judged()).map(|held| held.pinhole)
+    }
+
+    /// The connections that are handed over, by their numbers.
+    pub fn handed_over(&self) -> impl Iterator<Item = u64> {
+        let handed = self.table.iter().filter(|entry| entry.control.judging().is_handed_over);
+        handed.map(|entry| entry.control.id)
+    }
+}
+
+fn taken_back(control: &mut super::Control) -> Option<TakenBack> {
+    if !control.judging().is_handed_over {
+        return None;
+    }
+    control.judging_mut().is_handed_over = false;
+    let translation = *control.translation()?;
+    Some(TakenBack { flow: control.id, translation })
+}

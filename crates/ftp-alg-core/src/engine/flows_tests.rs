@@ -1,0 +1,266 @@
+//! Connections that are judged in the kernel, as the engine sees them.
+
+use std::net::SocketAddrV4;
+
+use super::*;
+
+/// What the client says, and its reply.
+type Exchange<'t> = [(Side, &'t str); 2];
+
+const PASV: Exchange<'static> = [
+    (Side::Client, "PASV\r\n"),
+    (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,52)\r\n"),
+];
+
+fn v4(address: SocketAddr) -> SocketAddrV4 {
+    let SocketAddr::V4(address) = address else { panic!() };
+    address
+}
+
+impl Conversation {
+    /// One that is handed over.
+    fn handed_over() -> Self {
+        let policy = Policy { keeps_length: true, ..Policy::default() };
+        let engine = Engine::new(policy, Checksums::Verify);
+        let mut talk = Self::through(engine, "192.168.150.80").log_in();
+        talk.gateway.engine.sessions.set_hands_over(true);
+        talk.say_all(&PASV);
+        assert_eq!(talk.gateway.engine.sessions.handed_over().collect::<Vec<_>>(), [1]);
+        talk
+    }
+
+    fn say_all(&mut self, lines: &[(Side, &str)]) {
+        for (side, line) in lines {
+            self.say(*side, line);
+        }
+    }
+
+    /// The line `number` of those that were judged, as it came.
+    fn judged(&mut self, number: u32, (side, text): (Side, &str), opened: bool) {
+        let me = usize::from(side == Side::Server);
+        let line = JudgedLine {
+            flow: 1,
+            line: number,
+            at: self.now,
+            from: side,
+            client: v4(self.client),
+            server: v4(self.server),
+            seq: self.next[me],
+            ack: self.received[me],
+            window: 512,
+            opened,
+            bytes: text.as_bytes(),
+        };
+        self.next[me] += text.len() as u32;
+        self.received[1 - me] = self.next[me];
+        let now = self.now;
+        self.gateway.work(now, |engine, effects| engine.read_judged([line].into_iter(), effects));
+    }
+
+    fn is_handed_over(&self) -> bool {
+        self.gateway.engine.sessions.handed_over().count() == 1
+    }
+
+    fn pinholes(&self) -> Vec<String> {
+        let pinholes = self.gateway.engine.sessions.list_pinholes();
+        pinholes.map(|info| format!("{} {}", info.kind, info.pinhole)).collect()
+    }
+}
+
+#[test]
+fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
+    let talk = Conversation::handed_over();
+    let [FlowChange::Over(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
+    assert_eq!(
+        handover,
+        Handover {
+            flow: 1,
+            lines: 0,
+            next: talk.next,
+            translation: talk.gateway.kernel.translation.unwrap(),
+            named: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
+            zeros: crate::ftp::Zeros::Three,
+            lifetime: Duration::from_secs(30),
+        }
+    );
+}
+
+#[test]
+fn what_is_judged_counts_as_what_is_queued() {
+    let mut talk = Conversation::handed_over();
+    talk.judged(1, (Side::Client, "RETR one\r\n"), false);
+    talk.judged(2, (Side::Server, "150 here\r\n"), false);
+    assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
+    talk.judged(3, (Side::Server, "226 done\r\n"), false);
+    talk.judged(4, PASV[0], false);
+    talk.judged(5, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    // From the client's address, as the server is to see it.
+    let passive = "PASV 192.168.150.80 -> 203.0.113.9:20021 (from 198.51.100.1)";
+    assert_eq!(talk.pinholes(), [passive]);
+    talk.judged(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.judged(7, (Side::Server, "200 PORT command successful\r\n"), false);
+    let active = "PORT 203.0.113.9 -> 198.51.100.1:1025 (to 192.168.150.80:1025)";
+    assert_eq!(talk.pinholes(), [active]);
+    let counters = talk.gateway.engine.counters();
+    assert_eq!((counters.judged, counters.judged_otherwise, counters.pinholes_opened), (7, 0, 3));
+    assert_eq!((counters.rewrites, counters.pinholes_used), (1, 1));
+    assert!(talk.is_handed_over());
+    // The rules of the kernel were told of the first one alone, and the program of those that were replaced.
+    talk.gateway.expire(talk.now);
+    assert_eq!(talk.gateway.kernel.open.len(), 0);
+    let holes: Vec<_> = talk.gateway.kernel.shut.iter().map(|shut| shut.hole).collect();
+    assert_eq!(holes, [Hole { flow: 1, line: 5 }]);
+}
+
+#[test]
+fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
+    let mut talk = Conversation::handed_over();
+    talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    let (fate, _) = talk.say(Side::Server, "500 no\r\n");
+    assert_eq!(fate, Fate::Accept);
+    let [_, FlowChange::Back(taken), FlowChange::Over(again)] = talk.gateway.kernel.changes[..]
+    else {
+        panic!("{:?}", talk.gateway.kernel.changes)
+    };
+    assert_eq!((taken.flow, again.flow, again.lines, again.next), (1, 1, 1, talk.next));
+    // Refused, so its pinhole is closed, and the one before is not.
+    assert_eq!(talk.gateway.kernel.shut.last().unwrap().hole, Hole { flow: 1, line: 1 });
+    assert_eq!(talk.pinholes().len(), 1);
+}
+
+#[test]
+fn a_line_sent_again_after_it_was_judged_is_the_same() {
+    let mut talk = Conversation::handed_over();
+    let (seq, line) = (talk.next[0], "PORT 192,168,150,80,4,1\r\n");
+    let packet = talk.build(Side::Client, seq, line.as_bytes(), false);
+    talk.judged(1, (Side::Client, line), true);
+    let (fate, heard) = talk.hand(&packet);
+    assert_eq!((fate, heard.as_str()), (Fate::Replace, "PORT 198,51,100,1,4,001\r\n"));
+    assert_eq!(talk.pinholes().len(), 2);
+    let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
+    assert_eq!(talk.hand(&other).1, "PORT 198,51,100,1,4,001\r\n");
+}
+
+#[test]
+fn a_connection_of_which_nothing_is_judged_is_handed_over_three_times() {
+    let mut talk = Conversation::handed_over();
+    for _ in 0..5 {
+        talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 fine\r\n")]);
+    }
+    let over = |change: &&FlowChange| matches!(change, FlowChange::Over(_));
+    assert_eq!(talk.gateway.kernel.changes.iter().filter(over).count(), 3);
+    assert!(!talk.is_handed_over());
+}
+
+#[test]
+fn lines_that_were_read_before_are_not_read_again() {
+    let mut talk = Conversation::handed_over();
+    talk.judged(1, (Side::Client, "NOOP\r\n"), false);
+    let before = talk.gateway.engine.counters();
+    talk.judged(1, (Side::Client, "NOOP\r\n"), false);
+    assert_eq!(talk.gateway.engine.counters(), before);
+}
+
+#[test]
+fn a_line_that_is_judged_otherwise_ends_the_judging() {
+    for (line, opened) in [
+        // Of another address: the engine would have refused it.
+        ("PORT 192,168,150,81,4,1\r\n", true),
+        // Nothing was opened.
+        ("PORT 192,168,150,80,4,1\r\n", false),
+        ("NOOP\r\n", true),
+        ("AUTH TLS\r\n", true),
+    ] {
+        let mut talk = Conversation::handed_over();
+        talk.judged(1, (Side::Client, line), opened);
+        assert!(!talk.is_handed_over(), "{line}");
+        assert_eq!(talk.gateway.engine.counters().judged_otherwise, 1, "{line}");
+    }
+}
+
+#[test]
+fn a_session_is_restored_as_it_is_judged() {
+    let mut talk = Conversation::handed_over();
+    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    let journal = std::mem::take(&mut talk.gateway.journal);
+    let mut next = Engine::new(Policy::default(), Checksums::Verify);
+    let records = journal.iter().map(Vec::as_slice);
+    next.sessions.restore(records, talk.now, talk.now).unwrap();
+    next.sessions.set_hands_over(true);
+    talk.gateway.engine = next;
+    assert!(talk.is_handed_over());
+    talk.judged(2, (Side::Server, "200 fine\r\n"), false);
+    talk.judged(3, (Side::Client, "RETR one\r\n"), false);
+    talk.judged(4, (Side::Server, "150 here\r\n"), false);
+    let counters = talk.gateway.engine.counters();
+    assert_eq!((counters.judged, counters.judged_otherwise, counters.lost), (3, 0, 0));
+    talk.say(Side::Server, "226 done\r\n");
+    assert_eq!(talk.gateway.engine.counters().lost, 0);
+    assert!(talk.is_handed_over());
+}
+
+#[test]
+fn its_client_has_no_more_pinholes_for_it() {
+    let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
+    let engine = Engine::new(policy, Checksums::Verify);
+    let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
+    talk.gateway.engine.sessions.set_hands_over(true);
+    talk.say_all(&PASV);
+    assert!(!talk.is_handed_over(), "its only pinhole is open");
+    talk.say_all(&[(Side::Client, "RETR one\r\n"), (Side::Server, "150 here\r\n")]);
+    talk.say_all(&[(Side::Server, "226 done\r\n")]);
+    assert!(talk.is_handed_over());
+}
+
+#[test]
+fn whoever_ends_it_or_changes_the_policy_takes_it_back() {
+    let mut talk = Conversation::handed_over();
+    talk.gateway.work(talk.now, |engine, _| engine.sessions.set_policy(Policy::default()));
+    assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Back(_)]));
+    let mut talk = Conversation::handed_over();
+    let (client, server) = (talk.client, talk.server);
+    talk.gateway.work(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+    assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Back(_)]));
+}
+
+#[test]
+fn a_pinhole_of_the_program_is_replaced_by_its_next_one() {
+    let mut talk = Conversation::handed_over();
+    talk.judged(1, PASV[0], false);
+    talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    // The program closes what it has open when the client announces, whatever the server says to that.
+    talk.judged(3, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.say(Side::Server, "500 no\r\n");
+    assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
+    assert_eq!(talk.gateway.engine.sessions.holes().count(), 0);
+}
+
+#[test]
+fn a_pinhole_of_the_program_is_closed_before_a_rule_has_its_port() {
+    let mut talk = Conversation::handed_over();
+    talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.judged(2, (Side::Server, "200 fine\r\n"), false);
+    let hole = Hole { flow: 1, line: 1 };
+    assert_eq!(talk.gateway.engine.sessions.holes().collect::<Vec<_>>(), [hole]);
+    let packet = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,4,1\r\n", false);
+    assert!(talk.gateway.kernel.shut.iter().all(|shut| shut.hole != hole));
+    assert_eq!(talk.hand(&packet).1, "PORT 198,51,100,1,4,001\r\n");
+    // The session holds it until the server answers.
+    assert_eq!(talk.gateway.kernel.shut.last().map(|shut| shut.hole), Some(hole));
+}
+
+#[test]
+fn changes_are_told_in_the_order_in_which_they_were_decided() {
+    let talk = Conversation::handed_over();
+    let [over] = talk.gateway.kernel.changes[..] else { panic!() };
+    let FlowChange::Over(Handover { flow, translation, .. }) = over else { panic!() };
+    let back = FlowChange::Back(TakenBack { flow, translation });
+    let all = FlowChanges::default();
+    let (first, second) = (all.clone(), all.clone());
+    first.add(&mut vec![over]);
+    second.add(&mut vec![back]);
+    // Who was later tells both.
+    second.tell(|changes| assert_eq!(changes, [over, back]));
+    first.tell(|_| panic!("nothing is left"));
+}

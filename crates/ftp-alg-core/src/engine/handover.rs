@@ -1,0 +1,130 @@
+//! What the engine and the program in the kernel tell each other of connections that it judges.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Translation;
+use crate::{ftp::Zeros, session::Side};
+
+/// What of a connection was judged in the kernel.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Judging {
+    /// How many lines of it were, ever.
+    pub(super) lines: u32,
+    /// Whether it is handed over.
+    pub(super) is_handed_over: bool,
+    /// How often in a row nothing was judged.
+    pub(super) fruitless: u8,
+}
+
+/// A pinhole that the program opened: its connection, and which line of it that was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Hole {
+    /// The session's number.
+    pub flow: u64,
+    /// Its line, from 1.
+    pub line: u32,
+}
+
+/// A connection for the program to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// The session's number.
+    pub flow: u64,
+    /// How many lines of it were judged before.
+    pub lines: u32,
+    /// The next sequence numbers of client and server.
+    pub next: [u32; 2],
+    /// How its ends see each other; of IPv4.
+    pub translation: Translation,
+    /// The address that an announcement of the client names in the place of its own, and one of the server.
+    pub named: [Ipv4Addr; 2],
+    /// How a `PORT` that is rewritten keeps its length.
+    pub zeros: Zeros,
+    /// How long an unused pinhole lives.
+    pub lifetime: Duration,
+}
+
+/// A connection that the program is to leave alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenBack {
+    /// The session's number.
+    pub flow: u64,
+    /// How its ends see each other.
+    pub translation: Translation,
+}
+
+/// What the program is to be told, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowChange {
+    /// It judges this one from now on.
+    Over(Handover),
+    /// It does not any more.
+    Back(TakenBack),
+}
+
+/// What the program is to be told of the connections of one engine. Threads conclude batches in one order and may go on in
+/// another, so who tells it says all that was decided by then, in the order in which it was decided.
+#[derive(Clone, Debug, Default)]
+pub struct FlowChanges(Arc<Untold>);
+
+#[derive(Debug, Default)]
+struct Untold {
+    changes: Mutex<Vec<FlowChange>>,
+    /// Held by who tells it. Taken before the other.
+    telling: Mutex<()>,
+}
+
+impl FlowChanges {
+    pub(super) fn add(&self, changes: &mut Vec<FlowChange>) {
+        if !changes.is_empty() {
+            lock(&self.0.changes).append(changes);
+        }
+    }
+
+    /// Has `tell` tell it what it was not told yet. When this returns all that was decided before was told, by whomever.
+    pub fn tell(&self, tell: impl FnOnce(&[FlowChange])) {
+        let _telling = lock(&self.0.telling);
+        let changes = std::mem::take(&mut *lock(&self.0.changes));
+        if !changes.is_empty() {
+            tell(&changes);
+        }
+    }
+}
+
+/// What a panic left is whole: changes are added and taken in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A line that the program has judged, as it came.
+#[derive(Clone, Copy, Debug)]
+pub struct JudgedLine<'l> {
+    /// The session's number.
+    pub flow: u64,
+    /// Which line of it this is, from 1.
+    pub line: u32,
+    /// When it was judged.
+    pub at: Instant,
+    /// Who said it.
+    pub from: Side,
+    /// The ends, as packets at our hooks show them.
+    pub client: SocketAddrV4,
+    /// The same.
+    pub server: SocketAddrV4,
+    /// Its sequence number, and what it acknowledges.
+    pub seq: u32,
+    /// The same.
+    pub ack: u32,
+    /// The window that its packet offers.
+    pub window: u16,
+    /// Whether a pinhole was opened for it.
+    pub opened: bool,
+    /// The line, with its end.
+    pub bytes: &'l [u8],
+}
