@@ -1,14 +1,27 @@
-//! Gives the program its version with the commit: `0.1.0 (abc123def, 2026-11-21)`.
+//! Gives the program its version with the commit: `0.1.0 (abc123def, 2026-11-21)`, and compiles the BPF program of the
+//! fast path.
 //!
 //! The commit is git's, or what `git archive` wrote into `packaging/commit`. Debug builds have none:
 //! each commit would compile everything again.
 
-use std::{env, fs, process::Command};
+use std::{
+    env, fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::{self, Command},
+};
 
 const WRITTEN: &str = "packaging/commit";
+/// The BPF program's directory; `judge.bpf.c` includes the others.
+const FAST_PATH: &str = "src/gateway/fastpath/program";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed={FAST_PATH}");
+    if let Err(error) = compile_fast_path() {
+        println!("cargo::error={error}");
+        process::exit(1);
+    }
     println!("cargo::rerun-if-changed={WRITTEN}");
     let version = env!("CARGO_PKG_VERSION");
     let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
@@ -37,4 +50,46 @@ fn of_git() -> Option<String> {
     // It has a line for each commit and checkout.
     println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", "logs/HEAD"])?);
     git(&["log", "-1", "--format=%H %cs"])
+}
+
+/// Makes `judge.o` in the directory of the build.
+fn compile_fast_path() -> Result<(), String> {
+    let to = env::var_os("OUT_DIR").map(PathBuf::from).ok_or("OUT_DIR is not set")?;
+    let mut clang = Command::new("clang");
+    clang.args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror"]);
+    // The object is the same wherever it is compiled.
+    clang.arg("-fdebug-compilation-dir=.").current_dir(FAST_PATH);
+    if let Some(headers) = headers_of_architecture() {
+        clang.arg("-I").arg(headers);
+    }
+    clang.args(["-c", "judge.bpf.c", "-o"]).arg(to.join("judge.o"));
+    let install = "on Debian or Ubuntu: apt-get install clang libbpf-dev linux-libc-dev";
+    let output = clang.output().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("clang is missing, which compiles {FAST_PATH}; {install}"),
+        _ => format!("clang cannot be started: {error}"),
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let is_header = errors.contains("file not found");
+    // Each line of cargo's is one of ours.
+    for line in errors.lines() {
+        println!("cargo::warning={line}");
+    }
+    Err(match is_header {
+        true => format!("clang finds no header that {FAST_PATH} needs; {install}"),
+        false => format!("clang does not compile {FAST_PATH}"),
+    })
+}
+
+/// Debian has `asm/types.h` in a directory of each architecture, where clang does not look for another target's. Any
+/// does: the types are the same.
+fn headers_of_architecture() -> Option<PathBuf> {
+    let architecture = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let entries = fs::read_dir(Path::new("/usr/include")).ok()?;
+    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let mut found: Vec<PathBuf> = paths.filter(|path| path.join("asm/types.h").exists()).collect();
+    found.sort_by_key(|path| (!path.ends_with(format!("{architecture}-linux-gnu")), path.clone()));
+    found.into_iter().next()
 }

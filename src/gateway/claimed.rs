@@ -55,6 +55,15 @@ impl ClaimedPorts {
         is_bound(arrival)
     }
 
+    /// Whether the operator's rules translate this port of any address, whatever to.
+    pub(super) fn has(&self, port: u16) -> bool {
+        let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+        let has = |claim: &Claim| {
+            claim.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
+        };
+        claims.iter().any(has)
+    }
+
     /// What the operator's rules translate now.
     pub(super) fn set(&self, claims: Vec<Claim>) {
         *self.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;

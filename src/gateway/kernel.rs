@@ -1,12 +1,14 @@
 //! The running kernel as the engine asks for it: looks translations up, opens and closes pinholes, injects packets.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
-use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{
+    Attention, FlowChange, Kernel, KernelError, Opening, Pinhole, Shut, Translation,
+};
 
 use super::{
     Backend, ClaimedPorts, Commits, Conntrack, Expectations, GatewayError, Injector, OpenPinhole,
-    Pinholes, RuleParameters,
+    Pinholes, RuleParameters, flows::Flows,
 };
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
@@ -17,6 +19,8 @@ pub struct LinuxKernel {
     conntrack: Conntrack,
     injector: Injector,
     claimed: ClaimedPorts,
+    /// Of the fast path, where there is one.
+    flows: Option<Arc<Flows>>,
 }
 
 /// What holds the pinholes.
@@ -37,6 +41,7 @@ impl LinuxKernel {
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
             claimed: ClaimedPorts::default(),
+            flows: None,
         })
     }
 
@@ -54,6 +59,11 @@ impl LinuxKernel {
         Self { claimed: claimed.clone(), ..self }
     }
 
+    /// Tells the fast path of connections and pinholes.
+    pub fn with_flows(self, flows: Option<&Arc<Flows>>) -> Self {
+        Self { flows: flows.cloned(), ..self }
+    }
+
     /// [`KernelError::Taken`] if the pinhole is translated, and something else uses the port where it arrives.
     fn check(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let Pinhole { arrival, target, .. } = *pinhole;
@@ -61,6 +71,10 @@ impl LinuxKernel {
             return Ok(());
         }
         match self.claimed.is_claimed(arrival, target) {
+            // The program would admit its own connection there.
+            Ok(false) if self.flows.as_ref().is_some_and(|flows| !flows.reserve(pinhole)) => {
+                Err(KernelError::Taken)
+            }
             Ok(false) => Ok(()),
             Ok(true) => Err(KernelError::Taken),
             Err(source) => {
@@ -94,6 +108,9 @@ impl Kernel for LinuxKernel {
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
+        if let Some(flows) = &self.flows {
+            closed.iter().for_each(|pinhole| flows.free(pinhole));
+        }
         let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
         let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
@@ -103,6 +120,10 @@ impl Kernel for LinuxKernel {
             Holder::Conntrack(expectations) => {
                 expectations.change(closed, &passed, &mut answers)?
             }
+        }
+        if let Some(flows) = &self.flows {
+            let failed = passed.iter().zip(&answers).filter(|(_, answer)| answer.is_err());
+            failed.for_each(|(opening, _)| flows.free(&opening.pinhole));
         }
         let mut answers = answers.into_iter();
         outcomes.clear();
@@ -123,6 +144,18 @@ impl Kernel for LinuxKernel {
 
     fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
         self.conntrack.attend(control, attention)
+    }
+
+    fn hand_over(&mut self, changes: &[FlowChange]) {
+        if let Some(flows) = &self.flows {
+            flows.change(changes);
+        }
+    }
+
+    fn shut(&mut self, shut: &[Shut]) {
+        if let Some(flows) = &self.flows {
+            flows.shut(shut);
+        }
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

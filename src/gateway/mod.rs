@@ -6,9 +6,11 @@
 //! | room | is |
 //! | --- | --- |
 //! | `netlink` | messages and sockets, batches of nf_tables, requests of conntrack |
+//! | [`fastpath`] | the BPF program that judges lines before they are queued |
 //! | `broker` | programs, and files that are replaced, for a confined daemon; rights |
 //! | `conntrack` | connections: how one is translated, which bits it has |
 //! | `queue` | NFQUEUE: packets and verdicts |
+//! | `fastpath` | the program at the interfaces, its maps, what it judged |
 //! | `table` | our rules and their table, what holds pinholes, whose the table is |
 //! | [`firewall`] | the operator's rules; nothing here or in the packet's path knows it |
 
@@ -17,7 +19,9 @@ pub mod broker;
 mod claimed;
 mod conntrack;
 mod error;
+pub mod fastpath;
 pub mod firewall;
+pub mod flows;
 mod inject;
 mod kernel;
 mod legacy;

@@ -14,6 +14,9 @@ pub use crate::config::Backend;
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
 
+/// The highest number of a slot in a packet mark; all bits below its highest are set.
+pub const MOST_SLOTS: u32 = 0xfff;
+
 /// What an operator may change in the rules.
 ///
 /// Holds only values that make working rules: at least one port and one queue, and a mask of
@@ -164,6 +167,41 @@ impl RuleParameters {
         (mark & self.mask() != 0).then_some(mark & !self.mask())
     }
 
+    /// The packet mark of a packet that the fast path judged.
+    pub fn judged_mark(&self) -> u32 {
+        self.every | self.none
+    }
+
+    /// The packet mark of the first packet of a data connection that the fast path admits. `slot` says what its
+    /// destination is translated to, and is 0 if it is not; `None` if there are not so many.
+    pub fn admitted_mark(&self, slot: u32) -> Option<u32> {
+        let bits = self.free_bits().enumerate();
+        let set = bits.filter(|(place, _)| slot & 1 << place != 0);
+        (slot <= MOST_SLOTS)
+            .then(|| self.data | self.none | set.fold(0, |mark, (_, bit)| mark | bit))
+    }
+
+    /// The slot of which this is the packet mark.
+    pub(super) fn slot_of(&self, admitted_mark: u32) -> Option<u32> {
+        let bits = self.free_bits().enumerate();
+        let set = bits.filter(|(_, bit)| admitted_mark & bit != 0);
+        let slot = set.fold(0, |slot, (place, _)| slot | 1 << place);
+        (self.admitted_mark(slot) == Some(admitted_mark)).then_some(slot)
+    }
+
+    /// The bits of a packet mark that a slot is in: with few slots as few as can be, from the highest, as others
+    /// take the lowest first.
+    fn free_bits(&self) -> impl Iterator<Item = u32> + use<> {
+        let mask = self.mask();
+        let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
+        free.take(MOST_SLOTS.count_ones() as usize)
+    }
+
+    /// All bits that a slot may be in.
+    pub fn slots(&self) -> u32 {
+        self.free_bits().fold(0, |bits, bit| bits | bit)
+    }
+
     /// All our bits of the ct mark; also the packet mark of what we send ourselves.
     pub fn mask(&self) -> u32 {
         self.data | self.every | self.none
@@ -211,6 +249,26 @@ mod tests {
             for mark in [every, data, data | every, none] {
                 assert_eq!(parameters.mark_behind(0x8000 | mark), Some(0x8000));
             }
+        }
+    }
+
+    #[test]
+    fn slots_are_in_bits_of_the_packet_mark_that_are_not_ours() {
+        let defaults = RuleParameters::default();
+        assert_eq!((defaults.judged_mark(), defaults.slots()), (0x3000_0000, 0x8ffe_0000));
+        let marks = [0, 1, 2, 3, MOST_SLOTS].map(|slot| defaults.admitted_mark(slot).unwrap());
+        assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
+        let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap();
+        for parameters in [defaults, others] {
+            let fixed = parameters.data() | parameters.none();
+            for slot in 0..=MOST_SLOTS {
+                let mark = parameters.admitted_mark(slot).unwrap();
+                assert_eq!(mark & parameters.mask(), fixed);
+                assert_eq!(mark & !parameters.mask() & !parameters.slots(), 0);
+                assert_eq!(parameters.slot_of(mark), Some(slot));
+                assert_eq!(parameters.slot_of(mark ^ 0x100), None);
+            }
+            assert_eq!(parameters.admitted_mark(MOST_SLOTS + 1), None);
         }
     }
 

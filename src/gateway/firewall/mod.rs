@@ -8,6 +8,7 @@ mod claims;
 mod control;
 mod expressions;
 mod listing;
+mod marks;
 mod model;
 mod nft;
 mod outlook;
@@ -21,6 +22,7 @@ mod xtables;
 
 pub use claims::Claims;
 pub use control::{ControlJudgement, ControlOutlook, Passage};
+pub use marks::MarkChange;
 use model::{Changes, Packet, Table};
 pub use model::{Hook, Ip, Origin, TableFamily};
 pub use outlook::{Outlook, outlooks};
@@ -196,6 +198,12 @@ impl Firewall {
             _ => true,
         });
         found.chain(reached::concerns(&self.rules, parameters))
+    }
+
+    /// The rules by which the packet mark of a data connection's first packet may be lost, with which the fast path has
+    /// it admitted.
+    pub fn packet_mark_changes(&self, parameters: &RuleParameters) -> Vec<MarkChange> {
+        marks::changes(&self.rules, parameters)
     }
 
     /// What becomes of packets with `sign` at `hook`.

@@ -257,6 +257,8 @@ pub(super) struct Rule {
     pub(super) diversion: Option<Diversion>,
     /// What to say of it if control packets may come to it.
     pub(super) concern: Option<Box<Concern>>,
+    /// Bits of the packet mark that it may change.
+    pub(super) mark: u32,
     /// As its owner wrote it.
     pub(super) text: String,
 }

@@ -117,6 +117,7 @@ impl<'a> Reader<'a> {
             action: Action::Continue,
             diversion: None,
             concern: None,
+            mark: 0,
             text: written,
         };
         for statement in statements {
@@ -133,6 +134,10 @@ impl<'a> Reader<'a> {
                 Statement::Nothing => {}
                 Statement::If(condition) => rule.conditions.push(condition),
                 Statement::Do(action) => rule.action = action,
+                Statement::Mark(bits) => {
+                    rule.mark |= bits;
+                    self.changes.mark |= bits;
+                }
                 Statement::Concern(kind) => {
                     let (family, table) = (key.0, key.1.as_str());
                     let concern = Concern {
@@ -319,10 +324,7 @@ impl<'a> Reader<'a> {
                 self.changes.ct_mark |= !kept;
                 Statement::Concern(ConcernKind::CtMark { bits: !kept })
             }
-            Field::Mark => {
-                self.changes.mark |= !kept;
-                Statement::Nothing
-            }
+            Field::Mark => Statement::Mark(!kept),
             _ => Statement::Nothing,
         }
     }
@@ -341,6 +343,8 @@ enum Statement {
     Nothing,
     If(Condition),
     Do(Action),
+    /// Changes these bits of the packet mark.
+    Mark(u32),
     Concern(ConcernKind),
 }
 

@@ -114,6 +114,20 @@ pub(super) fn packets(
     vec![first, later(0), later(1)]
 }
 
+/// The first packet of a data connection that the fast path admits, where it arrives.
+pub(super) fn admitted(parameters: &RuleParameters, changes: Changes) -> Packet<'static> {
+    let mask = parameters.mask();
+    // A slot may be in other bits.
+    let known = mask | !(changes.mark | parameters.slots());
+    Packet {
+        output: Some(""),
+        ct_mark: Value::Bits { bits: 0, known: !changes.ct_mark },
+        mark: Value::Bits { bits: parameters.data() | parameters.none(), known },
+        destination_port: Value::Within(1024, u16::MAX.into()),
+        ..first(Hook::Prerouting, Ip::V4)
+    }
+}
+
 /// A TCP connection between two interfaces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Connection<'a> {

@@ -90,6 +90,25 @@ pub(super) fn concerns<'a>(
     walk.concerns
 }
 
+/// A rule that changes the packet mark.
+pub(super) struct Marking<'a> {
+    pub(super) chain: &'a str,
+    pub(super) rule: &'a Rule,
+    /// Whether it does so if no condition holds of which nothing is known.
+    pub(super) by_default: bool,
+}
+
+/// The rules that `packet` may come to by base chain `name` and that change its mark, each once.
+pub(super) fn markings<'a>(
+    table: &'a Table,
+    name: &'a str,
+    packet: &Packet<'_>,
+) -> Vec<Marking<'a>> {
+    let mut walk = Walk::new(table, packet);
+    walk.chain(name, 0);
+    walk.markings
+}
+
 /// What may come of a packet in a chain.
 #[derive(Clone, Debug, Default)]
 struct Flow {
@@ -133,11 +152,15 @@ struct Walk<'a, 'p> {
     done: HashMap<&'a str, Option<Flow>>,
     /// Of the rules that were met.
     concerns: Vec<&'a Concern>,
+    markings: Vec<Marking<'a>>,
+    /// Whether the packet is here if no condition holds of which nothing is known.
+    by_default: bool,
 }
 
 impl<'a, 'p> Walk<'a, 'p> {
     fn new(table: &'a Table, packet: &'p Packet<'p>) -> Self {
-        Self { table, packet, done: HashMap::new(), concerns: Vec::new() }
+        let (concerns, markings) = (Vec::new(), Vec::new());
+        Self { table, packet, done: HashMap::new(), concerns, markings, by_default: true }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> Flow {
@@ -155,7 +178,15 @@ impl<'a, 'p> Walk<'a, 'p> {
         flow
     }
 
-    fn rules(&mut self, name: &str, chain: &'a Chain, depth: usize) -> Flow {
+    fn rules(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> Flow {
+        let by_default = self.by_default;
+        let flow = self.each_rule(name, chain, depth);
+        self.by_default = by_default;
+        flow
+    }
+
+    fn each_rule(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> Flow {
+        let by_default = self.by_default;
         let mut flow = Flow::default();
         for rule in &chain.rules {
             let applies = rule.applies(self.packet);
@@ -163,6 +194,10 @@ impl<'a, 'p> Walk<'a, 'p> {
                 continue;
             }
             self.concerns.extend(rule.concern.as_deref());
+            self.by_default = by_default && applies == Tri::Yes && flow.default.is_none();
+            if rule.mark != 0 {
+                self.markings.push(Marking { chain: name, rule, by_default: self.by_default });
+            }
             let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
             flow.may(&step);
             // A jump that returns goes on; a return or a goto that does so leaves.
@@ -223,7 +258,13 @@ impl<'a, 'p> Walk<'a, 'p> {
             let applies = all(std::slice::from_ref(condition), self.packet);
             let step = match applies {
                 Tri::No => continue,
-                _ => self.action(chain, rule, action, depth),
+                Tri::Maybe => {
+                    let by_default = std::mem::take(&mut self.by_default);
+                    let step = self.action(chain, rule, action, depth);
+                    self.by_default = by_default;
+                    step
+                }
+                Tri::Yes => self.action(chain, rule, action, depth),
             };
             if applies == Tri::Yes {
                 // Keys exclude each other: the others were no.
@@ -252,7 +293,7 @@ mod tests {
     };
 
     fn rule(conditions: Vec<Condition>, action: Action, text: &str) -> Rule {
-        Rule { conditions, action, diversion: None, concern: None, text: text.into() }
+        Rule { conditions, action, diversion: None, concern: None, mark: 0, text: text.into() }
     }
 
     fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {

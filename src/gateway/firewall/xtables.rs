@@ -73,9 +73,9 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
         };
         found.concerns.extend(kinds.into_iter().flatten().map(concern));
         let concern = parsed.notrack.then(|| Box::new(concern(ConcernKind::Untracked)));
-        let Options { conditions, action, diversion, .. } = parsed;
+        let Options { conditions, action, diversion, mark, .. } = parsed;
         let text = format!("-A {rest}");
-        let rule = Rule { conditions, action, diversion, concern, text };
+        let rule = Rule { conditions, action, diversion, concern, mark, text };
         chains.entry(chain.clone()).or_default().rules.push(rule);
     }
     let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };

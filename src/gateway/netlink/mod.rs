@@ -259,7 +259,7 @@ pub fn put_nothing(out: &mut Vec<u8>) {
     out.resize(out.len() + HEADER - 6, 0);
 }
 
-/// A netfilter socket, bound.
+/// A netlink socket, bound; of netfilter, unless it was opened for something else.
 pub struct Socket {
     /// Not `mnl::Socket`: a program that this one starts would inherit that, and keep a queue.
     inner: NonNull<mnl_sys::mnl_socket>,
@@ -300,9 +300,17 @@ impl Drop for Socket {
 
 impl Socket {
     pub fn open() -> io::Result<Self> {
+        Self::of(libc::NETLINK_NETFILTER)
+    }
+
+    /// One of rtnetlink, which knows interfaces.
+    pub fn open_route() -> io::Result<Self> {
+        Self::of(libc::NETLINK_ROUTE)
+    }
+
+    fn of(protocol: i32) -> io::Result<Self> {
         // SAFETY: it only opens.
-        let socket =
-            unsafe { mnl_sys::mnl_socket_open2(mnl::Bus::Netfilter as i32, libc::SOCK_CLOEXEC) };
+        let socket = unsafe { mnl_sys::mnl_socket_open2(protocol, libc::SOCK_CLOEXEC) };
         let inner = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
         let socket = Self { inner, buffer: Vec::new(), sequence: 0 };
         // SAFETY: the socket is open.

@@ -473,6 +473,31 @@ pub fn dump(
     set: &'static CStr,
     mut each: impl FnMut(&[u8], Option<Duration>),
 ) -> io::Result<bool> {
+    dump_elements(socket, set, |key, element| {
+        let expiration = element.first(NFTA_SET_ELEM_EXPIRATION);
+        each(key, expiration.and_then(be64).map(Duration::from_millis));
+    })
+}
+
+/// As [`dump`], of a map: key and data.
+pub fn dump_map(
+    socket: &mut Socket,
+    map: &'static CStr,
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> io::Result<bool> {
+    dump_elements(socket, map, |key, element| {
+        let data = element.nested(NFTA_SET_ELEM_DATA);
+        if let Some(data) = data.and_then(|data| data.first(NFTA_DATA_VALUE)) {
+            each(key, data);
+        }
+    })
+}
+
+fn dump_elements(
+    socket: &mut Socket,
+    set: &'static CStr,
+    mut each: impl FnMut(&[u8], &Attributes<'_>),
+) -> io::Result<bool> {
     let mut consistent = true;
     let attributes = [
         (NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul()),
@@ -483,10 +508,9 @@ pub fn dump(
         let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
         for (_, element) in elements.into_iter().flatten() {
             let element = Attributes::new(element);
-            let expiration = element.first(NFTA_SET_ELEM_EXPIRATION);
             let key = element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
             if let Some(key) = key {
-                each(key, expiration.and_then(be64).map(Duration::from_millis));
+                each(key, &element);
             }
         }
     })?;

@@ -74,7 +74,11 @@ impl Commits {
 
     /// Sends, by `socket` if there is none for all, a batch of elements that, if it is not refused, changes something; or is asked to
     /// [tell](Batch::tell_changes) whether it does.
-    pub(super) fn send(&self, batch: &mut Batch, socket: &mut Socket) -> io::Result<Outcome> {
+    pub(in crate::gateway) fn send(
+        &self,
+        batch: &mut Batch,
+        socket: &mut Socket,
+    ) -> io::Result<Outcome> {
         self.counts.started.fetch_add(1, SeqCst);
         // Where it is not known what became of it, it never ends, and no difference is known any more.
         let outcome = self.with_writer(socket, |socket| batch.send_unacknowledged(socket))?;

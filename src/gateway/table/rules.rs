@@ -35,6 +35,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             "define data" => value("0x40000000", &mark(parameters.data())),
             "define every" => value("0x20000000", &mark(parameters.every())),
             "define none" => value("0x10000000", &mark(parameters.none())),
+            "define slots" => value("0x8ffe0000", &mark(parameters.slots())),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
             _ => match (line.trim(), statement) {
@@ -181,6 +182,7 @@ mod tests {
             "define every = 0x40000000 ",
             "define none = 0x00000001 ",
             "define injected = 0x40000011 ",
+            "define slots = 0xbff80000 ",
             "#   ct mark & 0x00000010 != 0 accept ",
         ] {
             assert!(text.contains(line), "{line} is missing in {text}");

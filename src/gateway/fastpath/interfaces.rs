@@ -1,0 +1,114 @@
+//! The Ethernet interfaces of this network namespace, by rtnetlink. Needs neither sysfs nor rights.
+
+use std::io;
+
+use crate::gateway::netlink::{Attributes, DONE, ERROR, HEADER, Socket};
+
+// From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; not all is in libc.
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MASTER: u16 = 10;
+const ARPHRD_ETHER: u16 = 1;
+/// Size of `struct ifinfomsg`.
+const INTERFACE: usize = 16;
+/// How often to ask again when interfaces came or went meanwhile.
+const ATTEMPTS: usize = 5;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Interface {
+    pub(super) index: u32,
+    pub(super) name: String,
+}
+
+/// The interfaces that packets come to as Ethernet frames, and that are no port of another one, which would get the packets
+/// after them: a bridge or a bond.
+pub(super) fn ethernet(socket: &mut Socket) -> io::Result<Vec<Interface>> {
+    for _ in 0..ATTEMPTS {
+        match ask(socket) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
+}
+
+fn ask(socket: &mut Socket) -> io::Result<Vec<Interface>> {
+    let sequence = socket.next_sequence();
+    let (mut found, mut failed, mut consistent) = (Vec::new(), 0, true);
+    socket.ask(&request(sequence), |message| {
+        if message.sequence != sequence {
+            return;
+        }
+        consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+        match message.kind {
+            ERROR | DONE => failed = failed.max(message.errno()),
+            RTM_NEWLINK => found.extend(read(message.body)),
+            _ => {}
+        }
+    })?;
+    match (failed, consistent) {
+        (0, true) => Ok(found),
+        (0, false) => Err(io::ErrorKind::Interrupted.into()),
+        _ => Err(io::Error::from_raw_os_error(failed)),
+    }
+}
+
+fn request(sequence: u32) -> Vec<u8> {
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    let mut bytes = ((HEADER + INTERFACE) as u32).to_ne_bytes().to_vec();
+    bytes.extend(RTM_GETLINK.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.resize(HEADER + INTERFACE, 0);
+    bytes
+}
+
+fn read(body: &[u8]) -> Option<Interface> {
+    let (head, attributes) = body.split_at_checked(INTERFACE)?;
+    let kind = u16::from_ne_bytes(*head.get(2..)?.first_chunk()?);
+    let index = u32::from_ne_bytes(*head.get(4..)?.first_chunk()?);
+    let attributes = Attributes::new(attributes);
+    if kind != ARPHRD_ETHER || attributes.first(IFLA_MASTER).is_some() {
+        return None;
+    }
+    let name = attributes.first(IFLA_IFNAME)?;
+    let name = String::from_utf8_lossy(name.strip_suffix(b"\0").unwrap_or(name)).into_owned();
+    Some(Interface { index, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn link(kind: u16, attributes: &[(u16, &[u8; 4])]) -> Vec<u8> {
+        let mut body = vec![0, 0];
+        body.extend(kind.to_ne_bytes());
+        body.extend(7_u32.to_ne_bytes());
+        body.resize(INTERFACE, 0);
+        for (kind, content) in attributes {
+            body.extend(8_u16.to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(*content);
+        }
+        body
+    }
+
+    #[test]
+    fn ethernet_without_a_master_is_taken() {
+        let name = (IFLA_IFNAME, b"wan\0");
+        let wan = Some(Interface { index: 7, name: "wan".into() });
+        assert_eq!(read(&link(ARPHRD_ETHER, &[name])), wan);
+        assert_eq!(read(&link(ARPHRD_ETHER, &[name, (IFLA_MASTER, &[3, 0, 0, 0])])), None);
+        assert_eq!(read(&link(772, &[name])), None, "the loopback interface");
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            read(&body);
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Keys and values of the program's maps, byte by byte as `program/judge.bpf.c` declares them.
+//!
+//! Numbers are in the machine's byte order, addresses and ports in that of the network. Knows nothing of the calls
+//! that read and write them.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+/// The longest line that the program judges.
+pub const LONGEST_LINE: usize = 128;
+
+pub(super) const WAY_KEY: usize = 12;
+pub(super) const WAY: usize = 16;
+pub(super) const HOLE_KEY: usize = 12;
+pub(super) const HOLE: usize = 24;
+pub(super) const FLOW: usize = 376;
+pub(super) const STEP: usize = 56 + LONGEST_LINE;
+
+/// Where `judged` is in a flow.
+pub(super) const FLOW_JUDGED: std::ops::Range<usize> = 4..8;
+
+/// Source and destination of the packets that one side sends, as they arrive at the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WayKey {
+    pub source: SocketAddrV4,
+    pub destination: SocketAddrV4,
+}
+
+/// Which reply the server owes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Awaits {
+    /// None: the client's turn.
+    #[default]
+    Nothing = 0,
+    /// The reply to a command that opens nothing.
+    Other = 1,
+    /// The reply to PASV.
+    Pasv = 2,
+    /// The reply to EPSV.
+    Epsv = 3,
+    /// The reply to PORT or EPRT.
+    Announced = 4,
+}
+
+/// A control connection whose lines the program judges from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    pub flow: u64,
+    /// The packets of the client, and those of the server.
+    pub ways: [WayKey; 2],
+    /// Next sequence number of the client, and of the server.
+    pub next: [u32; 2],
+    /// Number of the last line that was judged before, from which the program counts on.
+    pub steps: u32,
+    pub awaits: Awaits,
+    /// The client's own address, behind all translation.
+    pub client: SocketAddrV4,
+    /// The server's own address, behind all translation.
+    pub server: SocketAddrV4,
+    /// Address that the server is told in the place of the client's own.
+    pub client_named: Ipv4Addr,
+    /// Address that the client is told in the place of the server's own.
+    pub server_named: Ipv4Addr,
+    /// Destination of the first packet of a data connection in active mode.
+    pub client_arrival: Ipv4Addr,
+    /// Destination of the first packet of a data connection in passive mode.
+    pub server_arrival: Ipv4Addr,
+    /// Source of the first packet of a data connection in active mode.
+    pub active_initiator: Ipv4Addr,
+    /// Source of the first packet of a data connection in passive mode.
+    pub passive_initiator: Ipv4Addr,
+    /// Packet mark of the first packet of a data connection in active mode.
+    pub active_mark: u32,
+    /// Packet mark of the first packet of a data connection in passive mode.
+    pub passive_mark: u32,
+    /// Packet mark of a judged packet.
+    pub judged_mark: u32,
+    /// Most digits of each of the last two numbers of a rewritten PORT; 0 if none may be rewritten.
+    pub digits: u32,
+    /// Lifetime of a pinhole.
+    pub lifetime: Duration,
+}
+
+impl WayKey {
+    pub(super) fn to_bytes(self) -> [u8; WAY_KEY] {
+        let Self { source, destination } = self;
+        let bytes = Bytes::default().address(*source.ip()).address(*destination.ip());
+        bytes.be16(source.port()).be16(destination.port()).array()
+    }
+}
+
+/// What `ways` has for the client, or for the server.
+pub(super) fn way(flow: u64, is_server: bool) -> [u8; WAY] {
+    Bytes::default().u64(flow).u32(is_server.into()).u32(0).array()
+}
+
+/// The flow that a value of `ways` or `holes` names.
+pub(super) fn flow_of(value: &[u8]) -> u64 {
+    value.first_chunk().map_or(0, |flow| u64::from_ne_bytes(*flow))
+}
+
+/// The step of a value of `holes`.
+pub(super) fn step_of(hole: &[u8; HOLE]) -> u32 {
+    Fields { rest: hole.get(16..).unwrap_or_default() }.u32()
+}
+
+/// The key in `holes` of what `initiator` may open to `arrival`.
+pub(super) fn hole_key(initiator: Ipv4Addr, arrival: SocketAddrV4) -> [u8; HOLE_KEY] {
+    let bytes = Bytes::default().address(initiator).address(*arrival.ip());
+    bytes.be16(arrival.port()).be16(0).array()
+}
+
+/// Initiator and arrival of such a key.
+pub(super) fn read_hole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
+    let (initiator, rest) = key.split_first_chunk::<4>()?;
+    let (arrival, rest) = rest.split_first_chunk::<4>()?;
+    let port = u16::from_be_bytes(*rest.first_chunk()?);
+    Some(((*initiator).into(), SocketAddrV4::new((*arrival).into(), port)))
+}
+
+impl Flow {
+    pub(super) fn to_bytes(&self) -> [u8; FLOW] {
+        let judged = 1;
+        let lifetime = u64::try_from(self.lifetime.as_nanos()).unwrap_or(u64::MAX);
+        let [client, server] = self.next;
+        Bytes::default()
+            .u32(0)
+            .u32(judged)
+            .u32(client)
+            .u32(server)
+            .u32(self.steps)
+            .u32(self.awaits as u32)
+            .address(*self.client.ip())
+            .address(*self.server.ip())
+            .be16(self.client.port())
+            .be16(self.server.port())
+            .address(self.client_named)
+            .address(self.server_named)
+            .address(self.client_arrival)
+            .address(self.server_arrival)
+            .address(self.active_initiator)
+            .address(self.passive_initiator)
+            .u32(self.active_mark)
+            .u32(self.passive_mark)
+            .u32(self.judged_mark)
+            .u32(self.digits)
+            .u32(0)
+            .u64(lifetime)
+            .array()
+    }
+}
+
+/// A line that the program judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct JudgedStep {
+    pub flow: u64,
+    /// When, by the kernel's monotonic clock.
+    pub at_ns: u64,
+    /// How many lines of this flow were judged with it.
+    pub step: u32,
+    pub from_client: bool,
+    pub seq: u32,
+    pub ack: u32,
+    /// The client's own address.
+    pub client: SocketAddrV4,
+    /// The server's own address.
+    pub server: SocketAddrV4,
+    /// Window field of the TCP header.
+    pub window: u16,
+    /// Whether it opened a pinhole.
+    pub opened: bool,
+    bytes: [u8; LONGEST_LINE],
+    length: u8,
+}
+
+impl JudgedStep {
+    /// The line as it came, before any rewrite.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length.into()).unwrap_or_default()
+    }
+
+    pub(super) fn read(record: &[u8; STEP]) -> Self {
+        let mut fields = Fields { rest: record };
+        let flow = fields.u64();
+        let at_ns = fields.u64();
+        let step = fields.u32();
+        let from_client = fields.u32() == 0;
+        let (seq, ack) = (fields.u32(), fields.u32());
+        let (client, server) = (fields.address(), fields.address());
+        let client = SocketAddrV4::new(client, fields.be16());
+        let server = SocketAddrV4::new(server, fields.be16());
+        let length = fields.u16().min(LONGEST_LINE as u16) as u8;
+        let opened = fields.u16() != 0;
+        let window = fields.be16();
+        fields.be16();
+        fields.u32();
+        let bytes = fields.take();
+        Self {
+            flow,
+            at_ns,
+            step,
+            from_client,
+            seq,
+            ack,
+            client,
+            server,
+            window,
+            opened,
+            bytes,
+            length,
+        }
+    }
+}
+
+impl std::fmt::Debug for JudgedStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { flow, step, from_client, seq, ack, opened, .. } = self;
+        let line = self.bytes().escape_ascii();
+        let who = if *from_client { "client" } else { "server" };
+        write!(f, "step {step} of {flow} by {who}: {line} seq={seq} ack={ack} opened={opened}")
+    }
+}
+
+/// Writes a structure.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn put(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn u64(self, number: u64) -> Self {
+        self.put(&number.to_ne_bytes())
+    }
+
+    fn u32(self, number: u32) -> Self {
+        self.put(&number.to_ne_bytes())
+    }
+
+    fn be16(self, number: u16) -> Self {
+        self.put(&number.to_be_bytes())
+    }
+
+    fn address(self, address: Ipv4Addr) -> Self {
+        self.put(&address.octets())
+    }
+
+    /// What is not written is zero.
+    fn array<const N: usize>(self) -> [u8; N] {
+        debug_assert!(self.0.len() <= N, "{} bytes of {N}", self.0.len());
+        let mut array = [0; N];
+        array.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
+        array
+    }
+}
+
+/// Reads a structure; what is behind its end is zero.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (field, rest) = self.rest.split_first_chunk().unwrap_or((&[0; N], &[]));
+        self.rest = rest;
+        *field
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_ne_bytes(self.take())
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_ne_bytes(self.take())
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_ne_bytes(self.take())
+    }
+
+    fn be16(&mut self) -> u16 {
+        u16::from_be_bytes(self.take())
+    }
+
+    fn address(&mut self) -> Ipv4Addr {
+        self.take::<4>().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 0x1234);
+    const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+
+    #[test]
+    fn a_flow_has_its_fields_where_the_program_reads_them() {
+        let address = |last| Ipv4Addr::new(1, 2, 3, last);
+        let key = WayKey { source: CLIENT, destination: SERVER };
+        let flow = Flow {
+            flow: 7,
+            ways: [key, key],
+            next: [0x11, 0x22],
+            steps: 0x33,
+            awaits: Awaits::Announced,
+            client: CLIENT,
+            server: SERVER,
+            client_named: address(1),
+            server_named: address(2),
+            client_arrival: address(3),
+            server_arrival: address(4),
+            active_initiator: address(5),
+            passive_initiator: address(6),
+            active_mark: 0x44,
+            passive_mark: 0x55,
+            judged_mark: 0x66,
+            digits: 0x77,
+            lifetime: Duration::from_nanos(0x88),
+        };
+        let bytes = flow.to_bytes();
+        let number = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        for (at, value) in [(4, 1), (8, 0x11), (12, 0x22), (16, 0x33), (20, 4)] {
+            assert_eq!(number(at), value, "at {at}");
+        }
+        for (at, value) in [(60, 0x44), (64, 0x55), (68, 0x66), (72, 0x77), (76, 0)] {
+            assert_eq!(number(at), value, "at {at}");
+        }
+        assert_eq!(bytes[24..36], [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
+        let addresses = bytes[36..60].as_chunks::<4>().0;
+        assert!(addresses.iter().zip(1..).all(|(one, last)| *one == [1, 2, 3, last]));
+        assert_eq!(bytes[80..88], 0x88_u64.to_ne_bytes());
+        assert!(bytes[88..].iter().all(|byte| *byte == 0));
+        assert_eq!(key.to_bytes(), [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
+        assert_eq!(hole_key(address(9), SERVER), [1, 2, 3, 9, 192, 0, 2, 9, 0, 21, 0, 0]);
+    }
+
+    #[test]
+    fn a_step_is_read_as_the_program_writes_it() {
+        let mut record = [0xee; STEP];
+        let head = Bytes::default().u64(7).u64(8).u32(9).u32(1).u32(10).u32(11);
+        let head = head.address(*CLIENT.ip()).address(*SERVER.ip()).be16(0x1234).be16(21);
+        let head = head.put(&6_u16.to_ne_bytes()).put(&1_u16.to_ne_bytes()).be16(12).0;
+        record[..head.len()].copy_from_slice(&head);
+        record[56..62].copy_from_slice(b"200 k\n");
+        let step = JudgedStep::read(&record);
+        assert_eq!((step.flow, step.at_ns, step.step, step.from_client), (7, 8, 9, false));
+        assert_eq!((step.seq, step.ack, step.window, step.opened), (10, 11, 12, true));
+        assert_eq!((step.client, step.server, step.bytes()), (CLIENT, SERVER, &b"200 k\n"[..]));
+    }
+
+    #[test]
+    fn a_length_beyond_the_line_is_cut() {
+        let mut record = [0; STEP];
+        record[44..46].copy_from_slice(&u16::MAX.to_ne_bytes());
+        assert_eq!(JudgedStep::read(&record).bytes().len(), LONGEST_LINE);
+    }
+}

@@ -1,0 +1,231 @@
+//! Where program, maps and links stay when the daemon ends: a directory in a bpf file system, for each network
+//! namespace and version of the program.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{Missing, syscall};
+
+/// Where the bpf file system of a machine is.
+const BPFFS: &str = "/sys/fs/bpf";
+/// From linux/magic.h.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// The program's name; it is pinned last.
+pub(super) const NAME: &str = "judge";
+/// What the name of a link begins with; the interface's number follows.
+const LINK: &str = "link-";
+
+/// How long a daemon that was told to end may still use its pins.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// The directory of one namespace and version.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    directory: PathBuf,
+}
+
+/// The pinned link of an interface.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) fd: OwnedFd,
+    pub(super) path: PathBuf,
+}
+
+impl Pins {
+    /// That of this thread's namespace below `root`, for a program of this `version`. Mounts the bpf file system if it
+    /// is not, and removes what other versions left.
+    pub(super) fn open(root: &Path, version: u32) -> Result<Self, Missing> {
+        make_root(root)?;
+        let namespace = syscall::namespace()
+            .map_err(|error| Missing::system("number of the network namespace", &error))?;
+        let name = format!("{namespace:x}-{version:08x}");
+        Self::remove_others(root, namespace, &name).map_err(|error| {
+            let what = format!("remove other versions from {}", root.display());
+            Missing::system(&what, &error)
+        })?;
+        let own = Self { directory: root.join(name) };
+        own.remove_abandoned(root);
+        Ok(own)
+    }
+
+    /// Removes what daemons left that were killed in namespaces which are gone, and with them all interfaces that the program was
+    /// attached to. What cannot be removed stays.
+    fn remove_abandoned(&self, root: &Path) {
+        for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+            let pins = Self { directory: entry.path() };
+            let is_detached =
+                |link: &Link| syscall::interface(link.fd.as_fd()).is_ok_and(|at| at == 0);
+            if pins.directory != self.directory
+                && pins.path(NAME).exists()
+                && let Ok(_used) = pins.try_lock()
+                && pins.links().is_ok_and(|links| links.iter().all(is_detached))
+                && let Err(error) = pins.remove()
+            {
+                tracing::debug!("{} is not removed: {error}", pins.directory.display());
+            }
+        }
+    }
+
+    /// Removes what any version left below `root` for this thread's namespace. An error if a daemon uses it.
+    pub(super) fn remove_all(root: &Path) -> io::Result<()> {
+        if root.is_dir() {
+            Self::remove_others(root, syscall::namespace()?, "")?;
+            // It is in use, or somebody else's.
+            let _ = fs::remove_dir(root);
+        }
+        Ok(())
+    }
+
+    fn remove_others(root: &Path, namespace: u64, name: &str) -> io::Result<()> {
+        let prefix = format!("{namespace:x}-");
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            let found = entry.file_name();
+            let found = found.to_string_lossy();
+            if found.starts_with(&prefix) && found != name {
+                let others = Self { directory: entry.path() };
+                let _used = others.lock()?;
+                others.remove()?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn try_lock(&self) -> io::Result<File> {
+        let directory = File::open(&self.directory)?;
+        flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(directory)
+    }
+
+    /// Keeps other daemons from the directory for as long as the file is open. An error if one uses it.
+    pub(super) fn lock(&self) -> io::Result<File> {
+        let directory = File::open(&self.directory)?;
+        let until = Instant::now() + ENDING;
+        loop {
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(directory),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let text = "in use by another ftp-alg";
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes the directory, in the place of one that is there.
+    pub(super) fn make(&self) -> io::Result<()> {
+        if self.directory.exists() {
+            let _used = self.lock()?;
+            self.remove()?;
+        }
+        DirBuilder::new().mode(0o700).create(&self.directory)
+    }
+
+    /// Where the link of an interface is.
+    pub(super) fn link(&self, interface: u32) -> PathBuf {
+        self.path(&format!("{LINK}{interface}"))
+    }
+
+    /// The links that are pinned, whether they are attached or not.
+    pub(super) fn links(&self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(LINK) {
+                let path = entry.path();
+                links.push(Link { fd: syscall::object(&path)?, path });
+            }
+        }
+        Ok(links)
+    }
+
+    /// Detaches the links, whoever has them open, and removes the directory, if it is there, with all that is in it.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?.collect::<io::Result<Vec<_>>>()?,
+        };
+        for link in self.links()? {
+            link.remove()?;
+        }
+        for entry in entries {
+            gone(fs::remove_file(entry.path()))?;
+        }
+        gone(fs::remove_dir(&self.directory))
+    }
+
+    /// Removes the directory that those of all namespaces are in, if there are none.
+    pub(super) fn remove_root(&self) {
+        // It is in use, or somebody else's.
+        let _ = self.directory.parent().map(fs::remove_dir);
+    }
+}
+
+impl Link {
+    /// Detaches it, whoever has it open, and removes its pin.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        // It is detached with its interface.
+        let detached = syscall::detach(self.fd.as_fd());
+        gone(fs::remove_file(&self.path))?;
+        match detached {
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn make_root(root: &Path) -> Result<(), Missing> {
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    let is_bpffs = |path: &Path| {
+        let found = rustix::fs::statfs(path);
+        found.map(|found| u64::from(found.f_type.cast_unsigned() as u32) == BPF_FS_MAGIC)
+    };
+    let failed =
+        |error: io::Error| Missing::system(&format!("look at {}", there.display()), &error);
+    if !is_bpffs(there).map_err(|errno| failed(errno.into()))? {
+        if !root.starts_with(BPFFS) {
+            return Err(Missing(format!("{} is in no bpf file system", root.display())));
+        }
+        if !Path::new(BPFFS).exists() {
+            return Err(Missing(format!(
+                "{BPFFS} is not there: no sysfs, or a kernel without CONFIG_BPF_SYSCALL"
+            )));
+        }
+        syscall::mount_bpffs(Path::new(BPFFS)).map_err(|error| {
+            Missing::system(&format!("mount the bpf file system at {BPFFS}"), &error)
+        })?;
+    }
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+    made.map_err(|error| Missing::system(&format!("make {}", root.display()), &error))
+}

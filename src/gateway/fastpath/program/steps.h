@@ -1,0 +1,89 @@
+// Whether a line is the next step of its flow. All of this runs under the flow's lock, so nothing here may call.
+#pragma once
+
+enum verdict {
+	HANDS_BACK, // the engine has the flow from now on
+	AGAIN,      // a retransmission of the last line
+	TAKEN,      // the next line
+	OPENS,      // the next line, if its pinhole can be opened
+};
+
+static __always_inline int is_announcement(__u32 kind)
+{
+	return kind == PORT || kind == EPRT || kind == REPLY_227 || kind == REPLY_229;
+}
+
+static __always_inline int is_retransmission(const struct line *last, const struct step *line)
+{
+	const __u64 *before = (const __u64 *)last->bytes, *now = (const __u64 *)line->bytes;
+	__u64 differs = last->seq != line->seq || last->length != line->length;
+
+#pragma unroll
+	for (int i = 0; i < LINE / 8; i++)
+		differs |= before[i] ^ now[i];
+	return !differs;
+}
+
+// Whether the flow waits for a line of this kind.
+static __always_inline int is_in_turn(__u32 awaits, __u32 kind)
+{
+	switch (kind) {
+	case COMMAND:
+	case ASKS_PASV:
+	case ASKS_EPSV:
+	case PORT:
+	case EPRT:
+		return awaits == NOTHING;
+	case PRELIMINARY:
+	case OTHER_REPLY:
+		return awaits == OTHER;
+	case COMPLETION:
+		return awaits == OTHER || awaits == ANNOUNCED;
+	case REPLY_227:
+		return awaits == PASV;
+	case REPLY_229:
+		return awaits == EPSV;
+	}
+	return 0;
+}
+
+static __always_inline __u32 verdict_on(struct flow *flow, const struct step *line, __u32 kind, int may_open)
+{
+	__u32 side = line->side & 1;
+
+	if (!flow->judged)
+		return HANDS_BACK;
+	if (is_retransmission(&flow->last[side], line))
+		return AGAIN;
+	if (line->seq != flow->next[side] || line->ack != flow->next[!side])
+		return HANDS_BACK;
+	if (!is_in_turn(flow->awaits, kind))
+		return HANDS_BACK;
+	if (!is_announcement(kind))
+		return TAKEN;
+	return may_open && !flow->opening ? OPENS : HANDS_BACK;
+}
+
+static __always_inline void take(struct flow *flow, struct step *line, __u32 kind)
+{
+	__u32 side = line->side & 1;
+	struct line *last = &flow->last[side];
+
+	last->seq = line->seq;
+	last->length = line->length;
+#pragma unroll
+	for (int i = 0; i < LINE / 8; i++)
+		((__u64 *)last->bytes)[i] = ((const __u64 *)line->bytes)[i];
+	flow->next[side] += line->length;
+	line->step = ++flow->steps;
+	if (kind == COMMAND)
+		flow->awaits = OTHER;
+	else if (kind == ASKS_PASV)
+		flow->awaits = PASV;
+	else if (kind == ASKS_EPSV)
+		flow->awaits = EPSV;
+	else if (kind == PORT || kind == EPRT)
+		flow->awaits = ANNOUNCED;
+	else if (kind != PRELIMINARY)
+		flow->awaits = NOTHING;
+}

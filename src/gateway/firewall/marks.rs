@@ -1,0 +1,151 @@
+//! Rules that change the packet mark by which the fast path has a data connection admitted, before our table reads it.
+
+use super::{
+    Rules,
+    model::{Base, Hook, Ip, Origin, Table},
+    probe::admitted,
+    verdict::{self, base_chains},
+    xtables,
+};
+use crate::gateway::RuleParameters;
+
+/// Here our table reads the mark: all chains that translate are gone through at this priority, whatever theirs.
+const READ: i32 = -100;
+
+/// A rule that changes packet marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkChange {
+    /// The chain that it is in, for people.
+    pub chain: String,
+    pub rule: String,
+    /// Whether it does so to every such packet, as far as its conditions are known: not by addresses or interfaces.
+    pub to_all: bool,
+}
+
+impl std::fmt::Display for MarkChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` in {}", self.rule, self.chain)
+    }
+}
+
+/// The rules that may do so, each once.
+pub(super) fn changes(rules: &Rules, parameters: &RuleParameters) -> Vec<MarkChange> {
+    let packet = admitted(parameters, rules.changes);
+    let bits = parameters.mask() | parameters.slots();
+    let mut found: Vec<MarkChange> = Vec::new();
+    for table in rules.tables.iter().filter(|table| table.family.sees(Ip::V4)) {
+        let before = |base: Base| base.hook == Hook::Prerouting && base.priority < READ;
+        for (name, _) in base_chains(table).filter(|(_, base)| before(*base)) {
+            for marking in verdict::markings(table, name, &packet) {
+                if marking.rule.mark & bits == 0 {
+                    continue;
+                }
+                let (chain, rule) = (chain(table, marking.chain), marking.rule.text.clone());
+                match found.iter_mut().find(|one| (&one.chain, &one.rule) == (&chain, &rule)) {
+                    Some(known) => known.to_all |= marking.by_default,
+                    None => found.push(MarkChange { chain, rule, to_all: marking.by_default }),
+                }
+            }
+        }
+    }
+    found
+}
+
+fn chain(table: &Table, chain: &str) -> String {
+    match table.origin {
+        Origin::Nftables => format!("{} {} {chain}", table.family, table.name),
+        origin => format!("{} {} {chain}", xtables::program(origin, Ip::V4), table.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Firewall;
+    use super::*;
+
+    /// Each rule that is found, and whether it is to all.
+    fn found(firewall: &Firewall) -> Vec<(String, bool)> {
+        let changes = firewall.packet_mark_changes(&RuleParameters::default());
+        changes.into_iter().map(|change| (change.to_string(), change.to_all)).collect()
+    }
+
+    fn iptables(rules: &str) -> Vec<(String, bool)> {
+        let mut firewall = Firewall::default();
+        let text = format!(
+            "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
+        );
+        firewall.add_saved(Origin::IptablesLegacy, Ip::V4, &text);
+        found(&firewall)
+    }
+
+    #[test]
+    fn rules_that_may_take_the_mark_away_are_named() {
+        for (rule, to_all) in [
+            ("-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff", true),
+            (
+                "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+                true,
+            ),
+            (
+                "-A PREROUTING -p tcp -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff",
+                true,
+            ),
+            ("-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff", false),
+            ("-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000", false),
+            // Where the number of a translation is.
+            ("-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000", true),
+        ] {
+            let named = (format!("`{rule}` in iptables-legacy mangle PREROUTING"), to_all);
+            assert_eq!(iptables(&format!("{rule}\n")), [named], "{rule}");
+        }
+    }
+
+    #[test]
+    fn other_packets_bits_and_places_do_not_matter() {
+        for rules in [
+            "-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
+            "-A PREROUTING -p udp -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -i lo -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -p tcp -m tcp --dport 22 -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j CONNMARK --restore-mark \
+             --nfmask 0xffffffff --ctmask 0xffffffff\n",
+            // The marked packet has left before.
+            "-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n-A PREROUTING -j MARK --set-mark 1\n",
+            "-A PREROUTING -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A own -j MARK --set-xmark 0x1/0xffffffff\n",
+        ] {
+            assert_eq!(iptables(rules), [], "{rules}");
+        }
+    }
+
+    #[test]
+    fn what_leads_to_a_rule_counts_as_well() {
+        let mark = "-A own -j MARK --set-xmark 0x1/0xffffffff\n";
+        let all = |rules: &str| iptables(&format!("{rules}\n{mark}")).iter().all(|one| one.1);
+        assert!(all("-A PREROUTING -j own"));
+        assert!(!all("-A PREROUTING -i wan0 -j own"));
+        assert!(all("-A PREROUTING -i wan0 -j RETURN\n-A PREROUTING -j own"));
+    }
+
+    #[test]
+    fn chains_of_nftables_count_by_their_priority() {
+        let table = |kind: &str, hook: &str, priority: i32, value: &str| {
+            let json = format!(
+                r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
+                {{"chain": {{"family": "inet", "table": "own", "name": "c", "type": "{kind}",
+                  "hook": "{hook}", "prio": {priority}, "policy": "accept"}}}},
+                {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
+                  {{"mangle": {{"key": {{"meta": {{"key": "mark"}}}}, "value": {value}}}}}]}}}}]}}"#
+            );
+            found(&Firewall::of_nft(&json, "").unwrap())
+        };
+        let named = [("`rule with handle 3` in inet own c".to_owned(), true)];
+        assert_eq!(table("filter", "prerouting", -150, "1"), named);
+        assert_eq!(table("filter", "prerouting", -300, "1"), named);
+        assert_eq!(table("filter", "prerouting", 0, "1"), []);
+        assert_eq!(table("filter", "forward", -150, "1"), []);
+        let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;
+        assert_eq!(table("filter", "prerouting", -150, or), []);
+    }
+}

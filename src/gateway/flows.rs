@@ -1,0 +1,271 @@
+//! The engine's wishes for the fast path, as its program knows them: connections that it judges, and pinholes that it must leave
+//! alone or close.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ftp_alg_core::engine::{FlowChange, Handover, Pinhole, Shut, TakenBack, Translation};
+
+use super::{
+    ClaimedPorts, GatewayError, RuleParameters,
+    fastpath::{Awaits, FastPath, Flow, JudgedStep, Slot, Translations, WayKey},
+};
+
+/// The program, and what was arranged for its connections.
+pub struct Flows {
+    program: FastPath,
+    translations: Mutex<Translations>,
+    slots: Mutex<HashMap<u64, [Slot; 2]>>,
+    judged_mark: u32,
+    errors: AtomicU64,
+    barred: Mutex<Vec<bool>>,
+}
+
+/// Both ends of a connection in all forms, of IPv4.
+struct Ends {
+    client: SocketAddrV4,
+    client_external: SocketAddrV4,
+    server: SocketAddrV4,
+    server_external: SocketAddrV4,
+}
+
+impl Flows {
+    /// Of a program that is loaded.
+    pub fn new(program: FastPath, translations: Translations, parameters: &RuleParameters) -> Self {
+        Self {
+            program,
+            translations: Mutex::new(translations),
+            slots: Mutex::default(),
+            judged_mark: parameters.judged_mark(),
+            errors: AtomicU64::new(0),
+            barred: Mutex::default(),
+        }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &FastPath {
+        &self.program
+    }
+
+    /// How often the kernel refused something.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Adds what was judged by now.
+    pub fn read(&self, into: &mut Vec<JudgedStep>) {
+        if !self.program.ring().read(into) {
+            self.failed();
+        }
+    }
+
+    /// Has the program open nothing at these ports, nor at those that are `claimed`.
+    pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
+        let ports = 0..=u16::MAX;
+        let wanted: Vec<bool> = ports.map(|port| is_barred(port) || claimed.has(port)).collect();
+        let mut barred = lock(&self.barred);
+        if *barred != wanted {
+            let is_set = |port| wanted.get(usize::from(port)).copied().unwrap_or(true);
+            match self.program.set_barred_ports(is_set) {
+                Ok(()) => *barred = wanted,
+                Err(_) => self.failed(),
+            }
+        }
+    }
+
+    /// Has the program judge connections, and leave others alone.
+    pub(super) fn change(&self, changes: &[FlowChange]) {
+        for change in changes {
+            match change {
+                FlowChange::Over(handover) => self.hand_over(handover),
+                FlowChange::Back(taken) => self.take_back(taken),
+            }
+        }
+    }
+
+    fn hand_over(&self, handover: &Handover) {
+        let Some(ends) = Ends::of(&handover.translation) else { return };
+        let arranged = self.arrange(&ends);
+        let slots = match arranged {
+            Ok(Some(slots)) => slots,
+            Ok(None) => return,
+            Err(_) => return self.failed(),
+        };
+        let [active_mark, passive_mark] = slots.each_ref().map(Slot::mark);
+        let [client_named, server_named] = handover.named;
+        let flow = Flow {
+            flow: handover.flow,
+            ways: ends.ways(),
+            next: handover.next,
+            steps: handover.lines,
+            awaits: Awaits::Nothing,
+            client: ends.client,
+            server: ends.server,
+            client_named,
+            server_named,
+            client_arrival: *ends.client_external.ip(),
+            server_arrival: *ends.server_external.ip(),
+            active_initiator: *ends.server.ip(),
+            passive_initiator: *ends.client.ip(),
+            active_mark,
+            passive_mark,
+            judged_mark: self.judged_mark,
+            digits: handover.zeros.digits() as u32, // at most 4
+            lifetime: handover.lifetime,
+        };
+        let mut handed = self.program.hand_over(&flow);
+        if handed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            // Taken back by another thread, which has not told yet.
+            handed = self
+                .program
+                .take_back(flow.flow, flow.ways)
+                .and_then(|()| self.program.hand_over(&flow));
+        }
+        match handed {
+            Ok(()) => self.keep(handover.flow, Some(slots)),
+            Err(_) => {
+                self.release(&slots);
+                self.failed();
+            }
+        }
+    }
+
+    /// The translations of its data connections, active and passive.
+    fn arrange(&self, ends: &Ends) -> Result<Option<[Slot; 2]>, GatewayError> {
+        let Ends { client, client_external, server, server_external } = ends;
+        let moved =
+            |own: &SocketAddrV4, seen: &SocketAddrV4| (own.ip() != seen.ip()).then(|| *own.ip());
+        let source = |initiator: &SocketAddrV4, target: &SocketAddrV4, seen: &SocketAddrV4| {
+            moved(initiator, seen).map(|own| (own, *target.ip(), *seen.ip()))
+        };
+        let mut translations = lock(&self.translations);
+        let active = translations
+            .acquire(moved(client, client_external), source(server, client, server_external))?;
+        let Some(active) = active else { return Ok(None) };
+        let passive = translations
+            .acquire(moved(server, server_external), source(client, server, client_external));
+        match passive {
+            Ok(Some(passive)) => Ok(Some([active, passive])),
+            other => {
+                translations.release(&active);
+                other.map(|_| None)
+            }
+        }
+    }
+
+    fn take_back(&self, taken: &TakenBack) {
+        let Some(ends) = Ends::of(&taken.translation) else { return };
+        if self.program.take_back(taken.flow, ends.ways()).is_err() {
+            self.failed();
+        }
+        self.keep(taken.flow, None);
+    }
+
+    /// Gives back what a connection had, and keeps what it has now.
+    fn keep(&self, flow: u64, slots: Option<[Slot; 2]>) {
+        let mut all = lock(&self.slots);
+        let before = match slots {
+            Some(slots) => all.insert(flow, slots),
+            None => all.remove(&flow),
+        };
+        drop(all);
+        if let Some(before) = before {
+            self.release(&before);
+        }
+    }
+
+    fn release(&self, slots: &[Slot; 2]) {
+        let mut translations = lock(&self.translations);
+        slots.iter().for_each(|slot| translations.release(slot));
+    }
+
+    /// Keeps the program from opening a pinhole with the endpoints of this translated one. Whether it has none.
+    pub fn reserve(&self, pinhole: &Pinhole) -> bool {
+        let Some((initiator, arrival)) = translated(pinhole) else { return true };
+        self.program.reserve(initiator, arrival).unwrap_or_else(|_| {
+            self.failed();
+            false
+        })
+    }
+
+    /// It may open such a one again.
+    pub(super) fn free(&self, pinhole: &Pinhole) {
+        if let Some((initiator, arrival)) = translated(pinhole)
+            && self.program.release(initiator, arrival).is_err()
+        {
+            self.failed();
+        }
+    }
+
+    /// Closes pinholes that the program has opened.
+    pub(super) fn shut(&self, shut: &[Shut]) {
+        for Shut { pinhole, hole } in shut {
+            if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
+                (pinhole.initiator, pinhole.arrival)
+                && self.program.shut(initiator, arrival, hole.flow, hole.line).is_err()
+            {
+                self.failed();
+            }
+        }
+    }
+
+    /// Puts the translations that are used into a table that was loaded anew.
+    pub fn reset(&self) -> Result<(), GatewayError> {
+        lock(&self.translations).reset()
+    }
+
+    fn failed(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Flows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Flows")
+    }
+}
+
+/// The key of a pinhole that is translated, of IPv4.
+fn translated(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
+    let Pinhole { initiator, arrival, target, .. } = *pinhole;
+    match (initiator, arrival) {
+        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) if pinhole.arrival != target => {
+            Some((initiator, arrival))
+        }
+        _ => None,
+    }
+}
+
+impl Ends {
+    fn of(translation: &Translation) -> Option<Self> {
+        let Translation { client, client_external, server, server_external } = *translation;
+        let v4 = |end| if let SocketAddr::V4(end) = end { Some(end) } else { None };
+        let (client, client_external) = (v4(client)?, v4(client_external)?);
+        Some(Self {
+            client,
+            client_external,
+            server: v4(server)?,
+            server_external: v4(server_external)?,
+        })
+    }
+
+    /// Source and destination of what each end sends, as it arrives here.
+    fn ways(&self) -> [WayKey; 2] {
+        [
+            WayKey { source: self.client, destination: self.server_external },
+            WayKey { source: self.server, destination: self.client_external },
+        ]
+    }
+}
+
+/// What a panic left is whole: an entry is written in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
