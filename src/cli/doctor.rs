@@ -3,6 +3,7 @@
 
 mod attempt;
 mod checks;
+mod fast_path;
 
 use clap::Args;
 use serde::Serialize;
@@ -89,7 +90,8 @@ impl Doctor {
             other,
         };
         let running = running.as_ref();
-        let checks = checks::Checks { running, features: &features, surroundings }.all();
+        let fast_path = config.queue.fast_path;
+        let checks = checks::Checks { running, features: &features, fast_path, surroundings }.all();
         let report = Report::new(features.net_admin.then_some(backend), reason, checks);
         if self.json {
             let text = serde_json::to_string(&report).map_err(Failure::failed)?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Failure, SocketOption, output, table};
 use crate::daemon::{
     client, health,
-    snapshot::{self, NameRow, Problem},
+    snapshot::{self, FastPathState, FastPathStatus, NameRow, Problem},
 };
 
 /// Show counters and health of the running daemon
@@ -69,7 +69,8 @@ fn text(status: &snapshot::Status) -> String {
     let rows = rows.into_iter().map(|(name, value)| (name.to_owned(), value));
     let names = status.names.iter().filter_map(|row| Some((row.name.clone(), name(row)?)));
     let unconfined = status.unconfined.iter().map(|what| ("unconfined".to_owned(), what.clone()));
-    let rows: Vec<_> = rows.chain(counters(status)).chain(names).chain(unconfined).collect();
+    let rows = rows.chain(fast_path(&status.fast_path)).chain(counters(status));
+    let rows: Vec<_> = rows.chain(names).chain(unconfined).collect();
     let text = table::list(&rows);
     let problem = |problem: &Problem| {
         let Problem { name, text, remedy } = problem;
@@ -93,7 +94,7 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
             {
                 rows.push((words(name), count.to_string()));
             }
-            Value::Object(parts) => {
+            Value::Object(parts) if name != "fast_path" => {
                 let counted = parts.iter().filter(|(_, count)| count.as_u64() != Some(0));
                 let row = |(part, count): (&String, &Value)| {
                     (format!("{}: {}", words(name), words(part)), count.to_string())
@@ -104,6 +105,25 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
         }
     }
     rows
+}
+
+/// Whether the fast path runs, and what it did: a line, or three.
+fn fast_path(status: &FastPathStatus) -> Vec<(String, String)> {
+    let FastPathStatus { connections, judged, handed_back, opened, admitted, no_room, .. } = status;
+    let mut lines = match status.state {
+        FastPathState::On => vec![
+            format!("on: {}; {connections} connections", status.interfaces.join(", ")),
+            format!("{judged} lines judged, {handed_back} connections handed back"),
+        ],
+        FastPathState::Off => vec![format!("off: {}", status.why)],
+    };
+    // Counts outlive a daemon whose successor has the fast path off.
+    if [opened, admitted, no_room].into_iter().any(|count| *count > 0) {
+        let full =
+            if *no_room > 0 { format!(", {no_room} lines without room") } else { String::new() };
+        lines.push(format!("{opened} pinholes opened, {admitted} used{full}"));
+    }
+    lines.into_iter().map(|line| ("fast path".to_owned(), line)).collect()
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.
@@ -132,6 +152,24 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fast_path_takes_one_line_if_off_and_up_to_three_if_on() {
+        let lines = |status: &FastPathStatus| {
+            fast_path(status).into_iter().map(|(_, line)| line).collect::<Vec<_>>()
+        };
+        let mut status = FastPathStatus::off("Linux 6.1 has no TCX");
+        assert_eq!(lines(&status), ["off: Linux 6.1 has no TCX"]);
+        status.state = FastPathState::On;
+        status.interfaces = vec!["lan0".into(), "wan0".into()];
+        (status.connections, status.judged, status.handed_back) = (3, 812, 5);
+        let on = ["on: lan0, wan0; 3 connections", "812 lines judged, 5 connections handed back"];
+        assert_eq!(lines(&status), on);
+        (status.opened, status.admitted, status.no_room) = (140, 139, 2);
+        assert_eq!(lines(&status)[2..], ["140 pinholes opened, 139 used, 2 lines without room"]);
+        let all = text(&snapshot::Status { fast_path: status, ..snapshot::Status::default() });
+        assert_eq!(all.matches("fast path").count(), 3, "{all}");
+    }
 
     #[test]
     fn a_name_shows_its_address_and_what_is_wrong_with_it() {

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalAddress, Fanout, MAX_WORKERS, Nat, Pinhole, Problem, Queue, Server,
-    error,
+    Backend, Config, ExternalAddress, Fanout, FastPath, MAX_WORKERS, Nat, Pinhole, Problem, Queue,
+    Server, error,
     file::{self, File, Leaf},
     hint,
     shape::{self, Misfit},
@@ -141,8 +141,10 @@ impl Checker<'_> {
             self.refuse("queue.number", leaf, &why);
         }
         let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
+        let fast_path =
+            self.choice("queue.fast-path", &file.fast_path, default.fast_path, &FAST_PATHS);
         self.flag("queue.calm", &file.calm, true); // of earlier versions: it changes nothing
-        Queue { number, workers, fanout }
+        Queue { number, workers, fanout, fast_path }
     }
 
     fn pinhole(&mut self, file: &file::Pinhole, default: Pinhole) -> Pinhole {
@@ -453,6 +455,7 @@ impl Checker<'_> {
 }
 
 const FANOUTS: [(&str, Fanout); 2] = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
+const FAST_PATHS: [(&str, FastPath); 2] = [("auto", FastPath::Auto), ("off", FastPath::Off)];
 const BACKENDS: [(&str, Option<Backend>); 3] = [
     ("auto", None),
     ("nftables", Some(Backend::Nftables)),

@@ -61,7 +61,7 @@ pub(super) const TABLES: [Table; 7] = [
     Table { name: "metrics", is_list: false, keys: Metrics::KEYS },
 ];
 
-table!(Queue: number, workers, fanout, calm);
+table!(Queue: number, workers, fanout, fast_path, calm);
 table!(Pinhole: backend, timeout, mark, mark_mask);
 table!(Nat: external_address, port_range);
 table!(Policy: foreign_address, min_data_port, deny_ports, require_login, auth_tls, max_sessions,

@@ -69,6 +69,8 @@ pub struct Queue {
     pub workers: Option<u16>,
     /// How packets are spread over them.
     pub fanout: Fanout,
+    /// Whether recurring lines are judged in the kernel.
+    pub fast_path: FastPath,
 }
 
 /// How packets are spread over several queues.
@@ -80,6 +82,19 @@ pub enum Fanout {
     /// Each by the queue of the processor that it is on, where its worker runs.
     Cpu,
 }
+
+/// Whether recurring lines of control connections are judged in the kernel (docs/fastpath.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum FastPath {
+    /// Where the kernel can run the program.
+    Auto,
+    /// Never: every packet with payload is queued.
+    Off,
+}
+
+/// `queue.fast-path` of a file that does not have it.
+pub const DEFAULT_FAST_PATH: FastPath = FastPath::Auto;
 
 /// As many workers may there be.
 const MAX_WORKERS: u16 = 64;
@@ -179,7 +194,12 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue { number: 2100, workers: None, fanout: Fanout::Connection },
+            queue: Queue {
+                number: 2100,
+                workers: None,
+                fanout: Fanout::Connection,
+                fast_path: DEFAULT_FAST_PATH,
+            },
             pinhole: Pinhole {
                 backend: None,
                 timeout: policy.pinhole_lifetime,
@@ -289,6 +309,7 @@ impl Config {
             ("queue.number", self.queue.number != next.queue.number),
             ("queue.workers", self.queue.workers != next.queue.workers),
             ("queue.fanout", self.queue.fanout != next.queue.fanout),
+            ("queue.fast-path", self.queue.fast_path != next.queue.fast_path),
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),

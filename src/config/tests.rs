@@ -34,6 +34,7 @@ fn the_contracts_defaults_written_out_are_the_defaults() {
         number = 2100
         workers = "auto"
         fanout = "connection"
+        fast-path = "auto"
         [pinhole]
         backend = "auto"
         timeout = "30s"
@@ -219,6 +220,7 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("queue.workers = 0", "queue.workers: 0 is not a whole number from 1 to 64, or \"auto\""),
         ("queue.workers = 65", "queue.workers: 65 is not a whole number from 1 to 64, or \"auto\""),
         ("queue.fanout = \"port\"", "queue.fanout: \"port\" is not one of \"connection\", \"cpu\""),
+        ("queue.fast-path = \"on\"", "queue.fast-path: \"on\" is not one of \"auto\", \"off\""),
         ("queue = { number = 65535, workers = 2 }", "65535 leaves no 2 queues"),
         ("pinhole.backend = \"ebpf\"", "is not one of \"auto\", \"nftables\", \"conntrack\""),
         ("pinhole.timeout = \"999ms\"", "\"999ms\" is not a duration from 1s to 1h"),
@@ -427,6 +429,8 @@ fn keys_that_a_running_daemon_cannot_change_are_told_apart() {
     assert_eq!(old.fixed_keys_changed(&new), ["control-ports", "queue.workers"]);
     let other = parse("queue.fanout = \"cpu\"").unwrap();
     assert_eq!(old.fixed_keys_changed(&other), ["queue.fanout"]);
+    let other = parse("queue.fast-path = \"off\"").unwrap();
+    assert_eq!(old.fixed_keys_changed(&other), ["queue.fast-path"]);
     let merged = new.with_fixed_keys_of(&old);
     assert!(old.fixed_keys_changed(&merged).is_empty());
     assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));

@@ -3,19 +3,22 @@
 //!
 //! Order matters at both ends. Rights are given up ([`confine`]) before any thread exists, as each
 //! thread has its own, and before anything of the network is read. The control socket is bound
-//! before the workers start, so that a second daemon touches nothing of the first; it answers, and the
+//! before the fast path is loaded and the workers start, so that a second daemon touches nothing of the first; it answers, and the
 //! service manager hears READY, only when the workers give verdicts. The workers end last.
 
 pub mod client;
 pub mod confine;
 pub mod control;
+mod fast_path;
 pub mod health;
 mod heart;
 mod home;
 mod host;
+mod judged;
 mod log;
 mod mail;
 mod names;
+pub mod pins;
 mod progress;
 mod questions;
 mod shard;
@@ -62,7 +65,8 @@ use signal_hook::{
 use self::{
     confine::{Account, AccountError, ConfineError},
     control::{ControlError, Socket},
-    snapshot::Source,
+    pins::{Loaded, Pins},
+    snapshot::{FastPathStatus, Source},
     takeover::TakeoverError,
 };
 pub use self::{
@@ -70,8 +74,8 @@ pub use self::{
     workers::rule_parameters,
 };
 use crate::{
-    config::{self, Config, ConfigError},
-    gateway::broker,
+    config::{self, Config, ConfigError, FastPath},
+    gateway::{Backend, broker},
 };
 
 /// The daemon's own directory, when no other place is named.
@@ -183,13 +187,12 @@ pub enum Event {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
     let config = load(options)?;
-    let (broker, unconfined, state_dir) = confine(options, &config)?;
+    let Confined { broker, unconfined, socket, state_dir: _claimed, fast_path } =
+        confine(options, &config)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
     watch_broker(broker, sender.clone())?;
-    let socket = Socket::bind(&options.socket)?;
-    claim(&state_dir, &options.state_dir)?;
-    let mut service = workers::start(&config, &options.state_dir, &sender, unconfined)?;
+    let mut service = workers::start(&config, &options.state_dir, &sender, unconfined, fast_path)?;
     let server = socket.serve(service.source())?;
     tracing::info!(
         "ready: version {}, control ports {:?}, queues {:?}, socket {}",
@@ -292,9 +295,21 @@ fn load(options: &Options) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// Makes the directories, starts the broker, ends another daemon if it is to be, and gives up all other
-/// rights. Gives the broker, what could not be confined on this machine, and the state directory.
-fn confine(options: &Options, config: &Config) -> Result<(Child, Vec<String>, File), DaemonError> {
+/// What is there once rights are given up.
+struct Confined {
+    broker: Child,
+    /// What could not be confined on this machine.
+    unconfined: Vec<String>,
+    socket: Socket,
+    /// No other daemon uses the directory as long as this is open.
+    state_dir: File,
+    /// The fast path's program, or why it is off.
+    fast_path: Result<Loaded, String>,
+}
+
+/// Makes the directories, starts the broker, ends another daemon if it is to be, loads the fast path, and gives up all
+/// other rights.
+fn confine(options: &Options, config: &Config) -> Result<Confined, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -302,16 +317,29 @@ fn confine(options: &Options, config: &Config) -> Result<(Child, Vec<String>, Fi
     };
     let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
+    let pins = match (config.queue.fast_path, config.pinhole.backend) {
+        (FastPath::Off, _) => Err(FastPathStatus::CONFIGURED.to_owned()),
+        (FastPath::Auto, Some(Backend::Conntrack)) => Err(pins::CONNTRACK.to_owned()),
+        (FastPath::Auto, _) => Pins::make(&options.state_dir, account.as_ref()),
+    };
     let broker = start_broker(options)
         .map_err(|source| DaemonError::System { what: "the broker", source })?;
     if options.takeover {
         takeover::take_over(&rule_parameters(config).map_err(TakeoverError::from)?)?;
     }
-    let unconfined = confine::daemon(account.as_ref(), &options.state_dir, socket_dir)?;
+    confine::user(account.as_ref())?;
+    let socket = Socket::bind(&options.socket)?;
+    claim(&state_dir, &options.state_dir)?;
+    if pins.is_err() {
+        Pins::remove_left(&options.state_dir);
+    }
+    let fast_path = pins.and_then(|pins| Loaded::load(pins).map_err(|missing| missing.to_string()));
+    let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
+    let unconfined = confine::daemon(&options.state_dir, socket_dir, path.as_deref())?;
     for what in &unconfined {
         tracing::warn!("{what}");
     }
-    Ok((broker, unconfined, state_dir))
+    Ok(Confined { broker, unconfined, socket, state_dir, fast_path })
 }
 
 /// Starts the process that does what this one soon cannot; it ends with this one.

@@ -14,12 +14,13 @@ use ftp_alg_core::engine::{Effects, Event, Kernel, Pinhole, What};
 
 use super::{
     health::Health,
+    judged::Judged,
     log::Log,
     mail::Mailbox,
     names::Names,
     progress::Progress,
     shard::{Shard, lock},
-    snapshot::Status,
+    snapshot::{FastPathStatus, Status},
 };
 use crate::gateway::{LinuxKernel, QueueCounts, RuleParameters};
 
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) names: Names,
     /// What of the daemon's confinement is missing on this machine.
     pub(super) unconfined: Vec<String>,
+    /// The fast path, or why there is none.
+    pub(super) judged: Result<Judged, String>,
     /// For questions of the control socket.
     pub(super) kernel: Mutex<LinuxKernel>,
 }
@@ -103,6 +106,12 @@ impl Shared {
         }
         status.log_lines_skipped = self.log.skipped();
         status.pinholes_expired = self.health.unused();
+        let handed_over = |shard: &Shard| lock(&shard.engine).sessions.handed_over().count();
+        let connections = self.shards.iter().map(handed_over).sum();
+        status.fast_path = match &self.judged {
+            Ok(judged) => judged.status(connections),
+            Err(why) => FastPathStatus::off(why),
+        };
         status.names = self.names.rows();
         status.problems = self.health.problems(now, &status, &unwritten);
         status.unconfined = self.unconfined.clone();

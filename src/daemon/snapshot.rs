@@ -49,9 +49,68 @@ pub struct Status {
     /// What of the daemon's confinement is missing on this machine, a line each; as a rule nothing.
     #[serde(default)]
     pub unconfined: Vec<String>,
+    /// The program that judges recurring lines in the kernel.
+    #[serde(default)]
+    pub fast_path: FastPathStatus,
     /// What keeps FTP from working, or soon may; empty is healthy. docs/health.md has all names.
     #[serde(default)]
     pub problems: Vec<Problem>,
+}
+
+/// Whether the fast path runs, and its counts since it was loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPathStatus {
+    pub state: FastPathState,
+    /// Why it is off; empty if it is on.
+    pub why: String,
+    /// Names of the interfaces that the program is attached to.
+    pub interfaces: Vec<String>,
+    /// Control connections that the program judges now.
+    pub connections: u64,
+    /// Lines that passed without being queued.
+    pub judged: u64,
+    /// Control connections that the program handed back to the queue.
+    pub handed_back: u64,
+    /// Pinholes that the program opened.
+    pub opened: u64,
+    /// Data connections that the program admitted.
+    pub admitted: u64,
+    /// Lines that were queued because the ring buffer had no room.
+    pub no_room: u64,
+}
+
+/// Whether the fast path runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPathState {
+    On,
+    Off,
+}
+
+impl FastPathStatus {
+    /// Why the fast path is off unless the configuration asks for it.
+    pub const CONFIGURED: &str = "the configuration says so";
+
+    /// The fast path is off, because of `why`.
+    pub fn off(why: impl Into<String>) -> Self {
+        Self {
+            state: FastPathState::Off,
+            why: why.into(),
+            interfaces: Vec::new(),
+            connections: 0,
+            judged: 0,
+            handed_back: 0,
+            opened: 0,
+            admitted: 0,
+            no_room: 0,
+        }
+    }
+}
+
+impl Default for FastPathStatus {
+    fn default() -> Self {
+        Self::off(Self::CONFIGURED)
+    }
 }
 
 /// Something that keeps FTP from working, or soon may.
@@ -144,6 +203,14 @@ pub trait Source: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fast_path_has_the_contracts_fields() {
+        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"connections":0,"judged":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
+        let default = FastPathStatus::default();
+        assert_eq!(serde_json::to_string(&default).unwrap(), json);
+        assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), default);
+    }
 
     #[test]
     fn a_pinhole_row_has_the_contracts_fields() {

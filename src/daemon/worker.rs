@@ -64,6 +64,9 @@ impl Worker {
             has_lapsed = self.shared.progress.has_lapsed(now);
             if has_lapsed {
                 if !had_lapsed {
+                    if let Ok(judged) = &self.shared.judged {
+                        judged.take_back(&self.shared, &mut self.kernel);
+                    }
                     self.shared.lapse();
                 }
                 self.clear()?;
@@ -107,6 +110,10 @@ impl Worker {
             }
         }
         let index = *own as u16; // as many as there are queues
+        let judged = shared.judged.as_ref().ok();
+        if let Some(judged) = judged {
+            judged.fetch();
+        }
         for (shard, effects) in effects.iter_mut().enumerate() {
             if shards.contains(&shard) {
                 let own = packets.clone().zip(shards.iter()).filter(|(_, home)| **home == shard);
@@ -115,7 +122,11 @@ impl Worker {
                     bytes: packet.payload,
                     how: parameters.queued(packet.mark, packet.offload, late),
                 });
-                lock(&shared.shards[shard].engine).take(now, arrivals, effects);
+                let mut engine = lock(&shared.shards[shard].engine);
+                if let Some(judged) = judged {
+                    judged.feed(shard, &mut engine, effects);
+                }
+                engine.take(now, arrivals, effects);
             }
         }
         let own = OwnQueue { index, verdicts, parameters, may_lapse: !late, stale: 0 };
@@ -152,9 +163,17 @@ impl Worker {
     /// Drops what is over, and goes on with what has waited for long enough.
     fn expire(&mut self, now: Instant) {
         let Self { queue, own, kernel, parameters, shared, effects, .. } = self;
+        let judged = shared.judged.as_ref().ok();
+        if let Some(judged) = judged {
+            judged.fetch();
+        }
         for (shard, effects) in effects.iter_mut().enumerate() {
             if shard == *own || effects.waits_until.is_some_and(|until| now >= until) {
-                lock(&shared.shards[shard].engine).expire(now, effects);
+                let mut engine = lock(&shared.shards[shard].engine);
+                if let Some(judged) = judged {
+                    judged.feed(shard, &mut engine, effects);
+                }
+                engine.expire(now, effects);
             }
         }
         let (index, verdicts) = (*own as u16, queue.verdicts()); // as many as there are queues

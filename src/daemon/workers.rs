@@ -22,14 +22,16 @@ use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup, Pinhole};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
-    Event, Service, ServiceError,
+    Event, Service, ServiceError, fast_path,
     health::Health,
     heart::{self, Heart},
     home::Homes,
     host,
+    judged::Judged,
     log::Log,
     mail::Mailbox,
     names::Names,
+    pins::{self, Loaded},
     progress::Progress,
     shard::{Shard, lock},
     shared::Shared,
@@ -39,10 +41,11 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, FastPath},
     gateway::{
         self, Backend, ClaimedPorts, Commits, DEADLINE, LinuxKernel, OpenPinhole, Queue,
-        QueueCounts, RuleParameters, Table, Waker, firewall::ClaimsReader,
+        QueueCounts, RuleParameters, Table, Waker,
+        firewall::{ClaimsReader, MarkChange},
     },
 };
 
@@ -59,6 +62,7 @@ pub(super) fn start(
     state_dir: &Path,
     events: &Sender<Event>,
     unconfined: Vec<String>,
+    fast_path: Result<Loaded, String>,
 ) -> Result<Box<dyn Service>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
     let names = Names::new(events.clone());
@@ -84,8 +88,17 @@ pub(super) fn start(
     }
     let commits = commits()?;
     let claimed = ClaimedPorts::default();
+    let judged = fast_path.and_then(|loaded| {
+        if parameters.backend() == Backend::Conntrack {
+            loaded.remove();
+            return Err(pins::CONNTRACK.to_owned());
+        }
+        Judged::new(loaded, &parameters, &commits, shards.len()).map_err(|error| error.to_string())
+    });
+    let flows = judged.as_ref().ok().map(|judged| Arc::clone(judged.flows()));
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
-        Ok(LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed))
+        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed);
+        Ok(kernel.with_flows(flows.as_ref()))
     };
     let kernel = make_kernel()?;
     for shard in &shards {
@@ -104,6 +117,7 @@ pub(super) fn start(
         health: Health::new(Instant::now()),
         names,
         unconfined,
+        judged,
         kernel: Mutex::new(kernel),
     });
     let mut workers = Workers {
@@ -112,6 +126,7 @@ pub(super) fn start(
         end: Arc::default(),
         threads: Vec::new(),
         rules: None,
+        judged: None,
         table: None,
         upkeep: Upkeep::default(),
         heart: None,
@@ -120,12 +135,28 @@ pub(super) fn start(
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
         upkeep::listen(events.clone())?;
     }
+    // Before connections count as those of which packets may have passed unread.
+    if let Ok(judged) = &workers.shared.judged {
+        judged.start(is_new_table, &parameters, &workers.shared, &mut make_kernel()?)?;
+    } else {
+        fast_path::leave_program(&parameters, &workers.shared, &mut make_kernel()?)?;
+    }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
     workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
     let reader = ClaimsReader::new(&claimed, &commits)?;
     let claims_are_read = workers.follow_rules(reader, parameters.clone(), events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
-    let _ = claims_are_read.recv_timeout(PATIENCE);
+    let takes_marks = claims_are_read.recv_timeout(PATIENCE).ok().flatten();
+    match (&workers.shared.judged, takes_marks) {
+        (Ok(judged), Some(rule)) => {
+            let why = format!("{rule} takes the fast path's packet marks away: give it a mask");
+            tracing::info!("fast path off: {why}");
+            judged.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
+        }
+        (Ok(_), None) => workers.follow_judged(make_kernel()?, claimed.clone(), events)?,
+        (Err(_), _) if config.queue.fast_path == FastPath::Off => {}
+        (Err(why), _) => tracing::info!("fast path off: {why}"),
+    }
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
         let kernel = make_kernel()?;
@@ -178,6 +209,8 @@ struct Workers {
     end: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
     rules: Option<JoinHandle<()>>,
+    /// Reads what the fast path judged.
+    judged: Option<JoinHandle<()>>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
     upkeep: Upkeep,
@@ -209,19 +242,20 @@ impl Workers {
     }
 
     /// Starts the thread that follows the operator's rules, and with them the daemon's health. It tells when they have
-    /// been read once.
+    /// been read once, and which one changes packet marks that the fast path needs, of whatever connection.
     fn follow_rules(
         &mut self,
         mut reader: ClaimsReader,
         parameters: RuleParameters,
         events: &Sender<Event>,
-    ) -> Result<Receiver<()>, ServiceError> {
+    ) -> Result<Receiver<Option<MarkChange>>, ServiceError> {
         let (told, is_read) = mpsc::channel();
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
         let work = move || {
             while !end.load(Ordering::Acquire) {
                 let rules = reader.look();
-                let _ = told.send(());
+                let changes = rules.iter().flat_map(|rules| rules.packet_mark_changes(&parameters));
+                let _ = told.send(changes.into_iter().find(|change| change.to_all));
                 if let Some(rules) = rules {
                     shared.health.judge(&rules, &parameters);
                 }
@@ -233,6 +267,27 @@ impl Workers {
         let what = "the reader of the operator's rules".to_owned();
         self.rules = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
         Ok(is_read)
+    }
+
+    /// Starts the thread that reads what is judged.
+    fn follow_judged(
+        &mut self,
+        mut kernel: LinuxKernel,
+        claimed: ClaimedPorts,
+        events: &Sender<Event>,
+    ) -> Result<(), ServiceError> {
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
+        let Ok(judged) = &shared.judged else { return Ok(()) };
+        judged.look(&shared, &claimed);
+        let work = move || {
+            if let Ok(judged) = &shared.judged {
+                judged.run(&end, &shared, &mut kernel, &claimed);
+            }
+            Ok(())
+        };
+        let what = "the reader of the fast path".to_owned();
+        self.judged = Some(start_thread("fast-path".to_owned(), what, events.clone(), work)?);
+        Ok(())
     }
 
     /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
@@ -355,6 +410,9 @@ fn pin(number: u16, index: usize, count: usize) {
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
+        if let Ok(judged) = &self.shared.judged {
+            judged.stop(&self.shared, &mut kernel);
+        }
         let adjusted = self.has_adjusted(&mut kernel);
         // What they announce while a daemon is started again waits for it.
         let now = Instant::now();
@@ -389,6 +447,13 @@ impl Drop for Workers {
             waker.wake();
             let _ = thread.join();
         }
+        if let Some(thread) = self.judged.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+        if let (Ok(judged), false) = (&self.shared.judged, needed) {
+            judged.remove(&self.shared);
+        }
         // Not waited for: it may be reading a large rule set.
         if let Some(thread) = self.rules.take() {
             thread.thread().unpark();
@@ -422,6 +487,9 @@ impl Service for Workers {
         for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_policy(policy.clone());
         }
+        if let Ok(judged) = &self.shared.judged {
+            judged.read(&self.shared, &mut lock(&self.shared.kernel));
+        }
     }
 
     fn makes_progress(&self) -> bool {
@@ -434,6 +502,9 @@ impl Service for Workers {
         }
         let Some(table) = &mut self.table else { return };
         if self.upkeep.attend(Instant::now(), table, &self.shared) {
+            if let Ok(judged) = &self.shared.judged {
+                judged.table_is_new(&self.shared, &mut lock(&self.shared.kernel));
+            }
             self.shared.lapse();
             upkeep::open_again(table, &self.shared);
             self.keep_imprint();

@@ -1,6 +1,8 @@
 //! What the doctor looks at besides the rules: the daemon and the kernel.
 
+use super::fast_path;
 use crate::{
+    config::FastPath,
     daemon::{
         confine,
         health::{self, Check, Mark, Surroundings},
@@ -18,6 +20,8 @@ pub(super) struct Checks<'a> {
     /// The daemon, if one answers and serves this network namespace, else why none does.
     pub(super) running: Result<&'a Status, &'a Problem>,
     pub(super) features: &'a Features,
+    /// `queue.fast-path` of the configuration.
+    pub(super) fast_path: FastPath,
     pub(super) surroundings: Surroundings<'a>,
 }
 
@@ -102,6 +106,8 @@ impl Checks<'_> {
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
         checks.push(self.connections());
         checks.push(self.routing());
+        checks.push(self.fast_path());
+        checks.extend(self.packet_marks());
         checks
     }
 
@@ -195,6 +201,21 @@ impl Checks<'_> {
             }
         };
         Check::ok(KERNEL, "forwarding", says)
+    }
+
+    fn fast_path(&self) -> Check {
+        let running = self.running.ok().map(|status| &status.fast_path);
+        let backend = self.surroundings.backend;
+        let machine = fast_path::Machine::read();
+        fast_path::check(KERNEL, self.fast_path, running, backend, &machine)
+    }
+
+    /// The rules that the fast path may suffer from, if it is to run.
+    fn packet_marks(&self) -> Option<Check> {
+        let Surroundings { parameters, firewall, backend, .. } = self.surroundings;
+        let could_run = self.fast_path == FastPath::Auto && backend == Backend::Nftables;
+        let changes = could_run.then(|| firewall.packet_mark_changes(parameters))?;
+        fast_path::packet_marks(KERNEL, &changes, parameters)
     }
 
     fn helped(&self) -> Option<Check> {

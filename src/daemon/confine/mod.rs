@@ -1,11 +1,13 @@
 //! What the daemon gives up before the first packet: all rights that it does not need, for good.
 //!
-//! It keeps two capabilities, its state directory, and the system calls of its work; it cannot start
-//! a program or take rights back. What it needs done beyond that its broker does
+//! It keeps two capabilities, its state directory, and the system calls of its work, and where the fast path runs its
+//! pins; it cannot start a program or take rights back. What it needs done beyond that its broker does
 //! ([`crate::gateway::broker`]), which may read and run programs, but write nothing; those may
 //! read what programs need, and no file besides.
 //!
-//! All of this holds for the calling thread and those that it starts, so it comes before any thread.
+//! Two steps: [`user`] gives up all but the capabilities, [`daemon`] the rest. In between the fast path is loaded, by the
+//! user to whom it then belongs. All of this holds for the calling thread and those that it starts, so it comes before any
+//! thread.
 //! docs/security.md says what is left, and why.
 
 mod account;
@@ -23,6 +25,10 @@ pub use account::{Account, AccountError};
 
 /// The kernel's edge needs these: netlink and marks, raw sockets.
 const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
+
+/// The fast path's program needs these as well while it is loaded: the verifier refuses code that compilers make of it
+/// without CAP_PERFMON ("attempt to corrupt spilled pointer on stack"). Once it is loaded, neither is needed.
+const LOADING: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
 
 /// What landlock forbids unless it is allowed, with [`Scope::Signal`], as far as the kernel knows it.
 /// What Linux 5.13 does not know yet (truncation by name, signals, ioctl) seccomp forbids as well.
@@ -61,14 +67,20 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ConfineErro
     move |reason| ConfineError::System { what, reason: reason.to_string() }
 }
 
+/// Becomes `account`, with the daemon's capabilities and those that load the fast path's program: [`daemon`] is to follow.
+pub fn user(account: Option<&Account>) -> Result<(), ConfineError> {
+    keep_capabilities(account, &LOADING, false)
+}
+
 /// Confines the daemon: from now on it reads `/proc`, has files in `state_dir`, and makes and removes
-/// sockets in `socket_dir`. Gives what this kernel cannot confine, a line each, for people.
+/// sockets in `socket_dir`. With `pins`, the directory of the fast path's pins, it may use BPF maps, attach the program that
+/// is loaded, and make and remove pins. Gives what this kernel cannot confine, a line each, for people.
 pub fn daemon(
-    account: Option<&Account>,
     state_dir: &Path,
     socket_dir: &Path,
+    pins: Option<&Path>,
 ) -> Result<Vec<String>, ConfineError> {
-    keep_capabilities(account, false)?;
+    keep_capabilities(None, &[], false)?;
     let state = AccessFs::ReadFile
         | AccessFs::ReadDir
         | AccessFs::WriteFile
@@ -76,14 +88,19 @@ pub fn daemon(
         | AccessFs::MakeReg
         | AccessFs::MakeSock
         | AccessFs::RemoveFile;
-    let status = restrict([
+    let pinned = pins.map(|pins| {
+        let names = AccessFs::MakeReg | AccessFs::RemoveFile;
+        (pins, names | AccessFs::RemoveDir | AccessFs::ReadDir)
+    });
+    let rules = [
         (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
         (state_dir, state),
         (socket_dir, AccessFs::MakeSock | AccessFs::RemoveFile),
-    ])?;
+    ];
+    let status = restrict(rules.into_iter().chain(pinned))?;
     let landlock = (status == RulesetStatus::NotEnforced).then(|| NO_LANDLOCK.to_owned());
     // Not every kernel has it, and not for every processor is there a filter.
-    let seccomp = syscalls::restrict().err();
+    let seccomp = syscalls::restrict(pins.is_some()).err();
     let seccomp =
         seccomp.map(|error| format!("seccomp: {error}; every system call stays possible"));
     Ok(landlock.into_iter().chain(seccomp).collect())
@@ -91,7 +108,7 @@ pub fn daemon(
 
 /// Confines the broker: it reads and runs what it may, and changes no file.
 pub fn broker(account: Option<&Account>) -> Result<(), ConfineError> {
-    keep_capabilities(account, true)?;
+    keep_capabilities(account, &[], true)?;
     let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     restrict([(Path::new("/"), read), (Path::new("/dev/null"), AccessFs::WriteFile.into())])?;
     Ok(())
@@ -115,16 +132,22 @@ pub fn landlock_lacking() -> Option<&'static str> {
     (status == Some(RulesetStatus::NotEnforced)).then_some(NO_LANDLOCK)
 }
 
-/// Becomes `account`, keeping the needed capabilities and no other, now or later; those that the
-/// process does not have are missed where they are needed. With `for_programs` a program that is
-/// started has them, too.
-fn keep_capabilities(account: Option<&Account>, for_programs: bool) -> Result<(), ConfineError> {
+/// Becomes `account`, keeping the needed capabilities, and no other, now or later, but `more` until this is done again
+/// without them; those that the process does not have are missed where they are needed. With `for_programs` a program
+/// that is started has them, too.
+fn keep_capabilities(
+    account: Option<&Account>,
+    more: &[Cap],
+    for_programs: bool,
+) -> Result<(), ConfineError> {
     let system = failed("capabilities");
     let now = CapState::get_current().map_err(&system)?;
-    let kept: CapSet = NEEDED.into_iter().filter(|cap| now.permitted.has(*cap)).collect();
+    let needed: CapSet = NEEDED.into_iter().filter(|cap| now.permitted.has(*cap)).collect();
+    let more: CapSet = more.iter().copied().filter(|cap| now.permitted.has(*cap)).collect();
+    let kept = needed | more;
     // Without CAP_SETPCAP, as in a unit, the bounding set is what it was made.
     if now.effective.has(Cap::SETPCAP) {
-        for cap in Cap::iter().filter(|cap| cap.is_supported() && !kept.has(*cap)) {
+        for cap in Cap::iter().filter(|cap| cap.is_supported() && !needed.has(*cap)) {
             bounding::drop(cap).map_err(&system)?;
         }
         bounding::clear_unknown().map_err(&system)?;

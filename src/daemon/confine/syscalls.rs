@@ -12,6 +12,8 @@ use seccompiler::{
     SeccompCondition as Condition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
 };
 
+use crate::gateway::fastpath::COMMANDS;
+
 const FORBIDDEN: SeccompAction = if cfg!(debug_assertions) {
     SeccompAction::KillProcess
 } else {
@@ -123,6 +125,14 @@ const ALLOWED_OF_OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_OF_OLD: &[c_long] = &[];
 
+/// With these the fast path's pins are removed. `bpf` is below.
+const FAST_PATH: &[c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+];
+
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6];
 /// Names of threads and, by the C library, of memory; what the kernel told the process at its start,
 /// for which rustix asks to find its clocks (linux/prctl.h; libc lacks it).
@@ -131,18 +141,19 @@ const PR_GET_AUXV: u64 = 0x4155_5856;
 /// Whether it is a terminal, and that a socket must not block.
 const REQUESTS: [u64; 2] = [libc::TCGETS as _, libc::FIONBIO as _];
 
-/// Puts the filters on this thread and those that it starts.
-pub(super) fn restrict() -> Result<(), Error> {
+/// Puts the filters on this thread and those that it starts; `fast_path` says whether that is loaded.
+pub(super) fn restrict(fast_path: bool) -> Result<(), Error> {
     // The second forbids a third.
-    for filter in [newer()?, allowed()?] {
+    for filter in [newer()?, allowed(fast_path)?] {
         apply_filter(&filter)?;
     }
     Ok(())
 }
 
-fn allowed() -> Result<BpfProgram, BackendError> {
+fn allowed(fast_path: bool) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for &call in ALLOWED.iter().chain(ALLOWED_OF_OLD) {
+    let more = if fast_path { FAST_PATH } else { &[] };
+    for &call in ALLOWED.iter().chain(ALLOWED_OF_OLD).chain(more) {
         rules.insert(call, Vec::new());
     }
     let argument = |number, is, value| {
@@ -154,6 +165,9 @@ fn allowed() -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_socket, one_of(0, &FAMILIES.map(|family| family as u64))?);
     rules.insert(libc::SYS_socketpair, one_of(0, &[libc::AF_UNIX as u64])?);
     rules.insert(libc::SYS_ioctl, one_of(1, &REQUESTS)?);
+    if fast_path {
+        rules.insert(libc::SYS_bpf, one_of(0, &COMMANDS.map(u64::from))?);
+    }
     rules.insert(libc::SYS_prctl, one_of(0, &CONTROLS)?);
     // Memory that can be executed is never made, and no process, only threads.
     let not_executable = argument(2, Is::MaskedEq(libc::PROT_EXEC as u64), 0)?;

@@ -1,0 +1,246 @@
+//! Whether the fast path runs, or could run on this machine (docs/fastpath.md, "Where it runs").
+//!
+//! Only reads what the kernel shows of itself: no program is loaded. The daemon says what it met when it loaded its own.
+
+use std::fs;
+
+use crate::{
+    config::FastPath,
+    daemon::{
+        health::Check,
+        snapshot::{FastPathState, FastPathStatus},
+    },
+    gateway::{Backend, RuleParameters, firewall::MarkChange},
+};
+
+const NAME: &str = "fast path";
+/// The first Linux with TCX, as major and minor number.
+const TCX: (u32, u32) = (6, 6);
+const BPF_FS: &str = "/sys/fs/bpf";
+
+/// What the kernel shows of itself, as text.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    /// As `uname -r` prints it.
+    pub(super) release: String,
+    /// Lines of `/proc/self/mounts`.
+    pub(super) mounts: String,
+    /// `/sys/kernel/security/lockdown`; empty where the kernel has no lockdown.
+    pub(super) lockdown: String,
+}
+
+impl Machine {
+    pub(super) fn read() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        Self {
+            release: read("/proc/sys/kernel/osrelease").trim_end().to_owned(),
+            mounts: read("/proc/self/mounts"),
+            lockdown: read("/sys/kernel/security/lockdown"),
+        }
+    }
+
+    /// What keeps the fast path from running here, a line each.
+    fn obstacles(&self, backend: Backend) -> Vec<String> {
+        let mut found = Vec::new();
+        if !self.has_tcx() {
+            found.push(format!("Linux {} has no TCX: it needs 6.6 or newer", self.release));
+        }
+        if !self.has_bpf_fs() {
+            found.push(format!("no BPF file system is mounted: mount -t bpf bpf {BPF_FS}"));
+        }
+        if backend == Backend::Conntrack {
+            found.push("the back end is conntrack: it needs nftables ([pinhole] backend)".into());
+        }
+        found
+    }
+
+    fn has_tcx(&self) -> bool {
+        let mut numbers = self.release.split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next()?.parse::<u32>().ok();
+        // A release that says nothing is no obstacle: the kernel itself will say.
+        next().zip(next()).is_none_or(|release| release >= TCX)
+    }
+
+    fn has_bpf_fs(&self) -> bool {
+        let is_one = |line: &str| {
+            let mut fields = line.split(' ').skip(1);
+            fields.next() == Some(BPF_FS) && fields.next() == Some("bpf")
+        };
+        self.mounts.lines().any(is_one)
+    }
+
+    /// What may be why the kernel refuses a program all the same.
+    fn lockdown(&self) -> Option<String> {
+        self.lockdown.contains("[confidentiality]").then(|| {
+            "kernel lockdown is in the mode confidentiality: if the kernel refuses the program, \
+             this may be why"
+                .to_owned()
+        })
+    }
+}
+
+/// Of the daemon that runs, if one does; otherwise what can be said beforehand.
+pub(super) fn check(
+    section: &'static str,
+    wanted: FastPath,
+    running: Option<&FastPathStatus>,
+    backend: Backend,
+    machine: &Machine,
+) -> Check {
+    let obstacles = machine.obstacles(backend);
+    match (wanted, running) {
+        (_, Some(status)) if status.state == FastPathState::On => {
+            let interfaces = match status.interfaces.as_slice() {
+                [] => "no interface".to_owned(),
+                names => names.join(", "),
+            };
+            let connections = status.connections;
+            Check::ok(section, NAME, format!("on: {interfaces}; {connections} connections"))
+        }
+        (FastPath::Off, _) => {
+            let could = if obstacles.is_empty() { "; it could run here" } else { "" };
+            Check::ok(section, NAME, format!("off: {}{could}", FastPathStatus::CONFIGURED))
+        }
+        (FastPath::Auto, Some(status)) => {
+            let why = if status.why == FastPathStatus::CONFIGURED {
+                "the daemon runs with another configuration: restart it"
+            } else {
+                &status.why
+            };
+            Check::note(section, NAME, format!("off: {why}")).details(machine.lockdown())
+        }
+        (FastPath::Auto, None) if obstacles.is_empty() => {
+            Check::ok(section, NAME, "can run here").details(machine.lockdown())
+        }
+        (FastPath::Auto, None) => Check::note(section, NAME, "cannot run here").details(obstacles),
+    }
+}
+
+/// The rules that may take away the marks by which it has data connections admitted.
+pub(super) fn packet_marks(
+    section: &'static str,
+    changes: &[MarkChange],
+    parameters: &RuleParameters,
+) -> Option<Check> {
+    if changes.is_empty() {
+        return None;
+    }
+    let bits = parameters.mask() | parameters.slots();
+    let says = if changes.iter().any(|change| change.to_all) {
+        "a rule takes the fast path's packet marks away: it stays off"
+    } else {
+        "rules take the fast path's packet marks away: data connections that they apply to fail"
+    };
+    let what_to_do = format!(
+        "give them a mask that leaves {bits:#010x} alone, as in `meta mark set meta mark & {:#010x} | 0x1` or \
+         `-j MARK --set-xmark 0x1/0xff`; or set fast-path = \"off\" in [queue]",
+        !0xff_u32
+    );
+    let rules = changes.iter().map(MarkChange::to_string);
+    Some(Check::note(section, "packet marks", says).details(rules).advice([what_to_do]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::health::Mark;
+
+    fn machine() -> Machine {
+        Machine {
+            release: "6.12.9-amd64".into(),
+            mounts: "proc /proc proc rw 0 0\nbpf /sys/fs/bpf bpf rw,mode=700 0 0\n".into(),
+            lockdown: "[none] integrity confidentiality\n".into(),
+        }
+    }
+
+    fn says(
+        wanted: FastPath,
+        running: Option<&FastPathStatus>,
+        machine: &Machine,
+    ) -> (Mark, String) {
+        let check = check("kernel", wanted, running, Backend::Nftables, machine);
+        (check.mark, check.says)
+    }
+
+    #[test]
+    fn tcx_is_there_from_linux_6_6_on() {
+        for (release, has) in [
+            ("6.6.0", true),
+            ("6.10-rc1", true),
+            ("7.0", true),
+            ("6.5.13", false),
+            ("6.1.0-28-amd64", false),
+            ("5.15.0", false),
+            ("", true),
+        ] {
+            assert_eq!(
+                Machine { release: release.into(), ..machine() }.has_tcx(),
+                has,
+                "{release}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_obstacle_is_named() {
+        let release = "6.1.0".into();
+        let mounts = "bpf /run/bpf bpf rw 0 0\ntmpfs /sys/fs/bpf tmpfs rw 0 0\n".into();
+        let old = Machine { release, mounts, ..machine() };
+        let found = old.obstacles(Backend::Conntrack).join("\n");
+        for what in ["Linux 6.1.0 has no TCX", "mount -t bpf bpf /sys/fs/bpf", "conntrack"] {
+            assert!(found.contains(what), "{found}");
+        }
+        assert_eq!(old.obstacles(Backend::Conntrack).len(), 3);
+        assert!(machine().obstacles(Backend::Nftables).is_empty());
+    }
+
+    #[test]
+    fn what_the_daemon_says_counts_more_than_what_could_be() {
+        let mut on = FastPathStatus {
+            interfaces: vec!["lan0".into(), "wan0".into()],
+            ..FastPathStatus::off("")
+        };
+        (on.state, on.connections) = (FastPathState::On, 3);
+        let refused = FastPathStatus::off("the kernel refuses the program");
+        let old = Machine { release: "6.1".into(), ..machine() };
+        let (auto, off) = (FastPath::Auto, FastPath::Off);
+        let text = "on: lan0, wan0; 3 connections";
+        assert_eq!(says(auto, Some(&on), &old), (Mark::Ok, text.into()));
+        let text = "off: the kernel refuses the program";
+        assert_eq!(says(auto, Some(&refused), &machine()), (Mark::Note, text.into()));
+        assert_eq!(says(auto, None, &machine()), (Mark::Ok, "can run here".into()));
+        assert_eq!(says(auto, None, &old), (Mark::Note, "cannot run here".into()));
+        let text = "off: the configuration says so; it could run here";
+        assert_eq!(says(off, None, &machine()), (Mark::Ok, text.into()));
+        let text = "off: the configuration says so";
+        assert_eq!(says(off, Some(&FastPathStatus::default()), &old), (Mark::Ok, text.into()));
+    }
+
+    #[test]
+    fn rules_that_take_marks_away_are_told_by_whether_they_are_for_all() {
+        let parameters = RuleParameters::default();
+        let change = |to_all| MarkChange {
+            chain: "inet own c".into(),
+            rule: "meta mark set 0x1".into(),
+            to_all,
+        };
+        assert!(packet_marks("kernel", &[], &parameters).is_none());
+        for (changes, words) in [
+            (vec![change(false)], "connections that they apply to fail"),
+            (vec![change(false), change(true)], "it stays off"),
+        ] {
+            let check = packet_marks("kernel", &changes, &parameters).unwrap();
+            assert!(check.mark == Mark::Note && check.says.ends_with(words), "{check:?}");
+            assert_eq!(check.details[0], "`meta mark set 0x1` in inet own c");
+            assert!(check.advice[0].contains("leaves 0xfffe0000 alone"), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn lockdown_is_mentioned_where_it_may_be_the_reason() {
+        let lockdown = "none integrity [confidentiality]\n".into();
+        let locked = Machine { lockdown, ..machine() };
+        let check = check("kernel", FastPath::Auto, None, Backend::Nftables, &locked);
+        assert!(check.mark == Mark::Ok && check.details[0].contains("lockdown"), "{check:?}");
+    }
+}

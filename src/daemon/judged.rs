@@ -1,0 +1,150 @@
+//! What the fast path has judged, on its way to the engines.
+//!
+//! Whoever is to decide about packets fetches first what was judged before, for all shards, and has the engine of its shard
+//! read it. So an engine never decides about a packet before it has read the lines that went before. The room of the ring is given back when
+//! all of it is in the journals.
+
+use std::{
+    error::Error,
+    sync::{Arc, Mutex, OnceLock},
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::engine::{Effects, Engine, JudgedLine, Side};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{
+    home::Homes,
+    pins::Loaded,
+    shard::lock,
+    snapshot::{FastPathState, FastPathStatus},
+};
+use crate::gateway::{
+    Commits, RuleParameters,
+    fastpath::{JudgedStep, Translations},
+    flows::Flows,
+};
+
+/// The fast path, as the daemon has it.
+pub(super) struct Judged {
+    pub(super) flows: Arc<Flows>,
+    homes: Homes,
+    fetched: Mutex<Vec<JudgedStep>>,
+    /// For each shard what its engine has not read yet.
+    pub(super) inboxes: Vec<Mutex<Vec<JudgedStep>>>,
+    pub(super) interfaces: Mutex<Vec<String>>,
+    /// Why it was turned off, if it was.
+    pub(super) off: OnceLock<String>,
+    /// The directory in it is open as long as something may be pinned.
+    _loaded: Loaded,
+}
+
+impl Judged {
+    /// With the program that is `loaded`.
+    pub(super) fn new(
+        mut loaded: Loaded,
+        parameters: &RuleParameters,
+        commits: &Commits,
+        shards: usize,
+    ) -> Result<Self, Box<dyn Error>> {
+        let translations = Translations::new(parameters, commits)?;
+        let program = loaded.take().ok_or("the program is in use")?;
+        let flows = Arc::new(Flows::new(program, translations, parameters));
+        Ok(Self {
+            flows,
+            homes: Homes(shards),
+            fetched: Mutex::default(),
+            inboxes: (0..shards).map(|_| Mutex::default()).collect(),
+            interfaces: Mutex::default(),
+            off: OnceLock::new(),
+            _loaded: loaded,
+        })
+    }
+
+    /// What kernels are to tell of connections.
+    pub(super) fn flows(&self) -> &Arc<Flows> {
+        &self.flows
+    }
+
+    /// Fetches what was judged by now. Gives the position in the ring up to which that is.
+    pub(super) fn fetch(&self) -> u64 {
+        let ring = self.flows.program().ring();
+        let mut fetched = lock(&self.fetched);
+        if ring.has_more() {
+            self.flows.read(&mut fetched);
+            // One that was judged later may have had its room reserved before.
+            fetched.sort_by_key(|step| (step.flow, step.step));
+            for step in fetched.drain(..) {
+                let home = self.homes.of_ends(step.client.into(), step.server.into());
+                if let Some(inbox) = self.inboxes.get(home) {
+                    lock(inbox).push(step);
+                }
+            }
+        }
+        ring.position()
+    }
+
+    /// Has the engine of `shard` read what was fetched.
+    pub(super) fn feed(&self, shard: usize, engine: &mut Engine, effects: &mut Effects) {
+        let Some(inbox) = self.inboxes.get(shard) else { return };
+        let steps = std::mem::take(&mut *lock(inbox));
+        if !steps.is_empty() {
+            let age = Age::now();
+            engine.read_judged(steps.iter().map(|step| line(step, &age)), effects);
+        }
+    }
+
+    /// What `status` says.
+    pub(super) fn status(&self, connections: usize) -> FastPathStatus {
+        if let Some(why) = self.off.get() {
+            return FastPathStatus::off(why);
+        }
+        let counts = self.flows.program().counters().unwrap_or_default();
+        FastPathStatus {
+            state: FastPathState::On,
+            why: String::new(),
+            interfaces: lock(&self.interfaces).clone(),
+            connections: connections as u64,
+            judged: counts.judged,
+            handed_back: counts.handed_back,
+            opened: counts.opened,
+            admitted: counts.admitted,
+            no_room: counts.no_room,
+        }
+    }
+}
+
+/// The kernel's clock, to tell how long ago something was.
+struct Age {
+    now: Instant,
+    clock: Duration,
+}
+
+impl Age {
+    fn now() -> Self {
+        let clock = clock_gettime(ClockId::Monotonic);
+        let clock = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // both count up from 0
+        Self { now: Instant::now(), clock }
+    }
+
+    fn instant(&self, at_ns: u64) -> Instant {
+        let age = self.clock.saturating_sub(Duration::from_nanos(at_ns));
+        self.now.checked_sub(age).unwrap_or(self.now)
+    }
+}
+
+fn line<'s>(step: &'s JudgedStep, age: &Age) -> JudgedLine<'s> {
+    JudgedLine {
+        flow: step.flow,
+        line: step.step,
+        at: age.instant(step.at_ns),
+        from: if step.from_client { Side::Client } else { Side::Server },
+        client: step.client,
+        server: step.server,
+        seq: step.seq,
+        ack: step.ack,
+        window: step.window,
+        opened: step.opened,
+        bytes: step.bytes(),
+    }
+}

@@ -1,0 +1,141 @@
+//! The directory in which the fast path's program, maps and links are pinned, so that they outlive the daemon.
+//!
+//! The BPF file system is root's alone as systemd mounts it (mode 0700). So the directory is opened before rights are given
+//! up, and what is in it is named through `/proc/self/fd`. The program is loaded when the daemon has become its user, to whom
+//! all that is pinned then belongs. A daemon that was never root, as that of the unit, finds it in its
+//! state directory, where the service manager has mounted it.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, MetadataExt, chown},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{StatFs, fstatfs, statfs};
+
+use super::confine::Account;
+use crate::gateway::fastpath::{self, FastPath, Missing};
+
+/// Where it is. One directory below it is for each network namespace.
+pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
+
+/// Where it may be mounted in the state directory.
+const MOUNTED: &str = "bpf";
+
+/// Why the fast path is off with that back end.
+pub(super) const CONNTRACK: &str = "back end conntrack: it needs nftables";
+
+/// BPF_FS_MAGIC of linux/magic.h.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// The directory, which belongs to the daemon's user.
+#[derive(Debug)]
+pub(super) struct Pins(File);
+
+impl Pins {
+    /// Opens it for `account`, makes it if it is absent. The error says why not, and what to do.
+    pub(super) fn make(state_dir: &Path, account: Option<&Account>) -> Result<Self, String> {
+        let path = &place(state_dir);
+        let failed = |error: io::Error| format!("{}: {error}", path.display());
+        if !path.is_dir() {
+            let parent = path.parent().unwrap_or(path);
+            if !has_bpf(statfs(parent)) {
+                return Err(absent(parent));
+            }
+            DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+            if let Some(account) = account {
+                chown(path, Some(account.uid), Some(account.gid)).map_err(failed)?;
+            }
+        }
+        let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |own| own.uid);
+        let owner = fs::metadata(path).map_err(failed)?.uid();
+        if owner != user {
+            return Err(format!(
+                "{} belongs to user {owner}, but the daemon runs as user {user}: remove it",
+                path.display()
+            ));
+        }
+        let directory = File::open(path).map_err(failed)?;
+        if has_bpf(fstatfs(&directory)) { Ok(Self(directory)) } else { Err(absent(path)) }
+    }
+
+    /// Removes what a daemon left that had a fast path, as this one has none.
+    pub(super) fn remove_left(state_dir: &Path) {
+        let path = place(state_dir);
+        // What another user left is that one's.
+        if let Err(error) = fastpath::remove_left(&path)
+            && error.kind() != io::ErrorKind::PermissionDenied
+        {
+            tracing::warn!(
+                "{}: the fast path that was left is not removed: {error}",
+                path.display()
+            );
+        }
+    }
+
+    /// A path of it that works without a right to the directories above it.
+    pub(super) fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
+
+/// The program, loaded, and not in use yet. Dropped, it is removed, unless another daemon left it attached: then the next
+/// one may take it over.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    program: Option<FastPath>,
+    pins: Pins,
+}
+
+impl Loaded {
+    /// Loads it, or takes over the one that another daemon left.
+    pub(super) fn load(pins: Pins) -> Result<Self, Missing> {
+        let program = FastPath::load(&pins.path())?;
+        Ok(Self { program: Some(program), pins })
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The program, which from now on stays until it is removed.
+    pub(super) fn take(&mut self) -> Option<FastPath> {
+        self.program.take()
+    }
+
+    /// Removes it, whoever left it.
+    pub(super) fn remove(mut self) {
+        self.program.take().iter().for_each(remove);
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.program.iter().filter(|program| !program.is_attached()).for_each(remove);
+    }
+}
+
+fn remove(program: &FastPath) {
+    if let Err(error) = program.remove() {
+        tracing::warn!("{}: the fast path is not removed: {error}", program.directory().display());
+    }
+}
+
+fn place(state_dir: &Path) -> PathBuf {
+    let mounted = state_dir.join(MOUNTED);
+    if has_bpf(statfs(&mounted)) { mounted } else { DIRECTORY.into() }
+}
+
+/// Whether a place is in a BPF file system.
+fn has_bpf(place: rustix::io::Result<StatFs>) -> bool {
+    place.is_ok_and(|place| place.f_type as u64 == BPF_FS_MAGIC)
+}
+
+/// Why nothing can be pinned at `path`.
+fn absent(path: &Path) -> String {
+    format!("no BPF file system at {0}: mount -t bpf bpf /sys/fs/bpf", path.display())
+}
