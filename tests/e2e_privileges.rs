@@ -21,7 +21,7 @@ use common::{
     names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
     wait_for,
 };
-use ftp_alg::daemon::confine;
+use ftp_alg::{daemon::confine, gateway::fastpath};
 use ftp_alg_lab::{
     Admission, Client, Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology,
     Transfer,
@@ -158,6 +158,125 @@ fn an_ordinary_user_with_two_capabilities_is_enough() {
          --inh-caps={caps} --ambient-caps={caps} --bounding-set={caps} \"$@\""
     );
     assert_works_confined(&start, NOBODY);
+}
+
+const FAST_PATH: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+
+/// Started with a BPF file system, or without one, by root, as another user, and by that user.
+#[test]
+fn with_a_fast_path_it_keeps_two_capabilities_as_well() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    // With a file system of its own, which is root's alone.
+    let mounted = |kind: &str, then: &str| {
+        let mount = format!("mount -t {kind} -o mode=700 none /sys/fs/bpf && {then}");
+        format!(
+            "export home; chown -R {NOBODY} $home; exec unshare --mount sh -c '{mount}' sh \"$@\""
+        )
+    };
+    let caps = "-all,+net_admin,+net_raw,+bpf,+perfmon";
+    // As the unit does.
+    let as_user = format!(
+        "mkdir -p $home/state/bpf && mount -t bpf -o mode=700 none $home/state/bpf && \
+         chown {NOBODY} $home/state/bpf && exec setpriv --reuid={NOBODY} --regid={NOBODY} \
+         --clear-groups --inh-caps={caps} --ambient-caps={caps} \"$@\""
+    );
+    let root = "chown -R 0 $home; exec \"$@\"";
+    let nobody = "exec \"$@\" --user nobody";
+    for (start, uid, state) in [
+        (mounted("bpf", root), 0, "on"),
+        (mounted("bpf", nobody), NOBODY, "on"),
+        (mounted("tmpfs", &as_user), NOBODY, "on"),
+        (mounted("tmpfs", root), 0, "off"),
+    ] {
+        let mut daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, FAST_PATH).unwrap();
+        let found = daemon.status().unwrap()["fast_path"].clone();
+        assert_eq!(found["state"], state, "{start}: {found}");
+        let id = format!("{uid}\t{uid}\t{uid}\t{uid}");
+        let all = [("Uid", id.as_str()), ("CapEff", TWO), ("CapPrm", TWO), ("CapAmb", NONE)];
+        assert_status(daemon.id(), &all);
+        assert_status(child(daemon.id()), &all[..3]);
+        assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    }
+}
+
+/// What was pinned, below the BPF file system that a process sees: paths, with their users.
+fn pinned(process: u32) -> Vec<(PathBuf, u32)> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::from(format!("/proc/{process}/root/sys/fs/bpf/ftp-alg"))];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let (path, about) = entry.map(|one| (one.path(), one.metadata().unwrap())).unwrap();
+            if about.is_dir() {
+                open.push(path.clone());
+            }
+            found.push((path, about.uid()));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    // One that stays, and in which the test can look.
+    let mut keeper = lab.gateway.command("unshare");
+    keeper.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t bpf -o mode=700 bpf /sys/fs/bpf; exec sleep 600",
+    ]);
+    let keeper = lab.gateway.start(keeper, "keeper").unwrap();
+    let start = format!(
+        "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt \"$@\" --user nobody",
+        keeper.id()
+    );
+    let program = starter(&lab, &start);
+    wait_for("the file system", || {
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", keeper.id())).unwrap();
+        mounts.lines().any(|line| line.starts_with("bpf /sys/fs/bpf bpf"))
+    });
+    let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
+    let links = || {
+        let pins = pinned(keeper.id());
+        assert!(pins.iter().all(|(_, uid)| *uid == NOBODY), "{pins:?}");
+        pins.iter().filter(|(path, _)| path.to_string_lossy().contains("/link-")).count()
+    };
+    assert_eq!(links(), 2);
+    // Of an interface that comes later the user pins the link.
+    lab.gateway.shell("ip link add later type veth peer name later2").unwrap();
+    wait_for("the new interfaces", || links() == 4);
+    daemon.kill();
+    assert_eq!(pinned(keeper.id()).len(), 1 + 7 + 4, "it stays");
+    let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
+    assert_eq!(links(), 4);
+    lab.gateway.shell("ip link delete later").unwrap();
+    wait_for("their end", || links() == 2);
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    assert_eq!(pinned(keeper.id()), [], "{}", daemon.log());
+    assert_eq!(daemon.log().matches("WARN").count(), 0, "{}", daemon.log());
+}
+
+#[test]
+fn a_daemon_that_does_not_start_leaves_no_fast_path() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let start = "exec unshare --mount sh -c 'mount -t bpf -o mode=700 bpf /sys/fs/bpf; \"$@\"; \
+                 find /sys/fs/bpf/ftp-alg -mindepth 1 >&2; echo looked >&2' sh \"$@\"";
+    let program = starter(&lab, start);
+    let run = |configuration: &str| {
+        let place = lab.directory().join("gateway-ftp-alg");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("fast.toml"), configuration).unwrap();
+        let mut command = lab.gateway.command(&program);
+        command.args(["run", "--config"]).arg(place.join("fast.toml"));
+        command.arg("--state-dir").arg(place.join("own-state"));
+        command.arg("--socket").arg(place.join("own-socket"));
+        lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap().errors()
+    };
+    let _first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let said = run("queue.fast-path = \"auto\"\n");
+    assert!(said.contains("queue 2100 is taken by another program"), "{said}");
+    assert!(said.ends_with("looked\n") && !said.contains("/sys/fs/bpf/ftp-alg/"), "{said}");
 }
 
 /// With file capabilities (`setcap`) anyone who may run the program chooses its environment.
@@ -316,6 +435,19 @@ fn attempt(name: &str, state: &Path) -> io::Result<()> {
         "read /etc/shadow" => fs::read("/etc/shadow").map(drop),
         "read /etc" => fs::read_dir("/etc").map(drop),
         "write outside" => append(&state.with_file_name("outside")),
+        "make a directory" => fs::create_dir(state.join("new")),
+        "remove pins" => {
+            let pins = state.with_file_name("pins").join("1-0badf00d");
+            for entry in fs::read_dir(&pins)? {
+                fs::remove_file(entry?.path())?;
+            }
+            fs::remove_dir(pins)
+        }
+        "read a pin" => fs::read(state.with_file_name("pins").join("1-0badf00d/judge")).map(drop),
+        "load a program" => {
+            let refused = |_| io::Error::from_raw_os_error(libc::EPERM);
+            aya::Ebpf::load(fastpath::PROGRAM).map(drop).map_err(refused)
+        }
         "move out" => {
             append(&file)?;
             fs::rename(&file, state.with_file_name("out"))
@@ -351,7 +483,12 @@ fn confined() {
     let (name, state) = rest.split_once('|').unwrap();
     let state = Path::new(state);
     match role {
-        "daemon" => drop(confine::daemon(None, state, state).unwrap()),
+        "daemon" => drop(confine::daemon(state, state, None).unwrap()),
+        "fast path" => {
+            let pins = state.with_file_name("pins");
+            confine::user(None).unwrap();
+            drop(confine::daemon(state, state, Some(&pins)).unwrap());
+        }
         "broker" => confine::broker(None).unwrap(),
         "program" => confine::program().unwrap(),
         other => panic!("{other}"),
@@ -370,6 +507,9 @@ fn assert_ends(role: &str, cases: &[(&str, End)]) {
     fs::create_dir(&state).unwrap();
     fs::write(place.path().join("rules"), "include \"/etc/shadow\"\n").unwrap();
     for &(name, end) in cases {
+        let pins = place.path().join("pins/1-0badf00d");
+        fs::create_dir_all(&pins).unwrap();
+        fs::write(pins.join("judge"), "").unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "confined", "--nocapture"]);
         command.env(TRY, format!("{role}|{name}|{}", state.display())).env("RUST_BACKTRACE", "1");
@@ -405,6 +545,28 @@ fn the_daemon_has_its_state_and_nothing_else() {
             ("socket of a virtual machine", End::Forbidden),
             ("socket of packets", End::Forbidden),
             ("change the root", End::Forbidden),
+            ("change a mode", End::Forbidden),
+            ("make a directory", End::Forbidden),
+            ("remove pins", End::Errno(libc::EACCES)),
+            ("load a program", End::Forbidden),
+        ],
+    );
+}
+
+#[test]
+fn a_fast_path_has_the_directory_of_its_pins_besides() {
+    let denied = End::Errno(libc::EACCES);
+    assert_ends(
+        "fast path",
+        &[
+            ("keep state", End::Done),
+            ("remove pins", End::Done),
+            ("read a pin", denied),
+            ("make a directory", End::Forbidden),
+            ("load a program", End::Forbidden),
+            ("read /etc", denied),
+            ("write outside", denied),
+            ("start a program", End::Forbidden),
             ("change a mode", End::Forbidden),
         ],
     );

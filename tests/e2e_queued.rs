@@ -23,7 +23,7 @@ fn transfer(between: &[Value], answers: usize) -> Vec<Value> {
 
 /// Packets that were queued for `transfers`, after the login.
 fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
-    let gateway = gateway_with(topology, "");
+    let gateway = gateway_with(topology, "queue.fast-path = \"off\"\n");
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({"passive_port": PASSIVE_PORT}));
     let host = lab.dialled(Family::V4);

@@ -77,8 +77,8 @@ fn passive_session_to_a_published_server() {
     let hostport = format!("198,51,100,1,{},{}", port / 256, port % 256);
     assert_eq!(
         outer.announcements().unwrap(),
-        [format!("227 Entering Passive Mode ({hostport})")],
-        "nothing but the host-port may change"
+        [format!("227 Entering Passive Mode   ({hostport})")],
+        "nothing but the host-port may change, and the blanks before it"
     );
     let syn = "tcp.flags.syn == 1 && tcp.flags.ack == 0 && tcp.dstport != 21";
     let fields = ["ip.src", "ip.dst", "tcp.dstport"];

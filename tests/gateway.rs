@@ -6,12 +6,18 @@
 
 #[path = "gateway/changes.rs"]
 mod changes;
+#[path = "gateway/fastpath.rs"]
+mod fastpath;
+#[path = "gateway/judged.rs"]
+mod judged;
 #[path = "gateway/lab.rs"]
 mod lab;
 #[path = "gateway/packets.rs"]
 mod packets;
 #[path = "gateway/runs.rs"]
 mod runs;
+#[path = "gateway/stacked.rs"]
+mod stacked;
 #[path = "gateway/watch.rs"]
 mod watch;
 

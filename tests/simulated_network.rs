@@ -10,7 +10,7 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex,
@@ -26,9 +26,10 @@ use ftp_alg_core::{
 use support::{
     Rng,
     attacker::attack,
-    ftp::{ServerModel, active, at, crossed_out, eprt, filled},
+    ftp::{ServerModel, active, at, crossed_out, eprt, filled, with_blanks},
+    judge::program::Counts,
     link::Link,
-    scenario::{NATS, Scenario},
+    scenario::{NATS, Scenario, hands_over},
     sim::{
         Sim,
         queues::{Fanout, Queueing},
@@ -42,6 +43,9 @@ const ATTACKS: u64 = 1_000;
 /// Refused commands whose client heard the reason, and those whose client heard the server: more than 16 commands were
 /// pending, or its window was closed.
 static REASONS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+/// Of the fast path: dialogues of which lines were judged, lines, those rewritten, pinholes that were opened, those used, and
+/// retransmissions.
+static JUDGED: [AtomicUsize; 6] = [const { AtomicUsize::new(0) }; 6];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
@@ -69,6 +73,10 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     eprintln!("{count} dialogues from seed {first}, {} inconsistent", inconsistent.len());
     let [told, untold] = REASONS.each_ref().map(|count| count.load(Relaxed));
     eprintln!("{told} refusals by the gateway, {untold} by the server");
+    let judged = JUDGED.each_ref().map(|count| count.load(Relaxed));
+    eprintln!("judged: dialogues, lines, rewritten, opened, used, retransmissions {judged:?}");
+    let few = count as usize / 100;
+    assert!(count < 1000 || judged.iter().all(|figure| *figure > few), "{judged:?}");
     assert!(untold <= 10 + told / 100, "{untold} of {told}");
     assert!(inconsistent.is_empty(), "seeds of inconsistent dialogues: {inconsistent:?}");
 }
@@ -109,6 +117,14 @@ fn dialogue(seed: u64) {
         assert!(sim.kernel.opened.iter().all(|p| p.arrival == p.target));
     }
     sim.assert_nothing_left();
+    if sim.hands_over() {
+        let Counts { judged, rewritten, opened, admitted, retransmitted, .. } =
+            sim.kernel.program.counts;
+        let figures = [usize::from(judged > 0), judged, rewritten, opened, admitted, retransmitted];
+        for (sum, figure) in JUDGED.iter().zip(figures) {
+            sum.fetch_add(figure, Relaxed);
+        }
+    }
 }
 
 /// What the client says on one connection, and what of it the server is to hear.
@@ -129,11 +145,19 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
         sim.converse(&mut server);
         expected.push(unchanged(line));
     }
-    let pipelines = rng.chance(0.5);
+    // Lines that recur, one after the other.
+    let is_calm = sim.hands_over() && rng.chance(0.7);
+    server.pauses = is_calm;
+    let pipelines = !is_calm && rng.chance(0.5);
     let mut filled = 0;
-    let most = if rng.chance(0.1) { 25 } else { 7 };
+    let mut used = Vec::new();
+    let most = if is_calm || rng.chance(0.1) { 25 } else { 7 };
     for _ in 0..1 + rng.below(most) {
-        let (line, heard) = command(rng, t.client, t.client_external);
+        let (line, heard) = if is_calm && rng.chance(0.8) {
+            recurring(rng, t.client, t.client_external)
+        } else {
+            command(rng, t.client, t.client_external)
+        };
         said += &line;
         expected.push((line, heard));
         for _ in 0..if pipelines { rng.below(4) } else { 0 } {
@@ -143,8 +167,16 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
         }
         // At most so many unanswered that no session's limit is met.
         if !pipelines || (expected.len() - filled) % 5 == 0 {
-            write_in_pieces(sim, rng, &std::mem::take(&mut said));
+            let said = std::mem::take(&mut said);
+            if is_calm && rng.chance(0.9) {
+                sim.write(Client, said.as_bytes());
+            } else {
+                write_in_pieces(sim, rng, &said);
+            }
             sim.converse(&mut server);
+            if sim.hands_over() {
+                look_at_pinholes(sim, rng, &mut used);
+            }
         }
     }
     write_in_pieces(sim, rng, &said);
@@ -160,6 +192,19 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
     assert_replies(sim, &server, t.server, t.server_external);
     for side in [Client, Server] {
         assert!(sim.end(side).is_quiet() && sim.end(side).peer_has_closed(), "{}", sim.summary());
+    }
+}
+
+/// A data connection comes, or none does, and what is open is what is held.
+fn look_at_pinholes(sim: &mut Sim, rng: &mut Rng, used: &mut Vec<(IpAddr, SocketAddr)>) {
+    if rng.chance(0.3) {
+        used.extend(sim.use_pinhole(rng));
+    }
+    if rng.chance(0.2) {
+        // What is over is closed within a second.
+        sim.advance(Duration::from_secs(*rng.pick(&[2, 2, 40])));
+        sim.settle();
+        sim.assert_pinholes_agree(used);
     }
 }
 
@@ -222,7 +267,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         ip_options: rng.chance(0.2),
         probe: *rng.pick(&[Probe::Empty, Probe::Next, Probe::Garbage]),
     };
-    Scenario {
+    let scenario = Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.4),
         policy: Policy { keeps_length: rng.chance(0.5), ..Policy::default() },
@@ -243,8 +288,26 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         strays: if rng.chance(0.3) { 0.1 } else { 0.0 },
         is_patient: seed % 2 == 1,
         queueing: queueing(&mut Rng::new(seed ^ 7)),
+        hands_over: hands_over(seed),
         seed,
+    };
+    match scenario.hands_over {
+        Some(_) => calmed(scenario, &mut Rng::new(seed ^ 13)),
+        None => scenario,
     }
+}
+
+/// One in which less than in others keeps connections from being handed over.
+fn calmed(mut scenario: Scenario, rng: &mut Rng) -> Scenario {
+    let Scenario { client, server, link, .. } = &mut scenario;
+    if rng.chance(0.8) {
+        for end in [client, server] {
+            (end.ip_options, end.ecn) = (false, false);
+        }
+        (link.split, link.merge) = (0.0, 0.0);
+    }
+    scenario.queues_acks &= rng.chance(0.2);
+    scenario
 }
 
 fn queueing(rng: &mut Rng) -> Queueing {
@@ -280,6 +343,20 @@ fn command(rng: &mut Rng, own: SocketAddr, seen: SocketAddr) -> (String, String)
         7 => unchanged("LIST\r\n"),
         8 => unchanged("STAT\r\n"),
         _ => unchanged(rng.pick::<&str>(&["NOOP\r\n", "PO\r\n", "EPR\r\n", "\r\n", " PWD \r\n"])),
+    }
+}
+
+/// What the fast path may judge.
+fn recurring(rng: &mut Rng, own: SocketAddr, seen: SocketAddr) -> (String, String) {
+    let port = *rng.pick(&[1025, 2201, 25_700, 34_567, 65_535]);
+    let unchanged = |line: &str| (line.to_owned(), line.to_owned());
+    match rng.below(8) {
+        0 | 1 => (active(at(own, port)), active(at(seen, port))),
+        2 if own == seen => (eprt(at(own, port)), eprt(at(seen, port))),
+        3 | 4 => unchanged("PASV\r\n"),
+        5 => unchanged("EPSV\r\n"),
+        6 => unchanged("LIST\r\n"),
+        _ => unchanged(rng.pick::<&str>(&["NOOP\r\n", "RETR one\r\n", "type i\r\n"])),
     }
 }
 
@@ -331,9 +408,15 @@ fn assert_replies(sim: &mut Sim, server: &ServerModel, own: SocketAddr, seen: So
     let said = String::from_utf8(sim.end(Side::Server).sent().to_vec()).unwrap();
     let heard = String::from_utf8(sim.client.read()).unwrap();
     let rewritten = said.replace(&numbers(own), &numbers(seen));
-    let as_expected = |(((heard, said), rewritten), is_refusal): (((&str, _), _), bool)| {
+    let keeps_length = sim.daemon.policy.keeps_length;
+    let as_expected = |(((heard, said), rewritten), is_refusal): (((&str, &str), &str), bool)| {
         if !is_refusal {
-            return heard == rewritten;
+            return heard
+                == if keeps_length {
+                    with_blanks(rewritten, said.len())
+                } else {
+                    rewritten.into()
+                };
         }
         let is_reason = ["504", "425"].contains(&&heard[..3])
             && heard[3..].starts_with(" Refused by the gateway: ");

@@ -56,7 +56,7 @@ impl Session {
 
     fn run(&mut self) -> io::Result<()> {
         let mut reader = BufReader::new(self.control.try_clone()?);
-        self.reply("220 ready")?;
+        self.reply("220 (vsFTPd 3.0.5)")?; // reads a PORT as vsftpd does
         let mut line = String::new();
         loop {
             line.clear();

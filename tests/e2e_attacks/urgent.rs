@@ -62,7 +62,7 @@ fn a_servers_urgent_byte_does_not_change_what_its_client_reads() {
     let client = scene.logged_in(&[say("PASV"), reply()]);
     let session = client.release();
     let seen = scene.gateway.lab.dialled(Family::V4).to_string().replace('.', ",");
-    assert_eq!(session.got(6), format!("227 Entering Passive Mode ({seen},195,149)"));
+    assert_eq!(session.got(6), format!("227 Entering Passive Mode   ({seen},195,149)"));
 }
 
 /// RFC 959 section 4.1.3, as BSD's client does it: `IAC IP IAC` urgent, then `DM` and the command.

@@ -11,7 +11,7 @@ use ftp_alg_core::{
 use super::{
     Rng,
     link::Link,
-    scenario::{NATS, Scenario},
+    scenario::{NATS, Scenario, hands_over},
     segment::Segment,
     sim::{
         Sim,
@@ -81,6 +81,13 @@ struct Attack {
 pub fn attack(seed: u64, crashes: f64) -> Vec<String> {
     let mut rng = Rng::new(seed ^ 0xa77a);
     let mut sim = Sim::logged_in(scenario(&mut rng, seed, crashes));
+    if sim.hands_over() {
+        // It is handed over at rest, and as soon as its translation is known.
+        sim.exchange("EPSV\r\n", "229 ok (|||20001|)\r\n");
+        for _ in 0..rng.below(3) {
+            sim.exchange("NOOP\r\n", "200 ok\r\n");
+        }
+    }
     sim.captures();
     let (client, server) = (sim.client.next_number(), sim.server.next_number());
     let victim = Victim::new(*rng.pick(&ALL), client);
@@ -106,6 +113,7 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
             stage: pace,
             away: 100_000,
         },
+        hands_over: hands_over(seed),
         seed,
         ..Scenario::default()
     }

@@ -40,6 +40,11 @@ pub fn filled(line: &str, length: usize) -> String {
         .unwrap_or_else(|| line.to_owned())
 }
 
+/// A 227 that is shorter than `length`, with as many blanks before its parenthesis.
+pub fn with_blanks(line: &str, length: usize) -> String {
+    line.replacen('(', &format!("{}(", " ".repeat(length.saturating_sub(line.len()))), 1)
+}
+
 /// A 227, or over IPv6 a 229.
 pub fn passive(endpoint: SocketAddr) -> String {
     if endpoint.is_ipv4() {
@@ -87,7 +92,11 @@ impl Sim {
         loop {
             let heard = self.server.read();
             let answer = server.hear(&heard);
-            if !answer.is_empty() {
+            if server.pauses {
+                answer.split_inclusive(|byte| *byte == b'\n').for_each(|line| {
+                    self.write(Server, line);
+                });
+            } else if !answer.is_empty() {
                 self.write(Server, &answer);
             }
             if server.has_ended {
@@ -116,6 +125,8 @@ pub struct ServerModel {
     pub refusals: Vec<bool>,
     /// Answers `PORT` and `EPRT` with 500.
     pub refuses_active: bool,
+    /// Writes one line at a time.
+    pub pauses: bool,
     has_ended: bool,
 }
 
@@ -129,6 +140,7 @@ impl ServerModel {
             lines: Vec::new(),
             refusals: Vec::new(),
             refuses_active: false,
+            pauses: false,
             has_ended: false,
         }
     }

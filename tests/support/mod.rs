@@ -12,6 +12,7 @@
 pub mod attacker;
 pub mod crash;
 pub mod ftp;
+pub mod judge;
 pub mod link;
 pub mod readings;
 pub mod recorder;

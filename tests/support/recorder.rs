@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{
+    Attention, FlowChange, Kernel, KernelError, Opening, Pinhole, Shut, Translation,
+};
+
+use super::judge::program::Program;
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {
@@ -34,6 +38,8 @@ pub struct Recorder {
     pub failing: bool,
     /// The simulated time.
     pub now: Duration,
+    /// The program of the fast path.
+    pub program: Program,
 }
 
 impl Recorder {
@@ -52,11 +58,15 @@ impl Recorder {
             injected: Vec::new(),
             failing: false,
             now: Duration::ZERO,
+            program: Program::default(),
         }
     }
 
     /// A data connection's first packet: where it is sent, if it is admitted. Uses the pinhole up.
     pub fn connect(&mut self, initiator: IpAddr, arrival: SocketAddr) -> Option<SocketAddr> {
+        if let Some(target) = self.program.admit(self.now, initiator, arrival) {
+            return Some(target);
+        }
         self.forget_expired();
         let admits = |p: &Pinhole| p.initiator == initiator && p.arrival == arrival;
         let at = self.open.iter().position(|(pinhole, _)| admits(pinhole))?;
@@ -82,7 +92,10 @@ impl Recorder {
         assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
         let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
-        if self.taken.contains(&pinhole.arrival.port()) || self.open.iter().any(|(p, _)| same(p)) {
+        if self.taken.contains(&pinhole.arrival.port())
+            || self.open.iter().any(|(p, _)| same(p))
+            || !self.program.reserve(&pinhole)
+        {
             return Err(KernelError::Taken);
         }
         self.open.push((pinhole, self.now + lifetime));
@@ -126,6 +139,7 @@ impl Kernel for Recorder {
             let same =
                 |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
             self.open.retain(|(p, _)| !same(p));
+            self.program.free(pinhole);
             self.closed.push(*pinhole);
         }
         outcomes.extend(openings.iter().map(|opening| self.open(opening)));
@@ -141,6 +155,14 @@ impl Kernel for Recorder {
         assert_eq!(Some(*control), self.translation, "the connection that is to be marked");
         self.attention = Some(attention);
         Ok(())
+    }
+
+    fn hand_over(&mut self, changes: &[FlowChange]) {
+        self.program.change(changes);
+    }
+
+    fn shut(&mut self, shut: &[Shut]) {
+        self.program.shut(shut);
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

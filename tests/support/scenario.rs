@@ -2,7 +2,7 @@
 
 use ftp_alg_core::{engine::Translation, policy::Policy};
 
-use super::{link::Link, sim::queues::Queueing, tcp::Settings};
+use super::{Rng, link::Link, sim::queues::Queueing, tcp::Settings};
 
 /// What the gateway translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,12 @@ impl Nat {
     }
 }
 
+/// For half of the seeds, how many judged lines there is room for.
+pub fn hands_over(seed: u64) -> Option<usize> {
+    let mut rng = Rng::new(seed ^ 11);
+    rng.chance(0.5).then(|| *rng.pick(&[1, 2, 3, 7, 5461, 5461, 5461, 5461]))
+}
+
 /// How a simulation is set up.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -67,7 +73,22 @@ pub struct Scenario {
     /// Whether what overtook others waits for them, as the daemon has it.
     pub is_patient: bool,
     pub queueing: Queueing,
+    /// For how many judged lines there is room, if connections are handed over.
+    pub hands_over: Option<usize>,
     pub seed: u64,
+}
+
+impl Scenario {
+    /// What the gateway translates. Where lines are judged, it may be that no 227 changes its length.
+    pub fn translation(&self) -> Translation {
+        let mut translation = self.nat.translation(self.v6);
+        let is_judged = self.hands_over.is_some() && !self.v6 && self.nat.hides_server();
+        if is_judged && Rng::new(self.seed ^ 12).chance(0.7) {
+            let as_long = "192.0.2.200";
+            translation.server_external.set_ip(as_long.parse().unwrap());
+        }
+        translation
+    }
 }
 
 impl Default for Scenario {
@@ -84,6 +105,7 @@ impl Default for Scenario {
             crashes: 0.0,
             is_patient: false,
             queueing: Queueing::AT_ONCE,
+            hands_over: None,
             seed: 1,
         }
     }

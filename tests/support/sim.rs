@@ -31,6 +31,7 @@ use super::{
 
 pub mod daemon;
 mod gateway;
+mod judged;
 pub mod queues;
 
 use daemon::Daemon;
@@ -69,6 +70,8 @@ pub struct Sim {
     traces: bool,
     /// What would arrive at the ends, if that is collected instead.
     captured: Option<Vec<(Side, Segment)>>,
+    /// Whether the daemon ever crashed.
+    has_crashed: bool,
     /// When an acknowledgement last moved, and where both stood.
     progress: (u64, (usize, usize)),
 }
@@ -82,15 +85,18 @@ const STEPS: u64 = 1_000_000;
 impl Sim {
     /// A connection whose handshake is over.
     pub fn new(scenario: Scenario) -> Self {
-        let Scenario { nat, v6, policy, client, server, link, .. } = scenario;
-        let Scenario { queues_acks, strays, crashes, is_patient, seed, .. } = scenario;
+        let translation = scenario.translation();
+        let Scenario { policy, client, server, link, .. } = scenario;
+        let Scenario { queues_acks, strays, crashes, is_patient, hands_over, seed, .. } = scenario;
         let queues = Queues::new(scenario.queueing, Rng::new(seed ^ 6));
-        let translation = nat.translation(v6);
         let base = Instant::now();
+        let mut kernel = Recorder::new(translation);
+        kernel.program.room = hands_over.unwrap_or(0);
+        let shards = (queues.settings.workers, queues.home);
         let mut sim = Self {
-            daemon: Daemon::new(policy, base, queues.settings.workers, queues.home),
+            daemon: Daemon::new(policy, base, shards, hands_over.is_some()),
             queues,
-            kernel: Recorder::new(translation),
+            kernel,
             crashes: Crashes::new(crashes, Rng::new(seed ^ 4)),
             selection: Selection::new(queues_acks),
             translation,
@@ -112,6 +118,7 @@ impl Sim {
             steps: 0,
             traces: std::env::var_os("FTP_ALG_TRACE").is_some(),
             captured: None,
+            has_crashed: false,
             progress: (0, (0, 0)),
         };
         sim.shake_hands();
@@ -164,6 +171,11 @@ impl Sim {
         self.kernel.attention = None;
         self.selection.begin();
         self.shake_hands();
+    }
+
+    /// Whether connections are handed over to the program.
+    pub fn hands_over(&self) -> bool {
+        self.kernel.program.room > 0
     }
 
     pub fn now(&self) -> Duration {
@@ -349,6 +361,8 @@ impl Sim {
         // A late segment may look like one of a connection whose start was not seen.
         self.advance(Duration::from_secs(900));
         assert_eq!(self.daemon.sessions(), 0, "sessions left: {}", self.summary());
+        self.daemon.assert_judged_alike();
+        self.kernel.program.assert_empty();
     }
 
     fn next_time(&self) -> Option<u64> {

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,7 @@ impl Lab {
     /// Builds what `spec` says.
     pub fn build(spec: Spec) -> Result<Self> {
         super::requirements()?;
+        mount_bpf();
         // Kept files of a failed run are for looking at.
         if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
             remove_abandoned(Path::new(BASE));
@@ -369,4 +373,18 @@ fn ip(options: &[&str], batch: &str) -> Result<()> {
     let mut command = Command::new(process::system_program("ip"));
     command.args(options).args(["-batch", "-"]);
     process::run(command, batch.as_bytes(), Duration::from_secs(10))?.success().map(drop)
+}
+
+/// Mounts the BPF file system, which a machine with systemd has: the daemon's fast path is off without it.
+fn mount_bpf() {
+    static ONCE: Once = Once::new();
+    const PLACE: &str = "/sys/fs/bpf";
+    ONCE.call_once(|| {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let is_mounted = mounts.lines().any(|line| line.split(' ').nth(1) == Some(PLACE));
+        if !is_mounted && Path::new(PLACE).is_dir() {
+            // Where that is not allowed, or the kernel has none, it is off.
+            let _ = Command::new("mount").args(["-t", "bpf", "bpf", PLACE]).status();
+        }
+    });
 }

@@ -5,13 +5,17 @@ use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Arrival, Checksums, Effects, Engine, Event, Host, Kernel as _, Queued, Step, Token, Verdict,
+        Arrival, Checksums, Effects, Engine, Event, Hole, Host, Kernel as _, Queued, Sessions,
+        Step, Token, Verdict,
     },
     policy::Policy,
     session::Side,
 };
 
-use super::super::{link::Origin, recorder::Recorder, selection::Mark};
+use super::{
+    super::{link::Origin, recorder::Recorder, selection::Mark},
+    judged::Judged,
+};
 
 /// A queued packet.
 #[derive(Clone, Debug)]
@@ -60,8 +64,10 @@ pub struct Daemon {
     pub policy: Policy,
     epoch: Instant,
     shards: Vec<Shard>,
-    /// One for each worker, and one for the timer.
+    /// One for each worker, one for the timer, and one for who reads what was judged.
     work: Vec<Work>,
+    /// What was judged, if connections are handed over.
+    judged: Option<Judged>,
     /// Packets that the engines have.
     packets: BTreeMap<u32, Packet>,
     last: u32,
@@ -124,11 +130,17 @@ impl Host for Hands<'_> {
 
 impl Daemon {
     /// One of `workers` that has seen nothing. The one connection that there is is of the shard `home`.
-    pub fn new(policy: Policy, epoch: Instant, workers: usize, home: usize) -> Self {
+    pub fn new(
+        policy: Policy,
+        epoch: Instant,
+        (workers, home): (usize, usize),
+        hands_over: bool,
+    ) -> Self {
         let first = Engine::new(policy.clone(), Checksums::Verify);
         let shard = |_| {
             let mut engine = first.beside();
             engine.sessions.note_changes(epoch);
+            engine.sessions.set_hands_over(hands_over);
             Shard { engine, journal: Vec::new() }
         };
         let shards = (0..workers).map(shard).collect();
@@ -137,6 +149,7 @@ impl Daemon {
             epoch,
             shards,
             work: Vec::new(),
+            judged: hands_over.then(|| Judged::new(epoch)),
             packets: BTreeMap::new(),
             last: 0,
             given: Vec::new(),
@@ -163,8 +176,19 @@ impl Daemon {
         self.shards.len()
     }
 
+    /// Who reads what was judged.
+    pub fn reader(&self) -> usize {
+        self.shards.len() + 1
+    }
+
     /// `worker` decides about `packets`.
-    pub fn take_batch(&mut self, worker: usize, now: Instant, packets: Vec<Packet>) {
+    pub fn take_batch(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        packets: Vec<Packet>,
+        kernel: &Recorder,
+    ) {
         let with = |packet: Packet| {
             let how = Queued {
                 may_wait: packet.may_wait,
@@ -174,11 +198,17 @@ impl Daemon {
             };
             (packet, how)
         };
-        self.take(worker, now, packets.into_iter().map(with).collect());
+        self.take(worker, now, packets.into_iter().map(with).collect(), kernel);
     }
 
     /// `worker` decides about packets of which the packet selection says this.
-    pub fn take(&mut self, worker: usize, now: Instant, packets: Vec<(Packet, Queued)>) {
+    pub fn take(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        packets: Vec<(Packet, Queued)>,
+        kernel: &Recorder,
+    ) {
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
             let token = Token { queue: worker as u16, id, mark: 0 };
@@ -186,7 +216,12 @@ impl Daemon {
         });
         let Work { effects, next, now: at } = &mut self.work[worker];
         (*next, *at) = (Some(Step::Look), Some(now));
-        self.shards[self.home].engine.take(now, arrivals, &mut effects[self.home]);
+        let (engine, effects) = (&mut self.shards[self.home].engine, &mut effects[self.home]);
+        if let Some(judged) = &mut self.judged {
+            judged.fetch(kernel);
+            judged.feed(engine, effects);
+        }
+        engine.take(now, arrivals, effects);
         for (packet, _) in packets {
             self.last += 1;
             self.packets.insert(self.last, packet);
@@ -194,12 +229,32 @@ impl Daemon {
     }
 
     /// Drops what is over, and goes on with what has waited for long enough.
-    pub fn expire(&mut self, now: Instant) {
+    pub fn expire(&mut self, now: Instant, kernel: &Recorder) {
         let timer = self.timer();
         let Work { effects, next, now: at } = &mut self.work[timer];
         (*next, *at) = (Some(Step::Look), Some(now));
+        if let Some(judged) = &mut self.judged {
+            judged.fetch(kernel);
+            judged.feed(&mut self.shards[self.home].engine, &mut effects[self.home]);
+        }
         for (shard, effects) in self.shards.iter_mut().zip(effects) {
             shard.engine.expire(now, effects);
+        }
+    }
+
+    /// Reads what was judged. Its room is given back after the last step of what comes of it.
+    pub fn read(&mut self, now: Instant, kernel: &Recorder) {
+        let reader = self.reader();
+        let Some(judged) = &mut self.judged else { return };
+        let Work { effects, next, now: at } = &mut self.work[reader];
+        (*next, *at) = (Some(Step::Look), Some(now));
+        judged.begin_read(kernel);
+        for (index, (shard, effects)) in self.shards.iter_mut().zip(effects).enumerate() {
+            // Also what another worker had it read, and has not written yet.
+            shard.engine.read_judged(std::iter::empty(), effects);
+            if index == self.home {
+                judged.feed(&mut shard.engine, effects);
+            }
         }
     }
 
@@ -215,6 +270,12 @@ impl Daemon {
         if let (Some(step), Some(now)) = (step, work.now) {
             let hands = &mut Hands { daemon: self, kernel };
             work.next = step.take(hands, now, &mut work.effects);
+        }
+        if work.next.is_none()
+            && worker == self.reader()
+            && let Some(judged) = &mut self.judged
+        {
+            judged.end_read(kernel);
         }
         self.work[worker] = work;
         step.is_some()
@@ -237,9 +298,11 @@ impl Daemon {
 
     /// It is killed: what it wrote is left.
     pub fn crash(&mut self) {
+        self.assert_judged_alike();
         let shards = self.shards.len();
         let effects = || (0..shards).map(Effects::of).collect();
-        self.work = (0..=shards).map(|_| Work { effects: effects(), ..Work::default() }).collect();
+        let work = |_| Work { effects: effects(), ..Work::default() };
+        self.work = (0..shards + 2).map(work).collect();
         self.packets.clear();
     }
 
@@ -263,5 +326,45 @@ impl Daemon {
                 kernel.change(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }
+        if self.judged.is_some() {
+            self.reconcile(now, kernel);
+        }
+    }
+
+    /// Has the engines and the program know the same connections, as the real one does when it is started.
+    fn reconcile(&mut self, now: Instant, kernel: &mut Recorder) {
+        self.judged = Some(Judged::new(self.epoch).after(kernel));
+        self.read_all(now, kernel);
+        for shard in &mut self.shards {
+            shard.engine.sessions.set_hands_over(false);
+            shard.engine.sessions.set_hands_over(true);
+        }
+        self.read_all(now, kernel);
+        for flow in kernel.program.flows() {
+            kernel.program.drop_flow(flow);
+        }
+        self.read_all(now, kernel);
+        let engines = || self.shards.iter().map(|shard| &shard.engine.sessions);
+        kernel.program.keep_holes(|initiator, arrival, flow, line| match flow {
+            0 => engines().any(|sessions| sessions.holds(initiator, arrival)),
+            _ => engines().flat_map(Sessions::holes).any(|hole| hole == Hole { flow, line }),
+        });
+    }
+
+    fn read_all(&mut self, now: Instant, kernel: &mut Recorder) {
+        self.read(now, kernel);
+        let reader = self.reader();
+        while self.step(reader, kernel) {}
+    }
+
+    /// No line was judged that the engines would have decided otherwise.
+    pub fn assert_judged_alike(&self) {
+        let otherwise = self.shards.iter().map(|s| s.engine.counters().judged_otherwise).sum();
+        assert_eq!(0_u64, otherwise, "judged otherwise than the engine");
+    }
+
+    /// How many judged lines the engines have read since they were started.
+    pub fn judged(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.engine.counters().judged).sum()
     }
 }

@@ -27,6 +27,9 @@ use super::{
 impl Sim {
     pub(super) fn at_gateway(&mut self, flight: Flight) {
         let Flight { from, origin, bytes, .. } = flight;
+        if let Some(passed) = self.judged(from, &bytes) {
+            return self.forward(from, origin, passed);
+        }
         match self.judge(from, &bytes) {
             None => {}
             Some(Way::Passes) => self.forward(from, origin, bytes),
@@ -74,6 +77,9 @@ impl Sim {
 
     /// What goes on of a packet that arrives, and has its verdict at once.
     pub(super) fn select(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        if let Some(passed) = self.judged(from, &bytes) {
+            return Some(passed);
+        }
         match self.judge(from, &bytes)? {
             Way::Passes => Some(bytes),
             Way::Queued(mark) => {
@@ -88,7 +94,7 @@ impl Sim {
     /// Has the first worker decide about one packet, and gives what goes on. A crash drops it.
     fn decide_at_once(&mut self, packet: Packet) -> Option<Vec<u8>> {
         let (now, worker, number) = (self.instant(), self.queues.home, packet.number);
-        self.daemon.take_batch(worker, now, vec![packet]);
+        self.daemon.take_batch(worker, now, vec![packet], &self.kernel);
         let mut own = None;
         for (number_of, from, origin, bytes) in self.steps_at_once(worker, true) {
             if number_of == number {
@@ -139,14 +145,15 @@ impl Sim {
     }
 
     /// Does all that comes of what `worker` did where no packet is decided.
-    fn forward_at_once(&mut self, worker: usize) {
-        for (_, from, origin, bytes) in self.steps_at_once(worker, false) {
+    pub(super) fn forward_at_once(&mut self, worker: usize, may_crash: bool) {
+        for (_, from, origin, bytes) in self.steps_at_once(worker, may_crash) {
             self.forward(from, origin, bytes);
         }
     }
 
     fn end_daemon(&mut self) {
         self.daemon.crash();
+        self.has_crashed = true;
         self.dropped += self.queues.crash(self.now) as u64;
         self.trace_daemon("crashes");
     }
@@ -156,6 +163,8 @@ impl Sim {
         self.kernel.now = self.now();
         let now = self.instant();
         self.daemon.restart(now, &mut self.kernel);
+        let (_, events) = self.daemon.take_given();
+        self.settled(events);
         self.trace_daemon("starts");
     }
 
@@ -167,7 +176,7 @@ impl Sim {
         let packet =
             self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait: false });
         let (number, worker) = (packet.number, self.queues.home);
-        self.daemon.take(worker, now, vec![(packet, how)]);
+        self.daemon.take(worker, now, vec![(packet, how)], &self.kernel);
         while self.daemon.step(worker, &mut self.kernel) {}
         let (given, events) = self.daemon.take_given();
         self.events.extend(events);
@@ -200,9 +209,9 @@ impl Sim {
     /// About once a second, and when something in the reorder queue has waited for long enough.
     pub fn expire(&mut self) {
         let (now, timer) = (self.instant(), self.daemon.timer());
-        self.daemon.expire(now);
+        self.daemon.expire(now, &self.kernel);
         if self.queues.settings.is_at_once() {
-            self.forward_at_once(timer);
+            self.forward_at_once(timer, false);
         } else {
             self.queues.go_on(self.now, timer, Stage::Step);
         }
@@ -224,6 +233,7 @@ impl Sim {
                 }
             }
             Due::Start => self.start_daemon(),
+            Due::Read => self.read_judged(),
         }
     }
 
@@ -241,7 +251,7 @@ impl Sim {
             Stage::Idle => {}
             Stage::Receive => {
                 let (at, packets) = (self.instant(), self.queues.receive(worker));
-                self.daemon.take_batch(worker, at, packets);
+                self.daemon.take_batch(worker, at, packets, &self.kernel);
                 self.queues.go_on(now, worker, Stage::Step);
             }
             Stage::Step => {
@@ -255,6 +265,9 @@ impl Sim {
                     self.queues.go_on(last, worker, Stage::Receive);
                 } else {
                     self.queues.stages[worker] = Stage::Idle;
+                    if worker == self.daemon.reader() && self.kernel.program.has_lines() {
+                        self.queues.read_later(now);
+                    }
                 }
             }
         }
@@ -308,7 +321,7 @@ impl Sim {
 
     /// A packet that takes the place of another is valid, and says the same of all that is no
     /// concern of ours.
-    fn check_replaced(&self, from: Side, old: &[u8], new: &[u8]) {
+    pub(super) fn check_replaced(&self, from: Side, old: &[u8], new: &[u8]) {
         let (old, (source, destination, new)) = (Segment::judged(old).2, Segment::judged(new));
         assert_eq!((source, destination), self.endpoints(from));
         assert_eq!((new.ecn, new.ip_options), (old.ecn, old.ip_options));

@@ -64,6 +64,8 @@ pub enum Due {
     Verdict(Given),
     /// The daemon is started again.
     Start,
+    /// It reads what was judged.
+    Read,
 }
 
 /// Queues, and what is due in them.
@@ -77,7 +79,12 @@ pub struct Queues {
     /// The queue of the connection, if that chooses it.
     pub home: usize,
     pub is_away: bool,
+    /// Whether it is due to read what was judged.
+    reads: bool,
 }
+
+/// How long what was judged is not read, where no packet has the daemon do so. In microseconds.
+const UNREAD: usize = 64_000;
 
 impl Queues {
     pub fn new(settings: Queueing, mut rng: Rng) -> Self {
@@ -88,10 +95,11 @@ impl Queues {
             due: BTreeMap::new(),
             number: 0,
             waiting: vec![VecDeque::new(); workers],
-            // The timer is one more.
-            stages: vec![Stage::Idle; workers + 1],
+            // The timer is one more, and who reads what was judged.
+            stages: vec![Stage::Idle; workers + 2],
             home,
             is_away: false,
+            reads: false,
             settings,
         }
     }
@@ -103,6 +111,19 @@ impl Queues {
 
     pub fn pop(&mut self) -> Option<Due> {
         self.due.pop_first().map(|(_, due)| due)
+    }
+
+    /// Something was judged: it is read a while after `now`.
+    pub fn read_later(&mut self, now: u64) {
+        if !std::mem::replace(&mut self.reads, true) && !self.is_away {
+            let pause = self.rng.below(UNREAD) as u64;
+            self.add(now + pause, Due::Read);
+        }
+    }
+
+    /// It is read now.
+    pub fn reads(&mut self) {
+        self.reads = false;
     }
 
     fn add(&mut self, at: u64, due: Due) {
@@ -175,6 +196,7 @@ impl Queues {
         self.waiting.iter_mut().for_each(VecDeque::clear);
         self.stages.fill(Stage::Idle);
         self.is_away = true;
+        self.reads = false;
         let away = if self.rng.chance(0.5) { self.some(self.settings.away) } else { 0 };
         self.add(now + away, Due::Start);
         waiting + ungiven
@@ -184,5 +206,6 @@ impl Queues {
     pub fn start(&mut self) {
         self.due.clear();
         self.is_away = false;
+        self.reads = false;
     }
 }

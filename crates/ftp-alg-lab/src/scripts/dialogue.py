@@ -110,6 +110,9 @@ class End:
         for place in ("{here}", "{told-address}", "{told-port}"):
             pattern = pattern.replace(re.escape(place), "[0-9a-f.:]+")
         pattern = pattern.replace(re.escape("{blank}"), " ")
+        if expected.startswith("227 "):
+            # More blanks keep the length of a line that names a shorter address.
+            pattern = pattern.replace(r"\ \(", r"\ +\(", 1)
         read = re.fullmatch(pattern + "\r\n", line)
         if not read:
             raise ValueError(f"{line!r} is not {expected!r}")

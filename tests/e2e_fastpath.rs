@@ -1,0 +1,275 @@
+//! The fast path with real ends: what recurs is judged at the interfaces and not queued, and nothing else is different.
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod common;
+
+use std::{fs, thread, time::Duration};
+
+use common::{
+    Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client,
+    scripted_server, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, Script, Server, ServerKind, Topology, patient};
+use serde_json::{Value, json};
+
+const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+
+fn gateway(topology: Topology) -> Option<Gateway> {
+    let gateway = gateway_with(topology, ON);
+    let state = fast_path(&gateway.daemon);
+    if state["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+        println!("not tried: {}", state["why"]);
+        return None;
+    }
+    assert_eq!(state["state"], "on", "{state}");
+    Some(gateway)
+}
+
+fn fast_path(daemon: &Daemon) -> Value {
+    daemon.status().unwrap()["fast_path"].clone()
+}
+
+fn count(daemon: &Daemon, name: &str) -> u64 {
+    fast_path(daemon)[name].as_u64().unwrap()
+}
+
+/// Directories of pins of the gateway's network namespace, whose number they begin with.
+fn pins(lab: &Lab) -> usize {
+    const NUMBER: &str = "import socket; own = socket.socket(socket.AF_UNIX); \
+        print('%x-' % int.from_bytes(own.getsockopt(socket.SOL_SOCKET, 71, 8), 'little'))";
+    let number = lab.gateway.run("python3", &["-c", NUMBER]).unwrap().text();
+    let is_own = |name: &str| name.starts_with(number.trim());
+    let Ok(all) = fs::read_dir("/sys/fs/bpf/ftp-alg") else { return 0 };
+    all.filter(|entry| is_own(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
+}
+
+/// A transfer in passive mode.
+fn passive(command: &str) -> Vec<Value> {
+    let dial = json!({"dial": true, "later": true});
+    vec![say(command), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
+}
+
+/// One in active mode, to a port below 2560 that is written with few digits.
+fn active(port: u16) -> Vec<Value> {
+    let announcement = format!("PORT 192,168,150,80,{},{}", port / 256, port % 256);
+    vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+}
+
+fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {
+    let host = lab.dialled(Family::V4).to_string();
+    json!({"host": host, "listen": listen, "steps": steps.concat()})
+}
+
+#[test]
+fn transfers_through_a_routed_firewall_are_judged() {
+    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let steps: Vec<_> = [login()].into_iter().chain((0..8).map(|_| passive("PASV"))).collect();
+    let session = scripted_client(&lab.client, &plan(lab, &[], &steps));
+    assert_eq!(session.error, None, "{:?} {}", session.steps, fast_path(daemon));
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 8);
+    assert!(count(daemon, "judged") > 20, "{}", fast_path(daemon));
+    assert_eq!(count(daemon, "admitted"), 7, "{}", fast_path(daemon));
+    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
+    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn transfers_from_a_published_server_are_judged() {
+    for topology in [Topology::PublishedServer, Topology::OneToOne] {
+        let configuration = match topology {
+            Topology::OneToOne => format!("nat.external-address = \"198.51.100.1\"\n{ON}"),
+            _ => ON.to_owned(),
+        };
+        let gateway = gateway_with(topology, &configuration);
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let steps: Vec<_> = (0..6).flat_map(|_| [passive("PASV"), passive("EPSV")]).collect();
+        let session =
+            scripted_client(&lab.client, &plan(lab, &[], &[vec![login()], steps].concat()));
+        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
+        let text = serde_json::to_string(&session.steps).unwrap();
+        assert_eq!(text.matches("here it is").count(), 12, "{topology}: {text}");
+        wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 12);
+        if topology == Topology::PublishedServer && fast_path(daemon)["state"] == "on" {
+            assert_eq!(text.matches("Mode   (198,51,100,1,").count(), 6, "{text}");
+            assert!(count(daemon, "admitted") >= 10, "{}", fast_path(daemon));
+            assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+        }
+        assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{topology}");
+    }
+}
+
+#[test]
+fn transfers_through_masquerade_are_judged_and_not_queued() {
+    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let ports: Vec<u16> = (1025..1033).collect();
+    let mut steps = vec![login()];
+    for port in &ports {
+        steps.extend([passive("PASV"), active(*port), passive("EPSV")]);
+    }
+    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
+    assert_eq!(session.error, None);
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 24, "{text}");
+    let announced: Vec<_> =
+        server.lines().into_iter().filter(|line| line.starts_with("PORT")).collect();
+    assert_eq!(announced.len(), 8);
+    assert!(announced.iter().all(|line| line.starts_with("PORT 198,51,100,1,")), "{announced:?}");
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 24);
+    assert!(count(daemon, "judged") > 100, "{}", fast_path(daemon));
+    assert!(count(daemon, "admitted") >= 22, "{}", fast_path(daemon));
+    assert!(daemon.counter("packets").unwrap() < 40, "{}", daemon.counter("packets").unwrap());
+    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
+    assert_eq!(daemon.counter("errors").unwrap(), 0);
+    assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn a_connection_is_judged_while_no_daemon_runs_and_the_next_one_reads_it() {
+    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let gate = vec![json!({"gate": ""})];
+    let three = || (0..3).map(|_| passive("PASV")).collect::<Vec<_>>();
+    // The first two transfers have it handed over; three are made while nobody is there.
+    let before = [vec![login()], three(), vec![gate]].concat();
+    let steps = [before, three(), three()].concat();
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
+    wait_for("three transfers", || gateway.daemon.counter("pinholes_opened").unwrap() == 3);
+    gateway.daemon.kill();
+    let session = client.release();
+    assert_eq!(session.error, None);
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 9, "{text}");
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    let daemon = &gateway.daemon;
+    // Three opened before are in the journal, and not counted again.
+    assert_eq!(daemon.counter("pinholes_opened").unwrap(), 6, "{}", daemon.log());
+    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
+    assert_eq!(daemon.counter("lost").unwrap(), 0);
+}
+
+#[test]
+fn sessions_that_began_with_conntrack_go_on_without_a_program() {
+    let mut gateway = gateway_with(Topology::Routed, "[pinhole]\nbackend = \"conntrack\"\n");
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let steps = [login(), vec![json!({"gate": ""})], passive("PASV")];
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
+    wait_for("the login", || gateway.daemon.counter("sessions").unwrap() == 1);
+    gateway.daemon.kill();
+    let configuration = "queue.fast-path = \"auto\"\n";
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, configuration).unwrap();
+    let off = fast_path(&gateway.daemon);
+    assert_eq!(
+        (&off["state"], &off["why"]),
+        (&json!("off"), &json!("back end conntrack: it needs nftables"))
+    );
+    assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn a_rule_that_takes_marks_away_keeps_it_off() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let rules = |rule: &str| {
+        let chain = "type filter hook prerouting priority mangle";
+        let table = format!("table inet own {{ chain marks {{ {chain}; {rule}\n}}\n}}\n");
+        lab.gateway.nft(&format!("table inet own\ndelete table inet own\n{table}")).unwrap();
+    };
+    let start = || Daemon::start(&executable(), &lab.gateway, ON).unwrap();
+    rules("meta mark set 0x1");
+    let mut daemon = start();
+    let off = fast_path(&daemon);
+    let why = off["why"].as_str().unwrap();
+    assert!(why.contains("in inet own marks takes the fast path's packet marks away"), "{off}");
+    assert_eq!((&off["state"], pins(&lab)), (&json!("off"), 0));
+    let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
+    let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().text();
+    assert!(doctor.contains("`meta mark set 0x00000001` in inet own marks"), "{doctor}");
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let steps = [login(), passive("PASV"), active(1025), passive("EPSV")];
+    let session = scripted_client(&lab.client, &plan(&lab, &[1025], &steps));
+    assert_eq!(session.error, None, "{}", daemon.log());
+    assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    for rule in ["meta mark set meta mark & 0xffffff00 | 0x1", "iifname other meta mark set 0x1"] {
+        rules(rule);
+        let mut daemon = start();
+        assert_eq!(fast_path(&daemon)["state"], "on", "{rule}: {}", daemon.log());
+        daemon.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_clean_stop_leaves_no_program_and_no_pin() {
+    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().text();
+    assert!(count(&gateway.daemon, "judged") == 0, "{links}");
+    assert_eq!(pins(&gateway.lab), 1);
+    gateway.daemon.stop().unwrap();
+    assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
+}
+
+#[test]
+fn transfers_survive_a_daemon_that_is_killed_while_they_are_judged() {
+    let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(40, |text| text.parse().unwrap());
+    let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let (user, password) = server.login();
+    let host = gateway.lab.dialled(Family::V4).to_string();
+    let until = gateway.lab.directory().join("load-is-over");
+    let stop = until.display().to_string();
+    let arguments =
+        [&host, user, password, "passive,active,passive+ext", "6", "0", "7200", &stop, "150"];
+    let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
+    let mut load = gateway.lab.client.start(command, "load").unwrap();
+    wait_for("the load", || load.log().contains("ready"));
+    let mut judged = 0;
+    for round in 0..rounds {
+        judged += gateway.daemon.counter("judged").unwrap();
+        assert_eq!(gateway.daemon.counter("judged_otherwise").unwrap(), 0, "round {round}");
+        gateway.daemon.kill();
+        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+        let log = gateway.daemon.log();
+        assert!(log.contains("6 control connections of before go on"), "round {round}: {log}");
+        // At another moment of a transfer each time; long enough that what is sent again gets through.
+        thread::sleep(patient(Duration::from_millis(250 + round * 37 % 250)));
+    }
+    fs::write(&until, b"").unwrap();
+    wait_for("the load's end", || load.ended().is_some());
+    let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
+    println!("{rounds} rounds, {judged} lines judged: {report}");
+    let number = |key: &str| report[key].as_u64().unwrap();
+    assert_eq!([number("damaged"), number("lost"), number("failed")], [0; 3], "{report}");
+    assert!(number("sessions") == 6 && number("transfers") > rounds, "{report}");
+    assert!(judged > rounds * 10, "{judged} lines were judged");
+    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
+    let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
+    let server = json!({"body": "here it is\r\n"});
+    let _server = scripted_server(&gateway.lab.server, &server);
+    let port = [say("PORT 192,168,150,80,4,9"), reply(), json!({"gate": ""})];
+    let list = [say("LIST"), json!({"accept": 1033}), reply(), reply()];
+    let steps = [login(), passive("PASV"), passive("PASV"), port.to_vec(), list.to_vec()];
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[1033], &steps));
+    assert!(count(&gateway.daemon, "opened") >= 2, "{}", fast_path(&gateway.daemon));
+    gateway.daemon.kill();
+    gateway.lab.gateway.nft("delete table inet ftp_alg").unwrap();
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    assert_eq!(gateway.daemon.openings().unwrap().len(), 1, "{}", gateway.daemon.log());
+    let session = client.release();
+    assert_eq!(session.error, None, "{}", gateway.daemon.log());
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 3, "{text}");
+    gateway.daemon.wait_closed(Duration::from_secs(5)).unwrap();
+}

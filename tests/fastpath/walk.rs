@@ -1,0 +1,294 @@
+//! Random dialogues, spoiled at random: program and model agree about every packet.
+//!
+//! `FTP_ALG_DIALOGUES` says how many (5,000, of 20,000 packets), `FTP_ALG_SEED` which (0).
+
+use std::{
+    collections::BTreeSet,
+    env,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use crate::{
+    data::syn,
+    frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
+    layout::{ANNOUNCED, EPSV, Flow, HoleKey, NOTHING, PASV, Side, way_key},
+    model::{Expected, Holes, Segment, decide},
+    rng::Rng,
+    scene::{Scene, routed},
+};
+
+/// Ports that are announced: few, so that flows meet each other's pinholes. 1030 is barred.
+const PORTS: [u16; 9] = [1, 1025, 1030, 2570, 12345, 25700, 34567, 51423, 65535];
+const JUDGED_MARK: u32 = 0x6_0000;
+
+#[test]
+fn random_dialogues_are_judged_as_the_model_judges_them() {
+    let from_environment =
+        |name, otherwise| env::var(name).map_or(otherwise, |value| value.parse().unwrap());
+    let mut rng = Rng::new(from_environment("FTP_ALG_SEED", 0));
+    let mut walk = Walk {
+        scene: Scene::new(),
+        holes: Holes::new(),
+        barred: BTreeSet::from([1030]),
+        packets: 0,
+        seen: [0; 5],
+    };
+    walk.scene.bar(1030);
+    let dialogues = from_environment("FTP_ALG_DIALOGUES", 5000);
+    for id in 1..=dialogues {
+        walk.dialogue(id, &mut rng);
+        if walk.holes.len() > 12 {
+            walk.close_pinholes();
+        }
+    }
+    let Walk { packets, seen, .. } = walk;
+    println!("{packets} packets: handed back, retransmitted, steps, opened, rewritten {seen:?}");
+    assert!(dialogues < 5000 || seen.iter().all(|seen| *seen > 500), "{packets} packets: {seen:?}");
+}
+
+struct Walk {
+    scene: Scene,
+    holes: Holes,
+    barred: BTreeSet<u16>,
+    packets: usize,
+    /// Handed back, retransmissions, steps, opened, rewritten.
+    seen: [usize; 5],
+}
+
+impl Walk {
+    /// A flow from its handing over until it is handed back, or some lines later.
+    fn dialogue(&mut self, id: u64, rng: &mut Rng) {
+        let mut flow = some_flow(rng);
+        let client = (flow.client, SocketAddrV4::new(flow.server_named, 21));
+        let server = (flow.server, SocketAddrV4::new(flow.client_named, flow.client.port()));
+        for ((source, destination), side) in [(client, Side::Client), (server, Side::Server)] {
+            self.scene.set_way(way_key(source, destination), id, side);
+        }
+        self.scene.set_flow(id, &flow);
+        let mut frames: Vec<(Side, Frame)> = Vec::new();
+        for _ in 0..rng.below(30) + 10 {
+            let (side, mut frame) = if !frames.is_empty() && rng.chance(0.1) {
+                frames[frames.len() - 1 - rng.below(frames.len().min(3))].clone()
+            } else {
+                let is_reply = flow.awaits != NOTHING;
+                let side = if is_reply != rng.chance(0.02) { Side::Server } else { Side::Client };
+                let (source, destination) = if side == Side::Client { client } else { server };
+                let mut frame = Frame::new(source, destination, ACK | PSH);
+                frame.seq = flow.next[side.index()];
+                frame.ack = flow.next[side.other().index()];
+                frame.payload = some_line(rng, &flow, side).into_bytes();
+                frame.payload.extend_from_slice(b"\r\n");
+                (side, frame)
+            };
+            if rng.chance(0.06) {
+                spoil(rng, &mut frame);
+            }
+            self.packet(id, &mut flow, side, &frame);
+            if !flow.judged {
+                break;
+            }
+            frames.push((side, frame));
+            if let Some(key) = flow.hole
+                && rng.chance(0.1)
+            {
+                self.syn(id, key);
+            }
+        }
+        for (source, destination) in [client, server] {
+            self.scene.remove_way(way_key(source, destination));
+        }
+        self.scene.remove_flow(id);
+    }
+
+    fn packet(&mut self, id: u64, flow: &mut Flow, side: Side, frame: &Frame) {
+        self.packets += 1;
+        let segment = Segment {
+            side,
+            seq: frame.seq,
+            ack: frame.ack,
+            has_only_ack_and_push: frame.flags == ACK || frame.flags == ACK | PSH,
+            mark: frame.mark,
+            payload: &frame.payload,
+        };
+        let before = flow.clone();
+        if frame.mark == JUDGED_MARK && flow.judged {
+            // Another interface has judged it.
+            let outcome = self.scene.run(frame);
+            assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()));
+            assert_eq!((self.scene.flow(id), self.scene.steps()), (before, vec![]));
+            return;
+        }
+        let expected = decide(id, flow, &mut self.holes, &self.barred, &segment);
+        let outcome = self.scene.run(frame);
+        let steps = self.scene.steps();
+        let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
+        let (heard, opened) = match &expected {
+            Expected::HandsBack => {
+                assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
+                assert_eq!(steps, [], "{what}");
+                self.seen[0] += 1;
+                (None, None)
+            }
+            Expected::Retransmission(heard) => {
+                assert_eq!(steps, [], "{what}");
+                self.seen[1] += 1;
+                (Some((heard, outcome)), None)
+            }
+            Expected::Step(heard, opened) => {
+                let [step] = &steps[..] else { panic!("{steps:?} {what}") };
+                assert_eq!((step.flow, step.step, step.side), (id, flow.steps, side as u32));
+                assert_eq!(
+                    (step.seq, step.ack, &step.line),
+                    (frame.seq, frame.ack, &frame.payload)
+                );
+                assert_eq!(step.opened, u16::from(opened.is_some()), "{what}");
+                self.seen[2] += 1;
+                (Some((heard, outcome)), *opened)
+            }
+        };
+        if let Some((heard, outcome)) = heard {
+            assert_eq!(outcome.mark, JUDGED_MARK, "{what}");
+            let text = payload(&outcome.bytes);
+            assert_eq!(text.escape_ascii().to_string(), heard.escape_ascii().to_string(), "{what}");
+            let as_it_leaves = Frame { payload: heard.clone(), ..frame.clone() };
+            assert_eq!(outcome.bytes, as_it_leaves.to_bytes(), "{what}");
+            self.seen[4] += usize::from(*heard != frame.payload);
+        }
+        assert_eq!(self.scene.flow(id), *flow, "{what}");
+        if let Some(key) = opened {
+            let hole = self.scene.hole(key).unwrap();
+            let mark = if side == Side::Client { flow.active_mark } else { flow.passive_mark };
+            assert_eq!((hole.flow, hole.step, hole.mark), (id, flow.steps, mark), "{what}");
+            assert_eq!(hole.until, steps[0].at + flow.lifetime, "{what}");
+            self.seen[3] += 1;
+        }
+        let owners: Holes =
+            self.scene.holes().into_iter().map(|(key, hole)| (key, hole.flow)).collect();
+        assert_eq!(owners, self.holes, "{what}");
+    }
+
+    /// The SYN for the flow's last pinhole, which may have been used up.
+    fn syn(&mut self, id: u64, key: HoleKey) {
+        let is_open = self.holes.get(&key) == Some(&id);
+        let mark = self.scene.hole(key).map_or(0, |hole| hole.mark);
+        if is_open {
+            assert_eq!(self.scene.run(&syn(key)).mark, mark);
+            self.holes.remove(&key);
+            assert_eq!(self.scene.run(&syn(key)).mark, 0);
+        }
+    }
+
+    /// By their SYN.
+    fn close_pinholes(&mut self) {
+        for key in std::mem::take(&mut self.holes).into_keys() {
+            assert_ne!(self.scene.run(&syn(key)).mark, 0);
+        }
+    }
+}
+
+fn some_address(rng: &mut Rng) -> Ipv4Addr {
+    let texts = ["10.0.0.2", "192.168.150.80", "172.16.9.113", "1.2.3.4", "203.113.113.177"];
+    rng.pick(&texts).parse().unwrap()
+}
+
+fn some_flow(rng: &mut Rng) -> Flow {
+    let client =
+        SocketAddrV4::new(some_address(rng), 1024 + u16::try_from(rng.below(60000)).unwrap());
+    let server = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+    let named = |rng: &mut Rng, own: Ipv4Addr| match rng.chance(0.5) {
+        true => own,
+        false => *rng.pick(&[Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(9, 9, 9, 9)]),
+    };
+    let [client_named, server_named] = [client, server].map(|own| named(rng, *own.ip()));
+    let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
+    Flow {
+        next: [start, rng.next() as u32],
+        steps: rng.next() as u32 >> 1,
+        awaits: *rng.pick(&[NOTHING, NOTHING, NOTHING, PASV, EPSV, ANNOUNCED]),
+        client,
+        server,
+        client_named,
+        server_named,
+        client_arrival: client_named,
+        server_arrival: server_named,
+        active_initiator: *server.ip(),
+        passive_initiator: *client.ip(),
+        judged_mark: JUDGED_MARK,
+        digits: u32::try_from(rng.below(4)).unwrap(),
+        ..routed()
+    }
+}
+
+/// Mostly a line that fits; now and then one that does not.
+fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
+    let port = *rng.pick(&PORTS);
+    let numbers =
+        |address: Ipv4Addr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
+    let other = some_address(rng);
+    let pick = |rng: &mut Rng, own| if rng.chance(0.95) { own } else { other };
+    let client = pick(rng, *flow.client.ip());
+    let server = pick(rng, *flow.server.ip());
+    let longest = if rng.chance(0.1) { 130 } else { 60 };
+    let length = rng.below(longest);
+    let commands = [
+        "NOOP".to_owned(),
+        "retr a b".to_owned(),
+        format!("Cwd {}", "d".repeat(length)),
+        format!("PORT {}", numbers(client)),
+        format!("port {}", numbers(client)),
+        format!("PORT {}", numbers(client)),
+        format!("EPRT |1|{client}|{port}|"),
+        "PASV".to_owned(),
+        "PASV".to_owned(),
+        "EPSV".to_owned(),
+    ];
+    let mut text = *rng.pick(&["", "Entering Passive Mode ", "=", "x, y "]);
+    let mut end = *rng.pick(&["", ".", " 1,2,3", ")"]);
+    if rng.chance(0.05) {
+        (text, end) = *rng.pick(&[("mode 2 ", ""), ("", "("), ("(a) ", "")]);
+    }
+    let passive = format!("227 {text}({}){end}", numbers(server));
+    let extended = format!("229 {text}(|||{port}|){end}");
+    let plain = ["200 ok", "226 (done)", "150 wait", "550 no", "350 more"];
+    if rng.chance(0.02) {
+        let odd = [
+            "QUIT",
+            "PORT 1,2,3,4,5",
+            "EPSV ALL",
+            "229 (|||70000|)",
+            "200-ok",
+            "120 later",
+            "230 in",
+        ];
+        return (*rng.pick(&odd)).to_owned();
+    }
+    match (side, flow.awaits) {
+        (Side::Client, _) => rng.pick(&commands).clone(),
+        (Side::Server, PASV) => passive,
+        (Side::Server, EPSV) => extended,
+        (Side::Server, ANNOUNCED) if rng.chance(0.95) => "200 ok".to_owned(),
+        (Side::Server, _) => (*rng.pick(&plain)).to_owned(),
+    }
+}
+
+/// Spoils one thing, or what looks like one.
+fn spoil(rng: &mut Rng, frame: &mut Frame) {
+    let at = rng.below(frame.payload.len());
+    match rng.below(12) {
+        0 => frame.payload[at] = rng.next() as u8,
+        1 => frame.payload[at] = *rng.pick(b"(),.|0123456789 \r\n\0"),
+        2 => frame.payload.truncate(at.max(1)),
+        3 => frame.payload.insert(at, *rng.pick(b"0129 ,|(")),
+        4 => drop(frame.payload.remove(at)),
+        5 => frame.payload.extend_from_slice(b"NOOP\r\n"),
+        6 => frame.seq = frame.seq.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
+        7 => frame.ack = frame.ack.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
+        8 => frame.flags |= *rng.pick(&[FIN, RST, URG]),
+        9 => frame.flags = ACK,
+        10 => frame.mark = *rng.pick(&[0, 1, JUDGED_MARK]),
+        _ => frame.payload.make_ascii_lowercase(),
+    }
+    if frame.payload.is_empty() {
+        frame.payload.push(b'x');
+    }
+}

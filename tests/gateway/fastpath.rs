@@ -1,0 +1,575 @@
+//! The fast path's program in the kernel: loaded, attached, taken over, removed; what it tells, and what it is told.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use aya::{
+    TestRun as _, TestRunOptions,
+    programs::{SchedClassifier, TcAttachType},
+};
+use ftp_alg::gateway::fastpath::{self, Awaits, FastPath, Flow, JudgedStep, WayKey};
+
+use super::lab::{Lab, inside};
+
+pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 40_000);
+pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+const MARK: u32 = 0x3000_0000;
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the program can be attached here (TCX).
+pub fn has_tcx() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let has = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
+    if !has {
+        println!("not tried: Linux {release} has no TCX, which came with 6.6");
+    }
+    has
+}
+
+/// A directory for pins; what is left of it is removed when the test is over.
+pub struct Pins(pub PathBuf);
+
+impl Pins {
+    pub fn new() -> Self {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ftp-alg-test-{}-{count}", std::process::id());
+        Self(Path::new("/sys/fs/bpf").join(name))
+    }
+
+    pub fn load(&self) -> FastPath {
+        FastPath::load(&self.0).unwrap()
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn ways() -> [WayKey; 2] {
+    [WayKey { source: CLIENT, destination: SERVER }, WayKey { source: SERVER, destination: CLIENT }]
+}
+
+pub fn flow(flow: u64) -> Flow {
+    Flow {
+        flow,
+        ways: ways(),
+        next: [1000, 2000],
+        steps: 0,
+        awaits: Awaits::Nothing,
+        client: CLIENT,
+        server: SERVER,
+        client_named: *CLIENT.ip(),
+        server_named: *SERVER.ip(),
+        client_arrival: *CLIENT.ip(),
+        server_arrival: *SERVER.ip(),
+        active_initiator: *SERVER.ip(),
+        passive_initiator: *CLIENT.ip(),
+        active_mark: 0x5000_0000,
+        passive_mark: 0x5000_0000,
+        judged_mark: MARK,
+        digits: 0,
+        lifetime: Duration::from_secs(30),
+    }
+}
+
+/// An Ethernet frame with its checksums.
+pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 12];
+    bytes.extend([8, 0, 0x45, 0]);
+    bytes.extend((40 + line.len() as u16).to_be_bytes());
+    bytes.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+    bytes.extend(from.ip().octets());
+    bytes.extend(to.ip().octets());
+    bytes.extend(from.port().to_be_bytes());
+    bytes.extend(to.port().to_be_bytes());
+    bytes.extend(seq.to_be_bytes());
+    bytes.extend(ack.to_be_bytes());
+    bytes.extend([0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    bytes.extend(line);
+    let ip = checksum(&bytes[14..34], 0);
+    // With the pseudo-header: both addresses, the protocol and the length.
+    let tcp = checksum(&bytes[26..], 6 + 20 + line.len() as u32);
+    bytes[24..26].copy_from_slice(&ip);
+    bytes[50..52].copy_from_slice(&tcp);
+    bytes
+}
+
+fn checksum(bytes: &[u8], more: u32) -> [u8; 2] {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
+    let sum = bytes.chunks(2).map(word).sum::<u32>() + more;
+    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
+}
+
+/// Has the program see a frame, as if an interface had received it.
+pub fn receive(path: &FastPath, frame: &[u8]) {
+    let program = SchedClassifier::from_pin(path.directory().join("judge")).unwrap();
+    let mut out = vec![0; frame.len() + 64];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    };
+    program.test_run(options).unwrap();
+}
+
+/// The client's `count`th line of six bytes, and the server's answer to it.
+fn exchange(path: &FastPath, count: u32) {
+    let (client, server) = (1000 + count * 6, 2000 + count * 6);
+    receive(path, &frame(CLIENT, SERVER, client, server, b"NOOP\r\n"));
+    receive(path, &frame(SERVER, CLIENT, server, client + 6, b"200 \r\n"));
+}
+
+pub fn read(path: &FastPath) -> Vec<JudgedStep> {
+    let mut steps = Vec::new();
+    assert!(path.ring().read(&mut steps));
+    steps
+}
+
+/// The interfaces of a gateway that the program is attached to.
+fn attached(lab: &Lab) -> BTreeSet<String> {
+    inside(&lab.gateway, || {
+        let interfaces = nix::net::if_::if_nameindex().unwrap();
+        let names = interfaces.iter().map(|one| one.name().to_str().unwrap().to_owned());
+        names.filter(|name| is_attached(name)).collect()
+    })
+}
+
+fn is_attached(interface: &str) -> bool {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).unwrap();
+    programs.iter().any(|program| program.name() == b"judge")
+}
+
+pub fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn the_program_follows_the_interfaces_and_leaves_nothing() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        let attach = || path.attach().unwrap().into_iter().collect::<BTreeSet<_>>();
+        assert_eq!(attach(), names(&["inside", "outside"]));
+        assert_eq!(attach(), attached(&lab), "a second time it is as it was");
+        lab.gateway_sh(
+            "ip link add later type veth peer name later2; ip link add bridge type bridge; \
+             ip link add port type veth peer name other; ip link set port master bridge; \
+             ip tuntap add tunnel mode tun || true",
+        );
+        let now = names(&["inside", "outside", "later", "later2", "bridge", "other"]);
+        assert_eq!(attach(), now);
+        lab.gateway_sh("ip link delete later; ip link set other master bridge");
+        let now = names(&["inside", "outside", "bridge"]);
+        assert_eq!((attach(), attached(&lab)), (now.clone(), now));
+        path.remove().unwrap();
+        assert_eq!(attached(&lab), names(&[]));
+        assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn an_interface_that_moved_away_is_left_alone() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.attach().unwrap();
+        lab.gateway_sh(&format!("ip link set inside netns {}", lab.client));
+        assert_eq!(path.attach().unwrap(), ["outside"]);
+        assert!(!inside(&lab.client, || is_attached("inside")));
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn judged_lines_stay_in_the_ring_until_they_are_released() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(7)).unwrap();
+        assert!(!path.ring().has_more());
+        exchange(&path, 0);
+        assert!(path.ring().has_more());
+        let steps = read(&path);
+        let lines: Vec<_> = steps.iter().map(|one| (one.step, one.bytes())).collect();
+        assert_eq!(lines, [(1, &b"NOOP\r\n"[..]), (2, b"200 \r\n")]);
+        let [noop, ok] = &steps[..] else { panic!("{steps:?}") };
+        assert_eq!((noop.flow, noop.from_client, noop.seq, noop.ack), (7, true, 1000, 2000));
+        assert_eq!((ok.client, ok.server, ok.window, ok.opened), (CLIENT, SERVER, 256, false));
+        assert!(noop.at_ns <= ok.at_ns && !ok.from_client);
+
+        // A daemon that comes after this one reads them again, and a third nothing.
+        drop(path);
+        let second = pins.load();
+        assert_eq!(read(&second), steps);
+        assert!(!second.ring().has_more());
+        second.ring().release(second.ring().position());
+        drop(second);
+        let third = pins.load();
+        assert_eq!(read(&third), []);
+        third.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(1)).unwrap();
+        let mut count = 0;
+        while path.counters().unwrap().no_room == 0 {
+            exchange(&path, count);
+            count += 1;
+        }
+        let steps = read(&path);
+        assert!(steps.len() > 5000 && steps.iter().map(|one| one.step).eq(1..=steps.len() as u32));
+        // What is beyond what was read is not given back.
+        path.ring().release(path.ring().position() + 8);
+        assert!(path.ring().held() > 1_000_000);
+        path.ring().release(path.ring().position());
+        assert_eq!(path.ring().held(), 0);
+        // The ring has come round.
+        for turn in 0..3 {
+            path.take_back(1, ways()).unwrap();
+            path.hand_over(&flow(1)).unwrap();
+            (0..2000).for_each(|count| exchange(&path, count));
+            let steps = read(&path);
+            assert_eq!((turn, steps.len()), (turn, 4000));
+            assert!(steps.iter().all(|one| matches!(one.bytes(), b"NOOP\r\n" | b"200 \r\n")));
+            path.ring().release(path.ring().position());
+        }
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn what_is_taken_back_is_judged_no_more() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(7)).unwrap();
+        assert_eq!(path.hand_over(&flow(7)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        // Another on the same addresses is refused, and the first stays as it is.
+        assert_eq!(path.hand_over(&flow(8)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(path.flows().unwrap(), [7]);
+        exchange(&path, 0);
+        assert_eq!(path.counters().unwrap().judged, 2);
+        path.take_back(7, ways()).unwrap();
+        exchange(&path, 1);
+        assert_eq!((path.counters().unwrap().judged, path.flows().unwrap()), (2, vec![]));
+        path.take_back(7, ways()).unwrap();
+        path.hand_over(&flow(8)).unwrap();
+        path.drop_flow(8).unwrap();
+        path.hand_over(&flow(9)).unwrap();
+        assert_eq!(path.flows().unwrap(), [9]);
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn after_a_take_back_nothing_is_judged_that_was_not_read() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    let path = lab.on_gateway(|| pins.load());
+    for round in 1..=50 {
+        path.hand_over(&flow(round)).unwrap();
+        let before = path.counters().unwrap().handed_back;
+        let (judged, late) = std::thread::scope(|scope| {
+            // On another processor, until the flow is taken back.
+            let lines = scope.spawn(|| {
+                lab.on_gateway(|| (0..3000).for_each(|count| exchange(&path, count)));
+            });
+            std::thread::sleep(Duration::from_millis(2 + round % 5));
+            path.take_back(round, ways()).unwrap();
+            let judged = read(&path);
+            lines.join().unwrap();
+            (judged, read(&path))
+        });
+        assert!(judged.iter().map(|step| step.step).eq(1..=judged.len() as u32), "{round}");
+        assert_eq!(late, [], "{round}: judged after {}", judged.len());
+        assert!(path.counters().unwrap().handed_back <= before + 1);
+        path.ring().release(path.ring().position());
+    }
+    lab.on_gateway(|| path.remove().unwrap());
+}
+
+#[test]
+fn reservations_and_barred_ports_keep_the_program_from_opening() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    let arrival = SocketAddrV4::new(*SERVER.ip(), 4001);
+    let pasv = |path: &FastPath, id: u64| {
+        path.hand_over(&flow(id)).unwrap();
+        receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
+        receive(path, &frame(SERVER, CLIENT, 2000, 1006, b"227 x (192,0,2,9,15,161)\r\n"));
+        let opened = read(path).iter().any(|step| step.opened);
+        path.take_back(id, ways()).unwrap();
+        opened
+    };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        let initiator = *CLIENT.ip();
+        assert!(path.reserve(initiator, arrival).unwrap());
+        assert!(path.reserve(initiator, arrival).unwrap(), "as by a daemon before");
+        path.shut(initiator, arrival, 1, 2).unwrap();
+        assert!(!pasv(&path, 1), "it is reserved");
+        path.release(initiator, arrival).unwrap();
+        assert!(pasv(&path, 2), "it is released");
+        path.release(initiator, arrival).unwrap();
+        path.keep_holes(|_, _, flow, _| flow != 0).unwrap();
+        path.shut(initiator, arrival, 2, 1).unwrap();
+        assert!(!path.reserve(initiator, arrival).unwrap(), "that of another step is open");
+        path.shut(initiator, arrival, 2, 2).unwrap();
+        assert!(path.reserve(initiator, arrival).unwrap(), "it is shut");
+        path.keep_holes(|_, _, flow, _| flow != 0).unwrap();
+
+        path.set_barred_ports(|port| port == 4001).unwrap();
+        assert!(!pasv(&path, 3), "the port is barred");
+        path.set_barred_ports(|port| port == 4000 || port == 4002).unwrap();
+        assert!(pasv(&path, 4), "its neighbours are");
+        // The pinhole of a flow that nothing else is known of.
+        path.hand_over(&flow(4)).unwrap();
+        path.drop_flow(4).unwrap();
+        assert!(!path.reserve(initiator, arrival).unwrap(), "a session may hold it");
+        path.keep_holes(|_, _, flow, _| flow != 4).unwrap();
+        assert!(path.reserve(initiator, arrival).unwrap());
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let first = pins.load();
+        first.attach().unwrap();
+        first.hand_over(&flow(7)).unwrap();
+        let version = first.directory().to_owned();
+        drop(first);
+        assert_eq!(attached(&lab), names(&["inside", "outside"]), "the pins keep it");
+
+        let second = pins.load();
+        assert_eq!((second.directory(), second.flows().unwrap()), (&*version, vec![7]));
+        lab.gateway_sh("ip link add later type veth peer name later2");
+        second.attach().unwrap();
+        assert_eq!(attached(&lab), names(&["inside", "later", "later2", "outside"]));
+        drop(second);
+
+        // As if the daemon were another version; what is left of one that was killed while it loaded goes as well.
+        let name = version.file_name().unwrap().to_str().unwrap();
+        let other = name.split_once('-').unwrap().0.to_owned() + "-0badf00d";
+        fs::rename(&version, pins.0.join(other)).unwrap();
+        fs::create_dir(&version).unwrap();
+        let third = pins.load();
+        assert_eq!((attached(&lab), third.flows().unwrap()), (names(&[]), vec![]));
+        assert_eq!(fs::read_dir(&pins.0).unwrap().count(), 1);
+        third.remove().unwrap();
+        assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn what_a_daemon_uses_no_other_one_takes_or_removes() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.attach().unwrap();
+        let in_use = "in use by another ftp-alg";
+        let missing = FastPath::load(&pins.0).unwrap_err().to_string();
+        assert!(missing.ends_with(in_use), "{missing}");
+        assert_eq!(fastpath::remove_left(&pins.0).unwrap_err().to_string(), in_use);
+        assert_eq!(attached(&lab), names(&["inside", "outside"]));
+        drop(path);
+        fastpath::remove_left(&pins.0).unwrap();
+        assert_eq!(attached(&lab), names(&[]));
+        assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn namespaces_side_by_side_have_their_own() {
+    if !has_tcx() {
+        return;
+    }
+    let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
+    let load = |lab: &Lab| {
+        lab.on_gateway(|| {
+            let path = pins.load();
+            path.attach().unwrap();
+            path
+        })
+    };
+    let (first, second) = (load(&one), load(&two));
+    first.hand_over(&flow(7)).unwrap();
+    second.hand_over(&flow(8)).unwrap();
+    exchange(&first, 0);
+    assert_eq!((read(&first).len(), read(&second).len()), (2, 0));
+    one.on_gateway(|| first.remove().unwrap());
+    assert_eq!(attached(&two), names(&["inside", "outside"]));
+    assert_eq!(second.flows().unwrap(), [8]);
+    two.on_gateway(|| second.remove().unwrap());
+    assert!(!pins.0.exists());
+}
+
+#[test]
+fn packets_from_the_wire_are_judged() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.attach().unwrap();
+        path.hand_over(&flow(7)).unwrap();
+        let bytes = frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n");
+        // With a tag it is left to the VLAN's own interface.
+        let tagged = [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
+        for frame in [&tagged, &bytes] {
+            inside(&lab.client, || send_frame("eth0", [0xff; 6], frame));
+        }
+        let mut steps = Vec::new();
+        for _ in 0..100 {
+            assert!(path.ring().read(&mut steps));
+            if !steps.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let counts = path.counters().unwrap();
+        assert_eq!((steps.len(), counts.judged, counts.handed_back), (1, 1, 0));
+        path.remove().unwrap();
+    });
+}
+
+/// To `to`, at the other end.
+pub fn send_frame(interface: &str, to: [u8; 6], frame: &[u8]) {
+    let mut frame = frame.to_vec();
+    frame[..6].copy_from_slice(&to);
+    // A bridge forwards nothing without a source.
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None).unwrap();
+    // SAFETY: zeros are a valid address, and the family and the length say what it is.
+    let ((), address) = unsafe {
+        socket2::SockAddr::try_init(|storage, length| {
+            let link = storage.cast::<libc::sockaddr_ll>();
+            (*link).sll_family = libc::AF_PACKET as u16;
+            (*link).sll_ifindex = index as i32;
+            (*link).sll_halen = 6;
+            *length = size_of::<libc::sockaddr_ll>() as u32;
+            Ok(())
+        })
+    }
+    .unwrap();
+    socket.send_to(&frame, &address).unwrap();
+}
+
+#[test]
+fn without_rights_or_a_bpf_file_system_there_is_none() {
+    if !has_tcx() {
+        return;
+    }
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        let outside = tempfile::tempdir().unwrap();
+        let missing = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
+        assert!(missing.ends_with("is in no bpf file system"), "{missing}");
+        // The bpf file system is mounted, and what is loaded later needs no more rights than these.
+        pins.load().remove().unwrap();
+    });
+    for (kept, works) in [
+        ("cap_bpf,cap_perfmon,cap_net_admin", true),
+        ("cap_bpf,cap_net_admin", false),
+        ("cap_perfmon,cap_net_admin", false),
+        ("cap_bpf,cap_perfmon", false),
+    ] {
+        let done = lab.on_gateway(|| with_rights(kept, || FastPath::load(&pins.0)));
+        match (done, works) {
+            (Ok(path), true) => path.remove().unwrap(),
+            (Err(missing), false) => {
+                let text = missing.to_string();
+                assert!(text.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{kept}: {text}");
+                assert!(!text.contains('\n') && text.len() < 400, "{kept}: {text}");
+                assert!(!pins.0.exists() || fs::read_dir(&pins.0).unwrap().count() == 0, "{kept}");
+            }
+            (done, _) => panic!("{kept}: {done:?}"),
+        }
+    }
+    // What is done later needs less.
+    lab.on_gateway(|| {
+        let path = pins.load();
+        with_rights("cap_net_admin", || {
+            path.attach().unwrap();
+            path.hand_over(&flow(1)).unwrap();
+            path.take_back(1, ways()).unwrap();
+            path.counters().unwrap();
+            path.remove().unwrap();
+        });
+    });
+    assert_eq!(attached(&lab), names(&[]));
+}
+
+/// Runs `work` on this thread with these capabilities and no others; only once on a thread.
+fn with_rights<T>(kept: &str, work: impl FnOnce() -> T) -> T {
+    let mut state = capctl::CapState::get_current().unwrap();
+    let kept = kept.split(',').map(|name| name.parse::<capctl::Cap>().unwrap());
+    state.effective = kept.collect();
+    state.set_current().unwrap();
+    work()
+}
+
+#[test]
+fn what_was_left_in_a_namespace_that_is_gone_is_removed() {
+    if !has_tcx() {
+        return;
+    }
+    let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
+    one.on_gateway(|| pins.load().attach().map(drop).unwrap());
+    two.on_gateway(|| pins.load().attach().map(drop).unwrap());
+    let left = || std::fs::read_dir(&pins.0).unwrap().count();
+    assert_eq!(left(), 2, "both may be taken over");
+    drop(one);
+    // The kernel removes the interfaces a moment later.
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while left() > 1 && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+        two.on_gateway(|| drop(pins.load()));
+    }
+    assert_eq!(left(), 1);
+    two.on_gateway(|| pins.load().remove().unwrap());
+}

@@ -1,0 +1,312 @@
+//! What the rules do with packets that the fast path has marked: control packets pass the queue by, and first packets of data
+//! connections are admitted and translated.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    os::fd::AsRawFd as _,
+    time::Duration,
+};
+
+use ftp_alg::gateway::{
+    Commits, Condition, RuleParameters, Table,
+    fastpath::{FastPath, Flow, Slot, Translations},
+};
+
+use super::{
+    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive, ways},
+    lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, listen},
+};
+
+/// A gateway that drops by default, with the table and the program.
+struct Ready {
+    table: Table,
+    translations: Translations,
+    path: Option<FastPath>,
+    pins: Pins,
+    lab: Lab,
+}
+
+impl Ready {
+    fn new() -> Self {
+        Self::with(|| Commits::by_one_socket().unwrap())
+    }
+
+    /// With a table that others can remove.
+    fn owned_by_nobody() -> Self {
+        Self::with(Commits::default)
+    }
+
+    fn with(commits: impl FnOnce() -> Commits + Send) -> Self {
+        let (lab, pins) = (Lab::new(), Pins::new());
+        lab.masquerade();
+        lab.drop_by_default();
+        let (table, translations, path) = lab.on_gateway(|| {
+            let (parameters, commits) = (RuleParameters::default(), commits());
+            let table = Table::install_for(&parameters, &commits).unwrap();
+            let translations = Translations::new(&parameters, &commits).unwrap();
+            let path = pins.load();
+            path.attach().unwrap();
+            (table, translations, Some(path))
+        });
+        Self { table, translations, path, pins, lab }
+    }
+
+    fn path(&self) -> &FastPath {
+        self.path.as_ref().unwrap()
+    }
+
+    /// Has the program open a pinhole at port 4001 by this client's line, or by the answer to PASV.
+    fn open(&self, flow: &Flow, line: Option<&[u8]>) {
+        let path = self.path();
+        self.lab.on_gateway(|| {
+            path.hand_over(flow).unwrap();
+            let line = line.unwrap_or(b"PASV\r\n");
+            receive(path, &frame(CLIENT, SERVER, 1000, 2000, line));
+            let next = 1000 + line.len() as u32;
+            let answer: &[u8] = if line == b"PASV\r\n" {
+                b"227 Entering (192,0,2,9,15,161)\r\n"
+            } else {
+                b"200 ok\r\n"
+            };
+            receive(path, &frame(SERVER, CLIENT, 2000, next, answer));
+            let steps = read(path);
+            assert!(steps.len() == 2 && steps.iter().any(|step| step.opened), "{steps:?}");
+            path.ring().release(path.ring().position());
+            path.take_back(flow.flow, ways()).unwrap();
+        });
+    }
+
+    fn acquire(
+        &mut self,
+        target: Option<&str>,
+        source: Option<(&str, &str, &str)>,
+    ) -> Option<Slot> {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let source = source.map(|(initiator, target, source)| {
+            (address(initiator), address(target), address(source))
+        });
+        self.translations.acquire(target.map(address), source).unwrap()
+    }
+
+    fn list(&self, map: &str) -> String {
+        self.lab.gateway_sh(&format!("nft list map inet ftp_alg {map}"))
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        let path = self.path.take().unwrap();
+        self.lab.on_gateway(|| path.remove().unwrap());
+        assert!(!self.pins.0.exists());
+    }
+}
+
+fn flow(number: u64, passive_mark: u32) -> Flow {
+    Flow { passive_mark, ..fastpath::flow(number) }
+}
+
+#[test]
+fn an_admitted_connection_passes_and_no_other() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::new();
+    // Later rules see nothing of the marks.
+    ready.lab.gateway_sh(
+        "nft 'table inet later { chain last { type filter hook postrouting priority 300; \
+            meta l4proto tcp meta mark != 0 counter drop; }; }'",
+    );
+    let mark = ready.acquire(None, None).unwrap().mark();
+    let listener = listen(&ready.lab.server, at(lab::SERVER, 4001));
+    let to = at(lab::SERVER, 4001);
+    assert!(connect(&ready.lab.client, lab::CLIENT, to).is_err());
+    ready.open(&flow(1, mark), None);
+    let mut client = connect(&ready.lab.client, lab::CLIENT, to).unwrap();
+    // Masquerading, which the operator has, does not bend it.
+    let (_, peer) = exchange(&mut client, &listener);
+    assert_eq!(peer, client.local_addr().unwrap());
+    assert!(connect(&ready.lab.client, lab::CLIENT, to).is_err(), "one pinhole, one connection");
+    assert_eq!(ready.path().counters().unwrap().admitted, 1);
+
+    // Its source is translated as it was asked for.
+    let slot = ready.acquire(None, Some((lab::CLIENT, lab::SERVER, EXTERNAL2))).unwrap();
+    ready.open(&flow(2, slot.mark()), None);
+    let mut client = connect(&ready.lab.client, lab::CLIENT, to).unwrap();
+    let (_, peer) = exchange(&mut client, &listener);
+    assert_eq!(peer.ip().to_string(), EXTERNAL2);
+    let later = ready.lab.gateway_sh("nft list table inet later");
+    assert!(later.contains("packets 0 bytes 0"), "{later}");
+}
+
+#[test]
+fn an_admitted_connection_goes_to_the_target_of_its_slot() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::owned_by_nobody();
+    let source = (lab::SERVER, lab::CLIENT, lab::GATEWAY_INSIDE);
+    let others = ["198.51.100.1", "198.51.100.2"];
+    let kept: Vec<_> = others.map(|one| ready.acquire(Some(one), None).unwrap()).into();
+    let slot = ready.acquire(Some(lab::CLIENT), Some(source)).unwrap();
+    assert!(kept.iter().all(|other| other.mark() != slot.mark()));
+    let active = Flow {
+        client_arrival: EXTERNAL.parse().unwrap(),
+        active_mark: slot.mark(),
+        ..fastpath::flow(1)
+    };
+    let listener = listen(&ready.lab.client, at(lab::CLIENT, 4001));
+    let to = at(EXTERNAL, 4001);
+    let port: &[u8] = b"PORT 10,0,0,2,15,161\r\n";
+    ready.open(&active, Some(port));
+    let mut server = connect(&ready.lab.server, lab::SERVER, to).unwrap();
+    let (_, peer) = exchange(&mut server, &listener);
+    assert_eq!(peer.ip().to_string(), lab::GATEWAY_INSIDE);
+
+    // Without the element nothing goes anywhere, even if this machine listens there.
+    ready.lab.gateway_sh("nft flush ruleset");
+    ready.lab.on_gateway(|| {
+        assert_eq!(ready.table.condition().unwrap(), Condition::Gone);
+        ready.table.restore().unwrap();
+    });
+    ready.open(&Flow { flow: 2, ..active.clone() }, Some(port));
+    let _here = listen(&ready.lab.gateway, at(EXTERNAL, 4001));
+    assert!(connect(&ready.lab.server, lab::SERVER, to).is_err());
+    drop(_here);
+    ready.translations.reset().unwrap();
+    ready.open(&Flow { flow: 3, ..active }, Some(port));
+    let mut server = connect(&ready.lab.server, lab::SERVER, to).unwrap();
+    exchange(&mut server, &listener);
+    drop(kept);
+}
+
+#[test]
+fn translations_are_shared_counted_and_found_again() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::new();
+    let pair = |source| Some(("10.0.0.2", "192.0.2.9", source));
+    let one = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
+    let same = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
+    assert_eq!(one, same);
+    assert_eq!(ready.acquire(Some("10.0.0.3"), pair(EXTERNAL2)), None, "the pair has another");
+    assert!(!ready.list("judged_targets4").contains("10.0.0.3"));
+    ready.translations.release(&one);
+    assert_eq!(ready.acquire(None, pair(EXTERNAL2)), None, "it is used");
+    ready.translations.release(&same);
+    let other = ready.acquire(None, pair(EXTERNAL2)).unwrap();
+    assert!(ready.list("judged_sources4").contains("10.0.0.2 . 192.0.2.9 : 192.0.2.77"));
+
+    // Another daemon finds what is there, and nothing that is used.
+    let targets = ready.list("judged_targets4");
+    ready.lab.on_gateway(|| {
+        let commits = Commits::default();
+        let mut next = Translations::new(&RuleParameters::default(), &commits).unwrap();
+        next.reset().unwrap();
+    });
+    let condition = ready.lab.on_gateway(|| ready.table.look().unwrap());
+    assert_eq!(condition, Condition::Intact, "elements are not the table's shape");
+    assert_eq!(ready.list("judged_targets4"), targets);
+    let again = ready.acquire(Some("10.0.0.2"), None).unwrap();
+    assert_eq!(again.mark(), one.mark());
+    ready.translations.release(&other);
+}
+
+#[test]
+fn slots_are_as_many_as_the_mark_has_room_for() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::new();
+    let address = |number: u32| Ipv4Addr::from(0x0a01_0000 + number);
+    let mut slots = Vec::new();
+    for number in 0..0xfff {
+        slots.push(ready.translations.acquire(Some(address(number)), None).unwrap().unwrap());
+    }
+    assert_eq!(ready.translations.acquire(Some(address(0xfff)), None).unwrap(), None);
+    let marks: std::collections::BTreeSet<_> = slots.iter().map(Slot::mark).collect();
+    assert_eq!(marks.len(), 0xfff);
+    ready.translations.release(&slots[7]);
+    let last = ready.translations.acquire(Some(address(0xfff)), None).unwrap().unwrap();
+    assert_eq!(last.mark(), slots[7].mark());
+    assert_eq!(ready.translations.acquire(Some(address(7)), None).unwrap(), None);
+    assert_eq!(ready.list("judged_targets4").matches(" : 10.1.").count(), 0xfff);
+}
+
+/// What a connection sends and expects next.
+fn numbers(stream: &TcpStream) -> [u32; 2] {
+    const REPAIR: [i32; 2] = [1, -1];
+    const QUEUES: [i32; 2] = [2, 1];
+    let set = |name, value: i32| {
+        // SAFETY: the value's address and size are those of a live i32, which the kernel copies.
+        let done = unsafe {
+            let value = (&raw const value).cast();
+            libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, name, value, 4)
+        };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    };
+    set(libc::TCP_REPAIR, REPAIR[0]);
+    let numbers = QUEUES.map(|queue| {
+        set(libc::TCP_REPAIR_QUEUE, queue);
+        let (mut number, mut length) = (0_u32, 4);
+        // SAFETY: the address and size are those of `number`, in which any bytes may be.
+        let done = unsafe {
+            let (value, length) = ((&raw mut number).cast(), &raw mut length);
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_QUEUE_SEQ,
+                value,
+                length,
+            )
+        };
+        assert_eq!(done, 0);
+        number
+    });
+    set(libc::TCP_REPAIR, REPAIR[1]);
+    numbers
+}
+
+#[test]
+fn judged_packets_are_not_queued_and_the_others_are() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::owned_by_nobody();
+    // Nobody reads the queue, so what is queued is lost. The handshake is over before there are rules.
+    ready.lab.gateway_sh("nft delete table inet ftp_alg");
+    let listener = listen(&ready.lab.server, at(lab::SERVER, 21));
+    let mut client = connect(&ready.lab.client, lab::CLIENT, at(lab::SERVER, 21)).unwrap();
+    let (mut server, peer) = exchange(&mut client, &listener);
+    ready.lab.on_gateway(|| ready.table.restore().unwrap());
+    ready.lab.gateway_sh(
+        "nft 'add element inet ftp_alg alive { tcp timeout 1h }'; \
+         nft 'table inet later { chain last { type filter hook postrouting priority 300; \
+            meta l4proto tcp meta mark != 0 counter drop; }; }'",
+    );
+    let patience = Some(Duration::from_millis(600));
+    client.set_read_timeout(patience).unwrap();
+    server.set_read_timeout(patience).unwrap();
+    let next = inside(&ready.lab.client, || numbers(&client));
+    // Masqueraded: what the server sends goes to the gateway.
+    let outside: SocketAddrV4 = peer.to_string().parse().unwrap();
+    let from = SocketAddrV4::new(*CLIENT.ip(), client.local_addr().unwrap().port());
+    let mut control = fastpath::flow(1);
+    control.ways[0].source = from;
+    control.ways[1].destination = outside;
+    control.next = next;
+    control.judged_mark = RuleParameters::default().judged_mark();
+    let path = ready.path();
+    path.hand_over(&control).unwrap();
+    let mut buffer = [0; 64];
+    client.write_all(b"NOOP\r\n").unwrap();
+    assert_eq!(server.read(&mut buffer).unwrap(), 6);
+    server.write_all(b"200 ok\r\n").unwrap();
+    assert_eq!(client.read(&mut buffer).unwrap(), 8);
+    assert_eq!(read(path).len(), 2);
+    assert!(ready.lab.gateway_sh("nft list table inet later").contains("packets 0 bytes 0"));
+    client.write_all(b"AUTH TLS\r\n").unwrap();
+    assert!(server.read(&mut buffer).is_err(), "it waits in the queue");
+    assert_eq!(path.counters().unwrap().handed_back, 1);
+}

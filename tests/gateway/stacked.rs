@@ -1,0 +1,131 @@
+//! The fast path where interfaces are upon others.
+
+use std::{collections::BTreeSet, net::SocketAddrV4, time::Duration};
+
+use super::{
+    fastpath::{CLIENT, Pins, SERVER, flow, frame, names, read, send_frame},
+    lab::{Lab, inside},
+};
+
+/// How the client reaches the gateway.
+struct Way {
+    name: &'static str,
+    /// What makes the gateway's interface; `inside` is the one that is there.
+    made: &'static str,
+    attached: &'static [&'static str],
+    vlan: Option<u16>,
+}
+
+/// What the gateway's interface has for an address.
+const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// A packet that comes up through several interfaces is judged once, and a SYN admitted once.
+#[test]
+fn interfaces_upon_others_judge_a_packet_once() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let ways = [
+        Way {
+            name: "bridge",
+            made: "ip link add lan address 02:00:00:00:00:01 up type bridge; \
+                   ip link set inside master lan",
+            attached: &["lan", "outside"],
+            vlan: None,
+        },
+        Way {
+            name: "VLAN",
+            made: "ip link set inside address 02:00:00:00:00:01; \
+                   ip link add link inside name tagged up type vlan id 7",
+            attached: &["inside", "outside", "tagged"],
+            vlan: Some(7),
+        },
+        Way {
+            name: "bridge of a VLAN",
+            made: "ip link add link inside name tagged up type vlan id 7; \
+                   ip link add lan address 02:00:00:00:00:01 up type bridge; \
+                   ip link set tagged master lan",
+            attached: &["inside", "lan", "outside"],
+            vlan: Some(7),
+        },
+        Way {
+            name: "VLAN of a bridge",
+            made: "ip link add lan address 02:00:00:00:00:01 up type bridge; \
+                   ip link set inside master lan; \
+                   ip link add link lan name tagged up type vlan id 7",
+            attached: &["lan", "outside", "tagged"],
+            vlan: Some(7),
+        },
+        Way {
+            name: "macvlan",
+            made: "ip link add link inside name own address 02:00:00:00:00:01 up type macvlan",
+            attached: &["inside", "outside", "own"],
+            vlan: None,
+        },
+        Way {
+            name: "bond",
+            made: "ip link add bond address 02:00:00:00:00:01 type bond mode active-backup; \
+                   ip link set inside down; ip link set inside master bond; ip link set bond up",
+            attached: &["bond", "outside"],
+            vlan: None,
+        },
+    ];
+    for way in ways {
+        judge_once(&way);
+    }
+}
+
+fn judge_once(Way { name, made, attached, vlan }: &Way) {
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        // Not every kernel has all of them.
+        if lab.gateway_sh(&format!("({made}) 2>&1 || echo cannot")).contains("cannot") {
+            println!("{name}: not in this kernel");
+            return;
+        }
+        // Nobody is to answer.
+        lab.gateway_sh(
+            "ip link set outside address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
+        );
+        let path = pins.load();
+        assert_eq!(path.attach().unwrap().into_iter().collect::<BTreeSet<_>>(), names(attached));
+        path.hand_over(&flow(7)).unwrap();
+        let by_client = |mut bytes: Vec<u8>| {
+            if let Some(vlan) = vlan {
+                bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());
+            }
+            inside(&lab.client, || send_frame("eth0", OWN, &bytes));
+        };
+        let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
+        let judged = |count: u64| {
+            for _ in 0..100 {
+                let counts = path.counters().unwrap();
+                if counts.judged + counts.admitted >= count {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let counts = path.counters().unwrap();
+            assert_eq!(
+                (counts.judged + counts.admitted, counts.handed_back),
+                (count, 0),
+                "{name}: {counts:?}"
+            );
+        };
+        by_client(frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n"));
+        judged(1);
+        by_server(frame(SERVER, CLIENT, 2000, 1006, b"200 \r\n"));
+        judged(2);
+        by_client(frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
+        judged(3);
+        by_server(frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
+        judged(4);
+        let target = SocketAddrV4::new(*SERVER.ip(), 4001);
+        let mut syn = frame(SocketAddrV4::new(*CLIENT.ip(), 40_001), target, 1, 0, b"");
+        syn[47] = 2;
+        by_client(syn);
+        judged(5);
+        assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
+        path.remove().unwrap();
+    });
+}

@@ -1,0 +1,197 @@
+//! What the program of the fast path has judged, on its way to the engines, as `daemon::judged` of the daemon has it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use ftp_alg_core::{
+    engine::{Effects, Engine, JudgedLine, Pinhole},
+    session,
+};
+
+use super::{
+    super::{
+        Rng,
+        judge::{
+            layout::Side,
+            program::{Line, Seen},
+        },
+        recorder::Recorder,
+        segment::{Fault, Segment},
+    },
+    Sim,
+    queues::Stage,
+};
+
+/// Where the daemon is in the ring.
+pub struct Judged {
+    epoch: Instant,
+    /// What was fetched is before it.
+    position: usize,
+    inbox: Vec<Line>,
+    /// What is given back when all of it is written.
+    releases: Option<usize>,
+}
+
+impl Judged {
+    pub fn new(epoch: Instant) -> Self {
+        Self { epoch, position: 0, inbox: Vec::new(), releases: None }
+    }
+
+    /// Starts with what nobody has given back.
+    pub fn after(mut self, kernel: &Recorder) -> Self {
+        self.position = kernel.program.positions().1;
+        self
+    }
+
+    /// Fetches what was judged by now.
+    pub fn fetch(&mut self, kernel: &Recorder) {
+        let lines = kernel.program.lines(self.position);
+        self.inbox.extend(lines.iter().cloned());
+        self.position = kernel.program.positions().0;
+    }
+
+    /// Has the engine read what was fetched.
+    pub fn feed(&mut self, engine: &mut Engine, effects: &mut Effects) {
+        let lines = std::mem::take(&mut self.inbox);
+        if !lines.is_empty() {
+            engine.read_judged(lines.iter().map(|line| read(line, self.epoch)), effects);
+        }
+    }
+
+    /// Fetches what is given back at the end.
+    pub fn begin_read(&mut self, kernel: &Recorder) {
+        self.fetch(kernel);
+        self.releases = Some(self.position);
+    }
+
+    pub fn end_read(&mut self, kernel: &mut Recorder) {
+        if let Some(position) = self.releases.take() {
+            kernel.program.release(position);
+        }
+    }
+}
+
+fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
+    let Line { flow, line: number, at, from, client, server, seq, ack, window, opened, .. } = *line;
+    JudgedLine {
+        flow,
+        line: number,
+        at: epoch + at,
+        from: if from == Side::Client { session::Side::Client } else { session::Side::Server },
+        client,
+        server,
+        seq,
+        ack,
+        window,
+        opened,
+        bytes: &line.bytes,
+    }
+}
+
+impl Sim {
+    /// What goes on at once of a packet that arrives, as the program judges it.
+    pub(super) fn judged(&mut self, from: session::Side, bytes: &[u8]) -> Option<Vec<u8>> {
+        let (source, destination) = self.translation.seen_by(from);
+        // As it comes, where what it is sent to is not translated yet.
+        let (source, destination) = (destination, source);
+        let now = self.now();
+        let (_, _, segment) = match Segment::read(bytes) {
+            Ok(read) => read,
+            Err(Fault::Ip) => return None,
+            Err(Fault::Content(_)) => {
+                let damaged = damaged(bytes, (source, destination))?;
+                assert_eq!(self.kernel.program.judge(now, &damaged), None);
+                return None;
+            }
+        };
+        let seen = Seen {
+            source,
+            destination,
+            is_plain: !segment.ip_options,
+            flags: segment.flags,
+            seq: segment.seq,
+            ack: segment.ack,
+            window: segment.window,
+            payload: &segment.payload,
+        };
+        let heard = self.kernel.program.judge(now, &seen)?;
+        if self.kernel.program.has_lines() {
+            self.queues.read_later(self.now);
+        }
+        let passed = if heard == segment.payload {
+            bytes.to_vec()
+        } else {
+            let (source, destination) = self.endpoints(from);
+            let new = Segment { payload: heard, ..segment }.packet(source, destination);
+            self.check_replaced(from, bytes, &new);
+            new
+        };
+        self.trace("judged", from, &passed);
+        Some(passed)
+    }
+
+    /// The daemon reads what was judged, where no packet has it do so.
+    pub(super) fn read_judged(&mut self) {
+        let reader = self.daemon.reader();
+        self.queues.reads();
+        if self.daemon.next_step(reader).is_some() {
+            return; // and again afterwards
+        }
+        let now = self.instant();
+        self.daemon.read(now, &self.kernel);
+        if self.queues.settings.is_at_once() {
+            self.forward_at_once(reader, true);
+        } else {
+            self.queues.go_on(self.now, reader, Stage::Step);
+        }
+    }
+
+    /// Whether somebody holds what the kernel has open, and the kernel has open what is held. To be called when the daemon
+    /// has nothing to do.
+    pub fn assert_pinholes_agree(&mut self, used: &[(IpAddr, SocketAddr)]) {
+        let ends = |pinhole: &Pinhole| (pinhole.initiator, pinhole.arrival);
+        let mut open: Vec<_> = self.kernel.pinholes().iter().map(ends).collect();
+        let sessions = &mut self.daemon.engine().sessions;
+        let unheld = open.iter().copied().find(|(from, to)| !sessions.holds(*from, *to));
+        let holes = self.kernel.program.holes();
+        let is_held = |hole| sessions.holes().any(|held| held == hole);
+        let unheld_hole = holes.iter().find(|(hole, _)| !is_held(*hole));
+        open.extend(holes.iter().map(|(_, ends)| *ends));
+        let held: Vec<_> = sessions.list_pinholes().map(|info| ends(&info.pinhole)).collect();
+        let is_missing = |pinhole: &&_| !open.contains(pinhole) && !used.contains(pinhole);
+        let missing = held.iter().find(is_missing).filter(|_| !self.has_crashed);
+        let wrong = (unheld, unheld_hole, missing);
+        assert_eq!(wrong, (None, None, None), "{open:?} {}", self.summary());
+    }
+
+    /// A data connection comes for one of the pinholes that are held, if there is one. Gives which one was used up.
+    pub fn use_pinhole(&mut self, rng: &mut Rng) -> Option<(IpAddr, SocketAddr)> {
+        let held: Vec<_> = self.engine().sessions.list_pinholes().collect();
+        let pinhole = (!held.is_empty()).then(|| rng.pick(&held).pinhole)?;
+        self.kernel.now = self.now();
+        let target = self.kernel.connect(pinhole.initiator, pinhole.arrival)?;
+        assert_eq!(target, pinhole.target, "{}", self.summary());
+        Some((pinhole.initiator, pinhole.arrival))
+    }
+}
+
+/// A packet between these two whose TCP checksum is wrong.
+fn damaged(bytes: &[u8], (source, destination): (SocketAddr, SocketAddr)) -> Option<Seen<'_>> {
+    let ip_length = usize::from(bytes[0] & 15) * 4;
+    let tcp = bytes.get(ip_length..).filter(|tcp| tcp.len() >= 20 && bytes[0] >> 4 == 4)?;
+    let payload = tcp.get(usize::from(tcp[12] >> 4) * 4..)?;
+    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    let number = |at: usize| u32::from_be_bytes(*tcp[at..].first_chunk().unwrap());
+    Some(Seen {
+        source: SocketAddr::new(source.ip(), port(0)),
+        destination: SocketAddr::new(destination.ip(), port(2)),
+        is_plain: false,
+        flags: tcp[13],
+        seq: number(4),
+        ack: number(8),
+        window: 0,
+        payload,
+    })
+}
