@@ -197,8 +197,7 @@ impl Sessions {
     pub(super) fn take_back(&mut self, index: u32) {
         let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
         if let Some(taken) = taken_back(control) {
-            self.pinholes.revoke(taken.translation.client.ip());
-            self.flow_changes.push(FlowChange::Back(taken));
+            self.leave(taken);
             self.note_change(index);
         }
     }
@@ -206,9 +205,13 @@ impl Sessions {
     /// The same, of one that is not in the table any more.
     pub(super) fn take_back_removed(&mut self, control: &mut super::Control) {
         if let Some(taken) = taken_back(control) {
-            self.pinholes.revoke(taken.translation.client.ip());
-            self.flow_changes.push(FlowChange::Back(taken));
+            self.leave(taken);
         }
+    }
+
+    fn leave(&mut self, taken: TakenBack) {
+        self.pinholes.revoke(taken.translation.client.ip());
+        self.flow_changes.push(FlowChange::Back(taken));
     }
 
     /// Takes all connections back.
