@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -15,7 +15,7 @@ use ftp_alg_core::engine::{FlowChange, Handover, Pinhole, Shut, TakenBack, Trans
 
 use super::{
     ClaimedPorts, GatewayError, RuleParameters,
-    fastpath::{Awaits, FastPath, Flow, JudgedStep, Slot, Translations, WayKey},
+    fastpath::{Awaits, FastPath, Flow, JudgedStep, Slot, Translations, WayKey, lock},
 };
 
 /// The program, and what was arranged for its connections.
@@ -263,9 +263,4 @@ impl Ends {
             WayKey { source: self.server, destination: self.client_external },
         ]
     }
-}
-
-/// What a panic left is whole: an entry is written in one step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

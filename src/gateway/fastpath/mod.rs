@@ -412,6 +412,6 @@ pub fn remove_left(root: &Path) -> io::Result<()> {
 }
 
 /// A panic leaves nothing half done that the next call would not find out.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,7 +15,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{
             AtomicU32, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
@@ -25,7 +25,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::layout::{JudgedStep, STEP};
+use super::{
+    layout::{JudgedStep, STEP},
+    lock,
+};
 
 // From linux/bpf.h: bits of a record's length, and the size of what is before it.
 const BUSY: u32 = 1 << 31;
@@ -67,7 +70,7 @@ impl Ring {
     #[must_use]
     pub fn read(&self, into: &mut Vec<JudgedStep>) -> bool {
         // A panic leaves the position at the last record that was read.
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reading = lock(&self.reading);
         while self.has_more() {
             let position = self.position.load(Relaxed);
             let at = self.page + (position & (self.size - 1));
@@ -113,7 +116,7 @@ impl Ring {
 
     /// Gives back the room before `position`, which was read to there: what is in it will not be read again by anyone.
     pub fn release(&self, position: u64) {
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reading = lock(&self.reading);
         let consumer = self.consumer.number(0);
         // Positions wrap around where they are of 32 bits.
         let position = position as usize;
