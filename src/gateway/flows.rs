@@ -25,7 +25,6 @@ pub struct Flows {
     slots: Mutex<HashMap<u64, [Slot; 2]>>,
     judged_mark: u32,
     errors: AtomicU64,
-    barred: Mutex<Vec<bool>>,
 }
 
 /// Both ends of a connection in all forms, of IPv4.
@@ -45,7 +44,6 @@ impl Flows {
             slots: Mutex::default(),
             judged_mark: parameters.judged_mark(),
             errors: AtomicU64::new(0),
-            barred: Mutex::default(),
         }
     }
 
@@ -68,15 +66,8 @@ impl Flows {
 
     /// Has the program open nothing at these ports, nor at those that are `claimed`.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
-        let ports = 0..=u16::MAX;
-        let wanted: Vec<bool> = ports.map(|port| is_barred(port) || claimed.has(port)).collect();
-        let mut barred = lock(&self.barred);
-        if *barred != wanted {
-            let is_set = |port| wanted.get(usize::from(port)).copied().unwrap_or(true);
-            match self.program.set_barred_ports(is_set) {
-                Ok(()) => *barred = wanted,
-                Err(_) => self.failed(),
-            }
+        if self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port)).is_err() {
+            self.failed();
         }
     }
 
