@@ -29,9 +29,6 @@ const MOUNTED: &str = "bpf";
 /// Why the fast path is off with that back end.
 pub(super) const CONNTRACK: &str = "back end conntrack: it needs nftables";
 
-/// BPF_FS_MAGIC of linux/magic.h.
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-
 /// The directory, which belongs to the daemon's user.
 #[derive(Debug)]
 pub(super) struct Pins(File);
@@ -132,7 +129,7 @@ fn place(state_dir: &Path) -> PathBuf {
 
 /// Whether a place is in a BPF file system.
 fn has_bpf(place: rustix::io::Result<StatFs>) -> bool {
-    place.is_ok_and(|place| place.f_type as u64 == BPF_FS_MAGIC)
+    place.is_ok_and(|place| fastpath::is_bpf(&place))
 }
 
 /// Why nothing can be pinned at `path`.

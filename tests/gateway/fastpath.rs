@@ -39,6 +39,7 @@ pub struct Pins(pub PathBuf);
 
 impl Pins {
     pub fn new() -> Self {
+        ftp_alg_lab::mount_bpf();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ftp-alg-test-{}-{count}", std::process::id());
         Self(Path::new("/sys/fs/bpf").join(name))
@@ -509,7 +510,7 @@ fn without_rights_or_a_bpf_file_system_there_is_none() {
         let outside = tempfile::tempdir().unwrap();
         let missing = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
         assert!(missing.ends_with("is in no bpf file system"), "{missing}");
-        // The bpf file system is mounted, and what is loaded later needs no more rights than these.
+        // What is loaded later needs no more rights than these.
         pins.load().remove().unwrap();
     });
     for (kept, works) in [

@@ -46,7 +46,7 @@ pub use daemon::Daemon;
 pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
 pub use held::Held;
 pub use host::Host;
-pub use network::Lab;
+pub use network::{Lab, mount_bpf};
 pub use process::{Background, Finished, patient, remove_everything};
 pub use script::Script;
 pub use server::{Server, ServerKind};

@@ -376,7 +376,7 @@ fn ip(options: &[&str], batch: &str) -> Result<()> {
 }
 
 /// Mounts the BPF file system, which a machine with systemd has: the daemon's fast path is off without it.
-fn mount_bpf() {
+pub fn mount_bpf() {
     static ONCE: Once = Once::new();
     const PLACE: &str = "/sys/fs/bpf";
     ONCE.call_once(|| {

@@ -37,6 +37,7 @@ use super::netlink::Socket;
 use interfaces::Interface;
 pub use layout::{Awaits, Flow, JudgedStep, LONGEST_LINE, WayKey};
 use layout::{FLOW, FLOW_JUDGED, HOLE, WAY, flow_of, hole_key, read_hole_key, step_of};
+pub use pins::is_bpf;
 use pins::{Link, NAME, Pins};
 pub use program::PROGRAM;
 use program::{COUNTS, FLOWS, HOLES, PORTS, RING, WAYS};
@@ -118,8 +119,7 @@ const PORT_WORDS: u32 = 2048;
 
 impl FastPath {
     /// Loads the program, or takes over what another daemon of this network namespace left pinned below `pins`, a directory
-    /// in a bpf file system. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and CAP_SYS_ADMIN if there is none mounted yet;
-    /// all else needs CAP_NET_ADMIN at most.
+    /// in a bpf file system. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all else needs CAP_NET_ADMIN at most.
     pub fn load(pins: &Path) -> Result<Self, Missing> {
         program::check_kernel()?;
         let pins = Pins::open(pins, program::version())?;

@@ -13,12 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, StatFs, flock, statfs};
 
 use super::{Missing, syscall};
 
-/// Where the bpf file system of a machine is.
-const BPFFS: &str = "/sys/fs/bpf";
 /// From linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
@@ -44,8 +42,8 @@ pub(super) struct Link {
 }
 
 impl Pins {
-    /// That of this thread's namespace below `root`, for a program of this `version`. Mounts the bpf file system if it
-    /// is not, and removes what other versions left.
+    /// That of this thread's namespace below `root`, for a program of this `version`. Removes what other
+    /// versions left.
     pub(super) fn open(root: &Path, version: u32) -> Result<Self, Missing> {
         make_root(root)?;
         let namespace = syscall::namespace()
@@ -207,25 +205,16 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 
 fn make_root(root: &Path) -> Result<(), Missing> {
     let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
-    let is_bpffs = |path: &Path| {
-        let found = rustix::fs::statfs(path);
-        found.map(|found| u64::from(found.f_type.cast_unsigned() as u32) == BPF_FS_MAGIC)
-    };
-    let failed =
-        |error: io::Error| Missing::system(&format!("look at {}", there.display()), &error);
-    if !is_bpffs(there).map_err(|errno| failed(errno.into()))? {
-        if !root.starts_with(BPFFS) {
-            return Err(Missing(format!("{} is in no bpf file system", root.display())));
-        }
-        if !Path::new(BPFFS).exists() {
-            return Err(Missing(format!(
-                "{BPFFS} is not there: no sysfs, or a kernel without CONFIG_BPF_SYSCALL"
-            )));
-        }
-        syscall::mount_bpffs(Path::new(BPFFS)).map_err(|error| {
-            Missing::system(&format!("mount the bpf file system at {BPFFS}"), &error)
-        })?;
+    let found = statfs(there)
+        .map_err(|error| Missing::system(&format!("look at {}", there.display()), &error.into()))?;
+    if !is_bpf(&found) {
+        return Err(Missing(format!("{} is in no bpf file system", root.display())));
     }
     let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
     made.map_err(|error| Missing::system(&format!("make {}", root.display()), &error))
+}
+
+/// Whether this is a bpf file system.
+pub fn is_bpf(found: &StatFs) -> bool {
+    u64::from(found.f_type.cast_unsigned() as u32) == BPF_FS_MAGIC
 }

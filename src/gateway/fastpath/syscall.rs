@@ -309,13 +309,3 @@ pub(super) fn namespace() -> io::Result<u64> {
     };
     if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
-
-/// Mounts a bpf file system.
-pub(super) fn mount_bpffs(place: &Path) -> io::Result<()> {
-    let place = named(place)?;
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RELATIME;
-    let (name, kind, options) = (c"bpf".as_ptr(), c"bpf".as_ptr(), c"mode=700".as_ptr());
-    // SAFETY: all strings end with a zero byte, and live until the call is over.
-    let done = unsafe { libc::mount(name, place.as_ptr(), kind, flags, options.cast()) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
