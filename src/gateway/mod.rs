@@ -10,7 +10,6 @@
 //! | `broker` | programs, and files that are replaced, for a confined daemon; rights |
 //! | `conntrack` | connections: how one is translated, which bits it has |
 //! | `queue` | NFQUEUE: packets and verdicts |
-//! | `fastpath` | the program at the interfaces, its maps, what it judged |
 //! | `table` | our rules and their table, what holds pinholes, whose the table is |
 //! | [`firewall`] | the operator's rules; nothing here or in the packet's path knows it |
 
