@@ -34,6 +34,11 @@ pub fn has_tcx() -> bool {
     has
 }
 
+/// A network, and a directory for pins, where the program can be attached.
+fn setting() -> Option<(Lab, Pins)> {
+    has_tcx().then(|| (Lab::new(), Pins::new()))
+}
+
 /// A directory for pins; what is left of it is removed when the test is over.
 pub struct Pins(pub PathBuf);
 
@@ -156,10 +161,7 @@ pub fn names(names: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn the_program_follows_the_interfaces_and_leaves_nothing() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         let attach = || path.attach().unwrap().into_iter().collect::<BTreeSet<_>>();
@@ -183,10 +185,7 @@ fn the_program_follows_the_interfaces_and_leaves_nothing() {
 
 #[test]
 fn an_interface_that_moved_away_is_left_alone() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.attach().unwrap();
@@ -199,10 +198,7 @@ fn an_interface_that_moved_away_is_left_alone() {
 
 #[test]
 fn judged_lines_stay_in_the_ring_until_they_are_released() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(7)).unwrap();
@@ -232,10 +228,7 @@ fn judged_lines_stay_in_the_ring_until_they_are_released() {
 
 #[test]
 fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(1)).unwrap();
@@ -267,10 +260,7 @@ fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
 
 #[test]
 fn what_is_taken_back_is_judged_no_more() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(7)).unwrap();
@@ -294,10 +284,7 @@ fn what_is_taken_back_is_judged_no_more() {
 
 #[test]
 fn after_a_take_back_nothing_is_judged_that_was_not_read() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     let path = lab.on_gateway(|| pins.load());
     for round in 1..=50 {
         path.hand_over(&flow(round)).unwrap();
@@ -323,10 +310,7 @@ fn after_a_take_back_nothing_is_judged_that_was_not_read() {
 
 #[test]
 fn reservations_and_barred_ports_keep_the_program_from_opening() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     let arrival = SocketAddrV4::new(*SERVER.ip(), 4001);
     let pasv = |path: &FastPath, id: u64| {
         path.hand_over(&flow(id)).unwrap();
@@ -369,10 +353,7 @@ fn reservations_and_barred_ports_keep_the_program_from_opening() {
 
 #[test]
 fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let first = pins.load();
         first.attach().unwrap();
@@ -403,10 +384,7 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
 
 #[test]
 fn what_a_daemon_uses_no_other_one_takes_or_removes() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.attach().unwrap();
@@ -449,10 +427,7 @@ fn namespaces_side_by_side_have_their_own() {
 
 #[test]
 fn packets_from_the_wire_are_judged() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.attach().unwrap();
@@ -502,10 +477,7 @@ pub fn send_frame(interface: &str, to: [u8; 6], frame: &[u8]) {
 
 #[test]
 fn without_rights_or_a_bpf_file_system_there_is_none() {
-    if !has_tcx() {
-        return;
-    }
-    let (lab, pins) = (Lab::new(), Pins::new());
+    let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let outside = tempfile::tempdir().unwrap();
         let missing = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
