@@ -13,6 +13,7 @@ use aya::{
     TestRun as _, TestRunOptions,
     programs::{SchedClassifier, TcAttachType},
 };
+use etherparse::PacketBuilder;
 use ftp_alg::gateway::fastpath::{self, Awaits, FastPath, Flow, JudgedStep, WayKey};
 
 use super::lab::{Lab, inside};
@@ -90,30 +91,14 @@ pub fn flow(flow: u64) -> Flow {
 
 /// An Ethernet frame with its checksums.
 pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; 12];
-    bytes.extend([8, 0, 0x45, 0]);
-    bytes.extend((40 + line.len() as u16).to_be_bytes());
-    bytes.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
-    bytes.extend(from.ip().octets());
-    bytes.extend(to.ip().octets());
-    bytes.extend(from.port().to_be_bytes());
-    bytes.extend(to.port().to_be_bytes());
-    bytes.extend(seq.to_be_bytes());
-    bytes.extend(ack.to_be_bytes());
-    bytes.extend([0x50, 0x18, 1, 0, 0, 0, 0, 0]);
-    bytes.extend(line);
-    let ip = checksum(&bytes[14..34], 0);
-    // With the pseudo-header: both addresses, the protocol and the length.
-    let tcp = checksum(&bytes[26..], 6 + 20 + line.len() as u32);
-    bytes[24..26].copy_from_slice(&ip);
-    bytes[50..52].copy_from_slice(&tcp);
+    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
+        .ipv4(from.ip().octets(), to.ip().octets(), 64)
+        .tcp(from.port(), to.port(), seq, 256)
+        .ack(ack)
+        .psh();
+    let mut bytes = Vec::with_capacity(packet.size(line.len()));
+    packet.write(&mut bytes, line).unwrap();
     bytes
-}
-
-fn checksum(bytes: &[u8], more: u32) -> [u8; 2] {
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
-    let sum = bytes.chunks(2).map(word).sum::<u32>() + more;
-    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
 }
 
 /// Has the program see a frame, as if an interface had received it.
