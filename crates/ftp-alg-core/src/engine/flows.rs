@@ -53,6 +53,8 @@ impl Engine {
             let (seq, ack) = (Seq(line.seq), Seq(line.ack));
             packet::segment((source, destination), (seq, ack), line.window, line.bytes, &mut bytes);
             let Ok(packet) = Packet::parse(&bytes) else { continue };
+            // Lines of others may be read later that are older than this one.
+            self.sessions.expire_pinholes_of(index, line.at, effects);
             self.read_line(index, &line, &packet, effects);
             if is_missing {
                 self.give_up_judged(index, effects);

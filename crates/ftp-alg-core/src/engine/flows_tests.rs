@@ -113,6 +113,20 @@ fn what_is_judged_counts_as_what_is_queued() {
 }
 
 #[test]
+fn a_pinhole_expires_before_a_later_line_replaces_it() {
+    let mut talk = Conversation::handed_over();
+    let lifetime = talk.gateway.engine.sessions.policy().pinhole_lifetime;
+    talk.judged(1, PASV[0], false);
+    talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    // Nobody has looked at deadlines since.
+    talk.now += lifetime;
+    talk.judged(3, PASV[0], false);
+    let (events, _) = talk.gateway.take_events();
+    assert!(events.iter().any(|event| matches!(event.what, What::Expired(..))), "{events:?}");
+    assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
+}
+
+#[test]
 fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
     let mut talk = Conversation::handed_over();
     talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);

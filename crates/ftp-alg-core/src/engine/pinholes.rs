@@ -126,7 +126,6 @@ struct Draws {
 struct Deadline {
     at: Instant,
     owner: u32,
-    serial: u64,
 }
 
 /// How many random ports are tried when the announced one is taken.
@@ -362,10 +361,10 @@ impl PinholeTable {
         self.closing.append(&mut self.spent);
     }
 
-    /// The owner of the next pinhole whose deadline is over, with a way to tell it.
-    pub fn next_expired(&mut self, now: Instant) -> Option<(u32, u64)> {
-        let due = self.deadlines.front().is_some_and(|d| d.at <= now);
-        due.then(|| self.deadlines.pop_front()).flatten().map(|d| (d.owner, d.serial))
+    /// The owner of the next pinhole whose deadline is over.
+    pub fn next_expired(&mut self, now: Instant) -> Option<u32> {
+        let is_due = self.deadlines.front().is_some_and(|deadline| deadline.at <= now);
+        is_due.then(|| self.deadlines.pop_front()).flatten().map(|deadline| deadline.owner)
     }
 
     /// When the next deadline is.
@@ -375,13 +374,13 @@ impl PinholeTable {
 }
 
 fn await_deadline(deadlines: &mut VecDeque<Deadline>, owner: u32, held: &Held) {
-    let Held { deadline: at, serial, .. } = *held;
+    let at = held.deadline;
     let place = match deadlines.back() {
         // After a reload that shortens lifetimes.
         Some(last) if last.at > at => deadlines.partition_point(|d| d.at <= at),
         _ => deadlines.len(),
     };
-    deadlines.insert(place, Deadline { at, owner, serial });
+    deadlines.insert(place, Deadline { at, owner });
 }
 
 /// The external ports to try in the place of `announced`, best first; others for each `seed`.
@@ -451,11 +450,6 @@ impl Held {
     /// Where it did.
     pub fn hole(&self) -> Option<Hole> {
         self.hole
-    }
-
-    /// Whether this is the one with `serial`.
-    pub fn is(&self, serial: u64) -> bool {
-        self.serial == serial
     }
 
     /// As a record has it, with its deadline as that counts time.

@@ -10,7 +10,7 @@ use super::{
     Effects, Entry, Epoch, What,
     handover::{FlowChange, FlowChanges},
     memory::Memory,
-    pinholes::PinholeTable,
+    pinholes::{Held, PinholeTable},
     saved::Changes,
     shares::Shares,
     table::{Key, Table},
@@ -117,13 +117,19 @@ impl Sessions {
 
     /// Closes the pinholes that nobody has used by their deadline.
     pub(super) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
-        while let Some((owner, serial)) = self.pinholes.next_expired(now) {
-            let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
-            let at = control.pinholes().iter().position(|p| p.is(serial) && !p.in_use);
-            if let Some(held) = at.and_then(|at| control.let_go(at)) {
-                effects.events.push(control.event(What::Expired(held.pinhole, held.kind)));
-                self.pinholes.close(held);
-            }
+        while let Some(owner) = self.pinholes.next_expired(now) {
+            self.expire_pinholes_of(owner, now, effects);
+        }
+    }
+
+    /// The same, of the connection at `index` alone.
+    pub(super) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
+        let is_over = |held: &Held| !held.in_use && held.deadline <= now;
+        while let Some(at) = control.pinholes().iter().position(&is_over) {
+            let Some(held) = control.let_go(at) else { return };
+            effects.events.push(control.event(What::Expired(held.pinhole, held.kind)));
+            self.pinholes.close(held);
         }
     }
 
