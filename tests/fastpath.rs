@@ -29,9 +29,9 @@ use frames::{ACK, Frame, WINDOW};
 use layout::{ANNOUNCED, EPSV, Flow, HANDED_BACK, JUDGED, NO_ROOM, NOTHING, OTHER, PASV, Side};
 use scene::{CLIENT, ID, SERVER, Talk, now, routed};
 
-const PLAIN: [&str; 20] = [
+const PLAIN: [&str; 21] = [
     "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE", "LIST",
-    "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST",
+    "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST", "QUIT",
 ];
 
 #[test]

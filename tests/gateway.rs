@@ -8,6 +8,8 @@
 mod changes;
 #[path = "gateway/fastpath.rs"]
 mod fastpath;
+#[path = "gateway/flows.rs"]
+mod flows;
 #[path = "gateway/judged.rs"]
 mod judged;
 #[path = "gateway/lab.rs"]

@@ -13,7 +13,8 @@ use ftp_alg_core::{engine::Hole, policy::Policy};
 
 use super::{ServiceError, host, judged::Judged, shard::lock, shared::Shared};
 use crate::gateway::{
-    Backend, ClaimedPorts, GatewayError, LinuxKernel, RuleParameters, used_pinholes,
+    Backend, ClaimedPorts, GatewayError, LinuxKernel, RuleParameters, flows::Failures,
+    used_pinholes,
 };
 
 /// How often is read what was judged, while something is, and while nothing is.
@@ -178,6 +179,9 @@ impl Judged {
                 }
             }
             Err(error) => shared.fail(&error),
+        }
+        if let Some(Failures { count, last }) = self.flows.take_failures() {
+            shared.fail_often(count, &format_args!("fast path: {last} ({count} such in a second)"));
         }
         let policy =
             shared.shards.first().map(|shard| lock(&shard.engine).sessions.policy().clone());

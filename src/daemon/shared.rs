@@ -52,7 +52,12 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn fail(&self, error: &dyn Display) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.fail_often(1, error);
+    }
+
+    /// The same, of `count` errors that one line tells of.
+    pub(super) fn fail_often(&self, count: u64, error: &dyn Display) {
+        self.errors.fetch_add(count, Ordering::Relaxed);
         self.log.fail(Instant::now(), error);
     }
 

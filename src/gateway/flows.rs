@@ -3,12 +3,10 @@
 
 use std::{
     collections::HashMap,
+    fmt::Display,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Mutex,
 };
 
 use ftp_alg_core::engine::{FlowChange, Handover, Pinhole, Shut, TakenBack, Translation};
@@ -24,7 +22,16 @@ pub struct Flows {
     translations: Mutex<Translations>,
     slots: Mutex<HashMap<u64, [Slot; 2]>>,
     judged_mark: u32,
-    errors: AtomicU64,
+    failures: Mutex<Option<Failures>>,
+}
+
+/// What the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failures {
+    /// How often.
+    pub count: u64,
+    /// What, and why, the last time.
+    pub last: String,
 }
 
 /// Both ends of a connection in all forms, of IPv4.
@@ -35,6 +42,8 @@ struct Ends {
     server_external: SocketAddrV4,
 }
 
+const HAND_OVER: &str = "hand a connection over";
+
 impl Flows {
     /// Of a program that is loaded.
     pub fn new(program: FastPath, translations: Translations, parameters: &RuleParameters) -> Self {
@@ -43,7 +52,7 @@ impl Flows {
             translations: Mutex::new(translations),
             slots: Mutex::default(),
             judged_mark: parameters.judged_mark(),
-            errors: AtomicU64::new(0),
+            failures: Mutex::default(),
         }
     }
 
@@ -52,23 +61,22 @@ impl Flows {
         &self.program
     }
 
-    /// How often the kernel refused something.
-    pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+    /// What the kernel refused since this was last asked.
+    pub fn take_failures(&self) -> Option<Failures> {
+        lock(&self.failures).take()
     }
 
     /// Adds what was judged by now.
     pub fn read(&self, into: &mut Vec<JudgedStep>) {
         if !self.program.ring().read(into) {
-            self.failed();
+            self.failed("read the ring buffer", &"a record is not one of this program");
         }
     }
 
     /// Has the program open nothing at these ports, nor at those that are `claimed`.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
-        if self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port)).is_err() {
-            self.failed();
-        }
+        let barred = self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port));
+        self.check("bar ports", barred);
     }
 
     /// Has the program judge connections, and leave others alone.
@@ -87,7 +95,7 @@ impl Flows {
         let slots = match arranged {
             Ok(Some(slots)) => slots,
             Ok(None) => return,
-            Err(_) => return self.failed(),
+            Err(error) => return self.failed(HAND_OVER, &error),
         };
         let [active_mark, passive_mark] = slots.each_ref().map(Slot::mark);
         let [client_named, server_named] = handover.named;
@@ -121,9 +129,15 @@ impl Flows {
         }
         match handed {
             Ok(()) => self.keep(handover.flow, Some(slots)),
-            Err(_) => {
+            Err(error) => {
                 self.release(&slots);
-                self.failed();
+                match error.raw_os_error() {
+                    Some(libc::E2BIG | libc::ENOSPC) => {
+                        let most = self.program.most_flows();
+                        self.failed(HAND_OVER, &format_args!("{most} are; others are queued"));
+                    }
+                    _ => self.failed(HAND_OVER, &error),
+                }
             }
         }
     }
@@ -153,9 +167,8 @@ impl Flows {
 
     fn take_back(&self, taken: &TakenBack) {
         let Some(ends) = Ends::of(&taken.translation) else { return };
-        if self.program.take_back(taken.flow, ends.ways()).is_err() {
-            self.failed();
-        }
+        let back = self.program.take_back(taken.flow, ends.ways());
+        self.check("take a connection back", back);
         self.keep(taken.flow, None);
     }
 
@@ -180,18 +193,16 @@ impl Flows {
     /// Keeps the program from opening a pinhole with the endpoints of this translated one. Whether it has none.
     pub fn reserve(&self, pinhole: &Pinhole) -> bool {
         let Some((initiator, arrival)) = translated(pinhole) else { return true };
-        self.program.reserve(initiator, arrival).unwrap_or_else(|_| {
-            self.failed();
+        self.program.reserve(initiator, arrival).unwrap_or_else(|error| {
+            self.failed("reserve a pinhole", &error);
             false
         })
     }
 
     /// It may open such a one again.
     pub(super) fn free(&self, pinhole: &Pinhole) {
-        if let Some((initiator, arrival)) = translated(pinhole)
-            && self.program.release(initiator, arrival).is_err()
-        {
-            self.failed();
+        if let Some((initiator, arrival)) = translated(pinhole) {
+            self.check("release a pinhole", self.program.release(initiator, arrival));
         }
     }
 
@@ -200,9 +211,9 @@ impl Flows {
         for Shut { pinhole, hole } in shut {
             if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
                 (pinhole.initiator, pinhole.arrival)
-                && self.program.shut(initiator, arrival, hole.flow, hole.line).is_err()
             {
-                self.failed();
+                let closed = self.program.shut(initiator, arrival, hole.flow, hole.line);
+                self.check("close a pinhole", closed);
             }
         }
     }
@@ -212,8 +223,16 @@ impl Flows {
         lock(&self.translations).reset()
     }
 
-    fn failed(&self) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
+    fn check(&self, what: &str, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            self.failed(what, &error);
+        }
+    }
+
+    fn failed(&self, what: &str, why: &dyn Display) {
+        let mut failures = lock(&self.failures);
+        let count = failures.take().map_or(0, |before| before.count) + 1;
+        *failures = Some(Failures { count, last: format!("{what}: {why}") });
     }
 }
 

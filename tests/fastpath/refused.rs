@@ -60,7 +60,6 @@ fn the_wrong_side_is_handed_back() {
 fn other_lines_of_a_client_are_handed_back() {
     let mut talk = awaiting(NOTHING);
     for line in [
-        "QUIT",
         "USER a",
         "PASS a",
         "ACCT a",

@@ -252,7 +252,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     let plain = ["200 ok", "226 (done)", "150 wait", "550 no", "350 more"];
     if rng.chance(0.02) {
         let odd = [
-            "QUIT",
+            "ABOR",
             "PORT 1,2,3,4,5",
             "EPSV ALL",
             "229 (|||70000|)",

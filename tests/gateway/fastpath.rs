@@ -36,7 +36,7 @@ pub fn has_tcx() -> bool {
 }
 
 /// A network, and a directory for pins, where the program can be attached.
-fn setting() -> Option<(Lab, Pins)> {
+pub fn setting() -> Option<(Lab, Pins)> {
     has_tcx().then(|| (Lab::new(), Pins::new()))
 }
 
@@ -364,6 +364,38 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
         assert_eq!(fs::read_dir(&pins.0).unwrap().count(), 1);
         third.remove().unwrap();
         assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn servers_may_have_any_port_also_when_another_daemon_took_over() {
+    let Some((lab, pins)) = setting() else { return };
+    let at = |port| SocketAddrV4::new(*SERVER.ip(), port);
+    let server_at = |number, inside, outside| Flow {
+        ways: [
+            WayKey { source: CLIENT, destination: at(outside) },
+            WayKey { source: at(inside), destination: CLIENT },
+        ],
+        server: at(inside),
+        ..flow(number)
+    };
+    let exchange = |path: &FastPath, inside, outside| {
+        receive(path, &frame(CLIENT, at(outside), 1000, 2000, b"NOOP\r\n"));
+        receive(path, &frame(at(inside), CLIENT, 2000, 1006, b"200 \r\n"));
+        read(path).len()
+    };
+    lab.on_gateway(|| {
+        let first = pins.load();
+        first.hand_over(&server_at(1, 21, 21)).unwrap();
+        first.hand_over(&server_at(2, 2121, 65535)).unwrap();
+        drop(first);
+        let second = pins.load();
+        second.hand_over(&server_at(3, 22, 23)).unwrap();
+        assert_eq!(exchange(&second, 21, 21), 2);
+        assert_eq!(exchange(&second, 2121, 65535), 2);
+        assert_eq!(exchange(&second, 22, 23), 2);
+        assert_eq!(exchange(&second, 24, 24), 0);
+        second.remove().unwrap();
     });
 }
 

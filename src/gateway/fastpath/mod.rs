@@ -24,7 +24,7 @@ mod slots;
 mod syscall;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddrV4},
@@ -40,7 +40,7 @@ use layout::{FLOW, FLOW_JUDGED, HOLE, WAY, flow_of, hole_key, read_hole_key, ste
 pub use pins::is_bpf;
 use pins::{Link, NAME, Pins};
 pub use program::PROGRAM;
-use program::{COUNTS, FLOWS, HOLES, PORTS, RING, WAYS};
+use program::{CONTROL_PORTS, COUNTS, FLOWS, HOLES, PORTS, RING, WAYS};
 pub use ring::Ring;
 pub use slots::{Slot, Translations};
 pub use syscall::COMMANDS;
@@ -76,6 +76,7 @@ pub struct FastPath {
     flows: Map,
     holes: Map,
     ports: Map,
+    control_ports: Map,
     counts: Map,
     /// Processors that this machine may have, each of which counts.
     processors: usize,
@@ -83,6 +84,8 @@ pub struct FastPath {
     attached: Mutex<Attached>,
     /// The ports that the program was told not to open, a bit each, where that is known.
     barred: Mutex<Option<Vec<u32>>>,
+    /// The ports of servers that it was told of, by this daemon.
+    known_control_ports: Mutex<BTreeSet<u16>>,
     /// Whether another daemon left it.
     was_left: bool,
     /// No other daemon takes over what is pinned, or removes it, as long as this is open.
@@ -166,11 +169,13 @@ impl FastPath {
                 flows: map(FLOWS)?,
                 holes: map(HOLES)?,
                 ports: map(PORTS)?,
+                control_ports: map(CONTROL_PORTS)?,
                 counts: Map::open(&pins.path(COUNTS), processors)?,
                 processors,
                 ring: Ring::open(ring.into(), size)?,
                 attached: Mutex::new(Attached { socket: Socket::open_route()?, links }),
                 barred: Mutex::default(),
+                known_control_ports: Mutex::default(),
                 was_left: false,
                 _used: used,
                 pins: pins.clone(),
@@ -237,8 +242,16 @@ impl FastPath {
         Ok(Link { fd, path })
     }
 
+    /// So many connections can be handed over at a time.
+    pub fn most_flows(&self) -> u32 {
+        self.flows.entries()
+    }
+
     /// Has the program judge what comes on this connection.
     pub fn hand_over(&self, flow: &Flow) -> io::Result<()> {
+        let [from_client, from_server] = flow.ways;
+        self.add_control_port(from_client.destination.port())?;
+        self.add_control_port(from_server.source.port())?;
         self.flows.update(&flow.flow.to_ne_bytes(), &flow.to_bytes(), NOEXIST)?;
         for (key, is_server) in flow.ways.iter().zip([false, true]) {
             let way = layout::way(flow.flow, is_server);
@@ -247,6 +260,21 @@ impl FastPath {
                 return Err(error);
             }
         }
+        Ok(())
+    }
+
+    /// Has the program look up what comes to or from this port.
+    fn add_control_port(&self, port: u16) -> io::Result<()> {
+        let mut known = lock(&self.known_control_ports);
+        if known.contains(&port) {
+            return Ok(());
+        }
+        let (word, bit) = (u32::from(port / 32).to_ne_bytes(), 1_u32 << (port % 32));
+        let mut bits = [0; 4];
+        self.control_ports.look_up(&word, &mut bits, ANY)?;
+        let bits = u32::from_ne_bytes(bits) | bit;
+        self.control_ports.update(&word, &bits.to_ne_bytes(), ANY)?;
+        known.insert(port);
         Ok(())
     }
 

@@ -20,9 +20,10 @@ pub(super) const WAYS: &str = "ways";
 pub(super) const FLOWS: &str = "flows";
 pub(super) const HOLES: &str = "holes";
 pub(super) const PORTS: &str = "ports";
+pub(super) const CONTROL_PORTS: &str = "control_ports";
 pub(super) const RING: &str = "ring";
 pub(super) const COUNTS: &str = "counts";
-const MAPS: [&str; 6] = [WAYS, FLOWS, HOLES, PORTS, RING, COUNTS];
+const MAPS: [&str; 7] = [WAYS, FLOWS, HOLES, PORTS, CONTROL_PORTS, RING, COUNTS];
 
 /// By which another version is told from this one.
 pub(super) fn version() -> u32 {

@@ -143,9 +143,8 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
     };
     match verb.to_ascii_uppercase().as_str() {
         "NOOP" | "PWD" | "CWD" | "CDUP" | "TYPE" | "SIZE" | "MDTM" | "REST" | "RETR" | "STOR"
-        | "APPE" | "LIST" | "NLST" | "MLSD" | "DELE" | "MKD" | "RMD" | "RNFR" | "RNTO" | "SYST" => {
-            Some(Meaning::Command(OTHER))
-        }
+        | "APPE" | "LIST" | "NLST" | "MLSD" | "DELE" | "MKD" | "RMD" | "RNFR" | "RNTO" | "SYST"
+        | "QUIT" => Some(Meaning::Command(OTHER)),
         "PASV" if argument.is_none() => Some(Meaning::Command(PASV)),
         "EPSV" if argument.is_none() => Some(Meaning::Command(EPSV)),
         "PORT" => {

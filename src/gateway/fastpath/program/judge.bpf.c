@@ -185,6 +185,14 @@ refuse:
 	return hand_back(flow);
 }
 
+static __always_inline struct way *way_of(const struct packet *packet)
+{
+	if (!has_port(&control_ports, bpf_ntohs(packet->key.destination_port)) &&
+	    !has_port(&control_ports, bpf_ntohs(packet->key.source_port)))
+		return 0;
+	return bpf_map_lookup_elem(&ways, &packet->key);
+}
+
 SEC("classifier") // As aya names it; it is attached by TCX.
 int judge(struct __sk_buff *skb)
 {
@@ -196,7 +204,7 @@ int judge(struct __sk_buff *skb)
 
 	if (!read_packet(skb, &packet))
 		return NEXT;
-	way = bpf_map_lookup_elem(&ways, &packet.key);
+	way = way_of(&packet);
 	if (!way) {
 		admit(skb, &packet);
 		return NEXT;

@@ -122,6 +122,15 @@ struct {
 	__type(value, __u32);
 } ports SEC(".maps");
 
+// Bit port % 32 of word port / 32: servers of connections that were handed over have this port. Other packets are not
+// looked up among the ways, which takes longer.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2048);
+	__type(key, __u32);
+	__type(value, __u32);
+} control_ports SEC(".maps");
+
 #define RING (1 << 20)
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -134,6 +143,13 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counts SEC(".maps");
+
+static __always_inline int has_port(void *map, __u32 port)
+{
+	__u32 word = port / 32, *bits = bpf_map_lookup_elem(map, &word);
+
+	return bits && *bits >> (port % 32) & 1;
+}
 
 static __always_inline void count(__u32 which)
 {

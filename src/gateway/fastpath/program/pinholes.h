@@ -25,13 +25,6 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 	count(ADMITTED);
 }
 
-static __always_inline int is_barred(__u32 port)
-{
-	__u32 word = port / 32, *bits = bpf_map_lookup_elem(&ports, &word);
-
-	return !port || !bits || *bits >> (port % 32) & 1;
-}
-
 // Whether a program of this machine listens there.
 static __always_inline int is_listened_at(struct __sk_buff *skb, const struct hole_key *key)
 {
@@ -55,7 +48,7 @@ static __always_inline int may_open(struct __sk_buff *skb, const struct hole_key
 {
 	struct hole *there;
 
-	if (is_barred(bpf_ntohs(key->port)))
+	if (!key->port || has_port(&ports, bpf_ntohs(key->port)))
 		return 0;
 	there = bpf_map_lookup_elem(&holes, key);
 	if (there && there->flow != flow)

@@ -1,0 +1,60 @@
+//! What the engine wishes of the fast path, where the kernel refuses it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use ftp_alg::gateway::{
+    Commits, LinuxKernel, RuleParameters, Table,
+    fastpath::Translations,
+    flows::{Failures, Flows},
+};
+use ftp_alg_core::{
+    engine::{FlowChange, Handover, Kernel as _, TakenBack, Translation},
+    ftp::Zeros,
+};
+
+use super::fastpath::{CLIENT, SERVER, setting};
+
+#[test]
+fn no_more_connections_are_handed_over_than_there_is_room_for() {
+    let Some((lab, pins)) = setting() else { return };
+    lab.on_gateway(|| {
+        let (parameters, commits) = (RuleParameters::default(), Commits::default());
+        let _table = Table::install_for(&parameters, &commits).unwrap();
+        let translations = Translations::new(&parameters, &commits).unwrap();
+        let flows = Arc::new(Flows::new(pins.load(), translations, &parameters));
+        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let most = 16_384;
+        let ends = |number: u32| {
+            let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
+            Translation::identity(client.into(), SERVER.into())
+        };
+        let over = |number: u32| {
+            FlowChange::Over(Handover {
+                flow: number.into(),
+                lines: 0,
+                next: [1000, 2000],
+                translation: ends(number),
+                named: [*CLIENT.ip(), *SERVER.ip()],
+                zeros: Zeros::None,
+                lifetime: Duration::from_secs(30),
+            })
+        };
+        let all: Vec<_> = (1..=most).map(over).collect();
+        kernel.hand_over(&all);
+        assert_eq!(flows.take_failures(), None);
+        kernel.hand_over(&[over(most + 1), over(most + 2)]);
+        let last = "hand a connection over: 16384 are; others are queued".into();
+        assert_eq!(flows.take_failures(), Some(Failures { count: 2, last }));
+        kernel.hand_over(&[
+            FlowChange::Back(TakenBack { flow: 1, translation: ends(1) }),
+            over(most + 1),
+        ]);
+        assert_eq!(flows.take_failures(), None);
+        assert_eq!(flows.program().flows().unwrap().len(), most as usize);
+        flows.program().remove().unwrap();
+    });
+}
