@@ -29,8 +29,8 @@ use std::{
 };
 
 use ftp_alg::gateway::{
-    GatewayError, Injector, LinuxKernel, Queue, QueueCounts, QueueStatement, RuleParameters, Table,
-    rules,
+    GatewayError, Injector, LinuxKernel, Neighbours, Queue, QueueCounts, QueueStatement,
+    RuleParameters, Table, rules,
 };
 use ftp_alg_core::engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation};
 use packets::{Judgement, serve, tcp, with_payload};
@@ -86,7 +86,7 @@ fn the_table_replaces_itself_and_leaves_nothing() {
         let once = list();
         let table = Table::install(&parameters).unwrap();
         assert_eq!(list(), once);
-        assert!(once.contains("ct reply proto-src 2121 goto control"), "{once}");
+        assert!(once.contains("th sport 2121 ct direction reply goto control"), "{once}");
         table.remove().unwrap();
     });
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);
@@ -111,12 +111,15 @@ fn all_ways_of_queueing_load() {
             let table = Table::install_with(&parameters, *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
+            assert!(Neighbours::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
+            assert!(!Neighbours::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
             let _table = Table::install_with(&two.by_processor(true), *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
-            Table::install_with(&parameters, QueueStatement::Operator).unwrap();
+            let _table = Table::install_with(&parameters, QueueStatement::Operator).unwrap();
+            assert!(!Neighbours::read(&parameters).table_queues, "the operator's rules do");
         });
     }
     assert_eq!(lab.gateway_sh("nft list ruleset"), "");

@@ -22,8 +22,8 @@ use super::{
             CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
             Requests, Tuple,
         },
+        nft::queues,
     },
-    parameters::TABLE,
     queue,
     table::{
         compiled::as_draft,
@@ -84,7 +84,8 @@ impl Neighbours {
     /// As they are now.
     pub fn read(parameters: &RuleParameters) -> Self {
         Self {
-            table_queues: table_queues(),
+            table_queues: Socket::open()
+                .is_ok_and(|mut socket| queues(&mut socket).unwrap_or(false)),
             automatic_helpers: number_in("/proc/sys/net/netfilter/nf_conntrack_helper") == Some(1),
             cthelper: takes_helpers(has(CAP_NET_ADMIN)),
             routing: Routing::read(parameters.control_ports()),
@@ -224,11 +225,6 @@ fn answers(subsystem: i32, command: u8, flags: i32) -> bool {
 /// Has nft and the kernel check `rules` without loading them.
 fn check(rules: &str) -> Result<(), GatewayError> {
     nft(&["--check", "--file", "-"], rules)
-}
-
-fn table_queues() -> bool {
-    let queues = |line: &str| line.trim().starts_with("queue ") || line.contains("NFQUEUE");
-    output_of("nft", &["list", "table", "inet", TABLE]).is_ok_and(|text| text.lines().any(queues))
 }
 
 /// How our rules can queue here, by checking them as a whole.

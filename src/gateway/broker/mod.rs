@@ -33,12 +33,11 @@ use crate::config;
 use child::Finished;
 
 /// All that the daemon runs.
-const COMMANDS: [&[&str]; 14] = [
+const COMMANDS: [&[&str]; 13] = [
     &["nft", "--file", "-"],
     &["nft", "--check", "--file", "-"],
-    &["nft", "--json", "list", "ruleset"],
-    &["nft", "--stateless", "--handle", "list", "ruleset"],
-    &["nft", "list", "table", "inet", "ftp_alg"],
+    &["nft", "--json", "--file", "-"],
+    &["nft", "--stateless", "--handle", "--file", "-"],
     &["nft", "list", "chain", "ip", "mangle", "FTP_ALG_CONTROL"],
     &["iptables-nft-save"],
     &["iptables-legacy-save"],

@@ -19,7 +19,16 @@ pub(in crate::gateway) fn run(
 
 /// What a program prints, if it succeeds; else what it said.
 pub fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
-    let finished = run(program, arguments, "").map_err(|error| match error.kind() {
+    answer_of(program, arguments, "")
+}
+
+/// The same of a program that gets `input`.
+pub(in crate::gateway) fn answer_of(
+    program: &str,
+    arguments: &[&str],
+    input: &str,
+) -> io::Result<String> {
+    let finished = run(program, arguments, input).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             io::Error::new(error.kind(), format!("{program} is not installed"))
         }
@@ -38,7 +47,7 @@ mod tests {
 
     #[test]
     fn what_a_program_prints_and_what_it_says_of_a_failure() {
-        assert_eq!(output_of("echo", &["a"]).unwrap(), "a\n");
+        assert_eq!(answer_of("cat", &[], "a\n").unwrap(), "a\n");
         let failed = output_of("sh", &["-c", "echo why >&2; exit 1"]).unwrap_err();
         assert_eq!(failed.to_string(), "sh failed: why");
         let absent = output_of("no-such-program", &[]).unwrap_err();

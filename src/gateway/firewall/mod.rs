@@ -7,7 +7,6 @@
 mod claims;
 mod control;
 mod expressions;
-mod listing;
 mod marks;
 mod model;
 mod nft;

@@ -1,16 +1,16 @@
-//! Reads `nft --json list ruleset` (libnftables-json(5)).
+//! Reads what `nft --json` lists (libnftables-json(5)).
 //!
 //! Every version of nft writes some things differently; what is not known is no error, but a
 //! condition that may or may not hold.
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde_json::{Map, Value as Json};
+use serde::Deserialize;
+use serde_json::{Deserializer, Map, Value as Json};
 
 use super::{
     Concern, ConcernKind, Rules,
     expressions::{equal, field, implied, is_set, kept, number, range, ranges, reads_interface},
-    listing::{Document, Others},
     model::{
         Action, Base, Changes, Condition, Diversion, Field, Origin, Ranges, Rule, Table,
         TableFamily,
@@ -22,10 +22,21 @@ use crate::gateway::rules::TABLE as OURS;
 type Object = Map<String, Json>;
 type TableKey = (TableFamily, String);
 
-/// Reads the JSON, and `listing`, the same as `nft --handle` prints it for people: for the texts
+/// What nft prints for a command.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    nftables: Vec<Object>,
+}
+
+/// Reads the JSON of any number of commands, and `listing`, the same as `nft --handle` prints it for people: for the texts
 /// of rules only. Our own table is left out.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Rules, serde_json::Error> {
-    let Document { nftables: Others(objects) } = serde_json::from_str(json)?;
+    let mut objects = Vec::new();
+    for document in Deserializer::from_str(json).into_iter() {
+        let Document { nftables } = document?;
+        objects.extend(nftables);
+    }
     let mut reader = Reader { texts: texts(listing), ..Reader::default() };
     // Rules refer to sets and helpers, wherever these are listed.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {

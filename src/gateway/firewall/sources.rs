@@ -4,15 +4,33 @@ use std::{collections::BTreeSet, io};
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
+use serde_json::json;
+
 use super::{Firewall, Ip, Origin, xtables::program};
-use crate::gateway::{broker::programs::output_of, legacy::uses_legacy};
+use crate::gateway::{
+    broker::programs::{answer_of, output_of},
+    legacy::uses_legacy,
+    netlink::{Socket, nft},
+    rules::TABLE as OURS,
+};
+
+/// Those whose chains see control or data connections.
+const FAMILIES: [(i32, &str); 3] =
+    [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6"), (libc::NFPROTO_INET, "inet")];
 
 /// Reads what is loaded, and the texts of its rules if asked. What cannot be read is noted.
 pub(super) fn read(texts: bool) -> Firewall {
-    let json = output_of("nft", &["--json", "list", "ruleset"]);
+    let json = list_tables(&["--json", "--file", "-"], |family, name| {
+        let table = json!({"family": family, "name": name});
+        Some(json!({"nftables": [{"list": {"table": table}}]}).to_string())
+    });
     // Only for people, so its absence is no loss.
     let listing = match texts {
-        true => output_of("nft", &["--stateless", "--handle", "list", "ruleset"]),
+        true => list_tables(&["--stateless", "--handle", "--file", "-"], |family, name| {
+            // Any other is not one word to nft.
+            let is_in_word = |one: char| one.is_ascii_alphanumeric() || "_-./".contains(one);
+            name.chars().all(is_in_word).then(|| format!("list table {family} {name}\n"))
+        }),
         false => Ok(String::new()),
     };
     let read = json.and_then(|json| {
@@ -43,6 +61,31 @@ pub(super) fn read(texts: bool) -> Firewall {
         }
     }
     firewall
+}
+
+/// What nft prints of each table but ours, which it is asked for by this `command`. Our sets may hold very many elements, and
+/// change while they are listed: that can take seconds.
+fn list_tables(
+    arguments: &[&str],
+    command: impl Fn(&str, &str) -> Option<String>,
+) -> io::Result<String> {
+    let mut socket = Socket::open()?;
+    let mut all = String::new();
+    for (number, family) in FAMILIES {
+        for name in nft::tables(&mut socket, number)? {
+            if (family, name.as_str()) == ("inet", OURS) {
+                continue;
+            }
+            let Some(command) = command(family, &name) else { continue };
+            match answer_of("nft", arguments, &command) {
+                Ok(listing) => all.push_str(&listing),
+                // It has gone meanwhile.
+                Err(_) if !nft::tables(&mut socket, number)?.contains(&name) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// The interfaces that are up and have an address that is not link-local, without `lo`. Ports of a

@@ -46,6 +46,10 @@ const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_TARGET_NAME: u16 = 1;
 
 /// The kind of message that tells that a transaction has changed something.
 const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_NEWGEN as u16;
@@ -435,12 +439,48 @@ pub fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::R
     .map(drop)
 }
 
+/// Whether a rule of our table queues packets: by a statement, or by the target of iptables.
+pub fn queues(socket: &mut Socket) -> io::Result<bool> {
+    let mut found = false;
+    rules(socket, |rule| {
+        let expressions = rule.nested(NFTA_RULE_EXPRESSIONS);
+        for (_, expression) in expressions.into_iter().flatten() {
+            let expression = Attributes::new(expression);
+            let target =
+                || expression.nested(NFTA_EXPR_DATA).and_then(|data| data.first(NFTA_TARGET_NAME));
+            found |= match expression.first(NFTA_EXPR_NAME) {
+                Some(b"queue\0") => true,
+                Some(b"target\0") => target().is_some_and(|name| name.starts_with(b"NFQUEUE\0")),
+                _ => false,
+            };
+        }
+    })?;
+    Ok(found)
+}
+
 /// Whether there is a table of this name.
 pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
     let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {});
     Ok(found(asked)?.is_some())
+}
+
+/// The names of all tables of `family` (`NFPROTO_*`).
+pub fn tables(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    let start =
+        Start { family: family as u8, ..start(libc::NFT_MSG_GETTABLE, libc::NLM_F_DUMP, 0) };
+    socket.request(
+        &mut Vec::new(),
+        start,
+        |_| {},
+        |message| {
+            let name = message.attributes().first(NFTA_TABLE_NAME).map(CStr::from_bytes_until_nul);
+            names.extend(name.and_then(Result::ok).map(|name| name.to_string_lossy().into_owned()));
+        },
+    )?;
+    Ok(names)
 }
 
 /// What the kernel tells of all objects of one kind in `table`, of those that `of` names.

@@ -175,7 +175,7 @@ mod tests {
     fn other_values_are_put_in() {
         let text = render(&others());
         for line in [
-            "ct reply proto-src 21 goto control",
+            "th sport 21 ct direction reply goto control",
             "ct original proto-dst 2121 goto control",
             "define queues = 7-10 ",
             "define data = 0x00000010 ",
