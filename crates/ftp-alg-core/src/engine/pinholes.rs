@@ -308,7 +308,7 @@ impl PinholeTable {
         held
     }
 
-    /// Whether a session of any engine beside this one holds a pinhole with these endpoints.
+    /// Whether a session of any engine beside this one holds a pinhole of rules with these endpoints.
     pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         self.places.lock().holds(initiator, arrival)
     }

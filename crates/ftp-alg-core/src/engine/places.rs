@@ -151,9 +151,10 @@ impl Common {
         self.places.get(&(initiator, arrival)).map(|place| place.pinhole.target)
     }
 
-    /// Whether a session holds a pinhole with these endpoints.
+    /// Whether a session holds a pinhole of rules with these endpoints.
     pub(super) fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
-        self.places.get(&(initiator, arrival)).is_some_and(|place| !place.is_given_up)
+        let place = self.places.get(&(initiator, arrival));
+        place.is_some_and(|place| !place.is_given_up && place.hole.is_none())
     }
 
     /// A pinhole of a client, in use or not, in the place of what is there. Gives its serial, and what was there.

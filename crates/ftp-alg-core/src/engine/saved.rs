@@ -303,7 +303,8 @@ impl Sessions {
         })
     }
 
-    /// Whether a session of this engine or one beside it holds a pinhole with these endpoints.
+    /// Whether a session of this engine or one beside it holds a pinhole with these endpoints that rules are to have, and not
+    /// the program.
     pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         self.pinholes.holds(initiator, arrival)
     }
