@@ -181,7 +181,10 @@ impl Judged {
             Err(error) => shared.fail(&error),
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
-            shared.fail_often(count, &format_args!("fast path: {last} ({count} such in a second)"));
+            shared.fail_often(
+                count,
+                &format_args!("fast path: {last} ({count} errors since the last look)"),
+            );
         }
         let policy =
             shared.shards.first().map(|shard| lock(&shard.engine).sessions.policy().clone());

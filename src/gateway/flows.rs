@@ -42,7 +42,7 @@ struct Ends {
     server_external: SocketAddrV4,
 }
 
-const HAND_OVER: &str = "hand a connection over";
+const NOT_HANDED_OVER: &str = "a connection was not handed over";
 
 impl Flows {
     /// Of a program that is loaded.
@@ -69,14 +69,14 @@ impl Flows {
     /// Adds what was judged by now.
     pub fn read(&self, into: &mut Vec<JudgedStep>) {
         if !self.program.ring().read(into) {
-            self.failed("read the ring buffer", &"a record is not one of this program");
+            self.failed("the ring buffer was not read", &"a record of it is not committed");
         }
     }
 
     /// Has the program open nothing at these ports, nor at those that are `claimed`.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
         let barred = self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port));
-        self.check("bar ports", barred);
+        self.check("ports were not barred", barred);
     }
 
     /// Has the program judge connections, and leave others alone.
@@ -95,7 +95,7 @@ impl Flows {
         let slots = match arranged {
             Ok(Some(slots)) => slots,
             Ok(None) => return,
-            Err(error) => return self.failed(HAND_OVER, &error),
+            Err(error) => return self.failed(NOT_HANDED_OVER, &error),
         };
         let [active_mark, passive_mark] = slots.each_ref().map(Slot::mark);
         let [client_named, server_named] = handover.named;
@@ -134,9 +134,12 @@ impl Flows {
                 match error.raw_os_error() {
                     Some(libc::E2BIG | libc::ENOSPC) => {
                         let most = self.program.most_flows();
-                        self.failed(HAND_OVER, &format_args!("{most} are; others are queued"));
+                        self.failed(
+                            NOT_HANDED_OVER,
+                            &format_args!("{most} are already, and others are queued"),
+                        );
                     }
-                    _ => self.failed(HAND_OVER, &error),
+                    _ => self.failed(NOT_HANDED_OVER, &error),
                 }
             }
         }
@@ -168,7 +171,7 @@ impl Flows {
     fn take_back(&self, taken: &TakenBack) {
         let Some(ends) = Ends::of(&taken.translation) else { return };
         let back = self.program.take_back(taken.flow, ends.ways());
-        self.check("take a connection back", back);
+        self.check("a connection was not taken back", back);
         self.keep(taken.flow, None);
     }
 
@@ -194,7 +197,7 @@ impl Flows {
     pub fn reserve(&self, pinhole: &Pinhole) -> bool {
         let Some((initiator, arrival)) = translated(pinhole) else { return true };
         self.program.reserve(initiator, arrival).unwrap_or_else(|error| {
-            self.failed("reserve a pinhole", &error);
+            self.failed("a pinhole was not reserved", &error);
             false
         })
     }
@@ -202,7 +205,7 @@ impl Flows {
     /// It may open such a one again.
     pub(super) fn free(&self, pinhole: &Pinhole) {
         if let Some((initiator, arrival)) = translated(pinhole) {
-            self.check("release a pinhole", self.program.release(initiator, arrival));
+            self.check("a pinhole was not released", self.program.release(initiator, arrival));
         }
     }
 
@@ -213,7 +216,7 @@ impl Flows {
                 (pinhole.initiator, pinhole.arrival)
             {
                 let closed = self.program.shut(initiator, arrival, hole.flow, hole.line);
-                self.check("close a pinhole", closed);
+                self.check("a pinhole was not closed", closed);
             }
         }
     }

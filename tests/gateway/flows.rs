@@ -47,7 +47,8 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         kernel.hand_over(&all);
         assert_eq!(flows.take_failures(), None);
         kernel.hand_over(&[over(most + 1), over(most + 2)]);
-        let last = "hand a connection over: 16384 are; others are queued".into();
+        let last =
+            "a connection was not handed over: 16384 are already, and others are queued".into();
         assert_eq!(flows.take_failures(), Some(Failures { count: 2, last }));
         kernel.hand_over(&[
             FlowChange::Back(TakenBack { flow: 1, translation: ends(1) }),
