@@ -145,7 +145,6 @@ fn line<'s>(step: &'s JudgedStep, age: &Age) -> JudgedLine<'s> {
         ack: step.ack,
         window: step.window,
         opened: step.opened,
-        ends: step.ends,
         bytes: step.bytes(),
     }
 }

@@ -153,7 +153,7 @@ impl Flow {
     }
 }
 
-/// A line that the program judged, or a FIN.
+/// A line that the program judged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct JudgedStep {
     pub flow: u64,
@@ -172,8 +172,6 @@ pub struct JudgedStep {
     pub window: u16,
     /// Whether it opened a pinhole.
     pub opened: bool,
-    /// Whether it is a FIN, and no line.
-    pub ends: bool,
     bytes: [u8; LONGEST_LINE],
     length: u8,
 }
@@ -197,7 +195,7 @@ impl JudgedStep {
         let length = fields.u16().min(LONGEST_LINE as u16) as u8;
         let opened = fields.u16() != 0;
         let window = fields.be16();
-        let ends = fields.u16() != 0;
+        fields.be16();
         fields.u32();
         let bytes = fields.take();
         Self {
@@ -211,7 +209,6 @@ impl JudgedStep {
             server,
             window,
             opened,
-            ends,
             bytes,
             length,
         }

@@ -74,9 +74,7 @@ impl Judged {
 }
 
 fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
-    let Line {
-        flow, line: number, at, from, client, server, seq, ack, window, opened, ends, ..
-    } = *line;
+    let Line { flow, line: number, at, from, client, server, seq, ack, window, opened, .. } = *line;
     JudgedLine {
         flow,
         line: number,
@@ -88,7 +86,6 @@ fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
         ack,
         window,
         opened,
-        ends,
         bytes: &line.bytes,
     }
 }
