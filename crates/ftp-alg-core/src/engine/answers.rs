@@ -49,10 +49,14 @@ impl Engine {
             .take()
             .unwrap_or(Ok(None))
             .and_then(|found| found.ok_or(KernelError::Unknown));
-        if let (Ok(translation), Some(Entry { control, .. })) =
-            (&found, self.sessions.table.get_of(session.index, session.id))
-        {
-            control.set_translation(Some(*translation));
+        if let Some(Entry { control, .. }) = self.sessions.table.get_of(session.index, session.id) {
+            match &found {
+                Ok(translation) => control.set_translation(Some(*translation)),
+                Err(_) => control.judging_mut().note_fruitless(),
+            }
+            if found.is_ok() && ask.waiting.is_none() {
+                self.offer(session.index, effects);
+            }
         }
         let Some(waiting) = ask.waiting.take() else { return };
         let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found {

@@ -311,7 +311,7 @@ impl Engine {
         }
         if from == Side::Server && is_new && matches!(decision, Decision::Verdict(Verdict::Accept))
         {
-            self.offer(index);
+            self.offer(index, effects);
         }
         decision
     }

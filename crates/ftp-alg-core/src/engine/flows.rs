@@ -7,9 +7,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Effects, Engine, Entry, Pinhole, Sessions, What,
+    Effects, Engine, Entry, Lookup, Pinhole, Sessions, What,
     announcement::external,
     connection::Connection,
+    effects::{Ask, SessionRef},
     handover::{FlowChange, Handover, Hole, JudgedLine, TakenBack},
     memory::is_to_be_weighed,
     shares::is_to_be_counted,
@@ -132,11 +133,11 @@ impl Engine {
         }
     }
 
-    /// Hands the connection at `index` over, if it is at rest and nothing speaks against it.
+    /// Hands the connection at `index` over, if it is at rest and nothing speaks against it. Its translation is asked for first.
     #[inline]
-    pub(super) fn offer(&mut self, index: u32) {
+    pub(super) fn offer(&mut self, index: u32, effects: &mut Effects) {
         if self.sessions.hands_over {
-            self.sessions.hand_over(index);
+            self.sessions.hand_over(index, effects);
         }
     }
 }
@@ -150,9 +151,8 @@ impl Sessions {
         }
     }
 
-    fn hand_over(&mut self, index: u32) {
+    fn hand_over(&mut self, index: u32, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
-        let Some(translation) = control.translation().copied() else { return };
         let judging = control.judging();
         if judging.is_handed_over || judging.fruitless >= FRUITLESS || !session.is_at_rest() {
             return;
@@ -160,6 +160,12 @@ impl Sessions {
         if control.rival().is_some() || control.is_busy() || control.spoke_in_syn() {
             return;
         }
+        let Some(translation) = control.translation().copied() else {
+            let (session, client, server) =
+                (SessionRef { index, id: control.id }, control.client(), control.server());
+            effects.lookups.push(Ask::new(session, Lookup { client, server }, None));
+            return;
+        };
         let policy = self.policy.within(control.network());
         let named = |kind| match external(kind, &translation, policy) {
             Ok(IpAddr::V4(address)) => Some(address),
@@ -182,7 +188,7 @@ impl Sessions {
         let next = [session.next_of(Side::Client).0, session.next_of(Side::Server).0];
         let judging = control.judging_mut();
         judging.is_handed_over = true;
-        judging.fruitless += 1;
+        judging.note_fruitless();
         self.flow_changes.push(FlowChange::Over(Handover {
             flow: control.id,
             lines: control.judging().lines,

@@ -86,6 +86,28 @@ fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
 }
 
 #[test]
+fn a_login_hands_over_if_the_translation_is_known() {
+    for translation in [None, Some(())] {
+        let mut talk = Conversation::through(
+            Engine::new(Policy::default(), Checksums::Verify),
+            "192.168.150.80",
+        );
+        talk.gateway.engine.sessions.set_hands_over(true);
+        let known = talk.gateway.kernel.translation;
+        talk.gateway.kernel.translation = known.filter(|_| translation.is_some());
+        let mut talk = talk.log_in();
+        assert_eq!(talk.is_handed_over(), translation.is_some());
+        if translation.is_none() {
+            talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")].repeat(8));
+            // It is asked for three times, no more.
+            talk.gateway.kernel.translation = known;
+            talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")]);
+            assert!(!talk.is_handed_over());
+        }
+    }
+}
+
+#[test]
 fn what_is_judged_counts_as_what_is_queued() {
     let mut talk = Conversation::handed_over();
     talk.judged(1, (Side::Client, "RETR one\r\n"), false);

@@ -22,6 +22,13 @@ pub struct Judging {
     pub(super) fruitless: u8,
 }
 
+impl Judging {
+    /// It could not be handed over, or nothing was judged since.
+    pub(super) fn note_fruitless(&mut self) {
+        self.fruitless = self.fruitless.saturating_add(1);
+    }
+}
+
 /// A pinhole that the program opened: its connection, and which line of it that was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hole {
