@@ -8,6 +8,8 @@
 mod announcements;
 #[path = "fastpath/data.rs"]
 mod data;
+#[path = "fastpath/ends.rs"]
+mod ends;
 #[path = "fastpath/frames.rs"]
 mod frames;
 #[path = "support/judge/layout.rs"]

@@ -145,6 +145,7 @@ fn line<'s>(step: &'s JudgedStep, age: &Age) -> JudgedLine<'s> {
         ack: step.ack,
         window: step.window,
         opened: step.opened,
+        ends: step.ends,
         bytes: step.bytes(),
     }
 }

@@ -16,17 +16,59 @@ use super::{
 /// How long translations are looked up for one answer: some ten thousand.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
+impl Shared {
+    /// Has the engines read what the fast path has judged by now.
+    fn catch_up(&self) {
+        if let Ok(judged) = &self.judged {
+            judged.read(self, &mut lock(&self.kernel));
+        }
+    }
+
+    /// What the engines hold and the kernel says is open: it closes by itself what is used.
+    fn open_pinholes(&self) -> Vec<PinholeRow> {
+        let open = match lock(&self.kernel).list_open() {
+            Ok(open) => open,
+            Err(error) => {
+                self.fail(&error);
+                return Vec::new();
+            }
+        };
+        // By its key, as each row is looked up with an engine locked, which keeps its worker waiting.
+        let remaining: HashMap<_, _> =
+            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
+        let row = |info: PinholeInfo| {
+            let pinhole = info.pinhole;
+            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
+            Some(PinholeRow {
+                session: info.session,
+                initiator: pinhole.initiator,
+                arrival: pinhole.arrival,
+                target: pinhole.target,
+                source: pinhole.source,
+                kind: info.kind,
+                remaining_seconds: remaining.as_secs(),
+            })
+        };
+        let rows = |shard: &Shard| {
+            lock(&shard.engine).sessions.list_pinholes().filter_map(row).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(rows).collect()
+    }
+}
+
 impl Source for Shared {
     fn status(&self) -> Status {
+        self.catch_up();
         let mut status = self.counted(Instant::now());
         let sessions = |shard: &Shard| lock(&shard.engine).sessions.list().count() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
-        status.pinholes = self.pinholes().len() as u64;
+        status.pinholes = self.open_pinholes().len() as u64;
         status
     }
 
     /// An engine looks up a translation when something is announced. Who asks gets all others as well.
     fn sessions(&self) -> Vec<SessionRow> {
+        self.catch_up();
         let now = Instant::now();
         let mut kernel = lock(&self.kernel);
         let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
@@ -55,34 +97,8 @@ impl Source for Shared {
         sessions.into_iter().map(row).collect()
     }
 
-    /// What the engines hold and the kernel says is open: it closes by itself what is used.
     fn pinholes(&self) -> Vec<PinholeRow> {
-        let open = match lock(&self.kernel).list_open() {
-            Ok(open) => open,
-            Err(error) => {
-                self.fail(&error);
-                return Vec::new();
-            }
-        };
-        // By its key, as each row is looked up with an engine locked, which keeps its worker waiting.
-        let remaining: HashMap<_, _> =
-            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
-        let row = |info: PinholeInfo| {
-            let pinhole = info.pinhole;
-            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
-            Some(PinholeRow {
-                session: info.session,
-                initiator: pinhole.initiator,
-                arrival: pinhole.arrival,
-                target: pinhole.target,
-                source: pinhole.source,
-                kind: info.kind,
-                remaining_seconds: remaining.as_secs(),
-            })
-        };
-        let rows = |shard: &Shard| {
-            lock(&shard.engine).sessions.list_pinholes().filter_map(row).collect::<Vec<_>>()
-        };
-        self.shards.iter().flat_map(rows).collect()
+        self.catch_up();
+        self.open_pinholes()
     }
 }

@@ -31,7 +31,9 @@ fn limit(scene: &Scene, name: &str) -> u64 {
 
 #[test]
 fn an_end_that_cannot_be_noted_is_still_seen() {
-    let scene = Scene::with_open_table(Topology::Routed, "", &json!({}));
+    // The fast path needs no note of an end.
+    let scene =
+        Scene::with_open_table(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &json!({}));
     let client = scene.logged_in(&[say(PORT), reply()]);
     assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
     fill(&scene, "ending", |number| (number + 1).to_string());

@@ -76,11 +76,15 @@ impl Walk {
                 let mut frame = Frame::new(source, destination, ACK | PSH);
                 frame.seq = flow.next[side.index()];
                 frame.ack = flow.next[side.other().index()];
-                frame.payload = some_line(rng, &flow, side).into_bytes();
-                frame.payload.extend_from_slice(b"\r\n");
+                if rng.chance(0.03) {
+                    frame.flags |= FIN;
+                } else {
+                    frame.payload = some_line(rng, &flow, side).into_bytes();
+                    frame.payload.extend_from_slice(b"\r\n");
+                }
                 (side, frame)
             };
-            if rng.chance(0.06) {
+            if !frame.payload.is_empty() && rng.chance(0.06) {
                 spoil(rng, &mut frame);
             }
             self.packet(id, &mut flow, side, &frame);
@@ -106,7 +110,8 @@ impl Walk {
             side,
             seq: frame.seq,
             ack: frame.ack,
-            has_only_ack_and_push: frame.flags == ACK || frame.flags == ACK | PSH,
+            has_only_ack_and_push: frame.flags & !(PSH | FIN) == ACK,
+            ends: frame.flags & FIN != 0,
             mark: frame.mark,
             payload: &frame.payload,
         };
@@ -142,6 +147,7 @@ impl Walk {
                     (frame.seq, frame.ack, &frame.payload)
                 );
                 assert_eq!(step.opened, u16::from(opened.is_some()), "{what}");
+                assert_eq!(step.ends, u16::from(segment.ends), "{what}");
                 self.seen[2] += 1;
                 (Some((heard, outcome)), *opened)
             }

@@ -153,7 +153,7 @@ impl Flow {
     }
 }
 
-/// A line that the program judged.
+/// A line that the program judged, or a FIN.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct JudgedStep {
     pub flow: u64,
@@ -172,6 +172,8 @@ pub struct JudgedStep {
     pub window: u16,
     /// Whether it opened a pinhole.
     pub opened: bool,
+    /// Whether it is a FIN, and no line.
+    pub ends: bool,
     bytes: [u8; LONGEST_LINE],
     length: u8,
 }
@@ -195,7 +197,7 @@ impl JudgedStep {
         let length = fields.u16().min(LONGEST_LINE as u16) as u8;
         let opened = fields.u16() != 0;
         let window = fields.be16();
-        fields.be16();
+        let ends = fields.u16() != 0;
         fields.u32();
         let bytes = fields.take();
         Self {
@@ -209,6 +211,7 @@ impl JudgedStep {
             server,
             window,
             opened,
+            ends,
             bytes,
             length,
         }

@@ -127,11 +127,15 @@ pub struct Flow {
     pub digits: u32,
     pub hole: Option<HoleKey>,
     pub lifetime: u64,
-    /// Sequence number and bytes of the last judged line of each side.
-    pub last: [(u32, Vec<u8>); 2],
+    /// Sequence number and bytes of the last judged line of each side; no bytes for a FIN.
+    pub last: [(u32, Option<Vec<u8>>); 2],
 }
 
 impl Flow {
+    pub fn has_ended(&self, side: Side) -> bool {
+        self.last[side.index()].1.is_none()
+    }
+
     pub fn to_bytes(&self) -> [u8; FLOW] {
         let mut flow = [0; FLOW];
         let mut put = |at: usize, bytes: &[u8]| flow[at..at + bytes.len()].copy_from_slice(bytes);
@@ -161,8 +165,9 @@ impl Flow {
         }
         for (at, (seq, line)) in [104, 240].into_iter().zip(&self.last) {
             put(at, &seq.to_ne_bytes());
-            put(at + 4, &u32::try_from(line.len()).unwrap().to_ne_bytes());
-            put(at + 8, line);
+            let length = line.as_ref().map_or(LINE + 1, Vec::len);
+            put(at + 4, &u32::try_from(length).unwrap().to_ne_bytes());
+            put(at + 8, line.as_deref().unwrap_or_default());
         }
         flow
     }
@@ -172,9 +177,11 @@ impl Flow {
         let address = |at: usize| Ipv4Addr::from(*flow[at..].first_chunk::<4>().unwrap());
         let port = |at: usize| u16::from_be_bytes([flow[at], flow[at + 1]]);
         let line = |at: usize| {
-            let (text, rest) = flow[at + 8..at + 8 + LINE].split_at(number(at + 4) as usize);
+            let length = number(at + 4) as usize;
+            let ends = length == LINE + 1;
+            let (text, rest) = flow[at + 8..at + 8 + LINE].split_at(if ends { 0 } else { length });
             assert!(rest.iter().all(|byte| *byte == 0), "behind the line: {rest:?}");
-            (number(at), text.to_vec())
+            (number(at), (!ends).then(|| text.to_vec()))
         };
         assert_eq!(number(100), 0, "nobody opens a pinhole now");
         Self {
@@ -211,6 +218,7 @@ pub struct Step {
     pub seq: u32,
     pub ack: u32,
     pub opened: u16,
+    pub ends: u16,
     pub line: Vec<u8>,
 }
 
@@ -227,6 +235,7 @@ impl Step {
             seq: u32_at(record, 24),
             ack: u32_at(record, 28),
             opened: u16::from_ne_bytes([record[46], record[47]]),
+            ends: u16::from_ne_bytes([record[50], record[51]]),
             line,
         }
     }

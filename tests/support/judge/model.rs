@@ -13,6 +13,8 @@ pub struct Segment<'a> {
     pub seq: u32,
     pub ack: u32,
     pub has_only_ack_and_push: bool,
+    /// Whether it has the flag FIN as well.
+    pub ends: bool,
     pub mark: u32,
     pub payload: &'a [u8],
 }
@@ -70,6 +72,9 @@ fn consider(
     if segment.mark != 0 || !segment.has_only_ack_and_push {
         return None;
     }
+    if segment.ends {
+        return end(flow, segment);
+    }
     if segment.payload.len() < 6 || segment.payload.len() > 128 {
         return None;
     }
@@ -86,9 +91,12 @@ fn consider(
         return None;
     }
     let heard = format!("{heard}\r\n").into_bytes();
-    let last = (segment.seq, segment.payload.to_vec());
+    let last = (segment.seq, Some(segment.payload.to_vec()));
     if flow.last[side.index()] == last {
         return Some(Expected::Retransmission(heard));
+    }
+    if flow.has_ended(side) {
+        return None;
     }
     let next = [flow.next[side.index()], flow.next[side.other().index()]];
     if next != [segment.seq, segment.ack] {
@@ -134,6 +142,24 @@ fn consider(
     flow.next[side.index()] = segment.seq.wrapping_add(length);
     flow.last[side.index()] = last;
     Some(Expected::Step(heard, opened))
+}
+
+fn end(flow: &mut Flow, segment: &Segment) -> Option<Expected> {
+    let side = segment.side;
+    if !segment.payload.is_empty() {
+        return None;
+    }
+    if flow.last[side.index()] == (segment.seq, None) {
+        return Some(Expected::Retransmission(Vec::new()));
+    }
+    let next = [flow.next[side.index()], flow.next[side.other().index()]];
+    if flow.has_ended(side) || next != [segment.seq, segment.ack] || flow.awaits != NOTHING {
+        return None;
+    }
+    flow.steps += 1;
+    flow.next[side.index()] = segment.seq.wrapping_add(1);
+    flow.last[side.index()] = (segment.seq, None);
+    Some(Expected::Step(Vec::new(), None))
 }
 
 fn command(line: &str, flow: &Flow) -> Option<Meaning> {

@@ -29,6 +29,7 @@ pub struct Line {
     pub ack: u32,
     pub window: u16,
     pub opened: bool,
+    pub ends: bool,
     pub bytes: Vec<u8>,
 }
 
@@ -121,9 +122,11 @@ impl Program {
         };
         let (id, side) = *self.ways.get(&(source, destination))?;
         let flow = self.flows.get_mut(&id).filter(|flow| flow.judged)?;
-        let has_only_ack_and_push = packet.flags & !PSH == ACK;
-        let may_be_line = (6..=128).contains(&packet.payload.len());
-        if !packet.is_plain || !has_only_ack_and_push || !may_be_line {
+        let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
+        let ends = packet.flags & FIN != 0;
+        let length = packet.payload.len();
+        let may_be_step = if ends { length == 0 } else { (6..=128).contains(&length) };
+        if !packet.is_plain || !has_only_ack_and_push || !may_be_step {
             flow.judged = false;
             self.counts.handed_back += 1;
             return None;
@@ -135,7 +138,7 @@ impl Program {
             return None;
         }
         let Seen { seq, ack, window, payload, .. } = *packet;
-        let segment = Segment { side, seq, ack, has_only_ack_and_push, mark: 0, payload };
+        let segment = Segment { side, seq, ack, has_only_ack_and_push, ends, mark: 0, payload };
         let expected = decide(id, flow, &mut self.holes, &self.barred, &segment);
         let holes = &self.holes;
         self.opened.retain(|key, _| holes.contains_key(key));
@@ -170,6 +173,7 @@ impl Program {
             ack,
             window,
             opened: opened.is_some(),
+            ends,
             bytes: payload.to_vec(),
         });
         Some(heard)
@@ -237,7 +241,7 @@ impl Program {
             digits: u32::try_from(zeros.digits()).unwrap(),
             hole: None,
             lifetime: u64::try_from(lifetime.as_nanos()).unwrap(),
-            last: [(0, Vec::new()), (0, Vec::new())],
+            last: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
         };
         self.flows.insert(flow, handed);
     }

@@ -74,7 +74,9 @@ impl Judged {
 }
 
 fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
-    let Line { flow, line: number, at, from, client, server, seq, ack, window, opened, .. } = *line;
+    let Line {
+        flow, line: number, at, from, client, server, seq, ack, window, opened, ends, ..
+    } = *line;
     JudgedLine {
         flow,
         line: number,
@@ -86,6 +88,7 @@ fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
         ack,
         window,
         opened,
+        ends,
         bytes: &line.bytes,
     }
 }

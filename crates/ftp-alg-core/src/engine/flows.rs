@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     ftp::{Kind, Zeros},
-    packet::{self, Packet, Seq},
+    packet::{self, Packet, Seq, flags},
     session::{Forward, Known, Question, Side},
 };
 
@@ -52,7 +52,9 @@ impl Engine {
                 Side::Server => [ends[1], ends[0]],
             };
             let (seq, ack) = (Seq(line.seq), Seq(line.ack));
-            packet::segment((source, destination), (seq, ack), line.window, line.bytes, &mut bytes);
+            let last = if line.ends { flags::FIN } else { flags::PSH };
+            let header = (line.window, flags::ACK | last);
+            packet::segment((source, destination), (seq, ack), header, line.bytes, &mut bytes);
             let Ok(packet) = Packet::parse(&bytes) else { continue };
             // Lines of others may be read later that are older than this one.
             self.sessions.expire_pinholes_of(index, line.at, effects);
@@ -106,11 +108,23 @@ impl Engine {
         };
         is_alike &= match outcome.forward {
             Forward::Unchanged => true,
-            Forward::Changed { .. } => line.opened && self.payload.len() == line.bytes.len(),
+            // Also what only follows a rewrite that is not acknowledged yet.
+            Forward::Changed { seq, ack, .. } => {
+                (seq, ack) == (packet.seq(), packet.ack())
+                    && self.payload.len() == line.bytes.len()
+                    && (line.opened || self.payload == line.bytes)
+            }
             Forward::Drop(_) | Forward::Asks => false,
         };
+        let is_over = session.is_over();
+        if is_over {
+            connection.close_all("the control connection ended");
+        }
         let is_counted = is_to_be_weighed(session, control) || is_to_be_counted(session, control);
         self.sessions.note_change(index);
+        if is_over {
+            self.sessions.take_back(index);
+        }
         if !is_alike || hole.is_some() {
             self.give_up_judged(index, effects);
         }

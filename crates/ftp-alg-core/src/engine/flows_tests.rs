@@ -49,9 +49,10 @@ impl Conversation {
             ack: self.received[me],
             window: 512,
             opened,
+            ends: text.is_empty(),
             bytes: text.as_bytes(),
         };
-        self.next[me] += text.len() as u32;
+        self.next[me] += text.len().max(1) as u32; // a FIN counts as one
         self.received[1 - me] = self.next[me];
         let now = self.now;
         self.gateway.work(now, |engine, effects| engine.read_judged([line].into_iter(), effects));
@@ -175,6 +176,22 @@ fn a_line_sent_again_after_it_was_judged_is_the_same() {
     assert_eq!(talk.pinholes().len(), 2);
     let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
     assert_eq!(talk.hand(&other).1, "PORT 198,51,100,1,4,001\r\n");
+}
+
+#[test]
+fn a_connection_that_both_sides_end_is_over_with_its_pinholes() {
+    let mut talk = Conversation::handed_over();
+    talk.judged(1, PASV[0], false);
+    talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    talk.judged(3, (Side::Client, "QUIT\r\n"), false);
+    talk.judged(4, (Side::Server, "221 bye\r\n"), false);
+    talk.judged(5, (Side::Server, ""), false);
+    assert!(talk.is_handed_over() && talk.pinholes().len() == 1);
+    talk.judged(6, (Side::Client, ""), false);
+    assert!(!talk.is_handed_over() && talk.pinholes().is_empty());
+    assert_eq!(talk.gateway.kernel.shut.last().unwrap().hole, Hole { flow: 1, line: 2 });
+    let counters = talk.gateway.engine.counters();
+    assert_eq!((counters.judged, counters.judged_otherwise), (6, 0));
 }
 
 #[test]

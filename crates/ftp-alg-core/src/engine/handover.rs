@@ -109,7 +109,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A line that the program has judged, as it came.
+/// A line that the program has judged, as it came; or a FIN.
 #[derive(Clone, Copy, Debug)]
 pub struct JudgedLine<'l> {
     /// The session's number.
@@ -132,6 +132,8 @@ pub struct JudgedLine<'l> {
     pub window: u16,
     /// Whether a pinhole was opened for it.
     pub opened: bool,
+    /// Whether it is a FIN, and no line.
+    pub ends: bool,
     /// The line, with its end.
     pub bytes: &'l [u8],
 }

@@ -143,7 +143,7 @@ pub fn acknowledgement(
 pub fn segment(
     (source, destination): (SocketAddr, SocketAddr),
     (seq, ack): (Seq, Seq),
-    window: u16,
+    (window, flags): (u16, u8),
     payload: &[u8],
     out: &mut Vec<u8>,
 ) {
@@ -151,7 +151,7 @@ pub fn segment(
     let tcp = out.len() - 20; // without options
     out.extend_from_slice(payload);
     if let Some(mut packet) = MutableTcpPacket::new(&mut out[tcp..]) {
-        packet.set_flags(flags::ACK | flags::PSH);
+        packet.set_flags(flags);
     }
     set_lengths(out, source.ip());
     set_tcp_checksum(&mut out[tcp..], source.ip(), destination.ip());

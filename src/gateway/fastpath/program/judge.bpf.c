@@ -1,7 +1,7 @@
 // Judges the lines that recur on FTP control connections, where they enter the gateway.
 //
 // The daemon hands over a connection that it has verified. This program then follows it: one command, its reply,
-// each a whole line in one segment, in step by sequence and by acknowledgement number. It marks such a packet, so that
+// each a whole line in one segment, in step by sequence and by acknowledgement number; at last the FIN of each side. It marks such a packet, so that
 // the rules do not queue it, and tells the daemon by a ring buffer. It opens the pinhole that a line announces, and
 // admits the pinhole's SYN. At anything else it hands the flow back and leaves the packet as it is, so the packet is
 // queued and the daemon goes on.
@@ -54,7 +54,7 @@ static __always_inline void begin_record(struct step *line, const struct flow *f
 	line->length = packet->length;
 	line->opened = 0;
 	line->window = packet->window;
-	line->pad = 0;
+	line->ends = packet->flags & FIN;
 	line->pad2 = 0;
 	__builtin_memset(line->bytes, 0, LINE);
 }
@@ -99,6 +99,35 @@ static __always_inline int open(struct flow *flow, struct step *line, __u32 kind
 	return 1;
 }
 
+// One whole line, or the end of what a side says.
+static __always_inline int may_be_step(const struct packet *packet)
+{
+	__u32 flags = packet->flags & ~PSH;
+
+	if (flags == (ACK | FIN))
+		return !packet->length;
+	return flags == ACK && packet->length >= 6 && packet->length <= LINE;
+}
+
+// Reads the line into its record. What it is; UNKNOWN if it is not one whole line.
+static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packet *packet, struct step *line,
+				       struct endpoint *endpoint)
+{
+	__u32 length = packet->length;
+
+	if (line->ends)
+		return ENDS;
+	// The compiler knows the bounds and would drop the tests that tell the verifier.
+	length -= 6;
+	asm volatile("" : "+r"(length));
+	if (length > LINE - 6)
+		return UNKNOWN;
+	length += 6;
+	if (bpf_skb_load_bytes(skb, packet->at, line->bytes, length) || !is_whole_line(line, length))
+		return UNKNOWN;
+	return line->side == CLIENT ? read_command(line, length, endpoint) : read_reply(line, endpoint);
+}
+
 static __always_inline int judge_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 				      struct step *line)
 {
@@ -108,17 +137,8 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 	__u32 kind, verdict, step, at = packet->at, length = packet->length;
 	int opens = 0, rewrites = 0, result = NEXT;
 
-	// The compiler knows the bounds and would drop the tests that tell the verifier.
-	length -= 6;
-	asm volatile("" : "+r"(length));
-	if (length > LINE - 6)
-		goto refuse;
-	length += 6;
-	if (bpf_skb_load_bytes(skb, at, line->bytes, length) || !is_whole_line(line, length) ||
-	    !checksum_is_right(skb, packet, line))
-		goto refuse;
-	kind = line->side == CLIENT ? read_command(line, length, &endpoint) : read_reply(line, &endpoint);
-	if (kind == UNKNOWN)
+	kind = read_line(skb, packet, line, &endpoint);
+	if (kind == UNKNOWN || !checksum_is_right(skb, packet, line))
 		goto refuse;
 
 	if (is_announcement(kind)) {
@@ -216,7 +236,7 @@ int judge(struct __sk_buff *skb)
 	// Judged already, at the interface below this one: a macvlan gets its packets from there. Nobody else sets this mark.
 	if (skb->mark == flow->judged_mark)
 		return NEXT;
-	if (!packet.plain || skb->mark || (packet.flags & ~PSH) != ACK || packet.length < 6 || packet.length > LINE)
+	if (!packet.plain || skb->mark || !may_be_step(&packet))
 		return hand_back(flow);
 	// Before the lock: a step that was taken before a packet is queued has its record by then.
 	line = bpf_ringbuf_reserve(&ring, sizeof(*line), 0);

@@ -41,7 +41,7 @@ struct hole {
 	__u32 mark;
 };
 
-// A line as it came. Bytes behind its length are 0.
+// A line as it came. Bytes behind its length are 0. The length of a FIN is more than LINE.
 struct line {
 	__u32 seq, length;
 	__u8 bytes[LINE];
@@ -69,7 +69,7 @@ struct flow {
 	struct line last[2];                       // last judged line of client and server
 };
 
-// A record of the ring: one judged line.
+// A record of the ring: one judged line, or a FIN.
 struct step {
 	__u64 flow, at;                            // at: bpf_ktime_get_ns()
 	__u32 step, side;                          // step: `steps` of the flow with this line
@@ -77,7 +77,8 @@ struct step {
 	__be32 client, server;
 	__be16 client_port, server_port;
 	__u16 length, opened;                      // opened: 1 if the line opened a pinhole
-	__be16 window, pad;
+	__be16 window;
+	__u16 ends;                                // 1: a FIN, and no line
 	__u32 pad2;
 	__u8 bytes[LINE];                          // as they came, before any rewrite; 0 behind the line
 };

@@ -17,6 +17,7 @@ enum kind {
 	OTHER_REPLY,   // 3xx to 5xx
 	REPLY_227,
 	REPLY_229,
+	ENDS,          // no line: a FIN
 };
 
 // The endpoint that a line announces.

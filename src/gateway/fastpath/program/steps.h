@@ -13,10 +13,15 @@ static __always_inline int is_announcement(__u32 kind)
 	return kind == PORT || kind == EPRT || kind == REPLY_227 || kind == REPLY_229;
 }
 
+static __always_inline __u32 length_to_keep(const struct step *line)
+{
+	return line->ends ? LINE + 1 : line->length;
+}
+
 static __always_inline int is_retransmission(const struct line *last, const struct step *line)
 {
 	const __u64 *before = (const __u64 *)last->bytes, *now = (const __u64 *)line->bytes;
-	__u64 differs = last->seq != line->seq || last->length != line->length;
+	__u64 differs = last->seq != line->seq || last->length != length_to_keep(line);
 
 #pragma unroll
 	for (int i = 0; i < LINE / 8; i++)
@@ -28,6 +33,7 @@ static __always_inline int is_retransmission(const struct line *last, const stru
 static __always_inline int is_in_turn(__u32 awaits, __u32 kind)
 {
 	switch (kind) {
+	case ENDS:
 	case COMMAND:
 	case ASKS_PASV:
 	case ASKS_EPSV:
@@ -55,6 +61,9 @@ static __always_inline __u32 verdict_on(struct flow *flow, const struct step *li
 		return HANDS_BACK;
 	if (is_retransmission(&flow->last[side], line))
 		return AGAIN;
+	// It has ended.
+	if (flow->last[side].length > LINE)
+		return HANDS_BACK;
 	if (line->seq != flow->next[side] || line->ack != flow->next[!side])
 		return HANDS_BACK;
 	if (!is_in_turn(flow->awaits, kind))
@@ -70,11 +79,11 @@ static __always_inline void take(struct flow *flow, struct step *line, __u32 kin
 	struct line *last = &flow->last[side];
 
 	last->seq = line->seq;
-	last->length = line->length;
+	last->length = length_to_keep(line);
 #pragma unroll
 	for (int i = 0; i < LINE / 8; i++)
 		((__u64 *)last->bytes)[i] = ((const __u64 *)line->bytes)[i];
-	flow->next[side] += line->length;
+	flow->next[side] += line->ends ? 1 : line->length;
 	line->step = ++flow->steps;
 	if (kind == COMMAND)
 		flow->awaits = OTHER;
