@@ -28,7 +28,10 @@ mod scene;
 mod walk;
 
 use frames::{ACK, Frame, WINDOW};
-use layout::{ANNOUNCED, EPSV, Flow, HANDED_BACK, JUDGED, NO_ROOM, NOTHING, OTHER, PASV, Side};
+use layout::{
+    ANNOUNCED, EPSV, Flow, HANDED_BACK, JUDGED, LOGIN, LOGIN_REPLY, NO_ROOM, NOTHING, OTHER, PASV,
+    Side,
+};
 use scene::{CLIENT, ID, SERVER, Talk, now, routed};
 
 const PLAIN: [&str; 21] = [
@@ -93,6 +96,25 @@ fn commands_that_announce_await_their_own_reply() {
         assert_eq!(talk.before.awaits, NOTHING, "{command}");
     }
     assert_eq!(talk.scene.holes().len(), 1);
+}
+
+#[test]
+fn a_login_passes_whatever_the_server_asks_for() {
+    for lines in [
+        &["USER lab", "331 Please specify the password.", "PASS lab", "230 Login successful."][..],
+        &["user anonymous", "230 no password is needed"],
+        &["PASS first", "331 again", "USER a", "331 ", "PASS ", "230 "],
+    ] {
+        let mut talk = Talk::new(Flow { awaits: LOGIN, ..routed() });
+        for exchange in lines.chunks(2) {
+            assert_eq!(talk.before.awaits, LOGIN, "{lines:?}");
+            talk.says(Side::Client, exchange[0]);
+            assert_eq!(talk.before.awaits, LOGIN_REPLY, "{lines:?}");
+            talk.says(Side::Server, exchange[1]);
+        }
+        assert_eq!(talk.before.awaits, NOTHING, "{lines:?}");
+        talk.says(Side::Client, "PORT 10,0,0,2,4,4");
+    }
 }
 
 #[test]

@@ -91,6 +91,11 @@ impl Flows {
 
     fn hand_over(&self, handover: &Handover) {
         let Some(ends) = Ends::of(&handover.translation) else { return };
+        // Those that have not logged in leave half of the room to the others. They are offered again.
+        let most = self.program.most_flows() as usize / 2;
+        if !handover.is_logged_in && lock(&self.slots).len() >= most {
+            return;
+        }
         let arranged = self.arrange(&ends);
         let slots = match arranged {
             Ok(Some(slots)) => slots,
@@ -104,7 +109,7 @@ impl Flows {
             ways: ends.ways(),
             next: handover.next,
             steps: handover.lines,
-            awaits: Awaits::Nothing,
+            awaits: if handover.is_logged_in { Awaits::Nothing } else { Awaits::Login },
             client: ends.client,
             server: ends.server,
             client_named,

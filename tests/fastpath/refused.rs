@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::{
     frames::{ACK, CWR, Checksum, ECE, FIN, Frame, NS, PSH, RST, SYN, URG},
-    layout::{ANNOUNCED, EPSV, Flow, NOTHING, OTHER, PASV, Side, way_key},
+    layout::{ANNOUNCED, EPSV, Flow, LOGIN, LOGIN_REPLY, NOTHING, OTHER, PASV, Side, way_key},
     scene::{ID, Talk, routed},
 };
 
@@ -45,15 +45,49 @@ fn the_wrong_side_is_handed_back() {
         talk.line_hands_back(Side::Client, line);
     }
     talk.line_hands_back(Side::Server, "NOOP\r\n");
-    for awaits in [OTHER, PASV, EPSV, ANNOUNCED, 5] {
+    for awaits in [OTHER, PASV, EPSV, ANNOUNCED, LOGIN, LOGIN_REPLY, 7] {
         let mut talk = awaiting(awaits);
-        // Pipelined.
+        // Pipelined, or before the login.
         for line in
             ["NOOP\r\n", "PASV\r\n", "EPSV\r\n", "PORT 10,0,0,2,4,1\r\n", "EPRT |1|10.0.0.2|9|\r\n"]
         {
             talk.line_hands_back(Side::Client, line);
         }
     }
+}
+
+#[test]
+fn all_but_the_login_is_handed_back_before_it() {
+    let mut talk = awaiting(LOGIN);
+    for line in ["QUIT", "SYST", "FEAT", "USER", "PASS", "USER a b", "PASS / HTTP/1.1", "ACCT a"] {
+        talk.line_hands_back(Side::Client, &format!("{line}\r\n"));
+    }
+    for line in ["220 hello", "230 in", "331 password", "150 wait", "200 ok"] {
+        talk.line_hands_back(Side::Server, &format!("{line}\r\n"));
+    }
+    let mut talk = awaiting(LOGIN_REPLY);
+    for line in ["USER a", "PASS a", "NOOP"] {
+        talk.line_hands_back(Side::Client, &format!("{line}\r\n"));
+    }
+    for line in [
+        "220 hello",
+        "200 ok",
+        "202 superfluous",
+        "231 out",
+        "232 in",
+        "332 account",
+        "421 bye",
+        "500 what",
+        "530 no",
+        "230-in",
+        "331-password",
+        "150 wait",
+        "227 (192,0,2,9,4,1)",
+    ] {
+        talk.line_hands_back(Side::Server, &format!("{line}\r\n"));
+    }
+    let end = Frame { flags: ACK | FIN, payload: Vec::new(), ..talk.frame(Side::Client, "") };
+    talk.hands_back(&end);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     data::syn,
     frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
-    layout::{ANNOUNCED, EPSV, Flow, HoleKey, NOTHING, PASV, Side, way_key},
+    layout::{ANNOUNCED, EPSV, Flow, HoleKey, LOGIN, LOGIN_REPLY, NOTHING, PASV, Side, way_key},
     model::{Expected, Holes, Segment, decide},
     rng::Rng,
     scene::{Scene, routed},
@@ -70,7 +70,7 @@ impl Walk {
             let (side, mut frame) = if !frames.is_empty() && rng.chance(0.1) {
                 frames[frames.len() - 1 - rng.below(frames.len().min(3))].clone()
             } else {
-                let is_reply = flow.awaits != NOTHING;
+                let is_reply = !matches!(flow.awaits, NOTHING | LOGIN);
                 let side = if is_reply != rng.chance(0.02) { Side::Server } else { Side::Client };
                 let (source, destination) = if side == Side::Client { client } else { server };
                 let mut frame = Frame::new(source, destination, ACK | PSH);
@@ -210,7 +210,7 @@ fn some_flow(rng: &mut Rng) -> Flow {
     Flow {
         next: [start, rng.next() as u32],
         steps: rng.next() as u32 >> 1,
-        awaits: *rng.pick(&[NOTHING, NOTHING, NOTHING, PASV, EPSV, ANNOUNCED]),
+        awaits: *rng.pick(&[NOTHING, NOTHING, NOTHING, PASV, EPSV, ANNOUNCED, LOGIN]),
         client,
         server,
         client_named,
@@ -265,10 +265,21 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             "200-ok",
             "120 later",
             "230 in",
+            "232 in",
+            "331 who",
+            "332 which",
+            "USER x",
+            "PASS / HTTP/1.1",
         ];
         return (*rng.pick(&odd)).to_owned();
     }
     match (side, flow.awaits) {
+        (Side::Client, LOGIN) if rng.chance(0.95) => {
+            (*rng.pick(&["USER a", "pass b", "PASS ", "user c d"])).to_owned()
+        }
+        (Side::Server, LOGIN_REPLY) if rng.chance(0.95) => {
+            (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
+        }
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV) => passive,
         (Side::Server, EPSV) => extended,

@@ -32,19 +32,25 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
             Translation::identity(client.into(), SERVER.into())
         };
-        let over = |number: u32| {
+        let handed_over = |number: u32, is_logged_in| {
             FlowChange::Over(Handover {
                 flow: number.into(),
                 lines: 0,
                 next: [1000, 2000],
+                is_logged_in,
                 translation: ends(number),
                 named: [*CLIENT.ip(), *SERVER.ip()],
                 zeros: Zeros::None,
                 lifetime: Duration::from_secs(30),
             })
         };
-        let all: Vec<_> = (1..=most).map(over).collect();
+        // Half of them for those that have not logged in.
+        let all: Vec<_> = (1..=most).map(|number| handed_over(number, false)).collect();
         kernel.hand_over(&all);
+        assert_eq!(flows.program().flows().unwrap().len(), most as usize / 2);
+        let over = |number| handed_over(number, true);
+        let others: Vec<_> = (most / 2 + 1..=most).map(over).collect();
+        kernel.hand_over(&others);
         assert_eq!(flows.take_failures(), None);
         kernel.hand_over(&[over(most + 1), over(most + 2)]);
         let last =

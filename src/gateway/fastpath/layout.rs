@@ -43,6 +43,8 @@ pub enum Awaits {
     Epsv = 3,
     /// The reply to PORT or EPRT.
     Announced = 4,
+    /// None: the client's turn, which has not logged in.
+    Login = 5,
 }
 
 /// A control connection whose lines the program judges from now on.

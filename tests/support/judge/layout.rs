@@ -11,6 +11,8 @@ pub const OTHER: u32 = 1;
 pub const PASV: u32 = 2;
 pub const EPSV: u32 = 3;
 pub const ANNOUNCED: u32 = 4;
+pub const LOGIN: u32 = 5;
+pub const LOGIN_REPLY: u32 = 6;
 
 /// Counters, by their place.
 pub const JUDGED: usize = 0;

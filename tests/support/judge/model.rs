@@ -5,7 +5,9 @@ use std::{
     net::Ipv4Addr,
 };
 
-use super::layout::{ANNOUNCED, EPSV, Flow, HoleKey, NOTHING, OTHER, PASV, Side};
+use super::layout::{
+    ANNOUNCED, EPSV, Flow, HoleKey, LOGIN, LOGIN_REPLY, NOTHING, OTHER, PASV, Side,
+};
 
 /// A packet of the flow, with nothing unusual in its IP header.
 pub struct Segment<'a> {
@@ -36,6 +38,12 @@ enum Meaning {
     Command(u32),
     /// A command that announces; the port, and what the line becomes.
     Announces(u16, String),
+    /// `USER` or `PASS`.
+    LogsIn,
+    /// 331.
+    AsksPassword,
+    /// 230.
+    LoggedIn,
     Preliminary,
     Completion,
     Other,
@@ -110,6 +118,9 @@ fn consider(
         (Meaning::Other, OTHER) => NOTHING,
         (Meaning::Passive(..), PASV) => NOTHING,
         (Meaning::ExtendedPassive(_), EPSV) => NOTHING,
+        (Meaning::LogsIn, LOGIN) => LOGIN_REPLY,
+        (Meaning::AsksPassword, LOGIN_REPLY) => LOGIN,
+        (Meaning::LoggedIn, LOGIN_REPLY) => NOTHING,
         _ => return None,
     };
     let opened = match meaning {
@@ -171,6 +182,7 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         "NOOP" | "PWD" | "CWD" | "CDUP" | "TYPE" | "SIZE" | "MDTM" | "REST" | "RETR" | "STOR"
         | "APPE" | "LIST" | "NLST" | "MLSD" | "DELE" | "MKD" | "RMD" | "RNFR" | "RNTO" | "SYST"
         | "QUIT" => Some(Meaning::Command(OTHER)),
+        "USER" | "PASS" => (!argument?.contains(' ')).then_some(Meaning::LogsIn),
         "PASV" if argument.is_none() => Some(Meaning::Command(PASV)),
         "EPSV" if argument.is_none() => Some(Meaning::Command(EPSV)),
         "PORT" => {
@@ -207,7 +219,9 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
         return None;
     }
     match code.parse().ok()? {
-        120 | 228 | 257 | 230..=239 | 331..=339 | 421 => None,
+        230 => Some(Meaning::LoggedIn),
+        331 => Some(Meaning::AsksPassword),
+        120 | 228 | 257 | 231..=239 | 332..=339 | 421 => None,
         100..=199 => Some(Meaning::Preliminary),
         227 => {
             let (before, inside, after) = parenthesis(text)?;

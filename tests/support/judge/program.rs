@@ -9,7 +9,7 @@ use std::{
 use ftp_alg_core::engine::{FlowChange, Handover, Hole, Pinhole, Shut, TakenBack, Translation};
 
 use super::{
-    layout::{Flow, HoleKey, NOTHING, Side},
+    layout::{Flow, HoleKey, LOGIN, NOTHING, Side},
     model::{Expected, Holes, Segment, decide},
 };
 
@@ -209,7 +209,8 @@ impl Program {
     }
 
     fn hand_over(&mut self, handover: &Handover) {
-        let Handover { flow, lines, next, translation, named, zeros, lifetime } = *handover;
+        let Handover { flow, lines, next, is_logged_in, translation, named, zeros, lifetime } =
+            *handover;
         // Taken back by another worker, which has not told yet.
         if self.flows.contains_key(&flow) {
             self.take_back(flow, &translation);
@@ -226,7 +227,7 @@ impl Program {
             judged: true,
             next,
             steps: lines,
-            awaits: NOTHING,
+            awaits: if is_logged_in { NOTHING } else { LOGIN },
             client,
             server,
             client_named,

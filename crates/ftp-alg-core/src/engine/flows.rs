@@ -207,6 +207,7 @@ impl Sessions {
             flow: control.id,
             lines: control.judging().lines,
             next,
+            is_logged_in: session.dialogue().is_logged_in(),
             translation,
             named: [client, server],
             zeros: if policy.keeps_length { session.dialogue().zeros() } else { Zeros::None },

@@ -78,6 +78,7 @@ fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
             flow: 1,
             lines: 0,
             next: talk.next,
+            is_logged_in: true,
             translation: talk.gateway.kernel.translation.unwrap(),
             named: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             zeros: crate::ftp::Zeros::Three,

@@ -47,6 +47,8 @@ pub struct Handover {
     pub lines: u32,
     /// The next sequence numbers of client and server.
     pub next: [u32; 2],
+    /// Whether the client has logged in. Before it has, nothing else is judged.
+    pub is_logged_in: bool,
     /// How its ends see each other; of IPv4.
     pub translation: Translation,
     /// The address that an announcement of the client names in the place of its own, and one of the server.

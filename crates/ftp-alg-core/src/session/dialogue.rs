@@ -244,10 +244,9 @@ impl Dialogue {
         self.logged_in
     }
 
-    /// Whether the client has logged in, every command was answered, and nothing is doubted or special.
+    /// Whether the server has greeted, every command was answered, and nothing is doubted or special.
     pub fn is_at_rest(&self) -> bool {
-        self.phase == Phase::Verified
-            && self.logged_in
+        matches!(self.phase, Phase::Greeted | Phase::Verified)
             && !self.epsv_all
             && self.doubt.is_none()
             && !self.awaits_replies()

@@ -102,7 +102,7 @@ impl Session {
     }
 
     /// Whether both ends have said what they had to say, all of it was read, nothing of it is kept, and what comes next is
-    /// a command of a client that has logged in.
+    /// a command.
     pub fn is_at_rest(&self) -> bool {
         let is_still = |direction: &Direction| {
             direction.is_idle() && direction.has_nothing_rare() && !direction.space.has_gap()

@@ -8,8 +8,8 @@
 
 enum side { CLIENT, SERVER };
 
-// What the client waits for. NOTHING: the next line is a command.
-enum awaits { NOTHING, OTHER, PASV, EPSV, ANNOUNCED };
+// What the client waits for. NOTHING: the next line is a command. LOGIN: the same, of a client that has not logged in.
+enum awaits { NOTHING, OTHER, PASV, EPSV, ANNOUNCED, LOGIN, LOGIN_REPLY };
 
 enum counts { JUDGED, HANDED_BACK, OPENED, ADMITTED, NO_ROOM, REWRITTEN, COUNTS };
 

@@ -12,11 +12,14 @@ enum kind {
 	ASKS_EPSV,
 	PORT,
 	EPRT,
+	LOGS_IN,       // USER or PASS
 	PRELIMINARY,   // 1xx
 	COMPLETION,    // 2xx
 	OTHER_REPLY,   // 3xx to 5xx
 	REPLY_227,
 	REPLY_229,
+	ASKS_PASSWORD, // 331
+	LOGGED_IN,     // 230
 	ENDS,          // no line: a FIN
 };
 
@@ -195,6 +198,17 @@ static __always_inline int is_plain_command_of_three(__u32 letters)
 	return 0;
 }
 
+// Whether the argument has no blank: `USER / HTTP/1.1` is no FTP.
+__noinline int is_one_word(const struct step *line, __u32 at)
+{
+	if (!line)
+		return 0;
+	for (; at < LINE; at++)
+		if (line->bytes[at] == ' ')
+			return 0;
+	return 1;
+}
+
 __noinline __u32 read_command(const struct step *line, __u32 length, struct endpoint *endpoint)
 {
 	__u32 word, at;
@@ -215,6 +229,8 @@ __noinline __u32 read_command(const struct step *line, __u32 length, struct endp
 		return length == 6 ? ASKS_EPSV : UNKNOWN;
 	if (line->bytes[4] != ' ')
 		return UNKNOWN;
+	if (word == WORD('U', 'S', 'E', 'R') || word == WORD('P', 'A', 'S', 'S'))
+		return is_one_word(line, 5) ? LOGS_IN : UNKNOWN;
 	if (word == WORD('P', 'O', 'R', 'T')) {
 		endpoint->start = 5;
 		endpoint->end = at = host_port_at(line, 5, endpoint);
@@ -245,7 +261,11 @@ __noinline __u32 read_reply(const struct step *line, struct endpoint *endpoint)
 	if (hundreds < 1 || hundreds > 5 || code > 9 || at > 9 || line->bytes[3] != ' ')
 		return UNKNOWN;
 	code = hundreds * 100 + code * 10 + at;
-	// 120 waits for the server. 228, 230 and 331 are of the login, 421 ends the session, and a 257 quotes a name.
+	if (code == 230)
+		return LOGGED_IN;
+	if (code == 331)
+		return ASKS_PASSWORD;
+	// 120 waits for the server. 228, 232 and 332 are of the login, 421 ends the session, and a 257 quotes a name.
 	if (code == 120 || code == 228 || code == 257 || (code >= 230 && code <= 239) || (code >= 331 && code <= 339) || code == 421)
 		return UNKNOWN;
 	if (code != 227 && code != 229)

@@ -49,6 +49,11 @@ static __always_inline int is_in_turn(__u32 awaits, __u32 kind)
 		return awaits == PASV;
 	case REPLY_229:
 		return awaits == EPSV;
+	case LOGS_IN:
+		return awaits == LOGIN;
+	case ASKS_PASSWORD:
+	case LOGGED_IN:
+		return awaits == LOGIN_REPLY;
 	}
 	return 0;
 }
@@ -93,6 +98,10 @@ static __always_inline void take(struct flow *flow, struct step *line, __u32 kin
 		flow->awaits = EPSV;
 	else if (kind == PORT || kind == EPRT)
 		flow->awaits = ANNOUNCED;
+	else if (kind == LOGS_IN)
+		flow->awaits = LOGIN_REPLY;
+	else if (kind == ASKS_PASSWORD)
+		flow->awaits = LOGIN;
 	else if (kind != PRELIMINARY)
 		flow->awaits = NOTHING;
 }
