@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::dialogue::{Control, PATIENCE, as_host_port, extended_port, host_port};
+use crate::{
+    dialogue::{Control, PATIENCE, as_host_port, extended_port, host_port},
+    listeners::Listener,
+};
 
 /// The file's length.
 const SMALL: usize = 64;
@@ -21,9 +24,6 @@ const WARM_UP: Duration = Duration::from_millis(300);
 
 /// A worker with so many errors gives up.
 const ERRORS: u64 = 5;
-
-/// The client's listeners, announced in turn, as the server's.
-const LISTENERS: usize = 512;
 
 /// How a data connection comes about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,15 +179,13 @@ struct Session {
     control: Control,
     local: Ipv4Addr,
     peer: Ipv4Addr,
-    listeners: Vec<(TcpListener, u16)>,
-    next: usize,
 }
 
 impl Session {
     fn new(target: SocketAddr) -> io::Result<Self> {
         let control = Control::login(target)?;
         let (local, peer) = (control.local()?, control.peer()?);
-        Ok(Self { control, local, peer, listeners: Vec::new(), next: 0 })
+        Ok(Self { control, local, peer })
     }
 
     /// One transfer, and the end.
@@ -207,9 +205,9 @@ impl Session {
                 data
             }
             Verb::Port | Verb::Eprt => {
-                let at = self.announce(verb)?;
+                let listener = self.announce(verb)?;
                 self.control.send(&retrieve)?;
-                self.listeners[at].0.accept()?.0
+                listener.accept()?
             }
         };
         read_all(data)?;
@@ -228,23 +226,16 @@ impl Session {
         Ok(SocketAddrV4::new(self.peer, port).into())
     }
 
-    fn announce(&mut self, verb: Verb) -> io::Result<usize> {
-        if self.listeners.len() < LISTENERS {
-            let listener = TcpListener::bind((self.local, 0))?;
-            socket2::SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
-            let port = listener.local_addr()?.port();
-            self.listeners.push((listener, port));
-        }
-        let at = self.next % LISTENERS;
-        self.next += 1;
-        let endpoint = SocketAddrV4::new(self.local, self.listeners[at].1);
+    fn announce(&mut self, verb: Verb) -> io::Result<Listener> {
+        let listener = Listener::take()?;
+        let endpoint = SocketAddrV4::new(self.local, listener.port);
         let line = if verb == Verb::Port {
             format!("PORT {}\r\n", as_host_port(endpoint))
         } else {
             format!("EPRT |1|{}|{}|\r\n", endpoint.ip(), endpoint.port())
         };
         self.control.command(&line, b'2')?;
-        Ok(at)
+        Ok(listener)
     }
 }
 

@@ -13,6 +13,7 @@ mod dialogue;
 mod figure;
 mod flood;
 mod forward;
+mod listeners;
 mod load;
 mod measure;
 mod options;

@@ -8,11 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::dialogue::{PATIENCE, as_host_port, host_port};
-
-/// Passive listeners of a session, announced in turn: ports differ from one transfer to the next,
-/// as with real servers, and no transfer waits for one to be opened.
-const LISTENERS: usize = 512;
+use crate::{
+    dialogue::{PATIENCE, as_host_port, host_port},
+    listeners::Listener,
+};
 
 /// What is written at once.
 const CHUNK: usize = 128 * 1024;
@@ -31,15 +30,13 @@ pub fn run(port: u16) -> io::Result<()> {
 /// How the next data connection comes about.
 enum Data {
     None,
-    Passive(usize),
+    Passive(Listener),
     Active(SocketAddr),
 }
 
 struct Session {
     control: TcpStream,
     local: Ipv4Addr,
-    listeners: Vec<TcpListener>,
-    next: usize,
     data: Data,
     chunk: Vec<u8>,
 }
@@ -51,7 +48,7 @@ impl Session {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let chunk = vec![b'x'; CHUNK];
-        Ok(Self { control, local, listeners: Vec::new(), next: 0, data: Data::None, chunk })
+        Ok(Self { control, local, data: Data::None, chunk })
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -89,13 +86,9 @@ impl Session {
     }
 
     fn passive(&mut self, extended: bool) -> io::Result<()> {
-        if self.listeners.len() < LISTENERS {
-            self.listeners.push(TcpListener::bind((self.local, 0))?);
-        }
-        let at = self.next % LISTENERS;
-        self.next += 1;
-        let port = self.listeners[at].local_addr()?.port();
-        self.data = Data::Passive(at);
+        let listener = Listener::take()?;
+        let port = listener.port;
+        self.data = Data::Passive(listener);
         if extended {
             self.reply(&format!("229 Entering Extended Passive Mode (|||{port}|)"))
         } else {
@@ -114,7 +107,7 @@ impl Session {
         let Ok(length) = name.parse() else { return self.reply("550 no such file") };
         let data = match std::mem::replace(&mut self.data, Data::None) {
             Data::None => return self.reply("425 no data connection"),
-            Data::Passive(at) => accept(&self.listeners[at]),
+            Data::Passive(listener) => listener.accept(),
             Data::Active(target) => TcpStream::connect_timeout(&target, PATIENCE),
         };
         let Ok(mut data) = data else { return self.reply("425 no data connection") };
@@ -138,13 +131,6 @@ impl Session {
         }
         self.reply("211 End")
     }
-}
-
-/// The next connection to `listener`; the client connects before it asks for the file.
-fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
-    let socket = socket2::SockRef::from(listener);
-    socket.set_read_timeout(Some(PATIENCE))?;
-    listener.accept().map(|(stream, _)| stream)
 }
 
 fn write_all(data: &mut TcpStream, chunk: &[u8], mut length: u64) -> io::Result<()> {
