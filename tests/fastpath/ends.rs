@@ -51,6 +51,19 @@ fn the_other_side_may_go_on() {
 }
 
 #[test]
+fn fins_may_cross() {
+    for first in [Side::Client, Side::Server] {
+        let mut talk = Talk::new(routed());
+        let crossing = fin(&talk, first.other());
+        ends(&mut talk, first);
+        talk.hands_back(&Frame { ack: crossing.ack.wrapping_sub(1), ..crossing.clone() });
+        let line = Frame { flags: ACK | PSH, payload: b"NOOP\r\n".to_vec(), ..crossing.clone() };
+        talk.hands_back(&line);
+        assert_eq!(talk.judged(&crossing, b"").ends, 1);
+    }
+}
+
+#[test]
 fn a_fin_out_of_step_is_handed_back() {
     for side in [Side::Client, Side::Server] {
         let mut talk = Talk::new(routed());

@@ -78,6 +78,7 @@ impl Walk {
                 frame.ack = flow.next[side.other().index()];
                 if rng.chance(0.03) {
                     frame.flags |= FIN;
+                    frame.ack = frame.ack.wrapping_sub(u32::from(rng.chance(0.5)));
                 } else {
                     frame.payload = some_line(rng, &flow, side).into_bytes();
                     frame.payload.extend_from_slice(b"\r\n");

@@ -163,8 +163,10 @@ fn end(flow: &mut Flow, segment: &Segment) -> Option<Expected> {
     if flow.last[side.index()] == (segment.seq, None) {
         return Some(Expected::Retransmission(Vec::new()));
     }
-    let next = [flow.next[side.index()], flow.next[side.other().index()]];
-    if flow.has_ended(side) || next != [segment.seq, segment.ack] || flow.awaits != NOTHING {
+    let [own, other] = [flow.next[side.index()], flow.next[side.other().index()]];
+    let crosses = flow.has_ended(side.other()) && segment.ack.wrapping_add(1) == other;
+    let is_next = segment.seq == own && (segment.ack == other || crosses);
+    if flow.has_ended(side) || !is_next || flow.awaits != NOTHING {
         return None;
     }
     flow.steps += 1;

@@ -207,16 +207,13 @@ refuse:
 
 static __always_inline struct way *way_of(const struct packet *packet)
 {
-	if (!has_port(&control_ports, bpf_ntohs(packet->key.destination_port)) &&
-	    !has_port(&control_ports, bpf_ntohs(packet->key.source_port)))
-		return 0;
-	return bpf_map_lookup_elem(&ways, &packet->key);
+	return packet->has_control_port ? bpf_map_lookup_elem(&ways, &packet->key) : 0;
 }
 
 SEC("classifier") // As aya names it; it is attached by TCX.
 int judge(struct __sk_buff *skb)
 {
-	struct packet packet = {};
+	struct packet packet;
 	struct flow *flow;
 	struct step *line;
 	struct way *way;

@@ -18,10 +18,11 @@ struct packet {
 	__u32 flags;       // with the four bits before them, from 0x100
 	__be16 window;
 	__u8 plain;        // IP has no options, and this is no fragment
+	__u8 has_control_port;
 };
 
-// 0 if neither a control connection nor a pinhole can be meant: other protocols, later fragments, and
-// segments without payload that only acknowledge.
+// 0 if neither a control connection nor a pinhole can be meant: other protocols, later fragments, segments of other
+// ports but for SYNs, and those without payload that only acknowledge.
 static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data, *end;
@@ -63,6 +64,12 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 		tcp = own;
 	}
 	packet->flags = (tcp[12] & 15) << 8 | tcp[13];
+	packet->key.source_port = *(__be16 *)tcp;
+	packet->key.destination_port = *(__be16 *)(tcp + 2);
+	packet->has_control_port = has_port(&control_ports, bpf_ntohs(packet->key.destination_port)) ||
+				   has_port(&control_ports, bpf_ntohs(packet->key.source_port));
+	if (!packet->has_control_port && !(packet->flags & SYN))
+		return 0;
 	tcp_length = (tcp[12] >> 4) * 4;
 	if (tcp_length < 20 || total < ip_length + tcp_length || skb->len < ETHERNET + total)
 		return 0;
@@ -70,8 +77,6 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 	if (!packet->length && !(packet->flags & (SYN | FIN | RST | URG)))
 		return 0;
 	packet->at = ETHERNET + ip_length + tcp_length;
-	packet->key.source_port = *(__be16 *)tcp;
-	packet->key.destination_port = *(__be16 *)(tcp + 2);
 	packet->seq = bpf_ntohl(*(__be32 *)(tcp + 4));
 	packet->ack = bpf_ntohl(*(__be32 *)(tcp + 8));
 	packet->window = *(__be16 *)(tcp + 14);

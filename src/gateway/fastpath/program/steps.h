@@ -58,18 +58,24 @@ static __always_inline int is_in_turn(__u32 awaits, __u32 kind)
 	return 0;
 }
 
+static __always_inline int has_ended(const struct flow *flow, __u32 side)
+{
+	return flow->last[side].length > LINE;
+}
+
 static __always_inline __u32 verdict_on(struct flow *flow, const struct step *line, __u32 kind, int may_open)
 {
-	__u32 side = line->side & 1;
+	__u32 side = line->side & 1, behind;
 
 	if (!flow->judged)
 		return HANDS_BACK;
 	if (is_retransmission(&flow->last[side], line))
 		return AGAIN;
-	// It has ended.
-	if (flow->last[side].length > LINE)
+	if (has_ended(flow, side) || line->seq != flow->next[side])
 		return HANDS_BACK;
-	if (line->seq != flow->next[side] || line->ack != flow->next[!side])
+	// The FINs of both sides may cross.
+	behind = flow->next[!side] - line->ack;
+	if (behind && !(behind == 1 && line->ends && has_ended(flow, !side)))
 		return HANDS_BACK;
 	if (!is_in_turn(flow->awaits, kind))
 		return HANDS_BACK;
