@@ -26,13 +26,15 @@ impl Shared {
 
     /// What the engines hold and the kernel says is open: it closes by itself what is used.
     fn open_pinholes(&self) -> Vec<PinholeRow> {
-        let open = match lock(&self.kernel).list_open() {
-            Ok(open) => open,
+        let mut kernel = lock(&self.kernel);
+        let open = match kernel.list_open().and_then(|open| Ok((open, kernel.list_judged()?))) {
+            Ok((open, judged)) => [open, judged].concat(),
             Err(error) => {
                 self.fail(&error);
                 return Vec::new();
             }
         };
+        drop(kernel);
         // By its key, as each row is looked up with an engine locked, which keeps its worker waiting.
         let remaining: HashMap<_, _> =
             open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();

@@ -1,6 +1,10 @@
 //! The running kernel as the engine asks for it: looks translations up, opens and closes pinholes, injects packets.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
 
 use ftp_alg_core::engine::{
     Attention, FlowChange, Kernel, KernelError, Opening, Pinhole, Shut, Translation,
@@ -83,7 +87,18 @@ impl LinuxKernel {
         }
     }
 
-    /// The pinholes that are open now, as the kernel says; with [`Backend::Conntrack`] also what
+    /// The pinholes that the fast path's program has open now.
+    pub fn list_judged(&self) -> Result<Vec<OpenPinhole>, GatewayError> {
+        let Some(flows) = &self.flows else { return Ok(Vec::new()) };
+        let open = flows.program().open_holes();
+        let open = open.map_err(|source| GatewayError::system("list of pinholes", source))?;
+        let row = |(initiator, arrival, remaining): (Ipv4Addr, SocketAddrV4, Duration)| {
+            OpenPinhole { initiator: initiator.into(), arrival: arrival.into(), remaining }
+        };
+        Ok(open.into_iter().map(row).collect())
+    }
+
+    /// The pinholes that rules, or expectations, have open now, as the kernel says; with [`Backend::Conntrack`] also what
     /// others expect.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         match &mut self.holder {

@@ -57,17 +57,46 @@ fn the_wrong_side_is_handed_back() {
 }
 
 #[test]
+fn a_request_line_of_another_protocol_is_handed_back() {
+    let mut talk = awaiting(NOTHING);
+    for line in [
+        "RETR / HTTP/1.1",
+        "stor * http/2",
+        "QUIT a: HTTP/1.0",
+        "CWD rtsp://10.0.0.2/ RTSP/1.0",
+        "PWD / SIP/2.0",
+        "LIST / ICAP/12.34",
+    ] {
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
+    }
+    for line in [
+        "RETR pub/1",
+        "RETR a b/1.",
+        "RETR a b c/1",
+        "RETR a 1",
+        "RETR a b/",
+        "CWD a b/c",
+        "DELE HTTP/1.1",
+        "MKD  a/b",
+        "RETR a/1 b1",
+    ] {
+        talk.says(Side::Client, line);
+        talk.says(Side::Server, "250 fine");
+    }
+}
+
+#[test]
 fn all_but_the_login_is_handed_back_before_it() {
     let mut talk = awaiting(LOGIN);
     for line in ["QUIT", "SYST", "FEAT", "USER", "PASS", "USER a b", "PASS / HTTP/1.1", "ACCT a"] {
-        talk.line_hands_back(Side::Client, &format!("{line}\r\n"));
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
     }
     for line in ["220 hello", "230 in", "331 password", "150 wait", "200 ok"] {
-        talk.line_hands_back(Side::Server, &format!("{line}\r\n"));
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
     }
     let mut talk = awaiting(LOGIN_REPLY);
     for line in ["USER a", "PASS a", "NOOP"] {
-        talk.line_hands_back(Side::Client, &format!("{line}\r\n"));
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
     }
     for line in [
         "220 hello",
@@ -84,7 +113,7 @@ fn all_but_the_login_is_handed_back_before_it() {
         "150 wait",
         "227 (192,0,2,9,4,1)",
     ] {
-        talk.line_hands_back(Side::Server, &format!("{line}\r\n"));
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
     }
     let end = Frame { flags: ACK | FIN, payload: Vec::new(), ..talk.frame(Side::Client, "") };
     talk.hands_back(&end);

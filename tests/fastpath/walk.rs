@@ -270,6 +270,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             "331 who",
             "332 which",
             "USER x",
+            "RETR / HTTP/1.1",
             "PASS / HTTP/1.1",
         ];
         return (*rng.pick(&odd)).to_owned();

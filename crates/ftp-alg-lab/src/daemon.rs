@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Background, Finished, Host, LabError, Result,
+    Background, Finished, Host, LabError, Result, Script,
     process::{patient, wait_for},
 };
 
@@ -132,7 +132,7 @@ impl Daemon {
         })
     }
 
-    /// Elements of its table's sets, and expectations of conntrack, by which a new connection could
+    /// Elements of its table's sets, pinholes of the fast path, and expectations of conntrack, by which a new connection could
     /// pass, one line each.
     ///
     /// Translations (`targets`, `sources`) open nothing: they only hold for connections that a
@@ -142,7 +142,12 @@ impl Daemon {
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
         let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
         let expected = self.gateway.run("conntrack", &["-L", "expect"])?.text();
-        let mut openings: Vec<String> = expected.lines().map(str::to_owned).collect();
+        let judged = self.gateway.script(Script::Holes, &[], Duration::from_secs(10))?;
+        if !judged.status.success() {
+            return Err(LabError::Unexpected(format!("holes.py: {}", judged.text())));
+        }
+        let mut openings: Vec<String> =
+            expected.lines().chain(judged.text().lines()).map(str::to_owned).collect();
         if !listed.status.success() {
             return Ok(openings);
         }

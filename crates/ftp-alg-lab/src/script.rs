@@ -30,6 +30,8 @@ pub enum Script {
     Connect,
     /// Opens many control connections halfway.
     Flood,
+    /// Lists what the fast path has open.
+    Holes,
     /// Starts pyftpdlib.
     Pyftpdlib,
 }
@@ -46,6 +48,7 @@ impl Script {
             Self::Held => ("held.py", include_str!("scripts/held.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
+            Self::Holes => ("holes.py", include_str!("scripts/holes.py")),
             Self::Pyftpdlib => ("serve_pyftpdlib.py", include_str!("scripts/serve_pyftpdlib.py")),
         }
     }

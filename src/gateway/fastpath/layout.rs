@@ -101,12 +101,17 @@ pub(super) fn way(flow: u64, is_server: bool) -> [u8; WAY] {
 
 /// The flow that a value of `ways` or `holes` names.
 pub(super) fn flow_of(value: &[u8]) -> u64 {
-    value.first_chunk().map_or(0, |flow| u64::from_ne_bytes(*flow))
+    Fields { rest: value }.u64()
 }
 
 /// The step of a value of `holes`.
 pub(super) fn step_of(hole: &[u8; HOLE]) -> u32 {
     Fields { rest: hole.get(16..).unwrap_or_default() }.u32()
+}
+
+/// Until when a value of `holes` admits something, in nanoseconds of the kernel's monotonic clock.
+pub(super) fn until_of(hole: &[u8; HOLE]) -> u64 {
+    Fields { rest: hole.get(8..).unwrap_or_default() }.u64()
 }
 
 /// The key in `holes` of what `initiator` may open to `arrival`.

@@ -31,12 +31,15 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::netlink::Socket;
 use interfaces::Interface;
 pub use layout::{Awaits, Flow, JudgedStep, LONGEST_LINE, WayKey};
-use layout::{FLOW, FLOW_JUDGED, HOLE, WAY, flow_of, hole_key, read_hole_key, step_of};
+use layout::{FLOW, FLOW_JUDGED, HOLE, WAY, flow_of, hole_key, read_hole_key, step_of, until_of};
 pub use pins::is_bpf;
 use pins::{Link, NAME, Pins};
 pub use program::PROGRAM;
@@ -389,6 +392,25 @@ impl FastPath {
             let Some((initiator, arrival)) = read_hole_key(key) else { return Ok(()) };
             self.delete_hole(key, |flow, step| !is_kept(initiator, arrival, flow, step))
         })
+    }
+
+    /// The pinholes that it has open, and in what time each closes by itself.
+    pub fn open_holes(&self) -> io::Result<Vec<(Ipv4Addr, SocketAddrV4, Duration)>> {
+        let clock = clock_gettime(ClockId::Monotonic);
+        let now = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // both count up from 0
+        let mut open = Vec::new();
+        for key in self.holes.keys()? {
+            let mut value = [0; HOLE];
+            // It may be gone by now.
+            if !self.holes.look_up(&key, &mut value, ANY)? || flow_of(&value) == 0 {
+                continue;
+            }
+            let left = Duration::from_nanos(until_of(&value)).saturating_sub(now);
+            if let (Some((initiator, arrival)), false) = (read_hole_key(&key), left.is_zero()) {
+                open.push((initiator, arrival, left));
+            }
+        }
+        Ok(open)
     }
 
     /// Deletes a pinhole if it is of the flow and step that `is_it` knows.

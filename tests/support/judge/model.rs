@@ -180,6 +180,12 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         Some((verb, argument)) => (verb, Some(argument)),
         None => (line, None),
     };
+    if let [_, _, version] = line.split(' ').collect::<Vec<_>>()[..]
+        && version.contains('/')
+        && version.ends_with(|one: char| one.is_ascii_digit())
+    {
+        return None;
+    }
     match verb.to_ascii_uppercase().as_str() {
         "NOOP" | "PWD" | "CWD" | "CDUP" | "TYPE" | "SIZE" | "MDTM" | "REST" | "RETR" | "STOR"
         | "APPE" | "LIST" | "NLST" | "MLSD" | "DELE" | "MKD" | "RMD" | "RNFR" | "RNTO" | "SYST"

@@ -209,6 +209,30 @@ __noinline int is_one_word(const struct step *line, __u32 at)
 	return 1;
 }
 
+// Whether it may be `METHOD target HTTP/1.1` or its like, whose sender the engine takes for no client of FTP: three words,
+// the last one with a slash and a digit at its end.
+__noinline int is_request_line(const struct step *line, __u32 length)
+{
+	__u32 at, blanks = 0, slash = 0;
+	__u8 last = 0;
+
+	if (!line || length > LINE)
+		return 0;
+	last = byte_at(line, length - 3);
+	if (last < '0' || last > '9')
+		return 0;
+	for (at = 3; at < LINE; at++) {
+		// Without branches: the verifier would follow each of their combinations.
+		__u32 byte = line->bytes[at];
+		__u32 is_blank = ((byte ^ ' ') - 1) >> 31, is_slash = ((byte ^ '/') - 1) >> 31;
+
+		asm volatile("" : "+r"(is_blank), "+r"(is_slash));
+		blanks += is_blank;
+		slash = (slash | is_slash) & (is_blank - 1);
+	}
+	return blanks == 2 && slash;
+}
+
 __noinline __u32 read_command(const struct step *line, __u32 length, struct endpoint *endpoint)
 {
 	__u32 word, at;
@@ -219,10 +243,10 @@ __noinline __u32 read_command(const struct step *line, __u32 length, struct endp
 	word = word_at(line, 0) & CAPITALS;
 	behind = line->bytes[4];
 	if (is_plain_command(word))
-		return behind == ' ' || behind == '\r' ? COMMAND : UNKNOWN;
+		return behind == '\r' || (behind == ' ' && !is_request_line(line, length)) ? COMMAND : UNKNOWN;
 	behind = line->bytes[3];
 	if (is_plain_command_of_three(word >> 8))
-		return behind == ' ' || behind == '\r' ? COMMAND : UNKNOWN;
+		return behind == '\r' || (behind == ' ' && !is_request_line(line, length)) ? COMMAND : UNKNOWN;
 	if (word == WORD('P', 'A', 'S', 'V'))
 		return length == 6 ? ASKS_PASV : UNKNOWN;
 	if (word == WORD('E', 'P', 'S', 'V'))

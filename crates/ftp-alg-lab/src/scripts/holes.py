@@ -1,0 +1,50 @@
+"""holes.py: the pinholes that the fast path has open in this network namespace, a line each, as its map has them."""
+import ctypes
+import os
+import platform
+import socket
+import struct
+import time
+
+BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+LOOK_UP, NEXT_KEY, OPEN = 1, 4, 7
+PINS = "/sys/fs/bpf/ftp-alg"
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def bpf(command, attributes):
+    result = libc.syscall(BPF, command, attributes, len(attributes))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def element(command, map_fd, key, value):
+    address = ctypes.addressof(key) if key else 0
+    try:
+        bpf(command, struct.pack("=IIQQQ", map_fd, 0, address, ctypes.addressof(value), 0))
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def holes(path):
+    name = ctypes.create_string_buffer(path.encode())
+    map_fd = bpf(OPEN, struct.pack("=QII", ctypes.addressof(name), 0, 0))
+    key, after, value = None, ctypes.create_string_buffer(12), ctypes.create_string_buffer(24)
+    while element(NEXT_KEY, map_fd, key, after):
+        key = ctypes.create_string_buffer(after.raw, 12)
+        if not element(LOOK_UP, map_fd, key, value):
+            continue
+        flow, until = struct.unpack_from("=QQ", value.raw)
+        if flow and until > time.monotonic_ns():
+            initiator, arrival = (socket.inet_ntoa(key.raw[at:at + 4]) for at in (0, 4))
+            print(f"judged: {initiator} -> {arrival}:{struct.unpack_from('!H', key.raw, 8)[0]}")
+
+
+namespace = socket.socket(socket.AF_UNIX).getsockopt(socket.SOL_SOCKET, 71, 8)
+own = "%x-" % int.from_bytes(namespace, "little")
+for pins in os.listdir(PINS) if os.path.isdir(PINS) else []:
+    path = f"{PINS}/{pins}/holes"
+    if pins.startswith(own) and os.path.exists(path):
+        holes(path)
