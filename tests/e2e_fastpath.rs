@@ -101,6 +101,24 @@ fn transfers_from_a_published_server_are_judged() {
     }
 }
 
+/// The program sees one direction of its connections, and no SYN of the server.
+#[test]
+fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
+    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    lab.gateway.nft("insert rule inet gateway input tcp dport 21 accept").unwrap();
+    lab.gateway.nft("insert rule inet gateway input ct mark and 0x40000000 != 0 accept").unwrap();
+    let _server = scripted_server(&lab.gateway, &json!({"body": "here it is\r\n"}));
+    let host = lab.gateway.address(Family::V4).to_string();
+    let steps = [login(), active(1030), passive("PASV"), active(1031), passive("EPSV")].concat();
+    let plan = json!({"host": host, "listen": [1030, 1031], "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
+    assert_eq!(daemon.counter("pinholes_opened").unwrap(), 4);
+    assert_eq!(daemon.counter("pinholes_used").unwrap(), 4);
+    assert_eq!((count(daemon, "judged"), count(daemon, "handed_back")), (0, 0));
+}
+
 #[test]
 fn transfers_through_masquerade_are_judged_and_not_queued() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };

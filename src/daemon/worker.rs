@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Arrival, Effects, Token, carry_out};
+use ftp_alg_core::engine::{Arrival, Effects, Queued, Token, carry_out};
 
 use super::{
     home::Homes,
@@ -120,7 +120,10 @@ impl Worker {
                 let arrivals = own.map(|(packet, _)| Arrival {
                     token: Token { queue: index, id: packet.id, mark: packet.mark },
                     bytes: packet.payload,
-                    how: parameters.queued(packet.mark, packet.offload, late),
+                    how: Queued {
+                        is_local: packet.indev == 0 || packet.outdev == 0,
+                        ..parameters.queued(packet.mark, packet.offload, late)
+                    },
                 });
                 let mut engine = lock(&shared.shards[shard].engine);
                 if let Some(judged) = judged {

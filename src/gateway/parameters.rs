@@ -153,6 +153,7 @@ impl RuleParameters {
             },
             every: bits == self.none,
             is_late,
+            is_local: false,
         }
     }
 

@@ -54,7 +54,7 @@ impl Engine {
                 Ok(translation) => control.set_translation(Some(*translation)),
                 Err(_) => control.judging_mut().note_fruitless(),
             }
-            if found.is_ok() && ask.waiting.is_none() {
+            if std::mem::take(&mut control.judging_mut().awaits_translation) && found.is_ok() {
                 self.offer(session.index, effects);
             }
         }

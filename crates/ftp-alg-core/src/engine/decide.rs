@@ -309,8 +309,9 @@ impl Engine {
             self.sessions.weigh(&mut self.counters, index, effects);
             self.sessions.enlist(&mut self.counters, now, index, effects);
         }
-        if from == Side::Server && is_new && matches!(decision, Decision::Verdict(Verdict::Accept))
-        {
+        let is_accepted = matches!(decision, Decision::Verdict(Verdict::Accept));
+        // Where this machine is an end the program sees half of a connection, and nothing of a SYN from here.
+        if from == Side::Server && is_new && is_accepted && !how.is_local {
             self.offer(index, effects);
         }
         decision

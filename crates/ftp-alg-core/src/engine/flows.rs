@@ -177,6 +177,7 @@ impl Sessions {
         let Some(translation) = control.translation().copied() else {
             let (session, client, server) =
                 (SessionRef { index, id: control.id }, control.client(), control.server());
+            control.judging_mut().awaits_translation = true;
             effects.lookups.push(Ask::new(session, Lookup { client, server }, None));
             return;
         };

@@ -20,6 +20,9 @@ pub struct Judging {
     pub(super) is_handed_over: bool,
     /// How often in a row nothing was judged.
     pub(super) fruitless: u8,
+    /// Whether it is to be handed over as soon as its translation is known.
+    #[serde(skip)]
+    pub(super) awaits_translation: bool,
 }
 
 impl Judging {

@@ -85,6 +85,8 @@ pub struct Queued {
     pub every: bool,
     /// Whether others of its connection may have passed unread since it was queued.
     pub is_late: bool,
+    /// Whether this machine is an end of its connection.
+    pub is_local: bool,
 }
 
 /// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
