@@ -101,6 +101,26 @@ fn transfers_from_a_published_server_are_judged() {
     }
 }
 
+#[test]
+fn sessions_at_rest_leave_pinholes_for_others_of_their_client() {
+    let configuration = format!("policy.max-pinholes-per-client = 4\n{ON}");
+    let gateway = gateway_with(Topology::Masquerade, &configuration);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let gate = vec![json!({"gate": ""})];
+    let steps = [login(), gate, passive("PASV"), passive("PASV")];
+    let clients: Vec<_> =
+        (0..8).map(|_| gated_client(&lab.client, plan(lab, &[], &steps))).collect();
+    for client in clients.into_iter().rev() {
+        let session = client.release();
+        assert_eq!(session.error, None, "{:?}", session.steps);
+        let text = serde_json::to_string(&session.steps).unwrap();
+        assert_eq!(text.matches("here it is").count(), 2, "{text}");
+    }
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 16);
+    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
+}
+
 /// The program sees one direction of its connections, and no SYN of the server.
 #[test]
 fn a_server_on_the_gateway_itself_is_left_to_the_queue() {

@@ -174,6 +174,9 @@ impl Sessions {
         if control.rival().is_some() || control.is_busy() || control.spoke_in_syn() {
             return;
         }
+        if control.client().is_ipv6() {
+            return;
+        }
         let Some(translation) = control.translation().copied() else {
             let (session, client, server) =
                 (SessionRef { index, id: control.id }, control.client(), control.server());
@@ -186,11 +189,7 @@ impl Sessions {
             Ok(IpAddr::V4(address)) => Some(address),
             _ => None,
         };
-        let are_v4 = translation.client.is_ipv4() && translation.server_external.is_ipv4();
-        let (Some(client), Some(server), true) = (named(Kind::Port), named(Kind::Pasv), are_v4)
-        else {
-            return;
-        };
+        let (Some(client), Some(server)) = (named(Kind::Port), named(Kind::Pasv)) else { return };
         // The program would keep the length of a 227 by blanks.
         if !policy.keeps_length
             && server.to_string().len() < translation.server.ip().to_string().len()

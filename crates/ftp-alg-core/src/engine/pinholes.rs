@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Opening, Pinhole, Translation,
     handover::Hole,
-    places::{Closing, Common, OpenError, Place, Places, share_of},
+    places::{Closing, Common, OpenError, Place, Places, most_unused, share_of},
 };
 use crate::{
     ftp::{Kind, Zeros},
@@ -249,10 +249,12 @@ impl PinholeTable {
         held
     }
 
-    /// Whether the program in the kernel may open one more pinhole for a `client`. It is counted from now on.
+    /// Whether the program in the kernel may open one more pinhole for a `client`. It is counted from now on. Half of what the
+    /// client may have is left to those of its connections that are queued.
     pub fn grant(&mut self, policy: &Policy, client: IpAddr) -> bool {
         let (client, mut common) = (share_of(client), self.places.lock());
-        let may = common.check(client, policy.max_pinholes_per_client, self.capacity).is_ok();
+        let most = most_unused(policy.max_pinholes_per_client, self.capacity) / 2;
+        let may = most > 0 && common.check(client, most, self.capacity).is_ok();
         if may {
             common.count(client, false);
         }

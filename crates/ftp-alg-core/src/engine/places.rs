@@ -124,6 +124,11 @@ impl fmt::Debug for Places {
     }
 }
 
+/// So many of `capacity` a client may hold unused that may hold `most`.
+pub(super) fn most_unused(most: usize, capacity: usize) -> usize {
+    most.min((capacity / UNUSED_PART).max(1))
+}
+
 impl Common {
     /// Whether `client` may hold one more of `capacity`, and of the unused ones `most`.
     pub(super) fn check(
@@ -136,7 +141,7 @@ impl Common {
             return Err(OpenError::Full("there are as many as it holds"));
         }
         let Some(Share { unused, held }) = self.per_client.get(&client) else { return Ok(()) };
-        let most = most.min((capacity / UNUSED_PART).max(1));
+        let most = most_unused(most, capacity);
         if *unused >= most {
             return Err(OpenError::Limit(most));
         }
