@@ -55,6 +55,12 @@ fn active(port: u16) -> Vec<Value> {
     vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
 }
 
+/// The same by EPRT.
+fn extended_active(port: u16) -> Vec<Value> {
+    let announcement = format!("EPRT |1|192.168.150.80|{port}|");
+    vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+}
+
 fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {
     let host = lab.dialled(Family::V4).to_string();
     json!({"host": host, "listen": listen, "steps": steps.concat()})
@@ -164,6 +170,35 @@ fn transfers_through_masquerade_are_judged_and_not_queued() {
     assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+}
+
+/// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
+#[test]
+fn an_adjusted_connection_is_judged() {
+    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let ports: Vec<u16> = (1025..1041).collect();
+    let mut steps = vec![login()];
+    for port in &ports {
+        steps.extend([extended_active(*port), passive("PASV"), passive("EPSV")]);
+    }
+    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
+    assert_eq!(session.error, None, "{:?} {}", session.steps.last(), daemon.log());
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 48, "{text}");
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("EPRT")).collect();
+    let expected = ports.iter().map(|port| format!("EPRT |1|198.51.100.1|{port}|"));
+    assert!(announced.into_iter().eq(&expected.collect::<Vec<_>>()), "{lines:?}");
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 48);
+    assert!(count(daemon, "admitted") >= 47, "{}", fast_path(daemon));
+    assert!(count(daemon, "handed_back") <= 2, "{}", fast_path(daemon));
+    assert!(daemon.counter("packets").unwrap() < 40, "{}", daemon.counter("packets").unwrap());
+    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{}", daemon.log());
+    assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
     daemon.wait_closed(Duration::from_secs(5)).unwrap();
 }

@@ -14,6 +14,8 @@ mod ends;
 mod frames;
 #[path = "support/judge/layout.rs"]
 mod layout;
+#[path = "fastpath/lengths.rs"]
+mod lengths;
 #[path = "support/judge/model.rs"]
 mod model;
 #[path = "fastpath/processors.rs"]

@@ -45,7 +45,7 @@ const ATTACKS: u64 = 1_000;
 static REASONS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 /// Of the fast path: dialogues of which lines were judged, lines, those rewritten, pinholes that were opened, those used, and
 /// retransmissions.
-static JUDGED: [AtomicUsize; 6] = [const { AtomicUsize::new(0) }; 6];
+static JUDGED: [AtomicUsize; 7] = [const { AtomicUsize::new(0) }; 7];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
@@ -74,7 +74,9 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     let [told, untold] = REASONS.each_ref().map(|count| count.load(Relaxed));
     eprintln!("{told} refusals by the gateway, {untold} by the server");
     let judged = JUDGED.each_ref().map(|count| count.load(Relaxed));
-    eprintln!("judged: dialogues, lines, rewritten, opened, used, retransmissions {judged:?}");
+    eprintln!(
+        "judged: dialogues, lines, rewritten, adjusted, opened, used, retransmissions {judged:?}"
+    );
     let few = count as usize / 100;
     assert!(count < 1000 || judged.iter().all(|figure| *figure > few), "{judged:?}");
     assert!(untold <= 10 + told / 100, "{untold} of {told}");
@@ -118,9 +120,10 @@ fn dialogue(seed: u64) {
     }
     sim.assert_nothing_left();
     if sim.hands_over() {
-        let Counts { judged, rewritten, opened, admitted, retransmitted, .. } =
+        let Counts { judged, rewritten, adjusted, opened, admitted, retransmitted, .. } =
             sim.kernel.program.counts;
-        let figures = [usize::from(judged > 0), judged, rewritten, opened, admitted, retransmitted];
+        let dialogues = usize::from(judged > 0);
+        let figures = [dialogues, judged, rewritten, adjusted, opened, admitted, retransmitted];
         for (sum, figure) in JUDGED.iter().zip(figures) {
             sum.fetch_add(figure, Relaxed);
         }

@@ -122,6 +122,7 @@ impl Flows {
             passive_mark,
             judged_mark: self.judged_mark,
             digits: handover.zeros.digits() as u32, // at most 4
+            shifts: handover.shifts,
             lifetime: handover.lifetime,
         };
         let mut handed = self.program.hand_over(&flow);

@@ -175,6 +175,7 @@ pub fn routed() -> Flow {
         passive_mark: 0x9_0000,
         judged_mark: 0x6_0000,
         digits: 3,
+        shifts: None,
         hole: None,
         lifetime: 30 * SECOND,
         last: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
@@ -227,12 +228,19 @@ impl Talk {
         }
     }
 
+    /// By how much the numbers of `side` are shifted, and those of the other side.
+    fn shifts(&self, side: Side) -> [u32; 2] {
+        let by = |side: Side| self.before.shifts.map_or(0, |shifts| shifts[side.index()].0);
+        [by(side), by(side.other())]
+    }
+
     /// The next line of `side`, in step.
     pub fn frame(&self, side: Side, line: impl AsRef<[u8]>) -> Frame {
         let (source, destination) = self.ends(side);
         let mut frame = Frame::new(source, destination, ACK | PSH);
         frame.seq = self.before.next[side.index()];
-        frame.ack = self.before.next[side.other().index()];
+        let [_, shifted] = self.shifts(side);
+        frame.ack = self.before.next[side.other().index()].wrapping_add(shifted);
         frame.payload = line.as_ref().to_vec();
         frame
     }
@@ -264,6 +272,7 @@ impl Talk {
         // Who looks at these tests them.
         expected.awaits = flow.awaits;
         expected.hole = flow.hole;
+        expected.shifts = flow.shifts;
         assert_eq!(flow, expected);
         let counted = self.scene.counts();
         assert_eq!(counted[JUDGED], counts[JUDGED] + 1);
@@ -283,7 +292,10 @@ impl Talk {
         let text = payload(&outcome.bytes);
         assert_eq!(text.escape_ascii().to_string(), heard.escape_ascii().to_string());
         // Nothing else of the packet changes.
-        let expected = Frame { payload: heard.to_vec(), ..frame.clone() };
+        let is_client = frame.source == self.before.client;
+        let [own, other] = self.shifts(if is_client { Side::Client } else { Side::Server });
+        let (seq, ack) = (frame.seq.wrapping_add(own), frame.ack.wrapping_sub(other));
+        let expected = Frame { seq, ack, payload: heard.to_vec(), ..frame.clone() };
         assert_eq!(outcome.bytes, expected.to_bytes(), "{line}");
     }
 

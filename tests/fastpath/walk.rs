@@ -12,7 +12,7 @@ use crate::{
     data::syn,
     frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
     layout::{ANNOUNCED, EPSV, Flow, HoleKey, LOGIN, LOGIN_REPLY, NOTHING, PASV, Side, way_key},
-    model::{Expected, Holes, Segment, decide},
+    model::{Expected, Holes, Passed, Segment, decide},
     rng::Rng,
     scene::{Scene, routed},
 };
@@ -31,7 +31,7 @@ fn random_dialogues_are_judged_as_the_model_judges_them() {
         holes: Holes::new(),
         barred: BTreeSet::from([1030]),
         packets: 0,
-        seen: [0; 5],
+        seen: [0; 7],
     };
     walk.scene.bar(1030);
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 5000);
@@ -42,7 +42,9 @@ fn random_dialogues_are_judged_as_the_model_judges_them() {
         }
     }
     let Walk { packets, seen, .. } = walk;
-    println!("{packets} packets: handed back, retransmitted, steps, opened, rewritten {seen:?}");
+    println!(
+        "{packets} packets: handed back, again, steps, opened, rewritten, acknowledgements, lengths {seen:?}"
+    );
     assert!(dialogues < 5000 || seen.iter().all(|seen| *seen > 500), "{packets} packets: {seen:?}");
 }
 
@@ -51,8 +53,8 @@ struct Walk {
     holes: Holes,
     barred: BTreeSet<u16>,
     packets: usize,
-    /// Handed back, retransmissions, steps, opened, rewritten.
-    seen: [usize; 5],
+    /// Handed back, retransmissions, steps, opened, rewritten, adjusted acknowledgements, of another length.
+    seen: [usize; 7],
 }
 
 impl Walk {
@@ -75,8 +77,12 @@ impl Walk {
                 let (source, destination) = if side == Side::Client { client } else { server };
                 let mut frame = Frame::new(source, destination, ACK | PSH);
                 frame.seq = flow.next[side.index()];
-                frame.ack = flow.next[side.other().index()];
-                if rng.chance(0.03) {
+                let shifted = flow.shifts.map_or(0, |shifts| shifts[side.other().index()].0);
+                frame.ack = flow.next[side.other().index()].wrapping_add(shifted);
+                if rng.chance(0.1) {
+                    frame.flags = ACK;
+                    frame.ack = frame.ack.wrapping_sub(u32::try_from(rng.below(3)).unwrap() * 20);
+                } else if rng.chance(0.03) {
                     frame.flags |= FIN;
                     frame.ack = frame.ack.wrapping_sub(u32::from(rng.chance(0.5)));
                 } else {
@@ -87,6 +93,9 @@ impl Walk {
             };
             if !frame.payload.is_empty() && rng.chance(0.06) {
                 spoil(rng, &mut frame);
+            }
+            if rng.chance(0.1) {
+                frame.tcp_options = timestamps(rng);
             }
             self.packet(id, &mut flow, side, &frame);
             if !flow.judged {
@@ -112,6 +121,7 @@ impl Walk {
             seq: frame.seq,
             ack: frame.ack,
             has_only_ack_and_push: frame.flags & !(PSH | FIN) == ACK,
+            has_plain_options: frame.tcp_options.first().is_none_or(|kind| *kind == NO_OPERATION),
             ends: frame.flags & FIN != 0,
             mark: frame.mark,
             payload: &frame.payload,
@@ -128,19 +138,25 @@ impl Walk {
         let outcome = self.scene.run(frame);
         let steps = self.scene.steps();
         let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
-        let (heard, opened) = match &expected {
+        let (passed, opened) = match &expected {
+            Expected::Unheeded => {
+                assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
+                assert_eq!(steps, [], "{what}");
+                (None, None)
+            }
             Expected::HandsBack => {
                 assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
                 assert_eq!(steps, [], "{what}");
                 self.seen[0] += 1;
                 (None, None)
             }
-            Expected::Retransmission(heard) => {
+            Expected::Again(passed) => {
                 assert_eq!(steps, [], "{what}");
-                self.seen[1] += 1;
-                (Some((heard, outcome)), None)
+                let only_acknowledges = frame.payload.is_empty() && frame.flags & FIN == 0;
+                self.seen[if only_acknowledges { 5 } else { 1 }] += 1;
+                (Some((passed, outcome)), None)
             }
-            Expected::Step(heard, opened) => {
+            Expected::Step(passed, opened) => {
                 let [step] = &steps[..] else { panic!("{steps:?} {what}") };
                 assert_eq!((step.flow, step.step, step.side), (id, flow.steps, side as u32));
                 assert_eq!(
@@ -150,16 +166,22 @@ impl Walk {
                 assert_eq!(step.opened, u16::from(opened.is_some()), "{what}");
                 assert_eq!(step.ends, u16::from(segment.ends), "{what}");
                 self.seen[2] += 1;
-                (Some((heard, outcome)), *opened)
+                (Some((passed, outcome)), *opened)
             }
         };
-        if let Some((heard, outcome)) = heard {
+        if let Some((passed, outcome)) = passed {
             assert_eq!(outcome.mark, JUDGED_MARK, "{what}");
             let text = payload(&outcome.bytes);
-            assert_eq!(text.escape_ascii().to_string(), heard.escape_ascii().to_string(), "{what}");
-            let as_it_leaves = Frame { payload: heard.clone(), ..frame.clone() };
+            let Passed { seq, ack, payload } = passed.clone();
+            assert_eq!(
+                text.escape_ascii().to_string(),
+                payload.escape_ascii().to_string(),
+                "{what}"
+            );
+            self.seen[4] += usize::from(payload != frame.payload);
+            self.seen[6] += usize::from(payload.len() != frame.payload.len());
+            let as_it_leaves = Frame { seq, ack, payload, ..frame.clone() };
             assert_eq!(outcome.bytes, as_it_leaves.to_bytes(), "{what}");
-            self.seen[4] += usize::from(*heard != frame.payload);
         }
         assert_eq!(self.scene.flow(id), *flow, "{what}");
         if let Some(key) = opened {
@@ -208,8 +230,9 @@ fn some_flow(rng: &mut Rng) -> Flow {
     };
     let [client_named, server_named] = [client, server].map(|own| named(rng, *own.ip()));
     let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
+    let next = [start, rng.next() as u32];
     Flow {
-        next: [start, rng.next() as u32],
+        next,
         steps: rng.next() as u32 >> 1,
         awaits: *rng.pick(&[NOTHING, NOTHING, NOTHING, PASV, EPSV, ANNOUNCED, LOGIN]),
         client,
@@ -222,7 +245,27 @@ fn some_flow(rng: &mut Rng) -> Flow {
         passive_initiator: *client.ip(),
         judged_mark: JUDGED_MARK,
         digits: u32::try_from(rng.below(4)).unwrap(),
+        shifts: rng.chance(0.5).then(|| [0, 1].map(|side| some_shift(rng, next[side]))),
         ..routed()
+    }
+}
+
+/// How the numbers up to `next` may have been shifted before.
+fn some_shift(rng: &mut Rng, next: u32) -> (u32, u32) {
+    let by = *rng.pick(&[0, 3, u32::MAX, 70_000, 1 << 31]);
+    (by, next.wrapping_sub(*rng.pick(&[0, 0, 15, 1 << 30])))
+}
+
+const NO_OPERATION: u8 = 1;
+
+/// Timestamps, mostly as everyone writes them.
+fn timestamps(rng: &mut Rng) -> Vec<u8> {
+    let timestamps = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+    let padding = [NO_OPERATION; 2];
+    if rng.chance(0.8) {
+        [&padding[..], &timestamps].concat()
+    } else {
+        [&timestamps[..], &padding].concat()
     }
 }
 

@@ -85,6 +85,7 @@ pub fn flow(flow: u64) -> Flow {
         passive_mark: 0x5000_0000,
         judged_mark: MARK,
         digits: 0,
+        shifts: None,
         lifetime: Duration::from_secs(30),
     }
 }

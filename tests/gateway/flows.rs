@@ -40,6 +40,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
                 is_logged_in,
                 translation: ends(number),
                 named: [*CLIENT.ip(), *SERVER.ip()],
+                shifts: None,
                 zeros: Zeros::None,
                 lifetime: Duration::from_secs(30),
             })

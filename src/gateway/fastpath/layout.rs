@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use ftp_alg_core::engine::Shift;
+
 /// The longest line that the program judges.
 pub const LONGEST_LINE: usize = 128;
 
@@ -15,7 +17,7 @@ pub(super) const WAY_KEY: usize = 12;
 pub(super) const WAY: usize = 16;
 pub(super) const HOLE_KEY: usize = 12;
 pub(super) const HOLE: usize = 24;
-pub(super) const FLOW: usize = 376;
+pub(super) const FLOW: usize = 400;
 pub(super) const STEP: usize = 56 + LONGEST_LINE;
 
 /// Where `judged` is in a flow.
@@ -80,8 +82,10 @@ pub struct Flow {
     pub passive_mark: u32,
     /// Packet mark of a judged packet.
     pub judged_mark: u32,
-    /// Most digits of each of the last two numbers of a rewritten PORT; 0 if none may be rewritten.
+    /// Most digits of each of the last two numbers of a PORT that keeps its length by zeros.
     pub digits: u32,
+    /// The client's sequence numbers and the server's, if they are adjusted.
+    pub shifts: Option<[Shift; 2]>,
     /// Lifetime of a pinhole.
     pub lifetime: Duration,
 }
@@ -133,6 +137,7 @@ impl Flow {
         let judged = 1;
         let lifetime = u64::try_from(self.lifetime.as_nanos()).unwrap_or(u64::MAX);
         let [client, server] = self.next;
+        let [client_shift, server_shift] = self.shifts.unwrap_or([Shift { by: 0, since: 0 }; 2]);
         Bytes::default()
             .u32(0)
             .u32(judged)
@@ -154,7 +159,12 @@ impl Flow {
             .u32(self.passive_mark)
             .u32(self.judged_mark)
             .u32(self.digits)
-            .u32(0)
+            .u32(self.shifts.is_some().into())
+            .u32(client_shift.by)
+            .u32(server_shift.by)
+            .u32(client_shift.since)
+            .u32(server_shift.since)
+            .u64(0)
             .u64(lifetime)
             .array()
     }
@@ -331,6 +341,7 @@ mod tests {
             passive_mark: 0x55,
             judged_mark: 0x66,
             digits: 0x77,
+            shifts: Some([Shift { by: 0x99, since: 0xaa }, Shift { by: 0xbb, since: 0xcc }]),
             lifetime: Duration::from_nanos(0x88),
         };
         let bytes = flow.to_bytes();
@@ -338,14 +349,17 @@ mod tests {
         for (at, value) in [(4, 1), (8, 0x11), (12, 0x22), (16, 0x33), (20, 4)] {
             assert_eq!(number(at), value, "at {at}");
         }
-        for (at, value) in [(60, 0x44), (64, 0x55), (68, 0x66), (72, 0x77), (76, 0)] {
+        for (at, value) in [(60, 0x44), (64, 0x55), (68, 0x66), (72, 0x77), (76, 1)] {
+            assert_eq!(number(at), value, "at {at}");
+        }
+        for (at, value) in [(80, 0x99), (84, 0xbb), (88, 0xaa), (92, 0xcc), (96, 0)] {
             assert_eq!(number(at), value, "at {at}");
         }
         assert_eq!(bytes[24..36], [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
         let addresses = bytes[36..60].as_chunks::<4>().0;
         assert!(addresses.iter().zip(1..).all(|(one, last)| *one == [1, 2, 3, last]));
-        assert_eq!(bytes[80..88], 0x88_u64.to_ne_bytes());
-        assert!(bytes[88..].iter().all(|byte| *byte == 0));
+        assert_eq!(bytes[104..112], 0x88_u64.to_ne_bytes());
+        assert!(bytes[112..].iter().all(|byte| *byte == 0));
         assert_eq!(key.to_bytes(), [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
         assert_eq!(hole_key(address(9), SERVER), [1, 2, 3, 9, 192, 0, 2, 9, 0, 21, 0, 0]);
     }

@@ -28,6 +28,9 @@ const LINK: &str = "link-";
 /// How long a daemon that was told to end may still use its pins.
 const ENDING: Duration = Duration::from_secs(1);
 
+/// How often a directory is made at most that others remove.
+const ATTEMPTS: usize = 10;
+
 /// The directory of one namespace and version.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
@@ -210,7 +213,14 @@ fn make_root(root: &Path) -> Result<(), Missing> {
     if !is_bpf(&found) {
         return Err(Missing(format!("{} is in no bpf file system", root.display())));
     }
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+    let make = || DirBuilder::new().recursive(true).mode(0o700).create(root);
+    let mut made = make();
+    // A daemon of another namespace may remove it meanwhile, as the last one there.
+    for _ in 1..ATTEMPTS {
+        if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            made = make();
+        }
+    }
     made.map_err(|error| Missing::system(&format!("make {}", root.display()), &error))
 }
 

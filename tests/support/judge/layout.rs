@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 pub const LINE: usize = 128;
-pub const FLOW: usize = 376;
+pub const FLOW: usize = 400;
 pub const STEP: usize = 184;
 
 pub const NOTHING: u32 = 0;
@@ -127,6 +127,8 @@ pub struct Flow {
     pub passive_mark: u32,
     pub judged_mark: u32,
     pub digits: u32,
+    /// By how much the sequence numbers of each side are shifted, and from which one on, if they are adjusted.
+    pub shifts: Option<[(u32, u32); 2]>,
     pub hole: Option<HoleKey>,
     pub lifetime: u64,
     /// Sequence number and bytes of the last judged line of each side; no bytes for a FIN.
@@ -160,12 +162,19 @@ impl Flow {
         put(64, &self.passive_mark.to_ne_bytes());
         put(68, &self.judged_mark.to_ne_bytes());
         put(72, &self.digits.to_ne_bytes());
-        put(76, &u32::from(self.hole.is_some()).to_ne_bytes());
-        put(80, &self.lifetime.to_ne_bytes());
-        if let Some(hole) = self.hole {
-            put(88, &hole.to_bytes());
+        if let Some(shifts) = self.shifts {
+            put(76, &1_u32.to_ne_bytes());
+            for (at, (by, since)) in [80, 84].into_iter().zip(shifts) {
+                put(at, &by.to_ne_bytes());
+                put(at + 8, &since.to_ne_bytes());
+            }
         }
-        for (at, (seq, line)) in [104, 240].into_iter().zip(&self.last) {
+        put(96, &u32::from(self.hole.is_some()).to_ne_bytes());
+        put(104, &self.lifetime.to_ne_bytes());
+        if let Some(hole) = self.hole {
+            put(112, &hole.to_bytes());
+        }
+        for (at, (seq, line)) in [128, 264].into_iter().zip(&self.last) {
             put(at, &seq.to_ne_bytes());
             let length = line.as_ref().map_or(LINE + 1, Vec::len);
             put(at + 4, &u32::try_from(length).unwrap().to_ne_bytes());
@@ -185,7 +194,7 @@ impl Flow {
             assert!(rest.iter().all(|byte| *byte == 0), "behind the line: {rest:?}");
             (number(at), (!ends).then(|| text.to_vec()))
         };
-        assert_eq!(number(100), 0, "nobody opens a pinhole now");
+        assert_eq!(number(124), 0, "nobody opens a pinhole now");
         Self {
             judged: number(4) != 0,
             next: [number(8), number(12)],
@@ -203,9 +212,10 @@ impl Flow {
             passive_mark: number(64),
             judged_mark: number(68),
             digits: number(72),
-            hole: (number(76) != 0).then(|| HoleKey::read(flow[88..].first_chunk().unwrap())),
-            lifetime: u64_at(flow, 80),
-            last: [line(104), line(240)],
+            shifts: (number(76) != 0).then(|| [80, 84].map(|at| (number(at), number(at + 8)))),
+            hole: (number(96) != 0).then(|| HoleKey::read(flow[112..].first_chunk().unwrap())),
+            lifetime: u64_at(flow, 104),
+            last: [line(128), line(264)],
         }
     }
 }

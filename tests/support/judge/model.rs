@@ -15,6 +15,8 @@ pub struct Segment<'a> {
     pub seq: u32,
     pub ack: u32,
     pub has_only_ack_and_push: bool,
+    /// Whether its header has no option but timestamps, as everyone writes them.
+    pub has_plain_options: bool,
     /// Whether it has the flag FIN as well.
     pub ends: bool,
     pub mark: u32,
@@ -26,10 +28,20 @@ pub struct Segment<'a> {
 pub enum Expected {
     /// Nothing: it is queued, and the flow handed back.
     HandsBack,
-    /// It passes as these bytes, without a step.
-    Retransmission(Vec<u8>),
-    /// It passes as these bytes, and is a step. The pinhole that it opens.
-    Step(Vec<u8>, Option<HoleKey>),
+    /// Nothing: it goes on to the rules, which do not queue it.
+    Unheeded,
+    /// It passes like this, without a step.
+    Again(Passed),
+    /// It passes like this, and is a step. The pinhole that it opens.
+    Step(Passed, Option<HoleKey>),
+}
+
+/// What of a packet may be another when it passes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    pub seq: u32,
+    pub ack: u32,
+    pub payload: Vec<u8>,
 }
 
 /// What a line is.
@@ -77,11 +89,20 @@ fn consider(
     segment: &Segment,
 ) -> Option<Expected> {
     let side = segment.side;
+    let only_acknowledges = segment.payload.is_empty() && !segment.ends;
+    if only_acknowledges && flow.shifts.is_none() {
+        return Some(Expected::Unheeded);
+    }
     if segment.mark != 0 || !segment.has_only_ack_and_push {
         return None;
     }
+    let [seq, ack] = shifted(flow, segment)?;
+    let passed = |payload| Passed { seq, ack, payload };
+    if only_acknowledges {
+        return Some(Expected::Again(passed(Vec::new())));
+    }
     if segment.ends {
-        return end(flow, segment);
+        return end(flow, segment, passed(Vec::new()));
     }
     if segment.payload.len() < 6 || segment.payload.len() > 128 {
         return None;
@@ -95,19 +116,20 @@ fn consider(
         Meaning::Announces(_, text) | Meaning::Passive(_, text) => text.clone(),
         _ => line.to_owned(),
     };
-    if heard.len() != line.len() {
+    let growth = (heard.len() as u32).wrapping_sub(line.len() as u32);
+    if growth != 0 && flow.shifts.is_none() {
         return None;
     }
-    let heard = format!("{heard}\r\n").into_bytes();
+    let heard = passed(format!("{heard}\r\n").into_bytes());
     let last = (segment.seq, Some(segment.payload.to_vec()));
     if flow.last[side.index()] == last {
-        return Some(Expected::Retransmission(heard));
+        return Some(Expected::Again(heard));
     }
     if flow.has_ended(side) {
         return None;
     }
     let next = [flow.next[side.index()], flow.next[side.other().index()]];
-    if next != [segment.seq, segment.ack] {
+    if next != [segment.seq, ack] {
         return None;
     }
     let awaits = match (&meaning, flow.awaits) {
@@ -152,27 +174,44 @@ fn consider(
     let length = u32::try_from(segment.payload.len()).unwrap();
     flow.next[side.index()] = segment.seq.wrapping_add(length);
     flow.last[side.index()] = last;
+    if let Some(shifts) = &mut flow.shifts
+        && growth != 0
+    {
+        let (by, _) = shifts[side.index()];
+        shifts[side.index()] = (by.wrapping_add(growth), flow.next[side.index()]);
+    }
     Some(Expected::Step(heard, opened))
 }
 
-fn end(flow: &mut Flow, segment: &Segment) -> Option<Expected> {
+/// The numbers with which a packet passes. None if they may have been shifted otherwise when they were sent.
+fn shifted(flow: &Flow, segment: &Segment) -> Option<[u32; 2]> {
+    let Some(shifts) = flow.shifts else { return Some([segment.seq, segment.ack]) };
+    let (own, own_since) = shifts[segment.side.index()];
+    let (other, other_since) = shifts[segment.side.other().index()];
+    let ack = segment.ack.wrapping_sub(other);
+    let is_known = |number: u32, since: u32| number.wrapping_sub(since) < 1 << 31;
+    let are_known = is_known(segment.seq, own_since) && is_known(ack, other_since);
+    (segment.has_plain_options && are_known).then(|| [segment.seq.wrapping_add(own), ack])
+}
+
+fn end(flow: &mut Flow, segment: &Segment, passed: Passed) -> Option<Expected> {
     let side = segment.side;
     if !segment.payload.is_empty() {
         return None;
     }
     if flow.last[side.index()] == (segment.seq, None) {
-        return Some(Expected::Retransmission(Vec::new()));
+        return Some(Expected::Again(passed));
     }
     let [own, other] = [flow.next[side.index()], flow.next[side.other().index()]];
-    let crosses = flow.has_ended(side.other()) && segment.ack.wrapping_add(1) == other;
-    let is_next = segment.seq == own && (segment.ack == other || crosses);
+    let crosses = flow.has_ended(side.other()) && passed.ack.wrapping_add(1) == other;
+    let is_next = segment.seq == own && (passed.ack == other || crosses);
     if flow.has_ended(side) || !is_next || flow.awaits != NOTHING {
         return None;
     }
     flow.steps += 1;
     flow.next[side.index()] = segment.seq.wrapping_add(1);
     flow.last[side.index()] = (segment.seq, None);
-    Some(Expected::Step(Vec::new(), None))
+    Some(Expected::Step(passed, None))
 }
 
 fn command(line: &str, flow: &Flow) -> Option<Meaning> {
@@ -202,7 +241,8 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
                 line.to_owned()
             } else {
                 let start = format!("{verb} {},", with_commas(flow.client_named));
-                filled_with_zeros(&start, high, low, line.len(), flow.digits)?
+                filled_with_zeros(&start, high, low, line.len(), flow.digits)
+                    .unwrap_or_else(|| format!("{start}{high},{low}"))
             };
             Some(Meaning::Announces(port(high, low), text))
         }
@@ -211,10 +251,11 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
             let ["", "1", address, port, ""] = fields[..] else { return None };
             let [a, b, c, d] = numbers(address, '.', 255)?[..] else { return None };
             let port = u16::try_from(number(port, 65535)?).ok()?;
-            if [a, b, c, d] != octets(*flow.client.ip()) || flow.client_named != *flow.client.ip() {
+            if [a, b, c, d] != octets(*flow.client.ip()) {
                 return None;
             }
-            Some(Meaning::Announces(port, line.to_owned()))
+            let text = format!("{verb} |1|{}|{port}|", flow.client_named);
+            Some(Meaning::Announces(port, text))
         }
         _ => None,
     }
@@ -243,6 +284,10 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
             let named = with_commas(flow.server_named);
             let end = format!("({named},{high},{low}){after}");
             let mut text = format!("227 {before}");
+            let length = text.len() + end.len();
+            if length > line.len() && !may_grow(length, ")".len() + after.len()) {
+                return None;
+            }
             while text.len() + end.len() < line.len() {
                 text.push(' ');
             }
@@ -257,6 +302,11 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
         300..=599 => Some(Meaning::Other),
         _ => None,
     }
+}
+
+/// Whether the program makes it this line, with `after` behind what it announces.
+fn may_grow(line: usize, after: usize) -> bool {
+    line + "\r\n".len() <= 128 && after + "\r\n".len() <= 16
 }
 
 /// What is before, in and behind the only parenthesis, if no digit is before it.

@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{FlowChange, Handover, Hole, Pinhole, Shut, TakenBack, Translation};
+use ftp_alg_core::engine::{
+    FlowChange, Handover, Hole, Pinhole, Shift, Shut, TakenBack, Translation,
+};
 
 use super::{
     layout::{Flow, HoleKey, LOGIN, NOTHING, Side},
-    model::{Expected, Holes, Segment, decide},
+    model::{Expected, Holes, Passed, Segment, decide},
 };
 
 /// Source and destination of a packet, as the interface shows them.
@@ -40,6 +42,8 @@ pub struct Seen<'p> {
     pub destination: SocketAddr,
     /// Whether its checksum is right, IP has no options, and it is no fragment.
     pub is_plain: bool,
+    /// Whether TCP has no options but timestamps.
+    pub has_plain_options: bool,
     pub flags: u8,
     pub seq: u32,
     pub ack: u32,
@@ -62,6 +66,8 @@ pub struct Counts {
     pub judged: usize,
     pub retransmitted: usize,
     pub rewritten: usize,
+    /// Packets whose numbers or lengths changed.
+    pub adjusted: usize,
     pub opened: usize,
     pub admitted: usize,
     pub handed_back: usize,
@@ -109,12 +115,8 @@ impl Default for Program {
 }
 
 impl Program {
-    /// What goes on at once of the payload of a packet. `None`: the packet goes on to the packet selection.
-    pub fn judge(&mut self, now: Duration, packet: &Seen<'_>) -> Option<Vec<u8>> {
-        let of_note = SYN | FIN | RST | URG;
-        if packet.payload.is_empty() && packet.flags & of_note == 0 {
-            return None;
-        }
+    /// What goes on at once of a packet. `None`: the packet goes on to the packet selection.
+    pub fn judge(&mut self, now: Duration, packet: &Seen<'_>) -> Option<Passed> {
         let (SocketAddr::V4(source), SocketAddr::V4(destination)) =
             (packet.source, packet.destination)
         else {
@@ -125,33 +127,53 @@ impl Program {
         let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
         let ends = packet.flags & FIN != 0;
         let length = packet.payload.len();
+        let only_acknowledges = length == 0 && packet.flags & (SYN | FIN | RST | URG) == 0;
         let may_be_step = if ends { length == 0 } else { (6..=128).contains(&length) };
-        if !packet.is_plain || !has_only_ack_and_push || !may_be_step {
+        if only_acknowledges && flow.shifts.is_none() {
+            return None;
+        }
+        let may_be_judged = only_acknowledges || may_be_step;
+        if !packet.is_plain || !has_only_ack_and_push || !may_be_judged {
             flow.judged = false;
             self.counts.handed_back += 1;
             return None;
         }
-        if self.ring.len() >= self.room {
+        if !only_acknowledges && self.ring.len() >= self.room {
             flow.judged = false;
             self.counts.handed_back += 1;
             self.counts.no_room += 1;
             return None;
         }
-        let Seen { seq, ack, window, payload, .. } = *packet;
-        let segment = Segment { side, seq, ack, has_only_ack_and_push, ends, mark: 0, payload };
+        let Seen { seq, ack, window, payload, has_plain_options, .. } = *packet;
+        let segment = Segment {
+            side,
+            seq,
+            ack,
+            has_only_ack_and_push,
+            has_plain_options,
+            ends,
+            mark: 0,
+            payload,
+        };
         let expected = decide(id, flow, &mut self.holes, &self.barred, &segment);
+        if let Expected::Again(passed) | Expected::Step(passed, _) = &expected {
+            let keeps_numbers = (passed.seq, passed.ack) == (seq, ack);
+            let keeps_length = passed.payload.len() == payload.len();
+            self.counts.adjusted += usize::from(!(keeps_numbers && keeps_length));
+        }
         let holes = &self.holes;
         self.opened.retain(|key, _| holes.contains_key(key));
-        let (heard, opened) = match expected {
+        let (passed, opened) = match expected {
+            Expected::Unheeded => return None,
             Expected::HandsBack => {
                 self.counts.handed_back += 1;
                 return None;
             }
-            Expected::Retransmission(heard) => {
-                self.counts.retransmitted += 1;
-                return Some(heard);
+            Expected::Again(passed) => {
+                self.counts.retransmitted += usize::from(!only_acknowledges);
+                return Some(passed);
             }
-            Expected::Step(heard, opened) => (heard, opened),
+            Expected::Step(passed, opened) => (passed, opened),
         };
         if let Some(key) = opened {
             let own = if side == Side::Client { flow.client } else { flow.server };
@@ -161,7 +183,7 @@ impl Program {
             self.counts.opened += 1;
         }
         self.counts.judged += 1;
-        self.counts.rewritten += usize::from(heard != payload);
+        self.counts.rewritten += usize::from(passed.payload != payload);
         self.ring.push(Line {
             flow: id,
             line: flow.steps,
@@ -176,7 +198,7 @@ impl Program {
             ends,
             bytes: payload.to_vec(),
         });
-        Some(heard)
+        Some(passed)
     }
 
     /// A data connection's first packet: where it is sent, if it is admitted. Uses the pinhole up.
@@ -209,8 +231,17 @@ impl Program {
     }
 
     fn hand_over(&mut self, handover: &Handover) {
-        let Handover { flow, lines, next, is_logged_in, translation, named, zeros, lifetime } =
-            *handover;
+        let Handover {
+            flow,
+            lines,
+            next,
+            is_logged_in,
+            translation,
+            named,
+            zeros,
+            shifts,
+            lifetime,
+        } = *handover;
         // Taken back by another worker, which has not told yet.
         if self.flows.contains_key(&flow) {
             self.take_back(flow, &translation);
@@ -240,6 +271,7 @@ impl Program {
             passive_mark: 0,
             judged_mark: 0,
             digits: u32::try_from(zeros.digits()).unwrap(),
+            shifts: shifts.map(|shifts| shifts.map(|Shift { by, since }| (by, since))),
             hole: None,
             lifetime: u64::try_from(lifetime.as_nanos()).unwrap(),
             last: [(0, Some(Vec::new())), (0, Some(Vec::new()))],

@@ -15,6 +15,7 @@ use super::{
         Rng,
         judge::{
             layout::Side,
+            model::Passed,
             program::{Line, Seen},
         },
         recorder::Recorder,
@@ -113,21 +114,22 @@ impl Sim {
             source,
             destination,
             is_plain: !segment.ip_options,
+            has_plain_options: segment.sack.is_empty(),
             flags: segment.flags,
             seq: segment.seq,
             ack: segment.ack,
             window: segment.window,
             payload: &segment.payload,
         };
-        let heard = self.kernel.program.judge(now, &seen)?;
+        let Passed { seq, ack, payload } = self.kernel.program.judge(now, &seen)?;
         if self.kernel.program.has_lines() {
             self.queues.read_later(self.now);
         }
-        let passed = if heard == segment.payload {
+        let passed = if (seq, ack) == (segment.seq, segment.ack) && payload == segment.payload {
             bytes.to_vec()
         } else {
             let (source, destination) = self.endpoints(from);
-            let new = Segment { payload: heard, ..segment }.packet(source, destination);
+            let new = Segment { seq, ack, payload, ..segment }.packet(source, destination);
             self.check_replaced(from, bytes, &new);
             new
         };
@@ -191,6 +193,7 @@ fn damaged(bytes: &[u8], (source, destination): (SocketAddr, SocketAddr)) -> Opt
         source: SocketAddr::new(source.ip(), port(0)),
         destination: SocketAddr::new(destination.ip(), port(2)),
         is_plain: false,
+        has_plain_options: true,
         flags: tcp[13],
         seq: number(4),
         ack: number(8),

@@ -309,9 +309,9 @@ impl Engine {
             self.sessions.weigh(&mut self.counters, index, effects);
             self.sessions.enlist(&mut self.counters, now, index, effects);
         }
-        let is_accepted = matches!(decision, Decision::Verdict(Verdict::Accept));
+        let goes_on = matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // Where this machine is an end the program sees half of a connection, and nothing of a SYN from here.
-        if from == Side::Server && is_new && is_accepted && !how.is_local {
+        if from == Side::Server && is_new && goes_on && !how.is_local {
             self.offer(index, effects);
         }
         decision

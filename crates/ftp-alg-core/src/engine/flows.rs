@@ -7,11 +7,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    Effects, Engine, Entry, Lookup, Pinhole, Sessions, What,
+    Attention, Effects, Engine, Entry, Lookup, Pinhole, Sessions, What,
     announcement::external,
     connection::Connection,
     effects::{Ask, SessionRef},
-    handover::{FlowChange, Handover, Hole, JudgedLine, TakenBack},
+    handover::{FlowChange, Handover, Hole, JudgedLine, Shift, TakenBack},
     memory::is_to_be_weighed,
     shares::is_to_be_counted,
     table::Key,
@@ -91,6 +91,7 @@ impl Engine {
         inspection.answer = None;
         let mut hole = line.opened.then_some(Hole { flow: line.flow, line: line.line });
         let mut is_alike = true;
+        let is_adjusted = session.is_adjusted();
         let outcome = loop {
             let outcome = session.packet(line.from, packet, inspection, &mut self.payload);
             for note in inspection.notes.drain(..) {
@@ -109,10 +110,11 @@ impl Engine {
         is_alike &= match outcome.forward {
             Forward::Unchanged => true,
             // Also what only follows a rewrite that is not acknowledged yet.
-            Forward::Changed { seq, ack, .. } => {
-                (seq, ack) == (packet.seq(), packet.ack())
-                    && self.payload.len() == line.bytes.len()
-                    && (line.opened || self.payload == line.bytes)
+            Forward::Changed { seq, ack, payload, .. } => {
+                let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
+                    && (!payload || self.payload.len() == line.bytes.len());
+                (is_adjusted || keeps_numbers)
+                    && (line.opened || !payload || self.payload == line.bytes)
             }
             Forward::Drop(_) | Forward::Asks => false,
         };
@@ -196,6 +198,10 @@ impl Sessions {
         {
             return;
         }
+        // Until conntrack is told, an adjusted one stays.
+        if session.is_adjusted() && control.attention() != Some(Attention::Every) {
+            return;
+        }
         if !self.pinholes.grant(policy, translation.client.ip()) {
             return;
         }
@@ -210,6 +216,12 @@ impl Sessions {
             is_logged_in: session.dialogue().is_logged_in(),
             translation,
             named: [client, server],
+            shifts: session.is_adjusted().then(|| {
+                [Side::Client, Side::Server].map(|side| {
+                    let (by, since) = session.shift(side);
+                    Shift { by, since: since.0 }
+                })
+            }),
             zeros: if policy.keeps_length { session.dialogue().zeros() } else { Zeros::None },
             lifetime: policy.pinhole_lifetime,
         }));

@@ -81,6 +81,7 @@ fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
             is_logged_in: true,
             translation: talk.gateway.kernel.translation.unwrap(),
             named: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
+            shifts: None,
             zeros: crate::ftp::Zeros::Three,
             lifetime: Duration::from_secs(30),
         }

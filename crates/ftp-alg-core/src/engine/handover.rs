@@ -58,8 +58,20 @@ pub struct Handover {
     pub named: [Ipv4Addr; 2],
     /// How a `PORT` that is rewritten keeps its length.
     pub zeros: Zeros,
+    /// The client's sequence numbers and the server's, if they are adjusted: then a line may change its length.
+    pub shifts: Option<[Shift; 2]>,
     /// How long an unused pinhole lives.
     pub lifetime: Duration,
+}
+
+/// Where the sequence numbers of one end are: by how much they are shifted, and from which sent one on. Earlier ones may be
+/// shifted by something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shift {
+    /// Delivered minus sent.
+    pub by: u32,
+    /// A sent number.
+    pub since: u32,
 }
 
 /// A connection that the program is to leave alone.

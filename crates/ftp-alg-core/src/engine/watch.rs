@@ -106,6 +106,8 @@ impl Engine {
             }
             session.stop_asking();
             let wanted = match control.attention() {
+                // The program may adjust it already.
+                _ if control.judging().is_handed_over => continue,
                 _ if session.wants_every_packet() || session.wants_no_packet() => continue,
                 Some(Attention::Watched | Attention::Every) => Attention::Payload,
                 _ => continue,

@@ -105,7 +105,8 @@ impl Session {
     /// a command.
     pub fn is_at_rest(&self) -> bool {
         let is_still = |direction: &Direction| {
-            direction.is_idle() && direction.has_nothing_rare() && !direction.space.has_gap()
+            let is_ordinary = direction.is_idle() && direction.has_nothing_rare();
+            is_ordinary && !direction.space.has_gap() && direction.space.map.is_shift()
         };
         self.standing == Standing::Followed(Seen::All)
             && !self.is_reset
@@ -113,8 +114,6 @@ impl Session {
             && is_still(&self.client)
             && is_still(&self.server)
             && self.unacknowledged.len() == 0
-            && !self.is_adjusted()
-            && !self.wants_every_packet()
     }
 
     /// The gateway ends it: both ends are reset, and nothing of either goes on any more. What is known of it is given back,
@@ -202,6 +201,13 @@ impl Session {
     /// Whether it was saved, or packets passed by, and nothing has shown yet that it goes on where it was.
     pub fn is_unconfirmed(&self) -> bool {
         !self.standing.is_confirmed() || self.is_barred()
+    }
+
+    /// By how much the numbers of `side` are shifted, and from which sent one on, if nothing is known of earlier ones. For a
+    /// session that [is at rest](Self::is_at_rest).
+    pub fn shift(&self, side: Side) -> (u32, Seq) {
+        let space = &self.direction(side).space;
+        (space.map.deliver(space.next) - space.next, space.unacknowledged())
     }
 
     /// Whether one end has said its last.

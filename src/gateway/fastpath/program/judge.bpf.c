@@ -16,6 +16,7 @@
 #include "checksum.h"
 #include "lines.h"
 #include "rewrite.h"
+#include "adjust.h"
 #include "pinholes.h"
 #include "steps.h"
 
@@ -68,7 +69,8 @@ static __always_inline void submit(struct step *line)
 }
 
 // Opens the pinhole of a line whose turn it is, and takes the line. Other processors hand the flow back meanwhile.
-static __always_inline int open(struct flow *flow, struct step *line, __u32 kind, const struct hole_key *key, __u32 step)
+static __always_inline int open(struct flow *flow, struct step *line, __u32 kind, const struct hole_key *key, __u32 step,
+				const struct text *text)
 {
 	__u32 mark = kind == PORT || kind == EPRT ? flow->active_mark : flow->passive_mark;
 	struct hole_key old = flow->hole;
@@ -85,7 +87,7 @@ static __always_inline int open(struct flow *flow, struct step *line, __u32 kind
 		flow->hole = *key;
 		flow->has_hole = 1;
 		flow->opening = 0;
-		take(flow, line, kind);
+		take(flow, line, kind, text->growth);
 		taken = 1;
 	}
 	bpf_spin_unlock(&flow->lock);
@@ -134,7 +136,8 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 	struct endpoint endpoint = {};
 	struct hole_key key = {};
 	struct text text = {};
-	__u32 kind, verdict, step, at = packet->at, length = packet->length;
+	struct shift shift = {};
+	__u32 kind, verdict, step;
 	int opens = 0, rewrites = 0, result = NEXT;
 
 	kind = read_line(skb, packet, line, &endpoint);
@@ -152,8 +155,11 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 			key.arrival = flow->client_arrival;
 			target = flow->client;
 			if (flow->client_named != flow->client) {
-				if (kind == EPRT || !rewrite_port(&text, line, &endpoint, bpf_ntohl(flow->client_named), flow->digits))
-					goto refuse;
+				__u32 named = bpf_ntohl(flow->client_named);
+
+				if (kind == EPRT || !rewrite_port(&text, line, &endpoint, named, flow->digits))
+					if (!rewrite_and_move(&text, line, &endpoint, named, kind == EPRT))
+						goto refuse;
 				rewrites = 1;
 			}
 		} else {
@@ -163,38 +169,48 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 			key.arrival = flow->server_arrival;
 			target = flow->server;
 			if (kind == REPLY_227 && flow->server_named != flow->server) {
-				if (!rewrite_227(&text, line, &endpoint, bpf_ntohl(flow->server_named)))
+				__u32 named = bpf_ntohl(flow->server_named);
+
+				if (!rewrite_227(&text, line, &endpoint, named) &&
+				    !rewrite_and_move(&text, line, &endpoint, named, 0))
 					goto refuse;
 				rewrites = 1;
 			}
 		}
-		// No step is taken that the packet cannot follow.
-		if (rewrites && bpf_skb_pull_data(skb, at + length))
+		if (text.growth && !flow->adjusts)
 			goto refuse;
 		opens = may_open(skb, &key, line->flow, target);
 	}
 
+	if (flow->adjusts && !has_plain_options(skb, packet))
+		goto refuse;
+	// No step is taken that the packet cannot follow.
+	if ((rewrites || flow->adjusts) && bpf_skb_pull_data(skb, packet->at + packet->length))
+		goto refuse;
+
 	bpf_spin_lock(&flow->lock);
-	verdict = verdict_on(flow, line, kind, opens);
+	verdict = verdict_on(flow, line, kind, opens, &shift);
 	step = flow->steps + 1;
 	if (verdict == TAKEN)
-		take(flow, line, kind);
+		take(flow, line, kind, 0);
 	else if (verdict == OPENS)
 		flow->opening = 1;
 	bpf_spin_unlock(&flow->lock);
 	if (verdict == HANDS_BACK)
 		goto refuse;
-	if (verdict == OPENS && !open(flow, line, kind, &key, step))
+	if (verdict == OPENS && !open(flow, line, kind, &key, step, &text))
 		goto refuse;
 
 	skb->mark = flow->judged_mark;
 	count(JUDGED);
 	if (rewrites) {
 		// Never passes as it came: the step is taken. A retransmission is rewritten again.
-		if (store_text(skb, at, endpoint.end, line, &text))
+		if (store_text(skb, packet, line, &text))
 			result = DROP;
 		count(REWRITTEN);
 	}
+	if (store_shift(skb, packet, &shift))
+		result = DROP;
 	if (verdict == AGAIN)
 		bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);
 	else
@@ -203,6 +219,27 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 refuse:
 	bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);
 	return hand_back(flow);
+}
+
+// A packet that only acknowledges is no step, but its numbers are shifted as those of the lines.
+static __always_inline int judge_acknowledgement(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+						 __u32 side)
+{
+	struct shift shift = {};
+	int is_known;
+
+	if (!flow->adjusts)
+		return NEXT;
+	if (!packet->plain || skb->mark || (packet->flags & ~PSH) != ACK || !has_plain_options(skb, packet) ||
+	    bpf_skb_pull_data(skb, packet->at))
+		return hand_back(flow);
+	bpf_spin_lock(&flow->lock);
+	is_known = flow->judged && shift_of(flow, side, packet->seq, packet->ack, &shift);
+	bpf_spin_unlock(&flow->lock);
+	if (!is_known)
+		return hand_back(flow);
+	skb->mark = flow->judged_mark;
+	return store_shift(skb, packet, &shift) ? DROP : NEXT;
 }
 
 static __always_inline struct way *way_of(const struct packet *packet)
@@ -233,6 +270,8 @@ int judge(struct __sk_buff *skb)
 	// Judged already, at the interface below this one: a macvlan gets its packets from there. Nobody else sets this mark.
 	if (skb->mark == flow->judged_mark)
 		return NEXT;
+	if (is_acknowledgement(&packet))
+		return judge_acknowledgement(skb, &packet, flow, way->side & 1);
 	if (!packet.plain || skb->mark || !may_be_step(&packet))
 		return hand_back(flow);
 	// Before the lock: a step that was taken before a packet is queued has its record by then.

@@ -61,8 +61,12 @@ struct flow {
 	__be32 active_initiator, passive_initiator;
 	__u32 active_mark, passive_mark;           // packet mark of the admitted SYN
 	__u32 judged_mark;                         // packet mark of a judged packet
-	__u32 digits;                              // most digits of each port number of a rewritten PORT; 0: none is rewritten
+	__u32 digits;                              // most digits of each port number of a PORT that keeps its length by zeros
+	__u32 adjusts;                             // 1: lines may change their length; every packet is adjusted then
+	__u32 shift[2];                            // by how much the sequence numbers of client and server are shifted,
+	__u32 since[2];                            // and from which one on: earlier ones by something else
 	__u32 has_hole;
+	__u32 pad;
 	__u64 lifetime;                            // of a pinhole, in nanoseconds
 	struct hole_key hole;                      // its open pinhole, if `has_hole`
 	__u32 opening;                             // 1 while one processor opens a pinhole; the daemon writes 0
@@ -87,9 +91,9 @@ _Static_assert(sizeof(struct way_key) == 12, "");
 _Static_assert(sizeof(struct hole_key) == 12, "");
 _Static_assert(sizeof(struct hole) == 24, "");
 _Static_assert(sizeof(struct line) == 136, "");
-_Static_assert(sizeof(struct flow) == 376, "");
-_Static_assert(__builtin_offsetof(struct flow, lifetime) == 80, "");
-_Static_assert(__builtin_offsetof(struct flow, last) == 104, "");
+_Static_assert(sizeof(struct flow) == 400, "");
+_Static_assert(__builtin_offsetof(struct flow, lifetime) == 104, "");
+_Static_assert(__builtin_offsetof(struct flow, last) == 128, "");
 _Static_assert(sizeof(struct step) == 184, "");
 _Static_assert(__builtin_offsetof(struct step, bytes) == 56, "");
 

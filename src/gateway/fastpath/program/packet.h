@@ -22,7 +22,7 @@ struct packet {
 };
 
 // 0 if neither a control connection nor a pinhole can be meant: other protocols, later fragments, segments of other
-// ports but for SYNs, and those without payload that only acknowledge.
+// ports but for SYNs.
 static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data, *end;
@@ -74,11 +74,15 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 	if (tcp_length < 20 || total < ip_length + tcp_length || skb->len < ETHERNET + total)
 		return 0;
 	packet->length = total - ip_length - tcp_length;
-	if (!packet->length && !(packet->flags & (SYN | FIN | RST | URG)))
-		return 0;
 	packet->at = ETHERNET + ip_length + tcp_length;
 	packet->seq = bpf_ntohl(*(__be32 *)(tcp + 4));
 	packet->ack = bpf_ntohl(*(__be32 *)(tcp + 8));
 	packet->window = *(__be16 *)(tcp + 14);
 	return 1;
+}
+
+// Whether it says nothing, and only acknowledges.
+static __always_inline int is_acknowledgement(const struct packet *packet)
+{
+	return !packet->length && !(packet->flags & (SYN | FIN | RST | URG));
 }

@@ -1,14 +1,18 @@
-// Writes another address into a PORT or a 227 without changing the line's length.
+// Writes another address into a PORT, an EPRT or a 227.
 //
 // Must write what `Announcement::rewritten` of ftp-alg-core writes: the daemon goes on from here.
 #pragma once
 
-// The longest announcement from the even byte before it: "(255,255,255,255,255,255" and one byte.
-#define PART 32
+// The longest rest of a line, behind what it announces, that may move.
+#define REST 16
 
-// The part of a line that is written anew.
+// From the even byte before it, "(255,255,255,255,255,255" and the rest that may move.
+#define PART 48
+
+// The part of a line that is written anew. Where the line changes its length that is all of its rest.
 struct text {
-	__u32 base; // where it starts in the line; even, because the checksum counts pairs
+	__u32 base;   // where it starts in the line; even, because the checksum counts pairs
+	__u32 growth; // by how much the line is longer
 	__u8 bytes[PART];
 };
 
@@ -47,8 +51,8 @@ __noinline __u32 put_number(struct text *text, __u32 at, __u32 number, __u32 dig
 	return at;
 }
 
-// Writes four numbers with a comma behind each. Returns where the last comma ends.
-__noinline __u32 put_address(struct text *text, __u32 at, __u32 address)
+// Writes four numbers with a separator behind each. Returns where the last separator ends.
+__noinline __u32 put_address(struct text *text, __u32 at, __u32 address, __u32 separator)
 {
 	__u32 i;
 
@@ -56,7 +60,7 @@ __noinline __u32 put_address(struct text *text, __u32 at, __u32 address)
 		return 0;
 	for (i = 0; i < 4; i++) {
 		at = put_number(text, at, address >> 24, 1);
-		put(text, at++, ',');
+		put(text, at++, i == 3 && separator == '.' ? '|' : separator);
 		address <<= 8;
 	}
 	return at;
@@ -68,14 +72,15 @@ static __always_inline __u32 length_of_address(__u32 address)
 	       digits_of(address & 255) + 4;
 }
 
-static __always_inline void copy_part(struct text *text, const struct step *line, __u32 start)
+// Begins with the part of the line around `start`, up to `end`.
+static __always_inline void copy_part(struct text *text, const struct step *line, __u32 start, __u32 end)
 {
 	__u32 i;
 
 	start &= LINE - 2;
 	text->base = start < LINE - PART ? start : LINE - PART;
 	for (i = 0; i < PART; i++)
-		text->bytes[i] = byte_at(line, text->base + i);
+		text->bytes[i] = text->base + i < end ? byte_at(line, text->base + i) : 0;
 }
 
 // Zeros fill up the second number of the port first, then the first one. 0 if the line cannot keep its length.
@@ -88,7 +93,7 @@ __noinline int rewrite_port(struct text *text, const struct step *line, const st
 		return 0;
 	if (digits > 4)
 		digits = 4;
-	copy_part(text, line, endpoint->start);
+	copy_part(text, line, endpoint->start, LINE);
 	high = digits_of(endpoint->port >> 8 & 255);
 	low = digits_of(endpoint->port & 255);
 	own = length_of_address(address) + high + 1 + low;
@@ -106,7 +111,7 @@ __noinline int rewrite_port(struct text *text, const struct step *line, const st
 		if (high > digits)
 			return 0;
 	}
-	at = put_address(text, endpoint->start, address);
+	at = put_address(text, endpoint->start, address, ',');
 	at = put_number(text, at, endpoint->port >> 8, high);
 	put(text, at++, ',');
 	at = put_number(text, at, endpoint->port, low);
@@ -120,7 +125,7 @@ __noinline int rewrite_227(struct text *text, const struct step *line, const str
 
 	if (!text || !line || !endpoint)
 		return 0;
-	copy_part(text, line, endpoint->start);
+	copy_part(text, line, endpoint->start, LINE);
 	own = 1 + length_of_address(address) + digits_of(endpoint->port >> 8 & 255) + 1 + digits_of(endpoint->port & 255);
 	room = endpoint->end - endpoint->start;
 	if (own > room)
@@ -131,24 +136,78 @@ __noinline int rewrite_227(struct text *text, const struct step *line, const str
 	for (i = 0; i < 8 && i < blanks; i++)
 		put(text, at++, ' ');
 	put(text, at++, '(');
-	at = put_address(text, at, address);
+	at = put_address(text, at, address, ',');
 	at = put_number(text, at, endpoint->port >> 8, 1);
 	put(text, at++, ',');
 	at = put_number(text, at, endpoint->port, 1);
 	return at == endpoint->end;
 }
 
-// Puts the new text into the packet, whose line starts at `at`. The caller has made the packet writable, so this
-// does not fail.
-static __always_inline int store_text(struct __sk_buff *skb, __u32 at, __u32 end, struct step *line, struct text *text)
+// Writes the port of an EPRT. Returns where it ends.
+static __always_inline __u32 put_port(struct text *text, __u32 at, __u32 port)
 {
-	__u32 base = text->base, length = end - base - 1;
+	__u32 place;
+
+	for (place = 10000; place > 0; place /= 10)
+		if (port >= place)
+			put(text, at++, '0' + port / place % 10);
+	return at;
+}
+
+// Writes what is announced as short as it can be, and the rest of the line behind it. 0 if that is too long, or the line then.
+__noinline int rewrite_and_move(struct text *text, const struct step *line, const struct endpoint *endpoint,
+				__u32 address, __u32 is_eprt)
+{
+	__u32 at, i, length;
+
+	if (!text || !line || !endpoint)
+		return 0;
+	length = line->length;
+	at = endpoint->start;
+	copy_part(text, line, at, at);
+	if (byte_at(line, at) == '(')
+		put(text, at++, '(');
+	at = put_address(text, at, address, is_eprt ? '.' : ',');
+	if (is_eprt) {
+		at = put_port(text, at, endpoint->port);
+	} else {
+		at = put_number(text, at, endpoint->port >> 8, 1);
+		put(text, at++, ',');
+		at = put_number(text, at, endpoint->port, 1);
+	}
+	for (i = 0; i < REST && endpoint->end + i < length; i++)
+		put(text, at++, byte_at(line, endpoint->end + i));
+	text->growth = at - length;
+	return endpoint->end + i == length && at <= LINE;
+}
+
+// The packet is longer from now on, and its headers say so.
+static __always_inline int change_length(struct __sk_buff *skb, const struct packet *packet, __u32 growth)
+{
+	__u32 before = packet->at - ETHERNET + packet->length, now = before + growth;
+	__be16 total = bpf_htons(now);
+
+	return bpf_skb_change_tail(skb, ETHERNET + now, 0) || bpf_skb_store_bytes(skb, ETHERNET + 2, &total, 2, 0) ||
+	       bpf_l3_csum_replace(skb, ETHERNET + 10, bpf_htons(before), total, 2) ||
+	       bpf_l4_csum_replace(skb, CHECKSUM, bpf_htons(before - 20), bpf_htons(now - 20), BPF_F_PSEUDO_HDR | 2);
+}
+
+// Puts the new text into the packet, which the caller has made writable. This fails only where its line grows and there is no memory.
+static __always_inline int store_text(struct __sk_buff *skb, const struct packet *packet, struct step *line, struct text *text)
+{
+	__u32 base = text->base, length = packet->length + text->growth - base;
 	__s64 difference;
 
-	asm volatile("" : "+r"(base), "+r"(length));
-	if (base > LINE - PART || length >= PART)
+	asm volatile("" : "+r"(base));
+	if (base > LINE - PART)
+		return -1;
+	if (text->growth && change_length(skb, packet, text->growth))
 		return -1;
 	difference = bpf_csum_diff((__be32 *)(line->bytes + base), PART, (__be32 *)text->bytes, PART, 0);
-	return bpf_skb_store_bytes(skb, at + base, text->bytes, length + 1, 0) ||
+	length--;
+	asm volatile("" : "+r"(length));
+	if (length >= PART)
+		length = PART - 1;
+	return bpf_skb_store_bytes(skb, packet->at + base, text->bytes, length + 1, 0) ||
 	       bpf_l4_csum_replace(skb, CHECKSUM, 0, difference, 0);
 }

@@ -63,18 +63,35 @@ static __always_inline int has_ended(const struct flow *flow, __u32 side)
 	return flow->last[side].length > LINE;
 }
 
-static __always_inline __u32 verdict_on(struct flow *flow, const struct step *line, __u32 kind, int may_open)
+// Whether `seq` of a side is not before `since`.
+static __always_inline int is_since(__u32 seq, __u32 since)
+{
+	return (__s32)(seq - since) >= 0;
+}
+
+// How the sequence numbers of a packet of this side are shifted. 0 if that is not known of earlier ones.
+static __always_inline int shift_of(const struct flow *flow, __u32 side, __u32 seq, __u32 ack, struct shift *shift)
+{
+	shift->seq = flow->shift[side];
+	shift->ack = flow->shift[!side];
+	return is_since(seq, flow->since[side]) && is_since(ack - shift->ack, flow->since[!side]);
+}
+
+static __always_inline __u32 verdict_on(struct flow *flow, const struct step *line, __u32 kind, int may_open,
+					struct shift *shift)
 {
 	__u32 side = line->side & 1, behind;
 
 	if (!flow->judged)
+		return HANDS_BACK;
+	if (flow->adjusts && !shift_of(flow, side, line->seq, line->ack, shift))
 		return HANDS_BACK;
 	if (is_retransmission(&flow->last[side], line))
 		return AGAIN;
 	if (has_ended(flow, side) || line->seq != flow->next[side])
 		return HANDS_BACK;
 	// The FINs of both sides may cross.
-	behind = flow->next[!side] - line->ack;
+	behind = flow->next[!side] - (line->ack - shift->ack);
 	if (behind && !(behind == 1 && line->ends && has_ended(flow, !side)))
 		return HANDS_BACK;
 	if (!is_in_turn(flow->awaits, kind))
@@ -84,7 +101,8 @@ static __always_inline __u32 verdict_on(struct flow *flow, const struct step *li
 	return may_open && !flow->opening ? OPENS : HANDS_BACK;
 }
 
-static __always_inline void take(struct flow *flow, struct step *line, __u32 kind)
+// `growth`: by how much the line is longer when it has been rewritten.
+static __always_inline void take(struct flow *flow, struct step *line, __u32 kind, __u32 growth)
 {
 	__u32 side = line->side & 1;
 	struct line *last = &flow->last[side];
@@ -95,6 +113,10 @@ static __always_inline void take(struct flow *flow, struct step *line, __u32 kin
 	for (int i = 0; i < LINE / 8; i++)
 		((__u64 *)last->bytes)[i] = ((const __u64 *)line->bytes)[i];
 	flow->next[side] += line->ends ? 1 : line->length;
+	if (growth) {
+		flow->shift[side] += growth;
+		flow->since[side] = flow->next[side];
+	}
 	line->step = ++flow->steps;
 	if (kind == COMMAND)
 		flow->awaits = OTHER;
