@@ -31,8 +31,8 @@ mod walk;
 
 use frames::{ACK, Frame, WINDOW};
 use layout::{
-    ANNOUNCED, EPSV, Flow, HANDED_BACK, JUDGED, LOGIN, LOGIN_REPLY, NO_ROOM, NOTHING, OTHER, PASV,
-    Side,
+    ANNOUNCED, EPSV, Flow, GREETING, HANDED_BACK, JUDGED, LOGIN, LOGIN_REPLY, NO_ROOM, NOTHING,
+    OTHER, PASV, Side,
 };
 use scene::{CLIENT, ID, SERVER, Talk, now, routed};
 
@@ -120,6 +120,39 @@ fn a_login_passes_whatever_the_server_asks_for() {
 }
 
 #[test]
+fn a_greeting_passes_and_tells_how_a_port_keeps_its_length() {
+    let greetings = [
+        ("220 ready", 3),
+        ("220 (vsFTPd 3.0.3)", 4),
+        ("220 ProFTPD Server (lab) [192.0.2.9]", 4),
+        ("220 FileZilla Server 1.7.0", 4),
+        ("220 pyftpdlib 1.5.7 ready.", 4),
+        ("220 pyftpdlib", 3),
+        ("220 Proftpd ", 3),
+    ];
+    for (greeting, digits) in greetings {
+        let mut talk = Talk::new(Flow { awaits: GREETING, ..routed() });
+        let frame = talk.frame(Side::Server, format!("{greeting}\r\n"));
+        talk.passes(&frame, &frame.payload);
+        let after = talk.scene.flow(ID);
+        assert_eq!((after.awaits, after.digits, after.steps), (LOGIN, digits, 1), "{greeting}");
+        // Zeros that nobody wants stay away.
+        talk.before = Flow { awaits: GREETING, digits: 0, ..talk.before };
+        talk.hand_over();
+        talk.scene.run(&frame);
+        assert_eq!(talk.scene.flow(ID).digits, 0);
+    }
+    for refused in ["120 later", "220-ready", "421 busy", "200 ready", "SSH-2.0-a"] {
+        let mut talk = Talk::new(Flow { awaits: GREETING, ..routed() });
+        talk.line_hands_back(Side::Server, format!("{refused}\r\n"));
+        talk.line_hands_back(Side::Client, "USER lab\r\n");
+    }
+    let mut talk = Talk::new(routed());
+    talk.says(Side::Client, "NOOP");
+    talk.line_hands_back(Side::Server, "220 ready\r\n");
+}
+
+#[test]
 fn a_record_tells_the_line_byte_for_byte() {
     let mut talk = Talk::new(Flow { steps: 41, ..routed() });
     let frame = talk.frame(Side::Client, "noop\r\n");
@@ -144,6 +177,7 @@ fn a_record_tells_the_line_byte_for_byte() {
     put(42, &SERVER.port().to_be_bytes());
     put(44, &6_u16.to_ne_bytes());
     put(48, &WINDOW.to_be_bytes());
+    put(52, &3_u32.to_ne_bytes());
     put(56, b"noop\r\n");
     assert_eq!(*record, expected);
 }

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Effects, Engine, JudgedLine, Side};
+use ftp_alg_core::{
+    engine::{Effects, Engine, JudgedLine, Side},
+    ftp::Zeros,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -146,6 +149,7 @@ fn line<'s>(step: &'s JudgedStep, age: &Age) -> JudgedLine<'s> {
         window: step.window,
         opened: step.opened,
         ends: step.ends,
+        zeros: Zeros::of_digits(step.digits as usize),
         bytes: step.bytes(),
     }
 }

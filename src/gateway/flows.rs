@@ -9,7 +9,7 @@ use std::{
     sync::Mutex,
 };
 
-use ftp_alg_core::engine::{FlowChange, Handover, Pinhole, Shut, TakenBack, Translation};
+use ftp_alg_core::engine::{FlowChange, Handover, Login, Pinhole, Shut, TakenBack, Translation};
 
 use super::{
     ClaimedPorts, GatewayError, RuleParameters,
@@ -93,7 +93,7 @@ impl Flows {
         let Some(ends) = Ends::of(&handover.translation) else { return };
         // Those that have not logged in leave half of the room to the others. They are offered again.
         let most = self.program.most_flows() as usize / 2;
-        if !handover.is_logged_in && lock(&self.slots).len() >= most {
+        if handover.login != Login::Done && lock(&self.slots).len() >= most {
             return;
         }
         let arranged = self.arrange(&ends);
@@ -109,7 +109,11 @@ impl Flows {
             ways: ends.ways(),
             next: handover.next,
             steps: handover.lines,
-            awaits: if handover.is_logged_in { Awaits::Nothing } else { Awaits::Login },
+            awaits: match handover.login {
+                Login::Silent => Awaits::Greeting,
+                Login::Greeted => Awaits::Login,
+                Login::Done => Awaits::Nothing,
+            },
             client: ends.client,
             server: ends.server,
             client_named,

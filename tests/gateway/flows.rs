@@ -12,7 +12,7 @@ use ftp_alg::gateway::{
     flows::{Failures, Flows},
 };
 use ftp_alg_core::{
-    engine::{FlowChange, Handover, Kernel as _, TakenBack, Translation},
+    engine::{FlowChange, Handover, Kernel as _, Login, TakenBack, Translation},
     ftp::Zeros,
 };
 
@@ -32,12 +32,12 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
             Translation::identity(client.into(), SERVER.into())
         };
-        let handed_over = |number: u32, is_logged_in| {
+        let handed_over = |number: u32, login| {
             FlowChange::Over(Handover {
                 flow: number.into(),
                 lines: 0,
                 next: [1000, 2000],
-                is_logged_in,
+                login,
                 translation: ends(number),
                 named: [*CLIENT.ip(), *SERVER.ip()],
                 shifts: None,
@@ -46,10 +46,10 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             })
         };
         // Half of them for those that have not logged in.
-        let all: Vec<_> = (1..=most).map(|number| handed_over(number, false)).collect();
+        let all: Vec<_> = (1..=most).map(|number| handed_over(number, Login::Greeted)).collect();
         kernel.hand_over(&all);
         assert_eq!(flows.program().flows().unwrap().len(), most as usize / 2);
-        let over = |number| handed_over(number, true);
+        let over = |number| handed_over(number, Login::Done);
         let others: Vec<_> = (most / 2 + 1..=most).map(over).collect();
         kernel.hand_over(&others);
         assert_eq!(flows.take_failures(), None);

@@ -47,6 +47,8 @@ pub enum Awaits {
     Announced = 4,
     /// None: the client's turn, which has not logged in.
     Login = 5,
+    /// The greeting.
+    Greeting = 7,
 }
 
 /// A control connection whose lines the program judges from now on.
@@ -191,6 +193,8 @@ pub struct JudgedStep {
     pub opened: bool,
     /// Whether it is a FIN, and no line.
     pub ends: bool,
+    /// `digits` of the flow then.
+    pub digits: u32,
     bytes: [u8; LONGEST_LINE],
     length: u8,
 }
@@ -215,7 +219,7 @@ impl JudgedStep {
         let opened = fields.u16() != 0;
         let window = fields.be16();
         let ends = fields.u16() != 0;
-        fields.u32();
+        let digits = fields.u32();
         let bytes = fields.take();
         Self {
             flow,
@@ -229,6 +233,7 @@ impl JudgedStep {
             window,
             opened,
             ends,
+            digits,
             bytes,
             length,
         }

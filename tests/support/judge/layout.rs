@@ -13,6 +13,7 @@ pub const EPSV: u32 = 3;
 pub const ANNOUNCED: u32 = 4;
 pub const LOGIN: u32 = 5;
 pub const LOGIN_REPLY: u32 = 6;
+pub const GREETING: u32 = 7;
 
 /// Counters, by their place.
 pub const JUDGED: usize = 0;
@@ -231,6 +232,7 @@ pub struct Step {
     pub ack: u32,
     pub opened: u16,
     pub ends: u16,
+    pub digits: u32,
     pub line: Vec<u8>,
 }
 
@@ -248,6 +250,7 @@ impl Step {
             ack: u32_at(record, 28),
             opened: u16::from_ne_bytes([record[46], record[47]]),
             ends: u16::from_ne_bytes([record[50], record[51]]),
+            digits: u32_at(record, 52),
             line,
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::layout::{
-    ANNOUNCED, EPSV, Flow, HoleKey, LOGIN, LOGIN_REPLY, NOTHING, OTHER, PASV, Side,
+    ANNOUNCED, EPSV, Flow, GREETING, HoleKey, LOGIN, LOGIN_REPLY, NOTHING, OTHER, PASV, Side,
 };
 
 /// A packet of the flow, with nothing unusual in its IP header.
@@ -52,6 +52,8 @@ enum Meaning {
     Announces(u16, String),
     /// `USER` or `PASS`.
     LogsIn,
+    /// 220, and whether it is of a server that takes four digits.
+    Greets(bool),
     /// 331.
     AsksPassword,
     /// 230.
@@ -140,16 +142,19 @@ fn consider(
         (Meaning::Other, OTHER) => NOTHING,
         (Meaning::Passive(..), PASV) => NOTHING,
         (Meaning::ExtendedPassive(_), EPSV) => NOTHING,
+        (Meaning::Greets(_), GREETING) => LOGIN,
         (Meaning::LogsIn, LOGIN) => LOGIN_REPLY,
         (Meaning::AsksPassword, LOGIN_REPLY) => LOGIN,
         (Meaning::LoggedIn, LOGIN_REPLY) => NOTHING,
         _ => return None,
     };
-    let opened = match meaning {
+    let opened = match &meaning {
         Meaning::Announces(port, _) => {
+            let port = *port;
             Some(HoleKey { initiator: flow.active_initiator, arrival: flow.client_arrival, port })
         }
         Meaning::Passive(port, _) | Meaning::ExtendedPassive(port) => {
+            let port = *port;
             Some(HoleKey { initiator: flow.passive_initiator, arrival: flow.server_arrival, port })
         }
         _ => None,
@@ -168,6 +173,11 @@ fn consider(
         }
         holes.insert(key, id);
         flow.hole = Some(key);
+    }
+    if let Meaning::Greets(true) = meaning
+        && flow.digits > 0
+    {
+        flow.digits = 4;
     }
     flow.awaits = awaits;
     flow.steps += 1;
@@ -270,6 +280,10 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
     match code.parse().ok()? {
         230 => Some(Meaning::LoggedIn),
         331 => Some(Meaning::AsksPassword),
+        220 => {
+            let known = ["(vsFTPd ", "ProFTPD ", "FileZilla Server", "pyftpdlib "];
+            Some(Meaning::Greets(known.iter().any(|name| text.starts_with(name))))
+        }
         120 | 228 | 257 | 231..=239 | 332..=339 | 421 => None,
         100..=199 => Some(Meaning::Preliminary),
         227 => {

@@ -7,11 +7,11 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FlowChange, Handover, Hole, Pinhole, Shift, Shut, TakenBack, Translation,
+    FlowChange, Handover, Hole, Login, Pinhole, Shift, Shut, TakenBack, Translation,
 };
 
 use super::{
-    layout::{Flow, HoleKey, LOGIN, NOTHING, Side},
+    layout::{Flow, GREETING, HoleKey, LOGIN, NOTHING, Side},
     model::{Expected, Holes, Passed, Segment, decide},
 };
 
@@ -32,6 +32,7 @@ pub struct Line {
     pub window: u16,
     pub opened: bool,
     pub ends: bool,
+    pub digits: u32,
     pub bytes: Vec<u8>,
 }
 
@@ -155,6 +156,7 @@ impl Program {
             mark: 0,
             payload,
         };
+        let digits = flow.digits;
         let expected = decide(id, flow, &mut self.holes, &self.barred, &segment);
         if let Expected::Again(passed) | Expected::Step(passed, _) = &expected {
             let keeps_numbers = (passed.seq, passed.ack) == (seq, ack);
@@ -196,6 +198,7 @@ impl Program {
             window,
             opened: opened.is_some(),
             ends,
+            digits,
             bytes: payload.to_vec(),
         });
         Some(passed)
@@ -231,17 +234,8 @@ impl Program {
     }
 
     fn hand_over(&mut self, handover: &Handover) {
-        let Handover {
-            flow,
-            lines,
-            next,
-            is_logged_in,
-            translation,
-            named,
-            zeros,
-            shifts,
-            lifetime,
-        } = *handover;
+        let Handover { flow, lines, next, login, translation, named, zeros, shifts, lifetime } =
+            *handover;
         // Taken back by another worker, which has not told yet.
         if self.flows.contains_key(&flow) {
             self.take_back(flow, &translation);
@@ -258,7 +252,11 @@ impl Program {
             judged: true,
             next,
             steps: lines,
-            awaits: if is_logged_in { NOTHING } else { LOGIN },
+            awaits: match login {
+                Login::Silent => GREETING,
+                Login::Greeted => LOGIN,
+                Login::Done => NOTHING,
+            },
             client,
             server,
             client_named,

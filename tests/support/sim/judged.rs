@@ -7,6 +7,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Effects, Engine, JudgedLine, Pinhole},
+    ftp::Zeros,
     session,
 };
 
@@ -76,7 +77,19 @@ impl Judged {
 
 fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
     let Line {
-        flow, line: number, at, from, client, server, seq, ack, window, opened, ends, ..
+        flow,
+        line: number,
+        at,
+        from,
+        client,
+        server,
+        seq,
+        ack,
+        window,
+        opened,
+        ends,
+        digits,
+        ..
     } = *line;
     JudgedLine {
         flow,
@@ -90,6 +103,7 @@ fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
         window,
         opened,
         ends,
+        zeros: Zeros::of_digits(digits as usize),
         bytes: &line.bytes,
     }
 }

@@ -311,7 +311,8 @@ impl Engine {
         }
         let goes_on = matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // Where this machine is an end the program sees half of a connection, and nothing of a SYN from here.
-        if from == Side::Server && is_new && goes_on && !how.is_local {
+        let says = is_new || packet.has(flags::SYN);
+        if from == Side::Server && says && goes_on && !how.is_local {
             self.offer(index, effects);
         }
         decision

@@ -11,7 +11,7 @@ use super::{
     announcement::external,
     connection::Connection,
     effects::{Ask, SessionRef},
-    handover::{FlowChange, Handover, Hole, JudgedLine, Shift, TakenBack},
+    handover::{FlowChange, Handover, Hole, JudgedLine, Login, Shift, TakenBack},
     memory::is_to_be_weighed,
     shares::is_to_be_counted,
     table::Key,
@@ -19,11 +19,14 @@ use super::{
 use crate::{
     ftp::{Kind, Zeros},
     packet::{self, Packet, Seq, flags},
-    session::{Forward, Known, Question, Side},
+    session::{Forward, Known, Phase, Question, Ruling, Side},
 };
 
 /// A connection that was handed over so often and of which nothing was judged then is not handed over again.
 const FRUITLESS: u8 = 3;
+
+/// At most so many are handed over of which the server has not greeted: each SYN-ACK makes one.
+pub(super) const MOST_SILENT: u32 = 256;
 
 impl Engine {
     /// Reads lines that were judged, those of one connection in their order; [carry out](super::carry_out) what comes of it.
@@ -47,6 +50,9 @@ impl Engine {
             let is_missing = line.line != control.judging().lines + 1;
             let judging = control.judging_mut();
             (judging.lines, judging.fruitless) = (line.line, 0);
+            if std::mem::take(&mut judging.is_silent) {
+                self.sessions.silent -= 1;
+            }
             let [source, destination] = match line.from {
                 Side::Client => ends,
                 Side::Server => [ends[1], ends[0]],
@@ -101,7 +107,13 @@ impl Engine {
             let known = match &request.question {
                 Question::Announcement(announced) => {
                     is_alike &= hole.is_some();
-                    Known::Ruling(connection.judge_judged(announced, &mut hole))
+                    let ruling = connection.judge_judged(announced, &mut hole);
+                    Known::Ruling(match ruling {
+                        Ruling::Open { endpoint, .. } => {
+                            Ruling::Open { endpoint, zeros: line.zeros }
+                        }
+                        other => other,
+                    })
                 }
                 Question::Lengthen => Known::Lengthen(false),
             };
@@ -179,6 +191,10 @@ impl Sessions {
         if control.client().is_ipv6() {
             return;
         }
+        let is_silent = session.dialogue().phase() == Phase::Silent;
+        if is_silent && self.silent >= MOST_SILENT {
+            return;
+        }
         let Some(translation) = control.translation().copied() else {
             let (session, client, server) =
                 (SessionRef { index, id: control.id }, control.client(), control.server());
@@ -207,13 +223,18 @@ impl Sessions {
         }
         let next = [session.next_of(Side::Client).0, session.next_of(Side::Server).0];
         let judging = control.judging_mut();
-        judging.is_handed_over = true;
+        (judging.is_handed_over, judging.is_silent) = (true, is_silent);
+        self.silent += u32::from(is_silent);
         judging.note_fruitless();
         self.flow_changes.push(FlowChange::Over(Handover {
             flow: control.id,
             lines: control.judging().lines,
             next,
-            is_logged_in: session.dialogue().is_logged_in(),
+            login: match session.dialogue().is_logged_in() {
+                true => Login::Done,
+                false if is_silent => Login::Silent,
+                false => Login::Greeted,
+            },
             translation,
             named: [client, server],
             shifts: session.is_adjusted().then(|| {
@@ -231,7 +252,7 @@ impl Sessions {
     /// Has the program leave the connection at `index` alone, if it is handed over.
     pub(super) fn take_back(&mut self, index: u32) {
         let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
-        if let Some(taken) = taken_back(control) {
+        if let Some(taken) = taken_back(control, &mut self.silent) {
             self.leave(taken);
             self.note_change(index);
         }
@@ -239,7 +260,7 @@ impl Sessions {
 
     /// The same, of one that is not in the table any more.
     pub(super) fn take_back_removed(&mut self, control: &mut super::Control) {
-        if let Some(taken) = taken_back(control) {
+        if let Some(taken) = taken_back(control, &mut self.silent) {
             self.leave(taken);
         }
     }
@@ -288,11 +309,13 @@ impl Sessions {
     }
 }
 
-fn taken_back(control: &mut super::Control) -> Option<TakenBack> {
+fn taken_back(control: &mut super::Control, silent: &mut u32) -> Option<TakenBack> {
     if !control.judging().is_handed_over {
         return None;
     }
-    control.judging_mut().is_handed_over = false;
+    let judging = control.judging_mut();
+    judging.is_handed_over = false;
+    *silent -= u32::from(std::mem::take(&mut judging.is_silent));
     let translation = *control.translation()?;
     Some(TakenBack { flow: control.id, translation })
 }

@@ -1,8 +1,9 @@
 //! Connections that are judged in the kernel, as the engine sees them.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
+use crate::engine::flows::MOST_SILENT;
 
 /// What the client says, and its reply.
 type Exchange<'t> = [(Side, &'t str); 2];
@@ -50,6 +51,7 @@ impl Conversation {
             window: 512,
             opened,
             ends: text.is_empty(),
+            zeros: crate::ftp::Zeros::Three,
             bytes: text.as_bytes(),
         };
         self.next[me] += text.len().max(1) as u32; // a FIN counts as one
@@ -78,7 +80,7 @@ fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
             flow: 1,
             lines: 0,
             next: talk.next,
-            is_logged_in: true,
+            login: Login::Done,
             translation: talk.gateway.kernel.translation.unwrap(),
             named: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             shifts: None,
@@ -319,4 +321,62 @@ fn changes_are_told_in_the_order_in_which_they_were_decided() {
     // Who was later tells both.
     second.tell(|changes| assert_eq!(changes, [over, back]));
     first.tell(|_| panic!("nothing is left"));
+}
+
+/// A connection whose SYN-ACK hands it over.
+fn silent() -> Conversation {
+    let mut engine = Engine::new(Policy::default(), Checksums::Verify);
+    engine.sessions.set_hands_over(true);
+    Conversation::through(engine, "192.168.150.80")
+}
+
+#[test]
+fn a_connection_is_handed_over_before_its_server_greets() {
+    let mut talk = silent();
+    let [FlowChange::Over(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
+    assert_eq!((handover.next, handover.login, handover.lines), (talk.next, Login::Silent, 0));
+    assert_eq!(talk.gateway.engine.sessions.silent, 1);
+    for (number, line) in (1..).zip([
+        (Side::Server, "220 (vsFTPd 3.0.3)\r\n"),
+        (Side::Client, "USER joe\r\n"),
+        (Side::Server, "331 password\r\n"),
+        (Side::Client, "PASS x\r\n"),
+        (Side::Server, "230 in\r\n"),
+    ]) {
+        talk.judged(number, line, false);
+        assert_eq!(talk.gateway.engine.sessions.silent, 0);
+    }
+    talk.judged(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    let counters = talk.gateway.engine.counters();
+    assert_eq!((counters.judged, counters.judged_otherwise, counters.pinholes_opened), (6, 0, 1));
+    assert!(talk.is_handed_over());
+    // The program wrote at most three digits, whatever the server would take: what is sent again must be the same.
+    assert_eq!(talk.gateway.kernel.changes.len(), 1);
+    let said = "PORT 192,168,150,80,4,1\r\n";
+    talk.next[0] -= said.len() as u32;
+    assert_eq!(talk.say(Side::Client, said).1, "PORT 198,51,100,1,4,001\r\n");
+}
+
+#[test]
+fn few_connections_are_handed_over_before_their_servers_greet() {
+    let mut talk = silent();
+    let before = talk.client;
+    for number in 1..400 {
+        talk.client.set_ip(Ipv4Addr::from(0x0a00_0000 + number).into());
+        (talk.next, talk.received) = ([100, 500], [500, 100]);
+        talk.gateway.kernel.translation.as_mut().unwrap().client = talk.client;
+        let syn_ack = talk.build(Side::Server, 499, b"", true);
+        talk.hand(&syn_ack);
+    }
+    let sessions = &talk.gateway.engine.sessions;
+    assert_eq!(
+        (sessions.silent, sessions.handed_over().count()),
+        (MOST_SILENT, MOST_SILENT as usize)
+    );
+    // The one that greets, those that give way and those that are taken back leave their places to others.
+    talk.client = before;
+    talk.judged(1, (Side::Server, "220 ready\r\n"), false);
+    assert_eq!(talk.gateway.engine.sessions.silent, MOST_SILENT - 1);
+    talk.gateway.engine.sessions.take_all_back();
+    assert_eq!(talk.gateway.engine.sessions.silent, 0);
 }

@@ -23,6 +23,9 @@ pub struct Judging {
     /// Whether it is to be handed over as soon as its translation is known.
     #[serde(skip)]
     pub(super) awaits_translation: bool,
+    /// Whether nothing of it was judged since it was handed over, and its server had not greeted then.
+    #[serde(skip)]
+    pub(super) is_silent: bool,
 }
 
 impl Judging {
@@ -41,6 +44,17 @@ pub struct Hole {
     pub line: u32,
 }
 
+/// How far a client is that logs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Login {
+    /// The server has not greeted.
+    Silent,
+    /// It has.
+    Greeted,
+    /// The client has logged in.
+    Done,
+}
+
 /// A connection for the program to judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
@@ -50,8 +64,8 @@ pub struct Handover {
     pub lines: u32,
     /// The next sequence numbers of client and server.
     pub next: [u32; 2],
-    /// Whether the client has logged in. Before it has, nothing else is judged.
-    pub is_logged_in: bool,
+    /// What of the login is over. Before all of it is, nothing else is judged.
+    pub login: Login,
     /// How its ends see each other; of IPv4.
     pub translation: Translation,
     /// The address that an announcement of the client names in the place of its own, and one of the server.
@@ -151,6 +165,8 @@ pub struct JudgedLine<'l> {
     pub opened: bool,
     /// Whether it is a FIN, and no line.
     pub ends: bool,
+    /// How a `PORT` kept its length then.
+    pub zeros: Zeros,
     /// The line, with its end.
     pub bytes: &'l [u8],
 }

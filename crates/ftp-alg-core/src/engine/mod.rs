@@ -45,7 +45,7 @@ pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
 pub use event::{Action, Decision, Event, What};
-pub use handover::{FlowChange, FlowChanges, Handover, Hole, JudgedLine, Shift, TakenBack};
+pub use handover::{FlowChange, FlowChanges, Handover, Hole, JudgedLine, Login, Shift, TakenBack};
 pub use kernel::{Attention, Kernel, KernelError, Pinhole, Translation};
 pub use listing::{PinholeInfo, SessionInfo};
 use parked::Parked;

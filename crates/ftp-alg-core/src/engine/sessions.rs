@@ -40,6 +40,8 @@ pub struct Sessions {
     pub(super) record: Vec<u8>,
     /// Whether connections are handed over to the program in the kernel.
     pub(super) hands_over: bool,
+    /// How many are handed over of which the server has not greeted.
+    pub(super) silent: u32,
     /// What that is to be told.
     pub(super) flow_changes: Vec<FlowChange>,
     /// What it is to be told of batches that were concluded.
@@ -62,6 +64,7 @@ impl Sessions {
             changes: None,
             record: Vec::new(),
             hands_over: false,
+            silent: 0,
             flow_changes: Vec::new(),
             untold: FlowChanges::default(),
         }

@@ -120,6 +120,15 @@ impl Zeros {
         }
     }
 
+    /// Those with so many digits at most; none unless servers take as many.
+    pub fn of_digits(digits: usize) -> Self {
+        match digits {
+            3 => Self::Three,
+            4 => Self::Four,
+            _ => Self::None,
+        }
+    }
+
     /// The longest port that is written so.
     fn longest(self) -> usize {
         2 * self.digits().max(3) + 1

@@ -244,9 +244,9 @@ impl Dialogue {
         self.logged_in
     }
 
-    /// Whether the server has greeted, every command was answered, and nothing is doubted or special.
+    /// Whether every command was answered, and nothing is doubted or special.
     pub fn is_at_rest(&self) -> bool {
-        matches!(self.phase, Phase::Greeted | Phase::Verified)
+        matches!(self.phase, Phase::Silent | Phase::Greeted | Phase::Verified)
             && !self.epsv_all
             && self.doubt.is_none()
             && !self.awaits_replies()

@@ -102,7 +102,7 @@ impl Session {
     }
 
     /// Whether both ends have said what they had to say, all of it was read, nothing of it is kept, and what comes next is
-    /// a command.
+    /// a command, or the greeting.
     pub fn is_at_rest(&self) -> bool {
         let is_still = |direction: &Direction| {
             let is_ordinary = direction.is_idle() && direction.has_nothing_rare();

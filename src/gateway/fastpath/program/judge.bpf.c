@@ -56,7 +56,7 @@ static __always_inline void begin_record(struct step *line, const struct flow *f
 	line->opened = 0;
 	line->window = packet->window;
 	line->ends = packet->flags & FIN;
-	line->pad2 = 0;
+	line->digits = flow->digits;
 	__builtin_memset(line->bytes, 0, LINE);
 }
 

@@ -6,10 +6,13 @@
 // The longest line that is judged, with its CR LF.
 #define LINE 128
 
+// Of a number of a port that keeps its length by zeros, where the server takes as many.
+#define MOST_DIGITS 4
+
 enum side { CLIENT, SERVER };
 
-// What the client waits for. NOTHING: the next line is a command. LOGIN: the same, of a client that has not logged in.
-enum awaits { NOTHING, OTHER, PASV, EPSV, ANNOUNCED, LOGIN, LOGIN_REPLY };
+// What is waited for. NOTHING: a command. LOGIN: the same, of a client that has not logged in.
+enum awaits { NOTHING, OTHER, PASV, EPSV, ANNOUNCED, LOGIN, LOGIN_REPLY, GREETING };
 
 enum counts { JUDGED, HANDED_BACK, OPENED, ADMITTED, NO_ROOM, REWRITTEN, COUNTS };
 
@@ -83,7 +86,7 @@ struct step {
 	__u16 length, opened;                      // opened: 1 if the line opened a pinhole
 	__be16 window;
 	__u16 ends;                                // 1: a FIN, and no line
-	__u32 pad2;
+	__u32 digits;                              // of the flow
 	__u8 bytes[LINE];                          // as they came, before any rewrite; 0 behind the line
 };
 

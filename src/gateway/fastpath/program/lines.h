@@ -20,6 +20,8 @@ enum kind {
 	REPLY_229,
 	ASKS_PASSWORD, // 331
 	LOGGED_IN,     // 230
+	GREETS,        // 220
+	GREETS_KNOWN,  // the same, of a server of a well-known name
 	ENDS,          // no line: a FIN
 };
 
@@ -273,6 +275,19 @@ __noinline __u32 read_command(const struct step *line, __u32 length, struct endp
 	return UNKNOWN;
 }
 
+// Whether it is the greeting of a server that takes four digits, as `is_well_known` of ftp-alg-core has them. Pure-FTPd's
+// has several lines.
+static __always_inline int is_well_known(const struct step *line)
+{
+	__u32 first = word_at(line, 4), second = word_at(line, 8), third = word_at(line, 12), fourth = word_at(line, 16);
+
+	return (first == WORD('(', 'v', 's', 'F') && second == WORD('T', 'P', 'd', ' ')) ||
+	       (first == WORD('P', 'r', 'o', 'F') && second == WORD('T', 'P', 'D', ' ')) ||
+	       (first == WORD('p', 'y', 'f', 't') && second == WORD('p', 'd', 'l', 'i') && third >> 16 == ('b' << 8 | ' ')) ||
+	       (first == WORD('F', 'i', 'l', 'e') && second == WORD('Z', 'i', 'l', 'l') && third == WORD('a', ' ', 'S', 'e') &&
+		fourth == WORD('r', 'v', 'e', 'r'));
+}
+
 __noinline __u32 read_reply(const struct step *line, struct endpoint *endpoint)
 {
 	__u32 hundreds, code, at;
@@ -289,6 +304,8 @@ __noinline __u32 read_reply(const struct step *line, struct endpoint *endpoint)
 		return LOGGED_IN;
 	if (code == 331)
 		return ASKS_PASSWORD;
+	if (code == 220)
+		return is_well_known(line) ? GREETS_KNOWN : GREETS;
 	// 120 waits for the server. 228, 232 and 332 are of the login, 421 ends the session, and a 257 quotes a name.
 	if (code == 120 || code == 228 || code == 257 || (code >= 230 && code <= 239) || (code >= 331 && code <= 339) || code == 421)
 		return UNKNOWN;

@@ -91,8 +91,8 @@ __noinline int rewrite_port(struct text *text, const struct step *line, const st
 
 	if (!text || !line || !endpoint || !digits)
 		return 0;
-	if (digits > 4)
-		digits = 4;
+	if (digits > MOST_DIGITS)
+		digits = MOST_DIGITS;
 	copy_part(text, line, endpoint->start, LINE);
 	high = digits_of(endpoint->port >> 8 & 255);
 	low = digits_of(endpoint->port & 255);

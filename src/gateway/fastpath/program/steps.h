@@ -49,6 +49,9 @@ static __always_inline int is_in_turn(__u32 awaits, __u32 kind)
 		return awaits == PASV;
 	case REPLY_229:
 		return awaits == EPSV;
+	case GREETS:
+	case GREETS_KNOWN:
+		return awaits == GREETING;
 	case LOGS_IN:
 		return awaits == LOGIN;
 	case ASKS_PASSWORD:
@@ -118,6 +121,8 @@ static __always_inline void take(struct flow *flow, struct step *line, __u32 kin
 		flow->since[side] = flow->next[side];
 	}
 	line->step = ++flow->steps;
+	if (kind == GREETS_KNOWN && flow->digits)
+		flow->digits = MOST_DIGITS;
 	if (kind == COMMAND)
 		flow->awaits = OTHER;
 	else if (kind == ASKS_PASV)
@@ -128,7 +133,7 @@ static __always_inline void take(struct flow *flow, struct step *line, __u32 kin
 		flow->awaits = ANNOUNCED;
 	else if (kind == LOGS_IN)
 		flow->awaits = LOGIN_REPLY;
-	else if (kind == ASKS_PASSWORD)
+	else if (kind == ASKS_PASSWORD || kind == GREETS || kind == GREETS_KNOWN)
 		flow->awaits = LOGIN;
 	else if (kind != PRELIMINARY)
 		flow->awaits = NOTHING;
