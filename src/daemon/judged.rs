@@ -75,14 +75,16 @@ impl Judged {
         let mut fetched = lock(&self.fetched);
         if ring.has_more() {
             self.flows.read(&mut fetched);
-            // One that was judged later may have had its room reserved before.
-            fetched.sort_by_key(|step| (step.flow, step.step));
-            for step in fetched.drain(..) {
+            // One that was judged later may have had its room reserved before. They are large, so their places are sorted.
+            let mut order: Vec<_> = (0..).zip(&*fetched).map(place).collect();
+            order.sort_unstable();
+            for step in order.into_iter().filter_map(|(.., at)| fetched.get(at)) {
                 let home = self.homes.of_ends(step.client.into(), step.server.into());
                 if let Some(inbox) = self.inboxes.get(home) {
-                    lock(inbox).push(step);
+                    lock(inbox).push(*step);
                 }
             }
+            fetched.clear();
         }
         ring.position()
     }
@@ -90,10 +92,16 @@ impl Judged {
     /// Has the engine of `shard` read what was fetched.
     pub(super) fn feed(&self, shard: usize, engine: &mut Engine, effects: &mut Effects) {
         let Some(inbox) = self.inboxes.get(shard) else { return };
-        let steps = std::mem::take(&mut *lock(inbox));
+        let mut steps = std::mem::take(&mut *lock(inbox));
         if !steps.is_empty() {
             let age = Age::now();
             engine.read_judged(steps.iter().map(|step| line(step, &age)), effects);
+            steps.clear();
+            // Its memory is for the next ones.
+            let mut inbox = lock(inbox);
+            if inbox.capacity() == 0 {
+                *inbox = steps;
+            }
         }
     }
 
@@ -115,6 +123,11 @@ impl Judged {
             no_room: counts.no_room,
         }
     }
+}
+
+/// By what steps are sorted: those of a flow in their order.
+fn place((at, step): (usize, &JudgedStep)) -> (u64, u32, usize) {
+    (step.flow, step.step, at)
 }
 
 /// The kernel's clock, to tell how long ago something was.

@@ -10,9 +10,11 @@ mod foreign;
 mod hidden;
 mod reply;
 mod text;
+mod zeros;
 
-pub use announcement::{Announcement, Kind, Malformed, Zeros};
+pub use announcement::{Announcement, Kind, Malformed};
 pub use command::{Command, Verb};
 pub use hidden::{Hidden, LineEnd, is_plain, may_end_or_skip};
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;
+pub use zeros::Zeros;
