@@ -90,7 +90,7 @@ impl Judged {
         }
         self.read(shared, kernel);
         let program = self.flows.program();
-        program.flows()?.into_iter().try_for_each(|flow| program.drop_flow(flow))?;
+        program.drop_flows()?;
         // What was judged until then: sessions hold those pinholes.
         self.read(shared, kernel);
         // What was given up before a crash may not have been closed.

@@ -66,7 +66,7 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control::{ControlError, Socket},
     pins::{Loaded, Pins},
-    snapshot::{FastPathStatus, Source},
+    snapshot::Source,
     takeover::TakeoverError,
 };
 pub use self::{
@@ -74,8 +74,8 @@ pub use self::{
     workers::rule_parameters,
 };
 use crate::{
-    config::{self, Config, ConfigError, FastPath},
-    gateway::{Backend, broker},
+    config::{self, Config, ConfigError},
+    gateway::broker,
 };
 
 /// The daemon's own directory, when no other place is named.
@@ -317,10 +317,10 @@ fn confine(options: &Options, config: &Config) -> Result<Confined, DaemonError> 
     };
     let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
-    let pins = match (config.queue.fast_path, config.pinhole.backend) {
-        (FastPath::Off, _) => Err(FastPathStatus::CONFIGURED.to_owned()),
-        (FastPath::Auto, Some(Backend::Conntrack)) => Err(pins::CONNTRACK.to_owned()),
-        (FastPath::Auto, _) => Pins::make(&options.state_dir, account.as_ref()),
+    // One that is off reads what another daemon's program has judged, and then removes it.
+    let pins = match pins::why_off(config.queue.fast_path, config.pinhole.backend) {
+        Some(why) if !Pins::are_left(&options.state_dir) => Err(why.to_owned()),
+        _ => Pins::make(&options.state_dir, account.as_ref()),
     };
     let broker = start_broker(options)
         .map_err(|source| DaemonError::System { what: "the broker", source })?;

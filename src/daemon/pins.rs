@@ -17,8 +17,14 @@ use std::{
 
 use rustix::fs::{StatFs, fstatfs, statfs};
 
-use super::confine::Account;
-use crate::gateway::fastpath::{self, FastPath, Missing};
+use super::{confine::Account, snapshot::FastPathStatus};
+use crate::{
+    config,
+    gateway::{
+        Backend,
+        fastpath::{self, FastPath, Missing},
+    },
+};
 
 /// Where it is. One directory below it is for each network namespace.
 pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
@@ -27,13 +33,30 @@ pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
 const MOUNTED: &str = "bpf";
 
 /// Why the fast path is off with that back end.
-pub(super) const CONNTRACK: &str = "back end conntrack: it needs nftables";
+const CONNTRACK: &str = "back end conntrack: it needs nftables";
 
 /// The directory, which belongs to the daemon's user.
 #[derive(Debug)]
 pub(super) struct Pins(File);
 
+/// Why the fast path is off as it is configured, if it is.
+pub(super) fn why_off(
+    fast_path: config::FastPath,
+    backend: Option<Backend>,
+) -> Option<&'static str> {
+    match (fast_path, backend) {
+        (config::FastPath::Off, _) => Some(FastPathStatus::CONFIGURED),
+        (config::FastPath::Auto, Some(Backend::Conntrack)) => Some(CONNTRACK),
+        (config::FastPath::Auto, _) => None,
+    }
+}
+
 impl Pins {
+    /// Whether there is something in it.
+    pub(super) fn are_left(state_dir: &Path) -> bool {
+        fs::read_dir(place(state_dir)).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
     /// Opens it for `account`, makes it if it is absent. The error says why not, and what to do.
     pub(super) fn make(state_dir: &Path, account: Option<&Account>) -> Result<Self, String> {
         let path = &place(state_dir);
@@ -102,11 +125,6 @@ impl Loaded {
     /// The program, which from now on stays until it is removed.
     pub(super) fn take(&mut self) -> Option<FastPath> {
         self.program.take()
-    }
-
-    /// Removes it, whoever left it.
-    pub(super) fn remove(mut self) {
-        self.program.take().iter().for_each(remove);
     }
 }
 

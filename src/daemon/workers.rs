@@ -88,12 +88,15 @@ pub(super) fn start(
     }
     let commits = commits()?;
     let claimed = ClaimedPorts::default();
+    let why_off = pins::why_off(config.queue.fast_path, Some(parameters.backend()));
     let judged = fast_path.and_then(|loaded| {
-        if parameters.backend() == Backend::Conntrack {
-            loaded.remove();
-            return Err(pins::CONNTRACK.to_owned());
+        let judged = Judged::new(loaded, &parameters, &commits, shards.len());
+        let judged = judged.map_err(|error| error.to_string())?;
+        if why_off.is_some() {
+            // Before there are rules that would queue what it has adjusted.
+            judged.flows().program().drop_flows().map_err(|error| error.to_string())?;
         }
-        Judged::new(loaded, &parameters, &commits, shards.len()).map_err(|error| error.to_string())
+        Ok(judged)
     });
     let flows = judged.as_ref().ok().map(|judged| Arc::clone(judged.flows()));
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
@@ -136,7 +139,9 @@ pub(super) fn start(
         upkeep::listen(events.clone())?;
     }
     // Before connections count as those of which packets may have passed unread.
-    if let Ok(judged) = &workers.shared.judged {
+    if let (Ok(judged), Some(why)) = (&workers.shared.judged, why_off) {
+        judged.turn_off(why.to_owned(), &parameters, &workers.shared, &mut make_kernel()?)?;
+    } else if let Ok(judged) = &workers.shared.judged {
         judged.start(is_new_table, &parameters, &workers.shared, &mut make_kernel()?)?;
     } else {
         fast_path::leave_program(&parameters, &workers.shared, &mut make_kernel()?)?;
@@ -148,13 +153,14 @@ pub(super) fn start(
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
     let takes_marks = claims_are_read.recv_timeout(PATIENCE).ok().flatten();
     match (&workers.shared.judged, takes_marks) {
+        _ if config.queue.fast_path == FastPath::Off => {}
+        (Ok(_), _) if let Some(why) = why_off => tracing::info!("fast path off: {why}"),
         (Ok(judged), Some(rule)) => {
             let why = format!("{rule} takes the fast path's packet marks away: give it a mask");
             tracing::info!("fast path off: {why}");
             judged.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
         (Ok(_), None) => workers.follow_judged(make_kernel()?, claimed.clone(), events)?,
-        (Err(_), _) if config.queue.fast_path == FastPath::Off => {}
         (Err(why), _) => tracing::info!("fast path off: {why}"),
     }
     let count = queues.len();

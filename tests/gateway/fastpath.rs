@@ -261,7 +261,7 @@ fn what_is_taken_back_is_judged_no_more() {
         assert_eq!((path.counters().unwrap().judged, path.flows().unwrap()), (2, vec![]));
         path.take_back(7, ways()).unwrap();
         path.hand_over(&flow(8)).unwrap();
-        path.drop_flow(8).unwrap();
+        path.drop_flows().unwrap();
         path.hand_over(&flow(9)).unwrap();
         assert_eq!(path.flows().unwrap(), [9]);
         path.remove().unwrap();
@@ -329,7 +329,7 @@ fn reservations_and_barred_ports_keep_the_program_from_opening() {
         assert!(pasv(&path, 4), "its neighbours are");
         // The pinhole of a flow that nothing else is known of.
         path.hand_over(&flow(4)).unwrap();
-        path.drop_flow(4).unwrap();
+        path.drop_flows().unwrap();
         assert!(!path.reserve(initiator, arrival).unwrap(), "a session may hold it");
         path.keep_holes(|_, _, flow, _| flow != 4).unwrap();
         assert!(path.reserve(initiator, arrival).unwrap());

@@ -291,13 +291,12 @@ impl FastPath {
         self.flows.delete(&flow.to_ne_bytes()).map(drop)
     }
 
-    /// As [`FastPath::take_back`], of a flow of which nothing else is known, as one that another daemon left. Reads all ways.
-    pub fn drop_flow(&self, flow: u64) -> io::Result<()> {
-        self.stop(flow)?;
-        for way in self.ways.keys()? {
-            self.delete_way(&way, flow)?;
-        }
-        self.flows.delete(&flow.to_ne_bytes()).map(drop)
+    /// As [`FastPath::take_back`], of all flows, of which nothing else need be known, as of those that another daemon left.
+    pub fn drop_flows(&self) -> io::Result<()> {
+        let flows = self.flows()?;
+        flows.iter().try_for_each(|flow| self.stop(*flow))?;
+        self.ways.keys()?.iter().try_for_each(|way| self.ways.delete(way).map(drop))?;
+        flows.iter().try_for_each(|flow| self.flows.delete(&flow.to_ne_bytes()).map(drop))
     }
 
     /// Sets `judged` to 0, so that no line is judged from then on.

@@ -191,6 +191,10 @@ impl Sessions {
         if control.client().is_ipv6() {
             return;
         }
+        // Rules have a pinhole open: it closes as soon as its transfer is over.
+        if control.pinholes().iter().any(|held| !held.is_judged()) {
+            return;
+        }
         let is_silent = session.dialogue().phase() == Phase::Silent;
         if is_silent && self.silent >= MOST_SILENT {
             return;
