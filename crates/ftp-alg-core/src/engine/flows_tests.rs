@@ -24,8 +24,9 @@ impl Conversation {
         let policy = Policy { keeps_length: true, ..Policy::default() };
         let engine = Engine::new(policy, Checksums::Verify);
         let mut talk = Self::through(engine, "192.168.150.80").log_in();
-        talk.gateway.engine.sessions.set_hands_over(true);
         talk.say_all(&PASV);
+        talk.gateway.engine.sessions.set_hands_over(true);
+        talk.say_all(&[(Side::Client, "RETR first\r\n"), (Side::Server, "226 done\r\n")]);
         assert_eq!(talk.gateway.engine.sessions.handed_over().collect::<Vec<_>>(), [1]);
         talk
     }
@@ -154,6 +155,17 @@ fn a_pinhole_expires_before_a_later_line_replaces_it() {
 }
 
 #[test]
+fn a_connection_with_a_pinhole_of_rules_is_handed_over_when_its_transfer_is_over() {
+    let mut talk = Conversation::masqueraded().log_in();
+    talk.gateway.engine.sessions.set_hands_over(true);
+    talk.say_all(&PASV);
+    assert!(!talk.is_handed_over() && talk.pinholes().len() == 1);
+    talk.say_all(&[(Side::Client, "RETR one\r\n"), (Side::Server, "150 here\r\n")]);
+    talk.say(Side::Server, "226 done\r\n");
+    assert!(talk.is_handed_over() && talk.pinholes().is_empty());
+}
+
+#[test]
 fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
     let mut talk = Conversation::handed_over();
     talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
@@ -164,9 +176,9 @@ fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
         panic!("{:?}", talk.gateway.kernel.changes)
     };
     assert_eq!((taken.flow, again.flow, again.lines, again.next), (1, 1, 1, talk.next));
-    // Refused, so its pinhole is closed, and the one before is not.
+    // Refused, so its pinhole is closed.
     assert_eq!(talk.gateway.kernel.shut.last().unwrap().hole, Hole { flow: 1, line: 1 });
-    assert_eq!(talk.pinholes().len(), 1);
+    assert!(talk.pinholes().is_empty());
 }
 
 #[test]
@@ -177,7 +189,7 @@ fn a_line_sent_again_after_it_was_judged_is_the_same() {
     talk.judged(1, (Side::Client, line), true);
     let (fate, heard) = talk.hand(&packet);
     assert_eq!((fate, heard.as_str()), (Fate::Replace, "PORT 198,51,100,1,4,001\r\n"));
-    assert_eq!(talk.pinholes().len(), 2);
+    assert_eq!(talk.pinholes().len(), 1);
     let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
     assert_eq!(talk.hand(&other).1, "PORT 198,51,100,1,4,001\r\n");
 }
