@@ -51,14 +51,16 @@ fn passive(command: &str) -> Vec<Value> {
 
 /// One in active mode, to a port below 2560 that is written with few digits.
 fn active(port: u16) -> Vec<Value> {
-    let announcement = format!("PORT 192,168,150,80,{},{}", port / 256, port % 256);
-    vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+    active_by(&format!("PORT 192,168,150,80,{},{}", port / 256, port % 256), port)
 }
 
 /// The same by EPRT.
 fn extended_active(port: u16) -> Vec<Value> {
-    let announcement = format!("EPRT |1|192.168.150.80|{port}|");
-    vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+    active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port)
+}
+
+fn active_by(announcement: &str, port: u16) -> Vec<Value> {
+    vec![say(announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
 }
 
 fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {

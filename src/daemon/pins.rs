@@ -52,9 +52,9 @@ pub(super) fn why_off(
 }
 
 impl Pins {
-    /// Whether there is something in it.
+    /// Whether another daemon left something in it that concerns this one.
     pub(super) fn are_left(state_dir: &Path) -> bool {
-        fs::read_dir(place(state_dir)).is_ok_and(|mut entries| entries.next().is_some())
+        fastpath::is_left(&place(state_dir))
     }
 
     /// Opens it for `account`, makes it if it is absent. The error says why not, and what to do.

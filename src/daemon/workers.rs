@@ -154,7 +154,9 @@ pub(super) fn start(
     let takes_marks = claims_are_read.recv_timeout(PATIENCE).ok().flatten();
     match (&workers.shared.judged, takes_marks) {
         _ if config.queue.fast_path == FastPath::Off => {}
-        (Ok(_), _) if let Some(why) = why_off => tracing::info!("fast path off: {why}"),
+        (Ok(_), _) if why_off.is_some() => {
+            tracing::info!("fast path off: {}", why_off.unwrap_or_default());
+        }
         (Ok(judged), Some(rule)) => {
             let why = format!("{rule} takes the fast path's packet marks away: give it a mask");
             tracing::info!("fast path off: {why}");

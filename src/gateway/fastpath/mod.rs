@@ -455,6 +455,11 @@ impl FastPath {
     }
 }
 
+/// Whether daemons of this network namespace left something pinned below `root`.
+pub fn is_left(root: &Path) -> bool {
+    Pins::are_left(root).unwrap_or(false)
+}
+
 /// Removes what daemons of this network namespace left pinned below `root`: none is to run any more.
 pub fn remove_left(root: &Path) -> io::Result<()> {
     Pins::remove_all(root)

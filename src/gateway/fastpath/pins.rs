@@ -90,18 +90,31 @@ impl Pins {
     }
 
     fn remove_others(root: &Path, namespace: u64, name: &str) -> io::Result<()> {
-        let prefix = format!("{namespace:x}-");
-        for entry in fs::read_dir(root)? {
-            let entry = entry?;
-            let found = entry.file_name();
-            let found = found.to_string_lossy();
-            if found.starts_with(&prefix) && found != name {
-                let others = Self { directory: entry.path() };
+        for others in Self::of_namespace(root, namespace)? {
+            if others.directory != root.join(name) {
                 let _used = others.lock()?;
                 others.remove()?;
             }
         }
         Ok(())
+    }
+
+    /// Whether any version left something below `root` for this thread's namespace.
+    pub(super) fn are_left(root: &Path) -> io::Result<bool> {
+        Ok(!Self::of_namespace(root, syscall::namespace()?)?.is_empty())
+    }
+
+    /// Those of all versions.
+    fn of_namespace(root: &Path, namespace: u64) -> io::Result<Vec<Self>> {
+        let prefix = format!("{namespace:x}-");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                found.push(Self { directory: entry.path() });
+            }
+        }
+        Ok(found)
     }
 
     pub(super) fn directory(&self) -> &Path {

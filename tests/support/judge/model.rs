@@ -148,13 +148,12 @@ fn consider(
         (Meaning::LoggedIn, LOGIN_REPLY) => NOTHING,
         _ => return None,
     };
-    let opened = match &meaning {
+    let takes_four = matches!(meaning, Meaning::Greets(true));
+    let opened = match meaning {
         Meaning::Announces(port, _) => {
-            let port = *port;
             Some(HoleKey { initiator: flow.active_initiator, arrival: flow.client_arrival, port })
         }
         Meaning::Passive(port, _) | Meaning::ExtendedPassive(port) => {
-            let port = *port;
             Some(HoleKey { initiator: flow.passive_initiator, arrival: flow.server_arrival, port })
         }
         _ => None,
@@ -174,9 +173,7 @@ fn consider(
         holes.insert(key, id);
         flow.hole = Some(key);
     }
-    if let Meaning::Greets(true) = meaning
-        && flow.digits > 0
-    {
+    if takes_four && flow.digits > 0 {
         flow.digits = 4;
     }
     flow.awaits = awaits;

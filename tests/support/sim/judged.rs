@@ -76,34 +76,19 @@ impl Judged {
 }
 
 fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
-    let Line {
-        flow,
-        line: number,
-        at,
-        from,
-        client,
-        server,
-        seq,
-        ack,
-        window,
-        opened,
-        ends,
-        digits,
-        ..
-    } = *line;
     JudgedLine {
-        flow,
-        line: number,
-        at: epoch + at,
-        from: if from == Side::Client { session::Side::Client } else { session::Side::Server },
-        client,
-        server,
-        seq,
-        ack,
-        window,
-        opened,
-        ends,
-        zeros: Zeros::of_digits(digits as usize),
+        flow: line.flow,
+        line: line.line,
+        at: epoch + line.at,
+        from: if line.from == Side::Client { session::Side::Client } else { session::Side::Server },
+        client: line.client,
+        server: line.server,
+        seq: line.seq,
+        ack: line.ack,
+        window: line.window,
+        opened: line.opened,
+        ends: line.ends,
+        zeros: Zeros::of_digits(line.digits as usize),
         bytes: &line.bytes,
     }
 }

@@ -311,8 +311,8 @@ impl Engine {
         }
         let goes_on = matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // Where this machine is an end the program sees half of a connection, and nothing of a SYN from here.
-        let says = is_new || packet.has(flags::SYN);
-        if from == Side::Server && says && goes_on && !how.is_local {
+        let may_rest = is_new || packet.has(flags::SYN);
+        if from == Side::Server && may_rest && goes_on && !how.is_local {
             self.offer(index, effects);
         }
         decision

@@ -50,9 +50,7 @@ impl Engine {
             let is_missing = line.line != control.judging().lines + 1;
             let judging = control.judging_mut();
             (judging.lines, judging.fruitless) = (line.line, 0);
-            if std::mem::take(&mut judging.is_silent) {
-                self.sessions.silent -= 1;
-            }
+            self.sessions.silent -= judging.end_silence();
             let [source, destination] = match line.from {
                 Side::Client => ends,
                 Side::Server => [ends[1], ends[0]],
@@ -319,7 +317,7 @@ fn taken_back(control: &mut super::Control, silent: &mut u32) -> Option<TakenBac
     }
     let judging = control.judging_mut();
     judging.is_handed_over = false;
-    *silent -= u32::from(std::mem::take(&mut judging.is_silent));
+    *silent -= judging.end_silence();
     let translation = *control.translation()?;
     Some(TakenBack { flow: control.id, translation })
 }

@@ -29,6 +29,11 @@ pub struct Judging {
 }
 
 impl Judging {
+    /// It is counted as silent no more. 1 if it was.
+    pub(super) fn end_silence(&mut self) -> u32 {
+        std::mem::take(&mut self.is_silent).into()
+    }
+
     /// It could not be handed over, or nothing was judged since.
     pub(super) fn note_fruitless(&mut self) {
         self.fruitless = self.fruitless.saturating_add(1);

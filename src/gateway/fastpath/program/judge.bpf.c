@@ -145,7 +145,7 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 		goto refuse;
 
 	if (is_announcement(kind)) {
-		__be32 address = bpf_htonl(endpoint.address), target;
+		__be32 address = bpf_htonl(endpoint.address), target, named;
 
 		key.port = bpf_htons(endpoint.port);
 		if (line->side == CLIENT) {
@@ -154,29 +154,18 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 			key.initiator = flow->active_initiator;
 			key.arrival = flow->client_arrival;
 			target = flow->client;
-			if (flow->client_named != flow->client) {
-				__u32 named = bpf_ntohl(flow->client_named);
-
-				if (kind == EPRT || !rewrite_port(&text, line, &endpoint, named, flow->digits))
-					if (!rewrite_and_move(&text, line, &endpoint, named, kind == EPRT))
-						goto refuse;
-				rewrites = 1;
-			}
+			named = flow->client_named;
 		} else {
 			if (kind == REPLY_227 && address != flow->server)
 				goto refuse;
 			key.initiator = flow->passive_initiator;
 			key.arrival = flow->server_arrival;
 			target = flow->server;
-			if (kind == REPLY_227 && flow->server_named != flow->server) {
-				__u32 named = bpf_ntohl(flow->server_named);
-
-				if (!rewrite_227(&text, line, &endpoint, named) &&
-				    !rewrite_and_move(&text, line, &endpoint, named, 0))
-					goto refuse;
-				rewrites = 1;
-			}
+			named = kind == REPLY_227 ? flow->server_named : target;
 		}
+		rewrites = named != target;
+		if (rewrites && !rewrite(&text, line, &endpoint, kind, bpf_ntohl(named), flow->digits))
+			goto refuse;
 		if (text.growth && !flow->adjusts)
 			goto refuse;
 		opens = may_open(skb, &key, line->flow, target);

@@ -181,7 +181,18 @@ __noinline int rewrite_and_move(struct text *text, const struct step *line, cons
 	return endpoint->end + i == length && at <= LINE;
 }
 
-// The packet is longer from now on, and its headers say so.
+// Writes another address, in the line's own length if it can. 0 if the line is the engine's.
+static __always_inline int rewrite(struct text *text, const struct step *line, const struct endpoint *endpoint,
+				   __u32 kind, __u32 address, __u32 digits)
+{
+	if (kind == PORT && rewrite_port(text, line, endpoint, address, digits))
+		return 1;
+	if (kind == REPLY_227 && rewrite_227(text, line, endpoint, address))
+		return 1;
+	return rewrite_and_move(text, line, endpoint, address, kind == EPRT);
+}
+
+// The packet has another length from now on, and its headers say so.
 static __always_inline int change_length(struct __sk_buff *skb, const struct packet *packet, __u32 growth)
 {
 	__u32 before = packet->at - ETHERNET + packet->length, now = before + growth;
