@@ -206,6 +206,36 @@ fn an_adjusted_connection_is_judged() {
 }
 
 #[test]
+fn announcements_that_only_another_port_would_keep_short_are_judged_from_the_third_on() {
+    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    // One byte shorter than 198.51.100.1.
+    let own = "ip address add 192.168.1.8/24 dev eth0
+        ip route replace default via 192.168.1.1 src 192.168.1.8";
+    lab.gateway.shell("ip address add 192.168.1.1/24 dev lan").unwrap().success().unwrap();
+    lab.client.shell(own).unwrap().success().unwrap();
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let ports: Vec<u16> = (50000..50016).collect();
+    let announcements = ports.iter().map(|port| {
+        let line = format!("PORT 192,168,1,8,{},{}", port / 256, port % 256);
+        active_by(&line, *port)
+    });
+    let steps: Vec<_> = [login()].into_iter().chain(announcements).collect();
+    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
+    assert_eq!(session.error, None, "{:?} {}", session.steps.last(), daemon.log());
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();
+    let own = |port: &u16| format!("PORT 198,51,100,1,{},{}", port / 256, port % 256);
+    assert_eq!(announced[0].len(), "PORT 192,168,1,8,195,80".len(), "{lines:?}");
+    assert!(announced[1..].iter().copied().eq(&ports[1..].iter().map(own).collect::<Vec<_>>()));
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 16);
+    assert!(count(daemon, "admitted") >= 14, "{}", fast_path(daemon));
+    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{}", daemon.log());
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
 fn a_connection_is_judged_while_no_daemon_runs_and_the_next_one_reads_it() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
     let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));

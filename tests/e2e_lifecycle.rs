@@ -44,7 +44,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
         "flush chain inet ftp_alg transfer",
-        "add rule inet ftp_alg select drop",
+        "add rule inet ftp_alg select_forward drop",
         "flush chain inet ftp_alg untracked\nadd rule inet ftp_alg untracked accept",
     ] {
         let lab = Lab::new(Topology::Masquerade).unwrap();

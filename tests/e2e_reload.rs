@@ -128,7 +128,7 @@ fn an_owned_table_stays_whatever_others_do() {
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
         "flush set inet ftp_alg ending",
-        "add rule inet ftp_alg select drop",
+        "add rule inet ftp_alg select_forward drop",
         "add table inet ftp_alg { flags dormant; }",
     ] {
         let refused = lab.gateway.nft(rules).unwrap_err().to_string();

@@ -37,7 +37,7 @@ fn a_change_of_others_is_seen_among_ours() {
         assert_eq!(table.condition().unwrap(), Condition::Intact);
         ours();
         assert_eq!(table.condition().unwrap(), Condition::Intact);
-        lab.gateway_sh("nft add rule inet ftp_alg select counter");
+        lab.gateway_sh("nft add rule inet ftp_alg control counter");
         ours();
         assert_eq!(table.condition().unwrap(), Condition::Changed);
         assert_eq!(table.condition().unwrap(), Condition::Changed);

@@ -280,15 +280,11 @@ impl Connection<'_> {
     /// Reserves what is to be opened.
     fn attempt(&mut self, announced: &Announced, plan: Plan) -> Result<Attempt, No> {
         let Plan { pinhole, named, healed } = plan;
-        let (kind, ip) = (announced.kind, self.endpoint(announced).map(|endpoint| endpoint.ip()));
-        // A server's port may be the only one that leads to it, and a connection may be adjusted already.
-        let is_free = self.policy.keeps_length && kind.is_active() && Some(named) != ip;
-        let read = announced.parsed.as_ref().ok().filter(|_| is_free);
-        let room = read.and_then(|read| read.room_for_port(named, self.zeros(announced)));
+        let room = self.room(announced, named);
         let Some(control) = self.control.translation() else {
             return Err(No::Ignore("nothing is known of its translation".into()));
         };
-        let form = Form { kind, room, zeros: self.zeros(announced) };
+        let form = Form { kind: announced.kind, room, zeros: self.zeros(announced) };
         let closed = &mut self.effects.closed_first;
         let proposed = self.pinholes.propose(self.policy, control, form, pinhole, closed);
         // The program would still have the port.
@@ -297,6 +293,26 @@ impl Connection<'_> {
             Ok(proposal) => Ok(Attempt { proposal, named, healed }),
             Err(error) => Err(self.refusal(&error)),
         }
+    }
+
+    /// How many bytes an external port is to take for the line to keep its length. `None` if any will do.
+    fn room(&mut self, announced: &Announced, named: IpAddr) -> Option<usize> {
+        let (kind, endpoint) = (announced.kind, self.endpoint(announced)?);
+        // A server's port may be the only one that leads to it.
+        if !self.policy.keeps_length || !kind.is_active() || named == endpoint.ip() {
+            return None;
+        }
+        let zeros = self.zeros(announced);
+        let room = announced.parsed.as_ref().ok()?.room_for_port(named, zeros)?;
+        let judging = self.control.judging();
+        if judging.is_fruitful() && !kind.has_port_in(endpoint.port(), room, zeros) {
+            // The program changes lengths of an adjusted connection, but no ports: what recurs would be queued each time.
+            if judging.has_other_port {
+                return None;
+            }
+            self.control.judging_mut().has_other_port = true;
+        }
+        Some(room)
     }
 
     fn refusal(&mut self, error: &OpenError) -> No {

@@ -22,9 +22,6 @@ use crate::{
     session::{Forward, Known, Phase, Question, Ruling, Side},
 };
 
-/// A connection that was handed over so often and of which nothing was judged then is not handed over again.
-const FRUITLESS: u8 = 3;
-
 /// At most so many are handed over of which the server has not greeted: each SYN-ACK makes one.
 pub(super) const MOST_SILENT: u32 = 256;
 
@@ -180,7 +177,7 @@ impl Sessions {
     fn hand_over(&mut self, index: u32, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
         let judging = control.judging();
-        if judging.is_handed_over || judging.fruitless >= FRUITLESS || !session.is_at_rest() {
+        if judging.is_handed_over || !judging.may_be_handed_over() || !session.is_at_rest() {
             return;
         }
         if control.rival().is_some() || control.is_busy() || control.spoke_in_syn() {

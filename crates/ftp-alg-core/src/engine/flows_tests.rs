@@ -21,9 +21,13 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
 impl Conversation {
     /// One that is handed over.
     fn handed_over() -> Self {
+        Self::handed_over_from("192.168.150.80")
+    }
+
+    fn handed_over_from(client: &str) -> Self {
         let policy = Policy { keeps_length: true, ..Policy::default() };
         let engine = Engine::new(policy, Checksums::Verify);
-        let mut talk = Self::through(engine, "192.168.150.80").log_in();
+        let mut talk = Self::through(engine, client).log_in();
         talk.say_all(&PASV);
         talk.gateway.engine.sessions.set_hands_over(true);
         talk.say_all(&[(Side::Client, "RETR first\r\n"), (Side::Server, "226 done\r\n")]);
@@ -318,6 +322,26 @@ fn a_pinhole_of_the_program_is_closed_before_a_rule_has_its_port() {
     assert_eq!(talk.hand(&packet).1, "PORT 198,51,100,1,4,001\r\n");
     // The session holds it until the server answers.
     assert_eq!(talk.gateway.kernel.shut.last().map(|shut| shut.hole), Some(hole));
+}
+
+#[test]
+fn a_length_is_kept_by_another_port_once_where_lines_are_judged() {
+    for is_judged in [false, true] {
+        let mut talk = Conversation::handed_over_from("192.168.1.8");
+        if is_judged {
+            talk.judged(1, (Side::Client, "NOOP\r\n"), false);
+            talk.judged(2, (Side::Server, "200 ok\r\n"), false);
+        }
+        for (round, port) in (80..84).enumerate() {
+            let line = format!("PORT 192,168,1,8,195,{port}\r\n");
+            let (_, rewritten) = talk.say(Side::Client, &line);
+            let own = format!("PORT 198,51,100,1,195,{port}\r\n");
+            let is_long = is_judged && round > 0;
+            assert_eq!(rewritten == own, is_long, "{is_judged}, {round}: {rewritten}");
+            assert_eq!(rewritten.len(), line.len() + usize::from(is_long), "{rewritten}");
+            talk.say_all(&[(Side::Server, "200 ok\r\n"), (Side::Client, "NOOP\r\n")]);
+        }
+    }
 }
 
 #[test]

@@ -26,9 +26,24 @@ pub struct Judging {
     /// Whether nothing of it was judged since it was handed over, and its server had not greeted then.
     #[serde(skip)]
     pub(super) is_silent: bool,
+    /// Whether one of its announcements kept its length by another external port, so that it was not judged.
+    #[serde(skip)]
+    pub(super) has_other_port: bool,
 }
 
+/// A connection that was handed over so often and of which nothing was judged then is not handed over again.
+const FRUITLESS: u8 = 3;
+
 impl Judging {
+    /// Whether lines of it were judged, and others may be.
+    pub(super) fn is_fruitful(&self) -> bool {
+        self.lines > 0 && self.may_be_handed_over()
+    }
+
+    pub(super) fn may_be_handed_over(&self) -> bool {
+        self.fruitless < FRUITLESS
+    }
+
     /// It is counted as silent no more. 1 if it was.
     pub(super) fn end_silence(&mut self) -> u32 {
         std::mem::take(&mut self.is_silent).into()
