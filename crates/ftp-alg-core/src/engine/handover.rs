@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::Translation;
 use crate::{ftp::Zeros, session::Side};
 
+/// A connection that was handed over so often and of which nothing was judged then is not handed over again.
+const FRUITLESS: u8 = 3;
+
 /// What of a connection was judged in the kernel.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Judging {
@@ -30,9 +33,6 @@ pub struct Judging {
     #[serde(skip)]
     pub(super) has_other_port: bool,
 }
-
-/// A connection that was handed over so often and of which nothing was judged then is not handed over again.
-const FRUITLESS: u8 = 3;
 
 impl Judging {
     /// Whether lines of it were judged, and others may be.
