@@ -84,6 +84,28 @@ fn transfers_through_a_routed_firewall_are_judged() {
 }
 
 #[test]
+fn interfaces_have_the_program_only_while_a_session_lasts() {
+    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let is_attached = || !fast_path(daemon)["interfaces"].as_array().unwrap().is_empty();
+    for _ in 0..2 {
+        wait_for("the end of its use", || !is_attached());
+        let before = count(daemon, "judged");
+        let session = scripted_client(
+            &lab.client,
+            &plan(lab, &[], &[login(), passive("PASV"), vec![say("QUIT"), reply()]]),
+        );
+        assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
+        assert!(is_attached(), "{}", fast_path(daemon));
+        // The session for which it is attached is judged from its greeting on.
+        assert!(count(daemon, "judged") - before > 8, "{}", fast_path(daemon));
+        assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    }
+    assert_eq!(count(daemon, "admitted"), 2, "{}", fast_path(daemon));
+}
+
+#[test]
 fn transfers_from_a_published_server_are_judged() {
     for topology in [Topology::PublishedServer, Topology::OneToOne] {
         let configuration = match topology {

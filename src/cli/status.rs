@@ -112,7 +112,7 @@ fn fast_path(status: &FastPathStatus) -> Vec<(String, String)> {
     let FastPathStatus { connections, judged, handed_back, opened, admitted, no_room, .. } = status;
     let mut lines = match status.state {
         FastPathState::On => vec![
-            format!("on: {}; {connections} connections", status.interfaces.join(", ")),
+            format!("on: {}; {connections} connections", status.attached_to()),
             format!("{judged} lines judged, {handed_back} connections handed back"),
         ],
         FastPathState::Off => vec![format!("off: {}", status.why)],

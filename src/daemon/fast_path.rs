@@ -168,16 +168,16 @@ impl Judged {
         }
     }
 
-    /// Attaches the program to new interfaces, and bars the ports at which nothing may be opened.
+    /// Has the program attached to new interfaces while it is used, and bars the ports at which nothing may be opened.
     pub(super) fn look(&self, shared: &Shared, claimed: &ClaimedPorts) {
-        match self.flows.program().attach() {
-            Ok(interfaces) => {
-                let mut known = lock(&self.interfaces);
-                if *known != interfaces {
-                    tracing::info!("fast path: attached to {}", interfaces.join(", "));
-                    *known = interfaces;
-                }
-            }
+        let program = self.flows.program();
+        let before = program.interfaces();
+        match program.look(Instant::now()) {
+            Ok(()) => match program.interfaces() {
+                now if now == before => {}
+                now if now.is_empty() => tracing::debug!("fast path: detached, as no connection is judged"),
+                now => tracing::info!("fast path: attached to {}", now.join(", ")),
+            },
             Err(error) => shared.fail(&error),
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {

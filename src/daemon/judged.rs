@@ -35,7 +35,6 @@ pub(super) struct Judged {
     fetched: Mutex<Vec<JudgedStep>>,
     /// For each shard what its engine has not read yet.
     pub(super) inboxes: Vec<Mutex<Vec<JudgedStep>>>,
-    pub(super) interfaces: Mutex<Vec<String>>,
     /// Why it was turned off, if it was.
     pub(super) off: OnceLock<String>,
     /// The directory in it is open as long as something may be pinned.
@@ -58,7 +57,6 @@ impl Judged {
             homes: Homes(shards),
             fetched: Mutex::default(),
             inboxes: (0..shards).map(|_| Mutex::default()).collect(),
-            interfaces: Mutex::default(),
             off: OnceLock::new(),
             _loaded: loaded,
         })
@@ -114,7 +112,7 @@ impl Judged {
         FastPathStatus {
             state: FastPathState::On,
             why: String::new(),
-            interfaces: lock(&self.interfaces).clone(),
+            interfaces: self.flows.program().interfaces(),
             connections: connections as u64,
             judged: counts.judged,
             handed_back: counts.handed_back,

@@ -63,7 +63,7 @@ pub struct FastPathStatus {
     pub state: FastPathState,
     /// Why it is off; empty if it is on.
     pub why: String,
-    /// Names of the interfaces that the program is attached to.
+    /// Names of the interfaces that the program is attached to: none while there is no connection to judge.
     pub interfaces: Vec<String>,
     /// Control connections that the program judges now.
     pub connections: u64,
@@ -90,6 +90,14 @@ pub enum FastPathState {
 impl FastPathStatus {
     /// Why the fast path is off unless the configuration asks for it.
     pub const CONFIGURED: &str = "the configuration says so";
+
+    /// What `status` and `doctor` say of its interfaces.
+    pub fn attached_to(&self) -> String {
+        match self.interfaces.as_slice() {
+            [] => "no interface while nothing is judged".to_owned(),
+            names => names.join(", "),
+        }
+    }
 
     /// The fast path is off, because of `why`.
     pub fn off(why: impl Into<String>) -> Self {

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -145,12 +145,56 @@ pub fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// Has it look now. The interfaces that it is attached to then.
+pub fn look(path: &FastPath) -> BTreeSet<String> {
+    look_at(path, Instant::now())
+}
+
+fn look_at(path: &FastPath, now: Instant) -> BTreeSet<String> {
+    path.look(now).unwrap();
+    path.interfaces().into_iter().collect()
+}
+
+#[test]
+fn the_program_is_attached_while_it_has_a_connection_or_a_pinhole() {
+    let Some((lab, pins)) = setting() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        let start = Instant::now();
+        let look_after = |seconds| look_at(&path, start + Duration::from_secs(seconds));
+        let (both, none) = (names(&["inside", "outside"]), names(&[]));
+        assert_eq!(look_after(0), both, "at the start, to see that it can be");
+        assert_eq!(look_after(9), both);
+        assert_eq!((look_after(10), attached(&lab)), (none.clone(), none.clone()));
+        lab.gateway_sh("ip link add later type veth peer name later2");
+        assert_eq!(look_after(11), none);
+        lab.gateway_sh("ip link delete later");
+
+        path.hand_over(&flow(1)).unwrap();
+        assert_eq!(attached(&lab), both, "at once");
+        exchange(&path, 0);
+        assert_eq!(read(&path).len(), 2);
+        assert_eq!((look_after(100), look_after(200)), (both.clone(), both.clone()));
+
+        // What is taken back may have a pinhole open.
+        receive(&path, &frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
+        receive(&path, &frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
+        assert_eq!(path.open_holes().unwrap().len(), 1);
+        path.take_back(1, ways()).unwrap();
+        assert_eq!((look_after(300), look_after(400)), (both.clone(), both.clone()));
+        path.keep_holes(|_, _, _, _| false).unwrap();
+        assert_eq!((look_after(500), look_after(509)), (both.clone(), both));
+        assert_eq!((look_after(510), attached(&lab)), (none.clone(), none));
+        path.remove().unwrap();
+    });
+}
+
 #[test]
 fn the_program_follows_the_interfaces_and_leaves_nothing() {
     let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        let attach = || path.attach().unwrap().into_iter().collect::<BTreeSet<_>>();
+        let attach = || look(&path);
         assert_eq!(attach(), names(&["inside", "outside"]));
         assert_eq!(attach(), attached(&lab), "a second time it is as it was");
         lab.gateway_sh(
@@ -174,9 +218,9 @@ fn an_interface_that_moved_away_is_left_alone() {
     let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.attach().unwrap();
+        look(&path);
         lab.gateway_sh(&format!("ip link set inside netns {}", lab.client));
-        assert_eq!(path.attach().unwrap(), ["outside"]);
+        assert_eq!(look(&path), names(&["outside"]));
         assert!(!inside(&lab.client, || is_attached("inside")));
         path.remove().unwrap();
     });
@@ -342,7 +386,7 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
     let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let first = pins.load();
-        first.attach().unwrap();
+        look(&first);
         first.hand_over(&flow(7)).unwrap();
         let version = first.directory().to_owned();
         drop(first);
@@ -351,7 +395,7 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
         let second = pins.load();
         assert_eq!((second.directory(), second.flows().unwrap()), (&*version, vec![7]));
         lab.gateway_sh("ip link add later type veth peer name later2");
-        second.attach().unwrap();
+        look(&second);
         assert_eq!(attached(&lab), names(&["inside", "later", "later2", "outside"]));
         drop(second);
 
@@ -405,7 +449,7 @@ fn what_a_daemon_uses_no_other_one_takes_or_removes() {
     let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.attach().unwrap();
+        look(&path);
         let in_use = "in use by another ftp-alg";
         let missing = FastPath::load(&pins.0).unwrap_err().to_string();
         assert!(missing.ends_with(in_use), "{missing}");
@@ -427,7 +471,7 @@ fn namespaces_side_by_side_have_their_own() {
     let load = |lab: &Lab| {
         lab.on_gateway(|| {
             let path = pins.load();
-            path.attach().unwrap();
+            look(&path);
             path
         })
     };
@@ -448,7 +492,7 @@ fn packets_from_the_wire_are_judged() {
     let Some((lab, pins)) = setting() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.attach().unwrap();
+        look(&path);
         path.hand_over(&flow(7)).unwrap();
         let bytes = frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n");
         // With a tag it is left to the VLAN's own interface.
@@ -525,7 +569,7 @@ fn without_rights_or_a_bpf_file_system_there_is_none() {
     lab.on_gateway(|| {
         let path = pins.load();
         with_rights("cap_net_admin", || {
-            path.attach().unwrap();
+            look(&path);
             path.hand_over(&flow(1)).unwrap();
             path.take_back(1, ways()).unwrap();
             path.counters().unwrap();
@@ -550,8 +594,8 @@ fn what_was_left_in_a_namespace_that_is_gone_is_removed() {
         return;
     }
     let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
-    one.on_gateway(|| pins.load().attach().map(drop).unwrap());
-    two.on_gateway(|| pins.load().attach().map(drop).unwrap());
+    one.on_gateway(|| look(&pins.load()));
+    two.on_gateway(|| look(&pins.load()));
     let left = || std::fs::read_dir(&pins.0).unwrap().count();
     assert_eq!(left(), 2, "both may be taken over");
     drop(one);

@@ -14,7 +14,7 @@ use ftp_alg::gateway::{
 };
 
 use super::{
-    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive, ways},
+    fastpath::{self, CLIENT, Pins, SERVER, frame, look, read, receive, ways},
     lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, listen},
 };
 
@@ -46,7 +46,7 @@ impl Ready {
             let table = Table::install_for(&parameters, &commits).unwrap();
             let translations = Translations::new(&parameters, &commits).unwrap();
             let path = pins.load();
-            path.attach().unwrap();
+            look(&path);
             (table, translations, Some(path))
         });
         Self { table, translations, path, pins, lab }

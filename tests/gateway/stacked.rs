@@ -1,9 +1,9 @@
 //! The fast path where interfaces are upon others.
 
-use std::{collections::BTreeSet, net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddrV4, time::Duration};
 
 use super::{
-    fastpath::{CLIENT, Pins, SERVER, flow, frame, names, read, send_frame},
+    fastpath::{CLIENT, Pins, SERVER, flow, frame, look, names, read, send_frame},
     lab::{Lab, inside},
 };
 
@@ -88,7 +88,7 @@ fn judge_once(Way { name, made, attached, vlan }: &Way) {
             "ip link set outside address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
         );
         let path = pins.load();
-        assert_eq!(path.attach().unwrap().into_iter().collect::<BTreeSet<_>>(), names(attached));
+        assert_eq!(look(&path), names(attached));
         path.hand_over(&flow(7)).unwrap();
         let by_client = |mut bytes: Vec<u8>| {
             if let Some(vlan) = vlan {

@@ -90,11 +90,7 @@ pub(super) fn check(
     let obstacles = machine.obstacles(backend);
     match (wanted, running) {
         (_, Some(status)) if status.state == FastPathState::On => {
-            let interfaces = match status.interfaces.as_slice() {
-                [] => "no interface".to_owned(),
-                names => names.join(", "),
-            };
-            let connections = status.connections;
+            let (interfaces, connections) = (status.attached_to(), status.connections);
             Check::ok(section, NAME, format!("on: {interfaces}; {connections} connections"))
         }
         (FastPath::Off, _) => {

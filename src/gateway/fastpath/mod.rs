@@ -31,7 +31,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::time::{ClockId, clock_gettime};
@@ -95,13 +95,22 @@ pub struct FastPath {
     _used: File,
 }
 
-/// What the program is attached to.
+/// What the program is attached to. Its hook delays every packet of an interface, also those of other protocols.
 #[derive(Debug)]
 struct Attached {
     /// For questions, in the namespace of the program.
     socket: Socket,
     links: BTreeMap<u32, Link>,
+    /// Names of the interfaces with a link.
+    names: Vec<String>,
+    /// Whether it is to be attached: a connection was handed over, or it is the first time.
+    is_wanted: bool,
+    /// Since when it has neither a connection nor an open pinhole.
+    unused_since: Option<Instant>,
 }
+
+/// So long after its last connection the program is taken off the interfaces.
+pub const UNUSED: Duration = Duration::from_secs(10);
 
 /// How often the program did what, since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +185,13 @@ impl FastPath {
                 counts: Map::open(&pins.path(COUNTS), processors)?,
                 processors,
                 ring: Ring::open(ring.into(), size)?,
-                attached: Mutex::new(Attached { socket: Socket::open_route()?, links }),
+                attached: Mutex::new(Attached {
+                    socket: Socket::open_route()?,
+                    links,
+                    names: Vec::new(),
+                    is_wanted: true,
+                    unused_since: None,
+                }),
                 barred: Mutex::default(),
                 known_control_ports: Mutex::default(),
                 was_left: false,
@@ -202,13 +217,39 @@ impl FastPath {
         self.pins.directory()
     }
 
+    /// The names of the interfaces that it was attached to when last looked.
+    pub fn interfaces(&self) -> Vec<String> {
+        lock(&self.attached).names.clone()
+    }
+
     /// Attaches the program to every Ethernet interface that it is not attached to, and takes it off those that became
-    /// ports of another. Gives the names of those that it is attached to. Only on a thread in the namespace in which it was loaded.
-    pub fn attach(&self) -> Result<Vec<String>, Missing> {
+    /// ports of another; takes it off all of them [`UNUSED`] after its last connection. [`FastPath::hand_over`] attaches it again.
+    /// Only on a thread in the namespace in which it was loaded.
+    pub fn look(&self, now: Instant) -> Result<(), Missing> {
         let mut attached = lock(&self.attached);
-        let Attached { socket, links } = &mut *attached;
-        let there = interfaces::ethernet(socket)
-            .map_err(|error| Missing::system("list of interfaces", &error))?;
+        if attached.is_wanted {
+            let is_used =
+                self.is_used().map_err(|error| Missing::system("connections judged", &error))?;
+            let since = (!is_used).then(|| attached.unused_since.unwrap_or(now));
+            attached.unused_since = since;
+            attached.is_wanted = since.is_none_or(|since| now.duration_since(since) < UNUSED);
+        }
+        self.attach(&mut attached)
+    }
+
+    /// Whether there is a connection that it may judge, or a pinhole that it has open.
+    fn is_used(&self) -> io::Result<bool> {
+        Ok(!self.flows.is_empty()? || !self.open_holes()?.is_empty())
+    }
+
+    fn attach(&self, attached: &mut Attached) -> Result<(), Missing> {
+        let Attached { socket, links, names, is_wanted, .. } = attached;
+        let there = if *is_wanted {
+            interfaces::ethernet(socket)
+                .map_err(|error| Missing::system("list of interfaces", &error))?
+        } else {
+            Vec::new()
+        };
         let mut kept = BTreeMap::new();
         for (index, link) in std::mem::take(links) {
             let is_there = there.iter().any(|one| one.index == index)
@@ -220,7 +261,7 @@ impl FastPath {
             }
         }
         *links = kept;
-        let mut names = Vec::with_capacity(there.len());
+        names.clear();
         for Interface { index, name } in there {
             if let Entry::Vacant(free) = links.entry(index) {
                 match self.attach_to(index) {
@@ -235,7 +276,7 @@ impl FastPath {
             }
             names.push(name);
         }
-        Ok(names)
+        Ok(())
     }
 
     fn attach_to(&self, interface: u32) -> io::Result<Link> {
@@ -250,8 +291,14 @@ impl FastPath {
         self.flows.entries()
     }
 
-    /// Has the program judge what comes on this connection.
+    /// Has the program judge what comes on this connection. Attaches it first, if it is not; only on a thread in its namespace.
     pub fn hand_over(&self, flow: &Flow) -> io::Result<()> {
+        // Held until the connection is in the map, so that nobody finds the program unused meanwhile.
+        let mut attached = lock(&self.attached);
+        if !attached.is_wanted {
+            (attached.is_wanted, attached.unused_since) = (true, None);
+            self.attach(&mut attached).map_err(io::Error::other)?;
+        }
         let [from_client, from_server] = flow.ways;
         self.add_control_port(from_client.destination.port())?;
         self.add_control_port(from_server.source.port())?;

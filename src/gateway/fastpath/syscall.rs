@@ -198,19 +198,25 @@ impl Map {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         // Where a key is gone when its successor is asked for, the kernel starts again.
         for _ in 0..self.entries.saturating_mul(2) {
-            let mut next = vec![0; self.key];
-            let before = keys.last().map_or(0, |key| address(key.as_ptr()));
-            let map = raw(self.fd.as_fd());
-            let value = next.as_mut_ptr().expose_provenance() as u64;
-            let mut attr = ElementAttr { map, pad: 0, key: before, value, flags: 0 };
-            // SAFETY: both keys have the map's size, or the first is null, which the kernel takes for none.
-            let found = there(unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) }.map(drop))?;
-            if !found {
-                break;
-            }
+            let Some(next) = self.key_after(keys.last())? else { break };
             keys.push(next);
         }
         Ok(keys)
+    }
+
+    pub(super) fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.key_after(None)?.is_none())
+    }
+
+    /// The key after another one, which must be of this map; or the first.
+    fn key_after(&self, before: Option<&Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.key];
+        let (map, value) = (raw(self.fd.as_fd()), next.as_mut_ptr().expose_provenance() as u64);
+        let key = before.map_or(0, |key| address(key.as_ptr()));
+        let mut attr = ElementAttr { map, pad: 0, key, value, flags: 0 };
+        // SAFETY: both keys have the map's size, or the first is null, which the kernel takes for none.
+        let found = there(unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) }.map(drop))?;
+        Ok(found.then_some(next))
     }
 }
 
