@@ -51,11 +51,10 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
     assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
-    // 0x40000000: what firewalls accept data connections by, and nothing of what it inherits; 0x10000000: its
-    // handshake is over.
+    // 0x40000000: what firewalls accept data connections by, and nothing of what it inherits.
     let connections = lab.gateway.connections().unwrap();
     let data = connections.lines().find(|line| line.contains(&format!("dport={port} ")));
-    assert!(data.is_some_and(|line| line.contains("mark=1342177280 ")), "{connections}");
+    assert!(data.is_some_and(|line| line.contains("mark=1073741824 ")), "{connections}");
     assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
     assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
     gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();

@@ -349,7 +349,7 @@ fn a_pinhole_s_ends_are_as_it_says_whatever_the_operator_translates() {
         assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
     }
     let listing = ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null");
-    assert_eq!(listing.matches("mark=1342177280").count(), 2, "{listing}");
+    assert_eq!(listing.matches("mark=1073741824").count(), 2, "{listing}");
 }
 
 #[test]

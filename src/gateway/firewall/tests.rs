@@ -129,8 +129,8 @@ fn a_flowtable_that_takes_no_control_connection_is_none() {
         )
     };
     let ports = format!("{}, {}", port("sport"), port("dport"));
-    let recipe = r#"{"match": {"op": "==", "left": {"&": [{"ct": {"key": "mark"}}, 1342177280]},
-        "right": 1342177280}}"#;
+    let recipe = r#"{"match": {"op": "!=", "left": {"&": [{"ct": {"key": "mark"}}, 1073741824]}, "right": 0}},
+        {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "assured"}}"#;
     for condition in [&ports, recipe] {
         let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
         let firewall = one_rule(&format!("{condition}, {flow}"));
