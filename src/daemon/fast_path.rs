@@ -175,7 +175,9 @@ impl Judged {
         match program.look(Instant::now()) {
             Ok(()) => match program.interfaces() {
                 now if now == before => {}
-                now if now.is_empty() => tracing::debug!("fast path: detached, as no connection is judged"),
+                now if now.is_empty() => {
+                    tracing::debug!("fast path: detached, as no connection is judged")
+                }
                 now => tracing::info!("fast path: attached to {}", now.join(", ")),
             },
             Err(error) => shared.fail(&error),
