@@ -4,6 +4,8 @@
 
 #![allow(unsafe_code, clippy::unwrap_used)]
 
+#[path = "gateway/attached.rs"]
+mod attached;
 #[path = "gateway/changes.rs"]
 mod changes;
 #[path = "gateway/fastpath.rs"]

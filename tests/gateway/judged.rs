@@ -14,7 +14,8 @@ use ftp_alg::gateway::{
 };
 
 use super::{
-    fastpath::{self, CLIENT, Pins, SERVER, frame, look, read, receive, ways},
+    attached::look,
+    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive, ways},
     lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, listen},
 };
 

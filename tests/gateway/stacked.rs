@@ -3,7 +3,8 @@
 use std::{net::SocketAddrV4, time::Duration};
 
 use super::{
-    fastpath::{CLIENT, Pins, SERVER, flow, frame, look, names, read, send_frame},
+    attached::{look, names},
+    fastpath::{CLIENT, Pins, SERVER, flow, frame, read, send_frame},
     lab::{Lab, inside},
 };
 

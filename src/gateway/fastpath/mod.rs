@@ -10,11 +10,13 @@
 //! | `layout` | keys and values of its maps |
 //! | `program` | loads it, by aya |
 //! | `pins` | where it stays |
-//! | `interfaces` | what it is attached to |
+//! | `attached` | what it is attached to, and when |
+//! | `interfaces` | what it can be attached to |
 //! | `ring` | the lines that it judged |
 //! | `slots` | translations of the connections that it admits |
 //! | `syscall` | bpf(2) |
 
+mod attached;
 mod interfaces;
 mod layout;
 mod pins;
@@ -24,7 +26,7 @@ mod slots;
 mod syscall;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::BTreeSet,
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddrV4},
@@ -36,12 +38,12 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::netlink::Socket;
-use interfaces::Interface;
+use attached::Attached;
+pub use attached::UNUSED;
 pub use layout::{Awaits, Flow, JudgedStep, LONGEST_LINE, WayKey};
 use layout::{FLOW, FLOW_JUDGED, HOLE, WAY, flow_of, hole_key, read_hole_key, step_of, until_of};
 pub use pins::is_bpf;
-use pins::{Link, NAME, Pins};
+use pins::{NAME, Pins};
 pub use program::PROGRAM;
 use program::{CONTROL_PORTS, COUNTS, FLOWS, HOLES, PORTS, RING, WAYS};
 pub use ring::Ring;
@@ -94,23 +96,6 @@ pub struct FastPath {
     /// No other daemon takes over what is pinned, or removes it, as long as this is open.
     _used: File,
 }
-
-/// What the program is attached to. Its hook delays every packet of an interface, also those of other protocols.
-#[derive(Debug)]
-struct Attached {
-    /// For questions, in the namespace of the program.
-    socket: Socket,
-    links: BTreeMap<u32, Link>,
-    /// Names of the interfaces with a link.
-    names: Vec<String>,
-    /// Whether it is to be attached: a connection was handed over, or it is the first time.
-    is_wanted: bool,
-    /// Since when it has neither a connection nor an open pinhole.
-    unused_since: Option<Instant>,
-}
-
-/// So long after its last connection the program is taken off the interfaces.
-pub const UNUSED: Duration = Duration::from_secs(10);
 
 /// How often the program did what, since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,13 +153,6 @@ impl FastPath {
             let map = |name: &str| Map::open(&pins.path(name), 1);
             let ring = map(RING)?;
             let size = ring.entries();
-            let mut links = BTreeMap::new();
-            for link in pins.links()? {
-                match syscall::interface(link.fd.as_fd())? {
-                    0 => link.remove()?,
-                    interface => drop(links.insert(interface, link)),
-                }
-            }
             Ok(Self {
                 program: syscall::object(&pins.path(NAME))?,
                 ways: map(WAYS)?,
@@ -185,13 +163,7 @@ impl FastPath {
                 counts: Map::open(&pins.path(COUNTS), processors)?,
                 processors,
                 ring: Ring::open(ring.into(), size)?,
-                attached: Mutex::new(Attached {
-                    socket: Socket::open_route()?,
-                    links,
-                    names: Vec::new(),
-                    is_wanted: true,
-                    unused_since: None,
-                }),
+                attached: Mutex::new(Attached::open(pins.links()?)?),
                 barred: Mutex::default(),
                 known_control_ports: Mutex::default(),
                 was_left: false,
@@ -204,7 +176,7 @@ impl FastPath {
 
     /// Whether some interface has the program.
     pub fn is_attached(&self) -> bool {
-        !lock(&self.attached).links.is_empty()
+        lock(&self.attached).is_somewhere()
     }
 
     /// Whether another daemon left it, with what it has judged and opened.
@@ -219,7 +191,7 @@ impl FastPath {
 
     /// The names of the interfaces that it was attached to when last looked.
     pub fn interfaces(&self) -> Vec<String> {
-        lock(&self.attached).names.clone()
+        lock(&self.attached).names().to_vec()
     }
 
     /// Attaches the program to every Ethernet interface that it is not attached to, and takes it off those that became
@@ -227,63 +199,17 @@ impl FastPath {
     /// Only on a thread in the namespace in which it was loaded.
     pub fn look(&self, now: Instant) -> Result<(), Missing> {
         let mut attached = lock(&self.attached);
-        if attached.is_wanted {
+        if attached.is_wanted() {
             let is_used =
                 self.is_used().map_err(|error| Missing::system("connections judged", &error))?;
-            let since = (!is_used).then(|| attached.unused_since.unwrap_or(now));
-            attached.unused_since = since;
-            attached.is_wanted = since.is_none_or(|since| now.duration_since(since) < UNUSED);
+            attached.note_use(is_used, now);
         }
-        self.attach(&mut attached)
+        attached.follow(self.program.as_fd(), &self.pins)
     }
 
     /// Whether there is a connection that it may judge, or a pinhole that it has open.
     fn is_used(&self) -> io::Result<bool> {
         Ok(!self.flows.is_empty()? || !self.open_holes()?.is_empty())
-    }
-
-    fn attach(&self, attached: &mut Attached) -> Result<(), Missing> {
-        let Attached { socket, links, names, is_wanted, .. } = attached;
-        let there = if *is_wanted {
-            interfaces::ethernet(socket)
-                .map_err(|error| Missing::system("list of interfaces", &error))?
-        } else {
-            Vec::new()
-        };
-        let mut kept = BTreeMap::new();
-        for (index, link) in std::mem::take(links) {
-            let is_there = there.iter().any(|one| one.index == index)
-                && syscall::interface(link.fd.as_fd()).is_ok_and(|found| found == index);
-            if is_there {
-                kept.insert(index, link);
-            } else if let Err(error) = link.remove() {
-                tracing::warn!("{} is not removed: {error}", link.path.display());
-            }
-        }
-        *links = kept;
-        names.clear();
-        for Interface { index, name } in there {
-            if let Entry::Vacant(free) = links.entry(index) {
-                match self.attach_to(index) {
-                    Ok(link) => _ = free.insert(link),
-                    // It has gone again.
-                    Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
-                    Err(error) => {
-                        let what = format!("attach the program to interface {name}");
-                        return Err(Missing::system(&what, &error));
-                    }
-                }
-            }
-            names.push(name);
-        }
-        Ok(())
-    }
-
-    fn attach_to(&self, interface: u32) -> io::Result<Link> {
-        let fd = syscall::attach(self.program.as_fd(), interface)?;
-        let path = self.pins.link(interface);
-        syscall::pin(fd.as_fd(), &path)?;
-        Ok(Link { fd, path })
     }
 
     /// So many connections can be handed over at a time.
@@ -295,10 +221,7 @@ impl FastPath {
     pub fn hand_over(&self, flow: &Flow) -> io::Result<()> {
         // Held until the connection is in the map, so that nobody finds the program unused meanwhile.
         let mut attached = lock(&self.attached);
-        if !attached.is_wanted {
-            (attached.is_wanted, attached.unused_since) = (true, None);
-            self.attach(&mut attached).map_err(io::Error::other)?;
-        }
+        attached.want(self.program.as_fd(), &self.pins).map_err(io::Error::other)?;
         let [from_client, from_server] = flow.ways;
         self.add_control_port(from_client.destination.port())?;
         self.add_control_port(from_server.source.port())?;
@@ -494,8 +417,7 @@ impl FastPath {
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
         // All are tried: what is detached judges nothing, whatever becomes of its pin.
-        let links = std::mem::take(&mut lock(&self.attached).links);
-        let removed = links.values().map(Link::remove).fold(Ok(()), io::Result::and);
+        let removed = lock(&self.attached).remove();
         self.pins.remove()?;
         self.pins.remove_root();
         removed
