@@ -19,7 +19,7 @@ use super::{
 use crate::gateway::netlink::Socket;
 
 /// So long after its last use the program is taken off the interfaces.
-pub const UNUSED: Duration = Duration::from_secs(10);
+const UNUSED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Attached {

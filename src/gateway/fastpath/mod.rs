@@ -39,7 +39,6 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use attached::Attached;
-pub use attached::UNUSED;
 pub use layout::{Awaits, Flow, JudgedStep, LONGEST_LINE, WayKey};
 use layout::{FLOW, FLOW_JUDGED, HOLE, WAY, flow_of, hole_key, read_hole_key, step_of, until_of};
 pub use pins::is_bpf;
@@ -195,7 +194,7 @@ impl FastPath {
     }
 
     /// Attaches the program to every Ethernet interface that it is not attached to, and takes it off those that became
-    /// ports of another; takes it off all of them [`UNUSED`] after its last connection. [`FastPath::hand_over`] attaches it again.
+    /// ports of another; takes it off all of them some time after its last connection. [`FastPath::hand_over`] attaches it again.
     /// Only on a thread in the namespace in which it was loaded.
     pub fn look(&self, now: Instant) -> Result<(), Missing> {
         let mut attached = lock(&self.attached);
