@@ -176,8 +176,8 @@ fn a_record_tells_the_line_byte_for_byte() {
     put(40, &CLIENT.port().to_be_bytes());
     put(42, &SERVER.port().to_be_bytes());
     put(44, &6_u16.to_ne_bytes());
-    put(48, &WINDOW.to_be_bytes());
-    put(52, &3_u32.to_ne_bytes());
+    put(46, &WINDOW.to_be_bytes());
+    put(48, &[0, 0, 3, 0]); // opened, ends, digits
     put(56, b"noop\r\n");
     assert_eq!(*record, expected);
 }

@@ -159,8 +159,9 @@ fn line<'s>(step: &'s JudgedStep, age: &Age) -> JudgedLine<'s> {
         ack: step.ack,
         window: step.window,
         opened: step.opened,
+        consumed: (step.consumed != 0).then_some(step.consumed),
         ends: step.ends,
-        zeros: Zeros::of_digits(step.digits as usize),
+        zeros: Zeros::of_digits(step.digits.into()),
         bytes: step.bytes(),
     }
 }

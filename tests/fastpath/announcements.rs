@@ -46,7 +46,7 @@ fn every_form_opens_exactly_its_pinhole() {
         let before = now();
         let step = talk.judged(&frame, &frame.payload.clone());
         let after = now();
-        assert_eq!(step.opened, 1, "{line}");
+        assert!(step.opened, "{line}");
         let key = key(&talk.before, side, port);
         assert_eq!(talk.before.hole, Some(key), "{line}");
         let hole = talk.scene.hole(key).unwrap();
@@ -123,7 +123,7 @@ fn a_227_that_names_another_address_is_filled_up_with_blanks() {
         talk.says(Side::Client, "PASV");
         let frame = talk.frame(Side::Server, format!("{line}\r\n"));
         let step = talk.judged(&frame, format!("{heard}\r\n").as_bytes());
-        assert_eq!((step.opened, talk.before.awaits), (1, NOTHING));
+        assert_eq!((step.opened, talk.before.awaits), (true, NOTHING));
     }
     // At the very end of the longest line.
     let start = format!("227 {}", "x".repeat(102));

@@ -73,6 +73,25 @@ fn a_pinhole_that_the_program_opened_admits_its_syn() {
 }
 
 #[test]
+fn the_end_of_a_transfer_says_whether_its_pinhole_is_gone() {
+    for is_consumed in [false, true] {
+        let mut talk = Talk::new(routed());
+        talk.says(Side::Client, "PASV");
+        talk.says(Side::Server, "227 (192,0,2,9,4,1)");
+        let opener = talk.before.steps;
+        if is_consumed {
+            talk.scene.run(&syn(talk.before.hole.unwrap()));
+        }
+        talk.says(Side::Client, "RETR one");
+        let [middle, end] = ["150 here\r\n", "226 done\r\n"].map(|line| {
+            let frame = talk.frame(Side::Server, line);
+            talk.judged(&frame, line.as_bytes()).consumed
+        });
+        assert_eq!((middle, end), (0, if is_consumed { opener } else { 0 }));
+    }
+}
+
+#[test]
 fn no_syn_is_admitted_after_the_deadline() {
     let mut scene = Scene::new();
     for until in [0, now() - 1] {

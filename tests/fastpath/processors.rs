@@ -60,7 +60,7 @@ fn of_two_announcements_at_once_at_most_one_opens_a_pinhole() {
         }
         assert!(counted(OPENED) == 0 || holes.len() == 1, "{what}");
         if let [step] = &steps[..] {
-            assert_eq!((step.opened, step.step), (1, flow.steps), "{what}");
+            assert_eq!((step.opened, step.step), (true, flow.steps), "{what}");
         }
         talk.before = flow;
         talk.before.awaits = NOTHING;

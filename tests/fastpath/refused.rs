@@ -524,25 +524,32 @@ fn a_line_with_a_wrong_checksum_is_handed_back_and_one_of_which_it_is_still_to_b
 }
 
 #[test]
-fn what_carries_nothing_or_belongs_to_nobody_is_left_alone() {
+fn what_carries_nothing_passes_by_mark() {
     let mut talk = awaiting(NOTHING);
     let good = talk.frame(Side::Client, "NOOP\r\n");
     for flags in [ACK, ACK | PSH, ACK | ECE] {
         let seq = good.seq.wrapping_add(7);
-        talk.left_alone(&Frame { flags, seq, payload: Vec::new(), padding: 6, ..good.clone() });
-        talk.left_alone(&Frame { flags, mark: 7, payload: Vec::new(), ..good.clone() });
+        let empty = Frame { flags, seq, payload: Vec::new(), padding: 6, ..good.clone() };
+        let counts = talk.scene.counts();
+        talk.passes(&empty, b"");
+        talk.left_alone(&Frame { mark: 7, ..empty.clone() });
+        talk.left_alone(&Frame { ip_options: vec![1; 4], ..empty });
+        assert_eq!((talk.scene.counts(), talk.scene.steps()), (counts, vec![]));
+        assert_eq!(talk.scene.flow(ID), talk.before);
     }
+    let (source, destination) = (good.destination, good.source);
+    talk.passes(&Frame { source, destination, payload: Vec::new(), ..good }, b"");
+    talk.says(Side::Client, "NOOP");
+}
+
+#[test]
+fn what_belongs_to_nobody_is_left_alone() {
+    let mut talk = awaiting(NOTHING);
+    let good = talk.frame(Side::Client, "NOOP\r\n");
     let other_port = SocketAddrV4::new(*good.source.ip(), 40001);
     talk.left_alone(&Frame { source: other_port, ..good.clone() });
     let other_address = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), good.source.port());
     talk.left_alone(&Frame { source: other_address, ..good.clone() });
-    talk.left_alone(&Frame {
-        destination: good.source,
-        source: good.destination,
-        seq: 5,
-        payload: Vec::new(),
-        ..good.clone()
-    });
     talk.left_alone(&Frame { fragment_offset: 1, ..good });
 }
 

@@ -177,6 +177,7 @@ pub fn routed() -> Flow {
         digits: 3,
         shifts: None,
         hole: None,
+        hole_step: 0,
         lifetime: 30 * SECOND,
         last: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
     }
@@ -271,7 +272,7 @@ impl Talk {
         expected.last[side.index()] = (frame.seq, (!ends).then(|| frame.payload.clone()));
         // Who looks at these tests them.
         expected.awaits = flow.awaits;
-        expected.hole = flow.hole;
+        (expected.hole, expected.hole_step) = (flow.hole, flow.hole_step);
         expected.shifts = flow.shifts;
         assert_eq!(flow, expected);
         let counted = self.scene.counts();

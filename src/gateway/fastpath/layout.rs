@@ -194,7 +194,9 @@ pub struct JudgedStep {
     /// Whether it is a FIN, and no line.
     pub ends: bool,
     /// `digits` of the flow then.
-    pub digits: u32,
+    pub digits: u8,
+    /// The step that had opened the pinhole of the flow, if that was gone by then; else 0.
+    pub consumed: u32,
     bytes: [u8; LONGEST_LINE],
     length: u8,
 }
@@ -216,10 +218,9 @@ impl JudgedStep {
         let client = SocketAddrV4::new(client, fields.be16());
         let server = SocketAddrV4::new(server, fields.be16());
         let length = fields.u16().min(LONGEST_LINE as u16) as u8;
-        let opened = fields.u16() != 0;
         let window = fields.be16();
-        let ends = fields.u16() != 0;
-        let digits = fields.u32();
+        let [opened, ends, digits, _] = fields.take();
+        let consumed = fields.u32();
         let bytes = fields.take();
         Self {
             flow,
@@ -231,9 +232,10 @@ impl JudgedStep {
             client,
             server,
             window,
-            opened,
-            ends,
+            opened: opened != 0,
+            ends: ends != 0,
             digits,
+            consumed,
             bytes,
             length,
         }
@@ -374,12 +376,13 @@ mod tests {
         let mut record = [0xee; STEP];
         let head = Bytes::default().u64(7).u64(8).u32(9).u32(1).u32(10).u32(11);
         let head = head.address(*CLIENT.ip()).address(*SERVER.ip()).be16(0x1234).be16(21);
-        let head = head.put(&6_u16.to_ne_bytes()).put(&1_u16.to_ne_bytes()).be16(12).0;
+        let head = head.put(&6_u16.to_ne_bytes()).be16(12).put(&[1, 1, 4, 0]).u32(5).0;
         record[..head.len()].copy_from_slice(&head);
         record[56..62].copy_from_slice(b"200 k\n");
         let step = JudgedStep::read(&record);
         assert_eq!((step.flow, step.at_ns, step.step, step.from_client), (7, 8, 9, false));
         assert_eq!((step.seq, step.ack, step.window, step.opened), (10, 11, 12, true));
+        assert_eq!((step.ends, step.digits, step.consumed), (true, 4, 5));
         assert_eq!((step.client, step.server, step.bytes()), (CLIENT, SERVER, &b"200 k\n"[..]));
     }
 

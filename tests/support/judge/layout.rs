@@ -131,6 +131,8 @@ pub struct Flow {
     /// By how much the sequence numbers of each side are shifted, and from which one on, if they are adjusted.
     pub shifts: Option<[(u32, u32); 2]>,
     pub hole: Option<HoleKey>,
+    /// The step that opened it.
+    pub hole_step: u32,
     pub lifetime: u64,
     /// Sequence number and bytes of the last judged line of each side; no bytes for a FIN.
     pub last: [(u32, Option<Vec<u8>>); 2],
@@ -170,7 +172,7 @@ impl Flow {
                 put(at + 8, &since.to_ne_bytes());
             }
         }
-        put(96, &u32::from(self.hole.is_some()).to_ne_bytes());
+        put(96, &self.hole_step.to_ne_bytes());
         put(104, &self.lifetime.to_ne_bytes());
         if let Some(hole) = self.hole {
             put(112, &hole.to_bytes());
@@ -214,6 +216,7 @@ impl Flow {
             judged_mark: number(68),
             digits: number(72),
             shifts: (number(76) != 0).then(|| [80, 84].map(|at| (number(at), number(at + 8)))),
+            hole_step: number(96),
             hole: (number(96) != 0).then(|| HoleKey::read(flow[112..].first_chunk().unwrap())),
             lifetime: u64_at(flow, 104),
             last: [line(128), line(264)],
@@ -230,9 +233,10 @@ pub struct Step {
     pub side: u32,
     pub seq: u32,
     pub ack: u32,
-    pub opened: u16,
-    pub ends: u16,
-    pub digits: u32,
+    pub opened: bool,
+    pub ends: bool,
+    pub digits: u8,
+    pub consumed: u32,
     pub line: Vec<u8>,
 }
 
@@ -248,9 +252,10 @@ impl Step {
             side: u32_at(record, 20),
             seq: u32_at(record, 24),
             ack: u32_at(record, 28),
-            opened: u16::from_ne_bytes([record[46], record[47]]),
-            ends: u16::from_ne_bytes([record[50], record[51]]),
-            digits: u32_at(record, 52),
+            opened: record[48] == 1,
+            ends: record[49] == 1,
+            digits: record[50],
+            consumed: u32_at(record, 52),
             line,
         }
     }

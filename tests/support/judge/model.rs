@@ -28,12 +28,12 @@ pub struct Segment<'a> {
 pub enum Expected {
     /// Nothing: it is queued, and the flow handed back.
     HandsBack,
-    /// Nothing: it goes on to the rules, which do not queue it.
+    /// Nothing but the mark, if it has none: the rules let it pass.
     Unheeded,
     /// It passes like this, without a step.
     Again(Passed),
-    /// It passes like this, and is a step. The pinhole that it opens.
-    Step(Passed, Option<HoleKey>),
+    /// It passes like this, and is a step. The pinhole that it opens; the step whose pinhole is known to be gone.
+    Step(Passed, Option<HoleKey>, Option<u32>),
 }
 
 /// What of a packet may be another when it passes.
@@ -148,6 +148,9 @@ fn consider(
         (Meaning::LoggedIn, LOGIN_REPLY) => NOTHING,
         _ => return None,
     };
+    let ends_transfer = matches!(meaning, Meaning::Completion) && flow.awaits == OTHER;
+    let is_gone = flow.hole.is_some_and(|hole| !holes.contains_key(&hole));
+    let consumed = (ends_transfer && is_gone).then_some(flow.hole_step);
     let takes_four = matches!(meaning, Meaning::Greets(true));
     let opened = match meaning {
         Meaning::Announces(port, _) => {
@@ -171,7 +174,7 @@ fn consider(
             holes.remove(&old);
         }
         holes.insert(key, id);
-        flow.hole = Some(key);
+        (flow.hole, flow.hole_step) = (Some(key), flow.steps + 1);
     }
     if takes_four && flow.digits > 0 {
         flow.digits = 4;
@@ -187,7 +190,7 @@ fn consider(
         let (by, _) = shifts[side.index()];
         shifts[side.index()] = (by.wrapping_add(growth), flow.next[side.index()]);
     }
-    Some(Expected::Step(heard, opened))
+    Some(Expected::Step(heard, opened, consumed))
 }
 
 /// The numbers with which a packet passes. None if they may have been shifted otherwise when they were sent.
@@ -218,7 +221,7 @@ fn end(flow: &mut Flow, segment: &Segment, passed: Passed) -> Option<Expected> {
     flow.steps += 1;
     flow.next[side.index()] = segment.seq.wrapping_add(1);
     flow.last[side.index()] = (segment.seq, None);
-    Some(Expected::Step(passed, None))
+    Some(Expected::Step(passed, None, None))
 }
 
 fn command(line: &str, flow: &Flow) -> Option<Meaning> {

@@ -31,6 +31,7 @@ pub struct Line {
     pub ack: u32,
     pub window: u16,
     pub opened: bool,
+    pub consumed: Option<u32>,
     pub ends: bool,
     pub digits: u32,
     pub bytes: Vec<u8>,
@@ -158,14 +159,14 @@ impl Program {
         };
         let digits = flow.digits;
         let expected = decide(id, flow, &mut self.holes, &self.barred, &segment);
-        if let Expected::Again(passed) | Expected::Step(passed, _) = &expected {
+        if let Expected::Again(passed) | Expected::Step(passed, ..) = &expected {
             let keeps_numbers = (passed.seq, passed.ack) == (seq, ack);
             let keeps_length = passed.payload.len() == payload.len();
             self.counts.adjusted += usize::from(!(keeps_numbers && keeps_length));
         }
         let holes = &self.holes;
         self.opened.retain(|key, _| holes.contains_key(key));
-        let (passed, opened) = match expected {
+        let (passed, opened, consumed) = match expected {
             Expected::Unheeded => return None,
             Expected::HandsBack => {
                 self.counts.handed_back += 1;
@@ -175,7 +176,7 @@ impl Program {
                 self.counts.retransmitted += usize::from(!only_acknowledges);
                 return Some(passed);
             }
-            Expected::Step(passed, opened) => (passed, opened),
+            Expected::Step(passed, opened, consumed) => (passed, opened, consumed),
         };
         if let Some(key) = opened {
             let own = if side == Side::Client { flow.client } else { flow.server };
@@ -197,6 +198,7 @@ impl Program {
             ack,
             window,
             opened: opened.is_some(),
+            consumed,
             ends,
             digits,
             bytes: payload.to_vec(),
@@ -271,6 +273,7 @@ impl Program {
             digits: u32::try_from(zeros.digits()).unwrap(),
             shifts: shifts.map(|shifts| shifts.map(|Shift { by, since }| (by, since))),
             hole: None,
+            hole_step: 0,
             lifetime: u64::try_from(lifetime.as_nanos()).unwrap(),
             last: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
         };

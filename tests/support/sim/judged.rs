@@ -87,6 +87,7 @@ fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
         ack: line.ack,
         window: line.window,
         opened: line.opened,
+        consumed: line.consumed,
         ends: line.ends,
         zeros: Zeros::of_digits(line.digits as usize),
         bytes: &line.bytes,

@@ -77,6 +77,11 @@ impl Engine {
         let moment = self.sessions.epoch.moment(line.at);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else { return };
         control.last = moment;
+        if let Some(opener) = line.consumed {
+            let consumed = Some(Hole { flow: line.flow, line: opener });
+            let held = control.pinholes_mut().into_iter().flatten();
+            held.filter(|held| held.hole() == consumed).for_each(|held| held.is_consumed = true);
+        }
         let mut connection = Connection {
             now: line.at,
             moment,

@@ -42,7 +42,18 @@ impl Conversation {
     }
 
     /// The line `number` of those that were judged, as it came.
-    fn judged(&mut self, number: u32, (side, text): (Side, &str), opened: bool) {
+    fn judged(&mut self, number: u32, said: (Side, &str), opened: bool) {
+        self.judged_with(number, said, opened, None);
+    }
+
+    /// The same, with the line whose pinhole was found gone.
+    fn judged_with(
+        &mut self,
+        number: u32,
+        (side, text): (Side, &str),
+        opened: bool,
+        consumed: Option<u32>,
+    ) {
         let me = usize::from(side == Side::Server);
         let line = JudgedLine {
             flow: 1,
@@ -55,6 +66,7 @@ impl Conversation {
             ack: self.received[me],
             window: 512,
             opened,
+            consumed,
             ends: text.is_empty(),
             zeros: crate::ftp::Zeros::Three,
             bytes: text.as_bytes(),
@@ -156,6 +168,22 @@ fn a_pinhole_expires_before_a_later_line_replaces_it() {
     let (events, _) = talk.gateway.take_events();
     assert!(events.iter().any(|event| matches!(event.what, What::Expired(..))), "{events:?}");
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
+}
+
+#[test]
+fn a_pinhole_that_was_consumed_is_not_closed_in_the_program() {
+    for (consumed, closed) in [(None, Some(2)), (Some(2), None), (Some(1), Some(2))] {
+        let mut talk = Conversation::handed_over();
+        talk.judged(1, PASV[0], false);
+        talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+        talk.judged(3, (Side::Client, "RETR one\r\n"), false);
+        talk.judged(4, (Side::Server, "150 here\r\n"), false);
+        talk.judged_with(5, (Side::Server, "226 done\r\n"), false, consumed);
+        assert!(talk.pinholes().is_empty());
+        talk.gateway.expire(talk.now); // closes what is spent
+        let shut = talk.gateway.kernel.shut.iter().map(|shut| shut.hole.line).next();
+        assert_eq!(shut, closed, "{consumed:?}");
+    }
 }
 
 #[test]

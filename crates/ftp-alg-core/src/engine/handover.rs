@@ -183,6 +183,8 @@ pub struct JudgedLine<'l> {
     pub window: u16,
     /// Whether a pinhole was opened for it.
     pub opened: bool,
+    /// The line of its connection whose pinhole was found gone: the program need not close that.
+    pub consumed: Option<u32>,
     /// Whether it is a FIN, and no line.
     pub ends: bool,
     /// How a `PORT` kept its length then.

@@ -43,6 +43,8 @@ pub struct Held {
     serial: u64,
     /// Where the program in the kernel opened it: no rule knows it.
     hole: Option<Hole>,
+    /// Whether the program has it no more.
+    pub is_consumed: bool,
 }
 
 /// A [`Held`] as a record has it.
@@ -225,9 +227,7 @@ impl PinholeTable {
     /// It was opened, for the session `owner`.
     pub fn opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> Held {
         let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
-        let (deadline, answered) = (now + lifetime, !kind.is_active());
-        let hole = None;
-        let held = Held { pinhole, kind, deadline, answered, in_use: false, client, serial, hole };
+        let held = Held::new(pinhole, kind, now + lifetime, (client, serial), None);
         await_deadline(&mut self.deadlines, owner, &held);
         held
     }
@@ -243,8 +243,7 @@ impl PinholeTable {
     ) -> Held {
         let client = share_of(client);
         let serial = self.places.lock().enter_late((pinhole, hole), (client, false));
-        let (deadline, answered, hole) = (at + lifetime, !kind.is_active(), Some(hole));
-        let held = Held { pinhole, kind, deadline, answered, in_use: false, client, serial, hole };
+        let held = Held::new(pinhole, kind, at + lifetime, (client, serial), Some(hole));
         await_deadline(&mut self.deadlines, owner, &held);
         held
     }
@@ -305,7 +304,8 @@ impl PinholeTable {
             None => common.enter(pinhole, (client, in_use)).0,
         };
         drop(common);
-        let held = Held { pinhole, kind, deadline, answered, in_use, client, serial, hole };
+        let new = Held::new(pinhole, kind, deadline, (client, serial), hole);
+        let held = Held { answered, in_use, ..new };
         await_deadline(&mut self.deadlines, owner, &held);
         held
     }
@@ -410,7 +410,9 @@ fn settle(
     shut: &mut Vec<Shut>,
 ) {
     for held in closing.drain(..) {
-        shut.extend(held.hole.map(|hole| Shut { pinhole: held.pinhole, hole }));
+        if let Some(hole) = held.hole.filter(|_| !held.is_consumed) {
+            shut.push(Shut { pinhole: held.pinhole, hole });
+        }
         closed.extend(common.give_up(held.pinhole, held.serial, (held.client, held.in_use)));
     }
 }
@@ -444,6 +446,17 @@ fn reserve(
 }
 
 impl Held {
+    fn new(
+        pinhole: Pinhole,
+        kind: Kind,
+        deadline: Instant,
+        (client, serial): (IpAddr, u64),
+        hole: Option<Hole>,
+    ) -> Self {
+        let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);
+        Self { pinhole, kind, deadline, answered, in_use, client, serial, hole, is_consumed }
+    }
+
     /// Whether the program in the kernel opened it.
     pub fn is_judged(&self) -> bool {
         self.hole.is_some()

@@ -93,8 +93,42 @@ pub fn acknowledgement(
     timestamps: Option<(u32, u32)>,
     out: &mut Vec<u8>,
 ) {
-    let ip = if source.is_ipv4() { 20 } else { 40 };
     let header = if timestamps.is_some() { 32 } else { 20 };
+    let ip = headers((source, destination), header, (seq, ack), (window, flags::ACK), out);
+    if let Some((value, echo)) = timestamps {
+        out[ip + 20..ip + 24].copy_from_slice(&[OPTION_NOP, OPTION_NOP, 8, 10]);
+        out[ip + 24..ip + 28].copy_from_slice(&value.to_be_bytes());
+        out[ip + 28..ip + 32].copy_from_slice(&echo.to_be_bytes());
+    }
+    set_lengths(out, source.ip());
+    set_tcp_checksum(&mut out[ip..], source.ip(), destination.ip());
+}
+
+/// Writes a segment that says `payload` over `out`, from the first of `ends` to the second, with its sequence number and what it
+/// acknowledges.
+pub fn segment(
+    ends: (SocketAddr, SocketAddr),
+    numbers: (Seq, Seq),
+    header: (u16, u8),
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let tcp = headers(ends, 20, numbers, header, out);
+    out.extend_from_slice(payload);
+    let (source, destination) = ends;
+    set_lengths(out, source.ip());
+    set_tcp_checksum(&mut out[tcp..], source.ip(), destination.ip());
+}
+
+/// Writes IP and TCP headers over `out`, but for lengths and checksums; the TCP header's options are zero. Returns where it begins.
+fn headers(
+    (source, destination): (SocketAddr, SocketAddr),
+    header: usize,
+    (seq, ack): (Seq, Seq),
+    (window, flags): (u16, u8),
+    out: &mut Vec<u8>,
+) -> usize {
+    let ip = if source.is_ipv4() { 20 } else { 40 };
     out.clear();
     out.resize(ip + header, 0);
     match (source.ip(), destination.ip()) {
@@ -126,35 +160,10 @@ pub fn acknowledgement(
         tcp.set_sequence(seq.0);
         tcp.set_acknowledgement(ack.0);
         tcp.set_data_offset((header / 4) as u8);
-        tcp.set_flags(flags::ACK);
+        tcp.set_flags(flags);
         tcp.set_window(window);
     }
-    if let Some((value, echo)) = timestamps {
-        out[ip + 20..ip + 24].copy_from_slice(&[OPTION_NOP, OPTION_NOP, 8, 10]);
-        out[ip + 24..ip + 28].copy_from_slice(&value.to_be_bytes());
-        out[ip + 28..ip + 32].copy_from_slice(&echo.to_be_bytes());
-    }
-    set_lengths(out, source.ip());
-    set_tcp_checksum(&mut out[ip..], source.ip(), destination.ip());
-}
-
-/// Writes a segment that says `payload` over `out`, from the first of `ends` to the second, with its sequence number and what it
-/// acknowledges.
-pub fn segment(
-    (source, destination): (SocketAddr, SocketAddr),
-    (seq, ack): (Seq, Seq),
-    (window, flags): (u16, u8),
-    payload: &[u8],
-    out: &mut Vec<u8>,
-) {
-    acknowledgement(source, destination, seq, ack, window, None, out);
-    let tcp = out.len() - 20; // without options
-    out.extend_from_slice(payload);
-    if let Some(mut packet) = MutableTcpPacket::new(&mut out[tcp..]) {
-        packet.set_flags(flags);
-    }
-    set_lengths(out, source.ip());
-    set_tcp_checksum(&mut out[tcp..], source.ip(), destination.ip());
+    ip
 }
 
 /// Writes a copy of `packet` between other endpoints over `out`, as NAT would have it.

@@ -55,8 +55,10 @@ static __always_inline void begin_record(struct step *line, const struct flow *f
 	line->length = packet->length;
 	line->opened = 0;
 	line->window = packet->window;
-	line->ends = packet->flags & FIN;
+	line->ends = !!(packet->flags & FIN);
 	line->digits = flow->digits;
+	line->pad = 0;
+	line->consumed = 0;
 	__builtin_memset(line->bytes, 0, LINE);
 }
 
@@ -77,7 +79,7 @@ static __always_inline int open(struct flow *flow, struct step *line, __u32 kind
 	__u64 id = line->flow, until = line->at + flow->lifetime;
 	int taken = 0;
 
-	if (flow->has_hole)
+	if (flow->hole_step)
 		delete_own(&old, id);
 	delete_own(key, id);
 	if (insert_closed(key, id, step, mark))
@@ -85,7 +87,7 @@ static __always_inline int open(struct flow *flow, struct step *line, __u32 kind
 	bpf_spin_lock(&flow->lock);
 	if (flow->judged && flow->opening) {
 		flow->hole = *key;
-		flow->has_hole = 1;
+		flow->hole_step = step;
 		flow->opening = 0;
 		take(flow, line, kind, text->growth);
 		taken = 1;
@@ -171,6 +173,10 @@ static __always_inline int judge_line(struct __sk_buff *skb, const struct packet
 		opens = may_open(skb, &key, line->flow, target);
 	}
 
+	// At the end of a transfer: then the daemon need not close its pinhole.
+	if (kind == COMPLETION && flow->awaits == OTHER)
+		line->consumed = consumed_step(flow);
+
 	if (flow->adjusts && !has_plain_options(skb, packet))
 		goto refuse;
 	// No step is taken that the packet cannot follow.
@@ -210,15 +216,18 @@ refuse:
 	return hand_back(flow);
 }
 
-// A packet that only acknowledges is no step, but its numbers are shifted as those of the lines.
+// A packet that only acknowledges is no step, but its numbers are shifted as those of the lines. The mark spares it the rules.
 static __always_inline int judge_acknowledgement(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 						 __u32 side)
 {
 	struct shift shift = {};
 	int is_known;
 
-	if (!flow->adjusts)
+	if (!flow->adjusts) {
+		if (packet->plain && !skb->mark)
+			skb->mark = flow->judged_mark;
 		return NEXT;
+	}
 	if (!packet->plain || skb->mark || (packet->flags & ~PSH) != ACK || !has_plain_options(skb, packet) ||
 	    bpf_skb_pull_data(skb, packet->at))
 		return hand_back(flow);

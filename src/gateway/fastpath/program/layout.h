@@ -68,10 +68,10 @@ struct flow {
 	__u32 adjusts;                             // 1: lines may change their length; every packet is adjusted then
 	__u32 shift[2];                            // by how much the sequence numbers of client and server are shifted,
 	__u32 since[2];                            // and from which one on: earlier ones by something else
-	__u32 has_hole;
+	__u32 hole_step;                           // the step that opened its pinhole; 0: it has none
 	__u32 pad;
 	__u64 lifetime;                            // of a pinhole, in nanoseconds
-	struct hole_key hole;                      // its open pinhole, if `has_hole`
+	struct hole_key hole;                      // that pinhole
 	__u32 opening;                             // 1 while one processor opens a pinhole; the daemon writes 0
 	struct line last[2];                       // last judged line of client and server
 };
@@ -83,10 +83,13 @@ struct step {
 	__u32 seq, ack;
 	__be32 client, server;
 	__be16 client_port, server_port;
-	__u16 length, opened;                      // opened: 1 if the line opened a pinhole
+	__u16 length;
 	__be16 window;
-	__u16 ends;                                // 1: a FIN, and no line
-	__u32 digits;                              // of the flow
+	__u8 opened;                               // 1: the line opened a pinhole
+	__u8 ends;                                 // 1: a FIN, and no line
+	__u8 digits;                               // of the flow
+	__u8 pad;
+	__u32 consumed;                            // the step whose pinhole is gone, if one is
 	__u8 bytes[LINE];                          // as they came, before any rewrite; 0 behind the line
 };
 

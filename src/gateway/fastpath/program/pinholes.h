@@ -64,6 +64,15 @@ static __always_inline void delete_own(const struct hole_key *key, __u64 flow)
 		bpf_map_delete_elem(&holes, key);
 }
 
+// The step that opened the flow's pinhole, if that is gone; else 0. While a reply is due the flow opens no other one.
+static __always_inline __u32 consumed_step(const struct flow *flow)
+{
+	struct hole_key key = flow->hole;
+	__u32 step = flow->hole_step;
+
+	return step && !bpf_map_lookup_elem(&holes, &key) ? step : 0;
+}
+
 // Puts the pinhole into the map where it admits nothing yet.
 static __always_inline int insert_closed(const struct hole_key *key, __u64 flow, __u32 step, __u32 mark)
 {
