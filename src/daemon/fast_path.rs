@@ -17,8 +17,8 @@ use crate::gateway::{
     used_pinholes,
 };
 
-/// How often is read what was judged, while something is, and while nothing is.
-const PAUSE: Duration = Duration::from_millis(2);
+/// How often is read what was judged, while something is, and while nothing is; sooner where the ring fills.
+const PAUSE: Duration = Duration::from_millis(8);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 /// How often is looked for interfaces that are new, and for ports that are claimed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -164,7 +164,10 @@ impl Judged {
                 self.look(shared, claimed);
                 next_look = now + LOOK;
             }
-            thread::park_timeout(pause);
+            if let Err(error) = self.waiter.wait(pause) {
+                shared.fail(&error);
+                thread::sleep(pause);
+            }
         }
     }
 

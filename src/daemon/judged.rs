@@ -24,7 +24,7 @@ use super::{
 };
 use crate::gateway::{
     Commits, RuleParameters,
-    fastpath::{JudgedStep, Translations},
+    fastpath::{JudgedStep, RingWaiter, Translations},
     flows::Flows,
 };
 
@@ -37,6 +37,7 @@ pub(super) struct Judged {
     pub(super) inboxes: Vec<Mutex<Vec<JudgedStep>>>,
     /// Why it was turned off, if it was.
     pub(super) off: OnceLock<String>,
+    pub(super) waiter: RingWaiter,
     /// The directory in it is open as long as something may be pinned.
     _loaded: Loaded,
 }
@@ -51,6 +52,7 @@ impl Judged {
     ) -> Result<Self, Box<dyn Error>> {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take().ok_or("the program is in use")?;
+        let waiter = RingWaiter::new(program.ring())?;
         let flows = Arc::new(Flows::new(program, translations, parameters));
         Ok(Self {
             flows,
@@ -58,6 +60,7 @@ impl Judged {
             fetched: Mutex::default(),
             inboxes: (0..shards).map(|_| Mutex::default()).collect(),
             off: OnceLock::new(),
+            waiter,
             _loaded: loaded,
         })
     }

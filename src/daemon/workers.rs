@@ -456,7 +456,9 @@ impl Drop for Workers {
             let _ = thread.join();
         }
         if let Some(thread) = self.judged.take() {
-            thread.thread().unpark();
+            if let Ok(Err(error)) = self.shared.judged.as_ref().map(|judged| judged.waiter.wake()) {
+                self.shared.fail(&error);
+            }
             let _ = thread.join();
         }
         if let (Ok(judged), false) = (&self.shared.judged, needed) {

@@ -13,6 +13,7 @@
 //! | `attached` | what it is attached to, and when |
 //! | `interfaces` | what it can be attached to |
 //! | `ring` | the lines that it judged |
+//! | `waiting` | waiting for them |
 //! | `slots` | translations of the connections that it admits |
 //! | `syscall` | bpf(2) |
 
@@ -24,6 +25,7 @@ mod program;
 mod ring;
 mod slots;
 mod syscall;
+mod waiting;
 
 use std::{
     collections::BTreeSet,
@@ -49,6 +51,7 @@ pub use ring::Ring;
 pub use slots::{Slot, Translations};
 pub use syscall::COMMANDS;
 use syscall::{ANY, EXIST, LOCK, Map, NOEXIST};
+pub use waiting::RingWaiter;
 
 /// Why there is no fast path here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

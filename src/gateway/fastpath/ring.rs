@@ -134,7 +134,7 @@ impl Ring {
     }
 }
 
-/// To wait by: readable while any room is not given back. The program wakes who waits when it gets scarce.
+/// Readable while any room is not given back. The program wakes who waits when a quarter is full.
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
