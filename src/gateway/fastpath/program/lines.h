@@ -135,26 +135,33 @@ __noinline __u32 port_at(const struct step *line, __u32 at, struct endpoint *end
 	return at;
 }
 
+// 1 if both bytes are the same, else 0. Without a branch: the verifier would follow each combination of those in a loop.
+static __always_inline __u32 is_same(__u32 byte, __u32 other)
+{
+	__u32 same = ((byte ^ other) - 1) >> 31;
+
+	asm volatile("" : "+r"(same));
+	return same;
+}
+
 // Finds the only opening parenthesis of a reply. 0 if there is none, or two, or a digit before it: others could
 // read another announcement than this program.
 __noinline __u32 parenthesis(const struct step *line)
 {
-	__u32 at, i;
+	__u32 at, found = 0, count = 0, digits = 0;
 
 	if (!line)
 		return 0;
 	for (at = 4; at < LINE; at++) {
-		if (line->bytes[at] == '(')
-			break;
-		if (line->bytes[at] >= '0' && line->bytes[at] <= '9')
-			return 0;
+		__u32 byte = line->bytes[at], opens = is_same(byte, '(');
+		__u32 is_digit = (byte - '0' - 10) >> 31 & ~(byte - '0') >> 31;
+
+		asm volatile("" : "+r"(is_digit));
+		count += opens;
+		found += opens * at;
+		digits += is_digit & is_same(count, 0);
 	}
-	if (at == LINE)
-		return 0;
-	for (i = LINE - 1; i > at; i--)
-		if (line->bytes[i] == '(')
-			return 0;
-	return at;
+	return count == 1 && !digits ? found : 0;
 }
 
 static __always_inline __u32 word_at(const struct step *line, __u32 at)
@@ -224,13 +231,10 @@ __noinline int is_request_line(const struct step *line, __u32 length)
 	if (last < '0' || last > '9')
 		return 0;
 	for (at = 3; at < LINE; at++) {
-		// Without branches: the verifier would follow each of their combinations.
-		__u32 byte = line->bytes[at];
-		__u32 is_blank = ((byte ^ ' ') - 1) >> 31, is_slash = ((byte ^ '/') - 1) >> 31;
+		__u32 byte = line->bytes[at], is_blank = is_same(byte, ' ');
 
-		asm volatile("" : "+r"(is_blank), "+r"(is_slash));
 		blanks += is_blank;
-		slash = (slash | is_slash) & (is_blank - 1);
+		slash = (slash | is_same(byte, '/')) & (is_blank - 1);
 	}
 	return blanks == 2 && slash;
 }

@@ -72,49 +72,64 @@ static __always_inline __u32 length_of_address(__u32 address)
 	       digits_of(address & 255) + 4;
 }
 
-// Begins with the part of the line around `start`, up to `end`.
+// Begins with the part of the line around `start`, up to `end`; zeros stand behind.
 static __always_inline void copy_part(struct text *text, const struct step *line, __u32 start, __u32 end)
 {
-	__u32 i;
+	__u32 base = start & (LINE - 2), i;
 
-	start &= LINE - 2;
-	text->base = start < LINE - PART ? start : LINE - PART;
-	for (i = 0; i < PART; i++)
-		text->bytes[i] = text->base + i < end ? byte_at(line, text->base + i) : 0;
+	if (base > LINE - PART)
+		base = LINE - PART;
+	text->base = base;
+	for (i = 0; i < PART; i++) {
+		__u32 is_before = (base + i - end) >> 31; // no branch, as in is_same
+
+		asm volatile("" : "+r"(is_before));
+		text->bytes[i] = line->bytes[base + i] * is_before;
+	}
 }
 
-// Zeros fill up the second number of the port first, then the first one. 0 if the line cannot keep its length.
+// With how many digits the two numbers of a port fill so many bytes: those of the first, and of the second from bit 8. Zeros fill up
+// the second one first. 0 if they cannot.
+__noinline __u32 widths_of_port(__u32 port, __u32 room, __u32 digits)
+{
+	__u32 high = digits_of(port >> 8 & 255), low = digits_of(port & 255), zeros, more;
+
+	if (high + low > room)
+		return 0;
+	zeros = room - high - low;
+	more = digits > low ? digits - low : 0;
+	if (more > zeros)
+		more = zeros;
+	low += more;
+	zeros -= more;
+	high += zeros;
+	if (zeros && high > digits)
+		return 0;
+	return low << 8 | high;
+}
+
+// 0 if the line cannot keep its length.
 __noinline int rewrite_port(struct text *text, const struct step *line, const struct endpoint *endpoint,
 			    __u32 address, __u32 digits)
 {
-	__u32 at, high, low, own, room, zeros, more;
+	__u32 at, own, room, widths;
 
 	if (!text || !line || !endpoint || !digits)
 		return 0;
 	if (digits > MOST_DIGITS)
 		digits = MOST_DIGITS;
 	copy_part(text, line, endpoint->start, LINE);
-	high = digits_of(endpoint->port >> 8 & 255);
-	low = digits_of(endpoint->port & 255);
-	own = length_of_address(address) + high + 1 + low;
+	own = length_of_address(address) + 1;
 	room = endpoint->end - endpoint->start;
 	if (own > room)
 		return 0;
-	zeros = room - own;
-	more = digits > low ? digits - low : 0;
-	if (more > zeros)
-		more = zeros;
-	low += more;
-	zeros -= more;
-	if (zeros) {
-		high += zeros;
-		if (high > digits)
-			return 0;
-	}
+	widths = widths_of_port(endpoint->port, room - own, digits);
+	if (!widths)
+		return 0;
 	at = put_address(text, endpoint->start, address, ',');
-	at = put_number(text, at, endpoint->port >> 8, high);
+	at = put_number(text, at, endpoint->port >> 8, widths & 255);
 	put(text, at++, ',');
-	at = put_number(text, at, endpoint->port, low);
+	at = put_number(text, at, endpoint->port, widths >> 8);
 	return at == endpoint->end;
 }
 
