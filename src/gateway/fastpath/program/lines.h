@@ -44,16 +44,32 @@ static __always_inline __u8 byte_at(const struct step *line, __u32 at)
 	return at < LINE ? line->bytes[at] : 0;
 }
 
+// Each byte of a word the same.
+#define EACH(byte) ((__u64)(byte) * 0x0101010101010101)
+
+// Whether all of eight bytes are printable ASCII. Of the lowest byte that is not, its highest bit is set in one of the three.
+static __always_inline int are_printable(__u64 bytes)
+{
+	return !(((bytes - EACH(' ')) | (bytes + EACH(0x7f - '~')) | bytes) & EACH(0x80));
+}
+
 // Whether the line is printable ASCII and one CR LF.
 __noinline int is_whole_line(const struct step *line, __u32 length)
 {
-	__u32 i;
+	__u32 at, words;
 
 	if (!line || length < 2 || length > LINE)
 		return 0;
-	for (i = 0; i < LINE - 2 && i < length - 2; i++)
-		if (line->bytes[i] < ' ' || line->bytes[i] > '~')
+	words = (length - 2) / 8;
+	for (at = 0; at < LINE / 8 - 1 && at < words; at++)
+		if (!are_printable(((const __u64 *)line->bytes)[at]))
 			return 0;
+	for (at = words * 8; at < length - 2; at++) {
+		__u8 byte = byte_at(line, at);
+
+		if (byte < ' ' || byte > '~')
+			return 0;
+	}
 	return byte_at(line, length - 2) == '\r' && byte_at(line, length - 1) == '\n';
 }
 
@@ -146,13 +162,13 @@ static __always_inline __u32 is_same(__u32 byte, __u32 other)
 
 // Finds the only opening parenthesis of a reply. 0 if there is none, or two, or a digit before it: others could
 // read another announcement than this program.
-__noinline __u32 parenthesis(const struct step *line)
+__noinline __u32 parenthesis(const struct step *line, __u32 length)
 {
 	__u32 at, found = 0, count = 0, digits = 0;
 
 	if (!line)
 		return 0;
-	for (at = 4; at < LINE; at++) {
+	for (at = 4; at < LINE && at < length; at++) {
 		__u32 byte = line->bytes[at], opens = is_same(byte, '(');
 		__u32 is_digit = (byte - '0' - 10) >> 31 & ~(byte - '0') >> 31;
 
@@ -315,7 +331,7 @@ __noinline __u32 read_reply(const struct step *line, struct endpoint *endpoint)
 		return UNKNOWN;
 	if (code != 227 && code != 229)
 		return hundreds == 1 ? PRELIMINARY : hundreds == 2 ? COMPLETION : OTHER_REPLY;
-	at = parenthesis(line);
+	at = parenthesis(line, line->length);
 	if (!at)
 		return UNKNOWN;
 	endpoint->start = at;
