@@ -18,7 +18,7 @@ use crate::gateway::{
 };
 
 /// How often is read what was judged, while something is, and while nothing is; sooner where the ring fills.
-const PAUSE: Duration = Duration::from_millis(16);
+const PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 /// How often is looked for interfaces that are new, and for ports that are claimed.
 const LOOK: Duration = Duration::from_secs(1);
