@@ -11,6 +11,7 @@ mod answers;
 mod connection;
 mod control;
 mod counters;
+mod deadlines;
 mod decide;
 mod drive;
 mod effects;

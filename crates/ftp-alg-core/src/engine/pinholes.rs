@@ -6,7 +6,6 @@
 //! ([`super::places`]).
 
 use std::{
-    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Opening, Pinhole, Translation,
+    deadlines::Deadlines,
     handover::Hole,
     places::{Closing, Common, OpenError, Place, Places, most_unused, share_of},
 };
@@ -124,12 +124,6 @@ struct Draws {
     tried: usize,
 }
 
-/// A deadline, in the order in which they come.
-struct Deadline {
-    at: Instant,
-    owner: u32,
-}
-
 /// How many random ports are tried when the announced one is taken.
 const PORT_TRIES: usize = 32;
 /// How many of the right length are tried before those.
@@ -146,7 +140,7 @@ pub struct PinholeTable {
     places: Places,
     /// How many there may be.
     capacity: usize,
-    deadlines: VecDeque<Deadline>,
+    deadlines: Deadlines,
     /// Closed here, still to be closed in the kernel.
     closing: Vec<Held>,
     /// As those, but most likely used up, so that there is no hurry.
@@ -161,7 +155,7 @@ impl Default for PinholeTable {
         Self {
             places: Places::default(),
             capacity: usize::from(u16::MAX),
-            deadlines: VecDeque::new(),
+            deadlines: Deadlines::default(),
             closing: Vec::new(),
             spent: Vec::new(),
             shut: Vec::new(),
@@ -228,7 +222,7 @@ impl PinholeTable {
     pub fn opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> Held {
         let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
         let held = Held::new(pinhole, kind, now + lifetime, (client, serial), None);
-        await_deadline(&mut self.deadlines, owner, &held);
+        self.deadlines.add(held.deadline, owner);
         held
     }
 
@@ -244,7 +238,7 @@ impl PinholeTable {
         let client = share_of(client);
         let serial = self.places.lock().enter_late((pinhole, hole), (client, false));
         let held = Held::new(pinhole, kind, at + lifetime, (client, serial), Some(hole));
-        await_deadline(&mut self.deadlines, owner, &held);
+        self.deadlines.add(held.deadline, owner);
         held
     }
 
@@ -306,7 +300,7 @@ impl PinholeTable {
         drop(common);
         let new = Held::new(pinhole, kind, deadline, (client, serial), hole);
         let held = Held { answered, in_use, ..new };
-        await_deadline(&mut self.deadlines, owner, &held);
+        self.deadlines.add(held.deadline, owner);
         held
     }
 
@@ -363,26 +357,21 @@ impl PinholeTable {
         self.closing.append(&mut self.spent);
     }
 
-    /// The owner of the next pinhole whose deadline is over.
+    /// The next owner that may have a pinhole whose deadline is over. To be followed by [`await_next`](Self::await_next).
     pub fn next_expired(&mut self, now: Instant) -> Option<u32> {
-        let is_due = self.deadlines.front().is_some_and(|deadline| deadline.at <= now);
-        is_due.then(|| self.deadlines.pop_front()).flatten().map(|deadline| deadline.owner)
+        self.deadlines.take_due(now)
+    }
+
+    /// The deadlines of what this owner still holds come as well.
+    pub fn await_next(&mut self, owner: u32, now: Instant, held: &[Held]) {
+        let next = held.iter().map(|held| held.deadline).filter(|at| *at > now).min();
+        next.into_iter().for_each(|at| self.deadlines.add(at, owner));
     }
 
     /// When the next deadline is.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.front().map(|d| d.at)
+        self.deadlines.next()
     }
-}
-
-fn await_deadline(deadlines: &mut VecDeque<Deadline>, owner: u32, held: &Held) {
-    let at = held.deadline;
-    let place = match deadlines.back() {
-        // After a reload that shortens lifetimes.
-        Some(last) if last.at > at => deadlines.partition_point(|d| d.at <= at),
-        _ => deadlines.len(),
-    };
-    deadlines.insert(place, Deadline { at, owner });
 }
 
 /// The external ports to try in the place of `announced`, best first; others for each `seed`.

@@ -122,6 +122,8 @@ impl Sessions {
     pub(super) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
         while let Some(owner) = self.pinholes.next_expired(now) {
             self.expire_pinholes_of(owner, now, effects);
+            let held = self.table.get_mut(owner).map_or(&[][..], |entry| entry.control.pinholes());
+            self.pinholes.await_next(owner, now, held);
         }
     }
 

@@ -200,6 +200,26 @@ fn an_unused_pinhole_ends_at_its_deadline() {
     assert!(talk.gateway.kernel.open.is_empty());
 }
 
+#[test]
+fn each_unused_pinhole_of_a_session_ends_at_its_own_deadline() {
+    let mut talk = Conversation::logged_in();
+    let lifetime = Duration::from_secs(30);
+    let first = talk.now + lifetime;
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.say(Side::Server, "200 ok\r\n");
+    talk.now += Duration::from_secs(10);
+    let second = talk.now + lifetime;
+    talk.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
+    talk.gateway.expire(talk.now);
+    assert_eq!(talk.gateway.kernel.open.len(), 2);
+    for (at, open, next) in [(first, 1, Some(second)), (second, 0, None)] {
+        assert_eq!(talk.gateway.engine.sessions.next_deadline(), Some(at));
+        talk.gateway.expire(at);
+        assert_eq!(talk.gateway.kernel.open.len(), open);
+        assert_eq!(talk.gateway.engine.sessions.next_deadline(), next);
+    }
+}
+
 /// One after a whole transfer.
 fn spent() -> Conversation {
     let mut talk = Conversation::logged_in();

@@ -1,0 +1,79 @@
+//! When pinholes end: of each session the first deadline, so that there are no more of them than sessions, however often these
+//! open and close pinholes.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    time::Instant,
+};
+
+use ahash::RandomState;
+
+/// Deadlines of owners, each of which is known by a number.
+#[derive(Default)]
+pub struct Deadlines {
+    /// All that were added and have not come.
+    order: BinaryHeap<Reverse<(Instant, u32)>>,
+    /// The first of each owner.
+    first: HashMap<u32, Instant, RandomState>,
+}
+
+impl Deadlines {
+    /// Adds one, unless an earlier one of its owner comes anyway.
+    pub fn add(&mut self, at: Instant, owner: u32) {
+        if self.first.get(&owner).is_none_or(|first| at < *first) {
+            self.first.insert(owner, at);
+            self.order.push(Reverse((at, owner)));
+        }
+    }
+
+    /// Takes one that is over by `now`: its owner.
+    pub fn take_due(&mut self, now: Instant) -> Option<u32> {
+        let Reverse((at, owner)) = *self.order.peek().filter(|Reverse((at, _))| *at <= now)?;
+        self.order.pop();
+        if self.first.get(&owner) == Some(&at) {
+            self.first.remove(&owner);
+        }
+        Some(owner)
+    }
+
+    /// When the next one comes.
+    pub fn next(&self) -> Option<Instant> {
+        self.order.peek().map(|Reverse((at, _))| *at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn there_is_one_deadline_of_each_owner_however_many_are_added() {
+        let (start, mut deadlines) = (Instant::now(), Deadlines::default());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for second in 0..10_000 {
+            deadlines.add(after(30 + second), (second % 4) as u32);
+        }
+        assert_eq!((deadlines.order.len(), deadlines.first.len()), (4, 4));
+        assert_eq!(deadlines.next(), Some(after(30)));
+        assert_eq!(deadlines.take_due(after(29)), None);
+        let due = [31, 31, 40, 40].map(|second| deadlines.take_due(after(second)));
+        assert_eq!(due, [Some(0), Some(1), Some(2), Some(3)]);
+        assert_eq!((deadlines.next(), deadlines.first.len()), (None, 0));
+    }
+
+    #[test]
+    fn an_earlier_one_comes_first_and_the_later_one_still_comes() {
+        let (start, mut deadlines) = (Instant::now(), Deadlines::default());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        deadlines.add(after(30), 7);
+        deadlines.add(after(10), 7); // lifetimes were shortened
+        assert_eq!(deadlines.take_due(after(10)), Some(7));
+        deadlines.add(after(40), 7);
+        assert_eq!(deadlines.take_due(after(35)), Some(7));
+        assert_eq!(deadlines.take_due(after(40)), Some(7));
+        assert_eq!(deadlines.take_due(after(100)), None);
+    }
+}
