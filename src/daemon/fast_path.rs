@@ -174,16 +174,18 @@ impl Judged {
     /// Has the program attached to new interfaces while it is used, and bars the ports at which nothing may be opened.
     pub(super) fn look(&self, shared: &Shared, claimed: &ClaimedPorts) {
         let program = self.flows.program();
-        let before = program.interfaces();
-        match program.look(Instant::now()) {
-            Ok(()) => match program.interfaces() {
-                now if now == before => {}
-                now if now.is_empty() => {
-                    tracing::debug!("fast path: detached, as no connection is judged")
-                }
-                now => tracing::info!("fast path: attached to {}", now.join(", ")),
-            },
-            Err(error) => shared.fail(&error),
+        if let Err(error) = program.look(Instant::now()) {
+            shared.fail(&error);
+        }
+        // Whoever has attached it.
+        let now = program.interfaces();
+        let mut logged = lock(&self.logged_interfaces);
+        if now != *logged {
+            match &now[..] {
+                [] => tracing::debug!("fast path: detached, as no connection is judged"),
+                names => tracing::debug!("fast path: attached to {}", names.join(", ")),
+            }
+            *logged = now;
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
             shared.fail_often(

@@ -38,6 +38,8 @@ pub(super) struct Judged {
     /// Why it was turned off, if it was.
     pub(super) off: OnceLock<String>,
     pub(super) waiter: RingWaiter,
+    /// The interfaces that the log names last.
+    pub(super) logged_interfaces: Mutex<Vec<String>>,
     /// The directory in it is open as long as something may be pinned.
     _loaded: Loaded,
 }
@@ -61,6 +63,7 @@ impl Judged {
             inboxes: (0..shards).map(|_| Mutex::default()).collect(),
             off: OnceLock::new(),
             waiter,
+            logged_interfaces: Mutex::default(),
             _loaded: loaded,
         })
     }

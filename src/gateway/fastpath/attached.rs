@@ -115,6 +115,7 @@ impl Attached {
 
     /// Takes it off all interfaces.
     pub(super) fn remove(&mut self) -> io::Result<()> {
+        self.names.clear();
         // All are tried: what is detached judges nothing, whatever becomes of its pin.
         let links = std::mem::take(&mut self.links);
         links.values().map(Link::remove).fold(Ok(()), io::Result::and)
