@@ -67,6 +67,7 @@ test-nightly: provision rust
 	cargo test --locked --release --test e2e_away kills -- --nocapture
 	FTP_ALG_ROUNDS=30 cargo test --locked --release --test e2e_away stop -- --nocapture
 	cargo test --locked --release --test e2e_soak -- --nocapture
+	FTP_ALG_LAB_FAST_PATH=off cargo test --locked --test e2e_attacks --test e2e_matrix --test e2e_stream --test e2e_wire
 	@$(MAKE) --no-print-directory test-installed
 
 # TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.

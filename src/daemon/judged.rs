@@ -37,6 +37,7 @@ pub(super) struct Judged {
     pub(super) inboxes: Vec<Mutex<Vec<JudgedStep>>>,
     /// Why it was turned off, if it was.
     pub(super) off: OnceLock<String>,
+    /// What the thread that reads the ring waits by.
     pub(super) waiter: RingWaiter,
     /// The interfaces that the log names last.
     pub(super) logged_interfaces: Mutex<Vec<String>>,

@@ -36,7 +36,7 @@ impl Daemon {
         let state = home.join("state");
         let file = home.join("ftp-alg.toml");
         fs::create_dir_all(&state)
-            .and_then(|()| fs::write(&file, configuration))
+            .and_then(|()| fs::write(&file, with_fast_path(configuration)))
             .map_err(LabError::file(&file))?;
         let mut command = gateway.command(executable);
         command.arg("run").arg("--config").arg(file).arg("--state-dir").arg(state);
@@ -185,5 +185,17 @@ fn as_array(command: &str, value: Value) -> Result<Vec<Value>> {
     match value {
         Value::Array(array) => Ok(array),
         other => Err(LabError::Unexpected(format!("{command} --json is no array: {other}"))),
+    }
+}
+
+/// A configuration with `queue.fast-path` as `FTP_ALG_LAB_FAST_PATH` says, where it says nothing of it itself.
+fn with_fast_path(configuration: &str) -> String {
+    let Ok(value) = std::env::var("FTP_ALG_LAB_FAST_PATH") else { return configuration.to_owned() };
+    if configuration.contains("fast-path") {
+        return configuration.to_owned();
+    }
+    match configuration.split_once("[queue]\n") {
+        Some((before, rest)) => format!("{before}[queue]\nfast-path = \"{value}\"\n{rest}"),
+        None => format!("queue.fast-path = \"{value}\"\n{configuration}"),
     }
 }
