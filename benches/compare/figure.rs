@@ -63,7 +63,7 @@ impl Figure {
         match self {
             // An endpoint that the client announces is of no use without a helper.
             Self::Cycles(_, Some(verb)) | Self::Sessions(_, Some(verb)) if verb.is_active() => {
-                *contestant != Contestant::NoHelper
+                !matches!(contestant, Contestant::NoHelper | Contestant::Firewall)
             }
             Self::Cycles(..) | Self::Sessions(..) => *contestant != Contestant::Firewall,
             Self::Published(_) => named(&["helper"]),
