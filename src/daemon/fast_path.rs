@@ -177,16 +177,6 @@ impl Judged {
         if let Err(error) = program.look(Instant::now()) {
             shared.fail(&error);
         }
-        // Whoever has attached it.
-        let now = program.interfaces();
-        let mut logged = lock(&self.logged_interfaces);
-        if now != *logged {
-            match &now[..] {
-                [] => tracing::debug!("fast path: detached, as no connection is judged"),
-                names => tracing::debug!("fast path: attached to {}", names.join(", ")),
-            }
-            *logged = now;
-        }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
             shared.fail_often(
                 count,

@@ -39,8 +39,6 @@ pub(super) struct Judged {
     pub(super) off: OnceLock<String>,
     /// What the thread that reads the ring waits by.
     pub(super) waiter: RingWaiter,
-    /// The interfaces that the log names last.
-    pub(super) logged_interfaces: Mutex<Vec<String>>,
     /// The directory in it is open as long as something may be pinned.
     _loaded: Loaded,
 }
@@ -64,7 +62,6 @@ impl Judged {
             inboxes: (0..shards).map(|_| Mutex::default()).collect(),
             off: OnceLock::new(),
             waiter,
-            logged_interfaces: Mutex::default(),
             _loaded: loaded,
         })
     }

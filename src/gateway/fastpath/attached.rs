@@ -95,7 +95,7 @@ impl Attached {
             }
             stays
         });
-        self.names.clear();
+        let before = std::mem::take(&mut self.names);
         for Interface { index, name } in there {
             if let Entry::Vacant(free) = self.links.entry(index) {
                 match attach(program, index, pins) {
@@ -109,6 +109,11 @@ impl Attached {
                 }
             }
             self.names.push(name);
+        }
+        match &self.names[..] {
+            names if names == before => {}
+            [] => tracing::debug!("fast path: detached, as no connection is judged"),
+            names => tracing::debug!("fast path: attached to {}", names.join(", ")),
         }
         Ok(())
     }
