@@ -27,7 +27,7 @@ help:
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
-	@echo 'make check     formatting, lints, licences and known vulnerabilities of dependencies'
+	@echo 'make check     formatting, lints, retired words, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
@@ -88,6 +88,7 @@ check: provision rust
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --all-targets --bench compare -- -D warnings
+	tests/words
 	packaging/audit
 
 bench: provision rust
