@@ -1,7 +1,7 @@
 #!/bin/sh
 # firewalld with FirewallBackend=iptables in /etc/firewalld/firewalld.conf: the lines that ftp-alg
 # needs, for a gateway or a host. With FirewallBackend=nftables a direct rule accepts nothing;
-# docs/firewalls.md says what to do there.
+# docs/howto/firewalld.md says what to do there.
 #   sh firewalld.sh gateway            # clients on the LAN, or a server there
 #   sh firewalld.sh host               # a server on this host
 set -e

@@ -87,24 +87,17 @@ impl Firewalld {
     }
 }
 
-/// Zones of a gateway, and who may open what through it.
+/// Zones of a gateway, and who may open what through it: the commands of its page for operators.
 fn gateway(policy: &str) -> String {
-    format!(
-        "set -e
-        permanent() {{ firewall-cmd --permanent \"$@\"; }}
-        permanent --zone=internal --add-interface=lan
-        permanent --zone=external --add-interface=wan
-        permanent --zone=external --add-forward-port=port=21:proto=tcp:toaddr=192.168.150.90
-        permanent --new-policy=out
-        permanent --policy=out --add-ingress-zone=internal
-        permanent --policy=out --add-egress-zone=external
-        permanent --policy=out {policy}
-        permanent --new-policy=in
-        permanent --policy=in --add-ingress-zone=external
-        permanent --policy=in --add-egress-zone=internal
-        permanent --policy=in --add-port=21/tcp
-        firewall-cmd --reload"
-    )
+    let page = include_str!("../../docs/howto/firewalld.md");
+    let mut blocks = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let commands = blocks.find(|block| block.contains("--new-policy=out")).unwrap();
+    let names =
+        [("lan0", "lan"), ("wan0", "wan"), ("10.0.0.5", "192.168.150.90"), (LENIENT, policy)];
+    names.iter().fold(format!("set -e\n{commands}"), |text, (documented, here)| {
+        assert!(text.contains(documented), "{documented}");
+        text.replace(documented, here)
+    })
 }
 
 /// A policy that lets the LAN out, as nearly everyone's.

@@ -30,14 +30,31 @@ pub fn keys() -> BTreeMap<(String, String), String> {
     keys
 }
 
-/// The keys of the table in docs/configuration.md. A cell may name several; then the first has the table.
-fn documented() -> Vec<(String, String)> {
+/// The rows of the tables of keys in docs/configuration.md: cells without the first, empty one.
+fn rows() -> Vec<Vec<String>> {
     let text = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let mut rows = Vec::new();
+    let mut is_wanted = false;
+    for line in text.lines() {
+        is_wanted = line.starts_with("| key |") || is_wanted && line.starts_with('|');
+        if is_wanted && line.starts_with("| `") {
+            rows.push(line.split('|').skip(1).map(str::to_owned).collect());
+        }
+    }
+    rows
+}
+
+/// The names in backquotes of `cell`.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// The keys of the tables in docs/configuration.md. A cell may name several; then the first has the table.
+fn documented() -> Vec<(String, String)> {
     let mut keys = Vec::new();
-    let rows = text.lines().skip_while(|line| !line.starts_with("| key |")).skip(2);
-    for row in rows.take_while(|line| line.starts_with('|')) {
+    for row in rows() {
         let mut table = String::new();
-        for name in row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2) {
+        for name in quoted(&row[0]) {
             let (of, key) = name.split_once('.').unwrap_or((&table, name));
             keys.push((of.to_owned(), key.to_owned()));
             table = of.to_owned();
@@ -45,6 +62,22 @@ fn documented() -> Vec<(String, String)> {
     }
     keys.sort();
     keys
+}
+
+#[test]
+fn the_documented_defaults_are_the_samples() {
+    let keys = keys();
+    for row in rows() {
+        let name = quoted(&row[0]).next().unwrap();
+        let (table, key) = name.split_once('.').unwrap_or(("", name));
+        // Those of the other tables are examples.
+        if !matches!(table, "network" | "server") {
+            let value = &keys[&(table.to_owned(), key.to_owned())];
+            let number = value.parse::<i64>().map(|number| format!("{number:#x}"));
+            let default = quoted(&row[1]).next().unwrap();
+            assert!(default == value || number.is_ok_and(|number| default == number), "{name}");
+        }
+    }
 }
 
 #[test]

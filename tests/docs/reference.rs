@@ -1,0 +1,77 @@
+//! Tables of fields, states and problems are complete.
+
+use std::{collections::BTreeSet, process::Command};
+
+use ftp_alg::daemon::snapshot::{NameRow, Problem, Status};
+use serde_json::Value;
+
+use crate::pages::{first_column, text};
+
+/// The fields of `value`, each with the objects and lists that it is in, as in `drops.stale` and `names[].name`.
+fn fields(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(parts) => {
+            for (name, part) in parts {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                fields(part, &format!("{prefix}{dot}{name}"), into);
+            }
+        }
+        Value::Array(list) if !list.is_empty() => {
+            for one in list {
+                fields(one, &format!("{prefix}[]"), into);
+            }
+        }
+        _ => drop(into.insert(prefix.to_owned())),
+    }
+}
+
+#[test]
+fn the_page_of_counters_has_every_field_of_status() {
+    let name = NameRow {
+        name: "ftp.example.net".to_owned(),
+        family: "ipv4".to_owned(),
+        address: None,
+        age_seconds: None,
+        error: None,
+    };
+    let status = Status {
+        names: vec![name],
+        unconfined: vec!["landlock".to_owned()],
+        problems: vec![Problem::new("helper", "text", "remedy")],
+        ..Status::default()
+    };
+    let mut printed = BTreeSet::new();
+    fields(&serde_json::to_value(&status).unwrap(), "", &mut printed);
+    let documented = first_column("docs/counters.md", "| field |");
+    let unique: BTreeSet<_> = documented.iter().cloned().collect();
+    assert_eq!(unique.len(), documented.len(), "a field has two rows");
+    assert_eq!(unique, printed);
+}
+
+#[test]
+fn the_page_of_commands_has_every_state_of_a_session() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg")).args(["help", "sessions"]).output();
+    let help = String::from_utf8(output.unwrap().stdout).unwrap();
+    let states = help.lines().skip_while(|line| *line != "The states are:").skip(1);
+    let states = states.take_while(|line| !line.is_empty());
+    // A state's text may continue on a line that begins farther right.
+    let states = states.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let states: Vec<_> = states.filter(|state| !state.is_empty()).collect();
+    assert!(states.len() > 8, "{help}");
+    assert_eq!(first_column("docs/commands.md", "| state |"), states);
+}
+
+/// A problem's name is in a string of its own where it is made.
+#[test]
+fn every_problem_on_its_page_is_one_of_the_program() {
+    let source = std::fs::read_dir(crate::pages::root().join("src/daemon/health")).unwrap();
+    let source: String =
+        source.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let doctor = text("src/cli/doctor/checks.rs");
+    let names = first_column("docs/health.md", "| name |");
+    assert!(names.len() > 18, "{names:?}");
+    for name in names {
+        let quoted = format!("\"{name}\"");
+        assert!(source.contains(&quoted) || doctor.contains(&quoted), "{name}");
+    }
+}
