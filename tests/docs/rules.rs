@@ -1,12 +1,13 @@
 //! Rules in the documentation load, and those of how-to pages are the tested recipes'.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     process::{Command, Stdio},
 };
 
-use crate::pages::{Block, blocks, root, text};
+use crate::pages::{Block, blocks, lines, pages, root, text};
 
 /// Rules that a test loads and moves files through, besides the recipes.
 const TESTED: [&str; 1] = ["README.md"];
@@ -69,6 +70,34 @@ fn blocks_of_iptables_load() {
         }
     }
     assert!(blocks.len() > 3, "{} blocks", blocks.len());
+}
+
+/// Rules in running text and tables, as in `ct mark & 0x40000000 != 0 accept`.
+#[test]
+fn rules_in_the_text_load() {
+    let mut seen = BTreeSet::new();
+    for (page, text) in pages() {
+        let spans = lines(&text, false).flat_map(|line| line.split('`').skip(1).step_by(2));
+        for span in spans {
+            let is_nft =
+                ["ct mark ", "ct state ", "meta mark "].iter().any(|of| span.starts_with(of));
+            let is_iptables = span.starts_with("-m ") && span.contains(" -j ");
+            if !(is_nft && span.ends_with(" accept") || is_iptables)
+                || !seen.insert(span.to_owned())
+            {
+                continue;
+            }
+            let what = format!("{}: {span}", page.display());
+            if is_nft {
+                let rules = format!("table inet page {{ chain page {{\n{span}\n}}\n}}\n");
+                in_namespace("nft -c -f -", &rules, &what);
+            } else {
+                let rules = format!("*filter\n-A FORWARD {span}\nCOMMIT\n");
+                in_namespace("iptables-restore --test", &rules, &what);
+            }
+        }
+    }
+    assert!(seen.len() > 4, "{seen:?}");
 }
 
 /// A recipe with the values of its variables.
