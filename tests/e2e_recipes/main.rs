@@ -7,6 +7,7 @@ mod common;
 
 mod docker;
 mod firewalld;
+mod how_to;
 mod native;
 mod openwrt;
 mod queueing;
