@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    pages::{all_blocks, blocks, lines, pages, root, text},
+    pages::{all_blocks, blocks, lines, manual_examples, pages, root, text},
     rules::{expanded, in_namespace},
 };
 
@@ -32,7 +32,9 @@ fn help(command: &str) -> Option<String> {
 #[test]
 fn commands_and_options_are_those_of_the_program() {
     let (mut known, mut seen) = (HashMap::new(), 0);
-    for (page, text) in pages() {
+    let manual = format!("\n```\n{}\n```\n", manual_examples("ftp-alg.8.in").concat());
+    let manual = (root().join("packaging/man/ftp-alg.8.in"), manual);
+    for (page, text) in pages().into_iter().chain([manual]) {
         let in_blocks = lines(&text, true);
         let in_text = lines(&text, false).flat_map(|line| line.split('`').skip(1).step_by(2));
         for line in in_blocks.chain(in_text) {

@@ -102,6 +102,13 @@ pub fn all_blocks() -> Vec<Block> {
     blocks
 }
 
+/// The examples (`.EX` to `.EE`) of the manual page `name`, as a reader sees them.
+pub fn manual_examples(name: &str) -> Vec<String> {
+    let page = text(&format!("packaging/man/{name}")).replace("\\-", "-").replace("\\(dq", "\"");
+    let examples = page.split(".EX\n").skip(1).filter_map(|rest| rest.split(".EE").next());
+    examples.map(str::to_owned).collect()
+}
+
 /// The first columns of the tables of `page` whose heading row begins with `heading`: the names in backquotes.
 pub fn first_column(page: &str, heading: &str) -> Vec<String> {
     let text = text(page);

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::pages::{Block, blocks, lines, pages, root, text};
+use crate::pages::{Block, blocks, lines, manual_examples, pages, root, text};
 
 /// Rules that a test loads and moves files through, besides the recipes.
 const TESTED: [&str; 1] = ["README.md"];
@@ -70,6 +70,28 @@ fn blocks_of_iptables_load() {
         }
     }
     assert!(blocks.len() > 3, "{} blocks", blocks.len());
+}
+
+/// The rules of ftp-alg(7): its minimal rule set is the README's, and each single rule loads.
+#[test]
+fn rules_of_the_manual_load() {
+    let examples = manual_examples("ftp-alg.7");
+    let (whole, single): (Vec<_>, Vec<_>) =
+        examples.iter().partition(|example| example.contains("table "));
+    for example in &whole {
+        assert!(text("README.md").contains(example.as_str()), "{example}");
+    }
+    let single: Vec<_> = single.iter().flat_map(|example| example.lines()).collect();
+    for rule in &single {
+        if rule.starts_with("-A ") {
+            let rules = format!("*filter\n{rule}\nCOMMIT\n");
+            in_namespace("iptables-restore --test", &rules, rule);
+        } else {
+            let rules = format!("table inet page {{ chain page {{\n{rule}\n}}\n}}\n");
+            in_namespace("nft -c -f -", &rules, rule);
+        }
+    }
+    assert!(!whole.is_empty() && single.len() > 8, "{whole:?} {single:?}");
 }
 
 /// Rules in running text and tables, as in `ct mark & 0x40000000 != 0 accept`.
@@ -161,7 +183,14 @@ fn rules_of_how_to_pages_are_those_of_tested_recipes() {
 #[test]
 fn configurations_are_valid() {
     let directory = tempfile::tempdir().unwrap();
-    let blocks = blocks("toml");
+    let mut blocks = blocks("toml");
+    let (page, language) = ("ftp-alg.toml.5".to_owned(), "toml".to_owned());
+    let manual = manual_examples(&page).into_iter();
+    blocks.extend(manual.map(|text| Block {
+        page: page.clone(),
+        language: language.clone(),
+        text,
+    }));
     for (number, block) in blocks.iter().enumerate() {
         let file = directory.path().join(format!("{number}.toml"));
         fs::write(&file, &block.text).unwrap();
