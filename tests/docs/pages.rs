@@ -71,10 +71,10 @@ impl Block {
         format!("{}: {}", self.page, self.text.lines().next().unwrap_or_default())
     }
 
-    /// Its commands: lines without comments and `sudo`, those that end with a backslash joined to the next.
+    /// Its commands: lines without comments and `sudo`, a backslash at a line's end continues it.
     pub fn commands(&self) -> Vec<String> {
-        let joined = self.text.replace("\\\n", " ");
-        let lines = joined.lines().map(|line| match line.find(" #").or(line.find('#')) {
+        let whole = self.text.replace("\\\n", " ");
+        let lines = whole.lines().map(|line| match line.find(" #").or(line.find('#')) {
             Some(comment) if comment == 0 || line[comment..].starts_with(" #") => &line[..comment],
             _ => line,
         });
