@@ -36,7 +36,7 @@ fn main() {
         let start = Instant::now();
         let mut daemon = Daemon::start(program, &lab.gateway, "").unwrap();
         ready.push(start.elapsed());
-        memory.push(daemon.resident().unwrap());
+        memory.push(daemon.resident_kib().unwrap());
         daemon.stop().unwrap();
 
         let start = Instant::now();

@@ -24,12 +24,12 @@ const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 15
 const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 21);
 const LIVE: [usize; 2] = [10, 50_000];
 const ROUNDS: usize = 40;
-const EACH: usize = 100;
+const REPETITIONS: usize = 100;
 /// Pinholes in one transaction.
-const TOGETHER: [usize; 5] = [1, 2, 8, 32, 128];
+const GROUP_SIZES: [usize; 5] = [1, 2, 8, 32, 128];
 const RATIO_GOAL: f64 = 2.0;
 const LIFETIME: Duration = Duration::from_secs(30);
-const LONG: Duration = Duration::from_secs(3600);
+const LONG_LIFETIME: Duration = Duration::from_secs(3600);
 
 fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
@@ -45,23 +45,23 @@ fn main() {
     };
     let hosts = [&lab.gateway, &lab.server];
     let mut places: Vec<_> =
-        hosts.into_iter().zip(LIVE).map(|(host, live)| Place::new(host, live)).collect();
+        hosts.into_iter().zip(LIVE).map(|(host, live)| BenchNamespace::new(host, live)).collect();
     for round in 0..=ROUNDS {
         for place in &mut places {
             place.measure();
             if round == 0 {
-                place.forget(); // warm by now
+                place.discard_times(); // warm by now
             }
         }
     }
     println!(
         "{} of each (of looks {}), interleaved; microseconds",
-        ROUNDS * EACH,
-        ROUNDS * EACH / 10
+        ROUNDS * REPETITIONS,
+        ROUNDS * REPETITIONS / 10
     );
     println!("{:62} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "max");
     let mut ratios = Vec::new();
-    for (index, what) in WHAT.into_iter().enumerate() {
+    for (index, what) in MEASUREMENTS.into_iter().enumerate() {
         let mut worst = Vec::new();
         for place in &mut places {
             let times = &mut place.times[index];
@@ -70,15 +70,15 @@ fn main() {
         ratios.push((what, worst[1] / worst[0]));
     }
     let grown = &mut places[1];
-    print(&format!("open, while they grow to {}", grown.live), &mut grown.grew);
-    for (what, ratio) in ratios.into_iter().take(OURS) {
+    print(&format!("open, while they grow to {}", grown.live), &mut grown.growth);
+    for (what, ratio) in ratios.into_iter().take(OUR_MEASUREMENTS) {
         println!("{what}: p99 with {} / with {} {ratio:.2}, goal {RATIO_GOAL}", LIVE[1], LIVE[0]);
     }
     for place in &mut places {
         let sum = |index: usize| place.times[index].iter().sum::<Duration>().as_secs_f64();
-        let rate = (ROUNDS * EACH) as f64 / sum(0);
+        let rate = (ROUNDS * REPETITIONS) as f64 / sum(0);
         println!("transfers a second, {} live: {rate:.0}", place.live);
-        for (together, times) in TOGETHER.into_iter().zip(&mut place.together) {
+        for (together, times) in GROUP_SIZES.into_iter().zip(&mut place.grouped) {
             times.sort_unstable();
             let rate = together as f64 / times[times.len() / 2].as_secs_f64();
             let live = place.live;
@@ -99,7 +99,7 @@ fn print(name: &str, times: &mut [Duration]) -> f64 {
 }
 
 /// What is measured; the first [`OURS`] are ours.
-const WHAT: [&str; 7] = [
+const MEASUREMENTS: [&str; 7] = [
     "transfer: the last closed, the next opened",
     "open, another client, one translation",
     "close, unused",
@@ -108,25 +108,25 @@ const WHAT: [&str; 7] = [
     "a look at the table, when only we changed something",
     "a look at the table, when others did",
 ];
-const OURS: usize = 3;
+const OUR_MEASUREMENTS: usize = 3;
 
 /// A namespace with our table and live pinholes.
-struct Place {
+struct BenchNamespace {
     live: usize,
     kernel: LinuxKernel,
-    bare: Bare,
+    bare: RawElement,
     table: Table,
     count: u32,
     last: Option<Pinhole>,
-    times: [Vec<Duration>; WHAT.len()],
+    times: [Vec<Duration>; MEASUREMENTS.len()],
     /// What transactions took that close as many pinholes as they open.
-    together: [Vec<Duration>; TOGETHER.len()],
+    grouped: [Vec<Duration>; GROUP_SIZES.len()],
     /// What each of those that stay took to open.
-    grew: Vec<Duration>,
+    growth: Vec<Duration>,
     namespace: File,
 }
 
-impl Place {
+impl BenchNamespace {
     fn new(host: &Host, live: usize) -> Self {
         let namespace = File::open(format!("/run/netns/{}", host.namespace())).unwrap();
         enter(&namespace);
@@ -134,7 +134,7 @@ impl Place {
         let commits = Commits::by_one_socket().unwrap();
         let table = Table::install_for(&parameters, &commits).unwrap();
         let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
-        let bare = Bare::new();
+        let bare = RawElement::new();
         let mut place = Self {
             live,
             kernel,
@@ -143,8 +143,8 @@ impl Place {
             count: 0,
             last: None,
             times: Default::default(),
-            together: Default::default(),
-            grew: Vec::with_capacity(live),
+            grouped: Default::default(),
+            growth: Vec::with_capacity(live),
             namespace,
         };
         for number in 0..live {
@@ -155,15 +155,15 @@ impl Place {
             let pinhole =
                 Pinhole { initiator: initiator.into(), arrival, target, source: initiator.into() };
             let start = Instant::now();
-            place.open(&[], &pinhole, LONG);
-            place.grew.push(start.elapsed());
+            place.open(&[], &pinhole, LONG_LIFETIME);
+            place.growth.push(start.elapsed());
         }
         place
     }
 
     fn measure(&mut self) {
         enter(&self.namespace);
-        for _ in 0..EACH {
+        for _ in 0..REPETITIONS {
             self.count += 1;
             // The conntrack entry of a refused connection is gone before its port comes again.
             let host: IpAddr = Ipv4Addr::LOCALHOST.into();
@@ -172,7 +172,7 @@ impl Place {
             let pinhole = Pinhole { initiator: host, arrival, target: arrival, source: host };
             let last = self.last.replace(pinhole);
             self.timed(0, |place| place.open(last.as_slice(), &pinhole, LIFETIME));
-            refused(arrival);
+            connect_refused(arrival);
 
             let initiator = IpAddr::from(Ipv4Addr::from(0xac10_0000 + self.count));
             let arrival = SocketAddr::from(([198, 51, 100, 1], 40_000));
@@ -188,16 +188,16 @@ impl Place {
         }
         self.measure_together();
         self.table.condition().unwrap(); // nothing of it is known that was before the yardstick
-        for _ in 0..EACH / 10 {
+        for _ in 0..REPETITIONS / 10 {
             self.timed(5, |place| assert_eq!(place.table.condition().unwrap(), Condition::Intact));
             self.timed(6, |place| assert_eq!(place.table.look().unwrap(), Condition::Intact));
         }
     }
 
     fn measure_together(&mut self) {
-        for (index, together) in TOGETHER.into_iter().enumerate() {
+        for (index, together) in GROUP_SIZES.into_iter().enumerate() {
             let mut last = Vec::new();
-            for round in 0..EACH.div_ceil(together).max(8) as u32 {
+            for round in 0..REPETITIONS.div_ceil(together).max(8) as u32 {
                 let hole = |port: usize| {
                     let initiator = Ipv4Addr::from(0xac20_0000 + round).into();
                     let arrival = SocketAddr::from(([198, 51, 100, 1], 40_000 + port as u16));
@@ -207,7 +207,7 @@ impl Place {
                 let holes: Vec<_> = (0..together).map(hole).collect();
                 let start = Instant::now();
                 self.change(&last, &holes, LIFETIME);
-                self.together[index].push(start.elapsed());
+                self.grouped[index].push(start.elapsed());
                 last = holes;
             }
             self.change(&last, &[], LIFETIME);
@@ -238,13 +238,13 @@ impl Place {
         self.times[index].push(start.elapsed());
     }
 
-    fn forget(&mut self) {
-        self.times.iter_mut().chain(&mut self.together).for_each(Vec::clear);
+    fn discard_times(&mut self) {
+        self.times.iter_mut().chain(&mut self.grouped).for_each(Vec::clear);
     }
 }
 
 /// A connection to a port that nobody listens at: its first packet uses a pinhole up.
-fn refused(arrival: SocketAddr) {
+fn connect_refused(arrival: SocketAddr) {
     assert!(TcpStream::connect(arrival).is_err());
 }
 
@@ -256,7 +256,7 @@ fn enter(namespace: &File) {
 }
 
 /// One element in a batch, ready to be sent.
-struct Bare {
+struct RawElement {
     socket: Socket,
     bytes: Vec<u8>,
     /// Where the message is, and in it the first word of the key.
@@ -264,7 +264,7 @@ struct Bare {
     key: usize,
 }
 
-impl Bare {
+impl RawElement {
     fn new() -> Self {
         // SAFETY: it only opens a socket, which nobody else has.
         let socket = unsafe {

@@ -17,7 +17,9 @@ use std::{
 use common::{
     Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client, wait_for,
 };
-use ftp_alg_lab::{Background, Daemon, Family, Script, Server, ServerKind, Topology, patient};
+use ftp_alg_lab::{
+    BackgroundProcess, Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout,
+};
 use serde_json::{Value, json};
 
 /// How long the daemon may be away before the queue is passed by, with what its renewal and a loaded machine add.
@@ -39,7 +41,7 @@ fn moment(round: u64, limit: u64) -> Duration {
 
 /// FTP sessions at the same time.
 struct Load {
-    process: Background,
+    process: BackgroundProcess,
     until: PathBuf,
 }
 
@@ -59,7 +61,7 @@ impl Load {
         transfers: u64,
     ) -> Self {
         let (user, password) = server.login();
-        let host = gateway.lab.dialled(Family::V4).to_string();
+        let host = gateway.lab.server_address(Family::V4).to_string();
         let until = gateway.lab.directory().join(format!("{name}-is-over"));
         let modes = "passive,active,passive+ext,active+ext";
         let (stop, sessions) = (until.display().to_string(), SESSIONS.to_string());
@@ -76,7 +78,7 @@ impl Load {
     fn end(mut self) -> Value {
         fs::write(&self.until, b"").unwrap();
         let begun = Instant::now();
-        while self.process.ended().is_none() {
+        while self.process.exit_status().is_none() {
             assert!(begun.elapsed() < 2 * Duration::from_secs(PATIENCE), "the load does not end");
             thread::sleep(Duration::from_millis(50));
         }
@@ -90,8 +92,8 @@ fn count(report: &Value, key: &str) -> u64 {
 
 /// Nothing is left open, and nothing failed in the daemon.
 fn is_tidy(gateway: &Gateway) {
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0, "{}", gateway.daemon.log());
 }
 
@@ -126,7 +128,7 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
         let load = Load::of(&gateway, &server, "load", PATIENCE, transfers);
         let rounds = rounds(if transfers == 0 { 3 } else { 6 });
         for round in 0..rounds {
-            thread::sleep(patient(moment(round, 400)));
+            thread::sleep(scaled_timeout(moment(round, 400)));
             end(&mut gateway.daemon);
             if round % 2 == 1 {
                 thread::sleep(moment(round, 600));
@@ -139,7 +141,7 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
             }
             gateway.daemon = Daemon::start(&exe, &host, &configuration).unwrap();
         }
-        thread::sleep(patient(Duration::from_millis(500)));
+        thread::sleep(scaled_timeout(Duration::from_millis(500)));
         let report = load.end();
         println!("{backend}, {topology}: {rounds} rounds: {report}");
         let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
@@ -181,10 +183,10 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
         let load = Load::start(&gateway, &server, "load", PATIENCE);
         let rounds = rounds(1);
         for round in 0..rounds {
-            thread::sleep(patient(moment(round, 700)));
+            thread::sleep(scaled_timeout(moment(round, 700)));
             pause(&gateway.daemon, Duration::from_millis(500) + moment(round + 7, 2500));
         }
-        thread::sleep(patient(Duration::from_millis(500)));
+        thread::sleep(scaled_timeout(Duration::from_millis(500)));
         let report = load.end();
         println!("{backend}: {rounds} rounds: {report}");
         let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
@@ -205,7 +207,7 @@ fn gives_up_soon(gateway: &Gateway) {
 fn lives_through(stop: impl Fn(&Gateway, u64)) {
     for backend in ["nftables", "conntrack"] {
         lives_through_with(backend, rounds(1), |gateway, round| {
-            thread::sleep(patient(moment(round, 700)));
+            thread::sleep(scaled_timeout(moment(round, 700)));
             stop(gateway, round);
         });
     }
@@ -221,10 +223,10 @@ fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gate
     for round in 0..rounds {
         stop(&mut gateway, round);
     }
-    thread::sleep(patient(Duration::from_millis(1500)));
+    thread::sleep(scaled_timeout(Duration::from_millis(1500)));
     // What begins afterwards works.
     let after = Load::start(&gateway, &server, "later-load", PATIENCE);
-    thread::sleep(patient(Duration::from_millis(500)));
+    thread::sleep(scaled_timeout(Duration::from_millis(500)));
     let [load, short, after] = [load, short, after].map(Load::end);
     println!("{backend}: {rounds} rounds: {load}, short sessions: {short}, then {after}");
     for report in [load, short] {
@@ -238,7 +240,7 @@ fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gate
 fn a_daemon_stopped_beyond_the_deadline_stops_no_ftp() {
     lives_through(|gateway, round| {
         let greeted =
-            json!({"host": gateway.lab.dialled(Family::V4).to_string(), "steps": [reply()]});
+            json!({"host": gateway.lab.server_address(Family::V4).to_string(), "steps": [reply()]});
         signal(&gateway.daemon, "STOP");
         let stopped = Instant::now();
         thread::sleep(DEADLINE + Duration::from_millis(500));
@@ -266,7 +268,7 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
     for (backend, end) in ["nftables", "conntrack"].into_iter().zip(ends) {
         let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
         let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let host = gateway.lab.dialled(Family::V4).to_string();
+        let host = gateway.lab.server_address(Family::V4).to_string();
         let gate = || json!({"gate": ""});
         let after = |steps: Vec<Value>| [login(), steps].concat();
         let adjusted = after(vec![say("EPRT |1|192.168.150.80|40000|"), reply(), gate()]);
@@ -296,7 +298,7 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
 #[test]
 fn a_restart_with_the_other_back_end_breaks_no_connection() {
     lives_through_with("nftables", rounds(4), |gateway, round| {
-        thread::sleep(patient(Duration::from_millis(300) + moment(round, 700)));
+        thread::sleep(scaled_timeout(Duration::from_millis(300) + moment(round, 700)));
         gateway.daemon.kill();
         let (exe, host) = (executable(), gateway.lab.gateway.clone());
         let backend = ["conntrack", "nftables"][usize::try_from(round % 2).unwrap()];
@@ -324,10 +326,10 @@ fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     for _ in 0..3 {
         steps.extend([say("NOOP"), reply()]);
     }
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let client = json!({"host": host, "timeout": 30, "steps": steps});
     let session = scripted_client(&gateway.lab.client, &client);
-    wait_for("the end of gdb", || gdb.ended().is_some());
+    wait_for("the end of gdb", || gdb.exit_status().is_some());
     assert!(
         gdb.log().contains("attention=ftp_alg_core::engine::kernel::Attention::Every"),
         "{}",

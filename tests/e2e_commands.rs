@@ -22,7 +22,7 @@ fn assert_narrow(text: &str) {
 }
 
 fn output(gateway: &Gateway, command: &str) -> String {
-    gateway.daemon.ask(&[command]).unwrap().success().unwrap().text()
+    gateway.daemon.ask(&[command]).unwrap().success().unwrap().stdout_text()
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
     ] {
         let gateway = gateway(topology);
         let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let host = gateway.lab.dialled(Family::V4).to_string();
+        let host = gateway.lab.server_address(Family::V4).to_string();
         let steps = [login(), vec![json!({"gate": ""}), say("NOOP"), reply()]].concat();
         let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
         let sessions = gateway.daemon.sessions().unwrap();
@@ -54,7 +54,7 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
 fn what_is_shown_has_80_columns() {
     let gateway = gateway(Topology::Masquerade);
     let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let port = [say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})];
     let steps = [login(), port.to_vec()].concat();
     let plan = json!({"host": host, "listen": [3762], "steps": steps});
@@ -69,7 +69,7 @@ fn what_is_shown_has_80_columns() {
 
 /// A refused announcement, after a login.
 fn refused(gateway: &Gateway) {
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let steps = [login(), vec![say("PORT 10,9,8,7,14,178"), reply()]].concat();
     let plan = json!({"host": host, "steps": steps});
     let session = scripted_client(&gateway.lab.client, &plan);
@@ -80,7 +80,9 @@ fn refused(gateway: &Gateway) {
 fn the_log_level_changes_while_the_daemon_runs() {
     let gateway = gateway(Topology::Routed);
     let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let ask = |arguments: &[&str]| gateway.daemon.ask(arguments).unwrap().success().unwrap().text();
+    let ask = |arguments: &[&str]| {
+        gateway.daemon.ask(arguments).unwrap().success().unwrap().stdout_text()
+    };
     let refusals = || gateway.daemon.log().matches("refuse PORT").count();
     assert_eq!(ask(&["log-level"]), "info\n");
     refused(&gateway);
@@ -109,10 +111,14 @@ fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
         command.args(arguments).arg("--socket").arg(&socket);
         gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap()
     };
-    assert_eq!(ask(&["log-level"]).success().unwrap().text(), "info\n");
+    assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
     let refusal = ask(&["log-level", "debug"]);
     assert_eq!(refusal.status.code(), Some(1));
-    assert!(refusal.errors().contains("only its own user and root"), "{}", refusal.errors());
+    assert!(
+        refusal.stderr_text().contains("only its own user and root"),
+        "{}",
+        refusal.stderr_text()
+    );
 }
 
 /// Lines begin with a time of RFC 3339 where standard error is a file.

@@ -11,7 +11,8 @@ use common::{
 };
 use ftp_alg::gateway::Expecting;
 use ftp_alg_lab::{
-    Admission, Client, Daemon, Family, Lab, Mode, Server, ServerKind, Spec, Topology, Transfer,
+    Admission, ClientProgram, Daemon, Family, Lab, LabSpec, Mode, Server, ServerKind, Topology,
+    Transfer,
 };
 use serde_json::json;
 
@@ -28,14 +29,14 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let mut steps = login();
     steps.extend([say(PORT), reply(), json!({"gate": ""})]);
     let plan = json!({"host": host, "listen": [3762], "steps": steps});
     let client = gated_client(&lab.client, plan);
     let lines = server.lines();
     let (address, port) = host_port(lines.last().unwrap());
-    let expected = gateway.daemon.openings().unwrap();
+    let expected = gateway.daemon.open_pinholes().unwrap();
     assert_eq!(expected.len(), 1, "{expected:?}");
     let seconds: u32 = expected[0].split_whitespace().next().unwrap().parse().unwrap();
     assert!((25..=30).contains(&seconds), "{expected:?}");
@@ -48,7 +49,7 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     }
     assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
 
-    assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.outsider, &address, port), "silent", "a stranger");
     assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
     // 0x40000000: what firewalls accept data connections by, and nothing of what it inherits.
@@ -56,8 +57,8 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     let data = connections.lines().find(|line| line.contains(&format!("dport={port} ")));
     assert!(data.is_some_and(|line| line.contains("mark=1073741824 ")), "{connections}");
     assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     assert_eq!(client.release().error, None);
 }
 
@@ -67,27 +68,31 @@ fn auto_takes_expectations_where_helpers_live_in_user_space() {
     let expected = if has_helpers { "conntrack" } else { "nftables" };
     println!("auto takes {expected}");
     for admission in [Admission::Related, Admission::Mark] {
-        let spec = Spec { admission, ..Spec::new(Topology::PublishedServer) };
+        let spec = LabSpec { admission, ..LabSpec::new(Topology::PublishedServer) };
         let lab = Lab::build(spec).unwrap();
         let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
         assert_eq!(daemon.status().unwrap()["backend"], expected);
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
         server.put("body", b"bytes").unwrap();
-        let address = lab.dialled(Family::V4);
+        let address = lab.server_address(Family::V4);
         for mode in [Mode::Active, Mode::Passive] {
-            let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+            let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
             // Expected connections have the mark, too.
             if has_helpers || admission == Admission::Mark {
                 assert_eq!(transfer.download("body").unwrap(), b"bytes", "{expected} {mode}");
             }
         }
         let doctor = daemon.ask(&["doctor"]).unwrap();
-        assert!(doctor.text().contains(&format!("{expected}, as ")), "{}", doctor.text());
+        assert!(
+            doctor.stdout_text().contains(&format!("{expected}, as ")),
+            "{}",
+            doctor.stdout_text()
+        );
         let passes = has_helpers || admission == Admission::Mark;
-        assert_eq!(doctor.status.success(), passes, "{}", doctor.text());
+        assert_eq!(doctor.status.success(), passes, "{}", doctor.stdout_text());
         // This kernel takes expectations for another helper.
         let advice = "or set backend = \"conntrack\" in [pinhole]";
-        assert_eq!(doctor.text().contains(advice), !passes, "{}", doctor.text());
+        assert_eq!(doctor.stdout_text().contains(advice), !passes, "{}", doctor.stdout_text());
     }
 }
 
@@ -101,13 +106,13 @@ fn an_expectation_ends_with_its_control_connection_and_in_time() {
         let gateway = gateway_with(Topology::Routed, &format!("{CONNTRACK}{configuration}"));
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({}));
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let mut steps = login();
         steps.extend([say(PORT), reply(), json!({"gate": ""})]);
         steps.extend(end.clone());
         let plan = json!({"host": host, "listen": [3762], "steps": steps});
         let client = gated_client(&lab.client, plan);
-        let open = gateway.daemon.openings().unwrap();
+        let open = gateway.daemon.open_pinholes().unwrap();
         let client = match configuration {
             "" => {
                 assert_eq!(open.len(), 1, "{open:?}");
@@ -116,26 +121,26 @@ fn an_expectation_ends_with_its_control_connection_and_in_time() {
             }
             _ => Some(client),
         };
-        gateway.daemon.wait_closed(Duration::from_secs(limit)).unwrap();
-        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(limit)).unwrap();
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
         drop(client);
     }
 }
 
 #[test]
 fn a_firewall_that_accepts_the_mark_will_do_and_the_doctor_knows() {
-    let spec = Spec { admission: Admission::Mark, ..Spec::new(Topology::PublishedServer) };
+    let spec = LabSpec { admission: Admission::Mark, ..LabSpec::new(Topology::PublishedServer) };
     let lab = Lab::build(spec).unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, CONNTRACK).unwrap();
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("body", b"bytes").unwrap();
-    let address = lab.dialled(Family::V4);
+    let address = lab.server_address(Family::V4);
     for mode in [Mode::Active, Mode::Passive] {
-        let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+        let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
         assert_eq!(transfer.download("body").unwrap(), b"bytes", "{mode}");
     }
     let doctor = daemon.ask(&["doctor"]).unwrap();
-    assert_eq!(doctor.status.code(), Some(0), "{}", doctor.text());
+    assert_eq!(doctor.status.code(), Some(0), "{}", doctor.stdout_text());
 }
 
 /// The kernel's FTP helper would: it reads on where the dialogue is not FTP.
@@ -144,11 +149,11 @@ fn the_helper_that_expectations_need_opens_nothing() {
     let gateway = gateway(Topology::Routed);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({"extra": {"POST": "230 fine"}}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let mut steps = vec![reply(), say("POST / HTTP/1.1"), reply()];
     steps.extend([say(PORT), reply(), json!({"gate": ""})]);
     let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(connect(&lab.server, "192.168.150.80", 3762), "silent");
     drop(client);
 }
@@ -162,11 +167,11 @@ fn the_helper_for_scanners_sees_no_request_of_theirs() {
     let request = "\0\0\0\u{7}\0\0\0\0";
     let _server =
         scripted_server(&lab.server, &json!({"extra": {request: "\0\0\0\0\0\0\0\u{16}"}}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let pause = json!({"sleep": 0.3});
     let steps = json!([reply(), {"send": request}, pause, {"send": "\r\n"}, pause, {"gate": ""}]);
     let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     drop(client);
 }
 
@@ -177,13 +182,13 @@ fn a_third_host_that_is_allowed_is_the_one_that_is_reached() {
     let gateway = gateway_with(Topology::Routed, &configuration);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let third = lab.client2.address(Family::V4).to_string();
     let announcement = format!("PORT {},14,178", third.replace('.', ","));
     let mut steps = login();
     steps.extend([say(&announcement), reply(), json!({"gate": ""})]);
     let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
-    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
     assert_eq!(connect(&lab.server, &third, 3762), "refused", "by the third host: nobody listens");
     assert_eq!(client.release().error, None);
 }
@@ -196,14 +201,14 @@ fn what_was_added_is_removed() {
     let ruleset = lab.gateway.ruleset().unwrap();
     assert!(ruleset.contains("ct helper"), "{ruleset}");
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let mut steps = login();
     steps.extend([say(PORT), reply(), json!({"gate": ""})]);
     let _client =
         gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
-    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
     std::thread::sleep(std::time::Duration::from_millis(3500));
     assert!(gateway.daemon.stop().unwrap().success());
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert!(!lab.gateway.ruleset().unwrap().contains("ftp_alg"));
 }

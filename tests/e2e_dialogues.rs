@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use common::{Gateway, captures, executable};
 use dialogues::Segments;
-use ftp_alg_lab::{Daemon, FirewallKind, Lab, Spec, Topology};
+use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
 
 fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments) {
-    let lab = Lab::build(Spec { firewall, ..Spec::new(topology) }).unwrap();
+    let lab = Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
     let gateway = Gateway { daemon, lab };
     let lab = &gateway.lab;
     let (towards_client, towards_server) = captures(lab);
-    let dialogues = dialogues::all(|family| lab.dialled(family));
+    let dialogues = dialogues::all(|family| lab.server_address(family));
     assert!(dialogues.len() > 22, "transcripts are missing");
     let failures = dialogues::failures(&lab.server, &lab.client, &dialogues, segments);
     assert_eq!(failures, [""; 0]);
@@ -26,8 +26,8 @@ fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments
     let announcements: usize = dialogues.iter().map(dialogues::Playing::announcements).sum();
     let opened = gateway.daemon.counter("pinholes_opened").unwrap();
     assert_eq!(opened, announcements as u64, "one pinhole for each announcement, no more");
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
     assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);

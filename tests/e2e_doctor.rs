@@ -11,7 +11,7 @@ use common::{
     wait_for,
 };
 use ftp_alg::gateway::Expecting;
-use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, Spec, Topology};
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
 
 /// What `doctor --json` said, and whether it ended well.
@@ -23,8 +23,9 @@ struct Opinion {
 impl Opinion {
     fn of(daemon: &Daemon) -> Self {
         let done = daemon.ask(&["doctor", "--json", "--config", &config(daemon)]).unwrap();
-        let report: Value = serde_json::from_str(&done.text())
-            .unwrap_or_else(|error| panic!("{error}: {}{}", done.text(), done.errors()));
+        let report: Value = serde_json::from_str(&done.stdout_text()).unwrap_or_else(|error| {
+            panic!("{error}: {}{}", done.stdout_text(), done.stderr_text())
+        });
         let well = done.status.success();
         assert_eq!(report["ok"], well, "{report}");
         assert_eq!(done.status.code(), Some(if well { 0 } else { 1 }));
@@ -91,7 +92,7 @@ fn active(lab: &Lab) -> String {
     let server = scripted_server(&lab.server, &json!({}));
     let mut steps = login();
     steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
     let (address, port) = host_port(server.lines().last().unwrap());
     let outcome = connect(&lab.server, &address, port);
@@ -106,7 +107,7 @@ fn passive(lab: &Lab, daemon: &Daemon) -> (String, Opinion) {
     let _server = scripted_server(&lab.server, &json!({"passive_port": 50069}));
     let mut steps = login();
     steps.extend([say("PASV"), reply(), json!({"gate": ""})]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
     let opinion = Opinion::of(daemon);
     let outcome = connect(&lab.client, &host, 50069);
@@ -345,7 +346,7 @@ END";
     for rules in [nft, &legacy, &iptables("nft", "-j NOTRACK")] {
         let (lab, daemon) = firewalled(rules);
         let _server = scripted_server(&lab.server, &json!({}));
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         assert_eq!(Opinion::of(&daemon).problems(), ["notrack"], "{rules}");
         assert_ne!(connect(&lab.client, &host, 21), "open", "{rules}");
         for line in Opinion::of(&daemon).remedies() {
@@ -383,7 +384,7 @@ END";
         let _servers = [&lab.server, &lab.client].map(|host| scripted_server(host, &json!({})));
         let outlook = control(&lab);
         assert_eq!(outlook.summary(), "accepted lan -> wan, dropped: all else", "{rules}");
-        assert_eq!(outlook.stops()[0].by.rule, None, "the policy");
+        assert_eq!(outlook.dropping_chains()[0].decided_by.rule, None, "the policy");
         let [client, server] = [&lab.client, &lab.server].map(|host| host.address(Family::V4));
         assert_eq!(connect(&lab.client, &server.to_string(), 21), "open", "{rules}");
         assert_eq!(connect(&lab.server, &client.to_string(), 21), "silent", "{rules}");
@@ -398,7 +399,7 @@ fn auto_heeds_the_kernel_and_not_the_firewall() {
         let mut command = lab.gateway.command(executable());
         command.args(["doctor", "--json", "--socket", "/nonexistent"]);
         let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
-        let report: Value = serde_json::from_str(&done.text()).unwrap();
+        let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
         let expected = if has_helpers { "conntrack" } else { "nftables" };
         assert_eq!(report["backend"], expected);
         let problems = report["problems"].as_array().unwrap().iter();
@@ -420,19 +421,28 @@ fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
     for firewall in
         [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
     {
-        let spec = Spec { firewall, ..Spec::new(Topology::Masquerade) };
+        let spec = LabSpec { firewall, ..LabSpec::new(Topology::Masquerade) };
         let lab = Lab::build(spec).unwrap();
         let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
         let running = lab.gateway.ruleset().unwrap();
         let done = daemon.ask(&["doctor"]).unwrap();
-        assert!(done.status.success(), "{firewall:?}: {}{}", done.text(), done.errors());
-        assert!(done.text().contains("read by the running ftp-alg"), "{}", done.text());
+        assert!(
+            done.status.success(),
+            "{firewall:?}: {}{}",
+            done.stdout_text(),
+            done.stderr_text()
+        );
+        assert!(
+            done.stdout_text().contains("read by the running ftp-alg"),
+            "{}",
+            done.stdout_text()
+        );
         assert_eq!(lab.gateway.ruleset().unwrap(), running);
         let mut command = lab.gateway.command(executable());
         command.args(["doctor", "--socket", "/nonexistent"]);
         let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
         assert_eq!(done.status.code(), Some(1));
-        assert!(done.text().contains("taken by another program"), "{}", done.text());
+        assert!(done.stdout_text().contains("taken by another program"), "{}", done.stdout_text());
         // The daemon saw nobody at its table.
         wait_for("the daemon's next look", || daemon.counter("errors").is_ok());
         assert_eq!(daemon.counter("errors").unwrap(), 0);
@@ -447,8 +457,8 @@ fn without_rights_it_says_so_and_guesses_nothing() {
     command.arg(executable()).args(["doctor", "--socket", "/nonexistent"]);
     let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
     assert_eq!(done.status.code(), Some(1));
-    assert!(done.text().contains("CAP_NET_ADMIN is missing"), "{}", done.text());
-    assert!(!done.text().contains("firewall\n"), "{}", done.text());
+    assert!(done.stdout_text().contains("CAP_NET_ADMIN is missing"), "{}", done.stdout_text());
+    assert!(!done.stdout_text().contains("firewall\n"), "{}", done.stdout_text());
 }
 
 #[test]

@@ -43,11 +43,12 @@ fn sessions_at_once_work_from_whatever_processor_their_packets_come() {
         let modes = ["active", "passive", "active+ext", "passive+ext"];
         let running = modes.map(|mode| {
             scope.spawn(move || {
-                let address = lab.dialled(Family::V4).to_string();
+                let address = lab.server_address(Family::V4).to_string();
                 let arguments = [&address, user, password, mode, "150", "pub/report"];
                 let limit = Duration::from_secs(120);
                 let done = lab.client.script(Script::Many, &arguments, limit).unwrap();
-                let report: Value = serde_json::from_str(&done.success().unwrap().text()).unwrap();
+                let report: Value =
+                    serde_json::from_str(&done.success().unwrap().stdout_text()).unwrap();
                 (mode, report["transfers"].as_u64(), report["errors"].clone())
             })
         });
@@ -56,7 +57,7 @@ fn sessions_at_once_work_from_whatever_processor_their_packets_come() {
         }
     });
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     let status = gateway.daemon.status().unwrap();
     assert_eq!((&status["errors"], &status["lost"]), (&json!(0), &json!(0)), "{status}");
 }
@@ -76,7 +77,7 @@ fn each_session_is_known_again_by_any_number_of_workers() {
             reply(),
         ];
         let steps = [&login()[..], &transfer, &[json!({"gate": ""})], &transfer].concat();
-        let host = gateway.lab.dialled(Family::V4).to_string();
+        let host = gateway.lab.server_address(Family::V4).to_string();
         gated_client(&gateway.lab.client, json!({"host": host, "listen": [port], "steps": steps}))
     };
     let clients: Vec<_> = (3762..3770).map(client).collect();

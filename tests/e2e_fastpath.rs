@@ -9,7 +9,7 @@ use common::{
     Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client,
     scripted_server, wait_for,
 };
-use ftp_alg_lab::{Daemon, Family, Lab, Script, Server, ServerKind, Topology, patient};
+use ftp_alg_lab::{Daemon, Family, Lab, Script, Server, ServerKind, Topology, scaled_timeout};
 use serde_json::{Value, json};
 
 const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
@@ -37,7 +37,7 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
 fn pins(lab: &Lab) -> usize {
     const NUMBER: &str = "import socket; own = socket.socket(socket.AF_UNIX); \
         print('%x-' % int.from_bytes(own.getsockopt(socket.SOL_SOCKET, 71, 8), 'little'))";
-    let number = lab.gateway.run("python3", &["-c", NUMBER]).unwrap().text();
+    let number = lab.gateway.run("python3", &["-c", NUMBER]).unwrap().stdout_text();
     let is_own = |name: &str| name.starts_with(number.trim());
     let Ok(all) = fs::read_dir("/sys/fs/bpf/ftp-alg") else { return 0 };
     all.filter(|entry| is_own(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
@@ -64,7 +64,7 @@ fn active_by(announcement: &str, port: u16) -> Vec<Value> {
 }
 
 fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     json!({"host": host, "listen": listen, "steps": steps.concat()})
 }
 
@@ -80,7 +80,7 @@ fn transfers_through_a_routed_firewall_are_judged() {
     assert!(count(daemon, "judged") > 20, "{}", fast_path(daemon));
     assert_eq!(count(daemon, "admitted"), 8, "{}", fast_path(daemon));
     assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
-    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn transfers_through_masquerade_are_judged_and_not_queued() {
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
 /// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
@@ -224,7 +224,7 @@ fn an_adjusted_connection_is_judged() {
     assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{}", daemon.log());
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn announcements_that_only_another_port_would_keep_short_are_judged_from_the_thi
     assert!(count(daemon, "admitted") >= 14, "{}", fast_path(daemon));
     assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{}", daemon.log());
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_closed(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
     assert!(why.contains("in inet own marks takes the fast path's packet marks away"), "{off}");
     assert_eq!((&off["state"], pins(&lab)), (&json!("off"), 0));
     let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
-    let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().text();
+    let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();
     assert!(doctor.contains("`meta mark set 0x00000001` in inet own marks"), "{doctor}");
     let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
     let steps = [login(), passive("PASV"), active(1025), passive("EPSV")];
@@ -335,7 +335,7 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
 #[test]
 fn a_clean_stop_leaves_no_program_and_no_pin() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
-    let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().text();
+    let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().stdout_text();
     assert!(count(&gateway.daemon, "judged") == 0, "{links}");
     assert_eq!(pins(&gateway.lab), 1);
     gateway.daemon.stop().unwrap();
@@ -348,7 +348,7 @@ fn transfers_survive_a_daemon_that_is_killed_while_they_are_judged() {
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let (user, password) = server.login();
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let until = gateway.lab.directory().join("load-is-over");
     let stop = until.display().to_string();
     let arguments =
@@ -365,18 +365,18 @@ fn transfers_survive_a_daemon_that_is_killed_while_they_are_judged() {
         let log = gateway.daemon.log();
         assert!(log.contains("6 control connections of before go on"), "round {round}: {log}");
         // At another moment of a transfer each time; long enough that what is sent again gets through.
-        thread::sleep(patient(Duration::from_millis(250 + round * 37 % 250)));
+        thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }
     fs::write(&until, b"").unwrap();
-    wait_for("the load's end", || load.ended().is_some());
+    wait_for("the load's end", || load.exit_status().is_some());
     let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
     println!("{rounds} rounds, {judged} lines judged: {report}");
     let number = |key: &str| report[key].as_u64().unwrap();
     assert_eq!([number("damaged"), number("lost"), number("failed")], [0; 3], "{report}");
     assert!(number("sessions") == 6 && number("transfers") > rounds, "{report}");
     assert!(judged > rounds * 10, "{judged} lines were judged");
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
 }
 
@@ -393,10 +393,10 @@ fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     gateway.daemon.kill();
     gateway.lab.gateway.nft("delete table inet ftp_alg").unwrap();
     gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap().len(), 1, "{}", gateway.daemon.log());
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{}", gateway.daemon.log());
     let session = client.release();
     assert_eq!(session.error, None, "{}", gateway.daemon.log());
     let text = serde_json::to_string(&session.steps).unwrap();
     assert_eq!(text.matches("here it is").count(), 3, "{text}");
-    gateway.daemon.wait_closed(Duration::from_secs(5)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }

@@ -41,7 +41,7 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("body", &vec![b'x'; 4 << 20]).unwrap();
     let (user, password) = server.login();
-    let address = lab.dialled(Family::V4).to_string();
+    let address = lab.server_address(Family::V4).to_string();
     for mode in ["active", "passive"] {
         let arguments = [&address, user, password, mode, "10", "pub/body"];
         let (report, connections) = thread::scope(|scope| {
@@ -51,7 +51,7 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
             while !transfers.is_finished() {
                 connections += &lab.gateway.connections().unwrap();
             }
-            (transfers.join().unwrap().unwrap().text(), connections)
+            (transfers.join().unwrap().unwrap().stdout_text(), connections)
         });
         assert!(report.contains("\"transfers\": 10, \"errors\": []"), "{mode}: {report}");
         let is_control = |line: &str| line.contains("dport=21 ");

@@ -29,14 +29,14 @@ fn healing(server: &str) -> String {
 fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
     for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
         for announced in ["0.0.0.0", "127.0.0.1", "172.17.0.2"] {
-            let server = ftp_alg_lab::Spec::new(topology).plan.server.address(Family::V4);
+            let server = ftp_alg_lab::LabSpec::new(topology).plan.server.address(Family::V4);
             let configuration =
                 format!("[policy]\nforeign-address = \"allow\"\n{}", healing(&server.to_string()));
             let gateway = gateway_with(topology, &configuration);
             let lab = &gateway.lab;
             let plan = json!({"address": announced, "passive_port": PASSIVE});
             let _server = scripted_server(&lab.server, &plan);
-            let dialled = lab.dialled(Family::V4).to_string();
+            let dialled = lab.server_address(Family::V4).to_string();
             let plan = json!({"host": dialled, "steps": passive_transfer()});
             let session = scripted_client(&lab.client, &plan);
             let what = format!("{topology} {announced}");
@@ -57,9 +57,9 @@ fn a_server_that_is_not_healed_gets_no_pinhole() {
     let plan = json!({"address": "172.17.0.2", "passive_port": PASSIVE});
     let _server = scripted_server(&lab.server, &plan);
     let steps = [login(), vec![say("PASV"), reply(), json!({"gate": ""})]].concat();
-    let dialled = lab.dialled(Family::V4).to_string();
+    let dialled = lab.server_address(Family::V4).to_string();
     let client = gated_client(&lab.client, json!({"host": dialled, "steps": steps}));
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(connect(&lab.client, &dialled, PASSIVE), "silent");
     assert!(gateway.daemon.log().contains("no heal-address is set for it"));
     assert_eq!(client.release().got(6).trim_end(), "425 Gateway: not the server's address.");
@@ -82,7 +82,7 @@ fn networks_have_policies_of_their_own() {
     let server = scripted_server(&lab.server, &json!({}));
     let announce = |host: &Host, family, line: &str| {
         let steps = [login(), vec![say(line), reply(), say("NOOP"), reply()]].concat();
-        let dialled = lab.dialled(family).to_string();
+        let dialled = lab.server_address(family).to_string();
         let session = scripted_client(host, &json!({"host": dialled, "steps": steps}));
         assert_eq!(session.error, None, "{line}");
         (session.got(6).to_owned(), server.lines().into_iter().rev().nth(1).unwrap())
@@ -123,7 +123,7 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
             let client = lab.client.address(Family::V4).to_string().replace('.', ",");
             let active = [say(&format!("PORT {client},14,178")), reply(), say("LIST"), reply()];
             let active = [&active[..], &[json!({"accept": 3762}), reply()]].concat();
-            let dialled = lab.dialled(Family::V4).to_string();
+            let dialled = lab.server_address(Family::V4).to_string();
             let steps = [passive_transfer(), active].concat();
             let plan = json!({"host": dialled, "port": port, "listen": [3762], "steps": steps});
             let session = scripted_client(&lab.client, &plan);
@@ -133,13 +133,13 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
             assert_eq!(session.got(16), "the body\r\n", "{what}");
             drop(server);
         }
-        gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
         assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{topology}");
     }
 }
 
 /// The scripted server on `port`.
-fn serve(lab: &Lab, port: u16) -> ftp_alg_lab::Background {
+fn serve(lab: &Lab, port: u16) -> ftp_alg_lab::BackgroundProcess {
     let plan = json!({"port": port}).to_string();
     let command = lab.server.script_command(Script::Server, &[&plan]).unwrap();
     let process = lab.server.start(command, &format!("server-{port}")).unwrap();

@@ -22,8 +22,8 @@ fn said(daemon: &Daemon, command: &str) -> (Value, Vec<String>, i32) {
         arguments.extend(["--config", &file]);
     }
     let done = daemon.ask(&arguments).unwrap();
-    let said: Value = serde_json::from_str(&done.text())
-        .unwrap_or_else(|error| panic!("{error}: {}{}", done.text(), done.errors()));
+    let said: Value = serde_json::from_str(&done.stdout_text())
+        .unwrap_or_else(|error| panic!("{error}: {}{}", done.stdout_text(), done.stderr_text()));
     let problems = said["problems"].as_array().unwrap();
     for problem in problems {
         for field in ["name", "text", "remedy"] {
@@ -47,7 +47,7 @@ fn is_told_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
     wait_for(name, || problems(daemon, "status") == [name]);
     assert_eq!(problems(daemon, "doctor"), [name]);
     wait_for("a line in the log", || daemon.log().contains(&format!("WARN problem {name}: ")));
-    let text = daemon.ask(&["status"]).unwrap().text();
+    let text = daemon.ask(&["status"]).unwrap().stdout_text();
     assert!(text.contains(&format!("\nPROBLEM {name}\n")), "{text}");
     solve();
     wait_for("the solution", || problems(daemon, "status").is_empty());
@@ -230,7 +230,7 @@ fn unused(gateway: &Gateway, times: usize) {
     for _ in 0..times {
         steps.extend([say("PASV"), reply(), json!({"sleep": 1.5})]);
     }
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let session = scripted_client(&gateway.lab.client, &json!({"host": host, "steps": steps}));
     assert_eq!(session.error, None);
 }
@@ -260,7 +260,7 @@ fn a_pinhole_that_a_connection_used_without_a_transfer_is_no_problem() {
     let _server = scripted_server(&gateway.lab.server, &json!({"passive_port": 50069}));
     let mut steps = login();
     steps.extend([say("PASV"), reply(), json!({"gate": ""}), json!({"sleep": 3})]);
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
     assert_eq!(common::connect(&gateway.lab.client, &host, 50069), "open");
     assert_eq!(client.release().error, None);
@@ -273,7 +273,7 @@ fn encrypted_sessions() {
     let gateway = gateway_with(Topology::Masquerade, "");
     let _server = scripted_server(&gateway.lab.server, &json!({"extra": {"AUTH TLS": "234 go"}}));
     let steps = json!([reply(), say("AUTH TLS"), reply()]);
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     for _ in 0..2 {
         let plan = json!({"host": host, "steps": steps});
         assert_eq!(scripted_client(&gateway.lab.client, &plan).error, None);

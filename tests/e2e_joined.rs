@@ -5,14 +5,14 @@
 mod common;
 
 use common::{Gateway, captures, executable, login, reply, say, scripted_client, scripted_server};
-use ftp_alg_lab::{Daemon, Family, Lab, Spec, Topology};
+use ftp_alg_lab::{Daemon, Family, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
 
 const NOOPS: usize = 600;
 
 /// A lab whose client joins, and whose gateway parts and sums before a packet is on the wire.
 fn joining(configuration: &str) -> Gateway {
-    let lab = Lab::build(Spec { offloads: true, ..Spec::new(Topology::Masquerade) }).unwrap();
+    let lab = Lab::build(LabSpec { offloads: true, ..LabSpec::new(Topology::Masquerade) }).unwrap();
     let parts = "tx off sg off tso off gso off";
     lab.gateway.shell(&format!("ethtool -K {} {parts}", lab.server_side())).unwrap();
     lab.server.shell(&format!("ethtool -K eth0 {parts}")).unwrap();
@@ -43,7 +43,7 @@ fn said_among_others(
     let replies = json!({"reply": true, "count": count});
     let transfer = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
     let steps: Vec<Value> = [login(), vec![send, replies], transfer.to_vec()].concat();
-    let host = lab.dialled(family).to_string();
+    let host = lab.server_address(family).to_string();
     let plan = json!({"host": host, "listen": [3762], "steps": steps});
     let session = scripted_client(&lab.client, &plan);
     assert_eq!(session.error, None, "{lines:?} {cut:?}");
@@ -114,7 +114,7 @@ fn announced_only(gateway: &Gateway, line: &str) -> Vec<String> {
     let send = json!({"send": format!("{others}{line}\r\n{others}")});
     let replies = json!({"reply": true, "count": 2 * NOOPS + 1});
     let steps = [login(), vec![send, replies, say("NOOP"), reply()]].concat();
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
     assert_eq!(session.error, None);
     let outer = outer.finish().unwrap();

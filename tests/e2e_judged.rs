@@ -11,7 +11,7 @@ mod rng;
 use std::time::Duration;
 
 use common::{control, scripted_server};
-use ftp_alg::gateway::firewall::Passage;
+use ftp_alg::gateway::firewall::Acceptance;
 use ftp_alg_lab::{Family, Host, Lab, Topology};
 use rng::Rng;
 use serde_json::json;
@@ -132,12 +132,12 @@ fn random_rules_do_what_is_said_of_them() {
                 iptables-legacy -X; conntrack -F 2>/dev/null\n{rules}"
             ))
             .unwrap();
-        for judgement in control(&lab).judgements {
+        for judgement in control(&lab).pairs {
             let (from, to) = match judgement.from.as_deref() {
                 Some("lan") => (&lab.client, &lab.server),
                 _ => (&lab.server, &lab.client),
             };
-            let said = judgement.passage != Passage::Dropped;
+            let said = judgement.acceptance != Acceptance::Dropped;
             assert_eq!(passes(from, to), said, "round {round}: {judgement:?}\n{rules}");
         }
     }

@@ -9,8 +9,8 @@ use common::{
     executable, executable_for_everyone, executable_without_owner, gated_client, gateway,
     gateway_with, login, reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg_lab::{Client, Transfer};
-use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology};
+use ftp_alg_lab::{ClientProgram, Transfer};
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind, Topology};
 use serde_json::json;
 
 #[test]
@@ -55,7 +55,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
         let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
         let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let plan = json!({"host": host, "listen": [3762], "steps": steps});
         let client = gated_client(&lab.client, plan);
         // Without the translations of connections that the fast path has just now.
@@ -104,7 +104,7 @@ fn connections_that_conntrack_forgot_go_on() {
         let gateway = gateway_with(Topology::Masquerade, &format!("{sets}{fast_path}"));
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({}));
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let steps = [login(), steps].concat();
         let plan = json!({"host": host, "listen": [3762], "steps": steps});
         let client = gated_client(&lab.client, plan);
@@ -125,7 +125,7 @@ fn unadjusted_connections_pass_while_the_daemon_is_down() {
     for (how, kill) in [("stopped", false), ("killed", true)] {
         let mut gateway = gateway(Topology::Masquerade);
         let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let host = gateway.lab.dialled(Family::V4).to_string();
+        let host = gateway.lab.server_address(Family::V4).to_string();
         let mut steps = login();
         steps.extend([json!({"gate": ""}), say("NOOP"), reply(), say("QUIT"), reply()]);
         // What is said waits for the daemon for 5 s, and then until it is sent again.
@@ -167,7 +167,7 @@ fn assert_refuses(lab: &Lab, prepare: impl FnOnce(&mut std::process::Command), w
     command.args(command_line).arg("--state-dir").arg(home.join("state"));
     command.arg("--socket").arg(home.join("socket"));
     let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
-    let said = done.errors();
+    let said = done.stderr_text();
     assert_eq!(done.status.code(), Some(1), "{said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
     assert!(said.to_lowercase().contains(word), "{said}");
@@ -193,7 +193,7 @@ fn who_may_not_ask_the_daemon_is_told_so() {
     command.arg("status").arg("--socket").arg(gateway.daemon.socket());
     let done = gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
     assert_eq!(done.status.code(), Some(1));
-    assert!(done.errors().contains("run this as the daemon's user"), "{}", done.errors());
+    assert!(done.stderr_text().contains("run this as the daemon's user"), "{}", done.stderr_text());
 }
 
 #[test]
@@ -218,8 +218,8 @@ fn run_with_its_queue_taken_says_so_and_leaves_the_other_alone() {
     assert_eq!(lab.gateway.ruleset().unwrap(), running);
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"still here").unwrap();
-    let address = lab.dialled(Family::V4);
-    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     assert_eq!(transfer.download("a").unwrap(), b"still here");
 }
 
@@ -227,14 +227,15 @@ fn run_with_its_queue_taken_says_so_and_leaves_the_other_alone() {
 fn an_iptables_firewall_needs_one_line_too() {
     for kind in [FirewallKind::IptablesNft, FirewallKind::IptablesLegacy] {
         for topology in [Topology::Masquerade, Topology::PublishedServer, Topology::Routed] {
-            let lab = Lab::build(Spec { firewall: kind, ..Spec::new(topology) }).unwrap();
+            let lab = Lab::build(LabSpec { firewall: kind, ..LabSpec::new(topology) }).unwrap();
             let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
             let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
             server.put("a", b"abc").unwrap();
             for family in [Family::V4, Family::V6] {
                 for mode in [Mode::Active, Mode::Passive] {
-                    let address = lab.dialled(family);
-                    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+                    let address = lab.server_address(family);
+                    let transfer =
+                        Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
                     let got = transfer.download("a").unwrap_or_else(|error| {
                         panic!("{kind:?} {topology} {family} {mode}: {error}\n{}", daemon.log())
                     });
@@ -255,7 +256,7 @@ fn a_state_directory_is_for_one_daemon() {
     command.args(["run", "--state-dir"]).arg(&state);
     command.arg("--socket").arg(state.with_file_name("other"));
     let done = elsewhere.finish(command, b"", Duration::from_secs(10)).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{}", done.errors());
-    assert!(done.errors().contains("is in use by another ftp-alg"), "{}", done.errors());
+    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
+    assert!(done.stderr_text().contains("is in use by another ftp-alg"), "{}", done.stderr_text());
     assert!(!state.join("queue-2100.refused").exists());
 }

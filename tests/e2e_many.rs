@@ -12,11 +12,11 @@ use serde_json::Value;
 /// `count` downloads in one session; the errors that came of it.
 fn transfers(lab: &Lab, server: &Server, family: Family, mode: &str, count: u32) -> Vec<String> {
     let (user, password) = server.login();
-    let (address, count) = (lab.dialled(family).to_string(), count.to_string());
+    let (address, count) = (lab.server_address(family).to_string(), count.to_string());
     let arguments = [&address, user, password, mode, &count, "pub/report"];
     let done = lab.client.script(Script::Many, &arguments, Duration::from_secs(240)).unwrap();
     let done = done.success().unwrap();
-    let report: Value = serde_json::from_str(&done.text()).unwrap();
+    let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
     println!("{mode} {family}: {report}");
     let errors = report["errors"].as_array().unwrap();
     let mut errors: Vec<String> = errors.iter().map(Value::to_string).collect();
@@ -48,7 +48,7 @@ fn a_thousand_in_each_mode(topology: Topology, kind: ServerKind) {
         let mut open = Vec::new();
         while !all.is_finished() {
             for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
-                open.extend(lab.third.scan(target, "1-65535").unwrap());
+                open.extend(lab.outsider.scan(target, "1-65535").unwrap());
             }
         }
         (all.join().unwrap(), open)
@@ -56,8 +56,8 @@ fn a_thousand_in_each_mode(topology: Topology, kind: ServerKind) {
     assert_eq!(errors, [""; 0]);
     assert!(open.iter().all(|port| *port == 21), "open to a stranger: {open:?}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
 }
 

@@ -17,7 +17,7 @@ use std::{
 };
 
 use common::executable;
-use ftp_alg_lab::{Admission, Client, Daemon, Family, Lab, ServerKind, Spec, Topology};
+use ftp_alg_lab::{Admission, ClientProgram, Daemon, Family, Lab, LabSpec, ServerKind, Topology};
 use matrix::{Cell, Matrix, Outcome, WAYS};
 
 const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
@@ -25,7 +25,7 @@ const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
 fn every_client_with_every_server(topology: Topology, backend: &str) {
     let start = Instant::now();
     let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(Spec { admission, ..Spec::new(topology) }).unwrap();
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
     let configuration = lab.configuration(backend);
     let daemons: Vec<Daemon> = lab
         .gateways()
@@ -45,8 +45,8 @@ fn every_client_with_every_server(topology: Topology, backend: &str) {
     for (host, daemon) in lab.gateways().into_iter().zip(&daemons) {
         assert_eq!(daemon.status().unwrap()["backend"], backend);
         assert_eq!(host.invalid_packets().unwrap(), 0, "{}", host.role());
-        daemon.wait_closed(Duration::from_secs(2)).unwrap();
-        assert_eq!(daemon.openings().unwrap(), [""; 0], "{}", host.role());
+        daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+        assert_eq!(daemon.open_pinholes().unwrap(), [""; 0], "{}", host.role());
         assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
     }
 }
@@ -121,7 +121,7 @@ fn heading() -> String {
             .unwrap();
     }
     text += "  |";
-    for client in Client::ALL {
+    for client in ClientProgram::ALL {
         write!(text, "{client:>10}").unwrap();
     }
     text += "  |";
@@ -144,7 +144,7 @@ fn row(topology: Topology, backend: &str, cells: &[Cell], elapsed: Duration) -> 
         write!(text, "{:>7}", count(&|cell| (cell.verb, cell.family) == way)).unwrap();
     }
     text += "  |";
-    for client in Client::ALL {
+    for client in ClientProgram::ALL {
         write!(text, "{:>10}", count(&|cell| cell.client == client)).unwrap();
     }
     text += "  |";
@@ -156,11 +156,13 @@ fn row(topology: Topology, backend: &str, cells: &[Cell], elapsed: Duration) -> 
 
 /// Why the cells that are missing cannot exist.
 fn reasons() -> String {
-    let mut reasons: Vec<&str> = Client::ALL
+    let mut reasons: Vec<&str> = ClientProgram::ALL
         .into_iter()
-        .flat_map(|client| WAYS.map(|(verb, family)| client.obstacle(verb, family)))
+        .flat_map(|client| WAYS.map(|(verb, family)| client.unsupported_reason(verb, family)))
         .flatten()
-        .chain(Client::ALL.into_iter().filter(|c| !c.uploads()).map(|_| "wget stores nothing"))
+        .chain(
+            ClientProgram::ALL.into_iter().filter(|c| !c.uploads()).map(|_| "wget stores nothing"),
+        )
         .collect();
     reasons.sort_unstable();
     reasons.dedup();

@@ -58,7 +58,7 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     let silent = python(&lab.server, "silent", &[SILENT]);
     lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
     let gate = lab.client.directory().join("burst");
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let mut burst =
         python(&lab.client, "burst", &[BURST, &host, "1000", "10", &gate.display().to_string()]);
     wait_for("the connections", || burst.log().contains("ready"));
@@ -68,7 +68,7 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     };
     signal("-STOP");
     fs::write(gate, b"").unwrap();
-    wait_for("the burst", || burst.ended().is_some());
+    wait_for("the burst", || burst.exit_status().is_some());
     signal("-CONT");
     wait_for("the count", || gateway.daemon.counter("overruns").unwrap() > 0);
     assert!(
@@ -89,7 +89,7 @@ fn a_link_that_goes_down_and_comes_back_is_no_end() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     // The kernel forgets what it masqueraded over the link; the first announcement after that may be
     // refused, as its translation is not known.
     let again = [say("PORT 192,168,150,80,14,178"), reply()];
@@ -113,7 +113,7 @@ fn what_a_flushed_connection_tracker_costs_is_said() {
     let gateway = gateway_with(Topology::Masquerade, configuration);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let announcement = [say("PORT 192,168,150,80,14,178"), reply()];
     let again = [&announcement[..], &announcement].concat();
     let steps = [login(), transfer(), vec![json!({"gate": ""})], again].concat();
@@ -139,7 +139,7 @@ fn a_client_that_both_ends_forgot_is_followed_when_it_comes_again_from_the_same_
         let _server = scripted_server(&lab.server, &json!({}));
         let one_port = "echo 40001 40001 > /proc/sys/net/ipv4/ip_local_port_range";
         lab.client.shell(one_port).unwrap().success().unwrap();
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let mut steps = login();
         steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
         let plan = json!({"host": host, "listen": [3762], "steps": steps});

@@ -38,7 +38,7 @@ fn told(lab: &Lab) -> (String, f64) {
 /// What a new control connection gets for PASV, and how long that took.
 fn answered(lab: &Lab) -> (String, f64) {
     let steps = [login(), vec![say("PASV"), reply()]].concat();
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
     assert_eq!(session.error, None);
     (session.got(6).to_owned(), session.steps[6].1)
@@ -55,7 +55,7 @@ fn sessions_announce_what_the_name_stands_for_by_then() {
         vec![say("PASV"), reply(), json!({"gate": ""}), say("PASV"), reply()],
         vec![say("NOOP"), reply()],
     ];
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "steps": steps.concat()});
     let client = gated_client(&lab.client, plan);
     dns.set(&is(SECOND));
@@ -67,7 +67,7 @@ fn sessions_announce_what_the_name_stands_for_by_then() {
     assert_eq!(session.error, None);
     assert_eq!(host_port(session.got(6)).0, FIRST);
     assert_eq!(host_port(session.got(9)).0, SECOND, "the connection that was open all along");
-    let status = gateway.daemon.ask(&["status"]).unwrap().text();
+    let status = gateway.daemon.ask(&["status"]).unwrap().stdout_text();
     assert!(status.contains(NAME) && status.contains(SECOND), "{status}");
 }
 
@@ -144,7 +144,7 @@ fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
         let list = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
         [&list[..], &[json!({"accept": 3762}), reply()]].concat()
     };
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan =
         |steps: Vec<Value>| json!({"host": host, "listen": [3762], "timeout": 3, "steps": steps});
     let steps = [login(), transfer(), vec![json!({"gate": ""})], transfer()].concat();
@@ -168,6 +168,6 @@ fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
     assert_eq!(host_port(announced[0]).0, "198.51.100.1");
     assert_eq!(host_port(announced[1]).0, "198.51.100.77");
     // What conntrack has forgotten may end unseen: then its pinhole does in time.
-    gateway.daemon.wait_closed(Duration::from_secs(35)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(35)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
 }

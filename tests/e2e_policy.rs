@@ -42,7 +42,7 @@ fn refused_announcements_never_reach_the_server() {
     for line in refused {
         steps.extend([say(line), reply(), say("NOOP"), reply()]);
     }
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
     assert_eq!(session.error, None);
     for (number, line) in refused.iter().enumerate() {
@@ -76,7 +76,7 @@ fn what_is_refused_thousands_of_times_is_counted_and_logged_at_a_bounded_rate() 
         steps.extend(vec![reply(); lines]);
     }
     steps.extend([say("NOOP"), reply()]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let started = Instant::now();
     let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
     assert_eq!(session.error, None);
@@ -113,19 +113,19 @@ fn pinhole_admits_the_server_once_and_nobody_else() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
     let client = gated_client(&lab.client, plan);
     assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
     let lines = server.lines();
     let (address, port) = host_port(lines.last().unwrap());
 
-    assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.outsider, &address, port), "silent", "a stranger");
     assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
     assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     assert_eq!(client.release().error, None);
 }
 
@@ -139,13 +139,13 @@ fn passive_pinhole_admits_only_the_client_that_asked() {
     steps.extend([say("PASV"), reply(), json!({"gate": ""})]);
     steps.extend([json!({"dial": true, "later": true}), say("LIST"), reply()]);
     steps.extend([json!({"drain": true}), reply()]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
     let announcements = outer.finish().unwrap().announcements().unwrap();
     let (address, port) = host_port(&announcements[0]);
     assert_eq!(connect(&lab.client2, &address, port), "silent", "another client");
-    assert_eq!(connect(&lab.third, &address, port), "silent", "a stranger");
-    assert_eq!(connect(&lab.third, "192.168.150.90", 50069), "silent", "past the translation");
+    assert_eq!(connect(&lab.outsider, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.outsider, "192.168.150.90", 50069), "silent", "past the translation");
     let session = client.release();
     assert_eq!(session.error, None);
     assert_eq!(session.got(11), "the body\r\n");
@@ -161,13 +161,13 @@ fn pinhole_closes_with_its_control_connection() {
         let gateway = gateway(Topology::Masquerade);
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({}));
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let plan = json!({"host": host, "listen": [3762], "steps": announced(&end)});
         let client = gated_client(&lab.client, plan);
-        assert!(!gateway.daemon.openings().unwrap().is_empty(), "{what}");
+        assert!(!gateway.daemon.open_pinholes().unwrap().is_empty(), "{what}");
         assert_eq!(client.release().error, None, "{what}");
-        gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
-        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "{what}");
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{what}");
     }
 }
 
@@ -176,11 +176,11 @@ fn pinhole_closes_when_the_server_refuses_the_announcement() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let server = scripted_server(&lab.server, &json!({"extra": {"PORT": "500 I do not like it"}}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
     let client = gated_client(&lab.client, plan);
-    gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     let (address, port) = host_port(server.lines().last().unwrap());
     assert_eq!(connect(&lab.server, &address, port), "silent");
     drop(client);
@@ -191,12 +191,12 @@ fn unused_pinhole_closes_in_time() {
     let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
     let client = gated_client(&lab.client, plan);
     assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
-    gateway.daemon.wait_closed(Duration::from_secs(3)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(3)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(client.release().error, None);
 }
 
@@ -210,7 +210,7 @@ fn text_that_looks_like_an_announcement_opens_nothing() {
     let _server = scripted_server(&lab.server, &json!({"extra": extra}));
     let mut steps = login();
     steps.extend([say("STAT"), reply(), say("FEAT"), reply(), say("NOOP"), reply()]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
     assert_eq!(session.error, None);
     assert_eq!(session.got(6), status.replace("\r\n", "\n"), "untouched");
@@ -223,7 +223,7 @@ fn nothing_opens_before_a_login() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let steps = [reply(), say(PORT), reply()];
     scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
@@ -234,7 +234,7 @@ fn a_browser_cannot_be_talked_into_opening_a_pinhole() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({"extra": {"POST": "230 fine"}}));
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let mut steps = vec![reply(), say("POST / HTTP/1.1"), reply(), say("Host: ftp"), reply()];
     steps.extend([say("USER lab"), reply(), say("PASS lab"), reply(), say(PORT), reply()]);
     scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));

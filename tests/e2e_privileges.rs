@@ -23,8 +23,8 @@ use common::{
 };
 use ftp_alg::{daemon::confine, gateway::fastpath};
 use ftp_alg_lab::{
-    Admission, Client, Daemon, Family, FirewallKind, Lab, Mode, Server, ServerKind, Spec, Topology,
-    Transfer,
+    Admission, ClientProgram, Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind,
+    Topology, Transfer,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use serde_json::json;
@@ -108,8 +108,8 @@ fn assert_works_confined(start: &str, uid: u32) {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let exchange = |name: &str| {
         for mode in [Mode::Active, Mode::Passive] {
-            let address = lab.dialled(Family::V4);
-            let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, mode);
+            let address = lab.server_address(Family::V4);
+            let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
             if let Err(error) = transfer.exchange(&server, &format!("{name}-{mode}"), b"the body") {
                 panic!("{start}: {mode}: {error}\n{}", daemon.log());
             }
@@ -271,7 +271,7 @@ fn a_daemon_that_does_not_start_leaves_no_fast_path() {
         command.args(["run", "--config"]).arg(place.join("fast.toml"));
         command.arg("--state-dir").arg(place.join("own-state"));
         command.arg("--socket").arg(place.join("own-socket"));
-        lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap().errors()
+        lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap().stderr_text()
     };
     let _first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
     let said = run("queue.fast-path = \"auto\"\n");
@@ -302,8 +302,8 @@ fn a_daemon_whose_broker_ends_ends_too_and_says_so() {
     let mut gateway = gateway(Topology::Routed);
     let broker = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
     rustix::process::kill_process(broker, rustix::process::Signal::KILL).unwrap();
-    wait_for("the daemon's end", || gateway.daemon.ended().is_some());
-    assert_eq!(gateway.daemon.ended().and_then(|status| status.code()), Some(1));
+    wait_for("the daemon's end", || gateway.daemon.exit_status().is_some());
+    assert_eq!(gateway.daemon.exit_status().and_then(|status| status.code()), Some(1));
     let log = gateway.daemon.log();
     assert!(log.contains("broker ended (signal: 9 (SIGKILL))"), "{log}");
 }
@@ -315,7 +315,7 @@ fn all_of_the_firewall_is_read() {
         [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
     {
         let admission = Admission::Related;
-        let spec = Spec { firewall, admission, ..Spec::new(Topology::Masquerade) };
+        let spec = LabSpec { firewall, admission, ..LabSpec::new(Topology::Masquerade) };
         let lab = Lab::build(spec).unwrap();
         let configuration = "[pinhole]\nbackend = \"nftables\"\n";
         let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
@@ -327,7 +327,8 @@ fn all_of_the_firewall_is_read() {
 /// The kernel shows some of its files to root only.
 #[test]
 fn what_only_root_may_read_is_not_taken_for_absent() {
-    let spec = Spec { firewall: FirewallKind::IptablesLegacy, ..Spec::new(Topology::Masquerade) };
+    let spec =
+        LabSpec { firewall: FirewallKind::IptablesLegacy, ..LabSpec::new(Topology::Masquerade) };
     let lab = Lab::build(spec).unwrap();
     let program = starter(&lab, "chown -R 65534 $home; exec \"$@\" --user nobody");
     let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
@@ -335,8 +336,8 @@ fn what_only_root_may_read_is_not_taken_for_absent() {
     let log = daemon.log();
     assert!(log.contains("overruns are counted by the numbers of packets"), "{log}");
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let address = lab.dialled(Family::V4);
-    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     transfer.exchange(&server, "a", b"the body").unwrap();
     assert_eq!(daemon.counter("overruns").unwrap(), 0);
 
@@ -345,8 +346,12 @@ fn what_only_root_may_read_is_not_taken_for_absent() {
     second.args(["run", "--user", "nobody", "--state-dir"]).arg(&other);
     second.arg("--socket").arg(other.join("socket"));
     let done = lab.gateway.finish(second, b"", Duration::from_secs(10)).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{}", done.errors());
-    assert!(done.errors().contains("queue 2100 is taken by another program"), "{}", done.errors());
+    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
+    assert!(
+        done.stderr_text().contains("queue 2100 is taken by another program"),
+        "{}",
+        done.stderr_text()
+    );
 }
 
 #[test]
@@ -360,8 +365,8 @@ fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
         command.args(["run", "--user", user, "--state-dir"]).arg(home.join("state"));
         command.arg("--socket").arg(home.join("socket"));
         let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
-        assert_eq!(done.status.code(), Some(code), "{}", done.errors());
-        assert!(done.errors().contains(words), "{}", done.errors());
+        assert_eq!(done.status.code(), Some(code), "{}", done.stderr_text());
+        assert!(done.stderr_text().contains(words), "{}", done.stderr_text());
     };
     refused("exec", "no-such-user", 2, "--user no-such-user: no such user in /etc/passwd");
     let nobody = "chown -R 65534 $PWD/home; exec setpriv --reuid=65534 --clear-groups";
@@ -390,7 +395,7 @@ fn a_kernel_without_landlock_or_seccomp_is_said_so() {
             assert!(status["unconfined"][0].as_str().unwrap().starts_with(what), "{status}");
             assert!(status["unconfined"][1].as_str().unwrap().starts_with("seccomp: "), "{status}");
             for command in ["status", "doctor"] {
-                let said = daemon.ask(&[command]).unwrap().text();
+                let said = daemon.ask(&[command]).unwrap().stdout_text();
                 assert!(said.contains(what) && said.contains("seccomp: "), "{said}");
             }
             // The rest holds.
@@ -483,14 +488,14 @@ fn confined() {
     let (name, state) = rest.split_once('|').unwrap();
     let state = Path::new(state);
     match role {
-        "daemon" => drop(confine::daemon(state, state, None).unwrap()),
+        "daemon" => drop(confine::confine_daemon(state, state, None).unwrap()),
         "fast path" => {
             let pins = state.with_file_name("pins");
-            confine::user(None).unwrap();
-            drop(confine::daemon(state, state, Some(&pins)).unwrap());
+            confine::become_user(None).unwrap();
+            drop(confine::confine_daemon(state, state, Some(&pins)).unwrap());
         }
-        "broker" => confine::broker(None).unwrap(),
-        "program" => confine::program().unwrap(),
+        "broker" => confine::confine_broker(None).unwrap(),
+        "program" => confine::confine_program().unwrap(),
         other => panic!("{other}"),
     }
     let code = match attempt(name, state) {

@@ -26,7 +26,7 @@ fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
     let gateway = gateway_with(topology, "queue.fast-path = \"off\"\n");
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({"passive_port": PASSIVE_PORT}));
-    let host = lab.dialled(Family::V4);
+    let host = lab.server_address(Family::V4);
     let run = |steps: Vec<Value>| {
         let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
         assert_eq!(session.error, None);

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Gateway, gateway_with, reply, say, scripted_client};
-use ftp_alg_lab::{Client, Family, Mode, Server, ServerKind, Topology, Transfer};
+use ftp_alg_lab::{ClientProgram, Family, Mode, Server, ServerKind, Topology, Transfer};
 use serde_json::{Value, json};
 
 /// But for the one that is announced, and two that might be chosen.
@@ -19,7 +19,7 @@ deny-ports = ["1024-20049", "20051-49151", "49154-65535"]
 
 fn said(gateway: &Gateway, steps: &[Value]) -> Vec<String> {
     let lab = &gateway.lab;
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "steps": steps, "listen": [20050]});
     let session = scripted_client(&lab.client, &plan);
     assert_eq!(session.error, None, "{session:?}");
@@ -66,9 +66,9 @@ fn clients_end_at_once_and_show_the_reason() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("file", b"contents").unwrap();
     let mut shown = Vec::new();
-    for client in Client::ALL {
+    for client in ClientProgram::ALL {
         for mode in [Mode::Passive, Mode::Active] {
-            let address = lab.dialled(Family::V4);
+            let address = lab.server_address(Family::V4);
             let transfer = Transfer::new(client, &lab.client, &server, address, mode);
             let start = Instant::now();
             let outcome = transfer.download("file");

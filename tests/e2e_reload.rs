@@ -9,7 +9,7 @@ mod common;
 use std::{fs, path::PathBuf, thread, time::Duration};
 
 use common::{Gateway, executable, executable_without_owner, gated_client, login, wait_for};
-use ftp_alg_lab::{Background, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
 use serde_json::{Value, json};
 
 /// What a load did, once it has ended.
@@ -23,7 +23,7 @@ impl Report {
 
 /// Eight sessions that transfer without end, in active and passive mode in turn.
 struct Load {
-    process: Background,
+    process: BackgroundProcess,
     until: PathBuf,
     _server: Server,
 }
@@ -33,7 +33,7 @@ impl Load {
         let lab = &gateway.lab;
         let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
         let (user, password) = server.login();
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let until = lab.directory().join("load-is-over");
         let stop = until.display().to_string();
         let arguments = [&host, user, password, modes, "8", "0", "3600", &stop, patience, patience];
@@ -46,7 +46,7 @@ impl Load {
 
     fn end(mut self) -> Report {
         fs::write(&self.until, b"").unwrap();
-        wait_for("the load's end", || self.process.ended().is_some());
+        wait_for("the load's end", || self.process.exit_status().is_some());
         Report(serde_json::from_str(self.process.log().lines().last().unwrap()).unwrap())
     }
 }
@@ -64,7 +64,7 @@ fn reload(lab: &Lab, firewall: &str) {
 fn our_table(lab: &Lab) -> String {
     let mut command = lab.gateway.command("nft");
     command.args(["--stateless", "list", "table", "inet", "ftp_alg"]);
-    let text = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap().text();
+    let text = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap().stdout_text();
     text.find("\tchain").map(|at| text[at..].to_owned()).unwrap_or_default()
 }
 
@@ -82,14 +82,14 @@ fn survives_reloads(
     let rounds = reloads();
     for round in 0..rounds {
         reload(&gateway.lab, &firewall);
-        assert!(gateway.daemon.ended().is_none(), "round {round}: {}", gateway.daemon.log());
+        assert!(gateway.daemon.exit_status().is_none(), "round {round}: {}", gateway.daemon.log());
         // At another moment of the table's way back each time.
         thread::sleep(Duration::from_millis(round * 37 % 250));
     }
     wait_for("the table", || our_table(&gateway.lab) == running);
     let report = load.end();
     println!("{rounds} reloads, {modes}: {}", report.0);
-    assert!(gateway.daemon.ended().is_none(), "{}", gateway.daemon.log());
+    assert!(gateway.daemon.exit_status().is_none(), "{}", gateway.daemon.log());
     (gateway, report)
 }
 
@@ -174,7 +174,7 @@ fn has_owner(lab: &Lab) -> bool {
     lab.gateway
         .run("nft", &["list", "table", "inet", "ftp_alg"])
         .unwrap()
-        .text()
+        .stdout_text()
         .contains("flags owner")
 }
 
@@ -200,7 +200,7 @@ fn a_daemon_starts_while_the_firewall_is_loaded_anew() {
         assert!(status.success(), "round {round}: {status}: {}", daemon.log());
     }
     fs::write(&over, b"").unwrap();
-    wait_for("the reloads' end", || reloads.ended().is_some());
+    wait_for("the reloads' end", || reloads.exit_status().is_some());
 }
 
 fn reloads_of_starts() -> u64 {
@@ -214,7 +214,7 @@ fn an_empty_table_of_the_same_name_is_replaced() {
     let running = our_table(&lab);
     lab.gateway.nft("delete table inet ftp_alg\nadd table inet ftp_alg").unwrap();
     wait_for("the table", || our_table(&lab) == running);
-    assert!(daemon.ended().is_none(), "{}", daemon.log());
+    assert!(daemon.exit_status().is_none(), "{}", daemon.log());
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn a_stale_copy_of_the_table_is_replaced() {
         lab.gateway.nft(&copy).unwrap();
         wait_for("the table", || our_table(&lab) == running);
     }
-    assert!(daemon.ended().is_none(), "{}", daemon.log());
+    assert!(daemon.exit_status().is_none(), "{}", daemon.log());
     daemon.stop().unwrap();
 }
 
@@ -250,8 +250,8 @@ fn a_second_daemon_with_other_queues_does_not_start() {
     command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(home.join("state"));
     command.arg("--socket").arg(home.join("socket"));
     let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{}", done.errors());
-    assert!(done.errors().contains("is that of another ftp-alg"), "{}", done.errors());
+    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
+    assert!(done.stderr_text().contains("is that of another ftp-alg"), "{}", done.stderr_text());
     assert_eq!(our_table(&lab), running);
     drop(first);
 }
@@ -264,7 +264,7 @@ fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
     let mut first = Daemon::start(&program, &lab.gateway, "").unwrap();
     let _server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
     // It has a session that it would go on with.
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let steps = [login(), vec![json!({"gate": ""})]].concat();
     let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
     first.kill();
@@ -288,5 +288,10 @@ fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
 fn rules_of(lab: &Lab) -> String {
     let mut command = lab.gateway.command(executable());
     command.args(["rules", "nftables"]);
-    lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap().success().unwrap().text()
+    lab.gateway
+        .finish(command, b"", Duration::from_secs(20))
+        .unwrap()
+        .success()
+        .unwrap()
+        .stdout_text()
 }

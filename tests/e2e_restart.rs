@@ -11,7 +11,7 @@ use common::{
     GatedClient, Gateway, connect, executable, gated_client, gateway, gateway_with, host_port,
     login, reply, say, scripted_server, wait_for,
 };
-use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology, patient};
+use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
@@ -43,7 +43,7 @@ impl Gateway {
     /// A client with these steps after a login, which waits at its gate.
     fn client(&self, steps: &[Vec<Value>]) -> GatedClient {
         let steps = [login(), steps.concat()].concat();
-        let host = self.lab.dialled(Family::V4).to_string();
+        let host = self.lab.server_address(Family::V4).to_string();
         gated_client(&self.lab.client, json!({"host": host, "listen": [3762], "steps": steps}))
     }
 
@@ -215,7 +215,7 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
         // Used before the next end, it is not opened by the next start.
         gateway.end(End::Kill);
         gateway.start_again(&configuration);
-        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "{backend}");
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{backend}");
         assert_eq!(connect(&gateway.lab.server, &address, port), "silent", "{backend}");
     }
 }
@@ -227,7 +227,8 @@ fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
     let client = gateway.client(&[announcement(), gate(), list(), announcement(), list()]);
     let host = gateway.lab.gateway.clone();
     let table = || {
-        let listed = host.run("nft", &["-a", "list", "table", "inet", "ftp_alg"]).unwrap().text();
+        let listed =
+            host.run("nft", &["-a", "list", "table", "inet", "ftp_alg"]).unwrap().stdout_text();
         listed.lines().find(|line| line.contains("table inet")).unwrap().to_owned()
     };
     let (before, same) = (table(), gateway.state("table.json"));
@@ -240,7 +241,7 @@ fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
     fs::write(&same, text).unwrap();
     gateway.start_again("");
     assert_ne!(table(), before);
-    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
     let session = client.release();
     assert_eq!(session.error, None);
     assert_eq!([session.got(10), session.got(16)], ["the body\r\n"; 2]);
@@ -270,9 +271,9 @@ fn what_a_crash_left_open_without_a_session_is_closed() {
     gateway.end(End::Kill);
     let element = "{ 198.51.100.10 . 192.168.150.80 . 4000 timeout 30s }";
     gateway.lab.gateway.nft(&format!("add element inet ftp_alg pinholes4 {element}")).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
     gateway.start_again(configuration);
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(client.release().error, None);
 }
 
@@ -352,7 +353,7 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
     let (user, password) = server.login();
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let until = gateway.lab.directory().join("load-is-over");
     let stop = until.display().to_string();
     let arguments = [&host, user, password, "active", "8", "0", "7200", &stop, "150"];
@@ -366,16 +367,16 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
         let before = format!("8 control connections of before go on, {adjusted}");
         assert!(log.contains(&before), "round {round}: {log}");
         // At another moment of a transfer each time; long enough that what is sent again gets through.
-        thread::sleep(patient(Duration::from_millis(250 + round * 37 % 250)));
+        thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }
     fs::write(&until, b"").unwrap();
-    wait_for("the load's end", || load.ended().is_some());
+    wait_for("the load's end", || load.exit_status().is_some());
     let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
     println!("{rounds} rounds: {report}");
     let count = |key: &str| report[key].as_u64().unwrap();
     assert_eq!([count("damaged"), count("lost"), count("failed")], [0; 3], "{report}");
     assert!(count("sessions") == 8 && count("transfers") > rounds, "{report}");
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
 }

@@ -13,8 +13,8 @@ use common::{
 };
 use dialogues::Segments;
 use ftp_alg_lab::{
-    Capture, Client, Daemon, Family, FirewallKind, Host, Lab, Mode, Server, ServerKind, Spec,
-    Topology, Transfer,
+    Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode, Server,
+    ServerKind, Topology, Transfer,
 };
 use serde_json::{Value, json};
 
@@ -22,18 +22,19 @@ const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
 const IPTABLES: [(FirewallKind, &str); 2] =
     [(FirewallKind::IptablesNft, "nft"), (FirewallKind::IptablesLegacy, "legacy")];
 /// Clients that need nothing but IPv4, each its own way to use it.
-const CLIENTS: [Client; 3] = [Client::Curl, Client::Lftp, Client::Tnftp];
+const CLIENTS: [ClientProgram; 3] =
+    [ClientProgram::Curl, ClientProgram::Lftp, ClientProgram::Tnftp];
 
 fn gateway(topology: Topology, firewall: FirewallKind, configuration: &str) -> Gateway {
-    let lab = Lab::build(Spec { firewall, ..Spec::new(topology) }).unwrap();
+    let lab = Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
     Gateway { daemon, lab }
 }
 
 /// Nothing is open any more, and nothing went wrong on the way.
 fn assert_all_closed(gateway: &Gateway) {
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
 }
@@ -45,7 +46,7 @@ fn failures(
     server: &Server,
     address: IpAddr,
     login: (&str, &str),
-    clients: &[Client],
+    clients: &[ClientProgram],
 ) -> Vec<String> {
     let mut failures = Vec::new();
     for client in clients {
@@ -92,10 +93,10 @@ COMMIT
     let outside = Capture::start(&lab.gateway, "wan", "tcp").unwrap();
 
     let (address, login) = (v4(&lab.gateway), server.login());
-    let failed = failures(&lab.third, &server, address, login, &Client::ALL);
+    let failed = failures(&lab.outsider, &server, address, login, &ClientProgram::ALL);
     assert_eq!(failed, [""; 0], "iptables {variant}");
 
-    assert_eq!(connect(&lab.third, &address.to_string(), 9983), "silent");
+    assert_eq!(connect(&lab.outsider, &address.to_string(), 9983), "silent");
     let outside = outside.finish().unwrap();
     assert_eq!(outside.faults().unwrap(), [""; 0]);
     let announced = outside.announcements().unwrap();
@@ -132,7 +133,7 @@ fn proftpd_at_192_168_150_90_published_without_masquerade_address() {
         let lab = &gateway.lab;
         let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
         let (outer, inner) = captures(lab);
-        let address = lab.dialled(Family::V4);
+        let address = lab.server_address(Family::V4);
         let failed = failures(&lab.client, &server, address, server.login(), &CLIENTS);
         assert_eq!(failed, [""; 0], "iptables {variant}");
         let said = |line: &&String| line.starts_with("227");
@@ -154,7 +155,7 @@ fn client_at_192_168_150_80_masqueraded_to_proftpd() {
         let lab = &gateway.lab;
         let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
         let (inner, outer) = captures(lab);
-        let address = lab.dialled(Family::V4);
+        let address = lab.server_address(Family::V4);
         let failed = failures(&lab.client, &server, address, server.login(), &CLIENTS);
         assert_eq!(failed, [""; 0], "iptables {variant}");
         let said = |line: &&String| line.starts_with("PORT");
@@ -268,8 +269,10 @@ fn several_masqueraded_hosts_transfer_at_once() {
         let failed = thread::scope(|scope| {
             let both = [&lab.client, &lab.client2].map(|host| {
                 let server = &server;
-                let address = lab.dialled(Family::V4);
-                scope.spawn(move || failures(host, server, address, server.login(), &Client::ALL))
+                let address = lab.server_address(Family::V4);
+                scope.spawn(move || {
+                    failures(host, server, address, server.login(), &ClientProgram::ALL)
+                })
             });
             both.map(|one| one.join().unwrap()).concat()
         });
@@ -282,7 +285,7 @@ fn several_masqueraded_hosts_transfer_at_once() {
 fn anonymous_and_named_logins() {
     let gateway = gateway(Topology::PublishedServer, FirewallKind::IptablesNft, "");
     let lab = &gateway.lab;
-    let address = lab.dialled(Family::V4);
+    let address = lab.server_address(Family::V4);
     let anonymous = "<Anonymous ~guest>\nUser guest\nUserAlias anonymous guest\n\
                      UserAlias ftp guest\nRequireValidShell off\n</Anonymous>";
     let guests = [("anonymous", "lab@example.net"), ("ftp", "lab@")];
@@ -305,7 +308,7 @@ fn anonymous_and_named_logins() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let before = gateway.daemon.counter("pinholes_opened").unwrap();
     let nobody = ("nobody-here", "secret");
-    let failed = failures(&lab.client, &server, address, nobody, &[Client::Curl]);
+    let failed = failures(&lab.client, &server, address, nobody, &[ClientProgram::Curl]);
     assert_eq!(failed.len(), 2, "there is no such user");
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), before, "no login, no pinhole");
     assert_all_closed(&gateway);
@@ -340,11 +343,12 @@ fn a_published_server_and_masqueraded_clients_on_one_gateway_at_once() {
         );
         lab.gateway.shell(&publish).unwrap();
         let failed = thread::scope(|scope| {
-            let outwards = scope
-                .spawn(|| failures(&lab.client, &far, v4(&lab.server), far.login(), &Client::ALL));
+            let outwards = scope.spawn(|| {
+                failures(&lab.client, &far, v4(&lab.server), far.login(), &ClientProgram::ALL)
+            });
             let inwards = scope.spawn(|| {
                 let address = v4(&lab.gateway);
-                failures(&lab.third, &published, address, published.login(), &Client::ALL)
+                failures(&lab.outsider, &published, address, published.login(), &ClientProgram::ALL)
             });
             [outwards.join().unwrap(), inwards.join().unwrap()].concat()
         });
@@ -358,7 +362,7 @@ fn a_published_server_and_masqueraded_clients_on_one_gateway_at_once() {
 fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twice() {
     let gateway = gateway(Topology::PublishedServer, FirewallKind::IptablesLegacy, "");
     let lab = &gateway.lab;
-    let address = lab.dialled(Family::V4);
+    let address = lab.server_address(Family::V4);
     for (kind, more) in [
         (ServerKind::Vsftpd, format!("listen_ipv6=NO\nlisten=YES\npasv_address={address}")),
         (ServerKind::PureFtpd, format!("--forcepassiveip {address}")),
@@ -479,11 +483,11 @@ fn lftp_that_waits_for_no_reply_transfers() {
                 "set ftp:sync-mode off; set ftp:passive-mode {passive}; set ftp:ssl-allow off; \
                  set net:timeout 8; set net:max-retries 1; set cmd:fail-exit on; \
                  open -u {user},{password} {}; cd pub; cls; cat 'a b.txt'; bye",
-                lab.dialled(Family::V4)
+                lab.server_address(Family::V4)
             );
             lftp.args(["-c", &script]);
             let done = lab.client.finish(lftp, b"", Duration::from_secs(30)).unwrap();
-            let text = done.success().unwrap().text();
+            let text = done.success().unwrap().stdout_text();
             assert!(text.contains("a b.txt") && text.contains("the body"), "{kind}: {text}");
         }
     }

@@ -5,13 +5,13 @@
 mod common;
 
 use common::{captures, gateway, host_port, login, reply, say, scripted_client, scripted_server};
-use ftp_alg_lab::{Analysis, Family, Server, ServerKind, Topology};
+use ftp_alg_lab::{CaptureAnalysis, Family, Server, ServerKind, Topology};
 use serde_json::json;
 
 const BODY: &str = "total 0\r\n-rw-r--r-- 1 ftp ftp 12 Jan 1 00:00 slacksite\r\n";
 
-fn assert_clean(side: &Analysis) {
-    assert_eq!(side.blemishes().unwrap(), [""; 0], "{}", side.path().display());
+fn assert_clean(side: &CaptureAnalysis) {
+    assert_eq!(side.anomalies().unwrap(), [""; 0], "{}", side.path().display());
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn active_session_through_masquerade() {
     let mut steps = login();
     steps.extend([say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()]);
     steps.extend([json!({"accept": 3762}), reply(), say("QUIT"), reply()]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session =
         scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
 
@@ -61,7 +61,7 @@ fn passive_session_to_a_published_server() {
     let mut steps = login();
     steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
     steps.extend([say("LIST"), reply(), json!({"drain": true}), reply(), say("QUIT"), reply()]);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
 
     assert_eq!(session.error, None);
@@ -103,7 +103,7 @@ fn extended_sessions_over_ipv6() {
     steps.extend([json!({"accept": 3762}), reply(), say("EPSV"), reply()]);
     steps.extend([json!({"dial": true, "later": true}), say("LIST"), reply()]);
     steps.extend([json!({"drain": true}), reply(), say("QUIT"), reply()]);
-    let host = lab.dialled(Family::V6).to_string();
+    let host = lab.server_address(Family::V6).to_string();
     let plan = json!({"host": host, "listen": [3762], "steps": steps});
     let session = scripted_client(&lab.client, &plan);
 
@@ -131,7 +131,7 @@ fn servers_take_zeros_before_the_numbers_of_a_port() {
         steps.extend([say(&format!("PASS {password}")), reply()]);
         steps.extend([say("PORT 192,168,150,80,4,1"), reply(), say("LIST")]);
         steps.extend([json!({"accept": 1025}), reply(), reply(), say("QUIT"), reply()]);
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let plan = json!({"host": host, "listen": [1025], "steps": steps});
         let session = scripted_client(&lab.client, &plan);
         assert_eq!(session.error, None, "{kind}");

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{Gateway, gateway, wait_for};
-use ftp_alg_lab::{Background, Family, Script, Server, ServerKind, Topology};
+use ftp_alg_lab::{BackgroundProcess, Family, Script, Server, ServerKind, Topology};
 use serde_json::Value;
 
 /// How much the daemon may grow after the first fifth of the time, in KiB. Sessions that are over linger
@@ -19,10 +19,10 @@ use serde_json::Value;
 const GROWTH: u64 = 4096;
 
 /// Eight sessions at a time of twenty transfers each, in every mode.
-fn start_load(gateway: &Gateway, server: &Server, seconds: u64) -> Background {
+fn start_load(gateway: &Gateway, server: &Server, seconds: u64) -> BackgroundProcess {
     let (user, password) = server.login();
     let lab = &gateway.lab;
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let modes = "active,passive,active+ext,passive+ext";
     let arguments = [&host, user, password, modes, "8", "20", &seconds.to_string(), "/nonexistent"];
     let command = lab.client.script_command(Script::Load, &arguments).unwrap();
@@ -38,9 +38,9 @@ fn memory_is_flat_and_nothing_is_left_under_full_load() {
     wait_for("the load", || load.log().contains("ready"));
     let start = Instant::now();
     let mut sizes = Vec::new();
-    while load.ended().is_none() {
+    while load.exit_status().is_none() {
         assert!(start.elapsed() < Duration::from_secs(seconds + 60), "the load does not end");
-        sizes.push(gateway.daemon.resident().unwrap());
+        sizes.push(gateway.daemon.resident_kib().unwrap());
         thread::sleep(Duration::from_millis(seconds * 2));
     }
     let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
@@ -51,9 +51,9 @@ fn memory_is_flat_and_nothing_is_left_under_full_load() {
     assert_eq!([count("damaged"), count("lost"), count("failed")], [0; 3], "{report}");
     assert!(count("transfers") > seconds * 5, "{report}");
     assert!(most <= first + GROWTH, "it grows: {sizes:?}");
-    gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     wait_for("the last session's end", || gateway.daemon.status().unwrap()["sessions"] == 0);
-    assert_eq!(gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     let status = gateway.daemon.status().unwrap();
     for none in ["errors", "lost", "malformed", "uninspected", "overruns"] {
         assert_eq!(status[none], 0, "{none}: {status}");

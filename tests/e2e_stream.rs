@@ -6,7 +6,7 @@ mod common;
 use common::{
     Session, captures, gateway, login, lose_once, reply, say, scripted_client, scripted_server,
 };
-use ftp_alg_lab::{Analysis, Family, Host, Lab, Topology};
+use ftp_alg_lab::{CaptureAnalysis, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 /// Longer than any answer here takes, shorter than Linux' shortest retransmission time-out (200 ms).
@@ -25,7 +25,7 @@ fn active_transfer(mut announcement: Value, cut: &Value) -> Vec<Value> {
 fn run(lab: &Lab, nodelay: bool, transfers: Vec<Vec<Value>>) -> Session {
     let mut steps = login();
     steps.extend(transfers.into_iter().flatten());
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "listen": [3762], "nodelay": nodelay, "steps": steps});
     scripted_client(&lab.client, &plan)
 }
@@ -161,7 +161,10 @@ const BEGINS_WITH_PORT: &str = "tcp dport 21 @ih,0,32 0x504f5254";
 
 /// An active transfer whose `PORT` is lost once on its way into `place`, and got through with one
 /// pinhole; what its inner and outer side saw.
-fn active_transfer_losing_port(gateway: &common::Gateway, place: &Host) -> (Analysis, Analysis) {
+fn active_transfer_losing_port(
+    gateway: &common::Gateway,
+    place: &Host,
+) -> (CaptureAnalysis, CaptureAnalysis) {
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
     place.nft(&lose_once("prerouting", BEGINS_WITH_PORT)).unwrap();
@@ -181,7 +184,7 @@ fn active_transfer_losing_port(gateway: &common::Gateway, place: &Host) -> (Anal
 fn announcement_lost_before_the_rewrite_is_rewritten_when_it_comes_again() {
     let gateway = gateway(Topology::Masquerade);
     let (inner, outer) = active_transfer_losing_port(&gateway, &gateway.lab.gateway);
-    let copies = |side: &Analysis| {
+    let copies = |side: &CaptureAnalysis| {
         side.count("tcp.dstport == 21 && tcp.payload[0:4] == 50:4f:52:54").unwrap()
     };
     assert!(copies(&inner) >= 2, "the client sent it again");

@@ -9,7 +9,7 @@ use common::{
     GatedClient, Gateway, executable_for_everyone, gated_client, gateway, login,
     names::shell_program, reply, say, scripted_server, wait_for,
 };
-use ftp_alg_lab::{Background, Daemon, Family, Finished, Topology};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, ProgramOutput, Topology};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ fn adjusted_client(gateway: &Gateway) -> GatedClient {
     let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
     let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
     let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
-    let host = gateway.lab.dialled(Family::V4).to_string();
+    let host = gateway.lab.server_address(Family::V4).to_string();
     let client =
         gated_client(&gateway.lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
     assert_eq!(gateway.daemon.sessions().unwrap()[0]["adjusted"], json!(true));
@@ -33,7 +33,7 @@ fn assert_goes_on(gateway: &Gateway, client: GatedClient, what: &str) {
 }
 
 /// `ftp-alg run` with these words, which is to fail.
-fn run(gateway: &Gateway, program: &Path, words: &[&str], configuration: &str) -> Finished {
+fn run(gateway: &Gateway, program: &Path, words: &[&str], configuration: &str) -> ProgramOutput {
     let host = &gateway.lab.gateway;
     let file = host.write("second.toml", configuration.as_bytes()).unwrap();
     let mut command = host.command(program);
@@ -63,7 +63,8 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
     let first = gateway.daemon.socket();
     let (first_state, first_socket) = (text(&first.with_file_name("state")), text(&first));
     // With their handles, which a table that is loaded again has not.
-    let tables = || gateway.lab.gateway.run("nft", &["-j", "list", "tables"]).unwrap().text();
+    let tables =
+        || gateway.lab.gateway.run("nft", &["-j", "list", "tables"]).unwrap().stdout_text();
     let running = tables();
     let other_queue = "queue.number = 2200\n";
     for (state, socket, user, configuration, expected) in [
@@ -81,8 +82,8 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
             words.extend(["--user", user]);
         }
         let done = run(&gateway, &program, &words, configuration);
-        assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.errors());
-        assert!(done.errors().contains(expected), "{words:?}: {}", done.errors());
+        assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.stderr_text());
+        assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
         assert_eq!(tables(), running, "{words:?}");
     }
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0, "{}", gateway.daemon.log());
@@ -90,7 +91,7 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
 }
 
 /// Starts `ftp-alg run --takeover` with these words, and waits until it is ready.
-fn takeover(gateway: &Gateway, words: &[&str], socket: &str) -> Background {
+fn takeover(gateway: &Gateway, words: &[&str], socket: &str) -> BackgroundProcess {
     let host = &gateway.lab.gateway;
     let program = executable_for_everyone(&gateway.lab);
     let config = host.write("second.toml", b"").unwrap();
@@ -98,7 +99,7 @@ fn takeover(gateway: &Gateway, words: &[&str], socket: &str) -> Background {
     command.args(["run", "--takeover", "--socket", socket, "--config"]).arg(config).args(words);
     let mut second = host.start(command, "second").unwrap();
     wait_for("the second daemon", || {
-        assert!(second.ended().is_none(), "{}", second.log());
+        assert!(second.exit_status().is_none(), "{}", second.log());
         second.log().contains("ready: version ")
     });
     second
@@ -109,7 +110,7 @@ fn ask(gateway: &Gateway, what: &str, socket: &str) -> Value {
     let mut command = host.command(executable_for_everyone(&gateway.lab));
     command.args([what, "--json", "--socket", socket]);
     let text = host.finish(command, b"", Duration::from_secs(10)).unwrap().success().unwrap();
-    serde_json::from_str(&text.text()).unwrap()
+    serde_json::from_str(&text.stdout_text()).unwrap()
 }
 
 #[test]
@@ -123,7 +124,7 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
         let [_, other] = elsewhere(&gateway);
         let socket = if same_socket { text(&first) } else { other };
         let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
-        assert!(gateway.daemon.ended().unwrap().success(), "{}", gateway.daemon.log());
+        assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let log = second.log();
         assert!(log.contains("1 control connections of before go on, 1 of them adjusted"), "{log}");
         assert_eq!(ask(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
@@ -140,9 +141,9 @@ fn a_takeover_from_another_place_ends_the_first_and_serves_new_sessions() {
         let [state, socket] = elsewhere(&gateway);
         let words = [&["--state-dir", &*state][..], user].concat();
         let mut second = takeover(&gateway, &words, &socket);
-        assert!(gateway.daemon.ended().unwrap().success(), "{}", gateway.daemon.log());
+        assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let steps = [login(), vec![say("PORT 192,168,150,80,14,178"), reply()]].concat();
-        let host = gateway.lab.dialled(Family::V4).to_string();
+        let host = gateway.lab.server_address(Family::V4).to_string();
         let plan = json!({"host": host, "listen": [3762], "steps": steps});
         let session = common::scripted_client(&gateway.lab.client, &plan);
         assert_eq!(session.error, None);
@@ -172,9 +173,9 @@ fn another_program_is_not_ended_and_one_that_hangs_is_named() {
     let done = run(&gateway, &program, &words, "");
     assert_eq!(done.status.code(), Some(1));
     let expected = format!("does not end within 10 s: `kill -9 {}` ends it", gateway.daemon.id());
-    assert!(done.errors().contains(&expected), "{}", done.errors());
+    assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
     kill_process(first, Signal::CONT).unwrap();
-    wait_for("the first daemon's end", || gateway.daemon.ended().is_some());
+    wait_for("the first daemon's end", || gateway.daemon.exit_status().is_some());
 
     // The same program under another name.
     let host = &gateway.lab.gateway;
@@ -185,7 +186,7 @@ fn another_program_is_not_ended_and_one_that_hangs_is_named() {
     let done = run(&gateway, &program, &words, "");
     assert_eq!(done.status.code(), Some(1));
     let expected = format!("is read by other, process {}, which is no ftp-alg", other.id());
-    assert!(done.errors().contains(&expected), "{}", done.errors());
+    assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
     assert!(other.status().is_ok());
     other.stop().unwrap();
 }

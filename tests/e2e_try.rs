@@ -23,9 +23,9 @@ fn attempt(host: &Host, url: &str, more: &[&str]) -> Try {
         command.args(["--socket", "/nonexistent"]);
     }
     let done = host.finish(command, b"", Duration::from_secs(90)).unwrap();
-    let text = done.text();
-    let report: Value =
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {}", done.errors()));
+    let text = done.stdout_text();
+    let report: Value = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {}", done.stderr_text()));
     let steps = report["steps"].as_array().unwrap().clone();
     let well = steps.iter().all(|step| step["ok"] != false);
     assert_eq!(report["ok"], well, "{text}");
@@ -56,7 +56,7 @@ impl Try {
 
 /// The URL of a lab's server, with its login if it has one.
 fn url(lab: &Lab, server: Option<&Server>, family: Family) -> String {
-    let endpoint = lab.endpoint(family);
+    let endpoint = lab.server_endpoint(family);
     match server.map(Server::login) {
         Some((user, password)) if user != "anonymous" => {
             format!("ftp://{user}:{password}@{endpoint}")
@@ -188,7 +188,7 @@ fn a_refused_login_is_told_with_the_reply() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let url = format!("ftp://nobody:secret@{}", lab.endpoint(Family::V4));
+    let url = format!("ftp://nobody:secret@{}", lab.server_endpoint(Family::V4));
     let tried = attempt(&lab.client, &url, &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec!["login"], MODES.to_vec()));
     assert!(tried.says("login").starts_with("530 "), "{}", tried.text);
@@ -202,7 +202,7 @@ fn a_password_may_come_from_a_file() {
     let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
     let (user, password) = server.login();
     let file = lab.client.write("password", format!("{password}\n").as_bytes()).unwrap();
-    let url = format!("ftp://{user}@{}", lab.endpoint(Family::V4));
+    let url = format!("ftp://{user}@{}", lab.server_endpoint(Family::V4));
     let tried = attempt(&lab.client, &url, &["--password-file", &file.display().to_string()]);
     assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
     let without = attempt(&lab.client, &url, &[]);
@@ -265,8 +265,8 @@ fn without_rights_all_but_the_rules_is_told() {
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
     command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
     let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
-    assert!(done.text().contains("connection refused by"), "{}", done.text());
-    assert!(done.text().contains("      run it as root "), "{}", done.text());
+    assert!(done.stdout_text().contains("connection refused by"), "{}", done.stdout_text());
+    assert!(done.stdout_text().contains("      run it as root "), "{}", done.stdout_text());
 }
 
 #[test]
@@ -287,11 +287,11 @@ fn what_is_printed_fits_a_terminal() {
     let mut command = lab.client.command(executable());
     command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
     let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
-    let text = done.text();
+    let text = done.stdout_text();
     assert_eq!(done.status.code(), Some(1), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     assert!(text.contains("  FAILED   PASV      227 announces"), "{text}");
-    assert!(done.errors().ends_with("failed: PASV, EPRT\n"), "{}", done.errors());
+    assert!(done.stderr_text().ends_with("failed: PASV, EPRT\n"), "{}", done.stderr_text());
 }
 
 #[test]

@@ -25,13 +25,13 @@ fn raw_client(gateway: &Gateway, mut plan: Value) -> Value {
              tcp flags & rst != 0 drop; }; }",
         )
         .unwrap();
-    plan["host"] = json!(lab.dialled(Family::V4).to_string());
+    plan["host"] = json!(lab.server_address(Family::V4).to_string());
     plan["source"] = json!(client.address(Family::V4).to_string());
     let script = client.write("raw_client.py", include_bytes!("common/raw_client.py")).unwrap();
     let mut command = client.command("/usr/bin/python3");
     command.arg(script).arg(plan.to_string());
     let done = client.finish(command, b"", Duration::from_secs(60)).unwrap().success().unwrap();
-    serde_json::from_str(&done.text()).unwrap()
+    serde_json::from_str(&done.stdout_text()).unwrap()
 }
 
 fn lines(lines: &[&str]) -> Vec<Value> {
@@ -117,7 +117,7 @@ fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
     let (inner, outer) = captures(lab);
     let transfer = [say(PORT), reply(), say("LIST"), reply(), json!({"accept": 3762}), reply()];
     let steps = [login(), transfer.to_vec(), transfer.to_vec()].concat();
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let session =
         scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
     assert_eq!(session.error, None);
@@ -144,7 +144,7 @@ fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
     let _server =
         scripted_server(&lab.server, &json!({"passive_port": 50069, "pasv_reply": reply_text}));
     let (outer, inner) = captures(lab);
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let steps = [login(), vec![say("PASV"), reply(), say("NOOP"), reply()]].concat();
     // A timeout comes each time, a pause of a busy machine does not.
     let took = (0..3).map(|_| {

@@ -10,8 +10,8 @@ use std::{fs::File, net::SocketAddr, thread, time::Duration};
 
 use etherparse::PacketBuilder;
 use ftp_alg_lab::{
-    Admission, Analysis, Capture, Client, Family, FirewallKind, Host, KERNEL_HELPER, Lab, Mode,
-    Script, Server, ServerKind, Spec, Topology, Transfer,
+    Admission, Capture, CaptureAnalysis, ClientProgram, Family, FirewallKind, Host, KERNEL_HELPER,
+    Lab, LabSpec, Mode, Script, Server, ServerKind, Topology, Transfer,
 };
 use pcap_file::{
     DataLink,
@@ -27,8 +27,8 @@ fn without_help_no_data_connection_passes() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"a").unwrap();
     for mode in MODES {
-        let address = lab.dialled(Family::V4);
-        let transfer = Transfer::new(Client::Ftplib, &lab.client, &server, address, mode);
+        let address = lab.server_address(Family::V4);
+        let transfer = Transfer::new(ClientProgram::Ftplib, &lab.client, &server, address, mode);
         transfer.download("a").unwrap_err();
     }
 }
@@ -47,14 +47,14 @@ fn every_topology_passes_control_connections_and_nothing_else() {
     {
         thread::scope(|scope| {
             for topology in Topology::ALL {
-                let spec = Spec { firewall, ..Spec::new(topology) };
+                let spec = LabSpec { firewall, ..LabSpec::new(topology) };
                 scope.spawn(move || only_control_connections_pass(spec));
             }
         });
     }
 }
 
-fn only_control_connections_pass(spec: Spec) {
+fn only_control_connections_pass(spec: LabSpec) {
     let topology = spec.topology;
     let lab = Lab::build(spec).unwrap();
     let listen = |host: &Host, ports: &str| {
@@ -74,29 +74,29 @@ fn only_control_connections_pass(spec: Spec) {
         let arguments = [to.ip().to_string(), to.port().to_string(), seconds.to_owned()];
         let arguments = arguments.each_ref().map(String::as_str);
         let done = from.script(Script::Connect, &arguments, Duration::from_secs(20)).unwrap();
-        done.text().trim().to_owned()
+        done.stdout_text().trim().to_owned()
     };
     for family in FAMILIES {
-        let endpoint = lab.endpoint(family);
+        let endpoint = lab.server_endpoint(family);
         assert_eq!(connect(&lab.client, endpoint, "8"), "open", "{topology} {family}");
         let at = |address| SocketAddr::new(address, 4000);
         let server = connect(&lab.client, at(endpoint.ip()), "0.7");
         assert_eq!(server, "silent", "{topology} {family}: the client to the server");
         let inner = lab.client_side() == "lan" || topology == Topology::OnClient;
         let inner = if inner { &lab.client } else { &lab.server };
-        let stranger = connect(&lab.third, at(inner.address(family)), "0.7");
+        let stranger = connect(&lab.outsider, at(inner.address(family)), "0.7");
         assert_eq!(stranger, "silent", "{topology} {family}: a stranger to the {}", inner.role());
     }
 }
 
 #[test]
 fn a_firewall_that_accepts_what_is_related_needs_no_mark() {
-    let spec = Spec { admission: Admission::Related, ..Spec::new(Topology::Masquerade) };
+    let spec = LabSpec { admission: Admission::Related, ..LabSpec::new(Topology::Masquerade) };
     let lab = Lab::build(spec).unwrap();
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"abc").unwrap();
-    let address = lab.dialled(Family::V4);
-    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     transfer.download("a").unwrap_err();
     lab.gateway.nft(&KERNEL_HELPER.replace("ct mark set ct mark or 0x40000000", "")).unwrap();
     assert_eq!(transfer.download("a").unwrap(), b"abc");
@@ -110,15 +110,15 @@ fn captures_on_both_sides_show_the_rewrite() {
     server.put("a", b"abc").unwrap();
     let inner = Capture::start(&lab.gateway, lab.client_side(), "tcp").unwrap();
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp").unwrap();
-    let address = lab.dialled(Family::V4);
-    let transfer = Transfer::new(Client::Curl, &lab.client, &server, address, Mode::Active);
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     assert_eq!(transfer.download("a").unwrap(), b"abc");
     let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
-    let announced = |analysis: &Analysis| analysis.announcements().unwrap().join("; ");
+    let announced = |analysis: &CaptureAnalysis| analysis.announcements().unwrap().join("; ");
     assert!(announced(&inner).starts_with("PORT 192,168,150,80,"), "{}", announced(&inner));
     assert!(announced(&outer).starts_with("PORT 198,51,100,1,"), "{}", announced(&outer));
     for side in [inner, outer] {
-        assert_eq!(side.blemishes().unwrap(), [""; 0]);
+        assert_eq!(side.anomalies().unwrap(), [""; 0]);
     }
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
@@ -153,7 +153,7 @@ fn a_checksum_of_all_ones_is_as_good_as_zero_and_others_are_wrong() {
         writer.write_packet(&packet).unwrap();
     }
     drop(writer);
-    let wrong = Analysis::of(file.path()).wrong_checksums().unwrap();
+    let wrong = CaptureAnalysis::open(file.path()).wrong_checksums().unwrap();
     assert_eq!(wrong.len(), 1, "{wrong:?}");
     assert!(wrong[0].starts_with("frame 3:"), "{wrong:?}");
 }
@@ -163,7 +163,7 @@ fn a_port_scan_finds_what_listens() {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     for family in FAMILIES {
-        let found = lab.third.scan(lab.gateway.address(family), "1-65535").unwrap();
+        let found = lab.outsider.scan(lab.gateway.address(family), "1-65535").unwrap();
         assert_eq!(found, [21], "{family}");
     }
 }

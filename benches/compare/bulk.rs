@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dialogue::{Control, PATIENCE, host_port},
-    load::Report,
+    dialogue::{ControlClient, REPLY_LIMIT, parse_host_port},
+    load::BenchReport,
 };
 
 /// More than can come.
@@ -32,21 +32,22 @@ pub struct Order {
 }
 
 /// Does what is ordered; the rate is in bits a second.
-pub fn run(order: &Order) -> io::Result<Report> {
-    let mut control = Control::login(order.target)?;
+pub fn run(order: &Order) -> io::Result<BenchReport> {
+    let mut control = ControlClient::login(order.target)?;
     if order.control {
         control.send(&format!("STAT {ENDLESS}\r\n"))?;
         return receive(control.stream(), order.time);
     }
     let reply = control.command("PASV\r\n", b'2')?;
-    let target = host_port(reply).ok_or_else(|| io::Error::other("no endpoint in the reply"))?;
-    let mut data = TcpStream::connect_timeout(&target.into(), PATIENCE)?;
+    let target =
+        parse_host_port(reply).ok_or_else(|| io::Error::other("no endpoint in the reply"))?;
+    let mut data = TcpStream::connect_timeout(&target.into(), REPLY_LIMIT)?;
     control.send(&format!("RETR {ENDLESS}\r\n"))?;
-    data.set_read_timeout(Some(PATIENCE))?;
+    data.set_read_timeout(Some(REPLY_LIMIT))?;
     receive(&mut data, order.time)
 }
 
-fn receive(stream: &mut TcpStream, time: Duration) -> io::Result<Report> {
+fn receive(stream: &mut TcpStream, time: Duration) -> io::Result<BenchReport> {
     let mut buffer = vec![0; 1 << 20];
     let start = Instant::now() + WARM_UP;
     let end = start + time;
@@ -63,7 +64,7 @@ fn receive(stream: &mut TcpStream, time: Duration) -> io::Result<Report> {
         }
         if now >= end {
             let rate = bytes as f64 * 8.0 / (now - start).as_secs_f64();
-            return Ok(Report { rate, total: all as f64 * 8.0, ..Report::default() });
+            return Ok(BenchReport { rate, total: all as f64 * 8.0, ..BenchReport::default() });
         }
     }
 }

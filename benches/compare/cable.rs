@@ -24,7 +24,7 @@ pub struct Side {
 }
 
 /// What differs from one TCP header to the next.
-pub struct Head {
+pub struct TcpHeader {
     /// Source and destination.
     pub ports: [u16; 2],
     /// Sequence number.
@@ -56,7 +56,7 @@ impl Cable {
         &self,
         source: Ipv4Addr,
         to: Ipv4Addr,
-        head: &Head,
+        head: &TcpHeader,
         payload: &[u8],
     ) -> io::Result<()> {
         // Windows of a gigabyte: nothing is ever acknowledged for the sake of the window.
@@ -97,7 +97,7 @@ impl Cable {
         let addresses = [source.octets(), to.octets()].concat();
         // The pseudo header: protocol and length, then both addresses.
         let pseudo = u32::from(protocol) + body.len() as u32 + sum(&addresses);
-        let checksum = folded(pseudo + sum(&body));
+        let checksum = fold_checksum(pseudo + sum(&body));
         body[place..place + 2].copy_from_slice(&checksum.to_be_bytes());
         let mut frame = Vec::with_capacity(34 + body.len());
         frame.extend(self.side.gateway);
@@ -106,7 +106,7 @@ impl Cable {
         frame.extend((20 + body.len() as u16).to_be_bytes());
         frame.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
         frame.extend(addresses);
-        let header = folded(sum(&frame[14..]));
+        let header = fold_checksum(sum(&frame[14..]));
         frame[24..26].copy_from_slice(&header.to_be_bytes());
         frame.extend(body);
         self.socket.send(&frame).map(drop)
@@ -147,7 +147,7 @@ impl Flow {
         let Side { near, far, .. } = cables[own].side;
         let ports = [self.ports[own], self.ports[1 - own]];
         let acknowledged = if flags & ACK != 0 { self.next[1 - own] } else { 0 };
-        let head = Head { ports, sequence: self.next[own], acknowledged, flags };
+        let head = TcpHeader { ports, sequence: self.next[own], acknowledged, flags };
         let length = payload.len() as u32 + u32::from(flags & SYN != 0);
         self.next[own] = self.next[own].wrapping_add(length);
         cables[own].send_tcp(near, far, &head, payload)
@@ -177,7 +177,7 @@ fn sum(bytes: &[u8]) -> u32 {
 }
 
 /// The checksum (RFC 1071) of words that add up to `sum`.
-fn folded(mut sum: u32) -> u16 {
+fn fold_checksum(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -8,22 +8,22 @@ use std::{
 };
 
 /// How long a reply, or the data of a small file, may take before it is an error.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const REPLY_LIMIT: Duration = Duration::from_secs(3);
 
 /// A control connection.
-pub struct Control {
+pub struct ControlClient {
     stream: TcpStream,
     buffer: Vec<u8>,
     /// What of the buffer was taken already.
     taken: usize,
 }
 
-impl Control {
+impl ControlClient {
     /// Connects and logs in.
     pub fn login(target: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&target, REPLY_LIMIT)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(REPLY_LIMIT))?;
         let mut control = Self { stream, buffer: Vec::with_capacity(4096), taken: 0 };
         control.expect(b'2')?;
         control.command("USER lab\r\n", b'3')?;
@@ -104,7 +104,7 @@ impl Control {
 }
 
 /// The endpoint in a 227's `(h1,h2,h3,h4,p1,p2)`.
-pub fn host_port(reply: &str) -> Option<SocketAddrV4> {
+pub fn parse_host_port(reply: &str) -> Option<SocketAddrV4> {
     let inside = reply.split_once('(')?.1.split_once(')')?.0;
     let mut numbers = inside.split(',').map(|number| number.trim().parse::<u8>().ok());
     let mut next = || numbers.next().flatten();
@@ -113,12 +113,12 @@ pub fn host_port(reply: &str) -> Option<SocketAddrV4> {
 }
 
 /// The port in a 229's `(|||port|)`.
-pub fn extended_port(reply: &str) -> Option<u16> {
+pub fn parse_extended_port(reply: &str) -> Option<u16> {
     reply.split_once("(|||")?.1.split_once('|')?.0.parse().ok()
 }
 
 /// An endpoint as PORT and 227 have it.
-pub fn as_host_port(endpoint: SocketAddrV4) -> String {
+pub fn format_host_port(endpoint: SocketAddrV4) -> String {
     let [a, b, c, d] = endpoint.ip().octets();
     let [high, low] = endpoint.port().to_be_bytes();
     format!("{a},{b},{c},{d},{high},{low}")

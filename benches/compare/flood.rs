@@ -24,7 +24,7 @@ use crate::{
         End::{self, Client, Server},
         Flow, PUSH_ACK, SYN, Side,
     },
-    load::Report,
+    load::BenchReport,
 };
 
 /// Control connections. Twice what is under way, so that a reply is sent only when the command
@@ -32,10 +32,10 @@ use crate::{
 const CONNECTIONS: u16 = 256;
 
 /// Packets under way: fewer than a queue or a reader's socket takes by default.
-const UNDER_WAY: u64 = 128;
+const MAX_IN_FLIGHT: u64 = 128;
 
 /// When so few are left, it is time for more.
-const FEW: u64 = 16;
+const LOW_WATER: u64 = 16;
 
 /// The reader's time between two looks at what has arrived.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -48,7 +48,7 @@ const COMMAND: &[u8] = b"CWD p b\r\n";
 const FIRST_PORT: u16 = 20_000;
 
 /// After so long without a packet those under way are taken for lost.
-const LOST: Duration = Duration::from_millis(300);
+const LOSS_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ pub struct Order {
 }
 
 /// Does what is ordered.
-pub fn run(order: &Order) -> io::Result<Report> {
+pub fn run(order: &Order) -> io::Result<BenchReport> {
     let [client, server] = &order.sides;
     let mut flood = Flood {
         cables: [Cable::open(client)?, Cable::open(server)?],
@@ -74,18 +74,18 @@ pub fn run(order: &Order) -> io::Result<Report> {
     let arrived = flood.counters.arrived()?;
     let (start, lost) = (Instant::now(), flood.lost);
     while start.elapsed() < order.time {
-        flood.round(Client, COMMAND)?;
-        flood.round(Server, b"250 fine\r\n")?;
+        flood.send_round(Client, COMMAND)?;
+        flood.send_round(Server, b"250 fine\r\n")?;
     }
     let elapsed = start.elapsed();
     let arrived = flood.counters.arrived()? - arrived;
     let lost = flood.lost - lost;
-    Ok(Report {
+    Ok(BenchReport {
         rate: arrived as f64 / elapsed.as_secs_f64(),
         total: flood.sent as f64,
         errors: lost,
         error: (lost > 0).then(|| format!("{lost} packets did not arrive")),
-        ..Report::default()
+        ..BenchReport::default()
     })
 }
 
@@ -105,24 +105,24 @@ impl Flood {
     /// Handshakes and logins.
     fn open(&mut self) -> io::Result<()> {
         self.counters.restart()?;
-        self.all(Client, SYN, b"")?;
-        self.all(Server, SYN | ACK, b"")?;
-        self.all(Client, ACK, b"")?;
-        self.round(Server, b"220 ready\r\n")?;
-        self.round(Client, b"USER lab\r\n")?;
-        self.round(Server, b"331 password\r\n")?;
-        self.round(Client, b"PASS lab\r\n")?;
-        self.round(Server, b"230 logged in\r\n")
+        self.send_on_all(Client, SYN, b"")?;
+        self.send_on_all(Server, SYN | ACK, b"")?;
+        self.send_on_all(Client, ACK, b"")?;
+        self.send_round(Server, b"220 ready\r\n")?;
+        self.send_round(Client, b"USER lab\r\n")?;
+        self.send_round(Server, b"331 password\r\n")?;
+        self.send_round(Client, b"PASS lab\r\n")?;
+        self.send_round(Server, b"230 logged in\r\n")
     }
 
     /// A line on every connection.
-    fn round(&mut self, from: End, line: &[u8]) -> io::Result<()> {
-        self.all(from, PUSH_ACK, line)
+    fn send_round(&mut self, from: End, line: &[u8]) -> io::Result<()> {
+        self.send_on_all(from, PUSH_ACK, line)
     }
 
-    fn all(&mut self, from: End, flags: u8, payload: &[u8]) -> io::Result<()> {
+    fn send_on_all(&mut self, from: End, flags: u8, payload: &[u8]) -> io::Result<()> {
         for number in 0..usize::from(CONNECTIONS) {
-            self.wait()?;
+            self.wait_for_room()?;
             self.connections[number].send(&self.cables, from, flags, payload)?;
             self.sent += 1;
         }
@@ -130,17 +130,17 @@ impl Flood {
     }
 
     /// Waits until only [`FEW`] are under way, if [`UNDER_WAY`] are.
-    fn wait(&mut self) -> io::Result<()> {
-        if self.sent < self.arrived + UNDER_WAY {
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        if self.sent < self.arrived + MAX_IN_FLIGHT {
             return Ok(());
         }
         let start = Instant::now();
         loop {
             self.arrived = self.counters.arrived()? + self.lost;
-            if self.sent <= self.arrived + FEW {
+            if self.sent <= self.arrived + LOW_WATER {
                 return Ok(());
             }
-            if start.elapsed() > LOST {
+            if start.elapsed() > LOSS_TIMEOUT {
                 self.lost += self.sent.saturating_sub(self.arrived);
                 self.arrived = self.sent;
                 return Ok(());

@@ -15,9 +15,9 @@ use crate::{
     cable::{
         ACK, Cable, Counters,
         End::{self, Client, Server},
-        Flow, Head, PUSH_ACK, SYN, Side,
+        Flow, PUSH_ACK, SYN, Side, TcpHeader,
     },
-    load::Report,
+    load::BenchReport,
 };
 
 /// What passes.
@@ -60,7 +60,7 @@ pub struct Order {
 }
 
 /// Where everything but control connections goes: the firewall lets it pass.
-pub const PORTS: [u16; 2] = [5001, 5002];
+pub const FORWARDED_PORTS: [u16; 2] = [5001, 5002];
 /// Where the data connection goes: a helper lets it pass.
 pub const DATA_PORT: u16 = 5000;
 
@@ -74,10 +74,10 @@ const BATCH: u64 = 64;
 const MOST_NEW: u64 = 100_000;
 const FIRST_PORT: u16 = 10_000;
 /// What is to arrive does so in this time.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Does what is ordered.
-pub fn run(order: &Order) -> io::Result<Report> {
+pub fn run(order: &Order) -> io::Result<BenchReport> {
     let [client, server] = &order.sides;
     let mut sender = Sender {
         cables: [Cable::open(client)?, Cable::open(server)?],
@@ -87,7 +87,7 @@ pub fn run(order: &Order) -> io::Result<Report> {
     sender.counters.restart()?;
     let mut flow = match order.traffic {
         Traffic::Data => sender.data_connection()?,
-        _ => sender.connection([FIRST_PORT, PORTS[0]])?,
+        _ => sender.connection([FIRST_PORT, FORWARDED_PORTS[0]])?,
     };
     let (before, start, warm) = (sender.sent, Instant::now(), order.time / 10);
     let mut counted = None;
@@ -95,9 +95,9 @@ pub fn run(order: &Order) -> io::Result<Report> {
         for _ in 0..BATCH {
             match order.traffic {
                 Traffic::Udp => sender.datagram()?,
-                Traffic::Tcp => sender.say(&mut flow, Client, PUSH_ACK, &TCP_PAYLOAD)?,
-                Traffic::Data => sender.say(&mut flow, Server, PUSH_ACK, &TCP_PAYLOAD)?,
-                Traffic::New => sender.begin(sender.sent - before)?,
+                Traffic::Tcp => sender.send_segment(&mut flow, Client, PUSH_ACK, &TCP_PAYLOAD)?,
+                Traffic::Data => sender.send_segment(&mut flow, Server, PUSH_ACK, &TCP_PAYLOAD)?,
+                Traffic::New => sender.send_syn(sender.sent - before)?,
             }
         }
         if counted.is_none() && start.elapsed() >= warm {
@@ -109,13 +109,13 @@ pub fn run(order: &Order) -> io::Result<Report> {
     }
     let (from, already) = counted.unwrap_or((start, before));
     let elapsed = from.elapsed();
-    let lost = sender.arrive().err();
-    Ok(Report {
+    let lost = sender.wait_for_arrival().err();
+    Ok(BenchReport {
         rate: (sender.sent - already) as f64 / elapsed.as_secs_f64(),
         total: (sender.sent - before) as f64,
         errors: u64::from(lost.is_some()),
         error: lost.map(|error| error.to_string()),
-        ..Report::default()
+        ..BenchReport::default()
     })
 }
 
@@ -130,12 +130,12 @@ impl Sender {
     /// An established connection between these ports.
     fn connection(&mut self, ports: [u16; 2]) -> io::Result<Flow> {
         let mut flow = Flow::new(ports);
-        self.say(&mut flow, Client, SYN, b"")?;
-        self.arrive()?;
-        self.say(&mut flow, Server, SYN | ACK, b"")?;
-        self.arrive()?;
-        self.say(&mut flow, Client, ACK, b"")?;
-        self.arrive()?;
+        self.send_segment(&mut flow, Client, SYN, b"")?;
+        self.wait_for_arrival()?;
+        self.send_segment(&mut flow, Server, SYN | ACK, b"")?;
+        self.wait_for_arrival()?;
+        self.send_segment(&mut flow, Client, ACK, b"")?;
+        self.wait_for_arrival()?;
         Ok(flow)
     }
 
@@ -154,13 +154,19 @@ impl Sender {
             (Client, "PASV\r\n"),
             (Server, &entering),
         ] {
-            self.say(&mut control, end, PUSH_ACK, line.as_bytes())?;
-            self.arrive()?;
+            self.send_segment(&mut control, end, PUSH_ACK, line.as_bytes())?;
+            self.wait_for_arrival()?;
         }
         self.connection([FIRST_PORT + 1, DATA_PORT])
     }
 
-    fn say(&mut self, flow: &mut Flow, from: End, flags: u8, payload: &[u8]) -> io::Result<()> {
+    fn send_segment(
+        &mut self,
+        flow: &mut Flow,
+        from: End,
+        flags: u8,
+        payload: &[u8],
+    ) -> io::Result<()> {
         self.sent += 1;
         flow.send(&self.cables, from, flags, payload)
     }
@@ -168,15 +174,15 @@ impl Sender {
     fn datagram(&mut self) -> io::Result<()> {
         let (near, far) = self.ends();
         self.sent += 1;
-        self.cables[0].send_udp(near, far, [FIRST_PORT, PORTS[0]], &UDP_PAYLOAD)
+        self.cables[0].send_udp(near, far, [FIRST_PORT, FORWARDED_PORTS[0]], &UDP_PAYLOAD)
     }
 
     /// The first packet of the connection of this number.
-    fn begin(&mut self, number: u64) -> io::Result<()> {
+    fn send_syn(&mut self, number: u64) -> io::Result<()> {
         let (near, far) = self.ends();
         let port = FIRST_PORT + 2 + (number / 2) as u16;
-        let ports = [port, PORTS[(number % 2) as usize]];
-        let head = Head { ports, sequence: 1, acknowledged: 0, flags: SYN };
+        let ports = [port, FORWARDED_PORTS[(number % 2) as usize]];
+        let head = TcpHeader { ports, sequence: 1, acknowledged: 0, flags: SYN };
         self.sent += 1;
         self.cables[0].send_tcp(near, far, &head, b"")
     }
@@ -188,14 +194,14 @@ impl Sender {
     }
 
     /// Waits until all that was sent has arrived.
-    fn arrive(&self) -> io::Result<()> {
+    fn wait_for_arrival(&self) -> io::Result<()> {
         let start = Instant::now();
         loop {
             let arrived = self.counters.arrived()?;
             if arrived >= self.sent {
                 return Ok(());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > ARRIVAL_LIMIT {
                 let lost = self.sent - arrived;
                 return Err(io::Error::other(format!("{lost} packets did not arrive")));
             }

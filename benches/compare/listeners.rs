@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::dialogue::PATIENCE;
+use crate::dialogue::REPLY_LIMIT;
 
 /// So many are bound.
 const LISTENERS: usize = 512;
@@ -17,12 +17,12 @@ const LISTENERS: usize = 512;
 static IDLE: Mutex<VecDeque<(TcpListener, u16)>> = Mutex::new(VecDeque::new());
 
 /// Of one transfer; goes back to the others afterwards.
-pub struct Listener {
+pub struct PooledListener {
     listener: Option<TcpListener>,
     pub port: u16,
 }
 
-impl Listener {
+impl PooledListener {
     /// The one that was idle for longest.
     pub fn take() -> io::Result<Self> {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,7 +33,7 @@ impl Listener {
         }
         drop(idle);
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket2::SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+        socket2::SockRef::from(&listener).set_read_timeout(Some(REPLY_LIMIT))?;
         let port = listener.local_addr()?.port();
         Ok(Self { listener: Some(listener), port })
     }
@@ -45,7 +45,7 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for PooledListener {
     fn drop(&mut self) {
         if let Some(listener) = self.listener.take() {
             IDLE.lock().unwrap_or_else(PoisonError::into_inner).push_back((listener, self.port));

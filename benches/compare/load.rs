@@ -12,8 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dialogue::{Control, PATIENCE, as_host_port, extended_port, host_port},
-    listeners::Listener,
+    dialogue::{
+        ControlClient, REPLY_LIMIT, format_host_port, parse_extended_port, parse_host_port,
+    },
+    listeners::PooledListener,
 };
 
 /// The file's length.
@@ -63,7 +65,7 @@ pub struct Order {
     /// What each worker says, in turn.
     pub verbs: Vec<Verb>,
     /// Whether each transfer has a control connection of its own.
-    pub whole: bool,
+    pub is_whole_session: bool,
     /// How many at a time.
     pub clients: usize,
     /// For how long.
@@ -72,7 +74,7 @@ pub struct Order {
 
 /// What came of a measurement, here or of another kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Report {
+pub struct BenchReport {
     /// What was done each second: cycles, packets, bits.
     pub rate: f64,
     /// What was done in all, before counting began too.
@@ -90,7 +92,7 @@ pub struct Report {
 }
 
 /// Does what is ordered.
-pub fn run(order: &Order) -> Report {
+pub fn run(order: &Order) -> BenchReport {
     let barrier = Arc::new(Barrier::new(order.clients));
     let workers: Vec<_> = (0..order.clients)
         .map(|_| {
@@ -98,7 +100,7 @@ pub fn run(order: &Order) -> Report {
             thread::spawn(move || Worker::default().run(&order, &barrier))
         })
         .collect();
-    let mut report = Report::default();
+    let mut report = BenchReport::default();
     let mut latencies = Vec::new();
     for worker in workers {
         let Ok(worker) = worker.join() else {
@@ -139,10 +141,9 @@ impl Worker {
                 break;
             }
             let done = match &mut session {
-                _ if order.whole => {
-                    Session::new(order.target).and_then(|mut session| session.whole(*verb))
-                }
-                Some(session) => session.cycle(*verb),
+                _ if order.is_whole_session => Session::new(order.target)
+                    .and_then(|mut session| session.transfer_and_quit(*verb)),
+                Some(session) => session.transfer(*verb),
                 None => Err(io::ErrorKind::NotConnected.into()),
             };
             let after = Instant::now();
@@ -152,7 +153,7 @@ impl Worker {
                 Ok(()) if after >= start && after <= end => self.latencies.push(after - before),
                 Ok(()) => {}
                 Err(error) => {
-                    self.note(&format!("{verb:?}"), &error);
+                    self.record_error(&format!("{verb:?}"), &error);
                     session = self.session(order);
                 }
             }
@@ -162,45 +163,45 @@ impl Worker {
 
     /// A session for all transfers, unless each has its own.
     fn session(&mut self, order: &Order) -> Option<Session> {
-        if order.whole {
+        if order.is_whole_session {
             return None;
         }
         let opened = Session::new(order.target);
-        opened.map_err(|error| self.note("login", &error)).ok()
+        opened.map_err(|error| self.record_error("login", &error)).ok()
     }
 
-    fn note(&mut self, what: &str, error: &io::Error) {
+    fn record_error(&mut self, what: &str, error: &io::Error) {
         self.errors += 1;
         self.error.get_or_insert_with(|| format!("{what}: {error}"));
     }
 }
 
 struct Session {
-    control: Control,
+    control: ControlClient,
     local: Ipv4Addr,
     peer: Ipv4Addr,
 }
 
 impl Session {
     fn new(target: SocketAddr) -> io::Result<Self> {
-        let control = Control::login(target)?;
+        let control = ControlClient::login(target)?;
         let (local, peer) = (control.local()?, control.peer()?);
         Ok(Self { control, local, peer })
     }
 
     /// One transfer, and the end.
-    fn whole(&mut self, verb: Verb) -> io::Result<()> {
-        self.cycle(verb)?;
+    fn transfer_and_quit(&mut self, verb: Verb) -> io::Result<()> {
+        self.transfer(verb)?;
         self.control.command("QUIT\r\n", b'2').map(drop)
     }
 
     /// One transfer.
-    fn cycle(&mut self, verb: Verb) -> io::Result<()> {
+    fn transfer(&mut self, verb: Verb) -> io::Result<()> {
         let retrieve = format!("RETR {SMALL}\r\n");
         let data = match verb {
             Verb::Pasv | Verb::Epsv => {
                 let target = self.ask_passive(verb)?;
-                let data = TcpStream::connect_timeout(&target, PATIENCE)?;
+                let data = TcpStream::connect_timeout(&target, REPLY_LIMIT)?;
                 self.control.send(&retrieve)?;
                 data
             }
@@ -219,18 +220,18 @@ impl Session {
         let unreadable = || io::Error::other("no endpoint in the reply");
         if verb == Verb::Pasv {
             let reply = self.control.command("PASV\r\n", b'2')?;
-            return host_port(reply).map(SocketAddr::V4).ok_or_else(unreadable);
+            return parse_host_port(reply).map(SocketAddr::V4).ok_or_else(unreadable);
         }
         let reply = self.control.command("EPSV\r\n", b'2')?;
-        let port = extended_port(reply).ok_or_else(unreadable)?;
+        let port = parse_extended_port(reply).ok_or_else(unreadable)?;
         Ok(SocketAddrV4::new(self.peer, port).into())
     }
 
-    fn announce(&mut self, verb: Verb) -> io::Result<Listener> {
-        let listener = Listener::take()?;
+    fn announce(&mut self, verb: Verb) -> io::Result<PooledListener> {
+        let listener = PooledListener::take()?;
         let endpoint = SocketAddrV4::new(self.local, listener.port);
         let line = if verb == Verb::Port {
-            format!("PORT {}\r\n", as_host_port(endpoint))
+            format!("PORT {}\r\n", format_host_port(endpoint))
         } else {
             format!("EPRT |1|{}|{}|\r\n", endpoint.ip(), endpoint.port())
         };
@@ -240,7 +241,7 @@ impl Session {
 }
 
 fn read_all(mut data: TcpStream) -> io::Result<()> {
-    data.set_read_timeout(Some(PATIENCE))?;
+    data.set_read_timeout(Some(REPLY_LIMIT))?;
     let mut buffer = [0; SMALL * 2];
     let mut length = 0;
     loop {

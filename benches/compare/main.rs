@@ -8,6 +8,7 @@
 mod accept;
 mod bulk;
 mod cable;
+mod chart;
 mod contestant;
 mod dialogue;
 mod figure;
@@ -17,25 +18,24 @@ mod listeners;
 mod load;
 mod measure;
 mod options;
-mod picture;
-mod pin;
+mod placement;
 mod proxies;
 mod results;
 mod server;
-mod stage;
 mod table;
+mod testbed;
 
 use std::{fs, path::Path, process::ExitCode, thread};
 
 use options::Options;
-use pin::ROLE;
+use placement::ROLE;
 use results::Results;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        [ROLE, role @ ..] => measure::play(role).map_err(|error| error.to_string()),
+        [ROLE, role @ ..] => measure::play_role(role).map_err(|error| error.to_string()),
         _ if !words.contains(&"--bench") => return ExitCode::SUCCESS, // `cargo test --benches`
         _ => Options::read().and_then(|options| compare(&options)),
     };
@@ -51,13 +51,13 @@ fn main() -> ExitCode {
 /// Measures everything that is asked for, prints and keeps it.
 fn compare(options: &Options) -> Result<(), String> {
     ftp_alg_lab::requirements().map_err(|error| error.to_string())?;
-    leave_nothing_behind();
+    clean_up_on_signal();
     let machine = table::machine();
     let mut results = Results::new(options);
     for round in 0..options.rounds {
         for (at, figure) in options.figures.iter().enumerate() {
             for place in 0..options.contestants.len() {
-                let which = turn(round, place, options.contestants.len());
+                let which = contestant_at(round, place, options.contestants.len());
                 let contestant = &options.contestants[which];
                 if figure.is_for(contestant) {
                     let title = contestant.title();
@@ -78,7 +78,7 @@ fn compare(options: &Options) -> Result<(), String> {
         root.join(env!("CARGO_TARGET_TMPDIR"))
     };
     for (name, contents) in
-        [("comparison.txt", text), ("comparison.svg", picture::svg(options, &machine, &results))]
+        [("comparison.txt", text), ("comparison.svg", chart::svg(options, &machine, &results))]
     {
         let path = directory.join(name);
         fs::create_dir_all(&directory)
@@ -95,13 +95,13 @@ fn compare(options: &Options) -> Result<(), String> {
 
 /// Who has `place` in `round`: who is first in one is last in the next, and all have been first
 /// after as many pairs of rounds.
-fn turn(round: usize, place: usize, count: usize) -> usize {
+fn contestant_at(round: usize, place: usize, count: usize) -> usize {
     let place = if round.is_multiple_of(2) { place } else { count - 1 - place };
     (place + round / 2) % count
 }
 
 /// Whoever is tired of waiting finds no namespace and no process left.
-fn leave_nothing_behind() {
+fn clean_up_on_signal() {
     let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
     let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) else { return };
     thread::spawn(move || {

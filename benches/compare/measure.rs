@@ -17,20 +17,20 @@ use crate::{
     figure::Figure,
     flood,
     forward::{self, Traffic},
-    load::{self, Report, Verb},
+    load::{self, BenchReport, Verb},
     options::Options,
-    pin::Pin,
+    placement::Placement,
     server,
-    stage::Stage,
+    testbed::Testbed,
 };
 
 /// What `contestant` reaches. That it could not be measured is an error of the report.
-pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Report {
+pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> BenchReport {
     let pin = match figure {
-        Figure::Packets | Figure::Forward(_) => Pin::Together,
-        _ => options.pin,
+        Figure::Packets | Figure::Forward(_) => Placement::Together,
+        _ => options.placement,
     };
-    let measured = Stage::set(contestant, figure, pin).and_then(|stage| {
+    let measured = Testbed::build(contestant, figure, pin).and_then(|stage| {
         let verbs =
             |verb: Option<Verb>| verb.map_or_else(|| options.verbs.clone(), |one| vec![one]);
         let report = match figure {
@@ -53,38 +53,45 @@ pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Re
         }
         report
     });
-    measured.unwrap_or_else(|error| Report {
+    measured.unwrap_or_else(|error| BenchReport {
         errors: 1,
         error: Some(error.to_string()),
-        ..Report::default()
+        ..BenchReport::default()
     })
 }
 
 fn cycles(
     options: &Options,
     contestant: &Contestant,
-    stage: &Stage,
+    stage: &Testbed,
     (clients, whole): (usize, bool),
     mut verbs: Vec<Verb>,
-) -> Result<Report> {
+) -> Result<BenchReport> {
     let mut note = None;
     if *contestant == Contestant::NoHelper && verbs.iter().any(|verb| verb.is_active()) {
         verbs.retain(|verb| !verb.is_active());
         note = Some("passive ones only".to_owned());
     }
-    let order = load::Order { target: stage.target, verbs, whole, clients, time: options.time };
+    let order = load::Order {
+        target: stage.target,
+        verbs,
+        is_whole_session: whole,
+        clients,
+        time: options.time,
+    };
     // One that wanders over idle cores measures how long they take to wake.
-    let pin = if clients == 1 { stage.pin.of_one_client() } else { stage.pin };
+    let pin = if clients == 1 { stage.placement.for_one_client() } else { stage.placement };
     let command = stage.lab.client.command(pin.program());
-    let report = answer(options, stage, pin.traffic(command, &["load"]), &order)?;
-    Ok(Report { note, ..report })
+    let report = run_role(options, stage, pin.traffic_command(command, &["load"]), &order)?;
+    Ok(BenchReport { note, ..report })
 }
 
-fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
+fn transfer(options: &Options, stage: &Testbed, control: bool) -> Result<BenchReport> {
     let order = bulk::Order { target: stage.target, control, time: options.time };
     let before = stage.packets()?;
-    let command = stage.lab.client.command(stage.pin.program());
-    let mut report = answer(options, stage, stage.pin.traffic(command, &["bulk"]), &order)?;
+    let command = stage.lab.client.command(stage.placement.program());
+    let mut report =
+        run_role(options, stage, stage.placement.traffic_command(command, &["bulk"]), &order)?;
     if let (true, Some(before), Some(after)) = (control, before, stage.packets()?) {
         let seen = after.saturating_sub(before);
         report.note = Some(format!("the daemon saw {seen} packets"));
@@ -93,7 +100,7 @@ fn transfer(options: &Options, stage: &Stage, control: bool) -> Result<Report> {
 }
 
 /// Leaves only the gateway: its cables end at the sender, and it knows where to send.
-fn cables(stage: &Stage) -> Result<[Side; 2]> {
+fn cables(stage: &Testbed) -> Result<[Side; 2]> {
     let lab = &stage.lab;
     let side = |interface: &str, near, far| {
         let [host, switches] = [lab.gateway.namespace(), lab.switches()];
@@ -102,7 +109,8 @@ fn cables(stage: &Stage) -> Result<[Side; 2]> {
         lab.gateway.shell(&format!(
             "ip -n {switches} link set {cable} nomaster\nip -n {host} {neighbour}"
         ))?;
-        let shown = lab.gateway.run("ip", &["-br", "link", "show", "dev", interface])?.text();
+        let shown =
+            lab.gateway.run("ip", &["-br", "link", "show", "dev", interface])?.stdout_text();
         let gateway = link_address(&shown)
             .ok_or_else(|| LabError::Unexpected(format!("no link-layer address: {shown}")))?;
         Ok(Side { interface: cable, gateway, near, far })
@@ -113,28 +121,28 @@ fn cables(stage: &Stage) -> Result<[Side; 2]> {
 }
 
 /// This program in `role`, in the namespace of the cables' other ends.
-fn sender(stage: &Stage, wrapper: &[&str], role: &str) -> Command {
+fn sender(stage: &Testbed, wrapper: &[&str], role: &str) -> Command {
     let there = format!("--net=/run/netns/{}", stage.lab.switches());
     let words: Vec<&str> = [wrapper, &["nsenter", &there, "--"]].concat();
     let mut command = stage.lab.gateway.command(words[0]);
-    command.args(&words[1..]).arg(Pin::Together.program());
-    Pin::Together.traffic(command, &[role])
+    command.args(&words[1..]).arg(Placement::Together.program());
+    Placement::Together.traffic_command(command, &[role])
 }
 
-fn forward(options: &Options, stage: &Stage, traffic: Traffic) -> Result<Report> {
+fn forward(options: &Options, stage: &Testbed, traffic: Traffic) -> Result<BenchReport> {
     let order = forward::Order { sides: cables(stage)?, traffic, time: options.time };
-    let report = answer(options, stage, sender(stage, &[], "forward"), &order)?;
-    Ok(Report { cost: None, ..report })
+    let report = run_role(options, stage, sender(stage, &[], "forward"), &order)?;
+    Ok(BenchReport { cost: None, ..report })
 }
 
-fn packets(options: &Options, stage: &Stage) -> Result<Report> {
+fn packets(options: &Options, stage: &Testbed) -> Result<BenchReport> {
     let sides = cables(stage)?;
     let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
     // Before the reader, on its core.
     let is_read = stage.processor_time().is_some();
     let wrapper: &[&str] = if is_read { &["chrt", "-f", "1"] } else { &[] };
-    let mut report = answer(options, stage, sender(stage, wrapper, "flood"), &order)?;
+    let mut report = run_role(options, stage, sender(stage, wrapper, "flood"), &order)?;
     let seen = before.zip(stage.packets()?).map(|(before, after)| after.saturating_sub(before));
     // What its rules spared the daemon is not inspected.
     let share = seen.map_or(1.0, |seen| seen as f64 / report.total);
@@ -164,18 +172,18 @@ fn v4(host: &Host) -> Result<Ipv4Addr> {
 }
 
 /// What this program says, run by `command`.
-fn answer(
+fn run_role(
     options: &Options,
-    stage: &Stage,
+    stage: &Testbed,
     command: Command,
     order: &impl Serialize,
-) -> Result<Report> {
+) -> Result<BenchReport> {
     let order = serde_json::to_vec(order).unwrap_or_default();
     let limit = options.time + Duration::from_secs(30);
     let before = stage.processor_time();
     let done = stage.lab.client.finish(command, &order, limit)?.success()?;
-    let mut report: Report = serde_json::from_slice(&done.stdout).map_err(|error| {
-        LabError::Unexpected(format!("{error}: {}{}", done.text(), stage.log()))
+    let mut report: BenchReport = serde_json::from_slice(&done.stdout).map_err(|error| {
+        LabError::Unexpected(format!("{error}: {}{}", done.stdout_text(), stage.log()))
     })?;
     let used = before.zip(stage.processor_time()).map(|(before, after)| after - before);
     report.cost = used.map(|used| used.as_secs_f64() / report.total);
@@ -183,7 +191,7 @@ fn answer(
 }
 
 /// This program as an end of a measurement; what it says is on its standard output.
-pub fn play(role: &[&str]) -> io::Result<()> {
+pub fn play_role(role: &[&str]) -> io::Result<()> {
     let report = match role {
         ["serve", port] => return server::run(port.parse().map_err(io::Error::other)?),
         ["load"] => load::run(&serde_json::from_slice(&input()?)?),

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb, pin::Pin};
+use crate::{
+    contestant::Contestant, figure::Figure, forward::Traffic, load::Verb, placement::Placement,
+};
 
 /// How to use it; printed for a word that means nothing.
 pub const USAGE: &str = "\
@@ -35,7 +37,7 @@ pub struct Options {
     /// Said in turn, where the figure does not say which.
     pub verbs: Vec<Verb>,
     /// Where processes run.
-    pub pin: Pin,
+    pub placement: Placement,
     /// How often each is measured.
     pub rounds: usize,
     /// For how long.
@@ -60,7 +62,7 @@ impl Options {
             figures: Vec::new(),
             contestants: Vec::new(),
             verbs: Vec::new(),
-            pin: Pin::Free,
+            placement: Placement::Free,
             rounds,
             time: Duration::from_secs_f64(seconds),
             keep: false,
@@ -86,8 +88,8 @@ impl Options {
                 "port" => options.verbs.push(Verb::Port),
                 "epsv" => options.verbs.push(Verb::Epsv),
                 "eprt" => options.verbs.push(Verb::Eprt),
-                "together" => options.pin = Pin::Together,
-                "apart" => options.pin = Pin::Apart,
+                "together" => options.placement = Placement::Together,
+                "apart" => options.placement = Placement::Apart,
                 "--keep" if words.len() == 1 => options.keep = true,
                 "--keep" => return Err("--keep stands alone: what is kept is of all".to_owned()),
                 "other" => return Err("`other` is what FTP_ALG_COMPARE_EXE names".to_owned()),

@@ -1,25 +1,25 @@
 //! What was measured, and what it says: medians, spread, ratios.
 
-use crate::{contestant::Contestant, figure::Goal, load::Report, options::Options};
+use crate::{contestant::Contestant, figure::Goal, load::BenchReport, options::Options};
 
 /// Reports by figure, contestant and round.
 pub struct Results {
-    reports: Vec<Vec<Vec<Report>>>,
+    reports: Vec<Vec<Vec<BenchReport>>>,
     names: Vec<&'static str>,
 }
 
 /// The middle of some values, and their ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
+pub struct MedianAndRange {
     /// The median.
-    pub middle: f64,
+    pub median: f64,
     /// The least.
     pub least: f64,
     /// The most.
     pub most: f64,
 }
 
-impl Spread {
+impl MedianAndRange {
     /// Of no values: nothing.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
@@ -27,12 +27,12 @@ impl Spread {
         let (least, most) = (*values.first()?, *values.last()?);
         let upper = values[values.len() / 2];
         let lower = values[(values.len() - 1) / 2];
-        Some(Self { middle: (lower + upper) / 2.0, least, most })
+        Some(Self { median: (lower + upper) / 2.0, least, most })
     }
 
     /// All of it times `factor`.
     pub fn scaled(self, factor: f64) -> Self {
-        Self { middle: self.middle * factor, least: self.least * factor, most: self.most * factor }
+        Self { median: self.median * factor, least: self.least * factor, most: self.most * factor }
     }
 }
 
@@ -45,12 +45,12 @@ impl Results {
     }
 
     /// A further round's report.
-    pub fn add(&mut self, figure: usize, contestant: usize, report: Report) {
+    pub fn add(&mut self, figure: usize, contestant: usize, report: BenchReport) {
         self.reports[figure][contestant].push(report);
     }
 
     /// A report a round.
-    pub fn reports(&self, figure: usize, contestant: usize) -> &[Report] {
+    pub fn reports(&self, figure: usize, contestant: usize) -> &[BenchReport] {
         &self.reports[figure][contestant]
     }
 
@@ -74,21 +74,26 @@ impl Results {
     }
 
     /// How many nanoseconds longer `one` takes for each than `other`.
-    pub fn beyond(&self, figure: usize, one: &str, other: &str) -> Option<Spread> {
+    pub fn extra_time(&self, figure: usize, one: &str, other: &str) -> Option<MedianAndRange> {
         let of = |name: &str| self.names.iter().position(|own| *own == name);
         let (one, other) = (of(one)?, of(other)?);
         let rounds = self.reports(figure, one).iter().zip(self.reports(figure, other));
         let rounds = rounds.filter(|(a, b)| one != other && a.rate > 0.0 && b.rate > 0.0);
-        Spread::of(rounds.map(|(one, other)| 1e9 / one.rate - 1e9 / other.rate))
+        MedianAndRange::of(rounds.map(|(one, other)| 1e9 / one.rate - 1e9 / other.rate))
     }
 
     /// `one` beside the best of those of the goal that were measured, round by round; and which
     /// was the best.
-    pub fn ratio(&self, figure: usize, one: &str, goal: &Goal) -> Option<(Spread, &'static str)> {
+    pub fn ratio(
+        &self,
+        figure: usize,
+        one: &str,
+        goal: &Goal,
+    ) -> Option<(MedianAndRange, &'static str)> {
         let find = |name: &str| self.names.iter().position(|other| *other == name);
         let middle = |at: &usize| {
             let rates = self.reports(figure, *at).iter().map(|report| report.rate);
-            Spread::of(rates).map_or(0.0, |spread| spread.middle)
+            MedianAndRange::of(rates).map_or(0.0, |spread| spread.median)
         };
         let best = goal
             .with
@@ -99,6 +104,6 @@ impl Results {
         let ours = self.reports(figure, find(one)?);
         let pairs = ours.iter().zip(self.reports(figure, best));
         let ratios = pairs.filter(|(_, other)| other.rate > 0.0).map(|(a, b)| a.rate / b.rate);
-        Some((Spread::of(ratios)?, self.names[best]))
+        Some((MedianAndRange::of(ratios)?, self.names[best]))
     }
 }

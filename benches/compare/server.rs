@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
-    dialogue::{PATIENCE, as_host_port, host_port},
-    listeners::Listener,
+    dialogue::{REPLY_LIMIT, format_host_port, parse_host_port},
+    listeners::PooledListener,
 };
 
 /// What is written at once.
@@ -30,7 +30,7 @@ pub fn run(port: u16) -> io::Result<()> {
 /// How the next data connection comes about.
 enum Data {
     None,
-    Passive(Listener),
+    Passive(PooledListener),
     Active(SocketAddr),
 }
 
@@ -67,10 +67,12 @@ impl Session {
                 "PASS" => self.reply("230 logged in")?,
                 "PASV" => self.passive(false)?,
                 "EPSV" => self.passive(true)?,
-                "PORT" => self.active(host_port(&format!("({argument})")).map(SocketAddr::V4))?,
-                "EPRT" => self.active(extended(argument))?,
+                "PORT" => {
+                    self.active(parse_host_port(&format!("({argument})")).map(SocketAddr::V4))?
+                }
+                "EPRT" => self.active(parse_extended(argument))?,
                 "RETR" => self.retrieve(argument)?,
-                "STAT" => self.talk(argument)?,
+                "STAT" => self.send_long_reply(argument)?,
                 "TYPE" | "NOOP" | "MODE" | "STRU" | "OPTS" | "CWD" => self.reply("200 fine")?,
                 "SYST" => self.reply("215 UNIX Type: L8")?,
                 "PWD" => self.reply("257 \"/\" is here")?,
@@ -86,13 +88,13 @@ impl Session {
     }
 
     fn passive(&mut self, extended: bool) -> io::Result<()> {
-        let listener = Listener::take()?;
+        let listener = PooledListener::take()?;
         let port = listener.port;
         self.data = Data::Passive(listener);
         if extended {
             self.reply(&format!("229 Entering Extended Passive Mode (|||{port}|)"))
         } else {
-            let endpoint = as_host_port(SocketAddrV4::new(self.local, port));
+            let endpoint = format_host_port(SocketAddrV4::new(self.local, port));
             self.reply(&format!("227 Entering Passive Mode ({endpoint})"))
         }
     }
@@ -108,7 +110,7 @@ impl Session {
         let data = match std::mem::replace(&mut self.data, Data::None) {
             Data::None => return self.reply("425 no data connection"),
             Data::Passive(listener) => listener.accept(),
-            Data::Active(target) => TcpStream::connect_timeout(&target, PATIENCE),
+            Data::Active(target) => TcpStream::connect_timeout(&target, REPLY_LIMIT),
         };
         let Ok(mut data) = data else { return self.reply("425 no data connection") };
         self.reply("150 here it comes")?;
@@ -120,7 +122,7 @@ impl Session {
     }
 
     /// A reply of at least `length` bytes in very many lines.
-    fn talk(&mut self, length: &str) -> io::Result<()> {
+    fn send_long_reply(&mut self, length: &str) -> io::Result<()> {
         let length: usize = length.parse().unwrap_or(0);
         let line =
             b" Everything is as it should be, and there is nothing else to be said of it.\r\n";
@@ -144,7 +146,7 @@ fn write_all(data: &mut TcpStream, chunk: &[u8], mut length: u64) -> io::Result<
 }
 
 /// `|1|h.h.h.h|port|`
-fn extended(argument: &str) -> Option<SocketAddr> {
+fn parse_extended(argument: &str) -> Option<SocketAddr> {
     let mut fields = argument.split('|').skip(2);
     let address: IpAddr = fields.next()?.parse().ok()?;
     Some(SocketAddr::new(address, fields.next()?.parse().ok()?))

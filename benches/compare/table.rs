@@ -5,9 +5,9 @@ use std::{env, fmt::Write as _, fs, process::Command};
 use crate::{
     contestant::Contestant,
     figure::Figure,
-    load::Report,
+    load::BenchReport,
     options::Options,
-    results::{Results, Spread},
+    results::{MedianAndRange, Results},
 };
 
 /// All of it.
@@ -22,8 +22,8 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
         options.time,
         options.verbs.iter().map(|verb| verb.name()).collect::<Vec<_>>().join(", ")
     );
-    goals(&mut text, options, results);
-    beyond(&mut text, options, results);
+    write_goals(&mut text, options, results);
+    write_extra_time(&mut text, options, results);
     for (at, figure) in options.figures.iter().enumerate() {
         let _ = writeln!(text, "\n{}", figure.title());
         for (which, contestant) in options.contestants.iter().enumerate() {
@@ -38,10 +38,10 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
     text
 }
 
-fn goals(text: &mut String, options: &Options, results: &Results) {
+fn write_goals(text: &mut String, options: &Options, results: &Results) {
     let _ = writeln!(text, "{:<64} | {:>7} | {:<22} |", "ratio", "goal", "measured");
     for (at, figure) in options.figures.iter().enumerate() {
-        for (goal, contestant) in pairs(*figure, options) {
+        for (goal, contestant) in goal_pairs(*figure, options) {
             let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else {
                 let mut asked = options.contestants.iter().map(Contestant::name);
                 let with = asked.find(|name| goal.with.contains(name));
@@ -52,7 +52,7 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
                 continue;
             };
             let what = ratio_title(options, *figure, contestant, with);
-            let word = if ratio.middle >= goal.least { "reached" } else { "FALLS SHORT" };
+            let word = if ratio.median >= goal.least { "reached" } else { "FALLS SHORT" };
             let failed = |name| results.errors(at, name) > 0;
             let errors =
                 if failed(contestant.name()) || failed(with) { ", with ERRORS" } else { "" };
@@ -68,23 +68,25 @@ fn goals(text: &mut String, options: &Options, results: &Results) {
 }
 
 /// What forwarding a packet takes longer than with the firewall alone, and how that compares with the kernel's helper.
-fn beyond(text: &mut String, options: &Options, results: &Results) {
+fn write_extra_time(text: &mut String, options: &Options, results: &Results) {
     for (at, figure) in options.figures.iter().enumerate() {
         let Figure::Forward(traffic) = figure else { continue };
-        let helper = results.beyond(at, "helper", "firewall");
+        let helper = results.extra_time(at, "helper", "firewall");
         for contestant in &options.contestants {
-            let Some(longer) = results.beyond(at, contestant.name(), "firewall") else { continue };
+            let Some(longer) = results.extra_time(at, contestant.name(), "firewall") else {
+                continue;
+            };
             let what = format!(
                 "ns a packet beyond the firewall, {}: {}",
                 traffic.name(),
                 contestant.title()
             );
             let is_ours = matches!(contestant, Contestant::Daemon { .. });
-            let ratio = match helper.filter(|helper| is_ours && helper.middle > 0.0) {
+            let ratio = match helper.filter(|helper| is_ours && helper.median > 0.0) {
                 Some(helper) => {
-                    let ratio = longer.middle / helper.middle;
-                    let word = if ratio <= BEYOND { "reached" } else { "FALLS SHORT" };
-                    format!(" {ratio:.2} of the kernel helper's, goal {BEYOND}: {word}")
+                    let ratio = longer.median / helper.median;
+                    let word = if ratio <= EXTRA_TIME_GOAL { "reached" } else { "FALLS SHORT" };
+                    format!(" {ratio:.2} of the kernel helper's, goal {EXTRA_TIME_GOAL}: {word}")
                 }
                 None => String::new(),
             };
@@ -94,7 +96,7 @@ fn beyond(text: &mut String, options: &Options, results: &Results) {
 }
 
 /// So many times what the kernel helper's rule takes, with the fast path's program at the interfaces; 1.2 without it.
-const BEYOND: f64 = 1.7;
+const EXTRA_TIME_GOAL: f64 = 1.7;
 
 /// What a ratio to the contestant of the name `with` is called.
 pub fn ratio_title(
@@ -113,7 +115,7 @@ fn title_of(options: &Options, name: &'static str) -> &'static str {
 }
 
 /// Each goal of the figure, for each build of ours.
-pub fn pairs(
+pub fn goal_pairs(
     figure: Figure,
     options: &Options,
 ) -> impl Iterator<Item = (&'static crate::figure::Goal, &Contestant)> {
@@ -123,8 +125,8 @@ pub fn pairs(
     })
 }
 
-fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
-    let of = |value: fn(&Report) -> f64| Spread::of(reports.iter().map(value));
+fn line(figure: Figure, contestant: &Contestant, reports: &[BenchReport]) -> String {
+    let of = |value: fn(&BenchReport) -> f64| MedianAndRange::of(reports.iter().map(value));
     let Some(rate) = of(|report| report.rate) else { return String::new() };
     let digits = if figure.unit() > 1.0 { 2 } else { 0 };
     let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
@@ -135,11 +137,11 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
             of(|one| one.percentiles[1]),
             of(|one| one.percentiles[2]),
         ];
-        let [half, nine, most] = values.map(|value| value.map_or(0.0, |value| value.middle));
+        let [half, nine, most] = values.map(|value| value.map_or(0.0, |value| value.median));
         let _ = write!(line, " p50 {half:.0} us, p90 {nine:.0} us, p99 {most:.0} us");
     }
-    if let Some(cost) = Spread::of(reports.iter().filter_map(|report| report.cost)) {
-        let cost = cost.middle * 1e6;
+    if let Some(cost) = MedianAndRange::of(reports.iter().filter_map(|report| report.cost)) {
+        let cost = cost.median * 1e6;
         let _ = match figure {
             Figure::Cycles(..) | Figure::Published(_) | Figure::Sessions(..) => {
                 write!(line, ", program {cost:.0} us a cycle")
@@ -166,8 +168,8 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[Report]) -> String {
     line
 }
 
-fn spread(of: Spread, digits: usize) -> String {
-    format!("{:.digits$} ({:.digits$}..{:.digits$})", of.middle, of.least, of.most)
+fn spread(of: MedianAndRange, digits: usize) -> String {
+    format!("{:.digits$} ({:.digits$}..{:.digits$})", of.median, of.least, of.most)
 }
 
 /// Kernel, processor, how many, and how busy they are now.

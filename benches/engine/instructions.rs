@@ -6,7 +6,9 @@ use std::{hint::black_box, time::Instant};
 
 use ftp_alg_core::engine::{Released, Standalone, Verdict};
 
-use super::talk::{ACTIVE, Nowhere, PASSING, PORT, Talk, arrival, gateway};
+use super::conversation::{
+    ACTIVE, BYPASSABLE, Conversation, GrantingKernel, PORT, arrival, gateway,
+};
 
 /// Packets before the first line.
 const LOGIN: usize = 6;
@@ -22,17 +24,17 @@ pub fn run(kind: &str, count: usize, size: usize) {
     };
     let split = [(&PORT[..3], false), (&PORT[3..], false), ACTIVE[1], ACTIVE[2], ACTIVE[3]];
     let (connections, lines) = match kind {
-        "passing" => (1, told(&PASSING, count / 2, 2)),
-        "spread" => (size, told(&PASSING, count / 2 / size, 2)),
+        "passing" => (1, told(&BYPASSABLE, count / 2, 2)),
+        "spread" => (size, told(&BYPASSABLE, count / 2 / size, 2)),
         "renumbering" => (1, [told(&[ACTIVE[0]], 1, 0), told(&[("", true)], count, 1)].concat()),
         "rewriting" => (size, told(&ACTIVE, count / size, 1)),
         "splitting" => (size, told(&split, count / size, 2)),
         _ => panic!("passing, spread, renumbering, rewriting or splitting, not {kind}"),
     };
-    let talks: Vec<Talk> = (0..connections)
+    let talks: Vec<Conversation> = (0..connections)
         .map(|at| {
-            let mut talk = Talk::logged_in(&format!("192.168.150.80:{}", 1035 + at));
-            lines.iter().for_each(|(line, server, _)| talk.say(line, *server));
+            let mut talk = Conversation::logged_in(&format!("192.168.150.80:{}", 1035 + at));
+            lines.iter().for_each(|(line, server, _)| talk.send_line(line, *server));
             talk
         })
         .collect();
@@ -56,11 +58,11 @@ pub fn run(kind: &str, count: usize, size: usize) {
 
 /// What is counted: the tool is told to begin and to end here, by this name.
 #[inline(never)]
-fn counted(gateway: &mut Standalone<Nowhere>, now: Instant, batch: &[(&[u8], bool)]) {
+fn counted(gateway: &mut Standalone<GrantingKernel>, now: Instant, batch: &[(&[u8], bool)]) {
     take(black_box(gateway), now, black_box(batch));
 }
 
-fn take(gateway: &mut Standalone<Nowhere>, now: Instant, batch: &[(&[u8], bool)]) {
+fn take(gateway: &mut Standalone<GrantingKernel>, now: Instant, batch: &[(&[u8], bool)]) {
     gateway.take(now, batch.iter().map(|(packet, _)| arrival(packet)));
     gateway.take_events();
 }

@@ -8,16 +8,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod conversation;
 mod instructions;
 mod many;
-mod talk;
 
 use std::time::Instant;
 
+use conversation::{ACTIVE, BYPASSABLE, CLIENT, Conversation, PORT, arrival, gateway};
 use divan::{Bencher, counter::ItemsCount};
 use etherparse::TransportSlice;
 use ftp_alg_core::engine::{Released, Verdict};
-use talk::{ACTIVE, CLIENT, PASSING, PORT, Talk, arrival, gateway};
 
 const LINES: usize = 1000;
 /// How many packets a queue worker may read in one go.
@@ -38,9 +38,9 @@ fn main() {
 /// The yardstick: only parsing the packet and its checksum, by etherparse.
 #[divan::bench]
 fn baseline(bencher: Bencher) {
-    let mut talk = Talk::logged_in(CLIENT);
-    for (line, server) in PASSING.repeat(LINES / 2) {
-        talk.say(line, server);
+    let mut talk = Conversation::logged_in(CLIENT);
+    for (line, server) in BYPASSABLE.repeat(LINES / 2) {
+        talk.send_line(line, server);
     }
     bencher.counter(ItemsCount::new(LINES)).bench_local(|| {
         for packet in talk.packets.iter().rev().take(LINES) {
@@ -60,7 +60,7 @@ fn baseline(bencher: Bencher) {
 /// Lines that concern nobody: what most of a dialogue is.
 #[divan::bench]
 fn passing(bencher: Bencher) {
-    run(bencher, &PASSING.repeat(LINES / 2), LINES);
+    run(bencher, &BYPASSABLE.repeat(LINES / 2), LINES);
 }
 
 /// A `PORT` and its answer in turn, through masquerade: a rewrite and an adjusted packet.
@@ -72,9 +72,9 @@ fn active_transfer(bencher: Bencher) {
 /// The same, with the records that are written of each batch.
 #[divan::bench]
 fn active_transfer_recorded(bencher: Bencher) {
-    let mut talk = Talk::logged_in(CLIENT);
+    let mut talk = Conversation::logged_in(CLIENT);
     for (line, server) in ACTIVE.repeat(LINES / 4) {
-        talk.say(line, server);
+        talk.send_line(line, server);
     }
     bench_with(bencher, &talk.packets, LINES, true);
 }
@@ -106,18 +106,18 @@ fn passive_transfer(bencher: Bencher) {
 /// Packets that only have to be renumbered: pure acknowledgements after a rewrite.
 #[divan::bench]
 fn renumbering(bencher: Bencher) {
-    let mut talk = Talk::logged_in(CLIENT);
-    talk.say(PORT, false);
+    let mut talk = Conversation::logged_in(CLIENT);
+    talk.send_line(PORT, false);
     for _ in 0..LINES {
-        talk.say("", true);
+        talk.send_line("", true);
     }
     bench_packets(bencher, &talk.packets, LINES);
 }
 
 fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
-    let mut talk = Talk::logged_in(CLIENT);
+    let mut talk = Conversation::logged_in(CLIENT);
     for (line, server) in lines {
-        talk.say(line, *server);
+        talk.send_line(line, *server);
     }
     bench_packets(bencher, &talk.packets, counted);
 }
@@ -126,13 +126,13 @@ fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
 fn run_on_each(bencher: Bencher, segments: &[&str]) {
     let (mut stage, mut timed) = (Vec::new(), vec![Vec::new(); segments.len()]);
     for port in 0..LINES {
-        let mut talk = Talk::logged_in(&format!("192.168.150.80:{}", 2000 + port));
+        let mut talk = Conversation::logged_in(&format!("192.168.150.80:{}", 2000 + port));
         for (line, server) in ACTIVE {
-            talk.say(line, server);
+            talk.send_line(line, server);
         }
         stage.append(&mut talk.packets);
         for segment in segments {
-            talk.say(segment, false);
+            talk.send_line(segment, false);
         }
         timed.iter_mut().zip(talk.packets).for_each(|(all, packet)| all.push(packet));
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ftp_alg_core::engine::{Fate, Standalone, Verdict};
 
-use super::talk::{Nowhere, arrival, gateway};
+use super::conversation::{GrantingKernel, arrival, gateway};
 
 const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// Packets in one go, as a queue worker reads them.
@@ -16,7 +16,7 @@ const BATCH: usize = 64;
 /// Packets timed in one round; the median of the rounds counts.
 const TIMED: usize = 1 << 20;
 const ROUNDS: usize = 7;
-const ROOM: usize = 80;
+const MAX_PACKET: usize = 80;
 const SERVER: [u8; 4] = [203, 0, 113, 9];
 const LOGIN: [(bool, &[u8]); 5] = [
     (true, b"220 ready\r\n"),
@@ -51,7 +51,7 @@ pub fn one_count(count: usize) {
     let mut random = 0x9e37_79b9_7f4a_7c15;
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
-            let spent = round(&mut gateway, now, &mut said, &mut random);
+            let spent = time_round(&mut gateway, now, &mut said, &mut random);
             spent.as_nanos() as f64 / TIMED as f64
         })
         .collect();
@@ -62,9 +62,9 @@ pub fn one_count(count: usize) {
     );
 }
 
-fn log_in(gateway: &mut Standalone<Nowhere>, now: Instant, session: usize) {
-    let mut numbers = [first(session), !first(session)];
-    let mut packet = [0; ROOM];
+fn log_in(gateway: &mut Standalone<GrantingKernel>, now: Instant, session: usize) {
+    let mut numbers = [first_sequence(session), !first_sequence(session)];
+    let mut packet = [0; MAX_PACKET];
     let syn_ack = build(&mut packet, session, true, [numbers[0], numbers[1] - 1], 0x12, b"");
     gateway.packet(now, &packet[..syn_ack]);
     for (server, line) in LOGIN {
@@ -78,13 +78,13 @@ fn log_in(gateway: &mut Standalone<Nowhere>, now: Instant, session: usize) {
 }
 
 /// Hands the engine packets of any sessions, each the next of its own, and gives the time that took.
-fn round(
-    gateway: &mut Standalone<Nowhere>,
+fn time_round(
+    gateway: &mut Standalone<GrantingKernel>,
     now: Instant,
     said: &mut [u32],
     random: &mut u64,
 ) -> Duration {
-    let mut batch = [([0; ROOM], 0); BATCH];
+    let mut batch = [([0; MAX_PACKET], 0); BATCH];
     let mut spent = Duration::ZERO;
     for _ in 0..TIMED / BATCH {
         for (packet, length) in &mut batch {
@@ -92,7 +92,7 @@ fn round(
             *random ^= *random >> 7;
             *random ^= *random << 17;
             let session = (*random % said.len() as u64) as usize;
-            *length = next(packet, session, said[session]);
+            *length = build_next(packet, session, said[session]);
             said[session] += 1;
         }
         let start = Instant::now();
@@ -104,8 +104,8 @@ fn round(
 }
 
 /// Builds the packet of a session on which `said` were said since its login.
-fn next(packet: &mut [u8; ROOM], session: usize, said: u32) -> usize {
-    let mut numbers = [first(session), !first(session)];
+fn build_next(packet: &mut [u8; MAX_PACKET], session: usize, said: u32) -> usize {
+    let mut numbers = [first_sequence(session), !first_sequence(session)];
     for (server, line) in LOGIN {
         numbers[usize::from(server)] += line.len() as u32;
     }
@@ -115,13 +115,13 @@ fn next(packet: &mut [u8; ROOM], session: usize, said: u32) -> usize {
     build(packet, session, server, numbers, 0x18, line)
 }
 
-fn first(session: usize) -> u32 {
+fn first_sequence(session: usize) -> u32 {
     (session as u32).wrapping_mul(0x9e37_79b1) >> 1
 }
 
 /// Writes a packet of one end, and gives its length.
 fn build(
-    packet: &mut [u8; ROOM],
+    packet: &mut [u8; MAX_PACKET],
     session: usize,
     server: bool,
     numbers: [u32; 2],

@@ -13,8 +13,8 @@ use std::{
 
 use clap::Args;
 use ftp_alg_lab::{
-    self, Analysis, Capture, Client, Daemon, Family, Held, Lab, LabError, Mode, Server, ServerKind,
-    Topology, Transfer,
+    self, Capture, CaptureAnalysis, ClientProgram, Daemon, Family, HeldTransfer, Lab, LabError,
+    Mode, Server, ServerKind, Topology, Transfer,
 };
 use serde_json::Value;
 use signal_hook::{
@@ -49,17 +49,17 @@ const LABS: [(Topology, ServerKind); 4] = [
 ];
 
 /// A case of the table.
-struct Row {
+struct DemoCase {
     topology: Topology,
     server: ServerKind,
     family: Family,
     mode: Mode,
-    client: Client,
-    outcome: ftp_alg_lab::Result<Shown>,
+    client: ClientProgram,
+    outcome: ftp_alg_lab::Result<CaseResult>,
 }
 
 /// What a case showed.
-struct Shown {
+struct CaseResult {
     before: String,
     after: String,
     pinhole: String,
@@ -94,7 +94,7 @@ impl Demo {
                 Err(error) => {
                     say(&format!("\n  {}: {error}\n", paint.red("FAILED")));
                     // What was not reached did not work.
-                    fill(&mut rows, topology, server, &error);
+                    fill_failed_cases(&mut rows, topology, server, &error);
                     closed.push((topology, Err(error)));
                 }
             }
@@ -110,7 +110,7 @@ impl Demo {
         kind: ServerKind,
         executable: &std::path::Path,
         paint: Paint,
-        rows: &mut Vec<Row>,
+        rows: &mut Vec<DemoCase>,
     ) -> ftp_alg_lab::Result<()> {
         let lab = Lab::new(topology)?;
         say(&picture(&lab, kind, paint));
@@ -125,9 +125,9 @@ impl Demo {
                 Ok(shown) => say(&describe(shown, &lab, family, mode, paint)),
                 Err(error) => say(&format!("    {} {error}\n", paint.red("FAILED"))),
             }
-            rows.push(Row { topology, server: kind, family, mode, client, outcome });
+            rows.push(DemoCase { topology, server: kind, family, mode, client, outcome });
         }
-        nothing_open(&lab, &daemon)?;
+        check_nothing_open(&lab, &daemon)?;
         if !self.no_scan {
             scan(&lab)?;
         }
@@ -149,12 +149,21 @@ fn closing_words(no_scan: bool) -> &'static str {
 }
 
 /// Every pair of family and mode, each time with another client.
-fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
+fn cases(topology: Topology) -> [(Family, Mode, ClientProgram); 4] {
     let clients = match topology {
-        Topology::Masquerade => [Client::Ncftp, Client::Lftp, Client::Curl, Client::Tnftp],
-        Topology::SnatPool => [Client::Inetutils, Client::Curl, Client::Ftplib, Client::Inetutils],
-        Topology::PublishedServer => [Client::Lftp, Client::Curl, Client::Tnftp, Client::Lftp],
-        _ => [Client::Tnftp, Client::Ncftp, Client::Lftp, Client::Curl],
+        Topology::Masquerade => {
+            [ClientProgram::Ncftp, ClientProgram::Lftp, ClientProgram::Curl, ClientProgram::Tnftp]
+        }
+        Topology::SnatPool => [
+            ClientProgram::Inetutils,
+            ClientProgram::Curl,
+            ClientProgram::Ftplib,
+            ClientProgram::Inetutils,
+        ],
+        Topology::PublishedServer => {
+            [ClientProgram::Lftp, ClientProgram::Curl, ClientProgram::Tnftp, ClientProgram::Lftp]
+        }
+        _ => [ClientProgram::Tnftp, ClientProgram::Ncftp, ClientProgram::Lftp, ClientProgram::Curl],
     };
     [
         (Family::V4, Mode::Active, clients[0]),
@@ -164,12 +173,18 @@ fn cases(topology: Topology) -> [(Family, Mode, Client); 4] {
     ]
 }
 
-fn fill(rows: &mut Vec<Row>, topology: Topology, server: ServerKind, error: &LabError) {
+fn fill_failed_cases(
+    rows: &mut Vec<DemoCase>,
+    topology: Topology,
+    server: ServerKind,
+    error: &LabError,
+) {
     for (family, mode, client) in cases(topology) {
-        let known = |row: &Row| (row.topology, row.family, row.mode) == (topology, family, mode);
+        let known =
+            |row: &DemoCase| (row.topology, row.family, row.mode) == (topology, family, mode);
         if !rows.iter().any(known) {
             let outcome = Err(LabError::Unexpected(error.to_string()));
-            rows.push(Row { topology, server, family, mode, client, outcome });
+            rows.push(DemoCase { topology, server, family, mode, client, outcome });
         }
     }
 }
@@ -182,16 +197,16 @@ fn show_case(
     daemon: &Daemon,
     family: Family,
     mode: Mode,
-    client: Client,
-) -> ftp_alg_lab::Result<Shown> {
+    client: ClientProgram,
+) -> ftp_alg_lab::Result<CaseResult> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
     let near_client = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21")?;
     let near_server = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21")?;
-    let address = lab.dialled(family);
+    let address = lab.server_address(family);
     let transfer = Transfer::new(client, &lab.client, server, address, mode);
     transfer.exchange(server, "report", &body)?;
-    let held = Held::start(&lab.client, server, address, mode, "report")?;
+    let held = HeldTransfer::start(&lab.client, server, address, mode, "report")?;
     let pinholes = daemon.pinholes()?;
     let [pinhole] = pinholes.as_slice() else {
         return Err(LabError::Unexpected(format!("one pinhole expected: {pinholes:?}")));
@@ -199,7 +214,7 @@ fn show_case(
     if held.release()? != body.len() {
         return Err(LabError::Unexpected("the held download has another length".to_owned()));
     }
-    daemon.wait_closed(Duration::from_secs(2))?;
+    daemon.wait_for_no_pinholes(Duration::from_secs(2))?;
     let (near_client, near_server) = (near_client.finish()?, near_server.finish()?);
     for side in [&near_client, &near_server] {
         let faults = [side.faults()?, side.reorderings()?].concat();
@@ -212,7 +227,7 @@ fn show_case(
         Mode::Active => (near_client, near_server),
         Mode::Passive => (near_server, near_client),
     };
-    Ok(Shown {
+    Ok(CaseResult {
         before: last_announcement(&made)?,
         after: last_announcement(&read)?,
         pinhole: describe_pinhole(pinhole),
@@ -221,7 +236,7 @@ fn show_case(
 }
 
 /// The held download's: the pinhole shown is its.
-fn last_announcement(side: &Analysis) -> ftp_alg_lab::Result<String> {
+fn last_announcement(side: &CaptureAnalysis) -> ftp_alg_lab::Result<String> {
     let announcements = side.announcements()?;
     announcements
         .last()
@@ -241,9 +256,9 @@ fn describe_pinhole(pinhole: &Value) -> String {
     text + ", one connection"
 }
 
-fn nothing_open(lab: &Lab, daemon: &Daemon) -> ftp_alg_lab::Result<()> {
-    daemon.wait_closed(Duration::from_secs(2))?;
-    let elements = daemon.openings()?;
+fn check_nothing_open(lab: &Lab, daemon: &Daemon) -> ftp_alg_lab::Result<()> {
+    daemon.wait_for_no_pinholes(Duration::from_secs(2))?;
+    let elements = daemon.open_pinholes()?;
     if !elements.is_empty() {
         return Err(LabError::Unexpected(format!("still in the sets: {}", elements.join("; "))));
     }
@@ -259,7 +274,7 @@ fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     let inner = if lab.server_side() == "lan" { &lab.server } else { &lab.client };
     targets.push(inner.address(Family::V4));
     for target in targets {
-        let open = lab.third.scan(target, "1-65535")?;
+        let open = lab.outsider.scan(target, "1-65535")?;
         if open.iter().any(|port| *port != 21) {
             return Err(LabError::Unexpected(format!("open ports on {target}: {open:?}")));
         }
@@ -267,13 +282,13 @@ fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     Ok(())
 }
 
-fn describe(shown: &Shown, lab: &Lab, family: Family, mode: Mode, paint: Paint) -> String {
+fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, paint: Paint) -> String {
     let (maker, reader) = match mode {
         Mode::Active => ("client", "server"),
         Mode::Passive => ("server", "client"),
     };
     let change = if shown.before == shown.after { "unchanged" } else { "rewritten" };
-    let dialled = lab.dialled(family);
+    let dialled = lab.server_address(family);
     let mut text = String::new();
     let _ = writeln!(text, "    {maker} says     {}", shown.before);
     let _ = writeln!(text, "    {reader} reads    {}  ({change})", shown.after);
@@ -324,7 +339,7 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
 }
 
 fn table(
-    rows: &[Row],
+    rows: &[DemoCase],
     closed: &[(Topology, ftp_alg_lab::Result<()>)],
     no_scan: bool,
     paint: Paint,

@@ -1,9 +1,9 @@
 //! `ftp-alg doctor`: whether FTP will work through this kernel and this firewall, and what to do
 //! if it will not.
 
-mod attempt;
 mod checks;
 mod fast_path;
+mod try_modes;
 
 use clap::Args;
 use serde::Serialize;
@@ -13,12 +13,12 @@ use crate::{
     config::plain,
     daemon::{
         self, client,
-        health::{self, Check, Surroundings},
+        health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
     gateway::{
         Backend, Features, automatic,
-        firewall::{Firewall, outlooks},
+        firewall::{Firewall, data_path_verdicts},
     },
 };
 
@@ -41,7 +41,7 @@ pub struct Doctor {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    attempt: attempt::Attempt,
+    try_options: try_modes::TryOptions,
     #[command(flatten)]
     config: ConfigOption,
     #[command(flatten)]
@@ -52,14 +52,16 @@ impl Doctor {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
-        if let Some(done) = self.attempt.run(&parameters, &self.socket.socket, self.json) {
+        if let Some(done) =
+            self.try_options.run_if_asked(&parameters, &self.socket.socket, self.json)
+        {
             return done;
         }
         let features = Features::probe(&parameters);
         let running = self.running(&features);
         let firewall = Firewall::read();
         let neighbours = features.neighbours;
-        let outlooks = outlooks(&firewall, neighbours.routing, &parameters);
+        let outlooks = data_path_verdicts(&firewall, neighbours.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
         let (wanted, why) =
@@ -81,18 +83,18 @@ impl Doctor {
         } else {
             None
         };
-        let surroundings = Surroundings {
+        let surroundings = HostAudit {
             parameters: &parameters,
             firewall: &firewall,
             outlooks: &outlooks,
             neighbours,
             backend,
-            other,
+            other_backend: other,
         };
         let running = running.as_ref();
         let fast_path = config.queue.fast_path;
         let checks = checks::Checks { running, features: &features, fast_path, surroundings }.all();
-        let report = Report::new(features.net_admin.then_some(backend), reason, checks);
+        let report = DoctorReport::new(features.net_admin.then_some(backend), reason, checks);
         if self.json {
             let text = serde_json::to_string(&report).map_err(Failure::failed)?;
             output::print_line(&text)?;
@@ -104,14 +106,14 @@ impl Doctor {
             _ if report.backend.is_none() => {
                 Err(Failure::Failed("not permitted to look: run as root".to_owned()))
             }
-            count => Err(Failure::of_problems(count)),
+            count => Err(Failure::from_problem_count(count)),
         }
     }
 
     /// The daemon that serves this network namespace, or why there is none.
     fn running(&self, features: &Features) -> Result<snapshot::Status, Problem> {
         let socket = &self.socket.socket;
-        let answer = client::request(socket, "status", super::ANSWER);
+        let answer = client::request(socket, "status", super::ANSWER_TIMEOUT);
         let status = answer.and_then(|answer| answer.parse::<snapshot::Status>());
         let has_readers = !features.readers.is_empty();
         match status {
@@ -123,16 +125,16 @@ impl Doctor {
                     socket.display()
                 );
                 let remedy = "run doctor there, or with the daemon's --config";
-                Err(Problem::new(health::ABSENT, text, remedy))
+                Err(Problem::new(health::DAEMON_ABSENT, text, remedy))
             }
-            Err(error) => Err(health::absence(&error, !has_readers)),
+            Err(error) => Err(health::daemon_problem(&error, !has_readers)),
         }
     }
 }
 
 /// All that was found.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DoctorReport {
     /// Whether FTP will work.
     ok: bool,
     /// What holds the pinholes, if that can be said.
@@ -142,7 +144,7 @@ struct Report {
     checks: Vec<Check>,
 }
 
-impl Report {
+impl DoctorReport {
     fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
         let problems: Vec<_> = checks.iter().filter_map(Check::as_problem).collect();
         let ok = problems.is_empty();
@@ -151,7 +153,7 @@ impl Report {
 }
 
 /// Sections of aligned lines; commands stand alone on theirs, ready to be copied.
-fn text(report: &Report) -> String {
+fn text(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     let mut section = "";
@@ -188,11 +190,16 @@ fn text(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::health::Mark;
+    use crate::daemon::health::CheckStatus;
 
-    fn check(section: &'static str, name: &'static str, mark: Mark, remedy: &[&str]) -> Check {
+    fn check(
+        section: &'static str,
+        name: &'static str,
+        mark: CheckStatus,
+        remedy: &[&str],
+    ) -> Check {
         let check = match mark {
-            Mark::Problem => Check::problem(section, name, name, "says"),
+            CheckStatus::Problem => Check::problem(section, name, name, "says"),
             _ => Check::new(section, name, mark, "says"),
         };
         check.remedy(remedy.iter().map(|line| (*line).to_owned()))
@@ -201,11 +208,11 @@ mod tests {
     #[test]
     fn sections_are_aligned_and_commands_stand_alone() {
         let checks = vec![
-            check("kernel", "nat", Mark::Ok, &[]),
-            check("kernel", "ctnetlink", Mark::Missing, &[]),
-            check("firewall", "forward", Mark::Problem, &["nft insert rule"]),
+            check("kernel", "nat", CheckStatus::Ok, &[]),
+            check("kernel", "ctnetlink", CheckStatus::Missing, &[]),
+            check("firewall", "forward", CheckStatus::Problem, &["nft insert rule"]),
         ];
-        let report = Report::new(Some(Backend::Nftables), "it is so".into(), checks);
+        let report = DoctorReport::new(Some(Backend::Nftables), "it is so".into(), checks);
         assert_eq!(
             text(&report),
             "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
@@ -219,20 +226,20 @@ mod tests {
     #[test]
     fn a_terminal_sees_no_control_characters_of_rules() {
         let hostile = "\u{1b}[2J\u{7}\r\u{9b}é".to_owned();
-        let mut one = check("firewall", "input", Mark::Problem, &[&hostile]);
+        let mut one = check("firewall", "input", CheckStatus::Problem, &[&hostile]);
         one.says.clone_from(&hostile);
         (one.details, one.advice) = (vec![hostile.clone()], vec![hostile]);
-        let text = text(&Report::new(None, "x".into(), vec![one]));
+        let text = text(&DoctorReport::new(None, "x".into(), vec![one]));
         assert_eq!(text.matches("\\u{1b}[2J\\u{7}\\r\\u{9b}é").count(), 4, "{text}");
         assert!(text.lines().all(|line| !line.contains(char::is_control)), "{text}");
     }
 
     #[test]
     fn what_is_missing_and_not_needed_is_no_problem() {
-        let checks = || vec![check("kernel", "x", Mark::Missing, &[])];
-        let report = Report::new(Some(Backend::Nftables), "x".into(), checks());
+        let checks = || vec![check("kernel", "x", CheckStatus::Missing, &[])];
+        let report = DoctorReport::new(Some(Backend::Nftables), "x".into(), checks());
         assert!(report.ok);
         assert!(text(&report).contains("\nFTP through this gateway will work"));
-        assert!(text(&Report::new(None, "x".into(), checks())).ends_with("is not known\n"));
+        assert!(text(&DoctorReport::new(None, "x".into(), checks())).ends_with("is not known\n"));
     }
 }

@@ -23,6 +23,6 @@ impl LogLevel {
             Some(level) => format!("log-level {level}"),
             None => "log-level".to_owned(),
         };
-        output::print_line(&self.socket.ask(&request)?.parse::<String>()?)
+        output::print_line(&self.socket.request(&request)?.parse::<String>()?)
     }
 }

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long a command waits for a running daemon's answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The end of each help.
 const EXIT_STATUS: &str = "EXIT STATUS:
@@ -59,7 +59,7 @@ pub enum Failure {
 
 impl Failure {
     /// FTP does not work, for `count` reasons that were told.
-    fn of_problems(count: usize) -> Self {
+    fn from_problem_count(count: usize) -> Self {
         Self::Failed(match count {
             1 => "one thing stands in the way of FTP".to_owned(),
             many => format!("{many} things stand in the way of FTP"),
@@ -113,7 +113,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
     let matches = program().try_get_matches_from(&arguments);
     match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments.command.run(),
-        Err(error) => answer(&error, &arguments),
+        Err(error) => print_help_or_fail(&error, &arguments),
     }
 }
 
@@ -158,7 +158,7 @@ enum Command {
     /// Print the manual page
     #[command(hide = true)]
     Manual,
-    #[command(name = daemon::BROKER, hide = true)]
+    #[command(name = daemon::BROKER_COMMAND, hide = true)]
     Broker(broker::Broker),
 }
 
@@ -186,7 +186,7 @@ impl Command {
 }
 
 /// Help and version were asked for; everything else is wrong usage, said in one line.
-fn answer(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
+fn print_help_or_fail(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::print(&text),
@@ -246,18 +246,18 @@ struct SocketOption {
 
 impl SocketOption {
     /// Asks the daemon for `what`.
-    fn ask(&self, what: &str) -> Result<client::Answer, client::ClientError> {
-        client::request(&self.socket, what, ANSWER)
+    fn request(&self, what: &str) -> Result<client::Answer, client::ClientError> {
+        client::request(&self.socket, what, ANSWER_TIMEOUT)
     }
 
     /// Asks the daemon for the rows of `what` and prints them, as JSON or as `text` has them.
-    fn list<T: DeserializeOwned>(
+    fn print_rows<T: DeserializeOwned>(
         &self,
         what: &str,
         json: bool,
         text: fn(&[T]) -> String,
     ) -> Result<(), Failure> {
-        let answer = self.ask(what)?;
+        let answer = self.request(what)?;
         if json {
             output::print_line(answer.json())
         } else {

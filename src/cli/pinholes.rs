@@ -23,7 +23,7 @@ pub struct Pinholes {
 
 impl Pinholes {
     pub fn run(&self) -> Result<(), Failure> {
-        self.socket.list("pinholes", self.json, text)
+        self.socket.print_rows("pinholes", self.json, text)
     }
 }
 

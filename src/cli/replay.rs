@@ -13,7 +13,9 @@ use ftp_alg_core::{engine::Action, policy::Policy};
 use ipnetwork::IpNetwork;
 
 use super::{Failure, output, table};
-use crate::replay::{self, Nat, Reader, ReplayError, Report, Row};
+use crate::replay::{
+    self, AnnouncementRow, CaptureReader, ReplayError, ReplayReport, SimulatedNat,
+};
 
 /// Addresses that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [&str; 5] =
@@ -59,7 +61,7 @@ impl Replay {
         let fail = |error: &dyn std::fmt::Display| Failure::Failed(format!("{capture}: {error}"));
         let nat = self.nat()?;
         let input = File::open(&self.capture).map_err(|error| fail(&error))?;
-        let reader = Reader::open(BufReader::new(&input)).map_err(|error| fail(&error))?;
+        let reader = CaptureReader::open(BufReader::new(&input)).map_err(|error| fail(&error))?;
         let policy = Policy { control_ports: self.ports.clone(), ..Policy::default() };
         let out = self.write.as_deref();
         let sink = out.map(|out| create(out, &input)).transpose()?;
@@ -83,7 +85,7 @@ impl Replay {
         error.map_or(Ok(()), |error| Err(fail(&error)))
     }
 
-    fn nat(&self) -> Result<Nat, Failure> {
+    fn nat(&self) -> Result<SimulatedNat, Failure> {
         let inside = match (self.external, self.inside) {
             (Some(external), Some(inside)) if external.is_ipv4() != inside.is_ipv4() => {
                 return Err(Failure::Usage(format!(
@@ -94,7 +96,7 @@ impl Replay {
             (Some(_), None) => PRIVATE.iter().filter_map(|network| network.parse().ok()).collect(),
             (None, None) => Vec::new(),
         };
-        Ok(Nat::new(self.external, inside))
+        Ok(SimulatedNat::new(self.external, inside))
     }
 }
 
@@ -115,12 +117,12 @@ fn cannot_write(out: &Path, error: &io::Error) -> String {
 }
 
 /// One JSON object a line.
-fn json(report: &Report) -> Result<String, serde_json::Error> {
+fn json(report: &ReplayReport) -> Result<String, serde_json::Error> {
     report.rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n")).collect()
 }
 
 /// A table, and a summary.
-fn text(report: &Report) -> String {
+fn text(report: &ReplayReport) -> String {
     let mut text = if report.rows.is_empty() {
         "no announcements\n".to_owned()
     } else {
@@ -136,16 +138,16 @@ fn text(report: &Report) -> String {
     let actions = [Action::Open, Action::Rewrite, Action::Refuse, Action::Ignore].map(count);
     let mut items = vec![
         ("packets", report.packets.to_string()),
-        ("of control connections", report.control.to_string()),
+        ("of control connections", report.control_packets.to_string()),
         ("sessions", report.sessions.to_string()),
         ("announcements", format!("{}: {}", report.rows.len(), actions.join(", "))),
         ("malformed", report.malformed.to_string()),
     ];
     for (name, number) in [
-        ("not IP", report.other),
-        ("captured in part", report.cut),
-        ("gaps", report.missing),
-        ("inside only", report.within),
+        ("not IP", report.not_ip),
+        ("captured in part", report.incomplete),
+        ("gaps", report.gaps),
+        ("inside only", report.inside_only),
     ] {
         if number > 0 {
             items.push((name, number.to_string()));
@@ -157,8 +159,8 @@ fn text(report: &Report) -> String {
     text + &table::list(&items)
 }
 
-fn cells(row: &Row) -> [String; 8] {
-    let unread = || row.said.as_ref().map_or("-".to_owned(), |said| format!("\"{said}\""));
+fn cells(row: &AnnouncementRow) -> [String; 8] {
+    let unread = || row.unread_line.as_ref().map_or("-".to_owned(), |said| format!("\"{said}\""));
     [
         row.frame.to_string(),
         row.session.to_string(),

@@ -45,7 +45,7 @@ pub struct Run {
 
 impl Run {
     pub fn run(&self) -> Result<(), Failure> {
-        let options = daemon::Options {
+        let options = daemon::DaemonOptions {
             config: self.config.config.clone(),
             state_dir: self.state_dir.clone(),
             socket: self.socket.socket.clone(),

@@ -37,7 +37,7 @@ pub struct Sessions {
 
 impl Sessions {
     pub fn run(&self) -> Result<(), Failure> {
-        self.socket.list("sessions", self.json, text)
+        self.socket.print_rows("sessions", self.json, text)
     }
 }
 
@@ -62,13 +62,13 @@ fn rows(row: &SessionRow) -> impl Iterator<Item = [String; 7]> {
     ];
     let mut external = [const { String::new() }; 7];
     external[0] = "as".to_owned();
-    external[1] = other(row.client, row.client_external);
-    external[2] = other(row.server, row.server_external);
+    external[1] = external_text(row.client, row.client_external);
+    external[2] = external_text(row.server, row.server_external);
     let has_external = external[1..].iter().any(|cell| !cell.is_empty());
     [own].into_iter().chain(has_external.then_some(external))
 }
 
-fn other(own: SocketAddr, external: SocketAddr) -> String {
+fn external_text(own: SocketAddr, external: SocketAddr) -> String {
     if own == external { String::new() } else { external.to_string() }
 }
 

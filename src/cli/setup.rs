@@ -1,17 +1,17 @@
 //! `ftp-alg setup`: the line that the operator's firewall lacks, in the file that it is loaded from.
 
+mod commands;
+mod file_edits;
 mod firewalls;
-mod need;
-mod nft;
-mod run;
+mod needed_rule;
+mod nft_file;
 mod store;
-mod text;
 
 use clap::Args;
-use firewalls::{ByHand, Plan};
-use need::Need;
+use firewalls::{ManualStep, Plan};
+use needed_rule::NeededRule;
 use serde::Serialize;
-use store::{Changes, Journal};
+use store::{ChangeSet, SetupJournal};
 use strum::EnumMessage as _;
 
 use super::{ConfigOption, Failure, SocketOption, output};
@@ -20,7 +20,7 @@ use crate::{
     daemon::{self, client, snapshot},
     gateway::{
         Backend, Routing, RuleParameters, automatic,
-        firewall::{Firewall, outlooks},
+        firewall::{Firewall, data_path_verdicts},
     },
 };
 
@@ -53,13 +53,13 @@ pub struct Setup {
 
 /// What was found and done.
 #[derive(Debug, Serialize)]
-struct Report {
+struct SetupReport {
     /// `nothing to do`, `shown`, `applied` or `undone`.
     result: &'static str,
     /// What holds the pinholes, and so which line is needed.
     backend: Option<&'static str>,
     firewalls: Vec<FirewallReport>,
-    by_hand: Vec<ByHandReport>,
+    by_hand: Vec<ManualStepReport>,
     notes: Vec<String>,
     /// Whether some rules could not be read.
     incomplete: bool,
@@ -81,34 +81,34 @@ struct FirewallReport {
 }
 
 #[derive(Debug, Serialize)]
-struct ByHandReport {
+struct ManualStepReport {
     says: String,
     why: String,
     command: String,
 }
 
 /// The firewall as it is loaded, and what counts about it.
-struct Situation {
+struct LoadedFirewall {
     parameters: RuleParameters,
     firewall: Firewall,
     backend: Backend,
-    needs: Vec<Need>,
+    needs: Vec<NeededRule>,
 }
 
-impl Situation {
+impl LoadedFirewall {
     fn read(config: &Config, socket: &SocketOption) -> Result<Self, Failure> {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
-        let outlooks = outlooks(&firewall, routing, &parameters);
+        let outlooks = data_path_verdicts(&firewall, routing, &parameters);
         let backend = backend(config, socket);
-        let needs = need::needs(&outlooks, backend, &parameters);
+        let needs = needed_rule::needed_rules(&outlooks, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }
 
 /// The back end of the daemon that runs, or the one that would be taken.
 fn backend(config: &Config, socket: &SocketOption) -> Backend {
-    let running = client::request(&socket.socket, "status", super::ANSWER)
+    let running = client::request(&socket.socket, "status", super::ANSWER_TIMEOUT)
         .ok()
         .and_then(|answer| answer.parse::<snapshot::Status>().ok());
     if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
@@ -131,14 +131,15 @@ impl Setup {
         } else {
             // Held until the end.
             let _lock = self.apply.then(store::lock).transpose()?;
-            let mut notes = self.recover()?;
-            let situation = Situation::read(&config, &self.socket)?;
-            notes
-                .extend(situation.firewall.unread().iter().map(|what| format!("not read: {what}")));
+            let mut notes = self.undo_interrupted()?;
+            let situation = LoadedFirewall::read(&config, &self.socket)?;
+            notes.extend(
+                situation.firewall.read_errors().iter().map(|what| format!("not read: {what}")),
+            );
             let (plans, by_hand) = firewalls::plans(&situation.needs)?;
-            let mut report = Report::new(situation.backend, &plans, &by_hand);
+            let mut report = SetupReport::new(situation.backend, &plans, &by_hand);
             report.notes = notes;
-            report.incomplete = !situation.firewall.unread().is_empty();
+            report.incomplete = !situation.firewall.read_errors().is_empty();
             if self.apply && !plans.is_empty() {
                 apply(&plans, &situation)?;
                 report.result = "applied";
@@ -163,15 +164,15 @@ impl Setup {
     }
 
     /// Takes back what an interrupted run began; without --apply it only says that there is such.
-    fn recover(&self) -> Result<Vec<String>, Failure> {
-        let mut journal = Journal::read()?;
+    fn undo_interrupted(&self) -> Result<Vec<String>, Failure> {
+        let mut journal = SetupJournal::read()?;
         let Some(begun) = journal.begun.clone() else { return Ok(Vec::new()) };
         let what = "an earlier --apply was interrupted";
         if !self.apply {
             return Ok(vec![format!("{what}: --apply finishes it, --undo takes it back")]);
         }
         let mut notes = vec![format!("{what}, and was taken back first")];
-        notes.extend(take_back(&begun)?);
+        notes.extend(undo_changes(&begun)?);
         journal.begun = None;
         journal.write()?;
         Ok(notes)
@@ -179,26 +180,26 @@ impl Setup {
 }
 
 /// Checks, writes, loads, checks; all or nothing.
-fn apply(plans: &[Plan], situation: &Situation) -> Result<(), Failure> {
+fn apply(plans: &[Plan], situation: &LoadedFirewall) -> Result<(), Failure> {
     for words in plans.iter().flat_map(|plan| &plan.checks) {
-        run::output(words).map_err(|error| {
+        commands::run_command(words).map_err(|error| {
             Failure::Failed(format!(
                 "{error}\nthe files were wrong before: put them right first; nothing was changed"
             ))
         })?;
     }
-    let mut changes = Changes::default();
+    let mut changes = ChangeSet::default();
     for plan in plans {
         changes.add(plan.changes.clone());
     }
-    let mut journal = Journal::read()?;
+    let mut journal = SetupJournal::read()?;
     journal.begun = Some(changes.clone());
     journal.write()?;
-    let Err(error) = make(plans, &changes, situation) else {
-        journal.finish();
+    let Err(error) = make_changes(plans, &changes, situation) else {
+        journal.mark_done();
         return journal.write();
     };
-    let taken_back = take_back(&changes).map_err(|other| {
+    let taken_back = undo_changes(&changes).map_err(|other| {
         Failure::Failed(format!("{error}\n{other}\nthe change could not be taken back: try --undo"))
     })?;
     journal.begun = None;
@@ -207,63 +208,67 @@ fn apply(plans: &[Plan], situation: &Situation) -> Result<(), Failure> {
     Err(Failure::Failed(format!("{error}{notes}\nall was taken back")))
 }
 
-fn make(plans: &[Plan], changes: &Changes, situation: &Situation) -> Result<(), Failure> {
+fn make_changes(
+    plans: &[Plan],
+    changes: &ChangeSet,
+    situation: &LoadedFirewall,
+) -> Result<(), Failure> {
     for change in &changes.files {
-        change.make()?;
+        change.write_file()?;
     }
     for words in plans.iter().flat_map(|plan| &plan.checks) {
-        run::output(words)?;
+        commands::run_command(words)?;
     }
     for words in &changes.loads {
-        run::output(words)?;
+        commands::run_command(words)?;
     }
     let firewall = Firewall::read();
-    let unmet = |need: &&Need| !need.is_met(&firewall, &situation.parameters);
+    let unmet = |need: &&NeededRule| !need.is_met(&firewall, &situation.parameters);
     match plans.iter().flat_map(|plan| &plan.needs).find(unmet) {
         None => Ok(()),
         Some(need) => {
             let what = "after the change as before it";
-            Err(Failure::Failed(format!("{}, {what}: see `ftp-alg doctor`", need.says)))
+            Err(Failure::Failed(format!("{}, {what}: see `ftp-alg doctor`", need.description)))
         }
     }
 }
 
 /// Puts the files back, and says so.
-fn put_back(changes: &Changes) -> Result<Vec<String>, Failure> {
-    changes.files.iter().rev().map(store::Change::take_back).collect()
+fn restore_files(changes: &ChangeSet) -> Result<Vec<String>, Failure> {
+    changes.files.iter().rev().map(store::FileChange::undo).collect()
 }
 
 /// Has the kernel know what is in the files that were put back. All is tried; the first failure is told.
-fn unload(changes: &Changes) -> Result<(), Failure> {
-    let results: Vec<_> = changes.take_back.iter().rev().map(store::TakeBack::run).collect();
+fn undo_loading(changes: &ChangeSet) -> Result<(), Failure> {
+    let results: Vec<_> = changes.take_back.iter().rev().map(store::UndoCommand::run).collect();
     results.into_iter().collect()
 }
 
 /// Both.
-fn take_back(changes: &Changes) -> Result<Vec<String>, Failure> {
-    let notes = put_back(changes)?;
-    unload(changes).map(|()| notes)
+fn undo_changes(changes: &ChangeSet) -> Result<Vec<String>, Failure> {
+    let notes = restore_files(changes)?;
+    undo_loading(changes).map(|()| notes)
 }
 
-fn undo() -> Result<Report, Failure> {
-    let mut report = Report { result: "nothing to do", ..Report::default() };
-    if Journal::read()?.is_empty() {
+fn undo() -> Result<SetupReport, Failure> {
+    let mut report = SetupReport { result: "nothing to do", ..SetupReport::default() };
+    if SetupJournal::read()?.is_empty() {
         return Ok(report);
     }
     let _lock = store::lock()?;
-    let mut journal = Journal::read()?;
+    let mut journal = SetupJournal::read()?;
     let mut unloaded = Ok(());
     // The later ones first.
     for changes in [journal.begun.clone(), Some(journal.done.clone())].into_iter().flatten() {
-        if changes == Changes::default() {
+        if changes == ChangeSet::default() {
             continue;
         }
         report.result = "undone";
-        report.notes.extend(put_back(&changes)?);
-        unloaded = unloaded.and(unload(&changes));
+        report.notes.extend(restore_files(&changes)?);
+        unloaded = unloaded.and(undo_loading(&changes));
     }
     // The files are as they were, so there is nothing left to try again.
-    (journal.begun, journal.done) = (None, Changes::default());
+    (journal.begun, journal.done) = (None, ChangeSet::default());
     journal.write()?;
     match unloaded {
         Ok(()) => Ok(report),
@@ -274,33 +279,33 @@ fn undo() -> Result<Report, Failure> {
     }
 }
 
-impl Default for Report {
+impl Default for SetupReport {
     fn default() -> Self {
         let (firewalls, by_hand, notes) = (Vec::new(), Vec::new(), Vec::new());
         Self { result: "shown", backend: None, firewalls, by_hand, notes, incomplete: false }
     }
 }
 
-impl Report {
-    fn new(backend: Backend, plans: &[Plan], by_hand: &[ByHand]) -> Self {
+impl SetupReport {
+    fn new(backend: Backend, plans: &[Plan], by_hand: &[ManualStep]) -> Self {
         let firewalls = plans.iter().map(|plan| {
             let files = plan.changes.files.iter();
             FirewallReport {
                 name: plan.kind.into(),
                 why: plan.kind.get_message().unwrap_or_default(),
-                says: plan.needs.iter().map(|need| need.says.clone()).collect(),
+                says: plan.needs.iter().map(|need| need.description.clone()).collect(),
                 differences: files
                     .map(|file| {
                         let path = file.path.to_string_lossy();
-                        text::difference(&path, file.original.as_deref(), &file.written)
+                        file_edits::difference(&path, file.original.as_deref(), &file.written)
                     })
                     .collect(),
                 note: plan.note,
                 loads: plan.changes.loads.iter().map(|words| words.join(" ")).collect(),
             }
         });
-        let by_hand = by_hand.iter().map(|one| ByHandReport {
-            says: one.need.says.clone(),
+        let by_hand = by_hand.iter().map(|one| ManualStepReport {
+            says: one.need.description.clone(),
             why: one.why.clone(),
             command: one.need.command.clone(),
         });

@@ -22,7 +22,7 @@ pub struct Status {
     #[arg(long)]
     json: bool,
     /// Wait for at most so many seconds until a daemon is ready
-    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     wait: Option<Duration>,
     #[command(flatten)]
     socket: SocketOption,
@@ -31,12 +31,12 @@ pub struct Status {
 impl Status {
     pub fn run(&self) -> Result<(), Failure> {
         let answer = match self.wait {
-            Some(limit) => client::wait(&self.socket.socket, "status", limit),
-            None => self.socket.ask("status"),
+            Some(limit) => client::request_until_ready(&self.socket.socket, "status", limit),
+            None => self.socket.request("status"),
         };
         let answer = match answer {
             Err(error) if self.json => {
-                let problems = [health::absence(&error, true)];
+                let problems = [health::daemon_problem(&error, true)];
                 let text = serde_json::json!({ "problems": problems }).to_string();
                 output::print_line(&text)?;
                 return Err(error.into());
@@ -52,7 +52,7 @@ impl Status {
         match status.problems.len() {
             _ if self.wait.is_some() => Ok(()),
             0 => Ok(()),
-            count => Err(Failure::of_problems(count)),
+            count => Err(Failure::from_problem_count(count)),
         }
     }
 }
@@ -67,7 +67,7 @@ fn text(status: &snapshot::Status) -> String {
         ("memory held", format!("{} KiB", status.memory >> 10)),
     ];
     let rows = rows.into_iter().map(|(name, value)| (name.to_owned(), value));
-    let names = status.names.iter().filter_map(|row| Some((row.name.clone(), name(row)?)));
+    let names = status.names.iter().filter_map(|row| Some((row.name.clone(), name_text(row)?)));
     let unconfined = status.unconfined.iter().map(|what| ("unconfined".to_owned(), what.clone()));
     let rows = rows.chain(fast_path(&status.fast_path)).chain(counters(status));
     let rows: Vec<_> = rows.chain(names).chain(unconfined).collect();
@@ -127,7 +127,7 @@ fn fast_path(status: &FastPathStatus) -> Vec<(String, String)> {
 }
 
 /// What a name stands for; nothing is said of a family that it does not have.
-fn name(row: &NameRow) -> Option<String> {
+fn name_text(row: &NameRow) -> Option<String> {
     let address = row.address.map(|address| {
         let age =
             row.age_seconds.map_or(String::new(), |age| format!(", {} ago", table::span(age)));
@@ -141,7 +141,7 @@ fn name(row: &NameRow) -> Option<String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+fn parse_seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
@@ -190,7 +190,7 @@ mod tests {
             (row(None, None, late), Some("no ipv4 address: request timed out")),
             (row(None, None, None), None),
         ] {
-            assert_eq!(name(&row).as_deref(), text);
+            assert_eq!(name_text(&row).as_deref(), text);
         }
     }
 }

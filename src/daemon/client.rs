@@ -11,14 +11,14 @@ use std::{
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Type};
 
-use super::wire::Timed;
+use super::wire::DeadlineStream;
 
 /// The most bytes of an answer: far above what the most sessions fill.
 const MAX_ANSWER: usize = 1 << 30;
 /// How long to rest between two tries of [`wait`].
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long one try of [`wait`] may take.
-const TRY: Duration = Duration::from_secs(2);
+const TRY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -68,26 +68,30 @@ pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, C
     let deadline = Instant::now() + timeout;
     let line = connect(socket, timeout)
         .and_then(|stream| {
-            let mut daemon = Timed { stream: &stream, deadline };
+            let mut daemon = DeadlineStream { stream: &stream, deadline };
             daemon.write_all(format!("{what}\n").as_bytes())?;
             daemon.read_line(MAX_ANSWER)
         })
         .map_err(|error| explain(error, socket, timeout))?;
     let answer = |message| ClientError::Answer { path: socket.to_owned(), message };
     let json = String::from_utf8(line).map_err(|_| answer("no text".to_owned()))?;
-    match refusal(&json) {
+    match error_message(&json) {
         Some(message) => Err(answer(message)),
         None => Ok(Answer { path: socket.to_owned(), json }),
     }
 }
 
 /// Asks for `what` until the daemon on `socket` is ready to answer, for at most `limit`.
-pub fn wait(socket: &Path, what: &str, limit: Duration) -> Result<Answer, ClientError> {
+pub fn request_until_ready(
+    socket: &Path,
+    what: &str,
+    limit: Duration,
+) -> Result<Answer, ClientError> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let error = match request(socket, what, left.clamp(PAUSE, TRY)) {
-            Err(error) if error.may_pass() => error,
+        let error = match request(socket, what, left.clamp(PAUSE, TRY_LIMIT)) {
+            Err(error) if error.is_transient() => error,
             done => return done,
         };
         if left.is_zero() {
@@ -104,7 +108,7 @@ pub fn wait(socket: &Path, what: &str, limit: Duration) -> Result<Answer, Client
 
 impl ClientError {
     /// Whether another try may do better: a daemon that starts or ends shows like this.
-    fn may_pass(&self) -> bool {
+    fn is_transient(&self) -> bool {
         matches!(self, Self::NoDaemon { .. } | Self::Silent { .. })
     }
 }
@@ -134,7 +138,7 @@ fn explain(error: io::Error, socket: &Path, limit: Duration) -> ClientError {
 }
 
 /// The message of `{"error": "..."}`.
-fn refusal(json: &str) -> Option<String> {
+fn error_message(json: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Refusal {

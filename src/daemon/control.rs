@@ -29,12 +29,12 @@ use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{log::level, snapshot::Source, wire::Timed};
+use super::{log::level, snapshot::StatusSource, wire::DeadlineStream};
 
 /// The most bytes of a request line.
 const MAX_REQUEST: usize = 256;
 /// How long a client may take for its whole exchange; others wait meanwhile.
-const EXCHANGE: Duration = Duration::from_secs(2);
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(2);
 /// How long to rest when the system cannot accept, as without free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
@@ -48,7 +48,7 @@ pub enum ControlError {
     )]
     InUse { path: PathBuf },
     #[error("{} is in the way and is no socket: remove it, or give another --socket", path.display())]
-    NoSocket { path: PathBuf },
+    NotASocket { path: PathBuf },
     #[error(
         "cannot make the control socket {}: {source}; run as root, or give another --socket",
         path.display()
@@ -58,12 +58,12 @@ pub enum ControlError {
 
 /// A bound control socket that does not answer yet. Its name goes away with it.
 #[derive(Debug)]
-pub struct Socket {
+pub struct ControlSocket {
     listener: UnixListener,
-    name: Name,
+    name: SocketName,
 }
 
-impl Socket {
+impl ControlSocket {
     /// Binds `path`, in place of what a dead daemon may have left there.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let system = |source| ControlError::System { path: path.to_owned(), source };
@@ -82,12 +82,12 @@ impl Socket {
             socket.bind(&address).map_err(system)?;
         }
         socket.listen(BACKLOG).map_err(system)?;
-        let name = Name::of(path).map_err(system)?;
+        let name = SocketName::create(path).map_err(system)?;
         Ok(Self { listener: UnixListener::from(OwnedFd::from(socket)), name })
     }
 
     /// Starts to answer from `source`, on a thread of its own.
-    pub fn serve(self, source: Arc<dyn Source>) -> Result<Server, ControlError> {
+    pub fn serve(self, source: Arc<dyn StatusSource>) -> Result<ControlServer, ControlError> {
         let Self { listener, name } = self;
         let stopping = Arc::new(AtomicBool::new(false));
         let start = || {
@@ -95,10 +95,12 @@ impl Socket {
             let stopping = Arc::clone(&stopping);
             thread::Builder::new()
                 .name("control".into())
-                .spawn(move || accept(&accepting, &*source, &stopping))
+                .spawn(move || accept_clients(&accepting, &*source, &stopping))
         };
         match start() {
-            Ok(thread) => Ok(Server { listener, stopping, thread: Some(thread), _name: name }),
+            Ok(thread) => {
+                Ok(ControlServer { listener, stopping, thread: Some(thread), _name: name })
+            }
             Err(source) => Err(ControlError::System { path: name.path.clone(), source }),
         }
     }
@@ -106,14 +108,14 @@ impl Socket {
 
 /// The answering control socket; it ends, and its name goes away, when this is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub struct ControlServer {
     listener: UnixListener,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    _name: Name,
+    _name: SocketName,
 }
 
-impl Drop for Server {
+impl Drop for ControlServer {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
         // Wakes the accept, which then fails with EINVAL (unix_accept).
@@ -124,7 +126,7 @@ impl Drop for Server {
     }
 }
 
-fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
+fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: &AtomicBool) {
     loop {
         let accepted = listener.accept();
         if stopping.load(Ordering::Acquire) {
@@ -132,7 +134,7 @@ fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
         }
         match accepted {
             Ok((stream, _)) => {
-                if let Err(error) = exchange(&stream, source) {
+                if let Err(error) = answer_client(&stream, source) {
                     tracing::debug!("control socket: a client's request failed: {error}");
                 }
             }
@@ -144,33 +146,35 @@ fn accept(listener: &UnixListener, source: &dyn Source, stopping: &AtomicBool) {
     }
 }
 
-fn exchange(stream: &UnixStream, source: &dyn Source) -> io::Result<()> {
-    let mut client = Timed { stream, deadline: Instant::now() + EXCHANGE };
+fn answer_client(stream: &UnixStream, source: &dyn StatusSource) -> io::Result<()> {
+    let mut client = DeadlineStream { stream, deadline: Instant::now() + EXCHANGE_LIMIT };
     let answer = match client.read_line(MAX_REQUEST) {
-        Ok(request) => answer(&request, source, || may_change(stream))?,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => failure(&error.to_string())?,
+        Ok(request) => answer_request(&request, source, || may_change(stream))?,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            error_answer(&error.to_string())?
+        }
         Err(error) => return Err(error),
     };
     client.write_all(&answer)
 }
 
-fn answer(
+fn answer_request(
     request: &[u8],
-    source: &dyn Source,
+    source: &dyn StatusSource,
     may_change: impl FnOnce() -> bool,
 ) -> io::Result<Vec<u8>> {
     match request.trim_ascii() {
-        b"status" => line(&source.status()),
-        b"sessions" => line(&source.sessions()),
-        b"pinholes" => line(&source.pinholes()),
-        b"log-level" => line(&level::level()),
+        b"status" => json_line(&source.status()),
+        b"sessions" => json_line(&source.sessions()),
+        b"pinholes" => json_line(&source.pinholes()),
+        b"log-level" => json_line(&level::current_level()),
         other => match other.strip_prefix(b"log-level ") {
-            Some(_) if !may_change() => failure("only its own user and root may change it"),
+            Some(_) if !may_change() => error_answer("only its own user and root may change it"),
             Some(wanted) => match level::set_level(&String::from_utf8_lossy(wanted)) {
-                Ok(()) => line(&level::level()),
-                Err(why) => failure(&why),
+                Ok(()) => json_line(&level::current_level()),
+                Err(why) => error_answer(&why),
             },
-            None => failure(&format!(
+            None => error_answer(&format!(
                 "unknown request `{}`: status, sessions, pinholes and log-level are known",
                 other.escape_ascii()
             )),
@@ -184,11 +188,11 @@ fn may_change(stream: &UnixStream) -> bool {
     socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }
 
-fn failure(message: &str) -> io::Result<Vec<u8>> {
-    line(&serde_json::json!({ "error": message }))
+fn error_answer(message: &str) -> io::Result<Vec<u8>> {
+    json_line(&serde_json::json!({ "error": message }))
 }
 
-fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
+fn json_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     Ok(line)
@@ -199,7 +203,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let system = |source| ControlError::System { path: path.to_owned(), source };
     let file = fs::symlink_metadata(path).map_err(system)?;
     if !file.file_type().is_socket() {
-        return Err(ControlError::NoSocket { path: path.to_owned() });
+        return Err(ControlError::NotASocket { path: path.to_owned() });
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -212,26 +216,26 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
 
 /// A socket's name in the file system, removed on drop unless it is another's by then.
 #[derive(Debug)]
-struct Name {
+struct SocketName {
     path: PathBuf,
     file: (u64, u64),
 }
 
-impl Name {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: identity(path)? })
+impl SocketName {
+    fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: file_identity(path)? })
     }
 }
 
-impl Drop for Name {
+impl Drop for SocketName {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|file| file == self.file) {
+        if file_identity(&self.path).is_ok_and(|file| file == self.file) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 

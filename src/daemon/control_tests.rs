@@ -12,9 +12,9 @@ use crate::daemon::{
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-struct Fixed;
+struct FixedSource;
 
-impl Source for Fixed {
+impl StatusSource for FixedSource {
     fn status(&self) -> Status {
         Status {
             counters: Counters { packets: 5, ..Counters::default() },
@@ -29,35 +29,35 @@ impl Source for Fixed {
     }
 }
 
-fn place() -> (tempfile::TempDir, PathBuf) {
+fn socket_path() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ftp-alg.sock");
     (directory, path)
 }
 
-fn serve(path: &Path) -> Server {
-    Socket::bind(path).unwrap().serve(Arc::new(Fixed)).unwrap()
+fn serve(path: &Path) -> ControlServer {
+    ControlSocket::bind(path).unwrap().serve(Arc::new(FixedSource)).unwrap()
 }
 
 #[test]
 fn a_request_gets_its_answer() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     let _server = serve(&path);
     let status: Status = client::request(&path, "status", TIMEOUT).unwrap().parse().unwrap();
-    assert_eq!(status, Fixed.status());
+    assert_eq!(status, FixedSource.status());
     assert_eq!(client::request(&path, "pinholes", TIMEOUT).unwrap().json(), "[]");
 }
 
 #[test]
 fn the_socket_is_its_owners_only() {
-    let (_directory, path) = place();
-    let _socket = Socket::bind(&path).unwrap();
+    let (_directory, path) = socket_path();
+    let _socket = ControlSocket::bind(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
 fn unknown_and_endless_requests_are_refused() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     let _server = serve(&path);
     for (request, expected) in
         [("exit\u{1b}", "unknown request `exit\\x1b`"), (&*"x".repeat(300), "more than 256 bytes")]
@@ -69,7 +69,7 @@ fn unknown_and_endless_requests_are_refused() {
 
 #[test]
 fn the_log_level_is_one_that_is_known() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     let _server = serve(&path);
     let error = client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("the level is one of error, warn, info, debug, trace"), "{error}");
@@ -78,7 +78,7 @@ fn the_log_level_is_one_that_is_known() {
 
 #[test]
 fn a_client_that_says_nothing_does_not_keep_others_out() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     let _server = serve(&path);
     let _silent = UnixStream::connect(&path).unwrap();
     let mut half = UnixStream::connect(&path).unwrap();
@@ -89,16 +89,16 @@ fn a_client_that_says_nothing_does_not_keep_others_out() {
 
 #[test]
 fn a_live_daemons_socket_is_left_alone() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     let _server = serve(&path);
-    let error = Socket::bind(&path).unwrap_err();
+    let error = ControlSocket::bind(&path).unwrap_err();
     assert!(matches!(error, ControlError::InUse { .. }), "{error}");
     client::request(&path, "status", TIMEOUT).unwrap();
 }
 
 #[test]
 fn a_dead_daemons_socket_is_replaced() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let _server = serve(&path);
@@ -107,16 +107,16 @@ fn a_dead_daemons_socket_is_replaced() {
 
 #[test]
 fn what_is_no_socket_is_never_removed() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     fs::write(&path, "precious").unwrap();
-    let error = Socket::bind(&path).unwrap_err();
-    assert!(matches!(error, ControlError::NoSocket { .. }), "{error}");
+    let error = ControlSocket::bind(&path).unwrap_err();
+    assert!(matches!(error, ControlError::NotASocket { .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"precious");
 }
 
 #[test]
 fn the_name_goes_away_with_the_server_unless_it_is_anothers() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     drop(serve(&path));
     assert!(!path.exists());
     let first = serve(&path);
@@ -128,7 +128,7 @@ fn the_name_goes_away_with_the_server_unless_it_is_anothers() {
 
 #[test]
 fn without_a_daemon_the_error_says_how_to_start_one() {
-    let (_directory, path) = place();
+    let (_directory, path) = socket_path();
     let error = client::request(&path, "status", TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("ftp-alg.sock: start one with `ftp-alg run`"), "{error}");
     drop(UnixListener::bind(&path).unwrap());
@@ -138,15 +138,16 @@ fn without_a_daemon_the_error_says_how_to_start_one() {
 
 #[test]
 fn waiting_ends_when_the_daemon_is_ready() {
-    let (_directory, path) = place();
-    let socket = Socket::bind(&path).unwrap();
-    let error = client::wait(&path, "status", Duration::from_millis(60)).unwrap_err();
+    let (_directory, path) = socket_path();
+    let socket = ControlSocket::bind(&path).unwrap();
+    let error =
+        client::request_until_ready(&path, "status", Duration::from_millis(60)).unwrap_err();
     assert!(matches!(error, ClientError::NotReady { .. }), "{error}");
     let waiting = thread::spawn({
         let path = path.clone();
-        move || client::wait(&path, "status", TIMEOUT)
+        move || client::request_until_ready(&path, "status", TIMEOUT)
     });
     thread::sleep(Duration::from_millis(50));
-    let _server = socket.serve(Arc::new(Fixed)).unwrap();
+    let _server = socket.serve(Arc::new(FixedSource)).unwrap();
     waiting.join().unwrap().unwrap();
 }

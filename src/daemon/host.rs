@@ -7,18 +7,18 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
-    mail::{Mail, give},
+    forwarded_verdicts::{ForwardedVerdict, give_verdict},
     shard::lock,
-    shared::Shared,
+    shared_state::SharedState,
 };
 use crate::gateway::{LinuxKernel, RuleParameters, Verdicts};
 
 /// A thread that works on engines.
-pub(super) struct Hands<'a> {
-    pub(super) shared: &'a Shared,
+pub(super) struct DaemonHost<'a> {
+    pub(super) shared: &'a SharedState,
     pub(super) kernel: &'a mut LinuxKernel,
     /// The queue that the thread reads, if it does.
-    pub(super) own: Option<OwnQueue<'a>>,
+    pub(super) own_queue: Option<OwnQueue<'a>>,
     /// When the batch began to be decided.
     pub(super) now: Instant,
 }
@@ -30,23 +30,23 @@ pub(super) struct OwnQueue<'a> {
     pub(super) verdicts: Verdicts<'a>,
     pub(super) parameters: &'a RuleParameters,
     /// Whether it is looked whether packets passed unread meanwhile.
-    pub(super) may_lapse: bool,
+    pub(super) checks_downtime: bool,
     /// How many packets were dropped because others may have passed unread.
-    pub(super) stale: u64,
+    pub(super) stale_drops: u64,
 }
 
 /// Does what comes of `work`, where that concerns no packet of a queue.
-pub(super) fn work(
-    shared: &Shared,
+pub(super) fn carry_out_effects(
+    shared: &SharedState,
     kernel: &mut LinuxKernel,
     work: impl FnOnce(Instant, &mut [Effects]),
 ) {
-    let (now, mut effects) = (Instant::now(), shared.no_effects());
+    let (now, mut effects) = (Instant::now(), shared.new_effects());
     work(now, &mut effects);
-    carry_out(&mut Hands { shared, kernel, own: None, now }, now, &mut effects);
+    carry_out(&mut DaemonHost { shared, kernel, own_queue: None, now }, now, &mut effects);
 }
 
-impl Host for Hands<'_> {
+impl Host for DaemonHost<'_> {
     type Kernel = LinuxKernel;
 
     fn kernel(&mut self) -> &mut LinuxKernel {
@@ -58,7 +58,7 @@ impl Host for Hands<'_> {
     }
 
     fn has_lapsed(&mut self) -> bool {
-        self.own.as_ref().is_some_and(|own| own.may_lapse)
+        self.own_queue.as_ref().is_some_and(|own| own.checks_downtime)
             && self.shared.progress.has_lapsed(Instant::now())
     }
 
@@ -66,12 +66,12 @@ impl Host for Hands<'_> {
     fn conclude(&mut self, effects: &mut Effects) {
         let shard = &self.shared.shards[effects.shard];
         if let Err(error) = shard.conclude(effects) {
-            self.shared.fail(&shard.not_kept(&error));
+            self.shared.report_error(&shard.describe_write_failure(&error));
         }
     }
 
     fn give(&mut self, all: &[Effects]) {
-        let Self { shared, own, .. } = self;
+        let Self { shared, own_queue: own, .. } = self;
         let mut flushed = Ok(());
         for effects in all {
             for released in &effects.verdicts {
@@ -79,8 +79,8 @@ impl Host for Hands<'_> {
                     Some(own) if own.index == released.token.queue => {
                         own.give(released, &effects.replacements, shared);
                     }
-                    _ => shared.mailboxes[usize::from(released.token.queue)]
-                        .put(Mail::of(released, &effects.replacements)),
+                    _ => shared.forwarded_verdicts[usize::from(released.token.queue)]
+                        .push(ForwardedVerdict::from_released(released, &effects.replacements)),
                 }
             }
         }
@@ -88,27 +88,27 @@ impl Host for Hands<'_> {
             flushed = own.verdicts.flush();
         }
         if let Err(error) = flushed {
-            shared.fail(&error);
+            shared.report_error(&error);
         }
     }
 
     fn events(&mut self, events: &mut Vec<Event>, more: u64) {
-        self.shared.heed(self.now, events, more);
+        self.shared.record_events(self.now, events, more);
     }
 }
 
 impl OwnQueue<'_> {
-    fn give(&mut self, released: &Released, replacements: &[u8], shared: &Shared) {
+    fn give(&mut self, released: &Released, replacements: &[u8], shared: &SharedState) {
         let Released { token, verdict, .. } = released;
-        self.stale += u64::from(*verdict == Verdict::Drop(DropReason::Stale));
+        self.stale_drops += u64::from(*verdict == Verdict::Drop(DropReason::Stale));
         let (verdicts, replacement) = (&mut self.verdicts, verdict.replacement(replacements));
-        if let Err(error) = give(verdicts, self.parameters, *token, verdict, replacement) {
-            shared.fail(&error);
+        if let Err(error) = give_verdict(verdicts, self.parameters, *token, verdict, replacement) {
+            shared.report_error(&error);
         }
         if self.verdicts.is_full()
             && let Err(error) = self.verdicts.flush()
         {
-            shared.fail(&error);
+            shared.report_error(&error);
         }
     }
 }

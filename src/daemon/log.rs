@@ -27,10 +27,10 @@ use journald::Journald;
 /// Starts the log. Once in a process; a second call changes nothing.
 pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
     let filter = level::filter(level)?;
-    let journald = journald::is_stderr().then(Journald::new).and_then(Result::ok);
+    let journald = journald::stderr_is_journal().then(Journald::new).and_then(Result::ok);
     let lines = match journald {
         Some(journald) => journald.boxed(),
-        None => lines().boxed(),
+        None => stderr_layer().boxed(),
     };
     // Fails only if a log is there already.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
@@ -43,7 +43,7 @@ pub fn wants_colours(stream: &impl IsTerminal) -> bool {
 }
 
 /// Lines on standard error: time, level and message. The fields are for journald.
-fn lines<S>() -> impl tracing_subscriber::Layer<S>
+fn stderr_layer<S>() -> impl tracing_subscriber::Layer<S>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
@@ -62,91 +62,91 @@ where
 /// What is logged about packets: as much as a person may want to read. Peers decide what there is to log, and
 /// must not decide how much of it is.
 #[derive(Default)]
-pub(super) struct Log {
-    limiter: Mutex<Limiter>,
+pub(super) struct EventLog {
+    limiter: Mutex<LineLimiter>,
 }
 
-impl Log {
+impl EventLog {
     /// Logs what an engine decided, one line each, and that there were `more` which it did not keep.
-    pub fn events(&self, now: Instant, events: &[Event], more: u64) {
+    pub fn log_events(&self, now: Instant, events: &[Event], more: u64) {
         if events.is_empty() {
             return;
         }
         let mut limiter = lock(&self.limiter);
-        limiter.skip(Topic::Unkept, more, None);
+        limiter.skip(Topic::Omitted, more, None);
         let mut admits = |topic: Option<Topic>, event: &Event| {
             topic.is_none_or(|topic| limiter.admits(now, topic, Some(event.client.ip())))
         };
         let admitted: Vec<_> = events
             .iter()
-            .map(|event| (topic(&event.what), event))
+            .map(|event| (topic_of(&event.what), event))
             .filter(|(topic, event)| admits(*topic, event))
             .collect();
         drop(limiter);
         for (topic, event) in admitted {
             match topic {
-                Some(topic) => line(topic.level(), topic.into(), event, Some(event)),
-                None => line(Level::DEBUG, "change", event, Some(event)),
+                Some(topic) => log_line(topic.level(), topic.into(), event, Some(event)),
+                None => log_line(Level::DEBUG, "change", event, Some(event)),
             }
         }
     }
 
     /// Logs that nobody used a pinhole that a client caused.
-    pub fn unused(&self, now: Instant, client: IpAddr, text: &str) {
+    pub fn log_unused_pinhole(&self, now: Instant, client: IpAddr, text: &str) {
         let topic = Topic::Unused;
         if lock(&self.limiter).admits(now, topic, Some(client)) {
-            line(topic.level(), topic.into(), &text, None);
+            log_line(topic.level(), topic.into(), &text, None);
         }
     }
 
     /// Logs what went wrong on our side, and that a person should look at.
-    pub fn fail(&self, now: Instant, error: &dyn Display) {
-        self.say(now, Topic::Machine, error);
+    pub fn log_error(&self, now: Instant, error: &dyn Display) {
+        self.log_limited(now, Topic::Machine, error);
     }
 
     /// Logs what went wrong, and was put right.
-    pub fn healed(&self, now: Instant, what: &dyn Display) {
-        self.say(now, Topic::Healed, what);
+    pub fn log_repair(&self, now: Instant, what: &dyn Display) {
+        self.log_limited(now, Topic::Healed, what);
     }
 
-    fn say(&self, now: Instant, topic: Topic, text: &dyn Display) {
+    fn log_limited(&self, now: Instant, topic: Topic, text: &dyn Display) {
         let admitted = lock(&self.limiter).admits(now, topic, None);
         if admitted {
-            line(topic.level(), topic.into(), text, None);
+            log_line(topic.level(), topic.into(), text, None);
         }
     }
 
     /// Says how much was not logged, if a second has passed since it was last said.
-    pub fn sum_up(&self, now: Instant) {
-        let skipped = lock(&self.limiter).sum_up(now);
-        say(skipped);
+    pub fn log_skipped_if_due(&self, now: Instant) {
+        let skipped = lock(&self.limiter).take_skipped_if_due(now);
+        log_skipped_lines(skipped);
     }
 
     /// Says what was not logged and was not said yet.
-    pub fn end(&self) {
+    pub fn log_skipped(&self) {
         let skipped = lock(&self.limiter).take_skipped();
-        say(skipped);
+        log_skipped_lines(skipped);
     }
 
     /// How many lines were not logged since the start.
-    pub fn skipped(&self) -> u64 {
+    pub fn skipped_lines(&self) -> u64 {
         lock(&self.limiter).skipped
     }
 }
 
-fn say(skipped: Vec<(Topic, Skipped)>) {
-    for (topic, Skipped { lines, last }) in skipped {
+fn log_skipped_lines(skipped: Vec<(Topic, SkippedLines)>) {
+    for (topic, SkippedLines { lines, last }) in skipped {
         let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
         let text = format!(
             "{lines} more lines were not logged: {}{of}",
             topic.get_message().unwrap_or_default()
         );
-        line(topic.level(), topic.into(), &text, None);
+        log_line(topic.level(), topic.into(), &text, None);
     }
 }
 
 /// Logs `text` with the fields of `event`.
-fn line(level: Level, word: &'static str, text: &dyn Display, event: Option<&Event>) {
+fn log_line(level: Level, word: &'static str, text: &dyn Display, event: Option<&Event>) {
     let decision = event.and_then(|event| match &event.what {
         What::Announcement(decision) => Some(decision),
         _ => None,
@@ -199,7 +199,7 @@ enum Topic {
     #[strum(message = "announcements")]
     Announcement,
     #[strum(message = "events of one batch of packets beyond the first")]
-    Unkept,
+    Omitted,
     #[strum(message = "sessions that are encrypted")]
     Encrypted,
     #[strum(message = "pinholes that nobody used")]
@@ -212,7 +212,7 @@ impl Topic {
             Self::Machine => Level::ERROR,
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
-            Self::Unkept | Self::Encrypted | Self::Unused => Level::WARN,
+            Self::Omitted | Self::Encrypted | Self::Unused => Level::WARN,
             Self::Announcement => Level::INFO,
         }
     }
@@ -231,7 +231,7 @@ impl Topic {
 }
 
 /// What an event is about, if its lines are limited: those of the level debug are what someone asked for.
-fn topic(what: &What) -> Option<Topic> {
+fn topic_of(what: &What) -> Option<Topic> {
     match what {
         What::Failed(_) => Some(Topic::Kernel),
         What::Refused(_) => Some(Topic::Refusal),
@@ -246,7 +246,7 @@ fn topic(what: &What) -> Option<Topic> {
 
 /// Lines that were not logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Skipped {
+struct SkippedLines {
     lines: u64,
     /// Whose the last was.
     last: Option<IpAddr>,
@@ -255,24 +255,24 @@ struct Skipped {
 /// How many clients are told apart; the lines of more count for all together only.
 const MAX_CLIENTS: usize = 1024;
 /// How often is said what was not logged.
-const SUMMARY: Duration = Duration::from_secs(1);
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Decides what is logged.
 #[derive(Default)]
-struct Limiter {
-    clients: AHashMap<(Topic, IpAddr), Bucket>,
-    all: [Bucket; Topic::COUNT],
-    since_summary: [Skipped; Topic::COUNT],
+struct LineLimiter {
+    clients: AHashMap<(Topic, IpAddr), LeakyBucket>,
+    all: [LeakyBucket; Topic::COUNT],
+    since_summary: [SkippedLines; Topic::COUNT],
     summary: Option<Instant>,
     /// All that was ever skipped.
     skipped: u64,
 }
 
-impl Limiter {
+impl LineLimiter {
     /// Whether a line may be logged now. One that may not is counted.
     fn admits(&mut self, now: Instant, topic: Topic, client: Option<IpAddr>) -> bool {
         let [of_one, of_all] = topic.rates();
-        let admitted = client.is_none_or(|client| match self.client(now, (topic, client)) {
+        let admitted = client.is_none_or(|client| match self.client_bucket(now, (topic, client)) {
             Some(bucket) => bucket.admits(now, of_one),
             None => true,
         }) && self.all[topic as usize].admits(now, of_all);
@@ -282,7 +282,7 @@ impl Limiter {
         admitted
     }
 
-    fn client(&mut self, now: Instant, key: (Topic, IpAddr)) -> Option<&mut Bucket> {
+    fn client_bucket(&mut self, now: Instant, key: (Topic, IpAddr)) -> Option<&mut LeakyBucket> {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
             // Those of a day would be in the way of all others.
             let is_long = |topic| topic == Topic::Encrypted;
@@ -302,8 +302,8 @@ impl Limiter {
     }
 
     /// What was skipped since this last gave something, at most once a second.
-    fn sum_up(&mut self, now: Instant) -> Vec<(Topic, Skipped)> {
-        if self.summary.is_some_and(|last| now.saturating_duration_since(last) < SUMMARY) {
+    fn take_skipped_if_due(&mut self, now: Instant) -> Vec<(Topic, SkippedLines)> {
+        if self.summary.is_some_and(|last| now.saturating_duration_since(last) < SUMMARY_INTERVAL) {
             return Vec::new();
         }
         let skipped = self.take_skipped();
@@ -313,7 +313,7 @@ impl Limiter {
         skipped
     }
 
-    fn take_skipped(&mut self) -> Vec<(Topic, Skipped)> {
+    fn take_skipped(&mut self) -> Vec<(Topic, SkippedLines)> {
         let skipped = Topic::VARIANTS.iter().copied().zip(std::mem::take(&mut self.since_summary));
         skipped.filter(|(_, skipped)| skipped.lines > 0).collect()
     }
@@ -321,9 +321,9 @@ impl Limiter {
 
 /// A leaky bucket: the moment at which it is empty again.
 #[derive(Clone, Copy, Default)]
-struct Bucket(Option<Instant>);
+struct LeakyBucket(Option<Instant>);
 
-impl Bucket {
+impl LeakyBucket {
     /// Whether one more fits into a bucket of `burst`, each of which takes so long to leak.
     fn admits(&mut self, now: Instant, (burst, each): (u32, Duration)) -> bool {
         let empty = self.0.filter(|at| *at > now).unwrap_or(now);
@@ -348,13 +348,19 @@ mod tests {
         Some(IpAddr::from([192, 0, high, low]))
     }
 
-    fn admitted(limiter: &mut Limiter, now: Instant, topic: Topic, who: u16, times: u64) -> u64 {
+    fn admitted(
+        limiter: &mut LineLimiter,
+        now: Instant,
+        topic: Topic,
+        who: u16,
+        times: u64,
+    ) -> u64 {
         (0..times).filter(|_| limiter.admits(now, topic, client(who))).count() as u64
     }
 
     #[test]
     fn a_client_has_a_burst_and_then_a_line_a_second() {
-        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 1000), 20);
         assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 5), 5, "another client");
         assert_eq!(admitted(&mut limiter, now, Topic::Limit, 1, 1000), 20, "another topic");
@@ -370,8 +376,8 @@ mod tests {
 
     #[test]
     fn all_clients_together_have_one_as_well() {
-        let (mut limiter, now) = (Limiter::default(), Instant::now());
-        let refused = |limiter: &mut Limiter, now| -> u64 {
+        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
+        let refused = |limiter: &mut LineLimiter, now| -> u64 {
             (0..3000).map(|who| admitted(limiter, now, Topic::Refusal, who, 1)).sum()
         };
         assert_eq!(refused(&mut limiter, now), 200);
@@ -382,7 +388,7 @@ mod tests {
 
     #[test]
     fn clients_that_encrypt_keep_no_others_from_their_limits() {
-        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         for who in 0..2 * MAX_CLIENTS as u16 {
             let later = now + Duration::from_secs(who.into());
             limiter.admits(later, Topic::Encrypted, client(who));
@@ -394,17 +400,23 @@ mod tests {
 
     #[test]
     fn what_is_skipped_is_said_once_a_second() {
-        let (mut limiter, now) = (Limiter::default(), Instant::now());
-        assert_eq!(limiter.sum_up(now), []);
+        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
+        assert_eq!(limiter.take_skipped_if_due(now), []);
         admitted(&mut limiter, now, Topic::Refusal, 7, 432);
-        limiter.skip(Topic::Unkept, 5, None);
-        let of = |lines, last| Skipped { lines, last };
-        let expected = [(Topic::Refusal, of(412, client(7))), (Topic::Unkept, of(5, None))];
-        assert_eq!(limiter.sum_up(now), expected);
+        limiter.skip(Topic::Omitted, 5, None);
+        let of = |lines, last| SkippedLines { lines, last };
+        let expected = [(Topic::Refusal, of(412, client(7))), (Topic::Omitted, of(5, None))];
+        assert_eq!(limiter.take_skipped_if_due(now), expected);
         admitted(&mut limiter, now, Topic::Refusal, 7, 1);
-        assert_eq!(limiter.sum_up(now + SUMMARY / 2), [], "not yet");
-        assert_eq!(limiter.sum_up(now + SUMMARY), [(Topic::Refusal, of(1, client(7)))]);
-        assert_eq!((limiter.sum_up(now + 9 * SUMMARY), limiter.skipped), (vec![], 418));
+        assert_eq!(limiter.take_skipped_if_due(now + SUMMARY_INTERVAL / 2), [], "not yet");
+        assert_eq!(
+            limiter.take_skipped_if_due(now + SUMMARY_INTERVAL),
+            [(Topic::Refusal, of(1, client(7)))]
+        );
+        assert_eq!(
+            (limiter.take_skipped_if_due(now + 9 * SUMMARY_INTERVAL), limiter.skipped),
+            (vec![], 418)
+        );
     }
 
     #[test]

@@ -9,26 +9,26 @@
 pub mod client;
 pub mod confine;
 pub mod control;
-mod fast_path;
+mod external_names;
+mod fast_path_lines;
+pub mod fast_path_pins;
+mod fast_path_thread;
+mod forwarded_verdicts;
 pub mod health;
-mod heart;
-mod home;
+mod heartbeat;
 mod host;
-mod judged;
 mod log;
-mod mail;
-mod names;
-pub mod pins;
-mod progress;
-mod questions;
+mod queries;
 mod shard;
-mod shared;
+mod shard_map;
+mod shared_state;
 pub mod snapshot;
-mod state;
+mod state_dir;
+mod table_guard;
 mod takeover;
-mod upkeep;
 mod wire;
 mod worker;
+mod worker_progress;
 mod workers;
 
 use std::{
@@ -64,13 +64,13 @@ use signal_hook::{
 
 use self::{
     confine::{Account, AccountError, ConfineError},
-    control::{ControlError, Socket},
-    pins::{Loaded, Pins},
-    snapshot::Source,
+    control::{ControlError, ControlSocket},
+    fast_path_pins::{FastPathPins, LoadedProgram},
+    snapshot::StatusSource,
     takeover::TakeoverError,
 };
 pub use self::{
-    log::{journald::is_stderr as logs_to_journal, level::LEVELS, wants_colours},
+    log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours},
     workers::rule_parameters,
 };
 use crate::{
@@ -85,7 +85,7 @@ pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
 
 /// What `ftp-alg run` was told.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct DaemonOptions {
     /// The configuration; `None` means the default file, which may be absent.
     pub config: Option<PathBuf>,
     pub state_dir: PathBuf,
@@ -99,14 +99,14 @@ pub struct Options {
 }
 
 /// The hidden command by which the daemon starts its broker.
-pub const BROKER: &str = "broker";
+pub const BROKER_COMMAND: &str = "broker";
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::level::VARIABLE)]
+    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::level::LEVEL_VARIABLE)]
     Log { value: String, reason: String },
     #[error("cannot use the directory {}: {source}; name another, or run as root where it is to be made", path.display())]
     Directory { path: PathBuf, source: io::Error },
@@ -115,13 +115,13 @@ pub enum DaemonError {
          another with --state-dir",
         path.display()
     )]
-    Exposed { path: PathBuf, mode: u32 },
+    WritableByOthers { path: PathBuf, mode: u32 },
     #[error(
         "the state directory {} belongs to user {owner}, but the daemon runs as user {user}: \
          name another with --state-dir, or chown it if it is ftp-alg's alone",
         path.display()
     )]
-    Foreign { path: PathBuf, owner: u32, user: u32 },
+    OtherOwner { path: PathBuf, owner: u32, user: u32 },
     #[error(
         "the state directory {} is in use by another ftp-alg: stop that first, or name another with \
          --state-dir",
@@ -150,44 +150,44 @@ pub type ServiceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the daemon is there for, once started. Dropping it ends it, and puts the machine back as
 /// it was.
-pub trait Service {
+pub trait DaemonService {
     /// Who answers the control socket.
-    fn source(&self) -> Arc<dyn Source>;
+    fn source(&self) -> Arc<dyn StatusSource>;
     /// Goes on with `config`, whose fixed keys are those it was started with.
     fn reload(&self, config: &Config);
     /// Goes on with `config`, which is the same, but its names have other addresses.
-    fn resolved(&self, config: &Config);
+    fn update_addresses(&self, config: &Config);
     /// Sees to it, ten times a second, that the machine is as it was left; what can be put right is.
-    fn check(&mut self);
+    fn maintain(&mut self);
     /// Whether every thread that packets wait for makes progress.
     fn makes_progress(&self) -> bool;
 }
 
 /// How often the service is to look after the machine: while our table is missing, adjusted connections pass
 /// as they are. A look costs microseconds, unless another program has changed nf_tables.
-const CHECK: Duration = Duration::from_millis(100);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long one that was told to end may still have the state directory.
-const ENDING: Duration = Duration::from_secs(1);
+const CLAIM_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the main thread waits for.
 #[derive(Debug)]
-pub enum Event {
+pub enum DaemonEvent {
     Terminate,
     Reload,
     /// An external address given by name is another than before.
-    Resolved,
+    AddressChanged,
     /// Another program has changed nf_tables.
-    Rules,
+    NfTablesChanged,
     /// A worker ended; the text says which and why.
     Failed(String),
 }
 
 /// Runs the daemon in the foreground until a signal ends it.
-pub fn run(options: &Options) -> Result<(), DaemonError> {
+pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
     let config = load(options)?;
-    let Confined { broker, unconfined, socket, state_dir: _claimed, fast_path } =
+    let ConfinedDaemon { broker, unconfined, socket, state_dir: _claimed, fast_path } =
         confine(options, &config)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
@@ -202,7 +202,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
         options.socket.display()
     );
     notify(&[NotifyState::Ready]);
-    let outcome = attend(&events, options, config, &mut *service);
+    let outcome = handle_events(&events, options, config, &mut *service);
     notify(&[NotifyState::Stopping]);
     drop(server);
     drop(service);
@@ -211,27 +211,27 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
 }
 
 /// Handles events until one ends the daemon.
-fn attend(
-    events: &Receiver<Event>,
-    options: &Options,
+fn handle_events(
+    events: &Receiver<DaemonEvent>,
+    options: &DaemonOptions,
     mut config: Config,
-    service: &mut dyn Service,
+    service: &mut dyn DaemonService,
 ) -> Result<(), DaemonError> {
-    let mut next_check = Instant::now() + CHECK;
+    let mut next_check = Instant::now() + MAINTENANCE_INTERVAL;
     let mut watchdog = Watchdog::new();
     loop {
         let now = Instant::now();
         if now >= next_check {
-            service.check();
+            service.maintain();
             watchdog.feed(now, service);
-            next_check = now + CHECK;
+            next_check = now + MAINTENANCE_INTERVAL;
         }
         match events.recv_timeout(next_check.saturating_duration_since(now)) {
-            Ok(Event::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            Ok(Event::Failed(why)) => return Err(DaemonError::Failed(why)),
-            Ok(Event::Reload) => config = reload(options, config, service),
-            Ok(Event::Rules) => service.check(),
-            Ok(Event::Resolved) => service.resolved(&config),
+            Ok(DaemonEvent::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(DaemonEvent::Failed(why)) => return Err(DaemonError::Failed(why)),
+            Ok(DaemonEvent::Reload) => config = reload(options, config, service),
+            Ok(DaemonEvent::NfTablesChanged) => service.maintain(),
+            Ok(DaemonEvent::AddressChanged) => service.update_addresses(&config),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
@@ -250,7 +250,7 @@ impl Watchdog {
         Self { every, next: Instant::now() }
     }
 
-    fn feed(&mut self, now: Instant, service: &dyn Service) {
+    fn feed(&mut self, now: Instant, service: &dyn DaemonService) {
         if let Some(every) = self.every
             && now >= self.next
             && service.makes_progress()
@@ -262,7 +262,7 @@ impl Watchdog {
 }
 
 /// The configuration to go on with: the file's if it is valid, else `old`.
-fn reload(options: &Options, old: Config, service: &dyn Service) -> Config {
+fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> Config {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
@@ -289,27 +289,27 @@ fn reload(options: &Options, old: Config, service: &dyn Service) -> Config {
     config
 }
 
-fn load(options: &Options) -> Result<Config, ConfigError> {
+fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
     let config = Config::load_with(options.config.as_deref(), broker::read)?;
     config.unsupported()?;
     Ok(config)
 }
 
 /// What is there once rights are given up.
-struct Confined {
+struct ConfinedDaemon {
     broker: Child,
     /// What could not be confined on this machine.
     unconfined: Vec<String>,
-    socket: Socket,
+    socket: ControlSocket,
     /// No other daemon uses the directory as long as this is open.
     state_dir: File,
     /// The fast path's program, or why it is off.
-    fast_path: Result<Loaded, String>,
+    fast_path: Result<LoadedProgram, String>,
 }
 
 /// Makes the directories, starts the broker, ends another daemon if it is to be, loads the fast path, and gives up all
 /// other rights.
-fn confine(options: &Options, config: &Config) -> Result<Confined, DaemonError> {
+fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -318,37 +318,39 @@ fn confine(options: &Options, config: &Config) -> Result<Confined, DaemonError> 
     let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
     // One that is off reads what another daemon's program has judged, and then removes it.
-    let pins = match pins::why_off(config.queue.fast_path, config.pinhole.backend) {
-        Some(why) if !Pins::are_left(&options.state_dir) => Err(why.to_owned()),
-        _ => Pins::make(&options.state_dir, account.as_ref()),
+    let pins = match fast_path_pins::off_reason(config.queue.fast_path, config.pinhole.backend) {
+        Some(why) if !FastPathPins::has_leftovers(&options.state_dir) => Err(why.to_owned()),
+        _ => FastPathPins::open_or_create(&options.state_dir, account.as_ref()),
     };
     let broker = start_broker(options)
         .map_err(|source| DaemonError::System { what: "the broker", source })?;
     if options.takeover {
         takeover::take_over(&rule_parameters(config).map_err(TakeoverError::from)?)?;
     }
-    confine::user(account.as_ref())?;
-    let socket = Socket::bind(&options.socket)?;
+    confine::become_user(account.as_ref())?;
+    let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
     if pins.is_err() {
-        Pins::remove_left(&options.state_dir);
+        FastPathPins::remove_leftovers(&options.state_dir);
     }
-    let fast_path = pins.and_then(|pins| Loaded::load(pins).map_err(|missing| missing.to_string()));
+    let fast_path =
+        pins.and_then(|pins| LoadedProgram::load(pins).map_err(|missing| missing.to_string()));
     let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
-    let unconfined = confine::daemon(&options.state_dir, socket_dir, path.as_deref())?;
+    let unconfined = confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref())?;
     for what in &unconfined {
         tracing::warn!("{what}");
     }
-    Ok(Confined { broker, unconfined, socket, state_dir, fast_path })
+    Ok(ConfinedDaemon { broker, unconfined, socket, state_dir, fast_path })
 }
 
 /// Starts the process that does what this one soon cannot; it ends with this one.
-fn start_broker(options: &Options) -> io::Result<Child> {
+fn start_broker(options: &DaemonOptions) -> io::Result<Child> {
     let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
-    let files = [config, Path::new(names::RESOLVER), Path::new(names::HOSTS)].map(Path::to_owned);
+    let files = [config, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)]
+        .map(Path::to_owned);
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("ftp-alg").arg(BROKER);
+    command.arg0("ftp-alg").arg(BROKER_COMMAND);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
     // The keys of a terminal are for the daemon, and so are the service manager and the environment.
     command.process_group(0).env_clear();
@@ -358,10 +360,10 @@ fn start_broker(options: &Options) -> io::Result<Child> {
 }
 
 /// Without its broker a daemon cannot put its table right: one that is started again can.
-fn watch_broker(mut broker: Child, events: Sender<Event>) -> Result<(), DaemonError> {
+fn watch_broker(mut broker: Child, events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         let how = broker.wait().map_or_else(|error| error.to_string(), |how| how.to_string());
-        let _ = events.send(Event::Failed(format!("the daemon's broker ended ({how})")));
+        let _ = events.send(DaemonEvent::Failed(format!("the daemon's broker ended ({how})")));
     };
     let spawned = thread::Builder::new().name("broker".into()).spawn(watch);
     spawned.map(drop).map_err(|source| DaemonError::System { what: "the broker", source })
@@ -373,18 +375,18 @@ pub fn serve_as_broker(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), Da
     // It was started as /proc/self/exe.
     let _ = rustix::thread::set_name(c"ftp-alg");
     let account = user.map(Account::named).transpose()?;
-    confine::broker(account.as_ref())?;
+    confine::confine_broker(account.as_ref())?;
     let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?);
-    broker::serve(&daemon, files, confine::program).map_err(system)
+    broker::serve(&daemon, files, confine::confine_program).map_err(system)
 }
 
 /// Turns signals into events, on a thread of its own, for as long as the process lives.
-fn watch_signals(events: Sender<Event>) -> Result<(), DaemonError> {
+fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let system = |source| DaemonError::System { what: "signals", source };
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system)?;
     let watch = move || {
         for signal in signals.forever() {
-            let event = if signal == SIGHUP { Event::Reload } else { Event::Terminate };
+            let event = if signal == SIGHUP { DaemonEvent::Reload } else { DaemonEvent::Terminate };
             if events.send(event).is_err() {
                 return;
             }
@@ -402,10 +404,10 @@ fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, Daemon
     let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |account| account.uid);
     let (owner, mode) = (found.uid(), found.permissions().mode() & 0o7777);
     if owner != user {
-        return Err(DaemonError::Foreign { path: path.to_owned(), owner, user });
+        return Err(DaemonError::OtherOwner { path: path.to_owned(), owner, user });
     }
     if mode & 0o022 != 0 {
-        return Err(DaemonError::Exposed { path: path.to_owned(), mode });
+        return Err(DaemonError::WritableByOthers { path: path.to_owned(), mode });
     }
     File::open(path).map_err(failed)
 }
@@ -414,7 +416,7 @@ fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, Daemon
 /// long as `directory` is open.
 fn claim(directory: &File, path: &Path) -> Result<(), DaemonError> {
     let path = path.to_owned();
-    let until = Instant::now() + ENDING;
+    let until = Instant::now() + CLAIM_LIMIT;
     loop {
         match flock(directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),

@@ -5,29 +5,32 @@ use std::cell::RefCell;
 use super::*;
 
 #[derive(Default)]
-struct Notes(RefCell<Vec<Config>>);
+struct RecordingService(RefCell<Vec<Config>>);
 
-impl Service for Notes {
+impl DaemonService for RecordingService {
     fn makes_progress(&self) -> bool {
         true
     }
 
-    fn source(&self) -> Arc<dyn Source> {
+    fn source(&self) -> Arc<dyn StatusSource> {
         unreachable!("no control socket here")
     }
     fn reload(&self, config: &Config) {
         self.0.borrow_mut().push(config.clone());
     }
-    fn resolved(&self, _: &Config) {}
-    fn check(&mut self) {}
+    fn update_addresses(&self, _: &Config) {}
+    fn maintain(&mut self) {}
 }
 
 /// Attends `events` with `text` in the configuration file; the daemon runs the defaults.
-fn attended(text: &str, events: Vec<Event>) -> (Result<(), DaemonError>, Vec<Config>) {
+fn handle_with_config(
+    text: &str,
+    events: Vec<DaemonEvent>,
+) -> (Result<(), DaemonError>, Vec<Config>) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ftp-alg.toml");
     fs::write(&file, text).unwrap();
-    let options = Options {
+    let options = DaemonOptions {
         config: Some(file),
         state_dir: directory.path().to_owned(),
         socket: directory.path().join("socket"),
@@ -39,15 +42,17 @@ fn attended(text: &str, events: Vec<Event>) -> (Result<(), DaemonError>, Vec<Con
     for event in events {
         sender.send(event).unwrap();
     }
-    let mut notes = Notes::default();
-    let outcome = attend(&receiver, &options, Config::default(), &mut notes);
+    let mut notes = RecordingService::default();
+    let outcome = handle_events(&receiver, &options, Config::default(), &mut notes);
     (outcome, notes.0.into_inner())
 }
 
 #[test]
 fn a_valid_new_configuration_is_handed_on() {
-    let (outcome, reloads) =
-        attended("pinhole.timeout = \"5s\"", vec![Event::Reload, Event::Terminate]);
+    let (outcome, reloads) = handle_with_config(
+        "pinhole.timeout = \"5s\"",
+        vec![DaemonEvent::Reload, DaemonEvent::Terminate],
+    );
     outcome.unwrap();
     assert_eq!(reloads.len(), 1);
     assert_eq!(reloads[0].pinhole.timeout, Duration::from_secs(5));
@@ -56,7 +61,8 @@ fn a_valid_new_configuration_is_handed_on() {
 #[test]
 fn an_invalid_new_configuration_leaves_the_old_one_in_use() {
     for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:1\""] {
-        let (outcome, reloads) = attended(text, vec![Event::Reload, Event::Terminate]);
+        let (outcome, reloads) =
+            handle_with_config(text, vec![DaemonEvent::Reload, DaemonEvent::Terminate]);
         outcome.unwrap();
         assert!(reloads.is_empty(), "{text}");
     }
@@ -65,7 +71,10 @@ fn an_invalid_new_configuration_leaves_the_old_one_in_use() {
 #[test]
 fn keys_that_cannot_change_keep_their_value() {
     let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8";
-    let (outcome, reloads) = attended(text, vec![Event::Reload, Event::Reload, Event::Terminate]);
+    let (outcome, reloads) = handle_with_config(
+        text,
+        vec![DaemonEvent::Reload, DaemonEvent::Reload, DaemonEvent::Terminate],
+    );
     outcome.unwrap();
     for config in reloads {
         assert_eq!(config.queue, Config::default().queue);
@@ -75,7 +84,8 @@ fn keys_that_cannot_change_keep_their_value() {
 
 #[test]
 fn a_worker_that_ends_by_itself_ends_the_daemon() {
-    let (outcome, _) = attended("", vec![Event::Failed("queue 2100 is gone".into())]);
+    let (outcome, _) =
+        handle_with_config("", vec![DaemonEvent::Failed("queue 2100 is gone".into())]);
     assert_eq!(outcome.unwrap_err().to_string(), "queue 2100 is gone");
 }
 

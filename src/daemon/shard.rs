@@ -10,7 +10,7 @@ use std::{
 
 use ftp_alg_core::engine::{Effects, Engine};
 
-use super::state::Journal;
+use super::state_dir::Journal;
 
 /// An engine, and where it is written what it knows.
 pub(super) struct Shard {
@@ -27,17 +27,17 @@ impl Shard {
         let mut journal = lock(&self.journal);
         drop(engine);
         journal.write(effects.records())?;
-        if !journal.is_outgrown() {
+        if !journal.needs_checkpoint() {
             return Ok(());
         }
         drop(journal);
         let mut engine = lock(&self.engine);
-        lock(&self.journal).recover(&mut engine)
+        lock(&self.journal).maintain(&mut engine)
     }
 
     /// Packets passed by unread for some time, of any of its connections. Not by `carry_out`: nothing is asked or given, and
     /// it must be written before the next sign of life.
-    pub(super) fn lapse(&self) -> io::Result<()> {
+    pub(super) fn record_downtime(&self) -> io::Result<()> {
         let mut effects = Effects::default();
         let mut engine = lock(&self.engine);
         engine.lapse();
@@ -48,8 +48,8 @@ impl Shard {
     }
 
     /// What to say where the journal cannot be written.
-    pub(super) fn not_kept(&self, error: &io::Error) -> String {
-        lock(&self.journal).not_kept(error)
+    pub(super) fn describe_write_failure(&self, error: &io::Error) -> String {
+        lock(&self.journal).describe_write_failure(error)
     }
 }
 

@@ -89,7 +89,7 @@ pub enum FastPathState {
 
 impl FastPathStatus {
     /// Why the fast path is off unless the configuration asks for it.
-    pub const CONFIGURED: &str = "the configuration says so";
+    pub const OFF_BY_CONFIGURATION: &str = "the configuration says so";
 
     /// What `status` and `doctor` say of its interfaces.
     pub fn attached_to(&self) -> String {
@@ -117,7 +117,7 @@ impl FastPathStatus {
 
 impl Default for FastPathStatus {
     fn default() -> Self {
-        Self::off(Self::CONFIGURED)
+        Self::off(Self::OFF_BY_CONFIGURATION)
     }
 }
 
@@ -202,7 +202,7 @@ pub struct PinholeRow {
 }
 
 /// Who has the numbers. Called from the control socket's thread, at most one call at a time.
-pub trait Source: Send + Sync {
+pub trait StatusSource: Send + Sync {
     fn status(&self) -> Status;
     fn sessions(&self) -> Vec<SessionRow>;
     fn pinholes(&self) -> Vec<PinholeRow>;

@@ -48,14 +48,14 @@ impl Journal {
     fn keep(&mut self, gateway: &mut Gateway) -> io::Result<()> {
         let records = std::mem::take(&mut gateway.journal);
         self.write(records.iter().map(Vec::as_slice))?;
-        if self.is_outgrown() { self.recover(&mut gateway.engine) } else { Ok(()) }
+        if self.needs_checkpoint() { self.maintain(&mut gateway.engine) } else { Ok(()) }
     }
 }
 
 /// An engine that goes on with what is kept, and the journal of queue 7.
 fn opened(state: &StateDir) -> (Engine, Journal) {
     let mut engines = [engine()];
-    let journal = state.open(&[7], &mut engines).unwrap().remove(0);
+    let journal = state.open_journals(&[7], &mut engines).unwrap().remove(0);
     let [engine] = engines;
     (engine, journal)
 }
@@ -102,7 +102,7 @@ fn sessions_are_known_again_and_numbered_on() {
     let (_directory, state, mut gateway, mut journal) = kept();
     begin(&mut gateway, 1035);
     assert_eq!(known_again(&state), 0, "not written yet");
-    journal.rewrite(&mut gateway.engine).unwrap();
+    journal.checkpoint(&mut gateway.engine).unwrap();
     begin(&mut gateway, 1036);
     journal.keep(&mut gateway).unwrap();
     let (next, _) = opened(&state);
@@ -123,7 +123,7 @@ fn a_journal_that_cannot_be_written_is_not_left_to_be_believed() {
     assert!(!journal.path().exists());
     begin(&mut gateway, 1037);
     journal.keep(&mut gateway).unwrap();
-    journal.recover(&mut gateway.engine).unwrap();
+    journal.maintain(&mut gateway.engine).unwrap();
     assert_eq!(known_again(&state), 3);
 }
 
@@ -133,21 +133,21 @@ fn a_journal_that_someone_removed_is_written_again() {
     begin(&mut gateway, 1035);
     journal.keep(&mut gateway).unwrap();
     fs::remove_file(journal.path()).unwrap();
-    journal.recover(&mut gateway.engine).unwrap();
+    journal.maintain(&mut gateway.engine).unwrap();
     assert_eq!(known_again(&state), 1);
 }
 
 #[test]
 fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
     let (_directory, state, mut gateway, mut journal) = kept();
-    journal.limit = 2000;
+    journal.checkpoint_at = 2000;
     for port in 1000..1050 {
         begin(&mut gateway, port);
         journal.keep(&mut gateway).unwrap();
     }
     let length = fs::metadata(journal.path()).unwrap().len();
     assert_eq!(length, journal.length);
-    assert!(journal.limit > SLACK, "it was never written anew");
+    assert!(journal.checkpoint_at > SLACK, "it was never written anew");
     assert_eq!(known_again(&state), 50);
 }
 
@@ -191,9 +191,9 @@ fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
     begin(&mut gateway, 1035);
     let new = directory.path().join("queue-7.new");
     std::os::unix::fs::symlink("/dev/full", &new).unwrap();
-    assert!(journal.rewrite(&mut gateway.engine).is_err());
+    assert!(journal.checkpoint(&mut gateway.engine).is_err());
     assert!(!new.exists() && fs::symlink_metadata(&new).is_err());
-    journal.rewrite(&mut gateway.engine).unwrap();
+    journal.checkpoint(&mut gateway.engine).unwrap();
 }
 
 /// As [`kept`], with a hundred sessions.
@@ -211,12 +211,12 @@ fn a_daemon_with_more_workers_or_fewer_goes_on_with_all() {
     for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
         let first = engine();
         let mut engines: Vec<_> = queues.iter().map(|_| first.beside()).collect();
-        drop(state.open(queues, &mut engines).unwrap());
+        drop(state.open_journals(queues, &mut engines).unwrap());
         let mut known = 0;
         for (index, engine) in engines.iter().enumerate() {
             for session in engine.sessions.list() {
                 let Translation { client, server, .. } = session.translation;
-                assert_eq!(Homes(queues.len()).of_ends(client, server), index);
+                assert_eq!(ShardMap(queues.len()).shard_of_connection(client, server), index);
                 known += 1;
             }
         }
@@ -237,14 +237,14 @@ fn a_start_that_did_not_come_to_its_end_loses_nothing() {
     let (directory, state, gateway, journal) = hundred_kept();
     let all = fs::read(journal.path()).unwrap();
     let mut engines = [gateway.engine.beside(), gateway.engine.beside()];
-    drop(state.open(&[7, 8], &mut engines).unwrap());
+    drop(state.open_journals(&[7, 8], &mut engines).unwrap());
     let half = directory.path().join("queue-8.sessions");
     for others in [&b"damaged"[..], &fs::read(&half).unwrap()] {
-        fs::write(directory.path().join(WHOLE), &all).unwrap();
+        fs::write(directory.path().join(ALL_SESSIONS), &all).unwrap();
         fs::write(journal.path(), others).unwrap();
         fs::write(&half, others).unwrap();
         assert_eq!(known_again(&state), 100);
-        assert!(!directory.path().join(WHOLE).exists() && !half.exists());
+        assert!(!directory.path().join(ALL_SESSIONS).exists() && !half.exists());
     }
 }
 
@@ -256,7 +256,7 @@ fn no_bytes_make_the_reading_panic() {
     let path = directory.path().join("queue-7.sessions");
     proptest!(ProptestConfig::with_cases(200), |(bytes: Vec<u8>, sums: bool)| {
         let mut content = state.origin.clone().into_bytes();
-        if sums { frame(&bytes, &mut content) } else { content.extend(bytes) }
+        if sums { append_frame(&bytes, &mut content) } else { content.extend(bytes) }
         fs::write(&path, content).unwrap();
         opened(&state);
     });
@@ -266,14 +266,14 @@ fn no_bytes_make_the_reading_panic() {
 fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
     let (directory, state, mut gateway, mut journal) = kept();
     begin(&mut gateway, 1035);
-    journal.rewrite(&mut gateway.engine).unwrap();
+    journal.checkpoint(&mut gateway.engine).unwrap();
     let in_the_way = directory.path().join("queue-7.new");
     fs::create_dir(&in_the_way).unwrap();
     let (mut next, mut journal) = opened(&state);
     assert_eq!(next.sessions.count(), 1);
-    assert!(!journal.is_written() && !journal.path().exists());
+    assert!(!journal.is_writable() && !journal.path().exists());
     fs::remove_dir(in_the_way).unwrap();
-    journal.recover(&mut next).unwrap();
+    journal.maintain(&mut next).unwrap();
     assert_eq!(known_again(&state), 1);
 }
 
@@ -282,10 +282,13 @@ fn a_journal_of_zeros_or_of_any_length_is_put_aside() {
     for more in [64, 3 << 30] {
         let (directory, state, mut gateway, mut journal) = kept();
         begin(&mut gateway, 1035);
-        journal.rewrite(&mut gateway.engine).unwrap();
+        journal.checkpoint(&mut gateway.engine).unwrap();
         let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
         file.set_len(file.metadata().unwrap().len() + more).unwrap();
-        assert!(matches!(state.read(journal.path()), Err(Refusal::Damaged(_) | Refusal::Io(_))));
+        assert!(matches!(
+            state.read_journal(journal.path()),
+            Err(JournalError::Damaged(_) | JournalError::Io(_))
+        ));
         assert_eq!(known_again(&state), 0);
         assert!(directory.path().join("queue-7.refused").exists());
     }

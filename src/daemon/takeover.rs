@@ -17,7 +17,7 @@ use crate::gateway::{
 };
 
 /// How long it may take to end.
-const LIMIT: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(10);
 const PROGRAM: &str = "ftp-alg";
 
 /// Why the other one still runs.
@@ -30,27 +30,27 @@ pub enum TakeoverError {
          [queue]",
         .0.queue, .0.name, .0.process
     )]
-    Another(Reader),
+    NotFtpAlg(Reader),
     #[error("cannot end the ftp-alg that runs, process {}: {source}; run as root", reader.process)]
     System { reader: Reader, source: Errno },
     #[error(
         "the ftp-alg that runs, process {}, does not end within {} s: `kill -9 {}` ends it",
-        .0.process, LIMIT.as_secs(), .0.process
+        .0.process, END_LIMIT.as_secs(), .0.process
     )]
-    Alive(Reader),
+    StillRunning(Reader),
 }
 
 /// Ends the ftp-alg that reads queues of `parameters`, or of the loaded table, if there is one.
 pub(super) fn take_over(parameters: &RuleParameters) -> Result<(), TakeoverError> {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + END_LIMIT;
     for reader in readers::readers(parameters)? {
         if !reader.name.starts_with(PROGRAM) {
-            return Err(TakeoverError::Another(reader));
+            return Err(TakeoverError::NotFtpAlg(reader));
         }
         tracing::info!("takeover: process {} is told to end", reader.process);
-        match end(&reader, deadline) {
+        match terminate(&reader, deadline) {
             Ok(true) => tracing::info!("takeover: process {} has ended", reader.process),
-            Ok(false) => return Err(TakeoverError::Alive(reader)),
+            Ok(false) => return Err(TakeoverError::StillRunning(reader)),
             Err(source) => return Err(TakeoverError::System { reader, source }),
         }
     }
@@ -58,7 +58,7 @@ pub(super) fn take_over(parameters: &RuleParameters) -> Result<(), TakeoverError
 }
 
 /// Whether it ended in time.
-fn end(reader: &Reader, deadline: Instant) -> Result<bool, Errno> {
+fn terminate(reader: &Reader, deadline: Instant) -> Result<bool, Errno> {
     let ended = |result: Result<(), Errno>| match result {
         Err(Errno::SRCH) => Ok(true),
         other => other.map(|()| false),

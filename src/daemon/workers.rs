@@ -22,60 +22,62 @@ use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup, Pinhole};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
-    Event, Service, ServiceError, fast_path,
+    DaemonEvent, DaemonService, ServiceError,
+    external_names::ExternalNames,
+    fast_path_lines::FastPathReader,
+    fast_path_pins::{self, LoadedProgram},
+    fast_path_thread,
+    forwarded_verdicts::ForwardedVerdicts,
     health::Health,
-    heart::{self, Heart},
-    home::Homes,
+    heartbeat::{self, HeartbeatRenewer},
     host,
-    judged::Judged,
-    log::Log,
-    mail::Mailbox,
-    names::Names,
-    pins::{self, Loaded},
-    progress::Progress,
+    log::EventLog,
     shard::{Shard, lock},
-    shared::Shared,
-    snapshot::Source,
-    state::StateDir,
-    upkeep::{self, Upkeep},
+    shard_map::ShardMap,
+    shared_state::SharedState,
+    snapshot::StatusSource,
+    state_dir::StateDir,
+    table_guard::{self, TableGuard},
     worker::Worker,
+    worker_progress::WorkerProgress,
 };
 use crate::{
     config::{self, Config, FastPath},
     gateway::{
         self, Backend, ClaimedPorts, Commits, DEADLINE, LinuxKernel, OpenPinhole, Queue,
         QueueCounts, RuleParameters, Table, Waker,
-        firewall::{ClaimsReader, MarkChange},
+        firewall::{MarkChange, RulesetReader},
     },
 };
 
 /// How long the first reading of the operator's rules may keep the workers from their start.
-const PATIENCE: Duration = Duration::from_secs(1);
+const FIRST_READING_LIMIT: Duration = Duration::from_secs(1);
 /// About so many connections the kernel is asked at the end.
-const MOST_ASKED: usize = 4096;
+const MAX_QUERIED: usize = 4096;
 /// How often is looked whether the operator's rules have changed, and how the daemon is.
-const LOOK_AT_RULES: Duration = Duration::from_secs(1);
+const RULES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts a worker for each queue; when this returns they give verdicts.
 pub(super) fn start(
     config: &Config,
     state_dir: &Path,
-    events: &Sender<Event>,
+    events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
-    fast_path: Result<Loaded, String>,
-) -> Result<Box<dyn Service>, ServiceError> {
+    fast_path: Result<LoadedProgram, String>,
+) -> Result<Box<dyn DaemonService>, ServiceError> {
     let mut parameters = rule_parameters(config)?;
-    let names = Names::new(events.clone());
+    let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
     // A queue that another program reads is found before anything is changed. What a table that was
     // left behind puts into one waits from here on until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let queues = numbers.iter().copied().map(Queue::open_joined).collect::<Result<Vec<_>, _>>()?;
-    let engine = Engine::new(config.policy(|name| names.external(name)), Checksums::Verify);
+    let engine = Engine::new(config.policy(|name| names.external_address(name)), Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.beside()).collect();
-    let kept = StateDir::new(state_dir)
-        .and_then(|state| state.open(&numbers, &mut engines).map(|journals| (state, journals)));
-    let (state, journals) = kept.map_err(|error| state_failed(state_dir, &error))?;
+    let kept = StateDir::new(state_dir).and_then(|state| {
+        state.open_journals(&numbers, &mut engines).map(|journals| (state, journals))
+    });
+    let (state, journals) = kept.map_err(|error| state_error(state_dir, &error))?;
     let shard =
         |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
     let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
@@ -86,15 +88,15 @@ pub(super) fn start(
         (backend, why) = gateway::automatic(state.backend().filter(|_| restored));
         parameters = parameters.with_backend(backend);
     }
-    let commits = commits()?;
+    let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
-    let why_off = pins::why_off(config.queue.fast_path, Some(parameters.backend()));
+    let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend()));
     let judged = fast_path.and_then(|loaded| {
-        let judged = Judged::new(loaded, &parameters, &commits, shards.len());
+        let judged = FastPathReader::new(loaded, &parameters, &commits, shards.len());
         let judged = judged.map_err(|error| error.to_string())?;
         if why_off.is_some() {
             // Before there are rules that would queue what it has adjusted.
-            judged.flows().program().drop_flows().map_err(|error| error.to_string())?;
+            judged.flows().program().take_back_all().map_err(|error| error.to_string())?;
         }
         Ok(judged)
     });
@@ -107,52 +109,56 @@ pub(super) fn start(
     for shard in &shards {
         lock(&shard.engine).sessions.set_capacity(kernel.capacity());
     }
-    let shared = Arc::new(Shared {
-        progress: Progress::new(shards.len()),
+    let shared = Arc::new(SharedState {
+        progress: WorkerProgress::new(shards.len()),
         started: Instant::now(),
         backend: parameters.backend().into(),
-        queues: Mutex::new(vec![QueueCounts::default(); shards.len()]),
-        mailboxes: shards.iter().map(|_| Mailbox::default()).collect(),
+        queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),
+        forwarded_verdicts: shards.iter().map(|_| ForwardedVerdicts::default()).collect(),
         shards,
         errors: AtomicU64::new(0),
-        endings: AtomicU64::new(0),
-        log: Log::default(),
+        unnoted_ends: AtomicU64::new(0),
+        log: EventLog::default(),
         health: Health::new(Instant::now()),
-        names,
+        external_names: names,
         unconfined,
-        judged,
+        fast_path: judged,
         kernel: Mutex::new(kernel),
     });
     let mut workers = Workers {
         shared,
         state,
-        end: Arc::default(),
+        stop: Arc::default(),
         threads: Vec::new(),
-        rules: None,
-        judged: None,
+        rules_thread: None,
+        fast_path_thread: None,
         table: None,
-        upkeep: Upkeep::default(),
-        heart: None,
+        table_guard: TableGuard::default(),
+        heartbeat: None,
     };
-    let is_new_table = workers.load(&parameters, &commits, restored)?;
+    let is_new_table = workers.load_table(&parameters, &commits, restored)?;
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
-        upkeep::listen(events.clone())?;
+        table_guard::watch_nf_tables(events.clone())?;
     }
     // Before connections count as those of which packets may have passed unread.
-    if let (Ok(judged), Some(why)) = (&workers.shared.judged, why_off) {
+    if let (Ok(judged), Some(why)) = (&workers.shared.fast_path, why_off) {
         judged.turn_off(why.to_owned(), &parameters, &workers.shared, &mut make_kernel()?)?;
-    } else if let Ok(judged) = &workers.shared.judged {
+    } else if let Ok(judged) = &workers.shared.fast_path {
         judged.start(is_new_table, &parameters, &workers.shared, &mut make_kernel()?)?;
     } else {
-        fast_path::leave_program(&parameters, &workers.shared, &mut make_kernel()?)?;
+        fast_path_thread::reopen_program_pinholes(
+            &parameters,
+            &workers.shared,
+            &mut make_kernel()?,
+        )?;
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
-    workers.heart = Some(Heart::start(&commits, &workers.shared, have_waited)?);
-    let reader = ClaimsReader::new(&claimed, &commits)?;
-    let claims_are_read = workers.follow_rules(reader, parameters.clone(), events)?;
+    workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
+    let reader = RulesetReader::new(&claimed, &commits)?;
+    let claims_are_read = workers.start_rules_reader(reader, parameters.clone(), events)?;
     // Some rule sets take long to read; without what is published known, FTP goes on all the same.
-    let takes_marks = claims_are_read.recv_timeout(PATIENCE).ok().flatten();
-    match (&workers.shared.judged, takes_marks) {
+    let takes_marks = claims_are_read.recv_timeout(FIRST_READING_LIMIT).ok().flatten();
+    match (&workers.shared.fast_path, takes_marks) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
             tracing::info!("fast path off: {}", why_off.unwrap_or_default());
@@ -162,14 +168,14 @@ pub(super) fn start(
             tracing::info!("fast path off: {why}");
             judged.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
-        (Ok(_), None) => workers.follow_judged(make_kernel()?, claimed.clone(), events)?,
+        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, claimed.clone(), events)?,
         (Err(why), _) => tracing::info!("fast path off: {why}"),
     }
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
         let kernel = make_kernel()?;
         let shared = Arc::clone(&workers.shared);
-        let worker = Worker::new(queue, Homes(count), index, kernel, parameters.clone(), shared);
+        let worker = Worker::new(queue, ShardMap(count), index, kernel, parameters.clone(), shared);
         let processors = parameters.is_by_processor().then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
@@ -178,17 +184,17 @@ pub(super) fn start(
 }
 
 /// The variable that, if it says `no`, has our table be one that other programs can remove, for tests.
-const OWNER: &str = "FTP_ALG_TABLE_OWNER";
+const OWNER_VARIABLE: &str = "FTP_ALG_TABLE_OWNER";
 
 /// All transactions go by one socket, which owns our table where the kernel has that.
-fn commits() -> Result<Commits, crate::gateway::GatewayError> {
-    if std::env::var_os(OWNER).is_some_and(|value| value == "no") {
+fn open_commits() -> Result<Commits, crate::gateway::GatewayError> {
+    if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
     }
     Commits::by_one_socket()
 }
 
-fn state_failed(path: &Path, error: &io::Error) -> ServiceError {
+fn state_error(path: &Path, error: &io::Error) -> ServiceError {
     format!("cannot keep state in {}: {error}; name another with --state-dir", path.display())
         .into()
 }
@@ -211,18 +217,18 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
 }
 
 struct Workers {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     state: StateDir,
     /// Set to end all workers, which then are woken.
-    end: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
-    rules: Option<JoinHandle<()>>,
+    rules_thread: Option<JoinHandle<()>>,
     /// Reads what the fast path judged.
-    judged: Option<JoinHandle<()>>,
+    fast_path_thread: Option<JoinHandle<()>>,
     /// Loaded when the workers wait, removed before they end.
     table: Option<Table>,
-    upkeep: Upkeep,
-    heart: Option<Heart>,
+    table_guard: TableGuard,
+    heartbeat: Option<HeartbeatRenewer>,
 }
 
 impl Workers {
@@ -230,17 +236,17 @@ impl Workers {
         &mut self,
         worker: Worker,
         processors: Option<(usize, usize)>,
-        events: Sender<Event>,
+        events: Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let number = worker.queue.number();
         let waker = worker.queue.waker()?;
-        if let Some(mailbox) = self.shared.mailboxes.get(worker.own) {
-            mailbox.wakes(worker.queue.waker()?);
+        if let Some(mailbox) = self.shared.forwarded_verdicts.get(worker.index) {
+            mailbox.set_waker(worker.queue.waker()?);
         }
-        let end = Arc::clone(&self.end);
+        let end = Arc::clone(&self.stop);
         let work = move || {
             if let Some((index, count)) = processors {
-                pin(number, index, count);
+                pin_to_processors(number, index, count);
             }
             worker.run(&end)
         };
@@ -251,56 +257,57 @@ impl Workers {
 
     /// Starts the thread that follows the operator's rules, and with them the daemon's health. It tells when they have
     /// been read once, and which one changes packet marks that the fast path needs, of whatever connection.
-    fn follow_rules(
+    fn start_rules_reader(
         &mut self,
-        mut reader: ClaimsReader,
+        mut reader: RulesetReader,
         parameters: RuleParameters,
-        events: &Sender<Event>,
+        events: &Sender<DaemonEvent>,
     ) -> Result<Receiver<Option<MarkChange>>, ServiceError> {
         let (told, is_read) = mpsc::channel();
-        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             while !end.load(Ordering::Acquire) {
-                let rules = reader.look();
+                let rules = reader.read_if_changed();
                 let changes = rules.iter().flat_map(|rules| rules.packet_mark_changes(&parameters));
-                let _ = told.send(changes.into_iter().find(|change| change.to_all));
+                let _ = told.send(changes.into_iter().find(|change| change.is_unconditional));
                 if let Some(rules) = rules {
-                    shared.health.judge(&rules, &parameters);
+                    shared.health.audit_rules(&rules, &parameters);
                 }
-                shared.tend(Instant::now(), &parameters);
-                thread::park_timeout(LOOK_AT_RULES);
+                shared.update_health(Instant::now(), &parameters);
+                thread::park_timeout(RULES_INTERVAL);
             }
             Ok(())
         };
         let what = "the reader of the operator's rules".to_owned();
-        self.rules = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
+        self.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
         Ok(is_read)
     }
 
     /// Starts the thread that reads what is judged.
-    fn follow_judged(
+    fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
         claimed: ClaimedPorts,
-        events: &Sender<Event>,
+        events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
-        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.end));
-        let Ok(judged) = &shared.judged else { return Ok(()) };
-        judged.look(&shared, &claimed);
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let Ok(judged) = &shared.fast_path else { return Ok(()) };
+        judged.update_program(&shared, &claimed);
         let work = move || {
-            if let Ok(judged) = &shared.judged {
+            if let Ok(judged) = &shared.fast_path {
                 judged.run(&end, &shared, &mut kernel, &claimed);
             }
             Ok(())
         };
         let what = "the reader of the fast path".to_owned();
-        self.judged = Some(start_thread("fast-path".to_owned(), what, events.clone(), work)?);
+        self.fast_path_thread =
+            Some(start_thread("fast-path".to_owned(), what, events.clone(), work)?);
         Ok(())
     }
 
     /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
     /// the sessions that were `restored`. Whether the table is a new one.
-    fn load(
+    fn load_table(
         &mut self,
         parameters: &RuleParameters,
         commits: &Commits,
@@ -335,9 +342,9 @@ impl Workers {
                  kernel has no tables that belong to a program and stay after it (Linux 6.9)"
             );
         }
-        self.keep_imprint();
+        self.save_imprint();
         if let Err(error) = self.state.set_backend(parameters.backend()) {
-            self.shared.fail(&error);
+            self.shared.report_error(&error);
         }
         if !restored {
             return Ok(is_new);
@@ -348,7 +355,7 @@ impl Workers {
         };
         let is_missing =
             |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
-        self.shared.open_again(&mut kernel, is_missing);
+        self.shared.reopen_pinholes(&mut kernel, is_missing);
         // Of an expectation is not known whose it is; it ends by itself.
         if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
         {
@@ -356,7 +363,7 @@ impl Workers {
                 if !lock(&shard.engine).sessions.holds(initiator, arrival) {
                     let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
                     let closed = kernel.change(&[left], &[], &mut Vec::new());
-                    closed.unwrap_or_else(|error| self.shared.fail(&error));
+                    closed.unwrap_or_else(|error| self.shared.report_error(&error));
                 }
             }
         }
@@ -365,20 +372,20 @@ impl Workers {
 
     /// Whether the numbers of a connection that is open are adjusted, and the kernel still knows it. Of very many that it
     /// does not know the rest is taken for known: whoever stops must not ask for long.
-    fn has_adjusted(&self, kernel: &mut LinuxKernel) -> bool {
+    fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
         let of_shard = |shard: &Shard| {
-            lock(&shard.engine).sessions.adjusted().take(MOST_ASKED + 1).collect::<Vec<_>>()
+            lock(&shard.engine).sessions.adjusted().take(MAX_QUERIED + 1).collect::<Vec<_>>()
         };
         let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
         adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
-            asked >= MOST_ASKED || !matches!(kernel.translation(*client, *server), Ok(None))
+            asked >= MAX_QUERIED || !matches!(kernel.translation(*client, *server), Ok(None))
         })
     }
 
-    fn keep_imprint(&self) {
+    fn save_imprint(&self) {
         let imprint = self.table.as_ref().and_then(Table::imprint);
         if let Err(error) = self.state.set_imprint(imprint.as_ref()) {
-            self.shared.fail(&error);
+            self.shared.report_error(&error);
         }
     }
 }
@@ -387,7 +394,7 @@ impl Workers {
 fn start_thread(
     name: String,
     what: String,
-    events: Sender<Event>,
+    events: Sender<DaemonEvent>,
     work: impl FnOnce() -> Result<(), Box<dyn Error>> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name).spawn(move || {
@@ -396,13 +403,13 @@ fn start_thread(
             Ok(Err(error)) => error.to_string(),
             Err(_) => "a defect in ftp-alg; please report the lines above".to_owned(),
         };
-        let _ = events.send(Event::Failed(format!("{what} ended: {why}")));
+        let _ = events.send(DaemonEvent::Failed(format!("{what} ended: {why}")));
     })
 }
 
 /// Keeps this thread on the processors whose packets its queue gets: the kernel puts those of
 /// processor `c` into queue `c % count`. A thread that is elsewhere works as well, only later.
-fn pin(number: u16, index: usize, count: usize) {
+fn pin_to_processors(number: u16, index: usize, count: usize) {
     let pinned = sched_getaffinity(None).and_then(|allowed| {
         let mut wanted = CpuSet::new();
         let of_queue = (index..CpuSet::MAX_CPU).step_by(count);
@@ -418,10 +425,10 @@ fn pin(number: u16, index: usize, count: usize) {
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        if let Ok(judged) = &self.shared.judged {
+        if let Ok(judged) = &self.shared.fast_path {
             judged.stop(&self.shared, &mut kernel);
         }
-        let adjusted = self.has_adjusted(&mut kernel);
+        let adjusted = self.has_adjusted_connection(&mut kernel);
         // What they announce while a daemon is started again waits for it.
         let now = Instant::now();
         let in_use = |shard: &Shard| lock(&shard.engine).sessions.is_in_use(now);
@@ -429,9 +436,10 @@ impl Drop for Workers {
         // Without the rules nothing new is queued; what waits still gets its verdict.
         match self.table.take() {
             Some(table) if needed => {
-                if let Some(Err(error)) = self.heart.as_mut().map(|heart| heart.stop(&self.shared))
+                if let Some(Err(error)) =
+                    self.heartbeat.as_mut().map(|heart| heart.stop(&self.shared))
                 {
-                    self.shared.fail(&error);
+                    self.shared.report_error(&error);
                 }
                 table.keep();
                 if adjusted {
@@ -444,34 +452,36 @@ impl Drop for Workers {
                     tracing::info!(
                         "control connections are in use: table inet ftp_alg stays, and they wait up to \
                          {} s for ftp-alg to be started again. `nft delete table inet ftp_alg` removes it",
-                        heart::RESTART.as_secs()
+                        heartbeat::RESTART_GRACE.as_secs()
                     );
                 }
             }
             table => drop(table),
         }
-        self.end.store(true, Ordering::Release);
+        self.stop.store(true, Ordering::Release);
         for (thread, waker) in self.threads.drain(..) {
             waker.wake();
             let _ = thread.join();
         }
-        if let Some(thread) = self.judged.take() {
-            if let Ok(Err(error)) = self.shared.judged.as_ref().map(|judged| judged.waiter.wake()) {
-                self.shared.fail(&error);
+        if let Some(thread) = self.fast_path_thread.take() {
+            if let Ok(Err(error)) =
+                self.shared.fast_path.as_ref().map(|judged| judged.ring_waiter.wake())
+            {
+                self.shared.report_error(&error);
             }
             let _ = thread.join();
         }
-        if let (Ok(judged), false) = (&self.shared.judged, needed) {
+        if let (Ok(judged), false) = (&self.shared.fast_path, needed) {
             judged.remove(&self.shared);
         }
         // Not waited for: it may be reading a large rule set.
-        if let Some(thread) = self.rules.take() {
+        if let Some(thread) = self.rules_thread.take() {
             thread.thread().unpark();
         }
-        self.shared.log.end();
+        self.shared.log.log_skipped();
         if !needed {
             // Those in our table have gone with it; expectations have not.
-            host::work(&self.shared, &mut kernel, |_, effects| {
+            host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
                     lock(&shard.engine).sessions.close_all(effects);
                 }
@@ -480,44 +490,46 @@ impl Drop for Workers {
     }
 }
 
-impl Service for Workers {
-    fn source(&self) -> Arc<dyn Source> {
-        Arc::clone(&self.shared) as Arc<dyn Source>
+impl DaemonService for Workers {
+    fn source(&self) -> Arc<dyn StatusSource> {
+        Arc::clone(&self.shared) as Arc<dyn StatusSource>
     }
 
     fn reload(&self, config: &Config) {
-        if let Err(error) = self.shared.names.watch(config.external_names()) {
-            self.shared.fail(&format!("cannot look up names: {error}"));
+        if let Err(error) = self.shared.external_names.watch(config.external_names()) {
+            self.shared.report_error(&format!("cannot look up names: {error}"));
         }
-        self.resolved(config);
+        self.update_addresses(config);
     }
 
-    fn resolved(&self, config: &Config) {
-        let policy = config.policy(|name| self.shared.names.external(name));
+    fn update_addresses(&self, config: &Config) {
+        let policy = config.policy(|name| self.shared.external_names.external_address(name));
         for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_policy(policy.clone());
         }
-        if let Ok(judged) = &self.shared.judged {
-            judged.read(&self.shared, &mut lock(&self.shared.kernel));
+        if let Ok(judged) = &self.shared.fast_path {
+            judged.read_steps(&self.shared, &mut lock(&self.shared.kernel));
         }
     }
 
     fn makes_progress(&self) -> bool {
-        self.shared.progress.oldest().elapsed() < DEADLINE
+        self.shared.progress.oldest_pass().elapsed() < DEADLINE
     }
 
-    fn check(&mut self) {
-        if let Some(Err(error)) = self.heart.as_mut().map(|heart| heart.beat(&self.shared)) {
-            self.shared.fail(&error);
+    fn maintain(&mut self) {
+        if let Some(Err(error)) =
+            self.heartbeat.as_mut().map(|heart| heart.renew_if_due(&self.shared))
+        {
+            self.shared.report_error(&error);
         }
         let Some(table) = &mut self.table else { return };
-        if self.upkeep.attend(Instant::now(), table, &self.shared) {
-            if let Ok(judged) = &self.shared.judged {
-                judged.table_is_new(&self.shared, &mut lock(&self.shared.kernel));
+        if self.table_guard.check_table(Instant::now(), table, &self.shared) {
+            if let Ok(judged) = &self.shared.fast_path {
+                judged.handle_new_table(&self.shared, &mut lock(&self.shared.kernel));
             }
-            self.shared.lapse();
-            upkeep::open_again(table, &self.shared);
-            self.keep_imprint();
+            self.shared.record_downtime();
+            table_guard::reopen_pinholes(table, &self.shared);
+            self.save_imprint();
         }
     }
 }

@@ -13,15 +13,18 @@ use ftp_alg_core::engine::{FlowChange, Handover, Login, Pinhole, Shut, TakenBack
 
 use super::{
     ClaimedPorts, GatewayError, RuleParameters,
-    fastpath::{Awaits, FastPath, Flow, JudgedStep, Slot, Translations, WayKey, lock},
+    fastpath::{
+        DialogueState, FastPath, Flow, LineRecord, PacketTuple, TranslationLease, Translations,
+        lock,
+    },
 };
 
 /// The program, and what was arranged for its connections.
-pub struct Flows {
+pub struct FastPathFlows {
     program: FastPath,
     translations: Mutex<Translations>,
-    slots: Mutex<HashMap<u64, [Slot; 2]>>,
-    judged_mark: u32,
+    leases: Mutex<HashMap<u64, [TranslationLease; 2]>>,
+    inspected_mark: u32,
     failures: Mutex<Option<Failures>>,
 }
 
@@ -35,7 +38,7 @@ pub struct Failures {
 }
 
 /// Both ends of a connection in all forms, of IPv4.
-struct Ends {
+struct Ipv4Endpoints {
     client: SocketAddrV4,
     client_external: SocketAddrV4,
     server: SocketAddrV4,
@@ -44,14 +47,14 @@ struct Ends {
 
 const NOT_HANDED_OVER: &str = "a connection was not handed over";
 
-impl Flows {
+impl FastPathFlows {
     /// Of a program that is loaded.
     pub fn new(program: FastPath, translations: Translations, parameters: &RuleParameters) -> Self {
         Self {
             program,
             translations: Mutex::new(translations),
-            slots: Mutex::default(),
-            judged_mark: parameters.judged_mark(),
+            leases: Mutex::default(),
+            inspected_mark: parameters.judged_mark(),
             failures: Mutex::default(),
         }
     }
@@ -67,20 +70,20 @@ impl Flows {
     }
 
     /// Adds what was judged by now.
-    pub fn read(&self, into: &mut Vec<JudgedStep>) {
+    pub fn read_lines(&self, into: &mut Vec<LineRecord>) {
         if !self.program.ring().read(into) {
-            self.failed("the ring buffer was not read", &"a record of it is not committed");
+            self.record_failure("the ring buffer was not read", &"a record of it is not committed");
         }
     }
 
     /// Has the program open nothing at these ports, nor at those that are `claimed`.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
         let barred = self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port));
-        self.check("ports were not barred", barred);
+        self.record_outcome("ports were not barred", barred);
     }
 
     /// Has the program judge connections, and leave others alone.
-    pub(super) fn change(&self, changes: &[FlowChange]) {
+    pub(super) fn apply_changes(&self, changes: &[FlowChange]) {
         for change in changes {
             match change {
                 FlowChange::Over(handover) => self.hand_over(handover),
@@ -90,74 +93,77 @@ impl Flows {
     }
 
     fn hand_over(&self, handover: &Handover) {
-        let Some(ends) = Ends::of(&handover.translation) else { return };
+        let Some(ends) = Ipv4Endpoints::from_translation(&handover.translation) else { return };
         // Those that have not logged in leave half of the room to the others. They are offered again.
-        let most = self.program.most_flows() as usize / 2;
-        if handover.login != Login::Done && lock(&self.slots).len() >= most {
+        let most = self.program.max_flows() as usize / 2;
+        if handover.login != Login::Done && lock(&self.leases).len() >= most {
             return;
         }
-        let arranged = self.arrange(&ends);
+        let arranged = self.acquire_translations(&ends);
         let slots = match arranged {
             Ok(Some(slots)) => slots,
             Ok(None) => return,
-            Err(error) => return self.failed(NOT_HANDED_OVER, &error),
+            Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
         };
-        let [active_mark, passive_mark] = slots.each_ref().map(Slot::mark);
+        let [active_mark, passive_mark] = slots.each_ref().map(TranslationLease::mark);
         let [client_named, server_named] = handover.named;
         let flow = Flow {
             flow: handover.flow,
-            ways: ends.ways(),
-            next: handover.next,
-            steps: handover.lines,
-            awaits: match handover.login {
-                Login::Silent => Awaits::Greeting,
-                Login::Greeted => Awaits::Login,
-                Login::Done => Awaits::Nothing,
+            tuples: ends.packet_tuples(),
+            next_seq: handover.next,
+            line_count: handover.lines,
+            dialogue: match handover.login {
+                Login::Silent => DialogueState::GreetingDue,
+                Login::Greeted => DialogueState::LoginDue,
+                Login::Done => DialogueState::Ready,
             },
             client: ends.client,
             server: ends.server,
-            client_named,
-            server_named,
-            client_arrival: *ends.client_external.ip(),
-            server_arrival: *ends.server_external.ip(),
+            announced_client: client_named,
+            announced_server: server_named,
+            active_arrival: *ends.client_external.ip(),
+            passive_arrival: *ends.server_external.ip(),
             active_initiator: *ends.server.ip(),
             passive_initiator: *ends.client.ip(),
             active_mark,
             passive_mark,
-            judged_mark: self.judged_mark,
-            digits: handover.zeros.digits() as u32, // at most 4
-            shifts: handover.shifts,
-            lifetime: handover.lifetime,
+            inspected_mark: self.inspected_mark,
+            port_digits: handover.zeros.digits() as u32, // at most 4
+            seq_offsets: handover.shifts,
+            pinhole_lifetime: handover.lifetime,
         };
         let mut handed = self.program.hand_over(&flow);
         if handed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
             // Taken back by another thread, which has not told yet.
             handed = self
                 .program
-                .take_back(flow.flow, flow.ways)
+                .take_back(flow.flow, flow.tuples)
                 .and_then(|()| self.program.hand_over(&flow));
         }
         match handed {
-            Ok(()) => self.keep(handover.flow, Some(slots)),
+            Ok(()) => self.set_leases(handover.flow, Some(slots)),
             Err(error) => {
-                self.release(&slots);
+                self.release_leases(&slots);
                 match error.raw_os_error() {
                     Some(libc::E2BIG | libc::ENOSPC) => {
-                        let most = self.program.most_flows();
-                        self.failed(
+                        let most = self.program.max_flows();
+                        self.record_failure(
                             NOT_HANDED_OVER,
                             &format_args!("{most} are already, and others are queued"),
                         );
                     }
-                    _ => self.failed(NOT_HANDED_OVER, &error),
+                    _ => self.record_failure(NOT_HANDED_OVER, &error),
                 }
             }
         }
     }
 
     /// The translations of its data connections, active and passive.
-    fn arrange(&self, ends: &Ends) -> Result<Option<[Slot; 2]>, GatewayError> {
-        let Ends { client, client_external, server, server_external } = ends;
+    fn acquire_translations(
+        &self,
+        ends: &Ipv4Endpoints,
+    ) -> Result<Option<[TranslationLease; 2]>, GatewayError> {
+        let Ipv4Endpoints { client, client_external, server, server_external } = ends;
         let moved =
             |own: &SocketAddrV4, seen: &SocketAddrV4| (own.ip() != seen.ip()).then(|| *own.ip());
         let source = |initiator: &SocketAddrV4, target: &SocketAddrV4, seen: &SocketAddrV4| {
@@ -179,84 +185,87 @@ impl Flows {
     }
 
     fn take_back(&self, taken: &TakenBack) {
-        let Some(ends) = Ends::of(&taken.translation) else { return };
-        let back = self.program.take_back(taken.flow, ends.ways());
-        self.check("a connection was not taken back", back);
-        self.keep(taken.flow, None);
+        let Some(ends) = Ipv4Endpoints::from_translation(&taken.translation) else { return };
+        let back = self.program.take_back(taken.flow, ends.packet_tuples());
+        self.record_outcome("a connection was not taken back", back);
+        self.set_leases(taken.flow, None);
     }
 
     /// Gives back what a connection had, and keeps what it has now.
-    fn keep(&self, flow: u64, slots: Option<[Slot; 2]>) {
-        let mut all = lock(&self.slots);
+    fn set_leases(&self, flow: u64, slots: Option<[TranslationLease; 2]>) {
+        let mut all = lock(&self.leases);
         let before = match slots {
             Some(slots) => all.insert(flow, slots),
             None => all.remove(&flow),
         };
         drop(all);
         if let Some(before) = before {
-            self.release(&before);
+            self.release_leases(&before);
         }
     }
 
-    fn release(&self, slots: &[Slot; 2]) {
+    fn release_leases(&self, slots: &[TranslationLease; 2]) {
         let mut translations = lock(&self.translations);
         slots.iter().for_each(|slot| translations.release(slot));
     }
 
     /// Keeps the program from opening a pinhole with the endpoints of this translated one. Whether it has none.
-    pub fn reserve(&self, pinhole: &Pinhole) -> bool {
-        let Some((initiator, arrival)) = translated(pinhole) else { return true };
-        self.program.reserve(initiator, arrival).unwrap_or_else(|error| {
-            self.failed("a pinhole was not reserved", &error);
+    pub fn reserve_pinhole(&self, pinhole: &Pinhole) -> bool {
+        let Some((initiator, arrival)) = translated_key(pinhole) else { return true };
+        self.program.reserve_pinhole(initiator, arrival).unwrap_or_else(|error| {
+            self.record_failure("a pinhole was not reserved", &error);
             false
         })
     }
 
     /// It may open such a one again.
-    pub(super) fn free(&self, pinhole: &Pinhole) {
-        if let Some((initiator, arrival)) = translated(pinhole) {
-            self.check("a pinhole was not released", self.program.release(initiator, arrival));
+    pub(super) fn release_pinhole(&self, pinhole: &Pinhole) {
+        if let Some((initiator, arrival)) = translated_key(pinhole) {
+            self.record_outcome(
+                "a pinhole was not released",
+                self.program.release_pinhole(initiator, arrival),
+            );
         }
     }
 
     /// Closes pinholes that the program has opened.
-    pub(super) fn shut(&self, shut: &[Shut]) {
+    pub(super) fn close_pinholes(&self, shut: &[Shut]) {
         for Shut { pinhole, hole } in shut {
             if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
                 (pinhole.initiator, pinhole.arrival)
             {
-                let closed = self.program.shut(initiator, arrival, hole.flow, hole.line);
-                self.check("a pinhole was not closed", closed);
+                let closed = self.program.close_pinhole(initiator, arrival, hole.flow, hole.line);
+                self.record_outcome("a pinhole was not closed", closed);
             }
         }
     }
 
     /// Puts the translations that are used into a table that was loaded anew.
-    pub fn reset(&self) -> Result<(), GatewayError> {
-        lock(&self.translations).reset()
+    pub fn restore_translations(&self) -> Result<(), GatewayError> {
+        lock(&self.translations).restore_elements()
     }
 
-    fn check(&self, what: &str, outcome: io::Result<()>) {
+    fn record_outcome(&self, what: &str, outcome: io::Result<()>) {
         if let Err(error) = outcome {
-            self.failed(what, &error);
+            self.record_failure(what, &error);
         }
     }
 
-    fn failed(&self, what: &str, why: &dyn Display) {
+    fn record_failure(&self, what: &str, why: &dyn Display) {
         let mut failures = lock(&self.failures);
         let count = failures.take().map_or(0, |before| before.count) + 1;
         *failures = Some(Failures { count, last: format!("{what}: {why}") });
     }
 }
 
-impl std::fmt::Debug for Flows {
+impl std::fmt::Debug for FastPathFlows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Flows")
     }
 }
 
 /// The key of a pinhole that is translated, of IPv4.
-fn translated(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
+fn translated_key(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
     let Pinhole { initiator, arrival, target, .. } = *pinhole;
     match (initiator, arrival) {
         (IpAddr::V4(initiator), SocketAddr::V4(arrival)) if pinhole.arrival != target => {
@@ -266,8 +275,8 @@ fn translated(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
     }
 }
 
-impl Ends {
-    fn of(translation: &Translation) -> Option<Self> {
+impl Ipv4Endpoints {
+    fn from_translation(translation: &Translation) -> Option<Self> {
         let Translation { client, client_external, server, server_external } = *translation;
         let v4 = |end| if let SocketAddr::V4(end) = end { Some(end) } else { None };
         let (client, client_external) = (v4(client)?, v4(client_external)?);
@@ -280,10 +289,10 @@ impl Ends {
     }
 
     /// Source and destination of what each end sends, as it arrives here.
-    fn ways(&self) -> [WayKey; 2] {
+    fn packet_tuples(&self) -> [PacketTuple; 2] {
         [
-            WayKey { source: self.client, destination: self.server_external },
-            WayKey { source: self.server, destination: self.client_external },
+            PacketTuple { source: self.client, destination: self.server_external },
+            PacketTuple { source: self.server, destination: self.client_external },
         ]
     }
 }

@@ -12,7 +12,7 @@ use ftp_alg_core::engine::{
 
 use super::{
     Backend, ClaimedPorts, Commits, Conntrack, Expectations, GatewayError, Injector, OpenPinhole,
-    Pinholes, RuleParameters, flows::Flows,
+    Pinholes, RuleParameters, flows::FastPathFlows,
 };
 
 /// The running kernel, in the network namespace of the thread that makes this. One for each
@@ -24,7 +24,7 @@ pub struct LinuxKernel {
     injector: Injector,
     claimed: ClaimedPorts,
     /// Of the fast path, where there is one.
-    flows: Option<Arc<Flows>>,
+    flows: Option<Arc<FastPathFlows>>,
 }
 
 /// What holds the pinholes.
@@ -64,7 +64,7 @@ impl LinuxKernel {
     }
 
     /// Tells the fast path of connections and pinholes.
-    pub fn with_flows(self, flows: Option<&Arc<Flows>>) -> Self {
+    pub fn with_flows(self, flows: Option<&Arc<FastPathFlows>>) -> Self {
         Self { flows: flows.cloned(), ..self }
     }
 
@@ -76,7 +76,9 @@ impl LinuxKernel {
         }
         match self.claimed.is_claimed(arrival, target) {
             // The program would admit its own connection there.
-            Ok(false) if self.flows.as_ref().is_some_and(|flows| !flows.reserve(pinhole)) => {
+            Ok(false)
+                if self.flows.as_ref().is_some_and(|flows| !flows.reserve_pinhole(pinhole)) =>
+            {
                 Err(KernelError::Taken)
             }
             Ok(false) => Ok(()),
@@ -90,7 +92,7 @@ impl LinuxKernel {
     /// The pinholes that the fast path's program has open now.
     pub fn list_judged(&self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let Some(flows) = &self.flows else { return Ok(Vec::new()) };
-        let open = flows.program().open_holes();
+        let open = flows.program().list_open_pinholes();
         let open = open.map_err(|source| GatewayError::system("list of pinholes", source))?;
         let row = |(initiator, arrival, remaining): (Ipv4Addr, SocketAddrV4, Duration)| {
             OpenPinhole { initiator: initiator.into(), arrival: arrival.into(), remaining }
@@ -124,7 +126,7 @@ impl Kernel for LinuxKernel {
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
         if let Some(flows) = &self.flows {
-            closed.iter().for_each(|pinhole| flows.free(pinhole));
+            closed.iter().for_each(|pinhole| flows.release_pinhole(pinhole));
         }
         let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
         let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
@@ -138,7 +140,7 @@ impl Kernel for LinuxKernel {
         }
         if let Some(flows) = &self.flows {
             let failed = passed.iter().zip(&answers).filter(|(_, answer)| answer.is_err());
-            failed.for_each(|(opening, _)| flows.free(&opening.pinhole));
+            failed.for_each(|(opening, _)| flows.release_pinhole(&opening.pinhole));
         }
         let mut answers = answers.into_iter();
         outcomes.clear();
@@ -163,13 +165,13 @@ impl Kernel for LinuxKernel {
 
     fn hand_over(&mut self, changes: &[FlowChange]) {
         if let Some(flows) = &self.flows {
-            flows.change(changes);
+            flows.apply_changes(changes);
         }
     }
 
     fn shut(&mut self, shut: &[Shut]) {
         if let Some(flows) = &self.flows {
-            flows.shut(shut);
+            flows.close_pinholes(shut);
         }
     }
 

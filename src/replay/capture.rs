@@ -21,7 +21,7 @@ use pcap_parser::{
     parse_unknownblock_le,
 };
 
-use super::link::Link;
+use super::link_type::LinkType;
 
 /// No record is longer than this; a length above it is damage. (Wireshark's limit is 256 KiB, and
 /// 128 MiB for link types that do not occur here.)
@@ -33,7 +33,7 @@ const ENHANCED_DATA: usize = 28;
 const SIMPLE_DATA: usize = 12;
 
 /// A packet's link, and where in the block it is.
-type Found = Option<(Option<Link>, Range<usize>)>;
+type PacketInBlock = Option<(Option<LinkType>, Range<usize>)>;
 type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
 
 /// Why a capture cannot be read, or not further.
@@ -59,7 +59,7 @@ pub struct Record<'a> {
     /// Since 1970.
     pub time: Duration,
     /// `None` for a link type that is not read here.
-    pub link: Option<Link>,
+    pub link: Option<LinkType>,
     /// What was captured of it.
     pub data: &'a [u8],
 }
@@ -75,11 +75,11 @@ struct Interface {
 }
 
 /// A pcap capture: the parser of its records, the link of all, timestamp units in a second.
-type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, Link, u32);
+type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, LinkType, u32);
 
 /// Reads a capture.
 #[derive(Debug)]
-pub struct Reader<R> {
+pub struct CaptureReader<R> {
     input: R,
     /// `None` for pcapng.
     pcap: Option<Pcap>,
@@ -90,11 +90,11 @@ pub struct Reader<R> {
     block: Vec<u8>,
     frame: u64,
     last_time: Duration,
-    is_cut: bool,
-    unread_link: Option<u32>,
+    is_truncated: bool,
+    unsupported_link: Option<u32>,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> CaptureReader<R> {
     /// Reads the capture's header.
     pub fn open(input: R) -> Result<Self, CaptureError> {
         let mut reader = Self {
@@ -105,17 +105,17 @@ impl<R: Read> Reader<R> {
             block: Vec::new(),
             frame: 0,
             last_time: Duration::ZERO,
-            is_cut: false,
-            unread_link: None,
+            is_truncated: false,
+            unsupported_link: None,
         };
-        let is_whole = reader.read(|start| match kind(start, false) {
-            Some(SECTION) => missing(&parse_sectionheaderblock(start)),
-            _ => missing(&parse_pcap_header(start)),
+        let is_whole = reader.read_block(|start| match block_type(start, false) {
+            Some(SECTION) => bytes_missing(&parse_sectionheaderblock(start)),
+            _ => bytes_missing(&parse_pcap_header(start)),
         })?;
         if let Ok((_, header)) = parse_pcap_header(&reader.block) {
             // The upper bits of the link type say how long a frame check sequence is.
             let number = header.network.0.cast_unsigned() & 0xffff;
-            let link = Link::from_number(number).ok_or(CaptureError::Link(number))?;
+            let link = LinkType::from_number(number).ok_or(CaptureError::Link(number))?;
             let units = if header.is_nanosecond_precision() { 1_000_000_000 } else { 1_000_000 };
             reader.pcap = Some(match (header.is_modified_format(), header.is_bigendian()) {
                 (true, _) => (parse_pcap_frame_modified, link, units),
@@ -148,13 +148,13 @@ impl<R: Read> Reader<R> {
     }
 
     /// Whether the capture ended within a record.
-    pub fn is_cut(&self) -> bool {
-        self.is_cut
+    pub fn is_truncated(&self) -> bool {
+        self.is_truncated
     }
 
     /// A link type that occurred and is not read here.
-    pub fn unread_link(&self) -> Option<u32> {
-        self.unread_link
+    pub fn unsupported_link(&self) -> Option<u32> {
+        self.unsupported_link
     }
 
     /// Whether its timestamps may be finer than microseconds.
@@ -164,8 +164,8 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next record: its link, and where in the block the packet is.
-    fn next_in_pcap(&mut self, (parse, link, units): Pcap) -> Result<Found, CaptureError> {
-        if !self.read(|block| missing(&parse(block)))? {
+    fn next_in_pcap(&mut self, (parse, link, units): Pcap) -> Result<PacketInBlock, CaptureError> {
+        if !self.read_block(|block| bytes_missing(&parse(block)))? {
             return Ok(None);
         }
         let Ok((_, record)) = parse(&self.block) else {
@@ -178,17 +178,17 @@ impl<R: Read> Reader<R> {
     }
 
     /// The same of the next block that has a packet.
-    fn next_in_pcapng(&mut self) -> Result<Found, CaptureError> {
+    fn next_in_pcapng(&mut self) -> Result<PacketInBlock, CaptureError> {
         loop {
             let big_endian = self.big_endian;
-            if !self.read(|block| match (kind(block, big_endian), big_endian) {
-                (Some(SECTION), _) => missing(&parse_sectionheaderblock(block)),
-                (_, true) => missing(&parse_unknownblock_be(block)),
-                (_, false) => missing(&parse_unknownblock_le(block)),
+            if !self.read_block(|block| match (block_type(block, big_endian), big_endian) {
+                (Some(SECTION), _) => bytes_missing(&parse_sectionheaderblock(block)),
+                (_, true) => bytes_missing(&parse_unknownblock_be(block)),
+                (_, false) => bytes_missing(&parse_unknownblock_le(block)),
             })? {
                 return Ok(None);
             }
-            let kind = kind(&self.block, big_endian).unwrap_or_default();
+            let kind = block_type(&self.block, big_endian).unwrap_or_default();
             match kind {
                 SECTION | INTERFACE | SIMPLE_PACKET | ENHANCED_PACKET => {}
                 OBSOLETE_PACKET => {
@@ -245,16 +245,16 @@ impl<R: Read> Reader<R> {
             if let Some(stamp) = stamp {
                 self.last_time = interface.time(stamp);
             }
-            let link = Link::from_number(interface.link);
+            let link = LinkType::from_number(interface.link);
             if link.is_none() {
-                self.unread_link = Some(interface.link);
+                self.unsupported_link = Some(interface.link);
             }
             return Ok(Some((link, data)));
         }
     }
 
     /// Reads the next block, as long as bytes of it are `missing`; whether it is there.
-    fn read(&mut self, missing: impl Fn(&[u8]) -> usize) -> Result<bool, CaptureError> {
+    fn read_block(&mut self, missing: impl Fn(&[u8]) -> usize) -> Result<bool, CaptureError> {
         self.block.clear();
         loop {
             let count = match missing(&self.block) {
@@ -266,7 +266,7 @@ impl<R: Read> Reader<R> {
             };
             // Grows as bytes come: a length is not believed before.
             if self.input.by_ref().take(count as u64).read_to_end(&mut self.block)? < count {
-                self.is_cut |= !self.block.is_empty();
+                self.is_truncated |= !self.block.is_empty();
                 return Ok(false);
             }
         }
@@ -278,7 +278,7 @@ impl<R: Read> Reader<R> {
 }
 
 /// How many bytes a parser asks for besides those that it has.
-fn missing<T>(parsed: &Parsed<'_, T>) -> usize {
+fn bytes_missing<T>(parsed: &Parsed<'_, T>) -> usize {
     match parsed {
         Err(nom::Err::Incomplete(Needed::Size(count))) => count.get(),
         Err(nom::Err::Incomplete(Needed::Unknown)) => 1,
@@ -287,7 +287,7 @@ fn missing<T>(parsed: &Parsed<'_, T>) -> usize {
 }
 
 /// The type of a pcapng block.
-fn kind(block: &[u8], big_endian: bool) -> Option<u32> {
+fn block_type(block: &[u8], big_endian: bool) -> Option<u32> {
     let bytes = *block.first_chunk()?;
     Some(if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
 }

@@ -17,7 +17,7 @@ const ICMPV6: u8 = 58;
 
 /// What the headers of an IP packet say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct DatagramLayout {
     /// The sender; port 0 where none is in sight.
     pub source: SocketAddr,
     /// The addressee; port 0 where none is in sight.
@@ -33,9 +33,9 @@ pub struct Layout {
     pub is_fragment: bool,
 }
 
-impl Layout {
+impl DatagramLayout {
     /// Reads the headers of `bytes`; `None` if they are cut or contradict themselves.
-    pub fn of(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
         let (length, is_later_fragment) = match &ip {
             LaxIpSlice::Ipv4(v4) => {
@@ -97,7 +97,7 @@ impl Layout {
 }
 
 /// Puts right what a packet leaves to the network card: its length.
-pub fn complete(bytes: &mut [u8]) {
+pub fn fill_in_length(bytes: &mut [u8]) {
     if bytes.len() <= 0xffff && bytes.first().is_some_and(|b| b >> 4 == 4) && bytes.len() >= 20 {
         let length = bytes.len() as u16; // checked above
         if bytes[2..4] == [0, 0] {
@@ -108,14 +108,19 @@ pub fn complete(bytes: &mut [u8]) {
 
 /// Changes `bytes`, whose headers are `layout`, to be between `source` and `destination` (of the
 /// same family), with right checksums.
-pub fn readdress(bytes: &mut [u8], layout: &Layout, source: SocketAddr, destination: SocketAddr) {
+pub fn readdress(
+    bytes: &mut [u8],
+    layout: &DatagramLayout,
+    source: SocketAddr,
+    destination: SocketAddr,
+) {
     for (index, end) in [(0, source), (1, destination)] {
         match end.ip() {
-            IpAddr::V4(v4) => set(bytes, layout, 12 + 4 * index, &v4.octets()),
-            IpAddr::V6(v6) => set(bytes, layout, 8 + 16 * index, &v6.octets()),
+            IpAddr::V4(v4) => overwrite(bytes, layout, 12 + 4 * index, &v4.octets()),
+            IpAddr::V6(v6) => overwrite(bytes, layout, 8 + 16 * index, &v6.octets()),
         }
         if matches!(layout.protocol, TCP | UDP) && !layout.is_later_fragment {
-            set(bytes, layout, layout.transport + 2 * index, &end.port().to_be_bytes());
+            overwrite(bytes, layout, layout.transport + 2 * index, &end.port().to_be_bytes());
         }
     }
     if source.is_ipv4()
@@ -123,7 +128,7 @@ pub fn readdress(bytes: &mut [u8], layout: &Layout, source: SocketAddr, destinat
         && let Some(header) = bytes.get_mut(..usize::from(first & 0xf) * 4)
     {
         header[10..12].fill(0);
-        let checksum = !folded(sum(header));
+        let checksum = !fold_checksum(sum(header));
         header[10..12].copy_from_slice(&checksum.to_be_bytes());
     }
     if layout.is_whole(bytes) {
@@ -133,19 +138,19 @@ pub fn readdress(bytes: &mut [u8], layout: &Layout, source: SocketAddr, destinat
 
 /// Writes `new` over the bytes at `at`, if they are in sight, and updates the transport's checksum
 /// as if it covered them.
-pub fn set(bytes: &mut [u8], layout: &Layout, at: usize, new: &[u8]) {
+pub fn overwrite(bytes: &mut [u8], layout: &DatagramLayout, at: usize, new: &[u8]) {
     let Some(place) = bytes.get_mut(at..at + new.len()) else { return };
-    let removed: u64 = place.chunks(2).map(|pair| u64::from(!joined(pair))).sum();
+    let removed: u64 = place.chunks(2).map(|pair| u64::from(!be_word(pair))).sum();
     place.copy_from_slice(new);
     let Some(at) = layout.checksum_at() else { return };
     let Some(before) = word(bytes, at) else { return };
     if !(layout.protocol == UDP && before == 0) {
-        let after = !folded(u64::from(!before) + removed + sum(new));
+        let after = !fold_checksum(u64::from(!before) + removed + sum(new));
         bytes[at..at + 2].copy_from_slice(&after.to_be_bytes());
     }
 }
 
-fn set_checksum(bytes: &mut [u8], layout: &Layout) {
+fn set_checksum(bytes: &mut [u8], layout: &DatagramLayout) {
     let Some(at) = layout.checksum_at() else { return };
     let v4 = layout.source.is_ipv4();
     match word(bytes, at) {
@@ -156,7 +161,7 @@ fn set_checksum(bytes: &mut [u8], layout: &Layout) {
     let addresses = if v4 { &bytes[12..20] } else { &bytes[8..40] };
     let segment = &bytes[layout.transport..layout.length];
     let pseudo = sum(addresses) + segment.len() as u64 + u64::from(layout.protocol);
-    let mut checksum = !folded(pseudo + sum(segment));
+    let mut checksum = !fold_checksum(pseudo + sum(segment));
     if layout.protocol == UDP && checksum == 0 {
         checksum = 0xffff;
     }
@@ -164,15 +169,15 @@ fn set_checksum(bytes: &mut [u8], layout: &Layout) {
 }
 
 fn sum(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(joined(pair))).sum()
+    bytes.chunks(2).map(|pair| u64::from(be_word(pair))).sum()
 }
 
 /// One or two bytes as a number; a last odd byte counts as if a zero followed (RFC 1071).
-fn joined(pair: &[u8]) -> u16 {
+fn be_word(pair: &[u8]) -> u16 {
     u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])
 }
 
-fn folded(mut sum: u64) -> u16 {
+fn fold_checksum(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -241,14 +246,14 @@ mod tests {
         fn a_readdressed_packet_is_valid_whatever_its_checksum_was(v6: bool, udp: bool, junk: u8,
             payload in proptest::collection::vec(any::<u8>(), 0..50)) {
             let mut bytes = datagram(v6, udp, &payload);
-            let layout = Layout::of(&bytes).unwrap();
+            let layout = DatagramLayout::parse(&bytes).unwrap();
             bytes[layout.checksum_at().unwrap()] = junk | 1;
             bytes.extend([0xa5; 3]); // padding of the link
             let [source, destination] = ends(v6);
             readdress(&mut bytes, &layout, source, destination);
             let bytes = &bytes[..layout.length];
             prop_assert!(checksum_is_right(bytes));
-            let now = Layout::of(bytes).unwrap();
+            let now = DatagramLayout::parse(bytes).unwrap();
             prop_assert_eq!((now.source, now.destination), (source, destination));
         }
 
@@ -256,7 +261,7 @@ mod tests {
         fn a_cut_packets_checksum_is_that_of_the_whole(v6: bool, udp: bool, cut in 0usize..40) {
             let whole = datagram(v6, udp, &[7; 60]);
             let mut part = whole[..whole.len() - cut].to_vec();
-            let layout = Layout::of(&part).unwrap();
+            let layout = DatagramLayout::parse(&part).unwrap();
             let [source, destination] = ends(v6);
             readdress(&mut part, &layout, source, destination);
             part.extend(&whole[part.len()..]);
@@ -269,8 +274,8 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first = if v6 { 0x60 } else { 0x45 };
             }
-            complete(&mut bytes);
-            if let Some(layout) = Layout::of(&bytes) {
+            fill_in_length(&mut bytes);
+            if let Some(layout) = DatagramLayout::parse(&bytes) {
                 let [source, destination] = ends(v6);
                 readdress(&mut bytes, &layout, source, destination);
                 bytes.truncate(cut);
@@ -283,7 +288,7 @@ mod tests {
     fn a_later_fragment_has_no_ports() {
         let mut bytes = datagram(false, false, b"x");
         bytes[7] = 9;
-        let layout = Layout::of(&bytes).unwrap();
+        let layout = DatagramLayout::parse(&bytes).unwrap();
         assert!(layout.is_later_fragment && !layout.is_whole(&bytes));
         assert_eq!((layout.source.port(), layout.destination.port()), (0, 0));
     }
@@ -293,7 +298,7 @@ mod tests {
         let mut bytes = datagram(false, false, b"xyz");
         let length = bytes[2..4].to_vec();
         bytes[2..4].fill(0);
-        complete(&mut bytes);
+        fill_in_length(&mut bytes);
         assert_eq!(bytes[2..4], length);
     }
 }

@@ -7,27 +7,27 @@
 //! Knows nothing of the command line, nor of the running kernel.
 
 mod capture;
+mod connection;
 mod datagram;
-mod flow;
-mod link;
+mod link_type;
 mod nat;
+mod outer_view;
 mod player;
 mod report;
 #[cfg(test)]
 mod tests;
-mod view;
 mod writer;
 
 use std::io::{self, Read, Write};
 
 use ftp_alg_core::policy::Policy;
 
-pub use capture::{CaptureError, Reader};
-pub use nat::Nat;
-pub use report::{Report, Row};
+pub use capture::{CaptureError, CaptureReader};
+pub use nat::SimulatedNat;
+pub use report::{AnnouncementRow, ReplayReport};
 
 use player::Player;
-use writer::Writer;
+use writer::PcapWriter;
 
 /// Why a replay ended.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +40,15 @@ pub enum ReplayError {
 
 /// Plays a capture; gives what was found, and why it was not played to its end.
 pub fn play(
-    mut reader: Reader<impl Read>,
+    mut reader: CaptureReader<impl Read>,
     policy: Policy,
-    nat: Nat,
+    nat: SimulatedNat,
     sink: Option<impl Write>,
-) -> (Report, Option<ReplayError>) {
-    let writer = sink.map(|sink| Writer::new(sink, reader.has_nanoseconds())).transpose();
+) -> (ReplayReport, Option<ReplayError>) {
+    let writer = sink.map(|sink| PcapWriter::new(sink, reader.has_nanoseconds())).transpose();
     let mut player = match writer {
         Ok(writer) => Player::new(policy, nat, writer),
-        Err(error) => return (Report::default(), Some(ReplayError::Write(error))),
+        Err(error) => return (ReplayReport::default(), Some(ReplayError::Write(error))),
     };
     let mut error = None;
     let mut is_readable = false;
@@ -56,8 +56,8 @@ pub fn play(
         match reader.next_record() {
             Ok(Some(record)) => {
                 is_readable |= record.link.is_some();
-                if let Err(failure) = player.record(&record) {
-                    return (Report::default(), Some(ReplayError::Write(failure)));
+                if let Err(failure) = player.handle_record(&record) {
+                    return (ReplayReport::default(), Some(ReplayError::Write(failure)));
                 }
             }
             Ok(None) => break,
@@ -67,17 +67,17 @@ pub fn play(
             }
         }
     }
-    if let Some(link) = reader.unread_link() {
+    if let Some(link) = reader.unsupported_link() {
         if !is_readable {
-            return (Report::default(), Some(CaptureError::Link(link).into()));
+            return (ReplayReport::default(), Some(CaptureError::Link(link).into()));
         }
         player.warn(format!("packets of link type {link} are not read"));
     }
-    if reader.is_cut() {
+    if reader.is_truncated() {
         player.warn("the capture is cut off within its last record".to_owned());
     }
     match player.finish() {
         Ok(report) => (report, error),
-        Err(failure) => (Report::default(), Some(ReplayError::Write(failure))),
+        Err(failure) => (ReplayReport::default(), Some(ReplayError::Write(failure))),
     }
 }

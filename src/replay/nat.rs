@@ -15,22 +15,22 @@ use ipnetwork::IpNetwork;
 use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
 
 /// A connection's protocol, end inside and end outside.
-type Connection = (u8, SocketAddr, SocketAddr);
+type NatKey = (u8, SocketAddr, SocketAddr);
 
 /// The translating gateway.
 #[derive(Debug, Default)]
-pub struct Nat {
+pub struct SimulatedNat {
     external: Option<IpAddr>,
     inside: Vec<IpNetwork>,
     /// The port with which a connection's end inside is seen.
-    ports: HashMap<Connection, u16>,
+    ports: HashMap<NatKey, u16>,
     /// Protocol, external port and end outside of each connection, with its end inside.
-    taken: HashMap<(u8, u16, SocketAddr), SocketAddr>,
+    used_ports: HashMap<(u8, u16, SocketAddr), SocketAddr>,
     /// Initiator outside and target inside, with what the initiator dials.
     pinholes: HashMap<(IpAddr, SocketAddr), SocketAddr>,
 }
 
-impl Nat {
+impl SimulatedNat {
     /// A gateway that shows hosts within `inside` as `external`.
     pub fn new(external: Option<IpAddr>, inside: Vec<IpNetwork>) -> Self {
         Self { external, inside, ..Self::default() }
@@ -43,21 +43,21 @@ impl Nat {
     }
 
     /// Whether packets between `a` and `b` pass the gateway and are translated.
-    pub fn is_crossed(&self, a: IpAddr, b: IpAddr) -> bool {
+    pub fn translates_between(&self, a: IpAddr, b: IpAddr) -> bool {
         self.is_inside(a) != self.is_inside(b)
     }
 
     /// How `end` is seen by `peer` in a connection of `protocol`.
-    pub fn seen(&mut self, protocol: u8, end: SocketAddr, peer: SocketAddr) -> SocketAddr {
+    pub fn seen_endpoint(&mut self, protocol: u8, end: SocketAddr, peer: SocketAddr) -> SocketAddr {
         match self.external {
             Some(external) if self.is_inside(end.ip()) && !self.is_inside(peer.ip()) => {
-                SocketAddr::new(external, self.port(protocol, end, peer))
+                SocketAddr::new(external, self.external_port(protocol, end, peer))
             }
             _ => end,
         }
     }
 
-    fn port(&mut self, protocol: u8, inside: SocketAddr, outside: SocketAddr) -> u16 {
+    fn external_port(&mut self, protocol: u8, inside: SocketAddr, outside: SocketAddr) -> u16 {
         if inside.port() == 0 {
             return 0; // no ports are in sight
         }
@@ -69,15 +69,15 @@ impl Nat {
         // The next free one after it, as NAT does when two hosts inside use the same port.
         let port = (0..u16::MAX)
             .map(|step| own.wrapping_add(step))
-            .find(|port| *port != 0 && !self.taken.contains_key(&(protocol, *port, outside)))
+            .find(|port| *port != 0 && !self.used_ports.contains_key(&(protocol, *port, outside)))
             .unwrap_or(own);
-        self.taken.insert((protocol, port, outside), inside);
+        self.used_ports.insert((protocol, port, outside), inside);
         self.ports.insert((protocol, inside, outside), port);
         port
     }
 }
 
-impl Kernel for Nat {
+impl Kernel for SimulatedNat {
     fn translation(
         &mut self,
         a: SocketAddr,
@@ -85,9 +85,9 @@ impl Kernel for Nat {
     ) -> Result<Option<Translation>, KernelError> {
         Ok(Some(Translation {
             client: a,
-            client_external: self.seen(super::datagram::TCP, a, b),
+            client_external: self.seen_endpoint(super::datagram::TCP, a, b),
             server: b,
-            server_external: self.seen(super::datagram::TCP, b, a),
+            server_external: self.seen_endpoint(super::datagram::TCP, b, a),
         }))
     }
 
@@ -122,8 +122,8 @@ mod tests {
 
     use super::*;
 
-    fn nat() -> Nat {
-        Nat::new(Some([198, 51, 100, 1].into()), vec!["10.0.0.0/8".parse().unwrap()])
+    fn nat() -> SimulatedNat {
+        SimulatedNat::new(Some([198, 51, 100, 1].into()), vec!["10.0.0.0/8".parse().unwrap()])
     }
 
     fn end(text: &str) -> SocketAddr {
@@ -135,19 +135,27 @@ mod tests {
         let mut nat = nat();
         let server = end("203.0.113.9:21");
         for _ in 0..2 {
-            assert_eq!(nat.seen(6, end("10.0.0.1:4000"), server), end("198.51.100.1:4000"));
-            assert_eq!(nat.seen(6, end("10.0.0.2:4000"), server), end("198.51.100.1:4001"));
+            assert_eq!(
+                nat.seen_endpoint(6, end("10.0.0.1:4000"), server),
+                end("198.51.100.1:4000")
+            );
+            assert_eq!(
+                nat.seen_endpoint(6, end("10.0.0.2:4000"), server),
+                end("198.51.100.1:4001")
+            );
         }
-        assert_eq!(nat.seen(6, server, end("10.0.0.1:4000")), server);
+        assert_eq!(nat.seen_endpoint(6, server, end("10.0.0.1:4000")), server);
     }
 
     #[test]
     fn other_families_and_neighbours_are_not_translated() {
         let mut nat = nat();
         let (a, b) = (end("10.0.0.1:4000"), end("10.0.0.2:21"));
-        assert_eq!(nat.seen(6, a, b), a);
-        assert!(!nat.is_crossed(a.ip(), b.ip()) && !nat.is_inside("fd00::1".parse().unwrap()));
-        assert_eq!(Nat::default().seen(6, a, b), a);
+        assert_eq!(nat.seen_endpoint(6, a, b), a);
+        assert!(
+            !nat.translates_between(a.ip(), b.ip()) && !nat.is_inside("fd00::1".parse().unwrap())
+        );
+        assert_eq!(SimulatedNat::default().seen_endpoint(6, a, b), a);
     }
 
     #[test]
@@ -167,6 +175,6 @@ mod tests {
         };
         nat.change(&[], &[opening], &mut Vec::new()).unwrap();
         let initiator = end("203.0.113.9:20");
-        assert_eq!(nat.seen(6, pinhole.target, initiator), pinhole.arrival);
+        assert_eq!(nat.seen_endpoint(6, pinhole.target, initiator), pinhole.arrival);
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// One announcement and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub struct AnnouncementRow {
     /// The frame that completed the line.
     pub frame: u64,
     pub kind: Kind,
@@ -27,39 +27,39 @@ pub struct Row {
     pub session: u64,
     /// The line, where it could not be read.
     #[serde(skip)]
-    pub said: Option<String>,
+    pub unread_line: Option<String>,
 }
 
 /// All that was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    pub rows: Vec<Row>,
+pub struct ReplayReport {
+    pub rows: Vec<AnnouncementRow>,
     /// What the user should know besides, in the order in which it showed.
     pub warnings: Vec<String>,
     pub packets: u64,
     /// Packets of control connections.
-    pub control: u64,
+    pub control_packets: u64,
     /// Control connections.
     pub sessions: u64,
     /// Frames that hold no IP packet.
-    pub other: u64,
+    pub not_ip: u64,
     /// IP packets, or segments of control connections, that contradict themselves.
     pub malformed: u64,
     /// Packets of control connections that are not in the capture as a whole.
-    pub cut: u64,
+    pub incomplete: u64,
     /// Gaps in control connections that nothing in the capture fills.
-    pub missing: u64,
+    pub gaps: u64,
     pub written: Option<u64>,
     /// Packets that do not pass the gateway, and were not written.
-    pub within: u64,
+    pub inside_only: u64,
 }
 
-impl Report {
+impl ReplayReport {
     /// Takes note of what the engine told while it read what `frame` completed.
     pub fn add(&mut self, frame: u64, event: Event) {
         let What::Announcement(decision) = event.what else { return };
         let Decision { kind, from, announced, action, rewritten, reason, said } = decision;
-        self.rows.push(Row {
+        self.rows.push(AnnouncementRow {
             frame,
             kind,
             from: match from {
@@ -71,7 +71,7 @@ impl Report {
             rewritten: rewritten.map(|endpoint| endpoint.to_string()),
             reason: reason.into_owned(),
             session: event.session,
-            said,
+            unread_line: said,
         });
     }
 }

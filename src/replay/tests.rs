@@ -5,13 +5,13 @@ use std::{fs, io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
-use super::{report::Row, *};
+use super::{report::AnnouncementRow, *};
 
 /// Plays `capture` behind a gateway that hides 192.168.0.0/16; gives what was written as well.
-fn played(capture: &[u8]) -> Result<(Report, Vec<u8>, bool), CaptureError> {
-    let reader = Reader::open(Cursor::new(capture))?;
+fn played(capture: &[u8]) -> Result<(ReplayReport, Vec<u8>, bool), CaptureError> {
+    let reader = CaptureReader::open(Cursor::new(capture))?;
     let external = [198, 51, 100, 1].into();
-    let nat = Nat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()]);
+    let nat = SimulatedNat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()]);
     let mut written = Vec::new();
     let (report, error) = play(reader, Policy::default(), nat, Some(&mut written));
     Ok((report, written, error.is_some()))
@@ -75,7 +75,7 @@ impl Talk {
     /// A pcap of raw IP packets, without the frames `without` (counted from 1).
     fn capture(&self, without: &[usize]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut writer = Writer::new(&mut bytes, false).unwrap();
+        let mut writer = PcapWriter::new(&mut bytes, false).unwrap();
         for (index, packet) in self.packets.iter().enumerate() {
             if !without.contains(&(index + 1)) {
                 let time = Duration::from_millis(1000 + index as u64);
@@ -86,7 +86,7 @@ impl Talk {
     }
 }
 
-fn row(rows: &[Row]) -> (u64, &str, Option<&str>) {
+fn row(rows: &[AnnouncementRow]) -> (u64, &str, Option<&str>) {
     let [row] = rows else { panic!("not one row: {rows:?}") };
     (row.frame, &row.action, row.rewritten.as_deref())
 }
@@ -94,7 +94,7 @@ fn row(rows: &[Row]) -> (u64, &str, Option<&str>) {
 /// The payloads of what was written, by source.
 fn said(written: &[u8], from: &str) -> String {
     let from: SocketAddr = from.parse().unwrap();
-    let mut reader = Reader::open(Cursor::new(written)).unwrap();
+    let mut reader = CaptureReader::open(Cursor::new(written)).unwrap();
     let mut text = Vec::new();
     let mut next: Option<u32> = None;
     while let Some(record) = reader.next_record().unwrap() {
@@ -121,7 +121,7 @@ fn what_peers_acknowledge_is_mapped_past_a_rewrite() {
     }
     let (report, written, _) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
-    assert_eq!((report.sessions, report.missing, report.written), (1, 0, Some(10)));
+    assert_eq!((report.sessions, report.gaps, report.written), (1, 0, Some(10)));
     assert_eq!(
         said(&written, EXTERNAL),
         "USER joe\r\nPASS x\r\nPORT 198,51,100,1,14,178\r\nQUIT\r\n"
@@ -138,7 +138,7 @@ fn segments_out_of_order_are_read_in_order_and_reported_where_they_completed_the
     talk.packets.swap(8, 9);
     let (report, written, _) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (10, "rewrite", REWRITTEN));
-    assert_eq!((report.missing, &report.warnings[..]), (0, &[][..]));
+    assert_eq!((report.gaps, &report.warnings[..]), (0, &[][..]));
     let expected = "USER joe\r\nPASS x\r\nPORT 198,51,100,1,14,178\r\nNOOP\r\nNOOP\r\n";
     assert_eq!(said(&written, EXTERNAL), expected);
 }
@@ -167,7 +167,7 @@ fn a_hole_is_told_and_opens_nothing() {
     let (report, ..) = played(&talk.capture(&[8])).unwrap();
     assert_eq!(row(&report.rows), (8, "ignore", None));
     assert_eq!(report.rows[0].reason, "packets of the dialogue were missed");
-    assert_eq!(report.missing, 1);
+    assert_eq!(report.gaps, 1);
     assert!(report.warnings[0].contains("before frame 9: 6 bytes from 192.168.150.80:1035"));
     // The same where the capture ends.
     talk.packets.truncate(9);
@@ -188,7 +188,7 @@ fn a_hole_within_an_announcement_does_not_stop_the_replay() {
     }
     let (report, written, _) = played(&talk.capture(&[9])).unwrap();
     assert!(report.rows.is_empty());
-    assert_eq!((report.missing, report.written), (1, Some(10)));
+    assert_eq!((report.gaps, report.written), (1, Some(10)));
     assert!(report.warnings[1].contains("is not followed from here on"), "{report:?}");
     assert!(!written.is_empty());
 }
@@ -257,7 +257,7 @@ fn pcapng_of_any_byte_order_and_resolution_is_read() {
             [(None, 1_000_000u64), (Some(9), 1_000_000_000), (Some(0x8a), 1024)]
         {
             let capture = pcapng(&talk, big, resolution, units);
-            let mut reader = Reader::open(Cursor::new(&capture[..])).unwrap();
+            let mut reader = CaptureReader::open(Cursor::new(&capture[..])).unwrap();
             assert_eq!(reader.next_record().unwrap().unwrap().time, Duration::from_millis(1500));
             let (report, ..) = played(&capture).unwrap();
             assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
@@ -321,8 +321,8 @@ fn a_length_that_cannot_be_is_damage() {
     let mut capture = Talk::logged_in().capture(&[]);
     let at = 24 + 8; // of the first record
     capture[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-    let reader = Reader::open(Cursor::new(&capture[..])).unwrap();
-    let (_, error) = play(reader, Policy::default(), Nat::default(), None::<Vec<u8>>);
+    let reader = CaptureReader::open(Cursor::new(&capture[..])).unwrap();
+    let (_, error) = play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>);
     let error = error.unwrap().to_string();
     assert_eq!(error, "damaged after frame 0: a record of 4294967295 bytes");
 }
@@ -334,13 +334,13 @@ fn segments_cut_by_the_snap_length_are_shown_and_count_as_missing() {
         talk.say(from, line);
     }
     let mut bytes = Vec::new();
-    let mut writer = Writer::new(&mut bytes, false).unwrap();
+    let mut writer = PcapWriter::new(&mut bytes, false).unwrap();
     for packet in &talk.packets {
         let captured = packet.len().min(60);
         writer.packet(Duration::ZERO, &packet[..captured], packet.len()).unwrap();
     }
     let (report, ..) = played(&bytes).unwrap();
-    assert_eq!((report.cut, report.missing, report.written), (1, 1, Some(10)));
+    assert_eq!((report.incomplete, report.gaps, report.written), (1, 1, Some(10)));
     assert!(report.rows.is_empty());
 }
 
@@ -379,9 +379,9 @@ proptest! {
             }
             // What can be read is written as a capture that can be read.
             if let Ok((report, written, _)) = played(&capture) && report.packets > 0 {
-                let reader = Reader::open(Cursor::new(&written[..])).unwrap();
+                let reader = CaptureReader::open(Cursor::new(&written[..])).unwrap();
                 let (again, error) =
-                    play(reader, Policy::default(), Nat::default(), None::<Vec<u8>>);
+                    play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>);
                 assert!(error.is_none());
                 assert_eq!(Some(again.packets), report.written);
             }
@@ -436,7 +436,7 @@ fn blocks_of_every_kind_are_read_from_a_pipe() {
                 (6, &[0, 0, 8_000_000, 5, 9], b"gh\0\0"),
             ],
         );
-        let mut reader = Reader::open(Pipe(&capture)).unwrap();
+        let mut reader = CaptureReader::open(Pipe(&capture)).unwrap();
         for (frame, seconds, data) in [(1, 86_407, "ab"), (2, 86_407, "cde"), (4, 86_408, "f")] {
             let record = reader.next_record().unwrap().unwrap();
             assert_eq!((record.frame, record.time.as_secs()), (frame, seconds), "{data}");
@@ -444,6 +444,6 @@ fn blocks_of_every_kind_are_read_from_a_pipe() {
         }
         let error = reader.next_record().unwrap_err().to_string();
         assert_eq!(error, "damaged after frame 4: its next block, of 36 bytes, is malformed");
-        assert!(!reader.is_cut());
+        assert!(!reader.is_truncated());
     }
 }

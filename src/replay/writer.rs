@@ -11,12 +11,12 @@ const RAW: u32 = 101;
 const SNAP_LENGTH: u32 = 262_144;
 
 /// Writes packets to a capture.
-pub struct Writer<W> {
+pub struct PcapWriter<W> {
     output: W,
     nanoseconds: bool,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> PcapWriter<W> {
     /// Writes the capture's header. Timestamps are in microseconds, which every tool reads, unless
     /// `nanoseconds` are needed.
     pub fn new(mut output: W, nanoseconds: bool) -> io::Result<Self> {

@@ -135,8 +135,9 @@ pub fn failures(
     server.wait_for_port(21, Duration::from_secs(5)).unwrap();
     let limit = Duration::from_secs(120);
     let of_client = client.finish(command("client", client), b"", limit).unwrap();
-    wait_for("the server's end", || speaker.ended().is_some());
-    let (of_server, of_client) = (speaker.log(), of_client.text() + &of_client.errors());
+    wait_for("the server's end", || speaker.exit_status().is_some());
+    let (of_server, of_client) =
+        (speaker.log(), of_client.stdout_text() + &of_client.stderr_text());
     let (by_server, by_client) = (reports(&of_server), reports(&of_client));
     if by_server.len() != dialogues.len() || by_client.len() != dialogues.len() {
         return vec![format!("not all were played: {of_server} {of_client}")];

@@ -14,9 +14,11 @@ use std::{
 
 use ftp_alg::gateway::{
     RuleParameters,
-    firewall::{ControlOutlook, Firewall, Hook, interfaces},
+    firewall::{ControlPathVerdict, Firewall, Hook, interfaces},
 };
-use ftp_alg_lab::{Admission, Background, Capture, Daemon, Host, Lab, Script, Spec, Topology};
+use ftp_alg_lab::{
+    Admission, BackgroundProcess, Capture, Daemon, Host, Lab, LabSpec, Script, Topology,
+};
 use serde_json::{Value, json};
 
 /// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.
@@ -61,7 +63,7 @@ pub fn gateway(topology: Topology) -> Gateway {
 pub fn gateway_with(topology: Topology, configuration: &str) -> Gateway {
     let expects = configuration.contains("\"conntrack\"");
     let admission = if expects { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(Spec { admission, ..Spec::new(topology) }).unwrap();
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
     Gateway { daemon, lab }
 }
@@ -86,7 +88,7 @@ impl Drop for Gateway {
 
 /// The scripted server of `server.py`.
 pub struct ScriptedServer {
-    process: Background,
+    process: BackgroundProcess,
 }
 
 /// Starts `server.py` on `host`, on port 21 if `plan` names no other.
@@ -153,12 +155,12 @@ impl Session {
 pub fn scripted_client(host: &Host, plan: &Value) -> Session {
     let limit = Duration::from_secs(120);
     let done = host.script(Script::Client, &[&plan.to_string()], limit).unwrap();
-    Session::parse(done.success().unwrap().text().lines().last().unwrap_or_default())
+    Session::parse(done.success().unwrap().stdout_text().lines().last().unwrap_or_default())
 }
 
 /// A scripted client that waits at its gate.
 pub struct GatedClient {
-    process: Background,
+    process: BackgroundProcess,
     gate: PathBuf,
 }
 
@@ -187,7 +189,7 @@ impl GatedClient {
     /// Opens the gate, and gives what became of the session.
     pub fn release(mut self) -> Session {
         std::fs::write(&self.gate, b"").unwrap();
-        wait_for("the client's end", || self.process.ended().is_some());
+        wait_for("the client's end", || self.process.exit_status().is_some());
         Session::parse(self.process.log().lines().last().unwrap_or_default())
     }
 }
@@ -250,7 +252,7 @@ pub fn captures(lab: &Lab) -> (Capture, Capture) {
 pub fn connect(host: &Host, address: &str, port: u16) -> String {
     let arguments = [address, &port.to_string(), "0.7"];
     let done = host.script(Script::Connect, &arguments, Duration::from_secs(10)).unwrap();
-    done.text().trim().to_owned()
+    done.stdout_text().trim().to_owned()
 }
 
 /// Address and port of a `PORT` line or a `227` reply.
@@ -267,13 +269,13 @@ pub fn host_port(line: &str) -> (String, u16) {
 }
 
 /// How control connections fare through the gateway, as its rules say.
-pub fn control(lab: &Lab) -> ControlOutlook {
+pub fn control(lab: &Lab) -> ControlPathVerdict {
     let namespace = std::fs::File::open(format!("/run/netns/{}", lab.gateway.namespace())).unwrap();
     let look = move || {
         let of = Some(rustix::thread::LinkNameSpaceType::Network);
         rustix::thread::move_into_link_name_space(namespace.as_fd(), of).unwrap();
         let interfaces = interfaces();
-        Firewall::read().control(&RuleParameters::default(), &interfaces, &[Hook::Forward])
+        Firewall::read().control_verdicts(&RuleParameters::default(), &interfaces, &[Hook::Forward])
     };
     std::thread::spawn(look).join().unwrap().swap_remove(0)
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ftp_alg_lab::{Background, Daemon, Host};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Host};
 use serde_json::Value;
 
 use super::wait_for;
@@ -15,7 +15,7 @@ pub const NAME: &str = "ftp.lab.test";
 
 /// A name server on the gateway, and a way to start a daemon there that asks it.
 pub struct NameServer {
-    process: Background,
+    process: BackgroundProcess,
     names: PathBuf,
     pub executable: PathBuf,
 }

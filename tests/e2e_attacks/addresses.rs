@@ -23,7 +23,7 @@ fn said(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
         steps.extend([say(line), reply(), say("LIST"), reply(), say("NOOP"), reply()]);
     }
     let lab = &scene.gateway.lab;
-    let plan = json!({"host": lab.dialled(family), "listen": [ANNOUNCED, 22]});
+    let plan = json!({"host": lab.server_address(family), "listen": [ANNOUNCED, 22]});
     let client = scene.client_of(&lab.client, &plan, &[&login()[..], &steps].concat());
     scene.assert_closed(&[ANNOUNCED, 22]);
     let session = client.release();
@@ -66,7 +66,7 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let mut lines = Vec::new();
-    for host in [&lab.third, &lab.client2, &lab.gateway, &lab.server] {
+    for host in [&lab.outsider, &lab.client2, &lab.gateway, &lab.server] {
         let (commas, dots) = (comma(host), host.address(Family::V4));
         // The gateway's outer address is what the client's own is seen as, so it is no third host.
         if host.role() != "gateway" {
@@ -83,7 +83,7 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
 fn an_address_of_another_family_is_a_third_hosts() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
-    let [third, client] = [&lab.third, &lab.client].map(|host| host.address(Family::V6));
+    let [third, client] = [&lab.outsider, &lab.client].map(|host| host.address(Family::V6));
     let lines = [
         format!("EPRT |2|{third}|3764|"),
         format!("EPRT |2|{client}|3764|"),
@@ -97,11 +97,11 @@ fn an_address_of_another_family_is_a_third_hosts() {
 fn a_client_cannot_send_the_server_to_a_third_host_over_ipv6() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
-    let [third, client2] = [&lab.third, &lab.client2].map(|host| host.address(Family::V6));
+    let [third, client2] = [&lab.outsider, &lab.client2].map(|host| host.address(Family::V6));
     let lines = [
         format!("EPRT |2|{third}|3764|"),
         format!("EPRT |2|{client2}|3764|"),
-        format!("PORT {},14,180", comma(&lab.third)),
+        format!("PORT {},14,180", comma(&lab.outsider)),
         "EPRT |1|198.51.100.66|3764|".to_owned(),
         format!("EPRT |2|{}|22|", lab.client.address(Family::V6)),
     ];
@@ -207,7 +207,7 @@ fn a_server_cannot_announce_a_third_host() {
     let scene = Scene::new(Topology::Masquerade, &plan);
     let lab = &scene.gateway.lab;
     let client = scene.logged_in(&[say("PASV"), reply()]);
-    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_silent(&[(&lab.client, "198.51.100.66", PASSIVE_PORT)]);
     assert_eq!(client.release().error, None);
     scene.assert_nothing_opened(&[PASSIVE_PORT]);
@@ -220,9 +220,9 @@ fn a_client_cannot_have_two_servers_connect_to_each_other() {
         let gateway = gateway_with(Topology::Masquerade, configuration);
         let lab = &gateway.lab;
         let plan = json!({"passive_port": PASSIVE_PORT});
-        let servers = [&lab.server, &lab.third].map(|host| scripted_server(host, &plan));
+        let servers = [&lab.server, &lab.outsider].map(|host| scripted_server(host, &plan));
         let mut connected = Vec::new();
-        for (here, there) in [(&lab.server, &lab.third), (&lab.third, &lab.server)] {
+        for (here, there) in [(&lab.server, &lab.outsider), (&lab.outsider, &lab.server)] {
             let passive = [&login()[..], &[say("PASV"), reply(), say("STOR x"), reply()]].concat();
             let active = format!("PORT {},195,149", comma(here));
             let active = [&login()[..], &[say(&active), reply(), say("RETR x"), reply()]].concat();

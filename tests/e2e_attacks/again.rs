@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use ftp_alg_lab::{Background, Family, Host, Topology};
+use ftp_alg_lab::{BackgroundProcess, Family, Host, Topology};
 use serde_json::json;
 
 use crate::{
@@ -90,7 +90,7 @@ struct Announced {
     /// Where it arrives.
     address: String,
     port: u16,
-    target: Background,
+    target: BackgroundProcess,
 }
 
 impl Announced {
@@ -112,11 +112,12 @@ impl Announced {
             if is_active { (&lab.client, ANNOUNCED) } else { (&lab.server, PASSIVE_PORT) };
         let target = start(target, port);
         let steps = [&login()[..], &[say(&announcement), reply()]].concat();
-        let client = scene.client_of(&lab.client, &json!({"host": lab.dialled(family)}), &steps);
+        let client =
+            scene.client_of(&lab.client, &json!({"host": lab.server_address(family)}), &steps);
         let (address, port) = match (is_active, family) {
             (true, Family::V4) => host_port(scene.server.lines().last().unwrap()),
             (true, Family::V6) => (own.to_string(), ANNOUNCED),
-            (false, _) => (lab.dialled(family).to_string(), PASSIVE_PORT),
+            (false, _) => (lab.server_address(family).to_string(), PASSIVE_PORT),
         };
         Self { scene, client: Some(client), is_active, address, port, target }
     }
@@ -128,7 +129,7 @@ impl Announced {
         let (port, source) = (self.port.to_string(), SOURCE.to_string());
         let done = command(initiator, &["initiator", &self.address, &port, &source, how, limit]);
         let done = initiator.finish(done, b"", Duration::from_secs(30)).unwrap();
-        done.success().unwrap().text().trim().to_owned()
+        done.success().unwrap().stdout_text().trim().to_owned()
     }
 
     fn accepted(&self) -> usize {
@@ -143,7 +144,7 @@ fn command(host: &Host, arguments: &[&str]) -> std::process::Command {
     command
 }
 
-fn start(host: &Host, port: u16) -> Background {
+fn start(host: &Host, port: u16) -> BackgroundProcess {
     let target = host.start(command(host, &["target", &port.to_string()]), "target").unwrap();
     host.wait_for_port(port, Duration::from_secs(5)).unwrap();
     target
@@ -164,7 +165,12 @@ fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usi
                     wait_for("the target", || announced.accepted() == 1);
                     assert_eq!(announced.connect("r", "0.7"), "silent", "{case}, with its session");
                     assert_eq!(announced.client.take().unwrap().release().error, None);
-                    announced.scene.gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+                    announced
+                        .scene
+                        .gateway
+                        .daemon
+                        .wait_for_no_pinholes(Duration::from_secs(2))
+                        .unwrap();
                     assert_eq!(announced.connect("r", "0.7"), "silent", "{case}, without it");
                     assert_eq!(announced.accepted(), 1, "{case}");
                 });

@@ -77,7 +77,7 @@ fn a_bare_carriage_return_ends_no_line() {
 /// of it is under way than the gateway keeps: what it drops would cost time, and nothing else.
 fn assert_long_lines(lines: &[(&str, &str)]) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
-    let before = scene.gateway.daemon.resident().unwrap();
+    let before = scene.gateway.daemon.resident_kib().unwrap();
     let say_line = |(start, filler): &(&str, &str)| {
         let times = 10_000_000 / filler.len();
         let long = json!({"send": filler, "times": times});
@@ -90,7 +90,7 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
         scene.assert_transfer();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
-    let grown = scene.gateway.daemon.resident().unwrap().saturating_sub(before);
+    let grown = scene.gateway.daemon.resident_kib().unwrap().saturating_sub(before);
     assert!(grown < 4 << 10, "{grown} KiB more");
     scene.assert_closed(&[ANNOUNCED]);
     for client in clients {
@@ -121,7 +121,7 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     if let Some(lost) = lost {
         lab.server.nft(&lose_once("prerouting", lost)).unwrap();
     }
-    let thirds = Capture::start(&lab.third, "eth0", "tcp").unwrap();
+    let thirds = Capture::start(&lab.outsider, "eth0", "tcp").unwrap();
     let sent = json!({"taken": taken, "segments": segments});
     let replies = json!({"reply": true, "count": heard.len()});
     let client = scene.logged_in(&[sent, replies, say("LIST"), reply()]);

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use ftp_alg_lab::{Background, Family, Host, Lab, Topology};
+use ftp_alg_lab::{BackgroundProcess, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use crate::{common::wait_for, scene::Scene};
@@ -20,7 +20,7 @@ const SILENT: &str = "table inet silent {
 ";
 
 /// Runs `crowd.py` on `host`.
-fn crowd(host: &Host, name: &str, plan: &Value) -> Background {
+fn crowd(host: &Host, name: &str, plan: &Value) -> BackgroundProcess {
     let script = host.write("crowd.py", include_bytes!("../common/crowd.py")).unwrap();
     let mut command = host.command("python3");
     command.arg(script).arg(plan.to_string());
@@ -28,7 +28,7 @@ fn crowd(host: &Host, name: &str, plan: &Value) -> Background {
 }
 
 /// A gateway, with a scripted server on port 21, and one on [`PORT`] that keeps all connections.
-fn scene(configuration: &str, answers: bool) -> (Scene, Background) {
+fn scene(configuration: &str, answers: bool) -> (Scene, BackgroundProcess) {
     let configuration = format!("control-ports = [21, {PORT}]\n{configuration}");
     let scene = Scene::with(Topology::Routed, &configuration, &json!({}));
     let lab = &scene.gateway.lab;
@@ -47,7 +47,7 @@ fn state(lab: &Lab) -> u64 {
 }
 
 /// `count` connections that have as much under way as one window holds.
-fn hold_much(lab: &Lab, count: usize) -> Background {
+fn hold_much(lab: &Lab, count: usize) -> BackgroundProcess {
     lab.server.nft(SILENT).unwrap();
     // As much at once as a receiver takes.
     let route = "ip route change $(ip route show default | head -n 1) initcwnd 60";
@@ -63,7 +63,7 @@ fn hold_much(lab: &Lab, count: usize) -> Background {
     crowd(&lab.client2, "crowd", &plan)
 }
 
-fn is_ready(crowd: &Background) -> bool {
+fn is_ready(crowd: &BackgroundProcess) -> bool {
     crowd.log().contains("ready")
 }
 
@@ -73,17 +73,17 @@ fn a_thousand_connections_that_are_never_acknowledged_stay_within_memory_and_jou
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
     scene.assert_transfer();
-    let before = daemon.resident().unwrap();
+    let before = daemon.resident_kib().unwrap();
     let crowd = hold_much(lab, 1000);
     let (mut resident, mut written) = (0, 0);
     wait_for("a thousand connections", || {
-        resident = resident.max(daemon.resident().unwrap());
+        resident = resident.max(daemon.resident_kib().unwrap());
         written = written.max(state(lab));
         is_ready(&crowd)
     });
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(200));
-        resident = resident.max(daemon.resident().unwrap());
+        resident = resident.max(daemon.resident_kib().unwrap());
         written = written.max(state(lab));
     }
     let status = daemon.status().unwrap();
@@ -116,7 +116,7 @@ fn those_that_hold_more_than_the_budget_are_ended_and_others_are_served() {
     let log = daemon.log();
     assert!(log.contains("ended, both ends are reset"), "{log}");
     let reset = lab.client2.shell("ss -tan state established '( dport = 2121 )' | wc -l").unwrap();
-    let open: usize = reset.text().trim().parse().unwrap();
+    let open: usize = reset.stdout_text().trim().parse().unwrap();
     println!("{open} of 300 are open; {}", daemon.status().unwrap());
     assert!(open < 300, "{open} are open");
 }

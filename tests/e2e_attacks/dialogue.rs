@@ -153,6 +153,6 @@ fn a_long_pipeline_makes_no_announcement_out_of_text() {
     let early = [reply(), say("FEAT"), reply(), json!({"send": "USER x\r\n".repeat(40)})];
     let early = [&early[..], &[replies(40), say("FEAT"), reply(), say(PORT), reply()]].concat();
     let client = scene.client(&early);
-    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(client.release().error, None);
 }

@@ -25,7 +25,7 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
     scene.assert_transfer();
-    let before = daemon.resident().unwrap();
+    let before = daemon.resident_kib().unwrap();
     // Nobody there answers, neither the client nor whom it pretends to be.
     lab.client2.nft(MUTE).unwrap();
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
@@ -33,11 +33,11 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     let sources = [lab.client2.address(Family::V4).to_string(), "192.168.150.82".to_owned()];
     let arguments = [&server, "21", "100000", "8000", &sources[0], &sources[1]];
     let flood = lab.client2.script(Script::Flood, &arguments, Duration::from_secs(60)).unwrap();
-    println!("flood: {} s", flood.success().unwrap().text().trim());
+    println!("flood: {} s", flood.success().unwrap().stdout_text().trim());
     scene.assert_transfer();
     let status = daemon.status().unwrap();
     println!("{status}");
-    let grown = daemon.resident().unwrap().saturating_sub(before);
+    let grown = daemon.resident_kib().unwrap().saturating_sub(before);
     println!("{grown} KiB more");
     assert!(grown < 96 << 10, "{grown} KiB more");
     assert!(status["sessions"].as_u64().unwrap() <= 65_536, "{status}");
@@ -59,7 +59,7 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
         let floods: Vec<_> = (0..connections).map(|at| scope.spawn(move || flood(at))).collect();
         let mut most = 0;
         while !floods.iter().all(|flood| flood.is_finished()) {
-            most = most.max(scene.gateway.daemon.openings().unwrap().len());
+            most = most.max(scene.gateway.daemon.open_pinholes().unwrap().len());
             scene.assert_transfer();
             thread::sleep(Duration::from_millis(500));
         }
@@ -75,8 +75,8 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
     for client in clients {
         assert_eq!(client.release().error, None);
     }
-    scene.gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    wait_for("the last closing", || scene.gateway.daemon.openings().unwrap().is_empty());
+    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    wait_for("the last closing", || scene.gateway.daemon.open_pinholes().unwrap().is_empty());
     scene.assert_transfer();
     assert_eq!(scene.gateway.daemon.counter("errors").unwrap(), 0);
 }
@@ -106,11 +106,11 @@ fn a_client_holds_no_more_pinholes_than_it_may() {
             scene.client_of(&lab.client2, &json!({}), &steps)
         })
         .collect();
-    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 20);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 20);
     assert_eq!(scene.gateway.daemon.counter("pinholes_refused").unwrap(), 30);
     for client in clients {
         assert_eq!(client.release().error, None);
     }
-    scene.gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
-    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
 }

@@ -1,6 +1,6 @@
 //! Packets that a stranger makes in the server's name, without seeing the connection.
 
-use ftp_alg_lab::{Analysis, Capture, Family, Topology};
+use ftp_alg_lab::{Capture, CaptureAnalysis, Family, Topology};
 use serde_json::json;
 
 use crate::{
@@ -17,7 +17,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(outer: &Analysis) -> Self {
+    fn of(outer: &CaptureAnalysis) -> Self {
         let number = |text: &String| text.parse::<u32>().unwrap();
         let fields = ["tcp.dstport", "tcp.seq_raw", "tcp.len", "tcp.ack_raw"];
         let rows = outer.fields("tcp.srcport == 21 && tcp.len > 0", &fields).unwrap();
@@ -40,7 +40,7 @@ fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload:
         arguments.extend(["--data", &hex]);
     }
     arguments.push(&gateway);
-    lab.third.run("nping", &arguments).unwrap();
+    lab.outsider.run("nping", &arguments).unwrap();
 }
 
 /// What a stranger tries before an active transfer, which works as if nothing were.
@@ -52,7 +52,8 @@ fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
     // The first announcement shifts numbers: from then on conntrack lets pass what is out of window.
     let announced = [say("PORT 192,168,150,80,14,179"), reply(), json!({"gate": ""})];
     let steps = [&login()[..], &announced, &transfer].concat();
-    let plan = json!({"host": lab.dialled(Family::V4), "listen": [ANNOUNCED], "steps": steps});
+    let plan =
+        json!({"host": lab.server_address(Family::V4), "listen": [ANNOUNCED], "steps": steps});
     let client = gated_client(&lab.client, plan);
     let seen = Seen::of(&outer.finish().unwrap());
     let opened = scene.gateway.daemon.counter("pinholes_opened").unwrap();
@@ -123,7 +124,7 @@ fn a_forged_230_is_no_login() {
         say(PORT),
         reply(),
     ]);
-    let host = lab.dialled(Family::V4);
+    let host = lab.server_address(Family::V4);
     let plan = json!({"host": host, "listen": [ANNOUNCED], "steps": steps});
     let client = gated_client(&lab.client, plan);
     let seen = Seen::of(&outer.finish().unwrap());

@@ -35,11 +35,11 @@ fn an_end_that_cannot_be_noted_is_still_seen() {
     let scene =
         Scene::with_open_table(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &json!({}));
     let client = scene.logged_in(&[say(PORT), reply()]);
-    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
     fill(&scene, "ending", |number| (number + 1).to_string());
     assert_eq!(client.release().error, None);
-    scene.gateway.daemon.wait_closed(Duration::from_secs(5)).unwrap();
-    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert!(limit(&scene, "endings") > 0);
 }
 
@@ -71,9 +71,9 @@ fn closed_pinholes_leave_nothing_in_the_maps() {
     let client = scene.logged_in(&steps);
     let ruleset =
         || scene.gateway.lab.gateway.run("nft", &["list", "map", "inet", "ftp_alg", "targets4"]);
-    let elements = || ruleset().unwrap().text().matches(" expires ").count();
-    assert!(elements() <= 1, "{}", ruleset().unwrap().text());
+    let elements = || ruleset().unwrap().stdout_text().matches(" expires ").count();
+    assert!(elements() <= 1, "{}", ruleset().unwrap().stdout_text());
     assert_eq!(client.release().error, None);
-    scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
-    assert_eq!(elements(), 0, "{}", ruleset().unwrap().text());
+    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+    assert_eq!(elements(), 0, "{}", ruleset().unwrap().stdout_text());
 }

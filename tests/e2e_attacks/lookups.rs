@@ -44,7 +44,8 @@ fn fill(host: &Host, entries: usize) {
     }
     let file = host.write("connections", lines.as_bytes()).unwrap();
     host.run("conntrack", &["-R", &file.to_string_lossy()]).unwrap();
-    let count = host.run("conntrack", &["-C"]).unwrap().text().trim().parse::<usize>().unwrap();
+    let count =
+        host.run("conntrack", &["-C"]).unwrap().stdout_text().trim().parse::<usize>().unwrap();
     assert!(count >= entries, "{count} connections are tracked");
 }
 
@@ -63,7 +64,7 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     let timed: Vec<_> = timed.collect();
     let gate = vec![json!({"gate": ""}), json!({"sleep": 0.3})];
     let steps = [login(), timed.clone(), gate, timed].concat();
-    let plan = json!({"host": lab.dialled(Family::V4), "steps": steps});
+    let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
     let client = crate::common::gated_client(&lab.client, plan);
     let neighbour =
         (kind == Kind::SynAck).then(|| scene.client_of(&lab.client2, &json!({}), &login()));
@@ -76,7 +77,7 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
          sed -n 's/.*ESTABLISHED.* src=[0-9.]* dst=[0-9.]* sport=21 dport=\\([0-9]*\\) .*/\\1/p'",
         of.address(Family::V4),
     );
-    let ports = lab.gateway.shell(&query).unwrap().text();
+    let ports = lab.gateway.shell(&query).unwrap().stdout_text();
     let port: u16 = ports.lines().last().unwrap_or_else(|| panic!("{ports}")).parse().unwrap();
     let (name, from, to) = match kind {
         Kind::Ports => ("ports", "", outside),
@@ -87,16 +88,16 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     };
     let plan =
         json!({"kind": name, "rate": RATE, "seconds": 2, "from": from, "to": to, "port": port});
-    let script = lab.third.write("forge.py", include_bytes!("forge.py")).unwrap();
-    let mut command = lab.third.command("/usr/bin/python3");
+    let script = lab.outsider.write("forge.py", include_bytes!("forge.py")).unwrap();
+    let mut command = lab.outsider.command("/usr/bin/python3");
     command.arg(script).arg(plan.to_string());
     let queued = scene.gateway.daemon.counter("packets").unwrap();
     let (session, sent) = thread::scope(|scope| {
         let attack =
-            scope.spawn(|| lab.third.finish(command, b"", Duration::from_secs(30)).unwrap());
+            scope.spawn(|| lab.outsider.finish(command, b"", Duration::from_secs(30)).unwrap());
         thread::sleep(Duration::from_millis(300));
         let session = client.release();
-        (session, attack.join().unwrap().success().unwrap().text())
+        (session, attack.join().unwrap().success().unwrap().stdout_text())
     });
     let queued = scene.gateway.daemon.counter("packets").unwrap() - queued;
     let sent: u64 = sent.trim().parse().unwrap();
@@ -135,7 +136,7 @@ fn prepare(scene: &Scene, kind: Kind) {
             let server = lab.server.address(Family::V4);
             let gateway = lab.gateway.address(Family::V6);
             lab.gateway.shell(&format!("ip -6 route add ::{server}/128 dev {outer}")).unwrap();
-            lab.third.shell(&format!("ip -6 route add ::/96 via {gateway}")).unwrap();
+            lab.outsider.shell(&format!("ip -6 route add ::/96 via {gateway}")).unwrap();
         }
         _ => {}
     }
@@ -178,7 +179,7 @@ fn a_daemon_whose_sessions_conntrack_forgot_stops_at_once() {
     let configuration = "policy.max-pinholes-per-client = 1000\n";
     let mut scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
     let lab = &scene.gateway.lab;
-    let host = lab.dialled(Family::V4).to_string();
+    let host = lab.server_address(Family::V4).to_string();
     let one = [&login()[..], &[say(PORT), reply()]].concat();
     let again = [&[json!({"redial": true})][..], &one].concat();
     let steps = [&one[..], &vec![again; SESSIONS - 1].concat()].concat();

@@ -20,7 +20,7 @@ fn executed(family: Family, configuration: &str, taken: &str, segments: &Value) 
     let sent = json!({"taken": taken, "segments": segments});
     // What was done so far is over, and read.
     let steps = [login(), vec![json!({"sleep": 0.2}), sent, json!({"sleep": 0.5})]].concat();
-    let plan = json!({"host": lab.dialled(family), "steps": steps});
+    let plan = json!({"host": lab.server_address(family), "steps": steps});
     let session = scripted_client(&lab.client, &plan);
     assert_eq!(session.error, None);
     assert_eq!(
@@ -88,7 +88,7 @@ fn a_line_is_not_cut_by_a_shorter_one_at_any_moment() {
         let greeted = json!({"sleep": 0.001});
         steps.extend([json!({"redial": true}), reply(), greeted, attack, json!({"abort": true})]);
     }
-    let plan = json!({"host": lab.dialled(Family::V4), "steps": steps});
+    let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
     let session = scripted_client(&lab.client, &plan);
     assert_eq!(session.error, None);
     std::thread::sleep(Duration::from_millis(500));

@@ -3,7 +3,7 @@
 
 use std::{thread, time::Duration};
 
-use ftp_alg_lab::{Admission, Background, Daemon, Family, Host, Lab, Spec, Topology};
+use ftp_alg_lab::{Admission, BackgroundProcess, Daemon, Family, Host, Lab, LabSpec, Topology};
 use serde_json::json;
 
 use crate::{
@@ -38,7 +38,7 @@ fn service(host: &Host, arguments: &[&str]) -> std::process::Command {
     command
 }
 
-fn serve(host: &Host, port: u16) -> Background {
+fn serve(host: &Host, port: u16) -> BackgroundProcess {
     let command = service(host, &["serve", &port.to_string()]);
     let service = host.start(command, "service").unwrap();
     host.wait_for_port(port, Duration::from_secs(5)).unwrap();
@@ -47,14 +47,14 @@ fn serve(host: &Host, port: u16) -> Background {
 
 fn who(from: &Host, address: &str, port: u16) -> String {
     let command = service(from, &["get", address, &port.to_string()]);
-    from.finish(command, b"", Duration::from_secs(10)).unwrap().text().trim().to_owned()
+    from.finish(command, b"", Duration::from_secs(10)).unwrap().stdout_text().trim().to_owned()
 }
 
 /// A lab of which `prepare` was done before the daemon started, and whose firewall lets port 3762 pass, and 8080.
 fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     let expects = back_end.contains("\"conntrack\"");
     let admission = if expects { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(Spec { admission, ..Spec::new(topology) }).unwrap();
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
     lab.gateway
         .nft(
             "insert rule inet gateway forward tcp dport 8080 accept\n\
@@ -163,7 +163,7 @@ fn a_port_that_the_gateway_listens_on_is_not_given_to_a_server() {
         let scene = scene(Topology::PublishedServer, back_end, |_| {});
         let lab = &scene.gateway.lab;
         let _service = serve(&lab.gateway, PASSIVE_PORT);
-        let outside = lab.dialled(Family::V4).to_string();
+        let outside = lab.server_address(Family::V4).to_string();
         let steps = [&login()[..], &[say("PASV"), reply()]].concat();
         let client = scene.client_of(&lab.client, &json!({}), &steps);
         assert_eq!(who(&lab.client, &outside, PASSIVE_PORT), "the service");

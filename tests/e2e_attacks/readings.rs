@@ -36,7 +36,8 @@ fn attack_prepared(
     all.extend([say(&format!("PASS {password}")), reply()]);
     all.extend_from_slice(steps);
     all.extend([json!({"sleep": 0.5}), json!({"gate": ""})]);
-    let held = gated_client(&lab.client, json!({"host": lab.dialled(Family::V4), "steps": all}));
+    let held =
+        gated_client(&lab.client, json!({"host": lab.server_address(Family::V4), "steps": all}));
     let outside = lab.gateway.address(Family::V4).to_string();
     let doors: Vec<_> = doors.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
     assert_silent(&doors);
@@ -46,7 +47,7 @@ fn attack_prepared(
     let forged = |line: &str| doors.iter().any(|(.., port)| line.contains(&format!(":{port}")));
     assert!(!log.lines().filter(opened).any(forged), "{kind}: {log}");
     if kind != ServerKind::Vsftpd {
-        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "{kind}: {log}");
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{kind}: {log}");
         assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{kind}");
     }
     drop(held);
@@ -176,12 +177,12 @@ fn hidden(third: &str) -> Vec<String> {
 /// The server is told to let itself be sent to anyone.
 fn assert_never_sent(kind: ServerKind, more: &str) {
     let gateway = gateway_with(Topology::Masquerade, "");
-    let Lab { client, third, server: host, .. } = &gateway.lab;
+    let Lab { client, outsider: third, server: host, .. } = &gateway.lab;
     let server = Server::start_with(kind, host, more).unwrap();
     let (user, password) = server.login();
     let thirds = Capture::start(third, "eth0", "tcp").unwrap();
     let lines = hidden(&third.address(Family::V4).to_string().replace('.', ","));
-    let host_port = json!(gateway.lab.dialled(Family::V4));
+    let host_port = json!(gateway.lab.server_address(Family::V4));
     thread::scope(|scope| {
         // A connection for each line, whole, and for the server with most ways byte by byte to where its address is.
         for part in lines.chunks(lines.len().div_ceil(4)) {
@@ -294,7 +295,7 @@ fn a_passive_transfer_after_a_listing_by_stat_works() {
         steps.extend([say(&format!("PASS {password}")), reply(), say("STAT pub"), reply()]);
         steps.extend([say("EPSV"), reply(), json!({"dial": true, "later": true})]);
         steps.extend([say("RETR pub/f"), reply(), json!({"drain": true}), reply()]);
-        let plan = json!({"host": lab.dialled(Family::V4), "steps": steps});
+        let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
         let session = scripted_client(&lab.client, &plan);
         assert_eq!(session.error, None, "{kind}: {}", gateway.daemon.log());
         assert_eq!(session.got(12), "content", "{kind}");

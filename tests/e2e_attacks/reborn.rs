@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_lab::{Background, Daemon, Family, Host, Lab, Topology};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Lab, Topology};
 
 use crate::{
     common::{executable_without_owner, gateway_with},
@@ -79,7 +79,7 @@ fn ends(host: &Host, arguments: &[&str]) -> Command {
     command
 }
 
-fn start_server(lab: &Lab) -> Background {
+fn start_server(lab: &Lab) -> BackgroundProcess {
     let server = lab.server.start(ends(&lab.server, &["server"]), "reborn-server").unwrap();
     lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
     server
@@ -87,9 +87,9 @@ fn start_server(lab: &Lab) -> Background {
 
 /// What the client says in the end.
 fn transferred(lab: &Lab, first: &str) -> String {
-    let client = ends(&lab.client, &["client", &lab.dialled(Family::V4).to_string(), first]);
+    let client = ends(&lab.client, &["client", &lab.server_address(Family::V4).to_string(), first]);
     let finished = lab.client.finish(client, b"", Duration::from_secs(20)).unwrap();
-    finished.text().trim().to_owned() + &finished.errors()
+    finished.stdout_text().trim().to_owned() + &finished.stderr_text()
 }
 
 #[test]

@@ -23,11 +23,11 @@ fn assert_unheard(topology: Topology, family: Family, line: &str, steps: &[Value
     let lab = &scene.gateway.lab;
     let pause = json!({"sleep": 0.3});
     let steps = [&login()[..], steps, &[pause]].concat();
-    let plan = json!({"host": lab.dialled(family)});
+    let plan = json!({"host": lab.server_address(family)});
     let client = scene.client_of(&lab.client, &plan, &steps);
-    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0], "{topology} {family:?}");
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0], "{topology} {family:?}");
     let opened: (&Host, String) = match topology {
-        Topology::PublishedServer => (&lab.client, lab.dialled(family).to_string()),
+        Topology::PublishedServer => (&lab.client, lab.server_address(family).to_string()),
         _ => (&lab.client, lab.server.address(family).to_string()),
     };
     assert_eq!(connect(opened.0, &opened.1, 22), "silent", "{topology} {family:?}");
@@ -68,7 +68,7 @@ fn after_the_daemon_no_connection_carries_the_helper() {
     let client = {
         let request = [json!({"send": REQUEST}), pause.clone(), json!({"send": "\r\n"}), pause];
         let steps = [&login()[..], &[json!({"gate": ""})], &request].concat();
-        let plan = json!({"host": scene.gateway.lab.dialled(Family::V4), "steps": steps});
+        let plan = json!({"host": scene.gateway.lab.server_address(Family::V4), "steps": steps});
         gated_client(&scene.gateway.lab.client, plan)
     };
     assert!(scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
@@ -77,5 +77,5 @@ fn after_the_daemon_no_connection_carries_the_helper() {
     assert!(scene.gateway.daemon.stop().unwrap().success());
     assert!(!scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
     assert_eq!(client.release().error, None);
-    assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
 }

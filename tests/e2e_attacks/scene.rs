@@ -73,7 +73,7 @@ impl Scene {
     pub fn client_of(&self, host: &Host, plan: &Value, steps: &[Value]) -> GatedClient {
         let mut plan = plan.clone();
         if plan["host"].is_null() {
-            plan["host"] = json!(self.gateway.lab.dialled(Family::V4));
+            plan["host"] = json!(self.gateway.lab.server_address(Family::V4));
         }
         plan["steps"] = json!([steps, &[json!({"gate": ""})]].concat());
         gated_client(host, plan)
@@ -82,7 +82,7 @@ impl Scene {
     /// Nothing is open to anyone, neither as the kernel lists it nor for whom it might have been
     /// opened, nor for a stranger.
     pub fn assert_closed(&self, ports: &[u16]) {
-        assert_eq!(self.gateway.daemon.openings().unwrap(), [""; 0]);
+        assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
         let lab = &self.gateway.lab;
         let outside = lab.gateway.address(Family::V4).to_string();
         let (meant, inside) = match lab.spec().topology {
@@ -93,10 +93,13 @@ impl Scene {
         let mut doors: Vec<(&Host, &str, u16)> = Vec::new();
         for port in ports {
             doors.extend(meant.iter().map(|host| (*host, outside.as_str(), *port)));
-            doors.extend([(&lab.third, outside.as_str(), *port), (&lab.third, &inside, *port)]);
+            doors.extend([
+                (&lab.outsider, outside.as_str(), *port),
+                (&lab.outsider, &inside, *port),
+            ]);
         }
         assert_silent(&doors);
-        assert_eq!(self.gateway.daemon.openings().unwrap(), [""; 0]);
+        assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     }
 
     /// As [`assert_closed`](Self::assert_closed), and that nothing was ever opened; then what is
@@ -121,7 +124,7 @@ impl Scene {
             steps.extend(active_transfer(lab.client.address(Family::V4), OTHER));
             9
         };
-        let host = lab.dialled(Family::V4);
+        let host = lab.server_address(Family::V4);
         let plan = json!({"host": host, "listen": [OTHER], "steps": steps});
         let session = scripted_client(&lab.client, &plan);
         assert_eq!(session.error, None);

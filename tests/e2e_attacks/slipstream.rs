@@ -38,17 +38,17 @@ fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
         steps.extend(login());
         steps.extend([json!({"gate": ""})]);
         let listen: Vec<u16> = (FIRST..=legitimate).collect();
-        let host = lab.dialled(Family::V4);
+        let host = lab.server_address(Family::V4);
         let plan = |steps: &[Value], listen: &[u16]| json!({"host": host, "port": control, "listen": listen, "steps": steps});
         let browser = gated_client(&lab.client, plan(&steps, &listen));
-        assert_eq!(gateway.daemon.openings().unwrap(), [""; 0], "on {control}");
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "on {control}");
         let outside = lab.gateway.address(Family::V4);
         let ports = format!("{FIRST}-{legitimate}");
         // What a client of FTP announces meanwhile is there to be found.
         let steps =
             [&login()[..], &[json!({"send": port_line(legitimate)}), reply(), json!({"gate": ""})]];
         let client = gated_client(&lab.client, plan(&steps.concat(), &[]));
-        assert_eq!(lab.third.scan(outside, &ports).unwrap(), [0; 0], "on {control}");
+        assert_eq!(lab.outsider.scan(outside, &ports).unwrap(), [0; 0], "on {control}");
         assert_eq!(lab.server.scan(outside, &ports).unwrap(), [legitimate], "on {control}");
         for held in [browser, client] {
             assert_eq!(held.release().error, None, "on {control}");

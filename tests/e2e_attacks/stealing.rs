@@ -17,9 +17,10 @@ fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16))
     let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
     let steps = [&login()[..], &[say(PORT), reply(), json!({"gate": ""})], then].concat();
     let lab = &scene.gateway.lab;
-    let plan = json!({"host": lab.dialled(Family::V4), "listen": [ANNOUNCED], "steps": steps});
+    let plan =
+        json!({"host": lab.server_address(Family::V4), "listen": [ANNOUNCED], "steps": steps});
     let client = gated_client(&lab.client, plan);
-    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     if then.is_empty() {
         attack(&scene, &address, port);
@@ -38,7 +39,7 @@ fn a_third_host_that_comes_first_gets_nothing_and_takes_nothing() {
             let lab = &scene.gateway.lab;
             let inside = lab.client.address(Family::V4).to_string();
             for _ in 0..2 {
-                let third = &lab.third;
+                let third = &lab.outsider;
                 assert_silent(&[(third, address, port), (third, &inside, ANNOUNCED)]);
             }
             assert_eq!(connect(&lab.server, address, port), "open", "the right one, afterwards");
@@ -52,8 +53,8 @@ fn a_used_pinhole_admits_nobody() {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             assert_eq!(connect(&lab.server, address, port), "open");
-            assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
-            assert_silent(&[(&lab.server, address, port), (&lab.third, address, port)]);
+            assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+            assert_silent(&[(&lab.server, address, port), (&lab.outsider, address, port)]);
         });
     });
 }
@@ -63,10 +64,10 @@ fn a_pinhole_does_not_outlive_its_control_connection() {
     with_each_back_end(|back_end| {
         for end in [json!({"abort": true}), json!({"sleep": 0})] {
             announced(back_end, &[end], |scene, address, port| {
-                scene.gateway.daemon.wait_closed(Duration::from_secs(1)).unwrap();
-                assert_eq!(scene.gateway.daemon.openings().unwrap(), [""; 0]);
+                scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+                assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
                 let lab = &scene.gateway.lab;
-                assert_silent(&[(&lab.server, address, port), (&lab.third, address, port)]);
+                assert_silent(&[(&lab.server, address, port), (&lab.outsider, address, port)]);
             });
         }
     });
@@ -96,13 +97,13 @@ fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
     let scene =
         Scene::with(Topology::PublishedServer, back_end, &json!({"passive_port": PASSIVE_PORT}));
     let lab = &scene.gateway.lab;
-    let host = lab.dialled(Family::V4);
+    let host = lab.server_address(Family::V4);
     let steps = [&login()[..], &[say("PASV"), reply(), json!({"gate": ""})]].concat();
     let steps =
         [&steps[..], &[json!({"dial": true, "later": true}), say("LIST"), reply()]].concat();
     let steps = [&steps[..], &[json!({"drain": true}), reply()]].concat();
     let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
-    assert_eq!(scene.gateway.daemon.openings().unwrap().len(), 1);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
     attack(&scene, &host.to_string());
     let session = client.release();
     assert_eq!((session.error.as_deref(), session.got(11)), (None, "the body\r\n"));
@@ -119,8 +120,8 @@ fn one_clients_pinhole_is_no_other_clients() {
             for _ in 0..2 {
                 assert_silent(&[
                     (&lab.client2, address, PASSIVE_PORT),
-                    (&lab.third, address, PASSIVE_PORT),
-                    (&lab.third, &inside, PASSIVE_PORT),
+                    (&lab.outsider, address, PASSIVE_PORT),
+                    (&lab.outsider, &inside, PASSIVE_PORT),
                 ]);
             }
             // Nor does it help to be a client oneself, with a login and a dialogue of one's own.
@@ -139,16 +140,16 @@ fn one_servers_pinhole_is_no_other_servers() {
     with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
-            let _other = scripted_server(&lab.third, &json!({}));
+            let _other = scripted_server(&lab.outsider, &json!({}));
             let at = |host: &Host| json!(host.address(Family::V4));
             let steps = [&login()[..], &[say("NOOP"), reply(), json!({"gate": ""})]].concat();
-            let plan = json!({"host": at(&lab.third), "steps": steps});
+            let plan = json!({"host": at(&lab.outsider), "steps": steps});
             let waiting = gated_client(&lab.client, plan);
-            assert_silent(&[(&lab.third, address, port)]);
+            assert_silent(&[(&lab.outsider, address, port)]);
             // The same port, announced to the other one: each has its own.
             let mut own = [&login()[..], &[say(PORT), reply(), say("LIST"), reply()]].concat();
             own.push(json!({"sleep": 0.1}));
-            let plan = json!({"host": at(&lab.third), "steps": own});
+            let plan = json!({"host": at(&lab.outsider), "steps": own});
             scripted_client(&lab.client, &plan);
             assert_eq!(connect(&lab.server, address, port), "open");
             assert_eq!(waiting.release().error, None);
@@ -166,11 +167,11 @@ fn the_inside_sees_no_packet_of_a_thief() {
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     let ports: String = format!("{ANNOUNCED},{port},22,1024-1100,49152-49300");
     for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
-        assert_eq!(lab.third.scan(target, &ports).unwrap(), [0; 0]);
+        assert_eq!(lab.outsider.scan(target, &ports).unwrap(), [0; 0]);
     }
     assert_eq!(connect(&lab.server, &address, port), "open");
     let inner = inner.finish().unwrap();
-    let third = lab.third.address(Family::V4);
+    let third = lab.outsider.address(Family::V4);
     assert_eq!(inner.count(&format!("ip.addr == {third}")).unwrap(), 0);
     assert_eq!(
         inner.count(&format!("tcp.flags.syn == 1 && tcp.dstport == {ANNOUNCED}")).unwrap(),

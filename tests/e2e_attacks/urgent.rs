@@ -61,7 +61,7 @@ fn a_servers_urgent_byte_does_not_change_what_its_client_reads() {
     let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
     let client = scene.logged_in(&[say("PASV"), reply()]);
     let session = client.release();
-    let seen = scene.gateway.lab.dialled(Family::V4).to_string().replace('.', ",");
+    let seen = scene.gateway.lab.server_address(Family::V4).to_string().replace('.', ",");
     assert_eq!(session.got(6), format!("227 Entering Passive Mode   ({seen},195,149)"));
 }
 
@@ -82,7 +82,7 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
         steps.extend([urgent("\u{ff}\u{f4}\u{ff}"), json!({"send": "\u{f2}ABOR\r\n"})]);
         // What is still under way is read, so that a server that looks later gets to it.
         steps.extend([json!({"drain": true}), reply(), reply(), say("NOOP"), reply()]);
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
         let codes: Vec<_> = session.steps.iter().map(|(got, _)| got.get(..3)).collect();
         let last = &codes[codes.len().saturating_sub(5)..];
@@ -90,7 +90,7 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
         assert!(matches!(last[1], Some("426" | "226" | "225")), "{kind}: {last:?}");
         assert!(matches!(last[2], Some("226" | "225" | "500")), "{kind}: {last:?}");
         assert_eq!(last[4], Some("200"), "{kind}");
-        gateway.daemon.wait_closed(Duration::from_secs(2)).unwrap();
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     }
 }
 
@@ -106,7 +106,7 @@ fn no_server_obeys_a_line_with_an_urgent_byte_in_its_verb() {
         steps.extend([say(&format!("PASS {password}")), reply()]);
         steps.extend([urgent("POx"), pause(), json!({"send": BOUNCE}), reply()]);
         steps.extend([say("NOOP"), reply()]);
-        let host = lab.dialled(Family::V4).to_string();
+        let host = lab.server_address(Family::V4).to_string();
         let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
         assert_eq!(session.error, None, "{kind}");
         assert!(session.got(8).starts_with("50"), "{kind}: {}", session.got(8));

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use ftp_alg_lab::{Family, Host, Mode, Plan, Spec, Topology};
+use ftp_alg_lab::{AddressPlan, Family, Host, LabSpec, Mode, Topology};
 
 use crate::site::{Place, Recipe, Site, needs_no_line_with_conntrack, run_script, shows_its_line};
 
@@ -17,10 +17,11 @@ const KINDS: [(&str, &str); 3] = [(DOCKER_20, "nft"), (DOCKER_28, "nft"), (DOCKE
 
 /// A host with a published container, and its recipe.
 fn docker(rules: &str, variant: &str) -> (Site, Recipe) {
-    let mut plan = Plan::of(Topology::PublishedServer);
+    let mut plan = AddressPlan::for_topology(Topology::PublishedServer);
     plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
     plan.server.v4 = Ipv4Addr::new(172, 17, 0, 2);
-    let site = Site::build(Place::Published, Spec { plan, ..Spec::new(Topology::PublishedServer) });
+    let site =
+        Site::build(Place::Published, LabSpec { plan, ..LabSpec::new(Topology::PublishedServer) });
     let host = site.guard();
     host.shell("ip link set lan down; ip link set lan name docker0; ip link set docker0 up")
         .unwrap();

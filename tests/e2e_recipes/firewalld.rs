@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
-use ftp_alg_lab::{Background, Daemon, Family, Host, Mode};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Mode};
 
 use crate::{
     common::{executable_without_owner, wait_for},
@@ -45,8 +45,8 @@ chmod 755 "$home"/bin/*
 /// A running firewalld; ended with its bus when dropped.
 struct Firewalld {
     home: PathBuf,
-    _daemon: Background,
-    _bus: Background,
+    _daemon: BackgroundProcess,
+    _bus: BackgroundProcess,
 }
 
 impl Firewalld {
@@ -72,7 +72,7 @@ impl Firewalld {
         command.args(["--default-config", &format!("{root}/usr/lib/firewalld")]);
         let mut daemon = host.start(command, "firewalld").unwrap();
         wait_for("firewalld", || {
-            assert!(daemon.ended().is_none(), "{}", daemon.log());
+            assert!(daemon.exit_status().is_none(), "{}", daemon.log());
             let mut command = host.command(home.join("bin/firewall-cmd"));
             command.arg("--state");
             let limit = Duration::from_secs(10);

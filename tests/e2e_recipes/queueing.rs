@@ -29,9 +29,9 @@ fn queueing_by_iptables_serves_every_place() {
             run_iptables(site.guard(), &iptables(place, variant).text);
             load_queueing(site.guard(), variant);
             let daemon = site.daemon(NFTABLES);
-            let table = site.guard().shell("nft list table inet ftp_alg").unwrap().text();
+            let table = site.guard().shell("nft list table inet ftp_alg").unwrap().stdout_text();
             assert!(!table.contains("queue") && !table.contains("NFQUEUE"), "{table}");
-            let doctor = daemon.ask(&["doctor", "--json"]).unwrap().text();
+            let doctor = daemon.ask(&["doctor", "--json"]).unwrap().stdout_text();
             assert!(!doctor.contains("queued-twice"), "{doctor}");
             site.carries(&daemon, &FAMILIES);
             site.shows_a_stranger(&daemon, FEW);
@@ -50,5 +50,5 @@ fn queueing_that_is_loaded_too_late_is_a_second_one() {
     load_queueing(site.guard(), "nft");
     let doctor = daemon.ask(&["doctor", "--json"]).unwrap();
     assert_eq!(doctor.status.code(), Some(1));
-    assert!(doctor.text().contains("\"name\":\"queued-twice\""), "{}", doctor.text());
+    assert!(doctor.stdout_text().contains("\"name\":\"queued-twice\""), "{}", doctor.stdout_text());
 }

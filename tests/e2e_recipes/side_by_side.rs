@@ -14,7 +14,7 @@ const VARIANTS: [&str; 2] = ["nft", "legacy"];
 fn saved_rules(host: &Host, variant: &str) -> String {
     let mut text = String::new();
     for program in [format!("iptables-{variant}-save"), format!("ip6tables-{variant}-save")] {
-        let saved = host.run(&program, &[]).unwrap().text();
+        let saved = host.run(&program, &[]).unwrap().stdout_text();
         for line in saved.lines().filter(|line| !line.starts_with('#')) {
             // `:INPUT DROP [12:3456]`
             text += line.split_once(" [").map_or(line, |(chain, _)| chain);
@@ -76,7 +76,7 @@ fn the_operator_s_rules_may_come_later_be_flushed_and_loaded_again() {
             let flush = format!("iptables-{variant} -F; ip6tables-{variant} -F");
             site.guard().shell(&flush).unwrap();
             assert_ne!(saved_rules(site.guard(), variant), rules);
-            let found = site.lab.client.scan(site.lab.dialled(Family::V4), "21").unwrap();
+            let found = site.lab.client.scan(site.lab.server_address(Family::V4), "21").unwrap();
             assert_eq!(found, [0; 0]);
             run_iptables(site.guard(), &recipe.text);
             assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");

@@ -3,8 +3,8 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use ftp_alg_lab::{
-    Client, Daemon, Family, FirewallKind, Held, Host, Lab, Mode, Server, ServerKind, Spec,
-    Topology, Transfer,
+    ClientProgram, Daemon, Family, FirewallKind, HeldTransfer, Host, Lab, LabSpec, Mode, Server,
+    ServerKind, Topology, Transfer,
 };
 use serde_json::{Value, json};
 
@@ -65,12 +65,12 @@ impl Site {
             Place::Published => Topology::PublishedServer,
             Place::Server | Place::Client => Topology::Routed,
         };
-        Self::build(place, Spec::new(topology))
+        Self::build(place, LabSpec::new(topology))
     }
 
     /// As [`Site::new`], with the addresses of `spec`.
-    pub fn build(place: Place, spec: Spec) -> Self {
-        let spec = Spec { firewall: FirewallKind::None, nat66: false, ..spec };
+    pub fn build(place: Place, spec: LabSpec) -> Self {
+        let spec = LabSpec { firewall: FirewallKind::None, nat66: false, ..spec };
         let lab = Lab::build(spec).unwrap();
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
         server.put("a", BODY).unwrap();
@@ -95,9 +95,14 @@ impl Site {
     pub fn carries(&self, daemon: &Daemon, families: &[Family]) {
         for &family in families {
             for mode in MODES {
-                let address = self.lab.dialled(family);
-                let transfer =
-                    Transfer::new(Client::Curl, &self.lab.client, &self.server, address, mode);
+                let address = self.lab.server_address(family);
+                let transfer = Transfer::new(
+                    ClientProgram::Curl,
+                    &self.lab.client,
+                    &self.server,
+                    address,
+                    mode,
+                );
                 let got = transfer.download("a").unwrap_or_else(|error| {
                     panic!("{:?} {family} {mode}: {error}\n{}", self.place, daemon.log())
                 });
@@ -121,7 +126,7 @@ impl Site {
             Mode::Passive => steps.push(json!({"dial": true})),
             Mode::Active => steps.extend([say("LIST"), json!({"accept": 3762})]),
         }
-        let host = self.lab.dialled(family).to_string();
+        let host = self.lab.server_address(family).to_string();
         let plan = json!({"host": host, "listen": [3762], "timeout": 2, "steps": steps});
         let opened = daemon.counter("pinholes_opened").unwrap();
         let session = scripted_client(&self.lab.client, &plan);
@@ -138,7 +143,7 @@ impl Site {
         let own = self.lab.client.address(Family::V4).to_string().replace('.', ",");
         let line = format!("PORT {own},14,178\r\n");
         steps.extend([json!({"send": line, "cut": [9], "pause": 0.05}), reply()]);
-        let host = self.lab.dialled(Family::V4).to_string();
+        let host = self.lab.server_address(Family::V4).to_string();
         let plan = json!({"host": host, "nodelay": false, "steps": steps});
         let session = scripted_client(&self.lab.client, &plan);
         assert!(session.got(6).starts_with("200 "), "{session:?}");
@@ -158,12 +163,12 @@ impl Site {
             Place::Masquerade | Place::Client => (Mode::Active, &[]),
             Place::Published | Place::Server => (Mode::Passive, &[21]),
         };
-        let address = self.lab.dialled(Family::V4);
-        let held = Held::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
+        let address = self.lab.server_address(Family::V4);
+        let held = HeldTransfer::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
         let pinholes = daemon.pinholes().unwrap();
         let arrival: SocketAddr = pinholes[0]["arrival"].as_str().unwrap().parse().unwrap();
         let ports = format!("{ports},{}", arrival.port());
-        let found = self.lab.third.scan(arrival.ip(), &ports).unwrap();
+        let found = self.lab.outsider.scan(arrival.ip(), &ports).unwrap();
         assert_eq!(found, published, "{:?}", self.place);
         assert_eq!(held.release().unwrap(), BODY.len());
     }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use ftp_alg_lab::{Family, Mode, Plan, Spec, Topology};
+use ftp_alg_lab::{AddressPlan, Family, LabSpec, Mode, Topology};
 
 use crate::{
     machine::{Machine, shows_the_cycle},
@@ -23,10 +23,10 @@ cat /etc/systemd/system/docker.service.d/*.conf 2>/dev/null | sed -n 's/^ExecSta
 #[test]
 fn docker_by_a_drop_in_of_its_service() {
     for rules in RULES {
-        let mut plan = Plan::of(Topology::PublishedServer);
+        let mut plan = AddressPlan::for_topology(Topology::PublishedServer);
         plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
         plan.server.v4 = Ipv4Addr::new(172, 17, 0, 2);
-        let spec = Spec { plan, ..Spec::new(Topology::PublishedServer) };
+        let spec = LabSpec { plan, ..LabSpec::new(Topology::PublishedServer) };
         let site = Site::build(Place::Published, spec);
         let host = site.guard();
         host.shell("ip link set lan down; ip link set lan name docker0; ip link set docker0 up")
@@ -57,6 +57,6 @@ fn the_drop_in_is_one_that_systemd_reads_and_that_adds_its_rule_once() {
     assert_eq!(machine.shell("iptables-save").matches("ftp-alg-setup").count(), 1);
     let verified =
         machine.try_shell("systemd-analyze verify /etc/systemd/system/docker.service 2>&1");
-    assert!(!verified.text().contains("ftp-alg"), "{}", verified.text());
-    assert!(verified.status.success(), "{}", verified.text());
+    assert!(!verified.stdout_text().contains("ftp-alg"), "{}", verified.stdout_text());
+    assert!(verified.status.success(), "{}", verified.stdout_text());
 }

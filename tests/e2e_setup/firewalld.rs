@@ -1,6 +1,6 @@
 //! firewalld itself, on a bus of its own.
 
-use ftp_alg_lab::{Background, Mode};
+use ftp_alg_lab::{BackgroundProcess, Mode};
 
 use crate::{
     common::wait_for,
@@ -35,8 +35,8 @@ firewall-cmd --reload
 /// firewalld that runs; ended with its bus when dropped.
 struct Firewalld {
     machine: Machine,
-    _daemon: Background,
-    _bus: Background,
+    _daemon: BackgroundProcess,
+    _bus: BackgroundProcess,
 }
 
 fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
@@ -53,7 +53,7 @@ fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
         [&*address, "/usr/sbin/firewalld", "--nofork", "--nopid", "--log-target", "console"];
     let mut daemon = machine.start("env", &arguments);
     wait_for("firewalld", || {
-        assert!(daemon.ended().is_none(), "{}", daemon.log());
+        assert!(daemon.exit_status().is_none(), "{}", daemon.log());
         machine.try_shell("firewall-cmd --state").status.success()
     });
     machine.shell(lines);

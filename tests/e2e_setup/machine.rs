@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
-use ftp_alg_lab::{Background, Daemon, Family, Finished, Host, Mode};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Mode, ProgramOutput};
 use serde_json::Value;
 
 use crate::{
@@ -33,7 +33,7 @@ pub fn cache() -> String {
 
 pub struct Machine {
     host: Host,
-    namespace: Background,
+    namespace: BackgroundProcess,
 }
 
 impl Machine {
@@ -44,7 +44,7 @@ impl Machine {
         command.args(["--mount", "--", "sh", "-ec", ENTER, "sh"]).arg(&home).arg(cache());
         let mut namespace = host.start(command, "machine").unwrap();
         wait_for("the mounts", || {
-            assert!(namespace.ended().is_none(), "{}", namespace.log());
+            assert!(namespace.exit_status().is_none(), "{}", namespace.log());
             home.join("entered").exists()
         });
         Self { host: host.clone(), namespace }
@@ -57,14 +57,14 @@ impl Machine {
         command
     }
 
-    pub fn try_shell(&self, lines: &str) -> Finished {
+    pub fn try_shell(&self, lines: &str) -> ProgramOutput {
         let mut command = self.command("sh");
         command.args(["-ec", lines]);
         self.host.finish(command, b"", Duration::from_secs(60)).unwrap()
     }
 
     pub fn shell(&self, lines: &str) -> String {
-        self.try_shell(lines).success().unwrap().text()
+        self.try_shell(lines).success().unwrap().stdout_text()
     }
 
     pub fn write(&self, path: &str, text: &str) {
@@ -75,7 +75,7 @@ impl Machine {
     }
 
     /// Starts a program that goes on.
-    pub fn start(&self, program: &str, arguments: &[&str]) -> Background {
+    pub fn start(&self, program: &str, arguments: &[&str]) -> BackgroundProcess {
         let mut command = self.command(program);
         command.args(arguments);
         self.host.start(command, program).unwrap()
@@ -100,7 +100,11 @@ impl Machine {
         command.arg("setup").args(arguments).arg("--socket").arg(daemon.socket());
         command.arg("--config").arg(daemon.socket().with_file_name("ftp-alg.toml"));
         let done = self.host.finish(command, b"", Duration::from_secs(60)).unwrap();
-        Outcome { code: done.status.code().unwrap(), text: done.text(), errors: done.errors() }
+        Outcome {
+            code: done.status.code().unwrap(),
+            text: done.stdout_text(),
+            errors: done.stderr_text(),
+        }
     }
 }
 

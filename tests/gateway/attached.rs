@@ -37,7 +37,7 @@ pub fn look(path: &FastPath) -> BTreeSet<String> {
 }
 
 fn look_at(path: &FastPath, now: Instant) -> BTreeSet<String> {
-    path.look(now).unwrap();
+    path.update_attachments(now).unwrap();
     path.interfaces().into_iter().collect()
 }
 
@@ -65,10 +65,10 @@ fn the_program_is_attached_while_it_has_a_connection_or_a_pinhole() {
         // What is taken back may have a pinhole open.
         receive(&path, &frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
         receive(&path, &frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
-        assert_eq!(path.open_holes().unwrap().len(), 1);
+        assert_eq!(path.list_open_pinholes().unwrap().len(), 1);
         path.take_back(1, ways()).unwrap();
         assert_eq!((look_after(300), look_after(400)), (both.clone(), both.clone()));
-        path.keep_holes(|_, _, _, _| false).unwrap();
+        path.retain_pinholes(|_, _, _, _| false).unwrap();
         assert_eq!((look_after(500), look_after(509)), (both.clone(), both));
         assert_eq!((look_after(510), attached(&lab)), (none.clone(), none));
         path.remove().unwrap();

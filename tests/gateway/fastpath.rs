@@ -10,7 +10,9 @@ use std::{
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use etherparse::PacketBuilder;
-use ftp_alg::gateway::fastpath::{self, Awaits, FastPath, Flow, JudgedStep, RingWaiter, WayKey};
+use ftp_alg::gateway::fastpath::{
+    self, DialogueState, FastPath, Flow, LineRecord, PacketTuple, RingWaiter,
+};
 
 use super::{
     attached::{attached, look, names},
@@ -61,31 +63,34 @@ impl Drop for Pins {
     }
 }
 
-pub fn ways() -> [WayKey; 2] {
-    [WayKey { source: CLIENT, destination: SERVER }, WayKey { source: SERVER, destination: CLIENT }]
+pub fn ways() -> [PacketTuple; 2] {
+    [
+        PacketTuple { source: CLIENT, destination: SERVER },
+        PacketTuple { source: SERVER, destination: CLIENT },
+    ]
 }
 
 pub fn flow(flow: u64) -> Flow {
     Flow {
         flow,
-        ways: ways(),
-        next: [1000, 2000],
-        steps: 0,
-        awaits: Awaits::Nothing,
+        tuples: ways(),
+        next_seq: [1000, 2000],
+        line_count: 0,
+        dialogue: DialogueState::Ready,
         client: CLIENT,
         server: SERVER,
-        client_named: *CLIENT.ip(),
-        server_named: *SERVER.ip(),
-        client_arrival: *CLIENT.ip(),
-        server_arrival: *SERVER.ip(),
+        announced_client: *CLIENT.ip(),
+        announced_server: *SERVER.ip(),
+        active_arrival: *CLIENT.ip(),
+        passive_arrival: *SERVER.ip(),
         active_initiator: *SERVER.ip(),
         passive_initiator: *CLIENT.ip(),
         active_mark: 0x5000_0000,
         passive_mark: 0x5000_0000,
-        judged_mark: MARK,
-        digits: 0,
-        shifts: None,
-        lifetime: Duration::from_secs(30),
+        inspected_mark: MARK,
+        port_digits: 0,
+        seq_offsets: None,
+        pinhole_lifetime: Duration::from_secs(30),
     }
 }
 
@@ -120,7 +125,7 @@ pub fn exchange(path: &FastPath, count: u32) {
     receive(path, &frame(SERVER, CLIENT, server, client + 6, b"200 \r\n"));
 }
 
-pub fn read(path: &FastPath) -> Vec<JudgedStep> {
+pub fn read(path: &FastPath) -> Vec<LineRecord> {
     let mut steps = Vec::new();
     assert!(path.ring().read(&mut steps));
     steps
@@ -132,22 +137,25 @@ fn judged_lines_stay_in_the_ring_until_they_are_released() {
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(7)).unwrap();
-        assert!(!path.ring().has_more());
+        assert!(!path.ring().has_unread());
         exchange(&path, 0);
-        assert!(path.ring().has_more());
+        assert!(path.ring().has_unread());
         let steps = read(&path);
-        let lines: Vec<_> = steps.iter().map(|one| (one.step, one.bytes())).collect();
+        let lines: Vec<_> = steps.iter().map(|one| (one.number, one.bytes())).collect();
         assert_eq!(lines, [(1, &b"NOOP\r\n"[..]), (2, b"200 \r\n")]);
         let [noop, ok] = &steps[..] else { panic!("{steps:?}") };
         assert_eq!((noop.flow, noop.from_client, noop.seq, noop.ack), (7, true, 1000, 2000));
-        assert_eq!((ok.client, ok.server, ok.window, ok.opened), (CLIENT, SERVER, 256, false));
+        assert_eq!(
+            (ok.client, ok.server, ok.window, ok.opened_pinhole),
+            (CLIENT, SERVER, 256, false)
+        );
         assert!(noop.at_ns <= ok.at_ns && !ok.from_client);
 
         // A daemon that comes after this one reads them again, and a third nothing.
         drop(path);
         let second = pins.load();
         assert_eq!(read(&second), steps);
-        assert!(!second.ring().has_more());
+        assert!(!second.ring().has_unread());
         second.ring().release(second.ring().position());
         drop(second);
         let third = pins.load();
@@ -199,17 +207,19 @@ fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
         let path = pins.load();
         path.hand_over(&flow(1)).unwrap();
         let mut count = 0;
-        while path.counters().unwrap().no_room == 0 {
+        while path.counters().unwrap().ring_full == 0 {
             exchange(&path, count);
             count += 1;
         }
         let steps = read(&path);
-        assert!(steps.len() > 5000 && steps.iter().map(|one| one.step).eq(1..=steps.len() as u32));
+        assert!(
+            steps.len() > 5000 && steps.iter().map(|one| one.number).eq(1..=steps.len() as u32)
+        );
         // What is beyond what was read is not given back.
         path.ring().release(path.ring().position() + 8);
-        assert!(path.ring().held() > 1_000_000);
+        assert!(path.ring().unreleased_bytes() > 1_000_000);
         path.ring().release(path.ring().position());
-        assert_eq!(path.ring().held(), 0);
+        assert_eq!(path.ring().unreleased_bytes(), 0);
         // The ring has come round.
         for turn in 0..3 {
             path.take_back(1, ways()).unwrap();
@@ -233,17 +243,17 @@ fn what_is_taken_back_is_judged_no_more() {
         assert_eq!(path.hand_over(&flow(7)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
         // Another on the same addresses is refused, and the first stays as it is.
         assert_eq!(path.hand_over(&flow(8)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
-        assert_eq!(path.flows().unwrap(), [7]);
+        assert_eq!(path.flow_ids().unwrap(), [7]);
         exchange(&path, 0);
-        assert_eq!(path.counters().unwrap().judged, 2);
+        assert_eq!(path.counters().unwrap().inspected, 2);
         path.take_back(7, ways()).unwrap();
         exchange(&path, 1);
-        assert_eq!((path.counters().unwrap().judged, path.flows().unwrap()), (2, vec![]));
+        assert_eq!((path.counters().unwrap().inspected, path.flow_ids().unwrap()), (2, vec![]));
         path.take_back(7, ways()).unwrap();
         path.hand_over(&flow(8)).unwrap();
-        path.drop_flows().unwrap();
+        path.take_back_all().unwrap();
         path.hand_over(&flow(9)).unwrap();
-        assert_eq!(path.flows().unwrap(), [9]);
+        assert_eq!(path.flow_ids().unwrap(), [9]);
         path.remove().unwrap();
     });
 }
@@ -266,7 +276,7 @@ fn after_a_take_back_nothing_is_judged_that_was_not_read() {
             lines.join().unwrap();
             (judged, read(&path))
         });
-        assert!(judged.iter().map(|step| step.step).eq(1..=judged.len() as u32), "{round}");
+        assert!(judged.iter().map(|step| step.number).eq(1..=judged.len() as u32), "{round}");
         assert_eq!(late, [], "{round}: judged after {}", judged.len());
         assert!(path.counters().unwrap().handed_back <= before + 1);
         path.ring().release(path.ring().position());
@@ -282,26 +292,26 @@ fn reservations_and_barred_ports_keep_the_program_from_opening() {
         path.hand_over(&flow(id)).unwrap();
         receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
         receive(path, &frame(SERVER, CLIENT, 2000, 1006, b"227 x (192,0,2,9,15,161)\r\n"));
-        let opened = read(path).iter().any(|step| step.opened);
+        let opened = read(path).iter().any(|step| step.opened_pinhole);
         path.take_back(id, ways()).unwrap();
         opened
     };
     lab.on_gateway(|| {
         let path = pins.load();
         let initiator = *CLIENT.ip();
-        assert!(path.reserve(initiator, arrival).unwrap());
-        assert!(path.reserve(initiator, arrival).unwrap(), "as by a daemon before");
-        path.shut(initiator, arrival, 1, 2).unwrap();
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap());
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "as by a daemon before");
+        path.close_pinhole(initiator, arrival, 1, 2).unwrap();
         assert!(!pasv(&path, 1), "it is reserved");
-        path.release(initiator, arrival).unwrap();
+        path.release_pinhole(initiator, arrival).unwrap();
         assert!(pasv(&path, 2), "it is released");
-        path.release(initiator, arrival).unwrap();
-        path.keep_holes(|_, _, flow, _| flow != 0).unwrap();
-        path.shut(initiator, arrival, 2, 1).unwrap();
-        assert!(!path.reserve(initiator, arrival).unwrap(), "that of another step is open");
-        path.shut(initiator, arrival, 2, 2).unwrap();
-        assert!(path.reserve(initiator, arrival).unwrap(), "it is shut");
-        path.keep_holes(|_, _, flow, _| flow != 0).unwrap();
+        path.release_pinhole(initiator, arrival).unwrap();
+        path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
+        path.close_pinhole(initiator, arrival, 2, 1).unwrap();
+        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "that of another step is open");
+        path.close_pinhole(initiator, arrival, 2, 2).unwrap();
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "it is shut");
+        path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
 
         path.set_barred_ports(|port| port == 4001).unwrap();
         assert!(!pasv(&path, 3), "the port is barred");
@@ -309,10 +319,10 @@ fn reservations_and_barred_ports_keep_the_program_from_opening() {
         assert!(pasv(&path, 4), "its neighbours are");
         // The pinhole of a flow that nothing else is known of.
         path.hand_over(&flow(4)).unwrap();
-        path.drop_flows().unwrap();
-        assert!(!path.reserve(initiator, arrival).unwrap(), "a session may hold it");
-        path.keep_holes(|_, _, flow, _| flow != 4).unwrap();
-        assert!(path.reserve(initiator, arrival).unwrap());
+        path.take_back_all().unwrap();
+        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "a session may hold it");
+        path.retain_pinholes(|_, _, flow, _| flow != 4).unwrap();
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap());
         path.remove().unwrap();
     });
 }
@@ -329,7 +339,7 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
         assert_eq!(attached(&lab), names(&["inside", "outside"]), "the pins keep it");
 
         let second = pins.load();
-        assert_eq!((second.directory(), second.flows().unwrap()), (&*version, vec![7]));
+        assert_eq!((second.directory(), second.flow_ids().unwrap()), (&*version, vec![7]));
         lab.gateway_sh("ip link add later type veth peer name later2");
         look(&second);
         assert_eq!(attached(&lab), names(&["inside", "later", "later2", "outside"]));
@@ -341,7 +351,7 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
         fs::rename(&version, pins.0.join(other)).unwrap();
         fs::create_dir(&version).unwrap();
         let third = pins.load();
-        assert_eq!((attached(&lab), third.flows().unwrap()), (names(&[]), vec![]));
+        assert_eq!((attached(&lab), third.flow_ids().unwrap()), (names(&[]), vec![]));
         assert_eq!(fs::read_dir(&pins.0).unwrap().count(), 1);
         third.remove().unwrap();
         assert!(!pins.0.exists());
@@ -353,9 +363,9 @@ fn servers_may_have_any_port_also_when_another_daemon_took_over() {
     let Some((lab, pins)) = setting() else { return };
     let at = |port| SocketAddrV4::new(*SERVER.ip(), port);
     let server_at = |number, inside, outside| Flow {
-        ways: [
-            WayKey { source: CLIENT, destination: at(outside) },
-            WayKey { source: at(inside), destination: CLIENT },
+        tuples: [
+            PacketTuple { source: CLIENT, destination: at(outside) },
+            PacketTuple { source: at(inside), destination: CLIENT },
         ],
         server: at(inside),
         ..flow(number)
@@ -389,10 +399,10 @@ fn what_a_daemon_uses_no_other_one_takes_or_removes() {
         let in_use = "in use by another ftp-alg";
         let missing = FastPath::load(&pins.0).unwrap_err().to_string();
         assert!(missing.ends_with(in_use), "{missing}");
-        assert_eq!(fastpath::remove_left(&pins.0).unwrap_err().to_string(), in_use);
+        assert_eq!(fastpath::remove_pinned_state(&pins.0).unwrap_err().to_string(), in_use);
         assert_eq!(attached(&lab), names(&["inside", "outside"]));
         drop(path);
-        fastpath::remove_left(&pins.0).unwrap();
+        fastpath::remove_pinned_state(&pins.0).unwrap();
         assert_eq!(attached(&lab), names(&[]));
         assert!(!pins.0.exists());
     });
@@ -418,7 +428,7 @@ fn namespaces_side_by_side_have_their_own() {
     assert_eq!((read(&first).len(), read(&second).len()), (2, 0));
     one.on_gateway(|| first.remove().unwrap());
     assert_eq!(attached(&two), names(&["inside", "outside"]));
-    assert_eq!(second.flows().unwrap(), [8]);
+    assert_eq!(second.flow_ids().unwrap(), [8]);
     two.on_gateway(|| second.remove().unwrap());
     assert!(!pins.0.exists());
 }
@@ -445,7 +455,7 @@ fn packets_from_the_wire_are_judged() {
             std::thread::sleep(Duration::from_millis(10));
         }
         let counts = path.counters().unwrap();
-        assert_eq!((steps.len(), counts.judged, counts.handed_back), (1, 1, 0));
+        assert_eq!((steps.len(), counts.inspected, counts.handed_back), (1, 1, 0));
         path.remove().unwrap();
     });
 }

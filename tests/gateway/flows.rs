@@ -9,7 +9,7 @@ use std::{
 use ftp_alg::gateway::{
     Commits, LinuxKernel, RuleParameters, Table,
     fastpath::Translations,
-    flows::{Failures, Flows},
+    flows::{Failures, FastPathFlows},
 };
 use ftp_alg_core::{
     engine::{FlowChange, Handover, Kernel as _, Login, TakenBack, Translation},
@@ -25,7 +25,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         let (parameters, commits) = (RuleParameters::default(), Commits::default());
         let _table = Table::install_for(&parameters, &commits).unwrap();
         let translations = Translations::new(&parameters, &commits).unwrap();
-        let flows = Arc::new(Flows::new(pins.load(), translations, &parameters));
+        let flows = Arc::new(FastPathFlows::new(pins.load(), translations, &parameters));
         let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
         let most = 16_384;
         let ends = |number: u32| {
@@ -48,7 +48,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         // Half of them for those that have not logged in.
         let all: Vec<_> = (1..=most).map(|number| handed_over(number, Login::Greeted)).collect();
         kernel.hand_over(&all);
-        assert_eq!(flows.program().flows().unwrap().len(), most as usize / 2);
+        assert_eq!(flows.program().flow_ids().unwrap().len(), most as usize / 2);
         let over = |number| handed_over(number, Login::Done);
         let others: Vec<_> = (most / 2 + 1..=most).map(over).collect();
         kernel.hand_over(&others);
@@ -62,7 +62,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             over(most + 1),
         ]);
         assert_eq!(flows.take_failures(), None);
-        assert_eq!(flows.program().flows().unwrap().len(), most as usize);
+        assert_eq!(flows.program().flow_ids().unwrap().len(), most as usize);
         flows.program().remove().unwrap();
     });
 }

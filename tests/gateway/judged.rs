@@ -10,7 +10,7 @@ use std::{
 
 use ftp_alg::gateway::{
     Commits, Condition, RuleParameters, Table,
-    fastpath::{FastPath, Flow, Slot, Translations},
+    fastpath::{FastPath, Flow, TranslationLease, Translations},
 };
 
 use super::{
@@ -72,7 +72,7 @@ impl Ready {
             };
             receive(path, &frame(SERVER, CLIENT, 2000, next, answer));
             let steps = read(path);
-            assert!(steps.len() == 2 && steps.iter().any(|step| step.opened), "{steps:?}");
+            assert!(steps.len() == 2 && steps.iter().any(|step| step.opened_pinhole), "{steps:?}");
             path.ring().release(path.ring().position());
             path.take_back(flow.flow, ways()).unwrap();
         });
@@ -82,7 +82,7 @@ impl Ready {
         &mut self,
         target: Option<&str>,
         source: Option<(&str, &str, &str)>,
-    ) -> Option<Slot> {
+    ) -> Option<TranslationLease> {
         let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
         let source = source.map(|(initiator, target, source)| {
             (address(initiator), address(target), address(source))
@@ -152,7 +152,7 @@ fn an_admitted_connection_goes_to_the_target_of_its_slot() {
     let slot = ready.acquire(Some(lab::CLIENT), Some(source)).unwrap();
     assert!(kept.iter().all(|other| other.mark() != slot.mark()));
     let active = Flow {
-        client_arrival: EXTERNAL.parse().unwrap(),
+        active_arrival: EXTERNAL.parse().unwrap(),
         active_mark: slot.mark(),
         ..fastpath::flow(1)
     };
@@ -174,7 +174,7 @@ fn an_admitted_connection_goes_to_the_target_of_its_slot() {
     let _here = listen(&ready.lab.gateway, at(EXTERNAL, 4001));
     assert!(connect(&ready.lab.server, lab::SERVER, to).is_err());
     drop(_here);
-    ready.translations.reset().unwrap();
+    ready.translations.restore_elements().unwrap();
     ready.open(&Flow { flow: 3, ..active }, Some(port));
     let mut server = connect(&ready.lab.server, lab::SERVER, to).unwrap();
     exchange(&mut server, &listener);
@@ -204,7 +204,7 @@ fn translations_are_shared_counted_and_found_again() {
     ready.lab.on_gateway(|| {
         let commits = Commits::default();
         let mut next = Translations::new(&RuleParameters::default(), &commits).unwrap();
-        next.reset().unwrap();
+        next.restore_elements().unwrap();
     });
     let condition = ready.lab.on_gateway(|| ready.table.look().unwrap());
     assert_eq!(condition, Condition::Intact, "elements are not the table's shape");
@@ -226,7 +226,7 @@ fn slots_are_as_many_as_the_mark_has_room_for() {
         slots.push(ready.translations.acquire(Some(address(number)), None).unwrap().unwrap());
     }
     assert_eq!(ready.translations.acquire(Some(address(0xfff)), None).unwrap(), None);
-    let marks: std::collections::BTreeSet<_> = slots.iter().map(Slot::mark).collect();
+    let marks: std::collections::BTreeSet<_> = slots.iter().map(TranslationLease::mark).collect();
     assert_eq!(marks.len(), 0xfff);
     ready.translations.release(&slots[7]);
     let last = ready.translations.acquire(Some(address(0xfff)), None).unwrap().unwrap();
@@ -294,10 +294,10 @@ fn judged_packets_are_not_queued_and_the_others_are() {
     let outside: SocketAddrV4 = peer.to_string().parse().unwrap();
     let from = SocketAddrV4::new(*CLIENT.ip(), client.local_addr().unwrap().port());
     let mut control = fastpath::flow(1);
-    control.ways[0].source = from;
-    control.ways[1].destination = outside;
-    control.next = next;
-    control.judged_mark = RuleParameters::default().judged_mark();
+    control.tuples[0].source = from;
+    control.tuples[1].destination = outside;
+    control.next_seq = next;
+    control.inspected_mark = RuleParameters::default().judged_mark();
     let path = ready.path();
     path.hand_over(&control).unwrap();
     let mut buffer = [0; 64];

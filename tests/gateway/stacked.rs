@@ -101,14 +101,14 @@ fn judge_once(Way { name, made, attached, vlan }: &Way) {
         let judged = |count: u64| {
             for _ in 0..100 {
                 let counts = path.counters().unwrap();
-                if counts.judged + counts.admitted >= count {
+                if counts.inspected + counts.admitted >= count {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
             let counts = path.counters().unwrap();
             assert_eq!(
-                (counts.judged + counts.admitted, counts.handed_back),
+                (counts.inspected + counts.admitted, counts.handed_back),
                 (count, 0),
                 "{name}: {counts:?}"
             );

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_lab::{Client, Family, Lab, Result, Server, ServerKind, Transfer, Verb};
+use ftp_alg_lab::{ClientProgram, Family, Lab, Result, Server, ServerKind, Transfer, Verb};
 use witness::Witness;
 
 /// How many cells run at a time. More than there are processors: ProFTPD rests 0.2 to 0.4 s whenever
@@ -27,7 +27,7 @@ const THREADS: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Cell {
     /// Which client.
-    pub client: Client,
+    pub client: ClientProgram,
     /// Which server.
     pub server: ServerKind,
     /// What the client says.
@@ -101,7 +101,7 @@ impl Matrix {
 
 /// Runs all cells of `lab`: one server after the other, of each the cells side by side.
 pub fn run(lab: &Lab) -> Result<Matrix> {
-    let port = lab.endpoint(Family::V4).port();
+    let port = lab.server_endpoint(Family::V4).port();
     let client_end = Witness::start(&lab.client, lab.interface(&lab.client), port)?;
     let server_end = Witness::start(&lab.server, lab.interface(&lab.server), 21)?;
     let mut cells = Vec::new();
@@ -125,9 +125,10 @@ fn run_server(lab: &Lab, kind: ServerKind) -> Result<Vec<Cell>> {
     let server = Server::start(kind, &lab.server)?;
     let body: Vec<u8> = (0..100_000_u32).map(|n| (n * 7 % 251) as u8).collect();
     let cells = WAYS.into_iter().flat_map(|(verb, family)| {
-        Client::ALL.map(|client| {
+        ClientProgram::ALL.map(|client| {
             // The servers understand everything.
-            let outcome = client.obstacle(verb, family).map_or(Outcome::Ok, Outcome::Impossible);
+            let outcome =
+                client.unsupported_reason(verb, family).map_or(Outcome::Ok, Outcome::Impossible);
             Cell { client, server: kind, verb, family, outcome, elapsed: Duration::ZERO }
         })
     });
@@ -157,7 +158,7 @@ fn exchange(cell: &mut Cell, lab: &Lab, server: &Server, body: &[u8]) {
     let transfer = Transfer {
         client: cell.client,
         host: &lab.client,
-        endpoint: lab.endpoint(cell.family),
+        endpoint: lab.server_endpoint(cell.family),
         verb: cell.verb,
         login: server.login(),
     };

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use ftp_alg_lab::{Analysis, Capture, ControlLine, Host, Result, Verb};
+use ftp_alg_lab::{Capture, CaptureAnalysis, ControlLine, Host, Result, Verb};
 
 /// A running capture of control connections and of the first packets of all others.
 pub struct Witness {
@@ -78,7 +78,7 @@ impl Testimony {
 }
 
 /// Initiator and target of every connection that was opened.
-fn opened(seen: &Analysis) -> Result<BTreeSet<(IpAddr, SocketAddr)>> {
+fn opened(seen: &CaptureAnalysis) -> Result<BTreeSet<(IpAddr, SocketAddr)>> {
     let rows = seen.fields(
         "tcp.flags.syn == 1 && tcp.flags.ack == 0",
         &["ip.src", "ipv6.src", "ip.dst", "ipv6.dst", "tcp.dstport"],

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Background, Host, LabError, Result, process};
+use super::{BackgroundProcess, Host, LabError, Result, process};
 
 /// A running capture.
 #[derive(Debug)]
 pub struct Capture {
-    process: Background,
+    process: BackgroundProcess,
     path: PathBuf,
 }
 
@@ -49,7 +49,7 @@ impl Capture {
     }
 
     /// Ends the capture once it saw what is still under way, and gives what was seen.
-    pub fn finish(mut self) -> Result<Analysis> {
+    pub fn finish(mut self) -> Result<CaptureAnalysis> {
         // tcpdump has no way to say that it is up to date: wait until its file stops growing.
         let mut size = self.size();
         let deadline = Instant::now() + Duration::from_secs(3);
@@ -70,7 +70,7 @@ impl Capture {
                 self.process.log()
             )));
         }
-        Ok(Analysis { path: self.path.clone() })
+        Ok(CaptureAnalysis { path: self.path.clone() })
     }
 
     fn size(&self) -> u64 {
@@ -95,13 +95,13 @@ pub struct ControlLine {
 
 /// A finished capture.
 #[derive(Clone, Debug)]
-pub struct Analysis {
+pub struct CaptureAnalysis {
     path: PathBuf,
 }
 
-impl Analysis {
+impl CaptureAnalysis {
     /// Judges a capture file that is already there.
-    pub fn of(path: impl Into<PathBuf>) -> Self {
+    pub fn open(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
@@ -122,7 +122,7 @@ impl Analysis {
         }
         let done = process::run(command, b"", Duration::from_secs(60))?;
         // tshark also warns about running as root; only its exit status counts.
-        let text = done.success()?.text();
+        let text = done.success()?.stdout_text();
         Ok(text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
     }
 
@@ -184,12 +184,12 @@ impl Analysis {
     /// Earlier ones are loss probes: with round trips of microseconds they come whenever a busy
     /// machine lets the gateway wait a few milliseconds for the processor.
     pub fn timeouts(&self) -> Result<Vec<String>> {
-        let least = process::patient(Duration::from_millis(190)).as_secs_f64();
+        let least = process::scaled_timeout(Duration::from_millis(190)).as_secs_f64();
         self.named(&format!("tcp.analysis.rto >= {least}"))
     }
 
     /// Everything that a clean capture has not.
-    pub fn blemishes(&self) -> Result<Vec<String>> {
+    pub fn anomalies(&self) -> Result<Vec<String>> {
         let mut all = self.faults()?;
         all.extend(self.reorderings()?);
         all.extend(self.timeouts()?);
@@ -224,7 +224,7 @@ impl Analysis {
                 "tcp.payload",
             ],
         )?;
-        let mut directions: BTreeMap<(String, bool), Direction> = BTreeMap::new();
+        let mut directions: BTreeMap<(String, bool), ControlDirection> = BTreeMap::new();
         for row in &rows {
             let [frame, stream, src4, dst4, src6, dst6, port, seq, payload] = row.as_slice() else {
                 continue;
@@ -236,13 +236,13 @@ impl Analysis {
             let is_command = *port == server;
             let direction = directions
                 .entry((stream.clone(), is_command))
-                .or_insert_with(|| Direction { from, to, segments: BTreeMap::new() });
+                .or_insert_with(|| ControlDirection { from, to, segments: BTreeMap::new() });
             let frame = frame.parse().unwrap_or(0);
             direction.add(frame, seq.parse().unwrap_or(0), &bytes(payload));
         }
         let mut lines: Vec<(u64, ControlLine)> = Vec::new();
         for ((stream, is_command), direction) in directions {
-            let Direction { from, to, .. } = direction;
+            let ControlDirection { from, to, .. } = direction;
             for (frame, text) in direction.lines() {
                 let stream = stream.clone();
                 lines.push((frame, ControlLine { stream, from, to, is_command, text }));
@@ -265,13 +265,13 @@ impl Analysis {
 }
 
 /// One direction of one control connection: bytes by relative sequence number, with their frame.
-struct Direction {
+struct ControlDirection {
     from: IpAddr,
     to: IpAddr,
     segments: BTreeMap<u64, (u8, u64)>,
 }
 
-impl Direction {
+impl ControlDirection {
     fn add(&mut self, frame: u64, seq: u64, payload: &[u8]) {
         for (offset, byte) in (seq..).zip(payload) {
             self.segments.entry(offset).or_insert((*byte, frame));
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn lines_are_put_together_across_segments_and_retransmissions() {
         let here = "192.0.2.1".parse().unwrap();
-        let mut direction = Direction { from: here, to: here, segments: BTreeMap::new() };
+        let mut direction = ControlDirection { from: here, to: here, segments: BTreeMap::new() };
         direction.add(3, 5, b"T 1,2\r\nQU");
         direction.add(1, 1, b"POR");
         direction.add(2, 1, b"PORX");

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Finished, Host, LabError, Result, Script, Server};
+use super::{Host, LabError, ProgramOutput, Result, Script, Server};
 
 /// How long a client may take for one errand. A dropped packet shows as a client that waits.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -40,7 +40,7 @@ pub enum Verb {
 
 impl Verb {
     /// The customary one.
-    pub fn of(mode: Mode, family: Family) -> Self {
+    pub fn for_mode(mode: Mode, family: Family) -> Self {
         match (mode, family) {
             (Mode::Active, Family::V4) => Self::Port,
             (Mode::Passive, Family::V4) => Self::Pasv,
@@ -77,7 +77,7 @@ pub enum Family {
 /// An FTP client program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
-pub enum Client {
+pub enum ClientProgram {
     /// curl.
     Curl,
     /// GNU wget, which only downloads and lists.
@@ -94,7 +94,7 @@ pub enum Client {
     Ftplib,
 }
 
-impl Client {
+impl ClientProgram {
     /// All of them.
     pub const ALL: [Self; 7] = [
         Self::Curl,
@@ -107,7 +107,7 @@ impl Client {
     ];
 
     /// Why it cannot be made to say `verb` over `family`, if it cannot.
-    pub fn obstacle(self, verb: Verb, family: Family) -> Option<&'static str> {
+    pub fn unsupported_reason(self, verb: Verb, family: Family) -> Option<&'static str> {
         match (self, family, verb) {
             (_, Family::V6, Verb::Port | Verb::Pasv) => Some("PORT and PASV are IPv4's"),
             (Self::Wget, Family::V4, Verb::Eprt | Verb::Epsv) => {
@@ -129,7 +129,7 @@ impl Client {
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
     /// Which program.
-    pub client: Client,
+    pub client: ClientProgram,
     /// Where it runs.
     pub host: &'a Host,
     /// Address and port that it dials.
@@ -143,14 +143,14 @@ pub struct Transfer<'a> {
 impl<'a> Transfer<'a> {
     /// `client` on `host`, to port 21 of `server` at `address`, with the customary command.
     pub fn new(
-        client: Client,
+        client: ClientProgram,
         host: &'a Host,
         server: &Server,
         address: IpAddr,
         mode: Mode,
     ) -> Self {
         let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
-        let (endpoint, verb) = (SocketAddr::new(address, 21), Verb::of(mode, family));
+        let (endpoint, verb) = (SocketAddr::new(address, 21), Verb::for_mode(mode, family));
         Self { client, host, endpoint, verb, login: server.login() }
     }
 
@@ -180,14 +180,14 @@ impl<'a> Transfer<'a> {
     /// Fetches `pub/NAME` and gives its bytes.
     pub fn download(&self, name: &str) -> Result<Vec<u8>> {
         let local = self.scratch()?.join(name);
-        let done = self.errand(Errand::Get, name, &local.to_string_lossy())?;
+        let done = self.run_operation(Operation::Get, name, &local.to_string_lossy())?;
         fs::read(&local).map_err(|source| {
             LabError::Unexpected(format!(
                 "{} left no {} ({source}): {}{}",
                 self.client,
                 local.display(),
-                done.text(),
-                done.errors()
+                done.stdout_text(),
+                done.stderr_text()
             ))
         })
     }
@@ -196,13 +196,14 @@ impl<'a> Transfer<'a> {
     pub fn upload(&self, name: &str, contents: &[u8]) -> Result<()> {
         let local = self.scratch()?.join(name);
         fs::write(&local, contents).map_err(LabError::file(&local))?;
-        self.errand(Errand::Put, name, &local.to_string_lossy()).map(drop)
+        self.run_operation(Operation::Put, name, &local.to_string_lossy()).map(drop)
     }
 
     /// The listing of `pub`, as the client shows it.
     pub fn list(&self) -> Result<String> {
         let local = self.scratch()?.join("listing");
-        self.errand(Errand::List, "", &local.to_string_lossy()).map(|done| done.text())
+        self.run_operation(Operation::List, "", &local.to_string_lossy())
+            .map(|done| done.stdout_text())
     }
 
     /// A directory of one errand's own: some clients leave notes where they run.
@@ -214,15 +215,15 @@ impl<'a> Transfer<'a> {
         Ok(path)
     }
 
-    fn errand(&self, errand: Errand, name: &str, local: &str) -> Result<Finished> {
+    fn run_operation(&self, errand: Operation, name: &str, local: &str) -> Result<ProgramOutput> {
         let (mut command, input) = match self.client {
-            Client::Curl => (self.curl(errand, name, local), String::new()),
-            Client::Wget => (self.wget(errand, name, local)?, String::new()),
-            Client::Lftp => (self.lftp(errand, name, local), String::new()),
-            Client::Ncftp => (self.ncftp(errand, name, local), String::new()),
-            Client::Tnftp => self.bsd_ftp("tnftp", errand, name, local),
-            Client::Inetutils => self.bsd_ftp("inetutils-ftp", errand, name, local),
-            Client::Ftplib => (self.ftplib(errand, name, local)?, String::new()),
+            ClientProgram::Curl => (self.curl(errand, name, local), String::new()),
+            ClientProgram::Wget => (self.wget(errand, name, local)?, String::new()),
+            ClientProgram::Lftp => (self.lftp(errand, name, local), String::new()),
+            ClientProgram::Ncftp => (self.ncftp(errand, name, local), String::new()),
+            ClientProgram::Tnftp => self.bsd_ftp("tnftp", errand, name, local),
+            ClientProgram::Inetutils => self.bsd_ftp("inetutils-ftp", errand, name, local),
+            ClientProgram::Ftplib => (self.ftplib(errand, name, local)?, String::new()),
         };
         if let Some(directory) = PathBuf::from(local).parent() {
             command.current_dir(directory);
@@ -234,7 +235,7 @@ impl<'a> Transfer<'a> {
         self.verb.mode() == Mode::Passive
     }
 
-    fn curl(&self, errand: Errand, name: &str, local: &str) -> Command {
+    fn curl(&self, errand: Operation, name: &str, local: &str) -> Command {
         let mut command = self.host.command("curl");
         let (user, password) = self.login;
         command.args(["--silent", "--show-error", "--globoff", "--connect-timeout", "10"]);
@@ -247,15 +248,15 @@ impl<'a> Transfer<'a> {
             command.args(["--disable-epsv", "--disable-eprt"]);
         }
         match errand {
-            Errand::Get => command.args(["--output", local]),
-            Errand::Put => command.args(["--upload-file", local]),
-            Errand::List => &mut command,
+            Operation::Get => command.args(["--output", local]),
+            Operation::Put => command.args(["--upload-file", local]),
+            Operation::List => &mut command,
         };
         command.arg(format!("ftp://{}/pub/{name}", self.endpoint));
         command
     }
 
-    fn wget(&self, errand: Errand, name: &str, local: &str) -> Result<Command> {
+    fn wget(&self, errand: Operation, name: &str, local: &str) -> Result<Command> {
         let mut command = self.host.command("wget");
         let (user, password) = self.login;
         command.args(["-q", "--tries=1", "--timeout=8", "--no-config"]);
@@ -264,22 +265,22 @@ impl<'a> Transfer<'a> {
             command.arg("--no-passive-ftp");
         }
         match errand {
-            Errand::Get => command.args(["-O", local]),
-            Errand::List => command.args(["-O", "-"]),
-            Errand::Put => return Err(LabError::Unexpected("wget stores nothing".to_owned())),
+            Operation::Get => command.args(["-O", local]),
+            Operation::List => command.args(["-O", "-"]),
+            Operation::Put => return Err(LabError::Unexpected("wget stores nothing".to_owned())),
         };
         command.arg(format!("ftp://{}/pub/{name}", self.endpoint));
         Ok(command)
     }
 
-    fn lftp(&self, errand: Errand, name: &str, local: &str) -> Command {
+    fn lftp(&self, errand: Operation, name: &str, local: &str) -> Command {
         let mut command = self.host.command("lftp");
         let (user, password) = self.login;
         let (passive, extended) = (self.passive(), self.verb.is_extended());
         let errand = match errand {
-            Errand::Get => format!("get pub/{name} -o {local}"),
-            Errand::Put => format!("put {local} -o pub/{name}"),
-            Errand::List => "ls pub".to_owned(),
+            Operation::Get => format!("get pub/{name} -o {local}"),
+            Operation::Put => format!("put {local} -o pub/{name}"),
+            Operation::List => "ls pub".to_owned(),
         };
         command.args([
             "-c",
@@ -294,11 +295,11 @@ impl<'a> Transfer<'a> {
         command
     }
 
-    fn ncftp(&self, errand: Errand, name: &str, local: &str) -> Command {
+    fn ncftp(&self, errand: Operation, name: &str, local: &str) -> Command {
         let (program, source, target) = match errand {
-            Errand::Get => ("ncftpget", format!("pub/{name}"), local.to_owned()),
-            Errand::Put => ("ncftpput", local.to_owned(), "pub".to_owned()),
-            Errand::List => ("ncftpls", String::new(), String::new()),
+            Operation::Get => ("ncftpget", format!("pub/{name}"), local.to_owned()),
+            Operation::Put => ("ncftpput", local.to_owned(), "pub".to_owned()),
+            Operation::List => ("ncftpls", String::new(), String::new()),
         };
         let mut command = self.host.command(program);
         let (user, password) = self.login;
@@ -306,15 +307,15 @@ impl<'a> Transfer<'a> {
         command.args(["-u", user, "-p", password, mode, "-t", "8", "-r", "1"]);
         let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
         match errand {
-            Errand::Get => {
+            Operation::Get => {
                 // With -C the local file has a name of its own.
                 command.args(["-P", &port, "-V", "-C", &address, &source, &target]);
             }
-            Errand::Put => {
+            Operation::Put => {
                 // The remote file is named after the local one.
                 command.args(["-P", &port, "-V", &address, &target, &source]);
             }
-            Errand::List => {
+            Operation::List => {
                 // Its default, NLST -CF, is more than pyftpdlib takes.
                 command.arg("-l").arg(format!("ftp://{}/pub/", self.endpoint));
             }
@@ -323,31 +324,37 @@ impl<'a> Transfer<'a> {
     }
 
     /// Both descendants of the BSD program are told the same, on their standard input.
-    fn bsd_ftp(&self, program: &str, errand: Errand, name: &str, local: &str) -> (Command, String) {
+    fn bsd_ftp(
+        &self,
+        program: &str,
+        errand: Operation,
+        name: &str,
+        local: &str,
+    ) -> (Command, String) {
         let mut command = self.host.command(program);
         let (user, password) = self.login;
         command.args(["-n", "-i", "-v"]);
         command.arg(if self.passive() { "-p" } else { "-A" });
         command.args([self.endpoint.ip().to_string(), self.endpoint.port().to_string()]);
         // Over IPv4 one says EPRT and EPSV unless told not to, the other only if told to.
-        let toggle =
-            self.endpoint.is_ipv4() && self.verb.is_extended() != (self.client == Client::Tnftp);
+        let toggle = self.endpoint.is_ipv4()
+            && self.verb.is_extended() != (self.client == ClientProgram::Tnftp);
         let toggle = if toggle { "epsv4\n" } else { "" };
         let errand = match errand {
-            Errand::Get => format!("get pub/{name} {local}"),
-            Errand::Put => format!("put {local} pub/{name}"),
-            Errand::List => "ls pub".to_owned(),
+            Operation::Get => format!("get pub/{name} {local}"),
+            Operation::Put => format!("put {local} pub/{name}"),
+            Operation::List => "ls pub".to_owned(),
         };
         (command, format!("user {user} {password}\n{toggle}binary\n{errand}\nbye\n"))
     }
 
-    fn ftplib(&self, errand: Errand, name: &str, local: &str) -> Result<Command> {
+    fn ftplib(&self, errand: Operation, name: &str, local: &str) -> Result<Command> {
         let (user, password) = self.login;
         let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
         let errand = match errand {
-            Errand::Get => "get",
-            Errand::Put => "put",
-            Errand::List => "list",
+            Operation::Get => "get",
+            Operation::Put => "put",
+            Operation::List => "list",
         };
         let verb = self.verb.to_string();
         let arguments = [&address, &port, user, password, &verb, errand, name, local];
@@ -356,7 +363,7 @@ impl<'a> Transfer<'a> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Errand {
+enum Operation {
     Get,
     Put,
     List,

@@ -10,8 +10,8 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Background, Finished, Host, LabError, Result, Script,
-    process::{patient, wait_for},
+    BackgroundProcess, Host, LabError, ProgramOutput, Result, Script,
+    process::{scaled_timeout, wait_for},
 };
 
 /// A running `ftp-alg run`.
@@ -20,7 +20,7 @@ pub struct Daemon {
     executable: PathBuf,
     gateway: Host,
     home: PathBuf,
-    process: Background,
+    process: BackgroundProcess,
 }
 
 impl Daemon {
@@ -46,20 +46,20 @@ impl Daemon {
     }
 
     fn wait_ready(mut self) -> Result<Self> {
-        let limit = patient(Duration::from_secs(10));
+        let limit = scaled_timeout(Duration::from_secs(10));
         let ready = self.ask(&["status", "--wait", &limit.as_secs().to_string()])?;
         if ready.status.success() {
             return Ok(self);
         }
         // The daemon's own words say more than "not ready".
-        let status = match self.process.ended() {
+        let status = match self.process.exit_status() {
             Some(status) => status.to_string(),
             None => format!("not ready after {limit:?}"),
         };
         Err(LabError::Failed {
             program: self.process.program().to_owned(),
             status,
-            output: format!("{}{}", self.log(), ready.errors()),
+            output: format!("{}{}", self.log(), ready.stderr_text()),
         })
     }
 
@@ -69,7 +69,7 @@ impl Daemon {
     }
 
     /// How much memory it has in use, in KiB.
-    pub fn resident(&self) -> Result<u64> {
+    pub fn resident_kib(&self) -> Result<u64> {
         let path = PathBuf::from(format!("/proc/{}/status", self.id()));
         let status = fs::read_to_string(&path).map_err(LabError::file(&path))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -88,7 +88,7 @@ impl Daemon {
     }
 
     /// Runs `ftp-alg ARGUMENTS --socket S` on the gateway, whatever comes of it.
-    pub fn ask(&self, arguments: &[&str]) -> Result<Finished> {
+    pub fn ask(&self, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.gateway.command(&self.executable);
         command.args(arguments).arg("--socket").arg(self.socket());
         self.gateway.finish(command, b"", Duration::from_secs(20))
@@ -97,8 +97,8 @@ impl Daemon {
     fn ask_json(&self, command: &str) -> Result<Value> {
         let done = self.ask(&[command, "--json"])?;
         // `status` fails where there is a problem, and tells all the same.
-        let is_told = command == "status" && done.text().contains("\"sessions\":");
-        let text = if is_told { done.text() } else { done.success()?.text() };
+        let is_told = command == "status" && done.stdout_text().contains("\"sessions\":");
+        let text = if is_told { done.stdout_text() } else { done.success()?.stdout_text() };
         serde_json::from_str(&text)
             .map_err(|error| LabError::Unexpected(format!("{command} --json: {error}: {text}")))
     }
@@ -125,7 +125,7 @@ impl Daemon {
 
     /// Waits until no pinhole is open, at most for `limit`: closing follows the end of a control
     /// connection by a moment.
-    pub fn wait_closed(&self, limit: Duration) -> Result<()> {
+    pub fn wait_for_no_pinholes(&self, limit: Duration) -> Result<()> {
         wait_for("closing every pinhole", limit, || {
             let open = self.pinholes()?;
             Ok((!open.is_empty()).then(|| format!("{open:?}")))
@@ -137,21 +137,21 @@ impl Daemon {
     ///
     /// Translations (`targets`, `sources`) open nothing: they only hold for connections that a
     /// pinhole admitted, and stay for those. Control ports are configuration.
-    pub fn openings(&self) -> Result<Vec<String>> {
+    pub fn open_pinholes(&self) -> Result<Vec<String>> {
         let mut command = self.gateway.command("nft");
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
         let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
-        let expected = self.gateway.run("conntrack", &["-L", "expect"])?.text();
-        let judged = self.gateway.script(Script::Holes, &[], Duration::from_secs(10))?;
+        let expected = self.gateway.run("conntrack", &["-L", "expect"])?.stdout_text();
+        let judged = self.gateway.script(Script::Pinholes, &[], Duration::from_secs(10))?;
         if !judged.status.success() {
-            return Err(LabError::Unexpected(format!("holes.py: {}", judged.text())));
+            return Err(LabError::Unexpected(format!("holes.py: {}", judged.stdout_text())));
         }
         let mut openings: Vec<String> =
-            expected.lines().chain(judged.text().lines()).map(str::to_owned).collect();
+            expected.lines().chain(judged.stdout_text().lines()).map(str::to_owned).collect();
         if !listed.status.success() {
             return Ok(openings);
         }
-        let value: Value = serde_json::from_str(&listed.text())
+        let value: Value = serde_json::from_str(&listed.stdout_text())
             .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
         let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
         let sets = objects.filter_map(|object| object.get("set"));
@@ -166,8 +166,8 @@ impl Daemon {
     }
 
     /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.process.ended()
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.process.exit_status()
     }
 
     /// Ends it cleanly, as a service manager does.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Family, Host, Result, Spec, Topology};
+use super::{Family, Host, LabSpec, Result, Topology};
 
 /// What a gateway's firewall is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ table inet ftp_alg {
 ";
 
 /// Loads what `host` needs: nothing unless it is a gateway.
-pub(super) fn install(host: &Host, spec: &Spec) -> Result<()> {
-    let Some(firewall) = Firewall::of(host, spec) else { return Ok(()) };
+pub(super) fn install(host: &Host, spec: &LabSpec) -> Result<()> {
+    let Some(firewall) = GatewayFirewall::of(host, spec) else { return Ok(()) };
     match spec.firewall {
         FirewallKind::Nftables => host.nft(&firewall.nftables()),
         FirewallKind::IptablesNft => firewall.restore(host, "nft"),
@@ -61,18 +61,18 @@ pub(super) fn install(host: &Host, spec: &Spec) -> Result<()> {
 }
 
 /// What one gateway drops and translates.
-struct Firewall {
+struct GatewayFirewall {
     /// By what admitted connections are known; `None` means that nothing is dropped.
     drops: Option<Admission>,
     /// Where control connections go, as its filter sees them.
     port: u16,
     /// The chain that lets control connections of this host itself pass, besides `forward`.
     local: Option<&'static str>,
-    nat: Vec<Nat>,
+    nat: Vec<NatRule>,
 }
 
 /// One translation.
-enum Nat {
+enum NatRule {
     /// Sources become the outer interface's address.
     Masquerade(Family),
     /// Sources become one of these; see [`Firewall::choice`].
@@ -83,25 +83,25 @@ enum Nat {
     Map { public: IpAddr, private: IpAddr },
 }
 
-impl Firewall {
-    fn of(host: &Host, spec: &Spec) -> Option<Self> {
-        let Spec { topology, plan, .. } = spec;
+impl GatewayFirewall {
+    fn of(host: &Host, spec: &LabSpec) -> Option<Self> {
+        let LabSpec { topology, plan, .. } = spec;
         let local = match topology {
             Topology::OnServer => Some("input"),
             Topology::OnClient => Some("output"),
             _ => None,
         };
         let families = [Family::V4, Family::V6].into_iter().filter(|of| spec.translates(*of));
-        let publish = |family, at: super::Ends| Nat::Publish {
+        let publish = |family, at: super::DualAddress| NatRule::Publish {
             at: SocketAddr::new(at.address(family), topology.public_port()),
             server: SocketAddr::new(plan.server.address(family), 21),
         };
         let translation = |family: Family| match (host.role(), topology, plan.far) {
             ("gateway", Topology::Masquerade | Topology::BothSides, _) => {
-                Some(Nat::Masquerade(family))
+                Some(NatRule::Masquerade(family))
             }
             ("gateway", Topology::SnatPool, _) => {
-                Some(Nat::Pool(plan.pool.iter().map(|ends| ends.address(family)).collect()))
+                Some(NatRule::Pool(plan.pool.iter().map(|ends| ends.address(family)).collect()))
             }
             (
                 "gateway",
@@ -109,7 +109,7 @@ impl Firewall {
                 _,
             ) => Some(publish(family, plan.outside)),
             ("far", Topology::BothSides, Some(far)) => Some(publish(family, far.outside)),
-            ("far", Topology::OneToOne, Some(router)) => Some(Nat::Map {
+            ("far", Topology::OneToOne, Some(router)) => Some(NatRule::Map {
                 public: router.outside.address(family),
                 private: plan.outside.address(family),
             }),
@@ -168,25 +168,25 @@ impl Firewall {
         let (mut before, mut after) = (Vec::new(), Vec::new());
         for nat in &self.nat {
             match nat {
-                Nat::Masquerade(family) => {
+                NatRule::Masquerade(family) => {
                     let protocol = if *family == Family::V4 { "ipv4" } else { "ipv6" };
                     after.push(format!("meta nfproto {protocol} oifname \"wan\" masquerade"));
                 }
-                Nat::Pool(pool) => {
+                NatRule::Pool(pool) => {
                     let ip = pool.first().map_or("ip", |address| ip_of(*address));
                     let protocol = if ip == "ip" { "ipv4" } else { "ipv6" };
-                    let choice = self.choice(pool);
+                    let choice = self.pool_expression(pool);
                     after.push(format!(
                         "meta nfproto {protocol} oifname \"wan\" snat {ip} to {choice}"
                     ));
                 }
-                Nat::Publish { at, server } => before.push(format!(
+                NatRule::Publish { at, server } => before.push(format!(
                     "{ip} daddr {} tcp dport {} dnat {ip} to {server}",
                     at.ip(),
                     at.port(),
                     ip = ip_of(at.ip())
                 )),
-                Nat::Map { public, private } => {
+                NatRule::Map { public, private } => {
                     let ip = ip_of(*public);
                     before.push(format!("{ip} daddr {public} dnat {ip} to {private}"));
                     after.push(format!("{ip} saddr {private} snat {ip} to {public}"));
@@ -209,7 +209,7 @@ impl Firewall {
     /// In turn; but conntrack's own translation of what is related cannot change the server's port, so
     /// there two transfers to one port of a client through two addresses clash. A client keeps its
     /// address then.
-    fn choice(&self, pool: &[IpAddr]) -> String {
+    fn pool_expression(&self, pool: &[IpAddr]) -> String {
         match (self.drops, pool) {
             (Some(Admission::Related), [first, .., last]) => format!("{first}-{last} persistent"),
             _ => {
@@ -264,23 +264,23 @@ impl Firewall {
         let mut translations = String::new();
         for nat in &self.nat {
             match nat {
-                Nat::Masquerade(of) if *of == family => {
+                NatRule::Masquerade(of) if *of == family => {
                     translations += "-A POSTROUTING -o wan -j MASQUERADE\n";
                 }
-                Nat::Pool(pool) if pool.iter().all(|address| is_of(*address, family)) => {
+                NatRule::Pool(pool) if pool.iter().all(|address| is_of(*address, family)) => {
                     if let [first, .., last] = pool.as_slice() {
                         translations +=
                             &format!("-A POSTROUTING -o wan -j SNAT --to-source {first}-{last}\n");
                     }
                 }
-                Nat::Publish { at, server } if is_of(at.ip(), family) => {
+                NatRule::Publish { at, server } if is_of(at.ip(), family) => {
                     translations += &format!(
                         "-A PREROUTING -d {} -p tcp --dport {} -j DNAT --to-destination {server}\n",
                         at.ip(),
                         at.port()
                     );
                 }
-                Nat::Map { public, private } if is_of(*public, family) => {
+                NatRule::Map { public, private } if is_of(*public, family) => {
                     translations += &format!(
                         "-A PREROUTING -d {public} -j DNAT --to-destination {private}\n\
                          -A POSTROUTING -s {private} -j SNAT --to-source {public}\n"

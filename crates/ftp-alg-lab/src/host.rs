@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Background, Family, Finished, LabError, Result, Script,
+    BackgroundProcess, Family, LabError, ProgramOutput, Result, Script,
     process::{self, find_program},
     script,
 };
@@ -78,25 +78,30 @@ impl Host {
     }
 
     /// Runs a program to its end, within 30 seconds; a failure is an error.
-    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.command(program);
         command.args(arguments);
         self.finish(command, b"", LIMIT)?.success()
     }
 
     /// Runs a prepared command to its end, at most for `limit`, whatever its exit status.
-    pub fn finish(&self, command: Command, input: &[u8], limit: Duration) -> Result<Finished> {
+    pub fn finish(&self, command: Command, input: &[u8], limit: Duration) -> Result<ProgramOutput> {
         process::run(command, input, limit)
     }
 
     /// Runs lines of POSIX shell; a failure is an error.
-    pub fn shell(&self, lines: &str) -> Result<Finished> {
+    pub fn shell(&self, lines: &str) -> Result<ProgramOutput> {
         // `su` leaves the system directories out of PATH.
         self.run("sh", &["-ec", &format!("PATH=$PATH:/usr/sbin:/sbin\n{lines}")])
     }
 
     /// Runs one of the lab's Python scripts to its end, at most for `limit`.
-    pub fn script(&self, script: Script, arguments: &[&str], limit: Duration) -> Result<Finished> {
+    pub fn script(
+        &self,
+        script: Script,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<ProgramOutput> {
         self.finish(self.script_command(script, arguments)?, b"", limit)
     }
 
@@ -109,8 +114,8 @@ impl Host {
     }
 
     /// Starts a prepared command beside the lab; its output goes to a log named after `name`.
-    pub fn start(&self, command: Command, name: &str) -> Result<Background> {
-        Background::start(command, self.directory.join(format!("{}-{name}.log", self.role)))
+    pub fn start(&self, command: Command, name: &str) -> Result<BackgroundProcess> {
+        BackgroundProcess::start(command, self.directory.join(format!("{}-{name}.log", self.role)))
     }
 
     /// Loads nftables rules.
@@ -123,7 +128,7 @@ impl Host {
     /// The whole ruleset, without counters and timers, without the daemon's sign of life, and without the name of a table's
     /// owner, which `nft` does not always find, as text to compare.
     pub fn ruleset(&self) -> Result<String> {
-        let listed = self.run("nft", &["--stateless", "list", "ruleset"])?.text();
+        let listed = self.run("nft", &["--stateless", "list", "ruleset"])?.stdout_text();
         let is_timer = |line: &&str| line.trim_start().starts_with("elements = { tcp timeout ");
         let lines = listed.lines().filter(|line| !is_timer(line));
         let without_owner = lines.map(|line| line.split(" # progname ").next().unwrap_or(line));
@@ -145,7 +150,7 @@ impl Host {
 
     /// Packets that conntrack found invalid here so far, over all processors.
     pub fn invalid_packets(&self) -> Result<u64> {
-        let counters = self.run("conntrack", &["-S"])?.text();
+        let counters = self.run("conntrack", &["-S"])?.stdout_text();
         Ok(counters
             .split_whitespace()
             .filter_map(|word| word.strip_prefix("invalid=")?.parse::<u64>().ok())
@@ -156,8 +161,8 @@ impl Host {
     pub fn connections(&self) -> Result<String> {
         let mut command = self.command("conntrack");
         command.args(["-L"]);
-        let v4 = self.finish(command, b"", LIMIT)?.success()?.text();
-        let v6 = self.run("conntrack", &["-L", "-f", "ipv6"])?.text();
+        let v4 = self.finish(command, b"", LIMIT)?.success()?.stdout_text();
+        let v6 = self.run("conntrack", &["-L", "-f", "ipv6"])?.stdout_text();
         Ok(v4 + &v6)
     }
 
@@ -171,7 +176,7 @@ impl Host {
             command.arg("-6");
         }
         command.arg(target.to_string());
-        let report = self.finish(command, b"", Duration::from_secs(90))?.success()?.text();
+        let report = self.finish(command, b"", Duration::from_secs(90))?.success()?.stdout_text();
         Ok(open_ports(&report))
     }
 

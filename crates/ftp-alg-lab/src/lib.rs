@@ -30,7 +30,7 @@ mod capture;
 mod client;
 mod daemon;
 mod firewall;
-mod held;
+mod held_transfer;
 mod host;
 mod network;
 mod process;
@@ -40,17 +40,17 @@ mod topology;
 
 use std::{io, path::PathBuf, time::Duration};
 
-pub use capture::{Analysis, Capture, ControlLine};
-pub use client::{Client, Family, Mode, Transfer, Verb};
+pub use capture::{Capture, CaptureAnalysis, ControlLine};
+pub use client::{ClientProgram, Family, Mode, Transfer, Verb};
 pub use daemon::Daemon;
 pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
-pub use held::Held;
+pub use held_transfer::HeldTransfer;
 pub use host::Host;
 pub use network::{Lab, mount_bpf};
-pub use process::{Background, Finished, patient, remove_everything};
+pub use process::{BackgroundProcess, ProgramOutput, remove_everything, scaled_timeout};
 pub use script::Script;
 pub use server::{Server, ServerKind};
-pub use topology::{Ends, Far, Plan, Spec, Topology};
+pub use topology::{AddressPlan, DualAddress, LabSpec, SecondRouter, Topology};
 
 /// Why the lab could not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -13,9 +13,9 @@ use std::{
 };
 
 use super::{
-    Ends, Family, Host, LabError, Result, Spec, Topology, firewall,
+    DualAddress, Family, Host, LabError, LabSpec, Result, Topology, firewall,
     process::{self, register, remove_abandoned},
-    topology::{Role, Segment},
+    topology::{NetworkSegment, Role},
 };
 
 /// Where the lab keeps its files: not below `/tmp`, because ProFTPD refuses password files below a
@@ -36,11 +36,11 @@ pub struct Lab {
     /// The server.
     pub server: Host,
     /// A stranger outside, who knows a route to the inside.
-    pub third: Host,
+    pub outsider: Host,
     /// The server's own gateway, or a router further out, where the topology has one; its
     /// interfaces are `lan` and `wan`, too.
     pub far: Option<Host>,
-    spec: Spec,
+    spec: LabSpec,
     directory: PathBuf,
     namespaces: Vec<String>,
 }
@@ -48,11 +48,11 @@ pub struct Lab {
 impl Lab {
     /// Builds `topology` as [`Spec::new`] has it.
     pub fn new(topology: Topology) -> Result<Self> {
-        Self::build(Spec::new(topology))
+        Self::build(LabSpec::new(topology))
     }
 
     /// Builds what `spec` says.
-    pub fn build(spec: Spec) -> Result<Self> {
+    pub fn build(spec: LabSpec) -> Result<Self> {
         super::requirements()?;
         mount_bpf();
         // Kept files of a failed run are for looking at.
@@ -62,7 +62,7 @@ impl Lab {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("fa-{}-{number}", std::process::id());
         let directory = PathBuf::from(BASE).join(&prefix);
-        let host = |role: &'static str, at: &str, ends: Ends| {
+        let host = |role: &'static str, at: &str, ends: DualAddress| {
             Host::new(role, format!("{prefix}-{at}"), ends.v4, ends.v6, directory.clone())
         };
         let (plan, topology) = (&spec.plan, spec.topology);
@@ -73,7 +73,7 @@ impl Lab {
             client2: host("client2", "client2", plan.client2),
             gateway: host("gateway", "gateway", plan.outside),
             server: host("server", server, plan.server),
-            third: host("third", "third", plan.third),
+            outsider: host("third", "third", plan.outsider),
             far: plan.far.map(|far| host("far", "far", far.outside)),
             directory: directory.clone(),
             namespaces: Vec::new(),
@@ -95,7 +95,7 @@ impl Lab {
     }
 
     /// What it was built from.
-    pub fn spec(&self) -> &Spec {
+    pub fn spec(&self) -> &LabSpec {
         &self.spec
     }
 
@@ -123,19 +123,19 @@ impl Lab {
 
     /// What `ftp-alg` must be told in this lab, with `backend` for its pinholes.
     pub fn configuration(&self, backend: &str) -> String {
-        let Spec { topology, plan, .. } = &self.spec;
+        let LabSpec { topology, plan, .. } = &self.spec;
         let (keys, tables) = (topology.keys(), topology.tables(plan));
         format!("{keys}[pinhole]\nbackend = \"{backend}\"\n\n{tables}")
     }
 
     /// The address clients dial for the server.
-    pub fn dialled(&self, family: Family) -> IpAddr {
-        self.endpoint(family).ip()
+    pub fn server_address(&self, family: Family) -> IpAddr {
+        self.server_endpoint(family).ip()
     }
 
     /// Address and port that clients dial for the server.
-    pub fn endpoint(&self, family: Family) -> SocketAddr {
-        let Spec { topology, plan, .. } = &self.spec;
+    pub fn server_endpoint(&self, family: Family) -> SocketAddr {
+        let LabSpec { topology, plan, .. } = &self.spec;
         if !topology.publishes_server() || !self.translates(family) {
             return SocketAddr::new(self.server.address(family), 21);
         }
@@ -159,21 +159,21 @@ impl Lab {
     }
 
     fn interface_towards(&self, role: Role) -> &'static str {
-        if self.spec.topology.segment(role) == Segment::Lan { "lan" } else { "wan" }
+        if self.spec.topology.segment(role) == NetworkSegment::Lan { "lan" } else { "wan" }
     }
 
     /// Everyone with an address, each namespace once.
     fn machines(&self) -> Vec<Machine> {
-        let Spec { topology, plan, .. } = &self.spec;
+        let LabSpec { topology, plan, .. } = &self.spec;
         let leaf = |host: &Host, role, ends| {
             let segment = topology.segment(role);
-            let ports = vec![Port { name: "eth0", segment, ends: vec![ends] }];
+            let ports = vec![MachineInterface { name: "eth0", segment, ends: vec![ends] }];
             Machine { host: host.clone(), ports, forwards: false, routes: self.routes(host, role) }
         };
         let router = |host: &Host, inner, inside, outer, outside, routes| {
             let ports = vec![
-                Port { name: "lan", segment: inner, ends: vec![inside] },
-                Port { name: "wan", segment: outer, ends: outside },
+                MachineInterface { name: "lan", segment: inner, ends: vec![inside] },
+                MachineInterface { name: "wan", segment: outer, ends: outside },
             ];
             Machine { host: host.clone(), ports, forwards: true, routes }
         };
@@ -182,14 +182,14 @@ impl Lab {
         let mut machines = vec![
             router(
                 &self.gateway,
-                Segment::Lan,
+                NetworkSegment::Lan,
                 plan.inside,
-                Segment::Wan,
+                NetworkSegment::Wan,
                 outside,
                 self.gateway_routes(),
             ),
             leaf(&self.client2, Role::Client, plan.client2),
-            leaf(&self.third, Role::Third, plan.third),
+            leaf(&self.outsider, Role::Outsider, plan.outsider),
         ];
         if *topology != Topology::OnClient {
             machines.push(leaf(&self.client, Role::Client, plan.client));
@@ -199,8 +199,8 @@ impl Lab {
         }
         if let (Some(host), Some(far)) = (&self.far, plan.far) {
             let (inner, outer) = match topology {
-                Topology::OneToOne => (Segment::Wan, Segment::Far),
-                _ => (Segment::Far, Segment::Wan),
+                Topology::OneToOne => (NetworkSegment::Wan, NetworkSegment::Far),
+                _ => (NetworkSegment::Far, NetworkSegment::Wan),
             };
             let routes = self.inner_routes(*topology == Topology::OneToOne, plan.outside);
             machines.push(router(host, inner, far.inside, outer, vec![far.outside], routes));
@@ -210,7 +210,7 @@ impl Lab {
 
     /// Routes of a host that is no gateway.
     fn routes(&self, host: &Host, role: Role) -> String {
-        let Spec { topology, plan, .. } = &self.spec;
+        let LabSpec { topology, plan, .. } = &self.spec;
         // There is no name service here: whoever looks up a name learns it at once.
         let mut batch: String = nameservers()
             .into_iter()
@@ -218,7 +218,7 @@ impl Lab {
             .collect();
         let segment = topology.segment(role);
         if segment != topology.public() {
-            let far = plan.far.filter(|_| segment == Segment::Far);
+            let far = plan.far.filter(|_| segment == NetworkSegment::Far);
             batch += &default_route(far.map_or(plan.inside, |far| far.inside));
         } else {
             // The stranger may try the inside's own addresses; others only where these are public.
@@ -241,7 +241,7 @@ impl Lab {
     }
 
     /// Routes to the network inside the gateway: always, or where its addresses are public.
-    fn inner_routes(&self, always: bool, way: Ends) -> String {
+    fn inner_routes(&self, always: bool, way: DualAddress) -> String {
         self.network_routes(self.spec.plan.inside, always, way)
     }
 
@@ -255,7 +255,7 @@ impl Lab {
         }
     }
 
-    fn network_routes(&self, inside: Ends, always: bool, way: Ends) -> String {
+    fn network_routes(&self, inside: DualAddress, always: bool, way: DualAddress) -> String {
         let mut batch = String::new();
         if always || !self.translates(Family::V4) {
             batch += &format!("route add {}/24 via {}\n", network4(inside.v4), way.v4);
@@ -274,11 +274,11 @@ impl Lab {
         ip(&[], &all)?;
         let Some(switch) = self.namespaces.last() else { return Ok(()) };
         let mut batch = String::new();
-        for segment in Segment::ALL {
+        for segment in NetworkSegment::ALL {
             batch += &format!("link add {segment} type bridge\nlink set {segment} up\n");
         }
         for Machine { host, ports, .. } in machines {
-            for Port { name, segment, .. } in ports {
+            for MachineInterface { name, segment, .. } in ports {
                 let plug = format!("{}-{name}", host.role());
                 let namespace = host.namespace();
                 batch += &format!(
@@ -300,16 +300,16 @@ impl Drop for Lab {
 /// A namespace to be configured.
 struct Machine {
     host: Host,
-    ports: Vec<Port>,
+    ports: Vec<MachineInterface>,
     forwards: bool,
     routes: String,
 }
 
 /// A network interface.
-struct Port {
+struct MachineInterface {
     name: &'static str,
-    segment: Segment,
-    ends: Vec<Ends>,
+    segment: NetworkSegment,
+    ends: Vec<DualAddress>,
 }
 
 impl Machine {
@@ -325,7 +325,7 @@ impl Machine {
             lines += "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
                       echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
         }
-        for Port { name, .. } in self.ports.iter().filter(|_| !offloads) {
+        for MachineInterface { name, .. } in self.ports.iter().filter(|_| !offloads) {
             lines += &format!("ethtool -K {name} tx off sg off tso off gso off gro off\n");
         }
         self.host.shell(&lines).map(drop)
@@ -334,8 +334,8 @@ impl Machine {
     /// Addresses and routes, as `ip -batch` takes them.
     fn addresses(&self) -> String {
         let mut batch = String::from("link set lo up\n");
-        for Port { name, ends, .. } in &self.ports {
-            for Ends { v4, v6 } in ends {
+        for MachineInterface { name, ends, .. } in &self.ports {
+            for DualAddress { v4, v6 } in ends {
                 batch += &format!("address add {v4}/24 dev {name}\n");
                 batch += &format!("address add {v6}/64 dev {name} nodad\n");
             }
@@ -345,7 +345,7 @@ impl Machine {
     }
 }
 
-fn default_route(way: Ends) -> String {
+fn default_route(way: DualAddress) -> String {
     format!("route add default via {}\nroute add ::/0 via {}\n", way.v4, way.v6)
 }
 

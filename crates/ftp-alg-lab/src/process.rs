@@ -136,7 +136,7 @@ fn signal_group(group: u32, signal: Signal) {
 
 /// What a program left behind.
 #[derive(Debug)]
-pub struct Finished {
+pub struct ProgramOutput {
     /// How it ended.
     pub status: ExitStatus,
     /// Its standard output.
@@ -148,14 +148,14 @@ pub struct Finished {
     program: String,
 }
 
-impl Finished {
+impl ProgramOutput {
     /// Standard output as text.
-    pub fn text(&self) -> String {
+    pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
     /// Standard error as text.
-    pub fn errors(&self) -> String {
+    pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
@@ -164,7 +164,7 @@ impl Finished {
         if self.status.success() {
             return Ok(self);
         }
-        let said = format!("{}{}", self.text(), self.errors());
+        let said = format!("{}{}", self.stdout_text(), self.stderr_text());
         Err(LabError::Failed {
             status: self.status.to_string(),
             output: tail(&said),
@@ -197,7 +197,7 @@ fn describe(command: &Command) -> String {
 }
 
 /// `limit`, or FTP_ALG_LAB_PATIENCE times as long: an emulated machine takes its time.
-pub fn patient(limit: Duration) -> Duration {
+pub fn scaled_timeout(limit: Duration) -> Duration {
     let factor = std::env::var("FTP_ALG_LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
     limit.saturating_mul(factor.unwrap_or(1))
 }
@@ -208,7 +208,7 @@ pub(super) fn wait_for(
     limit: Duration,
     mut missing: impl FnMut() -> Result<Option<String>>,
 ) -> Result<()> {
-    let limit = patient(limit);
+    let limit = scaled_timeout(limit);
     let deadline = Instant::now() + limit;
     while let Some(output) = missing()? {
         if Instant::now() >= deadline {
@@ -220,9 +220,9 @@ pub(super) fn wait_for(
 }
 
 /// Runs `command` to its end, at most for `limit`, with `input` on its standard input.
-pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Finished> {
+pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<ProgramOutput> {
     let program = describe(&command);
-    let limit = patient(limit);
+    let limit = scaled_timeout(limit);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let start = Instant::now();
     let mut child =
@@ -248,7 +248,7 @@ pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result
     let stderr = stderr.join().unwrap_or_default();
     match (status, reaped) {
         (Some(status), _) => {
-            Ok(Finished { status, stdout, stderr, elapsed: start.elapsed(), program })
+            Ok(ProgramOutput { status, stdout, stderr, elapsed: start.elapsed(), program })
         }
         (None, _) => {
             let said =
@@ -284,13 +284,13 @@ fn wait(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
 
 /// A program that runs beside the lab until it is stopped or dropped.
 #[derive(Debug)]
-pub struct Background {
+pub struct BackgroundProcess {
     child: Child,
     program: String,
     log: PathBuf,
 }
 
-impl Background {
+impl BackgroundProcess {
     /// Starts `command` with its output in the file `log`.
     pub(super) fn start(mut command: Command, log: PathBuf) -> Result<Self> {
         let program = describe(&command);
@@ -324,14 +324,14 @@ impl Background {
     }
 
     /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
     /// Asks it to end (SIGTERM) and waits; an error if it did not within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         signal_group(self.child.id(), Signal::TERM);
-        let limit = patient(limit);
+        let limit = scaled_timeout(limit);
         wait(&mut self.child, Instant::now() + limit).ok_or_else(|| LabError::Timeout {
             what: format!("ending {}", self.program),
             limit,
@@ -358,7 +358,7 @@ impl Background {
                 return Ok(None);
             }
             let output = tail(&self.log());
-            match self.ended() {
+            match self.exit_status() {
                 None => Ok(Some(output)),
                 Some(status) => Err(LabError::Failed {
                     program: self.program.clone(),
@@ -370,10 +370,10 @@ impl Background {
     }
 }
 
-impl Drop for Background {
+impl Drop for BackgroundProcess {
     fn drop(&mut self) {
         let group = self.child.id();
-        if self.ended().is_none() {
+        if self.exit_status().is_none() {
             signal_group(group, Signal::TERM);
             wait(&mut self.child, Instant::now() + Duration::from_millis(500));
         }

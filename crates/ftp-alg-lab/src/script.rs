@@ -25,13 +25,13 @@ pub enum Script {
     /// Python's ftplib: many sessions at the same time, until told to stop.
     Load,
     /// Python's ftplib: one transfer with a pause after the announcement.
-    Held,
+    HeldTransfer,
     /// Connects to one address and port, and says what came of it.
     Connect,
     /// Opens many control connections halfway.
     Flood,
     /// Lists what the fast path has open.
-    Holes,
+    Pinholes,
     /// Starts pyftpdlib.
     Pyftpdlib,
 }
@@ -45,10 +45,10 @@ impl Script {
             Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
             Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Load => ("load.py", include_str!("scripts/load.py")),
-            Self::Held => ("held.py", include_str!("scripts/held.py")),
+            Self::HeldTransfer => ("held.py", include_str!("scripts/held.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
-            Self::Holes => ("holes.py", include_str!("scripts/holes.py")),
+            Self::Pinholes => ("holes.py", include_str!("scripts/holes.py")),
             Self::Pyftpdlib => ("serve_pyftpdlib.py", include_str!("scripts/serve_pyftpdlib.py")),
         }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Background, Family, Host, LabError, Result, Script,
+    BackgroundProcess, Family, Host, LabError, Result, Script,
     process::{self, find_program},
     script,
 };
@@ -85,7 +85,7 @@ impl ServerKind {
 pub struct Server {
     kind: ServerKind,
     files: PathBuf,
-    process: Background,
+    process: BackgroundProcess,
 }
 
 impl Server {
@@ -270,5 +270,5 @@ fn crypt(host: &Host) -> Result<String> {
         command
     });
     let hashed = process::run(command, b"", Duration::from_secs(10))?.success()?;
-    Ok(hashed.text().trim().to_owned())
+    Ok(hashed.stdout_text().trim().to_owned())
 }

@@ -65,7 +65,7 @@ impl Topology {
     }
 
     /// As [`Topology::keys`]: the tables below.
-    pub(super) fn tables(self, plan: &Plan) -> String {
+    pub(super) fn tables(self, plan: &AddressPlan) -> String {
         match (self, &plan.far) {
             (Self::OneToOne, Some(router)) => format!(
                 "[nat]\nexternal-address = \"{}\"\n\n[[server]]\naddress = \"{}\"\n",
@@ -91,22 +91,22 @@ impl Topology {
     }
 
     /// The network that `role` is in.
-    pub(super) fn segment(self, role: Role) -> Segment {
+    pub(super) fn segment(self, role: Role) -> NetworkSegment {
         match (self, role) {
-            (Self::OneToOne, Role::Client | Role::Third) | (Self::BothSides, Role::Server) => {
-                Segment::Far
+            (Self::OneToOne, Role::Client | Role::Outsider) | (Self::BothSides, Role::Server) => {
+                NetworkSegment::Far
             }
             (Self::PublishedServer | Self::PortForward | Self::OneToOne, Role::Server)
             | (Self::Masquerade | Self::SnatPool | Self::BothSides | Self::Routed, Role::Client) => {
-                Segment::Lan
+                NetworkSegment::Lan
             }
-            _ => Segment::Wan,
+            _ => NetworkSegment::Wan,
         }
     }
 
     /// The network whose addresses are public.
-    pub(super) fn public(self) -> Segment {
-        if self == Self::OneToOne { Segment::Far } else { Segment::Wan }
+    pub(super) fn public(self) -> NetworkSegment {
+        if self == Self::OneToOne { NetworkSegment::Far } else { NetworkSegment::Wan }
     }
 }
 
@@ -115,13 +115,13 @@ impl Topology {
 pub(super) enum Role {
     Client,
     Server,
-    Third,
+    Outsider,
 }
 
 /// A network of the lab, with a switch of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
-pub(super) enum Segment {
+pub(super) enum NetworkSegment {
     /// Inside the gateway.
     Lan,
     /// Outside the gateway.
@@ -130,18 +130,18 @@ pub(super) enum Segment {
     Far,
 }
 
-impl Segment {
+impl NetworkSegment {
     pub(super) const ALL: [Self; 3] = [Self::Lan, Self::Wan, Self::Far];
 
     /// The addresses of host number `host`.
-    fn host(self, topology: Topology, host: u8) -> Ends {
+    fn host(self, topology: Topology, host: u8) -> DualAddress {
         let number = u16::from(host);
-        let private = |v4: [u8; 3], v6: u16| Ends {
+        let private = |v4: [u8; 3], v6: u16| DualAddress {
             v4: Ipv4Addr::new(v4[0], v4[1], v4[2], host),
             v6: Ipv6Addr::new(0xfd00, v6, 0, 0, 0, 0, 0, number),
         };
         match self {
-            _ if self == topology.public() => Ends {
+            _ if self == topology.public() => DualAddress {
                 v4: Ipv4Addr::new(198, 51, 100, host),
                 v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, number),
             },
@@ -154,14 +154,14 @@ impl Segment {
 
 /// A host's addresses.
 #[derive(Clone, Copy, Debug)]
-pub struct Ends {
+pub struct DualAddress {
     /// IPv4, in a /24.
     pub v4: Ipv4Addr,
     /// IPv6, in a /64.
     pub v6: Ipv6Addr,
 }
 
-impl Ends {
+impl DualAddress {
     /// The address of one family.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -173,55 +173,55 @@ impl Ends {
 
 /// The addresses of a second gateway or router.
 #[derive(Clone, Copy, Debug)]
-pub struct Far {
+pub struct SecondRouter {
     /// Its inner interface.
-    pub inside: Ends,
+    pub inside: DualAddress,
     /// Its outer interface.
-    pub outside: Ends,
+    pub outside: DualAddress,
 }
 
 /// Everyone's addresses.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct AddressPlan {
     /// The gateway's inner interface.
-    pub inside: Ends,
+    pub inside: DualAddress,
     /// The gateway's outer interface.
-    pub outside: Ends,
+    pub outside: DualAddress,
     /// The client.
-    pub client: Ends,
+    pub client: DualAddress,
     /// Another client beside it.
-    pub client2: Ends,
+    pub client2: DualAddress,
     /// The server.
-    pub server: Ends,
+    pub server: DualAddress,
     /// A stranger outside.
-    pub third: Ends,
+    pub outsider: DualAddress,
     /// The server's gateway ([`Topology::BothSides`]), or the router further out
     /// ([`Topology::OneToOne`]).
-    pub far: Option<Far>,
+    pub far: Option<SecondRouter>,
     /// What the gateway has besides its outer address, for clients to show
     /// ([`Topology::SnatPool`]).
-    pub pool: Vec<Ends>,
+    pub pool: Vec<DualAddress>,
 }
 
-impl Plan {
+impl AddressPlan {
     /// The addresses of the published explanation of FTP behind NAT that everyone quotes
     /// (slacksite.com): client 192.168.150.80, server 192.168.150.90.
-    pub fn of(topology: Topology) -> Self {
+    pub fn for_topology(topology: Topology) -> Self {
         let (lan, wan, far) = (
-            |host| Segment::Lan.host(topology, host),
-            |host| Segment::Wan.host(topology, host),
-            |host| Segment::Far.host(topology, host),
+            |host| NetworkSegment::Lan.host(topology, host),
+            |host| NetworkSegment::Wan.host(topology, host),
+            |host| NetworkSegment::Far.host(topology, host),
         );
         // Whoever is outside has a number of its own, whoever is inside the explanation's.
         let client = |number: u8| match topology.segment(Role::Client) {
-            Segment::Lan => lan(80 + number),
-            Segment::Wan => wan(20 + number),
-            Segment::Far => far(20 + number),
+            NetworkSegment::Lan => lan(80 + number),
+            NetworkSegment::Wan => wan(20 + number),
+            NetworkSegment::Far => far(20 + number),
         };
         let server = match topology.segment(Role::Server) {
-            Segment::Lan => lan(90),
-            Segment::Wan => wan(10),
-            Segment::Far => far(90),
+            NetworkSegment::Lan => lan(90),
+            NetworkSegment::Wan => wan(10),
+            NetworkSegment::Far => far(90),
         };
         let outside = wan(if topology == Topology::OneToOne { 2 } else { 1 });
         Self {
@@ -230,10 +230,10 @@ impl Plan {
             client: if topology == Topology::OnClient { outside } else { client(0) },
             client2: client(1),
             server: if topology == Topology::OnServer { outside } else { server },
-            third: topology.public().host(topology, 66),
+            outsider: topology.public().host(topology, 66),
             far: match topology {
-                Topology::BothSides => Some(Far { inside: far(1), outside: wan(2) }),
-                Topology::OneToOne => Some(Far { inside: wan(1), outside: far(1) }),
+                Topology::BothSides => Some(SecondRouter { inside: far(1), outside: wan(2) }),
+                Topology::OneToOne => Some(SecondRouter { inside: wan(1), outside: far(1) }),
                 _ => None,
             },
             pool: match topology {
@@ -246,11 +246,11 @@ impl Plan {
 
 /// What to build.
 #[derive(Clone, Debug)]
-pub struct Spec {
+pub struct LabSpec {
     /// What the gateway does to addresses.
     pub topology: Topology,
     /// Everyone's addresses.
-    pub plan: Plan,
+    pub plan: AddressPlan,
     /// Whether IPv6 is translated as IPv4 is (NAT66), or routed.
     pub nat66: bool,
     /// What the gateway's own firewall is written in.
@@ -262,13 +262,13 @@ pub struct Spec {
     pub offloads: bool,
 }
 
-impl Spec {
+impl LabSpec {
     /// `topology` with the default addresses, NAT66 and an nftables firewall that accepts
     /// `ftp-alg`'s mark.
     pub fn new(topology: Topology) -> Self {
         Self {
             topology,
-            plan: Plan::of(topology),
+            plan: AddressPlan::for_topology(topology),
             nat66: true,
             firewall: FirewallKind::Nftables,
             admission: Admission::Mark,
@@ -291,8 +291,8 @@ mod tests {
     #[test]
     fn no_two_hosts_have_one_address() {
         for topology in Topology::ALL {
-            let plan = Plan::of(topology);
-            let mut all = vec![plan.inside, plan.outside, plan.client2, plan.third];
+            let plan = AddressPlan::for_topology(topology);
+            let mut all = vec![plan.inside, plan.outside, plan.client2, plan.outsider];
             all.extend((topology != Topology::OnClient).then_some(plan.client));
             all.extend((topology != Topology::OnServer).then_some(plan.server));
             all.extend(plan.far.into_iter().flat_map(|far| [far.inside, far.outside]));

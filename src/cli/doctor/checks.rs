@@ -5,7 +5,7 @@ use crate::{
     config::FastPath,
     daemon::{
         confine,
-        health::{self, Check, Mark, Surroundings},
+        health::{self, Check, CheckStatus, HostAudit},
         snapshot::{Problem, Status},
     },
     gateway::{Backend, Expecting, Features, GatewayError, QueueStatement},
@@ -22,7 +22,7 @@ pub(super) struct Checks<'a> {
     pub(super) features: &'a Features,
     /// `queue.fast-path` of the configuration.
     pub(super) fast_path: FastPath,
-    pub(super) surroundings: Surroundings<'a>,
+    pub(super) surroundings: HostAudit<'a>,
 }
 
 impl Checks<'_> {
@@ -33,7 +33,7 @@ impl Checks<'_> {
         if self.features.net_admin {
             checks.extend(self.kernel());
             checks.extend(self.surroundings.checks());
-            checks.extend(self.helped());
+            checks.extend(self.helper_connections());
         }
         checks.extend(self.daemon());
         checks
@@ -65,7 +65,7 @@ impl Checks<'_> {
         let name = "confinement";
         let missing = match self.running {
             Ok(daemon) => daemon.unconfined.clone(),
-            Err(_) => confine::landlock_lacking().map(str::to_owned).into_iter().collect(),
+            Err(_) => confine::landlock_missing().map(str::to_owned).into_iter().collect(),
         };
         if missing.is_empty() {
             return vec![Check::ok(KERNEL, name, "the daemon can reach its own files only")];
@@ -96,9 +96,12 @@ impl Checks<'_> {
             false if conntrack && !spare => {
                 Check::problem(KERNEL, name, "kernel", "the conntrack back end needs it")
             }
-            false => {
-                Check::new(KERNEL, name, Mark::Missing, "only the conntrack back end could use it")
-            }
+            false => Check::new(
+                KERNEL,
+                name,
+                CheckStatus::Missing,
+                "only the conntrack back end could use it",
+            ),
         };
         checks.push(optional("expectations", features.expecting.expectations, false));
         let Expecting { cthelper, scanner_helper, .. } = features.expecting;
@@ -160,7 +163,7 @@ impl Checks<'_> {
                 let says = format!("read by the running ftp-alg {}", status.version);
                 Check::ok(KERNEL, name, says)
             }
-            (Some(_), Err(problem)) if problem.name == health::HUNG => {
+            (Some(_), Err(problem)) if problem.name == health::DAEMON_HUNG => {
                 Check::ok(KERNEL, name, "read by the ftp-alg that does not answer")
             }
             (Some((_, reader)), Err(_)) => {
@@ -206,19 +209,19 @@ impl Checks<'_> {
     fn fast_path(&self) -> Check {
         let running = self.running.ok().map(|status| &status.fast_path);
         let backend = self.surroundings.backend;
-        let machine = fast_path::Machine::read();
+        let machine = fast_path::KernelInfo::read();
         fast_path::check(KERNEL, self.fast_path, running, backend, &machine)
     }
 
     /// The rules that the fast path may suffer from, if it is to run.
     fn packet_marks(&self) -> Option<Check> {
-        let Surroundings { parameters, firewall, backend, .. } = self.surroundings;
+        let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
         let could_run = self.fast_path == FastPath::Auto && backend == Backend::Nftables;
         let changes = could_run.then(|| firewall.packet_mark_changes(parameters))?;
         fast_path::packet_marks(KERNEL, &changes, parameters)
     }
 
-    fn helped(&self) -> Option<Check> {
+    fn helper_connections(&self) -> Option<Check> {
         let helped = self.features.helped;
         (helped > 0).then(|| {
             let says = format!(
@@ -233,12 +236,15 @@ impl Checks<'_> {
     /// What the daemon says of itself. What it says of the kernel and the rules was looked at here.
     fn daemon(&self) -> Vec<Check> {
         match self.running {
-            Err(problem) => vec![Check::of(DAEMON, problem)],
+            Err(problem) => vec![Check::from_problem(DAEMON, problem)],
             Ok(status) => {
-                let mut checks = health::names(&status.names);
-                let own = status.problems.iter().filter(|problem| !health::is_of_machine(problem));
-                checks.extend(own.map(|problem| Check::of(DAEMON, problem)));
-                checks.extend(health::other_version(status).map(|p| Check::of(DAEMON, &p)));
+                let mut checks = health::name_checks(&status.names);
+                let own =
+                    status.problems.iter().filter(|problem| !health::is_audit_problem(problem));
+                checks.extend(own.map(|problem| Check::from_problem(DAEMON, problem)));
+                checks.extend(
+                    health::version_problem(status).map(|p| Check::from_problem(DAEMON, &p)),
+                );
                 if checks.is_empty() {
                     let says = format!("version {} runs, and sees no problem", status.version);
                     checks.push(Check::ok(DAEMON, "ftp-alg", says));

@@ -15,12 +15,12 @@ use crate::{
 
 const NAME: &str = "fast path";
 /// The first Linux with TCX, as major and minor number.
-const TCX: (u32, u32) = (6, 6);
+const FIRST_WITH_TCX: (u32, u32) = (6, 6);
 const BPF_FS: &str = "/sys/fs/bpf";
 
 /// What the kernel shows of itself, as text.
 #[derive(Clone, Debug)]
-pub(super) struct Machine {
+pub(super) struct KernelInfo {
     /// As `uname -r` prints it.
     pub(super) release: String,
     /// Lines of `/proc/self/mounts`.
@@ -29,7 +29,7 @@ pub(super) struct Machine {
     pub(super) lockdown: String,
 }
 
-impl Machine {
+impl KernelInfo {
     pub(super) fn read() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Self {
@@ -58,7 +58,7 @@ impl Machine {
         let mut numbers = self.release.split(|c: char| !c.is_ascii_digit());
         let mut next = || numbers.next()?.parse::<u32>().ok();
         // A release that says nothing is no obstacle: the kernel itself will say.
-        next().zip(next()).is_none_or(|release| release >= TCX)
+        next().zip(next()).is_none_or(|release| release >= FIRST_WITH_TCX)
     }
 
     fn has_bpf_fs(&self) -> bool {
@@ -85,7 +85,7 @@ pub(super) fn check(
     wanted: FastPath,
     running: Option<&FastPathStatus>,
     backend: Backend,
-    machine: &Machine,
+    machine: &KernelInfo,
 ) -> Check {
     let obstacles = machine.obstacles(backend);
     match (wanted, running) {
@@ -95,10 +95,14 @@ pub(super) fn check(
         }
         (FastPath::Off, _) => {
             let could = if obstacles.is_empty() { "; it could run here" } else { "" };
-            Check::ok(section, NAME, format!("off: {}{could}", FastPathStatus::CONFIGURED))
+            Check::ok(
+                section,
+                NAME,
+                format!("off: {}{could}", FastPathStatus::OFF_BY_CONFIGURATION),
+            )
         }
         (FastPath::Auto, Some(status)) => {
-            let why = if status.why == FastPathStatus::CONFIGURED {
+            let why = if status.why == FastPathStatus::OFF_BY_CONFIGURATION {
                 "the daemon runs with another configuration: restart it"
             } else {
                 &status.why
@@ -122,7 +126,7 @@ pub(super) fn packet_marks(
         return None;
     }
     let bits = parameters.mask() | parameters.slots();
-    let says = if changes.iter().any(|change| change.to_all) {
+    let says = if changes.iter().any(|change| change.is_unconditional) {
         "a rule takes the fast path's packet marks away: it stays off"
     } else {
         "rules take the fast path's packet marks away: data connections that they apply to fail"
@@ -139,10 +143,10 @@ pub(super) fn packet_marks(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::health::Mark;
+    use crate::daemon::health::CheckStatus;
 
-    fn machine() -> Machine {
-        Machine {
+    fn machine() -> KernelInfo {
+        KernelInfo {
             release: "6.12.9-amd64".into(),
             mounts: "proc /proc proc rw 0 0\nbpf /sys/fs/bpf bpf rw,mode=700 0 0\n".into(),
             lockdown: "[none] integrity confidentiality\n".into(),
@@ -152,8 +156,8 @@ mod tests {
     fn says(
         wanted: FastPath,
         running: Option<&FastPathStatus>,
-        machine: &Machine,
-    ) -> (Mark, String) {
+        machine: &KernelInfo,
+    ) -> (CheckStatus, String) {
         let check = check("kernel", wanted, running, Backend::Nftables, machine);
         (check.mark, check.says)
     }
@@ -170,7 +174,7 @@ mod tests {
             ("", true),
         ] {
             assert_eq!(
-                Machine { release: release.into(), ..machine() }.has_tcx(),
+                KernelInfo { release: release.into(), ..machine() }.has_tcx(),
                 has,
                 "{release}"
             );
@@ -181,7 +185,7 @@ mod tests {
     fn each_obstacle_is_named() {
         let release = "6.1.0".into();
         let mounts = "bpf /run/bpf bpf rw 0 0\ntmpfs /sys/fs/bpf tmpfs rw 0 0\n".into();
-        let old = Machine { release, mounts, ..machine() };
+        let old = KernelInfo { release, mounts, ..machine() };
         let found = old.obstacles(Backend::Conntrack).join("\n");
         for what in ["Linux 6.1.0 has no TCX", "mount -t bpf bpf /sys/fs/bpf", "conntrack"] {
             assert!(found.contains(what), "{found}");
@@ -198,18 +202,21 @@ mod tests {
         };
         (on.state, on.connections) = (FastPathState::On, 3);
         let refused = FastPathStatus::off("the kernel refuses the program");
-        let old = Machine { release: "6.1".into(), ..machine() };
+        let old = KernelInfo { release: "6.1".into(), ..machine() };
         let (auto, off) = (FastPath::Auto, FastPath::Off);
         let text = "on: lan0, wan0; 3 connections";
-        assert_eq!(says(auto, Some(&on), &old), (Mark::Ok, text.into()));
+        assert_eq!(says(auto, Some(&on), &old), (CheckStatus::Ok, text.into()));
         let text = "off: the kernel refuses the program";
-        assert_eq!(says(auto, Some(&refused), &machine()), (Mark::Note, text.into()));
-        assert_eq!(says(auto, None, &machine()), (Mark::Ok, "can run here".into()));
-        assert_eq!(says(auto, None, &old), (Mark::Note, "cannot run here".into()));
+        assert_eq!(says(auto, Some(&refused), &machine()), (CheckStatus::Note, text.into()));
+        assert_eq!(says(auto, None, &machine()), (CheckStatus::Ok, "can run here".into()));
+        assert_eq!(says(auto, None, &old), (CheckStatus::Note, "cannot run here".into()));
         let text = "off: the configuration says so; it could run here";
-        assert_eq!(says(off, None, &machine()), (Mark::Ok, text.into()));
+        assert_eq!(says(off, None, &machine()), (CheckStatus::Ok, text.into()));
         let text = "off: the configuration says so";
-        assert_eq!(says(off, Some(&FastPathStatus::default()), &old), (Mark::Ok, text.into()));
+        assert_eq!(
+            says(off, Some(&FastPathStatus::default()), &old),
+            (CheckStatus::Ok, text.into())
+        );
     }
 
     #[test]
@@ -218,7 +225,7 @@ mod tests {
         let change = |to_all| MarkChange {
             chain: "inet own c".into(),
             rule: "meta mark set 0x1".into(),
-            to_all,
+            is_unconditional: to_all,
         };
         assert!(packet_marks("kernel", &[], &parameters).is_none());
         for (changes, words) in [
@@ -226,7 +233,7 @@ mod tests {
             (vec![change(false), change(true)], "it stays off"),
         ] {
             let check = packet_marks("kernel", &changes, &parameters).unwrap();
-            assert!(check.mark == Mark::Note && check.says.ends_with(words), "{check:?}");
+            assert!(check.mark == CheckStatus::Note && check.says.ends_with(words), "{check:?}");
             assert_eq!(check.details[0], "`meta mark set 0x1` in inet own c");
             assert!(check.advice[0].contains("leaves 0xfffe0000 alone"), "{check:?}");
         }
@@ -235,8 +242,11 @@ mod tests {
     #[test]
     fn lockdown_is_mentioned_where_it_may_be_the_reason() {
         let lockdown = "none integrity [confidentiality]\n".into();
-        let locked = Machine { lockdown, ..machine() };
+        let locked = KernelInfo { lockdown, ..machine() };
         let check = check("kernel", FastPath::Auto, None, Backend::Nftables, &locked);
-        assert!(check.mark == Mark::Ok && check.details[0].contains("lockdown"), "{check:?}");
+        assert!(
+            check.mark == CheckStatus::Ok && check.details[0].contains("lockdown"),
+            "{check:?}"
+        );
     }
 }

@@ -8,23 +8,23 @@ use std::{
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 use super::{
-    need::Need,
-    nft::{self, Script},
-    run::{output, systemd_runs},
-    store::{self, Change, Changes, TakeBack},
-    text,
+    commands::{run_command, systemd_runs},
+    file_edits,
+    needed_rule::NeededRule,
+    nft_file::{self, NftFile},
+    store::{self, ChangeSet, FileChange, UndoCommand},
 };
 use crate::{
     cli::Failure,
     gateway::{
-        firewall::{Ip, Manager, Origin, Place},
+        firewall::{ChainLocation, Ip, Origin, RulesetManager},
         rules,
     },
 };
 
 /// Who writes the rules, and by what that is recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
-pub(super) enum Kind {
+pub(super) enum FirewallProgram {
     #[strum(serialize = "nftables", message = "a table of nftables that no other program manages")]
     Nftables,
     #[strum(serialize = "iptables", message = "a table of iptables that no other program manages")]
@@ -42,9 +42,9 @@ pub(super) enum Kind {
 /// What is to be done about one firewall.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub(super) kind: Kind,
-    pub(super) needs: Vec<Need>,
-    pub(super) changes: Changes,
+    pub(super) kind: FirewallProgram,
+    pub(super) needs: Vec<NeededRule>,
+    pub(super) changes: ChangeSet,
     /// Commands that say whether its files are right.
     pub(super) checks: Vec<Vec<String>>,
     /// Why it is not loaded from its files.
@@ -53,8 +53,8 @@ pub(super) struct Plan {
 
 /// What setup cannot do for good.
 #[derive(Clone, Debug)]
-pub(super) struct ByHand {
-    pub(super) need: Need,
+pub(super) struct ManualStep {
+    pub(super) need: NeededRule,
     pub(super) why: String,
 }
 
@@ -73,22 +73,22 @@ const DOCKER_UNITS: [&str; 3] = [
 const DOCKER_USER: &str = "DOCKER-USER";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
-const BESIDE: Option<&str> =
+const FILES_NOT_LOADED: Option<&str> =
     Some("the files are not loaded, as that would change more than these lines");
 /// How deep includes may go; nft itself stops at 16.
-const DEPTH: usize = 16;
+const MAX_INCLUDE_DEPTH: usize = 16;
 
-impl Kind {
+impl FirewallProgram {
     /// Whether it writes `place`. With Docker beside ufw both do.
-    fn writes(self, place: &Place) -> bool {
+    fn manages(self, place: &ChainLocation) -> bool {
         let docker = place.insert_into == DOCKER_USER;
         match self {
             Self::Docker => docker,
-            Self::Ufw => place.manager == Some(Manager::Ufw),
-            Self::Firewalld => place.manager == Some(Manager::Firewalld),
-            Self::Fw4 => place.manager == Some(Manager::Fw4),
+            Self::Ufw => place.manager == Some(RulesetManager::Ufw),
+            Self::Firewalld => place.manager == Some(RulesetManager::Firewalld),
+            Self::Fw4 => place.manager == Some(RulesetManager::Fw4),
             Self::Nftables | Self::Iptables => {
-                let none = matches!(place.manager, None | Some(Manager::Docker)) && !docker;
+                let none = matches!(place.manager, None | Some(RulesetManager::Docker)) && !docker;
                 none && (place.origin == Origin::Nftables) == (self == Self::Nftables)
             }
         }
@@ -96,30 +96,31 @@ impl Kind {
 }
 
 /// What is to be done about each firewall, and what has to be done by hand.
-pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure> {
+pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>), Failure> {
     let (mut plans, mut by_hand) = (Vec::new(), Vec::new());
-    for &kind in Kind::VARIANTS {
-        let needs: Vec<Need> = needs.iter().filter(|n| kind.writes(&n.place)).cloned().collect();
+    for &kind in FirewallProgram::VARIANTS {
+        let needs: Vec<NeededRule> =
+            needs.iter().filter(|n| kind.manages(&n.place)).cloned().collect();
         if needs.is_empty() {
             continue;
         }
-        let mut draft = Draft::default();
+        let mut draft = PlanDraft::default();
         let mut met = Vec::new();
         for need in needs {
             match draft.add(kind, &need)? {
                 Ok(()) => met.push(need),
                 // That a line which works is in no file of ours is no news.
                 Err(_) if need.passes => {}
-                Err(why) => by_hand.push(ByHand { need, why }),
+                Err(why) => by_hand.push(ManualStep { need, why }),
             }
         }
-        draft.changes.files.retain(Change::says_something);
+        draft.changes.files.retain(FileChange::is_different);
         let stopped = met.iter().any(|need| !need.passes);
         if !stopped && draft.changes.files.is_empty() {
             continue;
         }
-        draft.loads(kind, &met)?;
-        let Draft { changes, checks, note } = draft;
+        draft.plan_loading(kind, &met)?;
+        let PlanDraft { changes, checks, note } = draft;
         plans.push(Plan { kind, needs: met, changes, checks, note });
     }
     Ok((plans, by_hand))
@@ -127,24 +128,24 @@ pub(super) fn plans(needs: &[Need]) -> Result<(Vec<Plan>, Vec<ByHand>), Failure>
 
 /// Edits that are not written yet.
 #[derive(Default)]
-struct Draft {
-    changes: Changes,
+struct PlanDraft {
+    changes: ChangeSet,
     checks: Vec<Vec<String>>,
     note: Option<&'static str>,
 }
 
 /// Whether a line has a place in a file; why not.
-type Placed = Result<(), String>;
+type Placement = Result<(), String>;
 
-impl Draft {
+impl PlanDraft {
     /// The file at `path`, as edited so far.
-    fn file(&mut self, path: &str) -> Result<&mut Change, Failure> {
+    fn file(&mut self, path: &str) -> Result<&mut FileChange, Failure> {
         let path = Path::new(path);
         let files = &mut self.changes.files;
         let at = match files.iter().position(|change| change.path == path) {
             Some(at) => at,
             None => {
-                files.push(Change::of(path)?);
+                files.push(FileChange::for_file(path)?);
                 files.len() - 1
             }
         };
@@ -167,33 +168,33 @@ impl Draft {
     }
 
     /// Loads with this command, also what was before.
-    fn load_both_ways(&mut self, words: &[&str]) {
+    fn load_and_undo_with(&mut self, words: &[&str]) {
         self.load(command(words));
-        self.changes.take_back.push(TakeBack::Run(command(words)));
+        self.changes.take_back.push(UndoCommand::Run(command(words)));
     }
 
     /// Adds the line of `need` to the file that it belongs to.
-    fn add(&mut self, kind: Kind, need: &Need) -> Result<Placed, Failure> {
+    fn add(&mut self, kind: FirewallProgram, need: &NeededRule) -> Result<Placement, Failure> {
         match kind {
-            Kind::Nftables => self.nftables(need),
-            Kind::Iptables => self.iptables(need),
-            Kind::Ufw => self.ufw(need),
-            Kind::Firewalld => self.firewalld(need),
-            Kind::Docker => self.docker(need),
-            Kind::Fw4 => self.fw4(need),
+            FirewallProgram::Nftables => self.nftables(need),
+            FirewallProgram::Iptables => self.iptables(need),
+            FirewallProgram::Ufw => self.ufw(need),
+            FirewallProgram::Firewalld => self.firewalld(need),
+            FirewallProgram::Docker => self.docker(need),
+            FirewallProgram::Fw4 => self.fw4(need),
         }
     }
 
-    fn nftables(&mut self, need: &Need) -> Result<Placed, Failure> {
-        let Some(main) = existing(&NFTABLES) else {
+    fn nftables(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
+        let Some(main) = first_existing(&NFTABLES) else {
             return Ok(Err(format!("there is no {}", NFTABLES[0])));
         };
-        let Place { family, table, insert_into, .. } = &need.place;
+        let ChainLocation { family, table, insert_into, .. } = &need.place;
         let chain = format!("{family} {table} {insert_into}");
         self.check(&["nft", "--check", "--file", main]);
-        for path in included(main)? {
+        for path in included_files(main)? {
             let file = self.file(&path)?;
-            if let Some(text) = nft::with_rule(&file.written, &chain, &need.rule) {
+            if let Some(text) = nft_file::with_rule(&file.written, &chain, &need.rule) {
                 file.written = text;
                 return Ok(Ok(()));
             }
@@ -201,14 +202,14 @@ impl Draft {
         Ok(Err(format!("{main} and what it includes have no such chain: it was loaded by hand")))
     }
 
-    fn iptables(&mut self, need: &Need) -> Result<Placed, Failure> {
+    fn iptables(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let Some(path) = iptables_file(need.ip) else {
             let usual = IPTABLES[usize::from(need.ip == Ip::V6)][0];
             return Ok(Err(format!("there is no {usual}")));
         };
-        let Place { table, insert_into, .. } = &need.place;
+        let ChainLocation { table, insert_into, .. } = &need.place;
         let file = self.file(path)?;
-        match text::with_restored(&file.written, table, insert_into, &need.rule) {
+        match file_edits::with_iptables_rule(&file.written, table, insert_into, &need.rule) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
         }
@@ -217,7 +218,7 @@ impl Draft {
         Ok(Ok(()))
     }
 
-    fn ufw(&mut self, need: &Need) -> Result<Placed, Failure> {
+    fn ufw(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let (path, prefix) = match need.ip {
             Ip::V4 => ("/etc/ufw/before.rules", "ufw"),
             Ip::V6 => ("/etc/ufw/before6.rules", "ufw6"),
@@ -225,7 +226,7 @@ impl Draft {
         let chain = format!("{prefix}-before-{}", need.hook);
         let file = self.file(path)?;
         let text = match need.place.table.as_str() {
-            "filter" => text::with_restored(&file.written, "filter", &chain, &need.rule),
+            "filter" => file_edits::with_iptables_rule(&file.written, "filter", &chain, &need.rule),
             _ => None,
         };
         let Some(text) = text else {
@@ -237,7 +238,7 @@ impl Draft {
         Ok(Ok(()))
     }
 
-    fn firewalld(&mut self, need: &Need) -> Result<Placed, Failure> {
+    fn firewalld(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         if need.place.origin == Origin::Nftables {
             return Ok(Err(
                 "firewalld over nftables has no rule for a mark, and forgets those of \
@@ -247,7 +248,12 @@ impl Draft {
             ));
         }
         let file = self.file(DIRECT)?;
-        match text::with_direct(&file.written, need.ipv(), &need.place.chain, &need.rule) {
+        match file_edits::with_direct_rule(
+            &file.written,
+            need.ip_name(),
+            &need.place.chain,
+            &need.rule,
+        ) {
             Some(text) => file.written = text,
             None => return Ok(Err(format!("{DIRECT} has no <direct>"))),
         }
@@ -255,19 +261,19 @@ impl Draft {
         Ok(Ok(()))
     }
 
-    fn docker(&mut self, need: &Need) -> Result<Placed, Failure> {
+    fn docker(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let kept =
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
-        if need.rule.is_in(&kept) {
+        if need.rule.has_equivalent_in(&kept) {
             return Ok(Ok(()));
         }
-        if existing(&DOCKER_UNITS).is_none() {
+        if first_existing(&DOCKER_UNITS).is_none() {
             return Ok(Err("there is no docker.service to load it after".to_owned()));
         }
         let program = need.command.split(' ').next().unwrap_or_default();
-        let rule = need.rule.arguments();
+        let rule = need.rule.iptables_arguments();
         let line = format!(
             "ExecStartPost=-/bin/sh -c '{program} -C {DOCKER_USER} {rule} 2>/dev/null || \
              {program} -I {DOCKER_USER} {rule}'"
@@ -279,63 +285,63 @@ impl Draft {
                 .to_owned();
         }
         if !file.written.contains(&line) {
-            file.written = text::with_last_line(&file.written, &line);
+            file.written = file_edits::with_last_line(&file.written, &line);
         }
         Ok(Ok(()))
     }
 
-    fn fw4(&mut self, need: &Need) -> Result<Placed, Failure> {
+    fn fw4(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let hook = need.hook;
         let directory = format!("{FW4}/{hook}");
-        let path = format!("{directory}/{}.nft", text::MARKER);
-        for other in matching(&format!("{directory}/*.nft")).filter(|other| *other != path) {
+        let path = format!("{directory}/{}.nft", file_edits::MARKER);
+        for other in glob_files(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
-            if need.rule.is_in(&text) {
+            if need.rule.has_equivalent_in(&text) {
                 return Ok(Ok(()));
             }
         }
         let file = self.file(&path)?;
-        if !need.rule.is_in(&file.written) {
-            file.written = text::with_last_line(&file.written, &need.rule.statement());
+        if !need.rule.has_equivalent_in(&file.written) {
+            file.written = file_edits::with_last_line(&file.written, &need.rule.nft_statement());
         }
         let keep = self.file(SYSUPGRADE)?;
         if !keep.written.lines().any(|line| path.starts_with(line.trim()) && line.starts_with('/'))
         {
-            keep.written = text::with_last_line(&keep.written, &path);
+            keep.written = file_edits::with_last_line(&keep.written, &path);
         }
         self.check(&["fw4", "check"]);
         Ok(Ok(()))
     }
 
     /// How the firewall takes the new files, and gives them up.
-    fn loads(&mut self, kind: Kind, needs: &[Need]) -> Result<(), Failure> {
+    fn plan_loading(&mut self, kind: FirewallProgram, needs: &[NeededRule]) -> Result<(), Failure> {
         match kind {
-            Kind::Ufw => self.load_both_ways(&["ufw", "reload"]),
-            Kind::Firewalld => self.load_both_ways(&["firewall-cmd", "--reload"]),
-            Kind::Fw4 => self.load_both_ways(&["fw4", "reload"]),
-            Kind::Docker => {
+            FirewallProgram::Ufw => self.load_and_undo_with(&["ufw", "reload"]),
+            FirewallProgram::Firewalld => self.load_and_undo_with(&["firewall-cmd", "--reload"]),
+            FirewallProgram::Fw4 => self.load_and_undo_with(&["fw4", "reload"]),
+            FirewallProgram::Docker => {
                 if systemd_runs() && !self.changes.files.is_empty() {
-                    self.load_both_ways(&["systemctl", "daemon-reload"]);
+                    self.load_and_undo_with(&["systemctl", "daemon-reload"]);
                 }
-                self.rules(needs, None);
+                self.load_rules(needs, None);
             }
-            Kind::Nftables => {
-                let main = existing(&NFTABLES).unwrap_or(NFTABLES[0]);
-                let same = nftables_are_as_in(main);
-                self.note = if same { None } else { BESIDE };
-                self.rules(needs, same.then(|| command(&["nft", "--file", main])));
+            FirewallProgram::Nftables => {
+                let main = first_existing(&NFTABLES).unwrap_or(NFTABLES[0]);
+                let same = nftables_match_file(main);
+                self.note = if same { None } else { FILES_NOT_LOADED };
+                self.load_rules(needs, same.then(|| command(&["nft", "--file", main])));
             }
-            Kind::Iptables => {
+            FirewallProgram::Iptables => {
                 let programs: BTreeSet<String> = needs.iter().map(restore_program).collect();
                 for restore in programs {
                     let of_it = needs.iter().filter(|need| restore_program(need) == restore);
-                    let needs: Vec<Need> = of_it.cloned().collect();
+                    let needs: Vec<NeededRule> = of_it.cloned().collect();
                     let Some(path) = needs.first().and_then(|need| iptables_file(need.ip)) else {
                         continue;
                     };
-                    let same = iptables_are_as_in(path, &restore)?;
-                    self.note = if same { self.note } else { BESIDE };
-                    self.rules(&needs, same.then(|| command(&[&restore, path])));
+                    let same = iptables_match_file(path, &restore)?;
+                    self.note = if same { self.note } else { FILES_NOT_LOADED };
+                    self.load_rules(&needs, same.then(|| command(&[&restore, path])));
                 }
             }
         }
@@ -344,21 +350,21 @@ impl Draft {
 
     /// Loads the files by `reload`; without it, adds the lines alone to what is loaded. Either way only the lines
     /// are removed when they are taken back.
-    fn rules(&mut self, needs: &[Need], reload: Option<Vec<String>>) {
+    fn load_rules(&mut self, needs: &[NeededRule], reload: Option<Vec<String>>) {
         for need in needs {
             let line = match need.place.origin {
-                Origin::Nftables => format!("{} comment \"{}\"", need.command, text::MARKER),
+                Origin::Nftables => format!("{} comment \"{}\"", need.command, file_edits::MARKER),
                 _ => need.command.replace(
                     " -j ACCEPT",
-                    &format!(" -m comment --comment {} -j ACCEPT", text::MARKER),
+                    &format!(" -m comment --comment {} -j ACCEPT", file_edits::MARKER),
                 ),
             };
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
             if reload.is_none() && !need.passes {
                 self.load(words.clone());
             }
-            if !need.has_ours {
-                self.changes.take_back.push(TakeBack::Remove(words));
+            if !need.has_setup_rule {
+                self.changes.take_back.push(UndoCommand::Remove(words));
             }
         }
         if let Some(words) = reload {
@@ -371,34 +377,34 @@ fn command(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn existing<'a>(paths: &[&'a str]) -> Option<&'a str> {
+fn first_existing<'a>(paths: &[&'a str]) -> Option<&'a str> {
     paths.iter().copied().find(|path| Path::new(path).exists())
 }
 
 /// The file that iptables-persistent, or the service of this distribution, loads.
 fn iptables_file(ip: Ip) -> Option<&'static str> {
-    existing(&IPTABLES[usize::from(ip == Ip::V6)])
+    first_existing(&IPTABLES[usize::from(ip == Ip::V6)])
 }
 
 /// The files of a pattern, in the order in which nft reads them.
-fn matching(pattern: &str) -> impl Iterator<Item = String> {
+fn glob_files(pattern: &str) -> impl Iterator<Item = String> {
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
     let paths = glob::glob_with(pattern, options).into_iter().flatten().flatten();
     paths.map(|path: PathBuf| path.to_string_lossy().into_owned())
 }
 
 /// `main` and the files that it includes.
-fn included(main: &str) -> Result<Vec<String>, Failure> {
+fn included_files(main: &str) -> Result<Vec<String>, Failure> {
     let mut files = vec![main.to_owned()];
     let mut new = files.clone();
-    for _ in 0..DEPTH {
+    for _ in 0..MAX_INCLUDE_DEPTH {
         let mut next = Vec::new();
         for path in &new {
             let text = store::read(Path::new(path))?.unwrap_or_default();
-            for pattern in Script::parse(&text).includes {
+            for pattern in NftFile::parse(&text).includes {
                 // nft looks for the others in its directory.
                 let pattern = Path::new("/etc").join(pattern);
-                next.extend(matching(&pattern.to_string_lossy()));
+                next.extend(glob_files(&pattern.to_string_lossy()));
             }
         }
         next.retain(|path| !files.contains(path));
@@ -410,11 +416,11 @@ fn included(main: &str) -> Result<Vec<String>, Failure> {
 
 /// Whether loading `main`, even twice, gives what is loaded. If not, it would take away what somebody added (a table of
 /// Docker, an address in a set), or add rules a second time.
-fn nftables_are_as_in(main: &str) -> bool {
+fn nftables_match_file(main: &str) -> bool {
     // In a network namespace of its own.
     let lines = format!("nft -f {main} && nft -f {main} && nft --stateless list ruleset");
-    let fresh = output(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
-    let loaded = output(&command(&["nft", "--stateless", "list", "ruleset"]));
+    let fresh = run_command(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
+    let loaded = run_command(&command(&["nft", "--stateless", "list", "ruleset"]));
     let (Ok(fresh), Ok(loaded)) = (fresh, loaded) else { return false };
     let ours = format!("table inet {} ", rules::TABLE);
     let fresh = fresh + "\n";
@@ -424,9 +430,9 @@ fn nftables_are_as_in(main: &str) -> bool {
 
 /// Whether all that is loaded of the tables in `path` is in it: `iptables-restore` would remove the rest, as the
 /// chains of fail2ban.
-fn iptables_are_as_in(path: &str, restore: &str) -> Result<bool, Failure> {
+fn iptables_match_file(path: &str, restore: &str) -> Result<bool, Failure> {
     let text = store::read(Path::new(path))?.unwrap_or_default();
-    let saved = output(&[restore.replace("-restore", "-save")])?;
+    let saved = run_command(&[restore.replace("-restore", "-save")])?;
     let (loaded, kept) = (chains_and_rules(&saved), chains_and_rules(&text));
     Ok(loaded
         .iter()
@@ -451,10 +457,10 @@ fn chains_and_rules(text: &str) -> BTreeSet<(&str, &str)> {
 }
 
 /// `iptables-nft-restore`, or `iptables-restore` where there is only one kind.
-fn restore_program(need: &Need) -> String {
+fn restore_program(need: &NeededRule) -> String {
     let program = need.command.split(' ').next().unwrap_or_default();
     let restore = format!("{program}-restore");
-    match output(&command(&[&restore, "--version"])) {
+    match run_command(&command(&[&restore, "--version"])) {
         Ok(_) => restore,
         Err(_) if need.ip == Ip::V6 => "ip6tables-restore".to_owned(),
         Err(_) => "iptables-restore".to_owned(),

@@ -13,7 +13,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::text::without_ours;
+use super::file_edits::without_setup_lines;
 use crate::cli::Failure;
 
 /// Where originals are kept.
@@ -21,7 +21,7 @@ const DIRECTORY: &str = "/var/lib/ftp-alg/setup";
 
 /// A file, before and after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Change {
+pub(super) struct FileChange {
     pub(super) path: PathBuf,
     /// Its text; none if there was no file.
     pub(super) original: Option<String>,
@@ -32,7 +32,7 @@ pub(super) struct Change {
 
 /// How the kernel gives up what it was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum TakeBack {
+pub(super) enum UndoCommand {
     /// A command that loads the files that were put back.
     Run(Vec<String>),
     /// The command that adds a rule, which is removed.
@@ -41,13 +41,13 @@ pub(super) enum TakeBack {
 
 /// Changes, and what makes them effective.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Changes {
-    pub(super) files: Vec<Change>,
+pub(super) struct ChangeSet {
+    pub(super) files: Vec<FileChange>,
     pub(super) loads: Vec<Vec<String>>,
-    pub(super) take_back: Vec<TakeBack>,
+    pub(super) take_back: Vec<UndoCommand>,
 }
 
-impl Changes {
+impl ChangeSet {
     pub(super) fn add(&mut self, other: Self) {
         self.files.extend(other.files);
         self.loads.extend(other.loads);
@@ -57,17 +57,17 @@ impl Changes {
 
 /// What was done, and what is being done.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Journal {
+pub(super) struct SetupJournal {
     /// In effect. Its originals are the operator's.
-    pub(super) done: Changes,
+    pub(super) done: ChangeSet,
     /// Begun, and not known to be in effect.
-    pub(super) begun: Option<Changes>,
+    pub(super) begun: Option<ChangeSet>,
 }
 
 /// The right to change files, for as long as it lives.
-pub(super) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+pub(super) struct SetupLock(#[expect(dead_code, reason = "held, not read")] File);
 
-fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
+fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
     let advice = match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => "; make it writable first (mount -o remount,rw)",
         io::ErrorKind::PermissionDenied => "; run this as root",
@@ -77,27 +77,27 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
 }
 
 /// Locks out other runs that change something.
-pub(super) fn lock() -> Result<Lock, Failure> {
+pub(super) fn lock() -> Result<SetupLock, Failure> {
     let path = Path::new(DIRECTORY).join("lock");
-    is_ours(&path)?;
+    check_only_root_writes(&path)?;
     let make = || {
         fs::create_dir_all(DIRECTORY)?;
         fs::set_permissions(DIRECTORY, fs::Permissions::from_mode(0o700))
     };
-    make().map_err(|error| cannot("create", Path::new(DIRECTORY), &error))?;
+    make().map_err(|error| io_failure("create", Path::new(DIRECTORY), &error))?;
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| cannot("open", &path, &error))?;
+    let file = file.map_err(|error| io_failure("open", &path, &error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Lock(file)),
+        Ok(()) => Ok(SetupLock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::Failed(
             "another ftp-alg setup is at work: wait until it has ended, and try again".to_owned(),
         )),
-        Err(error) => Err(cannot("lock", &path, &error.into())),
+        Err(error) => Err(io_failure("lock", &path, &error.into())),
     }
 }
 
 /// That nobody but root put the journal there: it says which files to write, and what.
-fn is_ours(path: &Path) -> Result<(), Failure> {
+fn check_only_root_writes(path: &Path) -> Result<(), Failure> {
     for path in path.ancestors() {
         let Ok(found) = fs::symlink_metadata(path) else { continue };
         if found.uid() != 0 || found.mode() & 0o022 != 0 && !found.is_symlink() {
@@ -111,7 +111,7 @@ fn is_ours(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-impl Journal {
+impl SetupJournal {
     fn path() -> PathBuf {
         Path::new(DIRECTORY).join("journal.json")
     }
@@ -119,7 +119,7 @@ impl Journal {
     /// What earlier runs did.
     pub(super) fn read() -> Result<Self, Failure> {
         let path = Self::path();
-        is_ours(&path)?;
+        check_only_root_writes(&path)?;
         match fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {
                 Failure::Failed(format!(
@@ -129,13 +129,13 @@ impl Journal {
                 ))
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(cannot("read", &path, &error)),
+            Err(error) => Err(io_failure("read", &path, &error)),
         }
     }
 
     /// Whether there is nothing to take back.
     pub(super) fn is_empty(&self) -> bool {
-        self.done == Changes::default() && self.begun.is_none()
+        self.done == ChangeSet::default() && self.begun.is_none()
     }
 
     /// Keeps it, or removes it if it says nothing.
@@ -144,23 +144,23 @@ impl Journal {
         if self.is_empty() {
             return match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(cannot("remove", &path, &error))
+                    Err(io_failure("remove", &path, &error))
                 }
                 _ => Ok(()),
             };
         }
         let text = serde_json::to_string_pretty(self).map_err(Failure::failed)?;
-        write(&path, &text, None).map_err(|error| cannot("write", &path, &error))
+        write(&path, &text, None).map_err(|error| io_failure("write", &path, &error))
     }
 
     /// Takes what was begun for done.
-    pub(super) fn finish(&mut self) {
+    pub(super) fn mark_done(&mut self) {
         let Some(begun) = self.begun.take() else { return };
         for change in begun.files {
             match self.done.files.iter_mut().find(|known| known.path == change.path) {
                 // What the operator wrote since counts as original.
                 Some(known) if change.original.as_ref() != Some(&known.written) => {
-                    known.original = change.original.as_deref().map(without_ours);
+                    known.original = change.original.as_deref().map(without_setup_lines);
                     known.written = change.written;
                 }
                 Some(known) => known.written = change.written,
@@ -185,12 +185,12 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
             ))
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(cannot("read", path, &error)),
+        Err(error) => Err(io_failure("read", path, &error)),
     }
 }
 
 /// Where the next text of a file is written.
-fn beside(path: &Path) -> Option<PathBuf> {
+fn temporary_path(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_string_lossy();
     // No pattern of an include matches this.
     Some(path.with_file_name(format!(".{name}.ftp-alg")))
@@ -205,7 +205,7 @@ fn resolved(path: &Path) -> PathBuf {
 fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
     let path = resolved(path);
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let beside = beside(&path).ok_or_else(invalid)?;
+    let beside = temporary_path(&path).ok_or_else(invalid)?;
     // Left by a run that was interrupted; others are locked out.
     let _ = fs::remove_file(&beside);
     let attempt = || {
@@ -226,9 +226,9 @@ fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
     attempt().inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
-impl Change {
+impl FileChange {
     /// The file at `path` as it is, to be edited.
-    pub(super) fn of(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn for_file(path: &Path) -> Result<Self, Failure> {
         let original = read(path)?;
         let written = original.clone().unwrap_or_default();
         let absent = path.ancestors().skip(1).take_while(|directory| !directory.exists());
@@ -237,28 +237,29 @@ impl Change {
     }
 
     /// Whether the file is another afterwards.
-    pub(super) fn says_something(&self) -> bool {
+    pub(super) fn is_different(&self) -> bool {
         self.original.as_deref().unwrap_or_default() != self.written
     }
 
     /// Writes it, unless somebody else changed the file meanwhile.
-    pub(super) fn make(&self) -> Result<(), Failure> {
+    pub(super) fn write_file(&self) -> Result<(), Failure> {
         let path = &self.path;
         if read(path)? != self.original {
             let what = "was changed meanwhile: nothing was written to it; try again";
             return Err(Failure::Failed(format!("{} {what}", path.display())));
         }
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|error| cannot("create", directory, &error))?;
+            fs::create_dir_all(directory)
+                .map_err(|error| io_failure("create", directory, &error))?;
         }
-        write(path, &self.written, Some(0o644)).map_err(|error| cannot("write", path, &error))
+        write(path, &self.written, Some(0o644)).map_err(|error| io_failure("write", path, &error))
     }
 
     /// Puts the original back, and says so. Of a file that was edited since only our lines go.
-    pub(super) fn take_back(&self) -> Result<String, Failure> {
+    pub(super) fn undo(&self) -> Result<String, Failure> {
         let path = &self.path;
         let now = read(path)?;
-        let cannot_write = |error| cannot("write", path, &error);
+        let cannot_write = |error| io_failure("write", path, &error);
         let put = |text: &str| write(path, text, Some(0o644)).map_err(cannot_write);
         let says = match (&self.original, now) {
             (original, now) if *original == now => "is as it was before",
@@ -267,11 +268,11 @@ impl Change {
                 "is as it was before"
             }
             (None, Some(now)) if now == self.written => {
-                fs::remove_file(path).map_err(|error| cannot("remove", path, &error))?;
+                fs::remove_file(path).map_err(|error| io_failure("remove", path, &error))?;
                 "is removed again"
             }
             (_, None) => "is gone: left so",
-            (_, Some(now)) => match without_ours(&now) {
+            (_, Some(now)) => match without_setup_lines(&now) {
                 rest if rest == now => "was edited, and has none of our lines: left so",
                 rest => {
                     put(&rest)?;
@@ -280,7 +281,7 @@ impl Change {
             },
         };
         // Left by a run that was interrupted.
-        let _ = beside(&resolved(path)).map(fs::remove_file);
+        let _ = temporary_path(&resolved(path)).map(fs::remove_file);
         for directory in &self.directories {
             // One that has other files by now stays.
             let _ = fs::remove_dir(directory);
@@ -293,21 +294,21 @@ impl Change {
 mod tests {
     use super::*;
 
-    fn change(original: Option<&str>, written: &str) -> Change {
+    fn change(original: Option<&str>, written: &str) -> FileChange {
         let (path, original) = (PathBuf::from("/x"), original.map(str::to_owned));
-        Change { path, original, written: written.into(), directories: Vec::new() }
+        FileChange { path, original, written: written.into(), directories: Vec::new() }
     }
 
-    fn finished(journal: &mut Journal, file: Change) -> Change {
-        journal.begun = Some(Changes { files: vec![file], ..Changes::default() });
-        journal.finish();
+    fn finished(journal: &mut SetupJournal, file: FileChange) -> FileChange {
+        journal.begun = Some(ChangeSet { files: vec![file], ..ChangeSet::default() });
+        journal.mark_done();
         assert!(journal.begun.is_none() && journal.done.files.len() == 1);
         journal.done.files[0].clone()
     }
 
     #[test]
     fn the_first_original_counts_unless_the_operator_wrote_since() {
-        let mut journal = Journal::default();
+        let mut journal = SetupJournal::default();
         finished(&mut journal, change(Some("a\n"), "a\n1 ftp-alg-setup\n"));
         let second = "a\n1 ftp-alg-setup\n2 ftp-alg-setup\n";
         let known = finished(&mut journal, change(Some("a\n1 ftp-alg-setup\n"), second));
@@ -320,16 +321,18 @@ mod tests {
     fn a_file_is_made_and_taken_back_with_its_directory() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("new/x.nft");
-        let mut change = Change::of(&path).unwrap();
-        assert!(!change.says_something());
+        let mut change = FileChange::for_file(&path).unwrap();
+        assert!(!change.is_different());
         change.written = "1 ftp-alg-setup\n".into();
-        change.make().unwrap();
+        change.write_file().unwrap();
         assert_eq!(read(&path).unwrap().as_ref(), Some(&change.written));
-        let Err(Failure::Failed(error)) = change.make() else { panic!("it was there already") };
+        let Err(Failure::Failed(error)) = change.write_file() else {
+            panic!("it was there already")
+        };
         assert!(error.ends_with("was changed meanwhile: nothing was written to it; try again"));
-        assert!(change.take_back().unwrap().ends_with("x.nft is removed again"));
+        assert!(change.undo().unwrap().ends_with("x.nft is removed again"));
         assert!(!home.path().join("new").exists());
-        assert!(change.take_back().unwrap().ends_with("is as it was before"));
+        assert!(change.undo().unwrap().ends_with("is as it was before"));
     }
 
     #[test]
@@ -351,8 +354,8 @@ mod tests {
                 fs::remove_file(&path).unwrap();
             }
             let change =
-                Change { path: path.clone(), ..change(Some("a\n"), "a\n1 ftp-alg-setup\n") };
-            assert!(change.take_back().unwrap().ends_with(says), "{now}");
+                FileChange { path: path.clone(), ..change(Some("a\n"), "a\n1 ftp-alg-setup\n") };
+            assert!(change.undo().unwrap().ends_with(says), "{now}");
             assert_eq!(read(&path).unwrap().as_deref(), rest);
         }
     }

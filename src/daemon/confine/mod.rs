@@ -28,7 +28,7 @@ const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 
 /// The fast path's program needs these as well while it is loaded: the verifier refuses code that compilers make of it
 /// without CAP_PERFMON ("attempt to corrupt spilled pointer on stack"). Once it is loaded, neither is needed.
-const LOADING: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
+const NEEDED_TO_LOAD: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
 
 /// What landlock forbids unless it is allowed, with [`Scope::Signal`], as far as the kernel knows it.
 /// What Linux 5.13 does not know yet (truncation by name, signals, ioctl) seccomp forbids as well.
@@ -68,19 +68,19 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ConfineErro
 }
 
 /// Becomes `account`, with the daemon's capabilities and those that load the fast path's program: [`daemon`] is to follow.
-pub fn user(account: Option<&Account>) -> Result<(), ConfineError> {
-    keep_capabilities(account, &LOADING, false)
+pub fn become_user(account: Option<&Account>) -> Result<(), ConfineError> {
+    restrict_capabilities(account, &NEEDED_TO_LOAD, false)
 }
 
 /// Confines the daemon: from now on it reads `/proc`, has files in `state_dir`, and makes and removes
 /// sockets in `socket_dir`. With `pins`, the directory of the fast path's pins, it may use BPF maps, attach the program that
 /// is loaded, and make and remove pins. Gives what this kernel cannot confine, a line each, for people.
-pub fn daemon(
+pub fn confine_daemon(
     state_dir: &Path,
     socket_dir: &Path,
     pins: Option<&Path>,
 ) -> Result<Vec<String>, ConfineError> {
-    keep_capabilities(None, &[], false)?;
+    restrict_capabilities(None, &[], false)?;
     let state = AccessFs::ReadFile
         | AccessFs::ReadDir
         | AccessFs::WriteFile
@@ -107,8 +107,8 @@ pub fn daemon(
 }
 
 /// Confines the broker: it reads and runs what it may, and changes no file.
-pub fn broker(account: Option<&Account>) -> Result<(), ConfineError> {
-    keep_capabilities(account, &[], true)?;
+pub fn confine_broker(account: Option<&Account>) -> Result<(), ConfineError> {
+    restrict_capabilities(account, &[], true)?;
     let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     restrict([(Path::new("/"), read), (Path::new("/dev/null"), AccessFs::WriteFile.into())])?;
     Ok(())
@@ -116,7 +116,7 @@ pub fn broker(account: Option<&Account>) -> Result<(), ConfineError> {
 
 /// Confines the broker's thread that will start a program to what such programs read: their
 /// input, which is the daemon's, may name files.
-pub fn program() -> io::Result<()> {
+pub fn confine_program() -> io::Result<()> {
     let run = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let rules = PROGRAMS.map(|place| (Path::new(place), run)).into_iter();
@@ -126,7 +126,7 @@ pub fn program() -> io::Result<()> {
 }
 
 /// Why landlock would do nothing here; `None` if it does.
-pub fn landlock_lacking() -> Option<&'static str> {
+pub fn landlock_missing() -> Option<&'static str> {
     // On a thread of its own, which ends with its confinement.
     let status = std::thread::spawn(|| restrict([])).join().ok().and_then(Result::ok);
     (status == Some(RulesetStatus::NotEnforced)).then_some(NO_LANDLOCK)
@@ -135,7 +135,7 @@ pub fn landlock_lacking() -> Option<&'static str> {
 /// Becomes `account`, keeping the needed capabilities, and no other, now or later, but `more` until this is done again
 /// without them; those that the process does not have are missed where they are needed. With `for_programs` a program
 /// that is started has them, too.
-fn keep_capabilities(
+fn restrict_capabilities(
     account: Option<&Account>,
     more: &[Cap],
     for_programs: bool,

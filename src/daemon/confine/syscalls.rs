@@ -12,7 +12,7 @@ use seccompiler::{
     SeccompCondition as Condition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
 };
 
-use crate::gateway::fastpath::COMMANDS;
+use crate::gateway::fastpath::BPF_COMMANDS;
 
 const FORBIDDEN: SeccompAction = if cfg!(debug_assertions) {
     SeccompAction::KillProcess
@@ -110,7 +110,7 @@ const ALLOWED: &[c_long] = &[
 
 /// Calls that newer architectures do without.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_OF_OLD: &[c_long] = &[
+const ALLOWED_LEGACY: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_gettimeofday,
     libc::SYS_lstat,
@@ -144,16 +144,16 @@ const REQUESTS: [u64; 2] = [libc::TCGETS as _, libc::FIONBIO as _];
 /// Puts the filters on this thread and those that it starts; `fast_path` says whether that is loaded.
 pub(super) fn restrict(fast_path: bool) -> Result<(), Error> {
     // The second forbids a third.
-    for filter in [newer()?, allowed(fast_path)?] {
+    for filter in [hide_clone3()?, allow_listed(fast_path)?] {
         apply_filter(&filter)?;
     }
     Ok(())
 }
 
-fn allowed(fast_path: bool) -> Result<BpfProgram, BackendError> {
+fn allow_listed(fast_path: bool) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let more = if fast_path { FAST_PATH } else { &[] };
-    for &call in ALLOWED.iter().chain(ALLOWED_OF_OLD).chain(more) {
+    for &call in ALLOWED.iter().chain(ALLOWED_LEGACY).chain(more) {
         rules.insert(call, Vec::new());
     }
     let argument = |number, is, value| {
@@ -166,7 +166,7 @@ fn allowed(fast_path: bool) -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_socketpair, one_of(0, &[libc::AF_UNIX as u64])?);
     rules.insert(libc::SYS_ioctl, one_of(1, &REQUESTS)?);
     if fast_path {
-        rules.insert(libc::SYS_bpf, one_of(0, &COMMANDS.map(u64::from))?);
+        rules.insert(libc::SYS_bpf, one_of(0, &BPF_COMMANDS.map(u64::from))?);
     }
     rules.insert(libc::SYS_prctl, one_of(0, &CONTROLS)?);
     // Memory that can be executed is never made, and no process, only threads.
@@ -184,7 +184,7 @@ fn allowed(fast_path: bool) -> Result<BpfProgram, BackendError> {
 
 /// A filter cannot look into the arguments of `clone3`. It is said not to exist, and the C library
 /// then takes `clone`.
-fn newer() -> Result<BpfProgram, BackendError> {
+fn hide_clone3() -> Result<BpfProgram, BackendError> {
     let rules = [(libc::SYS_clone3, Vec::new())].into();
     filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))
 }

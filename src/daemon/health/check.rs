@@ -10,7 +10,7 @@ use crate::daemon::snapshot::Problem;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
-pub enum Mark {
+pub enum CheckStatus {
     Ok,
     /// Not there, and not needed.
     Missing,
@@ -28,7 +28,7 @@ pub struct Check {
     /// What was looked at.
     pub name: String,
     /// How it is.
-    pub mark: Mark,
+    pub mark: CheckStatus,
     /// The same in words.
     pub says: String,
     /// More of it, a line each.
@@ -46,7 +46,7 @@ impl Check {
     pub fn new(
         section: &'static str,
         name: impl Into<String>,
-        mark: Mark,
+        mark: CheckStatus,
         says: impl Into<String>,
     ) -> Self {
         let (details, remedy, advice) = (Vec::new(), Vec::new(), Vec::new());
@@ -56,12 +56,12 @@ impl Check {
 
     /// Something that is as it should be.
     pub fn ok(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
-        Self::new(section, name, Mark::Ok, says)
+        Self::new(section, name, CheckStatus::Ok, says)
     }
 
     /// Something worth knowing.
     pub fn note(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
-        Self::new(section, name, Mark::Note, says)
+        Self::new(section, name, CheckStatus::Note, says)
     }
 
     /// The problem that is called `problem`.
@@ -71,31 +71,34 @@ impl Check {
         problem: &'static str,
         says: impl Into<String>,
     ) -> Self {
-        Self { problem: Some(problem.into()), ..Self::new(section, name, Mark::Problem, says) }
+        Self {
+            problem: Some(problem.into()),
+            ..Self::new(section, name, CheckStatus::Problem, says)
+        }
     }
 
     /// A problem that someone else has put into words.
-    pub fn of(section: &'static str, problem: &Problem) -> Self {
+    pub fn from_problem(section: &'static str, problem: &Problem) -> Self {
         let Problem { name, text, remedy } = problem.clone();
-        let check = Self::new(section, name.clone(), Mark::Problem, text);
+        let check = Self::new(section, name.clone(), CheckStatus::Problem, text);
         Self { problem: Some(name.into()), ..check }.advice([remedy])
     }
 
     /// With more lines about it.
     pub fn details(mut self, lines: impl IntoIterator<Item = String>) -> Self {
-        add(&mut self.details, lines);
+        push_missing(&mut self.details, lines);
         self
     }
 
     /// With commands that put it right.
     pub fn remedy(mut self, lines: impl IntoIterator<Item = String>) -> Self {
-        add(&mut self.remedy, lines);
+        push_missing(&mut self.remedy, lines);
         self
     }
 
     /// With what else to know.
     pub fn advice(mut self, lines: impl IntoIterator<Item = String>) -> Self {
-        add(&mut self.advice, lines);
+        push_missing(&mut self.advice, lines);
         self
     }
 
@@ -112,7 +115,7 @@ impl Check {
 }
 
 /// Adds the lines that are not there yet.
-fn add(to: &mut Vec<String>, lines: impl IntoIterator<Item = String>) {
+fn push_missing(to: &mut Vec<String>, lines: impl IntoIterator<Item = String>) {
     for line in lines {
         if !to.contains(&line) {
             to.push(line);

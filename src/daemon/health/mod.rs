@@ -5,8 +5,8 @@
 //! of itself, and what it found when it last looked at those rules.
 
 mod check;
-mod recent;
-mod surroundings;
+mod host_audit;
+mod recent_count;
 
 use std::{
     collections::HashSet,
@@ -22,10 +22,10 @@ use ftp_alg_core::{
 };
 use sd_notify::NotifyState;
 
-use self::recent::Recent;
+use self::recent_count::RecentCount;
 pub use self::{
-    check::{Check, Mark},
-    surroundings::Surroundings,
+    check::{Check, CheckStatus},
+    host_audit::HostAudit,
 };
 use super::{
     client::ClientError,
@@ -35,22 +35,22 @@ use super::{
 };
 use crate::gateway::{
     Neighbours, RuleParameters, Table,
-    firewall::{Firewall, outlooks},
+    firewall::{Firewall, data_path_verdicts},
     used_pinholes,
 };
 
 /// No daemon is there.
-pub const ABSENT: &str = "daemon-absent";
+pub const DAEMON_ABSENT: &str = "daemon-absent";
 /// No daemon is there, but the table of one.
-pub const TABLE_ALONE: &str = "table-without-daemon";
+pub const TABLE_WITHOUT_DAEMON: &str = "table-without-daemon";
 /// One is there, and does not answer.
-pub const HUNG: &str = "daemon-hung";
+pub const DAEMON_HUNG: &str = "daemon-hung";
 /// It is of another version than who asks.
-pub const VERSION: &str = "daemon-version";
-const NAMES: &str = "names";
-const NAME: &str = "name";
+pub const DAEMON_VERSION: &str = "daemon-version";
+const NAMES_SECTION: &str = "names";
+const NAME_PROBLEM: &str = "name";
 /// What [`Surroundings`] finds.
-const OF_MACHINE: [&str; 7] = [
+const AUDIT_PROBLEMS: [&str; 7] = [
     "control-connections",
     "data-connections",
     "acknowledgements",
@@ -61,21 +61,21 @@ const OF_MACHINE: [&str; 7] = [
 ];
 const ENCRYPTED: &str = "encrypted";
 /// What happened counts as a problem for so long.
-const RECENT: Duration = Duration::from_secs(600);
+const RECENT_WINDOW: Duration = Duration::from_secs(600);
 /// Of many data connections a few come to nothing: problems are those that are more than one of so many.
-const FEW: u64 = 20;
+const UNUSED_SHARE: u64 = 20;
 /// So many expired pinholes wait to be looked at.
 const MAX_EXPIRED: usize = 1024;
 
 /// Why nobody serves this network namespace, as `error` says; whether queues are `unread` tells one that hangs.
-pub fn absence(error: &ClientError, unread: bool) -> Problem {
+pub fn daemon_problem(error: &ClientError, unread: bool) -> Problem {
     let text = error.to_string();
     let restart = "systemctl restart ftp-alg, which sessions survive";
     match error {
         ClientError::Silent { .. } | ClientError::NotReady { .. } => {
-            return Problem::new(HUNG, text, restart);
+            return Problem::new(DAEMON_HUNG, text, restart);
         }
-        ClientError::Answer { .. } => return Problem::new(VERSION, text, restart),
+        ClientError::Answer { .. } => return Problem::new(DAEMON_VERSION, text, restart),
         ClientError::NotPermitted { .. } => {
             return Problem::new("privileges", text, "run this as root");
         }
@@ -88,42 +88,43 @@ pub fn absence(error: &ClientError, unread: bool) -> Problem {
                  others pass unread"
             );
             let remedy = "systemctl start ftp-alg, or give them up: nft delete table inet ftp_alg";
-            Problem::new(TABLE_ALONE, text, remedy)
+            Problem::new(TABLE_WITHOUT_DAEMON, text, remedy)
         }
-        _ => Problem::new(ABSENT, text, "systemctl start ftp-alg"),
+        _ => Problem::new(DAEMON_ABSENT, text, "systemctl start ftp-alg"),
     }
 }
 
 /// That the daemon is of another version than this program.
-pub fn other_version(status: &Status) -> Option<Problem> {
+pub fn version_problem(status: &Status) -> Option<Problem> {
     let ours = env!("CARGO_PKG_VERSION");
     (status.version != ours).then(|| {
         let text =
             format!("the daemon that runs is version {}, this program {ours}", status.version);
-        Problem::new(VERSION, text, "systemctl restart ftp-alg, which sessions survive")
+        Problem::new(DAEMON_VERSION, text, "systemctl restart ftp-alg, which sessions survive")
     })
 }
 
 /// Whether a doctor finds `problem` by itself, with rights that a daemon does not have.
-pub fn is_of_machine(problem: &Problem) -> bool {
-    problem.name == NAME || OF_MACHINE.contains(&problem.name.as_str())
+pub fn is_audit_problem(problem: &Problem) -> bool {
+    problem.name == NAME_PROBLEM || AUDIT_PROBLEMS.contains(&problem.name.as_str())
 }
 
 /// The external addresses that the daemon looks up, where something is wrong.
-pub fn names(rows: &[NameRow]) -> Vec<Check> {
+pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     let mut checks: Vec<Check> = Vec::new();
     for row in rows {
         let Some(error) = &row.error else { continue };
         let error = format!("{}: {error}", row.family);
         if let Some(address) = row.address {
             let says = format!("{address} stays in use; {error}");
-            checks.push(Check::note(NAMES, &row.name, says));
+            checks.push(Check::note(NAMES_SECTION, &row.name, says));
         } else if let Some(known) = checks.iter_mut().find(|check| check.name == row.name) {
             known.details.push(error);
         } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {
             let says = "not resolved yet: announcements that need its address are refused";
             let advice = "put the name or /etc/resolv.conf right, or give an address instead";
-            let check = Check::problem(NAMES, &row.name, NAME, says).details([error]);
+            let check =
+                Check::problem(NAMES_SECTION, &row.name, NAME_PROBLEM, says).details([error]);
             checks.push(check.advice([advice.to_owned()]));
         }
     }
@@ -132,7 +133,7 @@ pub fn names(rows: &[NameRow]) -> Vec<Check> {
 
 /// A pinhole that nobody used, as its engine has it.
 #[derive(Clone, Debug)]
-struct Expired {
+struct ExpiredPinhole {
     pinhole: Pinhole,
     kind: Kind,
     client: SocketAddr,
@@ -142,60 +143,60 @@ struct Expired {
 /// What a daemon knows of its own health.
 #[derive(Debug)]
 pub(super) struct Health {
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct HealthState {
     /// What the rules of others do, as they were when they were read last.
-    machine: Vec<Problem>,
+    audit_problems: Vec<Problem>,
     /// Whether data connections pass that have no sign of ours.
-    plain_passes: bool,
+    unmarked_may_pass: bool,
     /// Why our table is not as it should be.
-    table: Option<String>,
-    expired: Vec<Expired>,
+    table_error: Option<String>,
+    expired: Vec<ExpiredPinhole>,
     /// How many pinholes nobody used, and whose the last was.
     unused: u64,
     last_unused: Option<String>,
-    recent: [Recent; 5],
+    recent: [RecentCount; 5],
     /// The problems that were there at the last look, and those that were told.
-    before: HashSet<String>,
-    told: HashSet<String>,
+    previous: HashSet<String>,
+    reported: HashSet<String>,
     status: String,
 }
 
 impl Health {
     pub(super) fn new(now: Instant) -> Self {
-        let state = State {
-            machine: Vec::new(),
-            plain_passes: true,
-            table: None,
+        let state = HealthState {
+            audit_problems: Vec::new(),
+            unmarked_may_pass: true,
+            table_error: None,
             expired: Vec::new(),
             unused: 0,
             last_unused: None,
-            recent: std::array::from_fn(|_| Recent::new(now, RECENT)),
-            before: HashSet::new(),
-            told: HashSet::new(),
+            recent: std::array::from_fn(|_| RecentCount::new(now, RECENT_WINDOW)),
+            previous: HashSet::new(),
+            reported: HashSet::new(),
             status: String::new(),
         };
         Self { state: Mutex::new(state) }
     }
 
     /// Judges the rules of others.
-    pub(super) fn judge(&self, firewall: &Firewall, parameters: &RuleParameters) {
+    pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let neighbours = Neighbours::read(parameters);
         let look = |firewall: &Firewall| {
-            let outlooks = outlooks(firewall, neighbours.routing, parameters);
-            let around = Surroundings {
+            let outlooks = data_path_verdicts(firewall, neighbours.routing, parameters);
+            let around = HostAudit {
                 parameters,
                 firewall,
                 outlooks: &outlooks,
                 neighbours,
                 backend: parameters.backend(),
-                other: None,
+                other_backend: None,
             };
             let problems = around.checks().iter().filter_map(Check::as_problem).collect();
-            (problems, around.plain_passes())
+            (problems, around.unmarked_may_pass())
         };
         let (mut machine, plain_passes): (Vec<Problem>, bool) = look(firewall);
         if !machine.is_empty() {
@@ -203,41 +204,50 @@ impl Health {
             (machine, _) = look(&Firewall::read());
         }
         let mut state = lock(&self.state);
-        (state.machine, state.plain_passes) = (machine, plain_passes);
+        (state.audit_problems, state.unmarked_may_pass) = (machine, plain_passes);
     }
 
     /// Our table is as it should be, or not, and why.
     pub(super) fn set_table(&self, error: Option<String>) {
-        lock(&self.state).table = error;
+        lock(&self.state).table_error = error;
     }
 
     /// A pinhole's deadline passed.
-    pub(super) fn expired(&self, pinhole: Pinhole, kind: Kind, ends: (SocketAddr, SocketAddr)) {
+    pub(super) fn record_expired(
+        &self,
+        pinhole: Pinhole,
+        kind: Kind,
+        ends: (SocketAddr, SocketAddr),
+    ) {
         let mut state = lock(&self.state);
         if state.expired.len() < MAX_EXPIRED {
             let (client, server) = ends;
-            state.expired.push(Expired { pinhole, kind, client, server });
+            state.expired.push(ExpiredPinhole { pinhole, kind, client, server });
         }
     }
 
     /// How many pinholes nobody used.
-    pub(super) fn unused(&self) -> u64 {
+    pub(super) fn unused_pinholes(&self) -> u64 {
         lock(&self.state).unused
     }
 
     /// Finds out which of the pinholes that expired had no connection; one of which nothing was transferred had one.
     /// Gives a line for each, and its client.
-    pub(super) fn settle_expired(&self, parameters: &RuleParameters) -> Vec<(IpAddr, String)> {
+    pub(super) fn take_unused_pinholes(
+        &self,
+        parameters: &RuleParameters,
+    ) -> Vec<(IpAddr, String)> {
         let expired = std::mem::take(&mut lock(&self.state).expired);
         if expired.is_empty() {
             return Vec::new();
         }
         let used = used_pinholes(parameters).unwrap_or_default();
-        let is_unused = |one: &Expired| {
+        let is_unused = |one: &ExpiredPinhole| {
             let Pinhole { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))
         };
-        let lines: Vec<_> = expired.into_iter().filter(is_unused).map(Expired::line).collect();
+        let lines: Vec<_> =
+            expired.into_iter().filter(is_unused).map(ExpiredPinhole::log_line).collect();
         let mut state = lock(&self.state);
         state.unused += lines.len() as u64;
         state.last_unused = lines.last().map(|(_, line)| line.clone()).or(state.last_unused.take());
@@ -252,9 +262,9 @@ impl Health {
         unwritten: &[impl AsRef<Path>],
     ) -> Vec<Problem> {
         let mut state = lock(&self.state);
-        let mut problems = state.machine.clone();
-        problems.extend(names(&status.names).iter().filter_map(Check::as_problem));
-        problems.extend(state.table.iter().map(|error| {
+        let mut problems = state.audit_problems.clone();
+        problems.extend(name_checks(&status.names).iter().filter_map(Check::as_problem));
+        problems.extend(state.table_error.iter().map(|error| {
             let remedy = "see which program changes nf_tables (`nft monitor`); ftp-alg tries again";
             Problem::new("table", error, remedy)
         }));
@@ -269,19 +279,20 @@ impl Health {
             );
             Problem::new("state", text, "make room, or the directory writable for ftp-alg's user")
         }));
-        problems.extend(state.of_late(now, status));
+        problems.extend(state.recent_problems(now, status));
         problems
     }
 
     /// Tells the log and the service manager of problems that are new, and of those that are solved.
-    pub(super) fn tell(&self, problems: &[Problem]) {
+    pub(super) fn report_changes(&self, problems: &[Problem]) {
         let mut state = lock(&self.state);
         let names: HashSet<String> = problems.iter().map(|problem| problem.name.clone()).collect();
         for problem in problems {
             let Problem { name, text, remedy } = problem;
             // A name is looked up at the start, and a journal written again a moment later.
-            let lasts = is_of_machine(problem) && name != NAME || state.before.contains(name);
-            if lasts && state.told.insert(name.clone()) {
+            let lasts =
+                is_audit_problem(problem) && name != NAME_PROBLEM || state.previous.contains(name);
+            if lasts && state.reported.insert(name.clone()) {
                 tracing::warn!(
                     event = "problem",
                     problem = name,
@@ -289,10 +300,10 @@ impl Health {
                 );
             }
         }
-        for solved in state.told.extract_if(|name| !names.contains(name)) {
+        for solved in state.reported.extract_if(|name| !names.contains(name)) {
             tracing::info!(event = "solved", problem = solved, "problem {solved} is solved");
         }
-        state.before = names;
+        state.previous = names;
         let status = match problems {
             [] => "FTP works as far as ftp-alg sees".to_owned(),
             [Problem { name, text, .. }] => format!("problem {name}: {text}"),
@@ -307,18 +318,18 @@ impl Health {
     }
 }
 
-impl State {
+impl HealthState {
     /// What happened of late.
-    fn of_late(&mut self, now: Instant, status: &Status) -> Vec<Problem> {
+    fn recent_problems(&mut self, now: Instant, status: &Status) -> Vec<Problem> {
         let Status { overruns, counters, .. } = status;
         let Counters { encrypted, uninspected, pinholes_used: used, .. } = *counters;
         let totals = [*overruns, encrypted, uninspected, used, self.unused];
         let mut recent = [0; 5];
         for ((recent, total), counter) in recent.iter_mut().zip(totals).zip(&mut self.recent) {
-            *recent = counter.note(now, total);
+            *recent = counter.record(now, total);
         }
         let [overruns, encrypted, uninspected, used, unused] = recent;
-        let within = format!("in the last {} minutes", RECENT.as_secs() / 60);
+        let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         let mut problems = Vec::new();
         if overruns > 0 {
             let text = format!("the kernel dropped {overruns} packets {within}: a queue was full");
@@ -338,7 +349,7 @@ impl State {
                 "raise [policy] max-sessions; `ftp-alg sessions` shows whose they are",
             ));
         }
-        if unused * FEW > used {
+        if unused * UNUSED_SHARE > used {
             let last = self.last_unused.as_deref().unwrap_or_default();
             let text =
                 format!("{unused} data connections {within} did not arrive here; the last: {last}");
@@ -346,7 +357,7 @@ impl State {
                           provider, or a raw or ingress rule here";
             problems.push(Problem::new("unused-pinholes", text, remedy));
         }
-        if encrypted > 0 && !self.plain_passes {
+        if encrypted > 0 && !self.unmarked_may_pass {
             let text = format!(
                 "{encrypted} sessions {within} were encrypted: what they announce cannot be read, and the firewall \
                  drops their data connections"
@@ -359,8 +370,8 @@ impl State {
     }
 }
 
-impl Expired {
-    fn line(self) -> (IpAddr, String) {
+impl ExpiredPinhole {
+    fn log_line(self) -> (IpAddr, String) {
         let Self { pinhole, kind, client, server } = self;
         let line = format!(
             "{client} -> {server}: nobody connected to the pinhole {pinhole} that {kind} opened: is the data \
@@ -394,9 +405,9 @@ mod tests {
             ..Status::default()
         };
         assert_eq!(names(&health, Duration::ZERO, &counts), ["overruns", "max-sessions"]);
-        lock(&health.state).plain_passes = false;
+        lock(&health.state).unmarked_may_pass = false;
         assert!(names(&health, Duration::ZERO, &counts).contains(&"encrypted".to_owned()));
-        assert_eq!(names(&health, RECENT, &counts), [""; 0]);
+        assert_eq!(names(&health, RECENT_WINDOW, &counts), [""; 0]);
     }
 
     #[test]

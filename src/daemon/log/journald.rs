@@ -22,10 +22,10 @@ use tracing_subscriber::{Layer, layer::Context};
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// How long a journald that is behind may keep a worker. The line then goes to standard error, and until journald takes
 /// lines again nobody waits for it.
-const PATIENCE: Duration = Duration::from_millis(100);
+const SEND_LIMIT: Duration = Duration::from_millis(100);
 
 /// Whether standard error is the journal, see systemd.exec(5), `$JOURNAL_STREAM`.
-pub fn is_stderr() -> bool {
+pub fn stderr_is_journal() -> bool {
     let ours = env::var("JOURNAL_STREAM").ok();
     let stderr = fstat(io::stderr()).ok();
     ours.zip(stderr).is_some_and(|(ours, file)| ours == format!("{}:{}", file.st_dev, file.st_ino))
@@ -36,7 +36,7 @@ pub(super) struct Journald {
     socket: UnixDatagram,
     path: PathBuf,
     /// Whether it took no line for so long.
-    is_behind: AtomicBool,
+    is_blocked: AtomicBool,
 }
 
 impl Journald {
@@ -49,16 +49,16 @@ impl Journald {
 
     fn at(path: PathBuf) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, path, is_behind: AtomicBool::new(false) })
+        socket.set_write_timeout(Some(SEND_LIMIT))?;
+        Ok(Self { socket, path, is_blocked: AtomicBool::new(false) })
     }
 
     /// Sends the line. Without journald's socket it goes to `fallback`, with its priority as sd-daemon(3) has it.
-    fn log(&self, entry: &Entry, mut fallback: impl Write) {
+    fn send(&self, entry: &JournalEntry, mut fallback: impl Write) {
         // The address each time, as journald may be started again.
         let sent = self.socket.send_to(&entry.datagram, &self.path);
         let is_behind = sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
-        if self.is_behind.swap(is_behind, Ordering::Relaxed) != is_behind {
+        if self.is_blocked.swap(is_behind, Ordering::Relaxed) != is_behind {
             let _ = self.socket.set_nonblocking(is_behind);
         }
         if sent.is_err() {
@@ -70,20 +70,20 @@ impl Journald {
 
 impl<S: Subscriber> Layer<S> for Journald {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut entry = Entry::new(event.metadata().level());
+        let mut entry = JournalEntry::new(event.metadata().level());
         event.record(&mut entry);
-        self.log(&entry, io::stderr());
+        self.send(&entry, io::stderr());
     }
 }
 
 /// One line.
-struct Entry {
+struct JournalEntry {
     priority: u8,
     message: String,
     datagram: Vec<u8>,
 }
 
-impl Entry {
+impl JournalEntry {
     fn new(level: &Level) -> Self {
         // syslog(3).
         let priority = match *level {
@@ -93,12 +93,12 @@ impl Entry {
             Level::DEBUG | Level::TRACE => 7,
         };
         let mut entry = Self { priority, message: String::new(), datagram: Vec::new() };
-        entry.put("PRIORITY", &priority.to_string());
-        entry.put("SYSLOG_IDENTIFIER", "ftp-alg");
+        entry.put_field("PRIORITY", &priority.to_string());
+        entry.put_field("SYSLOG_IDENTIFIER", "ftp-alg");
         entry
     }
 
-    fn put(&mut self, name: &str, value: &str) {
+    fn put_field(&mut self, name: &str, value: &str) {
         let datagram = &mut self.datagram;
         datagram.extend_from_slice(name.as_bytes());
         if value.contains('\n') {
@@ -112,7 +112,7 @@ impl Entry {
     }
 }
 
-impl Visit for Entry {
+impl Visit for JournalEntry {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let value = format!("{value:?}");
         self.record_str(field, &value);
@@ -120,11 +120,11 @@ impl Visit for Entry {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "message" {
-            self.put("MESSAGE", value);
+            self.put_field("MESSAGE", value);
             value.clone_into(&mut self.message);
         } else {
             let name = field.name().to_ascii_uppercase().replace(['.', '-'], "_");
-            self.put(&format!("FTP_ALG_{name}"), value);
+            self.put_field(&format!("FTP_ALG_{name}"), value);
         }
     }
 }
@@ -164,10 +164,10 @@ mod tests {
         let path = place.path().join("socket");
         let hung = UnixDatagram::bind(&path).unwrap();
         let journal = Journald::at(path).unwrap();
-        let entry = Entry::new(&Level::WARN);
+        let entry = JournalEntry::new(&Level::WARN);
         let (mut said, started) = (Vec::new(), Instant::now());
-        (0..5000).for_each(|_| journal.log(&entry, &mut said));
-        assert!(started.elapsed() < 20 * PATIENCE, "{:?}", started.elapsed());
+        (0..5000).for_each(|_| journal.send(&entry, &mut said));
+        assert!(started.elapsed() < 20 * SEND_LIMIT, "{:?}", started.elapsed());
         let taken = 5000 - said.len() / "<4>\n".len();
         assert!(taken < 5000);
         // Read again, it gets lines again.
@@ -176,19 +176,19 @@ mod tests {
             hung.recv(&mut datagram).unwrap();
         }
         said.clear();
-        journal.log(&entry, &mut said);
+        journal.send(&entry, &mut said);
         assert!(said.is_empty());
-        assert!(!journal.is_behind.load(Ordering::Relaxed));
+        assert!(!journal.is_blocked.load(Ordering::Relaxed));
     }
 
     #[test]
     fn without_journald_a_line_goes_to_standard_error_with_its_priority() {
         let place = tempfile::tempdir().unwrap();
         let journal = Journald::at(place.path().join("absent")).unwrap();
-        let mut entry = Entry::new(&Level::WARN);
+        let mut entry = JournalEntry::new(&Level::WARN);
         entry.message = "a line".to_owned();
         let mut said = Vec::new();
-        journal.log(&entry, &mut said);
+        journal.send(&entry, &mut said);
         assert_eq!(String::from_utf8(said).unwrap(), "<4>a line\n");
     }
 }

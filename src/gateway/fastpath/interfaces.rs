@@ -11,21 +11,21 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const ARPHRD_ETHER: u16 = 1;
 /// Size of `struct ifinfomsg`.
-const INTERFACE: usize = 16;
+const IFINFOMSG_SIZE: usize = 16;
 /// How often to ask again when interfaces came or went meanwhile.
 const ATTEMPTS: usize = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Interface {
+pub(super) struct EthernetInterface {
     pub(super) index: u32,
     pub(super) name: String,
 }
 
 /// The interfaces that packets come to as Ethernet frames, and that are no port of another one, which would get the packets
 /// after them: a bridge or a bond.
-pub(super) fn ethernet(socket: &mut Socket) -> io::Result<Vec<Interface>> {
+pub(super) fn list_ethernet_interfaces(socket: &mut Socket) -> io::Result<Vec<EthernetInterface>> {
     for _ in 0..ATTEMPTS {
-        match ask(socket) {
+        match dump_links(socket) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
         }
@@ -33,17 +33,17 @@ pub(super) fn ethernet(socket: &mut Socket) -> io::Result<Vec<Interface>> {
     Err(io::ErrorKind::Interrupted.into())
 }
 
-fn ask(socket: &mut Socket) -> io::Result<Vec<Interface>> {
+fn dump_links(socket: &mut Socket) -> io::Result<Vec<EthernetInterface>> {
     let sequence = socket.next_sequence();
     let (mut found, mut failed, mut consistent) = (Vec::new(), 0, true);
-    socket.ask(&request(sequence), |message| {
+    socket.ask(&dump_request(sequence), |message| {
         if message.sequence != sequence {
             return;
         }
         consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
         match message.kind {
             ERROR | DONE => failed = failed.max(message.errno()),
-            RTM_NEWLINK => found.extend(read(message.body)),
+            RTM_NEWLINK => found.extend(parse_link(message.body)),
             _ => {}
         }
     })?;
@@ -54,18 +54,18 @@ fn ask(socket: &mut Socket) -> io::Result<Vec<Interface>> {
     }
 }
 
-fn request(sequence: u32) -> Vec<u8> {
+fn dump_request(sequence: u32) -> Vec<u8> {
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-    let mut bytes = ((HEADER + INTERFACE) as u32).to_ne_bytes().to_vec();
+    let mut bytes = ((HEADER + IFINFOMSG_SIZE) as u32).to_ne_bytes().to_vec();
     bytes.extend(RTM_GETLINK.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend(sequence.to_ne_bytes());
-    bytes.resize(HEADER + INTERFACE, 0);
+    bytes.resize(HEADER + IFINFOMSG_SIZE, 0);
     bytes
 }
 
-fn read(body: &[u8]) -> Option<Interface> {
-    let (head, attributes) = body.split_at_checked(INTERFACE)?;
+fn parse_link(body: &[u8]) -> Option<EthernetInterface> {
+    let (head, attributes) = body.split_at_checked(IFINFOMSG_SIZE)?;
     let kind = u16::from_ne_bytes(*head.get(2..)?.first_chunk()?);
     let index = u32::from_ne_bytes(*head.get(4..)?.first_chunk()?);
     let attributes = Attributes::new(attributes);
@@ -74,7 +74,7 @@ fn read(body: &[u8]) -> Option<Interface> {
     }
     let name = attributes.first(IFLA_IFNAME)?;
     let name = String::from_utf8_lossy(name.strip_suffix(b"\0").unwrap_or(name)).into_owned();
-    Some(Interface { index, name })
+    Some(EthernetInterface { index, name })
 }
 
 #[cfg(test)]
@@ -87,7 +87,7 @@ mod tests {
         let mut body = vec![0, 0];
         body.extend(kind.to_ne_bytes());
         body.extend(7_u32.to_ne_bytes());
-        body.resize(INTERFACE, 0);
+        body.resize(IFINFOMSG_SIZE, 0);
         for (kind, content) in attributes {
             body.extend(8_u16.to_ne_bytes());
             body.extend(kind.to_ne_bytes());
@@ -99,16 +99,16 @@ mod tests {
     #[test]
     fn ethernet_without_a_master_is_taken() {
         let name = (IFLA_IFNAME, b"wan\0");
-        let wan = Some(Interface { index: 7, name: "wan".into() });
-        assert_eq!(read(&link(ARPHRD_ETHER, &[name])), wan);
-        assert_eq!(read(&link(ARPHRD_ETHER, &[name, (IFLA_MASTER, &[3, 0, 0, 0])])), None);
-        assert_eq!(read(&link(772, &[name])), None, "the loopback interface");
+        let wan = Some(EthernetInterface { index: 7, name: "wan".into() });
+        assert_eq!(parse_link(&link(ARPHRD_ETHER, &[name])), wan);
+        assert_eq!(parse_link(&link(ARPHRD_ETHER, &[name, (IFLA_MASTER, &[3, 0, 0, 0])])), None);
+        assert_eq!(parse_link(&link(772, &[name])), None, "the loopback interface");
     }
 
     proptest! {
         #[test]
         fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..60)) {
-            read(&body);
+            parse_link(&body);
         }
     }
 }

@@ -13,19 +13,19 @@ use ftp_alg_core::engine::Shift;
 /// The longest line that the program judges.
 pub const LONGEST_LINE: usize = 128;
 
-pub(super) const WAY_KEY: usize = 12;
-pub(super) const WAY: usize = 16;
-pub(super) const HOLE_KEY: usize = 12;
-pub(super) const HOLE: usize = 24;
+pub(super) const PACKET_TUPLE: usize = 12;
+pub(super) const TUPLE_VALUE: usize = 16;
+pub(super) const PINHOLE_KEY: usize = 12;
+pub(super) const PINHOLE: usize = 24;
 pub(super) const FLOW: usize = 400;
-pub(super) const STEP: usize = 56 + LONGEST_LINE;
+pub(super) const LINE_RECORD: usize = 56 + LONGEST_LINE;
 
 /// Where `judged` is in a flow.
-pub(super) const FLOW_JUDGED: std::ops::Range<usize> = 4..8;
+pub(super) const FLOW_HANDED_OVER: std::ops::Range<usize> = 4..8;
 
 /// Source and destination of the packets that one side sends, as they arrive at the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct WayKey {
+pub struct PacketTuple {
     pub source: SocketAddrV4,
     pub destination: SocketAddrV4,
 }
@@ -33,22 +33,22 @@ pub struct WayKey {
 /// Which reply the server owes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Awaits {
+pub enum DialogueState {
     /// None: the client's turn.
     #[default]
-    Nothing = 0,
+    Ready = 0,
     /// The reply to a command that opens nothing.
-    Other = 1,
+    CommandPending = 1,
     /// The reply to PASV.
-    Pasv = 2,
+    PasvPending = 2,
     /// The reply to EPSV.
-    Epsv = 3,
+    EpsvPending = 3,
     /// The reply to PORT or EPRT.
-    Announced = 4,
+    PortPending = 4,
     /// None: the client's turn, which has not logged in.
-    Login = 5,
+    LoginDue = 5,
     /// The greeting.
-    Greeting = 7,
+    GreetingDue = 7,
 }
 
 /// A control connection whose lines the program judges from now on.
@@ -56,24 +56,24 @@ pub enum Awaits {
 pub struct Flow {
     pub flow: u64,
     /// The packets of the client, and those of the server.
-    pub ways: [WayKey; 2],
+    pub tuples: [PacketTuple; 2],
     /// Next sequence number of the client, and of the server.
-    pub next: [u32; 2],
+    pub next_seq: [u32; 2],
     /// Number of the last line that was judged before, from which the program counts on.
-    pub steps: u32,
-    pub awaits: Awaits,
+    pub line_count: u32,
+    pub dialogue: DialogueState,
     /// The client's own address, behind all translation.
     pub client: SocketAddrV4,
     /// The server's own address, behind all translation.
     pub server: SocketAddrV4,
     /// Address that the server is told in the place of the client's own.
-    pub client_named: Ipv4Addr,
+    pub announced_client: Ipv4Addr,
     /// Address that the client is told in the place of the server's own.
-    pub server_named: Ipv4Addr,
+    pub announced_server: Ipv4Addr,
     /// Destination of the first packet of a data connection in active mode.
-    pub client_arrival: Ipv4Addr,
+    pub active_arrival: Ipv4Addr,
     /// Destination of the first packet of a data connection in passive mode.
-    pub server_arrival: Ipv4Addr,
+    pub passive_arrival: Ipv4Addr,
     /// Source of the first packet of a data connection in active mode.
     pub active_initiator: Ipv4Addr,
     /// Source of the first packet of a data connection in passive mode.
@@ -83,51 +83,51 @@ pub struct Flow {
     /// Packet mark of the first packet of a data connection in passive mode.
     pub passive_mark: u32,
     /// Packet mark of a judged packet.
-    pub judged_mark: u32,
+    pub inspected_mark: u32,
     /// Most digits of each of the last two numbers of a PORT that keeps its length by zeros.
-    pub digits: u32,
+    pub port_digits: u32,
     /// The client's sequence numbers and the server's, if they are adjusted.
-    pub shifts: Option<[Shift; 2]>,
+    pub seq_offsets: Option<[Shift; 2]>,
     /// Lifetime of a pinhole.
-    pub lifetime: Duration,
+    pub pinhole_lifetime: Duration,
 }
 
-impl WayKey {
-    pub(super) fn to_bytes(self) -> [u8; WAY_KEY] {
+impl PacketTuple {
+    pub(super) fn to_bytes(self) -> [u8; PACKET_TUPLE] {
         let Self { source, destination } = self;
-        let bytes = Bytes::default().address(*source.ip()).address(*destination.ip());
+        let bytes = StructWriter::default().address(*source.ip()).address(*destination.ip());
         bytes.be16(source.port()).be16(destination.port()).array()
     }
 }
 
 /// What `ways` has for the client, or for the server.
-pub(super) fn way(flow: u64, is_server: bool) -> [u8; WAY] {
-    Bytes::default().u64(flow).u32(is_server.into()).u32(0).array()
+pub(super) fn tuple_value(flow: u64, is_server: bool) -> [u8; TUPLE_VALUE] {
+    StructWriter::default().u64(flow).u32(is_server.into()).u32(0).array()
 }
 
 /// The flow that a value of `ways` or `holes` names.
-pub(super) fn flow_of(value: &[u8]) -> u64 {
-    Fields { rest: value }.u64()
+pub(super) fn read_flow_id(value: &[u8]) -> u64 {
+    StructReader { rest: value }.u64()
 }
 
 /// The step of a value of `holes`.
-pub(super) fn step_of(hole: &[u8; HOLE]) -> u32 {
-    Fields { rest: hole.get(16..).unwrap_or_default() }.u32()
+pub(super) fn read_pinhole_line(hole: &[u8; PINHOLE]) -> u32 {
+    StructReader { rest: hole.get(16..).unwrap_or_default() }.u32()
 }
 
 /// Until when a value of `holes` admits something, in nanoseconds of the kernel's monotonic clock.
-pub(super) fn until_of(hole: &[u8; HOLE]) -> u64 {
-    Fields { rest: hole.get(8..).unwrap_or_default() }.u64()
+pub(super) fn read_pinhole_deadline(hole: &[u8; PINHOLE]) -> u64 {
+    StructReader { rest: hole.get(8..).unwrap_or_default() }.u64()
 }
 
 /// The key in `holes` of what `initiator` may open to `arrival`.
-pub(super) fn hole_key(initiator: Ipv4Addr, arrival: SocketAddrV4) -> [u8; HOLE_KEY] {
-    let bytes = Bytes::default().address(initiator).address(*arrival.ip());
+pub(super) fn pinhole_key(initiator: Ipv4Addr, arrival: SocketAddrV4) -> [u8; PINHOLE_KEY] {
+    let bytes = StructWriter::default().address(initiator).address(*arrival.ip());
     bytes.be16(arrival.port()).be16(0).array()
 }
 
 /// Initiator and arrival of such a key.
-pub(super) fn read_hole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
+pub(super) fn read_pinhole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
     let (initiator, rest) = key.split_first_chunk::<4>()?;
     let (arrival, rest) = rest.split_first_chunk::<4>()?;
     let port = u16::from_be_bytes(*rest.first_chunk()?);
@@ -137,31 +137,32 @@ pub(super) fn read_hole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
 impl Flow {
     pub(super) fn to_bytes(&self) -> [u8; FLOW] {
         let judged = 1;
-        let lifetime = u64::try_from(self.lifetime.as_nanos()).unwrap_or(u64::MAX);
-        let [client, server] = self.next;
-        let [client_shift, server_shift] = self.shifts.unwrap_or([Shift { by: 0, since: 0 }; 2]);
-        Bytes::default()
+        let lifetime = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
+        let [client, server] = self.next_seq;
+        let [client_shift, server_shift] =
+            self.seq_offsets.unwrap_or([Shift { by: 0, since: 0 }; 2]);
+        StructWriter::default()
             .u32(0)
             .u32(judged)
             .u32(client)
             .u32(server)
-            .u32(self.steps)
-            .u32(self.awaits as u32)
+            .u32(self.line_count)
+            .u32(self.dialogue as u32)
             .address(*self.client.ip())
             .address(*self.server.ip())
             .be16(self.client.port())
             .be16(self.server.port())
-            .address(self.client_named)
-            .address(self.server_named)
-            .address(self.client_arrival)
-            .address(self.server_arrival)
+            .address(self.announced_client)
+            .address(self.announced_server)
+            .address(self.active_arrival)
+            .address(self.passive_arrival)
             .address(self.active_initiator)
             .address(self.passive_initiator)
             .u32(self.active_mark)
             .u32(self.passive_mark)
-            .u32(self.judged_mark)
-            .u32(self.digits)
-            .u32(self.shifts.is_some().into())
+            .u32(self.inspected_mark)
+            .u32(self.port_digits)
+            .u32(self.seq_offsets.is_some().into())
             .u32(client_shift.by)
             .u32(server_shift.by)
             .u32(client_shift.since)
@@ -174,12 +175,12 @@ impl Flow {
 
 /// A line that the program judged, or a FIN.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct JudgedStep {
+pub struct LineRecord {
     pub flow: u64,
     /// When, by the kernel's monotonic clock.
     pub at_ns: u64,
     /// How many lines of this flow were judged with it.
-    pub step: u32,
+    pub number: u32,
     pub from_client: bool,
     pub seq: u32,
     pub ack: u32,
@@ -190,25 +191,25 @@ pub struct JudgedStep {
     /// Window field of the TCP header.
     pub window: u16,
     /// Whether it opened a pinhole.
-    pub opened: bool,
+    pub opened_pinhole: bool,
     /// Whether it is a FIN, and no line.
-    pub ends: bool,
+    pub is_fin: bool,
     /// `digits` of the flow then.
-    pub digits: u8,
+    pub port_digits: u8,
     /// The step that had opened the pinhole of the flow, if that was gone by then; else 0.
-    pub consumed: u32,
+    pub consumed_pinhole: u32,
     bytes: [u8; LONGEST_LINE],
     length: u8,
 }
 
-impl JudgedStep {
+impl LineRecord {
     /// The line as it came, before any rewrite.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length.into()).unwrap_or_default()
     }
 
-    pub(super) fn read(record: &[u8; STEP]) -> Self {
-        let mut fields = Fields { rest: record };
+    pub(super) fn read(record: &[u8; LINE_RECORD]) -> Self {
+        let mut fields = StructReader { rest: record };
         let flow = fields.u64();
         let at_ns = fields.u64();
         let step = fields.u32();
@@ -225,26 +226,26 @@ impl JudgedStep {
         Self {
             flow,
             at_ns,
-            step,
+            number: step,
             from_client,
             seq,
             ack,
             client,
             server,
             window,
-            opened: opened != 0,
-            ends: ends != 0,
-            digits,
-            consumed,
+            opened_pinhole: opened != 0,
+            is_fin: ends != 0,
+            port_digits: digits,
+            consumed_pinhole: consumed,
             bytes,
             length,
         }
     }
 }
 
-impl std::fmt::Debug for JudgedStep {
+impl std::fmt::Debug for LineRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { flow, step, from_client, seq, ack, opened, .. } = self;
+        let Self { flow, number: step, from_client, seq, ack, opened_pinhole: opened, .. } = self;
         let line = self.bytes().escape_ascii();
         let who = if *from_client { "client" } else { "server" };
         write!(f, "step {step} of {flow} by {who}: {line} seq={seq} ack={ack} opened={opened}")
@@ -253,9 +254,9 @@ impl std::fmt::Debug for JudgedStep {
 
 /// Writes a structure.
 #[derive(Default)]
-struct Bytes(Vec<u8>);
+struct StructWriter(Vec<u8>);
 
-impl Bytes {
+impl StructWriter {
     fn put(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self
@@ -287,11 +288,11 @@ impl Bytes {
 }
 
 /// Reads a structure; what is behind its end is zero.
-struct Fields<'a> {
+struct StructReader<'a> {
     rest: &'a [u8],
 }
 
-impl Fields<'_> {
+impl StructReader<'_> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
         let (field, rest) = self.rest.split_first_chunk().unwrap_or((&[0; N], &[]));
         self.rest = rest;
@@ -329,27 +330,27 @@ mod tests {
     #[test]
     fn a_flow_has_its_fields_where_the_program_reads_them() {
         let address = |last| Ipv4Addr::new(1, 2, 3, last);
-        let key = WayKey { source: CLIENT, destination: SERVER };
+        let key = PacketTuple { source: CLIENT, destination: SERVER };
         let flow = Flow {
             flow: 7,
-            ways: [key, key],
-            next: [0x11, 0x22],
-            steps: 0x33,
-            awaits: Awaits::Announced,
+            tuples: [key, key],
+            next_seq: [0x11, 0x22],
+            line_count: 0x33,
+            dialogue: DialogueState::PortPending,
             client: CLIENT,
             server: SERVER,
-            client_named: address(1),
-            server_named: address(2),
-            client_arrival: address(3),
-            server_arrival: address(4),
+            announced_client: address(1),
+            announced_server: address(2),
+            active_arrival: address(3),
+            passive_arrival: address(4),
             active_initiator: address(5),
             passive_initiator: address(6),
             active_mark: 0x44,
             passive_mark: 0x55,
-            judged_mark: 0x66,
-            digits: 0x77,
-            shifts: Some([Shift { by: 0x99, since: 0xaa }, Shift { by: 0xbb, since: 0xcc }]),
-            lifetime: Duration::from_nanos(0x88),
+            inspected_mark: 0x66,
+            port_digits: 0x77,
+            seq_offsets: Some([Shift { by: 0x99, since: 0xaa }, Shift { by: 0xbb, since: 0xcc }]),
+            pinhole_lifetime: Duration::from_nanos(0x88),
         };
         let bytes = flow.to_bytes();
         let number = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -368,28 +369,28 @@ mod tests {
         assert_eq!(bytes[104..112], 0x88_u64.to_ne_bytes());
         assert!(bytes[112..].iter().all(|byte| *byte == 0));
         assert_eq!(key.to_bytes(), [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
-        assert_eq!(hole_key(address(9), SERVER), [1, 2, 3, 9, 192, 0, 2, 9, 0, 21, 0, 0]);
+        assert_eq!(pinhole_key(address(9), SERVER), [1, 2, 3, 9, 192, 0, 2, 9, 0, 21, 0, 0]);
     }
 
     #[test]
     fn a_step_is_read_as_the_program_writes_it() {
-        let mut record = [0xee; STEP];
-        let head = Bytes::default().u64(7).u64(8).u32(9).u32(1).u32(10).u32(11);
+        let mut record = [0xee; LINE_RECORD];
+        let head = StructWriter::default().u64(7).u64(8).u32(9).u32(1).u32(10).u32(11);
         let head = head.address(*CLIENT.ip()).address(*SERVER.ip()).be16(0x1234).be16(21);
         let head = head.put(&6_u16.to_ne_bytes()).be16(12).put(&[1, 1, 4, 0]).u32(5).0;
         record[..head.len()].copy_from_slice(&head);
         record[56..62].copy_from_slice(b"200 k\n");
-        let step = JudgedStep::read(&record);
-        assert_eq!((step.flow, step.at_ns, step.step, step.from_client), (7, 8, 9, false));
-        assert_eq!((step.seq, step.ack, step.window, step.opened), (10, 11, 12, true));
-        assert_eq!((step.ends, step.digits, step.consumed), (true, 4, 5));
+        let step = LineRecord::read(&record);
+        assert_eq!((step.flow, step.at_ns, step.number, step.from_client), (7, 8, 9, false));
+        assert_eq!((step.seq, step.ack, step.window, step.opened_pinhole), (10, 11, 12, true));
+        assert_eq!((step.is_fin, step.port_digits, step.consumed_pinhole), (true, 4, 5));
         assert_eq!((step.client, step.server, step.bytes()), (CLIENT, SERVER, &b"200 k\n"[..]));
     }
 
     #[test]
     fn a_length_beyond_the_line_is_cut() {
-        let mut record = [0; STEP];
+        let mut record = [0; LINE_RECORD];
         record[44..46].copy_from_slice(&u16::MAX.to_ne_bytes());
-        assert_eq!(JudgedStep::read(&record).bytes().len(), LONGEST_LINE);
+        assert_eq!(LineRecord::read(&record).bytes().len(), LONGEST_LINE);
     }
 }

@@ -26,7 +26,7 @@ use std::{
 };
 
 use super::{
-    layout::{JudgedStep, STEP},
+    layout::{LINE_RECORD, LineRecord},
     lock,
 };
 
@@ -38,7 +38,7 @@ const RECORD_HEADER: usize = 8;
 /// How often to look before another thread may run, and how long a record may take. The program commits within
 /// microseconds, unless its processor is taken away from a virtual machine.
 const SPINS: u32 = 1000;
-const PATIENCE: Duration = Duration::from_millis(200);
+const COMMIT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The ring. Threads may share it; one reads at a time.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub struct Ring {
     size: usize,
     /// What is before it was read.
     position: AtomicUsize,
-    reading: Mutex<()>,
+    read_lock: Mutex<()>,
 }
 
 impl Ring {
@@ -59,25 +59,25 @@ impl Ring {
         let (page, size) = (page_size()?, size as usize);
         let consumer = Mapping::new(map.as_fd(), 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
         let producer = Mapping::new(map.as_fd(), page, page + 2 * size, libc::PROT_READ)?;
-        let position = consumer.number(0).load(Acquire);
+        let position = consumer.position_at(0).load(Acquire);
         let position = AtomicUsize::new(position);
-        Ok(Self { map, consumer, producer, page, size, position, reading: Mutex::new(()) })
+        Ok(Self { map, consumer, producer, page, size, position, read_lock: Mutex::new(()) })
     }
 
     /// Reads every line whose record is reserved by now, in the order in which they were reserved, and waits for those that
     /// another processor is about to commit. `false` if one of them was not committed for a long time: then those before it
     /// were read.
     #[must_use]
-    pub fn read(&self, into: &mut Vec<JudgedStep>) -> bool {
+    pub fn read(&self, into: &mut Vec<LineRecord>) -> bool {
         // A panic leaves the position at the last record that was read.
-        let _reading = lock(&self.reading);
-        while self.has_more() {
+        let _reading = lock(&self.read_lock);
+        while self.has_unread() {
             let position = self.position.load(Relaxed);
             let at = self.page + (position & (self.size - 1));
-            let Some(length) = self.committed(at) else { return false };
+            let Some(length) = self.wait_for_commit(at) else { return false };
             let room = (length & !DISCARDED) as usize;
-            if length & DISCARDED == 0 && room == STEP {
-                into.push(JudgedStep::read(&self.producer.copy(at + RECORD_HEADER)));
+            if length & DISCARDED == 0 && room == LINE_RECORD {
+                into.push(LineRecord::read(&self.producer.copy_bytes(at + RECORD_HEADER)));
             }
             let next = position.wrapping_add((RECORD_HEADER + room).next_multiple_of(8));
             self.position.store(next, Release);
@@ -86,8 +86,8 @@ impl Ring {
     }
 
     /// The length of the record at `at`, as soon as it is committed.
-    fn committed(&self, at: usize) -> Option<u32> {
-        let length = self.producer.length(at);
+    fn wait_for_commit(&self, at: usize) -> Option<u32> {
+        let length = self.producer.record_length_at(at);
         let mut since = None;
         loop {
             for _ in 0..SPINS {
@@ -97,7 +97,7 @@ impl Ring {
                 }
                 hint::spin_loop();
             }
-            if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            if since.get_or_insert_with(Instant::now).elapsed() > COMMIT_TIMEOUT {
                 return None;
             }
             thread::yield_now();
@@ -105,8 +105,8 @@ impl Ring {
     }
 
     /// Whether a record was reserved that is not read.
-    pub fn has_more(&self) -> bool {
-        self.producer.number(0).load(Acquire) != self.position.load(Acquire)
+    pub fn has_unread(&self) -> bool {
+        self.producer.position_at(0).load(Acquire) != self.position.load(Acquire)
     }
 
     /// How far it was read.
@@ -116,8 +116,8 @@ impl Ring {
 
     /// Gives back the room before `position`, which was read to there: what is in it will not be read again by anyone.
     pub fn release(&self, position: u64) {
-        let _reading = lock(&self.reading);
-        let consumer = self.consumer.number(0);
+        let _reading = lock(&self.read_lock);
+        let consumer = self.consumer.position_at(0);
         // Positions wrap around where they are of 32 bits.
         let position = position as usize;
         let given = position.wrapping_sub(consumer.load(Relaxed));
@@ -128,9 +128,9 @@ impl Ring {
     }
 
     /// How many bytes are not given back.
-    pub fn held(&self) -> usize {
-        let consumer = self.consumer.number(0).load(Relaxed);
-        self.producer.number(0).load(Acquire).wrapping_sub(consumer)
+    pub fn unreleased_bytes(&self) -> usize {
+        let consumer = self.consumer.position_at(0).load(Relaxed);
+        self.producer.position_at(0).load(Acquire).wrapping_sub(consumer)
     }
 }
 
@@ -179,7 +179,7 @@ impl Mapping {
     }
 
     /// The position that is kept here.
-    fn number(&self, at: usize) -> &AtomicUsize {
+    fn position_at(&self, at: usize) -> &AtomicUsize {
         assert!(at.is_multiple_of(align_of::<AtomicUsize>()) && at + 8 <= self.length);
         // SAFETY: within the mapping, which lives as long as `self`, and aligned, as the mapping is to a page. The
         // kernel changes it in one piece (smp_store_release), and only the consumer's page is written here.
@@ -187,14 +187,14 @@ impl Mapping {
     }
 
     /// The length with which a record starts.
-    fn length(&self, at: usize) -> &AtomicU32 {
+    fn record_length_at(&self, at: usize) -> &AtomicU32 {
         assert!(at.is_multiple_of(align_of::<AtomicU32>()) && at + 4 <= self.length);
         // SAFETY: as above; the kernel changes it in one piece (xchg), and it is never written here.
         unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(at).cast()) }
     }
 
     /// The bytes of a committed record.
-    fn copy<const N: usize>(&self, at: usize) -> [u8; N] {
+    fn copy_bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         assert!(at + N <= self.length);
         let mut bytes = [0; N];
         // SAFETY: within the mapping. Nobody writes into a record between its commit and the release of its room.

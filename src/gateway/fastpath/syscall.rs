@@ -29,7 +29,7 @@ const BPF_LINK_DETACH: u32 = 34;
 const BPF_TCX_INGRESS: u32 = 46;
 
 /// All that this makes, which is all that is called once the program is loaded.
-pub const COMMANDS: [u32; 10] = [
+pub const BPF_COMMANDS: [u32; 10] = [
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
     BPF_MAP_DELETE_ELEM,
@@ -53,12 +53,12 @@ pub(super) const LOCK: u64 = 4;
 
 /// A map, with the sizes that the kernel says it has.
 #[derive(Debug)]
-pub(super) struct Map {
+pub(super) struct BpfMap {
     fd: OwnedFd,
-    key: usize,
+    key_size: usize,
     /// Size of what the kernel reads and writes for one key.
-    value: usize,
-    entries: u32,
+    value_size: usize,
+    max_entries: u32,
 }
 
 #[repr(C)]
@@ -94,12 +94,12 @@ struct Info {
     kind: u32,
     id: u32,
     /// Of a map the size of a key, of a link the program.
-    third: u32,
+    key_size_or_program_id: u32,
     /// Of a map the size of a value.
-    fourth: u32,
+    value_size: u32,
     /// Of a map how many elements there may be, of a link the interface.
-    fifth: u32,
-    sixth: u32,
+    max_entries_or_ifindex: u32,
+    map_flags: u32,
 }
 
 #[repr(C)]
@@ -126,49 +126,59 @@ unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i32> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as i32) }
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+fn raw_fd(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn address<T>(of: *const T) -> u64 {
+fn pointer_value<T>(of: *const T) -> u64 {
     of.expose_provenance() as u64
 }
 
-impl Map {
+impl BpfMap {
     /// Opens a pinned map. `copies` is how many values the kernel reads and writes for one key: one for each
     /// processor, of a map that has them.
     pub(super) fn open(path: &Path, copies: usize) -> io::Result<Self> {
-        let fd = object(path)?;
-        let info = info(fd.as_fd())?;
+        let fd = open_pinned(path)?;
+        let info = object_info(fd.as_fd())?;
         let size = |number: u32| number as usize;
         let value = if copies == 1 {
-            size(info.fourth)
+            size(info.value_size)
         } else {
-            size(info.fourth).next_multiple_of(8) * copies
+            size(info.value_size).next_multiple_of(8) * copies
         };
-        Ok(Self { fd, key: size(info.third), value, entries: info.fifth })
+        Ok(Self {
+            fd,
+            key_size: size(info.key_size_or_program_id),
+            value_size: value,
+            max_entries: info.max_entries_or_ifindex,
+        })
     }
 
     /// How many elements, or bytes of a ring, there may be.
-    pub(super) fn entries(&self) -> u32 {
-        self.entries
+    pub(super) fn max_entries(&self) -> u32 {
+        self.max_entries
     }
 
-    fn element(&self, command: u32, key: &[u8], value: u64, flags: u64) -> io::Result<()> {
-        if key.len() != self.key {
+    fn call_on_element(&self, command: u32, key: &[u8], value: u64, flags: u64) -> io::Result<()> {
+        if key.len() != self.key_size {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let map = raw(self.fd.as_fd());
-        let mut attr = ElementAttr { map, pad: 0, key: address(key.as_ptr()), value, flags };
+        let map = raw_fd(self.fd.as_fd());
+        let mut attr = ElementAttr { map, pad: 0, key: pointer_value(key.as_ptr()), value, flags };
         // SAFETY: the key has the map's size, and so has the value, if there is one: each caller checks.
         unsafe { bpf(command, &mut attr) }.map(drop)
     }
 
     fn read(&self, command: u32, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<bool> {
-        if value.len() != self.value {
+        if value.len() != self.value_size {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        there(self.element(command, key, value.as_mut_ptr().expose_provenance() as u64, flags))
+        was_found(self.call_on_element(
+            command,
+            key,
+            value.as_mut_ptr().expose_provenance() as u64,
+            flags,
+        ))
     }
 
     /// Reads an element into `value`; whether it is there.
@@ -177,80 +187,85 @@ impl Map {
     }
 
     /// Reads an element into `value` and deletes it, at once; whether it was there.
-    pub(super) fn take(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    pub(super) fn look_up_and_delete(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
         self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value, ANY)
     }
 
     pub(super) fn update(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
-        if value.len() != self.value {
+        if value.len() != self.value_size {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.element(BPF_MAP_UPDATE_ELEM, key, value.as_ptr().expose_provenance() as u64, flags)
+        self.call_on_element(
+            BPF_MAP_UPDATE_ELEM,
+            key,
+            value.as_ptr().expose_provenance() as u64,
+            flags,
+        )
     }
 
     /// Deletes an element; whether it was there.
     pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
-        there(self.element(BPF_MAP_DELETE_ELEM, key, 0, ANY))
+        was_found(self.call_on_element(BPF_MAP_DELETE_ELEM, key, 0, ANY))
     }
 
     /// The keys that are there. Of those that come or go meanwhile some may be missing, or come twice.
     pub(super) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         // Where a key is gone when its successor is asked for, the kernel starts again.
-        for _ in 0..self.entries.saturating_mul(2) {
-            let Some(next) = self.key_after(keys.last())? else { break };
+        for _ in 0..self.max_entries.saturating_mul(2) {
+            let Some(next) = self.next_key(keys.last())? else { break };
             keys.push(next);
         }
         Ok(keys)
     }
 
     pub(super) fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.key_after(None)?.is_none())
+        Ok(self.next_key(None)?.is_none())
     }
 
     /// The key after another one, which must be of this map; or the first.
-    fn key_after(&self, before: Option<&Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
-        let mut next = vec![0; self.key];
-        let (map, value) = (raw(self.fd.as_fd()), next.as_mut_ptr().expose_provenance() as u64);
-        let key = before.map_or(0, |key| address(key.as_ptr()));
+    fn next_key(&self, before: Option<&Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+        let mut next = vec![0; self.key_size];
+        let (map, value) = (raw_fd(self.fd.as_fd()), next.as_mut_ptr().expose_provenance() as u64);
+        let key = before.map_or(0, |key| pointer_value(key.as_ptr()));
         let mut attr = ElementAttr { map, pad: 0, key, value, flags: 0 };
         // SAFETY: both keys have the map's size, or the first is null, which the kernel takes for none.
-        let found = there(unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) }.map(drop))?;
+        let found = was_found(unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) }.map(drop))?;
         Ok(found.then_some(next))
     }
 }
 
-impl From<Map> for OwnedFd {
-    fn from(map: Map) -> Self {
+impl From<BpfMap> for OwnedFd {
+    fn from(map: BpfMap) -> Self {
         map.fd
     }
 }
 
 /// Whether there is such an element.
-fn there(answer: io::Result<()>) -> io::Result<bool> {
+fn was_found(answer: io::Result<()>) -> io::Result<bool> {
     match answer {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         other => other.map(|()| true),
     }
 }
 
-fn info(fd: BorrowedFd<'_>) -> io::Result<Info> {
+fn object_info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     let mut info = Info::default();
     let length = size_of::<Info>() as u32;
-    let mut attr = InfoAttr { fd: raw(fd), length, info: address(&raw mut info) };
+    let mut attr = InfoAttr { fd: raw_fd(fd), length, info: pointer_value(&raw mut info) };
     // SAFETY: the kernel writes at most `length` bytes, all of which may have any value.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }
 
-fn named(path: &Path) -> io::Result<CString> {
+fn path_to_c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 /// Opens what is pinned there.
-pub(super) fn object(path: &Path) -> io::Result<OwnedFd> {
-    let path = named(path)?;
-    let mut attr = ObjectAttr { path: address(path.as_ptr()), fd: 0, flags: 0 };
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_to_c_string(path)?;
+    let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: 0, flags: 0 };
     // SAFETY: the path ends with a zero byte, and lives until the call is over.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
     // SAFETY: the kernel has just made it, for the caller.
@@ -259,17 +274,17 @@ pub(super) fn object(path: &Path) -> io::Result<OwnedFd> {
 
 /// Pins a program, map or link.
 pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let path = named(path)?;
-    let mut attr = ObjectAttr { path: address(path.as_ptr()), fd: raw(fd), flags: 0 };
+    let path = path_to_c_string(path)?;
+    let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: raw_fd(fd), flags: 0 };
     // SAFETY: the path ends with a zero byte, and lives until the call is over.
     unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
 /// Attaches a program to what an interface receives, behind those that are there. By number, as a name may go to
 /// another interface meanwhile.
-pub(super) fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+pub(super) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     let mut attr = LinkAttr {
-        program: raw(program),
+        program: raw_fd(program),
         interface,
         attach_type: BPF_TCX_INGRESS,
         ..LinkAttr::default()
@@ -281,19 +296,19 @@ pub(super) fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<Owne
 }
 
 /// The interface that a link is attached to; 0 if that is gone, or it was detached.
-pub(super) fn interface(link: BorrowedFd<'_>) -> io::Result<u32> {
-    Ok(info(link)?.fifth)
+pub(super) fn attached_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(object_info(link)?.max_entries_or_ifindex)
 }
 
 /// Detaches a link, whoever has it open or pinned.
-pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = raw(link);
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = raw_fd(link);
     // SAFETY: there are no pointers in it.
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// The number of this thread's network namespace, which no other has had since the machine started.
-pub(super) fn namespace() -> io::Result<u64> {
+pub(super) fn namespace_cookie() -> io::Result<u64> {
     /// asm-generic/socket.h, and those of all machines that Rust knows but a few old ones.
     const SO_NETNS_COOKIE: i32 = 71;
     let socket = rustix::net::socket_with(

@@ -2,13 +2,13 @@
 
 use serde_json::Value as Json;
 
-use super::model::{Condition, Field, Pattern, Ranges, Side, state};
+use super::model::{Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state};
 
 /// The interface that an expression reads the name or the index of.
-fn side(expression: &Json) -> Option<Side> {
+fn interface_direction(expression: &Json) -> Option<InterfaceDirection> {
     match expression.get("meta")?.get("key")?.as_str()? {
-        "iif" | "iifname" => Some(Side::Input),
-        "oif" | "oifname" => Some(Side::Output),
+        "iif" | "iifname" => Some(InterfaceDirection::Input),
+        "oif" | "oifname" => Some(InterfaceDirection::Output),
         _ => None,
     }
 }
@@ -17,25 +17,25 @@ fn side(expression: &Json) -> Option<Side> {
 pub(super) fn reads_interface(expression: &Json) -> bool {
     match expression.get("concat").and_then(Json::as_array) {
         Some(parts) => parts.iter().any(reads_interface),
-        None => side(expression).is_some(),
+        None => interface_direction(expression).is_some(),
     }
 }
 
 /// That `expression` is `value`, which is one or, of a plain field, several.
-pub(super) fn equal(expression: &Json, value: &Json) -> Option<Condition> {
+pub(super) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
     if let Some(element) = value.get("elem") {
-        return equal(expression, element.get("val")?);
+        return equals(expression, element.get("val")?);
     }
     if let Some(parts) = expression.get("concat").and_then(Json::as_array) {
         let values = value.get("concat")?.as_array()?;
-        let one = |(part, value)| equal(part, value).unwrap_or(Condition::Unknown);
+        let one = |(part, value)| equals(part, value).unwrap_or(Condition::Unknown);
         return Some(Condition::All(parts.iter().zip(values).map(one).collect()));
     }
-    if let Some(side) = side(expression) {
-        return Some(Condition::interface(side, Pattern::new(value.as_str()?, '*')));
+    if let Some(side) = interface_direction(expression) {
+        return Some(Condition::interface(side, InterfacePattern::new(value.as_str()?, '*')));
     }
     let (field, mask) = field(expression)?;
-    Some(Condition::test(field, mask, ranges(field, value)?))
+    Some(Condition::field_in(field, mask, ranges(field, value)?))
 }
 
 /// The field that an expression reads, and under which mask.
@@ -44,7 +44,7 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
     if kind == "&" {
         let [inner, mask] = content.as_array()?.as_slice() else { return None };
         let (field, whole) = field(inner)?;
-        return Some((field, whole & single(field, mask)?));
+        return Some((field, whole & single_value(field, mask)?));
     }
     let part = |name: &str| content.get(name).and_then(Json::as_str);
     if kind == "fib" {
@@ -53,14 +53,14 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
             None => flags == "daddr",
         });
         let usable = of_destination && part("result") == Some("type");
-        return usable.then_some((Field::Destination, u32::MAX));
+        return usable.then_some((Field::DestinationType, u32::MAX));
     }
     let field = match (kind.as_str(), part("protocol"), part("key").or(part("field"))?) {
         ("ct", _, "state") => Field::State,
         ("ct", _, "mark") => Field::CtMark,
         ("ct", _, "direction") => Field::Direction,
         ("ct", _, "helper") => Field::FtpHelper,
-        ("meta", _, "mark") => Field::Mark,
+        ("meta", _, "mark") => Field::PacketMark,
         ("meta", _, "pkttype") => Field::PacketType,
         ("meta", _, "l4proto") => Field::Protocol,
         ("meta", _, "nfproto" | "protocol") => Field::Family,
@@ -76,15 +76,15 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
 }
 
 /// What a packet must be for this to be read from it at all.
-pub(super) fn implied(expression: &Json) -> Option<Condition> {
+pub(super) fn implied_condition(expression: &Json) -> Option<Condition> {
     let (kind, content) = expression.as_object()?.iter().next()?;
     if let Some(parts) = content.as_array() {
-        return parts.iter().find_map(implied);
+        return parts.iter().find_map(implied_condition);
     }
     let protocol = content.get("protocol").filter(|_| kind == "payload")?.as_str()?;
     match protocol {
-        "ip" => Some(Condition::test(Field::Family, u32::MAX, [(4, 4)])),
-        "ip6" => Some(Condition::test(Field::Family, u32::MAX, [(6, 6)])),
+        "ip" => Some(Condition::field_in(Field::Family, u32::MAX, [(4, 4)])),
+        "ip6" => Some(Condition::field_in(Field::Family, u32::MAX, [(6, 6)])),
         "udp" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "udplite" | "esp" | "ah"
         | "comp" | "arp" => Some(Condition::Any(Vec::new())),
         _ => None,
@@ -92,7 +92,7 @@ pub(super) fn implied(expression: &Json) -> Option<Condition> {
 }
 
 /// The bits of `field` that stay as they were when this is put there.
-pub(super) fn kept(value: &Json, into: Field) -> u32 {
+pub(super) fn unchanged_bits(value: &Json, into: Field) -> u32 {
     // `ct mark and 0xff` is the field under a mask, too.
     if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
         return mask;
@@ -105,7 +105,7 @@ pub(super) fn kept(value: &Json, into: Field) -> u32 {
     let constants: Vec<u32> = numbers.flatten().collect();
     let others: Vec<&Json> = operands.iter().filter(|one| number(one).is_none()).collect();
     let [inner] = others.as_slice() else { return 0 };
-    constants.iter().fold(kept(inner, into), |kept, constant| match op.as_str() {
+    constants.iter().fold(unchanged_bits(inner, into), |kept, constant| match op.as_str() {
         "&" => kept & constant,
         "|" | "^" => kept & !constant,
         _ => 0,
@@ -147,22 +147,22 @@ pub(super) fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
     }
     if let Some(ends) = value.get("range").and_then(Json::as_array) {
         let [from, to] = ends.as_slice() else { return None };
-        return Some((single(field, from)?, single(field, to)?));
+        return Some((single_value(field, from)?, single_value(field, to)?));
     }
     if let Some(prefix) = value.get("prefix") {
         let (first, length) = (number(prefix.get("addr")?)?, number(prefix.get("len")?)?);
         let rest = u32::MAX.checked_shr(length).unwrap_or(0);
         return Some((first & !rest, first | rest));
     }
-    let one = single(field, value)?;
+    let one = single_value(field, value)?;
     Some((one, one))
 }
 
 /// One value of a field, by name or number. Names that are not known are values that none of our
 /// packets has, where that is certain.
-pub(super) fn single(field: Field, value: &Json) -> Option<u32> {
+pub(super) fn single_value(field: Field, value: &Json) -> Option<u32> {
     if let Some(list) = value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
-        return list.iter().try_fold(0, |bits, one| Some(bits | single(field, one)?));
+        return list.iter().try_fold(0, |bits, one| Some(bits | single_value(field, one)?));
     }
     const OTHER: u32 = 255;
     let name = value.as_str().unwrap_or_default();
@@ -179,10 +179,10 @@ pub(super) fn single(field: Field, value: &Json) -> Option<u32> {
         (Field::Family, _) => OTHER,
         (Field::Protocol, "tcp") => 6,
         (Field::Protocol, _) => number(value).unwrap_or(OTHER),
-        (Field::Destination, "local") => 1,
-        (Field::Destination, "unicast") => 2,
+        (Field::DestinationType, "local") => 1,
+        (Field::DestinationType, "unicast") => 2,
         (Field::PacketType, "host" | "unicast") => 0,
-        (Field::Destination | Field::PacketType, _) => OTHER,
+        (Field::DestinationType | Field::PacketType, _) => OTHER,
         (Field::FtpHelper, "ftp") => 1,
         (Field::FtpHelper, _) => OTHER,
         (Field::TcpFlags, "fin") => 0x01,

@@ -1,16 +1,16 @@
 //! Rules that change the packet mark by which the fast path has a data connection admitted, before our table reads it.
 
 use super::{
-    Rules,
-    model::{Base, Hook, Ip, Origin, Table},
-    probe::admitted,
-    verdict::{self, base_chains},
+    Ruleset,
+    model::{BaseChain, Hook, Ip, Origin, Table},
+    sample_packets::fast_path_first_packet,
+    traversal::{self, base_chains},
     xtables,
 };
 use crate::gateway::RuleParameters;
 
 /// Here our table reads the mark: all chains that translate are gone through at this priority, whatever theirs.
-const READ: i32 = -100;
+const MARK_READ_PRIORITY: i32 = -100;
 
 /// A rule that changes packet marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct MarkChange {
     pub chain: String,
     pub rule: String,
     /// Whether it does so to every such packet, as far as its conditions are known: not by addresses or interfaces.
-    pub to_all: bool,
+    pub is_unconditional: bool,
 }
 
 impl std::fmt::Display for MarkChange {
@@ -29,21 +29,24 @@ impl std::fmt::Display for MarkChange {
 }
 
 /// The rules that may do so, each once.
-pub(super) fn changes(rules: &Rules, parameters: &RuleParameters) -> Vec<MarkChange> {
-    let packet = admitted(parameters, rules.changes);
+pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) -> Vec<MarkChange> {
+    let packet = fast_path_first_packet(parameters, rules.changed_mark_bits);
     let bits = parameters.mask() | parameters.slots();
     let mut found: Vec<MarkChange> = Vec::new();
     for table in rules.tables.iter().filter(|table| table.family.sees(Ip::V4)) {
-        let before = |base: Base| base.hook == Hook::Prerouting && base.priority < READ;
+        let before =
+            |base: BaseChain| base.hook == Hook::Prerouting && base.priority < MARK_READ_PRIORITY;
         for (name, _) in base_chains(table).filter(|(_, base)| before(*base)) {
-            for marking in verdict::markings(table, name, &packet) {
-                if marking.rule.mark & bits == 0 {
+            for marking in traversal::marking_rules(table, name, &packet) {
+                if marking.rule.changed_mark_bits & bits == 0 {
                     continue;
                 }
-                let (chain, rule) = (chain(table, marking.chain), marking.rule.text.clone());
+                let (chain, rule) = (chain_name(table, marking.chain), marking.rule.text.clone());
                 match found.iter_mut().find(|one| (&one.chain, &one.rule) == (&chain, &rule)) {
-                    Some(known) => known.to_all |= marking.by_default,
-                    None => found.push(MarkChange { chain, rule, to_all: marking.by_default }),
+                    Some(known) => known.is_unconditional |= marking.by_default,
+                    None => {
+                        found.push(MarkChange { chain, rule, is_unconditional: marking.by_default })
+                    }
                 }
             }
         }
@@ -51,7 +54,7 @@ pub(super) fn changes(rules: &Rules, parameters: &RuleParameters) -> Vec<MarkCha
     found
 }
 
-fn chain(table: &Table, chain: &str) -> String {
+fn chain_name(table: &Table, chain: &str) -> String {
     match table.origin {
         Origin::Nftables => format!("{} {} {chain}", table.family, table.name),
         origin => format!("{} {} {chain}", xtables::program(origin, Ip::V4), table.name),
@@ -66,7 +69,7 @@ mod tests {
     /// Each rule that is found, and whether it is to all.
     fn found(firewall: &Firewall) -> Vec<(String, bool)> {
         let changes = firewall.packet_mark_changes(&RuleParameters::default());
-        changes.into_iter().map(|change| (change.to_string(), change.to_all)).collect()
+        changes.into_iter().map(|change| (change.to_string(), change.is_unconditional)).collect()
     }
 
     fn iptables(rules: &str) -> Vec<(String, bool)> {
@@ -74,7 +77,7 @@ mod tests {
         let text = format!(
             "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
         );
-        firewall.add_saved(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
         found(&firewall)
     }
 
@@ -138,7 +141,7 @@ mod tests {
                 {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
                   {{"mangle": {{"key": {{"meta": {{"key": "mark"}}}}, "value": {value}}}}}]}}}}]}}"#
             );
-            found(&Firewall::of_nft(&json, "").unwrap())
+            found(&Firewall::from_nft(&json, "").unwrap())
         };
         let named = [("`rule with handle 3` in inet own c".to_owned(), true)];
         assert_eq!(table("filter", "prerouting", -150, "1"), named);

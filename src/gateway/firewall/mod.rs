@@ -4,67 +4,67 @@
 //! packets of which only the essential is known through them ([`verdict`]). Nothing is sent and
 //! nothing is changed. Rules of our own are left out.
 
-mod claims;
-mod control;
+mod control_conflicts;
+mod control_path;
+mod data_path;
 mod expressions;
 mod marks;
 mod model;
 mod nft;
-mod outlook;
-mod probe;
-mod reached;
-mod reader;
 mod remedy;
+mod ruleset_reader;
+mod sample_packets;
 mod sources;
-mod verdict;
+mod translated_ports;
+mod traversal;
 mod xtables;
 
-pub use claims::Claims;
-pub use control::{ControlJudgement, ControlOutlook, Passage};
+pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
+pub use data_path::{DataPathVerdict, data_path_verdicts};
 pub use marks::MarkChange;
-use model::{Changes, Packet, Table};
+use model::{ChangedMarkBits, SamplePacket, Table};
 pub use model::{Hook, Ip, Origin, TableFamily};
-pub use outlook::{Outlook, outlooks};
-pub use probe::Sign;
-use probe::packets;
-pub use reader::ClaimsReader;
-pub use remedy::{Manager, condition};
+pub use remedy::{RulesetManager, condition};
+pub use ruleset_reader::RulesetReader;
+pub use sample_packets::PacketClass;
+use sample_packets::packets_of_class;
 pub use sources::interfaces;
-pub use verdict::Reason;
-use verdict::{Fate, base_chains};
+pub use translated_ports::TranslatedPorts;
+pub use traversal::VerdictSource;
+use traversal::{PacketVerdict, base_chains};
 
 use super::RuleParameters;
 
 /// What is loaded, as far as it could be read.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
-    rules: Rules,
+    ruleset: Ruleset,
     /// What could not be read, and why.
-    unread: Vec<String>,
+    read_errors: Vec<String>,
 }
 
 /// What a parser found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Rules {
+struct Ruleset {
     tables: Vec<Table>,
-    concerns: Vec<Concern>,
-    changes: Changes,
+    conflicts: Vec<ConflictingRule>,
+    changed_mark_bits: ChangedMarkBits,
 }
 
-impl Rules {
+impl Ruleset {
     fn add(&mut self, other: Self) {
         self.tables.extend(other.tables);
-        self.concerns.extend(other.concerns);
-        self.changes.ct_mark |= other.changes.ct_mark;
-        self.changes.mark |= other.changes.mark;
+        self.conflicts.extend(other.conflicts);
+        self.changed_mark_bits.ct_mark |= other.changed_mark_bits.ct_mark;
+        self.changed_mark_bits.mark |= other.changed_mark_bits.mark;
     }
 }
 
 /// A rule that gets in the way, wherever it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Concern {
+pub struct ConflictingRule {
     /// What it does.
-    pub kind: ConcernKind,
+    pub kind: ConflictKind,
     /// The chain that it is in, for people.
     pub chain: String,
     pub rule: String,
@@ -74,7 +74,7 @@ pub struct Concern {
 
 /// What a rule does that gets in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConcernKind {
+pub enum ConflictKind {
     /// It gives control connections the kernel's own FTP helper.
     Helper,
     /// It hands connections to a flowtable, past all chains.
@@ -89,39 +89,41 @@ pub enum ConcernKind {
 
 /// What a firewall does, at one hook, with packets of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judgement {
+pub struct HookVerdict {
     /// What each base chain there does.
-    pub chains: Vec<ChainJudgement>,
+    pub chains: Vec<ChainVerdict>,
 }
 
 /// What a base chain does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChainJudgement {
-    pub place: Place,
+pub struct ChainVerdict {
+    pub location: ChainLocation,
     /// Whether packets pass, by default.
     pub passes: bool,
     /// What decides that.
-    pub by: Reason,
+    pub decided_by: VerdictSource,
     /// Rules that do the opposite to some, by addresses or interfaces that are not known here.
-    pub except: Vec<Reason>,
+    pub exceptions: Vec<VerdictSource>,
 }
 
-impl std::fmt::Display for ChainJudgement {
+impl std::fmt::Display for ChainVerdict {
     /// What decides, and where: a rule, or a policy.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.by.rule {
-            Some(rule) if self.by.chain == self.place.chain => {
-                write!(f, "`{rule}` in {}", self.place)
+        match &self.decided_by.rule {
+            Some(rule) if self.decided_by.chain == self.location.chain => {
+                write!(f, "`{rule}` in {}", self.location)
             }
-            Some(rule) => write!(f, "`{rule}` in {}, by way of {}", self.by.chain, self.place),
-            None => write!(f, "the policy of {}", self.place),
+            Some(rule) => {
+                write!(f, "`{rule}` in {}, by way of {}", self.decided_by.chain, self.location)
+            }
+            None => write!(f, "the policy of {}", self.location),
         }
     }
 }
 
 /// A base chain, and what one needs to know to add a rule to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct ChainLocation {
     /// Whose it is.
     pub origin: Origin,
     /// What it sees.
@@ -131,12 +133,12 @@ pub struct Place {
     /// Where rules of an operator belong, if not there: Docker's `DOCKER-USER`.
     pub insert_into: String,
     /// Who writes this table.
-    pub manager: Option<Manager>,
+    pub manager: Option<RulesetManager>,
     /// Whether only its owner may change it.
-    pub owned: bool,
+    pub has_owner: bool,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ChainLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { table, chain, .. } = self;
         match (self.origin, self.family) {
@@ -146,7 +148,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-impl Place {
+impl ChainLocation {
     /// The kind of iptables that it was written with, if it was.
     fn program(&self) -> &'static str {
         let ip = if self.family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
@@ -154,14 +156,14 @@ impl Place {
     }
 }
 
-impl Judgement {
+impl HookVerdict {
     /// Whether packets pass, by default.
     pub fn passes(&self) -> bool {
         self.chains.iter().all(|chain| chain.passes)
     }
 
     /// The chains that stop them.
-    pub fn stops(&self) -> impl Iterator<Item = &ChainJudgement> {
+    pub fn dropping_chains(&self) -> impl Iterator<Item = &ChainVerdict> {
         self.chains.iter().filter(|chain| !chain.passes)
     }
 }
@@ -178,76 +180,102 @@ impl Firewall {
     }
 
     /// What could not be read, and why: judgements are then incomplete.
-    pub fn unread(&self) -> &[String] {
-        &self.unread
+    pub fn read_errors(&self) -> &[String] {
+        &self.read_errors
     }
 
     /// What the rules translate.
-    pub fn claims(&self) -> Claims {
-        Claims::of(&self.rules)
+    pub fn translated_ports(&self) -> TranslatedPorts {
+        TranslatedPorts::from_ruleset(&self.ruleset)
     }
 
     /// The rules that get in the way: those that assign the kernel's FTP helper, that queue, that
     /// change bits of the ct mark that are ours, or that hand control connections to a flowtable or
     /// take them out of connection tracking.
-    pub fn concerns(&self, parameters: &RuleParameters) -> impl Iterator<Item = &Concern> {
+    pub fn conflicting_rules(
+        &self,
+        parameters: &RuleParameters,
+    ) -> impl Iterator<Item = &ConflictingRule> {
         let ours = parameters.mask();
-        let found = self.rules.concerns.iter().filter(move |concern| match concern.kind {
-            ConcernKind::CtMark { bits } => bits & ours != 0,
+        let found = self.ruleset.conflicts.iter().filter(move |concern| match concern.kind {
+            ConflictKind::CtMark { bits } => bits & ours != 0,
             _ => true,
         });
-        found.chain(reached::concerns(&self.rules, parameters))
+        found.chain(control_conflicts::conflicts_with_control(&self.ruleset, parameters))
     }
 
     /// The rules by which the packet mark of a data connection's first packet may be lost, with which the fast path has
     /// it admitted.
     pub fn packet_mark_changes(&self, parameters: &RuleParameters) -> Vec<MarkChange> {
-        marks::changes(&self.rules, parameters)
+        marks::packet_mark_changes(&self.ruleset, parameters)
     }
 
     /// What becomes of packets with `sign` at `hook`.
-    pub fn judge(&self, hook: Hook, ip: Ip, sign: Sign, parameters: &RuleParameters) -> Judgement {
-        let changes = self.rules.changes;
-        self.follow(ip, &packets(hook, ip, sign, parameters.data(), parameters, changes))
+    pub fn verdict(
+        &self,
+        hook: Hook,
+        ip: Ip,
+        sign: PacketClass,
+        parameters: &RuleParameters,
+    ) -> HookVerdict {
+        let changes = self.ruleset.changed_mark_bits;
+        self.verdict_on_packets(
+            ip,
+            &packets_of_class(hook, ip, sign, parameters.data(), parameters, changes),
+        )
     }
 
     /// What becomes of packets of one connection, each at its hook.
-    fn follow(&self, ip: Ip, packets: &[Packet<'_>]) -> Judgement {
+    fn verdict_on_packets(&self, ip: Ip, packets: &[SamplePacket<'_>]) -> HookVerdict {
         let mut chains = Vec::new();
-        for table in self.rules.tables.iter().filter(|table| table.family.sees(ip)) {
+        for table in self.ruleset.tables.iter().filter(|table| table.family.sees(ip)) {
             for (name, base) in base_chains(table) {
                 let here = packets.iter().filter(|packet| packet.hook == base.hook);
-                let fates = here.map(|packet| verdict::judge(table, name, base, packet));
-                let Some(fate) = fates.reduce(Fate::and) else { continue };
-                let place = remedy::place(table, name, base.hook);
-                chains.push((base.priority, judgement(place, fate)));
+                let fates = here.map(|packet| traversal::evaluate(table, name, base, packet));
+                let Some(fate) = fates.reduce(PacketVerdict::and) else { continue };
+                let place = remedy::chain_location(table, name, base.hook);
+                chains.push((base.priority, chain_verdict(place, fate)));
             }
         }
-        chains.sort_by(|(a, one), (b, other)| (a, &one.place).cmp(&(b, &other.place)));
-        Judgement { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
+        chains.sort_by(|(a, one), (b, other)| (a, &one.location).cmp(&(b, &other.location)));
+        HookVerdict { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
     }
 
     /// Whether some data connection may pass at `hook` that has no sign of ours.
-    pub fn may_pass_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
-        let packets = packets(hook, ip, Sign::Mark, 0, parameters, self.rules.changes);
-        let judged = self.follow(ip, &packets);
-        judged.chains.iter().all(|chain| chain.passes || !chain.except.is_empty())
+    pub fn may_accept_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
+        let packets = packets_of_class(
+            hook,
+            ip,
+            PacketClass::MarkedData,
+            0,
+            parameters,
+            self.ruleset.changed_mark_bits,
+        );
+        let judged = self.verdict_on_packets(ip, &packets);
+        judged.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
     }
 
     /// The commands that let packets with `sign` pass where `judgement` stops them.
-    pub fn remedies(judgement: &Judgement, sign: Sign, parameters: &RuleParameters) -> Vec<String> {
-        judgement.stops().map(|stop| stop.place.command(sign, parameters)).collect()
+    pub fn remedies(
+        judgement: &HookVerdict,
+        sign: PacketClass,
+        parameters: &RuleParameters,
+    ) -> Vec<String> {
+        judgement
+            .dropping_chains()
+            .map(|stop| stop.location.accept_command(sign, parameters))
+            .collect()
     }
 
     /// The tables that nft shows, in JSON and as text; those of iptables-nft are among them.
-    fn of_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {
-        Ok(Self { rules: nft::parse(json, listing)?, unread: Vec::new() })
+    fn from_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {
+        Ok(Self { ruleset: nft::parse(json, listing)?, read_errors: Vec::new() })
     }
 
     /// Whether there are tables like those of iptables-nft, so that it has to say what is in them.
     fn has_iptables_tables(&self, ip: Ip) -> bool {
         let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-        self.rules.tables.iter().any(|table| {
+        self.ruleset.tables.iter().any(|table| {
             table.origin == Origin::Nftables
                 && table.family != TableFamily::Inet
                 && table.family.sees(ip)
@@ -257,24 +285,24 @@ impl Firewall {
 
     /// Adds what `iptables-save` printed. Of the tables of iptables-nft it takes the place of what
     /// nft shows, which knows only the names of their matches.
-    pub(super) fn add_saved(&mut self, origin: Origin, ip: Ip, text: &str) {
+    pub(super) fn add_iptables_save(&mut self, origin: Origin, ip: Ip, text: &str) {
         let read = xtables::parse(text, origin, ip);
         if origin == Origin::IptablesNft {
             let same = |table: &Table, other: &Table| {
                 (other.family, &other.name) == (table.family, &table.name)
             };
-            self.rules.tables.retain(|table| {
+            self.ruleset.tables.retain(|table| {
                 table.origin != Origin::Nftables
                     || !read.tables.iter().any(|other| same(table, other))
             });
         }
-        self.rules.add(read);
+        self.ruleset.add(read);
     }
 }
 
-fn judgement(place: Place, fate: Fate) -> ChainJudgement {
-    let Fate { passes, by, except } = fate;
-    ChainJudgement { place, passes, by, except }
+fn chain_verdict(place: ChainLocation, fate: PacketVerdict) -> ChainVerdict {
+    let PacketVerdict { passes, decided_by: by, exceptions: except } = fate;
+    ChainVerdict { location: place, passes, decided_by: by, exceptions: except }
 }
 
 #[cfg(test)]

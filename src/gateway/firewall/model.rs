@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use strum::{Display, EnumString, IntoStaticStr};
 
-use super::Concern;
+use super::ConflictingRule;
 pub use crate::gateway::legacy::Ip;
 
 /// Bits of a connection's state, as nftables numbers them.
@@ -22,13 +22,13 @@ pub(super) mod state {
 
 /// The answer of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Tri {
+pub(super) enum Certainty {
     No,
     Maybe,
     Yes,
 }
 
-impl Tri {
+impl Certainty {
     fn negated_if(self, negated: bool) -> Self {
         match self {
             Self::No if negated => Self::Yes,
@@ -51,7 +51,7 @@ pub(super) enum Field {
     Direction,
     CtMark,
     /// The packet's.
-    Mark,
+    PacketMark,
     SourcePort,
     DestinationPort,
     /// FIN is 1.
@@ -59,14 +59,14 @@ pub(super) enum Field {
     /// Whether the connection was announced on one with the helper `ftp`.
     FtpHelper,
     /// Whose the destination is: 1 this machine's, 2 another's.
-    Destination,
+    DestinationType,
     /// 0 for this machine alone, not broadcast.
     PacketType,
 }
 
 /// What is known about a field of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub(super) enum FieldValue {
     /// Only the bits in `known` are.
     Bits { bits: u32, known: u32 },
     /// It is in this range.
@@ -75,7 +75,7 @@ pub(super) enum Value {
     Absent,
 }
 
-impl Value {
+impl FieldValue {
     pub(super) fn exactly(bits: u32) -> Self {
         Self::Bits { bits, known: u32::MAX }
     }
@@ -86,32 +86,32 @@ pub(super) type Ranges = Arc<[(u32, u32)]>;
 
 /// A comparison: whether the field's bits under `mask` are in one of `ranges`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Test {
+pub(super) struct Comparison {
     pub(super) field: Field,
     pub(super) mask: u32,
     pub(super) ranges: Ranges,
     pub(super) negated: bool,
 }
 
-impl Test {
-    pub(super) fn holds(&self, value: Value) -> Tri {
+impl Comparison {
+    pub(super) fn holds(&self, value: FieldValue) -> Certainty {
         let (low, high, fixed) = match value {
-            Value::Absent => return Tri::No,
-            Value::Bits { bits, known } => {
+            FieldValue::Absent => return Certainty::No,
+            FieldValue::Bits { bits, known } => {
                 let low = bits & known & self.mask;
                 (low, low | (self.mask & !known), known & self.mask)
             }
-            Value::Within(low, high) if self.mask == u32::MAX => (low, high, 0),
-            Value::Within(..) => return Tri::Maybe,
+            FieldValue::Within(low, high) if self.mask == u32::MAX => (low, high, 0),
+            FieldValue::Within(..) => return Certainty::Maybe,
         };
-        let mut answer = Tri::No;
+        let mut answer = Certainty::No;
         for &(from, to) in self.ranges.iter() {
             let one = match () {
-                () if from <= low && high <= to => Tri::Yes,
-                () if to < low || high < from => Tri::No,
+                () if from <= low && high <= to => Certainty::Yes,
+                () if to < low || high < from => Certainty::No,
                 // A single value that contradicts a bit that is known.
-                () if from == to && (from ^ low) & fixed != 0 => Tri::No,
-                () => Tri::Maybe,
+                () if from == to && (from ^ low) & fixed != 0 => Certainty::No,
+                () => Certainty::Maybe,
             };
             answer = answer.max(one);
         }
@@ -121,41 +121,41 @@ impl Test {
 
 /// Which of a packet's two interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum InterfaceDirection {
     Input,
     Output,
 }
 
 /// The name of an interface, or the start of several.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(super) struct InterfacePattern {
     name: String,
-    prefix: bool,
+    is_prefix: bool,
 }
 
-impl Pattern {
+impl InterfacePattern {
     /// `wildcard` ends the start of a name: `*` in nftables, `+` in iptables.
     pub(super) fn new(text: &str, wildcard: char) -> Self {
         match text.strip_suffix(wildcard) {
-            Some(start) => Self { name: start.to_owned(), prefix: true },
-            None => Self { name: text.to_owned(), prefix: false },
+            Some(start) => Self { name: start.to_owned(), is_prefix: true },
+            None => Self { name: text.to_owned(), is_prefix: false },
         }
     }
 
     pub(super) fn matches(&self, interface: &str) -> bool {
-        match self.prefix {
+        match self.is_prefix {
             true => interface.starts_with(&self.name),
             false => interface == self.name,
         }
     }
 
     /// An unknown interface is any but `lo`: both ends of a connection are not on one host.
-    fn holds(&self, interface: Option<&str>) -> Tri {
+    fn holds(&self, interface: Option<&str>) -> Certainty {
         match interface {
-            Some(interface) if self.matches(interface) => Tri::Yes,
-            Some(_) => Tri::No,
-            None if self.name == "lo" && !self.prefix => Tri::No,
-            None => Tri::Maybe,
+            Some(interface) if self.matches(interface) => Certainty::Yes,
+            Some(_) => Certainty::No,
+            None if self.name == "lo" && !self.is_prefix => Certainty::No,
+            None => Certainty::Maybe,
         }
     }
 }
@@ -163,11 +163,11 @@ impl Pattern {
 /// A condition of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
-    Test(Test),
+    Compare(Comparison),
     /// The packet has such an interface.
     Interface {
-        side: Side,
-        pattern: Pattern,
+        side: InterfaceDirection,
+        pattern: InterfacePattern,
         negated: bool,
     },
     /// One of these holds.
@@ -180,23 +180,25 @@ pub(super) enum Condition {
 
 impl Condition {
     /// That the field's bits under `mask` are in one of `ranges`.
-    pub(super) fn test(field: Field, mask: u32, ranges: impl Into<Ranges>) -> Self {
-        Self::Test(Test { field, mask, ranges: ranges.into(), negated: false })
+    pub(super) fn field_in(field: Field, mask: u32, ranges: impl Into<Ranges>) -> Self {
+        Self::Compare(Comparison { field, mask, ranges: ranges.into(), negated: false })
     }
 
     /// That the field has one of these bits.
-    pub(super) fn any_bit(field: Field, bits: u32) -> Self {
-        Self::test(field, bits, [(0, 0)]).negated_if(true)
+    pub(super) fn has_any_bit(field: Field, bits: u32) -> Self {
+        Self::field_in(field, bits, [(0, 0)]).negated_if(true)
     }
 
     /// That the packet has an interface like `pattern`.
-    pub(super) fn interface(side: Side, pattern: Pattern) -> Self {
+    pub(super) fn interface(side: InterfaceDirection, pattern: InterfacePattern) -> Self {
         Self::Interface { side, pattern, negated: false }
     }
 
     pub(super) fn negated_if(self, negate: bool) -> Self {
         match self {
-            Self::Test(test) => Self::Test(Test { negated: test.negated != negate, ..test }),
+            Self::Compare(test) => {
+                Self::Compare(Comparison { negated: test.negated != negate, ..test })
+            }
             Self::Interface { side, pattern, negated } => {
                 Self::Interface { side, pattern, negated: negated != negate }
             }
@@ -210,28 +212,28 @@ impl Condition {
         }
     }
 
-    fn holds(&self, packet: &Packet<'_>) -> Tri {
+    fn holds(&self, packet: &SamplePacket<'_>) -> Certainty {
         match self {
-            Self::Test(test) => test.holds(packet.value(test.field)),
+            Self::Compare(test) => test.holds(packet.value(test.field)),
             Self::Interface { side, pattern, negated } => {
                 let interface = match side {
-                    Side::Input => packet.input,
-                    Side::Output => packet.output,
+                    InterfaceDirection::Input => packet.input,
+                    InterfaceDirection::Output => packet.output,
                 };
                 pattern.holds(interface).negated_if(*negated)
             }
-            Self::All(conditions) => all(conditions, packet),
+            Self::All(conditions) => all_hold(conditions, packet),
             Self::Any(conditions) => {
-                conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Tri::No)
+                conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Certainty::No)
             }
-            Self::Unknown => Tri::Maybe,
+            Self::Unknown => Certainty::Maybe,
         }
     }
 }
 
 /// Where a rule sends a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum RuleVerdict {
     Accept,
     /// Reject as well.
     Drop,
@@ -243,7 +245,7 @@ pub(super) enum Action {
     /// On to the next rule.
     Continue,
     /// The first whose condition holds.
-    Map(Vec<(Condition, Action)>),
+    Map(Vec<(Condition, RuleVerdict)>),
     /// Nobody knows.
     Unknown,
 }
@@ -252,35 +254,35 @@ pub(super) enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) conditions: Vec<Condition>,
-    pub(super) action: Action,
+    pub(super) action: RuleVerdict,
     /// Where it sends connections to that were meant for here.
-    pub(super) diversion: Option<Diversion>,
+    pub(super) destination_nat: Option<DestinationNat>,
     /// What to say of it if control packets may come to it.
-    pub(super) concern: Option<Box<Concern>>,
+    pub(super) conflict: Option<Box<ConflictingRule>>,
     /// Bits of the packet mark that it may change.
-    pub(super) mark: u32,
+    pub(super) changed_mark_bits: u32,
     /// As its owner wrote it.
     pub(super) text: String,
 }
 
 /// A destination translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Diversion {
+pub(super) struct DestinationNat {
     /// The one host that it leads to, if it is one and known.
-    pub(super) to: Option<IpAddr>,
+    pub(super) address: Option<IpAddr>,
     /// The ports there, if they are named.
     pub(super) ports: Option<(u16, u16)>,
 }
 
 impl Rule {
-    pub(super) fn applies(&self, packet: &Packet<'_>) -> Tri {
-        all(&self.conditions, packet)
+    pub(super) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {
+        all_hold(&self.conditions, packet)
     }
 }
 
 /// Whether all conditions hold.
-pub(super) fn all(conditions: &[Condition], packet: &Packet<'_>) -> Tri {
-    conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Tri::Yes)
+pub(super) fn all_hold(conditions: &[Condition], packet: &SamplePacket<'_>) -> Certainty {
+    conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Certainty::Yes)
 }
 
 /// Where in a packet's way a chain is.
@@ -332,18 +334,18 @@ impl TableFamily {
 
 /// What makes a chain see packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Base {
+pub(super) struct BaseChain {
     pub(super) hook: Hook,
     pub(super) priority: i32,
     /// Whether what comes to its end is dropped.
-    pub(super) drops: bool,
+    pub(super) policy_drops: bool,
 }
 
 /// Rules in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chain {
     /// Of a base chain at a hook that matters here.
-    pub(super) base: Option<Base>,
+    pub(super) base: Option<BaseChain>,
     pub(super) rules: Vec<Rule>,
 }
 
@@ -354,20 +356,20 @@ pub(super) struct Table {
     pub(super) family: TableFamily,
     pub(super) name: String,
     /// Whether nft refuses changes by others (flag `owner`).
-    pub(super) owned: bool,
+    pub(super) has_owner: bool,
     pub(super) chains: BTreeMap<String, Chain>,
 }
 
 /// The bits of the marks that some rule may change, other than ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
+pub(super) struct ChangedMarkBits {
     pub(super) ct_mark: u32,
     pub(super) mark: u32,
 }
 
 /// What is known of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Packet<'a> {
+pub(super) struct SamplePacket<'a> {
     pub(super) hook: Hook,
     pub(super) ip: Ip,
     /// Whether it ends here.
@@ -377,30 +379,30 @@ pub(super) struct Packet<'a> {
     /// The interface it leaves by, likewise.
     pub(super) output: Option<&'a str>,
     pub(super) state: u32,
-    pub(super) direction: Value,
-    pub(super) ct_mark: Value,
-    pub(super) mark: Value,
-    pub(super) source_port: Value,
-    pub(super) destination_port: Value,
-    pub(super) tcp_flags: Value,
-    pub(super) ftp_helper: Value,
+    pub(super) direction: FieldValue,
+    pub(super) ct_mark: FieldValue,
+    pub(super) mark: FieldValue,
+    pub(super) source_port: FieldValue,
+    pub(super) destination_port: FieldValue,
+    pub(super) tcp_flags: FieldValue,
+    pub(super) ftp_helper: FieldValue,
 }
 
-impl Packet<'_> {
-    fn value(&self, field: Field) -> Value {
+impl SamplePacket<'_> {
+    fn value(&self, field: Field) -> FieldValue {
         match field {
-            Field::Family => Value::exactly(if self.ip == Ip::V4 { 4 } else { 6 }),
-            Field::Protocol => Value::exactly(6),
-            Field::State => Value::exactly(self.state),
+            Field::Family => FieldValue::exactly(if self.ip == Ip::V4 { 4 } else { 6 }),
+            Field::Protocol => FieldValue::exactly(6),
+            Field::State => FieldValue::exactly(self.state),
             Field::Direction => self.direction,
             Field::CtMark => self.ct_mark,
-            Field::Mark => self.mark,
+            Field::PacketMark => self.mark,
             Field::SourcePort => self.source_port,
             Field::DestinationPort => self.destination_port,
             Field::TcpFlags => self.tcp_flags,
             Field::FtpHelper => self.ftp_helper,
-            Field::Destination => Value::exactly(if self.is_local { 1 } else { 2 }),
-            Field::PacketType => Value::exactly(0),
+            Field::DestinationType => FieldValue::exactly(if self.is_local { 1 } else { 2 }),
+            Field::PacketType => FieldValue::exactly(0),
         }
     }
 }
@@ -409,14 +411,14 @@ impl Packet<'_> {
 mod tests {
     use super::*;
 
-    fn holds(mask: u32, range: (u32, u32), value: Value) -> Tri {
-        let Condition::Test(test) = Condition::test(Field::CtMark, mask, [range]) else {
+    fn holds(mask: u32, range: (u32, u32), value: FieldValue) -> Certainty {
+        let Condition::Compare(test) = Condition::field_in(Field::CtMark, mask, [range]) else {
             panic!("no test")
         };
-        let negated = Test { negated: true, ..test.clone() };
+        let negated = Comparison { negated: true, ..test.clone() };
         let answer = test.holds(value);
         match value {
-            Value::Absent => assert_eq!(negated.holds(value), Tri::No),
+            FieldValue::Absent => assert_eq!(negated.holds(value), Certainty::No),
             _ => assert_eq!(negated.holds(value), answer.negated_if(true)),
         }
         answer
@@ -424,24 +426,24 @@ mod tests {
 
     #[test]
     fn known_bits_decide_and_others_may() {
-        let exactly = Value::exactly(0x4000_0005);
-        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), exactly), Tri::Yes);
-        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), exactly), Tri::No);
-        assert_eq!(holds(u32::MAX, (5, u32::MAX), exactly), Tri::Yes);
-        let partly = Value::Bits { bits: 0x4000_0000, known: 0x4000_0000 };
-        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), partly), Tri::Yes);
-        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), partly), Tri::Maybe);
-        assert_eq!(holds(u32::MAX, (5, 5), partly), Tri::No);
-        assert_eq!(holds(0xff, (5, 5), partly), Tri::Maybe);
-        assert_eq!(holds(u32::MAX, (5, 5), Value::Absent), Tri::No);
+        let exactly = FieldValue::exactly(0x4000_0005);
+        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), exactly), Certainty::Yes);
+        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), exactly), Certainty::No);
+        assert_eq!(holds(u32::MAX, (5, u32::MAX), exactly), Certainty::Yes);
+        let partly = FieldValue::Bits { bits: 0x4000_0000, known: 0x4000_0000 };
+        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), partly), Certainty::Yes);
+        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), partly), Certainty::Maybe);
+        assert_eq!(holds(u32::MAX, (5, 5), partly), Certainty::No);
+        assert_eq!(holds(0xff, (5, 5), partly), Certainty::Maybe);
+        assert_eq!(holds(u32::MAX, (5, 5), FieldValue::Absent), Certainty::No);
     }
 
     #[test]
     fn a_range_is_inside_outside_or_across() {
-        let port = Value::Within(1024, 65535);
-        assert_eq!(holds(u32::MAX, (1024, 65535), port), Tri::Yes);
-        assert_eq!(holds(u32::MAX, (21, 21), port), Tri::No);
-        assert_eq!(holds(u32::MAX, (8080, 8080), port), Tri::Maybe);
-        assert_eq!(holds(0xff, (0, 0xff), port), Tri::Maybe);
+        let port = FieldValue::Within(1024, 65535);
+        assert_eq!(holds(u32::MAX, (1024, 65535), port), Certainty::Yes);
+        assert_eq!(holds(u32::MAX, (21, 21), port), Certainty::No);
+        assert_eq!(holds(u32::MAX, (8080, 8080), port), Certainty::Maybe);
+        assert_eq!(holds(0xff, (0, 0xff), port), Certainty::Maybe);
     }
 }

@@ -9,11 +9,14 @@ use serde::Deserialize;
 use serde_json::{Deserializer, Map, Value as Json};
 
 use super::{
-    Concern, ConcernKind, Rules,
-    expressions::{equal, field, implied, is_set, kept, number, range, ranges, reads_interface},
+    ConflictKind, ConflictingRule, Ruleset,
+    expressions::{
+        equals, field, implied_condition, is_set, number, range, ranges, reads_interface,
+        unchanged_bits,
+    },
     model::{
-        Action, Base, Changes, Condition, Diversion, Field, Origin, Ranges, Rule, Table,
-        TableFamily,
+        BaseChain, ChangedMarkBits, Condition, DestinationNat, Field, Origin, Ranges, Rule,
+        RuleVerdict, Table, TableFamily,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -31,33 +34,33 @@ struct Document {
 
 /// Reads the JSON of any number of commands, and `listing`, the same as `nft --handle` prints it for people: for the texts
 /// of rules only. Our own table is left out.
-pub(super) fn parse(json: &str, listing: &str) -> Result<Rules, serde_json::Error> {
+pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {
         let Document { nftables } = document?;
         objects.extend(nftables);
     }
-    let mut reader = Reader { texts: texts(listing), ..Reader::default() };
+    let mut reader = NftReader { texts: rule_texts(listing), ..NftReader::default() };
     // Rules refer to sets and helpers, wherever these are listed.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
         if let Some(object) = object.as_object() {
-            reader.declaration(kind, object);
+            reader.read_declaration(kind, object);
         }
     }
     for object in &objects {
         if let Some(rule) = object.get("rule").and_then(Json::as_object) {
-            reader.rule(rule);
+            reader.read_rule(rule);
         }
     }
-    Ok(Rules {
+    Ok(Ruleset {
         tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
-        concerns: reader.concerns,
-        changes: reader.changes,
+        conflicts: reader.conflicts,
+        changed_mark_bits: reader.changed_mark_bits,
     })
 }
 
 #[derive(Default)]
-struct Reader<'a> {
+struct NftReader<'a> {
     tables: BTreeMap<TableKey, Table>,
     /// Elements of named sets and maps.
     sets: HashMap<(TableKey, &'a str), &'a Json>,
@@ -66,34 +69,37 @@ struct Reader<'a> {
     /// Sets as ranges, once each: sets may be large, and rules many.
     ranges: HashMap<(TableKey, &'a str, Field), Option<Ranges>>,
     texts: HashMap<(TableFamily, &'a str, u64), &'a str>,
-    concerns: Vec<Concern>,
-    changes: Changes,
+    conflicts: Vec<ConflictingRule>,
+    changed_mark_bits: ChangedMarkBits,
 }
 
-impl<'a> Reader<'a> {
-    fn declaration(&mut self, kind: &str, object: &'a Object) {
+impl<'a> NftReader<'a> {
+    fn read_declaration(&mut self, kind: &str, object: &'a Object) {
         let table = if kind == "table" { "name" } else { "table" };
-        let Some(key) = key(object, table) else { return };
+        let Some(key) = table_key(object, table) else { return };
         let name = text(object, "name");
         match kind {
             "table" => {
-                let has = |flag: &str| object.get("flags").is_some_and(|flags| names(flags, flag));
+                let has = |flag: &str| {
+                    object.get("flags").is_some_and(|flags| contains_name(flags, flag))
+                };
                 if !has("dormant") && !is_ours(&key) {
                     let (family, name) = key.clone();
                     let chains = BTreeMap::new();
                     let (origin, owned) = (Origin::Nftables, has("owner"));
-                    self.tables.insert(key, Table { origin, family, name, owned, chains });
+                    self.tables
+                        .insert(key, Table { origin, family, name, has_owner: owned, chains });
                 }
             }
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
-                    table.chains.entry(name.to_owned()).or_default().base = base(object);
+                    table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
                 }
             }
             "set" | "map" => {
-                let changing = object
-                    .get("flags")
-                    .is_some_and(|flags| names(flags, "dynamic") || names(flags, "timeout"));
+                let changing = object.get("flags").is_some_and(|flags| {
+                    contains_name(flags, "dynamic") || contains_name(flags, "timeout")
+                });
                 if let (Some(name), Some(elements), false) = (name, object.get("elem"), changing) {
                     self.sets.insert((key, name), elements);
                 }
@@ -105,8 +111,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn rule(&mut self, object: &'a Object) {
-        let Some(key) = key(object, "table") else { return };
+    fn read_rule(&mut self, object: &'a Object) {
+        let Some(key) = table_key(object, "table") else { return };
         let (Some(chain), Some(statements)) =
             (text(object, "chain"), object.get("expr").and_then(Json::as_array))
         else {
@@ -125,10 +131,10 @@ impl<'a> Reader<'a> {
             });
         let mut rule = Rule {
             conditions: Vec::new(),
-            action: Action::Continue,
-            diversion: None,
-            concern: None,
-            mark: 0,
+            action: RuleVerdict::Continue,
+            destination_nat: None,
+            conflict: None,
+            changed_mark_bits: 0,
             text: written,
         };
         for statement in statements {
@@ -138,20 +144,20 @@ impl<'a> Reader<'a> {
                 continue;
             };
             let read = ["left", "key"].iter().find_map(|part| content.get(part));
-            rule.conditions.extend(read.and_then(implied));
+            rule.conditions.extend(read.and_then(implied_condition));
             rule.conditions.extend(self.looked_up_port(&key, kind, content));
-            rule.diversion = rule.diversion.or_else(|| diversion(kind, content));
-            match self.statement(&key, kind, content) {
+            rule.destination_nat = rule.destination_nat.or_else(|| destination_nat(kind, content));
+            match self.read_statement(&key, kind, content) {
                 Statement::Nothing => {}
-                Statement::If(condition) => rule.conditions.push(condition),
-                Statement::Do(action) => rule.action = action,
+                Statement::Condition(condition) => rule.conditions.push(condition),
+                Statement::Verdict(action) => rule.action = action,
                 Statement::Mark(bits) => {
-                    rule.mark |= bits;
-                    self.changes.mark |= bits;
+                    rule.changed_mark_bits |= bits;
+                    self.changed_mark_bits.mark |= bits;
                 }
-                Statement::Concern(kind) => {
+                Statement::Conflict(kind) => {
                     let (family, table) = (key.0, key.1.as_str());
-                    let concern = Concern {
+                    let concern = ConflictingRule {
                         kind,
                         chain: format!("{family} {table} {chain}"),
                         rule: rule.text.clone(),
@@ -160,10 +166,10 @@ impl<'a> Reader<'a> {
                         }),
                     };
                     match kind {
-                        ConcernKind::Untracked | ConcernKind::Offload => {
-                            rule.concern = Some(Box::new(concern));
+                        ConflictKind::Untracked | ConflictKind::Offload => {
+                            rule.conflict = Some(Box::new(concern));
                         }
-                        _ => self.concerns.push(concern),
+                        _ => self.conflicts.push(concern),
                     }
                 }
             }
@@ -173,23 +179,25 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn statement(&mut self, key: &TableKey, kind: &str, content: &'a Json) -> Statement {
+    fn read_statement(&mut self, key: &TableKey, kind: &str, content: &'a Json) -> Statement {
         match kind {
-            "match" => Statement::If(self.comparison(key, content).unwrap_or(Condition::Unknown)),
-            "vmap" => Statement::Do(self.verdict_map(key, content)),
+            "match" => {
+                Statement::Condition(self.comparison(key, content).unwrap_or(Condition::Unknown))
+            }
+            "vmap" => Statement::Verdict(self.verdict_map(key, content)),
             "mangle" => self.mangle(content),
             "ct helper" if self.assigns_ftp(key, content) => {
-                Statement::Concern(ConcernKind::Helper)
+                Statement::Conflict(ConflictKind::Helper)
             }
-            "flow" => Statement::Concern(ConcernKind::Offload),
-            "notrack" => Statement::Concern(ConcernKind::Untracked),
-            "xt" => extension(content),
+            "flow" => Statement::Conflict(ConflictKind::Offload),
+            "notrack" => Statement::Conflict(ConflictKind::Untracked),
+            "xt" => xtables_extension(content),
             // Those that never keep a packet from the statements behind them.
             "counter" | "log" | "comment" | "ct helper" | "ct timeout" | "ct expectation"
             | "set" | "map" | "dup" | "last" | "secmark" => Statement::Nothing,
             _ => match verdict(kind, content) {
-                Some(action) => Statement::Do(action),
-                None => Statement::If(Condition::Unknown),
+                Some(action) => Statement::Verdict(action),
+                None => Statement::Condition(Condition::Unknown),
             },
         }
     }
@@ -202,7 +210,7 @@ impl<'a> Reader<'a> {
         }
         let (field, mask) = field(left)?;
         let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
-            Some(name) => self.named(key, name, field)?,
+            Some(name) => self.set_ranges(key, name, field)?,
             None => ranges(field, right)?,
         };
         let one = || match *ranges {
@@ -210,24 +218,24 @@ impl<'a> Reader<'a> {
             _ => None,
         };
         let above = |from: Option<u32>| match from {
-            Some(from) => Condition::test(field, mask, [(from, u32::MAX)]),
+            Some(from) => Condition::field_in(field, mask, [(from, u32::MAX)]),
             None => Condition::Any(Vec::new()),
         };
         Some(match op {
             // Of sets, each element is looked for; else one of the bits.
-            "in" if !is_set(right) => Condition::any_bit(field, one()?),
-            "==" | "in" => Condition::test(field, mask, ranges),
+            "in" if !is_set(right) => Condition::has_any_bit(field, one()?),
+            "==" | "in" => Condition::field_in(field, mask, ranges),
             // Every state is a single bit, of which `!= a,b` wants none.
             "!=" if field == Field::State && !is_set(right) => {
-                Condition::any_bit(field, one()?).negated_if(true)
+                Condition::has_any_bit(field, one()?).negated_if(true)
             }
-            "!=" => Condition::test(field, mask, ranges).negated_if(true),
+            "!=" => Condition::field_in(field, mask, ranges).negated_if(true),
             ">" => above(one()?.checked_add(1)),
             ">=" => above(Some(one()?)),
             "<" => above(Some(one()?)).negated_if(true),
             "<=" => match one()?.checked_add(1) {
                 Some(from) => above(Some(from)).negated_if(true),
-                None => Condition::test(field, mask, [(0, u32::MAX)]),
+                None => Condition::field_in(field, mask, [(0, u32::MAX)]),
             },
             _ => return None,
         })
@@ -244,13 +252,13 @@ impl<'a> Reader<'a> {
             None => right.get("set").unwrap_or(right),
         };
         let Some(elements) = elements.as_array() else {
-            return Some(equal(left, elements)?.negated_if(negate));
+            return Some(equals(left, elements)?.negated_if(negate));
         };
-        let one = |element| equal(left, element).unwrap_or(Condition::Unknown);
+        let one = |element| equals(left, element).unwrap_or(Condition::Unknown);
         Some(Condition::Any(elements.iter().map(one).collect()).negated_if(negate))
     }
 
-    fn named(&mut self, key: &TableKey, name: &'a str, field: Field) -> Option<Ranges> {
+    fn set_ranges(&mut self, key: &TableKey, name: &'a str, field: Field) -> Option<Ranges> {
         let at = (key.clone(), name, field);
         if let Some(known) = self.ranges.get(&at) {
             return known.clone();
@@ -260,26 +268,26 @@ impl<'a> Reader<'a> {
         found
     }
 
-    fn verdict_map(&mut self, key: &TableKey, content: &'a Json) -> Action {
+    fn verdict_map(&mut self, key: &TableKey, content: &'a Json) -> RuleVerdict {
         let looked_up = content.get("key");
         let data = content.get("data");
         let elements = match data.and_then(Json::as_str).and_then(|name| name.strip_prefix('@')) {
             Some(name) => self.sets.get(&(key.clone(), name)).copied(),
             None => data.and_then(|data| data.get("set")),
         };
-        let Some(elements) = elements.and_then(Json::as_array) else { return Action::Unknown };
+        let Some(elements) = elements.and_then(Json::as_array) else { return RuleVerdict::Unknown };
         let element = |element: &Json| {
             let pair = element.as_array()?;
             let (key, verdicts) = (pair.first()?, pair.get(1)?.as_object()?);
-            let condition = looked_up.and_then(|looked_up| equal(looked_up, key));
+            let condition = looked_up.and_then(|looked_up| equals(looked_up, key));
             let condition = condition.unwrap_or(Condition::Unknown);
             let (kind, content) = verdicts.iter().next()?;
-            Some((condition, verdict(kind, content).unwrap_or(Action::Unknown)))
+            Some((condition, verdict(kind, content).unwrap_or(RuleVerdict::Unknown)))
         };
-        Action::Map(
+        RuleVerdict::Map(
             elements
                 .iter()
-                .map(|one| element(one).unwrap_or((Condition::Unknown, Action::Unknown)))
+                .map(|one| element(one).unwrap_or((Condition::Unknown, RuleVerdict::Unknown)))
                 .collect(),
         )
     }
@@ -324,18 +332,18 @@ impl<'a> Reader<'a> {
             Some(elements) => elements.iter().map(port).collect(),
             None => Some([port(elements)?].into()),
         };
-        Some(Condition::test(Field::DestinationPort, u32::MAX, ranges?))
+        Some(Condition::field_in(Field::DestinationPort, u32::MAX, ranges?))
     }
 
     fn mangle(&mut self, content: &Json) -> Statement {
         let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
-        let kept = content.get("value").map_or(0, |value| kept(value, changed.0));
+        let kept = content.get("value").map_or(0, |value| unchanged_bits(value, changed.0));
         match changed.0 {
             Field::CtMark => {
-                self.changes.ct_mark |= !kept;
-                Statement::Concern(ConcernKind::CtMark { bits: !kept })
+                self.changed_mark_bits.ct_mark |= !kept;
+                Statement::Conflict(ConflictKind::CtMark { bits: !kept })
             }
-            Field::Mark => Statement::Mark(!kept),
+            Field::PacketMark => Statement::Mark(!kept),
             _ => Statement::Nothing,
         }
     }
@@ -352,11 +360,11 @@ impl<'a> Reader<'a> {
 
 enum Statement {
     Nothing,
-    If(Condition),
-    Do(Action),
+    Condition(Condition),
+    Verdict(RuleVerdict),
     /// Changes these bits of the packet mark.
     Mark(u32),
-    Concern(ConcernKind),
+    Conflict(ConflictKind),
 }
 
 fn is_ours((family, name): &TableKey) -> bool {
@@ -368,28 +376,28 @@ fn text<'a>(object: &'a Object, name: &str) -> Option<&'a str> {
 }
 
 /// The table that an object is in, if it is of a family that matters.
-fn key(object: &Object, table: &str) -> Option<TableKey> {
+fn table_key(object: &Object, table: &str) -> Option<TableKey> {
     Some((text(object, "family")?.parse().ok()?, text(object, table)?.to_owned()))
 }
 
 /// Whether `value` is `name` or a list with it.
-fn names(value: &Json, name: &str) -> bool {
+fn contains_name(value: &Json, name: &str) -> bool {
     match value {
         Json::Array(list) => list.iter().any(|one| one.as_str() == Some(name)),
         other => other.as_str() == Some(name),
     }
 }
 
-fn base(chain: &Object) -> Option<Base> {
-    Some(Base {
+fn base_chain(chain: &Object) -> Option<BaseChain> {
+    Some(BaseChain {
         hook: text(chain, "hook")?.parse().ok()?,
         priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
-        drops: text(chain, "policy") == Some("drop"),
+        policy_drops: text(chain, "policy") == Some("drop"),
     })
 }
 
 /// What a statement does to destinations, if it does anything.
-fn diversion(kind: &str, content: &Json) -> Option<Diversion> {
+fn destination_nat(kind: &str, content: &Json) -> Option<DestinationNat> {
     let port = |value: &Json| {
         let ends = value.get("range").and_then(Json::as_array);
         let (first, last) = match ends.map(Vec::as_slice) {
@@ -399,42 +407,42 @@ fn diversion(kind: &str, content: &Json) -> Option<Diversion> {
         Some((u16::try_from(number(first)?).ok()?, u16::try_from(number(last)?).ok()?))
     };
     match kind {
-        "dnat" => Some(Diversion {
-            to: content.get("addr").and_then(Json::as_str).and_then(|text| text.parse().ok()),
+        "dnat" => Some(DestinationNat {
+            address: content.get("addr").and_then(Json::as_str).and_then(|text| text.parse().ok()),
             ports: content.get("port").and_then(port),
         }),
-        "redirect" | "tproxy" => Some(Diversion::default()),
+        "redirect" | "tproxy" => Some(DestinationNat::default()),
         _ => None,
     }
 }
 
-fn verdict(kind: &str, content: &Json) -> Option<Action> {
+fn verdict(kind: &str, content: &Json) -> Option<RuleVerdict> {
     let target = || Some(content.get("target")?.as_str()?.to_owned());
     Some(match kind {
-        "accept" | "snat" | "dnat" | "masquerade" | "redirect" => Action::Accept,
-        "drop" | "reject" => Action::Drop,
-        "queue" => Action::Queue,
-        "return" => Action::Return,
-        "continue" => Action::Continue,
-        "jump" => target().map_or(Action::Unknown, Action::Jump),
-        "goto" => target().map_or(Action::Unknown, Action::Goto),
-        "synproxy" | "tproxy" | "fwd" => Action::Unknown,
+        "accept" | "snat" | "dnat" | "masquerade" | "redirect" => RuleVerdict::Accept,
+        "drop" | "reject" => RuleVerdict::Drop,
+        "queue" => RuleVerdict::Queue,
+        "return" => RuleVerdict::Return,
+        "continue" => RuleVerdict::Continue,
+        "jump" => target().map_or(RuleVerdict::Unknown, RuleVerdict::Jump),
+        "goto" => target().map_or(RuleVerdict::Unknown, RuleVerdict::Goto),
+        "synproxy" | "tproxy" | "fwd" => RuleVerdict::Unknown,
         _ => return None,
     })
 }
 
 /// A match or target of iptables, of which nft only knows the name.
-fn extension(content: &Json) -> Statement {
+fn xtables_extension(content: &Json) -> Statement {
     let part = |name| content.get(name).and_then(Json::as_str);
     match (part("type"), part("name")) {
         (Some("match"), Some("comment")) => Statement::Nothing,
-        (Some("target"), Some(name)) => Statement::Do(super::xtables::target(name)),
-        _ => Statement::If(Condition::Unknown),
+        (Some("target"), Some(name)) => Statement::Verdict(super::xtables::target_verdict(name)),
+        _ => Statement::Condition(Condition::Unknown),
     }
 }
 
 /// The rules' texts by table and handle.
-fn texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
+fn rule_texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
     let mut texts = HashMap::new();
     let mut table = None;
     for line in listing.lines() {

@@ -2,14 +2,14 @@
 //! it so that it is still there tomorrow.
 
 use super::{
-    Hook, Origin, Place, Sign, TableFamily,
-    model::{Action, Table},
+    ChainLocation, Hook, Origin, PacketClass, TableFamily,
+    model::{RuleVerdict, Table},
 };
 use crate::gateway::RuleParameters;
 
 /// Programs that write rule sets by themselves, and so overwrite what others add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Manager {
+pub enum RulesetManager {
     Ufw,
     Firewalld,
     Docker,
@@ -17,8 +17,8 @@ pub enum Manager {
     Fw4,
 }
 
-impl Manager {
-    fn of(table: &Table) -> Option<Self> {
+impl RulesetManager {
+    fn for_table(table: &Table) -> Option<Self> {
         let has = |start: &str| table.chains.keys().any(|name| name.starts_with(start));
         match table.origin {
             Origin::Nftables => match table.name.as_str() {
@@ -34,7 +34,12 @@ impl Manager {
     }
 
     /// How to keep a rule, which the command alone only adds until the next reload.
-    pub fn advice(self, place: &Place, sign: Sign, parameters: &RuleParameters) -> String {
+    pub fn persistence_advice(
+        self,
+        place: &ChainLocation,
+        sign: PacketClass,
+        parameters: &RuleParameters,
+    ) -> String {
         let hook = place.chain.to_ascii_lowercase();
         match self {
             Self::Ufw => {
@@ -48,7 +53,7 @@ impl Manager {
                      -A {prefix}-before-{hook} {condition} -j ACCEPT"
                 )
             }
-            Self::Firewalld if place.owned => {
+            Self::Firewalld if place.has_owner => {
                 "firewalld owns its table: set NftablesTableOwner=no \
                 in /etc/firewalld/firewalld.conf and restart it, else nobody can add a rule"
                     .to_owned()
@@ -69,30 +74,29 @@ impl Manager {
 }
 
 /// The base chain `name` of `table`.
-pub(super) fn place(table: &Table, name: &str, hook: Hook) -> Place {
+pub(super) fn chain_location(table: &Table, name: &str, hook: Hook) -> ChainLocation {
     // Docker sends everything through this chain first, and never touches what is in it.
     let user = "DOCKER-USER";
     let jumps = |chain: &super::model::Chain| {
-        chain
-            .rules
-            .iter()
-            .any(|rule| rule.conditions.is_empty() && rule.action == Action::Jump(user.to_owned()))
+        chain.rules.iter().any(|rule| {
+            rule.conditions.is_empty() && rule.action == RuleVerdict::Jump(user.to_owned())
+        })
     };
     let docker = hook == Hook::Forward && table.chains.get(name).is_some_and(jumps);
-    Place {
+    ChainLocation {
         origin: table.origin,
         family: table.family,
         table: table.name.clone(),
         chain: name.to_owned(),
         insert_into: if docker { user } else { name }.to_owned(),
-        manager: Manager::of(table),
-        owned: table.owned,
+        manager: RulesetManager::for_table(table),
+        has_owner: table.has_owner,
     }
 }
 
-impl Place {
+impl ChainLocation {
     /// The command that lets packets with `sign` pass here.
-    pub fn command(&self, sign: Sign, parameters: &RuleParameters) -> String {
+    pub fn accept_command(&self, sign: PacketClass, parameters: &RuleParameters) -> String {
         let condition = condition(self.origin, sign, parameters);
         let (table, chain) = (&self.table, &self.insert_into);
         match self.origin {
@@ -114,14 +118,14 @@ impl Place {
 }
 
 /// The condition that packets with `sign` meet, in the language of `origin`.
-pub fn condition(origin: Origin, sign: Sign, parameters: &RuleParameters) -> String {
+pub fn condition(origin: Origin, sign: PacketClass, parameters: &RuleParameters) -> String {
     let (data, mask) = (parameters.data(), parameters.mask());
     match (origin, sign) {
-        (Origin::Nftables, Sign::Mark) => format!("ct mark and {data:#010x} != 0"),
-        (Origin::Nftables, Sign::Related) => "ct state established,related".to_owned(),
-        (Origin::Nftables, Sign::Injected) => format!("meta mark {mask:#010x}"),
-        (_, Sign::Mark) => format!("-m connmark --mark {data:#010x}/{data:#010x}"),
-        (_, Sign::Related) => "-m conntrack --ctstate ESTABLISHED,RELATED".to_owned(),
-        (_, Sign::Injected) => format!("-m mark --mark {mask:#010x}"),
+        (Origin::Nftables, PacketClass::MarkedData) => format!("ct mark and {data:#010x} != 0"),
+        (Origin::Nftables, PacketClass::RelatedData) => "ct state established,related".to_owned(),
+        (Origin::Nftables, PacketClass::Injected) => format!("meta mark {mask:#010x}"),
+        (_, PacketClass::MarkedData) => format!("-m connmark --mark {data:#010x}/{data:#010x}"),
+        (_, PacketClass::RelatedData) => "-m conntrack --ctstate ESTABLISHED,RELATED".to_owned(),
+        (_, PacketClass::Injected) => format!("-m mark --mark {mask:#010x}"),
     }
 }

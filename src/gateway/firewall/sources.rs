@@ -34,11 +34,11 @@ pub(super) fn read(texts: bool) -> Firewall {
         false => Ok(String::new()),
     };
     let read = json.and_then(|json| {
-        Firewall::of_nft(&json, &listing.unwrap_or_default())
+        Firewall::from_nft(&json, &listing.unwrap_or_default())
             .map_err(|error| io::Error::other(format!("what nft printed is not as known: {error}")))
     });
     let mut firewall = read.unwrap_or_else(|error| Firewall {
-        unread: vec![format!("nftables: {error}")],
+        read_errors: vec![format!("nftables: {error}")],
         ..Firewall::default()
     });
     for ip in Ip::BOTH {
@@ -46,16 +46,16 @@ pub(super) fn read(texts: bool) -> Firewall {
         let legacy = uses_legacy(ip).unwrap_or_else(|error| {
             let program = program(Origin::IptablesLegacy, ip);
             firewall
-                .unread
+                .read_errors
                 .push(format!("{program}: whether it is in use only root sees: {error}"));
             false
         });
         let legacy = legacy.then_some(Origin::IptablesLegacy);
         for origin in over_nft.into_iter().chain(legacy) {
-            match save(origin, ip) {
-                Ok(text) => firewall.add_saved(origin, ip, &text),
+            match iptables_save(origin, ip) {
+                Ok(text) => firewall.add_iptables_save(origin, ip, &text),
                 Err(error) => {
-                    firewall.unread.push(format!("{}: {error}", program(origin, ip)));
+                    firewall.read_errors.push(format!("{}: {error}", program(origin, ip)));
                 }
             }
         }
@@ -108,7 +108,7 @@ pub fn interfaces() -> Vec<String> {
 }
 
 /// What `iptables-save` of this variant prints. Where there is only one variant, it has no suffix.
-fn save(origin: Origin, ip: Ip) -> io::Result<String> {
+fn iptables_save(origin: Origin, ip: Ip) -> io::Result<String> {
     let program = program(origin, ip);
     match output_of(&format!("{program}-save"), &[]) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -12,25 +12,25 @@ const UFW: &str = include_str!("samples/ufw.save");
 const DOCKER: &str = include_str!("samples/docker.save");
 
 fn nftables((json, listing): (&str, &str)) -> Firewall {
-    Firewall::of_nft(json, listing).unwrap()
+    Firewall::from_nft(json, listing).unwrap()
 }
 
 fn legacy(text: &str) -> Firewall {
     let mut firewall = Firewall::default();
-    firewall.add_saved(Origin::IptablesLegacy, Ip::V4, text);
+    firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, text);
     firewall
 }
 
-fn judge(firewall: &Firewall, hook: Hook, ip: Ip, sign: Sign) -> Judgement {
-    firewall.judge(hook, ip, sign, &RuleParameters::default())
+fn judge(firewall: &Firewall, hook: Hook, ip: Ip, sign: PacketClass) -> HookVerdict {
+    firewall.verdict(hook, ip, sign, &RuleParameters::default())
 }
 
-fn remedies(judgement: &Judgement, sign: Sign) -> Vec<String> {
+fn remedies(judgement: &HookVerdict, sign: PacketClass) -> Vec<String> {
     Firewall::remedies(judgement, sign, &RuleParameters::default())
 }
 
-fn exceptions(judgement: &Judgement) -> Vec<&str> {
-    let all = judgement.chains.iter().flat_map(|chain| &chain.except);
+fn exceptions(judgement: &HookVerdict) -> Vec<&str> {
+    let all = judgement.chains.iter().flat_map(|chain| &chain.exceptions);
     all.filter_map(|reason| reason.rule.as_deref()).collect()
 }
 
@@ -43,18 +43,21 @@ fn one_rule(statements: &str) -> Firewall {
         {{"rule": {{"family": "inet", "table": "t", "chain": "f", "handle": 2,
         "expr": [{statements}]}}}}]}}"#
     );
-    Firewall::of_nft(&json, "").unwrap()
+    Firewall::from_nft(&json, "").unwrap()
 }
 
 #[test]
 fn default_drop_without_our_mark_is_named_with_the_line_to_add() {
     let firewall = nftables(PLAIN);
-    let forward = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    let forward = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
     assert!(!forward.passes());
-    let stop = forward.stops().next().unwrap();
-    assert_eq!((stop.by.chain.as_str(), stop.by.rule.as_deref()), ("forward", None));
+    let stop = forward.dropping_chains().next().unwrap();
     assert_eq!(
-        remedies(&forward, Sign::Mark),
+        (stop.decided_by.chain.as_str(), stop.decided_by.rule.as_deref()),
+        ("forward", None)
+    );
+    assert_eq!(
+        remedies(&forward, PacketClass::MarkedData),
         ["nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept"]
     );
     // What could let some pass: a service's port above 1023, and an interface.
@@ -66,24 +69,24 @@ fn default_drop_without_our_mark_is_named_with_the_line_to_add() {
 
 #[test]
 fn a_rule_for_our_mark_before_a_trailing_drop_is_found() {
-    let input = judge(&nftables(PLAIN), Hook::Input, Ip::V6, Sign::Mark);
+    let input = judge(&nftables(PLAIN), Hook::Input, Ip::V6, PacketClass::MarkedData);
     assert!(input.passes());
     assert_eq!(
-        input.chains[0].by.rule.as_deref(),
+        input.chains[0].decided_by.rule.as_deref(),
         Some("ct mark & 0x40000000 == 0x40000000 accept")
     );
     assert!(exceptions(&input).is_empty(), "{input:?}");
-    let related = judge(&nftables(PLAIN), Hook::Input, Ip::V4, Sign::Related);
+    let related = judge(&nftables(PLAIN), Hook::Input, Ip::V4, PacketClass::RelatedData);
     assert!(related.passes());
 }
 
 #[test]
 fn untracked_packets_of_ours_need_their_own_line() {
     let firewall = nftables(PLAIN);
-    assert!(judge(&firewall, Hook::Output, Ip::V4, Sign::Mark).passes());
-    let ours = judge(&firewall, Hook::Output, Ip::V4, Sign::Injected);
+    assert!(judge(&firewall, Hook::Output, Ip::V4, PacketClass::MarkedData).passes());
+    let ours = judge(&firewall, Hook::Output, Ip::V4, PacketClass::Injected);
     assert_eq!(
-        remedies(&ours, Sign::Injected),
+        remedies(&ours, PacketClass::Injected),
         ["nft insert rule inet filter output meta mark 0x70000000 accept"]
     );
 }
@@ -93,18 +96,18 @@ fn firewalld_accepts_related_and_rejects_the_rest() {
     let firewall = nftables(FIREWALLD);
     for ip in Ip::BOTH {
         for hook in [Hook::Forward, Hook::Input] {
-            let mark = judge(&firewall, hook, ip, Sign::Mark);
-            let stop = mark.stops().next().unwrap();
-            assert_eq!(stop.by.rule.as_deref(), Some("reject with icmpx admin-prohibited"));
-            assert_eq!(stop.place.manager, Some(Manager::Firewalld));
-            assert!(judge(&firewall, hook, ip, Sign::Related).passes());
+            let mark = judge(&firewall, hook, ip, PacketClass::MarkedData);
+            let stop = mark.dropping_chains().next().unwrap();
+            assert_eq!(stop.decided_by.rule.as_deref(), Some("reject with icmpx admin-prohibited"));
+            assert_eq!(stop.location.manager, Some(RulesetManager::Firewalld));
+            assert!(judge(&firewall, hook, ip, PacketClass::RelatedData).passes());
         }
-        for sign in [Sign::Mark, Sign::Related, Sign::Injected] {
+        for sign in [PacketClass::MarkedData, PacketClass::RelatedData, PacketClass::Injected] {
             assert!(judge(&firewall, Hook::Output, ip, sign).passes());
         }
     }
     // Some IPv6 addresses are rejected, which says nothing about IPv4.
-    let output = |ip| judge(&firewall, Hook::Output, ip, Sign::Mark);
+    let output = |ip| judge(&firewall, Hook::Output, ip, PacketClass::MarkedData);
     assert_eq!(exceptions(&output(Ip::V4)), [""; 0]);
     assert_eq!(exceptions(&output(Ip::V6)).len(), 1);
 }
@@ -116,8 +119,9 @@ fn a_flowtable_is_a_concern() {
         {"flow": {"op": "add", "flowtable": "@ft"}}"#,
     );
     let parameters = RuleParameters::default();
-    let concerns: Vec<_> = firewall.concerns(&parameters).map(|c| (c.kind, &*c.chain)).collect();
-    assert_eq!(concerns, [(ConcernKind::Offload, "inet t f")]);
+    let concerns: Vec<_> =
+        firewall.conflicting_rules(&parameters).map(|c| (c.kind, &*c.chain)).collect();
+    assert_eq!(concerns, [(ConflictKind::Offload, "inet t f")]);
 }
 
 #[test]
@@ -134,7 +138,11 @@ fn a_flowtable_that_takes_no_control_connection_is_none() {
     for condition in [&ports, recipe] {
         let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
         let firewall = one_rule(&format!("{condition}, {flow}"));
-        assert_eq!(firewall.concerns(&RuleParameters::default()).count(), 0, "{condition}");
+        assert_eq!(
+            firewall.conflicting_rules(&RuleParameters::default()).count(),
+            0,
+            "{condition}"
+        );
     }
 }
 
@@ -145,7 +153,8 @@ fn queueing_that_was_loaded_by_hand_is_a_concern_with_the_commands_that_end_it()
     let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
     let firewall = legacy(&saved);
     let parameters = RuleParameters::default();
-    let remedies: Vec<_> = firewall.concerns(&parameters).map(|c| c.remedy.as_deref()).collect();
+    let remedies: Vec<_> =
+        firewall.conflicting_rules(&parameters).map(|c| c.remedy.as_deref()).collect();
     assert_eq!(
         remedies,
         [
@@ -159,9 +168,9 @@ fn queueing_that_was_loaded_by_hand_is_a_concern_with_the_commands_that_end_it()
 fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() {
     let firewall = nftables(FIREWALLD);
     let parameters = RuleParameters::default();
-    let concerns: Vec<&Concern> = firewall.concerns(&parameters).collect();
+    let concerns: Vec<&ConflictingRule> = firewall.conflicting_rules(&parameters).collect();
     let [concern] = concerns.as_slice() else { panic!("{concerns:?}") };
-    assert_eq!(concern.kind, ConcernKind::Helper);
+    assert_eq!(concern.kind, ConflictKind::Helper);
     assert_eq!(concern.rule, "tcp dport 21 ct helper set \"helper-ftp-tcp\"");
     let remedy = concern.remedy.as_deref().unwrap();
     assert!(
@@ -174,26 +183,29 @@ fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() 
 fn fw4_accepts_related_and_from_the_inside_only() {
     let firewall = nftables(FW4);
     for ip in Ip::BOTH {
-        let forward = judge(&firewall, Hook::Forward, ip, Sign::Mark);
+        let forward = judge(&firewall, Hook::Forward, ip, PacketClass::MarkedData);
         assert!(!forward.passes());
         assert!(exceptions(&forward).iter().any(|rule| rule.contains("accept wan IPv4/IPv6")));
         assert_eq!(
-            remedies(&forward, Sign::Mark),
+            remedies(&forward, PacketClass::MarkedData),
             ["nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept"]
         );
-        assert!(judge(&firewall, Hook::Forward, ip, Sign::Related).passes());
-        assert!(judge(&firewall, Hook::Output, ip, Sign::Injected).passes());
+        assert!(judge(&firewall, Hook::Forward, ip, PacketClass::RelatedData).passes());
+        assert!(judge(&firewall, Hook::Output, ip, PacketClass::Injected).passes());
     }
 }
 
 #[test]
 fn ufw_drops_by_policy_and_accepts_related() {
     let firewall = legacy(UFW);
-    let forward = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
-    let stop = forward.stops().next().unwrap();
-    assert_eq!(stop.by.rule, None);
-    let advice =
-        stop.place.manager.unwrap().advice(&stop.place, Sign::Mark, &RuleParameters::default());
+    let forward = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
+    let stop = forward.dropping_chains().next().unwrap();
+    assert_eq!(stop.decided_by.rule, None);
+    let advice = stop.location.manager.unwrap().persistence_advice(
+        &stop.location,
+        PacketClass::MarkedData,
+        &RuleParameters::default(),
+    );
     assert!(
         advice.ends_with(
             "/etc/ufw/before.rules: -A ufw-before-forward -m connmark --mark \
@@ -202,31 +214,34 @@ fn ufw_drops_by_policy_and_accepts_related() {
         "{advice}"
     );
     assert_eq!(
-        remedies(&forward, Sign::Mark),
+        remedies(&forward, PacketClass::MarkedData),
         ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
     );
-    assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Related).passes());
+    assert!(judge(&firewall, Hook::Forward, Ip::V4, PacketClass::RelatedData).passes());
     // The destination is local at input, so `ufw-not-local` returns.
-    let input = judge(&firewall, Hook::Input, Ip::V4, Sign::Mark);
-    assert_eq!(input.stops().next().unwrap().by.rule, None);
-    assert!(judge(&firewall, Hook::Forward, Ip::V6, Sign::Mark).chains.is_empty());
+    let input = judge(&firewall, Hook::Input, Ip::V4, PacketClass::MarkedData);
+    assert_eq!(input.dropping_chains().next().unwrap().decided_by.rule, None);
+    assert!(judge(&firewall, Hook::Forward, Ip::V6, PacketClass::MarkedData).chains.is_empty());
 }
 
 #[test]
 fn a_line_in_dockers_own_chain_for_operators_is_enough() {
     let firewall = legacy(DOCKER);
-    for sign in [Sign::Mark, Sign::Related] {
+    for sign in [PacketClass::MarkedData, PacketClass::RelatedData] {
         assert!(!judge(&firewall, Hook::Forward, Ip::V4, sign).passes());
     }
-    let forward = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    let forward = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
     let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    assert_eq!(remedies(&forward, Sign::Mark), [format!("iptables-legacy -I DOCKER-USER {line}")]);
+    assert_eq!(
+        remedies(&forward, PacketClass::MarkedData),
+        [format!("iptables-legacy -I DOCKER-USER {line}")]
+    );
     let added = DOCKER.replacen(
         "-A FORWARD -j DOCKER-USER",
         &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
         1,
     );
-    assert!(judge(&legacy(&added), Hook::Forward, Ip::V4, Sign::Mark).passes());
+    assert!(judge(&legacy(&added), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
 }
 
 #[test]
@@ -236,17 +251,17 @@ fn tables_that_iptables_prints_take_the_place_of_what_nft_shows_of_them() {
         "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
         {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 2, "expr":
         [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
-    let mut firewall = Firewall::of_nft(json, "").unwrap();
+    let mut firewall = Firewall::from_nft(json, "").unwrap();
     assert!(firewall.has_iptables_tables(Ip::V4) && !firewall.has_iptables_tables(Ip::V6));
-    let unknown = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+    let unknown = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
     assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
     let text = "*filter\n:FORWARD DROP [0:0]\n\
         -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
-    firewall.add_saved(Origin::IptablesNft, Ip::V4, text);
+    firewall.add_iptables_save(Origin::IptablesNft, Ip::V4, text);
     let known = firewall;
-    let judgement = judge(&known, Hook::Forward, Ip::V4, Sign::Mark);
+    let judgement = judge(&known, Hook::Forward, Ip::V4, PacketClass::MarkedData);
     assert!(judgement.passes() && judgement.chains.len() == 1);
-    assert!(judge(&known, Hook::Forward, Ip::V6, Sign::Mark).chains.is_empty());
+    assert!(judge(&known, Hook::Forward, Ip::V6, PacketClass::MarkedData).chains.is_empty());
 }
 
 #[test]
@@ -287,7 +302,7 @@ fn every_way_to_accept_our_mark_in_nftables_is_understood() {
     ];
     for (condition, passes) in cases {
         let firewall = one_rule(&format!(r#"{condition}, {{"accept": null}}"#));
-        let judgement = judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark);
+        let judgement = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
         assert_eq!(judgement.passes(), passes, "{condition}");
     }
 }
@@ -298,15 +313,15 @@ fn a_state_map_decides_by_state() {
         r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
         ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
     );
-    assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Related).passes());
-    assert!(!judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).passes());
+    assert!(judge(&firewall, Hook::Forward, Ip::V4, PacketClass::RelatedData).passes());
+    assert!(!judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
 }
 
 #[test]
 fn later_packets_of_a_connection_have_to_pass_as_well() {
     let only_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
         {"accept": null}"#;
-    assert!(!judge(&one_rule(only_new), Hook::Forward, Ip::V4, Sign::Mark).passes());
+    assert!(!judge(&one_rule(only_new), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
 }
 
 #[test]
@@ -316,7 +331,7 @@ fn a_remedy_runs_nothing_that_a_comment_says() {
          --comment \"it's $(reboot) `reboot`\" -j CT --helper ftp\nCOMMIT\n",
     );
     let parameters = RuleParameters::default();
-    let concern = firewall.concerns(&parameters).next().unwrap();
+    let concern = firewall.conflicting_rules(&parameters).next().unwrap();
     assert_eq!(
         concern.remedy.as_deref(),
         Some(
@@ -343,7 +358,7 @@ fn who_changes_our_bits_of_the_ct_mark_is_named() {
     ];
     let parameters = RuleParameters::default();
     for (value, expected) in cases {
-        assert_eq!(change(&value).concerns(&parameters).count(), expected, "{value}");
+        assert_eq!(change(&value).conflicting_rules(&parameters).count(), expected, "{value}");
     }
     let text =
         |target: &str| format!("*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j {target}\n");
@@ -354,7 +369,11 @@ fn who_changes_our_bits_of_the_ct_mark_is_named() {
         ("CONNMARK --set-xmark 0x5/0xffffffff", 1),
         ("CONNMARK --set-xmark 0x5/0x7", 0),
     ] {
-        assert_eq!(legacy(&text(target)).concerns(&parameters).count(), expected, "{target}");
+        assert_eq!(
+            legacy(&text(target)).conflicting_rules(&parameters).count(),
+            expected,
+            "{target}"
+        );
     }
 }
 
@@ -362,7 +381,8 @@ fn who_changes_our_bits_of_the_ct_mark_is_named() {
 fn other_bits_of_the_mark_count_once_somebody_sets_them() {
     let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
         -j ACCEPT\nCOMMIT\n";
-    let passes = |text: &str| judge(&legacy(text), Hook::Forward, Ip::V4, Sign::Mark).passes();
+    let passes =
+        |text: &str| judge(&legacy(text), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes();
     assert!(passes(accept));
     let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
         -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
@@ -374,7 +394,7 @@ fn options_of_iptables_are_conditions() {
     let one = |options: &str| {
         let text =
             format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
-        judge(&legacy(&text), Hook::Forward, Ip::V4, Sign::Mark).passes()
+        judge(&legacy(&text), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes()
     };
     for options in [
         "",
@@ -412,8 +432,8 @@ fn only_one_version_of_ip_may_be_affected() {
         r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
         {"accept": null}"#,
     );
-    assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).passes());
-    assert!(!judge(&firewall, Hook::Forward, Ip::V6, Sign::Mark).passes());
+    assert!(judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
+    assert!(!judge(&firewall, Hook::Forward, Ip::V6, PacketClass::MarkedData).passes());
 }
 
 #[test]
@@ -425,8 +445,11 @@ fn our_own_table_and_sleeping_ones_are_left_out() {
             {{"chain": {{"family": "inet", "table": "{name}", "name": "f", "type": "filter",
             "hook": "forward", "prio": 0, "policy": "drop"}}}}]}}"#
         );
-        let firewall = Firewall::of_nft(&json, "").unwrap();
-        assert!(judge(&firewall, Hook::Forward, Ip::V4, Sign::Mark).chains.is_empty(), "{table}");
+        let firewall = Firewall::from_nft(&json, "").unwrap();
+        assert!(
+            judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData).chains.is_empty(),
+            "{table}"
+        );
     }
 }
 
@@ -434,17 +457,17 @@ fn judge_all(firewall: &Firewall) {
     let parameters = RuleParameters::default();
     for hook in Hook::ALL {
         for ip in Ip::BOTH {
-            for sign in [Sign::Mark, Sign::Related, Sign::Injected] {
+            for sign in [PacketClass::MarkedData, PacketClass::RelatedData, PacketClass::Injected] {
                 let judgement = judge(firewall, hook, ip, sign);
                 let lines = remedies(&judgement, sign);
                 assert_eq!(lines.is_empty(), judgement.passes());
             }
         }
     }
-    firewall.concerns(&parameters).for_each(drop);
+    firewall.conflicting_rules(&parameters).for_each(drop);
     let interfaces = ["lan0", "wan0"].map(str::to_owned);
-    for outlook in firewall.control(&parameters, &interfaces, &Hook::ALL) {
-        let is_open = outlook.stops().is_empty();
+    for outlook in firewall.control_verdicts(&parameters, &interfaces, &Hook::ALL) {
+        let is_open = outlook.dropping_chains().is_empty();
         let summary = outlook.summary();
         let all = summary.starts_with("accepted") && summary.ends_with("all interfaces");
         assert_eq!(is_open, all, "{summary}");
@@ -545,7 +568,7 @@ proptest! {
                 let at = at % text.len();
                 text.replace_range(at..at + 1, &with);
             }
-            if let Ok(firewall) = Firewall::of_nft(&json, &listing) {
+            if let Ok(firewall) = Firewall::from_nft(&json, &listing) {
                 judge_all(&firewall);
             }
         }

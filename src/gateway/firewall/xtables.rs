@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Concern, ConcernKind, Rules,
+    ConflictKind, ConflictingRule, Ruleset,
     model::{
-        Action, Base, Chain, Condition, Diversion, Field, Hook, Ip, Origin, Pattern, Ranges, Rule,
-        Side, Table, TableFamily, state,
+        BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
+        InterfacePattern, Ip, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
     },
 };
 
@@ -21,8 +21,8 @@ const PRIORITIES: [(&str, i32); 5] =
 const OURS: &str = "FTP_ALG";
 
 /// Reads a text of one address family.
-pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Rules {
-    let mut rules = Rules::default();
+pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Ruleset {
+    let mut rules = Ruleset::default();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         let Some(name) = line.strip_prefix('*') else { continue };
@@ -32,7 +32,7 @@ pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Rules {
     rules
 }
 
-fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
+fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Ruleset {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::new();
     let priority = PRIORITIES.iter().find(|(table, _)| *table == name).map_or(0, |(_, at)| *at);
     for line in lines {
@@ -40,46 +40,60 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Rules {
         let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
         // Those with a policy are built in: its name is then the hook's.
         let hook = chain.parse::<Hook>().ok().filter(|_| policy != "-");
-        let base = hook.map(|hook| Base { hook, priority, drops: policy == "DROP" });
+        let base = hook.map(|hook| BaseChain { hook, priority, policy_drops: policy == "DROP" });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }
     let names: BTreeSet<String> = chains.keys().cloned().collect();
-    let mut found = Rules::default();
+    let mut found = Ruleset::default();
     for line in lines {
         // With counters (`-c`), `[12:345]` comes first.
         let start = if line.starts_with('[') { line.find("-A ").unwrap_or(0) } else { 0 };
         let Some(rest) = line.get(start..).and_then(|line| line.strip_prefix("-A ")) else {
             continue;
         };
-        let words = words(rest);
+        let words = split_words(rest);
         let Some((chain, options)) = words.split_first() else { continue };
-        let mut parsed = Options::parse(options, &names);
+        let mut parsed = RuleOptions::parse(options, &names);
         if chain.starts_with(OURS) {
-            (parsed.ct_mark, parsed.mark) = (0, 0);
+            (parsed.changed_ct_mark_bits, parsed.changed_mark_bits) = (0, 0);
         }
-        found.changes.ct_mark |= parsed.ct_mark;
-        found.changes.mark |= parsed.mark;
-        let queues = matches!(&parsed.action, Action::Jump(to) if to.starts_with(OURS));
+        found.changed_mark_bits.ct_mark |= parsed.changed_ct_mark_bits;
+        found.changed_mark_bits.mark |= parsed.changed_mark_bits;
+        let queues = matches!(&parsed.action, RuleVerdict::Jump(to) if to.starts_with(OURS));
         let kinds = [
-            (queues && !chain.starts_with(OURS)).then_some(ConcernKind::Queueing),
-            parsed.helper.then_some(ConcernKind::Helper),
-            (parsed.ct_mark != 0).then_some(ConcernKind::CtMark { bits: parsed.ct_mark }),
+            (queues && !chain.starts_with(OURS)).then_some(ConflictKind::Queueing),
+            parsed.helper.then_some(ConflictKind::Helper),
+            (parsed.changed_ct_mark_bits != 0)
+                .then_some(ConflictKind::CtMark { bits: parsed.changed_ct_mark_bits }),
         ];
-        let concern = |kind| Concern {
+        let concern = |kind| ConflictingRule {
             kind,
             chain: format!("{} {name} {chain}", program(origin, ip)),
             rule: format!("-A {rest}"),
-            remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell(&words))),
+            remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell_quoted(&words))),
         };
-        found.concerns.extend(kinds.into_iter().flatten().map(concern));
-        let concern = parsed.notrack.then(|| Box::new(concern(ConcernKind::Untracked)));
-        let Options { conditions, action, diversion, mark, .. } = parsed;
+        found.conflicts.extend(kinds.into_iter().flatten().map(concern));
+        let concern = parsed.notrack.then(|| Box::new(concern(ConflictKind::Untracked)));
+        let RuleOptions {
+            conditions,
+            action,
+            destination_nat: diversion,
+            changed_mark_bits: mark,
+            ..
+        } = parsed;
         let text = format!("-A {rest}");
-        let rule = Rule { conditions, action, diversion, concern, mark, text };
+        let rule = Rule {
+            conditions,
+            action,
+            destination_nat: diversion,
+            conflict: concern,
+            changed_mark_bits: mark,
+            text,
+        };
         chains.entry(chain.clone()).or_default().rules.push(rule);
     }
     let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
-    found.tables.push(Table { origin, family, name: name.to_owned(), owned: false, chains });
+    found.tables.push(Table { origin, family, name: name.to_owned(), has_owner: false, chains });
     found
 }
 
@@ -95,44 +109,44 @@ pub(super) fn program(origin: Origin, ip: Ip) -> &'static str {
 }
 
 /// What a target of this name does, if it is no chain.
-pub(super) fn target(name: &str) -> Action {
+pub(super) fn target_verdict(name: &str) -> RuleVerdict {
     match name {
-        "ACCEPT" | "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => Action::Accept,
-        "DROP" | "REJECT" => Action::Drop,
-        "QUEUE" | "NFQUEUE" => Action::Queue,
-        "RETURN" => Action::Return,
+        "ACCEPT" | "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => RuleVerdict::Accept,
+        "DROP" | "REJECT" => RuleVerdict::Drop,
+        "QUEUE" | "NFQUEUE" => RuleVerdict::Queue,
+        "RETURN" => RuleVerdict::Return,
         "AUDIT" | "CHECKSUM" | "CLASSIFY" | "CONNMARK" | "CONNSECMARK" | "CT" | "DSCP" | "ECN"
         | "HL" | "HMARK" | "IDLETIMER" | "LED" | "LOG" | "MARK" | "NFLOG" | "NOTRACK"
         | "RATEEST" | "SECMARK" | "SET" | "TCPMSS" | "TCPOPTSTRIP" | "TEE" | "TOS" | "TRACE"
-        | "TTL" | "ULOG" => Action::Continue,
-        _ => Action::Unknown,
+        | "TTL" | "ULOG" => RuleVerdict::Continue,
+        _ => RuleVerdict::Unknown,
     }
 }
 
 /// A rule's options.
-struct Options {
+struct RuleOptions {
     conditions: Vec<Condition>,
-    action: Action,
+    action: RuleVerdict,
     /// Whether it gives connections the kernel's FTP helper.
     helper: bool,
     /// Whether it takes packets out of connection tracking.
     notrack: bool,
     /// Bits that it changes.
-    ct_mark: u32,
-    mark: u32,
-    diversion: Option<Diversion>,
+    changed_ct_mark_bits: u32,
+    changed_mark_bits: u32,
+    destination_nat: Option<DestinationNat>,
 }
 
-impl Options {
+impl RuleOptions {
     fn parse(words: &[String], chains: &BTreeSet<String>) -> Self {
         let mut options = Self {
             conditions: Vec::new(),
-            action: Action::Continue,
+            action: RuleVerdict::Continue,
             helper: false,
             notrack: false,
-            ct_mark: 0,
-            mark: 0,
-            diversion: None,
+            changed_ct_mark_bits: 0,
+            changed_mark_bits: 0,
+            destination_nat: None,
         };
         let mut extension = String::new();
         let mut rest = words.iter().map(String::as_str).peekable();
@@ -153,20 +167,20 @@ impl Options {
                 "-m" | "--match" => extension = value.to_owned(),
                 "-j" | "--jump" => {
                     options.action = match chains.contains(value) {
-                        true => Action::Jump(value.to_owned()),
-                        false => target(value),
+                        true => RuleVerdict::Jump(value.to_owned()),
+                        false => target_verdict(value),
                     };
-                    options.target(value, rest);
+                    options.apply_target(value, rest);
                     break;
                 }
-                "-g" | "--goto" => options.action = Action::Goto(value.to_owned()),
+                "-g" | "--goto" => options.action = RuleVerdict::Goto(value.to_owned()),
                 _ => {
                     let one = condition(&extension, option, &values);
                     options.conditions.push(one.unwrap_or(Condition::Unknown).negated_if(negated));
                 }
             }
             // Extensions that say something by their name alone.
-            if matches!(option, "-m" | "--match") && !is_plain(value) {
+            if matches!(option, "-m" | "--match") && !has_only_known_options(value) {
                 options.conditions.push(Condition::Unknown);
             }
         }
@@ -174,7 +188,7 @@ impl Options {
     }
 
     /// What a target does to marks, helpers and destinations.
-    fn target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
+    fn apply_target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
         let value = |option: &str| {
             let at = words.iter().position(|word| *word == option)?;
@@ -191,38 +205,42 @@ impl Options {
         let mask = |option: &str| value(option).and_then(number).unwrap_or(u32::MAX);
         match name {
             "DNAT" => {
-                self.diversion = Some(value("--to-destination").map_or_else(Default::default, to));
+                self.destination_nat = Some(
+                    value("--to-destination").map_or_else(Default::default, parse_destination),
+                );
             }
-            "REDIRECT" | "TPROXY" | "NETMAP" => self.diversion = Some(Diversion::default()),
+            "REDIRECT" | "TPROXY" | "NETMAP" => {
+                self.destination_nat = Some(DestinationNat::default())
+            }
             "CT" => {
                 self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
                 self.notrack = has("--notrack");
             }
             "NOTRACK" => self.notrack = true,
-            "MARK" => self.mark = changed.unwrap_or(u32::MAX),
-            "CONNMARK" if has("--save-mark") => self.ct_mark = mask("--ctmask"),
-            "CONNMARK" if has("--restore-mark") => self.mark = mask("--nfmask"),
-            "CONNMARK" => self.ct_mark = changed.unwrap_or(u32::MAX),
+            "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),
+            "CONNMARK" if has("--save-mark") => self.changed_ct_mark_bits = mask("--ctmask"),
+            "CONNMARK" if has("--restore-mark") => self.changed_mark_bits = mask("--nfmask"),
+            "CONNMARK" => self.changed_ct_mark_bits = changed.unwrap_or(u32::MAX),
             _ => {}
         }
     }
 }
 
 /// `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
-fn to(text: &str) -> Diversion {
+fn parse_destination(text: &str) -> DestinationNat {
     if let Ok(address) = text.parse() {
-        return Diversion { to: Some(address), ports: None };
+        return DestinationNat { address: Some(address), ports: None };
     }
-    let Some((address, ports)) = text.rsplit_once(':') else { return Diversion::default() };
+    let Some((address, ports)) = text.rsplit_once(':') else { return DestinationNat::default() };
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-    Diversion {
-        to: address.trim_matches(['[', ']']).parse().ok(),
+    DestinationNat {
+        address: address.trim_matches(['[', ']']).parse().ok(),
         ports: first.parse().ok().zip(last.parse().ok()),
     }
 }
 
 /// Extensions whose options say all.
-fn is_plain(extension: &str) -> bool {
+fn has_only_known_options(extension: &str) -> bool {
     matches!(
         extension,
         "tcp"
@@ -251,7 +269,7 @@ fn is_option(word: &str) -> bool {
 /// The condition of an option of `extension`; `None` if it is not known.
 fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition> {
     let value = values.first().copied().unwrap_or_default();
-    let test = |field, ranges: Ranges| Some(Condition::test(field, u32::MAX, ranges));
+    let test = |field, ranges: Ranges| Some(Condition::field_in(field, u32::MAX, ranges));
     match (extension, option) {
         (_, "-p" | "--protocol") => match value {
             "all" | "0" => test(Field::Protocol, [(0, u32::MAX)].into()),
@@ -260,25 +278,26 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
             _ => test(Field::Protocol, [(255, 255)].into()),
         },
         (_, "-i" | "--in-interface") => {
-            Some(Condition::interface(Side::Input, Pattern::new(value, '+')))
+            Some(Condition::interface(InterfaceDirection::Input, InterfacePattern::new(value, '+')))
         }
-        (_, "-o" | "--out-interface") => {
-            Some(Condition::interface(Side::Output, Pattern::new(value, '+')))
-        }
+        (_, "-o" | "--out-interface") => Some(Condition::interface(
+            InterfaceDirection::Output,
+            InterfacePattern::new(value, '+'),
+        )),
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
         ("conntrack", "--ctdir") => {
             let direction = u32::from(value != "ORIGINAL");
             test(Field::Direction, [(direction, direction)].into())
         }
         ("connmark", "--mark") => mark(Field::CtMark, value),
-        ("mark", "--mark") => mark(Field::Mark, value),
+        ("mark", "--mark") => mark(Field::PacketMark, value),
         ("helper", "--helper") => {
             let other = u32::from(value != "ftp") * 254 + 1;
             test(Field::FtpHelper, [(other, other)].into())
         }
         ("tcp", "--tcp-flags") => {
             let (mask, set) = (tcp_flags(value)?, tcp_flags(values.get(1)?)?);
-            Some(Condition::test(Field::TcpFlags, mask, [(set, set)]))
+            Some(Condition::field_in(Field::TcpFlags, mask, [(set, set)]))
         }
         ("addrtype", "--dst-type") => {
             let kinds = value.split(',').map(|kind| match kind {
@@ -286,13 +305,13 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
                 "UNICAST" => (2, 2),
                 _ => (255, 255),
             });
-            test(Field::Destination, kinds.collect())
+            test(Field::DestinationType, kinds.collect())
         }
         ("pkttype", "--pkt-type") => {
             let other = u32::from(value != "unicast" && value != "host");
             test(Field::PacketType, [(other, other)].into())
         }
-        ("tcp", "--syn") => Some(Condition::test(Field::TcpFlags, 0x17, [(2, 2)])),
+        ("tcp", "--syn") => Some(Condition::field_in(Field::TcpFlags, 0x17, [(2, 2)])),
         (_, "--dport" | "--dports" | "--destination-port" | "--destination-ports") => {
             test(Field::DestinationPort, ports(value)?)
         }
@@ -300,8 +319,8 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
             test(Field::SourcePort, ports(value)?)
         }
         ("multiport", "--ports") => Some(Condition::Any(vec![
-            Condition::test(Field::SourcePort, u32::MAX, ports(value)?),
-            Condition::test(Field::DestinationPort, u32::MAX, ports(value)?),
+            Condition::field_in(Field::SourcePort, u32::MAX, ports(value)?),
+            Condition::field_in(Field::DestinationPort, u32::MAX, ports(value)?),
         ])),
         _ => None,
     }
@@ -323,13 +342,13 @@ fn states(list: &str) -> Condition {
             }
         };
     }
-    let known = Condition::any_bit(Field::State, bits);
+    let known = Condition::has_any_bit(Field::State, bits);
     if unknown { Condition::Any(vec![known, Condition::Unknown]) } else { known }
 }
 
 fn mark(field: Field, text: &str) -> Option<Condition> {
     let (value, mask) = mark_and_mask(text)?;
-    Some(Condition::test(field, mask, [(value, value)]))
+    Some(Condition::field_in(field, mask, [(value, value)]))
 }
 
 /// `0x40000000/0x40000000`, or without a mask.
@@ -381,7 +400,7 @@ fn tcp_flags(list: &str) -> Option<u32> {
 
 /// Words for a shell to read as they are: in the double quotes of `iptables-save` it would run what
 /// a comment says.
-fn shell(words: &[String]) -> String {
+fn shell_quoted(words: &[String]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/=!@+%".contains(c);
     let quoted = |word: &String| match !word.is_empty() && word.chars().all(is_plain) {
         true => word.clone(),
@@ -391,7 +410,7 @@ fn shell(words: &[String]) -> String {
 }
 
 /// Splits as a shell would: double quotes hold words together, a backslash takes the next as it is.
-fn words(line: &str) -> Vec<String> {
+fn split_words(line: &str) -> Vec<String> {
     let (mut words, mut word) = (Vec::new(), None::<String>);
     let (mut quoted, mut escaped) = (false, false);
     for c in line.chars() {

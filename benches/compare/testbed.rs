@@ -1,0 +1,236 @@
+//! The stage: a lab with a contestant on its gateway. Each measurement has one of its own, so that none finds
+//! what another left in connection tracking.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ftp_alg_lab::{
+    BackgroundProcess, Daemon, Family, Host, Lab, LabError, LabSpec, Result, Topology,
+};
+
+use crate::{
+    accept,
+    contestant::Contestant,
+    figure::Figure,
+    forward::{DATA_PORT, FORWARDED_PORTS},
+    placement::Placement,
+    proxies,
+};
+
+/// The queue of the loop: not the daemon's.
+const QUEUE: u16 = 2500;
+
+/// The kernel's helper for every control connection.
+const HELPER: &str = "
+table inet helper {
+    ct helper ftp { type \"ftp\" protocol tcp; }
+    chain assign {
+        type filter hook prerouting priority filter;
+        tcp dport 21 ct helper set \"ftp\"
+    }
+}
+table inet gateway {
+    chain forward { ct state related accept; }
+}
+";
+
+/// Instead of the lab's own firewall: every connection passes, with its source translated.
+const ACCEPT_ALL: &str = "
+table inet gateway {
+    chain source {
+        type nat hook postrouting priority srcnat;
+        meta nfproto ipv4 oifname \"wan\" masquerade
+    }
+}
+";
+
+/// For data connections.
+const FLOWTABLE: &str = include_str!("../../rules/recipes/nftables-flowtable.nft");
+
+/// Settings of the ends, in their namespaces only.
+const HOST_SETTINGS: &str = "
+echo 10000 60999 > /proc/sys/net/ipv4/ip_local_port_range
+echo 4194304 > /proc/sys/net/core/wmem_max 2>/dev/null || true
+";
+
+/// On the client, of connections to the gateway itself.
+const QUICK_ACK: &str = "
+route=$(ip -4 route show dev eth0 scope link)
+ip route replace $route dev eth0 quickack 1
+";
+
+/// A contestant at its place, and an FTP server behind it.
+pub struct Testbed {
+    /// The lab.
+    pub lab: Lab,
+    /// Where clients connect.
+    pub target: SocketAddr,
+    /// Where processes run.
+    pub placement: Placement,
+    // Ended before the lab is removed.
+    running: Vec<BackgroundProcess>,
+    daemon: Option<Daemon>,
+    /// What reads the queue.
+    program: Option<u32>,
+    _server: BackgroundProcess,
+}
+
+impl Testbed {
+    /// Builds a lab with `contestant` on its gateway.
+    pub fn build(contestant: &Contestant, figure: Figure, pin: Placement) -> Result<Self> {
+        // What locally created traffic and real interfaces have: checksums and segmentation are
+        // left to the last moment.
+        let topology = match figure {
+            Figure::Published(_) => Topology::PublishedServer,
+            _ => Topology::Masquerade,
+        };
+        let lab = Lab::build(LabSpec { offloads: true, ..LabSpec::new(topology) })?;
+        for host in [&lab.client, &lab.server, &lab.gateway] {
+            host.shell(HOST_SETTINGS)?;
+        }
+        // A bridge is no part of a gateway, and must not call on its firewall.
+        lab.gateway.shell(&format!(
+            "nsenter --net=/run/netns/{} sh -c '\
+             for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $file ] || echo 0 > $file; done'",
+            lab.switches()
+        ))?;
+        let target = SocketAddr::new(lab.server_address(Family::V4), 21);
+        let serve = pin.traffic_command(lab.server.command(pin.program()), &["serve", "21"]);
+        let server = lab.server.start(serve, "serve")?;
+        lab.server.wait_for_port(21, Duration::from_secs(10))?;
+        let mut stage = Self {
+            lab,
+            target,
+            placement: pin,
+            running: Vec::new(),
+            daemon: None,
+            program: None,
+            _server: server,
+        };
+        stage.install(contestant, figure)?;
+        Ok(stage)
+    }
+
+    fn install(&mut self, contestant: &Contestant, figure: Figure) -> Result<()> {
+        let gateway = &self.lab.gateway;
+        if let Figure::Forward(_) = figure {
+            gateway.nft(&admitted(&FORWARDED_PORTS))?;
+        }
+        match contestant {
+            Contestant::Daemon { name, executable, configuration } => {
+                if *name == Contestant::FLOWTABLE {
+                    gateway.nft(&FLOWTABLE.replace("lan0", "lan").replace("wan0", "wan"))?;
+                }
+                let daemon = Daemon::start(executable, gateway, configuration)?;
+                self.placement.pin_gateway(daemon.id())?;
+                self.program = Some(daemon.id());
+                self.daemon = Some(daemon);
+            }
+            Contestant::KernelHelper => gateway.nft(HELPER)?,
+            Contestant::AcceptLoop => {
+                // It is measured by itself where nothing is announced.
+                if matches!(figure, Figure::Cycles(..) | Figure::Sessions(..)) {
+                    gateway.nft(HELPER)?;
+                }
+                self.accept_loop()?;
+            }
+            Contestant::SuseProxy { hurried } => {
+                self.proxy(proxies::suse)?;
+                if *hurried {
+                    self.lab.client.shell(QUICK_ACK)?;
+                }
+            }
+            Contestant::Proftpd => self.proxy(proxies::proftpd)?,
+            Contestant::Firewall => {
+                if let Figure::Forward(_) = figure {
+                    gateway.nft(&admitted(&[DATA_PORT]))?;
+                }
+            }
+            Contestant::NoHelper => {
+                gateway.nft("delete table inet gateway")?;
+                gateway.nft(ACCEPT_ALL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A proxy in the server's place; whatever comes to it passes.
+    fn proxy(&mut self, prepare: fn(&Host, SocketAddr) -> Result<Command>) -> Result<()> {
+        let gateway = &self.lab.gateway;
+        gateway.nft("delete table inet gateway")?;
+        let running = gateway.start(prepare(gateway, self.target)?, "proxy")?;
+        self.placement.pin_gateway(running.id())?;
+        gateway
+            .wait_for_port(21, Duration::from_secs(10))
+            .map_err(|error| LabError::Unexpected(format!("{error}: {}", running.log())))?;
+        self.target.set_ip(self.lab.spec().plan.inside.v4.into());
+        self.running.push(running);
+        Ok(())
+    }
+
+    /// Every packet of control connections to the loop, where the daemon has them queued, too.
+    fn accept_loop(&mut self) -> Result<()> {
+        let gateway = &self.lab.gateway;
+        let program = accept::build()?;
+        let mut command = gateway.command(program);
+        command.arg(QUEUE.to_string());
+        let mut running = gateway.start(command, "accept")?;
+        wait_for_ready(&mut running)?;
+        self.placement.pin_gateway(running.id())?;
+        self.program = Some(running.id());
+        for port in ["--dport", "--sport"] {
+            gateway.shell(&format!(
+                "iptables -w -t mangle -A FORWARD -p tcp {port} 21 -j NFQUEUE --queue-num {QUEUE}"
+            ))?;
+        }
+        self.running.push(running);
+        Ok(())
+    }
+
+    /// Processor time of the gateway's program until now, if it is one process.
+    pub fn processor_time(&self) -> Option<Duration> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.program?)).ok()?.flatten();
+        let used = threads.filter_map(|thread| {
+            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Some(Duration::from_nanos(used.sum()))
+    }
+
+    /// How many packets the daemon has seen, if there is one.
+    pub fn packets(&self) -> Result<Option<u64>> {
+        self.daemon.as_ref().map(|daemon| daemon.counter("packets")).transpose()
+    }
+
+    /// What the gateway's program said, for a measurement that failed.
+    pub fn log(&self) -> String {
+        let daemon = self.daemon.as_ref().map(Daemon::log);
+        daemon.into_iter().chain(self.running.iter().map(BackgroundProcess::log)).collect()
+    }
+}
+
+/// Lets connections to `ports` pass.
+fn admitted(ports: &[u16]) -> String {
+    let rule = |port: &u16| format!("meta l4proto {{ tcp, udp }} th dport {port} accept\n");
+    let rules: String = ports.iter().map(rule).collect();
+    format!("table inet gateway {{\nchain forward {{\n{rules}}}\n}}\n")
+}
+
+/// Waits until the program says that it is ready.
+fn wait_for_ready(running: &mut BackgroundProcess) -> Result<()> {
+    let limit = Duration::from_secs(5);
+    let deadline = Instant::now() + limit;
+    while !running.log().contains("ready") {
+        if running.exit_status().is_some() || Instant::now() > deadline {
+            let what = format!("start of {}", running.program());
+            return Err(LabError::Timeout { what, limit, output: running.log() });
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Recorded conversations, and a kernel that grants everything.
+
+use std::{net::SocketAddr, time::Instant};
+
+use etherparse::PacketBuilder;
+use ftp_alg_core::{
+    engine::{
+        Arrival, Attention, Checksums, Engine, Fate, Kernel, KernelError, Opening, Pinhole, Queued,
+        Standalone, Token, Translation,
+    },
+    policy::Policy,
+};
+
+pub const CLIENT: &str = "192.168.150.80:1035";
+const SERVER: &str = "203.0.113.9:21";
+/// A transfer in active mode: what is said, and whether the server says it.
+pub const ACTIVE: [(&str, bool); 4] = [
+    (PORT, false),
+    ("200 PORT command successful.\r\n", true),
+    ("LIST\r\n", false),
+    ("226 Done.\r\n", true),
+];
+pub const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
+/// Lines that concern nobody.
+pub const BYPASSABLE: [(&str, bool); 2] = [("NOOP\r\n", false), ("200 Zzz...\r\n", true)];
+
+/// A gateway that has seen nothing, and limits nothing.
+pub fn gateway() -> Standalone<GrantingKernel> {
+    let most = usize::MAX;
+    let policy = Policy { max_sessions: most, max_pinholes_per_client: most, ..Policy::default() };
+    Standalone::new(Engine::new(policy, Checksums::Verify), GrantingKernel)
+}
+
+/// A packet as a queue of the kernel has it.
+pub fn arrival(bytes: &[u8]) -> Arrival<'_> {
+    Arrival { token: Token::default(), bytes, how: Queued::default() }
+}
+
+/// A conversation as the gateway sees it: the server's numbers are those it delivered to.
+pub struct Conversation {
+    pub packets: Vec<Vec<u8>>,
+    client: SocketAddr,
+    gateway: Standalone<GrantingKernel>,
+    next: [u32; 2],
+    received: [u32; 2],
+}
+
+impl Conversation {
+    pub fn logged_in(client: &str) -> Self {
+        let (packets, client) = (Vec::new(), client.parse().unwrap());
+        let mut talk =
+            Self { packets, client, gateway: gateway(), next: [100, 499], received: [499, 100] };
+        talk.send(b"", true, true);
+        talk.next[1] = 500;
+        talk.received[0] = 500;
+        for (line, server) in [
+            ("220 ready\r\n", true),
+            ("USER joe\r\n", false),
+            ("331 password\r\n", true),
+            ("PASS x\r\n", false),
+            ("230 in\r\n", true),
+        ] {
+            talk.send_line(line, server);
+        }
+        talk
+    }
+
+    pub fn send_line(&mut self, line: &str, server: bool) {
+        self.send(line.as_bytes(), server, false);
+    }
+
+    fn send(&mut self, payload: &[u8], server: bool, syn: bool) {
+        let me = usize::from(server);
+        let (client, other): (SocketAddr, SocketAddr) = (self.client, SERVER.parse().unwrap());
+        let (from, to) = if server { (other, client) } else { (client, other) };
+        let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { return };
+        let builder = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64)
+            .tcp(from.port(), to.port(), self.next[me], 512)
+            .ack(self.received[me]);
+        let builder = if syn { builder.syn() } else { builder };
+        let mut packet = Vec::new();
+        builder.write(&mut packet, payload).unwrap();
+        let shrunk = match self.gateway.packet(Instant::now(), &packet) {
+            Fate::Replace => packet.len() as i64 - self.gateway.replacement().len() as i64,
+            _ => 0,
+        };
+        self.next[me] += payload.len() as u32;
+        self.received[1 - me] += (payload.len() as i64 - shrunk) as u32;
+        self.packets.push(packet);
+    }
+}
+
+/// A kernel that grants everything.
+pub struct GrantingKernel;
+
+impl Kernel for GrantingKernel {
+    fn translation(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        let client_external = SocketAddr::from(([198, 51, 100, 1], client.port()));
+        Ok(Some(Translation { client, client_external, server, server_external: server }))
+    }
+
+    fn change(
+        &mut self,
+        _: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        outcomes.extend(openings.iter().map(|_| Ok(())));
+        Ok(())
+    }
+
+    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
+        Ok(())
+    }
+}

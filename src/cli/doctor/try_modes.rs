@@ -1,0 +1,297 @@
+//! `ftp-alg doctor --try`: logs in to a server and transfers a listing in each mode, and says which
+//! step fails, where, by which rule or reply.
+
+mod ftp_client;
+mod local_machine;
+mod target;
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs as _},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use clap::Args;
+use ftp_alg_core::ftp::Kind;
+use ftp_client::{FtpClient, FtpClientError};
+use local_machine::LocalMachine;
+use serde::Serialize;
+use target::TryTarget;
+
+use super::{Failure, output, table};
+use crate::{config::plain, gateway::RuleParameters};
+
+/// How long a name may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many addresses of a name are tried.
+const MAX_ADDRESSES: usize = 4;
+const MODES: [Kind; 4] = [Kind::Epsv, Kind::Pasv, Kind::Eprt, Kind::Port];
+
+/// Options of a try.
+#[derive(Args, Debug)]
+pub(super) struct TryOptions {
+    /// Log in at ftp://[USER[:PASSWORD]@]HOST[:PORT] and try each mode
+    #[arg(long = "try", value_name = "URL")]
+    url: Option<String>,
+    /// A file with the password on its first line; or set FTP_ALG_PASSWORD
+    #[arg(long, value_name = "FILE", requires = "url")]
+    password_file: Option<PathBuf>,
+}
+
+impl TryOptions {
+    /// Tries, if it is asked for, and prints each step as it ends.
+    pub(super) fn run_if_asked(
+        &self,
+        parameters: &RuleParameters,
+        socket: &Path,
+        json: bool,
+    ) -> Option<Result<(), Failure>> {
+        let target = TryTarget::new(self.url.as_deref()?, self.password_file.as_deref());
+        Some(
+            target.map_err(Failure::Usage).and_then(|target| {
+                run_steps(&target, &LocalMachine::new(parameters, socket), json)
+            }),
+        )
+    }
+}
+
+/// What came of a step.
+#[derive(Debug, Serialize)]
+struct TryStep {
+    step: String,
+    /// None if it was not tried.
+    ok: Option<bool>,
+    says: String,
+    /// What to do, a line each.
+    remedy: Vec<String>,
+}
+
+impl TryStep {
+    fn text(&self) -> String {
+        let mark = match self.ok {
+            Some(true) => "ok",
+            Some(false) => "FAILED",
+            None => "skipped",
+        };
+        let mut text = String::new();
+        let start = format!("  {mark:<7}  {:<8}  ", self.step);
+        text += &format!("{start}{}\n", table::wrapped(&self.says, start.len()));
+        for line in &self.remedy {
+            text += &format!("      {line}\n");
+        }
+        text
+    }
+}
+
+fn run_steps(target: &TryTarget, here: &LocalMachine<'_>, json: bool) -> Result<(), Failure> {
+    let mut report = TryReport { json, steps: Vec::new() };
+    if !json {
+        output::print(&format!("{}\n", plain(&target.to_string())))?;
+    }
+    if let Some(why) = try_server(target, here, &mut report)? {
+        for kind in MODES {
+            report.add(&kind.to_string(), None, format!("not tried: {why}"), Vec::new())?;
+        }
+    }
+    report.end()
+}
+
+/// All steps in their order.
+struct TryReport {
+    json: bool,
+    steps: Vec<TryStep>,
+}
+
+impl TryReport {
+    fn add(
+        &mut self,
+        step: &str,
+        ok: Option<bool>,
+        says: String,
+        remedy: Vec<String>,
+    ) -> Result<(), Failure> {
+        let [says, step] = [says, step.to_owned()].map(|text| plain(&text));
+        let remedy = remedy.iter().map(|line| plain(line)).collect();
+        let step = TryStep { step, ok, says, remedy };
+        if !self.json {
+            output::print(&step.text())?;
+        }
+        self.steps.push(step);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<(), Failure> {
+        let failed: Vec<&str> = self
+            .steps
+            .iter()
+            .filter(|step| step.ok == Some(false))
+            .map(|step| step.step.as_str())
+            .collect();
+        if self.json {
+            let report = serde_json::json!({"ok": failed.is_empty(), "steps": self.steps});
+            output::print_line(&report.to_string())?;
+        }
+        match failed.as_slice() {
+            [] => Ok(()),
+            failed => Err(Failure::Failed(format!("failed: {}", failed.join(", ")))),
+        }
+    }
+}
+
+/// All steps, or those up to one without which there is nothing to try, and why not.
+fn try_server(
+    target: &TryTarget,
+    here: &LocalMachine<'_>,
+    report: &mut TryReport,
+) -> Result<Option<String>, Failure> {
+    let addresses = match resolve(&target.host, target.port) {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            let advice = "see /etc/resolv.conf, or give an address".to_owned();
+            report.add("lookup", Some(false), format!("{}: {error}", target.host), vec![advice])?;
+            return Ok(Some(format!("{} has no known address", target.host)));
+        }
+    };
+    let (mut errors, mut remedies, mut found) = (Vec::new(), Vec::new(), None);
+    for address in addresses {
+        match ftp_client::connect(address) {
+            Ok(stream) => {
+                found = Some((stream, address));
+                break;
+            }
+            Err(trouble) => {
+                let (says, remedy) = here.explain(&trouble, None);
+                errors.push(says);
+                remedies.extend(remedy);
+            }
+        }
+    }
+    remedies.dedup();
+    let Some((stream, server)) = found else {
+        report.add("connect", Some(false), errors.join("; "), remedies)?;
+        return Ok(Some("there is no control connection".to_owned()));
+    };
+    let own = stream.local_addr().map(|own| format!(" from {}", own.ip())).unwrap_or_default();
+    errors.insert(0, format!("{server}{own}"));
+    report.add("connect", Some(true), errors.join("; but "), Vec::new())?;
+    let mut client = match read_greeting(FtpClient::new(stream, server)) {
+        Ok((client, says)) => {
+            report.add("greeting", Some(true), says, Vec::new())?;
+            client
+        }
+        Err(trouble) => {
+            let (says, remedy) = here.explain(&trouble, Some(server));
+            report.add("greeting", Some(false), says, remedy)?;
+            return Ok(Some("the server did not greet".to_owned()));
+        }
+    };
+    match login(&mut client, target) {
+        Ok(says) => report.add("login", Some(true), says, Vec::new())?,
+        Err(trouble) => {
+            let advice = "another login: ftp://USER@HOST and --password-file FILE".to_owned();
+            report.add("login", Some(false), trouble.to_string(), vec![advice])?;
+            return Ok(Some("there is no login".to_owned()));
+        }
+    }
+    try_modes(target, here, report, client, server)?;
+    Ok(None)
+}
+
+/// Each mode; a new session after one that failed, as replies may be under way in the old one.
+fn try_modes(
+    target: &TryTarget,
+    here: &LocalMachine<'_>,
+    report: &mut TryReport,
+    client: FtpClient,
+    server: SocketAddr,
+) -> Result<(), Failure> {
+    let mut client = Some(client);
+    for kind in MODES {
+        let step = kind.to_string();
+        if server.is_ipv6() && matches!(kind, Kind::Pasv | Kind::Port) {
+            report.add(&step, None, format!("not tried: {kind} is for IPv4 only"), Vec::new())?;
+            continue;
+        }
+        let session = match client.take() {
+            Some(session) => Ok(session),
+            None => new_session(target, server),
+        };
+        let mut session = match session {
+            Ok(session) => session,
+            Err(trouble) => {
+                let says = format!("not tried: no second session: {trouble}");
+                report.add(&step, Some(false), says, Vec::new())?;
+                continue;
+            }
+        };
+        match session.transfer_listing(kind) {
+            Ok(says) => {
+                report.add(&step, Some(true), says, Vec::new())?;
+                client = Some(session);
+            }
+            Err(trouble) => {
+                session.quit();
+                let (says, remedy) = here.explain(&trouble, Some(server));
+                report.add(&step, Some(false), says, remedy)?;
+            }
+        }
+    }
+    if let Some(session) = client {
+        session.quit();
+    }
+    Ok(())
+}
+
+/// Another session like the first.
+fn new_session(target: &TryTarget, server: SocketAddr) -> Result<FtpClient, FtpClientError> {
+    let (mut client, _) = read_greeting(FtpClient::new(ftp_client::connect(server)?, server))?;
+    login(&mut client, target)?;
+    Ok(client)
+}
+
+fn read_greeting(mut client: FtpClient) -> Result<(FtpClient, String), FtpClientError> {
+    let greeting = client.reply().map_err(|trouble| match trouble {
+        FtpClientError::ControlConnection(says) => {
+            FtpClientError::ControlConnection(format!("connected, but {says}"))
+        }
+        other => other,
+    })?;
+    match greeting.is_class(2) {
+        true => Ok((client, greeting.text())),
+        false => Err(FtpClientError::Refused(greeting.text())),
+    }
+}
+
+fn login(client: &mut FtpClient, target: &TryTarget) -> Result<String, FtpClientError> {
+    let mut reply = client.command(&format!("USER {}", target.user))?;
+    if reply.code == 331 {
+        let Some(password) = &target.password else {
+            let says = format!("{}; no password was given", reply.text());
+            return Err(FtpClientError::Refused(says));
+        };
+        reply = client.command(&format!("PASS {password}"))?;
+    }
+    match reply.is_class(2) {
+        true => Ok(reply.text()),
+        false => Err(FtpClientError::Refused(reply.text())),
+    }
+}
+
+/// The addresses of a name, some at most. The resolver has no limit of its own.
+fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    let (sender, receiver) = mpsc::channel();
+    let host = host.to_owned();
+    thread::spawn(move || {
+        let found = (host.as_str(), port).to_socket_addrs();
+        let found = found.map(|all| all.take(MAX_ADDRESSES).collect::<Vec<_>>());
+        // Nobody waits any more after the limit.
+        let _ = sender.send(found.map_err(|error| error.to_string()));
+    });
+    match receiver.recv_timeout(RESOLVE_TIMEOUT) {
+        Ok(Ok(addresses)) if addresses.is_empty() => Err("no address".to_owned()),
+        Ok(found) => found,
+        Err(_) => Err(format!("no answer within {} s", RESOLVE_TIMEOUT.as_secs())),
+    }
+}

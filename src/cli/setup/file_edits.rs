@@ -1,0 +1,236 @@
+//! Edits of the files that a firewall is loaded from, as pure functions from text to text.
+//!
+//! Every line that they add bears [`MARKER`] in a comment of the rule itself, which `iptables-save` and
+//! `nft list ruleset` keep. So our lines are known again in a file that was edited or saved anew.
+
+use similar::TextDiff;
+
+/// The comment of each rule that setup adds.
+pub(super) const MARKER: &str = "ftp-alg-setup";
+
+/// A rule to add, and how one tells that the operator has it already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AcceptRule {
+    /// Its conditions, in the language of the file.
+    pub(super) condition: String,
+    /// The words of a line that does the same.
+    pub(super) recognised_by: [String; 2],
+}
+
+impl AcceptRule {
+    /// Whether a line, which may be the operator's, does the same.
+    fn is_equivalent(&self, line: &str) -> bool {
+        let line = line.trim_start().to_ascii_lowercase();
+        !line.starts_with('#')
+            && line.contains("accept")
+            && self.recognised_by.iter().all(|words| line.contains(words))
+    }
+
+    /// Whether one of `lines` does the same.
+    pub(super) fn has_equivalent_in(&self, lines: &str) -> bool {
+        lines.lines().any(|line| self.is_equivalent(line))
+    }
+
+    /// The line of `iptables-restore` for `chain`.
+    pub(super) fn iptables_line(&self, chain: &str) -> String {
+        format!("-A {chain} {}", self.iptables_arguments())
+    }
+
+    /// What follows the chain in the language of iptables.
+    pub(super) fn iptables_arguments(&self) -> String {
+        format!("{} -m comment --comment {MARKER} -j ACCEPT", self.condition)
+    }
+
+    /// The statement of nftables.
+    pub(super) fn nft_statement(&self) -> String {
+        format!("{} accept comment \"{MARKER}\"", self.condition)
+    }
+}
+
+/// `text` without the lines that setup added.
+pub(super) fn without_setup_lines(text: &str) -> String {
+    text.split_inclusive('\n').filter(|line| !line.contains(MARKER)).collect()
+}
+
+/// How lines of `text` end.
+pub(super) fn newline(text: &str) -> &'static str {
+    if text.contains("\r\n") { "\r\n" } else { "\n" }
+}
+
+/// A file of `iptables-restore` with `rule` before the others in `chain` of `table`, or unchanged if it has it; `None` if
+/// it does not declare the chain.
+pub(super) fn with_iptables_rule(
+    text: &str,
+    table: &str,
+    chain: &str,
+    rule: &AcceptRule,
+) -> Option<String> {
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let start = lines.iter().position(|line| line.trim() == format!("*{table}"))? + 1;
+    let end = start + lines[start..].iter().position(|line| line.trim() == "COMMIT")?;
+    let declaration = format!(":{chain}");
+    let declares = |line: &&str| line.split_whitespace().next() == Some(&declaration);
+    lines[start..end].iter().find(|line| declares(line))?;
+    let is_rule = |line: &&str| {
+        // Counters may come first, as `iptables-save -c` writes them.
+        let rest = line.split_once("] ").filter(|_| line.starts_with('[')).map_or(*line, |x| x.1);
+        let mut words = rest.split_whitespace();
+        matches!(words.next(), Some("-A" | "-I")) && words.next() == Some(chain)
+    };
+    if lines[start..end].iter().filter(|line| is_rule(line)).any(|line| rule.is_equivalent(line)) {
+        return Some(text.to_owned());
+    }
+    let first = lines[start..end].iter().position(is_rule);
+    let mut at = first.map_or(end, |first| start + first);
+    // A comment belongs to what follows it.
+    while at > start && lines[at - 1].trim_start().starts_with('#') {
+        at -= 1;
+    }
+    let new = rule.iptables_line(chain) + newline(text);
+    lines.insert(at, &new);
+    Some(lines.concat())
+}
+
+/// firewalld's `direct.xml` with `rule` in `chain` of table filter of a version of IP; `None` if it is not the file it
+/// should be.
+pub(super) fn with_direct_rule(
+    text: &str,
+    ip: &str,
+    chain: &str,
+    rule: &AcceptRule,
+) -> Option<String> {
+    const EMPTY: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<direct>\n</direct>\n";
+    let text = match text.trim().is_empty() {
+        true => EMPTY.to_owned(),
+        false => text.replace("<direct/>", &format!("<direct>{}</direct>", newline(text))),
+    };
+    let end = text.rfind("</direct>")?;
+    let has = |line: &str| {
+        rule.is_equivalent(line)
+            && [ip, chain].iter().all(|word| line.contains(&format!("\"{word}\"")))
+    };
+    if text.lines().any(has) {
+        return Some(text);
+    }
+    let added = format!(
+        "  <rule ipv=\"{ip}\" table=\"filter\" chain=\"{chain}\" priority=\"0\">{}</rule>{}",
+        rule.iptables_arguments(),
+        newline(&text)
+    );
+    Some(format!("{}{added}{}", &text[..end], &text[end..]))
+}
+
+/// `text` with `line` at its end.
+pub(super) fn with_last_line(text: &str, line: &str) -> String {
+    let newline = newline(text);
+    let gap = if text.is_empty() || text.ends_with('\n') { "" } else { newline };
+    format!("{text}{gap}{line}{newline}")
+}
+
+/// What a change does to a file, as `diff -u` shows it.
+pub(super) fn difference(path: &str, before: Option<&str>, after: &str) -> String {
+    let old = if before.is_some() { path } else { "/dev/null" };
+    TextDiff::from_lines(before.unwrap_or_default(), after)
+        .unified_diff()
+        .header(old, path)
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> AcceptRule {
+        AcceptRule {
+            condition: "-m connmark --mark 0x40000000/0x40000000".into(),
+            recognised_by: ["connmark".into(), "0x40000000".into()],
+        }
+    }
+
+    const LINE: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -m comment --comment \
+                        ftp-alg-setup -j ACCEPT";
+    const SAVED: &str = "*nat\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n\
+                         :FORWARD DROP [0:0]\n-A INPUT -j ACCEPT\n# SSH\n-A FORWARD -j A\nCOMMIT\n";
+
+    fn edited(text: &str) -> Option<String> {
+        with_iptables_rule(text, "filter", "FORWARD", &mark())
+    }
+
+    #[test]
+    fn a_rule_goes_before_the_first_of_its_chain_and_that_one_s_comment() {
+        let expected = SAVED.replace("# SSH", &format!("{LINE}\n# SSH"));
+        let text = edited(SAVED).unwrap();
+        assert_eq!(text, expected);
+        assert_eq!(without_setup_lines(&text), SAVED);
+        assert_eq!(edited(&text).unwrap(), text, "it is there already");
+    }
+
+    #[test]
+    fn a_rule_goes_to_the_end_where_the_chain_has_none() {
+        let text = SAVED.replace("# SSH\n-A FORWARD -j A\n", "");
+        assert!(edited(&text).unwrap().ends_with(&format!("{LINE}\nCOMMIT\n")));
+    }
+
+    #[test]
+    fn the_operator_s_own_line_is_enough() {
+        let own = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
+        let text = SAVED.replace("# SSH\n", own);
+        assert_eq!(edited(&text).unwrap(), text);
+        // But not as a comment, nor in another chain.
+        for other in [format!("#{own}"), own.replace("FORWARD", "INPUT")] {
+            let text = SAVED.replace("# SSH\n", &other);
+            assert!(edited(&text).unwrap().contains(MARKER), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_is_not_declared_gets_nothing() {
+        for text in
+            ["", "*filter\nCOMMIT\n", "*filter\n:FORWARD-X DROP\nCOMMIT\n", "*filter\n:FORWARD -\n"]
+        {
+            assert_eq!(edited(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_end_as_the_others_do_and_the_last_may_not() {
+        let text = SAVED.replace('\n', "\r\n");
+        assert!(edited(&text).unwrap().contains(&format!("{LINE}\r\n")));
+        let text = SAVED.trim_end();
+        assert_eq!(without_setup_lines(&edited(text).unwrap()), text);
+        assert_eq!(with_last_line("a", "b"), "a\nb\n");
+        assert_eq!(with_last_line("", "b"), "b\n");
+    }
+
+    #[test]
+    fn counters_before_a_rule_are_passed_over() {
+        let text = "*filter\n:FORWARD DROP [1:2]\n[3:4] -A FORWARD -j A\nCOMMIT\n";
+        let text = edited(text).unwrap();
+        assert!(text.contains(&format!("{LINE}\n[3:4] -A FORWARD")));
+    }
+
+    #[test]
+    fn direct_rules_go_into_a_file_there_is_or_a_new_one() {
+        let with = |text: &str| {
+            let text = with_direct_rule(text, "ipv4", "FORWARD", &mark())?;
+            with_direct_rule(&text, "ipv6", "FORWARD", &mark())
+        };
+        let new = with("").unwrap();
+        assert_eq!(new.matches(MARKER).count(), 2, "{new}");
+        assert!(new.ends_with("-j ACCEPT</rule>\n</direct>\n"), "{new}");
+        assert_eq!(with(&new).unwrap(), new);
+        let own = "<direct>\n  <chain ipv=\"ipv4\" table=\"raw\" chain=\"x\"/>\n</direct>\n";
+        assert_eq!(without_setup_lines(&with(own).unwrap()), own);
+        assert_eq!(with("<direct/>").unwrap().matches(MARKER).count(), 2);
+        assert_eq!(with("<zone>"), None);
+    }
+
+    #[test]
+    fn a_difference_names_the_file_and_its_absence() {
+        assert_eq!(
+            difference("/a", Some("x\n"), "x\ny\n"),
+            "--- /a\n+++ /a\n@@ -1 +1,2 @@\n x\n+y\n"
+        );
+        assert!(difference("/a", None, "x\n").starts_with("--- /dev/null\n+++ /a\n"));
+    }
+}

@@ -1,0 +1,425 @@
+//! External addresses given by name: looked up at the start and again as their records run out.
+//!
+//! One thread for all names, and only where the configuration has one; each name has a task of its
+//! own there, so that one that is not answered keeps none waiting. No packet ever waits for an
+//! answer: a changed address is told to the main thread, which hands the workers a new policy.
+//!
+//! The last known address stays in use while a name cannot be resolved; before the first nothing
+//! can be announced for it ([`External::Unresolved`]). `/etc/resolv.conf` and `/etc/hosts` are
+//! read at each look-up: whoever changes the address (a dial-up daemon, a DHCP client) may change
+//! them too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::{Arc, Mutex, mpsc::Sender},
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::policy::External;
+use hickory_resolver::{
+    Hosts, Resolver,
+    config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::{op::ResponseCode, rr::RecordType},
+    system_conf::parse_resolv_conf,
+};
+use tokio::{
+    runtime::{self, Runtime},
+    time::sleep,
+};
+
+use super::{DaemonEvent, shard::lock, snapshot::NameRow};
+use crate::{
+    config::{ExternalName, is_host},
+    gateway::broker,
+};
+
+/// A record is asked for again when it runs out, but neither more often nor more seldom.
+const REFRESH_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// How long to wait after a failure; twice as long after each further one.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_secs(60);
+/// Which name servers to ask, and what needs none. Others replace these files by renaming.
+pub(super) const RESOLVER: &str = "/etc/resolv.conf";
+pub(super) const HOSTS: &str = "/etc/hosts";
+/// Where name servers are when `/etc/resolv.conf` names none, as the C library has it.
+const DEFAULT_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// All names, and what is known of them.
+pub(super) struct ExternalNames {
+    known: Arc<Mutex<Known>>,
+    events: Sender<DaemonEvent>,
+    thread: Mutex<Option<Runtime>>,
+}
+
+type Known = BTreeMap<ExternalName, NameState>;
+
+/// What is known of one name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct NameState {
+    /// The last known address.
+    address: Option<IpAddr>,
+    /// When that was last heard.
+    resolved_at: Option<Instant>,
+    /// Whether the name was last said to have no address of the family.
+    is_absent: bool,
+    /// Why the last look-up failed, if it did.
+    error: Option<String>,
+}
+
+/// What a look-up found.
+enum LookUpResult {
+    /// These addresses, and how long they hold.
+    Addresses(Vec<IpAddr>, Duration),
+    /// The name has none of the family, this long if it is said how long.
+    Absent(Option<Duration>),
+}
+
+impl ExternalNames {
+    /// No names yet. Changed addresses will be told by `events`.
+    pub fn new(events: Sender<DaemonEvent>) -> Self {
+        Self { known: Arc::default(), events, thread: Mutex::new(None) }
+    }
+
+    /// From now on these are looked up, at once and again; what is known of them stays known.
+    pub fn watch(&self, names: BTreeSet<ExternalName>) -> io::Result<()> {
+        let mut thread = lock(&self.thread);
+        drop(thread.take());
+        let mut known = lock(&self.known);
+        *known = names
+            .iter()
+            .map(|name| (name.clone(), known.remove(name).unwrap_or_default()))
+            .collect();
+        drop(known);
+        if !names.is_empty() {
+            *thread = Some(start_look_ups(names, &self.known, &self.events)?);
+        }
+        Ok(())
+    }
+
+    /// What may be announced for `name`.
+    pub fn external_address(&self, name: &ExternalName) -> External {
+        external_address_of(&lock(&self.known), name)
+    }
+
+    /// What is known of all names, for people.
+    pub fn rows(&self) -> Vec<NameRow> {
+        let known = lock(&self.known);
+        let row = |(name, answer): (&ExternalName, &NameState)| {
+            let external = external_address_of(&known, name);
+            let why = if answer.is_absent {
+                format!("it has no {} record", record_type(name))
+            } else {
+                "it is not resolved yet".to_owned()
+            };
+            let is_known =
+                external == External::Auto || answer.is_resolved() && answer.resolved_at.is_some();
+            NameRow {
+                name: name.name.clone(),
+                family: if name.v6 { "ipv6" } else { "ipv4" }.to_owned(),
+                address: match external {
+                    External::Fixed(address) => Some(address),
+                    External::Auto | External::Unresolved => None,
+                },
+                age_seconds: answer.resolved_at.map(|heard| heard.elapsed().as_secs()),
+                error: answer.error.clone().or_else(|| (!is_known).then_some(why)),
+            }
+        };
+        known.iter().map(row).collect()
+    }
+}
+
+/// A name that has addresses of the other family only leaves this one to the translation.
+fn external_address_of(known: &Known, name: &ExternalName) -> External {
+    let Some(answer) = known.get(name) else { return External::Unresolved };
+    let other = known.get(&ExternalName { v6: !name.v6, ..name.clone() });
+    match answer.address {
+        _ if answer.is_absent && other.is_some_and(NameState::is_present) => External::Auto,
+        Some(address) => External::Fixed(address),
+        None => External::Unresolved,
+    }
+}
+
+impl NameState {
+    fn is_present(&self) -> bool {
+        self.address.is_some() && !self.is_absent
+    }
+
+    fn is_resolved(&self) -> bool {
+        self.error.is_none() && !self.is_absent
+    }
+
+    /// Takes note of what a look-up found. Gives when to look again, if that was said.
+    fn record_result(
+        &mut self,
+        found: Result<LookUpResult, String>,
+        now: Instant,
+    ) -> Option<Duration> {
+        match found {
+            Ok(LookUpResult::Addresses(addresses, ttl)) => {
+                // Of several, as in a rotation, the one in use stays in use.
+                let kept = self.address.filter(|address| addresses.contains(address));
+                let address = kept.or_else(|| addresses.first().copied())?;
+                *self = Self { address: Some(address), resolved_at: Some(now), ..Self::default() };
+                Some(ttl)
+            }
+            Ok(LookUpResult::Absent(ttl)) => {
+                (self.is_absent, self.error) = (true, None);
+                ttl
+            }
+            Err(error) => {
+                self.error = Some(error);
+                None
+            }
+        }
+    }
+}
+
+/// Looks `names` up on a thread, until what this gives is dropped.
+fn start_look_ups(
+    names: BTreeSet<ExternalName>,
+    known: &Arc<Mutex<Known>>,
+    events: &Sender<DaemonEvent>,
+) -> io::Result<Runtime> {
+    let mut builder = runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).thread_name("names").enable_all().build()?;
+    for name in names {
+        let task = runtime.spawn(watch_name(name, Arc::clone(known), events.clone()));
+        let events = events.clone();
+        runtime.spawn(async move {
+            if task.await.is_err_and(|error| error.is_panic()) {
+                let why = "the look-up of names ended: a defect in ftp-alg; please report the \
+                           lines above";
+                let _ = events.send(DaemonEvent::Failed(why.to_owned()));
+            }
+        });
+    }
+    Ok(runtime)
+}
+
+/// Looks `name` up, for ever.
+async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender<DaemonEvent>) {
+    let mut retry = RETRY;
+    loop {
+        let found = look_up(&name).await;
+        let Some((again, changed)) = record_look_up(&mut lock(&known), &name, found) else {
+            return;
+        };
+        if changed && events.send(DaemonEvent::AddressChanged).is_err() {
+            return;
+        }
+        let pause = match again {
+            Some(ttl) => ttl.clamp(REFRESH_BOUNDS.0, REFRESH_BOUNDS.1),
+            None => retry,
+        };
+        retry = if again.is_some() { RETRY } else { (retry * 2).min(MAX_RETRY) };
+        sleep(pause).await;
+    }
+}
+
+/// Takes note of what was found. Gives when to look again, and whether another address is to be
+/// announced now; nothing for a name that is not looked for any more.
+fn record_look_up(
+    known: &mut Known,
+    name: &ExternalName,
+    found: Result<LookUpResult, String>,
+) -> Option<(Option<Duration>, bool)> {
+    let before = known.clone();
+    let again = known.get_mut(name)?.record_result(found, Instant::now());
+    log_changes(name, &before, known);
+    let changed = known
+        .keys()
+        .any(|name| external_address_of(&before, name) != external_address_of(known, name));
+    Some((again, changed))
+}
+
+/// Logs what has changed, so that a name that goes on failing is no news.
+fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
+    let (Some(old), Some(new)) = (before.get(name), after.get(name)) else { return };
+    let (text, record) = (&name.name, record_type(name));
+    let rest = match external_address_of(after, name) {
+        External::Fixed(address) => format!("{address} stays in use"),
+        External::Auto => "what connections show themselves stays in use".to_owned(),
+        External::Unresolved => "what needs it is refused until it is resolved".to_owned(),
+    };
+    if let (None, Some(error)) = (&old.error, &new.error) {
+        tracing::warn!("dns:{text}: no {record} record: {error}; {rest}");
+    }
+    if new.is_absent && !old.is_absent {
+        let other = after.get(&ExternalName { v6: !name.v6, ..name.clone() });
+        // A name with addresses of one family is as usual as one with both.
+        if other.is_none_or(|other| other.is_absent) {
+            tracing::warn!("dns:{text}: it has no {record} record; {rest}");
+        } else {
+            tracing::info!("dns:{text}: it has no {record} record");
+        }
+    }
+    match new.address {
+        Some(address) if old.address != new.address => {
+            tracing::info!("dns:{text}: the external address is {address}");
+        }
+        Some(_) if !old.is_resolved() && new.is_resolved() => {
+            tracing::info!("dns:{text}: resolved again; {rest}");
+        }
+        _ => {}
+    }
+}
+
+fn record_type(name: &ExternalName) -> RecordType {
+    if name.v6 { RecordType::AAAA } else { RecordType::A }
+}
+
+/// Asks once, as the machine's resolver would.
+async fn look_up(name: &ExternalName) -> Result<LookUpResult, String> {
+    let read = |path| broker::read(Path::new(path));
+    let configured = read(RESOLVER).map_err(NetError::from).and_then(parse_resolv_conf);
+    let (config, mut options) = configured.unwrap_or_else(|error| {
+        tracing::debug!("{RESOLVER}: {error}; {DEFAULT_SERVER} is asked");
+        let servers = vec![NameServerConfig::udp_and_tcp(DEFAULT_SERVER)];
+        (ResolverConfig::from_parts(None, vec![], servers), ResolverOpts::default())
+    });
+    // Answers are kept here, not there.
+    options.cache_size = 0;
+    // It would look for the file itself.
+    options.use_hosts_file = ResolveHosts::Never;
+    let builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let resolver = builder.with_options(options).build();
+    let mut resolver = resolver.map_err(|error| error.to_string())?;
+    let mut hosts = Hosts::default();
+    if let Err(error) = read(HOSTS).and_then(|text| hosts.read_hosts_conf(text.as_bytes())) {
+        tracing::debug!("{HOSTS}: {error}");
+    }
+    resolver.set_hosts(Arc::new(hosts));
+    let lookup = match resolver.lookup(qualify(&name.name).as_str(), record_type(name)).await {
+        Ok(lookup) => lookup,
+        Err(error) => return interpret_error(error),
+    };
+    let found = lookup.answers().iter().filter_map(|answer| answer.data.ip_addr());
+    let found: Vec<IpAddr> = found.filter(|address| address.is_ipv6() == name.v6).collect();
+    let others = found.iter().copied().filter(|ip| is_host(*ip) && !ip.is_loopback());
+    let others: Vec<IpAddr> = others.collect();
+    match (found.first(), others.is_empty()) {
+        (None, _) => Ok(LookUpResult::Absent(None)),
+        (Some(address), true) => Err(format!("{address} is not the address of another host")),
+        (Some(_), false) => {
+            let ttl = lookup.valid_until().saturating_duration_since(Instant::now());
+            Ok(LookUpResult::Addresses(others, ttl))
+        }
+    }
+}
+
+/// A name with a dot in it is whole: no search domain may make another of it.
+fn qualify(name: &str) -> String {
+    let dot = if name.contains('.') && !name.ends_with('.') { "." } else { "" };
+    format!("{name}{dot}")
+}
+
+/// That a name has no such record is an answer; all else has failed.
+fn interpret_error(error: NetError) -> Result<LookUpResult, String> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none))
+            if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+        {
+            Ok(LookUpResult::Absent(none.negative_ttl.map(|ttl| Duration::from_secs(ttl.into()))))
+        }
+        error => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    fn name(v6: bool) -> ExternalName {
+        ExternalName { name: "ftp.example.net".into(), v6 }
+    }
+
+    fn both() -> Known {
+        [false, true].map(|v6| (name(v6), NameState::default())).into()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn addresses(texts: &[&str]) -> Result<LookUpResult, String> {
+        Ok(LookUpResult::Addresses(texts.iter().map(|text| ip(text)).collect(), TTL))
+    }
+
+    fn failure() -> Result<LookUpResult, String> {
+        Err("request timed out".into())
+    }
+
+    #[test]
+    fn nothing_is_announced_before_the_first_answer_and_the_last_stays_while_none_comes() {
+        let mut known = both();
+        assert_eq!(record_look_up(&mut known, &name(false), failure()), Some((None, false)));
+        assert_eq!(external_address_of(&known, &name(false)), External::Unresolved);
+        let found = addresses(&["198.51.100.7"]);
+        assert_eq!(record_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
+        for found in [failure(), Ok(LookUpResult::Absent(None)), addresses(&["198.51.100.7"])] {
+            assert_eq!(
+                record_look_up(&mut known, &name(false), found).map(|(_, changed)| changed),
+                Some(false)
+            );
+            assert_eq!(
+                external_address_of(&known, &name(false)),
+                External::Fixed(ip("198.51.100.7"))
+            );
+        }
+        assert!(known[&name(false)].is_resolved());
+    }
+
+    #[test]
+    fn a_family_without_a_record_follows_the_translation_where_the_other_has_one() {
+        let mut known = both();
+        assert_eq!(
+            record_look_up(&mut known, &name(true), Ok(LookUpResult::Absent(None))),
+            Some((None, false))
+        );
+        assert_eq!(external_address_of(&known, &name(true)), External::Unresolved);
+        let found = addresses(&["198.51.100.7"]);
+        assert_eq!(record_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
+        assert_eq!(external_address_of(&known, &name(true)), External::Auto);
+        record_look_up(&mut known, &name(true), addresses(&["2001:db8::7"]));
+        assert_eq!(external_address_of(&known, &name(true)), External::Fixed(ip("2001:db8::7")));
+    }
+
+    #[test]
+    fn of_several_addresses_the_one_in_use_stays() {
+        let mut known = both();
+        let mut announced = |texts: &[&str]| {
+            record_look_up(&mut known, &name(false), addresses(texts));
+            external_address_of(&known, &name(false))
+        };
+        let first = External::Fixed(ip("198.51.100.1"));
+        assert_eq!(announced(&["198.51.100.1", "198.51.100.2"]), first);
+        assert_eq!(announced(&["198.51.100.2", "198.51.100.1"]), first);
+        assert_eq!(announced(&["198.51.100.2"]), External::Fixed(ip("198.51.100.2")));
+    }
+
+    #[test]
+    fn what_is_not_watched_any_more_is_forgotten_and_the_rest_is_not() {
+        let names = ExternalNames::new(std::sync::mpsc::channel().0);
+        *lock(&names.known) = both();
+        record_look_up(&mut lock(&names.known), &name(false), addresses(&["198.51.100.7"]));
+        names.watch([name(false)].into()).unwrap();
+        assert_eq!(names.external_address(&name(false)), External::Fixed(ip("198.51.100.7")));
+        assert_eq!(names.rows().len(), 1);
+        names.watch(BTreeSet::new()).unwrap();
+        assert_eq!(names.external_address(&name(false)), External::Unresolved);
+        assert!(lock(&names.thread).is_none(), "no thread without a name");
+    }
+
+    #[test]
+    fn search_domains_complete_only_names_without_a_dot() {
+        for (text, whole) in [("ftp", "ftp"), ("ftp.example", "ftp.example."), ("a.", "a.")] {
+            assert_eq!(qualify(text), whole);
+        }
+    }
+}

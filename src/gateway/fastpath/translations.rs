@@ -1,0 +1,250 @@
+//! The translations of the data connections that the program admits: maps of our table, which its rules read.
+//!
+//! A target is found by the packet mark, in which it has a number, its slot; a source by initiator and target. They are shared by all
+//! connections between the same ends. What nothing uses any more stays, as a transaction costs more than an element,
+//! until there is need of its place: without an admitted connection it means nothing. Knows neither flows nor pinholes.
+
+use std::{collections::HashMap, ffi::CStr, hash::Hash, io, net::Ipv4Addr};
+
+use crate::gateway::{
+    Commits, GatewayError, RuleParameters,
+    netlink::{
+        Socket, found,
+        nft::{self, Batch, Element},
+    },
+    parameters::MOST_SLOTS,
+};
+
+const TARGETS: &CStr = c"judged_targets4";
+const SOURCES: &CStr = c"judged_sources4";
+/// As many pairs of initiator and target as have a source of their own.
+const MAX_SOURCES: usize = 16_384;
+/// Elements put into one transaction: it fits a send buffer of the default size.
+const ELEMENTS_PER_BATCH: usize = 256;
+/// How often to read a map that changes meanwhile.
+const READ_ATTEMPTS: usize = 8;
+
+/// Initiator and target.
+type InitiatorAndTarget = (Ipv4Addr, Ipv4Addr);
+
+/// The translations of one table, as the kernel has them.
+#[derive(Debug)]
+pub struct Translations {
+    parameters: RuleParameters,
+    commits: Commits,
+    socket: Socket,
+    /// What is translated to, with its slot.
+    targets: HashMap<Ipv4Addr, Leased<u32>>,
+    sources: HashMap<InitiatorAndTarget, Leased<Ipv4Addr>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leased<T> {
+    value: T,
+    /// How many slots that are out have it.
+    lease_count: usize,
+}
+
+/// The right to have data connections translated, until it is [released](Translations::release).
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct TranslationLease {
+    mark: u32,
+    target: Option<Ipv4Addr>,
+    pair: Option<InitiatorAndTarget>,
+}
+
+impl TranslationLease {
+    /// The packet mark by which the rules translate the connection.
+    pub fn mark(&self) -> u32 {
+        self.mark
+    }
+}
+
+impl Translations {
+    /// Reads what the table has, which another daemon may have left. Transactions are made and counted by `commits`.
+    pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, GatewayError> {
+        let socket = Socket::open().map_err(translation_error)?;
+        let mut translations = Self {
+            parameters: parameters.clone(),
+            commits: commits.clone(),
+            socket,
+            targets: HashMap::new(),
+            sources: HashMap::new(),
+        };
+        for _ in 0..READ_ATTEMPTS {
+            if translations.read().map_err(translation_error)? {
+                return Ok(translations);
+            }
+        }
+        Err(translation_error(io::ErrorKind::Interrupted.into()))
+    }
+
+    /// Whether nothing changed meanwhile.
+    fn read(&mut self) -> io::Result<bool> {
+        let Self { parameters, socket, targets, sources, .. } = self;
+        targets.clear();
+        sources.clear();
+        // Without our table there are none.
+        let is_whole = found(nft::dump_map(socket, TARGETS, |key, target| {
+            let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
+            if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
+                && let Some(target) = address_at(target, 0)
+            {
+                targets.insert(target, Leased { value: slot, lease_count: 0 });
+            }
+        }))?;
+        let is_whole_too = found(nft::dump_map(socket, SOURCES, |pair, source| {
+            if let (Some(initiator), Some(target)) = (address_at(pair, 0), address_at(pair, 4))
+                && let Some(value) = address_at(source, 0)
+            {
+                sources.insert((initiator, target), Leased { value, lease_count: 0 });
+            }
+        }))?;
+        Ok(is_whole != Some(false) && is_whole_too != Some(false))
+    }
+
+    /// Has connections that get the mark of the slot go to `target`, if there is one, and those from an initiator to a target show
+    /// a source there, if there is one. `None` if that pair has another source, or there are too many translations.
+    pub fn acquire(
+        &mut self,
+        target: Option<Ipv4Addr>,
+        source: Option<(Ipv4Addr, Ipv4Addr, Ipv4Addr)>,
+    ) -> Result<Option<TranslationLease>, GatewayError> {
+        let mut batch = Batch::new();
+        let before = batch.len();
+        let (mut slot, mut evicted_target) = (0, None);
+        if let Some(target) = target {
+            slot = match self.targets.get(&target) {
+                Some(known) => known.value,
+                None => {
+                    let Some(free) = self.free_slot(&mut evicted_target) else { return Ok(None) };
+                    free
+                }
+            };
+        }
+        let Some(mark) = self.parameters.admitted_mark(slot) else { return Ok(None) };
+        if let Some(target) = target
+            && !self.targets.contains_key(&target)
+        {
+            replace_element(&mut batch, TARGETS, &mark.to_ne_bytes(), target);
+        }
+        let pair = source.map(|(initiator, target, _)| (initiator, target));
+        let mut evicted_pair = None;
+        if let Some((initiator, target, source)) = source {
+            let pair = (initiator, target);
+            let known = self.sources.get(&pair).copied();
+            match known {
+                Some(known) if known.value == source => {}
+                Some(known) if known.lease_count > 0 => return Ok(None),
+                _ => {
+                    if known.is_none() && self.sources.len() >= MAX_SOURCES {
+                        let Some(idle) = find_unused(&self.sources) else { return Ok(None) };
+                        batch.destroy_element(SOURCES, &pair_key(idle));
+                        evicted_pair = Some(idle);
+                    }
+                    replace_element(&mut batch, SOURCES, &pair_key(pair), source);
+                }
+            }
+        }
+        if batch.len() > before {
+            self.send(&mut batch)?;
+        }
+        evicted_target.map(|target| self.targets.remove(&target));
+        evicted_pair.map(|pair| self.sources.remove(&pair));
+        if let Some(target) = target {
+            self.targets
+                .entry(target)
+                .or_insert(Leased { value: slot, lease_count: 0 })
+                .lease_count += 1;
+        }
+        if let Some((initiator, target, source)) = source {
+            let used = self.sources.entry((initiator, target));
+            let used = used.or_insert(Leased { value: source, lease_count: 0 });
+            used.value = source;
+            used.lease_count += 1;
+        }
+        Ok(Some(TranslationLease { mark, target, pair }))
+    }
+
+    /// A slot that nothing has, or that of a target which nothing uses, which loses it.
+    fn free_slot(&self, evicted: &mut Option<Ipv4Addr>) -> Option<u32> {
+        if self.targets.len() < MOST_SLOTS as usize {
+            let mut taken: Vec<u32> = self.targets.values().map(|target| target.value).collect();
+            taken.sort_unstable();
+            let gap = taken.iter().zip(1..).find(|(taken, slot)| *taken != slot);
+            return Some(gap.map_or(taken.len() as u32 + 1, |(_, slot)| slot));
+        }
+        let target = find_unused(&self.targets)?;
+        *evicted = Some(target);
+        self.targets.get(&target).map(|target| target.value)
+    }
+
+    /// Ends a use of translations.
+    pub fn release(&mut self, slot: &TranslationLease) {
+        let target = slot.target.and_then(|target| self.targets.get_mut(&target));
+        if let Some(target) = target {
+            target.lease_count = target.lease_count.saturating_sub(1);
+        }
+        let source = slot.pair.and_then(|pair| self.sources.get_mut(&pair));
+        if let Some(source) = source {
+            source.lease_count = source.lease_count.saturating_sub(1);
+        }
+    }
+
+    /// After the table was loaded anew: puts into it what is used. Slots that are out go on.
+    pub fn restore_elements(&mut self) -> Result<(), GatewayError> {
+        self.targets.retain(|_, target| target.lease_count > 0);
+        self.sources.retain(|_, source| source.lease_count > 0);
+        let mut elements = Vec::with_capacity(self.targets.len() + self.sources.len());
+        for (target, slot) in &self.targets {
+            let mark = self.parameters.admitted_mark(slot.value).unwrap_or_default();
+            elements.push((TARGETS, mark.to_ne_bytes().to_vec(), *target));
+        }
+        for (pair, source) in &self.sources {
+            elements.push((SOURCES, pair_key(*pair).to_vec(), source.value));
+        }
+        for some in elements.chunks(ELEMENTS_PER_BATCH) {
+            let mut batch = Batch::new();
+            for (map, key, to) in some {
+                replace_element(&mut batch, map, key, *to);
+            }
+            self.send(&mut batch)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &mut Batch) -> Result<(), GatewayError> {
+        let outcome = self.commits.send(batch, &mut self.socket).map_err(translation_error)?;
+        match outcome.first_error() {
+            None => Ok(()),
+            Some(errno) => Err(translation_error(io::Error::from_raw_os_error(errno))),
+        }
+    }
+}
+
+/// One that nothing uses.
+fn find_unused<K: Copy + Eq + Hash, T>(all: &HashMap<K, Leased<T>>) -> Option<K> {
+    all.iter().find(|(_, one)| one.lease_count == 0).map(|(key, _)| *key)
+}
+
+/// Has the batch put an element in the place of what is there. Linux 6.3 and newer; the program needs a newer one.
+fn replace_element(batch: &mut Batch, set: &'static CStr, key: &[u8], to: Ipv4Addr) {
+    batch.destroy_element(set, key);
+    batch.add_element(&Element { set, key, data: Some(&to.octets()), timeout: None });
+}
+
+fn pair_key((initiator, target): InitiatorAndTarget) -> [u8; 8] {
+    let mut key = [0; 8];
+    let bytes = initiator.octets().into_iter().chain(target.octets());
+    key.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    key
+}
+
+fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+    bytes.get(at..)?.first_chunk::<4>().map(|octets| (*octets).into())
+}
+
+fn translation_error(error: io::Error) -> GatewayError {
+    GatewayError::system("translations of the fast path", error)
+}

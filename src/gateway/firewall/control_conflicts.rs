@@ -1,0 +1,121 @@
+//! Rules that control packets may come to, and that keep them from us: they take their connections out of connection
+//! tracking, without which there is no translation to follow and no state to accept packets by, or hand them to a
+//! flowtable, past all chains.
+
+use super::{
+    ConflictingRule, Ruleset,
+    model::{Hook, Ip},
+    sample_packets::SampleConnection,
+    traversal::{self, base_chains},
+};
+use crate::gateway::RuleParameters;
+
+/// The rules that may do so to some control connection, each once.
+pub(super) fn conflicts_with_control<'a>(
+    rules: &'a Ruleset,
+    parameters: &RuleParameters,
+) -> Vec<&'a ConflictingRule> {
+    let mut found = Vec::new();
+    for table in &rules.tables {
+        let mut all = table.chains.values().flat_map(|chain| &chain.rules);
+        if all.all(|rule| rule.conflict.is_none()) {
+            continue;
+        }
+        let hooks = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
+        for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
+            for &port in parameters.control_ports() {
+                let connection = SampleConnection { hook, ip, port, from: None, to: None };
+                for packet in connection.packets(parameters, rules.changed_mark_bits) {
+                    let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
+                    let met =
+                        chains.flat_map(|(name, _)| traversal::conflicts(table, name, &packet));
+                    for concern in met {
+                        if !found.contains(&concern) {
+                            found.push(concern);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ConflictKind, Firewall, Origin};
+    use super::*;
+
+    fn untracked(firewall: &Firewall) -> Vec<(&str, &str)> {
+        let parameters = RuleParameters::default();
+        let concerns = conflicts_with_control(&firewall.ruleset, &parameters).into_iter();
+        concerns
+            .inspect(|concern| assert_eq!(concern.kind, ConflictKind::Untracked))
+            .map(|concern| (concern.rule.as_str(), concern.remedy.as_deref().unwrap()))
+            .collect()
+    }
+
+    fn iptables(rules: &str) -> Firewall {
+        let mut firewall = Firewall::default();
+        let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
+        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall
+    }
+
+    #[test]
+    fn only_rules_that_control_packets_may_come_to_are_named() {
+        let (json, listing) =
+            (include_str!("samples/zones.json"), include_str!("samples/zones.txt"));
+        let firewall = Firewall::from_nft(json, listing).unwrap();
+        assert_eq!(
+            untracked(&firewall),
+            [
+                ("tcp dport 20-25 notrack", "nft delete rule inet zones prerouting handle 10"),
+                ("notrack", "nft delete rule inet zones bypass handle 14"),
+            ]
+        );
+    }
+
+    #[test]
+    fn both_targets_of_iptables_are_named_with_the_command_that_ends_them() {
+        for rule in [
+            "PREROUTING -p tcp -m tcp --dport 21 -j NOTRACK",
+            "OUTPUT -p tcp -m tcp --sport 21 -j CT --notrack",
+            "PREROUTING -i eth0 -j CT --notrack",
+        ] {
+            let text = format!("-A {rule}");
+            let remedy = format!("iptables-legacy -t raw -D {rule}");
+            let firewall = iptables(&format!("{text}\n"));
+            assert_eq!(untracked(&firewall), [(text.as_str(), remedy.as_str())]);
+        }
+    }
+
+    #[test]
+    fn rules_for_other_packets_are_left_alone() {
+        for rules in [
+            "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK\n",
+            "-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack\n",
+            "-A PREROUTING -i lo -j CT --notrack\n",
+            "-A PREROUTING -j CT --zone 1\n",
+            // What ftp-alg itself sends.
+            "-A OUTPUT -m mark --mark 0x70000000 -j CT --notrack\n",
+            // FTP has left before.
+            "-A PREROUTING -p tcp -m multiport --ports 21 -j ACCEPT\n\
+             -A PREROUTING -j CT --notrack\n",
+            ":X - [0:0]\n-A PREROUTING -p tcp -m multiport ! --ports 21 -j X\n-A X -j CT --notrack\n",
+        ] {
+            assert_eq!(untracked(&iptables(rules)), [], "{rules}");
+        }
+    }
+
+    #[test]
+    fn chains_that_call_each_other_end() {
+        let rules: String = (0..60)
+            .map(|n| format!("-A c{n} -j c{m}\n-A c{n} -j c{m}\n", m = n + 1))
+            .collect::<String>()
+            + "-A c60 -j c1\n-A c60 -j NOTRACK\n";
+        let chains: String = (0..=60).map(|n| format!(":c{n} - [0:0]\n")).collect();
+        let firewall = iptables(&format!("{chains}-A PREROUTING -j c0\n{rules}"));
+        assert_eq!(untracked(&firewall).len(), 1);
+    }
+}

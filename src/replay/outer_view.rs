@@ -1,0 +1,204 @@
+//! What of a played capture the outer side sees, and writing it (see `player`).
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use ftp_alg_core::{
+    engine::Fate,
+    packet::{Edit, Packet, flags},
+    session::Side,
+};
+
+use super::{
+    connection::{CapturedSegment, SegmentHeader},
+    datagram::{self, DatagramLayout},
+    player::{ConnectionKey, Player},
+};
+
+impl<W: Write> Player<W> {
+    /// Whether the outer side sees what the engine makes of the packets of `side`, which sent one
+    /// with `facts`.
+    pub(super) fn is_from_inner_side(&self, facts: &SegmentHeader, side: Side) -> bool {
+        let (source, destination) = (facts.source.ip(), facts.destination.ip());
+        if self.gateway.kernel.translates_between(source, destination) {
+            self.gateway.kernel.is_inside(source)
+        } else {
+            side == Side::Client
+        }
+    }
+
+    /// Writes what the engine made of a packet of the inner end, `input`.
+    pub(super) fn write_inner(
+        &mut self,
+        segment: &CapturedSegment,
+        facts: &SegmentHeader,
+        side: Side,
+        fate: Fate,
+        input: Vec<u8>,
+    ) -> io::Result<()> {
+        if fate != Fate::Replace {
+            return self.write_packet(segment.time, input);
+        }
+        let bytes = self.gateway.replacement().to_vec();
+        let Ok(packet) = Packet::parse(&bytes) else { return Ok(()) };
+        let rest = self.remainder(segment, facts, side, &packet);
+        let is_held = facts.length > 0 && packet.payload().is_empty();
+        if !is_held || packet.has(flags::FIN) {
+            self.write_packet(segment.time, bytes)?;
+        }
+        match rest {
+            Some(rest) => self.write_packet(segment.time, rest),
+            None => Ok(()),
+        }
+    }
+
+    /// A rewritten segment that grew too long goes on in part; the rest follows when its sender
+    /// sends again, which in a capture it never does. So the rest is made here.
+    fn remainder(
+        &mut self,
+        segment: &CapturedSegment,
+        facts: &SegmentHeader,
+        side: Side,
+        sent: &Packet<'_>,
+    ) -> Option<Vec<u8>> {
+        let packet = Packet::parse(&segment.bytes).ok()?;
+        let fin = facts.has(flags::FIN);
+        let (session, _) = self.gateway.engine.sessions.between(facts.source, facts.destination)?;
+        let mut whole = Vec::new();
+        let placeholder: &[u8] = if fin { &[0] } else { &[] };
+        let payload = [packet.payload(), placeholder].concat();
+        session.map(side).render(facts.seq, &payload, &mut whole);
+        whole.truncate(whole.len() - usize::from(fin && !whole.is_empty()));
+        let rest = whole.get(sent.payload().len()..).filter(|rest| !rest.is_empty())?;
+        let edit = Edit {
+            seq: sent.seq() + sent.payload().len() as u32, // an IP packet's
+            ack: sent.ack(),
+            payload: Some(rest),
+            flags: facts.flags,
+            urgent: 0,
+        };
+        let mut bytes = Vec::new();
+        packet.rebuild(&edit, Some, &mut bytes);
+        Some(bytes)
+    }
+
+    /// Writes a packet of the outer end, as it sent it: `input`. It has not acknowledged what was
+    /// held back from it.
+    pub(super) fn write_outer(
+        &mut self,
+        key: ConnectionKey,
+        from: usize,
+        segment: &CapturedSegment,
+        facts: &SegmentHeader,
+        input: Vec<u8>,
+    ) -> io::Result<()> {
+        let written = Packet::parse(&input).ok().map(|packet| packet.ack());
+        if let (Some(captured), Some(written)) = (facts.ack, written) {
+            let last = self.direction(key, from).last_written_ack.replace((captured, written));
+            let bare = !facts.occupies_sequence_space() && facts.flags == flags::ACK;
+            let advances_only_there =
+                last.is_some_and(|(c, w)| captured.is_after(c) && written == w);
+            if bare && advances_only_there {
+                return Ok(());
+            }
+        }
+        self.write_packet(segment.time, input)
+    }
+
+    /// Writes a packet of a connection that the engine lost, with numbers to match what it did
+    /// before.
+    pub(super) fn write_lost(
+        &mut self,
+        segment: &CapturedSegment,
+        facts: &SegmentHeader,
+    ) -> io::Result<()> {
+        let mut bytes = segment.bytes.clone();
+        if let Some(layout) = DatagramLayout::parse(&bytes) {
+            self.renumber(&mut bytes, &layout, facts);
+        }
+        self.write_packet(segment.time, bytes)
+    }
+
+    /// Writes a part of a packet of a control connection.
+    pub(super) fn write_partial(
+        &mut self,
+        time: Duration,
+        mut bytes: Vec<u8>,
+        layout: &DatagramLayout,
+    ) -> io::Result<()> {
+        if let Some(facts) = partial_header(&bytes, layout) {
+            self.renumber(&mut bytes, layout, &facts);
+        }
+        self.write(time, bytes, layout)
+    }
+
+    /// Writes a packet of a control connection that the engine does not follow.
+    pub(super) fn write_as_captured(&mut self, segment: &CapturedSegment) -> io::Result<()> {
+        self.write_packet(segment.time, segment.bytes.clone())
+    }
+
+    fn renumber(&mut self, bytes: &mut [u8], layout: &DatagramLayout, facts: &SegmentHeader) {
+        let found = self.gateway.engine.sessions.between(facts.source, facts.destination);
+        let Some((session, side)) = found else { return };
+        let seq = session.map(side).deliver(facts.seq);
+        let ack = facts.ack.map(|ack| session.map(side.peer()).deliver(ack));
+        if self.is_from_inner_side(facts, side) {
+            datagram::overwrite(bytes, layout, layout.transport + 4, &seq.0.to_be_bytes());
+        } else if let Some(ack) = ack {
+            datagram::overwrite(bytes, layout, layout.transport + 8, &ack.0.to_be_bytes());
+        }
+    }
+
+    fn write_packet(&mut self, time: Duration, bytes: Vec<u8>) -> io::Result<()> {
+        match DatagramLayout::parse(&bytes) {
+            Some(layout) => self.write(time, bytes, &layout),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes any packet, as the outer side sees its ends.
+    pub(super) fn write(
+        &mut self,
+        time: Duration,
+        mut bytes: Vec<u8>,
+        layout: &DatagramLayout,
+    ) -> io::Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let (source, destination) = (layout.source, layout.destination);
+        if self.gateway.kernel.is_inside(source.ip())
+            && self.gateway.kernel.is_inside(destination.ip())
+        {
+            self.report.inside_only += 1;
+            return Ok(());
+        }
+        let protocol = layout.protocol;
+        let source_seen = self.gateway.kernel.seen_endpoint(protocol, source, destination);
+        let destination_seen = self.gateway.kernel.seen_endpoint(protocol, destination, source);
+        datagram::readdress(&mut bytes, layout, source_seen, destination_seen);
+        writer.packet(time, &bytes, layout.length)?;
+        *self.report.written.get_or_insert(0) += 1;
+        Ok(())
+    }
+}
+
+/// The numbers of a segment that is not whole.
+fn partial_header(bytes: &[u8], layout: &DatagramLayout) -> Option<SegmentHeader> {
+    let long = |at: usize| {
+        let at = layout.transport + at;
+        let four = bytes.get(at..at + 4)?.try_into().ok()?;
+        Some(ftp_alg_core::packet::Seq(u32::from_be_bytes(four)))
+    };
+    let flags = *bytes.get(layout.transport + 13)?;
+    let seq = long(4)?;
+    Some(SegmentHeader {
+        source: layout.source,
+        destination: layout.destination,
+        seq,
+        end: seq,
+        ack: long(8).filter(|_| flags & flags::ACK != 0),
+        flags,
+        length: 0,
+    })
+}
