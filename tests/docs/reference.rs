@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use ftp_alg::daemon::snapshot::{NameRow, Problem, Status};
-use serde_json::Value;
+use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionRow, Status};
+use serde_json::{Value, json};
 
 use crate::pages::{first_column, root};
 
@@ -59,6 +59,28 @@ fn the_page_of_commands_has_every_state_of_a_session() {
     let states: Vec<_> = states.filter(|state| !state.is_empty()).collect();
     assert!(states.len() > 8, "{help}");
     assert_eq!(first_column("docs/commands.md", "| state |"), states);
+}
+
+#[test]
+fn the_page_of_commands_has_every_field_of_sessions_and_pinholes() {
+    let session = json!({
+        "id": 17, "client": "10.0.0.7:35394", "server": "198.51.100.9:21",
+        "client_external": "198.51.100.1:35394", "server_external": "198.51.100.9:21",
+        "state": "logged-in", "age_seconds": 1, "adjusted": true, "pinholes": 1,
+    });
+    let pinhole = json!({
+        "session": 17, "initiator": "10.0.0.7", "arrival": "198.51.100.9:15975",
+        "target": "198.51.100.9:15975", "source": "198.51.100.1", "kind": "PASV",
+        "remaining_seconds": 29,
+    });
+    // What the program prints of them, which is all that it has.
+    let session: SessionRow = serde_json::from_value(session).unwrap();
+    let pinhole: PinholeRow = serde_json::from_value(pinhole).unwrap();
+    let mut printed = BTreeSet::new();
+    fields(&serde_json::to_value(&session).unwrap(), "", &mut printed);
+    fields(&serde_json::to_value(&pinhole).unwrap(), "", &mut printed);
+    let documented = first_column("docs/commands.md", "| field of `--json` |");
+    assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), printed);
 }
 
 /// The text of each source file below `directory`.
