@@ -7,7 +7,7 @@ import contextlib, ctypes, os, re, socket, subprocess, sys, time
 CLIENT, GATEWAY, SERVER = sys.argv[1:4]
 PINHOLE_SECONDS, MASQUERADED = int(sys.argv[4]), sys.argv[5] == "masquerade"
 C, S, THIRD, OTHER_CLIENT = "10.77.1.2", "10.77.2.2", "10.77.2.3", "10.77.1.3"
-WAIT = 0.4  # a SYN that is dropped is sent again after a second
+WAIT = 0.4  # a SYN that is dropped is retransmitted after a second
 libc = ctypes.CDLL(None, use_errno=True)
 failed = 0
 
@@ -127,7 +127,7 @@ case("after the control connection has ended", False, opens(data))
 case("packets queued for all of this", 0, queued() - before)
 
 third, low = listen(SERVER, THIRD), listen(SERVER, S, 1023)
-READ = "read"  # text inside a reply is judged like any other, and not queued
+READ = "read"  # text inside a reply is inspected like any other, and not queued
 for name, target, dialogue, *read in [
     ("a 227 to a third host", third, lambda c: c.say("PASV\r\n", passive(third))),
     ("a 227 to a port below 1024", low, lambda c: c.say("PASV\r\n", passive(low))),

@@ -1,5 +1,5 @@
 // Front ends of dialogue.h for rules that ask a program (xt_bpf): `control` says whether a packet of a control
-// connection must be queued, `admit` whether a SYN goes through a pinhole, which is then used up. Both are
+// connection must be queued, `admit` whether a SYN goes through a pinhole, which is then consumed. Both are
 // socket filters, given the packet from its network header on. No kernel type is used, so no BTF is needed.
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -16,7 +16,7 @@ int control(struct __sk_buff *skb)
 	if (!s || !read_headers(s, skb, 0))
 		return QUEUE;
 	s->packet.translated = skb->mark & TRANSLATED ? 1 : 0;
-	return judge(s, skb);
+	return inspect(s, skb);
 }
 
 SEC("socket")

@@ -1,6 +1,6 @@
-// The dialogue of a control connection, as far as a program in the kernel can judge it: one command at a time,
-// each line whole in one segment, each reply an answer to what was last asked. All else is not judged but
-// handed over: the packet, and all of its connection after it, goes to the queue. Knows no hook: `judge` is
+// The dialogue of a control connection, as far as a program in the kernel can inspect it: one command at a time,
+// each line whole in one segment, each reply an answer to what was last asked. All else is not inspected but
+// handed over: the packet, and all of its connection after it, goes to the queue. Knows no hook: `inspect` is
 // given packet, offsets and the connection's key by its front end (control.bpf.c).
 //
 // What it opens, the engine must open too, with the same endpoint; `run` compares the two over captures.
@@ -17,7 +17,7 @@
 enum verdict { PASS = 0, QUEUE = 1 };
 enum side { CLIENT = 0, SERVER = 1 };
 enum phase { SILENT, GREETED, VERIFIED, CLOSED, HANDED };
-enum awaited { NOTHING, LOGIN, PASSIVE, EXTENDED, ANNOUNCEMENT, TRANSFER, OTHER, UNREADABLE };
+enum pending { NOTHING, LOGIN, PASSIVE, EXTENDED, ANNOUNCEMENT, TRANSFER, OTHER, UNREADABLE };
 enum counter { PACKETS, OPENED, HANDED_OVER, QUEUED, ADMITTED, COLLISIONS, COUNTERS };
 
 struct address {
@@ -39,7 +39,7 @@ struct hole_key {
 struct flow {
 	__u32 busy;	// a processor is at it: socket filters may not take spin locks
 	__u32 next[2];	// by side
-	__u8 phase, awaited, logged_in, has_hole;
+	__u8 phase, pending, logged_in, has_hole;
 	__u16 open;	// the code of a multi-line reply that goes on
 	__u16 lost;	// two processors met
 	struct hole_key hole;
@@ -112,7 +112,7 @@ static __always_inline __u8 byte_at(struct scratch *s, __u32 at)
 	return s->line[at & (MAX_SEGMENT - 1)];
 }
 
-// What a command will be answered with. UNREADABLE: not for us to judge.
+// What a command will be answered with. UNREADABLE: not for us to decide.
 static __always_inline int classify(__u32 verb)
 {
 	switch (verb) {
@@ -332,7 +332,7 @@ static __always_inline int command(struct flow *f, struct scratch *s, __u32 end)
 	__u32 verb = 0, length = 0, i;
 	int kind;
 
-	if (f->awaited != NOTHING || f->phase == SILENT)
+	if (f->pending != NOTHING || f->phase == SILENT)
 		return QUEUE;
 	if (past_line(s, 0, end) != end) // a second line
 		return QUEUE;
@@ -367,7 +367,7 @@ static __always_inline int command(struct flow *f, struct scratch *s, __u32 end)
 	if ((kind == PASSIVE || kind == EXTENDED) && !f->logged_in)
 		return QUEUE;
 	f->phase = VERIFIED;
-	f->awaited = kind;
+	f->pending = kind;
 	return PASS;
 }
 
@@ -393,7 +393,7 @@ __noinline __u32 code_at(struct scratch *s, __u32 at)
 }
 
 // Reads the server's lines, all of them in this segment, of a reply that may be open since an earlier one. What
-// is found is put in the scratch. False if it is not for us to judge.
+// is found is put in the scratch. False if it is not for us to decide.
 static __always_inline int scan(struct scratch *s, __u32 end, __u32 open)
 {
 	__u32 at = 0, i;
@@ -452,7 +452,7 @@ static __always_inline int replies(struct flow *f, struct scratch *s, __u32 end)
 	if (code == 227 || code == 229) {
 		__u32 port;
 
-		if (f->awaited != (code == 227 ? PASSIVE : EXTENDED))
+		if (f->pending != (code == 227 ? PASSIVE : EXTENDED))
 			return QUEUE;
 		if (code == 227) {
 			__u64 endpoint = host_port_of_reply(s, at + 4);
@@ -465,18 +465,18 @@ static __always_inline int replies(struct flow *f, struct scratch *s, __u32 end)
 		}
 		if (!open_hole(f, &p->key.client, &p->key.server, port))
 			return QUEUE;
-		f->awaited = NOTHING;
+		f->pending = NOTHING;
 		return PASS;
 	}
-	if (code / 100 == 1 && f->awaited == TRANSFER)
+	if (code / 100 == 1 && f->pending == TRANSFER)
 		return PASS;
-	if (code / 100 == 1 || code == 234 || f->awaited == NOTHING)
+	if (code / 100 == 1 || code == 234 || f->pending == NOTHING)
 		return QUEUE;
-	if ((code == 230 || code == 232) && f->awaited == LOGIN)
+	if ((code == 230 || code == 232) && f->pending == LOGIN)
 		f->logged_in = 1;
-	if (f->awaited == ANNOUNCEMENT && code / 100 != 2)
+	if (f->pending == ANNOUNCEMENT && code / 100 != 2)
 		close_hole(f);
-	f->awaited = NOTHING;
+	f->pending = NOTHING;
 	return PASS;
 }
 
@@ -517,7 +517,7 @@ static __always_inline int begin(struct packet *p)
 #define RST 4
 #define ACK 16
 
-static __always_inline int judge_flow(struct flow *f, struct scratch *s, void *skb)
+static __always_inline int inspect_flow(struct flow *f, struct scratch *s, void *skb)
 {
 	struct packet *p = &s->packet;
 	__u32 side = p->side & 1;
@@ -527,7 +527,7 @@ static __always_inline int judge_flow(struct flow *f, struct scratch *s, void *s
 	if (f->lost)
 		verdict = QUEUE;
 	else if (ahead < 0 && (__s32)(ahead + p->length) <= 0 && !(p->flags & RST))
-		return PASS; // sent again
+		return PASS; // a retransmission
 	else if (ahead)
 		verdict = QUEUE;
 	else if (p->length)
@@ -547,7 +547,7 @@ static __always_inline int judge_flow(struct flow *f, struct scratch *s, void *s
 }
 
 // What becomes of a packet of a control connection.
-static __always_inline int judge(struct scratch *s, void *skb)
+static __always_inline int inspect(struct scratch *s, void *skb)
 {
 	struct packet *p = &s->packet;
 	struct flow *f;
@@ -572,7 +572,7 @@ static __always_inline int judge(struct scratch *s, void *skb)
 		count(COLLISIONS);
 		return QUEUE;
 	}
-	verdict = judge_flow(f, s, skb);
+	verdict = inspect_flow(f, s, skb);
 	__sync_lock_test_and_set(&f->busy, 0);
 	if (verdict == QUEUE)
 		count(QUEUED);

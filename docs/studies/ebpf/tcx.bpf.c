@@ -15,7 +15,7 @@ struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *
 				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym;
 void bpf_ct_release(struct nf_conn *ct) __ksym;
 
-// Puts the client's own address in the key, where its source is translated. False if that cannot be judged.
+// Puts the client's own address in the key, where its source is translated. False if that is not known.
 static __always_inline int untranslate(struct __sk_buff *skb, struct packet *p)
 {
 	struct bpf_ct_opts opts = { .netns_id = -1, .l4proto = 6 };
@@ -79,7 +79,7 @@ int mark(struct __sk_buff *skb)
 		return NEXT;
 	if ((p->flags & (SYN | ACK)) == SYN)
 		return NEXT;
-	if (!untranslate(skb, p) || judge(s, skb) == QUEUE)
+	if (!untranslate(skb, p) || inspect(s, skb) == QUEUE)
 		skb->mark |= MARK_QUEUE;
 	return NEXT;
 }

@@ -70,7 +70,7 @@ static int accept_soon(int fd)
 	return poll(&wait, 1, PATIENCE_MS) == 1 ? accept(fd, NULL, NULL) : -1;
 }
 
-// The next line, without its end. The rest is kept. `line` has room for all that is kept.
+// The next line, without its end. The rest is stored. `line` has room for all of it.
 static int read_line(struct lines *from, char *line)
 {
 	for (;;) {
