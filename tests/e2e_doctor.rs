@@ -383,7 +383,7 @@ END";
         lab.gateway.shell(&format!("nft flush ruleset\n{rules}")).unwrap();
         let _servers = [&lab.server, &lab.client].map(|host| scripted_server(host, &json!({})));
         let outlook = control(&lab);
-        assert_eq!(outlook.summary(), "accepted lan -> wan, dropped: all else", "{rules}");
+        assert_eq!(outlook.summary(), "accepted lan -> wan; all others: dropped", "{rules}");
         assert_eq!(outlook.dropping_chains()[0].decided_by.rule, None, "the policy");
         let [client, server] = [&lab.client, &lab.server].map(|host| host.address(Family::V4));
         assert_eq!(connect(&lab.client, &server.to_string(), 21), "open", "{rules}");

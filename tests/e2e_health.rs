@@ -160,7 +160,7 @@ fn control_connections_that_are_dropped() {
     );
     let (report, ..) = said(&daemon, "doctor");
     let text = report["checks"].to_string();
-    assert!(text.contains("accepted lan -> wan, dropped: all else"), "{text}");
+    assert!(text.contains("accepted lan -> wan; all others: dropped"), "{text}");
 }
 
 #[test]

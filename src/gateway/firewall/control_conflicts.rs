@@ -1,6 +1,9 @@
-//! Rules that control packets may come to, and that keep them from us: they take their connections out of connection
-//! tracking, without which there is no translation to follow and no state to accept packets by, or hand them to a
-//! flowtable, past all chains.
+//! Finds rules that hide control connections from `ftp-alg`, and that packets of control connections may reach.
+//!
+//! There are two kinds of such rules:
+//! - A `notrack` rule takes connections out of connection tracking. Then the gateway cannot see their translation, and
+//!   rules cannot accept their packets by state.
+//! - A `flow add` rule hands connections to a flowtable, which bypasses all chains.
 
 use super::{
     ConflictingRule, Ruleset,
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::gateway::RuleParameters;
 
-/// The rules that may do so to some control connection, each once.
+/// The rules that may hide a control connection, each once.
 pub(super) fn conflicts_with_control<'a>(
     rules: &'a Ruleset,
     parameters: &RuleParameters,
@@ -27,11 +30,11 @@ pub(super) fn conflicts_with_control<'a>(
                 let connection = SampleConnection { hook, ip, port, from: None, to: None };
                 for packet in connection.packets(parameters, rules.changed_mark_bits) {
                     let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
-                    let met =
+                    let reached =
                         chains.flat_map(|(name, _)| traversal::conflicts(table, name, &packet));
-                    for concern in met {
-                        if !found.contains(&concern) {
-                            found.push(concern);
+                    for conflict in reached {
+                        if !found.contains(&conflict) {
+                            found.push(conflict);
                         }
                     }
                 }
@@ -48,10 +51,10 @@ mod tests {
 
     fn untracked(firewall: &Firewall) -> Vec<(&str, &str)> {
         let parameters = RuleParameters::default();
-        let concerns = conflicts_with_control(&firewall.ruleset, &parameters).into_iter();
-        concerns
-            .inspect(|concern| assert_eq!(concern.kind, ConflictKind::Untracked))
-            .map(|concern| (concern.rule.as_str(), concern.remedy.as_deref().unwrap()))
+        let conflicts = conflicts_with_control(&firewall.ruleset, &parameters).into_iter();
+        conflicts
+            .inspect(|conflict| assert_eq!(conflict.kind, ConflictKind::Untracked))
+            .map(|conflict| (conflict.rule.as_str(), conflict.remedy.as_deref().unwrap()))
             .collect()
     }
 
@@ -63,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn only_rules_that_control_packets_may_come_to_are_named() {
+    fn only_rules_that_control_packets_may_reach_are_found() {
         let (json, listing) =
             (include_str!("samples/zones.json"), include_str!("samples/zones.txt"));
         let firewall = Firewall::from_nft(json, listing).unwrap();
@@ -77,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn both_targets_of_iptables_are_named_with_the_command_that_ends_them() {
+    fn iptables_notrack_rules_are_found_with_their_delete_command() {
         for rule in [
             "PREROUTING -p tcp -m tcp --dport 21 -j NOTRACK",
             "OUTPUT -p tcp -m tcp --sport 21 -j CT --notrack",
@@ -91,15 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn rules_for_other_packets_are_left_alone() {
+    fn rules_for_other_packets_are_ignored() {
         for rules in [
             "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK\n",
             "-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack\n",
             "-A PREROUTING -i lo -j CT --notrack\n",
             "-A PREROUTING -j CT --zone 1\n",
-            // What ftp-alg itself sends.
+            // Packets that ftp-alg injects.
             "-A OUTPUT -m mark --mark 0x70000000 -j CT --notrack\n",
-            // FTP has left before.
+            // FTP packets do not reach the second rule.
             "-A PREROUTING -p tcp -m multiport --ports 21 -j ACCEPT\n\
              -A PREROUTING -j CT --notrack\n",
             ":X - [0:0]\n-A PREROUTING -p tcp -m multiport ! --ports 21 -j X\n-A X -j CT --notrack\n",
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_that_call_each_other_end() {
+    fn many_jumps_to_the_same_chains_terminate() {
         let rules: String = (0..60)
             .map(|n| format!("-A c{n} -j c{m}\n-A c{n} -j c{m}\n", m = n + 1))
             .collect::<String>()

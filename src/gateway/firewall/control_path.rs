@@ -1,8 +1,7 @@
-//! Whether control connections pass, for each pair of interfaces.
+//! Evaluates whether the firewall accepts control connections, for each pair of interfaces.
 //!
-//! Of a control connection all is known but the addresses and, of rules that look at time or rate,
-//! these. So a pair whose connections some rule accepts by such a condition is neither accepted nor
-//! dropped ([`Passage::Some`]).
+//! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections decided_by
+//! such a condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
 
 use std::collections::HashMap;
 
@@ -13,118 +12,116 @@ use super::{
 };
 use crate::gateway::RuleParameters;
 
-/// How many pairs of interfaces a summary names.
+/// How many pairs of interfaces a summary names for each verdict.
 const MAX_NAMED: usize = 4;
 
-/// How connections fare.
+/// Which of the connections between two interfaces are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Acceptance {
-    /// All are dropped.
+    /// No connection is accepted.
     Dropped,
-    /// Some are accepted, by addresses or else what is not known here.
+    /// Rules accept some connections, by conditions that cannot be decided here.
     Partly,
-    /// All are accepted, but those that a rule drops by what is not known here.
+    /// Connections are accepted, except those that a rule drops by conditions that cannot be decided here.
     Accepted,
 }
 
-/// How control connections fare between two interfaces.
+/// The verdict on control connections between two interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfacePairVerdict {
-    /// The client's interface; none where this machine is the client.
+    /// The client's interface; `None` if this machine is the client.
     pub from: Option<String>,
-    /// The server's interface; none where this machine is the server.
+    /// The server's interface; `None` if this machine is the server.
     pub to: Option<String>,
     pub acceptance: Acceptance,
-    /// The chain that decides that; none where nothing is filtered.
+    /// The chain that decides; `None` if no chain filters at this hook.
     pub decided_by: Option<ChainVerdict>,
 }
 
-/// How control connections fare at one hook with one version of IP.
+/// The verdicts on control connections at one hook with one IP version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlPathVerdict {
-    /// Where the first packet is.
+    /// The hook of the first packet.
     pub hook: Hook,
     pub ip: Ip,
-    /// One for each pair of interfaces, or each interface at input and output.
+    /// One verdict for each ordered pair of interfaces; at input and output one for each interface.
     pub pairs: Vec<InterfacePairVerdict>,
 }
 
 impl ControlPathVerdict {
-    /// How those fare that fare best; nothing is dropped where there is nothing to pass between.
+    /// The best verdict of all pairs; `Accepted` if there is no pair.
     pub fn best_acceptance(&self) -> Acceptance {
-        let all = self.pairs.iter().map(|judgement| judgement.acceptance);
+        let all = self.pairs.iter().map(|pair| pair.acceptance);
         all.max().unwrap_or(Acceptance::Accepted)
     }
 
-    /// The chains that drop, each once.
+    /// The chains that drop connections, each once.
     pub fn dropping_chains(&self) -> Vec<&ChainVerdict> {
-        let mut stops: Vec<&ChainVerdict> = Vec::new();
-        for judgement in &self.pairs {
-            if judgement.acceptance != Acceptance::Accepted
-                && let Some(chain) = &judgement.decided_by
-                && !stops.iter().any(|known| {
+        let mut dropping: Vec<&ChainVerdict> = Vec::new();
+        for pair in &self.pairs {
+            if pair.acceptance != Acceptance::Accepted
+                && let Some(chain) = &pair.decided_by
+                && !dropping.iter().any(|known| {
                     (&known.location, &known.decided_by) == (&chain.location, &chain.decided_by)
                 })
             {
-                stops.push(chain);
+                dropping.push(chain);
             }
         }
-        stops
+        dropping
     }
 
-    /// In one line: `accepted lan0 -> wan0, dropped: all else`.
+    /// All verdicts in one line, as in `accepted lan0 -> wan0; all others: dropped`.
     pub fn summary(&self) -> String {
         if self.pairs.is_empty() {
-            return "no interfaces to pass between".to_owned();
+            return "no pair of interfaces".to_owned();
         }
         let classes = [
             (Acceptance::Accepted, "accepted"),
-            (Acceptance::Partly, "some accepted"),
+            (Acceptance::Partly, "partly accepted"),
             (Acceptance::Dropped, "dropped"),
         ];
-        let of = |passage| -> Vec<&InterfacePairVerdict> {
-            self.pairs.iter().filter(|judgement| judgement.acceptance == passage).collect()
+        let of = |acceptance| -> Vec<&InterfacePairVerdict> {
+            self.pairs.iter().filter(|pair| pair.acceptance == acceptance).collect()
         };
-        let mut classes: Vec<_> = classes.map(|(passage, verb)| (of(passage), verb)).into();
-        classes.retain(|(judgements, _)| !judgements.is_empty());
-        // The largest is what is left when the others are named.
-        let rest = classes.iter().map(|(judgements, _)| judgements.len()).max();
-        if let Some(at) = classes.iter().rposition(|(judgements, _)| Some(judgements.len()) == rest)
-        {
+        let mut classes: Vec<_> = classes.map(|(acceptance, verb)| (of(acceptance), verb)).into();
+        classes.retain(|(pairs, _)| !pairs.is_empty());
+        // The largest class comes last and is not listed pair by pair.
+        let rest = classes.iter().map(|(pairs, _)| pairs.len()).max();
+        if let Some(at) = classes.iter().rposition(|(pairs, _)| Some(pairs.len()) == rest) {
             let rest = classes.remove(at);
             classes.push(rest);
         }
         let Some(((_, rest), named)) = classes.split_last() else { return String::new() };
-        let mut parts: Vec<String> = named
-            .iter()
-            .map(|(judgements, verb)| format!("{verb} {}", pair_names(judgements)))
-            .collect();
+        let mut parts: Vec<String> =
+            named.iter().map(|(pairs, verb)| format!("{verb} {}", pair_names(pairs))).collect();
         parts.push(match named {
             [] if self.hook == Hook::Forward => format!("{rest} between all interfaces"),
             [] => format!("{rest} on all interfaces"),
-            _ => format!("{rest}: all else"),
+            _ => format!("all others: {rest}"),
         });
-        parts.join(", ")
+        parts.join("; ")
     }
 }
 
-/// The pairs, without those that are too many for a line.
-fn pair_names(judgements: &[&InterfacePairVerdict]) -> String {
-    let name = |judgement: &&InterfacePairVerdict| match (&judgement.from, &judgement.to) {
+/// The names of the pairs. Only the first few are listed, the others are counted.
+fn pair_names(pairs: &[&InterfacePairVerdict]) -> String {
+    let name = |pair: &&InterfacePairVerdict| match (&pair.from, &pair.to) {
         (Some(from), Some(to)) => format!("{from} -> {to}"),
         (Some(one), None) | (None, Some(one)) => one.clone(),
         (None, None) => String::new(),
     };
-    let mut names: Vec<String> = judgements.iter().take(MAX_NAMED).map(name).collect();
-    if let more @ 1.. = judgements.len() - names.len() {
+    let mut names: Vec<String> = pairs.iter().take(MAX_NAMED).map(name).collect();
+    if let more @ 1.. = pairs.len() - names.len() {
         names.push(format!("{more} more"));
     }
     names.join(", ")
 }
 
 impl Firewall {
-    /// How control connections fare at each of `hooks`, with both versions of IP, between each two
-    /// of `interfaces`. Of several control ports, that counts which fares best.
+    /// The verdicts on control connections between `interfaces`, at each of `hooks` and with both IP versions.
+    ///
+    /// With several control ports, the best verdict counts.
     pub fn control_verdicts(
         &self,
         parameters: &RuleParameters,
@@ -132,7 +129,7 @@ impl Firewall {
         hooks: &[Hook],
     ) -> Vec<ControlPathVerdict> {
         let patterns = self.interface_patterns();
-        // Interfaces of which rules tell the same are judged once.
+        // Rules cannot distinguish some interfaces. They are evaluated once.
         let same: HashMap<&str, &str> = interfaces
             .iter()
             .map(|one| {
@@ -143,39 +140,41 @@ impl Firewall {
             })
             .collect();
         let mut known = HashMap::new();
-        let ways = hooks.iter().flat_map(|hook| Ip::BOTH.map(|ip| (*hook, ip)));
-        ways.map(|(hook, ip)| {
-            let judgements = interface_pairs(hook, interfaces).map(|(from, to)| {
-                let alike = |one: &'_ Option<&str>| one.and_then(|one| same.get(one).copied());
-                let key = (hook, ip, alike(&from), alike(&to));
-                let (passage, by) = known.entry(key).or_insert_with(|| {
-                    let (_, _, from, to) = key;
-                    let ports = parameters.control_ports().iter();
-                    let judged = ports.map(|&port| {
-                        let (from, to) = (Some(from.unwrap_or("")), Some(to.unwrap_or("")));
-                        self.connection_verdict(
-                            SampleConnection { hook, ip, port, from, to },
-                            parameters,
-                        )
+        let cases = hooks.iter().flat_map(|hook| Ip::BOTH.map(|ip| (*hook, ip)));
+        cases
+            .map(|(hook, ip)| {
+                let pairs = interface_pairs(hook, interfaces).map(|(from, to)| {
+                    let alike = |one: &'_ Option<&str>| one.and_then(|one| same.get(one).copied());
+                    let key = (hook, ip, alike(&from), alike(&to));
+                    let (acceptance, decided_by) = known.entry(key).or_insert_with(|| {
+                        let (_, _, from, to) = key;
+                        let ports = parameters.control_ports().iter();
+                        let verdicts = ports.map(|&port| {
+                            let (from, to) = (Some(from.unwrap_or("")), Some(to.unwrap_or("")));
+                            self.connection_verdict(
+                                SampleConnection { hook, ip, port, from, to },
+                                parameters,
+                            )
+                        });
+                        verdicts
+                            .max_by_key(|(acceptance, _)| *acceptance)
+                            .unwrap_or((Acceptance::Accepted, None))
                     });
-                    judged
-                        .max_by_key(|(passage, _)| *passage)
-                        .unwrap_or((Acceptance::Accepted, None))
+                    InterfacePairVerdict {
+                        from: from.map(str::to_owned),
+                        to: to.map(str::to_owned),
+                        acceptance: *acceptance,
+                        decided_by: decided_by.clone(),
+                    }
                 });
-                InterfacePairVerdict {
-                    from: from.map(str::to_owned),
-                    to: to.map(str::to_owned),
-                    acceptance: *passage,
-                    decided_by: by.clone(),
-                }
-            });
-            ControlPathVerdict { hook, ip, pairs: judgements.collect() }
-        })
-        .collect()
+                ControlPathVerdict { hook, ip, pairs: pairs.collect() }
+            })
+            .collect()
     }
 
-    /// How a connection to or from this machine fares that is nothing to us, and the chain that
-    /// decides: at input one that arrives by `interface`, at output one that leaves by it.
+    /// The verdict on a connection of this machine that `ftp-alg` does not inspect, and the chain that decides.
+    ///
+    /// At input `interface` is the input interface, at output the output interface.
     pub fn local_connection_verdict(
         &self,
         hook: Hook,
@@ -191,7 +190,7 @@ impl Firewall {
         self.connection_verdict(SampleConnection { hook, ip, port, from, to }, parameters)
     }
 
-    /// How a connection that is nothing to us fares, and the chain that decides.
+    /// The verdict on a connection that `ftp-alg` does not inspect, and the chain that decides.
     fn connection_verdict(
         &self,
         connection: SampleConnection<'_>,
@@ -199,21 +198,21 @@ impl Firewall {
     ) -> (Acceptance, Option<ChainVerdict>) {
         let packets = connection.packets(parameters, self.ruleset.changed_mark_bits);
         let HookVerdict { chains } = self.verdict_on_packets(connection.ip, &packets);
-        let passage = |chain: &ChainVerdict| match (chain.passes, chain.exceptions.is_empty()) {
+        let acceptance = |chain: &ChainVerdict| match (chain.passes, chain.exceptions.is_empty()) {
             (true, _) => Acceptance::Accepted,
             (false, false) => Acceptance::Partly,
             (false, true) => Acceptance::Dropped,
         };
-        let worst = chains.iter().map(passage).min().unwrap_or(Acceptance::Accepted);
-        // Of those that accept, a rule says more than a policy.
-        let says_most = |chain: &&ChainVerdict| {
-            (passage(chain), worst == Acceptance::Accepted && chain.decided_by.rule.is_none())
+        let worst = chains.iter().map(acceptance).min().unwrap_or(Acceptance::Accepted);
+        // Among accepting chains, one with a deciding rule explains more than a policy.
+        let rank = |chain: &&ChainVerdict| {
+            (acceptance(chain), worst == Acceptance::Accepted && chain.decided_by.rule.is_none())
         };
-        let by = chains.iter().min_by_key(says_most).cloned();
-        (worst, by)
+        let decided_by = chains.iter().min_by_key(rank).cloned();
+        (worst, decided_by)
     }
 
-    /// What rules compare interfaces with.
+    /// All interface patterns in the rules.
     fn interface_patterns(&self) -> Vec<&InterfacePattern> {
         let chains = self.ruleset.tables.iter().flat_map(|table| table.chains.values());
         let mut patterns = Vec::new();
@@ -227,7 +226,7 @@ impl Firewall {
     }
 }
 
-/// The patterns in a condition that are not there yet.
+/// Adds the patterns of a condition that `patterns` does not have yet.
 fn collect_patterns<'a>(condition: &'a Condition, patterns: &mut Vec<&'a InterfacePattern>) {
     match condition {
         Condition::Interface { pattern, .. } if !patterns.contains(&pattern) => {
@@ -240,12 +239,12 @@ fn collect_patterns<'a>(condition: &'a Condition, patterns: &mut Vec<&'a Interfa
     }
 }
 
-/// The ways of a connection at `hook`: the client's interface and the server's.
+/// The possible interfaces of a connection at `hook`: the client's and the server's.
 fn interface_pairs(
     hook: Hook,
     interfaces: &[String],
 ) -> impl Iterator<Item = (Option<&str>, Option<&str>)> {
-    let ways: Vec<_> = interfaces
+    let cases: Vec<_> = interfaces
         .iter()
         .flat_map(|one| match hook {
             Hook::Input => vec![(Some(one.as_str()), None)],
@@ -256,7 +255,7 @@ fn interface_pairs(
             }
         })
         .collect();
-    ways.into_iter()
+    cases.into_iter()
 }
 
 #[cfg(test)]
@@ -281,30 +280,33 @@ mod tests {
         firewall
     }
 
-    fn outlook(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> ControlPathVerdict {
+    fn verdict(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> ControlPathVerdict {
         let interfaces: Vec<String> = interfaces.iter().map(|one| (*one).to_owned()).collect();
         let parameters = RuleParameters::default();
         firewall.control_verdicts(&parameters, &interfaces, &[hook]).swap_remove(0)
     }
 
     fn summary(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> String {
-        outlook(firewall, hook, interfaces).summary()
+        verdict(firewall, hook, interfaces).summary()
     }
 
-    fn reasons(outlook: &ControlPathVerdict) -> Vec<&VerdictSource> {
-        outlook.dropping_chains().into_iter().map(|chain| &chain.decided_by).collect()
+    fn reasons(verdict: &ControlPathVerdict) -> Vec<&VerdictSource> {
+        verdict.dropping_chains().into_iter().map(|chain| &chain.decided_by).collect()
     }
 
     #[test]
-    fn each_pair_of_interfaces_is_judged_by_itself() {
+    fn each_pair_of_interfaces_gets_its_own_verdict() {
         let firewall =
             nftables(include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
-        // `tcp dport @services` has port 21, whichever way.
-        let forward = outlook(&firewall, Hook::Forward, &["lan0", "wan0"]);
+        // `tcp dport @services` includes port 21, for all interfaces.
+        let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
         assert_eq!(forward.summary(), "accepted between all interfaces");
         let fw4 = nftables(include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
-        let forward = outlook(&fw4, Hook::Forward, &["br-lan", "eth1", "eth2"]);
-        assert_eq!(forward.summary(), "accepted br-lan -> eth1, br-lan -> eth2, dropped: all else");
+        let forward = verdict(&fw4, Hook::Forward, &["br-lan", "eth1", "eth2"]);
+        assert_eq!(
+            forward.summary(),
+            "accepted br-lan -> eth1, br-lan -> eth2; all others: dropped"
+        );
         assert!(
             reasons(&forward).iter().all(|reason| reason.chain == "handle_reject"),
             "{forward:?}"
@@ -312,11 +314,11 @@ mod tests {
     }
 
     #[test]
-    fn sets_wildcards_pairs_and_negations_of_nftables_are_read() {
+    fn nftables_sets_wildcards_concatenations_and_negations_are_read() {
         let forward = |one, other| {
-            let outlook = outlook(&zones(), Hook::Forward, &[one, other]);
-            let by = outlook.pairs[0].decided_by.clone().unwrap().decided_by;
-            (outlook.pairs[0].acceptance, by.rule.unwrap_or_default())
+            let verdict = verdict(&zones(), Hook::Forward, &[one, other]);
+            let decided_by = verdict.pairs[0].decided_by.clone().unwrap().decided_by;
+            (verdict.pairs[0].acceptance, decided_by.rule.unwrap_or_default())
         };
         let accept = "tcp dport { 21, 80, 443 } accept".to_owned();
         assert_eq!(forward("lan0", "wan0"), (Acceptance::Accepted, accept));
@@ -326,46 +328,46 @@ mod tests {
         assert_eq!(forward("vlan6", "lan0"), (Acceptance::Accepted, to_others));
         assert_eq!(forward("lan0", "dmz0").0, Acceptance::Dropped);
         assert_eq!(forward("eth0", "lan0").0, Acceptance::Dropped);
-        // What is not known of a connection: its addresses, and whether they are translated.
+        // Unknown properties of a connection: its addresses, and whether they are translated.
         assert_eq!(forward("dmz0", "wan0").0, Acceptance::Partly);
         assert_eq!(forward("wan1", "lan0").0, Acceptance::Partly);
         let names = ["lan0", "wan0", "dmz0"];
         assert_eq!(
             summary(&zones(), Hook::Forward, &names),
-            "accepted lan0 -> wan0, dropped lan0 -> dmz0, dmz0 -> lan0, some accepted: all else"
+            "accepted lan0 -> wan0; dropped lan0 -> dmz0, dmz0 -> lan0; all others: partly accepted"
         );
         let input = summary(&zones(), Hook::Input, &names);
-        assert_eq!(input, "accepted lan0, dropped: all else");
+        assert_eq!(input, "accepted lan0; all others: dropped");
     }
 
     #[test]
-    fn zones_of_firewalld_are_followed() {
+    fn firewalld_zones_are_evaluated() {
         let firewall =
             nftables(include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
         // The zone has the service ftp.
-        let input = outlook(&firewall, Hook::Input, &["eth0"]);
+        let input = verdict(&firewall, Hook::Input, &["eth0"]);
         assert_eq!(input.summary(), "accepted on all interfaces");
-        let forward = outlook(&firewall, Hook::Forward, &["eth0", "eth1"]);
+        let forward = verdict(&firewall, Hook::Forward, &["eth0", "eth1"]);
         assert_eq!(
             forward.summary(),
-            "accepted eth1 -> eth0, some accepted: all else",
-            "masquerade, and destinations that are translated"
+            "accepted eth1 -> eth0; all others: partly accepted",
+            "masquerade, and translated destinations"
         );
     }
 
     #[test]
-    fn interfaces_of_iptables_are_read() {
+    fn iptables_interfaces_are_read() {
         let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
         for (rule, expected) in [
             ("", "dropped between all interfaces"),
-            ("-i lan+ -o wan0", "accepted lan0 -> wan0, lan1 -> wan0, dropped: all else"),
-            ("! -i wan0", "dropped wan0 -> lan0, wan0 -> lan1, accepted: all else"),
+            ("-i lan+ -o wan0", "accepted lan0 -> wan0, lan1 -> wan0; all others: dropped"),
+            ("! -i wan0", "dropped wan0 -> lan0, wan0 -> lan1; all others: accepted"),
             ("-i lan0 -p udp", "dropped between all interfaces"),
             ("-i lan0 -p tcp -m tcp --dport 80", "dropped between all interfaces"),
             ("-i + -o +", "accepted between all interfaces"),
             (
                 "-o wan0 -s 10.0.0.0/8",
-                "some accepted lan0 -> wan0, lan1 -> wan0, dropped: all else",
+                "partly accepted lan0 -> wan0, lan1 -> wan0; all others: dropped",
             ),
         ] {
             let accept = match rule {
@@ -379,10 +381,10 @@ mod tests {
     }
 
     #[test]
-    fn replies_have_to_pass_as_well() {
+    fn replies_must_be_accepted_too() {
         let accept = "-A INPUT -i wan0 -p tcp --dport 21 -j ACCEPT\n";
         let firewall = |more: &str| iptables(&format!("{accept}{more}"));
-        let alone = outlook(&firewall(""), Hook::Input, &["wan0"]);
+        let alone = verdict(&firewall(""), Hook::Input, &["wan0"]);
         assert_eq!(alone.best_acceptance(), Acceptance::Dropped);
         assert_eq!(
             alone.dropping_chains()[0].to_string(),
@@ -391,43 +393,43 @@ mod tests {
         let replies = firewall("-A OUTPUT -o wan0 -p tcp --sport 21 -j ACCEPT\n");
         assert_eq!(
             summary(&replies, Hook::Input, &["wan0", "lan0"]),
-            "accepted wan0, dropped: all else"
+            "accepted wan0; all others: dropped"
         );
         assert_eq!(summary(&replies, Hook::Output, &["wan0"]), "dropped on all interfaces");
     }
 
     #[test]
-    fn what_drops_before_routing_counts() {
+    fn drop_at_prerouting_counts() {
         let mut firewall = iptables("-A FORWARD -j ACCEPT\n");
         let early = "-A PREROUTING -i wan0 -p tcp -m tcp --dport 21 -m addrtype --dst-type UNICAST";
         let text = format!("*raw\n:PREROUTING ACCEPT\n{early} -j DROP\nCOMMIT\n");
         firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
-        let forward = outlook(&firewall, Hook::Forward, &["lan0", "wan0"]);
-        assert_eq!(forward.summary(), "accepted lan0 -> wan0, dropped: all else");
+        let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
+        assert_eq!(forward.summary(), "accepted lan0 -> wan0; all others: dropped");
         let place = "in iptables-legacy raw PREROUTING";
         assert!(forward.dropping_chains()[0].to_string().ends_with(place), "{forward:?}");
     }
 
     #[test]
-    fn of_several_control_ports_one_is_enough() {
+    fn one_accepted_control_port_is_enough() {
         let parameters = RuleParameters::new(&[21, 2121], 2100, 1, 0x4000_0000, 0x7000_0000);
         let firewall = iptables("-A FORWARD -p tcp -m multiport --ports 2121 -j ACCEPT\n");
         let interfaces = ["a".to_owned(), "b".to_owned()];
-        let outlooks =
+        let verdicts =
             firewall.control_verdicts(&parameters.unwrap(), &interfaces, &[Hook::Forward]);
-        assert_eq!(outlooks[0].best_acceptance(), Acceptance::Accepted);
+        assert_eq!(verdicts[0].best_acceptance(), Acceptance::Accepted);
     }
 
     #[test]
-    fn a_line_names_a_few_pairs_and_counts_the_others() {
+    fn summary_names_a_few_pairs_and_counts_the_others() {
         let names: Vec<String> = (0..40).map(|n| format!("eth{n}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let firewall = iptables("-A FORWARD -i eth7 -j ACCEPT\n-A FORWARD -o eth7 -j ACCEPT\n");
         assert_eq!(
             summary(&firewall, Hook::Forward, &names),
-            "accepted eth0 -> eth7, eth1 -> eth7, eth2 -> eth7, eth3 -> eth7, 74 more, \
-             dropped: all else"
+            "accepted eth0 -> eth7, eth1 -> eth7, eth2 -> eth7, eth3 -> eth7, 74 more; \
+             all others: dropped"
         );
-        assert_eq!(summary(&firewall, Hook::Forward, &["eth0"]), "no interfaces to pass between");
+        assert_eq!(summary(&firewall, Hook::Forward, &["eth0"]), "no pair of interfaces");
     }
 }

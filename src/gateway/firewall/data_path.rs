@@ -1,35 +1,36 @@
-//! What the operator's firewall does to what a back end needs, at each hook.
+//! Evaluates whether the firewall accepts the packets that a back end needs, at each hook.
 
 use super::{Firewall, Hook, HookVerdict, Ip, PacketClass};
 use crate::gateway::{Routing, RuleParameters};
 
-/// What the firewall does at one hook with one version of IP.
+/// The verdicts on data connections and injected packets at one hook with one IP version.
 #[derive(Clone, Debug)]
 pub struct DataPathVerdict {
     pub hook: Hook,
     pub ip: Ip,
-    /// Whether data connections of this machine's task go that way: on a router those that it
-    /// forwards, and those that start and end here if it is none, or an FTP server listens.
+    /// Whether data connections use this hook on this machine.
+    ///
+    /// A router uses forward. Input and output are used if the machine is no router, or if an FTP server listens.
     pub is_used: bool,
-    /// Whether this machine has addresses of that version.
+    /// Whether this machine has addresses of this IP version.
     has_addresses: bool,
-    /// Data connections with our ct mark.
+    /// The verdict on data connections with our ct mark.
     pub mark: HookVerdict,
-    /// Data connections that conntrack expects.
+    /// The verdict on data connections that conntrack expects.
     pub related: HookVerdict,
-    /// What we send ourselves; at output only.
+    /// The verdict on packets that `ftp-alg` injects; at output only.
     pub injected: Option<HookVerdict>,
 }
 
 impl DataPathVerdict {
-    /// Whether packets with this sign go that way. What we send goes wherever a session is.
-    pub fn is_used_by(&self, sign: PacketClass) -> bool {
-        if sign == PacketClass::Injected { self.has_addresses } else { self.is_used }
+    /// Whether packets of this class use this hook. `ftp-alg` injects packets on every machine with a session.
+    pub fn is_used_by(&self, class: PacketClass) -> bool {
+        if class == PacketClass::Injected { self.has_addresses } else { self.is_used }
     }
 
-    /// What becomes of packets with this sign.
-    pub fn verdict_for(&self, sign: PacketClass) -> Option<&HookVerdict> {
-        match sign {
+    /// The verdict on packets of this class; `None` if the class does not occur at this hook.
+    pub fn verdict_for(&self, class: PacketClass) -> Option<&HookVerdict> {
+        match class {
             PacketClass::MarkedData => Some(&self.mark),
             PacketClass::RelatedData => Some(&self.related),
             PacketClass::Injected => self.injected.as_ref(),
@@ -37,33 +38,34 @@ impl DataPathVerdict {
     }
 }
 
-/// What the firewall does at all hooks.
+/// The verdicts at all hooks with both IP versions.
 pub fn data_path_verdicts(
     firewall: &Firewall,
     routing: Routing,
     parameters: &RuleParameters,
 ) -> Vec<DataPathVerdict> {
     let routes = routing.v4 || routing.v6;
-    let ways = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
-    ways.map(|(hook, ip)| {
-        let judge = |sign| firewall.verdict(hook, ip, sign, parameters);
-        let matters = match (hook, ip) {
-            (Hook::Forward, Ip::V4) => routing.v4,
-            (Hook::Forward, Ip::V6) => routing.v6,
-            (_, Ip::V4) => !routes || routing.serves,
-            (_, Ip::V6) => (!routes || routing.serves) && routing.has_v6,
-        };
-        DataPathVerdict {
-            hook,
-            ip,
-            is_used: matters,
-            has_addresses: ip == Ip::V4 || routing.has_v6,
-            mark: judge(PacketClass::MarkedData),
-            related: judge(PacketClass::RelatedData),
-            injected: (hook == Hook::Output).then(|| judge(PacketClass::Injected)),
-        }
-    })
-    .collect()
+    let cases = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
+    cases
+        .map(|(hook, ip)| {
+            let verdict = |class| firewall.verdict(hook, ip, class, parameters);
+            let is_used = match (hook, ip) {
+                (Hook::Forward, Ip::V4) => routing.v4,
+                (Hook::Forward, Ip::V6) => routing.v6,
+                (_, Ip::V4) => !routes || routing.serves,
+                (_, Ip::V6) => (!routes || routing.serves) && routing.has_v6,
+            };
+            DataPathVerdict {
+                hook,
+                ip,
+                is_used,
+                has_addresses: ip == Ip::V4 || routing.has_v6,
+                mark: verdict(PacketClass::MarkedData),
+                related: verdict(PacketClass::RelatedData),
+                injected: (hook == Hook::Output).then(|| verdict(PacketClass::Injected)),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -76,29 +78,29 @@ mod tests {
     const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
     const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
 
-    /// Whether data connections with our mark, and those that are expected, pass wherever they go with these rules of
-    /// iptables-legacy, all with policy drop.
+    /// Whether data connections with our mark, and expected ones, pass all hooks that they use. All policies are drop,
+    /// and `rules` are rules of iptables-legacy.
     fn pass(rules: &str, routing: Routing) -> [bool; 2] {
         let text = format!(
             "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n{rules}\nCOMMIT\n"
         );
         let mut firewall = Firewall::default();
         firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
-        let outlooks = data_path_verdicts(&firewall, routing, &RuleParameters::default());
-        let ways = || outlooks.iter().filter(|outlook| outlook.is_used);
-        [ways().all(|way| way.mark.passes()), ways().all(|way| way.related.passes())]
+        let verdicts = data_path_verdicts(&firewall, routing, &RuleParameters::default());
+        let cases = || verdicts.iter().filter(|verdict| verdict.is_used);
+        [cases().all(|case| case.mark.passes()), cases().all(|case| case.related.passes())]
     }
 
     #[test]
-    fn a_gateway_is_judged_by_what_it_forwards() {
+    fn gateway_needs_forward_only() {
         assert_eq!(pass("", GATEWAY), [false, false]);
         assert_eq!(pass(RELATED, GATEWAY), [false, true]);
-        // What is expected bears the mark, too.
+        // Expected connections have the mark, too.
         assert_eq!(pass(MARK, GATEWAY), [true, true]);
     }
 
     #[test]
-    fn a_host_is_judged_by_what_starts_and_ends_there() {
+    fn host_needs_input_and_output() {
         assert_eq!(pass(RELATED, HOST), [false, false]);
         let both = ["INPUT", "OUTPUT"].map(|chain| RELATED.replace("FORWARD", chain));
         assert_eq!(pass(&both[0], HOST), [false, false]);

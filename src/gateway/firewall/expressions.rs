@@ -1,10 +1,10 @@
-//! Expressions in nft's JSON, and what a comparison with them says (libnftables-json(5)).
+//! Reads the expressions in nft's JSON and the comparisons with them (libnftables-json(5)).
 
 use serde_json::Value as Json;
 
 use super::model::{Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state};
 
-/// The interface that an expression reads the name or the index of.
+/// Which interface an expression reads, by name or by index.
 fn interface_direction(expression: &Json) -> Option<InterfaceDirection> {
     match expression.get("meta")?.get("key")?.as_str()? {
         "iif" | "iifname" => Some(InterfaceDirection::Input),
@@ -13,7 +13,7 @@ fn interface_direction(expression: &Json) -> Option<InterfaceDirection> {
     }
 }
 
-/// Whether an expression reads an interface, alone or with other things.
+/// Whether an expression reads an interface, alone or in a concatenation.
 pub(super) fn reads_interface(expression: &Json) -> bool {
     match expression.get("concat").and_then(Json::as_array) {
         Some(parts) => parts.iter().any(reads_interface),
@@ -21,7 +21,7 @@ pub(super) fn reads_interface(expression: &Json) -> bool {
     }
 }
 
-/// That `expression` is `value`, which is one or, of a plain field, several.
+/// The condition that `expression` equals `value`. For a plain field, `value` may be a set.
 pub(super) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
     if let Some(element) = value.get("elem") {
         return equals(expression, element.get("val")?);
@@ -38,7 +38,7 @@ pub(super) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
     Some(Condition::field_in(field, mask, ranges(field, value)?))
 }
 
-/// The field that an expression reads, and under which mask.
+/// The field that an expression reads, with its mask.
 pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
     let (kind, content) = expression.as_object()?.iter().next()?;
     if kind == "&" {
@@ -75,7 +75,7 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
     Some((field, u32::MAX))
 }
 
-/// What a packet must be for this to be read from it at all.
+/// The condition that `expression` implies: nft reads a header field only from packets with this header.
 pub(super) fn implied_condition(expression: &Json) -> Option<Condition> {
     let (kind, content) = expression.as_object()?.iter().next()?;
     if let Some(parts) = content.as_array() {
@@ -91,9 +91,9 @@ pub(super) fn implied_condition(expression: &Json) -> Option<Condition> {
     }
 }
 
-/// The bits of `field` that stay as they were when this is put there.
+/// The bits of field `into` that do not change when `value` is assigned to it.
 pub(super) fn unchanged_bits(value: &Json, into: Field) -> u32 {
-    // `ct mark and 0xff` is the field under a mask, too.
+    // `ct mark and 0xff` is also a field with a mask.
     if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
         return mask;
     }
@@ -105,9 +105,9 @@ pub(super) fn unchanged_bits(value: &Json, into: Field) -> u32 {
     let constants: Vec<u32> = numbers.flatten().collect();
     let others: Vec<&Json> = operands.iter().filter(|one| number(one).is_none()).collect();
     let [inner] = others.as_slice() else { return 0 };
-    constants.iter().fold(unchanged_bits(inner, into), |kept, constant| match op.as_str() {
-        "&" => kept & constant,
-        "|" | "^" => kept & !constant,
+    constants.iter().fold(unchanged_bits(inner, into), |unchanged, constant| match op.as_str() {
+        "&" => unchanged & constant,
+        "|" | "^" => unchanged & !constant,
         _ => 0,
     })
 }
@@ -123,15 +123,15 @@ pub(super) fn number(value: &Json) -> Option<u32> {
     }
 }
 
-/// Whether this is looked up as a whole, and not bit by bit.
+/// Whether the right side of a comparison is a set, so that nft looks up the whole value and not single bits.
 pub(super) fn is_set(right: &Json) -> bool {
     right.get("set").is_some() || right.as_str().is_some_and(|name| name.starts_with('@'))
 }
 
-/// The values that the right side of a comparison with `field` stands for.
+/// The values on the right side of a comparison with `field`.
 pub(super) fn ranges(field: Field, right: &Json) -> Option<Ranges> {
     let elements = match right {
-        // A list of a bit field's names is one value.
+        // For a bit field, a list of names is one value.
         Json::Array(_) if !matches!(field, Field::State | Field::TcpFlags) => right.as_array(),
         _ => right.get("set").and_then(Json::as_array),
     };
@@ -158,8 +158,8 @@ pub(super) fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
     Some((one, one))
 }
 
-/// One value of a field, by name or number. Names that are not known are values that none of our
-/// packets has, where that is certain.
+/// One value of a field, by name or number. For some fields, an unknown name is certainly no value of our packets. It
+/// becomes a value that no sample packet has.
 pub(super) fn single_value(field: Field, value: &Json) -> Option<u32> {
     if let Some(list) = value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
         return list.iter().try_fold(0, |bits, one| Some(bits | single_value(field, one)?));

@@ -1,4 +1,5 @@
-//! Rules that change the packet mark by which the fast path has a data connection admitted, before our table reads it.
+//! Finds rules that may overwrite the packet mark of the fast path before our table reads it. The fast path sets this
+//! mark on the first packet of a data connection, and our table admits the connection by it.
 
 use super::{
     Ruleset,
@@ -9,16 +10,17 @@ use super::{
 };
 use crate::gateway::RuleParameters;
 
-/// Here our table reads the mark: all chains that translate are gone through at this priority, whatever theirs.
+/// The priority at which our table reads the mark. The kernel runs all destination NAT chains at this priority,
+/// whatever their own priority is.
 const MARK_READ_PRIORITY: i32 = -100;
 
 /// A rule that changes packet marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MarkChange {
-    /// The chain that it is in, for people.
+    /// The chain of the rule, as in `inet filter prerouting`.
     pub chain: String,
     pub rule: String,
-    /// Whether it does so to every such packet, as far as its conditions are known: not by addresses or interfaces.
+    /// Whether the rule applies to every such packet, so that it has no condition on addresses or interfaces.
     pub is_unconditional: bool,
 }
 
@@ -28,7 +30,7 @@ impl std::fmt::Display for MarkChange {
     }
 }
 
-/// The rules that may do so, each once.
+/// The rules that may overwrite the mark, each once.
 pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) -> Vec<MarkChange> {
     let packet = fast_path_first_packet(parameters, rules.changed_mark_bits);
     let bits = parameters.mask() | parameters.slots();
@@ -37,16 +39,19 @@ pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) 
         let before =
             |base: BaseChain| base.hook == Hook::Prerouting && base.priority < MARK_READ_PRIORITY;
         for (name, _) in base_chains(table).filter(|(_, base)| before(*base)) {
-            for marking in traversal::marking_rules(table, name, &packet) {
-                if marking.rule.changed_mark_bits & bits == 0 {
+            for marking_rule in traversal::marking_rules(table, name, &packet) {
+                if marking_rule.rule.changed_mark_bits & bits == 0 {
                     continue;
                 }
-                let (chain, rule) = (chain_name(table, marking.chain), marking.rule.text.clone());
+                let (chain, rule) =
+                    (chain_name(table, marking_rule.chain), marking_rule.rule.text.clone());
                 match found.iter_mut().find(|one| (&one.chain, &one.rule) == (&chain, &rule)) {
-                    Some(known) => known.is_unconditional |= marking.by_default,
-                    None => {
-                        found.push(MarkChange { chain, rule, is_unconditional: marking.by_default })
-                    }
+                    Some(known) => known.is_unconditional |= marking_rule.by_default,
+                    None => found.push(MarkChange {
+                        chain,
+                        rule,
+                        is_unconditional: marking_rule.by_default,
+                    }),
                 }
             }
         }
@@ -66,7 +71,7 @@ mod tests {
     use super::super::Firewall;
     use super::*;
 
-    /// Each rule that is found, and whether it is to all.
+    /// Each rule that is found, and whether it is unconditional.
     fn found(firewall: &Firewall) -> Vec<(String, bool)> {
         let changes = firewall.packet_mark_changes(&RuleParameters::default());
         changes.into_iter().map(|change| (change.to_string(), change.is_unconditional)).collect()
@@ -82,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_may_take_the_mark_away_are_named() {
+    fn rules_that_may_overwrite_the_mark_are_found() {
         for (rule, to_all) in [
             ("-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff", true),
             (
@@ -95,7 +100,7 @@ mod tests {
             ),
             ("-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff", false),
             ("-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000", false),
-            // Where the number of a translation is.
+            // The bits with the number of a translation.
             ("-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000", true),
         ] {
             let named = (format!("`{rule}` in iptables-legacy mangle PREROUTING"), to_all);
@@ -104,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn other_packets_bits_and_places_do_not_matter() {
+    fn other_packets_bits_and_hooks_do_not_matter() {
         for rules in [
             "-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
             "-A PREROUTING -p udp -j MARK --set-xmark 0x1/0xffffffff\n",
@@ -112,7 +117,7 @@ mod tests {
             "-A PREROUTING -p tcp -m tcp --dport 22 -j MARK --set-xmark 0x1/0xffffffff\n",
             "-A PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j CONNMARK --restore-mark \
              --nfmask 0xffffffff --ctmask 0xffffffff\n",
-            // The marked packet has left before.
+            // The marked packet does not reach the second rule.
             "-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n-A PREROUTING -j MARK --set-mark 1\n",
             "-A PREROUTING -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xffffffff\n",
             "-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n",
@@ -123,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_to_a_rule_counts_as_well() {
+    fn conditions_of_jumps_to_a_rule_count() {
         let mark = "-A own -j MARK --set-xmark 0x1/0xffffffff\n";
         let all = |rules: &str| iptables(&format!("{rules}\n{mark}")).iter().all(|one| one.1);
         assert!(all("-A PREROUTING -j own"));
@@ -132,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_of_nftables_count_by_their_priority() {
+    fn nftables_chains_count_by_priority() {
         let table = |kind: &str, hook: &str, priority: i32, value: &str| {
             let json = format!(
                 r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},

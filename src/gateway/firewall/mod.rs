@@ -1,8 +1,12 @@
-//! The operator's firewall: whether it lets data connections pass, and which line is missing.
+//! Audits the operator's firewall: does it accept control and data connections, and which rule is missing?
 //!
-//! Reads the rules of nftables and of both kinds of iptables into one form ([`model`]), and follows
-//! packets of which only the essential is known through them ([`verdict`]). Nothing is sent and
-//! nothing is changed. Rules of our own are left out.
+//! The module reads the rules of nftables, iptables-nft and iptables-legacy into one form ([`model`]). It then
+//! evaluates the rules for sample packets ([`sample_packets`], [`traversal`]). A sample packet has only the
+//! properties that are known in advance, so a verdict may depend on conditions that nobody can decide here.
+//!
+//! Invariants:
+//! - The audit sends no packet and changes no rule, because it also runs while the gateway works.
+//! - The table of `ftp-alg` itself is left out, because the audit is about the rules of others.
 
 mod control_conflicts;
 mod control_path;
@@ -35,15 +39,15 @@ use traversal::{PacketVerdict, base_chains};
 
 use super::RuleParameters;
 
-/// What is loaded, as far as it could be read.
+/// The rules that are loaded in this network namespace, as far as they could be read.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
     ruleset: Ruleset,
-    /// What could not be read, and why.
+    /// One line for each source that could not be read, with the reason.
     read_errors: Vec<String>,
 }
 
-/// What a parser found.
+/// The result of a parser.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ruleset {
     tables: Vec<Table>,
@@ -60,81 +64,81 @@ impl Ruleset {
     }
 }
 
-/// A rule that gets in the way, wherever it is.
+/// A rule outside our table that interferes with `ftp-alg`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConflictingRule {
-    /// What it does.
     pub kind: ConflictKind,
-    /// The chain that it is in, for people.
+    /// The chain of the rule, as in `inet filter forward`.
     pub chain: String,
+    /// The text of the rule.
     pub rule: String,
-    /// The command that removes it.
+    /// The command that removes the rule.
     pub remedy: Option<String>,
 }
 
-/// What a rule does that gets in the way.
+/// How a rule interferes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConflictKind {
-    /// It gives control connections the kernel's own FTP helper.
+    /// The rule assigns the kernel's FTP helper to control connections.
     Helper,
-    /// It hands connections to a flowtable, past all chains.
+    /// The rule hands connections to a flowtable, which bypasses all chains.
     Offload,
-    /// It sends packets to the queueing chains of `ftp-alg rules iptables`.
+    /// The rule sends packets to the queueing chains of `ftp-alg rules iptables`.
     Queueing,
-    /// It takes packets of control connections out of connection tracking.
+    /// The rule takes packets of control connections out of connection tracking.
     Untracked,
-    /// It changes bits of the ct mark.
+    /// The rule changes bits of the ct mark.
     CtMark { bits: u32 },
 }
 
-/// What a firewall does, at one hook, with packets of one kind.
+/// What the firewall does with packets of one class at one hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookVerdict {
-    /// What each base chain there does.
+    /// The verdict of each base chain at the hook, by priority.
     pub chains: Vec<ChainVerdict>,
 }
 
-/// What a base chain does.
+/// What a base chain does with packets of one class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainVerdict {
     pub location: ChainLocation,
-    /// Whether packets pass, by default.
+    /// Whether packets pass if every condition that cannot be decided here is false.
     pub passes: bool,
-    /// What decides that.
+    /// The rule or the policy that decides `passes`.
     pub decided_by: VerdictSource,
-    /// Rules that do the opposite to some, by addresses or interfaces that are not known here.
+    /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
     pub exceptions: Vec<VerdictSource>,
 }
 
 impl std::fmt::Display for ChainVerdict {
-    /// What decides, and where: a rule, or a policy.
+    /// The deciding rule or policy with its chain.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.decided_by.rule {
             Some(rule) if self.decided_by.chain == self.location.chain => {
                 write!(f, "`{rule}` in {}", self.location)
             }
             Some(rule) => {
-                write!(f, "`{rule}` in {}, by way of {}", self.decided_by.chain, self.location)
+                write!(f, "`{rule}` in {}, reached from {}", self.decided_by.chain, self.location)
             }
             None => write!(f, "the policy of {}", self.location),
         }
     }
 }
 
-/// A base chain, and what one needs to know to add a rule to it.
+/// A base chain with everything that is needed to add a rule to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChainLocation {
-    /// Whose it is.
+    /// The program that the table belongs to.
     pub origin: Origin,
-    /// What it sees.
+    /// The address family of the table.
     pub family: TableFamily,
     pub table: String,
     pub chain: String,
-    /// Where rules of an operator belong, if not there: Docker's `DOCKER-USER`.
+    /// The chain for rules of the operator: `DOCKER-USER` with Docker, otherwise `chain`.
     pub insert_into: String,
-    /// Who writes this table.
+    /// The program that generates this table.
     pub manager: Option<RulesetManager>,
-    /// Whether only its owner may change it.
+    /// Whether the table has the flag `owner`, so that only its owner may change it.
     pub has_owner: bool,
 }
 
@@ -149,7 +153,7 @@ impl std::fmt::Display for ChainLocation {
 }
 
 impl ChainLocation {
-    /// The kind of iptables that it was written with, if it was.
+    /// The program that changes this chain.
     fn program(&self) -> &'static str {
         let ip = if self.family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
         xtables::program(self.origin, ip)
@@ -157,91 +161,92 @@ impl ChainLocation {
 }
 
 impl HookVerdict {
-    /// Whether packets pass, by default.
+    /// Whether packets pass every base chain by default.
     pub fn passes(&self) -> bool {
         self.chains.iter().all(|chain| chain.passes)
     }
 
-    /// The chains that stop them.
+    /// The base chains that drop the packets by default.
     pub fn dropping_chains(&self) -> impl Iterator<Item = &ChainVerdict> {
         self.chains.iter().filter(|chain| !chain.passes)
     }
 }
 
 impl Firewall {
-    /// Reads what is loaded in this network namespace.
+    /// Reads all rules of this network namespace.
     pub fn read() -> Self {
         sources::read(true)
     }
 
-    /// As [`Firewall::read`], in less time: rules of nftables are told by their handles.
+    /// Reads all rules without the texts of nftables rules, which is faster: handles name the rules instead.
     pub(super) fn read_without_texts() -> Self {
         sources::read(false)
     }
 
-    /// What could not be read, and why: judgements are then incomplete.
+    /// One line for each source that could not be read. If there is one, all verdicts are incomplete.
     pub fn read_errors(&self) -> &[String] {
         &self.read_errors
     }
 
-    /// What the rules translate.
+    /// The ports that the rules translate to another destination.
     pub fn translated_ports(&self) -> TranslatedPorts {
         TranslatedPorts::from_ruleset(&self.ruleset)
     }
 
-    /// The rules that get in the way: those that assign the kernel's FTP helper, that queue, that
-    /// change bits of the ct mark that are ours, or that hand control connections to a flowtable or
-    /// take them out of connection tracking.
+    /// The rules that interfere with `ftp-alg`.
+    ///
+    /// Such a rule assigns the kernel's FTP helper, queues packets, or changes our bits of the ct mark. It may also
+    /// hand control connections to a flowtable or take them out of connection tracking.
     pub fn conflicting_rules(
         &self,
         parameters: &RuleParameters,
     ) -> impl Iterator<Item = &ConflictingRule> {
         let ours = parameters.mask();
-        let found = self.ruleset.conflicts.iter().filter(move |concern| match concern.kind {
+        let found = self.ruleset.conflicts.iter().filter(move |conflict| match conflict.kind {
             ConflictKind::CtMark { bits } => bits & ours != 0,
             _ => true,
         });
         found.chain(control_conflicts::conflicts_with_control(&self.ruleset, parameters))
     }
 
-    /// The rules by which the packet mark of a data connection's first packet may be lost, with which the fast path has
-    /// it admitted.
+    /// The rules that may overwrite the packet mark of a data connection's first packet. The fast path sets this
+    /// mark, and our table admits the packet by it.
     pub fn packet_mark_changes(&self, parameters: &RuleParameters) -> Vec<MarkChange> {
         marks::packet_mark_changes(&self.ruleset, parameters)
     }
 
-    /// What becomes of packets with `sign` at `hook`.
+    /// What the firewall does with packets of `class` at `hook`.
     pub fn verdict(
         &self,
         hook: Hook,
         ip: Ip,
-        sign: PacketClass,
+        class: PacketClass,
         parameters: &RuleParameters,
     ) -> HookVerdict {
         let changes = self.ruleset.changed_mark_bits;
         self.verdict_on_packets(
             ip,
-            &packets_of_class(hook, ip, sign, parameters.data(), parameters, changes),
+            &packets_of_class(hook, ip, class, parameters.data(), parameters, changes),
         )
     }
 
-    /// What becomes of packets of one connection, each at its hook.
+    /// What the firewall does with the packets of one connection, each at its own hook.
     fn verdict_on_packets(&self, ip: Ip, packets: &[SamplePacket<'_>]) -> HookVerdict {
         let mut chains = Vec::new();
         for table in self.ruleset.tables.iter().filter(|table| table.family.sees(ip)) {
             for (name, base) in base_chains(table) {
                 let here = packets.iter().filter(|packet| packet.hook == base.hook);
-                let fates = here.map(|packet| traversal::evaluate(table, name, base, packet));
-                let Some(fate) = fates.reduce(PacketVerdict::and) else { continue };
-                let place = remedy::chain_location(table, name, base.hook);
-                chains.push((base.priority, chain_verdict(place, fate)));
+                let verdicts = here.map(|packet| traversal::evaluate(table, name, base, packet));
+                let Some(verdict) = verdicts.reduce(PacketVerdict::and) else { continue };
+                let location = remedy::chain_location(table, name, base.hook);
+                chains.push((base.priority, chain_verdict(location, verdict)));
             }
         }
         chains.sort_by(|(a, one), (b, other)| (a, &one.location).cmp(&(b, &other.location)));
         HookVerdict { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
     }
 
-    /// Whether some data connection may pass at `hook` that has no sign of ours.
+    /// Whether the rules may accept a data connection without our ct mark at `hook`.
     pub fn may_accept_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
         let packets = packets_of_class(
             hook,
@@ -251,28 +256,29 @@ impl Firewall {
             parameters,
             self.ruleset.changed_mark_bits,
         );
-        let judged = self.verdict_on_packets(ip, &packets);
-        judged.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
+        let verdict = self.verdict_on_packets(ip, &packets);
+        verdict.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
     }
 
-    /// The commands that let packets with `sign` pass where `judgement` stops them.
+    /// The commands that make each dropping chain of `verdict` accept packets of `class`.
     pub fn remedies(
-        judgement: &HookVerdict,
-        sign: PacketClass,
+        verdict: &HookVerdict,
+        class: PacketClass,
         parameters: &RuleParameters,
     ) -> Vec<String> {
-        judgement
+        verdict
             .dropping_chains()
-            .map(|stop| stop.location.accept_command(sign, parameters))
+            .map(|chain| chain.location.accept_command(class, parameters))
             .collect()
     }
 
-    /// The tables that nft shows, in JSON and as text; those of iptables-nft are among them.
+    /// The tables that nft lists, in JSON and as text. They include those of iptables-nft.
     fn from_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {
         Ok(Self { ruleset: nft::parse(json, listing)?, read_errors: Vec::new() })
     }
 
-    /// Whether there are tables like those of iptables-nft, so that it has to say what is in them.
+    /// Whether nft lists tables that look like those of iptables-nft. Their contents must be read with
+    /// `iptables-nft-save`, because nft knows only the names of xtables matches.
     fn has_iptables_tables(&self, ip: Ip) -> bool {
         let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
         self.ruleset.tables.iter().any(|table| {
@@ -283,8 +289,8 @@ impl Firewall {
         })
     }
 
-    /// Adds what `iptables-save` printed. Of the tables of iptables-nft it takes the place of what
-    /// nft shows, which knows only the names of their matches.
+    /// Adds the output of `iptables-save`. For iptables-nft it replaces the tables that nft listed, because nft knows
+    /// only the names of xtables matches.
     pub(super) fn add_iptables_save(&mut self, origin: Origin, ip: Ip, text: &str) {
         let read = xtables::parse(text, origin, ip);
         if origin == Origin::IptablesNft {
@@ -300,9 +306,9 @@ impl Firewall {
     }
 }
 
-fn chain_verdict(place: ChainLocation, fate: PacketVerdict) -> ChainVerdict {
-    let PacketVerdict { passes, decided_by: by, exceptions: except } = fate;
-    ChainVerdict { location: place, passes, decided_by: by, exceptions: except }
+fn chain_verdict(location: ChainLocation, verdict: PacketVerdict) -> ChainVerdict {
+    let PacketVerdict { passes, decided_by, exceptions } = verdict;
+    ChainVerdict { location, passes, decided_by, exceptions }
 }
 
 #[cfg(test)]

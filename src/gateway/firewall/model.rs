@@ -1,8 +1,10 @@
-//! The common form of rules, whoever's they are, and what one says of a packet that is only
-//! partly known: yes, no, or maybe.
+//! The common form of the rules of nftables and iptables, and how a rule matches a sample packet.
 //!
-//! Knows nothing of the languages that rules are written in. What a parser does not understand
-//! becomes [`Condition::Unknown`], which is maybe for every packet.
+//! A sample packet is only partly known, so a condition answers yes, no or maybe ([`Certainty`]).
+//!
+//! The module knows nothing of the languages in which rules are written. A parser turns everything that it does not
+//! understand into [`Condition::Unknown`]. This condition answers maybe for every packet, so no rule is trusted
+//! that was not understood.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -11,7 +13,7 @@ use strum::{Display, EnumString, IntoStaticStr};
 use super::ConflictingRule;
 pub use crate::gateway::legacy::Ip;
 
-/// Bits of a connection's state, as nftables numbers them.
+/// The bits of `ct state`, as nftables numbers them.
 pub(super) mod state {
     pub(in super::super) const INVALID: u32 = 1;
     pub(in super::super) const ESTABLISHED: u32 = 2;
@@ -20,7 +22,7 @@ pub(super) mod state {
     pub(in super::super) const UNTRACKED: u32 = 64;
 }
 
-/// The answer of a condition.
+/// Whether a condition holds for a packet that is only partly known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Certainty {
     No,
@@ -38,7 +40,7 @@ impl Certainty {
     }
 }
 
-/// What a rule may compare, of which something is known about our packets. Each is a number.
+/// A packet or connection property that a rule may compare. Every value is a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Field {
     /// 4 or 6.
@@ -50,28 +52,28 @@ pub(super) enum Field {
     /// 0 original, 1 reply.
     Direction,
     CtMark,
-    /// The packet's.
+    /// The mark of the packet (`meta mark`).
     PacketMark,
     SourcePort,
     DestinationPort,
-    /// FIN is 1.
+    /// The TCP flags; FIN is bit 0.
     TcpFlags,
-    /// Whether the connection was announced on one with the helper `ftp`.
+    /// 1 if the connection was announced on a connection with the helper `ftp`.
     FtpHelper,
-    /// Whose the destination is: 1 this machine's, 2 another's.
+    /// The type of the destination address: 1 local, 2 unicast.
     DestinationType,
-    /// 0 for this machine alone, not broadcast.
+    /// The packet type: 0 for this host, as opposed to broadcast and multicast.
     PacketType,
 }
 
-/// What is known about a field of a packet.
+/// What is known about a field of a sample packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FieldValue {
-    /// Only the bits in `known` are.
+    /// The value of the bits in `known`; all other bits are unknown.
     Bits { bits: u32, known: u32 },
-    /// It is in this range.
+    /// An unknown value in this inclusive range.
     Within(u32, u32),
-    /// It has none, so that no comparison succeeds, not even a negated one (NFT_BREAK).
+    /// The packet has no such field. No comparison succeeds then, not even a negated one (NFT_BREAK).
     Absent,
 }
 
@@ -81,10 +83,10 @@ impl FieldValue {
     }
 }
 
-/// Ascending or not, each with its end.
+/// Inclusive ranges, in any order.
 pub(super) type Ranges = Arc<[(u32, u32)]>;
 
-/// A comparison: whether the field's bits under `mask` are in one of `ranges`.
+/// A comparison: are the bits of the field under `mask` in one of `ranges`?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Comparison {
     pub(super) field: Field,
@@ -109,7 +111,7 @@ impl Comparison {
             let one = match () {
                 () if from <= low && high <= to => Certainty::Yes,
                 () if to < low || high < from => Certainty::No,
-                // A single value that contradicts a bit that is known.
+                // A single value that differs from the packet in a known bit.
                 () if from == to && (from ^ low) & fixed != 0 => Certainty::No,
                 () => Certainty::Maybe,
             };
@@ -119,14 +121,14 @@ impl Comparison {
     }
 }
 
-/// Which of a packet's two interfaces.
+/// Which of a packet's two interfaces a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InterfaceDirection {
     Input,
     Output,
 }
 
-/// The name of an interface, or the start of several.
+/// The name of an interface, or the common start of several names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct InterfacePattern {
     name: String,
@@ -134,7 +136,7 @@ pub(super) struct InterfacePattern {
 }
 
 impl InterfacePattern {
-    /// `wildcard` ends the start of a name: `*` in nftables, `+` in iptables.
+    /// Reads a pattern. `wildcard` at the end stands for any rest: `*` in nftables, `+` in iptables.
     pub(super) fn new(text: &str, wildcard: char) -> Self {
         match text.strip_suffix(wildcard) {
             Some(start) => Self { name: start.to_owned(), is_prefix: true },
@@ -149,7 +151,7 @@ impl InterfacePattern {
         }
     }
 
-    /// An unknown interface is any but `lo`: both ends of a connection are not on one host.
+    /// An unknown interface is any except `lo`, because the two ends of a connection are on different hosts.
     fn holds(&self, interface: Option<&str>) -> Certainty {
         match interface {
             Some(interface) if self.matches(interface) => Certainty::Yes,
@@ -164,32 +166,32 @@ impl InterfacePattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     Compare(Comparison),
-    /// The packet has such an interface.
+    /// The name of one of the packet's interfaces.
     Interface {
         side: InterfaceDirection,
         pattern: InterfacePattern,
         negated: bool,
     },
-    /// One of these holds.
+    /// Holds if one of these holds.
     Any(Vec<Condition>),
-    /// All of these hold.
+    /// Holds if all of these hold.
     All(Vec<Condition>),
-    /// Something that depends on what is not known here: addresses, rates, time.
+    /// A condition that cannot be decided here, such as one about addresses, rates or time.
     Unknown,
 }
 
 impl Condition {
-    /// That the field's bits under `mask` are in one of `ranges`.
+    /// Holds if the bits of `field` under `mask` are in one of `ranges`.
     pub(super) fn field_in(field: Field, mask: u32, ranges: impl Into<Ranges>) -> Self {
         Self::Compare(Comparison { field, mask, ranges: ranges.into(), negated: false })
     }
 
-    /// That the field has one of these bits.
+    /// Holds if `field` has at least one of these bits.
     pub(super) fn has_any_bit(field: Field, bits: u32) -> Self {
         Self::field_in(field, bits, [(0, 0)]).negated_if(true)
     }
 
-    /// That the packet has an interface like `pattern`.
+    /// Holds if the packet's interface matches `pattern`.
     pub(super) fn interface(side: InterfaceDirection, pattern: InterfacePattern) -> Self {
         Self::Interface { side, pattern, negated: false }
     }
@@ -231,46 +233,46 @@ impl Condition {
     }
 }
 
-/// Where a rule sends a packet.
+/// The verdict statement of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RuleVerdict {
     Accept,
-    /// Reject as well.
+    /// Drop or reject.
     Drop,
-    /// A program decides.
+    /// A program in user space decides.
     Queue,
     Return,
     Jump(String),
     Goto(String),
-    /// On to the next rule.
+    /// Evaluation continues with the next rule.
     Continue,
-    /// The first whose condition holds.
+    /// A verdict map: the verdict of the element whose key matches.
     Map(Vec<(Condition, RuleVerdict)>),
-    /// Nobody knows.
+    /// The parser does not know the statement.
     Unknown,
 }
 
-/// A rule: all conditions, then the action.
+/// A rule: its verdict applies if all conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) conditions: Vec<Condition>,
     pub(super) action: RuleVerdict,
-    /// Where it sends connections to that were meant for here.
+    /// The destination translation that the rule sets up.
     pub(super) destination_nat: Option<DestinationNat>,
-    /// What to say of it if control packets may come to it.
+    /// The conflict to report if control packets may reach the rule.
     pub(super) conflict: Option<Box<ConflictingRule>>,
-    /// Bits of the packet mark that it may change.
+    /// Bits of the packet mark that the rule may change.
     pub(super) changed_mark_bits: u32,
-    /// As its owner wrote it.
+    /// The rule as the operator wrote it.
     pub(super) text: String,
 }
 
 /// A destination translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct DestinationNat {
-    /// The one host that it leads to, if it is one and known.
+    /// The new destination address, if it is a single known address.
     pub(super) address: Option<IpAddr>,
-    /// The ports there, if they are named.
+    /// The range of new destination ports, if the rule names one.
     pub(super) ports: Option<(u16, u16)>,
 }
 
@@ -280,33 +282,33 @@ impl Rule {
     }
 }
 
-/// Whether all conditions hold.
+/// Whether all conditions hold for `packet`.
 pub(super) fn all_hold(conditions: &[Condition], packet: &SamplePacket<'_>) -> Certainty {
     conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Certainty::Yes)
 }
 
-/// Where in a packet's way a chain is.
+/// A netfilter hook.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString, IntoStaticStr,
 )]
 #[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum Hook {
-    /// What arrives, before it is routed.
+    /// Arriving packets before routing.
     Prerouting,
-    /// What is routed through.
+    /// Packets that are forwarded.
     Forward,
-    /// What ends here.
+    /// Packets to this machine.
     Input,
-    /// What starts here.
+    /// Packets from this machine.
     Output,
 }
 
 impl Hook {
-    /// Those where filters usually are.
+    /// The hooks that usually have filter chains.
     pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
 }
 
-/// Whose a table is, and so who can change it.
+/// The program that a table belongs to, and that can change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// `nft`.
@@ -317,7 +319,7 @@ pub enum Origin {
     IptablesLegacy,
 }
 
-/// Which packets a table sees.
+/// The address family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString)]
 #[strum(serialize_all = "lowercase")]
 pub enum TableFamily {
@@ -332,51 +334,51 @@ impl TableFamily {
     }
 }
 
-/// What makes a chain see packets.
+/// The properties of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BaseChain {
     pub(super) hook: Hook,
     pub(super) priority: i32,
-    /// Whether what comes to its end is dropped.
+    /// Whether the policy drops packets that reach the end of the chain.
     pub(super) policy_drops: bool,
 }
 
-/// Rules in their order.
+/// A chain: rules in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chain {
-    /// Of a base chain at a hook that matters here.
+    /// The properties of a base chain; `None` for other chains, and for hooks that are not evaluated here.
     pub(super) base: Option<BaseChain>,
     pub(super) rules: Vec<Rule>,
 }
 
-/// A table of chains, which only know each other.
+/// A table. Its chains can jump only to chains of the same table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) origin: Origin,
     pub(super) family: TableFamily,
     pub(super) name: String,
-    /// Whether nft refuses changes by others (flag `owner`).
+    /// Whether the table has the flag `owner`, so that nft refuses changes by others.
     pub(super) has_owner: bool,
     pub(super) chains: BTreeMap<String, Chain>,
 }
 
-/// The bits of the marks that some rule may change, other than ours.
+/// The bits of the marks that rules of others may change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ChangedMarkBits {
     pub(super) ct_mark: u32,
     pub(super) mark: u32,
 }
 
-/// What is known of a packet.
+/// A packet for which rules are evaluated. Only the properties that are known in advance are set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SamplePacket<'a> {
     pub(super) hook: Hook,
     pub(super) ip: Ip,
-    /// Whether it ends here.
+    /// Whether the destination is an address of this machine.
     pub(super) is_local: bool,
-    /// The interface it comes by, if known. Empty if it has none.
+    /// The input interface, if known; empty if the packet has none.
     pub(super) input: Option<&'a str>,
-    /// The interface it leaves by, likewise.
+    /// The output interface, if known; empty if the packet has none.
     pub(super) output: Option<&'a str>,
     pub(super) state: u32,
     pub(super) direction: FieldValue,
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn known_bits_decide_and_others_may() {
+    fn known_bits_decide_and_unknown_bits_answer_maybe() {
         let exactly = FieldValue::exactly(0x4000_0005);
         assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), exactly), Certainty::Yes);
         assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), exactly), Certainty::No);
@@ -439,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_inside_outside_or_across() {
+    fn range_answers_by_overlap() {
         let port = FieldValue::Within(1024, 65535);
         assert_eq!(holds(u32::MAX, (1024, 65535), port), Certainty::Yes);
         assert_eq!(holds(u32::MAX, (21, 21), port), Certainty::No);

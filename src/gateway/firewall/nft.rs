@@ -1,7 +1,7 @@
-//! Reads what `nft --json` lists (libnftables-json(5)).
+//! Parses the output of `nft --json list` (libnftables-json(5)).
 //!
-//! Every version of nft writes some things differently; what is not known is no error, but a
-//! condition that may or may not hold.
+//! The output differs between versions of nft. So an unknown statement is no error: it becomes a condition that may
+//! or may not hold.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,19 +21,20 @@ use super::{
 };
 use crate::gateway::rules::TABLE as OURS;
 
-/// What every statement and object is, in nft's JSON.
+/// A statement or an object in nft's JSON.
 type Object = Map<String, Json>;
 type TableKey = (TableFamily, String);
 
-/// What nft prints for a command.
+/// The output of nft for one command.
 #[derive(Deserialize)]
 struct Document {
     #[serde(default)]
     nftables: Vec<Object>,
 }
 
-/// Reads the JSON of any number of commands, and `listing`, the same as `nft --handle` prints it for people: for the texts
-/// of rules only. Our own table is left out.
+/// Parses the JSON output of any number of commands. Our own table is left out.
+///
+/// `listing` is the output of `nft --handle` for the same tables. It is used only for the texts of rules.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {
@@ -41,7 +42,7 @@ pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
         objects.extend(nftables);
     }
     let mut reader = NftReader { texts: rule_texts(listing), ..NftReader::default() };
-    // Rules refer to sets and helpers, wherever these are listed.
+    // Rules refer to sets and helpers, which may be listed after them.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
         if let Some(object) = object.as_object() {
             reader.read_declaration(kind, object);
@@ -62,11 +63,11 @@ pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
 #[derive(Default)]
 struct NftReader<'a> {
     tables: BTreeMap<TableKey, Table>,
-    /// Elements of named sets and maps.
+    /// The elements of named sets and maps.
     sets: HashMap<(TableKey, &'a str), &'a Json>,
-    /// Helper objects of type `ftp`.
+    /// The helper objects of type `ftp`.
     helpers: Vec<(TableKey, &'a str)>,
-    /// Sets as ranges, once each: sets may be large, and rules many.
+    /// Cache of named sets as ranges, because sets may be large and many rules may use one.
     ranges: HashMap<(TableKey, &'a str, Field), Option<Ranges>>,
     texts: HashMap<(TableFamily, &'a str, u64), &'a str>,
     conflicts: Vec<ConflictingRule>,
@@ -122,7 +123,7 @@ impl<'a> NftReader<'a> {
             return;
         }
         let handle = object.get("handle").and_then(Json::as_u64);
-        let written = handle
+        let text = handle
             .and_then(|handle| self.texts.get(&(key.0, key.1.as_str(), handle)).copied())
             .map(str::to_owned)
             .unwrap_or_else(|| match handle {
@@ -135,7 +136,7 @@ impl<'a> NftReader<'a> {
             destination_nat: None,
             conflict: None,
             changed_mark_bits: 0,
-            text: written,
+            text,
         };
         for statement in statements {
             let Some((kind, content)) = statement.as_object().and_then(|one| one.iter().next())
@@ -157,7 +158,7 @@ impl<'a> NftReader<'a> {
                 }
                 Statement::Conflict(kind) => {
                     let (family, table) = (key.0, key.1.as_str());
-                    let concern = ConflictingRule {
+                    let conflict = ConflictingRule {
                         kind,
                         chain: format!("{family} {table} {chain}"),
                         rule: rule.text.clone(),
@@ -167,9 +168,9 @@ impl<'a> NftReader<'a> {
                     };
                     match kind {
                         ConflictKind::Untracked | ConflictKind::Offload => {
-                            rule.conflict = Some(Box::new(concern));
+                            rule.conflict = Some(Box::new(conflict));
                         }
-                        _ => self.conflicts.push(concern),
+                        _ => self.conflicts.push(conflict),
                     }
                 }
             }
@@ -192,7 +193,7 @@ impl<'a> NftReader<'a> {
             "flow" => Statement::Conflict(ConflictKind::Offload),
             "notrack" => Statement::Conflict(ConflictKind::Untracked),
             "xt" => xtables_extension(content),
-            // Those that never keep a packet from the statements behind them.
+            // Statements after which the next statement always runs.
             "counter" | "log" | "comment" | "ct helper" | "ct timeout" | "ct expectation"
             | "set" | "map" | "dup" | "last" | "secmark" => Statement::Nothing,
             _ => match verdict(kind, content) {
@@ -222,10 +223,10 @@ impl<'a> NftReader<'a> {
             None => Condition::Any(Vec::new()),
         };
         Some(match op {
-            // Of sets, each element is looked for; else one of the bits.
+            // With a set, `in` looks up the whole value. Without one it asks for at least one of the bits.
             "in" if !is_set(right) => Condition::has_any_bit(field, one()?),
             "==" | "in" => Condition::field_in(field, mask, ranges),
-            // Every state is a single bit, of which `!= a,b` wants none.
+            // Every state is a single bit, and `!= a,b` holds if none of them is set.
             "!=" if field == Field::State && !is_set(right) => {
                 Condition::has_any_bit(field, one()?).negated_if(true)
             }
@@ -292,8 +293,8 @@ impl<'a> NftReader<'a> {
         )
     }
 
-    /// The destination ports that are among what a statement looks up, with others or in a map of translations;
-    /// of other packets it does nothing.
+    /// The destination ports in a concatenation, or in the keys of a translation map. The statement does nothing for
+    /// packets with other ports.
     fn looked_up_port(&self, key: &TableKey, kind: &str, content: &'a Json) -> Option<Condition> {
         let (looked_up, elements) = match kind {
             "match" if content.get("op").is_none_or(|op| op == "==") => {
@@ -337,18 +338,18 @@ impl<'a> NftReader<'a> {
 
     fn mangle(&mut self, content: &Json) -> Statement {
         let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
-        let kept = content.get("value").map_or(0, |value| unchanged_bits(value, changed.0));
+        let unchanged = content.get("value").map_or(0, |value| unchanged_bits(value, changed.0));
         match changed.0 {
             Field::CtMark => {
-                self.changed_mark_bits.ct_mark |= !kept;
-                Statement::Conflict(ConflictKind::CtMark { bits: !kept })
+                self.changed_mark_bits.ct_mark |= !unchanged;
+                Statement::Conflict(ConflictKind::CtMark { bits: !unchanged })
             }
-            Field::PacketMark => Statement::Mark(!kept),
+            Field::PacketMark => Statement::Mark(!unchanged),
             _ => Statement::Nothing,
         }
     }
 
-    /// Whether a `ct helper set` gives the kernel's FTP helper, by name or by some map.
+    /// Whether a `ct helper set` statement may assign the kernel's FTP helper, by name or by a map.
     fn assigns_ftp(&self, key: &TableKey, content: &Json) -> bool {
         let mut of_table = self.helpers.iter().filter(|(table, _)| table == key);
         match content.as_str() {
@@ -362,7 +363,7 @@ enum Statement {
     Nothing,
     Condition(Condition),
     Verdict(RuleVerdict),
-    /// Changes these bits of the packet mark.
+    /// The statement may change these bits of the packet mark.
     Mark(u32),
     Conflict(ConflictKind),
 }
@@ -375,12 +376,12 @@ fn text<'a>(object: &'a Object, name: &str) -> Option<&'a str> {
     object.get(name)?.as_str()
 }
 
-/// The table that an object is in, if it is of a family that matters.
+/// The table of an object; `None` for families that see no FTP connection.
 fn table_key(object: &Object, table: &str) -> Option<TableKey> {
     Some((text(object, "family")?.parse().ok()?, text(object, table)?.to_owned()))
 }
 
-/// Whether `value` is `name` or a list with it.
+/// Whether `value` is `name` or a list that contains it.
 fn contains_name(value: &Json, name: &str) -> bool {
     match value {
         Json::Array(list) => list.iter().any(|one| one.as_str() == Some(name)),
@@ -396,7 +397,7 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
     })
 }
 
-/// What a statement does to destinations, if it does anything.
+/// The destination translation of a statement, if it has one.
 fn destination_nat(kind: &str, content: &Json) -> Option<DestinationNat> {
     let port = |value: &Json| {
         let ends = value.get("range").and_then(Json::as_array);
@@ -431,7 +432,7 @@ fn verdict(kind: &str, content: &Json) -> Option<RuleVerdict> {
     })
 }
 
-/// A match or target of iptables, of which nft only knows the name.
+/// An xtables match or target. nft knows only its name.
 fn xtables_extension(content: &Json) -> Statement {
     let part = |name| content.get(name).and_then(Json::as_str);
     match (part("type"), part("name")) {
@@ -441,7 +442,7 @@ fn xtables_extension(content: &Json) -> Statement {
     }
 }
 
-/// The rules' texts by table and handle.
+/// The texts of rules by table and handle.
 fn rule_texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
     let mut texts = HashMap::new();
     let mut table = None;
@@ -452,7 +453,7 @@ fn rule_texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
             table =
                 words.next().and_then(|word| word.parse::<TableFamily>().ok()).zip(words.next());
         } else if let (Some((family, name)), Ok(handle)) = (table, handle.trim().parse()) {
-            // `chain x { # handle 1`: chains count by themselves.
+            // `chain x { # handle 1`: chains have handles of their own.
             if !text.ends_with('{') {
                 texts.insert((family, name, handle), text.trim());
             }

@@ -1,5 +1,5 @@
-//! The line that a firewall lacks, in its own language and with its own names, and where to keep
-//! it so that it is still there tomorrow.
+//! Makes the rule that a firewall lacks, in the firewall's own language and with its own names. Also says where to
+//! store the rule, so that it survives a reload.
 
 use super::{
     ChainLocation, Hook, Origin, PacketClass, TableFamily,
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::gateway::RuleParameters;
 
-/// Programs that write rule sets by themselves, and so overwrite what others add.
+/// Programs that generate rule sets, and so overwrite rules that others add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RulesetManager {
     Ufw,
@@ -33,39 +33,43 @@ impl RulesetManager {
         }
     }
 
-    /// How to keep a rule, which the command alone only adds until the next reload.
+    /// How to make a rule permanent. The command alone adds it only until the next reload.
     pub fn persistence_advice(
         self,
-        place: &ChainLocation,
-        sign: PacketClass,
+        location: &ChainLocation,
+        class: PacketClass,
         parameters: &RuleParameters,
     ) -> String {
-        let hook = place.chain.to_ascii_lowercase();
+        let hook = location.chain.to_ascii_lowercase();
         match self {
             Self::Ufw => {
-                let (file, prefix) = match place.family {
+                let (file, prefix) = match location.family {
                     TableFamily::Ip6 => ("before6.rules", "ufw6"),
                     _ => ("before.rules", "ufw"),
                 };
-                let condition = condition(place.origin, sign, parameters);
+                let condition = condition(location.origin, class, parameters);
                 format!(
-                    "to keep it over a reload of ufw, put this into /etc/ufw/{file}: \
+                    "a reload of ufw removes it: to make it permanent, add this line to /etc/ufw/{file}: \
                      -A {prefix}-before-{hook} {condition} -j ACCEPT"
                 )
             }
-            Self::Firewalld if place.has_owner => {
-                "firewalld owns its table: set NftablesTableOwner=no \
-                in /etc/firewalld/firewalld.conf and restart it, else nobody can add a rule"
+            Self::Firewalld if location.has_owner => {
+                "firewalld owns its table, so no other program can add a rule: set \
+                NftablesTableOwner=no in /etc/firewalld/firewalld.conf and restart firewalld"
                     .to_owned()
             }
-            Self::Firewalld => "firewalld forgets it at each reload: add it again then".to_owned(),
-            Self::Docker => "to keep it over a restart, load it as your other iptables rules; \
-                Docker leaves DOCKER-USER alone"
-                .to_owned(),
+            Self::Firewalld => {
+                "each reload of firewalld removes it: add it again after a reload".to_owned()
+            }
+            Self::Docker => {
+                "a restart removes it: to make it permanent, load it together with your \
+                other iptables rules; Docker does not change DOCKER-USER"
+                    .to_owned()
+            }
             Self::Fw4 => {
-                let condition = condition(place.origin, sign, parameters);
+                let condition = condition(location.origin, class, parameters);
                 format!(
-                    "to keep it over a reload of fw4, put `{condition} accept` into \
+                    "a reload of fw4 removes it: to make it permanent, write `{condition} accept` to \
                      /usr/share/nftables.d/chain-pre/{hook}/ftp-alg.nft"
                 )
             }
@@ -73,9 +77,9 @@ impl RulesetManager {
     }
 }
 
-/// The base chain `name` of `table`.
+/// The location of base chain `name` of `table`.
 pub(super) fn chain_location(table: &Table, name: &str, hook: Hook) -> ChainLocation {
-    // Docker sends everything through this chain first, and never touches what is in it.
+    // Docker jumps to this chain first, and never changes the rules in it.
     let user = "DOCKER-USER";
     let jumps = |chain: &super::model::Chain| {
         chain.rules.iter().any(|rule| {
@@ -95,9 +99,9 @@ pub(super) fn chain_location(table: &Table, name: &str, hook: Hook) -> ChainLoca
 }
 
 impl ChainLocation {
-    /// The command that lets packets with `sign` pass here.
-    pub fn accept_command(&self, sign: PacketClass, parameters: &RuleParameters) -> String {
-        let condition = condition(self.origin, sign, parameters);
+    /// The command that adds a rule here to accept packets of `class`.
+    pub fn accept_command(&self, class: PacketClass, parameters: &RuleParameters) -> String {
+        let condition = condition(self.origin, class, parameters);
         let (table, chain) = (&self.table, &self.insert_into);
         match self.origin {
             Origin::Nftables => {
@@ -106,7 +110,7 @@ impl ChainLocation {
             }
             _ => {
                 let program = self.program();
-                // `filter` is the default, and the shorter line the more familiar one.
+                // `filter` is the default, so the shorter command is the usual one.
                 let table = match table.as_str() {
                     "filter" => String::new(),
                     other => format!("-t {other} "),
@@ -117,10 +121,10 @@ impl ChainLocation {
     }
 }
 
-/// The condition that packets with `sign` meet, in the language of `origin`.
-pub fn condition(origin: Origin, sign: PacketClass, parameters: &RuleParameters) -> String {
+/// The condition that matches packets of `class`, in the language of `origin`.
+pub fn condition(origin: Origin, class: PacketClass, parameters: &RuleParameters) -> String {
     let (data, mask) = (parameters.data(), parameters.mask());
-    match (origin, sign) {
+    match (origin, class) {
         (Origin::Nftables, PacketClass::MarkedData) => format!("ct mark and {data:#010x} != 0"),
         (Origin::Nftables, PacketClass::RelatedData) => "ct state established,related".to_owned(),
         (Origin::Nftables, PacketClass::Injected) => format!("meta mark {mask:#010x}"),

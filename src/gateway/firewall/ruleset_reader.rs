@@ -1,35 +1,35 @@
-//! Follows the operator's rules while the daemon runs: reads them again when they have changed.
+//! Reads the operator's rules again whenever they change while the daemon runs.
 
 use std::time::{Duration, Instant};
 
 use super::{Firewall, Ip};
 use crate::gateway::{ClaimedPorts, Commits, GatewayError, legacy::uses_legacy, netlink::Socket};
 
-/// Between two readings of the rules, however often they change.
+/// Minimum time between two readings, however often the rules change.
 const MIN_INTERVAL: Duration = Duration::from_secs(2);
-/// Rules of iptables-legacy change without a sign.
+/// Time between two readings if iptables-legacy is in use. The kernel does not announce changes of its rules.
 const LEGACY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Reads the operator's rules again when they have changed.
+/// Reads the operator's rules when they have changed, and updates the claimed ports.
 #[derive(Debug)]
 pub struct RulesetReader {
     ports: ClaimedPorts,
     commits: Commits,
     socket: Socket,
-    /// The transactions of others at the last reading, and when that was.
+    /// The number of transactions of others at the last reading, and the time of that reading.
     last_read: Option<(Option<u32>, Instant)>,
     logged_notes: Vec<String>,
 }
 
 impl RulesetReader {
-    /// A reader for `ports`; the transactions counted in `commits` are no reason to read.
+    /// A reader that updates `ports`. It ignores our own transactions, which `commits` counts.
     pub fn new(ports: &ClaimedPorts, commits: &Commits) -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
         let (ports, commits) = (ports.clone(), commits.clone());
         Ok(Self { ports, commits, socket, last_read: None, logged_notes: Vec::new() })
     }
 
-    /// Reads the rules if they may be others than before, which may take a while; gives them then.
+    /// Reads the rules if they may have changed, and returns them. A reading can take seconds.
     pub fn read_if_changed(&mut self) -> Option<Firewall> {
         let others = self.commits.of_others(&mut self.socket).ok().flatten();
         let now = Instant::now();
@@ -46,10 +46,12 @@ impl RulesetReader {
         let claims = firewall.translated_ports();
         let mut notes = Vec::new();
         notes.extend(firewall.read_errors().iter().map(|what| {
-            format!("published ports are not all known, and a data connection may take one: {what}")
+            format!("cannot read all rules, so a data connection may take a published port: {what}")
         }));
         notes.extend(claims.unlimited_rules().iter().map(|rule| {
-            format!("a data connection may take any port that this rule translates: {rule}")
+            format!(
+                "rule translates unknown ports, so a data connection may take one of them: {rule}"
+            )
         }));
         if notes != self.logged_notes {
             notes.iter().for_each(|note| tracing::info!("{note}"));

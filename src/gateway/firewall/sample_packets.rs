@@ -1,30 +1,31 @@
-//! The packets that a firewall is asked about: those of a data connection that was admitted, those
-//! that `ftp-alg` sends itself, and those of a connection that is nothing to it, as a control
-//! connection.
+//! The sample packets for which the firewall is evaluated.
+//!
+//! There are three kinds: packets of data connections that `ftp-alg` admitted, packets that `ftp-alg` injects, and
+//! packets of connections without its marks, such as control connections.
 
 use super::model::{ChangedMarkBits, FieldValue, Hook, Ip, SamplePacket, state};
 use crate::gateway::{Backend, RuleParameters};
 
-/// The ports that initiators choose on Linux and on other systems.
+/// The ephemeral ports of Linux and of other systems have this range in common.
 const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
 const SYN: u32 = 0x02;
 const ACK: u32 = 0x10;
-/// Of the flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
+/// The TCP flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
 const COMPARED: u32 = 0x3f;
 
-/// By what a firewall can tell a packet of ours.
+/// How a firewall can recognise a packet of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketClass {
-    /// A data connection that our table admitted: new, with our bit in its ct mark.
+    /// A data connection that our table admitted: state `new`, with our bit in the ct mark.
     MarkedData,
-    /// A data connection that conntrack expected: related, and our table gave it that bit as well.
+    /// A data connection that conntrack expected: state `related`, and our table has set the bit, too.
     RelatedData,
-    /// A packet from our raw socket: untracked, with our packet mark.
+    /// A packet from our raw socket: state `untracked`, with our packet mark.
     Injected,
 }
 
 impl PacketClass {
-    /// Of the data connections of a back end.
+    /// The class of the data connections of a back end.
     pub fn for_data_connections(backend: Backend) -> Self {
         match backend {
             Backend::Conntrack => Self::RelatedData,
@@ -32,7 +33,7 @@ impl PacketClass {
         }
     }
 
-    /// What such packets are, for people.
+    /// A short description for messages.
     pub fn description(self) -> &'static str {
         match self {
             Self::Injected => "acknowledgements of ftp-alg",
@@ -42,7 +43,7 @@ impl PacketClass {
     }
 }
 
-/// The first packet of a connection of which nothing else is known.
+/// The first packet of a connection without any other known property.
 fn first_packet(hook: Hook, ip: Ip) -> SamplePacket<'static> {
     let any_port = FieldValue::Within(0, u16::MAX.into());
     SamplePacket {
@@ -62,12 +63,12 @@ fn first_packet(hook: Hook, ip: Ip) -> SamplePacket<'static> {
     }
 }
 
-/// The packets with `sign` that stand for the whole: the first of a connection, and a later one either way. `data` is the
-/// ct mark bit of an admitted data connection.
+/// Packets that represent a connection of `class`: the first packet, and a later packet in each direction. `data` is
+/// the ct mark bit of admitted data connections.
 pub(super) fn packets_of_class(
     hook: Hook,
     ip: Ip,
-    sign: PacketClass,
+    class: PacketClass,
     data: u32,
     parameters: &RuleParameters,
     changes: ChangedMarkBits,
@@ -75,17 +76,17 @@ pub(super) fn packets_of_class(
     let mask = parameters.mask();
     let any = first_packet(hook, ip);
     let first = SamplePacket {
-        // A new connection has no mark but ours and what others' rules put there.
+        // A new connection has no mark bits except ours and those that rules of others set.
         ct_mark: FieldValue::Bits { bits: data, known: !changes.ct_mark | data },
         mark: FieldValue::Bits { bits: 0, known: !changes.mark },
-        // `min-data-port` may be lower, but rules about low ports are about services.
+        // `min-data-port` may be lower, but rules with low ports are meant for services.
         destination_port: FieldValue::Within(1024, u16::MAX.into()),
         ..any
     };
-    // It inherits the mark of its control connection (init_conntrack()), our bits included; another of them says that a
-    // handshake is over.
+    // An expected connection inherits the ct mark of its control connection (init_conntrack()), including our bits.
+    // Another of our bits says that a handshake is complete.
     let inherited = FieldValue::Bits { bits: data, known: !changes.ct_mark & !mask | data };
-    let first = match sign {
+    let first = match class {
         PacketClass::MarkedData => first,
         PacketClass::RelatedData => SamplePacket {
             state: state::RELATED,
@@ -114,13 +115,13 @@ pub(super) fn packets_of_class(
     vec![first, later(0), later(1)]
 }
 
-/// The first packet of a data connection that the fast path admits, where it arrives.
+/// The first packet of a data connection that the fast path admits, at prerouting.
 pub(super) fn fast_path_first_packet(
     parameters: &RuleParameters,
     changes: ChangedMarkBits,
 ) -> SamplePacket<'static> {
     let mask = parameters.mask();
-    // A slot may be in other bits.
+    // The number of a translation may be in the other bits.
     let known = mask | !(changes.mark | parameters.slots());
     SamplePacket {
         output: Some(""),
@@ -134,19 +135,19 @@ pub(super) fn fast_path_first_packet(
 /// A TCP connection between two interfaces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SampleConnection<'a> {
-    /// Where its first packet is.
+    /// The hook of the first packet.
     pub(super) hook: Hook,
     pub(super) ip: Ip,
-    /// The port that it goes to.
+    /// The destination port.
     pub(super) port: u16,
-    /// The initiator's interface: none if unknown, empty if it is this machine.
+    /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
     pub(super) from: Option<&'a str>,
-    /// The target's interface, likewise.
+    /// The interface towards the target: `None` if unknown, empty if this machine is the target.
     pub(super) to: Option<&'a str>,
 }
 
 impl<'a> SampleConnection<'a> {
-    /// The packets that stand for the whole: the first, and a later one either way.
+    /// Packets that represent the connection: the first packet, and a later packet in each direction.
     pub(super) fn packets(
         &self,
         parameters: &RuleParameters,
@@ -158,7 +159,7 @@ impl<'a> SampleConnection<'a> {
             input: from,
             output: to,
             ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
-            // Others may restore a mark to packets, but never one of what we send.
+            // Rules of others may restore packet marks, but never the one of the packets that we inject.
             mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
             source_port: EPHEMERAL,
             destination_port: FieldValue::exactly(port.into()),
@@ -166,7 +167,7 @@ impl<'a> SampleConnection<'a> {
         };
         let later = SamplePacket {
             state: state::ESTABLISHED,
-            // It may have all our bits but that of data connections.
+            // A control connection may have any of our bits except the one of data connections.
             ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark & !mask | data },
             tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
             ..first

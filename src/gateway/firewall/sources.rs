@@ -1,4 +1,4 @@
-//! Where the rules come from: the programs that print them. Changes nothing.
+//! Reads the loaded rules with the programs that print them: `nft` and `iptables-save`. Changes nothing.
 
 use std::{collections::BTreeSet, io};
 
@@ -14,20 +14,21 @@ use crate::gateway::{
     rules::TABLE as OURS,
 };
 
-/// Those whose chains see control or data connections.
+/// The address families whose chains see control or data connections.
 const FAMILIES: [(i32, &str); 3] =
     [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6"), (libc::NFPROTO_INET, "inet")];
 
-/// Reads what is loaded, and the texts of its rules if asked. What cannot be read is noted.
+/// Reads the loaded rules, with the texts of nftables rules if `texts` is set. Errors go to
+/// [`Firewall::read_errors`].
 pub(super) fn read(texts: bool) -> Firewall {
     let json = list_tables(&["--json", "--file", "-"], |family, name| {
         let table = json!({"family": family, "name": name});
         Some(json!({"nftables": [{"list": {"table": table}}]}).to_string())
     });
-    // Only for people, so its absence is no loss.
+    // The listing is only for display, so its absence is no error.
     let listing = match texts {
         true => list_tables(&["--stateless", "--handle", "--file", "-"], |family, name| {
-            // Any other is not one word to nft.
+            // nft does not read a name with other characters as one word.
             let is_in_word = |one: char| one.is_ascii_alphanumeric() || "_-./".contains(one);
             name.chars().all(is_in_word).then(|| format!("list table {family} {name}\n"))
         }),
@@ -35,7 +36,7 @@ pub(super) fn read(texts: bool) -> Firewall {
     };
     let read = json.and_then(|json| {
         Firewall::from_nft(&json, &listing.unwrap_or_default())
-            .map_err(|error| io::Error::other(format!("what nft printed is not as known: {error}")))
+            .map_err(|error| io::Error::other(format!("cannot parse the output of nft: {error}")))
     });
     let mut firewall = read.unwrap_or_else(|error| Firewall {
         read_errors: vec![format!("nftables: {error}")],
@@ -47,7 +48,7 @@ pub(super) fn read(texts: bool) -> Firewall {
             let program = program(Origin::IptablesLegacy, ip);
             firewall
                 .read_errors
-                .push(format!("{program}: whether it is in use only root sees: {error}"));
+                .push(format!("{program}: cannot see if it is in use: {error}; run this as root"));
             false
         });
         let legacy = legacy.then_some(Origin::IptablesLegacy);
@@ -63,8 +64,10 @@ pub(super) fn read(texts: bool) -> Firewall {
     firewall
 }
 
-/// What nft prints of each table but ours, which it is asked for by this `command`. Our sets may hold very many elements, and
-/// change while they are listed: that can take seconds.
+/// The output of nft for every table except ours. `command` makes the nft command for one table.
+///
+/// Our table is left out because its sets may hold very many elements and change while nft lists them. Listing them
+/// can take seconds.
 fn list_tables(
     arguments: &[&str],
     command: impl Fn(&str, &str) -> Option<String>,
@@ -79,7 +82,7 @@ fn list_tables(
             let Some(command) = command(family, &name) else { continue };
             match answer_of("nft", arguments, &command) {
                 Ok(listing) => all.push_str(&listing),
-                // It has gone meanwhile.
+                // The table was deleted in the meantime.
                 Err(_) if !nft::tables(&mut socket, number)?.contains(&name) => {}
                 Err(error) => return Err(error),
             }
@@ -88,8 +91,9 @@ fn list_tables(
     Ok(all)
 }
 
-/// The interfaces that are up and have an address that is not link-local, without `lo`. Ports of a
-/// bridge have none: its packets come by the bridge.
+/// The interfaces that are up and have an address that is not link-local, without `lo`.
+///
+/// Bridge ports have no address, so they are left out: rules see their packets on the bridge.
 pub fn interfaces() -> Vec<String> {
     let Ok(all) = getifaddrs() else { return Vec::new() };
     let is_own =
@@ -107,7 +111,7 @@ pub fn interfaces() -> Vec<String> {
     names.into_iter().collect()
 }
 
-/// What `iptables-save` of this variant prints. Where there is only one variant, it has no suffix.
+/// The output of `iptables-save` of this variant. A system with only one variant has no suffix in the program's name.
 fn iptables_save(origin: Origin, ip: Ip) -> io::Result<String> {
     let program = program(origin, ip);
     match output_of(&format!("{program}-save"), &[]) {
@@ -116,7 +120,7 @@ fn iptables_save(origin: Origin, ip: Ip) -> io::Result<String> {
             let over_nft = output_of(plain, &["--version"])?.contains("nf_tables");
             if over_nft != (origin == Origin::IptablesNft) {
                 return Err(io::Error::other(format!(
-                    "it is in use, but {program}-save is not installed, so its rules are not known"
+                    "in use, but its rules cannot be read: install {program}-save"
                 )));
             }
             output_of(&format!("{plain}-save"), &[])

@@ -1,8 +1,11 @@
-//! Rule sets as the usual tools write them, and what becomes of data connections there.
+//! Verdicts on data connections for rule sets as the usual tools generate them.
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    PacketClass::{Injected, MarkedData, RelatedData},
+    *,
+};
 
 const PLAIN: (&str, &str) = (include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
 const FIREWALLD: (&str, &str) =
@@ -21,16 +24,16 @@ fn legacy(text: &str) -> Firewall {
     firewall
 }
 
-fn judge(firewall: &Firewall, hook: Hook, ip: Ip, sign: PacketClass) -> HookVerdict {
-    firewall.verdict(hook, ip, sign, &RuleParameters::default())
+fn verdict(firewall: &Firewall, hook: Hook, ip: Ip, class: PacketClass) -> HookVerdict {
+    firewall.verdict(hook, ip, class, &RuleParameters::default())
 }
 
-fn remedies(judgement: &HookVerdict, sign: PacketClass) -> Vec<String> {
-    Firewall::remedies(judgement, sign, &RuleParameters::default())
+fn remedies(verdict: &HookVerdict, class: PacketClass) -> Vec<String> {
+    Firewall::remedies(verdict, class, &RuleParameters::default())
 }
 
-fn exceptions(judgement: &HookVerdict) -> Vec<&str> {
-    let all = judgement.chains.iter().flat_map(|chain| &chain.exceptions);
+fn exceptions(verdict: &HookVerdict) -> Vec<&str> {
+    let all = verdict.chains.iter().flat_map(|chain| &chain.exceptions);
     all.filter_map(|reason| reason.rule.as_deref()).collect()
 }
 
@@ -47,20 +50,20 @@ fn one_rule(statements: &str) -> Firewall {
 }
 
 #[test]
-fn default_drop_without_our_mark_is_named_with_the_line_to_add() {
+fn default_drop_gets_a_command_that_accepts_our_mark() {
     let firewall = nftables(PLAIN);
-    let forward = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
+    let forward = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
     assert!(!forward.passes());
-    let stop = forward.dropping_chains().next().unwrap();
+    let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(
-        (stop.decided_by.chain.as_str(), stop.decided_by.rule.as_deref()),
+        (chain.decided_by.chain.as_str(), chain.decided_by.rule.as_deref()),
         ("forward", None)
     );
     assert_eq!(
-        remedies(&forward, PacketClass::MarkedData),
+        remedies(&forward, MarkedData),
         ["nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept"]
     );
-    // What could let some pass: a service's port above 1023, and an interface.
+    // Rules that may accept some connections: by a service's port above 1023, and by interfaces.
     assert_eq!(
         exceptions(&forward),
         ["tcp dport @services accept", "iifname \"lan0\" oifname \"wan0\" accept"]
@@ -68,25 +71,25 @@ fn default_drop_without_our_mark_is_named_with_the_line_to_add() {
 }
 
 #[test]
-fn a_rule_for_our_mark_before_a_trailing_drop_is_found() {
-    let input = judge(&nftables(PLAIN), Hook::Input, Ip::V6, PacketClass::MarkedData);
+fn rule_for_our_mark_before_a_final_drop_is_found() {
+    let input = verdict(&nftables(PLAIN), Hook::Input, Ip::V6, MarkedData);
     assert!(input.passes());
     assert_eq!(
         input.chains[0].decided_by.rule.as_deref(),
         Some("ct mark & 0x40000000 == 0x40000000 accept")
     );
     assert!(exceptions(&input).is_empty(), "{input:?}");
-    let related = judge(&nftables(PLAIN), Hook::Input, Ip::V4, PacketClass::RelatedData);
+    let related = verdict(&nftables(PLAIN), Hook::Input, Ip::V4, RelatedData);
     assert!(related.passes());
 }
 
 #[test]
-fn untracked_packets_of_ours_need_their_own_line() {
+fn injected_packets_need_their_own_rule() {
     let firewall = nftables(PLAIN);
-    assert!(judge(&firewall, Hook::Output, Ip::V4, PacketClass::MarkedData).passes());
-    let ours = judge(&firewall, Hook::Output, Ip::V4, PacketClass::Injected);
+    assert!(verdict(&firewall, Hook::Output, Ip::V4, MarkedData).passes());
+    let ours = verdict(&firewall, Hook::Output, Ip::V4, Injected);
     assert_eq!(
-        remedies(&ours, PacketClass::Injected),
+        remedies(&ours, Injected),
         ["nft insert rule inet filter output meta mark 0x70000000 accept"]
     );
 }
@@ -96,36 +99,39 @@ fn firewalld_accepts_related_and_rejects_the_rest() {
     let firewall = nftables(FIREWALLD);
     for ip in Ip::BOTH {
         for hook in [Hook::Forward, Hook::Input] {
-            let mark = judge(&firewall, hook, ip, PacketClass::MarkedData);
-            let stop = mark.dropping_chains().next().unwrap();
-            assert_eq!(stop.decided_by.rule.as_deref(), Some("reject with icmpx admin-prohibited"));
-            assert_eq!(stop.location.manager, Some(RulesetManager::Firewalld));
-            assert!(judge(&firewall, hook, ip, PacketClass::RelatedData).passes());
+            let mark = verdict(&firewall, hook, ip, MarkedData);
+            let chain = mark.dropping_chains().next().unwrap();
+            assert_eq!(
+                chain.decided_by.rule.as_deref(),
+                Some("reject with icmpx admin-prohibited")
+            );
+            assert_eq!(chain.location.manager, Some(RulesetManager::Firewalld));
+            assert!(verdict(&firewall, hook, ip, RelatedData).passes());
         }
-        for sign in [PacketClass::MarkedData, PacketClass::RelatedData, PacketClass::Injected] {
-            assert!(judge(&firewall, Hook::Output, ip, sign).passes());
+        for class in [MarkedData, RelatedData, Injected] {
+            assert!(verdict(&firewall, Hook::Output, ip, class).passes());
         }
     }
-    // Some IPv6 addresses are rejected, which says nothing about IPv4.
-    let output = |ip| judge(&firewall, Hook::Output, ip, PacketClass::MarkedData);
+    // firewalld rejects some IPv6 addresses. IPv4 has no such exception.
+    let output = |ip| verdict(&firewall, Hook::Output, ip, MarkedData);
     assert_eq!(exceptions(&output(Ip::V4)), [""; 0]);
     assert_eq!(exceptions(&output(Ip::V6)).len(), 1);
 }
 
 #[test]
-fn a_flowtable_is_a_concern() {
+fn flowtable_is_a_conflict() {
     let firewall = one_rule(
         r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}},
         {"flow": {"op": "add", "flowtable": "@ft"}}"#,
     );
     let parameters = RuleParameters::default();
-    let concerns: Vec<_> =
+    let conflicts: Vec<_> =
         firewall.conflicting_rules(&parameters).map(|c| (c.kind, &*c.chain)).collect();
-    assert_eq!(concerns, [(ConflictKind::Offload, "inet t f")]);
+    assert_eq!(conflicts, [(ConflictKind::Offload, "inet t f")]);
 }
 
 #[test]
-fn a_flowtable_that_takes_no_control_connection_is_none() {
+fn flowtable_without_control_connections_is_no_conflict() {
     let port = |field: &str| {
         format!(
             r#"{{"match": {{"op": "!=", "left": {{"payload": {{"protocol": "tcp", "field": "{field}"}}}},
@@ -147,7 +153,7 @@ fn a_flowtable_that_takes_no_control_connection_is_none() {
 }
 
 #[test]
-fn queueing_that_was_loaded_by_hand_is_a_concern_with_the_commands_that_end_it() {
+fn manually_loaded_queueing_is_a_conflict_with_delete_commands() {
     let printed = crate::gateway::rules::render_iptables(&RuleParameters::default());
     let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";
     let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
@@ -165,14 +171,14 @@ fn queueing_that_was_loaded_by_hand_is_a_concern_with_the_commands_that_end_it()
 }
 
 #[test]
-fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() {
+fn kernel_helper_rule_is_a_conflict_with_a_delete_command() {
     let firewall = nftables(FIREWALLD);
     let parameters = RuleParameters::default();
-    let concerns: Vec<&ConflictingRule> = firewall.conflicting_rules(&parameters).collect();
-    let [concern] = concerns.as_slice() else { panic!("{concerns:?}") };
-    assert_eq!(concern.kind, ConflictKind::Helper);
-    assert_eq!(concern.rule, "tcp dport 21 ct helper set \"helper-ftp-tcp\"");
-    let remedy = concern.remedy.as_deref().unwrap();
+    let conflicts: Vec<&ConflictingRule> = firewall.conflicting_rules(&parameters).collect();
+    let [conflict] = conflicts.as_slice() else { panic!("{conflicts:?}") };
+    assert_eq!(conflict.kind, ConflictKind::Helper);
+    assert_eq!(conflict.rule, "tcp dport 21 ct helper set \"helper-ftp-tcp\"");
+    let remedy = conflict.remedy.as_deref().unwrap();
     assert!(
         remedy.starts_with("nft delete rule inet firewalld filter_IN_public_allow handle "),
         "{remedy}"
@@ -183,27 +189,27 @@ fn the_kernels_helper_in_a_rule_is_a_concern_with_the_command_that_removes_it() 
 fn fw4_accepts_related_and_from_the_inside_only() {
     let firewall = nftables(FW4);
     for ip in Ip::BOTH {
-        let forward = judge(&firewall, Hook::Forward, ip, PacketClass::MarkedData);
+        let forward = verdict(&firewall, Hook::Forward, ip, MarkedData);
         assert!(!forward.passes());
         assert!(exceptions(&forward).iter().any(|rule| rule.contains("accept wan IPv4/IPv6")));
         assert_eq!(
-            remedies(&forward, PacketClass::MarkedData),
+            remedies(&forward, MarkedData),
             ["nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept"]
         );
-        assert!(judge(&firewall, Hook::Forward, ip, PacketClass::RelatedData).passes());
-        assert!(judge(&firewall, Hook::Output, ip, PacketClass::Injected).passes());
+        assert!(verdict(&firewall, Hook::Forward, ip, RelatedData).passes());
+        assert!(verdict(&firewall, Hook::Output, ip, Injected).passes());
     }
 }
 
 #[test]
 fn ufw_drops_by_policy_and_accepts_related() {
     let firewall = legacy(UFW);
-    let forward = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
-    let stop = forward.dropping_chains().next().unwrap();
-    assert_eq!(stop.decided_by.rule, None);
-    let advice = stop.location.manager.unwrap().persistence_advice(
-        &stop.location,
-        PacketClass::MarkedData,
+    let forward = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+    let chain = forward.dropping_chains().next().unwrap();
+    assert_eq!(chain.decided_by.rule, None);
+    let advice = chain.location.manager.unwrap().persistence_advice(
+        &chain.location,
+        MarkedData,
         &RuleParameters::default(),
     );
     assert!(
@@ -214,38 +220,35 @@ fn ufw_drops_by_policy_and_accepts_related() {
         "{advice}"
     );
     assert_eq!(
-        remedies(&forward, PacketClass::MarkedData),
+        remedies(&forward, MarkedData),
         ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
     );
-    assert!(judge(&firewall, Hook::Forward, Ip::V4, PacketClass::RelatedData).passes());
+    assert!(verdict(&firewall, Hook::Forward, Ip::V4, RelatedData).passes());
     // The destination is local at input, so `ufw-not-local` returns.
-    let input = judge(&firewall, Hook::Input, Ip::V4, PacketClass::MarkedData);
+    let input = verdict(&firewall, Hook::Input, Ip::V4, MarkedData);
     assert_eq!(input.dropping_chains().next().unwrap().decided_by.rule, None);
-    assert!(judge(&firewall, Hook::Forward, Ip::V6, PacketClass::MarkedData).chains.is_empty());
+    assert!(verdict(&firewall, Hook::Forward, Ip::V6, MarkedData).chains.is_empty());
 }
 
 #[test]
-fn a_line_in_dockers_own_chain_for_operators_is_enough() {
+fn rule_in_docker_user_is_enough() {
     let firewall = legacy(DOCKER);
-    for sign in [PacketClass::MarkedData, PacketClass::RelatedData] {
-        assert!(!judge(&firewall, Hook::Forward, Ip::V4, sign).passes());
+    for class in [MarkedData, RelatedData] {
+        assert!(!verdict(&firewall, Hook::Forward, Ip::V4, class).passes());
     }
-    let forward = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
+    let forward = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
     let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    assert_eq!(
-        remedies(&forward, PacketClass::MarkedData),
-        [format!("iptables-legacy -I DOCKER-USER {line}")]
-    );
+    assert_eq!(remedies(&forward, MarkedData), [format!("iptables-legacy -I DOCKER-USER {line}")]);
     let added = DOCKER.replacen(
         "-A FORWARD -j DOCKER-USER",
         &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
         1,
     );
-    assert!(judge(&legacy(&added), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
+    assert!(verdict(&legacy(&added), Hook::Forward, Ip::V4, MarkedData).passes());
 }
 
 #[test]
-fn tables_that_iptables_prints_take_the_place_of_what_nft_shows_of_them() {
+fn iptables_save_output_replaces_tables_listed_by_nft() {
     let json = r#"{"nftables": [{"table": {"family": "ip", "name": "filter", "handle": 1}},
         {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1,
         "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
@@ -253,19 +256,19 @@ fn tables_that_iptables_prints_take_the_place_of_what_nft_shows_of_them() {
         [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
     let mut firewall = Firewall::from_nft(json, "").unwrap();
     assert!(firewall.has_iptables_tables(Ip::V4) && !firewall.has_iptables_tables(Ip::V6));
-    let unknown = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
+    let unknown = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
     assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
     let text = "*filter\n:FORWARD DROP [0:0]\n\
         -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
     firewall.add_iptables_save(Origin::IptablesNft, Ip::V4, text);
     let known = firewall;
-    let judgement = judge(&known, Hook::Forward, Ip::V4, PacketClass::MarkedData);
-    assert!(judgement.passes() && judgement.chains.len() == 1);
-    assert!(judge(&known, Hook::Forward, Ip::V6, PacketClass::MarkedData).chains.is_empty());
+    let forward = verdict(&known, Hook::Forward, Ip::V4, MarkedData);
+    assert!(forward.passes() && forward.chains.len() == 1);
+    assert!(verdict(&known, Hook::Forward, Ip::V6, MarkedData).chains.is_empty());
 }
 
 #[test]
-fn every_way_to_accept_our_mark_in_nftables_is_understood() {
+fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
     let mark = r#"{"&": [{"ct": {"key": "mark"}}, 1073741824]}"#;
     let is = |op: &str, left: &str, right: &str| {
         format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": {right}}}}}"#)
@@ -278,7 +281,7 @@ fn every_way_to_accept_our_mark_in_nftables_is_understood() {
         (is("!=", mark, "0"), true),
         (is("==", mark, "1073741824"), true),
         (is("==", mark, "0"), false),
-        // Later packets have another of our bits as well.
+        // Later packets have another of our bits, too.
         (is("==", whole, "1073741824"), false),
         (is(">", whole, "4"), true),
         (is(">=", whole, "1073741824"), true),
@@ -302,38 +305,38 @@ fn every_way_to_accept_our_mark_in_nftables_is_understood() {
     ];
     for (condition, passes) in cases {
         let firewall = one_rule(&format!(r#"{condition}, {{"accept": null}}"#));
-        let judgement = judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData);
-        assert_eq!(judgement.passes(), passes, "{condition}");
+        let verdict = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+        assert_eq!(verdict.passes(), passes, "{condition}");
     }
 }
 
 #[test]
-fn a_state_map_decides_by_state() {
+fn state_map_decides_by_state() {
     let firewall = one_rule(
         r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
         ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
     );
-    assert!(judge(&firewall, Hook::Forward, Ip::V4, PacketClass::RelatedData).passes());
-    assert!(!judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
+    assert!(verdict(&firewall, Hook::Forward, Ip::V4, RelatedData).passes());
+    assert!(!verdict(&firewall, Hook::Forward, Ip::V4, MarkedData).passes());
 }
 
 #[test]
-fn later_packets_of_a_connection_have_to_pass_as_well() {
+fn later_packets_must_be_accepted_too() {
     let only_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
         {"accept": null}"#;
-    assert!(!judge(&one_rule(only_new), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
+    assert!(!verdict(&one_rule(only_new), Hook::Forward, Ip::V4, MarkedData).passes());
 }
 
 #[test]
-fn a_remedy_runs_nothing_that_a_comment_says() {
+fn remedy_quotes_comments_for_the_shell() {
     let firewall = legacy(
         "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -m comment \
          --comment \"it's $(reboot) `reboot`\" -j CT --helper ftp\nCOMMIT\n",
     );
     let parameters = RuleParameters::default();
-    let concern = firewall.conflicting_rules(&parameters).next().unwrap();
+    let conflict = firewall.conflicting_rules(&parameters).next().unwrap();
     assert_eq!(
-        concern.remedy.as_deref(),
+        conflict.remedy.as_deref(),
         Some(
             "iptables-legacy -t raw -D PREROUTING -p tcp -m tcp --dport 21 -m comment \
              --comment 'it'\\''s $(reboot) `reboot`' -j CT --helper ftp"
@@ -342,7 +345,7 @@ fn a_remedy_runs_nothing_that_a_comment_says() {
 }
 
 #[test]
-fn who_changes_our_bits_of_the_ct_mark_is_named() {
+fn rules_that_change_our_ct_mark_bits_are_conflicts() {
     let change = |value: &str| {
         one_rule(&format!(
             r#"{{"mangle": {{"key": {{"ct": {{"key": "mark"}}}}, "value": {value}}}}}"#
@@ -378,11 +381,10 @@ fn who_changes_our_bits_of_the_ct_mark_is_named() {
 }
 
 #[test]
-fn other_bits_of_the_mark_count_once_somebody_sets_them() {
+fn foreign_ct_mark_bits_are_unknown_if_a_rule_sets_them() {
     let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
         -j ACCEPT\nCOMMIT\n";
-    let passes =
-        |text: &str| judge(&legacy(text), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes();
+    let passes = |text: &str| verdict(&legacy(text), Hook::Forward, Ip::V4, MarkedData).passes();
     assert!(passes(accept));
     let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
         -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
@@ -390,11 +392,11 @@ fn other_bits_of_the_mark_count_once_somebody_sets_them() {
 }
 
 #[test]
-fn options_of_iptables_are_conditions() {
+fn iptables_options_are_conditions() {
     let one = |options: &str| {
         let text =
             format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
-        judge(&legacy(&text), Hook::Forward, Ip::V4, PacketClass::MarkedData).passes()
+        verdict(&legacy(&text), Hook::Forward, Ip::V4, MarkedData).passes()
     };
     for options in [
         "",
@@ -427,17 +429,17 @@ fn options_of_iptables_are_conditions() {
 }
 
 #[test]
-fn only_one_version_of_ip_may_be_affected() {
+fn verdicts_differ_by_ip_version() {
     let firewall = one_rule(
         r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
         {"accept": null}"#,
     );
-    assert!(judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData).passes());
-    assert!(!judge(&firewall, Hook::Forward, Ip::V6, PacketClass::MarkedData).passes());
+    assert!(verdict(&firewall, Hook::Forward, Ip::V4, MarkedData).passes());
+    assert!(!verdict(&firewall, Hook::Forward, Ip::V6, MarkedData).passes());
 }
 
 #[test]
-fn our_own_table_and_sleeping_ones_are_left_out() {
+fn our_table_and_dormant_tables_are_left_out() {
     for table in [r#""name": "ftp_alg""#, r#""name": "t", "flags": ["dormant"]"#] {
         let name = if table.contains("ftp_alg") { "ftp_alg" } else { "t" };
         let json = format!(
@@ -446,35 +448,32 @@ fn our_own_table_and_sleeping_ones_are_left_out() {
             "hook": "forward", "prio": 0, "policy": "drop"}}}}]}}"#
         );
         let firewall = Firewall::from_nft(&json, "").unwrap();
-        assert!(
-            judge(&firewall, Hook::Forward, Ip::V4, PacketClass::MarkedData).chains.is_empty(),
-            "{table}"
-        );
+        assert!(verdict(&firewall, Hook::Forward, Ip::V4, MarkedData).chains.is_empty(), "{table}");
     }
 }
 
-fn judge_all(firewall: &Firewall) {
+fn evaluate_all(firewall: &Firewall) {
     let parameters = RuleParameters::default();
     for hook in Hook::ALL {
         for ip in Ip::BOTH {
-            for sign in [PacketClass::MarkedData, PacketClass::RelatedData, PacketClass::Injected] {
-                let judgement = judge(firewall, hook, ip, sign);
-                let lines = remedies(&judgement, sign);
-                assert_eq!(lines.is_empty(), judgement.passes());
+            for class in [MarkedData, RelatedData, Injected] {
+                let verdict = verdict(firewall, hook, ip, class);
+                let lines = remedies(&verdict, class);
+                assert_eq!(lines.is_empty(), verdict.passes());
             }
         }
     }
     firewall.conflicting_rules(&parameters).for_each(drop);
     let interfaces = ["lan0", "wan0"].map(str::to_owned);
-    for outlook in firewall.control_verdicts(&parameters, &interfaces, &Hook::ALL) {
-        let is_open = outlook.dropping_chains().is_empty();
-        let summary = outlook.summary();
+    for verdict in firewall.control_verdicts(&parameters, &interfaces, &Hook::ALL) {
+        let is_open = verdict.dropping_chains().is_empty();
+        let summary = verdict.summary();
         let all = summary.starts_with("accepted") && summary.ends_with("all interfaces");
         assert_eq!(is_open, all, "{summary}");
     }
 }
 
-/// JSON of the words that nft uses, put together at random.
+/// Random JSON made of the words that nft uses.
 fn json() -> impl Strategy<Value = String> {
     let words = prop::sample::select(vec![
         "\"accept\"",
@@ -556,8 +555,8 @@ fn json() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_statement_is_judged(statements in prop::collection::vec(json(), 0..4)) {
-        judge_all(&one_rule(&statements.join(",")));
+    fn any_statement_gets_a_verdict(statements in prop::collection::vec(json(), 0..4)) {
+        evaluate_all(&one_rule(&statements.join(",")));
     }
 
     #[test]
@@ -569,27 +568,27 @@ proptest! {
                 text.replace_range(at..at + 1, &with);
             }
             if let Ok(firewall) = Firewall::from_nft(&json, &listing) {
-                judge_all(&firewall);
+                evaluate_all(&firewall);
             }
         }
     }
 
     #[test]
-    fn any_text_of_iptables_is_judged(
+    fn any_iptables_text_gets_a_verdict(
         lines in prop::collection::vec("(-A FORWARD|:FORWARD|\\*filter|COMMIT|-A X)( !)?( -[a-z]| --[a-z]{1,9}|[ -~]{0,8}){0,4}( -[jg] [A-Z]{1,7})?", 0..12),
         noise in "\\PC{0,40}",
     ) {
         let text = format!("*filter\n:FORWARD DROP [0:0]\n{}\n{noise}\n", lines.join("\n"));
-        judge_all(&legacy(&text));
+        evaluate_all(&legacy(&text));
     }
 
     #[test]
-    fn damaged_texts_of_iptables_do_not_panic(at in 0usize..2000, with in "\\PC{0,3}") {
+    fn damaged_iptables_text_does_not_panic(at in 0usize..2000, with in "\\PC{0,3}") {
         for text in [UFW, DOCKER] {
             let mut text = text.to_owned();
             let at = at % text.len();
             text.replace_range(at..at + 1, &with);
-            judge_all(&legacy(&text));
+            evaluate_all(&legacy(&text));
         }
     }
 }

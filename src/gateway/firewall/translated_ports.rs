@@ -1,8 +1,8 @@
-//! Which ports the operator's rules translate to somewhere else: a data connection must not take the place of
-//! what is published there.
+//! Finds the ports that the operator's rules translate to another destination. A data connection must not use such a
+//! port, because it would take the place of a published service.
 //!
-//! What a rule compares besides the destination port (addresses, interfaces, marks) is not looked at, so that
-//! rather too much is claimed than too little. A rule of which no port is known claims nothing, and is named.
+//! Only the destination port of a rule counts. Other conditions (addresses, interfaces, marks) are ignored, so the
+//! result has rather too many ports than too few. A rule without a known port claims no port; it is reported.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,16 +12,16 @@ use super::{
 };
 use crate::gateway::claimed::Claim;
 
-/// How deep chains are followed up.
+/// How many jumps are followed from a rule back to a base chain.
 const MAX_DEPTH: usize = 16;
-/// How many rules are named that translate every port.
+/// How many rules without a known port are reported.
 const MAX_NAMED: usize = 4;
 const TCP: u32 = 6;
 
-/// Inclusive; `None` is every port.
+/// Inclusive port ranges; `None` stands for every port.
 type PortRanges = Option<Vec<(u16, u16)>>;
 
-/// What the operator's rules translate.
+/// The ports that the operator's rules translate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TranslatedPorts {
     claims: Vec<Claim>,
@@ -36,10 +36,10 @@ impl TranslatedPorts {
             for (name, chain) in &table.chains {
                 for rule in &chain.rules {
                     let Some(diversion) = rule.destination_nat else { continue };
-                    let Some(own) = destination_ports(&rule.conditions) else { continue };
+                    let Some(own_ports) = destination_ports(&rule.conditions) else { continue };
                     let way = ports_into_chain(&callers, name, &mut HashSet::new(), MAX_DEPTH);
                     let sees = |ip| table.family.sees(ip);
-                    match intersection(&own, &way) {
+                    match intersection(&own_ports, &way) {
                         Some(ports) if ports.is_empty() => {}
                         Some(ports) => found.claims.push(Claim {
                             v4: sees(Ip::V4),
@@ -59,30 +59,33 @@ impl TranslatedPorts {
         found
     }
 
-    /// What they claim.
+    /// The claimed ports, each with its destination.
     pub(super) fn into_claims(self) -> Vec<Claim> {
         self.claims
     }
 
-    /// Some of the rules that translate every port, as far as is known here. They claim none.
+    /// The first few rules whose ports are not known. They may translate every port, but claim none.
     pub fn unlimited_rules(&self) -> &[String] {
         &self.unlimited
     }
 }
 
-/// The chains from which a chain is entered, with which ports.
+/// For each chain the chains that jump to it, with the ports of the jump.
 type Callers<'a> = HashMap<&'a str, Vec<(&'a str, PortRanges)>>;
 
 fn callers(table: &Table) -> Callers<'_> {
     let mut callers = Callers::new();
     for (name, chain) in &table.chains {
         for Rule { conditions, action, .. } in &chain.rules {
-            let Some(own) = destination_ports(conditions) else { continue };
+            let Some(own_ports) = destination_ports(conditions) else { continue };
             let mut enter = |to: &'_ RuleVerdict, more: PortRanges| {
                 if let RuleVerdict::Jump(target) | RuleVerdict::Goto(target) = to
                     && let Some((target, _)) = table.chains.get_key_value(target)
                 {
-                    callers.entry(target).or_default().push((name, intersection(&own, &more)));
+                    callers
+                        .entry(target)
+                        .or_default()
+                        .push((name, intersection(&own_ports, &more)));
                 }
             };
             match action {
@@ -100,14 +103,14 @@ fn callers(table: &Table) -> Callers<'_> {
     callers
 }
 
-/// The ports with which a chain is entered.
+/// The ports of the packets that reach `chain`.
 fn ports_into_chain<'a>(
     callers: &Callers<'a>,
     chain: &'a str,
     above: &mut HashSet<&'a str>,
     depth: usize,
 ) -> PortRanges {
-    // A chain that nothing enters sees packets by itself, or never.
+    // A chain without callers is a base chain, or unused.
     let entered = callers.get(chain)?;
     if depth == 0 {
         return None;
@@ -122,7 +125,7 @@ fn ports_into_chain<'a>(
     Some(all)
 }
 
-/// The ports of TCP for which `conditions` may hold; `None` if they never do.
+/// The TCP ports for which `conditions` may hold; `None` if they never hold for TCP.
 fn destination_ports(conditions: &[Condition]) -> Option<PortRanges> {
     let mut ports = None;
     for condition in conditions {
@@ -150,7 +153,7 @@ fn destination_ports(conditions: &[Condition]) -> Option<PortRanges> {
     Some(ports)
 }
 
-/// What is in both.
+/// The ports that are in both.
 fn intersection(one: &PortRanges, other: &PortRanges) -> PortRanges {
     let (Some(one), Some(other)) = (one, other) else {
         return one.clone().or_else(|| other.clone());
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_nftables_translates_are_claimed() {
+    fn ports_translated_by_nftables_are_claimed() {
         let to = r#"{"dnat": {"addr": "10.0.0.9", "port": 80}}"#;
         for (rule, claimed, free) in [
             (format!("{}, {to}", is("8080")), 8080, 8081),
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_translated_to_the_target_itself_is_free() {
+    fn translation_to_the_target_itself_claims_nothing() {
         let rule =
             |to: &str| format!(r#"a {}, {{"dnat": {{{to}}}}}"#, is(r#"{"range": [4000, 4009]}"#));
         for (to, claimed) in [
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ports_of_a_chain_are_those_that_enter_it() {
+    fn chain_has_the_ports_of_the_jumps_to_it() {
         let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
         let jump = format!(r#"a {}, {{"jump": {{"target": "b"}}}}"#, is("80"));
         let map = format!(
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_for_every_port_claims_none_and_is_named() {
+    fn rule_without_known_port_is_reported_and_claims_nothing() {
         let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
         let unknown = format!(r#"a {}, {to}"#, is(r#""@dynamic""#));
         for rule in [format!("a {to}"), unknown] {
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_iptables_translates_are_claimed() {
+    fn ports_translated_by_iptables_are_claimed() {
         for (rule, claimed, free) in [
             (
                 "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.9:8080\n",
@@ -311,15 +314,15 @@ mod tests {
             let firewall = saved(rule);
             assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
         }
-        let own =
+        let own_ports =
             "-A PREROUTING -p tcp -m tcp --dport 4000:4009 -j DNAT --to-destination 10.0.0.5\n";
-        assert!(!claims(&saved(own), 4000));
+        assert!(!claims(&saved(own_ports), 4000));
         let udp = "-A PREROUTING -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9\n";
         assert_eq!(saved(udp).translated_ports(), TranslatedPorts::default());
     }
 
     #[test]
-    fn chains_that_call_each_other_end() {
+    fn mutually_recursive_chains_terminate() {
         let there = r#"a {"jump": {"target": "b"}}"#;
         let back = r#"b {"jump": {"target": "a"}}"#;
         let to = r#"b {"dnat": {"addr": "10.0.0.9"}}"#;

@@ -1,8 +1,11 @@
-//! What becomes of a packet in the chains of a hook.
+//! Evaluates the chains of a table for one sample packet.
 //!
-//! Two questions are answered at once: what happens if no condition holds of which nothing is
-//! known (what the rule set does *by default*), and which rules could have it otherwise. An accept
-//! ends only its base chain; a drop is final; so every base chain has to pass a packet.
+//! The traversal answers two questions at once:
+//! - What happens *by default*, if every condition is false that cannot be decided here?
+//! - Which rules could decide otherwise?
+//!
+//! An accept verdict ends only its own base chain, and a drop verdict is final. So a packet passes a hook only if
+//! every base chain accepts it.
 
 use std::collections::HashMap;
 
@@ -13,17 +16,18 @@ use super::{
     },
 };
 
-/// The kernel refuses jumps deeper than 16 (NFT_JUMP_STACK_SIZE); xtables has no such limit.
+/// Limit for nested jumps. The kernel refuses more than 16 for nftables (NFT_JUMP_STACK_SIZE), but xtables has no
+/// such limit.
 const MAX_DEPTH: usize = 64;
-/// How many rules are named that could have it otherwise.
+/// How many exceptions are named.
 const MAX_NAMED: usize = 4;
 
-/// What decided: a rule, or a base chain's policy.
+/// The source of a verdict: a rule, or the policy of a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerdictSource {
-    /// The chain that it is in.
+    /// The chain with the rule or the policy.
     pub chain: String,
-    /// The rule's text; none for the policy.
+    /// The text of the rule; `None` for the policy.
     pub rule: Option<String>,
 }
 
@@ -36,19 +40,18 @@ impl std::fmt::Display for VerdictSource {
     }
 }
 
-/// What a base chain does with a packet.
+/// The verdict of a base chain on one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PacketVerdict {
-    /// Whether it passes by default.
+    /// Whether the packet passes by default.
     pub(super) passes: bool,
     pub(super) decided_by: VerdictSource,
-    /// Rules that do the opposite to some packets, by conditions that are not known.
+    /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
     pub(super) exceptions: Vec<VerdictSource>,
 }
 
 impl PacketVerdict {
-    /// The fate of a connection with both packets: the first one's, unless only the next does not
-    /// pass.
+    /// The verdict on a connection with both packets: the first verdict, unless only the next packet is dropped.
     pub(super) fn and(mut self, next: Self) -> Self {
         match (self.passes, next.passes) {
             (true, false) => return next,
@@ -64,68 +67,68 @@ impl PacketVerdict {
     }
 }
 
-/// The base chains of a table, with their names.
+/// The base chains of a table with their names.
 pub(super) fn base_chains(table: &Table) -> impl Iterator<Item = (&str, BaseChain)> {
     table.chains.iter().filter_map(|(name, chain)| Some((name.as_str(), chain.base?)))
 }
 
-/// What base chain `name` of `table` does with `packet`.
+/// The verdict of base chain `name` of `table` on `packet`.
 pub(super) fn evaluate(
     table: &Table,
     name: &str,
     base: BaseChain,
     packet: &SamplePacket<'_>,
 ) -> PacketVerdict {
-    let mut flow = Traversal::new(table, packet).chain(name, 0);
+    let mut verdicts = Traversal::new(table, packet).chain(name, 0);
     let (accepts, policy) =
         (!base.policy_drops, VerdictSource { chain: name.to_owned(), rule: None });
-    if flow.may_return {
-        flow.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
+    if verdicts.may_return {
+        verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
     }
-    let (passes, by) = flow.default.unwrap_or((accepts, policy));
-    let except = if passes { flow.drops } else { flow.accepts };
-    PacketVerdict { passes, decided_by: by, exceptions: except }
+    let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
+    let exceptions = if passes { verdicts.drops } else { verdicts.accepts };
+    PacketVerdict { passes, decided_by, exceptions }
 }
 
-/// What is to be said of the rules that `packet` may come to by base chain `name`.
+/// The conflicts of all rules that `packet` may reach from base chain `name`.
 pub(super) fn conflicts<'a>(
     table: &'a Table,
     name: &'a str,
     packet: &SamplePacket<'_>,
 ) -> Vec<&'a ConflictingRule> {
-    let mut walk = Traversal::new(table, packet);
-    walk.chain(name, 0);
-    walk.conflicts
+    let mut traversal = Traversal::new(table, packet);
+    traversal.chain(name, 0);
+    traversal.conflicts
 }
 
 /// A rule that changes the packet mark.
 pub(super) struct MarkingRule<'a> {
     pub(super) chain: &'a str,
     pub(super) rule: &'a Rule,
-    /// Whether it does so if no condition holds of which nothing is known.
+    /// Whether the rule applies if every condition is false that cannot be decided here.
     pub(super) by_default: bool,
 }
 
-/// The rules that `packet` may come to by base chain `name` and that change its mark, each once.
+/// The rules that change the packet mark and that `packet` may reach from base chain `name`, each once.
 pub(super) fn marking_rules<'a>(
     table: &'a Table,
     name: &'a str,
     packet: &SamplePacket<'_>,
 ) -> Vec<MarkingRule<'a>> {
-    let mut walk = Traversal::new(table, packet);
-    walk.chain(name, 0);
-    walk.marking_rules
+    let mut traversal = Traversal::new(table, packet);
+    traversal.chain(name, 0);
+    traversal.marking_rules
 }
 
-/// What may come of a packet in a chain.
+/// All verdicts that a chain may give on a packet.
 #[derive(Clone, Debug, Default)]
 struct PossibleVerdicts {
     accepts: Vec<VerdictSource>,
     drops: Vec<VerdictSource>,
-    /// Whether it may come out at the end.
+    /// Whether the packet may return to the calling chain.
     may_return: bool,
-    /// What comes of it if nothing holds that is not known: whether it passes; `None` means that
-    /// it comes out at the end.
+    /// The default verdict: whether the packet passes, and what decides it. `None` means that the packet returns to
+    /// the calling chain.
     default: Option<(bool, VerdictSource)>,
 }
 
@@ -135,12 +138,12 @@ impl PossibleVerdicts {
     }
 
     fn ending(passes: bool, reason: VerdictSource) -> Self {
-        let mut flow = Self { default: Some((passes, reason.clone())), ..Self::default() };
-        if passes { &mut flow.accepts } else { &mut flow.drops }.push(reason);
-        flow
+        let mut verdicts = Self { default: Some((passes, reason.clone())), ..Self::default() };
+        if passes { &mut verdicts.accepts } else { &mut verdicts.drops }.push(reason);
+        verdicts
     }
 
-    /// Takes over what may come of the packet in `other`.
+    /// Adds the accepting and dropping rules of `other`.
     fn add_possible(&mut self, other: &Self) {
         for (mine, theirs) in [(&mut self.accepts, &other.accepts), (&mut self.drops, &other.drops)]
         {
@@ -156,31 +159,25 @@ impl PossibleVerdicts {
 struct Traversal<'a, 'p> {
     table: &'a Table,
     packet: &'p SamplePacket<'p>,
-    /// `None` while it is being walked: a loop, which no kernel has, leads nowhere.
+    /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never
+    /// accepts, then ends here.
     finished: HashMap<&'a str, Option<PossibleVerdicts>>,
-    /// Of the rules that were met.
+    /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
     marking_rules: Vec<MarkingRule<'a>>,
-    /// Whether the packet is here if no condition holds of which nothing is known.
+    /// Whether the packet reaches this point by default.
     by_default: bool,
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
     fn new(table: &'a Table, packet: &'p SamplePacket<'p>) -> Self {
-        let (concerns, markings) = (Vec::new(), Vec::new());
-        Self {
-            table,
-            packet,
-            finished: HashMap::new(),
-            conflicts: concerns,
-            marking_rules: markings,
-            by_default: true,
-        }
+        let (conflicts, marking_rules) = (Vec::new(), Vec::new());
+        Self { table, packet, finished: HashMap::new(), conflicts, marking_rules, by_default: true }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
         match self.finished.get(name) {
-            Some(Some(flow)) => return flow.clone(),
+            Some(Some(verdicts)) => return verdicts.clone(),
             Some(None) => return PossibleVerdicts::returning(),
             None => {}
         }
@@ -188,28 +185,28 @@ impl<'a, 'p> Traversal<'a, 'p> {
             return PossibleVerdicts::returning();
         };
         self.finished.insert(name, None);
-        let flow = self.rules(name, chain, depth);
-        self.finished.insert(name, Some(flow.clone()));
-        flow
+        let verdicts = self.rules(name, chain, depth);
+        self.finished.insert(name, Some(verdicts.clone()));
+        verdicts
     }
 
     fn rules(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
         let by_default = self.by_default;
-        let flow = self.each_rule(name, chain, depth);
+        let verdicts = self.each_rule(name, chain, depth);
         self.by_default = by_default;
-        flow
+        verdicts
     }
 
     fn each_rule(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
         let by_default = self.by_default;
-        let mut flow = PossibleVerdicts::default();
+        let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {
             let applies = rule.applies(self.packet);
             if applies == Certainty::No {
                 continue;
             }
             self.conflicts.extend(rule.conflict.as_deref());
-            self.by_default = by_default && applies == Certainty::Yes && flow.default.is_none();
+            self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
             if rule.changed_mark_bits != 0 {
                 self.marking_rules.push(MarkingRule {
                     chain: name,
@@ -218,23 +215,23 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 });
             }
             let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
-            flow.add_possible(&step);
-            // A jump that returns goes on; a return or a goto that does so leaves.
-            flow.may_return |= ends && step.may_return;
+            verdicts.add_possible(&step);
+            // After a jump the chain continues when the target returns. After `return` or `goto` it does not.
+            verdicts.may_return |= ends && step.may_return;
             if applies == Certainty::Yes {
-                let comes_back = !ends && step.may_return;
-                flow.default = flow.default.or(step.default);
-                if !comes_back {
-                    return flow;
+                let returns = !ends && step.may_return;
+                verdicts.default = verdicts.default.or(step.default);
+                if !returns {
+                    return verdicts;
                 }
             }
         }
-        flow.may_return = true;
-        flow
+        verdicts.may_return = true;
+        verdicts
     }
 
-    /// What an action does, and whether the chain ends with it even if the packet comes back.
-    /// `None` if it does nothing.
+    /// The possible verdicts of a rule's verdict statement, and whether the chain ends there even if the target
+    /// returns. `None` if the rule has no effect on the traversal.
     fn action(
         &mut self,
         chain: &str,
@@ -251,15 +248,15 @@ impl<'a, 'p> Traversal<'a, 'p> {
             RuleVerdict::Jump(target) => (self.chain(target, depth + 1), false),
             RuleVerdict::Goto(target) => (self.chain(target, depth + 1), true),
             RuleVerdict::Queue => {
-                let mut flow = PossibleVerdicts::ending(true, reason());
-                flow.drops.push(reason());
-                (flow, true)
+                let mut verdicts = PossibleVerdicts::ending(true, reason());
+                verdicts.drops.push(reason());
+                (verdicts, true)
             }
             RuleVerdict::Unknown => {
-                let mut flow = PossibleVerdicts::returning();
-                flow.accepts.push(reason());
-                flow.drops.push(reason());
-                (flow, false)
+                let mut verdicts = PossibleVerdicts::returning();
+                verdicts.accepts.push(reason());
+                verdicts.drops.push(reason());
+                (verdicts, false)
             }
             RuleVerdict::Map(elements) => return self.map(chain, rule, elements, depth),
         })
@@ -272,7 +269,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
         elements: &'a [(Condition, RuleVerdict)],
         depth: usize,
     ) -> Option<(PossibleVerdicts, bool)> {
-        let mut flow = PossibleVerdicts::default();
+        let mut verdicts = PossibleVerdicts::default();
         for (condition, action) in elements {
             let applies = all_hold(std::slice::from_ref(condition), self.packet);
             let step = match applies {
@@ -286,15 +283,15 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 Certainty::Yes => self.action(chain, rule, action, depth),
             };
             if applies == Certainty::Yes {
-                // Keys exclude each other: the others were no.
+                // The keys of a map exclude each other, so no other element can match.
                 return step;
             }
             if let Some((step, _)) = step {
-                flow.add_possible(&step);
+                verdicts.add_possible(&step);
             }
         }
-        flow.may_return = true;
-        Some((flow, false))
+        verdicts.may_return = true;
+        Some((verdicts, false))
     }
 }
 
@@ -336,7 +333,7 @@ mod tests {
         Table { origin, family, name: "t".into(), has_owner: false, chains: all }
     }
 
-    fn fate(table: &Table) -> PacketVerdict {
+    fn verdict(table: &Table) -> PacketVerdict {
         let (name, base) = base_chains(table).next().unwrap();
         let parameters = RuleParameters::default();
         let (data, changes) = (parameters.data(), ChangedMarkBits::default());
@@ -356,30 +353,30 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_decides_at_the_end() {
+    fn policy_decides_at_the_end_of_a_base_chain() {
         for drops in [false, true] {
-            let fate = fate(&table(vec![("base", Vec::new())], drops));
-            assert_eq!((fate.passes, fate.decided_by.rule), (!drops, None));
+            let verdict = verdict(&table(vec![("base", Vec::new())], drops));
+            assert_eq!((verdict.passes, verdict.decided_by.rule), (!drops, None));
         }
     }
 
     #[test]
-    fn what_is_not_known_is_an_exception_and_no_decision() {
+    fn undecidable_condition_makes_an_exception() {
         let rules = vec![
             rule(vec![no()], RuleVerdict::Drop, "never"),
             rule(vec![Condition::Unknown], RuleVerdict::Drop, "some"),
             rule(vec![], RuleVerdict::Accept, "all"),
             rule(vec![Condition::Unknown], RuleVerdict::Drop, "behind"),
         ];
-        let fate = fate(&table(vec![("base", rules)], true));
-        assert!(fate.passes);
-        assert_eq!(fate.decided_by.rule.as_deref(), Some("all"));
-        assert_eq!(fate.exceptions.len(), 1);
-        assert_eq!(fate.exceptions[0].rule.as_deref(), Some("some"));
+        let verdict = verdict(&table(vec![("base", rules)], true));
+        assert!(verdict.passes);
+        assert_eq!(verdict.decided_by.rule.as_deref(), Some("all"));
+        assert_eq!(verdict.exceptions.len(), 1);
+        assert_eq!(verdict.exceptions[0].rule.as_deref(), Some("some"));
     }
 
     #[test]
-    fn a_jump_comes_back_and_a_goto_does_not() {
+    fn jump_returns_and_goto_does_not() {
         let chains = |action| {
             vec![
                 (
@@ -389,12 +386,12 @@ mod tests {
                 ("other", vec![rule(vec![], RuleVerdict::Return, "back")]),
             ]
         };
-        assert!(!fate(&table(chains(RuleVerdict::Jump("other".into())), false)).passes);
-        assert!(fate(&table(chains(RuleVerdict::Goto("other".into())), false)).passes);
+        assert!(!verdict(&table(chains(RuleVerdict::Jump("other".into())), false)).passes);
+        assert!(verdict(&table(chains(RuleVerdict::Goto("other".into())), false)).passes);
     }
 
     #[test]
-    fn a_jump_that_may_return_goes_on_and_remembers() {
+    fn jump_that_may_return_continues_with_an_exception() {
         let chains = vec![
             (
                 "base",
@@ -405,22 +402,22 @@ mod tests {
             ),
             ("maybe", vec![rule(vec![Condition::Unknown], RuleVerdict::Accept, "some")]),
         ];
-        let fate = fate(&table(chains, false));
-        assert!(!fate.passes);
+        let verdict = verdict(&table(chains, false));
+        assert!(!verdict.passes);
         assert_eq!(
-            fate.exceptions[0],
+            verdict.exceptions[0],
             VerdictSource { chain: "maybe".into(), rule: Some("some".into()) }
         );
     }
 
     #[test]
-    fn a_map_goes_by_the_key_that_holds() {
+    fn verdict_map_uses_the_matching_key() {
         let yes = Condition::field_in(Field::Protocol, u32::MAX, [(6, 6)]);
         let elements = |key: Condition| {
             RuleVerdict::Map(vec![(no(), RuleVerdict::Drop), (key, RuleVerdict::Accept)])
         };
         let one =
-            |key| fate(&table(vec![("base", vec![rule(vec![], elements(key), "map")])], true));
+            |key| verdict(&table(vec![("base", vec![rule(vec![], elements(key), "map")])], true));
         assert!(one(yes).passes);
         let maybe = one(Condition::Unknown);
         assert!(!maybe.passes);
@@ -428,30 +425,33 @@ mod tests {
     }
 
     #[test]
-    fn loops_and_endless_depth_end() {
+    fn loops_and_unlimited_depth_terminate() {
         let looped = vec![
             ("base", vec![rule(vec![], RuleVerdict::Jump("a".into()), "x")]),
             ("a", vec![rule(vec![], RuleVerdict::Jump("a".into()), "x")]),
         ];
-        assert!(fate(&table(looped, false)).passes);
+        assert!(verdict(&table(looped, false)).passes);
         let names: Vec<String> = (0..100_000).map(|n| format!("c{n}")).collect();
         let mut chains = vec![("base", vec![rule(vec![], RuleVerdict::Jump("c0".into()), "x")])];
         for (n, name) in names.iter().enumerate() {
             chains.push((name, vec![rule(vec![], RuleVerdict::Jump(format!("c{}", n + 1)), "x")]));
         }
-        assert!(fate(&table(chains, false)).passes);
+        assert!(verdict(&table(chains, false)).passes);
     }
 
     #[test]
-    fn a_queue_passes_unless_its_reader_drops() {
-        let fate =
-            fate(&table(vec![("base", vec![rule(vec![], RuleVerdict::Queue, "queue")])], true));
-        assert!(fate.passes && fate.exceptions == [fate.decided_by.clone()], "{fate:?}");
+    fn queue_passes_with_its_reader_as_exception() {
+        let verdict =
+            verdict(&table(vec![("base", vec![rule(vec![], RuleVerdict::Queue, "queue")])], true));
+        assert!(
+            verdict.passes && verdict.exceptions == [verdict.decided_by.clone()],
+            "{verdict:?}"
+        );
     }
 
-    /// The naive way: every condition has been decided, in the order in which rules come.
-    fn walked(table: &Table, name: &str, unknown: bool, depth: usize) -> Option<bool> {
-        // A chain only jumps to later ones, so this ends.
+    /// A naive evaluation for comparison: every undecidable condition has a fixed value, and rules run in order.
+    fn naive(table: &Table, name: &str, unknown: bool, depth: usize) -> Option<bool> {
+        // A chain only jumps to later chains, so the recursion ends.
         assert!(depth < 10);
         for rule in &table.chains[name].rules {
             let holds = rule.conditions.iter().all(|condition| match condition {
@@ -464,8 +464,8 @@ mod tests {
                 RuleVerdict::Accept => return Some(true),
                 RuleVerdict::Drop => return Some(false),
                 RuleVerdict::Return => return None,
-                RuleVerdict::Goto(target) => return walked(table, target, unknown, depth + 1),
-                RuleVerdict::Jump(target) => match walked(table, target, unknown, depth + 1) {
+                RuleVerdict::Goto(target) => return naive(table, target, unknown, depth + 1),
+                RuleVerdict::Jump(target) => match naive(table, target, unknown, depth + 1) {
                     None => {}
                     decided => return decided,
                 },
@@ -500,19 +500,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_certain_is_certain_whatever_holds(
+        fn verdict_without_exceptions_holds_for_all_conditions(
             base in rules(0), one in rules(1), two in rules(2), three in rules(3), drops: bool,
         ) {
             let all = [base, one, two, three];
             let mut table = table(CHAINS.into_iter().zip(all).collect(), drops);
-            let fate = fate(&table);
+            let verdict = verdict(&table);
             for unknown in [false, true] {
-                let passes = walked(&table, "base", unknown, 0).unwrap_or(!drops);
-                if passes != fate.passes {
-                    prop_assert!(!fate.exceptions.is_empty(), "{fate:?}");
+                let passes = naive(&table, "base", unknown, 0).unwrap_or(!drops);
+                if passes != verdict.passes {
+                    prop_assert!(!verdict.exceptions.is_empty(), "{verdict:?}");
                 }
             }
-            // By default: where nothing holds that is not known.
+            // The default verdict: every undecidable condition is false.
             for rule in table.chains.values_mut().flat_map(|chain| &mut chain.rules) {
                 rule.conditions.iter_mut().for_each(|one| {
                     if *one == Condition::Unknown {
@@ -520,8 +520,8 @@ mod tests {
                     }
                 });
             }
-            let passes = walked(&table, "base", false, 0).unwrap_or(!drops);
-            prop_assert_eq!(passes, fate.passes);
+            let passes = naive(&table, "base", false, 0).unwrap_or(!drops);
+            prop_assert_eq!(passes, verdict.passes);
         }
     }
 }

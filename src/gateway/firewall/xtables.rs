@@ -1,7 +1,7 @@
-//! Reads what `iptables-save` prints, of either family and variant.
+//! Parses the output of `iptables-save`, for both IP versions and both variants.
 //!
-//! What an extension means is known for the few that say something about our packets; of any
-//! other option only that it is a condition.
+//! Only the extensions that say something about our packets are known. Every other option becomes a condition that
+//! may or may not hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,14 +13,14 @@ use super::{
     },
 };
 
-/// Where the tables' chains are (priorities from linux/netfilter_ipv4.h).
+/// The priorities of the tables' base chains (linux/netfilter_ipv4.h).
 const PRIORITIES: [(&str, i32); 5] =
     [("raw", -300), ("mangle", -150), ("nat", -100), ("filter", 0), ("security", 50)];
 
-/// The chains of `ftp-alg rules iptables`, which an operator may have loaded.
+/// The start of the names of the chains of `ftp-alg rules iptables`, which an operator may have loaded.
 const OURS: &str = "FTP_ALG";
 
-/// Reads a text of one address family.
+/// Parses the output of `iptables-save` for one IP version.
 pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Ruleset {
     let mut rules = Ruleset::default();
     let mut lines = text.lines();
@@ -38,7 +38,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Ruleset {
     for line in lines {
         let mut words = line.strip_prefix(':').unwrap_or_default().split_whitespace();
         let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
-        // Those with a policy are built in: its name is then the hook's.
+        // Only built-in chains have a policy. They are named after their hooks.
         let hook = chain.parse::<Hook>().ok().filter(|_| policy != "-");
         let base = hook.map(|hook| BaseChain { hook, priority, policy_drops: policy == "DROP" });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
@@ -46,7 +46,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Ruleset {
     let names: BTreeSet<String> = chains.keys().cloned().collect();
     let mut found = Ruleset::default();
     for line in lines {
-        // With counters (`-c`), `[12:345]` comes first.
+        // With counters (`-c`), a line starts with `[12:345]`.
         let start = if line.starts_with('[') { line.find("-A ").unwrap_or(0) } else { 0 };
         let Some(rest) = line.get(start..).and_then(|line| line.strip_prefix("-A ")) else {
             continue;
@@ -97,7 +97,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Ruleset {
     found
 }
 
-/// The program that changes such a table.
+/// The program that changes tables of this origin.
 pub(super) fn program(origin: Origin, ip: Ip) -> &'static str {
     match (origin, ip) {
         (Origin::Nftables, _) => "nft",
@@ -108,7 +108,7 @@ pub(super) fn program(origin: Origin, ip: Ip) -> &'static str {
     }
 }
 
-/// What a target of this name does, if it is no chain.
+/// The verdict of a target that is not a chain.
 pub(super) fn target_verdict(name: &str) -> RuleVerdict {
     match name {
         "ACCEPT" | "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => RuleVerdict::Accept,
@@ -123,15 +123,15 @@ pub(super) fn target_verdict(name: &str) -> RuleVerdict {
     }
 }
 
-/// A rule's options.
+/// The options of a rule.
 struct RuleOptions {
     conditions: Vec<Condition>,
     action: RuleVerdict,
-    /// Whether it gives connections the kernel's FTP helper.
+    /// Whether the target assigns the kernel's FTP helper.
     helper: bool,
-    /// Whether it takes packets out of connection tracking.
+    /// Whether the target takes packets out of connection tracking.
     notrack: bool,
-    /// Bits that it changes.
+    /// The bits of the ct mark that the target may change.
     changed_ct_mark_bits: u32,
     changed_mark_bits: u32,
     destination_nat: Option<DestinationNat>,
@@ -157,7 +157,7 @@ impl RuleOptions {
                 rest.next();
                 continue;
             }
-            // Its values: up to the next option.
+            // The values of the option: all words up to the next option.
             let mut values = Vec::new();
             while let Some(value) = rest.next_if(|next| !is_option(next) && *next != "!") {
                 values.push(value);
@@ -179,7 +179,7 @@ impl RuleOptions {
                     options.conditions.push(one.unwrap_or(Condition::Unknown).negated_if(negated));
                 }
             }
-            // Extensions that say something by their name alone.
+            // An unknown extension may be a condition by its name alone.
             if matches!(option, "-m" | "--match") && !has_only_known_options(value) {
                 options.conditions.push(Condition::Unknown);
             }
@@ -187,7 +187,7 @@ impl RuleOptions {
         options
     }
 
-    /// What a target does to marks, helpers and destinations.
+    /// Reads what a target does to marks, helpers and destinations.
     fn apply_target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
         let value = |option: &str| {
@@ -226,7 +226,7 @@ impl RuleOptions {
     }
 }
 
-/// `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
+/// Parses a destination: `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
 fn parse_destination(text: &str) -> DestinationNat {
     if let Ok(address) = text.parse() {
         return DestinationNat { address: Some(address), ports: None };
@@ -239,7 +239,7 @@ fn parse_destination(text: &str) -> DestinationNat {
     }
 }
 
-/// Extensions whose options say all.
+/// Whether an extension is no condition without its options.
 fn has_only_known_options(extension: &str) -> bool {
     matches!(
         extension,
@@ -266,7 +266,7 @@ fn is_option(word: &str) -> bool {
         && word.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
-/// The condition of an option of `extension`; `None` if it is not known.
+/// The condition of an option of `extension`; `None` if the option is not known.
 fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition> {
     let value = values.first().copied().unwrap_or_default();
     let test = |field, ranges: Ranges| Some(Condition::field_in(field, u32::MAX, ranges));
@@ -326,7 +326,8 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
     }
 }
 
-/// `RELATED,ESTABLISHED`, `DNAT`: one of them.
+/// Parses a list of states, such as `RELATED,ESTABLISHED`: the condition that one of them holds. States that are not
+/// known, such as `DNAT`, may or may not hold.
 fn states(list: &str) -> Condition {
     let (mut bits, mut unknown) = (0, false);
     for name in list.split(',') {
@@ -351,7 +352,7 @@ fn mark(field: Field, text: &str) -> Option<Condition> {
     Some(Condition::field_in(field, mask, [(value, value)]))
 }
 
-/// `0x40000000/0x40000000`, or without a mask.
+/// Parses a value with or without a mask, such as `0x40000000/0x40000000`.
 fn mark_and_mask(text: &str) -> Option<(u32, u32)> {
     match text.split_once('/') {
         Some((value, mask)) => Some((number(value)?, number(mask)?)),
@@ -366,7 +367,7 @@ fn number(text: &str) -> Option<u32> {
     }
 }
 
-/// `21`, `1024:65535`, `20,21,1024:`.
+/// Parses a list of ports, such as `21`, `1024:65535` or `20,21,1024:`.
 fn ports(list: &str) -> Option<Ranges> {
     let port = |text: &str, open: u16| match text {
         "" => Some(u32::from(open)),
@@ -398,8 +399,8 @@ fn tcp_flags(list: &str) -> Option<u32> {
     })
 }
 
-/// Words for a shell to read as they are: in the double quotes of `iptables-save` it would run what
-/// a comment says.
+/// The words quoted for a shell. The double quotes of `iptables-save` are not enough, because a shell would run
+/// commands in the text of a comment.
 fn shell_quoted(words: &[String]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/=!@+%".contains(c);
     let quoted = |word: &String| match !word.is_empty() && word.chars().all(is_plain) {
@@ -409,7 +410,7 @@ fn shell_quoted(words: &[String]) -> String {
     words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// Splits as a shell would: double quotes hold words together, a backslash takes the next as it is.
+/// Splits a line into words. Double quotes group words, and a backslash escapes the next character.
 fn split_words(line: &str) -> Vec<String> {
     let (mut words, mut word) = (Vec::new(), None::<String>);
     let (mut quoted, mut escaped) = (false, false);
