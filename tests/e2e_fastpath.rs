@@ -313,7 +313,7 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
     let mut daemon = start();
     let off = fast_path(&daemon);
     let why = off["why"].as_str().unwrap();
-    assert!(why.contains("in inet own marks takes the fast path's packet marks away"), "{off}");
+    assert!(why.contains("in inet own marks overwrites the fast path's packet marks"), "{off}");
     assert_eq!((&off["state"], pins(&lab)), (&json!("off"), 0));
     let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
     let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();

@@ -250,7 +250,7 @@ fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
 #[test]
 fn a_table_of_which_there_is_no_state_is_replaced_and_that_is_said() {
     let mut gateway = gateway(Topology::Routed);
-    let said = "table inet ftp_alg is replaced: another ftp-alg loaded it";
+    let said = "table inet ftp_alg is replaced: this state directory has no record of it";
     for lost in [false, true] {
         gateway.end(End::Kill);
         if lost {

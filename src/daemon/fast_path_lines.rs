@@ -1,8 +1,9 @@
-//! What the fast path has judged, on its way to the engines.
+//! Fast-path lines on their way from the ring buffer to the engines.
 //!
-//! Whoever is to decide about packets fetches first what was judged before, for all shards, and has the engine of its shard
-//! read it. So an engine never decides about a packet before it has read the lines that went before. The room of the ring is given back when
-//! all of it is in the journals.
+//! Invariants:
+//! - A thread that decides about packets first fetches the lines of all shards, and then has the engine of its shard read
+//!   them. So an engine has read every earlier line when it decides about a packet.
+//! - The room in the ring buffer is released when all its lines are in the journals, so a crash loses none.
 
 use std::{
     error::Error,
@@ -28,23 +29,23 @@ use crate::gateway::{
     flows::FastPathFlows,
 };
 
-/// The fast path, as the daemon has it.
+/// The reader of the fast path's lines, with the program that inspects them.
 pub(super) struct FastPathReader {
     pub(super) flows: Arc<FastPathFlows>,
     shard_map: ShardMap,
-    fetched_steps: Mutex<Vec<LineRecord>>,
-    /// For each shard what its engine has not read yet.
-    pub(super) unread_steps: Vec<Mutex<Vec<LineRecord>>>,
-    /// Why it was turned off, if it was.
+    fetched_lines: Mutex<Vec<LineRecord>>,
+    /// For each shard, the lines that its engine has not read yet.
+    pub(super) unread_lines: Vec<Mutex<Vec<LineRecord>>>,
+    /// Why the fast path was turned off, if it was.
     pub(super) off_reason: OnceLock<String>,
-    /// What the thread that reads the ring waits by.
+    /// Where the fast path's thread waits for the ring buffer.
     pub(super) ring_waiter: RingWaiter,
-    /// The directory in it is open as long as something may be pinned.
+    /// Holds the pin directory open while something may be pinned there.
     _loaded: LoadedProgram,
 }
 
 impl FastPathReader {
-    /// With the program that is `loaded`.
+    /// Uses the program in `loaded`.
     pub(super) fn new(
         mut loaded: LoadedProgram,
         parameters: &RuleParameters,
@@ -58,33 +59,33 @@ impl FastPathReader {
         Ok(Self {
             flows,
             shard_map: ShardMap(shards),
-            fetched_steps: Mutex::default(),
-            unread_steps: (0..shards).map(|_| Mutex::default()).collect(),
+            fetched_lines: Mutex::default(),
+            unread_lines: (0..shards).map(|_| Mutex::default()).collect(),
             off_reason: OnceLock::new(),
             ring_waiter: waiter,
             _loaded: loaded,
         })
     }
 
-    /// What kernels are to tell of connections.
+    /// The connections on the fast path, as the kernel's program knows them.
     pub(super) fn flows(&self) -> &Arc<FastPathFlows> {
         &self.flows
     }
 
-    /// Fetches what was judged by now. Gives the position in the ring up to which that is.
-    pub(super) fn fetch_steps(&self) -> u64 {
+    /// Fetches the lines that are in the ring buffer now. Returns the position behind the last one.
+    pub(super) fn fetch_lines(&self) -> u64 {
         let ring = self.flows.program().ring();
-        let mut fetched = lock(&self.fetched_steps);
+        let mut fetched = lock(&self.fetched_lines);
         if ring.has_unread() {
             self.flows.read_lines(&mut fetched);
-            // One that was judged later may have had its room reserved before. They are large, so their places are sorted.
+            // The program may reserve room for a later line first. The records are large, so their positions are sorted.
             let mut order: Vec<_> = (0..).zip(&*fetched).map(sort_key).collect();
             order.sort_unstable();
-            for step in order.into_iter().filter_map(|(.., at)| fetched.get(at)) {
-                let home =
-                    self.shard_map.shard_of_connection(step.client.into(), step.server.into());
-                if let Some(inbox) = self.unread_steps.get(home) {
-                    lock(inbox).push(*step);
+            for line in order.into_iter().filter_map(|(.., at)| fetched.get(at)) {
+                let shard =
+                    self.shard_map.shard_of_connection(line.client.into(), line.server.into());
+                if let Some(unread) = self.unread_lines.get(shard) {
+                    lock(unread).push(*line);
                 }
             }
             fetched.clear();
@@ -92,23 +93,23 @@ impl FastPathReader {
         ring.position()
     }
 
-    /// Has the engine of `shard` read what was fetched.
+    /// Has the engine of `shard` read the lines that were fetched.
     pub(super) fn feed_engine(&self, shard: usize, engine: &mut Engine, effects: &mut Effects) {
-        let Some(inbox) = self.unread_steps.get(shard) else { return };
-        let mut steps = std::mem::take(&mut *lock(inbox));
-        if !steps.is_empty() {
-            let age = KernelClock::now();
-            engine.read_judged(steps.iter().map(|step| line_of_step(step, &age)), effects);
-            steps.clear();
-            // Its memory is for the next ones.
-            let mut inbox = lock(inbox);
-            if inbox.capacity() == 0 {
-                *inbox = steps;
+        let Some(unread) = self.unread_lines.get(shard) else { return };
+        let mut lines = std::mem::take(&mut *lock(unread));
+        if !lines.is_empty() {
+            let clock = KernelClock::now();
+            engine.read_judged(lines.iter().map(|line| engine_line(line, &clock)), effects);
+            lines.clear();
+            // The next lines reuse the memory.
+            let mut unread = lock(unread);
+            if unread.capacity() == 0 {
+                *unread = lines;
             }
         }
     }
 
-    /// What `status` says.
+    /// The fast path's part of `status`.
     pub(super) fn status(&self, connections: usize) -> FastPathStatus {
         if let Some(why) = self.off_reason.get() {
             return FastPathStatus::off(why);
@@ -128,12 +129,12 @@ impl FastPathReader {
     }
 }
 
-/// By what steps are sorted: those of a flow in their order.
-fn sort_key((at, step): (usize, &LineRecord)) -> (u64, u32, usize) {
-    (step.flow, step.number, at)
+/// The sort key of a line: lines of one flow keep their order.
+fn sort_key((at, line): (usize, &LineRecord)) -> (u64, u32, usize) {
+    (line.flow, line.number, at)
 }
 
-/// The kernel's clock, to tell how long ago something was.
+/// The kernel's monotonic clock and this process's, read at the same moment.
 struct KernelClock {
     now: Instant,
     clock: Duration,
@@ -152,21 +153,21 @@ impl KernelClock {
     }
 }
 
-fn line_of_step<'s>(step: &'s LineRecord, age: &KernelClock) -> JudgedLine<'s> {
+fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> JudgedLine<'s> {
     JudgedLine {
-        flow: step.flow,
-        line: step.number,
-        at: age.instant_of(step.at_ns),
-        from: if step.from_client { Side::Client } else { Side::Server },
-        client: step.client,
-        server: step.server,
-        seq: step.seq,
-        ack: step.ack,
-        window: step.window,
-        opened: step.opened_pinhole,
-        consumed: (step.consumed_pinhole != 0).then_some(step.consumed_pinhole),
-        ends: step.is_fin,
-        zeros: Zeros::of_digits(step.port_digits.into()),
-        bytes: step.bytes(),
+        flow: line.flow,
+        line: line.number,
+        at: clock.instant_of(line.at_ns),
+        from: if line.from_client { Side::Client } else { Side::Server },
+        client: line.client,
+        server: line.server,
+        seq: line.seq,
+        ack: line.ack,
+        window: line.window,
+        opened: line.opened_pinhole,
+        consumed: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
+        ends: line.is_fin,
+        zeros: Zeros::of_digits(line.port_digits.into()),
+        bytes: line.bytes(),
     }
 }

@@ -1,11 +1,12 @@
 //! The directory in which the fast path's program, maps and links are pinned, so that they outlive the daemon.
 //!
-//! The BPF file system is root's alone as systemd mounts it (mode 0700). So the directory is opened before rights are given
-//! up, and what is in it is named through `/proc/self/fd`. The program is loaded when the daemon has become its user, to whom
-//! all that is pinned then belongs. A daemon that was never root, as that of the unit, finds it in its
-//! state directory, where the service manager has mounted it.
+//! systemd mounts the BPF file system for root only (mode 0700). So the daemon opens the directory before it gives up its
+//! rights, and reaches the pins through `/proc/self/fd`. It loads the program after it has become its own user, so the
+//! pins belong to that user. A daemon that was never root, as under systemd's unit, finds a BPF file system in its state
+//! directory, where the service manager has mounted one.
 
 use std::{
+    fmt::Display,
     fs::{self, DirBuilder, File},
     io,
     os::{
@@ -26,20 +27,20 @@ use crate::{
     },
 };
 
-/// Where it is. One directory below it is for each network namespace.
+/// The directory of the pins, with one directory for each network namespace.
 pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
 
-/// Where it may be mounted in the state directory.
+/// The name in the state directory at which a BPF file system may be mounted.
 const STATE_DIR_MOUNT: &str = "bpf";
 
-/// Why the fast path is off with that back end.
+/// Why the fast path is off with the back end `conntrack`.
 const OFF_BY_CONNTRACK: &str = "back end conntrack: it needs nftables";
 
-/// The directory, which belongs to the daemon's user.
+/// The open directory, which belongs to the daemon's user.
 #[derive(Debug)]
 pub(super) struct FastPathPins(File);
 
-/// Why the fast path is off as it is configured, if it is.
+/// Why the configuration turns the fast path off, if it does.
 pub(super) fn off_reason(
     fast_path: config::FastPath,
     backend: Option<Backend>,
@@ -52,12 +53,12 @@ pub(super) fn off_reason(
 }
 
 impl FastPathPins {
-    /// Whether another daemon left something in it that concerns this one.
+    /// Whether an earlier daemon of this network namespace left pins.
     pub(super) fn has_leftovers(state_dir: &Path) -> bool {
         fastpath::has_pinned_state(&pin_path(state_dir))
     }
 
-    /// Opens it for `account`, makes it if it is absent. The error says why not, and what to do.
+    /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
     pub(super) fn open_or_create(
         state_dir: &Path,
         account: Option<&Account>,
@@ -78,7 +79,7 @@ impl FastPathPins {
         let owner = fs::metadata(path).map_err(failed)?.uid();
         if owner != user {
             return Err(format!(
-                "{} belongs to user {owner}, but the daemon runs as user {user}: remove it",
+                "the pin directory {} belongs to user {owner}, but the daemon runs as user {user}: remove it",
                 path.display()
             ));
         }
@@ -86,28 +87,25 @@ impl FastPathPins {
         if has_bpf(fstatfs(&directory)) { Ok(Self(directory)) } else { Err(missing_bpf_fs(path)) }
     }
 
-    /// Removes what a daemon left that had a fast path, as this one has none.
+    /// Removes the pins of an earlier daemon. Called if this daemon has no fast path.
     pub(super) fn remove_leftovers(state_dir: &Path) {
         let path = pin_path(state_dir);
-        // What another user left is that one's.
+        // Another user's pins are left alone.
         if let Err(error) = fastpath::remove_pinned_state(&path)
             && error.kind() != io::ErrorKind::PermissionDenied
         {
-            tracing::warn!(
-                "{}: the fast path that was left is not removed: {error}",
-                path.display()
-            );
+            log_not_removed(&path, &error);
         }
     }
 
-    /// A path of it that works without a right to the directories above it.
+    /// A path to the directory that needs no right to the directories above it.
     pub(super) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
 }
 
-/// The program, loaded, and not in use yet. Dropped, it is removed, unless another daemon left it attached: then the next
-/// one may take it over.
+/// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached: then
+/// the next daemon may take it over.
 #[derive(Debug)]
 pub(super) struct LoadedProgram {
     program: Option<FastPath>,
@@ -115,7 +113,7 @@ pub(super) struct LoadedProgram {
 }
 
 impl LoadedProgram {
-    /// Loads it, or takes over the one that another daemon left.
+    /// Loads the program, or takes over the one that an earlier daemon left.
     pub(super) fn load(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
         let program = FastPath::load(&pins.path())?;
         Ok(Self { program: Some(program), pins })
@@ -125,7 +123,7 @@ impl LoadedProgram {
         &self.pins
     }
 
-    /// The program, which from now on stays until it is removed.
+    /// Takes the program, which then stays until [`FastPath::remove`].
     pub(super) fn take_program(&mut self) -> Option<FastPath> {
         self.program.take()
     }
@@ -139,21 +137,31 @@ impl Drop for LoadedProgram {
 
 fn remove(program: &FastPath) {
     if let Err(error) = program.remove() {
-        tracing::warn!("{}: the fast path is not removed: {error}", program.directory().display());
+        log_not_removed(program.directory(), &error);
     }
 }
 
+fn log_not_removed(path: &Path, error: &dyn Display) {
+    tracing::warn!(
+        event = "fast_path_not_removed",
+        path = %path.display(),
+        "fast path not removed: {}: {error}; remove that directory when no ftp-alg runs",
+        path.display()
+    );
+}
+
+/// The pin directory: in the state directory if a BPF file system is mounted there.
 fn pin_path(state_dir: &Path) -> PathBuf {
     let mounted = state_dir.join(STATE_DIR_MOUNT);
     if has_bpf(statfs(&mounted)) { mounted } else { DIRECTORY.into() }
 }
 
-/// Whether a place is in a BPF file system.
-fn has_bpf(place: rustix::io::Result<StatFs>) -> bool {
-    place.is_ok_and(|place| fastpath::is_bpf_file_system(&place))
+/// Whether a path's file system is a BPF file system.
+fn has_bpf(found: rustix::io::Result<StatFs>) -> bool {
+    found.is_ok_and(|found| fastpath::is_bpf_file_system(&found))
 }
 
-/// Why nothing can be pinned at `path`.
+/// The error if there is no BPF file system at `path`.
 fn missing_bpf_fs(path: &Path) -> String {
     format!("no BPF file system at {0}: mount -t bpf bpf /sys/fs/bpf", path.display())
 }

@@ -1,4 +1,4 @@
-//! The thread of the fast path: has the engines read what the program judged, and the program know what has changed.
+//! The fast path's thread: it has the engines read the program's lines, and updates the program's interfaces and ports.
 
 use std::{
     collections::HashSet,
@@ -19,32 +19,34 @@ use crate::gateway::{
     used_pinholes,
 };
 
-/// How often is read what was judged, while something is, and while nothing is; sooner where the ring fills.
+/// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer wakes
+/// the thread earlier when it fills.
 const MIN_PAUSE: Duration = Duration::from_millis(4);
 const MAX_PAUSE: Duration = Duration::from_millis(64);
-/// How often is looked for interfaces that are new, and for ports that are claimed.
+/// Interval between two updates of the program's interfaces and barred ports.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl FastPathReader {
-    /// Reads all that was judged, and gives its room back once that is written. Whether there was something.
-    pub(super) fn read_steps(&self, shared: &SharedState, kernel: &mut LinuxKernel) -> bool {
-        let position = self.fetch_steps();
-        let mut was_something = false;
+    /// Has the engines read all lines, and releases their room in the ring buffer when they are in the journals. Returns
+    /// whether there were any.
+    pub(super) fn read_lines(&self, shared: &SharedState, kernel: &mut LinuxKernel) -> bool {
+        let position = self.fetch_lines();
+        let mut has_read = false;
         host::carry_out_effects(shared, kernel, |_, all| {
             for (shard, effects) in all.iter_mut().enumerate() {
                 let mut engine = lock(&shared.shards[shard].engine);
-                was_something |= !lock(&self.unread_steps[shard]).is_empty();
-                // Also what another thread had it read, and has not written yet.
+                has_read |= !lock(&self.unread_lines[shard]).is_empty();
+                // Includes the records of lines that another thread had it read, and has not written yet.
                 engine.read_judged(std::iter::empty(), effects);
                 self.feed_engine(shard, &mut engine, effects);
             }
         });
         self.flows.program().ring().release(position);
-        was_something
+        has_read
     }
 
-    /// Has the engines and the program know the same connections, at the start. Where program or table is a new one, rules have
-    /// the pinholes of the one before.
+    /// Brings engines and program to the same connections, at the start. If the program or the table is new, opens the old
+    /// program's pinholes in the table.
     pub(super) fn start(
         &self,
         is_new_table: bool,
@@ -62,7 +64,7 @@ impl FastPathReader {
         Ok(())
     }
 
-    /// Has the program judge nothing, at the start, because of `why`, and removes it.
+    /// Turns the fast path off at the start, because of `why`: takes all connections back and removes the program.
     pub(super) fn turn_off(
         &self,
         why: String,
@@ -76,26 +78,27 @@ impl FastPathReader {
         Ok(self.flows.program().remove()?)
     }
 
-    /// Takes all connections back, and has the engines hand over others, or none.
+    /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines hand
+    /// connections over, or none, as `hands_over` says.
     fn resynchronise(
         &self,
         hands_over: bool,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
     ) -> io::Result<()> {
-        self.read_steps(shared, kernel);
-        // Each comes again by itself.
+        self.read_lines(shared, kernel);
+        // The engines hand each connection over again when it is eligible.
         for shard in &shared.shards {
             let mut engine = lock(&shard.engine);
             engine.sessions.set_hands_over(false);
             engine.sessions.set_hands_over(hands_over);
         }
-        self.read_steps(shared, kernel);
+        self.read_lines(shared, kernel);
         let program = self.flows.program();
         program.take_back_all()?;
-        // What was judged until then: sessions hold those pinholes.
-        self.read_steps(shared, kernel);
-        // What was given up before a crash may not have been closed.
+        // The lines that the program inspected until then: their pinholes belong to sessions.
+        self.read_lines(shared, kernel);
+        // A daemon that crashed may have left pinholes open that it had already dropped.
         let mut held: HashSet<Hole> = HashSet::new();
         for shard in &shared.shards {
             held.extend(lock(&shard.engine).sessions.holes());
@@ -109,14 +112,14 @@ impl FastPathReader {
             _ => held.contains(&Hole { flow, line }),
         })?;
         for shard in &shared.shards {
-            // One that the program has open as well is that session's own.
+            // The program may already have the same pinhole open. It is then the same session's.
             let of_rules: Vec<_> = lock(&shard.engine).sessions.of_rules().collect();
             of_rules.iter().for_each(|pinhole| _ = self.flows.reserve_pinhole(pinhole));
         }
         Ok(())
     }
 
-    /// The table was loaded anew, and has none of the translations.
+    /// Restores the translations in a table that was loaded again, and takes all connections back.
     pub(super) fn handle_new_table(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
         if let Err(error) = self.flows.restore_translations() {
             shared.report_error(&error);
@@ -124,17 +127,18 @@ impl FastPathReader {
         self.take_back_all(shared, kernel);
     }
 
-    /// Takes all connections back, and has all read that was judged.
+    /// Takes all connections back, and has the engines read all lines.
     pub(super) fn take_back_all(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
         for shard in &shared.shards {
             lock(&shard.engine).sessions.take_all_back();
         }
-        self.read_steps(shared, kernel);
-        // What was judged until the program knew.
-        self.read_steps(shared, kernel);
+        self.read_lines(shared, kernel);
+        // The lines that the program inspected before it got the change.
+        self.read_lines(shared, kernel);
     }
 
-    /// Has the program judge nothing any more, and what it has judged is read. Its pinholes stay open.
+    /// Ends the inspection by the program: takes all connections back and reads their lines. The program's pinholes stay
+    /// open.
     pub(super) fn stop(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
         for shard in &shared.shards {
             lock(&shard.engine).sessions.set_hands_over(false);
@@ -142,14 +146,14 @@ impl FastPathReader {
         self.take_back_all(shared, kernel);
     }
 
-    /// Removes the program, when nothing is in use.
+    /// Removes the program. Called when no connection needs it.
     pub(super) fn remove(&self, shared: &SharedState) {
         if let Err(error) = self.flows.program().remove() {
             shared.report_error(&error);
         }
     }
 
-    /// Works until `end` is set.
+    /// Reads lines until `end` is set.
     pub(super) fn run(
         &self,
         end: &AtomicBool,
@@ -157,14 +161,14 @@ impl FastPathReader {
         kernel: &mut LinuxKernel,
         claimed: &ClaimedPorts,
     ) {
-        let (mut pause, mut next_look) = (MIN_PAUSE, Instant::now());
+        let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
-            let was_something = self.read_steps(shared, kernel);
-            pause = if was_something { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+            let has_read = self.read_lines(shared, kernel);
+            pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
-            if now >= next_look {
+            if now >= next_update {
                 self.update_program(shared, claimed);
-                next_look = now + UPDATE_INTERVAL;
+                next_update = now + UPDATE_INTERVAL;
             }
             if let Err(error) = self.ring_waiter.wait(pause) {
                 shared.report_error(&error);
@@ -173,7 +177,8 @@ impl FastPathReader {
         }
     }
 
-    /// Has the program attached to new interfaces while it is used, and bars the ports at which nothing may be opened.
+    /// Attaches the program to new interfaces while it has connections, and bars the ports at which no pinhole may be
+    /// opened.
     pub(super) fn update_program(&self, shared: &SharedState, claimed: &ClaimedPorts) {
         let program = self.flows.program();
         if let Err(error) = program.update_attachments(Instant::now()) {
@@ -182,7 +187,7 @@ impl FastPathReader {
         if let Some(Failures { count, last }) = self.flows.take_failures() {
             shared.report_errors(
                 count,
-                &format_args!("fast path: {last} ({count} errors since the last look)"),
+                &format_args!("fast path: {last} ({count} errors since the last report)"),
             );
         }
         let policy =
@@ -197,7 +202,7 @@ impl FastPathReader {
     }
 }
 
-/// Has rules have the pinholes that a program had which is gone, or whose translations are, but for those that were used.
+/// Opens in the table the unused pinholes of a program that is gone, or that lost its translations.
 pub(super) fn reopen_program_pinholes(
     parameters: &RuleParameters,
     shared: &SharedState,

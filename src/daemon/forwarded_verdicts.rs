@@ -1,5 +1,5 @@
-//! Verdicts that one worker leaves for another, as the kernel takes a verdict only from the queue's own reader: those on
-//! packets that waited in an engine, where each packet comes by the queue of the processor that it is on.
+//! Verdicts that one worker forwards to another. The kernel takes a verdict only from the reader of the packet's queue. If
+//! processors choose the queue, a packet that waited in an engine may be released by a worker of another queue.
 
 use std::sync::{
     Mutex,
@@ -11,7 +11,8 @@ use ftp_alg_core::engine::{Released, Token, Verdict};
 use super::shard::lock;
 use crate::gateway::{Decision, GatewayError, RuleParameters, Verdicts, Waker};
 
-/// Gives the verdict on the packet of `token`; if it is replaced, `replacement` goes on. It takes effect when `verdicts` are flushed.
+/// Gives the verdict on the packet of `token`. With [`Verdict::Replace`], `replacement` is forwarded in its place. The
+/// verdict takes effect when `verdicts` are flushed.
 pub(super) fn give_verdict(
     verdicts: &mut Verdicts<'_>,
     parameters: &RuleParameters,
@@ -27,7 +28,7 @@ pub(super) fn give_verdict(
     verdicts.verdict_with(token.id, decision, parameters.mark_behind(token.mark))
 }
 
-/// A verdict.
+/// A verdict, with the packet's replacement.
 #[derive(Debug)]
 pub(super) struct ForwardedVerdict {
     token: Token,
@@ -36,7 +37,7 @@ pub(super) struct ForwardedVerdict {
 }
 
 impl ForwardedVerdict {
-    /// A verdict whose packet, if it is replaced, is among `replacements`.
+    /// Copies the verdict, and its replacement from `replacements`.
     pub(super) fn from_released(released: &Released, replacements: &[u8]) -> Self {
         let Released { token, verdict, .. } = released;
         Self {
@@ -47,37 +48,37 @@ impl ForwardedVerdict {
     }
 }
 
-/// Where a worker finds them.
+/// The verdicts for the worker of one queue.
 #[derive(Debug, Default)]
 pub(super) struct ForwardedVerdicts {
-    content: Mutex<Content>,
+    inner: Mutex<Inner>,
     has_verdicts: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Content {
+struct Inner {
     verdicts: Vec<ForwardedVerdict>,
-    /// What wakes the worker.
+    /// Wakes the worker.
     waker: Option<Waker>,
 }
 
 impl ForwardedVerdicts {
-    /// From now on `waker` wakes its worker.
+    /// Sets the waker of the worker.
     pub(super) fn set_waker(&self, waker: Waker) {
-        lock(&self.content).waker = Some(waker);
+        lock(&self.inner).waker = Some(waker);
     }
 
-    /// Leaves a verdict, and wakes the worker.
-    pub(super) fn push(&self, mail: ForwardedVerdict) {
-        let mut content = lock(&self.content);
-        content.verdicts.push(mail);
+    /// Adds a verdict, and wakes the worker.
+    pub(super) fn push(&self, verdict: ForwardedVerdict) {
+        let mut inner = lock(&self.inner);
+        inner.verdicts.push(verdict);
         self.has_verdicts.store(true, Ordering::Release);
-        if let Some(waker) = &content.waker {
+        if let Some(waker) = &inner.waker {
             waker.wake();
         }
     }
 
-    /// Gives the verdicts that were left.
+    /// Gives all forwarded verdicts.
     pub(super) fn give_all(
         &self,
         mut verdicts: Verdicts<'_>,
@@ -86,8 +87,8 @@ impl ForwardedVerdicts {
         if !self.has_verdicts.swap(false, Ordering::Acquire) {
             return Ok(());
         }
-        let mail = std::mem::take(&mut lock(&self.content).verdicts);
-        for ForwardedVerdict { token, verdict, replacement } in mail {
+        let forwarded = std::mem::take(&mut lock(&self.inner).verdicts);
+        for ForwardedVerdict { token, verdict, replacement } in forwarded {
             give_verdict(&mut verdicts, parameters, token, &verdict, &replacement)?;
         }
         verdicts.flush()

@@ -1,27 +1,30 @@
-//! Keeps the sign of life in the kernel for as long as every worker makes progress, and tells the engines when it was
-//! missing: what passed meanwhile may have been anything.
+//! Renews the heartbeat in the kernel while every worker makes progress.
+//!
+//! If the heartbeat was missing, the rules bypassed the queue meanwhile. The engines then record a downtime, because
+//! packets with any contents may have passed unread.
 
 use std::time::{Duration, Instant};
 
 use super::shared_state::SharedState;
 use crate::gateway::{Commits, DEADLINE, GatewayError, Heartbeat};
 
-/// So much later the deadline is to be for a renewal to be worth a transaction of nf_tables.
+/// How much later the new deadline must be to justify a transaction of nf_tables.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long connections wait for a daemon that was told to end, and leaves its table, to be started again.
+/// How long connections wait for the next start, if the daemon ends and leaves its table.
 pub(super) const RESTART_GRACE: Duration = Duration::from_secs(2);
 
-/// The sign of life.
+/// The heartbeat, with its deadline.
 pub(super) struct HeartbeatRenewer {
     heartbeat: Heartbeat,
-    /// Until when it lasts, and since when it is given without a break.
+    /// The heartbeat's deadline.
     expires: Instant,
+    /// When the heartbeat was last renewed.
     renewed: Instant,
 }
 
 impl HeartbeatRenewer {
-    /// Takes over the sign of life that an earlier daemon left, if packets `have_waited` as long as it was there, and it has
-    /// lasted until now. Otherwise engines are told, and it begins.
+    /// Takes over an earlier daemon's heartbeat, if packets `have_waited` since that daemon ended and the heartbeat has not
+    /// expired. Otherwise records a downtime, and sets a new heartbeat.
     pub(super) fn start(
         commits: &Commits,
         shared: &SharedState,
@@ -38,7 +41,7 @@ impl HeartbeatRenewer {
         Ok(heart)
     }
 
-    /// Renews it if the workers have made progress since it was renewed the last time.
+    /// Renews the heartbeat if all workers have made progress since the last renewal.
     pub(super) fn renew_if_due(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
         let now = Instant::now();
         let expires = shared.progress.oldest_pass() + DEADLINE;
@@ -49,10 +52,13 @@ impl HeartbeatRenewer {
         if !self.heartbeat.renew(left)? {
             shared.record_downtime();
             self.heartbeat.begin(left)?;
+            let seconds = now.saturating_duration_since(self.renewed).as_secs_f64();
             tracing::warn!(
-                "ftp-alg did not run for {:.1} s, or its table was loaded anew: packets of control connections passed by \
-                 unread after {} s; nothing more is opened on those that said something then",
-                now.saturating_duration_since(self.renewed).as_secs_f64(),
+                event = "downtime",
+                seconds,
+                "ftp-alg did not run for {seconds:.1} s, or its table was loaded again: after {} s, packets of control \
+                 connections bypassed the queue unread. No pinhole is opened any more for connections that carried \
+                 data then: their clients must log in again",
                 DEADLINE.as_secs()
             );
         }
@@ -61,7 +67,8 @@ impl HeartbeatRenewer {
         Ok(())
     }
 
-    /// The last one: a daemon that is started again within that time finds that nothing has passed by.
+    /// Renews the heartbeat for the last time. A daemon that starts before its deadline finds that no packet bypassed the
+    /// queue.
     pub(super) fn stop(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
         shared.progress.set_deadline(Instant::now() + RESTART_GRACE);
         self.heartbeat.renew(RESTART_GRACE).map(drop)

@@ -1,4 +1,4 @@
-//! The daemon as a host of engines: what [`carry_out`](ftp_alg_core::engine::carry_out) does, it does by this.
+//! The daemon as the engines' host: [`carry_out`] uses it to reach the shards, the kernel, the journals and the queues.
 
 use std::time::Instant;
 
@@ -13,29 +13,29 @@ use super::{
 };
 use crate::gateway::{LinuxKernel, RuleParameters, Verdicts};
 
-/// A thread that works on engines.
+/// The host for one thread and one batch.
 pub(super) struct DaemonHost<'a> {
     pub(super) shared: &'a SharedState,
     pub(super) kernel: &'a mut LinuxKernel,
-    /// The queue that the thread reads, if it does.
+    /// The queue that the thread reads, if it reads one.
     pub(super) own_queue: Option<OwnQueue<'a>>,
-    /// When the batch began to be decided.
+    /// When the decision about the batch began.
     pub(super) now: Instant,
 }
 
-/// The queue whose packets are decided.
+/// The queue with the packets of the batch.
 pub(super) struct OwnQueue<'a> {
-    /// Which one.
+    /// The position among the daemon's queues.
     pub(super) index: u16,
     pub(super) verdicts: Verdicts<'a>,
     pub(super) parameters: &'a RuleParameters,
-    /// Whether it is looked whether packets passed unread meanwhile.
+    /// Whether to check, before the verdicts are given, whether the heartbeat lapsed.
     pub(super) checks_downtime: bool,
-    /// How many packets were dropped because others may have passed unread.
+    /// How many packets were dropped because other packets may have passed unread.
     pub(super) stale_drops: u64,
 }
 
-/// Does what comes of `work`, where that concerns no packet of a queue.
+/// Runs `work`, and carries out its effects. For work that concerns no packet of a queue.
 pub(super) fn carry_out_effects(
     shared: &SharedState,
     kernel: &mut LinuxKernel,
@@ -62,7 +62,7 @@ impl Host for DaemonHost<'_> {
             && self.shared.progress.has_lapsed(Instant::now())
     }
 
-    /// Where writing fails packets go on all the same: FTP works, and only a restart will be noticed.
+    /// If a journal cannot be written, packets are forwarded all the same. FTP works, but a restart loses sessions.
     fn conclude(&mut self, effects: &mut Effects) {
         let shard = &self.shared.shards[effects.shard];
         if let Err(error) = shard.conclude(effects) {

@@ -1,10 +1,13 @@
-//! The running daemon: configuration, state directory, control socket, signals, and the workers
-//! that wire the engine to the gateway.
+//! The running daemon: it reads the configuration, claims the state directory and the control socket, handles signals,
+//! and starts the workers, which connect the engine to the kernel.
 //!
-//! Order matters at both ends. Rights are given up ([`confine`]) before any thread exists, as each
-//! thread has its own, and before anything of the network is read. The control socket is bound
-//! before the fast path is loaded and the workers start, so that a second daemon touches nothing of the first; it answers, and the
-//! service manager hears READY, only when the workers give verdicts. The workers end last.
+//! Invariants:
+//! - The daemon gives up its rights ([`confine`]) before it starts a thread, because Linux keeps credentials for each
+//!   thread, and before it reads anything from the network.
+//! - It binds the control socket before it loads the fast path and starts the workers, so a second daemon changes
+//!   nothing of the first one's.
+//! - The control socket answers, and the service manager is sent READY, only when the workers give verdicts.
+//! - The workers end last.
 
 pub mod client;
 pub mod confine;
@@ -78,52 +81,55 @@ use crate::{
     gateway::broker,
 };
 
-/// The daemon's own directory, when no other place is named.
+/// The default of `--state-dir`.
 pub const DEFAULT_STATE_DIR: &str = "/run/ftp-alg";
-/// Where the daemon answers, when no other place is named.
+/// The default of `--socket`.
 pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
 
-/// What `ftp-alg run` was told.
+/// The options of `ftp-alg run`.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
-    /// The configuration; `None` means the default file, which may be absent.
+    /// The configuration file. `None` stands for the default file, which may be absent.
     pub config: Option<PathBuf>,
     pub state_dir: PathBuf,
     pub socket: PathBuf,
-    /// The user to become; `None` means to stay who it is.
+    /// The user that the daemon becomes. `None` leaves the user unchanged.
     pub user: Option<String>,
-    /// Whether the daemon that already runs is to end.
+    /// Whether to end a daemon that already runs.
     pub takeover: bool,
-    /// How much is logged, one of [`LEVELS`]; `None` leaves it to the environment.
+    /// The log level, one of [`LEVELS`]. `None` leaves it to the environment.
     pub log_level: Option<String>,
 }
 
-/// The hidden command by which the daemon starts its broker.
+/// The hidden command with which the daemon starts its broker.
 pub const BROKER_COMMAND: &str = "broker";
 
-/// Why the daemon did not start, or ended.
+/// Why the daemon did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{}={value}: {reason}; give a level such as \"debug\"", log::level::LEVEL_VARIABLE)]
+    #[error(
+        "log level refused: {}={value}: {reason}; give a level such as \"debug\"",
+        log::level::LEVEL_VARIABLE
+    )]
     Log { value: String, reason: String },
-    #[error("cannot use the directory {}: {source}; name another, or run as root where it is to be made", path.display())]
+    #[error("cannot use the directory {}: {source}; name another one, or run as root so that it can be made", path.display())]
     Directory { path: PathBuf, source: io::Error },
     #[error(
         "the state directory {} may be written by others (mode {mode:o}): chmod 0700 it, or name \
-         another with --state-dir",
+         another one with --state-dir",
         path.display()
     )]
     WritableByOthers { path: PathBuf, mode: u32 },
     #[error(
         "the state directory {} belongs to user {owner}, but the daemon runs as user {user}: \
-         name another with --state-dir, or chown it if it is ftp-alg's alone",
+         name another one with --state-dir, or chown it if only ftp-alg uses it",
         path.display()
     )]
     OtherOwner { path: PathBuf, owner: u32, user: u32 },
     #[error(
-        "the state directory {} is in use by another ftp-alg: stop that first, or name another with \
+        "the state directory {} is in use by another ftp-alg: stop that one, or name another directory with \
          --state-dir",
         path.display()
     )]
@@ -140,46 +146,47 @@ pub enum DaemonError {
     System { what: &'static str, source: io::Error },
     #[error(transparent)]
     Service(#[from] ServiceError),
-    /// A worker ended although nobody asked it to.
+    /// A thread of the daemon, or its broker, ended by itself.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Why the workers did not start: one line that names the thing, why, and what to do.
+/// Why the workers did not start: one line with the thing, the reason and the remedy.
 pub type ServiceError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the daemon is there for, once started. Dropping it ends it, and puts the machine back as
-/// it was.
+/// The workers, as the main thread sees them. Dropping them ends them and removes the rules, unless connections need
+/// the rules until the next start.
 pub trait DaemonService {
-    /// Who answers the control socket.
+    /// The source of the control socket's answers.
     fn source(&self) -> Arc<dyn StatusSource>;
-    /// Goes on with `config`, whose fixed keys are those it was started with.
+    /// Continues with `config`, whose fixed keys have the values of the start.
     fn reload(&self, config: &Config);
-    /// Goes on with `config`, which is the same, but its names have other addresses.
+    /// Continues with the same `config` after one of its names got another address.
     fn update_addresses(&self, config: &Config);
-    /// Sees to it, ten times a second, that the machine is as it was left; what can be put right is.
+    /// Renews the heartbeat, and loads the table again if another program removed or changed it. Called ten times a
+    /// second.
     fn maintain(&mut self);
-    /// Whether every thread that packets wait for makes progress.
+    /// Whether every worker made progress recently.
     fn makes_progress(&self) -> bool;
 }
 
-/// How often the service is to look after the machine: while our table is missing, adjusted connections pass
-/// as they are. A look costs microseconds, unless another program has changed nf_tables.
+/// Interval of [`DaemonService::maintain`]. While the table is missing, packets of adjusted connections pass unadjusted.
+/// A check takes microseconds, unless another program has changed nf_tables.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long one that was told to end may still have the state directory.
+/// Time for a daemon that is ending to release the state directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the main thread waits for.
+/// An event that the main thread handles.
 #[derive(Debug)]
 pub enum DaemonEvent {
     Terminate,
     Reload,
-    /// An external address given by name is another than before.
+    /// The external address that a name stands for has changed.
     AddressChanged,
     /// Another program has changed nf_tables.
     NfTablesChanged,
-    /// A worker ended; the text says which and why.
+    /// A thread, or the broker, ended by itself. The text says which one and why.
     Failed(String),
 }
 
@@ -194,23 +201,27 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     watch_broker(broker, sender.clone())?;
     let mut service = workers::start(&config, &options.state_dir, &sender, unconfined, fast_path)?;
     let server = socket.serve(service.source())?;
+    let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
+    let queues: Vec<_> = config.queue.numbers().collect();
+    let path = options.socket.display();
     tracing::info!(
-        "ready: version {}, control ports {:?}, queues {:?}, socket {}",
-        env!("CARGO_PKG_VERSION"),
-        config.control_ports,
-        config.queue.numbers().collect::<Vec<_>>(),
-        options.socket.display()
+        event = "ready",
+        version,
+        control_ports = ?ports,
+        queues = ?queues,
+        socket = %path,
+        "ready: version {version}, control ports {ports:?}, queues {queues:?}, socket {path}"
     );
     notify(&[NotifyState::Ready]);
     let outcome = handle_events(&events, options, config, &mut *service);
     notify(&[NotifyState::Stopping]);
     drop(server);
     drop(service);
-    tracing::info!("stopped");
+    tracing::info!(event = "stopped", "stopped");
     outcome
 }
 
-/// Handles events until one ends the daemon.
+/// Handles events until one of them ends the daemon.
 fn handle_events(
     events: &Receiver<DaemonEvent>,
     options: &DaemonOptions,
@@ -237,9 +248,9 @@ fn handle_events(
     }
 }
 
-/// The service manager's watchdog, which ends a daemon that hangs, and starts it again.
+/// The service manager's watchdog. It restarts a daemon that hangs.
 struct Watchdog {
-    /// How often it is to hear of us; `None` without one.
+    /// Interval of the notifications. `None` if the service manager watches nothing.
     every: Option<Duration>,
     next: Instant,
 }
@@ -261,7 +272,7 @@ impl Watchdog {
     }
 }
 
-/// The configuration to go on with: the file's if it is valid, else `old`.
+/// Reads the configuration again. Returns the file's configuration if it is valid, and `old` otherwise.
 fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> Config {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -270,18 +281,27 @@ fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> 
     let config = match load(options) {
         Ok(new) => {
             for key in old.fixed_keys_changed(&new) {
-                tracing::warn!("reload: {key} changes only at a restart; the old value stays");
+                tracing::warn!(
+                    event = "reload_key_fixed",
+                    key,
+                    "reload: {key} keeps its old value, because it changes only at a restart: \
+                     systemctl restart ftp-alg"
+                );
             }
             let merged = new.with_fixed_keys_of(&old);
             service.reload(&merged);
-            tracing::info!("reload: the new configuration is in use");
+            tracing::info!(event = "reloaded", "reload: the new configuration is in use");
             merged
         }
         Err(error) => {
             for line in error.to_string().lines() {
-                tracing::error!("reload: {line}");
+                tracing::error!(event = "reload_refused", "reload: {line}");
             }
-            tracing::error!("reload: the new configuration is refused; the old one stays in use");
+            tracing::error!(
+                event = "reload_refused",
+                "reload: the new configuration is refused, and the old one stays in use: correct the file, \
+                 then reload"
+            );
             old
         }
     };
@@ -295,19 +315,19 @@ fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// What is there once rights are given up.
+/// What the daemon has when it has given up its rights.
 struct ConfinedDaemon {
     broker: Child,
-    /// What could not be confined on this machine.
+    /// The confinement that this machine lacks, a line each.
     unconfined: Vec<String>,
     socket: ControlSocket,
-    /// No other daemon uses the directory as long as this is open.
+    /// The lock on the state directory. No other daemon uses the directory while it is open.
     state_dir: File,
-    /// The fast path's program, or why it is off.
+    /// The fast path's program, or why the fast path is off.
     fast_path: Result<LoadedProgram, String>,
 }
 
-/// Makes the directories, starts the broker, ends another daemon if it is to be, loads the fast path, and gives up all
+/// Makes the directories, starts the broker, ends another daemon for `--takeover`, loads the fast path, and gives up all
 /// other rights.
 fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
@@ -317,7 +337,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     };
     let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
-    // One that is off reads what another daemon's program has judged, and then removes it.
+    // A daemon without a fast path still reads the lines that an earlier daemon's program left, and then removes it.
     let pins = match fast_path_pins::off_reason(config.queue.fast_path, config.pinhole.backend) {
         Some(why) if !FastPathPins::has_leftovers(&options.state_dir) => Err(why.to_owned()),
         _ => FastPathPins::open_or_create(&options.state_dir, account.as_ref()),
@@ -337,13 +357,13 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
         pins.and_then(|pins| LoadedProgram::load(pins).map_err(|missing| missing.to_string()));
     let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
     let unconfined = confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref())?;
-    for what in &unconfined {
-        tracing::warn!("{what}");
+    for missing in &unconfined {
+        tracing::warn!(event = "unconfined", "not confined: {missing}");
     }
     Ok(ConfinedDaemon { broker, unconfined, socket, state_dir, fast_path })
 }
 
-/// Starts the process that does what this one soon cannot; it ends with this one.
+/// Starts the broker, which does what this process soon has no right to do. It ends with this process.
 fn start_broker(options: &DaemonOptions) -> io::Result<Child> {
     let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
     let files = [config, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)]
@@ -352,14 +372,15 @@ fn start_broker(options: &DaemonOptions) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("ftp-alg").arg(BROKER_COMMAND);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
-    // The keys of a terminal are for the daemon, and so are the service manager and the environment.
+    // Only the daemon handles a terminal's keys, the service manager and the environment.
     command.process_group(0).env_clear();
     let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
     broker::rely_on(ours, files.into());
     Ok(child)
 }
 
-/// Without its broker a daemon cannot put its table right: one that is started again can.
+/// Ends the daemon if its broker ends, because without the broker it cannot load its table again. A restarted daemon
+/// can.
 fn watch_broker(mut broker: Child, events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         let how = broker.wait().map_or_else(|error| error.to_string(), |how| how.to_string());
@@ -369,10 +390,10 @@ fn watch_broker(mut broker: Child, events: Sender<DaemonEvent>) -> Result<(), Da
     spawned.map(drop).map_err(|source| DaemonError::System { what: "the broker", source })
 }
 
-/// Is the broker of the daemon at the other end of standard input, for as long as that lives.
+/// Runs the broker for the daemon at the other end of standard input, until that daemon ends.
 pub fn serve_as_broker(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), DaemonError> {
     let system = |source| DaemonError::System { what: "the broker", source };
-    // It was started as /proc/self/exe.
+    // The daemon starts it as /proc/self/exe, which would be its name.
     let _ = rustix::thread::set_name(c"ftp-alg");
     let account = user.map(Account::named).transpose()?;
     confine::confine_broker(account.as_ref())?;
@@ -380,7 +401,7 @@ pub fn serve_as_broker(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), Da
     broker::serve(&daemon, files, confine::confine_program).map_err(system)
 }
 
-/// Turns signals into events, on a thread of its own, for as long as the process lives.
+/// Turns signals into events, on a thread of its own, until the process ends.
 fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let system = |source| DaemonError::System { what: "signals", source };
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system)?;
@@ -396,7 +417,8 @@ fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// A directory that only we may write to, since a restarted daemon will believe what it finds there.
+/// Makes the state directory, or checks the one that exists. Only the daemon may write to it, because a restarted daemon
+/// trusts its files.
 fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, DaemonError> {
     make_dir(path, account)?;
     let failed = |source| DaemonError::Directory { path: path.to_owned(), source };
@@ -412,8 +434,8 @@ fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, Daemon
     File::open(path).map_err(failed)
 }
 
-/// Keeps other daemons, which may be in other network namespaces, from the state directory at `path` for as
-/// long as `directory` is open.
+/// Locks the state directory at `path` while `directory` is open. Daemons of other network namespaces may see the same
+/// path.
 fn claim(directory: &File, path: &Path) -> Result<(), DaemonError> {
     let path = path.to_owned();
     let until = Instant::now() + CLAIM_LIMIT;
@@ -429,7 +451,7 @@ fn claim(directory: &File, path: &Path) -> Result<(), DaemonError> {
     }
 }
 
-/// Makes a directory for `account`, unless it is there.
+/// Makes a directory for `account`, unless it exists.
 fn make_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
     let make = || {
         if path.is_dir() {
@@ -441,10 +463,13 @@ fn make_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
     make().map_err(|source| DaemonError::Directory { path: path.to_owned(), source })
 }
 
-/// Tells the service manager, if there is one; that it does not hear is no reason to stop.
+/// Notifies the service manager, if there is one. A failure is logged, and the daemon continues.
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("cannot notify the service manager: {error}");
+        tracing::warn!(
+            event = "notify_failed",
+            "cannot notify the service manager: {error}; systemd may take the daemon for hung"
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the control socket asks of the daemon.
+//! The answers to the control socket's requests.
 
 use std::{
     collections::HashMap,
@@ -13,29 +13,29 @@ use super::{
     snapshot::{PinholeRow, SessionRow, Status, StatusSource},
 };
 
-/// How long translations are looked up for one answer: some ten thousand.
+/// Time limit for the lookups of translations in one answer. It is enough for about ten thousand.
 const LOOK_UP_LIMIT: Duration = Duration::from_millis(500);
 
 impl SharedState {
-    /// Has the engines read what the fast path has judged by now.
+    /// Has the engines read all fast-path lines.
     fn read_fast_path(&self) {
-        if let Ok(judged) = &self.fast_path {
-            judged.read_steps(self, &mut lock(&self.kernel));
+        if let Ok(reader) = &self.fast_path {
+            reader.read_lines(self, &mut lock(&self.kernel));
         }
     }
 
-    /// What the engines hold and the kernel says is open: it closes by itself what is used.
+    /// The pinholes that an engine holds and that are open in the kernel. The kernel closes a consumed pinhole by itself.
     fn pinhole_rows(&self) -> Vec<PinholeRow> {
         let mut kernel = lock(&self.kernel);
         let open = match kernel.list_open().and_then(|open| Ok((open, kernel.list_judged()?))) {
-            Ok((open, judged)) => [open, judged].concat(),
+            Ok((open, of_program)) => [open, of_program].concat(),
             Err(error) => {
                 self.report_error(&error);
                 return Vec::new();
             }
         };
         drop(kernel);
-        // By its key, as each row is looked up with an engine locked, which keeps its worker waiting.
+        // A map, because each lookup locks an engine that a worker may need.
         let remaining: HashMap<_, _> =
             open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
         let row = |info: PinholeInfo| {
@@ -68,14 +68,14 @@ impl StatusSource for SharedState {
         status
     }
 
-    /// An engine looks up a translation when something is announced. Who asks gets all others as well.
+    /// All sessions. An engine looks up a translation only for an announcement, so this looks up the missing ones.
     fn sessions(&self) -> Vec<SessionRow> {
         self.read_fast_path();
         let now = Instant::now();
         let mut kernel = lock(&self.kernel);
         let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
-        // No engine is locked meanwhile.
+        // Without the lock of an engine, because lookups take time.
         for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
             if now.elapsed() > LOOK_UP_LIMIT {
                 break;

@@ -1,7 +1,9 @@
-//! Shards: an engine with its journal, and the connections that are its own.
+//! A shard: an engine with its journal, for a part of the connections. [`shard_map`](super::shard_map) finds the shard of
+//! a connection.
 //!
-//! Which they are, their two endpoints say ([`home`](super::home)). A thread holds one engine at a time, and asks nothing of
-//! the kernel meanwhile. Of a shard's two locks the engine's is taken first.
+//! Invariants:
+//! - A thread locks one engine at a time, and asks the kernel nothing meanwhile, because a worker may wait for the lock.
+//! - A thread locks the engine before the journal, so that two threads cannot wait for each other.
 
 use std::{
     io,
@@ -12,15 +14,15 @@ use ftp_alg_core::engine::{Effects, Engine};
 
 use super::state_dir::Journal;
 
-/// An engine, and where it is written what it knows.
+/// An engine, and the journal with its sessions.
 pub(super) struct Shard {
     pub(super) engine: Mutex<Engine>,
     pub(super) journal: Mutex<Journal>,
 }
 
 impl Shard {
-    /// Concludes a batch, and writes its records. The journal is taken before the engine is given back, so that records come
-    /// in the order in which batches were concluded.
+    /// Concludes a batch, and writes its records. Locks the journal before it releases the engine, so the records are in the
+    /// order of the batches.
     pub(super) fn conclude(&self, effects: &mut Effects) -> io::Result<()> {
         let mut engine = lock(&self.engine);
         engine.conclude(effects);
@@ -35,8 +37,8 @@ impl Shard {
         lock(&self.journal).maintain(&mut engine)
     }
 
-    /// Packets passed by unread for some time, of any of its connections. Not by `carry_out`: nothing is asked or given, and
-    /// it must be written before the next sign of life.
+    /// Records that packets of any of its connections may have passed unread. Does not use `carry_out`: there are no
+    /// lookups and no verdicts, and the record must be written before the heartbeat is renewed.
     pub(super) fn record_downtime(&self) -> io::Result<()> {
         let mut effects = Effects::default();
         let mut engine = lock(&self.engine);
@@ -47,13 +49,14 @@ impl Shard {
         journal.write(effects.records())
     }
 
-    /// What to say where the journal cannot be written.
+    /// The text for a journal that cannot be written.
     pub(super) fn describe_write_failure(&self, error: &io::Error) -> String {
         lock(&self.journal).describe_write_failure(error)
     }
 }
 
-/// A worker that panicked ends the daemon; until then its engine can be looked at. All else that a panic leaves is whole.
+/// Locks a mutex, even if a thread panicked while it held the lock. A worker that panics ends the daemon, and until then
+/// its engine may be read. No other data can be left half changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

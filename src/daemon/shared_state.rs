@@ -1,4 +1,4 @@
-//! What the workers and the control socket share, and what that socket asks of it.
+//! The state that the threads of the daemon share. [`queries`](super::queries) answers the control socket from it.
 
 use std::{
     fmt::Display,
@@ -24,55 +24,56 @@ use super::{
 };
 use crate::gateway::{LinuxKernel, QueueCounts, RuleParameters};
 
-/// Shared by the workers and the control socket.
+/// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {
     pub(super) started: Instant,
     pub(super) backend: &'static str,
     pub(super) shards: Vec<Shard>,
-    /// Verdicts for each queue, of other workers.
+    /// For each queue, the verdicts that other workers reached on its packets.
     pub(super) forwarded_verdicts: Vec<ForwardedVerdicts>,
-    /// Of each worker.
+    /// When each worker last finished a pass of its loop.
     pub(super) progress: WorkerProgress,
-    /// What the workers met besides what their engines count.
+    /// Errors outside the engines, which count their own.
     pub(super) errors: AtomicU64,
-    /// What each worker's queue has counted.
+    /// The counts of each worker's queue.
     pub(super) queue_counts: Mutex<Vec<QueueCounts>>,
-    /// Ends of connections that the packet selection could not note.
+    /// Ends of connections that the packet selection had no room to record.
     pub(super) unnoted_ends: AtomicU64,
     pub(super) log: EventLog,
     pub(super) health: Health,
     pub(super) external_names: ExternalNames,
-    /// What of the daemon's confinement is missing on this machine.
+    /// The confinement that this machine lacks, a line each.
     pub(super) unconfined: Vec<String>,
-    /// The fast path, or why there is none.
+    /// The fast path, or why it is off.
     pub(super) fast_path: Result<FastPathReader, String>,
-    /// For questions of the control socket.
+    /// The kernel for everything that no worker does: queries, the table, the start and the end.
     pub(super) kernel: Mutex<LinuxKernel>,
 }
 
 impl SharedState {
+    /// Counts and logs an error of the daemon.
     pub(super) fn report_error(&self, error: &dyn Display) {
         self.report_errors(1, error);
     }
 
-    /// The same, of `count` errors that one line tells of.
+    /// Counts `count` errors, and logs one line for them.
     pub(super) fn report_errors(&self, count: u64, error: &dyn Display) {
         self.errors.fetch_add(count, Ordering::Relaxed);
         self.log.log_error(Instant::now(), error);
     }
 
-    /// What went wrong, and was put right.
+    /// Counts and logs an error that the daemon has repaired.
     pub(super) fn report_repair(&self, what: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.log.log_repair(Instant::now(), what);
     }
 
-    /// Nothing yet to be done, for each shard.
+    /// Empty effects for each shard.
     pub(super) fn new_effects(&self) -> Vec<Effects> {
         (0..self.shards.len()).map(Effects::of).collect()
     }
 
-    /// Logs what an engine decided.
+    /// Logs an engine's events, and hands expired pinholes to the health checks. The engine left out `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         for event in events {
             if let What::Expired(pinhole, kind) = event.what {
@@ -82,7 +83,7 @@ impl SharedState {
         self.log.log_events(now, events, more);
     }
 
-    /// Sees to what the health of the daemon depends on, and tells what is new of it. To be called each second.
+    /// Updates the daemon's health, and logs new and solved problems. Called each second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
         for (client, line) in self.health.take_unused_pinholes(parameters) {
             self.log.log_unused_pinhole(now, client, &line);
@@ -90,7 +91,7 @@ impl SharedState {
         self.health.report_changes(&self.status_without_sessions(now).problems);
     }
 
-    /// Counters and health, without what takes a look at each session, or at the kernel.
+    /// Counters and health, without the values that need a look at each session or at the kernel.
     pub(super) fn status_without_sessions(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
         let mut status = Status::new(self.backend, self.started.elapsed());
@@ -114,7 +115,7 @@ impl SharedState {
         let handed_over = |shard: &Shard| lock(&shard.engine).sessions.handed_over().count();
         let connections = self.shards.iter().map(handed_over).sum();
         status.fast_path = match &self.fast_path {
-            Ok(judged) => judged.status(connections),
+            Ok(reader) => reader.status(connections),
             Err(why) => FastPathStatus::off(why),
         };
         status.names = self.external_names.rows();
@@ -123,8 +124,8 @@ impl SharedState {
         status
     }
 
-    /// Opens what sessions hold and `is_missing`, for the rest of its time. Not by `carry_out`: no packet waits for it, and no
-    /// session changes.
+    /// Opens the pinholes of sessions that are missing in the kernel according to `is_missing`, for the rest of their
+    /// time. Does not use `carry_out`, because no packet waits for them and no session changes.
     pub(super) fn reopen_pinholes(
         &self,
         kernel: &mut LinuxKernel,
@@ -132,7 +133,7 @@ impl SharedState {
     ) {
         let Some(first) = self.shards.first() else { return };
         let places = lock(&first.engine).sessions.places().clone();
-        // Nobody closes one meanwhile.
+        // While this lock is held, no other thread closes a pinhole.
         places.tell(iter::empty(), |_| {
             for shard in &self.shards {
                 let missing: Vec<_> = lock(&shard.engine)
@@ -152,8 +153,8 @@ impl SharedState {
         });
     }
 
-    /// Packets passed by unread for some time, of any of the connections. Written at once, as a daemon that is started
-    /// again would find a sign of life.
+    /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted daemon
+    /// would find a current heartbeat, and could not know of the downtime.
     pub(super) fn record_downtime(&self) {
         for shard in &self.shards {
             if let Err(error) = shard.record_downtime() {

@@ -1,4 +1,10 @@
-//! The thread of one queue: packets in, verdicts out.
+//! The worker: a thread that reads the packets of one netfilter queue and gives their verdicts.
+//!
+//! Invariants:
+//! - The engine of a shard reads the fast path's lines before it decides about a packet of that shard, so it knows every
+//!   earlier line.
+//! - After the heartbeat has lapsed, the worker decides about the waiting packets before it records progress. The
+//!   heartbeat is not renewed before that, so no other packet is queued meanwhile.
 
 use std::{
     error::Error,
@@ -19,31 +25,31 @@ use super::{
 };
 use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Queue, RuleParameters};
 
-/// How long a worker waits for a packet before it looks at what has expired.
+/// How long a worker waits for a packet before it expires sessions and pinholes.
 const TICK: Duration = Duration::from_secs(1);
-/// It waits at least this long where a packet of the reorder queue has waited for long enough by then.
+/// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
-/// One queue, and its way to the shards.
+/// The reader of one queue, with access to all shards.
 pub(super) struct Worker {
     pub(super) queue: Queue,
     shard_map: ShardMap,
-    /// The shard of which this worker drops what is over, and its queue among all.
+    /// The position of its queue, and of the shard whose sessions this worker expires.
     pub(super) index: usize,
     pub(super) kernel: LinuxKernel,
     parameters: RuleParameters,
     pub(super) shared: Arc<SharedState>,
-    /// The shard of each packet of a batch. Kept, so that a packet allocates nothing.
+    /// The shard of each packet of a batch. The memory is reused, so a packet allocates nothing.
     packet_shards: Vec<usize>,
-    /// Of each shard.
+    /// The effects of a batch, by shard.
     effects: Vec<Effects>,
 }
 
 impl Worker {
     pub(super) fn new(
         queue: Queue,
-        homes: ShardMap,
-        own: usize,
+        shard_map: ShardMap,
+        index: usize,
         kernel: LinuxKernel,
         parameters: RuleParameters,
         shared: Arc<SharedState>,
@@ -51,8 +57,8 @@ impl Worker {
         let effects = shared.new_effects();
         Self {
             queue,
-            shard_map: homes,
-            index: own,
+            shard_map,
+            index,
             kernel,
             parameters,
             shared,
@@ -61,7 +67,7 @@ impl Worker {
         }
     }
 
-    /// Works until `end` is set; who sets it wakes this one.
+    /// Works until `end` is set. The thread that sets it also wakes this one.
     pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
         let (mut patience, mut has_lapsed) = (TICK, false);
         self.queue.set_patience(patience)?;
@@ -73,8 +79,8 @@ impl Worker {
             has_lapsed = self.shared.progress.has_lapsed(now);
             if has_lapsed {
                 if !had_lapsed {
-                    if let Ok(judged) = &self.shared.fast_path {
-                        judged.take_back_all(&self.shared, &mut self.kernel);
+                    if let Ok(fast_path) = &self.shared.fast_path {
+                        fast_path.take_back_all(&self.shared, &mut self.kernel);
                     }
                     self.shared.record_downtime();
                 }
@@ -85,8 +91,8 @@ impl Worker {
             if packets > 0 {
                 self.decide_batch(now, false);
             }
-            let mail = &self.shared.forwarded_verdicts[self.index];
-            if let Err(error) = mail.give_all(self.queue.verdicts(), &self.parameters) {
+            let forwarded = &self.shared.forwarded_verdicts[self.index];
+            if let Err(error) = forwarded.give_all(self.queue.verdicts(), &self.parameters) {
                 self.shared.report_error(&error);
             }
             let due = self.effects.iter().filter_map(|effects| effects.waits_until).min();
@@ -106,37 +112,29 @@ impl Worker {
         Ok(())
     }
 
-    /// Decides about the packets that were read. If they are `late`, others of their connections may have passed
-    /// unread. Returns how many of those were dropped for that.
+    /// Decides about the packets that were read. If they are `late`, other packets of their connections may have passed
+    /// unread. Returns how many packets were dropped as stale because of that.
     fn decide_batch(&mut self, now: Instant, late: bool) -> u64 {
-        let Self {
-            queue,
-            shard_map: homes,
-            index: own,
-            kernel,
-            parameters,
-            shared,
-            packet_shards: shards,
-            effects,
-        } = self;
+        let Self { queue, shard_map, index, kernel, parameters, shared, packet_shards, effects } =
+            self;
         let (packets, verdicts) = queue.batch();
-        shards.clear();
+        packet_shards.clear();
         for packet in packets.clone() {
-            shards.push(homes.shard_of_packet(packet.payload));
+            packet_shards.push(shard_map.shard_of_packet(packet.payload));
             if parameters.is_unnoted_end(packet.mark) {
                 shared.unnoted_ends.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let index = *own as u16; // as many as there are queues
-        let judged = shared.fast_path.as_ref().ok();
-        if let Some(judged) = judged {
-            judged.fetch_steps();
+        let queue_index = *index as u16; // as many as there are queues
+        let fast_path = shared.fast_path.as_ref().ok();
+        if let Some(fast_path) = fast_path {
+            fast_path.fetch_lines();
         }
         for (shard, effects) in effects.iter_mut().enumerate() {
-            if shards.contains(&shard) {
-                let own = packets.clone().zip(shards.iter()).filter(|(_, home)| **home == shard);
+            if packet_shards.contains(&shard) {
+                let own = packets.clone().zip(packet_shards.iter()).filter(|(_, of)| **of == shard);
                 let arrivals = own.map(|(packet, _)| Arrival {
-                    token: Token { queue: index, id: packet.id, mark: packet.mark },
+                    token: Token { queue: queue_index, id: packet.id, mark: packet.mark },
                     bytes: packet.payload,
                     how: Queued {
                         is_local: packet.indev == 0 || packet.outdev == 0,
@@ -144,23 +142,29 @@ impl Worker {
                     },
                 });
                 let mut engine = lock(&shared.shards[shard].engine);
-                if let Some(judged) = judged {
-                    judged.feed_engine(shard, &mut engine, effects);
+                if let Some(fast_path) = fast_path {
+                    fast_path.feed_engine(shard, &mut engine, effects);
                 }
                 engine.take(now, arrivals, effects);
             }
         }
-        let own = OwnQueue { index, verdicts, parameters, checks_downtime: !late, stale_drops: 0 };
-        let mut hands = DaemonHost { shared, kernel, own_queue: Some(own), now };
-        carry_out(&mut hands, now, effects);
-        hands.own_queue.map_or(0, |own| own.stale_drops)
+        let own = OwnQueue {
+            index: queue_index,
+            verdicts,
+            parameters,
+            checks_downtime: !late,
+            stale_drops: 0,
+        };
+        let mut host = DaemonHost { shared, kernel, own_queue: Some(own), now };
+        carry_out(&mut host, now, effects);
+        host.own_queue.map_or(0, |own| own.stale_drops)
     }
 
-    /// Decides about the packets that wait after the sign of life has lapsed, so that others of their connections may have
-    /// passed by. Those of adjusted connections never do. What says nothing goes on as well, and what a client says waits
-    /// until its server has said what it has. All else is dropped: TCP sends what is still missing again. Until progress is
-    /// noted, no sign of life is given, and nothing else is queued; so there are at
-    /// most as many as the queue has room for.
+    /// Decides about the packets that waited while the heartbeat lapsed. Other packets of their connections may have
+    /// bypassed the queue meanwhile, except on adjusted connections, whose packets never bypass it. The engine accepts
+    /// packets without payload, and a client's data waits for its server's. It drops all other data, and their senders
+    /// retransmit what is missing. The heartbeat is not renewed before this worker records progress, and without it no
+    /// other packet is queued, so there are at most as many packets as the queue has room for.
     #[cold]
     fn clear_after_downtime(&mut self) -> Result<(), GatewayError> {
         let (mut dropped, mut seen) = (0, 0);
@@ -175,34 +179,43 @@ impl Worker {
         if dropped > 0 {
             let number = self.queue.number();
             tracing::warn!(
-                "queue {number}: {dropped} packets that waited too long are dropped, and come again"
+                event = "stale_dropped",
+                queue = number,
+                packets = dropped,
+                "queue {number}: dropped {dropped} packets that had waited too long; their senders retransmit them"
             );
         }
         Ok(())
     }
 
-    /// Drops what is over, and goes on with what has waited for long enough.
+    /// Expires sessions and pinholes, and decides about packets whose time in a reorder queue is over.
     fn expire(&mut self, now: Instant) {
-        let Self { queue, index: own, kernel, parameters, shared, effects, .. } = self;
-        let judged = shared.fast_path.as_ref().ok();
-        if let Some(judged) = judged {
-            judged.fetch_steps();
+        let Self { queue, index, kernel, parameters, shared, effects, .. } = self;
+        let fast_path = shared.fast_path.as_ref().ok();
+        if let Some(fast_path) = fast_path {
+            fast_path.fetch_lines();
         }
         for (shard, effects) in effects.iter_mut().enumerate() {
-            if shard == *own || effects.waits_until.is_some_and(|until| now >= until) {
+            if shard == *index || effects.waits_until.is_some_and(|until| now >= until) {
                 let mut engine = lock(&shared.shards[shard].engine);
-                if let Some(judged) = judged {
-                    judged.feed_engine(shard, &mut engine, effects);
+                if let Some(fast_path) = fast_path {
+                    fast_path.feed_engine(shard, &mut engine, effects);
                 }
                 engine.expire(now, effects);
             }
         }
-        let (index, verdicts) = (*own as u16, queue.verdicts()); // as many as there are queues
-        let own = OwnQueue { index, verdicts, parameters, checks_downtime: false, stale_drops: 0 };
+        let (queue_index, verdicts) = (*index as u16, queue.verdicts()); // as many as there are queues
+        let own = OwnQueue {
+            index: queue_index,
+            verdicts,
+            parameters,
+            checks_downtime: false,
+            stale_drops: 0,
+        };
         carry_out(&mut DaemonHost { shared, kernel, own_queue: Some(own), now }, now, effects);
     }
 
-    /// What is to be done about once a second.
+    /// Does the work of each second: the journal, and the counts for the log.
     fn tick(&mut self, now: Instant) {
         let Some(shard) = self.shared.shards.get(self.index) else { return };
         let mut engine = lock(&shard.engine);
@@ -210,8 +223,13 @@ impl Worker {
         let was_written = journal.is_writable();
         match journal.maintain(&mut engine) {
             Ok(()) if was_written => {}
-            Ok(()) => tracing::info!("{} is written again", journal.path().display()),
-            // Said once.
+            Ok(()) => tracing::info!(
+                event = "journal_recovered",
+                path = %journal.path().display(),
+                "journal {} is written again",
+                journal.path().display()
+            ),
+            // The first failure is in the log.
             Err(_) if !was_written => {}
             Err(error) => self.shared.report_error(&journal.describe_write_failure(&error)),
         }
@@ -221,7 +239,13 @@ impl Worker {
         let before = std::mem::replace(&mut lock(&self.shared.queue_counts)[self.index], counts);
         let more = counts.overruns.saturating_sub(before.overruns);
         if more > 0 {
-            tracing::warn!("queue {number} was full: the kernel dropped {more} packets");
+            tracing::warn!(
+                event = "queue_full",
+                queue = number,
+                packets = more,
+                "queue {number} was full: the kernel dropped {more} packets, and their senders retransmit them. If \
+                 this repeats, raise [queue] workers"
+            );
         }
     }
 }

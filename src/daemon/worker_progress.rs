@@ -1,41 +1,42 @@
-//! When each thread that packets wait for was last seen to work, and until when the kernel has a sign of life.
+//! When each worker last finished a pass of its loop, and when the heartbeat in the kernel expires.
 //!
-//! Every pass of such a thread's loop is noted, also one that waited for nothing, so that a time that is long ago
-//! means that the thread hangs, or that the whole process was stopped. The sign of life is not renewed before each thread
-//! has worked again. So what a thread took from its queue before the sign lapsed is never decided by it after another
-//! one was given, unless the thread has seen that it lapsed.
+//! Invariants:
+//! - A worker records each pass, also a pass without packets. So an old time means that the worker hangs, or that the
+//!   whole process was stopped.
+//! - The heartbeat is not renewed before each worker has recorded another pass. So a worker that took packets from its
+//!   queue before the heartbeat lapsed notices the lapse before it decides about them.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// So much before its deadline the sign of life is taken to be over, as the kernel rounds.
+/// How much earlier than its deadline the heartbeat counts as lapsed, because the kernel rounds timeouts.
 const KERNEL_ROUNDING: Duration = Duration::from_millis(100);
 
-/// The last pass of each thread.
+/// The last pass of each worker, and the heartbeat's deadline.
 #[derive(Debug)]
 pub(super) struct WorkerProgress {
     start: Instant,
-    /// In milliseconds since the start.
+    /// The last pass of each worker, in milliseconds since the start.
     passes: Vec<AtomicU64>,
-    /// When the sign of life ends, likewise.
+    /// The heartbeat's deadline, in milliseconds since the start.
     deadline: AtomicU64,
 }
 
 impl WorkerProgress {
-    /// Of `threads` threads, all of which are taken to work now.
-    pub(super) fn new(threads: usize) -> Self {
-        let passes = std::iter::repeat_with(AtomicU64::default).take(threads).collect();
+    /// Starts with a pass of each of `workers` workers now.
+    pub(super) fn new(workers: usize) -> Self {
+        let passes = std::iter::repeat_with(AtomicU64::default).take(workers).collect();
         Self { start: Instant::now(), passes, deadline: AtomicU64::default() }
     }
 
-    /// The kernel has a sign of life until `deadline`.
+    /// Records that the heartbeat expires at `deadline`.
     pub(super) fn set_deadline(&self, deadline: Instant) {
         self.deadline.store(self.millis(deadline), Ordering::Release);
     }
 
-    /// Whether packets of connections that are not adjusted may have passed by the queue, or will in a moment.
+    /// Whether the heartbeat has lapsed, or is about to: packets of connections that are not adjusted may bypass the queue.
     pub(super) fn has_lapsed(&self, now: Instant) -> bool {
         self.millis(now + KERNEL_ROUNDING) >= self.deadline.load(Ordering::Acquire)
     }
@@ -44,14 +45,14 @@ impl WorkerProgress {
         at.saturating_duration_since(self.start).as_millis() as u64 // of an uptime
     }
 
-    /// A pass of thread `index`.
+    /// Records a pass of worker `index`.
     pub(super) fn record_pass(&self, index: usize, now: Instant) {
         if let Some(pass) = self.passes.get(index) {
             pass.store(self.millis(now), Ordering::Release);
         }
     }
 
-    /// When the thread that has worked least was last seen to work.
+    /// The last pass of the worker whose last pass is the longest ago.
     pub(super) fn oldest_pass(&self) -> Instant {
         let passes = self.passes.iter().map(|pass| pass.load(Ordering::Acquire));
         self.start + Duration::from_millis(passes.min().unwrap_or(0))
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_is_that_of_the_thread_that_hangs() {
+    fn the_oldest_pass_is_of_the_worker_that_hangs() {
         let progress = WorkerProgress::new(3);
         let start = progress.oldest_pass();
         let at = |millis| start + Duration::from_millis(millis);
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sign_of_life_lapses_a_little_before_its_deadline() {
+    fn the_heartbeat_lapses_a_little_before_its_deadline() {
         let progress = WorkerProgress::new(1);
         let at = |millis| progress.start + Duration::from_millis(millis);
         assert!(progress.has_lapsed(at(0)), "none was given");

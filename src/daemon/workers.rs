@@ -1,8 +1,7 @@
-//! The workers together: starting and ending them, and the table whose packets they get. What one does is in
-//! [`super::worker`].
+//! Starts and ends the workers, and loads the table that queues their packets. [`super::worker`] has one worker's loop.
 //!
-//! A worker that ends by itself, or panics, ends the daemon: half a gateway is worse than one that
-//! the service manager starts again, since unadjusted connections pass without us.
+//! A worker that ends by itself, or panics, ends the daemon. The packets of its queue would get no verdict, and the
+//! service manager starts the whole daemon again; meanwhile connections that are not adjusted bypass the queue.
 
 use std::{
     error::Error,
@@ -50,14 +49,14 @@ use crate::{
     },
 };
 
-/// How long the first reading of the operator's rules may keep the workers from their start.
+/// How long the start waits for the first reading of the operator's rules.
 const FIRST_READING_LIMIT: Duration = Duration::from_secs(1);
-/// About so many connections the kernel is asked at the end.
+/// How many connections are looked up in the kernel at the end.
 const MAX_QUERIED: usize = 4096;
-/// How often is looked whether the operator's rules have changed, and how the daemon is.
+/// Interval between two checks of the operator's rules and of the daemon's health.
 const RULES_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts a worker for each queue; when this returns they give verdicts.
+/// Starts a worker for each queue. When this returns, the workers give verdicts.
 pub(super) fn start(
     config: &Config,
     state_dir: &Path,
@@ -68,16 +67,16 @@ pub(super) fn start(
     let mut parameters = rule_parameters(config)?;
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
-    // A queue that another program reads is found before anything is changed. What a table that was
-    // left behind puts into one waits from here on until the workers start.
+    // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
+    // earlier daemon's table queues wait until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let queues = numbers.iter().copied().map(Queue::open_joined).collect::<Result<Vec<_>, _>>()?;
     let engine = Engine::new(config.policy(|name| names.external_address(name)), Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.beside()).collect();
-    let kept = StateDir::new(state_dir).and_then(|state| {
+    let opened = StateDir::new(state_dir).and_then(|state| {
         state.open_journals(&numbers, &mut engines).map(|journals| (state, journals))
     });
-    let (state, journals) = kept.map_err(|error| state_error(state_dir, &error))?;
+    let (state, journals) = opened.map_err(|error| state_error(state_dir, &error))?;
     let shard =
         |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
     let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
@@ -91,16 +90,16 @@ pub(super) fn start(
     let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend()));
-    let judged = fast_path.and_then(|loaded| {
-        let judged = FastPathReader::new(loaded, &parameters, &commits, shards.len());
-        let judged = judged.map_err(|error| error.to_string())?;
+    let reader = fast_path.and_then(|loaded| {
+        let reader = FastPathReader::new(loaded, &parameters, &commits, shards.len());
+        let reader = reader.map_err(|error| error.to_string())?;
         if why_off.is_some() {
-            // Before there are rules that would queue what it has adjusted.
-            judged.flows().program().take_back_all().map_err(|error| error.to_string())?;
+            // Before the table is loaded: its rules would queue packets that the program has adjusted.
+            reader.flows().program().take_back_all().map_err(|error| error.to_string())?;
         }
-        Ok(judged)
+        Ok(reader)
     });
-    let flows = judged.as_ref().ok().map(|judged| Arc::clone(judged.flows()));
+    let flows = reader.as_ref().ok().map(|reader| Arc::clone(reader.flows()));
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
         let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed);
         Ok(kernel.with_flows(flows.as_ref()))
@@ -122,7 +121,7 @@ pub(super) fn start(
         health: Health::new(Instant::now()),
         external_names: names,
         unconfined,
-        fast_path: judged,
+        fast_path: reader,
         kernel: Mutex::new(kernel),
     });
     let mut workers = Workers {
@@ -140,11 +139,11 @@ pub(super) fn start(
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
         table_guard::watch_nf_tables(events.clone())?;
     }
-    // Before connections count as those of which packets may have passed unread.
-    if let (Ok(judged), Some(why)) = (&workers.shared.fast_path, why_off) {
-        judged.turn_off(why.to_owned(), &parameters, &workers.shared, &mut make_kernel()?)?;
-    } else if let Ok(judged) = &workers.shared.fast_path {
-        judged.start(is_new_table, &parameters, &workers.shared, &mut make_kernel()?)?;
+    // Before the downtime is recorded, which would take connections back that the fast path has inspected all along.
+    if let (Ok(reader), Some(why)) = (&workers.shared.fast_path, why_off) {
+        reader.turn_off(why.to_owned(), &parameters, &workers.shared, &mut make_kernel()?)?;
+    } else if let Ok(reader) = &workers.shared.fast_path {
+        reader.start(is_new_table, &parameters, &workers.shared, &mut make_kernel()?)?;
     } else {
         fast_path_thread::reopen_program_pinholes(
             &parameters,
@@ -154,22 +153,23 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
-    let reader = RulesetReader::new(&claimed, &commits)?;
-    let claims_are_read = workers.start_rules_reader(reader, parameters.clone(), events)?;
-    // Some rule sets take long to read; without what is published known, FTP goes on all the same.
-    let takes_marks = claims_are_read.recv_timeout(FIRST_READING_LIMIT).ok().flatten();
-    match (&workers.shared.fast_path, takes_marks) {
+    let rules_reader = RulesetReader::new(&claimed, &commits)?;
+    let first_reading = workers.start_rules_reader(rules_reader, parameters.clone(), events)?;
+    // Large rule sets take long to read. FTP works before the published ports are known.
+    let mark_change = first_reading.recv_timeout(FIRST_READING_LIMIT).ok().flatten();
+    match (&workers.shared.fast_path, mark_change) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
-            tracing::info!("fast path off: {}", why_off.unwrap_or_default());
+            log_fast_path_off(why_off.unwrap_or_default());
         }
-        (Ok(judged), Some(rule)) => {
-            let why = format!("{rule} takes the fast path's packet marks away: give it a mask");
-            tracing::info!("fast path off: {why}");
-            judged.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
+        (Ok(reader), Some(rule)) => {
+            let why =
+                format!("{rule} overwrites the fast path's packet marks: give that rule a mask");
+            log_fast_path_off(&why);
+            reader.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
         (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, claimed.clone(), events)?,
-        (Err(why), _) => tracing::info!("fast path off: {why}"),
+        (Err(why), _) => log_fast_path_off(why),
     }
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
@@ -179,14 +179,20 @@ pub(super) fn start(
         let processors = parameters.is_by_processor().then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
-    tracing::info!("back end {}: {why}", parameters.backend());
+    let backend = parameters.backend();
+    tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {why}");
     Ok(Box::new(workers))
 }
 
-/// The variable that, if it says `no`, has our table be one that other programs can remove, for tests.
+fn log_fast_path_off(why: &str) {
+    tracing::info!(event = "fast_path_off", reason = why, "fast path off: {why}");
+}
+
+/// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
 const OWNER_VARIABLE: &str = "FTP_ALG_TABLE_OWNER";
 
-/// All transactions go by one socket, which owns our table where the kernel has that.
+/// Opens the one socket of all transactions. It owns the table if the kernel has tables with an owner that outlive their
+/// owner's socket.
 fn open_commits() -> Result<Commits, crate::gateway::GatewayError> {
     if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
@@ -195,11 +201,14 @@ fn open_commits() -> Result<Commits, crate::gateway::GatewayError> {
 }
 
 fn state_error(path: &Path, error: &io::Error) -> ServiceError {
-    format!("cannot keep state in {}: {error}; name another with --state-dir", path.display())
-        .into()
+    format!(
+        "cannot use the state directory {}: {error}; name another one with --state-dir",
+        path.display()
+    )
+    .into()
 }
 
-/// What the rules need of the configuration.
+/// The parameters of the rules, from the configuration.
 pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway::GatewayError> {
     let (queue, pinhole) = (&config.queue, &config.pinhole);
     RuleParameters::new(
@@ -219,13 +228,13 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
 struct Workers {
     shared: Arc<SharedState>,
     state: StateDir,
-    /// Set to end all workers, which then are woken.
+    /// Whether the workers are to end. They are woken after it is set.
     stop: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
     rules_thread: Option<JoinHandle<()>>,
-    /// Reads what the fast path judged.
+    /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
-    /// Loaded when the workers wait, removed before they end.
+    /// The table: loaded when the queues are open, removed before the workers end.
     table: Option<Table>,
     table_guard: TableGuard,
     heartbeat: Option<HeartbeatRenewer>,
@@ -240,8 +249,8 @@ impl Workers {
     ) -> Result<(), ServiceError> {
         let number = worker.queue.number();
         let waker = worker.queue.waker()?;
-        if let Some(mailbox) = self.shared.forwarded_verdicts.get(worker.index) {
-            mailbox.set_waker(worker.queue.waker()?);
+        if let Some(verdicts) = self.shared.forwarded_verdicts.get(worker.index) {
+            verdicts.set_waker(worker.queue.waker()?);
         }
         let end = Arc::clone(&self.stop);
         let work = move || {
@@ -255,21 +264,22 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the thread that follows the operator's rules, and with them the daemon's health. It tells when they have
-    /// been read once, and which one changes packet marks that the fast path needs, of whatever connection.
+    /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health. After each
+    /// reading it sends the rule that changes the packet marks of every connection, if there is one: the fast path needs
+    /// those marks.
     fn start_rules_reader(
         &mut self,
         mut reader: RulesetReader,
         parameters: RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<Receiver<Option<MarkChange>>, ServiceError> {
-        let (told, is_read) = mpsc::channel();
+        let (sender, first_reading) = mpsc::channel();
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             while !end.load(Ordering::Acquire) {
                 let rules = reader.read_if_changed();
                 let changes = rules.iter().flat_map(|rules| rules.packet_mark_changes(&parameters));
-                let _ = told.send(changes.into_iter().find(|change| change.is_unconditional));
+                let _ = sender.send(changes.into_iter().find(|change| change.is_unconditional));
                 if let Some(rules) = rules {
                     shared.health.audit_rules(&rules, &parameters);
                 }
@@ -280,10 +290,10 @@ impl Workers {
         };
         let what = "the reader of the operator's rules".to_owned();
         self.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
-        Ok(is_read)
+        Ok(first_reading)
     }
 
-    /// Starts the thread that reads what is judged.
+    /// Starts the thread that reads the fast path's lines.
     fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
@@ -291,11 +301,11 @@ impl Workers {
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        let Ok(judged) = &shared.fast_path else { return Ok(()) };
-        judged.update_program(&shared, &claimed);
+        let Ok(reader) = &shared.fast_path else { return Ok(()) };
+        reader.update_program(&shared, &claimed);
         let work = move || {
-            if let Ok(judged) = &shared.fast_path {
-                judged.run(&end, &shared, &mut kernel, &claimed);
+            if let Ok(reader) = &shared.fast_path {
+                reader.run(&end, &shared, &mut kernel, &claimed);
             }
             Ok(())
         };
@@ -305,8 +315,8 @@ impl Workers {
         Ok(())
     }
 
-    /// Takes over the table that was left, or loads it, and has the kernel know the same pinholes as
-    /// the sessions that were `restored`. Whether the table is a new one.
+    /// Takes over the table that an earlier daemon left, or loads a new one. Then opens and closes pinholes until the
+    /// kernel has those of the `restored` sessions. Returns whether the table is new.
     fn load_table(
         &mut self,
         parameters: &RuleParameters,
@@ -319,13 +329,15 @@ impl Workers {
         let left = imprint.map(|imprint| Table::adopt(parameters, &imprint, commits));
         let left = left.transpose()?.flatten();
         if left.is_none() && Table::is_there()? {
-            if let Some(rival) = Table::rival(parameters)? {
-                return Err(rival.into());
+            if let Some(other) = Table::rival(parameters)? {
+                return Err(other.into());
             }
             if !is_known {
                 tracing::warn!(
-                    "table inet ftp_alg is replaced: another ftp-alg loaded it, as the state directory does \
-                     not know it. Connections whose numbers that adjusted break"
+                    event = "table_replaced",
+                    "table inet ftp_alg is replaced: this state directory has no record of it, so another ftp-alg \
+                     loaded it. Connections whose sequence numbers that one adjusted break: their clients must \
+                     connect again"
                 );
             }
         }
@@ -338,8 +350,9 @@ impl Workers {
         });
         if self.table.as_ref().is_some_and(|table| !table.is_owned()) {
             tracing::info!(
-                "other programs can remove table inet ftp_alg, as a firewall does that is loaded anew: this \
-                 kernel has no tables that belong to a program and stay after it (Linux 6.9)"
+                event = "table_not_owned",
+                "table inet ftp_alg has no owner: other programs can remove it, for example a firewall that is \
+                 reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
             );
         }
         self.save_imprint();
@@ -356,7 +369,7 @@ impl Workers {
         let is_missing =
             |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
         self.shared.reopen_pinholes(&mut kernel, is_missing);
-        // Of an expectation is not known whose it is; it ends by itself.
+        // The session of an expectation is not known. The kernel expires it.
         if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
         {
             for OpenPinhole { initiator, arrival, .. } in open_now {
@@ -370,8 +383,8 @@ impl Workers {
         Ok(is_new)
     }
 
-    /// Whether the numbers of a connection that is open are adjusted, and the kernel still knows it. Of very many that it
-    /// does not know the rest is taken for known: whoever stops must not ask for long.
+    /// Whether an adjusted connection is still open according to the kernel. After [`MAX_QUERIED`] lookups the answer is
+    /// yes, because the end of the daemon must not take long.
     fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
         let of_shard = |shard: &Shard| {
             lock(&shard.engine).sessions.adjusted().take(MAX_QUERIED + 1).collect::<Vec<_>>()
@@ -390,7 +403,7 @@ impl Workers {
     }
 }
 
-/// Starts a thread. If it fails or panics, the daemon is told that `what` ended, and why.
+/// Starts a thread. If it fails or panics, the main thread gets an event with `what` ended, and why.
 fn start_thread(
     name: String,
     what: String,
@@ -407,52 +420,58 @@ fn start_thread(
     })
 }
 
-/// Keeps this thread on the processors whose packets its queue gets: the kernel puts those of
-/// processor `c` into queue `c % count`. A thread that is elsewhere works as well, only later.
+/// Pins this thread to the processors whose packets reach its queue: the kernel puts packets of processor `c` into queue
+/// `c % count`. A thread on another processor works too, but later.
 fn pin_to_processors(number: u16, index: usize, count: usize) {
     let pinned = sched_getaffinity(None).and_then(|allowed| {
         let mut wanted = CpuSet::new();
         let of_queue = (index..CpuSet::MAX_CPU).step_by(count);
         of_queue.filter(|cpu| allowed.is_set(*cpu)).for_each(|cpu| wanted.set(cpu));
-        // None where there are more workers than processors: such a queue gets no packets.
+        // A queue has no processor, and gets no packets, if there are more workers than processors.
         if wanted.count() == 0 { Ok(()) } else { sched_setaffinity(None, &wanted) }
     });
     if let Err(error) = pinned {
-        tracing::warn!("the worker of queue {number} is not kept on its processors: {error}");
+        tracing::warn!(
+            event = "worker_not_pinned",
+            queue = number,
+            "the worker of queue {number} is not pinned to its processors: {error}; it works, with more latency"
+        );
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        if let Ok(judged) = &self.shared.fast_path {
-            judged.stop(&self.shared, &mut kernel);
+        if let Ok(reader) = &self.shared.fast_path {
+            reader.stop(&self.shared, &mut kernel);
         }
         let adjusted = self.has_adjusted_connection(&mut kernel);
-        // What they announce while a daemon is started again waits for it.
+        // Their announcements wait in the queue for the restarted daemon.
         let now = Instant::now();
         let in_use = |shard: &Shard| lock(&shard.engine).sessions.is_in_use(now);
         let needed = adjusted || self.shared.shards.iter().any(in_use);
-        // Without the rules nothing new is queued; what waits still gets its verdict.
+        // Without the table's rules no more packets are queued. Those in the queues still get their verdicts.
         match self.table.take() {
             Some(table) if needed => {
                 if let Some(Err(error)) =
-                    self.heartbeat.as_mut().map(|heart| heart.stop(&self.shared))
+                    self.heartbeat.as_mut().map(|heartbeat| heartbeat.stop(&self.shared))
                 {
                     self.shared.report_error(&error);
                 }
                 table.keep();
                 if adjusted {
                     tracing::warn!(
-                        "control connections with adjusted numbers are open: table inet ftp_alg stays, \
-                         and they wait for ftp-alg to be started again. `nft delete table inet ftp_alg` \
-                         gives them up"
+                        event = "table_left",
+                        "table inet ftp_alg stays: control connections with adjusted sequence numbers are open, \
+                         and wait until ftp-alg starts again. `nft delete table inet ftp_alg` abandons them"
                     );
                 } else {
+                    let seconds = heartbeat::RESTART_GRACE.as_secs();
                     tracing::info!(
-                        "control connections are in use: table inet ftp_alg stays, and they wait up to \
-                         {} s for ftp-alg to be started again. `nft delete table inet ftp_alg` removes it",
-                        heartbeat::RESTART_GRACE.as_secs()
+                        event = "table_left",
+                        seconds,
+                        "table inet ftp_alg stays: control connections are in use, and wait up to {seconds} s until \
+                         ftp-alg starts again. `nft delete table inet ftp_alg` removes it"
                     );
                 }
             }
@@ -465,22 +484,22 @@ impl Drop for Workers {
         }
         if let Some(thread) = self.fast_path_thread.take() {
             if let Ok(Err(error)) =
-                self.shared.fast_path.as_ref().map(|judged| judged.ring_waiter.wake())
+                self.shared.fast_path.as_ref().map(|reader| reader.ring_waiter.wake())
             {
                 self.shared.report_error(&error);
             }
             let _ = thread.join();
         }
-        if let (Ok(judged), false) = (&self.shared.fast_path, needed) {
-            judged.remove(&self.shared);
+        if let (Ok(reader), false) = (&self.shared.fast_path, needed) {
+            reader.remove(&self.shared);
         }
-        // Not waited for: it may be reading a large rule set.
+        // This thread may be reading a large rule set, so the end does not wait for it.
         if let Some(thread) = self.rules_thread.take() {
             thread.thread().unpark();
         }
         self.shared.log.log_skipped();
         if !needed {
-            // Those in our table have gone with it; expectations have not.
+            // Pinholes of the table are gone with it, but expectations are not.
             host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
                     lock(&shard.engine).sessions.close_all(effects);
@@ -507,8 +526,8 @@ impl DaemonService for Workers {
         for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_policy(policy.clone());
         }
-        if let Ok(judged) = &self.shared.fast_path {
-            judged.read_steps(&self.shared, &mut lock(&self.shared.kernel));
+        if let Ok(reader) = &self.shared.fast_path {
+            reader.read_lines(&self.shared, &mut lock(&self.shared.kernel));
         }
     }
 
@@ -518,14 +537,14 @@ impl DaemonService for Workers {
 
     fn maintain(&mut self) {
         if let Some(Err(error)) =
-            self.heartbeat.as_mut().map(|heart| heart.renew_if_due(&self.shared))
+            self.heartbeat.as_mut().map(|heartbeat| heartbeat.renew_if_due(&self.shared))
         {
             self.shared.report_error(&error);
         }
         let Some(table) = &mut self.table else { return };
         if self.table_guard.check_table(Instant::now(), table, &self.shared) {
-            if let Ok(judged) = &self.shared.fast_path {
-                judged.handle_new_table(&self.shared, &mut lock(&self.shared.kernel));
+            if let Ok(reader) = &self.shared.fast_path {
+                reader.handle_new_table(&self.shared, &mut lock(&self.shared.kernel));
             }
             self.shared.record_downtime();
             table_guard::reopen_pinholes(table, &self.shared);
