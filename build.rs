@@ -12,7 +12,7 @@ use std::{
 };
 
 const WRITTEN: &str = "packaging/commit";
-/// The BPF program's directory; `judge.bpf.c` includes the others.
+/// The BPF program's directory; `inspect.bpf.c` includes the other files.
 const FAST_PATH: &str = "src/gateway/fastpath/program";
 
 fn main() {
@@ -52,7 +52,7 @@ fn of_git() -> Option<String> {
     git(&["log", "-1", "--format=%H %cs"])
 }
 
-/// Makes `judge.o` in the directory of the build.
+/// Compiles the BPF program to `inspect.o` in the build directory.
 fn compile_fast_path() -> Result<(), String> {
     let to = env::var_os("OUT_DIR").map(PathBuf::from).ok_or("OUT_DIR is not set")?;
     let mut clang = Command::new("clang");
@@ -62,7 +62,7 @@ fn compile_fast_path() -> Result<(), String> {
     if let Some(headers) = headers_of_architecture() {
         clang.arg("-I").arg(headers);
     }
-    clang.args(["-c", "judge.bpf.c", "-o"]).arg(to.join("judge.o"));
+    clang.args(["-c", "inspect.bpf.c", "-o"]).arg(to.join("inspect.o"));
     let install = "on Debian or Ubuntu: apt-get install clang libbpf-dev linux-libc-dev";
     let output = clang.output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => format!("clang is missing, which compiles {FAST_PATH}; {install}"),

@@ -448,7 +448,7 @@ fn attempt(name: &str, state: &Path) -> io::Result<()> {
             }
             fs::remove_dir(pins)
         }
-        "read a pin" => fs::read(state.with_file_name("pins").join("1-0badf00d/judge")).map(drop),
+        "read a pin" => fs::read(state.with_file_name("pins").join("1-0badf00d/inspect")).map(drop),
         "load a program" => {
             let refused = |_| io::Error::from_raw_os_error(libc::EPERM);
             aya::Ebpf::load(fastpath::PROGRAM).map(drop).map_err(refused)
@@ -514,7 +514,7 @@ fn assert_ends(role: &str, cases: &[(&str, End)]) {
     for &(name, end) in cases {
         let pins = place.path().join("pins/1-0badf00d");
         fs::create_dir_all(&pins).unwrap();
-        fs::write(pins.join("judge"), "").unwrap();
+        fs::write(pins.join("inspect"), "").unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "confined", "--nocapture"]);
         command.env(TRY, format!("{role}|{name}|{}", state.display())).env("RUST_BACKTRACE", "1");

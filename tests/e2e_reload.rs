@@ -127,7 +127,7 @@ fn an_owned_table_stays_whatever_others_do() {
     for rules in [
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
-        "flush set inet ftp_alg ending",
+        "flush set inet ftp_alg closing",
         "add rule inet ftp_alg select_forward drop",
         "add table inet ftp_alg { flags dormant; }",
     ] {

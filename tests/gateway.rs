@@ -4,16 +4,16 @@
 
 #![allow(unsafe_code, clippy::unwrap_used)]
 
-#[path = "gateway/attached.rs"]
-mod attached;
+#[path = "gateway/attachments.rs"]
+mod attachments;
 #[path = "gateway/changes.rs"]
 mod changes;
+#[path = "gateway/fast_path_rules.rs"]
+mod fast_path_rules;
 #[path = "gateway/fastpath.rs"]
 mod fastpath;
 #[path = "gateway/flows.rs"]
 mod flows;
-#[path = "gateway/judged.rs"]
-mod judged;
 #[path = "gateway/lab.rs"]
 mod lab;
 #[path = "gateway/packets.rs"]

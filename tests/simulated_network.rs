@@ -26,8 +26,8 @@ use ftp_alg_core::{
 use support::{
     Rng,
     attacker::attack,
+    fast_path::program::Counts,
     ftp::{ServerModel, active, at, crossed_out, eprt, filled, with_blanks},
-    judge::program::Counts,
     link::Link,
     scenario::{NATS, Scenario, hands_over},
     sim::{
@@ -120,10 +120,10 @@ fn dialogue(seed: u64) {
     }
     sim.assert_nothing_left();
     if sim.hands_over() {
-        let Counts { judged, rewritten, adjusted, opened, admitted, retransmitted, .. } =
+        let Counts { inspected, rewritten, adjusted, opened, admitted, retransmitted, .. } =
             sim.kernel.program.counts;
-        let dialogues = usize::from(judged > 0);
-        let figures = [dialogues, judged, rewritten, adjusted, opened, admitted, retransmitted];
+        let dialogues = usize::from(inspected > 0);
+        let figures = [dialogues, inspected, rewritten, adjusted, opened, admitted, retransmitted];
         for (sum, figure) in JUDGED.iter().zip(figures) {
             sum.fetch_add(figure, Relaxed);
         }

@@ -1,24 +1,24 @@
 #!/bin/sh
-# firewalld with FirewallBackend=iptables in /etc/firewalld/firewalld.conf: the lines that ftp-alg
-# needs, for a gateway or a host. With FirewallBackend=nftables a direct rule accepts nothing;
-# docs/howto/firewalld.md says what to do there.
+# firewalld with FirewallBackend=iptables in /etc/firewalld/firewalld.conf: the rules that ftp-alg
+# needs, for a gateway or a host. With FirewallBackend=nftables a direct rule has no effect;
+# docs/howto/firewalld.md says what to do then.
 #   sh firewalld.sh gateway            # clients on the LAN, or a server there
 #   sh firewalld.sh host               # a server on this host
 set -e
 
-zone=public         # where control connections to a server on this host come from
+zone=public         # the zone from which clients reach a server on this host
 
 case $1 in
 gateway) chain=FORWARD ;;
-host) chain=INPUT ;;      # firewalld lets out what this host opens
+host) chain=INPUT ;;      # firewalld accepts connections that this host opens
 *) echo "usage: sh firewalld.sh gateway|host" >&2; exit 2 ;;
 esac
 
-# Data connections that ftp-alg admitted; not needed with its conntrack back end.
+# Data connections that ftp-alg admitted. The conntrack back end does not need this rule.
 for family in ipv4 ipv6; do
 	firewall-cmd --permanent --direct --add-rule $family filter $chain 0 \
 		-m connmark --mark 0x40000000/0x40000000 -j ACCEPT
 done
-# Control connections. Not --add-service=ftp, which would hand them to the kernel's own helper.
+# Control connections. --add-service=ftp would assign them the kernel's own helper.
 [ "$1" = gateway ] || firewall-cmd --permanent --zone=$zone --add-port=21/tcp
 firewall-cmd --reload

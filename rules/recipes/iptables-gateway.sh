@@ -21,7 +21,7 @@ filter() {
 	-A INPUT -i lo -j ACCEPT
 	-A INPUT -p $1 -j ACCEPT
 	-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
-	# Data connections that ftp-alg admitted; not needed with its conntrack back end.
+	# Data connections that ftp-alg admitted. The conntrack back end does not need this rule.
 	-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT
 	-A FORWARD -p $1 -j ACCEPT
 	# Control connections.

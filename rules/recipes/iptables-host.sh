@@ -15,15 +15,15 @@ filter() {
 	-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 	-A INPUT -i lo -j ACCEPT
 	-A INPUT -p $1 -j ACCEPT
-	# Data connections that ftp-alg admitted; not needed with its conntrack back end.
+	# Data connections that ftp-alg admitted. The conntrack back end does not need this rule.
 	-A INPUT -m connmark --mark 0x40000000/0x40000000 -j ACCEPT
 	# Control connections to a server here.
 	-A INPUT -p tcp --dport 21 -j ACCEPT
 	-A OUTPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 	-A OUTPUT -o lo -j ACCEPT
 	-A OUTPUT -p $1 -j ACCEPT
-	# As in INPUT; then acknowledgements that ftp-alg sends, with either back end: without them an
-	# announcement that comes in two segments waits for a time-out.
+	# Data connections, as in INPUT. Then acknowledgements that ftp-alg sends, which both back ends
+	# need: otherwise an announcement in two segments is delayed until TCP retransmits.
 	-A OUTPUT -m connmark --mark 0x40000000/0x40000000 -j ACCEPT
 	-A OUTPUT -m mark --mark 0x70000000 -j ACCEPT
 	# Control connections of a client here.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# ufw: the lines that ftp-alg needs, for a gateway (default deny routed) or a host. ufw must be
-# enabled already, with what it lets pass otherwise; nothing is written twice.
+# ufw: the rules that ftp-alg needs, for a gateway (default deny routed) or a host. ufw must be
+# enabled already, with your other rules. No rule is written twice.
 #   sh ufw.sh gateway                  # clients on the LAN, or a server there
 #   sh ufw.sh host                     # a server or a client on this host
 set -e
@@ -17,12 +17,12 @@ host) chains='input output' ;;
 *) echo "usage: sh ufw.sh gateway|host" >&2; exit 2 ;;
 esac
 
-# append FILE LINE: at the end of table filter, once.
+# append FILE LINE: adds the line at the end of the table filter, unless it is there.
 append() {
 	grep -qxF -e "$2" "$1" || sed -i "/^\*filter/,/^COMMIT/ s|^COMMIT|$2\n&|" "$1"
 }
 
-# Data connections that ftp-alg admitted; not needed with its conntrack back end.
+# Data connections that ftp-alg admitted. The conntrack back end does not need this rule.
 for chain in $chains; do
 	append $rules/before.rules "-A ufw-before-$chain -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"
 	append $rules/before6.rules "-A ufw6-before-$chain -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"
@@ -33,7 +33,7 @@ if [ "$1" = gateway ]; then
 	ufw route allow in on $lan out on $wan to any port 21 proto tcp
 	ufw route allow in on $wan to $server port 21 proto tcp
 	ufw route allow in on $wan to $server6 port 21 proto tcp
-	# ufw translates nothing by itself: what its manual has you write, where there is none yet.
+	# ufw has no command for NAT. These are the lines of its manual, unless the file has a NAT table.
 	grep -q '^\*nat' $rules/before.rules || cat >>$rules/before.rules <<-NAT
 		*nat
 		:PREROUTING ACCEPT [0:0]
@@ -44,8 +44,8 @@ if [ "$1" = gateway ]; then
 		COMMIT
 	NAT
 else
-	# Acknowledgements that ftp-alg sends, with either back end, where ufw denies outgoing: without
-	# them an announcement that comes in two segments waits for a time-out.
+	# Acknowledgements that ftp-alg sends, if ufw denies outgoing packets. Both back ends need them:
+	# otherwise an announcement in two segments is delayed until TCP retransmits.
 	append $rules/before.rules "-A ufw-before-output -m mark --mark 0x70000000 -j ACCEPT"
 	append $rules/before6.rules "-A ufw6-before-output -m mark --mark 0x70000000 -j ACCEPT"
 	ufw allow in 21/tcp

@@ -1,5 +1,5 @@
-//! The engine's wishes for the fast path, as its program knows them: connections that it judges, and pinholes that it must leave
-//! alone or close.
+//! Carries out the engine's changes in the maps of the fast path: hands connections over and takes them back, and
+//! reserves or closes pinholes.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use super::{
     },
 };
 
-/// The program, and what was arranged for its connections.
+/// The fast path's program, and the translations that its connections use.
 pub struct FastPathFlows {
     program: FastPath,
     translations: Mutex<Translations>,
@@ -28,16 +28,16 @@ pub struct FastPathFlows {
     failures: Mutex<Option<Failures>>,
 }
 
-/// What the kernel refused.
+/// Failed operations on the program's maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failures {
-    /// How often.
+    /// Number of failures.
     pub count: u64,
-    /// What, and why, the last time.
+    /// The last failure and its reason.
     pub last: String,
 }
 
-/// Both ends of a connection in all forms, of IPv4.
+/// Both endpoints of an IPv4 connection: their own, and as the other side knows them.
 struct Ipv4Endpoints {
     client: SocketAddrV4,
     client_external: SocketAddrV4,
@@ -45,10 +45,10 @@ struct Ipv4Endpoints {
     server_external: SocketAddrV4,
 }
 
-const NOT_HANDED_OVER: &str = "a connection was not handed over";
+const NOT_HANDED_OVER: &str = "cannot hand a connection over";
 
 impl FastPathFlows {
-    /// Of a program that is loaded.
+    /// Uses a loaded program and the translations of the table.
     pub fn new(program: FastPath, translations: Translations, parameters: &RuleParameters) -> Self {
         Self {
             program,
@@ -64,25 +64,25 @@ impl FastPathFlows {
         &self.program
     }
 
-    /// What the kernel refused since this was last asked.
+    /// The failures since the last call.
     pub fn take_failures(&self) -> Option<Failures> {
         lock(&self.failures).take()
     }
 
-    /// Adds what was judged by now.
+    /// Appends the lines that were inspected by now.
     pub fn read_lines(&self, into: &mut Vec<LineRecord>) {
         if !self.program.ring().read(into) {
-            self.record_failure("the ring buffer was not read", &"a record of it is not committed");
+            self.record_failure("cannot read the ring buffer", &"a record is not committed");
         }
     }
 
-    /// Has the program open nothing at these ports, nor at those that are `claimed`.
+    /// Has the program open no pinholes at barred ports and at `claimed` ports.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
         let barred = self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port));
-        self.record_outcome("ports were not barred", barred);
+        self.record_outcome("cannot bar ports", barred);
     }
 
-    /// Has the program judge connections, and leave others alone.
+    /// Hands connections over, and takes others back.
     pub(super) fn apply_changes(&self, changes: &[FlowChange]) {
         for change in changes {
             match change {
@@ -94,7 +94,7 @@ impl FastPathFlows {
 
     fn hand_over(&self, handover: &Handover) {
         let Some(ends) = Ipv4Endpoints::from_translation(&handover.translation) else { return };
-        // Those that have not logged in leave half of the room to the others. They are offered again.
+        // Connections without a login may use half of the map. The engine offers them again after the login.
         let most = self.program.max_flows() as usize / 2;
         if handover.login != Login::Done && lock(&self.leases).len() >= most {
             return;
@@ -108,7 +108,7 @@ impl FastPathFlows {
         let [active_mark, passive_mark] = slots.each_ref().map(TranslationLease::mark);
         let [client_named, server_named] = handover.named;
         let flow = Flow {
-            flow: handover.flow,
+            id: handover.flow,
             tuples: ends.packet_tuples(),
             next_seq: handover.next,
             line_count: handover.lines,
@@ -134,10 +134,10 @@ impl FastPathFlows {
         };
         let mut handed = self.program.hand_over(&flow);
         if handed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
-            // Taken back by another thread, which has not told yet.
+            // The engine took the connection back in another thread, which has not yet reported it to the program.
             handed = self
                 .program
-                .take_back(flow.flow, flow.tuples)
+                .take_back(flow.id, flow.tuples)
                 .and_then(|()| self.program.hand_over(&flow));
         }
         match handed {
@@ -149,7 +149,7 @@ impl FastPathFlows {
                         let most = self.program.max_flows();
                         self.record_failure(
                             NOT_HANDED_OVER,
-                            &format_args!("{most} are already, and others are queued"),
+                            &format_args!("limit of {most} connections reached; others are queued"),
                         );
                     }
                     _ => self.record_failure(NOT_HANDED_OVER, &error),
@@ -158,7 +158,7 @@ impl FastPathFlows {
         }
     }
 
-    /// The translations of its data connections, active and passive.
+    /// Acquires the translations of the connection's data connections, active and passive.
     fn acquire_translations(
         &self,
         ends: &Ipv4Endpoints,
@@ -187,11 +187,11 @@ impl FastPathFlows {
     fn take_back(&self, taken: &TakenBack) {
         let Some(ends) = Ipv4Endpoints::from_translation(&taken.translation) else { return };
         let back = self.program.take_back(taken.flow, ends.packet_tuples());
-        self.record_outcome("a connection was not taken back", back);
+        self.record_outcome("cannot take a connection back", back);
         self.set_leases(taken.flow, None);
     }
 
-    /// Gives back what a connection had, and keeps what it has now.
+    /// Stores the translations of a connection, and releases those that it had before.
     fn set_leases(&self, flow: u64, slots: Option<[TranslationLease; 2]>) {
         let mut all = lock(&self.leases);
         let before = match slots {
@@ -209,38 +209,39 @@ impl FastPathFlows {
         slots.iter().for_each(|slot| translations.release(slot));
     }
 
-    /// Keeps the program from opening a pinhole with the endpoints of this translated one. Whether it has none.
+    /// Reserves the key of a translated pinhole, so that the program does not open it. Returns `false` if the program
+    /// has it open.
     pub fn reserve_pinhole(&self, pinhole: &Pinhole) -> bool {
         let Some((initiator, arrival)) = translated_key(pinhole) else { return true };
         self.program.reserve_pinhole(initiator, arrival).unwrap_or_else(|error| {
-            self.record_failure("a pinhole was not reserved", &error);
+            self.record_failure("cannot reserve a pinhole", &error);
             false
         })
     }
 
-    /// It may open such a one again.
+    /// Ends the reservation of a pinhole.
     pub(super) fn release_pinhole(&self, pinhole: &Pinhole) {
         if let Some((initiator, arrival)) = translated_key(pinhole) {
             self.record_outcome(
-                "a pinhole was not released",
+                "cannot release a pinhole",
                 self.program.release_pinhole(initiator, arrival),
             );
         }
     }
 
-    /// Closes pinholes that the program has opened.
+    /// Closes pinholes that the program opened.
     pub(super) fn close_pinholes(&self, shut: &[Shut]) {
         for Shut { pinhole, hole } in shut {
             if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
                 (pinhole.initiator, pinhole.arrival)
             {
                 let closed = self.program.close_pinhole(initiator, arrival, hole.flow, hole.line);
-                self.record_outcome("a pinhole was not closed", closed);
+                self.record_outcome("cannot close a pinhole", closed);
             }
         }
     }
 
-    /// Puts the translations that are used into a table that was loaded anew.
+    /// Adds the translations in use to the table after it was replaced.
     pub fn restore_translations(&self) -> Result<(), GatewayError> {
         lock(&self.translations).restore_elements()
     }
@@ -264,7 +265,7 @@ impl std::fmt::Debug for FastPathFlows {
     }
 }
 
-/// The key of a pinhole that is translated, of IPv4.
+/// The key of an IPv4 pinhole with a translation; `None` for others.
 fn translated_key(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
     let Pinhole { initiator, arrival, target, .. } = *pinhole;
     match (initiator, arrival) {
@@ -288,7 +289,7 @@ impl Ipv4Endpoints {
         })
     }
 
-    /// Source and destination of what each end sends, as it arrives here.
+    /// The tuples of the packets that client and server send, as they arrive at the interface.
     fn packet_tuples(&self) -> [PacketTuple; 2] {
         [
             PacketTuple { source: self.client, destination: self.server_external },

@@ -36,7 +36,7 @@ fn an_end_that_cannot_be_noted_is_still_seen() {
         Scene::with_open_table(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &json!({}));
     let client = scene.logged_in(&[say(PORT), reply()]);
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
-    fill(&scene, "ending", |number| (number + 1).to_string());
+    fill(&scene, "closing", |number| (number + 1).to_string());
     assert_eq!(client.release().error, None);
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);

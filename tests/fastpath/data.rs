@@ -1,31 +1,31 @@
-//! The SYN of a data connection, which uses its pinhole up.
+//! The SYN of a data connection, which consumes its pinhole.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::{
     frames::{ACK, CWR, ECE, FIN, Frame, PSH, RST, SYN, URG},
-    layout::{ADMITTED, Hole, HoleKey, Side, way_key},
+    layout::{ADMITTED, Pinhole, PinholeKey, Side, tuple_key},
     scene::{ID, Outcome, SECOND, Scene, Talk, now, routed},
 };
 
-const KEY: HoleKey = HoleKey {
+const KEY: PinholeKey = PinholeKey {
     initiator: Ipv4Addr::new(192, 0, 2, 9),
     arrival: Ipv4Addr::new(198, 51, 100, 1),
     port: 1025,
 };
 const MARK: u32 = 0xab5_0000;
 
-/// The SYN that a pinhole is for.
-pub fn syn(key: HoleKey) -> Frame {
+/// The SYN that a pinhole admits.
+pub fn syn(key: PinholeKey) -> Frame {
     let source = SocketAddrV4::new(key.initiator, 20);
     Frame::new(source, SocketAddrV4::new(key.arrival, key.port), SYN)
 }
 
-fn hole(until: u64) -> Hole {
-    Hole { flow: ID, until, step: 3, mark: MARK }
+fn pinhole(deadline: u64) -> Pinhole {
+    Pinhole { flow: ID, deadline, line: 3, mark: MARK }
 }
 
-/// Whether it is marked; it is never changed.
+/// Whether the program marks the packet. It must not change the packet otherwise.
 #[track_caller]
 fn is_admitted(scene: &Scene, frame: &Frame) -> bool {
     let outcome = scene.run(frame);
@@ -43,7 +43,7 @@ fn one_syn_is_admitted_from_any_port() {
         (1, vec![2, 4, 5, 180, 4, 2, 1, 1], SYN),
         (65535, vec![], SYN | ECE | CWR),
     ] {
-        scene.set_hole(KEY, hole(now() + 10 * SECOND));
+        scene.set_pinhole(KEY, pinhole(now() + 10 * SECOND));
         let mut frame = syn(KEY);
         frame.source.set_port(source);
         frame.flags = flags;
@@ -51,7 +51,7 @@ fn one_syn_is_admitted_from_any_port() {
         let admitted = scene.counts()[ADMITTED];
         assert!(is_admitted(&scene, &frame));
         assert_eq!(scene.counts()[ADMITTED], admitted + 1);
-        assert_eq!(scene.hole(KEY), None);
+        assert_eq!(scene.pinhole(KEY), None);
         assert!(!is_admitted(&scene, &frame), "a second one");
         assert_eq!(scene.counts()[ADMITTED], admitted + 1);
     }
@@ -61,31 +61,31 @@ fn one_syn_is_admitted_from_any_port() {
 fn a_pinhole_that_the_program_opened_admits_its_syn() {
     let mut talk = Talk::new(routed());
     talk.says(Side::Client, "PORT 10,0,0,2,4,1");
-    let key = talk.before.hole.unwrap();
+    let key = talk.before.pinhole.unwrap();
     assert_eq!(talk.scene.run(&syn(key)).mark, 0x5_0000);
     talk.says(Side::Server, "200 ok");
     talk.says(Side::Client, "PASV");
     talk.says(Side::Server, "227 (192,0,2,9,4,1)");
-    let key = talk.before.hole.unwrap();
+    let key = talk.before.pinhole.unwrap();
     assert_eq!(talk.scene.run(&syn(key)).mark, 0x9_0000);
     assert_eq!(talk.scene.run(&syn(key)).mark, 0);
-    assert!(talk.scene.holes().is_empty());
+    assert!(talk.scene.pinholes().is_empty());
 }
 
 #[test]
-fn the_end_of_a_transfer_says_whether_its_pinhole_is_gone() {
+fn the_completion_reply_reports_a_consumed_pinhole() {
     for is_consumed in [false, true] {
         let mut talk = Talk::new(routed());
         talk.says(Side::Client, "PASV");
         talk.says(Side::Server, "227 (192,0,2,9,4,1)");
-        let opener = talk.before.steps;
+        let opener = talk.before.line_count;
         if is_consumed {
-            talk.scene.run(&syn(talk.before.hole.unwrap()));
+            talk.scene.run(&syn(talk.before.pinhole.unwrap()));
         }
         talk.says(Side::Client, "RETR one");
         let [middle, end] = ["150 here\r\n", "226 done\r\n"].map(|line| {
             let frame = talk.frame(Side::Server, line);
-            talk.judged(&frame, line.as_bytes()).consumed
+            talk.inspected(&frame, line.as_bytes()).consumed_pinhole
         });
         assert_eq!((middle, end), (0, if is_consumed { opener } else { 0 }));
     }
@@ -94,34 +94,34 @@ fn the_end_of_a_transfer_says_whether_its_pinhole_is_gone() {
 #[test]
 fn no_syn_is_admitted_after_the_deadline() {
     let mut scene = Scene::new();
-    for until in [0, now() - 1] {
-        scene.set_hole(KEY, hole(until));
-        assert!(!is_admitted(&scene, &syn(KEY)), "{until}");
-        assert_eq!(scene.hole(KEY), Some(hole(until)));
+    for deadline in [0, now() - 1] {
+        scene.set_pinhole(KEY, pinhole(deadline));
+        assert!(!is_admitted(&scene, &syn(KEY)), "{deadline}");
+        assert_eq!(scene.pinhole(KEY), Some(pinhole(deadline)));
     }
 }
 
 #[test]
-fn a_pinhole_that_the_daemon_reserved_admits_nothing() {
+fn a_reserved_pinhole_admits_nothing() {
     let mut scene = Scene::new();
-    let reserved = Hole { flow: 0, ..hole(u64::MAX) };
-    scene.set_hole(KEY, reserved);
+    let reserved = Pinhole { flow: 0, ..pinhole(u64::MAX) };
+    scene.set_pinhole(KEY, reserved);
     assert!(!is_admitted(&scene, &syn(KEY)));
-    assert_eq!(scene.hole(KEY), Some(reserved));
+    assert_eq!(scene.pinhole(KEY), Some(reserved));
 }
 
 #[test]
-fn a_syn_that_is_marked_already_keeps_its_mark() {
+fn a_syn_with_a_packet_mark_is_not_admitted() {
     let mut scene = Scene::new();
-    scene.set_hole(KEY, hole(u64::MAX));
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
     assert!(!is_admitted(&scene, &Frame { mark: 1, ..syn(KEY) }));
-    assert!(scene.hole(KEY).is_some());
+    assert!(scene.pinhole(KEY).is_some());
 }
 
 #[test]
-fn only_a_plain_syn_with_the_right_addresses_and_port_is_admitted() {
+fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
     let mut scene = Scene::new();
-    scene.set_hole(KEY, hole(u64::MAX));
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
     let good = syn(KEY);
     let mut others: Vec<Frame> = [
         SYN | ACK,
@@ -154,7 +154,7 @@ fn only_a_plain_syn_with_the_right_addresses_and_port_is_admitted() {
         assert!(!is_admitted(&scene, &other), "{other:?}");
     }
     assert_eq!(scene.counts(), [0; 6]);
-    assert_eq!(scene.hole(KEY), Some(hole(u64::MAX)));
+    assert_eq!(scene.pinhole(KEY), Some(pinhole(u64::MAX)));
     assert!(is_admitted(&scene, &good));
 }
 
@@ -163,18 +163,21 @@ fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
     let mut talk = Talk::new(routed());
     let frame = Frame { flags: SYN, ..talk.frame(Side::Server, "") };
     let (source, destination) = (frame.source, frame.destination);
-    let key =
-        HoleKey { initiator: *source.ip(), arrival: *destination.ip(), port: destination.port() };
-    talk.scene.set_hole(key, hole(u64::MAX));
+    let key = PinholeKey {
+        initiator: *source.ip(),
+        arrival: *destination.ip(),
+        port: destination.port(),
+    };
+    talk.scene.set_pinhole(key, pinhole(u64::MAX));
     talk.hands_back(&frame);
-    talk.scene.remove_way(way_key(source, destination));
+    talk.scene.remove_tuple(tuple_key(source, destination));
     assert!(is_admitted(&talk.scene, &frame));
 }
 
 #[test]
-fn packets_that_are_no_ipv4_tcp_on_ethernet_are_left_alone() {
+fn packets_other_than_ipv4_tcp_on_ethernet_are_ignored() {
     let mut scene = Scene::new();
-    scene.set_hole(KEY, hole(u64::MAX));
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
     let good = syn(KEY).to_bytes();
     let with = |at: usize, byte: u8| {
         let mut bytes = good.clone();

@@ -1,4 +1,4 @@
-//! Packets, built and read with etherparse.
+//! Packets, built and parsed with etherparse.
 
 use std::net::SocketAddrV4;
 
@@ -17,7 +17,7 @@ pub const ECE: u16 = 0x40;
 pub const CWR: u16 = 0x80;
 pub const NS: u16 = 0x100;
 
-/// A segment to be, and what is unusual about it.
+/// A segment to build, with its unusual properties.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub source: SocketAddrV4,
@@ -26,23 +26,23 @@ pub struct Frame {
     pub ack: u32,
     pub flags: u16,
     pub payload: Vec<u8>,
-    /// Packet mark when it enters the program.
+    /// Packet mark before the program runs.
     pub mark: u32,
     pub ip_options: Vec<u8>,
     pub tcp_options: Vec<u8>,
     pub more_fragments: bool,
     pub fragment_offset: u16,
-    /// What Ethernet adds behind a short packet.
+    /// Number of padding bytes after the IP packet.
     pub padding: usize,
     pub checksum: Checksum,
 }
 
-/// What is in the place of TCP's checksum.
+/// The TCP checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     Right,
     WrongBy(u16),
-    /// A device is to finish it (CHECKSUM_PARTIAL).
+    /// Only the sum of the pseudo-header, because a device completes the checksum (CHECKSUM_PARTIAL).
     OfPseudoHeader,
 }
 
@@ -90,7 +90,7 @@ impl Frame {
                 let words = [from, to].concat();
                 let words = words.as_chunks::<2>().0.iter().map(|word| u16::from_be_bytes(*word));
                 let sum: u32 = words.map(u32::from).sum::<u32>() + 6 + u32::from(length);
-                tcp.checksum = ((sum & 0xffff) + (sum >> 16)) as u16; // it carries once
+                tcp.checksum = ((sum & 0xffff) + (sum >> 16)) as u16; // the sum carries at most once
             }
         }
         let ethernet = Ethernet2Header {
@@ -108,7 +108,7 @@ impl Frame {
     }
 }
 
-/// What the packet carries, after its checksums were found right.
+/// The payload of a packet. Checks its checksums.
 pub fn payload(bytes: &[u8]) -> Vec<u8> {
     let headers = PacketHeaders::from_ethernet_slice(bytes).unwrap();
     let Some(NetHeaders::Ipv4(ip, _)) = headers.net else { panic!("no IPv4: {bytes:?}") };

@@ -1,23 +1,26 @@
-//! What the program hands back: everything that is not the next plain line of a dialogue in lockstep.
+//! What the program hands back: every packet that is not the next bypassable line.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::{
     frames::{ACK, CWR, Checksum, ECE, FIN, Frame, NS, PSH, RST, SYN, URG},
-    layout::{ANNOUNCED, EPSV, Flow, LOGIN, LOGIN_REPLY, NOTHING, OTHER, PASV, Side, way_key},
+    layout::{
+        COMMAND_PENDING, EPSV_PENDING, Flow, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
+        READY, Side, tuple_key,
+    },
     scene::{ID, Talk, routed},
 };
 
-fn awaiting(awaits: u32) -> Talk {
-    Talk::new(Flow { awaits, ..routed() })
+fn in_state(dialogue: u32) -> Talk {
+    Talk::new(Flow { dialogue, ..routed() })
 }
 
 #[test]
-fn a_line_out_of_step_is_handed_back() {
-    for (side, line, awaits) in
-        [(Side::Client, "NOOP\r\n", NOTHING), (Side::Server, "200 ok\r\n", OTHER)]
+fn a_line_with_wrong_numbers_is_handed_back() {
+    for (side, line, dialogue) in
+        [(Side::Client, "NOOP\r\n", READY), (Side::Server, "200 ok\r\n", COMMAND_PENDING)]
     {
-        let mut talk = awaiting(awaits);
+        let mut talk = in_state(dialogue);
         let good = talk.frame(side, line);
         let by = |number: u32, other| u32::wrapping_add(number, other);
         for other in [1, 6, u32::MAX, u32::MAX - 5, 1 << 31] {
@@ -25,8 +28,8 @@ fn a_line_out_of_step_is_handed_back() {
             talk.hands_back(&Frame { ack: by(good.ack, other), ..good.clone() });
             talk.hands_back(&Frame { seq: by(good.seq, other), ack: 0, ..good.clone() });
         }
-        talk.judged(&good, line.as_bytes());
-        // The same bytes at another place are no retransmission, nor others at the same.
+        talk.inspected(&good, line.as_bytes());
+        // The same bytes with other numbers are no retransmission, nor are other bytes with the same numbers.
         talk.hands_back(&Frame { seq: by(good.seq, 1), ..good.clone() });
         let mut other = good.clone();
         other.payload[1] ^= 0x20;
@@ -38,16 +41,18 @@ fn a_line_out_of_step_is_handed_back() {
 }
 
 #[test]
-fn the_wrong_side_is_handed_back() {
-    let mut talk = awaiting(NOTHING);
+fn a_line_of_the_wrong_side_is_handed_back() {
+    let mut talk = in_state(READY);
     for line in ["200 ok\r\n", "150 wait\r\n", "227 (192,0,2,9,4,1)\r\n", "229 (|||1025|)\r\n"] {
         talk.line_hands_back(Side::Server, line);
         talk.line_hands_back(Side::Client, line);
     }
     talk.line_hands_back(Side::Server, "NOOP\r\n");
-    for awaits in [OTHER, PASV, EPSV, ANNOUNCED, LOGIN, LOGIN_REPLY, 7] {
-        let mut talk = awaiting(awaits);
-        // Pipelined, or before the login.
+    for dialogue in
+        [COMMAND_PENDING, PASV_PENDING, EPSV_PENDING, PORT_PENDING, LOGIN_DUE, LOGIN_PENDING, 7]
+    {
+        let mut talk = in_state(dialogue);
+        // Pipelined commands, or commands before the login.
         for line in
             ["NOOP\r\n", "PASV\r\n", "EPSV\r\n", "PORT 10,0,0,2,4,1\r\n", "EPRT |1|10.0.0.2|9|\r\n"]
         {
@@ -58,7 +63,7 @@ fn the_wrong_side_is_handed_back() {
 
 #[test]
 fn a_request_line_of_another_protocol_is_handed_back() {
-    let mut talk = awaiting(NOTHING);
+    let mut talk = in_state(READY);
     for line in [
         "RETR / HTTP/1.1",
         "stor * http/2",
@@ -86,15 +91,15 @@ fn a_request_line_of_another_protocol_is_handed_back() {
 }
 
 #[test]
-fn all_but_the_login_is_handed_back_before_it() {
-    let mut talk = awaiting(LOGIN);
+fn other_lines_before_the_login_are_handed_back() {
+    let mut talk = in_state(LOGIN_DUE);
     for line in ["QUIT", "SYST", "FEAT", "USER", "PASS", "USER a b", "PASS / HTTP/1.1", "ACCT a"] {
         talk.line_hands_back(Side::Client, format!("{line}\r\n"));
     }
     for line in ["220 hello", "230 in", "331 password", "150 wait", "200 ok"] {
         talk.line_hands_back(Side::Server, format!("{line}\r\n"));
     }
-    let mut talk = awaiting(LOGIN_REPLY);
+    let mut talk = in_state(LOGIN_PENDING);
     for line in ["USER a", "PASS a", "NOOP"] {
         talk.line_hands_back(Side::Client, format!("{line}\r\n"));
     }
@@ -120,8 +125,8 @@ fn all_but_the_login_is_handed_back_before_it() {
 }
 
 #[test]
-fn other_lines_of_a_client_are_handed_back() {
-    let mut talk = awaiting(NOTHING);
+fn commands_that_are_not_bypassable_are_handed_back() {
+    let mut talk = in_state(READY);
     for line in [
         "USER a",
         "PASS a",
@@ -254,7 +259,7 @@ fn other_lines_of_a_client_are_handed_back() {
 
 #[test]
 fn other_replies_are_handed_back() {
-    let mut talk = awaiting(OTHER);
+    let mut talk = in_state(COMMAND_PENDING);
     for line in [
         "120 wait",
         "421 bye",
@@ -291,7 +296,7 @@ fn other_replies_are_handed_back() {
     ] {
         talk.line_hands_back(Side::Server, format!("{line}\r\n"));
     }
-    let mut talk = awaiting(ANNOUNCED);
+    let mut talk = in_state(PORT_PENDING);
     for line in [
         "150 wait",
         "125 x",
@@ -312,8 +317,8 @@ fn other_replies_are_handed_back() {
     ] {
         talk.line_hands_back(Side::Server, format!("{line}\r\n"));
     }
-    for awaits in [PASV, EPSV] {
-        let mut talk = awaiting(awaits);
+    for dialogue in [PASV_PENDING, EPSV_PENDING] {
+        let mut talk = in_state(dialogue);
         for line in [
             "200 ok",
             "150 x",
@@ -323,7 +328,7 @@ fn other_replies_are_handed_back() {
             "530 x",
             "228 (192,0,2,9,4,1)",
             "350 (192,0,2,9,4,1)",
-            if awaits == PASV { "229 (|||1025|)" } else { "227 (192,0,2,9,4,1)" },
+            if dialogue == PASV_PENDING { "229 (|||1025|)" } else { "227 (192,0,2,9,4,1)" },
             "227-Entering (192,0,2,9,4,1)",
             "229-Entering (|||1025|)",
         ] {
@@ -334,7 +339,7 @@ fn other_replies_are_handed_back() {
 
 #[test]
 fn other_forms_of_227_and_229_are_handed_back() {
-    let mut talk = awaiting(PASV);
+    let mut talk = in_state(PASV_PENDING);
     for line in [
         "",
         "192,0,2,9,4,1",
@@ -368,7 +373,7 @@ fn other_forms_of_227_and_229_are_handed_back() {
     ] {
         talk.line_hands_back(Side::Server, format!("227 {line}\r\n"));
     }
-    let mut talk = awaiting(EPSV);
+    let mut talk = in_state(EPSV_PENDING);
     for line in [
         "",
         "|||1025|",
@@ -398,10 +403,11 @@ fn other_forms_of_227_and_229_are_handed_back() {
 }
 
 #[test]
-fn anything_but_one_whole_plain_line_is_handed_back() {
-    for (side, awaits, start) in [(Side::Client, NOTHING, "NOOP "), (Side::Server, OTHER, "200 ok")]
+fn anything_but_one_whole_line_is_handed_back() {
+    for (side, dialogue, start) in
+        [(Side::Client, READY, "NOOP "), (Side::Server, COMMAND_PENDING, "200 ok")]
     {
-        let mut talk = awaiting(awaits);
+        let mut talk = in_state(dialogue);
         let lines = [
             "",
             "\n",
@@ -438,7 +444,7 @@ fn anything_but_one_whole_plain_line_is_handed_back() {
         lines.push(b"\r\n".to_vec());
         lines.push(b"NOO\r\n".to_vec());
         lines.push(b"x".to_vec());
-        // The shortest commands are shorter than what is judged.
+        // This is shorter than the shortest line that the program inspects.
         lines.push(b"PWD\r\n".to_vec());
         for line in lines {
             talk.line_hands_back(side, line);
@@ -447,8 +453,8 @@ fn anything_but_one_whole_plain_line_is_handed_back() {
 }
 
 #[test]
-fn every_byte_that_is_not_printable_is_handed_back_wherever_it_is() {
-    let mut talk = awaiting(NOTHING);
+fn a_line_with_an_unprintable_byte_is_handed_back() {
+    let mut talk = in_state(READY);
     let good = format!("RETR {}\r\n", "a".repeat(121)).into_bytes();
     for at in 0..good.len() {
         for byte in [0, b'\r', b'\n', 0x1f, 0x7f, 0xff] {
@@ -460,15 +466,15 @@ fn every_byte_that_is_not_printable_is_handed_back_wherever_it_is() {
         }
     }
     let frame = talk.frame(Side::Client, &good);
-    talk.judged(&frame, &good);
+    talk.inspected(&frame, &good);
 }
 
 #[test]
 fn unusual_headers_are_handed_back() {
-    for (side, awaits, line) in
-        [(Side::Client, NOTHING, "NOOP\r\n"), (Side::Server, OTHER, "200 ok\r\n")]
+    for (side, dialogue, line) in
+        [(Side::Client, READY, "NOOP\r\n"), (Side::Server, COMMAND_PENDING, "200 ok\r\n")]
     {
-        let mut talk = awaiting(awaits);
+        let mut talk = in_state(dialogue);
         let good = talk.frame(side, line);
         for flags in [FIN, SYN, RST, URG, ECE, CWR, NS] {
             talk.hands_back(&Frame { flags: ACK | PSH | flags, ..good.clone() });
@@ -479,33 +485,32 @@ fn unusual_headers_are_handed_back() {
         for flags in [SYN, SYN | ACK, RST, RST | ACK, URG | ACK] {
             talk.hands_back(&Frame { flags, payload: Vec::new(), ..good.clone() });
         }
-        for mark in [1, talk.before.judged_mark | 1, u32::MAX] {
+        for mark in [1, talk.before.inspected_mark | 1, u32::MAX] {
             talk.hands_back(&Frame { mark, ..good.clone() });
         }
         talk.hands_back(&Frame { ip_options: vec![1; 4], ..good.clone() });
         talk.hands_back(&Frame { ip_options: vec![1; 40], ..good.clone() });
         talk.hands_back(&Frame { more_fragments: true, ..good.clone() });
-        // Even a retransmission.
-        talk.judged(&good, line.as_bytes());
+        // Unusual headers are handed back even on a retransmission.
+        talk.inspected(&good, line.as_bytes());
         talk.hands_back(&Frame { flags: ACK | FIN, ..good.clone() });
         talk.hands_back(&Frame { mark: 1, ..good });
     }
 }
 
-/// As at a bridge, whose port has judged it.
+/// As at a bridge whose port is attached: the packet has passed the program once.
 #[test]
-fn what_was_judged_below_is_left_alone() {
+fn a_packet_with_our_mark_is_ignored() {
     let mut talk = Talk::new(routed());
     let frame = talk.frame(Side::Client, "NOOP\r\n");
-    let frame = Frame { mark: talk.before.judged_mark, ..frame };
+    let frame = Frame { mark: talk.before.inspected_mark, ..frame };
     let outcome = talk.scene.run(&frame);
     assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()));
-    assert_eq!((talk.scene.flow(ID), talk.scene.steps()), (talk.before.clone(), vec![]));
+    assert_eq!((talk.scene.flow(ID), talk.scene.lines()), (talk.before.clone(), vec![]));
 }
 
 #[test]
-fn a_line_with_a_wrong_checksum_is_handed_back_and_one_of_which_it_is_still_to_be_computed_is_not()
-{
+fn only_a_right_or_partial_checksum_passes() {
     let line = "NOOP some thing\r\n";
     for options in [0, 12] {
         for wrong in [1, 0x100, 0x8000] {
@@ -519,22 +524,22 @@ fn a_line_with_a_wrong_checksum_is_handed_back_and_one_of_which_it_is_still_to_b
         let mut frame = talk.frame(Side::Client, line);
         frame.tcp_options = vec![1; options];
         frame.checksum = Checksum::OfPseudoHeader;
-        assert_eq!(talk.scene.run(&frame).mark, talk.before.judged_mark);
+        assert_eq!(talk.scene.run(&frame).mark, talk.before.inspected_mark);
     }
 }
 
 #[test]
-fn what_carries_nothing_passes_by_mark() {
-    let mut talk = awaiting(NOTHING);
+fn pure_acknowledgements_pass_with_a_mark() {
+    let mut talk = in_state(READY);
     let good = talk.frame(Side::Client, "NOOP\r\n");
     for flags in [ACK, ACK | PSH, ACK | ECE] {
         let seq = good.seq.wrapping_add(7);
         let empty = Frame { flags, seq, payload: Vec::new(), padding: 6, ..good.clone() };
         let counts = talk.scene.counts();
         talk.passes(&empty, b"");
-        talk.left_alone(&Frame { mark: 7, ..empty.clone() });
-        talk.left_alone(&Frame { ip_options: vec![1; 4], ..empty });
-        assert_eq!((talk.scene.counts(), talk.scene.steps()), (counts, vec![]));
+        talk.is_ignored(&Frame { mark: 7, ..empty.clone() });
+        talk.is_ignored(&Frame { ip_options: vec![1; 4], ..empty });
+        assert_eq!((talk.scene.counts(), talk.scene.lines()), (counts, vec![]));
         assert_eq!(talk.scene.flow(ID), talk.before);
     }
     let (source, destination) = (good.destination, good.source);
@@ -543,30 +548,30 @@ fn what_carries_nothing_passes_by_mark() {
 }
 
 #[test]
-fn what_belongs_to_nobody_is_left_alone() {
-    let mut talk = awaiting(NOTHING);
+fn packets_of_no_flow_are_ignored() {
+    let mut talk = in_state(READY);
     let good = talk.frame(Side::Client, "NOOP\r\n");
     let other_port = SocketAddrV4::new(*good.source.ip(), 40001);
-    talk.left_alone(&Frame { source: other_port, ..good.clone() });
+    talk.is_ignored(&Frame { source: other_port, ..good.clone() });
     let other_address = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), good.source.port());
-    talk.left_alone(&Frame { source: other_address, ..good.clone() });
-    talk.left_alone(&Frame { fragment_offset: 1, ..good });
+    talk.is_ignored(&Frame { source: other_address, ..good.clone() });
+    talk.is_ignored(&Frame { fragment_offset: 1, ..good });
 }
 
 #[test]
-fn a_flow_that_is_not_judged_or_not_there_is_left_alone() {
-    let mut talk = awaiting(NOTHING);
+fn packets_of_a_flow_that_was_handed_back_are_ignored() {
+    let mut talk = in_state(READY);
     let frame = talk.frame(Side::Client, "NOOP\r\n");
-    talk.before.judged = false;
+    talk.before.handed_over = false;
     let before = talk.before.clone();
     talk.scene.set_flow(ID, &before);
-    talk.left_alone(&frame);
-    talk.left_alone(&Frame { flags: FIN | ACK, ..frame.clone() });
+    talk.is_ignored(&frame);
+    talk.is_ignored(&Frame { flags: FIN | ACK, ..frame.clone() });
     talk.scene.remove_flow(ID);
     let outcome = talk.scene.run(&frame);
     assert_eq!((outcome.mark, outcome.bytes), (0, frame.to_bytes()));
     assert_eq!(talk.scene.counts(), [0; 6]);
     talk.hand_over();
-    talk.scene.remove_way(way_key(frame.source, frame.destination));
-    talk.left_alone(&frame);
+    talk.scene.remove_tuple(tuple_key(frame.source, frame.destination));
+    talk.is_ignored(&frame);
 }

@@ -1,6 +1,6 @@
-//! Random dialogues, spoiled at random: program and model agree about every packet.
+//! Random dialogues with random errors: program and model decide every packet alike.
 //!
-//! `FTP_ALG_DIALOGUES` says how many (6,000, of 25,000 packets), `FTP_ALG_SEED` which (0).
+//! `FTP_ALG_DIALOGUES` is their number (6,000 by default, with 25,000 packets), `FTP_ALG_SEED` the seed (0).
 
 use std::{
     collections::BTreeSet,
@@ -12,65 +12,66 @@ use crate::{
     data::syn,
     frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
     layout::{
-        ANNOUNCED, EPSV, Flow, GREETING, HoleKey, LOGIN, LOGIN_REPLY, NOTHING, PASV, Side, way_key,
+        EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
+        PinholeKey, READY, Side, tuple_key,
     },
-    model::{Expected, Holes, Passed, Segment, decide},
+    model::{Expected, Passed, PinholeOwners, Segment, decide},
     rng::Rng,
     scene::{Scene, routed},
 };
 
-/// Ports that are announced: few, so that flows meet each other's pinholes. 1030 is barred.
+/// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.
 const PORTS: [u16; 9] = [1, 1025, 1030, 2570, 12345, 25700, 34567, 51423, 65535];
-const JUDGED_MARK: u32 = 0x6_0000;
+const INSPECTED_MARK: u32 = 0x6_0000;
 
 #[test]
-fn random_dialogues_are_judged_as_the_model_judges_them() {
+fn program_and_model_decide_random_dialogues_alike() {
     let from_environment =
         |name, otherwise| env::var(name).map_or(otherwise, |value| value.parse().unwrap());
     let mut rng = Rng::new(from_environment("FTP_ALG_SEED", 0));
     let mut walk = Walk {
         scene: Scene::new(),
-        holes: Holes::new(),
+        pinholes: PinholeOwners::new(),
         barred: BTreeSet::from([1030]),
         packets: 0,
-        seen: [0; 8],
+        counts: [0; 8],
     };
     walk.scene.bar(1030);
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 6000);
     for id in 1..=dialogues {
         walk.dialogue(id, &mut rng);
-        if walk.holes.len() > 12 {
+        if walk.pinholes.len() > 12 {
             walk.close_pinholes();
         }
     }
-    let Walk { packets, seen, .. } = walk;
+    let Walk { packets, counts, .. } = walk;
     println!(
-        "{packets} packets: handed back, again, steps, opened, rewritten, acknowledgements, lengths, consumed {seen:?}"
+        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed {counts:?}"
     );
-    let is_thorough = seen
+    let is_thorough = counts
         .iter()
         .zip([500, 500, 500, 500, 500, 500, 500, 100])
-        .all(|(seen, least)| *seen > least);
-    assert!(dialogues < 6000 || is_thorough, "{packets} packets: {seen:?}");
+        .all(|(counts, least)| *counts > least);
+    assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
 }
 
 struct Walk {
     scene: Scene,
-    holes: Holes,
+    pinholes: PinholeOwners,
     barred: BTreeSet<u16>,
     packets: usize,
-    /// Handed back, retransmissions, steps, opened, rewritten, adjusted acknowledgements, of another length, consumed.
-    seen: [usize; 8],
+    /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths, consumed.
+    counts: [usize; 8],
 }
 
 impl Walk {
-    /// A flow from its handing over until it is handed back, or some lines later.
+    /// A flow, from its handover until it is handed back, or for some lines.
     fn dialogue(&mut self, id: u64, rng: &mut Rng) {
         let mut flow = some_flow(rng);
-        let client = (flow.client, SocketAddrV4::new(flow.server_named, 21));
-        let server = (flow.server, SocketAddrV4::new(flow.client_named, flow.client.port()));
+        let client = (flow.client, SocketAddrV4::new(flow.announced_server, 21));
+        let server = (flow.server, SocketAddrV4::new(flow.announced_client, flow.client.port()));
         for ((source, destination), side) in [(client, Side::Client), (server, Side::Server)] {
-            self.scene.set_way(way_key(source, destination), id, side);
+            self.scene.set_tuple(tuple_key(source, destination), id, side);
         }
         self.scene.set_flow(id, &flow);
         let mut frames: Vec<(Side, Frame)> = Vec::new();
@@ -78,13 +79,14 @@ impl Walk {
             let (side, mut frame) = if !frames.is_empty() && rng.chance(0.1) {
                 frames[frames.len() - 1 - rng.below(frames.len().min(3))].clone()
             } else {
-                let is_reply = !matches!(flow.awaits, NOTHING | LOGIN);
+                let is_reply = !matches!(flow.dialogue, READY | LOGIN_DUE);
                 let side = if is_reply != rng.chance(0.02) { Side::Server } else { Side::Client };
                 let (source, destination) = if side == Side::Client { client } else { server };
                 let mut frame = Frame::new(source, destination, ACK | PSH);
-                frame.seq = flow.next[side.index()];
-                let shifted = flow.shifts.map_or(0, |shifts| shifts[side.other().index()].0);
-                frame.ack = flow.next[side.other().index()].wrapping_add(shifted);
+                frame.seq = flow.next_seq[side.index()];
+                let shifted =
+                    flow.seq_offsets.map_or(0, |seq_offsets| seq_offsets[side.other().index()].0);
+                frame.ack = flow.next_seq[side.other().index()].wrapping_add(shifted);
                 if rng.chance(0.1) {
                     frame.flags = ACK;
                     frame.ack = frame.ack.wrapping_sub(u32::try_from(rng.below(3)).unwrap() * 20);
@@ -98,24 +100,24 @@ impl Walk {
                 (side, frame)
             };
             if !frame.payload.is_empty() && rng.chance(0.06) {
-                spoil(rng, &mut frame);
+                corrupt(rng, &mut frame);
             }
             if rng.chance(0.1) {
                 frame.tcp_options = timestamps(rng);
             }
             self.packet(id, &mut flow, side, &frame);
-            if !flow.judged {
+            if !flow.handed_over {
                 break;
             }
             frames.push((side, frame));
-            if let Some(key) = flow.hole
+            if let Some(key) = flow.pinhole
                 && rng.chance(0.1)
             {
                 self.syn(id, key);
             }
         }
         for (source, destination) in [client, server] {
-            self.scene.remove_way(way_key(source, destination));
+            self.scene.remove_tuple(tuple_key(source, destination));
         }
         self.scene.remove_flow(id);
     }
@@ -128,59 +130,60 @@ impl Walk {
             ack: frame.ack,
             has_only_ack_and_push: frame.flags & !(PSH | FIN) == ACK,
             has_plain_options: frame.tcp_options.first().is_none_or(|kind| *kind == NO_OPERATION),
-            ends: frame.flags & FIN != 0,
+            is_fin: frame.flags & FIN != 0,
             mark: frame.mark,
             payload: &frame.payload,
         };
         let before = flow.clone();
-        if frame.mark == JUDGED_MARK && flow.judged {
-            // Another interface has judged it.
+        if frame.mark == INSPECTED_MARK && flow.handed_over {
+            // The packet was inspected at another interface.
             let outcome = self.scene.run(frame);
             assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()));
-            assert_eq!((self.scene.flow(id), self.scene.steps()), (before, vec![]));
+            assert_eq!((self.scene.flow(id), self.scene.lines()), (before, vec![]));
             return;
         }
-        let expected = decide(id, flow, &mut self.holes, &self.barred, &segment);
+        let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
         let outcome = self.scene.run(frame);
-        let steps = self.scene.steps();
+        let lines = self.scene.lines();
         let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
         let (passed, opened) = match &expected {
-            Expected::Unheeded => {
-                let mark = if frame.mark == 0 && before.judged { JUDGED_MARK } else { frame.mark };
+            Expected::MarkOnly => {
+                let mark =
+                    if frame.mark == 0 && before.handed_over { INSPECTED_MARK } else { frame.mark };
                 assert_eq!((outcome.mark, outcome.bytes), (mark, frame.to_bytes()), "{what}");
-                assert_eq!(steps, [], "{what}");
+                assert_eq!(lines, [], "{what}");
                 (None, None)
             }
-            Expected::HandsBack => {
+            Expected::HandBack => {
                 assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
-                assert_eq!(steps, [], "{what}");
-                self.seen[0] += 1;
+                assert_eq!(lines, [], "{what}");
+                self.counts[0] += 1;
                 (None, None)
             }
-            Expected::Again(passed) => {
-                assert_eq!(steps, [], "{what}");
+            Expected::Pass(passed) => {
+                assert_eq!(lines, [], "{what}");
                 let only_acknowledges = frame.payload.is_empty() && frame.flags & FIN == 0;
-                self.seen[if only_acknowledges { 5 } else { 1 }] += 1;
+                self.counts[if only_acknowledges { 5 } else { 1 }] += 1;
                 (Some((passed, outcome)), None)
             }
-            Expected::Step(passed, opened, consumed) => {
-                let [step] = &steps[..] else { panic!("{steps:?} {what}") };
-                assert_eq!((step.flow, step.step, step.side), (id, flow.steps, side as u32));
+            Expected::NextLine(passed, opened, consumed) => {
+                let [line] = &lines[..] else { panic!("{lines:?} {what}") };
+                assert_eq!((line.flow, line.number, line.side), (id, flow.line_count, side as u32));
                 assert_eq!(
-                    (step.seq, step.ack, &step.line),
+                    (line.seq, line.ack, &line.line),
                     (frame.seq, frame.ack, &frame.payload)
                 );
-                assert_eq!(step.opened, opened.is_some(), "{what}");
-                assert_eq!(step.ends, segment.ends, "{what}");
-                assert_eq!(u32::from(step.digits), before.digits, "{what}");
-                assert_eq!(step.consumed, consumed.unwrap_or(0), "{what}");
-                self.seen[2] += 1;
-                self.seen[7] += usize::from(consumed.is_some());
+                assert_eq!(line.opened_pinhole, opened.is_some(), "{what}");
+                assert_eq!(line.is_fin, segment.is_fin, "{what}");
+                assert_eq!(u32::from(line.port_digits), before.port_digits, "{what}");
+                assert_eq!(line.consumed_pinhole, consumed.unwrap_or(0), "{what}");
+                self.counts[2] += 1;
+                self.counts[7] += usize::from(consumed.is_some());
                 (Some((passed, outcome)), *opened)
             }
         };
         if let Some((passed, outcome)) = passed {
-            assert_eq!(outcome.mark, JUDGED_MARK, "{what}");
+            assert_eq!(outcome.mark, INSPECTED_MARK, "{what}");
             let text = payload(&outcome.bytes);
             let Passed { seq, ack, payload } = passed.clone();
             assert_eq!(
@@ -188,38 +191,42 @@ impl Walk {
                 payload.escape_ascii().to_string(),
                 "{what}"
             );
-            self.seen[4] += usize::from(payload != frame.payload);
-            self.seen[6] += usize::from(payload.len() != frame.payload.len());
-            let as_it_leaves = Frame { seq, ack, payload, ..frame.clone() };
-            assert_eq!(outcome.bytes, as_it_leaves.to_bytes(), "{what}");
+            self.counts[4] += usize::from(payload != frame.payload);
+            self.counts[6] += usize::from(payload.len() != frame.payload.len());
+            let sent_frame = Frame { seq, ack, payload, ..frame.clone() };
+            assert_eq!(outcome.bytes, sent_frame.to_bytes(), "{what}");
         }
         assert_eq!(self.scene.flow(id), *flow, "{what}");
         if let Some(key) = opened {
-            let hole = self.scene.hole(key).unwrap();
+            let pinhole = self.scene.pinhole(key).unwrap();
             let mark = if side == Side::Client { flow.active_mark } else { flow.passive_mark };
-            assert_eq!((hole.flow, hole.step, hole.mark), (id, flow.steps, mark), "{what}");
-            assert_eq!(hole.until, steps[0].at + flow.lifetime, "{what}");
-            self.seen[3] += 1;
+            assert_eq!(
+                (pinhole.flow, pinhole.line, pinhole.mark),
+                (id, flow.line_count, mark),
+                "{what}"
+            );
+            assert_eq!(pinhole.deadline, lines[0].at_ns + flow.pinhole_lifetime, "{what}");
+            self.counts[3] += 1;
         }
-        let owners: Holes =
-            self.scene.holes().into_iter().map(|(key, hole)| (key, hole.flow)).collect();
-        assert_eq!(owners, self.holes, "{what}");
+        let owners: PinholeOwners =
+            self.scene.pinholes().into_iter().map(|(key, pinhole)| (key, pinhole.flow)).collect();
+        assert_eq!(owners, self.pinholes, "{what}");
     }
 
-    /// The SYN for the flow's last pinhole, which may have been used up.
-    fn syn(&mut self, id: u64, key: HoleKey) {
-        let is_open = self.holes.get(&key) == Some(&id);
-        let mark = self.scene.hole(key).map_or(0, |hole| hole.mark);
+    /// The SYN for the flow's last pinhole, which may have been consumed.
+    fn syn(&mut self, id: u64, key: PinholeKey) {
+        let is_open = self.pinholes.get(&key) == Some(&id);
+        let mark = self.scene.pinhole(key).map_or(0, |pinhole| pinhole.mark);
         if is_open {
             assert_eq!(self.scene.run(&syn(key)).mark, mark);
-            self.holes.remove(&key);
+            self.pinholes.remove(&key);
             assert_eq!(self.scene.run(&syn(key)).mark, 0);
         }
     }
 
-    /// By their SYN.
+    /// Closes all pinholes, by their SYNs.
     fn close_pinholes(&mut self) {
-        for key in std::mem::take(&mut self.holes).into_keys() {
+        for key in std::mem::take(&mut self.pinholes).into_keys() {
             assert_ne!(self.scene.run(&syn(key)).mark, 0);
         }
     }
@@ -234,41 +241,53 @@ fn some_flow(rng: &mut Rng) -> Flow {
     let client =
         SocketAddrV4::new(some_address(rng), 1024 + u16::try_from(rng.below(60000)).unwrap());
     let server = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
-    let named = |rng: &mut Rng, own: Ipv4Addr| match rng.chance(0.5) {
+    let announced = |rng: &mut Rng, own: Ipv4Addr| match rng.chance(0.5) {
         true => own,
         false => *rng.pick(&[Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(9, 9, 9, 9)]),
     };
-    let [client_named, server_named] = [client, server].map(|own| named(rng, *own.ip()));
+    let [announced_client, announced_server] =
+        [client, server].map(|own| announced(rng, *own.ip()));
     let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
-    let next = [start, rng.next() as u32];
+    let next_seq = [start, rng.next() as u32];
     Flow {
-        next,
-        steps: rng.next() as u32 >> 1,
-        awaits: *rng.pick(&[NOTHING, NOTHING, NOTHING, PASV, EPSV, ANNOUNCED, LOGIN, GREETING]),
+        next_seq,
+        line_count: rng.next() as u32 >> 1,
+        dialogue: *rng.pick(&[
+            READY,
+            READY,
+            READY,
+            PASV_PENDING,
+            EPSV_PENDING,
+            PORT_PENDING,
+            LOGIN_DUE,
+            GREETING_DUE,
+        ]),
         client,
         server,
-        client_named,
-        server_named,
-        client_arrival: client_named,
-        server_arrival: server_named,
+        announced_client,
+        announced_server,
+        active_arrival: announced_client,
+        passive_arrival: announced_server,
         active_initiator: *server.ip(),
         passive_initiator: *client.ip(),
-        judged_mark: JUDGED_MARK,
-        digits: u32::try_from(rng.below(4)).unwrap(),
-        shifts: rng.chance(0.5).then(|| [0, 1].map(|side| some_shift(rng, next[side]))),
+        inspected_mark: INSPECTED_MARK,
+        port_digits: u32::try_from(rng.below(4)).unwrap(),
+        seq_offsets: rng
+            .chance(0.5)
+            .then(|| [0, 1].map(|side| some_seq_offset(rng, next_seq[side]))),
         ..routed()
     }
 }
 
-/// How the numbers up to `next` may have been shifted before.
-fn some_shift(rng: &mut Rng, next: u32) -> (u32, u32) {
+/// A sequence offset, and the first sequence number that has it, for a side whose next one is `next`.
+fn some_seq_offset(rng: &mut Rng, next: u32) -> (u32, u32) {
     let by = *rng.pick(&[0, 3, u32::MAX, 70_000, 1 << 31]);
     (by, next.wrapping_sub(*rng.pick(&[0, 0, 15, 1 << 30])))
 }
 
 const NO_OPERATION: u8 = 1;
 
-/// Timestamps, mostly as everyone writes them.
+/// Timestamps, mostly in the usual form.
 fn timestamps(rng: &mut Rng) -> Vec<u8> {
     let timestamps = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
     let padding = [NO_OPERATION; 2];
@@ -279,7 +298,7 @@ fn timestamps(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// Mostly a line that fits; now and then one that does not.
+/// Mostly the expected line, sometimes another one.
 fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     let port = *rng.pick(&PORTS);
     let numbers =
@@ -329,11 +348,11 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         ];
         return (*rng.pick(&odd)).to_owned();
     }
-    match (side, flow.awaits) {
-        (Side::Client, LOGIN) if rng.chance(0.95) => {
+    match (side, flow.dialogue) {
+        (Side::Client, LOGIN_DUE) if rng.chance(0.95) => {
             (*rng.pick(&["USER a", "pass b", "PASS ", "user c d"])).to_owned()
         }
-        (Side::Server, GREETING) if rng.chance(0.95) => {
+        (Side::Server, GREETING_DUE) if rng.chance(0.95) => {
             let greetings = [
                 "220 (vsFTPd 3.0.3)",
                 "220 ProFTPD Server",
@@ -345,19 +364,19 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             ];
             (*rng.pick(&greetings)).to_owned()
         }
-        (Side::Server, LOGIN_REPLY) if rng.chance(0.95) => {
+        (Side::Server, LOGIN_PENDING) if rng.chance(0.95) => {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }
         (Side::Client, _) => rng.pick(&commands).clone(),
-        (Side::Server, PASV) => passive,
-        (Side::Server, EPSV) => extended,
-        (Side::Server, ANNOUNCED) if rng.chance(0.95) => "200 ok".to_owned(),
+        (Side::Server, PASV_PENDING) => passive,
+        (Side::Server, EPSV_PENDING) => extended,
+        (Side::Server, PORT_PENDING) if rng.chance(0.95) => "200 ok".to_owned(),
         (Side::Server, _) => (*rng.pick(&plain)).to_owned(),
     }
 }
 
-/// Spoils one thing, or what looks like one.
-fn spoil(rng: &mut Rng, frame: &mut Frame) {
+/// Changes one property of the packet at random.
+fn corrupt(rng: &mut Rng, frame: &mut Frame) {
     let at = rng.below(frame.payload.len());
     match rng.below(12) {
         0 => frame.payload[at] = rng.next() as u8,
@@ -370,7 +389,7 @@ fn spoil(rng: &mut Rng, frame: &mut Frame) {
         7 => frame.ack = frame.ack.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
         8 => frame.flags |= *rng.pick(&[FIN, RST, URG]),
         9 => frame.flags = ACK,
-        10 => frame.mark = *rng.pick(&[0, 1, JUDGED_MARK]),
+        10 => frame.mark = *rng.pick(&[0, 1, INSPECTED_MARK]),
         _ => frame.payload.make_ascii_lowercase(),
     }
     if frame.payload.is_empty() {

@@ -1,4 +1,4 @@
-//! The fast path's program in the kernel: loaded, attached, taken over, removed; what it tells, and what it is told.
+//! The fast path's program in the kernel: how it is loaded, taken over and removed, its ring buffer, and its maps.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use ftp_alg::gateway::fastpath::{
 };
 
 use super::{
-    attached::{attached, look, names},
+    attachments::{attached_interfaces, name_set, update_attachments},
     lab::{Lab, inside},
 };
 
@@ -36,12 +36,12 @@ pub fn has_tcx() -> bool {
     has
 }
 
-/// A network, and a directory for pins, where the program can be attached.
-pub fn setting() -> Option<(Lab, Pins)> {
+/// A lab and a pin directory; `None` if the kernel has no TCX.
+pub fn lab_with_pins() -> Option<(Lab, Pins)> {
     has_tcx().then(|| (Lab::new(), Pins::new()))
 }
 
-/// A directory for pins; what is left of it is removed when the test is over.
+/// A pin directory. The rest of it is removed when this is dropped.
 pub struct Pins(pub PathBuf);
 
 impl Pins {
@@ -63,17 +63,17 @@ impl Drop for Pins {
     }
 }
 
-pub fn ways() -> [PacketTuple; 2] {
+pub fn tuples() -> [PacketTuple; 2] {
     [
         PacketTuple { source: CLIENT, destination: SERVER },
         PacketTuple { source: SERVER, destination: CLIENT },
     ]
 }
 
-pub fn flow(flow: u64) -> Flow {
+pub fn flow(id: u64) -> Flow {
     Flow {
-        flow,
-        tuples: ways(),
+        id,
+        tuples: tuples(),
         next_seq: [1000, 2000],
         line_count: 0,
         dialogue: DialogueState::Ready,
@@ -106,9 +106,9 @@ pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u
     bytes
 }
 
-/// Has the program see a frame, as if an interface had received it.
+/// Runs the program with a frame, as if an interface had received it.
 pub fn receive(path: &FastPath, frame: &[u8]) {
-    let program = SchedClassifier::from_pin(path.directory().join("judge")).unwrap();
+    let program = SchedClassifier::from_pin(path.directory().join("inspect")).unwrap();
     let mut out = vec![0; frame.len() + 64];
     let options = TestRunOptions {
         data_in: Some(frame),
@@ -118,7 +118,7 @@ pub fn receive(path: &FastPath, frame: &[u8]) {
     program.test_run(options).unwrap();
 }
 
-/// The client's `count`th line of six bytes, and the server's answer to it.
+/// The client's line number `count`, of six bytes, and the server's reply.
 pub fn exchange(path: &FastPath, count: u32) {
     let (client, server) = (1000 + count * 6, 2000 + count * 6);
     receive(path, &frame(CLIENT, SERVER, client, server, b"NOOP\r\n"));
@@ -132,8 +132,8 @@ pub fn read(path: &FastPath) -> Vec<LineRecord> {
 }
 
 #[test]
-fn judged_lines_stay_in_the_ring_until_they_are_released() {
-    let Some((lab, pins)) = setting() else { return };
+fn lines_stay_in_the_ring_until_they_are_released() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(7)).unwrap();
@@ -151,7 +151,7 @@ fn judged_lines_stay_in_the_ring_until_they_are_released() {
         );
         assert!(noop.at_ns <= ok.at_ns && !ok.from_client);
 
-        // A daemon that comes after this one reads them again, and a third nothing.
+        // The next daemon reads them as well, because they were not released. A third one reads nothing.
         drop(path);
         let second = pins.load();
         assert_eq!(read(&second), steps);
@@ -165,9 +165,9 @@ fn judged_lines_stay_in_the_ring_until_they_are_released() {
 }
 
 #[test]
-fn who_waits_for_the_ring_is_woken_when_a_quarter_of_it_is_full() {
+fn a_reader_is_woken_when_a_quarter_of_the_ring_is_full() {
     const LONG: Duration = Duration::from_secs(60);
-    let Some((lab, pins)) = setting() else { return };
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(1)).unwrap();
@@ -195,14 +195,14 @@ fn who_waits_for_the_ring_is_woken_when_a_quarter_of_it_is_full() {
         waiter.wake().unwrap();
         assert!(is_woken(LONG));
         waiter.wake().unwrap();
-        assert!(is_woken(LONG), "again");
+        assert!(is_woken(LONG), "a second time");
         path.remove().unwrap();
     });
 }
 
 #[test]
-fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
-    let Some((lab, pins)) = setting() else { return };
+fn a_full_ring_hands_flows_back_until_it_is_released() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(1)).unwrap();
@@ -215,14 +215,14 @@ fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
         assert!(
             steps.len() > 5000 && steps.iter().map(|one| one.number).eq(1..=steps.len() as u32)
         );
-        // What is beyond what was read is not given back.
+        // A position beyond the last record that was read releases nothing.
         path.ring().release(path.ring().position() + 8);
         assert!(path.ring().unreleased_bytes() > 1_000_000);
         path.ring().release(path.ring().position());
         assert_eq!(path.ring().unreleased_bytes(), 0);
-        // The ring has come round.
+        // After this the positions have wrapped around the ring.
         for turn in 0..3 {
-            path.take_back(1, ways()).unwrap();
+            path.take_back(1, tuples()).unwrap();
             path.hand_over(&flow(1)).unwrap();
             (0..2000).for_each(|count| exchange(&path, count));
             let steps = read(&path);
@@ -235,21 +235,21 @@ fn a_ring_without_room_hands_flows_back_and_goes_on_when_it_has_some() {
 }
 
 #[test]
-fn what_is_taken_back_is_judged_no_more() {
-    let Some((lab, pins)) = setting() else { return };
+fn lines_are_not_inspected_after_take_back() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         path.hand_over(&flow(7)).unwrap();
         assert_eq!(path.hand_over(&flow(7)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
-        // Another on the same addresses is refused, and the first stays as it is.
+        // Another flow with the same tuples is refused, and the first one stays.
         assert_eq!(path.hand_over(&flow(8)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
         assert_eq!(path.flow_ids().unwrap(), [7]);
         exchange(&path, 0);
         assert_eq!(path.counters().unwrap().inspected, 2);
-        path.take_back(7, ways()).unwrap();
+        path.take_back(7, tuples()).unwrap();
         exchange(&path, 1);
         assert_eq!((path.counters().unwrap().inspected, path.flow_ids().unwrap()), (2, vec![]));
-        path.take_back(7, ways()).unwrap();
+        path.take_back(7, tuples()).unwrap();
         path.hand_over(&flow(8)).unwrap();
         path.take_back_all().unwrap();
         path.hand_over(&flow(9)).unwrap();
@@ -259,25 +259,25 @@ fn what_is_taken_back_is_judged_no_more() {
 }
 
 #[test]
-fn after_a_take_back_nothing_is_judged_that_was_not_read() {
-    let Some((lab, pins)) = setting() else { return };
+fn after_take_back_the_ring_has_all_inspected_lines() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     let path = lab.on_gateway(|| pins.load());
     for round in 1..=50 {
         path.hand_over(&flow(round)).unwrap();
         let before = path.counters().unwrap().handed_back;
-        let (judged, late) = std::thread::scope(|scope| {
-            // On another processor, until the flow is taken back.
+        let (inspected, late) = std::thread::scope(|scope| {
+            // Another processor sends lines while the flow is taken back.
             let lines = scope.spawn(|| {
                 lab.on_gateway(|| (0..3000).for_each(|count| exchange(&path, count)));
             });
             std::thread::sleep(Duration::from_millis(2 + round % 5));
-            path.take_back(round, ways()).unwrap();
-            let judged = read(&path);
+            path.take_back(round, tuples()).unwrap();
+            let inspected = read(&path);
             lines.join().unwrap();
-            (judged, read(&path))
+            (inspected, read(&path))
         });
-        assert!(judged.iter().map(|step| step.number).eq(1..=judged.len() as u32), "{round}");
-        assert_eq!(late, [], "{round}: judged after {}", judged.len());
+        assert!(inspected.iter().map(|step| step.number).eq(1..=inspected.len() as u32), "{round}");
+        assert_eq!(late, [], "{round}: inspected after {}", inspected.len());
         assert!(path.counters().unwrap().handed_back <= before + 1);
         path.ring().release(path.ring().position());
     }
@@ -285,22 +285,22 @@ fn after_a_take_back_nothing_is_judged_that_was_not_read() {
 }
 
 #[test]
-fn reservations_and_barred_ports_keep_the_program_from_opening() {
-    let Some((lab, pins)) = setting() else { return };
+fn reserved_pinholes_and_barred_ports_are_not_opened() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     let arrival = SocketAddrV4::new(*SERVER.ip(), 4001);
     let pasv = |path: &FastPath, id: u64| {
         path.hand_over(&flow(id)).unwrap();
         receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
         receive(path, &frame(SERVER, CLIENT, 2000, 1006, b"227 x (192,0,2,9,15,161)\r\n"));
         let opened = read(path).iter().any(|step| step.opened_pinhole);
-        path.take_back(id, ways()).unwrap();
+        path.take_back(id, tuples()).unwrap();
         opened
     };
     lab.on_gateway(|| {
         let path = pins.load();
         let initiator = *CLIENT.ip();
         assert!(path.reserve_pinhole(initiator, arrival).unwrap());
-        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "as by a daemon before");
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "as by an earlier daemon");
         path.close_pinhole(initiator, arrival, 1, 2).unwrap();
         assert!(!pasv(&path, 1), "it is reserved");
         path.release_pinhole(initiator, arrival).unwrap();
@@ -308,19 +308,22 @@ fn reservations_and_barred_ports_keep_the_program_from_opening() {
         path.release_pinhole(initiator, arrival).unwrap();
         path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
         path.close_pinhole(initiator, arrival, 2, 1).unwrap();
-        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "that of another step is open");
+        assert!(
+            !path.reserve_pinhole(initiator, arrival).unwrap(),
+            "the pinhole of another line is open"
+        );
         path.close_pinhole(initiator, arrival, 2, 2).unwrap();
-        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "it is shut");
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "it is closed");
         path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
 
         path.set_barred_ports(|port| port == 4001).unwrap();
         assert!(!pasv(&path, 3), "the port is barred");
         path.set_barred_ports(|port| port == 4000 || port == 4002).unwrap();
-        assert!(pasv(&path, 4), "its neighbours are");
-        // The pinhole of a flow that nothing else is known of.
+        assert!(pasv(&path, 4), "only its neighbours are barred");
+        // The pinhole of a flow of an earlier daemon.
         path.hand_over(&flow(4)).unwrap();
         path.take_back_all().unwrap();
-        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "a session may hold it");
+        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "a session may use it");
         path.retain_pinholes(|_, _, flow, _| flow != 4).unwrap();
         assert!(path.reserve_pinhole(initiator, arrival).unwrap());
         path.remove().unwrap();
@@ -328,30 +331,30 @@ fn reservations_and_barred_ports_keep_the_program_from_opening() {
 }
 
 #[test]
-fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
-    let Some((lab, pins)) = setting() else { return };
+fn a_daemon_takes_over_its_version_and_removes_others() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let first = pins.load();
-        look(&first);
+        update_attachments(&first);
         first.hand_over(&flow(7)).unwrap();
         let version = first.directory().to_owned();
         drop(first);
-        assert_eq!(attached(&lab), names(&["inside", "outside"]), "the pins keep it");
+        assert_eq!(attached_interfaces(&lab), name_set(&["inside", "outside"]), "the pins keep it");
 
         let second = pins.load();
         assert_eq!((second.directory(), second.flow_ids().unwrap()), (&*version, vec![7]));
         lab.gateway_sh("ip link add later type veth peer name later2");
-        look(&second);
-        assert_eq!(attached(&lab), names(&["inside", "later", "later2", "outside"]));
+        update_attachments(&second);
+        assert_eq!(attached_interfaces(&lab), name_set(&["inside", "later", "later2", "outside"]));
         drop(second);
 
-        // As if the daemon were another version; what is left of one that was killed while it loaded goes as well.
+        // The directory gets the name of another version. The incomplete directory of a daemon that was killed while it loaded is removed as well.
         let name = version.file_name().unwrap().to_str().unwrap();
         let other = name.split_once('-').unwrap().0.to_owned() + "-0badf00d";
         fs::rename(&version, pins.0.join(other)).unwrap();
         fs::create_dir(&version).unwrap();
         let third = pins.load();
-        assert_eq!((attached(&lab), third.flow_ids().unwrap()), (names(&[]), vec![]));
+        assert_eq!((attached_interfaces(&lab), third.flow_ids().unwrap()), (name_set(&[]), vec![]));
         assert_eq!(fs::read_dir(&pins.0).unwrap().count(), 1);
         third.remove().unwrap();
         assert!(!pins.0.exists());
@@ -359,8 +362,8 @@ fn another_daemon_takes_over_what_is_pinned_and_removes_other_versions() {
 }
 
 #[test]
-fn servers_may_have_any_port_also_when_another_daemon_took_over() {
-    let Some((lab, pins)) = setting() else { return };
+fn control_ports_survive_a_takeover() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     let at = |port| SocketAddrV4::new(*SERVER.ip(), port);
     let server_at = |number, inside, outside| Flow {
         tuples: [
@@ -391,25 +394,25 @@ fn servers_may_have_any_port_also_when_another_daemon_took_over() {
 }
 
 #[test]
-fn what_a_daemon_uses_no_other_one_takes_or_removes() {
-    let Some((lab, pins)) = setting() else { return };
+fn a_directory_in_use_is_neither_taken_over_nor_removed() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        look(&path);
-        let in_use = "in use by another ftp-alg";
-        let missing = FastPath::load(&pins.0).unwrap_err().to_string();
-        assert!(missing.ends_with(in_use), "{missing}");
-        assert_eq!(fastpath::remove_pinned_state(&pins.0).unwrap_err().to_string(), in_use);
-        assert_eq!(attached(&lab), names(&["inside", "outside"]));
+        update_attachments(&path);
+        let error_text = "in use by another ftp-alg";
+        let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
+        assert!(unavailable.ends_with(error_text), "{unavailable}");
+        assert_eq!(fastpath::remove_pinned_state(&pins.0).unwrap_err().to_string(), error_text);
+        assert_eq!(attached_interfaces(&lab), name_set(&["inside", "outside"]));
         drop(path);
         fastpath::remove_pinned_state(&pins.0).unwrap();
-        assert_eq!(attached(&lab), names(&[]));
+        assert_eq!(attached_interfaces(&lab), name_set(&[]));
         assert!(!pins.0.exists());
     });
 }
 
 #[test]
-fn namespaces_side_by_side_have_their_own() {
+fn each_network_namespace_has_its_own_program() {
     if !has_tcx() {
         return;
     }
@@ -417,7 +420,7 @@ fn namespaces_side_by_side_have_their_own() {
     let load = |lab: &Lab| {
         lab.on_gateway(|| {
             let path = pins.load();
-            look(&path);
+            update_attachments(&path);
             path
         })
     };
@@ -427,21 +430,21 @@ fn namespaces_side_by_side_have_their_own() {
     exchange(&first, 0);
     assert_eq!((read(&first).len(), read(&second).len()), (2, 0));
     one.on_gateway(|| first.remove().unwrap());
-    assert_eq!(attached(&two), names(&["inside", "outside"]));
+    assert_eq!(attached_interfaces(&two), name_set(&["inside", "outside"]));
     assert_eq!(second.flow_ids().unwrap(), [8]);
     two.on_gateway(|| second.remove().unwrap());
     assert!(!pins.0.exists());
 }
 
 #[test]
-fn packets_from_the_wire_are_judged() {
-    let Some((lab, pins)) = setting() else { return };
+fn received_packets_are_inspected() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        look(&path);
+        update_attachments(&path);
         path.hand_over(&flow(7)).unwrap();
         let bytes = frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n");
-        // With a tag it is left to the VLAN's own interface.
+        // The program ignores a frame with a VLAN tag, because the VLAN's own interface receives it, too.
         let tagged = [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
         for frame in [&tagged, &bytes] {
             inside(&lab.client, || send_frame("eth0", [0xff; 6], frame));
@@ -460,11 +463,11 @@ fn packets_from_the_wire_are_judged() {
     });
 }
 
-/// To `to`, at the other end.
+/// Sends a frame to the hardware address `to`.
 pub fn send_frame(interface: &str, to: [u8; 6], frame: &[u8]) {
     let mut frame = frame.to_vec();
     frame[..6].copy_from_slice(&to);
-    // A bridge forwards nothing without a source.
+    // A bridge forwards no frame without a source address.
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
     let index = nix::net::if_::if_nametoindex(interface).unwrap();
     let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None).unwrap();
@@ -484,73 +487,79 @@ pub fn send_frame(interface: &str, to: [u8; 6], frame: &[u8]) {
 }
 
 #[test]
-fn without_rights_or_a_bpf_file_system_there_is_none() {
-    let Some((lab, pins)) = setting() else { return };
+fn loading_needs_rights_and_a_bpf_file_system() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let outside = tempfile::tempdir().unwrap();
-        let missing = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
-        assert!(missing.ends_with("is in no bpf file system"), "{missing}");
-        // What is loaded later needs no more rights than these.
+        let unavailable = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
+        assert!(unavailable.ends_with("is not in a BPF file system"), "{unavailable}");
+        // After an error the program can still be loaded.
         pins.load().remove().unwrap();
     });
-    for (kept, works) in [
+    for (rights, works) in [
         ("cap_bpf,cap_perfmon,cap_net_admin", true),
         ("cap_bpf,cap_net_admin", false),
         ("cap_perfmon,cap_net_admin", false),
         ("cap_bpf,cap_perfmon", false),
     ] {
-        let done = lab.on_gateway(|| with_rights(kept, || FastPath::load(&pins.0)));
+        let done = lab.on_gateway(|| with_rights(rights, || FastPath::load(&pins.0)));
         match (done, works) {
             (Ok(path), true) => path.remove().unwrap(),
-            (Err(missing), false) => {
-                let text = missing.to_string();
-                assert!(text.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{kept}: {text}");
-                assert!(!text.contains('\n') && text.len() < 400, "{kept}: {text}");
-                assert!(!pins.0.exists() || fs::read_dir(&pins.0).unwrap().count() == 0, "{kept}");
+            (Err(unavailable), false) => {
+                let text = unavailable.to_string();
+                assert!(
+                    text.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"),
+                    "{rights}: {text}"
+                );
+                assert!(!text.contains('\n') && text.len() < 400, "{rights}: {text}");
+                assert!(
+                    !pins.0.exists() || fs::read_dir(&pins.0).unwrap().count() == 0,
+                    "{rights}"
+                );
             }
-            (done, _) => panic!("{kept}: {done:?}"),
+            (done, _) => panic!("{rights}: {done:?}"),
         }
     }
-    // What is done later needs less.
+    // After loading CAP_NET_ADMIN suffices.
     lab.on_gateway(|| {
         let path = pins.load();
         with_rights("cap_net_admin", || {
-            look(&path);
+            update_attachments(&path);
             path.hand_over(&flow(1)).unwrap();
-            path.take_back(1, ways()).unwrap();
+            path.take_back(1, tuples()).unwrap();
             path.counters().unwrap();
             path.remove().unwrap();
         });
     });
-    assert_eq!(attached(&lab), names(&[]));
+    assert_eq!(attached_interfaces(&lab), name_set(&[]));
 }
 
-/// Runs `work` on this thread with these capabilities and no others; only once on a thread.
-fn with_rights<T>(kept: &str, work: impl FnOnce() -> T) -> T {
+/// Runs `work` on this thread with these capabilities and no others. It can be called once in a thread.
+fn with_rights<T>(rights: &str, work: impl FnOnce() -> T) -> T {
     let mut state = capctl::CapState::get_current().unwrap();
-    let kept = kept.split(',').map(|name| name.parse::<capctl::Cap>().unwrap());
-    state.effective = kept.collect();
+    let rights = rights.split(',').map(|name| name.parse::<capctl::Cap>().unwrap());
+    state.effective = rights.collect();
     state.set_current().unwrap();
     work()
 }
 
 #[test]
-fn what_was_left_in_a_namespace_that_is_gone_is_removed() {
+fn directories_of_deleted_namespaces_are_removed() {
     if !has_tcx() {
         return;
     }
     let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
-    one.on_gateway(|| look(&pins.load()));
-    two.on_gateway(|| look(&pins.load()));
-    let left = || std::fs::read_dir(&pins.0).unwrap().count();
-    assert_eq!(left(), 2, "both may be taken over");
+    one.on_gateway(|| update_attachments(&pins.load()));
+    two.on_gateway(|| update_attachments(&pins.load()));
+    let count_directories = || std::fs::read_dir(&pins.0).unwrap().count();
+    assert_eq!(count_directories(), 2, "both may be taken over");
     drop(one);
-    // The kernel removes the interfaces a moment later.
+    // The kernel removes the interfaces some time later.
     let until = std::time::Instant::now() + Duration::from_secs(10);
-    while left() > 1 && std::time::Instant::now() < until {
+    while count_directories() > 1 && std::time::Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
         two.on_gateway(|| drop(pins.load()));
     }
-    assert_eq!(left(), 1);
+    assert_eq!(count_directories(), 1);
     two.on_gateway(|| pins.load().remove().unwrap());
 }

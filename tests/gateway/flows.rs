@@ -16,11 +16,11 @@ use ftp_alg_core::{
     ftp::Zeros,
 };
 
-use super::fastpath::{CLIENT, SERVER, setting};
+use super::fastpath::{CLIENT, SERVER, lab_with_pins};
 
 #[test]
 fn no_more_connections_are_handed_over_than_there_is_room_for() {
-    let Some((lab, pins)) = setting() else { return };
+    let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let (parameters, commits) = (RuleParameters::default(), Commits::default());
         let _table = Table::install_for(&parameters, &commits).unwrap();

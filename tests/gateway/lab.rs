@@ -90,7 +90,7 @@ impl Lab {
 
     /// Nobody renews the sign of life in the table, and the queue is passed by.
     pub fn pass_by(&self) {
-        self.gateway_sh("nft 'delete element inet ftp_alg alive { tcp }'");
+        self.gateway_sh("nft 'delete element inet ftp_alg heartbeat { tcp }'");
     }
 
     /// An operator's firewall: drops what is forwarded, but control connections and our bit.

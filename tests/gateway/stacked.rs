@@ -3,7 +3,7 @@
 use std::{net::SocketAddrV4, time::Duration};
 
 use super::{
-    attached::{look, names},
+    attachments::{name_set, update_attachments},
     fastpath::{CLIENT, Pins, SERVER, flow, frame, read, send_frame},
     lab::{Lab, inside},
 };
@@ -89,7 +89,7 @@ fn judge_once(Way { name, made, attached, vlan }: &Way) {
             "ip link set outside address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
         );
         let path = pins.load();
-        assert_eq!(look(&path), names(attached));
+        assert_eq!(update_attachments(&path), name_set(attached));
         path.hand_over(&flow(7)).unwrap();
         let by_client = |mut bytes: Vec<u8>| {
             if let Some(vlan) = vlan {

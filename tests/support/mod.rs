@@ -11,8 +11,8 @@
 
 pub mod attacker;
 pub mod crash;
+pub mod fast_path;
 pub mod ftp;
-pub mod judge;
 pub mod link;
 pub mod readings;
 pub mod recorder;

@@ -10,7 +10,7 @@ use ftp_alg_core::engine::{
     Attention, FlowChange, Kernel, KernelError, Opening, Pinhole, Shut, Translation,
 };
 
-use super::judge::program::Program;
+use super::fast_path::program::Program;
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {
@@ -94,7 +94,7 @@ impl Recorder {
         let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
         if self.taken.contains(&pinhole.arrival.port())
             || self.open.iter().any(|(p, _)| same(p))
-            || !self.program.reserve(&pinhole)
+            || !self.program.reserve_pinhole(&pinhole)
         {
             return Err(KernelError::Taken);
         }
@@ -139,7 +139,7 @@ impl Kernel for Recorder {
             let same =
                 |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
             self.open.retain(|(p, _)| !same(p));
-            self.program.free(pinhole);
+            self.program.release_pinhole(pinhole);
             self.closed.push(*pinhole);
         }
         outcomes.extend(openings.iter().map(|opening| self.open(opening)));
@@ -158,11 +158,11 @@ impl Kernel for Recorder {
     }
 
     fn hand_over(&mut self, changes: &[FlowChange]) {
-        self.program.change(changes);
+        self.program.apply_changes(changes);
     }
 
     fn shut(&mut self, shut: &[Shut]) {
-        self.program.shut(shut);
+        self.program.close_pinholes(shut);
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

@@ -25,7 +25,7 @@ pub enum Way {
     Queued(Mark),
 }
 
-/// How long the set `ending` keeps an element, in microseconds.
+/// How long the set `closing` keeps an element, in microseconds.
 const ENDING: u64 = 60_000_000;
 
 /// The selection of one gateway.
@@ -33,7 +33,7 @@ pub struct Selection {
     /// Whether pure acknowledgements are queued although the engine does not want every packet.
     queues_acks: bool,
     /// Until when what follows a FIN is queued.
-    ending: u64,
+    closing: u64,
 }
 
 impl Selection {

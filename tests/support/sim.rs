@@ -91,7 +91,7 @@ impl Sim {
         let queues = Queues::new(scenario.queueing, Rng::new(seed ^ 6));
         let base = Instant::now();
         let mut kernel = Recorder::new(translation);
-        kernel.program.room = hands_over.unwrap_or(0);
+        kernel.program.ring_capacity = hands_over.unwrap_or(0);
         let shards = (queues.settings.workers, queues.home);
         let mut sim = Self {
             daemon: Daemon::new(policy, base, shards, hands_over.is_some()),
@@ -175,7 +175,7 @@ impl Sim {
 
     /// Whether connections are handed over to the program.
     pub fn hands_over(&self) -> bool {
-        self.kernel.program.room > 0
+        self.kernel.program.ring_capacity > 0
     }
 
     pub fn now(&self) -> Duration {

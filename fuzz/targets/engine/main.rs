@@ -14,8 +14,8 @@
 
 mod flow;
 mod gateway;
-#[path = "../../../tests/support/judge/mod.rs"]
-mod judge;
+#[path = "../../../tests/support/fast_path/mod.rs"]
+mod fast_path;
 #[path = "../../../tests/support/recorder.rs"]
 #[allow(dead_code, reason = "each user has a use for a part")]
 mod recorder;

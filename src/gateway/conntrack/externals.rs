@@ -17,7 +17,7 @@ use crate::gateway::netlink::{
     nft::{self, Parts},
 };
 
-const SETS: [&CStr; 2] = [c"externals4", c"externals6"];
+const SETS: [&CStr; 2] = [c"external_addresses4", c"external_addresses6"];
 
 /// How often the sets are read at most. A client logs in before it announces anything, which takes as long.
 const READ_AFTER: Duration = Duration::from_millis(20);

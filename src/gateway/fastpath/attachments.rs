@@ -1,7 +1,8 @@
-//! What the program is attached to, and when. Its hook delays every packet of an interface, also those of other protocols, so it
-//! is attached only while it has something to judge.
+//! The interfaces that the program is attached to.
 //!
-//! Does not know what that is.
+//! The kernel's hook delays every packet of an interface, also those of other protocols. So the program is attached
+//! only while it is in use: while a connection is handed over or a pinhole is open. This module does not know about
+//! connections and pinholes.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -12,33 +13,34 @@ use std::{
 
 use super::{
     FastPathUnavailable,
-    interfaces::{self, EthernetInterface},
+    interfaces::{EthernetInterface, list_ethernet_interfaces},
     pin_directory::{PinDirectory, PinnedLink},
     syscall,
 };
 use crate::gateway::netlink::Socket;
 
-/// So long after its last use the program is taken off the interfaces.
+/// How long after its last use the program is detached.
 const DETACH_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Attachments {
-    /// For questions, in the namespace of the program.
+    /// Socket for rtnetlink, in the namespace of the program.
     socket: Socket,
-    /// By interface.
+    /// Links by the interface's index.
     links: BTreeMap<u32, PinnedLink>,
-    /// Of the interfaces with a link.
+    /// Names of the interfaces with a link.
     interface_names: Vec<String>,
-    /// Whether it is to be attached.
+    /// Whether the program is to be attached.
     is_needed: bool,
     unused_since: Option<Instant>,
 }
 
 impl Attachments {
-    /// With the links that another daemon left. It is wanted at first, so that it shows whether it can be attached.
-    pub(super) fn open(left: Vec<PinnedLink>) -> io::Result<Self> {
+    /// Starts with the links of an earlier daemon. The program is needed at first, so that the daemon finds out
+    /// whether it can be attached.
+    pub(super) fn open(pinned: Vec<PinnedLink>) -> io::Result<Self> {
         let mut links = BTreeMap::new();
-        for link in left {
+        for link in pinned {
             match syscall::attached_interface(link.fd.as_fd())? {
                 0 => link.remove()?,
                 interface => drop(links.insert(interface, link)),
@@ -60,7 +62,7 @@ impl Attachments {
         self.is_needed
     }
 
-    /// Whether it is used `now`. After [`UNUSED`] without use it is not wanted any more.
+    /// Records whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.
     pub(super) fn record_use(&mut self, is_used: bool, now: Instant) {
         self.unused_since = (!is_used).then(|| self.unused_since.unwrap_or(now));
         self.is_needed = self
@@ -68,7 +70,7 @@ impl Attachments {
             .is_none_or(|since| now.saturating_duration_since(since) < DETACH_AFTER);
     }
 
-    /// Attaches it unless it is wanted already.
+    /// Attaches the program, unless it is needed already.
     pub(super) fn ensure_attached(
         &mut self,
         program: BorrowedFd<'_>,
@@ -81,35 +83,36 @@ impl Attachments {
         self.sync_with_interfaces(program, pins)
     }
 
-    /// Attaches the program to the interfaces that there are now, if it is wanted, and takes it off all others.
+    /// Attaches the program to all current interfaces if it is needed, and detaches it from all others.
     pub(super) fn sync_with_interfaces(
         &mut self,
         program: BorrowedFd<'_>,
         pins: &PinDirectory,
     ) -> Result<(), FastPathUnavailable> {
-        let there = if self.is_needed {
-            interfaces::list_ethernet_interfaces(&mut self.socket)
-                .map_err(|error| FastPathUnavailable::from_io_error("list of interfaces", &error))?
+        let interfaces = if self.is_needed {
+            list_ethernet_interfaces(&mut self.socket).map_err(|error| {
+                FastPathUnavailable::from_io_error("list the interfaces", &error)
+            })?
         } else {
             Vec::new()
         };
-        let is_there = |index: u32, link: &PinnedLink| {
-            there.iter().any(|one| one.index == index)
+        let is_current = |index: u32, link: &PinnedLink| {
+            interfaces.iter().any(|interface| interface.index == index)
                 && syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == index)
         };
         self.links.retain(|index, link| {
-            let stays = is_there(*index, link);
+            let stays = is_current(*index, link);
             if !stays && let Err(error) = link.remove() {
-                tracing::warn!("{} is not removed: {error}", link.path.display());
+                tracing::warn!("cannot remove {}: {error}", link.path.display());
             }
             stays
         });
         let before = std::mem::take(&mut self.interface_names);
-        for EthernetInterface { index, name } in there {
+        for EthernetInterface { index, name } in interfaces {
             if let Entry::Vacant(free) = self.links.entry(index) {
                 match attach_and_pin(program, index, pins) {
                     Ok(link) => _ = free.insert(link),
-                    // It has gone again.
+                    // The interface was deleted meanwhile.
                     Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
                     Err(error) => {
                         let what = format!("attach the program to interface {name}");
@@ -121,16 +124,16 @@ impl Attachments {
         }
         match &self.interface_names[..] {
             names if names == before => {}
-            [] => tracing::debug!("fast path: detached, as no connection is judged"),
-            names => tracing::debug!("fast path: attached to {}", names.join(", ")),
+            [] => tracing::debug!("fast path detached: no connection is handed over"),
+            names => tracing::debug!("fast path attached: {}", names.join(", ")),
         }
         Ok(())
     }
 
-    /// Takes it off all interfaces.
+    /// Detaches the program from all interfaces.
     pub(super) fn detach_all(&mut self) -> io::Result<()> {
         self.interface_names.clear();
-        // All are tried: what is detached judges nothing, whatever becomes of its pin.
+        // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
         let links = std::mem::take(&mut self.links);
         links.values().map(PinnedLink::remove).fold(Ok(()), io::Result::and)
     }

@@ -1,10 +1,10 @@
-//! The Ethernet interfaces of this network namespace, by rtnetlink. Needs neither sysfs nor rights.
+//! The Ethernet interfaces of this network namespace, by rtnetlink, which needs neither sysfs nor rights.
 
 use std::io;
 
 use crate::gateway::netlink::{Attributes, DONE, ERROR, HEADER, Socket};
 
-// From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; not all is in libc.
+// From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const IFLA_IFNAME: u16 = 3;
@@ -12,7 +12,7 @@ const IFLA_MASTER: u16 = 10;
 const ARPHRD_ETHER: u16 = 1;
 /// Size of `struct ifinfomsg`.
 const IFINFOMSG_SIZE: usize = 16;
-/// How often to ask again when interfaces came or went meanwhile.
+/// How often to read the list, if interfaces are created or deleted meanwhile.
 const ATTEMPTS: usize = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub(super) struct EthernetInterface {
     pub(super) name: String,
 }
 
-/// The interfaces that packets come to as Ethernet frames, and that are no port of another one, which would get the packets
-/// after them: a bridge or a bond.
+/// The interfaces that receive Ethernet frames, except for ports of a bridge or a bond. The bridge or bond receives
+/// the packets of its ports, and the program is attached there.
 pub(super) fn list_ethernet_interfaces(socket: &mut Socket) -> io::Result<Vec<EthernetInterface>> {
     for _ in 0..ATTEMPTS {
         match dump_links(socket) {
@@ -35,22 +35,22 @@ pub(super) fn list_ethernet_interfaces(socket: &mut Socket) -> io::Result<Vec<Et
 
 fn dump_links(socket: &mut Socket) -> io::Result<Vec<EthernetInterface>> {
     let sequence = socket.next_sequence();
-    let (mut found, mut failed, mut consistent) = (Vec::new(), 0, true);
+    let (mut found, mut errno, mut is_consistent) = (Vec::new(), 0, true);
     socket.ask(&dump_request(sequence), |message| {
         if message.sequence != sequence {
             return;
         }
-        consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+        is_consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
         match message.kind {
-            ERROR | DONE => failed = failed.max(message.errno()),
+            ERROR | DONE => errno = errno.max(message.errno()),
             RTM_NEWLINK => found.extend(parse_link(message.body)),
             _ => {}
         }
     })?;
-    match (failed, consistent) {
+    match (errno, is_consistent) {
         (0, true) => Ok(found),
         (0, false) => Err(io::ErrorKind::Interrupted.into()),
-        _ => Err(io::Error::from_raw_os_error(failed)),
+        _ => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn ethernet_without_a_master_is_taken() {
+    fn ethernet_interfaces_without_a_master_are_listed() {
         let name = (IFLA_IFNAME, b"wan\0");
         let wan = Some(EthernetInterface { index: 7, name: "wan".into() });
         assert_eq!(parse_link(&link(ARPHRD_ETHER, &[name])), wan);
@@ -107,7 +107,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn no_message_makes_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..60)) {
             parse_link(&body);
         }
     }

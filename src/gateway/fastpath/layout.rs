@@ -1,7 +1,7 @@
-//! Keys and values of the program's maps, byte by byte as `program/judge.bpf.c` declares them.
+//! Keys and values of the program's maps, byte by byte as `program/layout.h` declares them.
 //!
-//! Numbers are in the machine's byte order, addresses and ports in that of the network. Knows nothing of the calls
-//! that read and write them.
+//! Numbers are in the machine's byte order, addresses and ports in network byte order. This module does not know the
+//! calls that read and write the maps.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -10,9 +10,10 @@ use std::{
 
 use ftp_alg_core::engine::Shift;
 
-/// The longest line that the program judges.
+/// Length of the longest line that the program inspects, with its CR LF.
 pub const LONGEST_LINE: usize = 128;
 
+// Sizes of the structures in bytes.
 pub(super) const PACKET_TUPLE: usize = 12;
 pub(super) const TUPLE_VALUE: usize = 16;
 pub(super) const PINHOLE_KEY: usize = 12;
@@ -20,7 +21,7 @@ pub(super) const PINHOLE: usize = 24;
 pub(super) const FLOW: usize = 400;
 pub(super) const LINE_RECORD: usize = 56 + LONGEST_LINE;
 
-/// Where `judged` is in a flow.
+/// The bytes of the field `handed_over` in a flow.
 pub(super) const FLOW_HANDED_OVER: std::ops::Range<usize> = 4..8;
 
 /// Source and destination of the packets that one side sends, as they arrive at the interface.
@@ -30,14 +31,14 @@ pub struct PacketTuple {
     pub destination: SocketAddrV4,
 }
 
-/// Which reply the server owes.
+/// What the program waits for on a control connection. A pending command waits for its reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DialogueState {
-    /// None: the client's turn.
+    /// The next command, after the login.
     #[default]
     Ready = 0,
-    /// The reply to a command that opens nothing.
+    /// The reply to a bypassable command.
     CommandPending = 1,
     /// The reply to PASV.
     PasvPending = 2,
@@ -45,50 +46,51 @@ pub enum DialogueState {
     EpsvPending = 3,
     /// The reply to PORT or EPRT.
     PortPending = 4,
-    /// None: the client's turn, which has not logged in.
+    /// `USER` or `PASS`.
     LoginDue = 5,
-    /// The greeting.
+    /// The server's greeting.
     GreetingDue = 7,
 }
 
-/// A control connection whose lines the program judges from now on.
+/// A control connection, as it is handed over to the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
-    pub flow: u64,
-    /// The packets of the client, and those of the server.
+    /// The key in `flows`.
+    pub id: u64,
+    /// Tuples of the packets that the client sends, and of those that the server sends.
     pub tuples: [PacketTuple; 2],
     /// Next sequence number of the client, and of the server.
     pub next_seq: [u32; 2],
-    /// Number of the last line that was judged before, from which the program counts on.
+    /// Number of the last line before. The program numbers its lines from the next one on.
     pub line_count: u32,
     pub dialogue: DialogueState,
-    /// The client's own address, behind all translation.
+    /// The client's own endpoint, without NAT.
     pub client: SocketAddrV4,
-    /// The server's own address, behind all translation.
+    /// The server's own endpoint, without NAT.
     pub server: SocketAddrV4,
-    /// Address that the server is told in the place of the client's own.
+    /// Address that a rewrite puts in the place of the client's own.
     pub announced_client: Ipv4Addr,
-    /// Address that the client is told in the place of the server's own.
+    /// Address that a rewrite puts in the place of the server's own.
     pub announced_server: Ipv4Addr,
-    /// Destination of the first packet of a data connection in active mode.
+    /// Destination address of a data connection's SYN in active mode.
     pub active_arrival: Ipv4Addr,
-    /// Destination of the first packet of a data connection in passive mode.
+    /// Destination address of a data connection's SYN in passive mode.
     pub passive_arrival: Ipv4Addr,
-    /// Source of the first packet of a data connection in active mode.
+    /// Source address of a data connection's SYN in active mode.
     pub active_initiator: Ipv4Addr,
-    /// Source of the first packet of a data connection in passive mode.
+    /// Source address of a data connection's SYN in passive mode.
     pub passive_initiator: Ipv4Addr,
-    /// Packet mark of the first packet of a data connection in active mode.
+    /// Packet mark of an admitted SYN in active mode.
     pub active_mark: u32,
-    /// Packet mark of the first packet of a data connection in passive mode.
+    /// Packet mark of an admitted SYN in passive mode.
     pub passive_mark: u32,
-    /// Packet mark of a judged packet.
+    /// Packet mark of an inspected packet.
     pub inspected_mark: u32,
-    /// Most digits of each of the last two numbers of a PORT that keeps its length by zeros.
+    /// Most digits in each number of a `PORT`'s port, if leading zeros keep its length; 0 if they may not.
     pub port_digits: u32,
-    /// The client's sequence numbers and the server's, if they are adjusted.
+    /// Sequence offsets of the client and of the server, if the connection is adjusted.
     pub seq_offsets: Option<[Shift; 2]>,
-    /// Lifetime of a pinhole.
+    /// Time from the opening of a pinhole to its deadline.
     pub pinhole_lifetime: Duration,
 }
 
@@ -100,33 +102,33 @@ impl PacketTuple {
     }
 }
 
-/// What `ways` has for the client, or for the server.
+/// Value of the map `tuples` for a packet of the server, or of the client.
 pub(super) fn tuple_value(flow: u64, is_server: bool) -> [u8; TUPLE_VALUE] {
     StructWriter::default().u64(flow).u32(is_server.into()).u32(0).array()
 }
 
-/// The flow that a value of `ways` or `holes` names.
+/// The flow of a value of `tuples` or `pinholes`, or of a key of `flows`.
 pub(super) fn read_flow_id(value: &[u8]) -> u64 {
     StructReader { rest: value }.u64()
 }
 
-/// The step of a value of `holes`.
+/// The number of the line that opened a pinhole.
 pub(super) fn read_pinhole_line(hole: &[u8; PINHOLE]) -> u32 {
     StructReader { rest: hole.get(16..).unwrap_or_default() }.u32()
 }
 
-/// Until when a value of `holes` admits something, in nanoseconds of the kernel's monotonic clock.
+/// The deadline of a pinhole, in nanoseconds of the kernel's monotonic clock.
 pub(super) fn read_pinhole_deadline(hole: &[u8; PINHOLE]) -> u64 {
     StructReader { rest: hole.get(8..).unwrap_or_default() }.u64()
 }
 
-/// The key in `holes` of what `initiator` may open to `arrival`.
+/// The key in `pinholes` of a connection from `initiator` to `arrival`.
 pub(super) fn pinhole_key(initiator: Ipv4Addr, arrival: SocketAddrV4) -> [u8; PINHOLE_KEY] {
     let bytes = StructWriter::default().address(initiator).address(*arrival.ip());
     bytes.be16(arrival.port()).be16(0).array()
 }
 
-/// Initiator and arrival of such a key.
+/// Initiator and arrival of a key of `pinholes`.
 pub(super) fn read_pinhole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
     let (initiator, rest) = key.split_first_chunk::<4>()?;
     let (arrival, rest) = rest.split_first_chunk::<4>()?;
@@ -136,14 +138,14 @@ pub(super) fn read_pinhole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
 
 impl Flow {
     pub(super) fn to_bytes(&self) -> [u8; FLOW] {
-        let judged = 1;
+        let handed_over = 1;
         let lifetime = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
         let [client, server] = self.next_seq;
         let [client_shift, server_shift] =
             self.seq_offsets.unwrap_or([Shift { by: 0, since: 0 }; 2]);
         StructWriter::default()
             .u32(0)
-            .u32(judged)
+            .u32(handed_over)
             .u32(client)
             .u32(server)
             .u32(self.line_count)
@@ -173,37 +175,37 @@ impl Flow {
     }
 }
 
-/// A line that the program judged, or a FIN.
+/// A record of the ring: a line that the program inspected, or a FIN.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LineRecord {
     pub flow: u64,
-    /// When, by the kernel's monotonic clock.
+    /// Time of the inspection, in nanoseconds of the kernel's monotonic clock.
     pub at_ns: u64,
-    /// How many lines of this flow were judged with it.
+    /// Number of the line in its flow.
     pub number: u32,
     pub from_client: bool,
     pub seq: u32,
     pub ack: u32,
-    /// The client's own address.
+    /// The client's own endpoint, without NAT.
     pub client: SocketAddrV4,
-    /// The server's own address.
+    /// The server's own endpoint, without NAT.
     pub server: SocketAddrV4,
     /// Window field of the TCP header.
     pub window: u16,
-    /// Whether it opened a pinhole.
+    /// Whether the line opened a pinhole.
     pub opened_pinhole: bool,
-    /// Whether it is a FIN, and no line.
+    /// Whether this is a FIN, without a line.
     pub is_fin: bool,
-    /// `digits` of the flow then.
+    /// `port_digits` of the flow, before this line.
     pub port_digits: u8,
-    /// The step that had opened the pinhole of the flow, if that was gone by then; else 0.
+    /// Number of the line that had opened the flow's pinhole, if that pinhole was consumed or expired; else 0.
     pub consumed_pinhole: u32,
     bytes: [u8; LONGEST_LINE],
     length: u8,
 }
 
 impl LineRecord {
-    /// The line as it came, before any rewrite.
+    /// The line as it arrived, before any rewrite.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length.into()).unwrap_or_default()
     }
@@ -252,7 +254,7 @@ impl std::fmt::Debug for LineRecord {
     }
 }
 
-/// Writes a structure.
+/// Writes the fields of a structure.
 #[derive(Default)]
 struct StructWriter(Vec<u8>);
 
@@ -278,7 +280,7 @@ impl StructWriter {
         self.put(&address.octets())
     }
 
-    /// What is not written is zero.
+    /// The structure. Bytes that were not written are 0.
     fn array<const N: usize>(self) -> [u8; N] {
         debug_assert!(self.0.len() <= N, "{} bytes of {N}", self.0.len());
         let mut array = [0; N];
@@ -287,7 +289,7 @@ impl StructWriter {
     }
 }
 
-/// Reads a structure; what is behind its end is zero.
+/// Reads the fields of a structure. Fields after its end are 0.
 struct StructReader<'a> {
     rest: &'a [u8],
 }
@@ -332,7 +334,7 @@ mod tests {
         let address = |last| Ipv4Addr::new(1, 2, 3, last);
         let key = PacketTuple { source: CLIENT, destination: SERVER };
         let flow = Flow {
-            flow: 7,
+            id: 7,
             tuples: [key, key],
             next_seq: [0x11, 0x22],
             line_count: 0x33,

@@ -1,20 +1,22 @@
-//! The fast path: a program at the interfaces that judges the lines of control connections which the daemon has handed
-//! over, and the maps by which both talk.
+//! The fast path: a BPF program at the interfaces inspects the lines of control connections that the daemon has handed
+//! over, and shares maps with the daemon.
 //!
-//! Knows what the maps hold, but neither FTP nor why a connection is handed over. Program, maps and links
-//! stay in the kernel when the daemon ends, until [`FastPath::remove`]: a daemon that is started again takes them over.
+//! This module knows what the maps hold. It does not know FTP, nor why a connection is handed over.
 //!
-//! | file | is |
+//! Program, maps and links are pinned, so they stay in the kernel when the daemon ends. The next daemon takes them
+//! over; [`FastPath::remove`] removes them.
+//!
+//! | file | purpose |
 //! | --- | --- |
 //! | `program/` | the program, in C |
-//! | `layout` | keys and values of its maps |
-//! | `program` | loads it, by aya |
-//! | `pins` | where it stays |
-//! | `attached` | what it is attached to, and when |
-//! | `interfaces` | what it can be attached to |
-//! | `ring` | the lines that it judged |
-//! | `waiting` | waiting for them |
-//! | `slots` | translations of the connections that it admits |
+//! | `layout` | keys and values of the maps |
+//! | `program` | loads the program, by aya |
+//! | `pin_directory` | the directory with the pinned program, maps and links |
+//! | `attachments` | the interfaces that the program is attached to |
+//! | `interfaces` | the interfaces that the program can be attached to |
+//! | `ring` | the ring buffer with the inspected lines |
+//! | `ring_waiter` | waits until the ring fills |
+//! | `translations` | translations of the data connections that the program admits |
 //! | `syscall` | bpf(2) |
 
 mod attachments;
@@ -56,7 +58,7 @@ pub use syscall::BPF_COMMANDS;
 use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
 pub use translations::{TranslationLease, Translations};
 
-/// Why there is no fast path here.
+/// Why the fast path cannot run here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct FastPathUnavailable(String);
@@ -75,9 +77,9 @@ impl FastPathUnavailable {
     }
 }
 
-/// The program of one network namespace, loaded, with its maps. All threads may share it.
+/// The loaded program of one network namespace, with its maps. Threads may share it.
 ///
-/// It stays in the kernel when this is dropped.
+/// The program stays in the kernel when this is dropped.
 #[derive(Debug)]
 pub struct FastPath {
     pin_directory: PinDirectory,
@@ -88,24 +90,24 @@ pub struct FastPath {
     barred_port_bits: BpfMap,
     control_port_bits: BpfMap,
     counters: BpfMap,
-    /// Processors that this machine may have, each of which counts.
+    /// Number of possible processors. Each has its own value of every counter.
     processor_count: usize,
     ring: Ring,
     attachments: Mutex<Attachments>,
-    /// The ports that the program was told not to open, a bit each, where that is known.
+    /// The bitmap of barred ports, as this daemon wrote it last; `None` before, or if writing it failed.
     known_barred_ports: Mutex<Option<Vec<u32>>>,
-    /// The ports of servers that it was told of, by this daemon.
+    /// Ports that this daemon has put into the map of control ports.
     known_control_ports: Mutex<BTreeSet<u16>>,
-    /// Whether another daemon left it.
+    /// Whether an earlier daemon loaded the program.
     was_taken_over: bool,
-    /// No other daemon takes over what is pinned, or removes it, as long as this is open.
+    /// Lock on the pin directory. As long as it is open, no other daemon takes over the pins or removes them.
     _directory_lock: File,
 }
 
-/// How often the program did what, since it was loaded.
+/// The program's counters, since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FastPathCounts {
-    /// Lines judged.
+    /// Inspected packets that the program let pass with a mark, including retransmissions.
     pub inspected: u64,
     /// Flows handed back to the queue.
     pub handed_back: u64,
@@ -113,22 +115,23 @@ pub struct FastPathCounts {
     pub opened: u64,
     /// Data connections admitted.
     pub admitted: u64,
-    /// Lines not judged since the ring was full.
+    /// Lines that were not inspected because the ring was full.
     pub ring_full: u64,
-    /// Lines judged and rewritten.
+    /// Inspected lines that were rewritten, including retransmissions.
     pub rewritten: u64,
 }
 
-/// Words of 32 ports each.
+/// Number of 32-bit words in a bitmap of all ports.
 const PORT_BITMAP_WORDS: u32 = 2048;
 
 impl FastPath {
-    /// Loads the program, or takes over what another daemon of this network namespace left pinned below `pins`, a directory
-    /// in a bpf file system. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all else needs CAP_NET_ADMIN at most.
-    pub fn load(pins: &Path) -> Result<Self, FastPathUnavailable> {
+    /// Takes over the program that an earlier daemon of this network namespace left pinned below `root`, or loads it.
+    /// `root` is a directory in a BPF file system. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
+    /// methods need CAP_NET_ADMIN at most.
+    pub fn load(root: &Path) -> Result<Self, FastPathUnavailable> {
         program::check_kernel()?;
-        let pins = PinDirectory::open(pins, program::program_version())?;
-        // The program was pinned last: with it all is there.
+        let pins = PinDirectory::open(root, program::program_version())?;
+        // The program is pinned last. So if it is pinned, all maps are as well.
         let failed = |error| {
             FastPathUnavailable::from_io_error(
                 &format!("use {}", pins.directory().display()),
@@ -136,29 +139,29 @@ impl FastPath {
             )
         };
         if pins.pin_path(PROGRAM_NAME).exists()
-            && let Ok(left) = Self::open(&pins, pins.lock().map_err(failed)?)
+            && let Ok(taken_over) = Self::open(&pins, pins.lock().map_err(failed)?)
         {
-            return Ok(Self { was_taken_over: true, ..left });
+            return Ok(Self { was_taken_over: true, ..taken_over });
         }
-        let make = |error| {
+        let not_created = |error| {
             FastPathUnavailable::from_io_error(
-                &format!("make {}", pins.directory().display()),
+                &format!("create {}", pins.directory().display()),
                 &error,
             )
         };
-        pins.create().map_err(make)?;
-        let used = pins.lock().map_err(failed)?;
-        let loaded = program::load(&pins).and_then(|()| Self::open(&pins, used));
+        pins.create().map_err(not_created)?;
+        let directory_lock = pins.lock().map_err(failed)?;
+        let loaded = program::load(&pins).and_then(|()| Self::open(&pins, directory_lock));
         if loaded.is_err()
             && let Err(error) = pins.remove()
         {
-            tracing::warn!("{} is not removed: {error}", pins.directory().display());
+            tracing::warn!("cannot remove {}: {error}", pins.directory().display());
         }
         loaded
     }
 
-    /// Opens what is pinned; `used` is the lock on it.
-    fn open(pins: &PinDirectory, used: File) -> Result<Self, FastPathUnavailable> {
+    /// Opens the pinned program and maps. `directory_lock` is the lock on the directory.
+    fn open(pins: &PinDirectory, directory_lock: File) -> Result<Self, FastPathUnavailable> {
         let (what, processors) = match aya::util::nr_cpus() {
             Ok(processors) => ("pinned program", processors),
             Err((what, error)) => return Err(FastPathUnavailable::from_io_error(what, &error)),
@@ -181,79 +184,82 @@ impl FastPath {
                 known_barred_ports: Mutex::default(),
                 known_control_ports: Mutex::default(),
                 was_taken_over: false,
-                _directory_lock: used,
+                _directory_lock: directory_lock,
                 pin_directory: pins.clone(),
             })
         };
         open().map_err(|error| FastPathUnavailable::from_io_error(what, &error))
     }
 
-    /// Whether some interface has the program.
+    /// Whether the program is attached to any interface.
     pub fn is_attached(&self) -> bool {
         lock(&self.attachments).has_any()
     }
 
-    /// Whether another daemon left it, with what it has judged and opened.
+    /// Whether the program was taken over from an earlier daemon. Then its maps and the ring may have entries.
     pub fn was_taken_over(&self) -> bool {
         self.was_taken_over
     }
 
-    /// Where it is pinned; [`FastPath::attach`] and [`FastPath::remove`] make and remove files there.
+    /// The directory of the pins.
     pub fn directory(&self) -> &Path {
         self.pin_directory.directory()
     }
 
-    /// The names of the interfaces that it was attached to when last looked.
+    /// The names of the interfaces that the program was attached to at the last [`FastPath::update_attachments`].
     pub fn interfaces(&self) -> Vec<String> {
         lock(&self.attachments).interface_names().to_vec()
     }
 
-    /// Attaches the program to every Ethernet interface that it is not attached to, and takes it off those that became
-    /// ports of another; takes it off all of them some time after its last connection. [`FastPath::hand_over`] attaches it again.
-    /// Only on a thread in the namespace in which it was loaded.
+    /// Attaches the program to each new Ethernet interface, and detaches it from those that became ports of another
+    /// one. Some time after the last connection and pinhole it detaches the program from all interfaces;
+    /// [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in which the program
+    /// was loaded.
     pub fn update_attachments(&self, now: Instant) -> Result<(), FastPathUnavailable> {
-        let mut attached = lock(&self.attachments);
-        if attached.is_needed() {
-            let is_used = self.is_in_use().map_err(|error| {
-                FastPathUnavailable::from_io_error("connections judged", &error)
+        let mut attachments = lock(&self.attachments);
+        if attachments.is_needed() {
+            let is_in_use = self.is_in_use().map_err(|error| {
+                FastPathUnavailable::from_io_error("read the map of connections", &error)
             })?;
-            attached.record_use(is_used, now);
+            attachments.record_use(is_in_use, now);
         }
-        attached.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
+        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
     }
 
-    /// Whether there is a connection that it may judge, or a pinhole that it has open.
+    /// Whether a connection is handed over, or the program has an open pinhole.
     fn is_in_use(&self) -> io::Result<bool> {
         Ok(!self.flows.is_empty()? || !self.list_open_pinholes()?.is_empty())
     }
 
-    /// So many connections can be handed over at a time.
+    /// How many connections can be handed over at a time.
     pub fn max_flows(&self) -> u32 {
         self.flows.max_entries()
     }
 
-    /// Has the program judge what comes on this connection. Attaches it first, if it is not; only on a thread in its namespace.
+    /// Hands a connection over to the program, and attaches the program first if necessary. Call this only on a
+    /// thread in the namespace in which the program was loaded.
     pub fn hand_over(&self, flow: &Flow) -> io::Result<()> {
-        // Held until the connection is in the map, so that nobody finds the program unused meanwhile.
-        let mut attached = lock(&self.attachments);
-        attached
+        // The lock is held until the connection is in the map. Otherwise another thread could find the program unused
+        // and detach it.
+        let mut attachments = lock(&self.attachments);
+        attachments
             .ensure_attached(self.program.as_fd(), &self.pin_directory)
             .map_err(io::Error::other)?;
         let [from_client, from_server] = flow.tuples;
         self.add_control_port(from_client.destination.port())?;
         self.add_control_port(from_server.source.port())?;
-        self.flows.update(&flow.flow.to_ne_bytes(), &flow.to_bytes(), NOEXIST)?;
+        self.flows.update(&flow.id.to_ne_bytes(), &flow.to_bytes(), NOEXIST)?;
         for (key, is_server) in flow.tuples.iter().zip([false, true]) {
-            let way = layout::tuple_value(flow.flow, is_server);
-            if let Err(error) = self.tuples.update(&key.to_bytes(), &way, NOEXIST) {
-                self.take_back(flow.flow, flow.tuples)?;
+            let value = layout::tuple_value(flow.id, is_server);
+            if let Err(error) = self.tuples.update(&key.to_bytes(), &value, NOEXIST) {
+                self.take_back(flow.id, flow.tuples)?;
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    /// Has the program look up what comes to or from this port.
+    /// Has the program look up packets to or from this port.
     fn add_control_port(&self, port: u16) -> io::Result<()> {
         let mut known = lock(&self.known_control_ports);
         if known.contains(&port) {
@@ -268,25 +274,25 @@ impl FastPath {
         Ok(())
     }
 
-    /// Has the program judge nothing more of this connection: what it has judged has its record reserved in the ring when
-    /// this returns. A pinhole that it has open stays open.
-    pub fn take_back(&self, flow: u64, ways: [PacketTuple; 2]) -> io::Result<()> {
+    /// Takes a connection back from the program. When this returns, the record of every inspected line is reserved in
+    /// the ring. The program's pinhole stays open.
+    pub fn take_back(&self, flow: u64, tuples: [PacketTuple; 2]) -> io::Result<()> {
         self.stop_inspection(flow)?;
-        for way in ways {
-            self.delete_tuple(&way.to_bytes(), flow)?;
+        for tuple in tuples {
+            self.delete_tuple(&tuple.to_bytes(), flow)?;
         }
         self.flows.delete(&flow.to_ne_bytes()).map(drop)
     }
 
-    /// As [`FastPath::take_back`], of all flows, of which nothing else need be known, as of those that another daemon left.
+    /// Takes back all connections, also those that an earlier daemon handed over.
     pub fn take_back_all(&self) -> io::Result<()> {
         let flows = self.flow_ids()?;
         flows.iter().try_for_each(|flow| self.stop_inspection(*flow))?;
-        self.tuples.keys()?.iter().try_for_each(|way| self.tuples.delete(way).map(drop))?;
+        self.tuples.keys()?.iter().try_for_each(|tuple| self.tuples.delete(tuple).map(drop))?;
         flows.iter().try_for_each(|flow| self.flows.delete(&flow.to_ne_bytes()).map(drop))
     }
 
-    /// Sets `judged` to 0, so that no line is judged from then on.
+    /// Sets `handed_over` to 0, so that the program inspects no line after this.
     fn stop_inspection(&self, flow: u64) -> io::Result<()> {
         let key = flow.to_ne_bytes();
         let mut value = [0; FLOW];
@@ -294,24 +300,25 @@ impl FastPath {
             return Ok(());
         }
         value[FLOW_HANDED_OVER].fill(0);
-        // What the program changes in between is lost, which does not matter: the flow ends here.
+        // A change that the program makes between lookup and update is lost. That does not matter, because the flow
+        // ends here.
         match self.flows.update(&key, &value, LOCK | EXIST) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
     }
 
-    /// Deletes a way if it is that of `flow`.
+    /// Deletes a tuple if it belongs to `flow`.
     fn delete_tuple(&self, key: &[u8], flow: u64) -> io::Result<()> {
         let mut value = [0; TUPLE_VALUE];
-        // Only the daemon changes ways.
+        // Only the daemon changes tuples, so nothing changes between lookup and deletion.
         if self.tuples.look_up(key, &mut value, ANY)? && read_flow_id(&value) == flow {
             self.tuples.delete(key)?;
         }
         Ok(())
     }
 
-    /// The flows that are handed over, among them those that the program has handed back.
+    /// The IDs of all flows in the map, including those that the program has handed back.
     pub fn flow_ids(&self) -> io::Result<Vec<u64>> {
         let mut flows: Vec<u64> = self.flows.keys()?.iter().map(|key| read_flow_id(key)).collect();
         flows.sort_unstable();
@@ -319,7 +326,7 @@ impl FastPath {
         Ok(flows)
     }
 
-    /// Has the program open nothing at these ports.
+    /// Has the program open no pinholes at these ports.
     pub fn set_barred_ports(&self, is_barred: impl Fn(u16) -> bool) -> io::Result<()> {
         let word = |index: u32| {
             let ports = (0..32).filter(|bit| is_barred((index * 32 + bit) as u16));
@@ -338,8 +345,8 @@ impl FastPath {
         Ok(())
     }
 
-    /// Keeps the program from opening this pinhole, as long as it is not [released](FastPath::release): another one holds it.
-    /// `false` if the program has it open. It may be reserved already, as by a daemon before.
+    /// Reserves a pinhole: the program does not open it until it is [released](FastPath::release_pinhole). Returns
+    /// `false` if the program has it open. A pinhole may be reserved already, as by an earlier daemon.
     pub fn reserve_pinhole(&self, initiator: Ipv4Addr, arrival: SocketAddrV4) -> io::Result<bool> {
         let key = pinhole_key(initiator, arrival);
         match self.pinholes.update(&key, &[0; PINHOLE], NOEXIST) {
@@ -351,43 +358,43 @@ impl FastPath {
         }
     }
 
-    /// Ends a reservation; a pinhole of the program stays.
+    /// Ends a reservation. A pinhole that the program opened stays open.
     pub fn release_pinhole(&self, initiator: Ipv4Addr, arrival: SocketAddrV4) -> io::Result<()> {
         self.delete_pinhole_if(&pinhole_key(initiator, arrival), |flow, _| flow == 0)
     }
 
-    /// Closes the pinhole that this step of this flow opened, unless it was consumed.
+    /// Closes the pinhole that this line of this flow opened, unless it was consumed.
     pub fn close_pinhole(
         &self,
         initiator: Ipv4Addr,
         arrival: SocketAddrV4,
         flow: u64,
-        step: u32,
+        line: u32,
     ) -> io::Result<()> {
         let key = pinhole_key(initiator, arrival);
-        self.delete_pinhole_if(&key, |found, opened| (found, opened) == (flow, step))
+        self.delete_pinhole_if(&key, |owner, opened_by| (owner, opened_by) == (flow, line))
     }
 
-    /// Closes all pinholes, and ends all reservations, but for those that `is_kept` knows by initiator, arrival, flow and step.
-    /// A reservation is of flow 0.
+    /// Closes all pinholes and ends all reservations, except those for which `is_retained` returns true. Its
+    /// arguments are initiator, arrival, flow and line. A reservation has flow 0.
     pub fn retain_pinholes(
         &self,
-        is_kept: impl Fn(Ipv4Addr, SocketAddrV4, u64, u32) -> bool,
+        is_retained: impl Fn(Ipv4Addr, SocketAddrV4, u64, u32) -> bool,
     ) -> io::Result<()> {
         self.pinholes.keys()?.iter().try_for_each(|key| {
             let Some((initiator, arrival)) = read_pinhole_key(key) else { return Ok(()) };
-            self.delete_pinhole_if(key, |flow, step| !is_kept(initiator, arrival, flow, step))
+            self.delete_pinhole_if(key, |flow, line| !is_retained(initiator, arrival, flow, line))
         })
     }
 
-    /// The pinholes that it has open, and in what time each closes by itself.
+    /// The open pinholes of the program: initiator, arrival, and the time until the deadline.
     pub fn list_open_pinholes(&self) -> io::Result<Vec<(Ipv4Addr, SocketAddrV4, Duration)>> {
         let clock = clock_gettime(ClockId::Monotonic);
-        let now = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // both count up from 0
+        let now = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // neither is negative
         let mut open = Vec::new();
         for key in self.pinholes.keys()? {
             let mut value = [0; PINHOLE];
-            // It may be gone by now.
+            // The program may have deleted it meanwhile.
             if !self.pinholes.look_up(&key, &mut value, ANY)? || read_flow_id(&value) == 0 {
                 continue;
             }
@@ -399,22 +406,23 @@ impl FastPath {
         Ok(open)
     }
 
-    /// Deletes a pinhole if it is of the flow and step that `is_it` knows.
+    /// Deletes a pinhole if `is_it` returns true for its flow and line.
     fn delete_pinhole_if(&self, key: &[u8], is_it: impl Fn(u64, u32) -> bool) -> io::Result<()> {
         let mut value = [0; PINHOLE];
-        let is_that = |value: &[u8; PINHOLE]| is_it(read_flow_id(value), read_pinhole_line(value));
-        // The program may consume it and open another at any moment.
+        let is_match = |value: &[u8; PINHOLE]| is_it(read_flow_id(value), read_pinhole_line(value));
+        // The program may delete this pinhole and open another one with the same key at any moment. So the deleted
+        // value is checked, and put back if it is another one.
         if self.pinholes.look_up(key, &mut value, ANY)?
-            && is_that(&value)
+            && is_match(&value)
             && self.pinholes.look_up_and_delete(key, &mut value)?
-            && !is_that(&value)
+            && !is_match(&value)
         {
             self.pinholes.update(key, &value, NOEXIST)?;
         }
         Ok(())
     }
 
-    /// What the program counted since it was loaded.
+    /// The program's counters since it was loaded, summed over all processors.
     pub fn counters(&self) -> io::Result<FastPathCounts> {
         let mut sums = [0; 6];
         for (index, sum) in (0_u32..).zip(&mut sums) {
@@ -422,25 +430,18 @@ impl FastPath {
             self.counters.look_up(&index.to_ne_bytes(), &mut values, ANY)?;
             *sum = values.as_chunks().0.iter().map(|value| u64::from_ne_bytes(*value)).sum();
         }
-        let [judged, handed_back, opened, admitted, no_room, rewritten] = sums;
-        Ok(FastPathCounts {
-            inspected: judged,
-            handed_back,
-            opened,
-            admitted,
-            ring_full: no_room,
-            rewritten,
-        })
+        let [inspected, handed_back, opened, admitted, ring_full, rewritten] = sums;
+        Ok(FastPathCounts { inspected, handed_back, opened, admitted, ring_full, rewritten })
     }
 
-    /// The lines that it judged.
+    /// The ring with the inspected lines.
     pub fn ring(&self) -> &Ring {
         &self.ring
     }
 
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
-        // All are tried: what is detached judges nothing, whatever becomes of its pin.
+        // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
         let removed = lock(&self.attachments).detach_all();
         self.pin_directory.remove()?;
         self.pin_directory.remove_root();
@@ -448,17 +449,18 @@ impl FastPath {
     }
 }
 
-/// Whether daemons of this network namespace left something pinned below `root`.
+/// Whether an earlier daemon of this network namespace left pins below `root`.
 pub fn has_pinned_state(root: &Path) -> bool {
     PinDirectory::exists_for_namespace(root).unwrap_or(false)
 }
 
-/// Removes what daemons of this network namespace left pinned below `root`: none is to run any more.
+/// Removes the pins that earlier daemons of this network namespace left below `root`. An error if a daemon uses them.
 pub fn remove_pinned_state(root: &Path) -> io::Result<()> {
     PinDirectory::remove_all(root)
 }
 
-/// A panic leaves nothing half done that the next call would not find out.
+/// Locks a mutex, even if a thread panicked with it. That is safe, because each call finds out itself what the kernel
+/// has.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

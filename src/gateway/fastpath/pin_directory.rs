@@ -1,5 +1,8 @@
-//! Where program, maps and links stay when the daemon ends: a directory in a bpf file system, for each network
-//! namespace and version of the program.
+//! The directory in a BPF file system that has the pinned program, maps and links, so that they stay in the kernel
+//! when the daemon ends.
+//!
+//! There is one directory for each network namespace and version of the program. A daemon locks the one that it uses.
+//! This module does not know what is in the maps.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -20,18 +23,18 @@ use super::{FastPathUnavailable, syscall};
 /// From linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// The program's name; it is pinned last.
-pub(super) const PROGRAM_NAME: &str = "judge";
-/// What the name of a link begins with; the interface's number follows.
+/// Name of the program, and of its pin. It is pinned last.
+pub(super) const PROGRAM_NAME: &str = "inspect";
+/// Start of the name of a pinned link. The interface's index follows.
 const LINK_PREFIX: &str = "link-";
 
-/// How long a daemon that was told to end may still use its pins.
+/// How long to wait for the lock. An earlier daemon that is about to end may still hold it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a directory is made at most that others remove.
+/// How often to create the root directory, if other daemons remove it meanwhile.
 const ATTEMPTS: usize = 10;
 
-/// The directory of one namespace and version.
+/// The directory of one network namespace and program version.
 #[derive(Clone, Debug)]
 pub(super) struct PinDirectory {
     directory: PathBuf,
@@ -45,12 +48,11 @@ pub(super) struct PinnedLink {
 }
 
 impl PinDirectory {
-    /// That of this thread's namespace below `root`, for a program of this `version`. Removes what other
-    /// versions left.
+    /// The directory of this thread's namespace and of this `version` below `root`. Removes those of other versions.
     pub(super) fn open(root: &Path, version: u32) -> Result<Self, FastPathUnavailable> {
         create_root(root)?;
         let namespace = syscall::namespace_cookie().map_err(|error| {
-            FastPathUnavailable::from_io_error("number of the network namespace", &error)
+            FastPathUnavailable::from_io_error("read the cookie of the network namespace", &error)
         })?;
         let name = format!("{namespace:x}-{version:08x}");
         Self::remove_other_versions(root, namespace, &name).map_err(|error| {
@@ -62,51 +64,51 @@ impl PinDirectory {
         Ok(own)
     }
 
-    /// Removes what daemons left that were killed in namespaces which are gone, and with them all interfaces that the program was
-    /// attached to. What cannot be removed stays.
+    /// Removes the directories of killed daemons whose namespaces do not exist any more. The kernel has detached the
+    /// links of such a directory, because the interfaces are gone. A directory that cannot be removed stays.
     fn remove_abandoned(&self, root: &Path) {
         for entry in fs::read_dir(root).into_iter().flatten().flatten() {
             let pins = Self { directory: entry.path() };
             let is_detached = |link: &PinnedLink| {
-                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|at| at == 0)
+                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|index| index == 0)
             };
             if pins.directory != self.directory
                 && pins.pin_path(PROGRAM_NAME).exists()
-                && let Ok(_used) = pins.try_lock()
+                && let Ok(_lock) = pins.try_lock()
                 && pins.links().is_ok_and(|links| links.iter().all(is_detached))
                 && let Err(error) = pins.remove()
             {
-                tracing::debug!("{} is not removed: {error}", pins.directory.display());
+                tracing::debug!("cannot remove {}: {error}", pins.directory.display());
             }
         }
     }
 
-    /// Removes what any version left below `root` for this thread's namespace. An error if a daemon uses it.
+    /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one.
     pub(super) fn remove_all(root: &Path) -> io::Result<()> {
         if root.is_dir() {
             Self::remove_other_versions(root, syscall::namespace_cookie()?, "")?;
-            // It is in use, or somebody else's.
+            // This fails if other namespaces have directories there, or another user owns it.
             let _ = fs::remove_dir(root);
         }
         Ok(())
     }
 
     fn remove_other_versions(root: &Path, namespace: u64, name: &str) -> io::Result<()> {
-        for others in Self::list_for_namespace(root, namespace)? {
-            if others.directory != root.join(name) {
-                let _used = others.lock()?;
-                others.remove()?;
+        for other in Self::list_for_namespace(root, namespace)? {
+            if other.directory != root.join(name) {
+                let _lock = other.lock()?;
+                other.remove()?;
             }
         }
         Ok(())
     }
 
-    /// Whether any version left something below `root` for this thread's namespace.
+    /// Whether there is a directory of any version for this thread's namespace below `root`.
     pub(super) fn exists_for_namespace(root: &Path) -> io::Result<bool> {
         Ok(!Self::list_for_namespace(root, syscall::namespace_cookie()?)?.is_empty())
     }
 
-    /// Those of all versions.
+    /// The directories of all versions for a namespace.
     fn list_for_namespace(root: &Path, namespace: u64) -> io::Result<Vec<Self>> {
         let prefix = format!("{namespace:x}-");
         let mut found = Vec::new();
@@ -133,14 +135,15 @@ impl PinDirectory {
         Ok(directory)
     }
 
-    /// Keeps other daemons from the directory for as long as the file is open. An error if one uses it.
+    /// Locks the directory as long as the returned file is open. An error if another daemon holds the lock and does
+    /// not end.
     pub(super) fn lock(&self) -> io::Result<File> {
         let directory = File::open(&self.directory)?;
-        let until = Instant::now() + LOCK_TIMEOUT;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(directory),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -152,21 +155,21 @@ impl PinDirectory {
         }
     }
 
-    /// Makes the directory, in the place of one that is there.
+    /// Creates the directory, and removes the existing one first.
     pub(super) fn create(&self) -> io::Result<()> {
         if self.directory.exists() {
-            let _used = self.lock()?;
+            let _lock = self.lock()?;
             self.remove()?;
         }
         DirBuilder::new().mode(0o700).create(&self.directory)
     }
 
-    /// Where the link of an interface is.
+    /// The path of an interface's link.
     pub(super) fn link_path(&self, interface: u32) -> PathBuf {
         self.pin_path(&format!("{LINK_PREFIX}{interface}"))
     }
 
-    /// The links that are pinned, whether they are attached or not.
+    /// The pinned links, whether they are attached or not.
     pub(super) fn links(&self) -> io::Result<Vec<PinnedLink>> {
         let mut links = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -179,7 +182,8 @@ impl PinDirectory {
         Ok(links)
     }
 
-    /// Detaches the links, whoever has them open, and removes the directory, if it is there, with all that is in it.
+    /// Detaches the links, even if another process has them open, and removes the directory with all its pins. It
+    /// need not exist.
     pub(super) fn remove(&self) -> io::Result<()> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -194,17 +198,17 @@ impl PinDirectory {
         ignore_not_found(fs::remove_dir(&self.directory))
     }
 
-    /// Removes the directory that those of all namespaces are in, if there are none.
+    /// Removes the parent directory, if it is empty.
     pub(super) fn remove_root(&self) {
-        // It is in use, or somebody else's.
+        // This fails if other namespaces have directories there, or another user owns it.
         let _ = self.directory.parent().map(fs::remove_dir);
     }
 }
 
 impl PinnedLink {
-    /// Detaches it, whoever has it open, and removes its pin.
+    /// Detaches the link, even if another process has it open, and removes its pin.
     pub(super) fn remove(&self) -> io::Result<()> {
-        // It is detached with its interface.
+        // The link of an interface that is gone is detached already (ENOLINK).
         let detached = syscall::detach_link(self.fd.as_fd());
         ignore_not_found(fs::remove_file(&self.path))?;
         match detached {
@@ -222,27 +226,30 @@ fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
 }
 
 fn create_root(root: &Path) -> Result<(), FastPathUnavailable> {
-    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
-    let found = statfs(there).map_err(|error| {
-        FastPathUnavailable::from_io_error(&format!("look at {}", there.display()), &error.into())
+    let ancestor = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    let found = statfs(ancestor).map_err(|error| {
+        FastPathUnavailable::from_io_error(
+            &format!("examine {}", ancestor.display()),
+            &error.into(),
+        )
     })?;
     if !is_bpf_file_system(&found) {
-        return Err(FastPathUnavailable(format!("{} is in no bpf file system", root.display())));
+        return Err(FastPathUnavailable(format!("{} is not in a BPF file system", root.display())));
     }
-    let make = || DirBuilder::new().recursive(true).mode(0o700).create(root);
-    let mut made = make();
-    // A daemon of another namespace may remove it meanwhile, as the last one there.
+    let create = || DirBuilder::new().recursive(true).mode(0o700).create(root);
+    let mut created = create();
+    // A daemon of another namespace may remove the directory meanwhile, if it was the last one there.
     for _ in 1..ATTEMPTS {
-        if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
-            made = make();
+        if created.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            created = create();
         }
     }
-    made.map_err(|error| {
-        FastPathUnavailable::from_io_error(&format!("make {}", root.display()), &error)
+    created.map_err(|error| {
+        FastPathUnavailable::from_io_error(&format!("create {}", root.display()), &error)
     })
 }
 
-/// Whether this is a bpf file system.
+/// Whether this is a BPF file system.
 pub fn is_bpf_file_system(found: &StatFs) -> bool {
     u64::from(found.f_type.cast_unsigned() as u32) == BPF_FS_MAGIC
 }

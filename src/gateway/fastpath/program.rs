@@ -1,4 +1,4 @@
-//! Loads the program with its maps, by aya, and pins them. Knows nothing of what is in the maps.
+//! Loads the program with its maps, by aya, and pins them. This module does not know what is in the maps.
 
 use std::error::Error;
 
@@ -13,31 +13,31 @@ use super::{
     pin_directory::{PROGRAM_NAME, PinDirectory},
 };
 
-/// The compiled program and its maps; build.rs makes them of `program/judge.bpf.c`.
-pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/judge.o"));
+/// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`.
+pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.o"));
 
-pub(super) const TUPLES: &str = "ways";
+pub(super) const TUPLES: &str = "tuples";
 pub(super) const FLOWS: &str = "flows";
-pub(super) const PINHOLES: &str = "holes";
-pub(super) const BARRED_PORTS: &str = "ports";
+pub(super) const PINHOLES: &str = "pinholes";
+pub(super) const BARRED_PORTS: &str = "barred_ports";
 pub(super) const CONTROL_PORTS: &str = "control_ports";
 pub(super) const RING: &str = "ring";
-pub(super) const COUNTERS: &str = "counts";
+pub(super) const COUNTERS: &str = "counters";
 const MAPS: [&str; 7] = [TUPLES, FLOWS, PINHOLES, BARRED_PORTS, CONTROL_PORTS, RING, COUNTERS];
 
-/// By which another version is told from this one.
+/// The program's version: a checksum, by which one version is distinguished from another.
 pub(super) fn program_version() -> u32 {
     crc32fast::hash(PROGRAM)
 }
 
-/// Whether programs can be attached as this one has to be (TCX, Linux 6.6).
+/// Checks that the kernel has TCX (Linux 6.6).
 pub(super) fn check_kernel() -> Result<(), FastPathUnavailable> {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Ok(()),
         Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
             Err(match io_error.raw_os_error() {
                 Some(libc::EINVAL) => {
-                    FastPathUnavailable("the kernel has no TCX; Linux 6.6 has it".into())
+                    FastPathUnavailable("the kernel has no TCX; it needs Linux 6.6".into())
                 }
                 _ => FastPathUnavailable::from_io_error("TCX", &io_error),
             })
@@ -46,17 +46,18 @@ pub(super) fn check_kernel() -> Result<(), FastPathUnavailable> {
     }
 }
 
-/// Loads program and maps into an empty directory. The program comes last: with it all is there.
+/// Loads program and maps, and pins them in an empty directory. The program is pinned last, so if it is pinned, all
+/// maps are as well.
 pub(super) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
     let failed = |error: &dyn Error| {
         let reasons = error_chain(error);
-        // The verifier accepts less of those with fewer rights.
+        // The verifier refuses the program without these rights.
         let is_refused = ["(os error 1)", "(os error 13)"].iter().any(|end| reasons.ends_with(end));
         let needs = if is_refused { FastPathUnavailable::REQUIRED_RIGHTS } else { "" };
-        FastPathUnavailable(format!("the program is not loaded: {reasons}{needs}"))
+        FastPathUnavailable(format!("cannot load the program: {reasons}{needs}"))
     };
     let mut loader = EbpfLoader::new();
-    // It needs to know nothing of this kernel's structures.
+    // The program uses no structures of the running kernel, so aya need not read its BTF.
     loader.btf(None);
     for map in MAPS {
         loader.map_pin_path(map, pins.pin_path(map));
@@ -70,10 +71,10 @@ pub(super) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
     program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| failed(&error))
 }
 
-/// With what the verifier's log ends, behind the reason.
+/// Start of the lines with which the verifier's log ends, after the reason.
 const VERIFIER_STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed ", "\n"];
 
-/// An error with what caused it, in one line. Of the verifier's log only the end says something.
+/// An error and its causes, in one line. Of the verifier's log it has only the last lines, which name the reason.
 fn error_chain(error: &dyn Error) -> String {
     let mut text = String::new();
     let mut next = Some(error);

@@ -1,12 +1,15 @@
-//! The ring that the program writes each judged line to, read through a mapping of our own.
+//! The ring buffer into which the program writes each inspected line, read through a mapping of our own.
 //!
-//! A record is reserved before the program decides, and committed or discarded after. So a line that was judged
-//! before a packet reached the queue has its record here, if not yet committed, when the packet is read there: who waits for the
-//! records that are reserved knows all that was judged. What is read stays in the ring until it is [released](Ring::release);
-//! a daemon that is killed before leaves it to the next.
+//! The program reserves a record before it decides about a line, and commits or discards the record afterwards. So
+//! when a packet is read from the queue, every line that was inspected before has at least a reserved record. A
+//! reader that waits for the reserved records therefore knows all earlier lines.
 //!
-//! The layout is that of the kernel (`kernel/bpf/ringbuf.c`): a page with the consumer's position, one with the
-//! producer's, and the data, mapped twice so that no record is in two parts.
+//! A record that was read stays in the ring until it is [released](Ring::release), so that the next daemon reads it
+//! if this one is killed.
+//!
+//! The layout is that of the kernel (`kernel/bpf/ringbuf.c`): a page with the consumer's position, a page with the
+//! producer's position, and the data. The data is mapped twice, one after the other, so that every record is
+//! contiguous.
 
 #![allow(unsafe_code)]
 
@@ -30,17 +33,17 @@ use super::{
     lock,
 };
 
-// From linux/bpf.h: bits of a record's length, and the size of what is before it.
+// From linux/bpf.h: bits of a record's length, and the size of a record's header.
 const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 const RECORD_HEADER: usize = 8;
 
-/// How often to look before another thread may run, and how long a record may take. The program commits within
-/// microseconds, unless its processor is taken away from a virtual machine.
+/// How often to look at a record before yielding to other threads, and how long to wait for its commit. The program
+/// commits within microseconds, unless a hypervisor stops its virtual processor meanwhile.
 const SPINS: u32 = 1000;
 const COMMIT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The ring. Threads may share it; one reads at a time.
+/// The ring. Threads may share it, and one reads at a time.
 #[derive(Debug)]
 pub struct Ring {
     map: OwnedFd,
@@ -48,13 +51,13 @@ pub struct Ring {
     producer: Mapping,
     page: usize,
     size: usize,
-    /// What is before it was read.
+    /// All records before this position were read.
     position: AtomicUsize,
     read_lock: Mutex<()>,
 }
 
 impl Ring {
-    /// Maps the ring of this many bytes, and starts with what nobody has released.
+    /// Maps the ring, which has `size` bytes of data. Reading starts with the first record that was not released.
     pub(super) fn open(map: OwnedFd, size: u32) -> io::Result<Self> {
         let (page, size) = (page_size()?, size as usize);
         let consumer = Mapping::new(map.as_fd(), 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
@@ -64,28 +67,28 @@ impl Ring {
         Ok(Self { map, consumer, producer, page, size, position, read_lock: Mutex::new(()) })
     }
 
-    /// Reads every line whose record is reserved by now, in the order in which they were reserved, and waits for those that
-    /// another processor is about to commit. `false` if one of them was not committed for a long time: then those before it
-    /// were read.
+    /// Reads all lines whose records are reserved by now, in the order of their reservation, and waits for records
+    /// that another processor is about to commit. Returns `false` if a record was not committed within 200 ms; the
+    /// records before it were read.
     #[must_use]
     pub fn read(&self, into: &mut Vec<LineRecord>) -> bool {
-        // A panic leaves the position at the last record that was read.
+        // After a panic the position is that of the last record that was read.
         let _reading = lock(&self.read_lock);
         while self.has_unread() {
             let position = self.position.load(Relaxed);
             let at = self.page + (position & (self.size - 1));
             let Some(length) = self.wait_for_commit(at) else { return false };
-            let room = (length & !DISCARDED) as usize;
-            if length & DISCARDED == 0 && room == LINE_RECORD {
+            let size = (length & !DISCARDED) as usize;
+            if length & DISCARDED == 0 && size == LINE_RECORD {
                 into.push(LineRecord::read(&self.producer.copy_bytes(at + RECORD_HEADER)));
             }
-            let next = position.wrapping_add((RECORD_HEADER + room).next_multiple_of(8));
+            let next = position.wrapping_add((RECORD_HEADER + size).next_multiple_of(8));
             self.position.store(next, Release);
         }
         true
     }
 
-    /// The length of the record at `at`, as soon as it is committed.
+    /// Waits until the record at `at` is committed, and returns its length.
     fn wait_for_commit(&self, at: usize) -> Option<u32> {
         let length = self.producer.record_length_at(at);
         let mut since = None;
@@ -104,37 +107,38 @@ impl Ring {
         }
     }
 
-    /// Whether a record was reserved that is not read.
+    /// Whether there is a reserved record that was not read.
     pub fn has_unread(&self) -> bool {
         self.producer.position_at(0).load(Acquire) != self.position.load(Acquire)
     }
 
-    /// How far it was read.
+    /// The position up to which the ring was read.
     pub fn position(&self) -> u64 {
         self.position.load(Acquire) as u64
     }
 
-    /// Gives back the room before `position`, which was read to there: what is in it will not be read again by anyone.
+    /// Releases the records before `position`, which must have been read. No later daemon reads them.
     pub fn release(&self, position: u64) {
         let _reading = lock(&self.read_lock);
         let consumer = self.consumer.position_at(0);
-        // Positions wrap around where they are of 32 bits.
+        // Positions wrap around if they have 32 bits.
         let position = position as usize;
-        let given = position.wrapping_sub(consumer.load(Relaxed));
+        let released = position.wrapping_sub(consumer.load(Relaxed));
         let read = self.position.load(Relaxed).wrapping_sub(consumer.load(Relaxed));
-        if given <= read {
+        if released <= read {
             consumer.store(position, Release);
         }
     }
 
-    /// How many bytes are not given back.
+    /// How many bytes were not released.
     pub fn unreleased_bytes(&self) -> usize {
         let consumer = self.consumer.position_at(0).load(Relaxed);
         self.producer.position_at(0).load(Acquire).wrapping_sub(consumer)
     }
 }
 
-/// Readable while any room is not given back. The program wakes who waits when a quarter is full.
+/// Readable while there are records that were not released. The program wakes a waiting thread when a quarter of the
+/// ring is full.
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
@@ -142,19 +146,19 @@ impl AsFd for Ring {
 }
 
 fn page_size() -> io::Result<usize> {
-    // SAFETY: it only tells.
+    // SAFETY: it only returns a number.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).map_err(io::Error::other)
 }
 
-/// A part of the map's memory, which the kernel shares.
+/// A part of the map's memory, which the kernel shares with this process.
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<u8>,
     length: usize,
 }
 
-// SAFETY: the memory is no thread's own, and all that is read or written while it may change is atomic.
+// SAFETY: the memory belongs to no thread, and all accesses to values that may change meanwhile are atomic.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -178,26 +182,28 @@ impl Mapping {
         }
     }
 
-    /// The position that is kept here.
+    /// The position of the consumer or producer, at offset `at`.
     fn position_at(&self, at: usize) -> &AtomicUsize {
         assert!(at.is_multiple_of(align_of::<AtomicUsize>()) && at + 8 <= self.length);
-        // SAFETY: within the mapping, which lives as long as `self`, and aligned, as the mapping is to a page. The
-        // kernel changes it in one piece (smp_store_release), and only the consumer's page is written here.
+        // SAFETY: the value is within the mapping, which lives as long as `self`, and is aligned, because the mapping
+        // is aligned to a page. The kernel changes it atomically (smp_store_release), and this process writes only
+        // the consumer's page.
         unsafe { AtomicUsize::from_ptr(self.start.as_ptr().add(at).cast()) }
     }
 
-    /// The length with which a record starts.
+    /// The length in the header of the record at `at`.
     fn record_length_at(&self, at: usize) -> &AtomicU32 {
         assert!(at.is_multiple_of(align_of::<AtomicU32>()) && at + 4 <= self.length);
-        // SAFETY: as above; the kernel changes it in one piece (xchg), and it is never written here.
+        // SAFETY: within the mapping and aligned, as above. The kernel changes it atomically (xchg), and this process
+        // never writes it.
         unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(at).cast()) }
     }
 
-    /// The bytes of a committed record.
+    /// Copies bytes of a committed record.
     fn copy_bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         assert!(at + N <= self.length);
         let mut bytes = [0; N];
-        // SAFETY: within the mapping. Nobody writes into a record between its commit and the release of its room.
+        // SAFETY: within the mapping. The kernel does not write into a record between its commit and its release.
         unsafe {
             std::ptr::copy_nonoverlapping(self.start.as_ptr().add(at), bytes.as_mut_ptr(), N);
         }
@@ -207,7 +213,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it was mapped with this length, and no reference into it outlives `self`.
+        // SAFETY: the memory was mapped with this length, and no reference into it outlives `self`.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

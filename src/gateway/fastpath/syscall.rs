@@ -1,7 +1,7 @@
-//! The system call bpf(2), as far as aya does not make it: elements of maps with flags and by shared reference, and
-//! links by the number of an interface.
+//! The system call bpf(2), for what aya does not offer: access to map elements with flags and by shared reference,
+//! and links by an interface's index.
 //!
-//! Knows nothing of what the elements are.
+//! This module does not know what the elements mean.
 
 #![allow(unsafe_code)]
 
@@ -28,7 +28,7 @@ const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_DETACH: u32 = 34;
 const BPF_TCX_INGRESS: u32 = 46;
 
-/// All that this makes, which is all that is called once the program is loaded.
+/// The commands that this module uses. The daemon uses no others after the program is loaded.
 pub const BPF_COMMANDS: [u32; 10] = [
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
@@ -42,21 +42,21 @@ pub const BPF_COMMANDS: [u32; 10] = [
     BPF_LINK_DETACH,
 ];
 
-/// Whether an element is there or not.
+/// Flag: whether the element exists or not.
 pub(super) const ANY: u64 = 0;
-/// Only if there is no such element.
+/// Flag: only if the element does not exist.
 pub(super) const NOEXIST: u64 = 1;
-/// Only if there is such an element.
+/// Flag: only if the element exists.
 pub(super) const EXIST: u64 = 2;
-/// Under the lock in the element.
+/// Flag: under the spin lock in the element.
 pub(super) const LOCK: u64 = 4;
 
-/// A map, with the sizes that the kernel says it has.
+/// A map, with its sizes as the kernel reports them.
 #[derive(Debug)]
 pub(super) struct BpfMap {
     fd: OwnedFd,
     key_size: usize,
-    /// Size of what the kernel reads and writes for one key.
+    /// Number of bytes that the kernel reads and writes for one key.
     value_size: usize,
     max_entries: u32,
 }
@@ -87,17 +87,17 @@ struct InfoAttr {
     info: u64,
 }
 
-/// `struct bpf_map_info` and `struct bpf_link_info` (of a TCX link), of which this much is read.
+/// The start of `struct bpf_map_info`, and of `struct bpf_link_info` for a TCX link.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Info {
     kind: u32,
     id: u32,
-    /// Of a map the size of a key, of a link the program.
+    /// Size of a map's key, or ID of a link's program.
     key_size_or_program_id: u32,
-    /// Of a map the size of a value.
+    /// Size of a map's value; not used for a link.
     value_size: u32,
-    /// Of a map how many elements there may be, of a link the interface.
+    /// Most elements of a map, or interface of a link.
     max_entries_or_ifindex: u32,
     map_flags: u32,
 }
@@ -114,14 +114,15 @@ struct LinkAttr {
     revision: u64,
 }
 
-/// Makes the call.
+/// Calls bpf(2).
 ///
 /// # Safety
 ///
-/// What `attr` points to must be what `command` reads, and large enough for what it writes.
+/// `attr` must be what `command` reads. The memory that its pointers refer to must be large enough for what `command`
+/// reads and writes.
 unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i32> {
     let size = size_of::<T>();
-    // SAFETY: the address and size are those of `attr`; the rest is the caller's word.
+    // SAFETY: the address and size are those of `attr`; the caller guarantees the rest.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as i32) }
 }
@@ -135,8 +136,8 @@ fn pointer_value<T>(of: *const T) -> u64 {
 }
 
 impl BpfMap {
-    /// Opens a pinned map. `copies` is how many values the kernel reads and writes for one key: one for each
-    /// processor, of a map that has them.
+    /// Opens a pinned map. `copies` is the number of values that the kernel reads and writes for one key: one, or one
+    /// for each possible processor if it is a per-CPU map.
     pub(super) fn open(path: &Path, copies: usize) -> io::Result<Self> {
         let fd = open_pinned(path)?;
         let info = object_info(fd.as_fd())?;
@@ -154,7 +155,7 @@ impl BpfMap {
         })
     }
 
-    /// How many elements, or bytes of a ring, there may be.
+    /// The most elements of the map, or the size of a ring in bytes.
     pub(super) fn max_entries(&self) -> u32 {
         self.max_entries
     }
@@ -165,7 +166,8 @@ impl BpfMap {
         }
         let map = raw_fd(self.fd.as_fd());
         let mut attr = ElementAttr { map, pad: 0, key: pointer_value(key.as_ptr()), value, flags };
-        // SAFETY: the key has the map's size, and so has the value, if there is one: each caller checks.
+        // SAFETY: key and value have the sizes of the map's: the key was checked above, and each caller checks the
+        // value.
         unsafe { bpf(command, &mut attr) }.map(drop)
     }
 
@@ -181,12 +183,12 @@ impl BpfMap {
         ))
     }
 
-    /// Reads an element into `value`; whether it is there.
+    /// Reads an element into `value`. Returns whether it exists.
     pub(super) fn look_up(&self, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<bool> {
         self.read(BPF_MAP_LOOKUP_ELEM, key, value, flags)
     }
 
-    /// Reads an element into `value` and deletes it, at once; whether it was there.
+    /// Reads an element into `value` and deletes it, atomically. Returns whether it existed.
     pub(super) fn look_up_and_delete(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
         self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value, ANY)
     }
@@ -203,15 +205,16 @@ impl BpfMap {
         )
     }
 
-    /// Deletes an element; whether it was there.
+    /// Deletes an element. Returns whether it existed.
     pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
         was_found(self.call_on_element(BPF_MAP_DELETE_ELEM, key, 0, ANY))
     }
 
-    /// The keys that are there. Of those that come or go meanwhile some may be missing, or come twice.
+    /// The keys of all elements. A key that is inserted or deleted meanwhile may be missing or occur twice.
     pub(super) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
-        // Where a key is gone when its successor is asked for, the kernel starts again.
+        // If a key was deleted before its successor is requested, the kernel starts with the first key again. The
+        // limit ends the loop then.
         for _ in 0..self.max_entries.saturating_mul(2) {
             let Some(next) = self.next_key(keys.last())? else { break };
             keys.push(next);
@@ -223,13 +226,14 @@ impl BpfMap {
         Ok(self.next_key(None)?.is_none())
     }
 
-    /// The key after another one, which must be of this map; or the first.
+    /// The key after `before`, or the first key.
     fn next_key(&self, before: Option<&Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
         let mut next = vec![0; self.key_size];
         let (map, value) = (raw_fd(self.fd.as_fd()), next.as_mut_ptr().expose_provenance() as u64);
         let key = before.map_or(0, |key| pointer_value(key.as_ptr()));
         let mut attr = ElementAttr { map, pad: 0, key, value, flags: 0 };
-        // SAFETY: both keys have the map's size, or the first is null, which the kernel takes for none.
+        // SAFETY: both keys have the size of the map's keys, or the first one is null, and the kernel then returns
+        // the first key.
         let found = was_found(unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) }.map(drop))?;
         Ok(found.then_some(next))
     }
@@ -241,7 +245,7 @@ impl From<BpfMap> for OwnedFd {
     }
 }
 
-/// Whether there is such an element.
+/// Whether the element was found.
 fn was_found(answer: io::Result<()>) -> io::Result<bool> {
     match answer {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -253,7 +257,7 @@ fn object_info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     let mut info = Info::default();
     let length = size_of::<Info>() as u32;
     let mut attr = InfoAttr { fd: raw_fd(fd), length, info: pointer_value(&raw mut info) };
-    // SAFETY: the kernel writes at most `length` bytes, all of which may have any value.
+    // SAFETY: the kernel writes at most `length` bytes, and every byte may have any value.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }
@@ -262,13 +266,13 @@ fn path_to_c_string(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// Opens what is pinned there.
+/// Opens a pinned object.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = path_to_c_string(path)?;
     let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: 0, flags: 0 };
-    // SAFETY: the path ends with a zero byte, and lives until the call is over.
+    // SAFETY: the path ends with a zero byte, and lives until the call returns.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
-    // SAFETY: the kernel has just made it, for the caller.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -276,12 +280,12 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = path_to_c_string(path)?;
     let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: raw_fd(fd), flags: 0 };
-    // SAFETY: the path ends with a zero byte, and lives until the call is over.
+    // SAFETY: the path ends with a zero byte, and lives until the call returns.
     unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
-/// Attaches a program to what an interface receives, behind those that are there. By number, as a name may go to
-/// another interface meanwhile.
+/// Attaches a program to TCX ingress of an interface, after the programs that are there. It takes the interface's
+/// index, because another interface may get the name meanwhile.
 pub(super) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     let mut attr = LinkAttr {
         program: raw_fd(program),
@@ -289,27 +293,27 @@ pub(super) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<
         attach_type: BPF_TCX_INGRESS,
         ..LinkAttr::default()
     };
-    // SAFETY: there are no pointers in it.
+    // SAFETY: the attributes have no pointers.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
-    // SAFETY: the kernel has just made it, for the caller.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The interface that a link is attached to; 0 if that is gone, or it was detached.
+/// The index of the interface that a link is attached to; 0 if the interface is gone or the link was detached.
 pub(super) fn attached_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(object_info(link)?.max_entries_or_ifindex)
 }
 
-/// Detaches a link, whoever has it open or pinned.
+/// Detaches a link, even if other processes have it open, and even if it is pinned.
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = raw_fd(link);
-    // SAFETY: there are no pointers in it.
+    // SAFETY: the attributes have no pointers.
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
-/// The number of this thread's network namespace, which no other has had since the machine started.
+/// The cookie of this thread's network namespace. No other namespace has had it since the machine started.
 pub(super) fn namespace_cookie() -> io::Result<u64> {
-    /// asm-generic/socket.h, and those of all machines that Rust knows but a few old ones.
+    /// From asm-generic/socket.h; a few old architectures have another value.
     const SO_NETNS_COOKIE: i32 = 71;
     let socket = rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
@@ -318,7 +322,7 @@ pub(super) fn namespace_cookie() -> io::Result<u64> {
         None,
     )?;
     let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
-    // SAFETY: the address and size are those of `cookie`, in which any bytes may be.
+    // SAFETY: the address and size are those of `cookie`, which may have any value.
     let done = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -1,8 +1,12 @@
-//! The translations of the data connections that the program admits: maps of our table, which its rules read.
+//! The translations of the data connections that the program admits, in two maps of the nftables table.
 //!
-//! A target is found by the packet mark, in which it has a number, its slot; a source by initiator and target. They are shared by all
-//! connections between the same ends. What nothing uses any more stays, as a transaction costs more than an element,
-//! until there is need of its place: without an admitted connection it means nothing. Knows neither flows nor pinholes.
+//! The rules find a target (translated destination) by the packet mark, which has the number of the target in it: its
+//! slot. They find a source by initiator and target. All connections between the same ends share these elements.
+//!
+//! An unused element stays until its place is needed, because a transaction costs more than an element. It has no
+//! effect without an admitted connection.
+//!
+//! This module knows neither flows nor pinholes.
 
 use std::{collections::HashMap, ffi::CStr, hash::Hash, io, net::Ipv4Addr};
 
@@ -15,13 +19,13 @@ use crate::gateway::{
     parameters::MOST_SLOTS,
 };
 
-const TARGETS: &CStr = c"judged_targets4";
-const SOURCES: &CStr = c"judged_sources4";
-/// As many pairs of initiator and target as have a source of their own.
+const TARGETS: &CStr = c"fast_path_targets4";
+const SOURCES: &CStr = c"fast_path_sources4";
+/// Limit of the map of sources.
 const MAX_SOURCES: usize = 16_384;
-/// Elements put into one transaction: it fits a send buffer of the default size.
+/// Elements in one transaction, so that it fits a send buffer of the default size.
 const ELEMENTS_PER_BATCH: usize = 256;
-/// How often to read a map that changes meanwhile.
+/// How often to read a map, if it changes meanwhile.
 const READ_ATTEMPTS: usize = 8;
 
 /// Initiator and target.
@@ -33,7 +37,7 @@ pub struct Translations {
     parameters: RuleParameters,
     commits: Commits,
     socket: Socket,
-    /// What is translated to, with its slot.
+    /// The slot of each target.
     targets: HashMap<Ipv4Addr, Leased<u32>>,
     sources: HashMap<InitiatorAndTarget, Leased<Ipv4Addr>>,
 }
@@ -41,11 +45,11 @@ pub struct Translations {
 #[derive(Clone, Copy, Debug)]
 struct Leased<T> {
     value: T,
-    /// How many slots that are out have it.
+    /// Number of leases that use this element.
     lease_count: usize,
 }
 
-/// The right to have data connections translated, until it is [released](Translations::release).
+/// A use of translations, until it is [released](Translations::release).
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct TranslationLease {
@@ -62,7 +66,8 @@ impl TranslationLease {
 }
 
 impl Translations {
-    /// Reads what the table has, which another daemon may have left. Transactions are made and counted by `commits`.
+    /// Reads the maps of the table, in which an earlier daemon may have left elements. `commits` sends and counts the
+    /// transactions.
     pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(translation_error)?;
         let mut translations = Self {
@@ -80,12 +85,12 @@ impl Translations {
         Err(translation_error(io::ErrorKind::Interrupted.into()))
     }
 
-    /// Whether nothing changed meanwhile.
+    /// Reads both maps. Returns `false` if one changed meanwhile.
     fn read(&mut self) -> io::Result<bool> {
         let Self { parameters, socket, targets, sources, .. } = self;
         targets.clear();
         sources.clear();
-        // Without our table there are none.
+        // Without our table there are no elements.
         let is_whole = found(nft::dump_map(socket, TARGETS, |key, target| {
             let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
             if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
@@ -104,8 +109,9 @@ impl Translations {
         Ok(is_whole != Some(false) && is_whole_too != Some(false))
     }
 
-    /// Has connections that get the mark of the slot go to `target`, if there is one, and those from an initiator to a target show
-    /// a source there, if there is one. `None` if that pair has another source, or there are too many translations.
+    /// Acquires the translations of a connection: its destination becomes `target`, and its source the third address
+    /// of `source` (initiator, target, source); `None` leaves an address as it is. Returns `None` if this initiator
+    /// and target have another source already, or if there are too many translations.
     pub fn acquire(
         &mut self,
         target: Option<Ipv4Addr>,
@@ -167,7 +173,7 @@ impl Translations {
         Ok(Some(TranslationLease { mark, target, pair }))
     }
 
-    /// A slot that nothing has, or that of a target which nothing uses, which loses it.
+    /// A free slot, or that of an unused target, which is then evicted.
     fn free_slot(&self, evicted: &mut Option<Ipv4Addr>) -> Option<u32> {
         if self.targets.len() < MOST_SLOTS as usize {
             let mut taken: Vec<u32> = self.targets.values().map(|target| target.value).collect();
@@ -180,7 +186,7 @@ impl Translations {
         self.targets.get(&target).map(|target| target.value)
     }
 
-    /// Ends a use of translations.
+    /// Ends the use of the translations.
     pub fn release(&mut self, slot: &TranslationLease) {
         let target = slot.target.and_then(|target| self.targets.get_mut(&target));
         if let Some(target) = target {
@@ -192,7 +198,7 @@ impl Translations {
         }
     }
 
-    /// After the table was loaded anew: puts into it what is used. Slots that are out go on.
+    /// Adds the elements in use to the table after it was replaced. Existing leases stay valid.
     pub fn restore_elements(&mut self) -> Result<(), GatewayError> {
         self.targets.retain(|_, target| target.lease_count > 0);
         self.sources.retain(|_, source| source.lease_count > 0);
@@ -223,12 +229,13 @@ impl Translations {
     }
 }
 
-/// One that nothing uses.
+/// The key of an element that no lease uses.
 fn find_unused<K: Copy + Eq + Hash, T>(all: &HashMap<K, Leased<T>>) -> Option<K> {
     all.iter().find(|(_, one)| one.lease_count == 0).map(|(key, _)| *key)
 }
 
-/// Has the batch put an element in the place of what is there. Linux 6.3 and newer; the program needs a newer one.
+/// Adds to the batch: replace the element with this key, if there is one. This needs Linux 6.3, and the program needs
+/// a newer one anyway.
 fn replace_element(batch: &mut Batch, set: &'static CStr, key: &[u8], to: Ipv4Addr) {
     batch.destroy_element(set, key);
     batch.add_element(&Element { set, key, data: Some(&to.octets()), timeout: None });

@@ -19,7 +19,7 @@ use crate::gateway::{
     },
 };
 
-const SET: &CStr = c"alive";
+const SET: &CStr = c"heartbeat";
 /// The set holds protocol numbers, as its rule looks up a packet's.
 const KEY: &[u8] = &[libc::IPPROTO_TCP as u8];
 

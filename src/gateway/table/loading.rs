@@ -23,7 +23,7 @@ use crate::gateway::{
 };
 
 /// The chain that queues what waits for a reader.
-const QUEUEING: &CStr = c"hold";
+const QUEUEING: &CStr = c"to_queue";
 /// What nft says when another program is in its way.
 const BUSY: [&str; 2] = ["Resource busy", "Interrupted system call"];
 /// How often a draft is read, of which another transaction interrupts each.

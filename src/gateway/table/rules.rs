@@ -19,7 +19,7 @@ pub fn render(parameters: &RuleParameters) -> String {
     render_nftables(parameters, QueueStatement::Native)
 }
 
-/// As [`render`]; without the `queue` statements when `statement` is another. Chain `hold` then
+/// As [`render`]; without the `queue` statements when `statement` is another. Chain `to_queue` then
 /// drops for [`QueueStatement::Xtables`], until the rule that queues takes that place: what it
 /// gets must never pass unseen.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
@@ -33,9 +33,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             }
             "define queues" => value("2100", &queues(parameters, '-')),
             "define data" => value("0x40000000", &mark(parameters.data())),
-            "define every" => value("0x20000000", &mark(parameters.every())),
-            "define none" => value("0x10000000", &mark(parameters.none())),
-            "define slots" => value("0x8ffe0000", &mark(parameters.slots())),
+            "define queue_all" => value("0x20000000", &mark(parameters.every())),
+            "define queue_none" => value("0x10000000", &mark(parameters.none())),
+            "define target_slot" => value("0x8ffe0000", &mark(parameters.slots())),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
             _ => match (line.trim(), statement) {
@@ -179,10 +179,10 @@ mod tests {
             "ct original proto-dst 2121 goto control",
             "define queues = 7-10 ",
             "define data = 0x00000010 ",
-            "define every = 0x40000000 ",
-            "define none = 0x00000001 ",
+            "define queue_all = 0x40000000 ",
+            "define queue_none = 0x00000001 ",
             "define injected = 0x40000011 ",
-            "define slots = 0xbff80000 ",
+            "define target_slot = 0xbff80000 ",
             "#   ct mark & 0x00000010 != 0 accept ",
         ] {
             assert!(text.contains(line), "{line} is missing in {text}");
@@ -208,12 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn without_the_statement_nothing_passes_hold_unseen() {
+    fn without_the_statement_no_packet_passes_unread() {
         let text = render_nftables(&others(), QueueStatement::Xtables);
         assert!(!text.contains("$queues"));
-        assert!(text.contains("chain hold {\n\t\tdrop\n"));
+        assert!(text.contains("chain to_queue {\n\t\tdrop\n"));
         let text = render_nftables(&others(), QueueStatement::Operator);
-        assert!(text.contains("chain hold {\n\t}"));
+        assert!(text.contains("chain to_queue {\n\t}"));
         assert!(!text.contains("queue to"));
     }
 }

@@ -340,12 +340,12 @@ impl Daemon {
             shard.engine.sessions.set_hands_over(true);
         }
         self.read_all(now, kernel);
-        for flow in kernel.program.flows() {
-            kernel.program.drop_flow(flow);
+        for flow in kernel.program.flow_ids() {
+            kernel.program.take_back_any(flow);
         }
         self.read_all(now, kernel);
         let engines = || self.shards.iter().map(|shard| &shard.engine.sessions);
-        kernel.program.keep_holes(|initiator, arrival, flow, line| match flow {
+        kernel.program.retain_pinholes(|initiator, arrival, flow, line| match flow {
             0 => engines().any(|sessions| sessions.holds(initiator, arrival)),
             _ => engines().flat_map(Sessions::holes).any(|hole| hole == Hole { flow, line }),
         });

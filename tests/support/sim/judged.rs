@@ -14,10 +14,10 @@ use ftp_alg_core::{
 use super::{
     super::{
         Rng,
-        judge::{
+        fast_path::{
             layout::Side,
             model::Passed,
-            program::{Line, Seen},
+            program::{InspectedLine, TcpPacket},
         },
         recorder::Recorder,
         segment::{Fault, Segment},
@@ -31,7 +31,7 @@ pub struct Judged {
     epoch: Instant,
     /// What was fetched is before it.
     position: usize,
-    inbox: Vec<Line>,
+    inbox: Vec<InspectedLine>,
     /// What is given back when all of it is written.
     releases: Option<usize>,
 }
@@ -70,12 +70,12 @@ impl Judged {
 
     pub fn end_read(&mut self, kernel: &mut Recorder) {
         if let Some(position) = self.releases.take() {
-            kernel.program.release(position);
+            kernel.program.release_lines(position);
         }
     }
 }
 
-fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
+fn read(line: &InspectedLine, epoch: Instant) -> JudgedLine<'_> {
     JudgedLine {
         flow: line.flow,
         line: line.line,
@@ -88,8 +88,8 @@ fn read(line: &Line, epoch: Instant) -> JudgedLine<'_> {
         window: line.window,
         opened: line.opened,
         consumed: line.consumed,
-        ends: line.ends,
-        zeros: Zeros::of_digits(line.digits as usize),
+        ends: line.is_fin,
+        zeros: Zeros::of_digits(line.port_digits as usize),
         bytes: &line.bytes,
     }
 }
@@ -106,11 +106,11 @@ impl Sim {
             Err(Fault::Ip) => return None,
             Err(Fault::Content(_)) => {
                 let damaged = damaged(bytes, (source, destination))?;
-                assert_eq!(self.kernel.program.judge(now, &damaged), None);
+                assert_eq!(self.kernel.program.inspect(now, &damaged), None);
                 return None;
             }
         };
-        let seen = Seen {
+        let seen = TcpPacket {
             source,
             destination,
             is_plain: !segment.ip_options,
@@ -121,7 +121,7 @@ impl Sim {
             window: segment.window,
             payload: &segment.payload,
         };
-        let Passed { seq, ack, payload } = self.kernel.program.judge(now, &seen)?;
+        let Passed { seq, ack, payload } = self.kernel.program.inspect(now, &seen)?;
         if self.kernel.program.has_lines() {
             self.queues.read_later(self.now);
         }
@@ -160,7 +160,7 @@ impl Sim {
         let mut open: Vec<_> = self.kernel.pinholes().iter().map(ends).collect();
         let sessions = &mut self.daemon.engine().sessions;
         let unheld = open.iter().copied().find(|(from, to)| !sessions.holds(*from, *to));
-        let holes = self.kernel.program.holes();
+        let holes = self.kernel.program.open_pinholes();
         let is_held = |hole| sessions.holes().any(|held| held == hole);
         let unheld_hole = holes.iter().find(|(hole, _)| !is_held(*hole));
         open.extend(holes.iter().map(|(_, ends)| *ends));
@@ -183,13 +183,13 @@ impl Sim {
 }
 
 /// A packet between these two whose TCP checksum is wrong.
-fn damaged(bytes: &[u8], (source, destination): (SocketAddr, SocketAddr)) -> Option<Seen<'_>> {
+fn damaged(bytes: &[u8], (source, destination): (SocketAddr, SocketAddr)) -> Option<TcpPacket<'_>> {
     let ip_length = usize::from(bytes[0] & 15) * 4;
     let tcp = bytes.get(ip_length..).filter(|tcp| tcp.len() >= 20 && bytes[0] >> 4 == 4)?;
     let payload = tcp.get(usize::from(tcp[12] >> 4) * 4..)?;
     let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
     let number = |at: usize| u32::from_be_bytes(*tcp[at..].first_chunk().unwrap());
-    Some(Seen {
+    Some(TcpPacket {
         source: SocketAddr::new(source.ip(), port(0)),
         destination: SocketAddr::new(destination.ip(), port(2)),
         is_plain: false,

@@ -39,12 +39,12 @@ def holes(path):
         flow, until = struct.unpack_from("=QQ", value.raw)
         if flow and until > time.monotonic_ns():
             initiator, arrival = (socket.inet_ntoa(key.raw[at:at + 4]) for at in (0, 4))
-            print(f"judged: {initiator} -> {arrival}:{struct.unpack_from('!H', key.raw, 8)[0]}")
+            print(f"fast path: {initiator} -> {arrival}:{struct.unpack_from('!H', key.raw, 8)[0]}")
 
 
 namespace = socket.socket(socket.AF_UNIX).getsockopt(socket.SOL_SOCKET, 71, 8)
 own = "%x-" % int.from_bytes(namespace, "little")
 for pins in os.listdir(PINS) if os.path.isdir(PINS) else []:
-    path = f"{PINS}/{pins}/holes"
+    path = f"{PINS}/{pins}/pinholes"
     if pins.startswith(own) and os.path.exists(path):
         holes(path)

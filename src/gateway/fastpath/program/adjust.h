@@ -1,15 +1,17 @@
-// Sequence adjustment: of a connection whose lines have changed their length, each packet's numbers are shifted.
+// Sequence adjustment. After a rewrite changed the length of a line, every packet of its connection needs other
+// sequence and acknowledgement numbers.
 #pragma once
 
-// By how much the numbers of a packet are shifted: the sent number to the delivered one, the acknowledged one back.
-struct shift {
+// What is added to a packet's sequence number, and subtracted from its acknowledgement number.
+struct seq_adjustment {
 	__u32 seq, ack;
 };
 
-// No option, or timestamps alone, as Linux and others write them; others may have numbers of their own, as SACK.
+// Whether the TCP header has no options, or only timestamps in the form that Linux and others write. Other options
+// may hold sequence numbers, as SACK does, and the program adjusts none of those.
 static __always_inline int has_plain_options(struct __sk_buff *skb, const struct packet *packet)
 {
-	__u32 length = packet->at - ETHERNET - 20;
+	__u32 length = packet->payload_offset - ETHERNET - 20;
 	__be32 first;
 
 	if (length == 20)
@@ -17,17 +19,18 @@ static __always_inline int has_plain_options(struct __sk_buff *skb, const struct
 	return length == 32 && !bpf_skb_load_bytes(skb, ETHERNET + 40, &first, 4) && first == bpf_htonl(0x0101080a);
 }
 
-static __always_inline int store_number(struct __sk_buff *skb, __u32 at, __u32 before, __u32 now)
+static __always_inline int store_number(struct __sk_buff *skb, __u32 offset, __u32 old, __u32 new)
 {
-	__be32 number = bpf_htonl(now);
+	__be32 number = bpf_htonl(new);
 
-	return before != now && (bpf_skb_store_bytes(skb, at, &number, 4, 0) ||
-				 bpf_l4_csum_replace(skb, CHECKSUM, bpf_htonl(before), number, 4));
+	return old != new && (bpf_skb_store_bytes(skb, offset, &number, 4, 0) ||
+			      bpf_l4_csum_replace(skb, CHECKSUM, bpf_htonl(old), number, 4));
 }
 
-// Of a packet whose IP header has no options. The caller has made it writable.
-static __always_inline int store_shift(struct __sk_buff *skb, const struct packet *packet, const struct shift *shift)
+// The IP header must have no options, and the caller must have made the packet writable. Returns 0 if all was written.
+static __always_inline int store_adjustment(struct __sk_buff *skb, const struct packet *packet,
+					    const struct seq_adjustment *adjustment)
 {
-	return store_number(skb, ETHERNET + 24, packet->seq, packet->seq + shift->seq) ||
-	       store_number(skb, ETHERNET + 28, packet->ack, packet->ack - shift->ack);
+	return store_number(skb, ETHERNET + 24, packet->seq, packet->seq + adjustment->seq) ||
+	       store_number(skb, ETHERNET + 28, packet->ack, packet->ack - adjustment->ack);
 }

@@ -1,114 +1,131 @@
-// Maps and structures that the program shares with the daemon. `src/gateway/fastpath` has them in Rust.
+// The maps and structures that the program shares with the daemon. `src/gateway/fastpath/layout.rs` declares them in
+// Rust.
 //
-// Everything is in the byte order of the machine, except the types __be16 and __be32.
+// Numbers are in the machine's byte order. Fields of the types __be16 and __be32 are in network byte order.
 #pragma once
 
-// The longest line that is judged, with its CR LF.
-#define LINE 128
+// Length of the longest line that the program inspects, with its CR LF.
+#define LONGEST_LINE 128
 
-// Of a number of a port that keeps its length by zeros, where the server takes as many.
-#define MOST_DIGITS 4
+// A PORT keeps its length by leading zeros in the two numbers of its port. No server is sent more digits than this in
+// one of them.
+#define MAX_PORT_DIGITS 4
 
 enum side { CLIENT, SERVER };
 
-// What is waited for. NOTHING: a command. LOGIN: the same, of a client that has not logged in.
-enum awaits { NOTHING, OTHER, PASV, EPSV, ANNOUNCED, LOGIN, LOGIN_REPLY, GREETING };
+// What the program waits for on a control connection. A pending command waits for its reply.
+enum dialogue {
+	READY,           // the next command, after the login
+	COMMAND_PENDING, // the reply to a bypassable command
+	PASV_PENDING,    // the reply to PASV
+	EPSV_PENDING,    // the reply to EPSV
+	PORT_PENDING,    // the reply to PORT or EPRT
+	LOGIN_DUE,       // USER or PASS
+	LOGIN_PENDING,   // the reply to USER or PASS
+	GREETING_DUE,    // the server's greeting
+};
 
-enum counts { JUDGED, HANDED_BACK, OPENED, ADMITTED, NO_ROOM, REWRITTEN, COUNTS };
+// Indices of the map `counters`.
+enum counter { INSPECTED, HANDED_BACK, OPENED, ADMITTED, RING_FULL, REWRITTEN, COUNTERS };
 
-// Endpoints of a control connection's packet, as the interface shows them.
-struct way_key {
+// Source and destination of a control connection's packet, as it arrives at the interface.
+struct packet_tuple {
 	__be32 source, destination;
 	__be16 source_port, destination_port;
 };
 
-// The flow that a packet belongs to, and which side sends it.
-struct way {
+// The flow that a packet belongs to, and the side that sends the packet.
+struct tuple_value {
 	__u64 flow;
 	__u32 side;
 	__u32 pad;
 };
 
 // Source address, destination address and destination port of the SYN that a pinhole admits.
-struct hole_key {
+struct pinhole_key {
 	__be32 initiator, arrival;
 	__be16 port;
-	__u16 zero;
+	__u16 pad;
 };
 
-// A pinhole. It admits nothing while `flow` is 0 (reserved by the daemon) or `until` has passed.
-struct hole {
+// A pinhole. It admits nothing if `flow` is 0, because then the daemon has reserved it, or if `deadline` has passed.
+struct pinhole {
 	__u64 flow;
-	__u64 until;
-	__u32 step;
-	__u32 mark;
+	__u64 deadline;                            // in nanoseconds of bpf_ktime_get_ns()
+	__u32 line;                                // number of the line that opened the pinhole
+	__u32 mark;                                // packet mark of the admitted SYN
 };
 
-// A line as it came. Bytes behind its length are 0. The length of a FIN is more than LINE.
-struct line {
+// A line as it arrived, by which the program recognises its retransmission. Bytes after its end are 0. For a FIN
+// `length` is LONGEST_LINE + 1.
+struct saved_line {
 	__u32 seq, length;
-	__u8 bytes[LINE];
+	__u8 bytes[LONGEST_LINE];
 };
 
 // A control connection that the daemon handed over.
 struct flow {
 	struct bpf_spin_lock lock;
-	__u32 judged;                              // 0: the daemon has it
-	__u32 next[2];                             // next sequence number of client and server
-	__u32 steps;                               // lines judged so far
-	__u32 awaits;
-	__be32 client, server;                     // their own addresses, behind all NAT
+	__u32 handed_over;                         // 0: the daemon has the connection
+	__u32 next_seq[2];                         // next sequence number of client and server
+	__u32 line_count;                          // lines and FINs so far; the last one has this number
+	__u32 dialogue;                            // enum dialogue
+	__be32 client, server;                     // their own addresses, without NAT
 	__be16 client_port, server_port;
-	__be32 client_named, server_named;         // addresses written in the place of their own
-	__be32 client_arrival, server_arrival;     // destination of the SYN: active, passive
-	__be32 active_initiator, passive_initiator;
-	__u32 active_mark, passive_mark;           // packet mark of the admitted SYN
-	__u32 judged_mark;                         // packet mark of a judged packet
-	__u32 digits;                              // most digits of each port number of a PORT that keeps its length by zeros
-	__u32 adjusts;                             // 1: lines may change their length; every packet is adjusted then
-	__u32 shift[2];                            // by how much the sequence numbers of client and server are shifted,
-	__u32 since[2];                            // and from which one on: earlier ones by something else
-	__u32 hole_step;                           // the step that opened its pinhole; 0: it has none
+	__be32 announced_client, announced_server; // addresses that a rewrite puts in the place of their own
+	__be32 active_arrival, passive_arrival;    // destination of a data connection's SYN, by mode
+	__be32 active_initiator, passive_initiator; // source of a data connection's SYN, by mode
+	__u32 active_mark, passive_mark;           // packet mark of an admitted SYN, by mode
+	__u32 inspected_mark;                      // packet mark of an inspected packet
+	__u32 port_digits;                         // most digits in each number of a PORT's port; 0: no leading zeros
+	__u32 adjusted;                            // 1: lines may change length, and packets are adjusted
+	__u32 seq_offset[2];                       // sequence offset of client and server,
+	__u32 offset_since[2];                     // and the first sequence number that it applies to
+	__u32 pinhole_line;                        // number of the line that opened `pinhole`; 0: there is none
 	__u32 pad;
-	__u64 lifetime;                            // of a pinhole, in nanoseconds
-	struct hole_key hole;                      // that pinhole
+	__u64 pinhole_lifetime;                    // in nanoseconds
+	struct pinhole_key pinhole;                // the pinhole that this flow opened last
 	__u32 opening;                             // 1 while one processor opens a pinhole; the daemon writes 0
-	struct line last[2];                       // last judged line of client and server
+	struct saved_line last_line[2];            // last inspected line of client and server
 };
 
-// A record of the ring: one judged line, or a FIN.
-struct step {
-	__u64 flow, at;                            // at: bpf_ktime_get_ns()
-	__u32 step, side;                          // step: `steps` of the flow with this line
+// A record of the ring: one inspected line, or a FIN.
+struct line_record {
+	__u64 flow;
+	__u64 at_ns;                               // bpf_ktime_get_ns()
+	__u32 number;                              // `line_count` of the flow, with this line
+	__u32 side;
 	__u32 seq, ack;
 	__be32 client, server;
 	__be16 client_port, server_port;
 	__u16 length;
 	__be16 window;
-	__u8 opened;                               // 1: the line opened a pinhole
-	__u8 ends;                                 // 1: a FIN, and no line
-	__u8 digits;                               // of the flow
+	__u8 opened_pinhole;                       // 1: the line opened a pinhole
+	__u8 is_fin;                               // 1: a FIN, without a line
+	__u8 port_digits;                          // that of the flow, before this line
 	__u8 pad;
-	__u32 consumed;                            // the step whose pinhole is gone, if one is
-	__u8 bytes[LINE];                          // as they came, before any rewrite; 0 behind the line
+	__u32 consumed_pinhole;                    // number of the line whose pinhole was found consumed; 0: none was
+	__u8 bytes[LONGEST_LINE];                  // the line as it arrived, before any rewrite; 0 after its end
 };
 
-_Static_assert(sizeof(struct way_key) == 12, "");
-_Static_assert(sizeof(struct hole_key) == 12, "");
-_Static_assert(sizeof(struct hole) == 24, "");
-_Static_assert(sizeof(struct line) == 136, "");
+_Static_assert(sizeof(struct packet_tuple) == 12, "");
+_Static_assert(sizeof(struct tuple_value) == 16, "");
+_Static_assert(sizeof(struct pinhole_key) == 12, "");
+_Static_assert(sizeof(struct pinhole) == 24, "");
+_Static_assert(sizeof(struct saved_line) == 136, "");
 _Static_assert(sizeof(struct flow) == 400, "");
-_Static_assert(__builtin_offsetof(struct flow, lifetime) == 104, "");
-_Static_assert(__builtin_offsetof(struct flow, last) == 128, "");
-_Static_assert(sizeof(struct step) == 184, "");
-_Static_assert(__builtin_offsetof(struct step, bytes) == 56, "");
+_Static_assert(__builtin_offsetof(struct flow, pinhole_lifetime) == 104, "");
+_Static_assert(__builtin_offsetof(struct flow, last_line) == 128, "");
+_Static_assert(sizeof(struct line_record) == 184, "");
+_Static_assert(__builtin_offsetof(struct line_record, bytes) == 56, "");
 
+// The two directions of each control connection that was handed over.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
-	__type(key, struct way_key);
-	__type(value, struct way);
-} ways SEC(".maps");
+	__type(key, struct packet_tuple);
+	__type(value, struct tuple_value);
+} tuples SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -121,20 +138,20 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
-	__type(key, struct hole_key);
-	__type(value, struct hole);
-} holes SEC(".maps");
+	__type(key, struct pinhole_key);
+	__type(value, struct pinhole);
+} pinholes SEC(".maps");
 
-// Bit port % 32 of word port / 32: no pinhole is opened at that port.
+// A bitmap of ports, 32 in a word. The program opens no pinhole at a port whose bit is set.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2048);
 	__type(key, __u32);
 	__type(value, __u32);
-} ports SEC(".maps");
+} barred_ports SEC(".maps");
 
-// Bit port % 32 of word port / 32: servers of connections that were handed over have this port. Other packets are not
-// looked up among the ways, which takes longer.
+// A bitmap of ports, 32 in a word. A bit is set if a connection to a server at that port was handed over. The program
+// looks up no other packets in `tuples`, because the lookup costs more than this test.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2048);
@@ -150,12 +167,13 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTS);
+	__uint(max_entries, COUNTERS);
 	__type(key, __u32);
 	__type(value, __u64);
-} counts SEC(".maps");
+} counters SEC(".maps");
 
-// In doubt it has: nothing is opened at a barred port, and a control port is looked up.
+// Whether the bit of `port` is set in a bitmap. If the word cannot be read it counts as set: then no pinhole is
+// opened at the port, or the packet is looked up.
 static __always_inline int has_port(void *map, __u32 port)
 {
 	__u32 word = port / 32, *bits = bpf_map_lookup_elem(map, &word);
@@ -163,9 +181,9 @@ static __always_inline int has_port(void *map, __u32 port)
 	return !bits || *bits >> (port % 32) & 1;
 }
 
-static __always_inline void count(__u32 which)
+static __always_inline void count(__u32 counter)
 {
-	__u64 *value = bpf_map_lookup_elem(&counts, &which);
+	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
 
 	if (value)
 		++*value;

@@ -1,8 +1,8 @@
-// Reads the headers of an IPv4 TCP packet on Ethernet.
+// Reads the headers of an IPv4 TCP packet in an Ethernet frame.
 #pragma once
 
-#define ETHERNET 14
-#define CHECKSUM (ETHERNET + 20 + 16) // of TCP, where IP has no options
+#define ETHERNET 14                           // length of the Ethernet header
+#define CHECKSUM (ETHERNET + 20 + 16)         // offset of the TCP checksum, if the IP header has no options
 
 #define FIN 0x01
 #define SYN 0x02
@@ -12,25 +12,25 @@
 #define URG 0x20
 
 struct packet {
-	struct way_key key;
+	struct packet_tuple tuple;
 	__u32 seq, ack;
-	__u32 at, length;  // of the payload
-	__u32 flags;       // with the four bits before them, from 0x100
+	__u32 payload_offset, payload_length;
+	__u32 flags;                          // bits 8 to 11 are the four bits before the flags
 	__be16 window;
-	__u8 plain;        // IP has no options, and this is no fragment
-	__u8 has_control_port;
+	__u8 is_plain;                        // the IP header has no options, and the packet is no fragment
+	__u8 has_control_port;                // a port of the packet is in the map `control_ports`
 };
 
-// 0 if neither a control connection nor a pinhole can be meant: other protocols, later fragments, segments of other
-// ports but for SYNs.
+// Returns 0 if the packet can belong to no control connection and consume no pinhole: another protocol, a fragment
+// after the first, or a segment without SYN that has no control port.
 static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data, *end;
-	__u8 *ip, *tcp, own[20];
+	__u8 *ip, *tcp, copied[20];
 	__u32 ip_length, tcp_length, total;
 	__be16 fragment;
 
-	// With a VLAN tag it comes again, without it, on the VLAN's own interface.
+	// The VLAN's own interface receives a tagged frame as well, without its tag, and the program inspects it there.
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return 0;
 	data = (void *)(long)skb->data;
@@ -54,35 +54,35 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 		return 0;
 	ip_length = (ip[0] & 15) * 4;
 	total = bpf_ntohs(*(__be16 *)(ip + 2));
-	packet->plain = ip_length == 20 && !(fragment & bpf_htons(0x2000));
-	packet->key.source = *(__be32 *)(ip + 12);
-	packet->key.destination = *(__be32 *)(ip + 16);
+	packet->is_plain = ip_length == 20 && !(fragment & bpf_htons(0x2000));
+	packet->tuple.source = *(__be32 *)(ip + 12);
+	packet->tuple.destination = *(__be32 *)(ip + 16);
 	tcp = ip + 20;
 	if (ip_length != 20) {
-		if (ip_length < 20 || bpf_skb_load_bytes(skb, ETHERNET + ip_length, own, sizeof(own)))
+		if (ip_length < 20 || bpf_skb_load_bytes(skb, ETHERNET + ip_length, copied, sizeof(copied)))
 			return 0;
-		tcp = own;
+		tcp = copied;
 	}
 	packet->flags = (tcp[12] & 15) << 8 | tcp[13];
-	packet->key.source_port = *(__be16 *)tcp;
-	packet->key.destination_port = *(__be16 *)(tcp + 2);
-	packet->has_control_port = has_port(&control_ports, bpf_ntohs(packet->key.destination_port)) ||
-				   has_port(&control_ports, bpf_ntohs(packet->key.source_port));
+	packet->tuple.source_port = *(__be16 *)tcp;
+	packet->tuple.destination_port = *(__be16 *)(tcp + 2);
+	packet->has_control_port = has_port(&control_ports, bpf_ntohs(packet->tuple.destination_port)) ||
+				   has_port(&control_ports, bpf_ntohs(packet->tuple.source_port));
 	if (!packet->has_control_port && !(packet->flags & SYN))
 		return 0;
 	tcp_length = (tcp[12] >> 4) * 4;
 	if (tcp_length < 20 || total < ip_length + tcp_length || skb->len < ETHERNET + total)
 		return 0;
-	packet->length = total - ip_length - tcp_length;
-	packet->at = ETHERNET + ip_length + tcp_length;
+	packet->payload_length = total - ip_length - tcp_length;
+	packet->payload_offset = ETHERNET + ip_length + tcp_length;
 	packet->seq = bpf_ntohl(*(__be32 *)(tcp + 4));
 	packet->ack = bpf_ntohl(*(__be32 *)(tcp + 8));
 	packet->window = *(__be16 *)(tcp + 14);
 	return 1;
 }
 
-// Whether it says nothing, and only acknowledges.
+// Whether the packet is a pure acknowledgement: no payload, no SYN, FIN, RST or URG.
 static __always_inline int is_acknowledgement(const struct packet *packet)
 {
-	return !packet->length && !(packet->flags & (SYN | FIN | RST | URG));
+	return !packet->payload_length && !(packet->flags & (SYN | FIN | RST | URG));
 }

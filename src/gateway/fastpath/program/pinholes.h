@@ -1,36 +1,36 @@
-// Pinholes: who may open one, and the SYN that uses it up.
+// Pinholes: which line may open one, and the SYN that consumes it.
 #pragma once
 
-// Marks a SYN that a pinhole admits. Each admits one.
+// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
 static __always_inline void admit(struct __sk_buff *skb, const struct packet *packet)
 {
-	struct hole_key key = {
-		.initiator = packet->key.source,
-		.arrival = packet->key.destination,
-		.port = packet->key.destination_port,
+	struct pinhole_key key = {
+		.initiator = packet->tuple.source,
+		.arrival = packet->tuple.destination,
+		.port = packet->tuple.destination_port,
 	};
-	struct hole *hole;
+	struct pinhole *pinhole;
 	__u32 mark;
 
-	if (packet->length || !packet->plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
+	if (packet->payload_length || !packet->is_plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return;
-	hole = bpf_map_lookup_elem(&holes, &key);
-	if (!hole || !hole->flow || hole->until < bpf_ktime_get_ns() || skb->mark)
+	pinhole = bpf_map_lookup_elem(&pinholes, &key);
+	if (!pinhole || !pinhole->flow || pinhole->deadline < bpf_ktime_get_ns() || skb->mark)
 		return;
-	mark = hole->mark;
-	// Only one processor deletes it.
-	if (bpf_map_delete_elem(&holes, &key))
+	mark = pinhole->mark;
+	// If several processors find the pinhole at once, only one of them succeeds here.
+	if (bpf_map_delete_elem(&pinholes, &key))
 		return;
 	skb->mark = mark;
 	count(ADMITTED);
 }
 
-// Whether a program of this machine listens there.
-static __always_inline int is_listened_at(struct __sk_buff *skb, const struct hole_key *key)
+// Whether a program of this machine listens at the pinhole's destination.
+static __always_inline int has_listener(struct __sk_buff *skb, const struct pinhole_key *key)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *socket;
-	int listens;
+	int is_listening;
 
 	tuple.ipv4.saddr = key->initiator;
 	tuple.ipv4.daddr = key->arrival;
@@ -38,53 +38,56 @@ static __always_inline int is_listened_at(struct __sk_buff *skb, const struct ho
 	socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!socket)
 		return 0;
-	listens = socket->state == BPF_TCP_LISTEN;
+	is_listening = socket->state == BPF_TCP_LISTEN;
 	bpf_sk_release(socket);
-	return listens;
+	return is_listening;
 }
 
-// Whether the flow may open the pinhole. `target` is the address that awaits the data connection.
-static __always_inline int may_open(struct __sk_buff *skb, const struct hole_key *key, __u64 flow, __be32 target)
+// Whether the flow may open the pinhole. `target` is the address of the end that announced the data connection.
+static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_key *key, __u64 flow, __be32 target)
 {
-	struct hole *there;
+	struct pinhole *existing;
 
-	if (!key->port || has_port(&ports, bpf_ntohs(key->port)))
+	if (!key->port || has_port(&barred_ports, bpf_ntohs(key->port)))
 		return 0;
-	there = bpf_map_lookup_elem(&holes, key);
-	if (there && there->flow != flow)
+	existing = bpf_map_lookup_elem(&pinholes, key);
+	if (existing && existing->flow != flow)
 		return 0;
-	return key->arrival == target || !is_listened_at(skb, key);
+	return key->arrival == target || !has_listener(skb, key);
 }
 
-static __always_inline void delete_own(const struct hole_key *key, __u64 flow)
+// Deletes the pinhole with this key if it belongs to the flow.
+static __always_inline void delete_pinhole_of(const struct pinhole_key *key, __u64 flow)
 {
-	struct hole *there = bpf_map_lookup_elem(&holes, key);
+	struct pinhole *existing = bpf_map_lookup_elem(&pinholes, key);
 
-	if (there && there->flow == flow)
-		bpf_map_delete_elem(&holes, key);
+	if (existing && existing->flow == flow)
+		bpf_map_delete_elem(&pinholes, key);
 }
 
-// The step that opened the flow's pinhole, if that is gone; else 0. While a reply is due the flow opens no other one.
-static __always_inline __u32 consumed_step(const struct flow *flow)
+// The number of the line that opened the flow's pinhole, if that pinhole does not exist any more; else 0. The flow
+// cannot open another one meanwhile, because a reply is pending.
+static __always_inline __u32 consumed_pinhole(const struct flow *flow)
 {
-	struct hole_key key = flow->hole;
-	__u32 step = flow->hole_step;
+	struct pinhole_key key = flow->pinhole;
+	__u32 line = flow->pinhole_line;
 
-	return step && !bpf_map_lookup_elem(&holes, &key) ? step : 0;
+	return line && !bpf_map_lookup_elem(&pinholes, &key) ? line : 0;
 }
 
-// Puts the pinhole into the map where it admits nothing yet.
-static __always_inline int insert_closed(const struct hole_key *key, __u64 flow, __u32 step, __u32 mark)
+// Inserts the pinhole with a deadline in the past, so that it admits nothing yet.
+static __always_inline int insert_closed(const struct pinhole_key *key, __u64 flow, __u32 line, __u32 mark)
 {
-	struct hole hole = { .flow = flow, .until = 0, .step = step, .mark = mark };
+	struct pinhole pinhole = { .flow = flow, .deadline = 0, .line = line, .mark = mark };
 
-	return bpf_map_update_elem(&holes, key, &hole, BPF_NOEXIST);
+	return bpf_map_update_elem(&pinholes, key, &pinhole, BPF_NOEXIST);
 }
 
-static __always_inline void open_inserted(const struct hole_key *key, __u64 flow, __u32 step, __u64 until)
+// Sets the deadline of a pinhole that `insert_closed` inserted.
+static __always_inline void open_inserted(const struct pinhole_key *key, __u64 flow, __u32 line, __u64 deadline)
 {
-	struct hole *there = bpf_map_lookup_elem(&holes, key);
+	struct pinhole *existing = bpf_map_lookup_elem(&pinholes, key);
 
-	if (there && there->flow == flow && there->step == step)
-		*(volatile __u64 *)&there->until = until;
+	if (existing && existing->flow == flow && existing->line == line)
+		*(volatile __u64 *)&existing->deadline = deadline;
 }

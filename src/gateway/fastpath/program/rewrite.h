@@ -1,98 +1,102 @@
-// Writes another address into a PORT, an EPRT or a 227.
+// Rewrites a PORT, an EPRT or a 227: puts another address into it.
 //
-// Must write what `Announcement::rewritten` of ftp-alg-core writes: the daemon goes on from here.
+// The result must be what `Announcement::rewritten` of ftp-alg-core writes, because the engine continues the session
+// with the line that it would have written itself.
 #pragma once
 
-// The longest rest of a line, behind what it announces, that may move.
-#define REST 16
+// The most bytes after an announcement that the program moves, if the line changes its length.
+#define LONGEST_TAIL 16
 
-// From the even byte before it, "(255,255,255,255,255,255" and the rest that may move.
+// Room for one byte before the announcement, for "(255,255,255,255,255,255", and for the tail.
 #define PART 48
 
-// The part of a line that is written anew. Where the line changes its length that is all of its rest.
-struct text {
-	__u32 base;   // where it starts in the line; even, because the checksum counts pairs
-	__u32 growth; // by how much the line is longer
+// The part of the line that the rewrite replaces. If the line changes its length, the part extends to the end of the
+// line.
+struct rewrite {
+	__u32 base;   // index in the line at which the part starts; even, because the checksum sums pairs of bytes
+	__u32 growth; // number of bytes that the rewrite adds to the line; a negative one wraps around
 	__u8 bytes[PART];
 };
 
-// Places are those of the line.
-static __always_inline void put(struct text *text, __u32 at, __u8 byte)
+// Writes a byte. `at` is its index in the line.
+static __always_inline void put(struct rewrite *rewrite, __u32 at, __u8 byte)
 {
-	at -= text->base;
+	at -= rewrite->base;
 	asm volatile("" : "+r"(at));
 	if (at < PART)
-		text->bytes[at] = byte;
+		rewrite->bytes[at] = byte;
 }
 
-static __always_inline __u32 digits_of(__u32 number)
+static __always_inline __u32 digit_count(__u32 number)
 {
 	return number > 99 ? 3 : number > 9 ? 2 : 1;
 }
 
-// Writes a number up to 255 with at least so many digits. Returns where it ends.
-__noinline __u32 put_number(struct text *text, __u32 at, __u32 number, __u32 digits)
+// Writes a number up to 255, with leading zeros up to `digits` digits. Returns the index after it.
+__noinline __u32 put_number(struct rewrite *rewrite, __u32 at, __u32 number, __u32 digits)
 {
 	__u32 width;
 
-	if (!text)
+	if (!rewrite)
 		return 0;
 	number &= 255;
-	width = digits_of(number);
+	width = digit_count(number);
 	if (digits > width)
 		width = digits;
 	if (width > 3)
-		put(text, at++, '0');
+		put(rewrite, at++, '0');
 	if (width > 2)
-		put(text, at++, '0' + number / 100);
+		put(rewrite, at++, '0' + number / 100);
 	if (width > 1)
-		put(text, at++, '0' + number / 10 % 10);
-	put(text, at++, '0' + number % 10);
+		put(rewrite, at++, '0' + number / 10 % 10);
+	put(rewrite, at++, '0' + number % 10);
 	return at;
 }
 
-// Writes four numbers with a separator behind each. Returns where the last separator ends.
-__noinline __u32 put_address(struct text *text, __u32 at, __u32 address, __u32 separator)
+// Writes an address: four numbers with a separator after each. After the last number of an EPRT the separator is `|`.
+// Returns the index after it.
+__noinline __u32 put_address(struct rewrite *rewrite, __u32 at, __u32 address, __u32 separator)
 {
 	__u32 i;
 
-	if (!text)
+	if (!rewrite)
 		return 0;
 	for (i = 0; i < 4; i++) {
-		at = put_number(text, at, address >> 24, 1);
-		put(text, at++, i == 3 && separator == '.' ? '|' : separator);
+		at = put_number(rewrite, at, address >> 24, 1);
+		put(rewrite, at++, i == 3 && separator == '.' ? '|' : separator);
 		address <<= 8;
 	}
 	return at;
 }
 
-static __always_inline __u32 length_of_address(__u32 address)
+static __always_inline __u32 address_length(__u32 address)
 {
-	return digits_of(address >> 24) + digits_of(address >> 16 & 255) + digits_of(address >> 8 & 255) +
-	       digits_of(address & 255) + 4;
+	return digit_count(address >> 24) + digit_count(address >> 16 & 255) + digit_count(address >> 8 & 255) +
+	       digit_count(address & 255) + 4;
 }
 
-// Begins with the part of the line around `start`, up to `end`; zeros stand behind.
-static __always_inline void copy_part(struct text *text, const struct step *line, __u32 start, __u32 end)
+// Copies the part of the line that has `start` in it, up to `end`. The bytes of the part from `end` on become 0.
+static __always_inline void copy_part(struct rewrite *rewrite, const struct line_record *line, __u32 start, __u32 end)
 {
-	__u32 base = start & (LINE - 2), i;
+	__u32 base = start & (LONGEST_LINE - 2), i;
 
-	if (base > LINE - PART)
-		base = LINE - PART;
-	text->base = base;
+	if (base > LONGEST_LINE - PART)
+		base = LONGEST_LINE - PART;
+	rewrite->base = base;
 	for (i = 0; i < PART; i++) {
-		__u32 is_before = (base + i - end) >> 31; // no branch, as in is_same
+		__u32 is_before = (base + i - end) >> 31; // without a branch, as in is_equal
 
 		asm volatile("" : "+r"(is_before));
-		text->bytes[i] = line->bytes[base + i] * is_before;
+		rewrite->bytes[i] = line->bytes[base + i] * is_before;
 	}
 }
 
-// With how many digits the two numbers of a port fill so many bytes: those of the first, and of the second from bit 8. Zeros fill up
-// the second one first. 0 if they cannot.
-__noinline __u32 widths_of_port(__u32 port, __u32 room, __u32 digits)
+// Finds with how many digits each the two numbers of a port fill `room` bytes. Leading zeros go to the second number
+// first. Returns the digits of the first number, and those of the second from bit 8 on; or 0 if the numbers cannot
+// fill the room.
+__noinline __u32 port_digit_counts(__u32 port, __u32 room, __u32 digits)
 {
-	__u32 high = digits_of(port >> 8 & 255), low = digits_of(port & 255), zeros, more;
+	__u32 high = digit_count(port >> 8 & 255), low = digit_count(port & 255), zeros, more;
 
 	if (high + low > room)
 		return 0;
@@ -108,132 +112,138 @@ __noinline __u32 widths_of_port(__u32 port, __u32 room, __u32 digits)
 	return low << 8 | high;
 }
 
-// 0 if the line cannot keep its length.
-__noinline int rewrite_port(struct text *text, const struct step *line, const struct endpoint *endpoint,
-			    __u32 address, __u32 digits)
+// Rewrites a PORT so that it keeps its length, by leading zeros. Returns 0 if it cannot.
+__noinline int rewrite_port(struct rewrite *rewrite, const struct line_record *line,
+			    const struct announcement *announcement, __u32 address, __u32 digits)
 {
-	__u32 at, own, room, widths;
+	__u32 at, shortest, room, counts;
 
-	if (!text || !line || !endpoint || !digits)
+	if (!rewrite || !line || !announcement || !digits)
 		return 0;
-	if (digits > MOST_DIGITS)
-		digits = MOST_DIGITS;
-	copy_part(text, line, endpoint->start, LINE);
-	own = length_of_address(address) + 1;
-	room = endpoint->end - endpoint->start;
-	if (own > room)
+	if (digits > MAX_PORT_DIGITS)
+		digits = MAX_PORT_DIGITS;
+	copy_part(rewrite, line, announcement->start, LONGEST_LINE);
+	shortest = address_length(address) + 1;
+	room = announcement->end - announcement->start;
+	if (shortest > room)
 		return 0;
-	widths = widths_of_port(endpoint->port, room - own, digits);
-	if (!widths)
+	counts = port_digit_counts(announcement->port, room - shortest, digits);
+	if (!counts)
 		return 0;
-	at = put_address(text, endpoint->start, address, ',');
-	at = put_number(text, at, endpoint->port >> 8, widths & 255);
-	put(text, at++, ',');
-	at = put_number(text, at, endpoint->port, widths >> 8);
-	return at == endpoint->end;
+	at = put_address(rewrite, announcement->start, address, ',');
+	at = put_number(rewrite, at, announcement->port >> 8, counts & 255);
+	put(rewrite, at++, ',');
+	at = put_number(rewrite, at, announcement->port, counts >> 8);
+	return at == announcement->end;
 }
 
-// Blanks before the parenthesis fill up. 0 if the line cannot keep its length.
-__noinline int rewrite_227(struct text *text, const struct step *line, const struct endpoint *endpoint, __u32 address)
+// Rewrites a 227 so that it keeps its length, by blanks before the parenthesis. Returns 0 if it cannot.
+__noinline int rewrite_227(struct rewrite *rewrite, const struct line_record *line,
+			   const struct announcement *announcement, __u32 address)
 {
-	__u32 at, own, room, blanks, i;
+	__u32 at, shortest, room, blanks, i;
 
-	if (!text || !line || !endpoint)
+	if (!rewrite || !line || !announcement)
 		return 0;
-	copy_part(text, line, endpoint->start, LINE);
-	own = 1 + length_of_address(address) + digits_of(endpoint->port >> 8 & 255) + 1 + digits_of(endpoint->port & 255);
-	room = endpoint->end - endpoint->start;
-	if (own > room)
+	copy_part(rewrite, line, announcement->start, LONGEST_LINE);
+	shortest = 1 + address_length(address) + digit_count(announcement->port >> 8 & 255) + 1 +
+		   digit_count(announcement->port & 255);
+	room = announcement->end - announcement->start;
+	if (shortest > room)
 		return 0;
-	blanks = room - own;
-	at = endpoint->start;
-	// From "255,255,255,255" to "0,0,0,0".
+	blanks = room - shortest;
+	at = announcement->start;
+	// An address has at most 8 bytes more than another: "255,255,255,255" and "0,0,0,0".
 	for (i = 0; i < 8 && i < blanks; i++)
-		put(text, at++, ' ');
-	put(text, at++, '(');
-	at = put_address(text, at, address, ',');
-	at = put_number(text, at, endpoint->port >> 8, 1);
-	put(text, at++, ',');
-	at = put_number(text, at, endpoint->port, 1);
-	return at == endpoint->end;
+		put(rewrite, at++, ' ');
+	put(rewrite, at++, '(');
+	at = put_address(rewrite, at, address, ',');
+	at = put_number(rewrite, at, announcement->port >> 8, 1);
+	put(rewrite, at++, ',');
+	at = put_number(rewrite, at, announcement->port, 1);
+	return at == announcement->end;
 }
 
-// Writes the port of an EPRT. Returns where it ends.
-static __always_inline __u32 put_port(struct text *text, __u32 at, __u32 port)
+// Writes the port of an EPRT. Returns the index after it.
+static __always_inline __u32 put_port(struct rewrite *rewrite, __u32 at, __u32 port)
 {
-	__u32 place;
+	__u32 unit;
 
-	for (place = 10000; place > 0; place /= 10)
-		if (port >= place)
-			put(text, at++, '0' + port / place % 10);
+	for (unit = 10000; unit > 0; unit /= 10)
+		if (port >= unit)
+			put(rewrite, at++, '0' + port / unit % 10);
 	return at;
 }
 
-// Writes what is announced as short as it can be, and the rest of the line behind it. 0 if that is too long, or the line then.
-__noinline int rewrite_and_move(struct text *text, const struct step *line, const struct endpoint *endpoint,
-				__u32 address, __u32 is_eprt)
+// Rewrites the announcement in its shortest form, and moves the tail of the line. Returns 0 if the tail or the new
+// line is too long.
+__noinline int rewrite_with_growth(struct rewrite *rewrite, const struct line_record *line,
+				   const struct announcement *announcement, __u32 address, __u32 is_eprt)
 {
 	__u32 at, i, length;
 
-	if (!text || !line || !endpoint)
+	if (!rewrite || !line || !announcement)
 		return 0;
 	length = line->length;
-	at = endpoint->start;
-	copy_part(text, line, at, at);
+	at = announcement->start;
+	copy_part(rewrite, line, at, at);
 	if (byte_at(line, at) == '(')
-		put(text, at++, '(');
-	at = put_address(text, at, address, is_eprt ? '.' : ',');
+		put(rewrite, at++, '(');
+	at = put_address(rewrite, at, address, is_eprt ? '.' : ',');
 	if (is_eprt) {
-		at = put_port(text, at, endpoint->port);
+		at = put_port(rewrite, at, announcement->port);
 	} else {
-		at = put_number(text, at, endpoint->port >> 8, 1);
-		put(text, at++, ',');
-		at = put_number(text, at, endpoint->port, 1);
+		at = put_number(rewrite, at, announcement->port >> 8, 1);
+		put(rewrite, at++, ',');
+		at = put_number(rewrite, at, announcement->port, 1);
 	}
-	for (i = 0; i < REST && endpoint->end + i < length; i++)
-		put(text, at++, byte_at(line, endpoint->end + i));
-	text->growth = at - length;
-	return endpoint->end + i == length && at <= LINE;
+	for (i = 0; i < LONGEST_TAIL && announcement->end + i < length; i++)
+		put(rewrite, at++, byte_at(line, announcement->end + i));
+	rewrite->growth = at - length;
+	return announcement->end + i == length && at <= LONGEST_LINE;
 }
 
-// Writes another address, in the line's own length if it can. 0 if the line is the engine's.
-static __always_inline int rewrite(struct text *text, const struct step *line, const struct endpoint *endpoint,
-				   __u32 kind, __u32 address, __u32 digits)
+// Rewrites the line, in its own length if possible. Returns 0 if the engine has to rewrite it.
+static __always_inline int rewrite_line(struct rewrite *rewrite, const struct line_record *line,
+					const struct announcement *announcement, __u32 kind, __u32 address,
+					__u32 digits)
 {
-	if (kind == PORT && rewrite_port(text, line, endpoint, address, digits))
+	if (kind == COMMAND_PORT && rewrite_port(rewrite, line, announcement, address, digits))
 		return 1;
-	if (kind == REPLY_227 && rewrite_227(text, line, endpoint, address))
+	if (kind == REPLY_227 && rewrite_227(rewrite, line, announcement, address))
 		return 1;
-	return rewrite_and_move(text, line, endpoint, address, kind == EPRT);
+	return rewrite_with_growth(rewrite, line, announcement, address, kind == COMMAND_EPRT);
 }
 
-// The packet has another length from now on, and its headers say so.
+// Changes the length of the packet, in its headers as well. Returns 0 if that succeeds.
 static __always_inline int change_length(struct __sk_buff *skb, const struct packet *packet, __u32 growth)
 {
-	__u32 before = packet->at - ETHERNET + packet->length, now = before + growth;
-	__be16 total = bpf_htons(now);
+	__u32 old = packet->payload_offset - ETHERNET + packet->payload_length, new = old + growth;
+	__be16 total = bpf_htons(new);
 
-	return bpf_skb_change_tail(skb, ETHERNET + now, 0) || bpf_skb_store_bytes(skb, ETHERNET + 2, &total, 2, 0) ||
-	       bpf_l3_csum_replace(skb, ETHERNET + 10, bpf_htons(before), total, 2) ||
-	       bpf_l4_csum_replace(skb, CHECKSUM, bpf_htons(before - 20), bpf_htons(now - 20), BPF_F_PSEUDO_HDR | 2);
+	return bpf_skb_change_tail(skb, ETHERNET + new, 0) || bpf_skb_store_bytes(skb, ETHERNET + 2, &total, 2, 0) ||
+	       bpf_l3_csum_replace(skb, ETHERNET + 10, bpf_htons(old), total, 2) ||
+	       bpf_l4_csum_replace(skb, CHECKSUM, bpf_htons(old - 20), bpf_htons(new - 20), BPF_F_PSEUDO_HDR | 2);
 }
 
-// Puts the new text into the packet, which the caller has made writable. This fails only where its line grows and there is no memory.
-static __always_inline int store_text(struct __sk_buff *skb, const struct packet *packet, struct step *line, struct text *text)
+// Writes the rewritten part into the packet, which the caller must have made writable. Returns 0 if that succeeds. It
+// fails only if the line grows and the kernel has no memory.
+static __always_inline int store_rewrite(struct __sk_buff *skb, const struct packet *packet, struct line_record *line,
+					 struct rewrite *rewrite)
 {
-	__u32 base = text->base, length = packet->length + text->growth - base;
+	__u32 base = rewrite->base, length = packet->payload_length + rewrite->growth - base;
 	__s64 difference;
 
 	asm volatile("" : "+r"(base));
-	if (base > LINE - PART)
+	if (base > LONGEST_LINE - PART)
 		return -1;
-	if (text->growth && change_length(skb, packet, text->growth))
+	if (rewrite->growth && change_length(skb, packet, rewrite->growth))
 		return -1;
-	difference = bpf_csum_diff((__be32 *)(line->bytes + base), PART, (__be32 *)text->bytes, PART, 0);
+	difference = bpf_csum_diff((__be32 *)(line->bytes + base), PART, (__be32 *)rewrite->bytes, PART, 0);
 	length--;
 	asm volatile("" : "+r"(length));
 	if (length >= PART)
 		length = PART - 1;
-	return bpf_skb_store_bytes(skb, packet->at + base, text->bytes, length + 1, 0) ||
+	return bpf_skb_store_bytes(skb, packet->payload_offset + base, rewrite->bytes, length + 1, 0) ||
 	       bpf_l4_csum_replace(skb, CHECKSUM, 0, difference, 0);
 }

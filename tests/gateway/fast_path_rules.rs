@@ -1,5 +1,4 @@
-//! What the rules do with packets that the fast path has marked: control packets pass the queue by, and first packets of data
-//! connections are admitted and translated.
+//! The rules for packets that the fast path's program has marked: inspected packets bypass the queue, and SYNs of data connections are admitted and translated.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,8 +13,8 @@ use ftp_alg::gateway::{
 };
 
 use super::{
-    attached::look,
-    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive, ways},
+    attachments::update_attachments,
+    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive, tuples},
     lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, listen},
 };
 
@@ -33,8 +32,8 @@ impl Ready {
         Self::with(|| Commits::by_one_socket().unwrap())
     }
 
-    /// With a table that others can remove.
-    fn owned_by_nobody() -> Self {
+    /// With a table without an owner, which other programs can remove.
+    fn without_owner() -> Self {
         Self::with(Commits::default)
     }
 
@@ -47,7 +46,7 @@ impl Ready {
             let table = Table::install_for(&parameters, &commits).unwrap();
             let translations = Translations::new(&parameters, &commits).unwrap();
             let path = pins.load();
-            look(&path);
+            update_attachments(&path);
             (table, translations, Some(path))
         });
         Self { table, translations, path, pins, lab }
@@ -57,7 +56,7 @@ impl Ready {
         self.path.as_ref().unwrap()
     }
 
-    /// Has the program open a pinhole at port 4001 by this client's line, or by the answer to PASV.
+    /// Has the program open a pinhole at port 4001, by this line of the client or by the reply to PASV.
     fn open(&self, flow: &Flow, line: Option<&[u8]>) {
         let path = self.path();
         self.lab.on_gateway(|| {
@@ -74,7 +73,7 @@ impl Ready {
             let steps = read(path);
             assert!(steps.len() == 2 && steps.iter().any(|step| step.opened_pinhole), "{steps:?}");
             path.ring().release(path.ring().position());
-            path.take_back(flow.flow, ways()).unwrap();
+            path.take_back(flow.id, tuples()).unwrap();
         });
     }
 
@@ -108,12 +107,12 @@ fn flow(number: u64, passive_mark: u32) -> Flow {
 }
 
 #[test]
-fn an_admitted_connection_passes_and_no_other() {
+fn only_an_admitted_connection_passes() {
     if !super::fastpath::has_tcx() {
         return;
     }
     let mut ready = Ready::new();
-    // Later rules see nothing of the marks.
+    // Later rules must not see the marks.
     ready.lab.gateway_sh(
         "nft 'table inet later { chain last { type filter hook postrouting priority 300; \
             meta l4proto tcp meta mark != 0 counter drop; }; }'",
@@ -124,13 +123,13 @@ fn an_admitted_connection_passes_and_no_other() {
     assert!(connect(&ready.lab.client, lab::CLIENT, to).is_err());
     ready.open(&flow(1, mark), None);
     let mut client = connect(&ready.lab.client, lab::CLIENT, to).unwrap();
-    // Masquerading, which the operator has, does not bend it.
+    // The operator's masquerading does not translate the connection.
     let (_, peer) = exchange(&mut client, &listener);
     assert_eq!(peer, client.local_addr().unwrap());
     assert!(connect(&ready.lab.client, lab::CLIENT, to).is_err(), "one pinhole, one connection");
     assert_eq!(ready.path().counters().unwrap().admitted, 1);
 
-    // Its source is translated as it was asked for.
+    // The source is translated as requested.
     let slot = ready.acquire(None, Some((lab::CLIENT, lab::SERVER, EXTERNAL2))).unwrap();
     ready.open(&flow(2, slot.mark()), None);
     let mut client = connect(&ready.lab.client, lab::CLIENT, to).unwrap();
@@ -141,16 +140,16 @@ fn an_admitted_connection_passes_and_no_other() {
 }
 
 #[test]
-fn an_admitted_connection_goes_to_the_target_of_its_slot() {
+fn a_connection_is_translated_to_the_target_of_its_slot() {
     if !super::fastpath::has_tcx() {
         return;
     }
-    let mut ready = Ready::owned_by_nobody();
+    let mut ready = Ready::without_owner();
     let source = (lab::SERVER, lab::CLIENT, lab::GATEWAY_INSIDE);
     let others = ["198.51.100.1", "198.51.100.2"];
-    let kept: Vec<_> = others.map(|one| ready.acquire(Some(one), None).unwrap()).into();
+    let others_slots: Vec<_> = others.map(|one| ready.acquire(Some(one), None).unwrap()).into();
     let slot = ready.acquire(Some(lab::CLIENT), Some(source)).unwrap();
-    assert!(kept.iter().all(|other| other.mark() != slot.mark()));
+    assert!(others_slots.iter().all(|other| other.mark() != slot.mark()));
     let active = Flow {
         active_arrival: EXTERNAL.parse().unwrap(),
         active_mark: slot.mark(),
@@ -164,25 +163,25 @@ fn an_admitted_connection_goes_to_the_target_of_its_slot() {
     let (_, peer) = exchange(&mut server, &listener);
     assert_eq!(peer.ip().to_string(), lab::GATEWAY_INSIDE);
 
-    // Without the element nothing goes anywhere, even if this machine listens there.
+    // Without the element the SYN is dropped, even if this machine listens at the destination.
     ready.lab.gateway_sh("nft flush ruleset");
     ready.lab.on_gateway(|| {
         assert_eq!(ready.table.condition().unwrap(), Condition::Gone);
         ready.table.restore().unwrap();
     });
-    ready.open(&Flow { flow: 2, ..active.clone() }, Some(port));
+    ready.open(&Flow { id: 2, ..active.clone() }, Some(port));
     let _here = listen(&ready.lab.gateway, at(EXTERNAL, 4001));
     assert!(connect(&ready.lab.server, lab::SERVER, to).is_err());
     drop(_here);
     ready.translations.restore_elements().unwrap();
-    ready.open(&Flow { flow: 3, ..active }, Some(port));
+    ready.open(&Flow { id: 3, ..active }, Some(port));
     let mut server = connect(&ready.lab.server, lab::SERVER, to).unwrap();
     exchange(&mut server, &listener);
-    drop(kept);
+    drop(others_slots);
 }
 
 #[test]
-fn translations_are_shared_counted_and_found_again() {
+fn translations_are_shared_and_read_by_the_next_daemon() {
     if !super::fastpath::has_tcx() {
         return;
     }
@@ -191,31 +190,35 @@ fn translations_are_shared_counted_and_found_again() {
     let one = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
     let same = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
     assert_eq!(one, same);
-    assert_eq!(ready.acquire(Some("10.0.0.3"), pair(EXTERNAL2)), None, "the pair has another");
-    assert!(!ready.list("judged_targets4").contains("10.0.0.3"));
+    assert_eq!(
+        ready.acquire(Some("10.0.0.3"), pair(EXTERNAL2)),
+        None,
+        "the pair has another source"
+    );
+    assert!(!ready.list("fast_path_targets4").contains("10.0.0.3"));
     ready.translations.release(&one);
-    assert_eq!(ready.acquire(None, pair(EXTERNAL2)), None, "it is used");
+    assert_eq!(ready.acquire(None, pair(EXTERNAL2)), None, "the source is in use");
     ready.translations.release(&same);
     let other = ready.acquire(None, pair(EXTERNAL2)).unwrap();
-    assert!(ready.list("judged_sources4").contains("10.0.0.2 . 192.0.2.9 : 192.0.2.77"));
+    assert!(ready.list("fast_path_sources4").contains("10.0.0.2 . 192.0.2.9 : 192.0.2.77"));
 
-    // Another daemon finds what is there, and nothing that is used.
-    let targets = ready.list("judged_targets4");
+    // Another daemon reads the elements, and none of them is in use.
+    let targets = ready.list("fast_path_targets4");
     ready.lab.on_gateway(|| {
         let commits = Commits::default();
         let mut next = Translations::new(&RuleParameters::default(), &commits).unwrap();
         next.restore_elements().unwrap();
     });
     let condition = ready.lab.on_gateway(|| ready.table.look().unwrap());
-    assert_eq!(condition, Condition::Intact, "elements are not the table's shape");
-    assert_eq!(ready.list("judged_targets4"), targets);
-    let again = ready.acquire(Some("10.0.0.2"), None).unwrap();
-    assert_eq!(again.mark(), one.mark());
+    assert_eq!(condition, Condition::Intact, "elements do not belong to the fingerprint");
+    assert_eq!(ready.list("fast_path_targets4"), targets);
+    let reacquired = ready.acquire(Some("10.0.0.2"), None).unwrap();
+    assert_eq!(reacquired.mark(), one.mark());
     ready.translations.release(&other);
 }
 
 #[test]
-fn slots_are_as_many_as_the_mark_has_room_for() {
+fn there_are_as_many_slots_as_the_mark_has_bits_for() {
     if !super::fastpath::has_tcx() {
         return;
     }
@@ -232,10 +235,10 @@ fn slots_are_as_many_as_the_mark_has_room_for() {
     let last = ready.translations.acquire(Some(address(0xfff)), None).unwrap().unwrap();
     assert_eq!(last.mark(), slots[7].mark());
     assert_eq!(ready.translations.acquire(Some(address(7)), None).unwrap(), None);
-    assert_eq!(ready.list("judged_targets4").matches(" : 10.1.").count(), 0xfff);
+    assert_eq!(ready.list("fast_path_targets4").matches(" : 10.1.").count(), 0xfff);
 }
 
-/// What a connection sends and expects next.
+/// The next sequence numbers that a connection sends and receives.
 fn numbers(stream: &TcpStream) -> [u32; 2] {
     const REPAIR: [i32; 2] = [1, -1];
     const QUEUES: [i32; 2] = [2, 1];
@@ -270,19 +273,19 @@ fn numbers(stream: &TcpStream) -> [u32; 2] {
 }
 
 #[test]
-fn judged_packets_are_not_queued_and_the_others_are() {
+fn inspected_packets_bypass_the_queue() {
     if !super::fastpath::has_tcx() {
         return;
     }
-    let mut ready = Ready::owned_by_nobody();
-    // Nobody reads the queue, so what is queued is lost. The handshake is over before there are rules.
+    let mut ready = Ready::without_owner();
+    // No program reads the queue, so queued packets are lost. The handshake is complete before the rules are loaded.
     ready.lab.gateway_sh("nft delete table inet ftp_alg");
     let listener = listen(&ready.lab.server, at(lab::SERVER, 21));
     let mut client = connect(&ready.lab.client, lab::CLIENT, at(lab::SERVER, 21)).unwrap();
     let (mut server, peer) = exchange(&mut client, &listener);
     ready.lab.on_gateway(|| ready.table.restore().unwrap());
     ready.lab.gateway_sh(
-        "nft 'add element inet ftp_alg alive { tcp timeout 1h }'; \
+        "nft 'add element inet ftp_alg heartbeat { tcp timeout 1h }'; \
          nft 'table inet later { chain last { type filter hook postrouting priority 300; \
             meta l4proto tcp meta mark != 0 counter drop; }; }'",
     );
@@ -290,7 +293,7 @@ fn judged_packets_are_not_queued_and_the_others_are() {
     client.set_read_timeout(patience).unwrap();
     server.set_read_timeout(patience).unwrap();
     let next = inside(&ready.lab.client, || numbers(&client));
-    // Masqueraded: what the server sends goes to the gateway.
+    // The client is masqueraded, so the server sends to the gateway.
     let outside: SocketAddrV4 = peer.to_string().parse().unwrap();
     let from = SocketAddrV4::new(*CLIENT.ip(), client.local_addr().unwrap().port());
     let mut control = fastpath::flow(1);
@@ -308,6 +311,6 @@ fn judged_packets_are_not_queued_and_the_others_are() {
     assert_eq!(read(path).len(), 2);
     assert!(ready.lab.gateway_sh("nft list table inet later").contains("packets 0 bytes 0"));
     client.write_all(b"AUTH TLS\r\n").unwrap();
-    assert!(server.read(&mut buffer).is_err(), "it waits in the queue");
+    assert!(server.read(&mut buffer).is_err(), "it is in the queue");
     assert_eq!(path.counters().unwrap().handed_back, 1);
 }

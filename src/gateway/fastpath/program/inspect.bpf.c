@@ -1,0 +1,296 @@
+// Inspects the recurring lines of FTP control connections at the interfaces of the gateway.
+//
+// The daemon hands over a connection that it has verified, and this program then follows its dialogue: one command,
+// its reply, and so on, at last the FIN of each side. Each line must be whole, alone in its segment, and the next one
+// by sequence number and by acknowledgement number. The program gives such a packet a packet mark, so that the rules
+// do not queue it, and reports the line to the daemon in a ring buffer. It opens the pinhole that a line announces,
+// and admits the SYN for which there is a pinhole.
+//
+// At anything else the program hands the flow back and does not change the packet. So the rules queue the packet, and
+// the daemon inspects the connection inline again. The program refuses nothing.
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "layout.h"
+#include "packet.h"
+#include "checksum.h"
+#include "lines.h"
+#include "rewrite.h"
+#include "adjust.h"
+#include "pinholes.h"
+#include "decide.h"
+
+// Return values, from linux/bpf.h of Linux 6.6.
+#define NEXT -1 // TCX_NEXT: the next program and the stack get the packet
+#define DROP 2  // TCX_DROP
+
+// Gives the connection back to the daemon. The packet is not changed, so the rules queue it.
+static __always_inline int hand_back(struct flow *flow)
+{
+	int was_handed_over;
+
+	bpf_spin_lock(&flow->lock);
+	was_handed_over = flow->handed_over;
+	flow->handed_over = 0;
+	flow->opening = 0;
+	bpf_spin_unlock(&flow->lock);
+	if (was_handed_over)
+		count(HANDED_BACK);
+	return NEXT;
+}
+
+// Fills the record, except for the bytes of the line, which `read_line` reads, and the number, which `advance` sets.
+static __always_inline void begin_record(struct line_record *line, const struct flow *flow, __u64 id, __u32 side,
+					 const struct packet *packet)
+{
+	line->flow = id;
+	line->at_ns = bpf_ktime_get_ns();
+	line->number = 0;
+	line->side = side;
+	line->seq = packet->seq;
+	line->ack = packet->ack;
+	line->client = flow->client;
+	line->server = flow->server;
+	line->client_port = flow->client_port;
+	line->server_port = flow->server_port;
+	line->length = packet->payload_length;
+	line->opened_pinhole = 0;
+	line->window = packet->window;
+	line->is_fin = !!(packet->flags & FIN);
+	line->port_digits = flow->port_digits;
+	line->pad = 0;
+	line->consumed_pinhole = 0;
+	__builtin_memset(line->bytes, 0, LONGEST_LINE);
+}
+
+static __always_inline void submit(struct line_record *line)
+{
+	// The daemon reads the ring before it decides about a packet. So the program wakes it only if room gets scarce.
+	__u64 unread = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+
+	bpf_ringbuf_submit(line, unread > RING / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+// Opens the pinhole of the next line, and advances the flow. Another processor that gets an announcement of this flow
+// meanwhile hands the flow back; then nothing stays open, and the function returns 0.
+static __always_inline int open(struct flow *flow, struct line_record *line, __u32 kind, const struct pinhole_key *key,
+				__u32 number, const struct rewrite *rewrite)
+{
+	__u32 mark = kind == COMMAND_PORT || kind == COMMAND_EPRT ? flow->active_mark : flow->passive_mark;
+	struct pinhole_key old = flow->pinhole;
+	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_lifetime;
+	int is_advanced = 0;
+
+	if (flow->pinhole_line)
+		delete_pinhole_of(&old, id);
+	delete_pinhole_of(key, id);
+	if (insert_closed(key, id, number, mark))
+		return 0;
+	bpf_spin_lock(&flow->lock);
+	if (flow->handed_over && flow->opening) {
+		flow->pinhole = *key;
+		flow->pinhole_line = number;
+		flow->opening = 0;
+		advance(flow, line, kind, rewrite->growth);
+		is_advanced = 1;
+	}
+	bpf_spin_unlock(&flow->lock);
+	if (!is_advanced) {
+		delete_pinhole_of(key, id);
+		return 0;
+	}
+	open_inserted(key, id, number, deadline);
+	line->opened_pinhole = 1;
+	count(OPENED);
+	return 1;
+}
+
+// Whether the flags and the length are those of one whole line, or of a FIN without a line.
+static __always_inline int may_be_line(const struct packet *packet)
+{
+	__u32 flags = packet->flags & ~PSH;
+
+	if (flags == (ACK | FIN))
+		return !packet->payload_length;
+	return flags == ACK && packet->payload_length >= 6 && packet->payload_length <= LONGEST_LINE;
+}
+
+// Reads the line into its record. Returns its kind, which is NOT_BYPASSABLE if the payload is not one whole line.
+static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packet *packet, struct line_record *line,
+				       struct announcement *announcement)
+{
+	__u32 length = packet->payload_length;
+
+	if (line->is_fin)
+		return FIN_ALONE;
+	// The compiler knows these bounds, and would drop the tests that the verifier needs.
+	length -= 6;
+	asm volatile("" : "+r"(length));
+	if (length > LONGEST_LINE - 6)
+		return NOT_BYPASSABLE;
+	length += 6;
+	if (bpf_skb_load_bytes(skb, packet->payload_offset, line->bytes, length) || !is_whole_line(line, length))
+		return NOT_BYPASSABLE;
+	return line->side == CLIENT ? read_command(line, length, announcement) : read_reply(line, announcement);
+}
+
+static __always_inline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+					struct line_record *line)
+{
+	struct announcement announcement = {};
+	struct pinhole_key key = {};
+	struct rewrite rewrite = {};
+	struct seq_adjustment adjustment = {};
+	__u32 kind, verdict, number;
+	int opens = 0, rewrites = 0, result = NEXT;
+
+	kind = read_line(skb, packet, line, &announcement);
+	if (kind == NOT_BYPASSABLE || !is_checksum_right(skb, packet, line))
+		goto hand_back;
+
+	if (is_announcement(kind)) {
+		__be32 address = bpf_htonl(announcement.address), target, announced;
+
+		key.port = bpf_htons(announcement.port);
+		if (line->side == CLIENT) {
+			if (address != flow->client)
+				goto hand_back;
+			key.initiator = flow->active_initiator;
+			key.arrival = flow->active_arrival;
+			target = flow->client;
+			announced = flow->announced_client;
+		} else {
+			if (kind == REPLY_227 && address != flow->server)
+				goto hand_back;
+			key.initiator = flow->passive_initiator;
+			key.arrival = flow->passive_arrival;
+			target = flow->server;
+			announced = kind == REPLY_227 ? flow->announced_server : target;
+		}
+		rewrites = announced != target;
+		if (rewrites &&
+		    !rewrite_line(&rewrite, line, &announcement, kind, bpf_ntohl(announced), flow->port_digits))
+			goto hand_back;
+		if (rewrite.growth && !flow->adjusted)
+			goto hand_back;
+		opens = may_open(skb, &key, line->flow, target);
+	}
+
+	// At the end of a transfer the program reports that its pinhole was consumed, so that the daemon need not
+	// close it.
+	if (kind == REPLY_COMPLETION && flow->dialogue == COMMAND_PENDING)
+		line->consumed_pinhole = consumed_pinhole(flow);
+
+	if (flow->adjusted && !has_plain_options(skb, packet))
+		goto hand_back;
+	// The packet must be writable before the flow advances, because the flow cannot be set back.
+	if ((rewrites || flow->adjusted) && bpf_skb_pull_data(skb, packet->payload_offset + packet->payload_length))
+		goto hand_back;
+
+	bpf_spin_lock(&flow->lock);
+	verdict = decide(flow, line, kind, opens, &adjustment);
+	number = flow->line_count + 1;
+	if (verdict == NEXT_LINE)
+		advance(flow, line, kind, 0);
+	else if (verdict == NEXT_LINE_OPENS)
+		flow->opening = 1;
+	bpf_spin_unlock(&flow->lock);
+	if (verdict == HAND_BACK)
+		goto hand_back;
+	if (verdict == NEXT_LINE_OPENS && !open(flow, line, kind, &key, number, &rewrite))
+		goto hand_back;
+
+	skb->mark = flow->inspected_mark;
+	count(INSPECTED);
+	if (rewrites) {
+		// The flow has advanced, so the packet must not pass without the rewrite. TCP retransmits a dropped
+		// packet, and the program rewrites it then.
+		if (store_rewrite(skb, packet, line, &rewrite))
+			result = DROP;
+		count(REWRITTEN);
+	}
+	if (store_adjustment(skb, packet, &adjustment))
+		result = DROP;
+	if (verdict == RETRANSMISSION)
+		bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);
+	else
+		submit(line);
+	return result;
+hand_back:
+	bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);
+	return hand_back(flow);
+}
+
+// A pure acknowledgement does not advance the flow. On an adjusted connection its numbers are adjusted. The mark
+// spares it the other rules.
+static __always_inline int inspect_acknowledgement(struct __sk_buff *skb, const struct packet *packet,
+						   struct flow *flow, __u32 side)
+{
+	struct seq_adjustment adjustment = {};
+	int is_adjustable;
+
+	if (!flow->adjusted) {
+		if (packet->is_plain && !skb->mark)
+			skb->mark = flow->inspected_mark;
+		return NEXT;
+	}
+	if (!packet->is_plain || skb->mark || (packet->flags & ~PSH) != ACK || !has_plain_options(skb, packet) ||
+	    bpf_skb_pull_data(skb, packet->payload_offset))
+		return hand_back(flow);
+	bpf_spin_lock(&flow->lock);
+	is_adjustable = flow->handed_over && find_adjustment(flow, side, packet->seq, packet->ack, &adjustment);
+	bpf_spin_unlock(&flow->lock);
+	if (!is_adjustable)
+		return hand_back(flow);
+	skb->mark = flow->inspected_mark;
+	return store_adjustment(skb, packet, &adjustment) ? DROP : NEXT;
+}
+
+static __always_inline struct tuple_value *look_up_tuple(const struct packet *packet)
+{
+	return packet->has_control_port ? bpf_map_lookup_elem(&tuples, &packet->tuple) : 0;
+}
+
+SEC("classifier") // aya loads a TCX program from a section of this name
+int inspect(struct __sk_buff *skb)
+{
+	struct packet packet;
+	struct flow *flow;
+	struct line_record *line;
+	struct tuple_value *tuple;
+	__u64 id;
+
+	if (!read_packet(skb, &packet))
+		return NEXT;
+	tuple = look_up_tuple(&packet);
+	if (!tuple) {
+		admit(skb, &packet);
+		return NEXT;
+	}
+	id = tuple->flow;
+	flow = bpf_map_lookup_elem(&flows, &id);
+	if (!flow || !flow->handed_over)
+		return NEXT;
+	// The program has inspected this packet at the interface below this one, as a macvlan gets its packets from
+	// there. No other program sets this mark.
+	if (skb->mark == flow->inspected_mark)
+		return NEXT;
+	if (is_acknowledgement(&packet))
+		return inspect_acknowledgement(skb, &packet, flow, tuple->side & 1);
+	if (!packet.is_plain || skb->mark || !may_be_line(&packet))
+		return hand_back(flow);
+	// The record is reserved before the lock is taken. So if a line advances the flow before a packet is queued,
+	// its record is in the ring when the daemon reads that packet.
+	line = bpf_ringbuf_reserve(&ring, sizeof(*line), 0);
+	if (!line) {
+		count(RING_FULL);
+		return hand_back(flow);
+	}
+	begin_record(line, flow, id, tuple->side & 1, &packet);
+	return inspect_line(skb, &packet, flow, line);
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";

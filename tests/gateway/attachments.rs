@@ -1,0 +1,114 @@
+//! The interfaces that the fast path's program is attached to.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use ftp_alg::gateway::fastpath::FastPath;
+
+use super::{
+    fastpath::{CLIENT, SERVER, exchange, flow, frame, lab_with_pins, read, receive, tuples},
+    lab::{Lab, inside},
+};
+
+/// The interfaces of the gateway that the kernel has the program attached to.
+pub fn attached_interfaces(lab: &Lab) -> BTreeSet<String> {
+    inside(&lab.gateway, || {
+        let interfaces = nix::net::if_::if_nameindex().unwrap();
+        let name_set = interfaces.iter().map(|one| one.name().to_str().unwrap().to_owned());
+        name_set.filter(|name| is_attached(name)).collect()
+    })
+}
+
+fn is_attached(interface: &str) -> bool {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).unwrap();
+    programs.iter().any(|program| program.name() == b"inspect")
+}
+
+pub fn name_set(name_set: &[&str]) -> BTreeSet<String> {
+    name_set.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Updates the attachments now. Returns the interfaces that the program is attached to then.
+pub fn update_attachments(path: &FastPath) -> BTreeSet<String> {
+    update_attachments_at(path, Instant::now())
+}
+
+fn update_attachments_at(path: &FastPath, now: Instant) -> BTreeSet<String> {
+    path.update_attachments(now).unwrap();
+    path.interfaces().into_iter().collect()
+}
+
+#[test]
+fn the_program_is_attached_while_it_is_in_use() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        let start = Instant::now();
+        let update_after =
+            |seconds| update_attachments_at(&path, start + Duration::from_secs(seconds));
+        let (both, none) = (name_set(&["inside", "outside"]), name_set(&[]));
+        assert_eq!(update_after(0), both, "at the start, to find out whether it can be attached");
+        assert_eq!(update_after(9), both);
+        assert_eq!((update_after(10), attached_interfaces(&lab)), (none.clone(), none.clone()));
+        lab.gateway_sh("ip link add later type veth peer name later2");
+        assert_eq!(update_after(11), none);
+        lab.gateway_sh("ip link delete later");
+
+        path.hand_over(&flow(1)).unwrap();
+        assert_eq!(attached_interfaces(&lab), both, "at once");
+        exchange(&path, 0);
+        assert_eq!(read(&path).len(), 2);
+        assert_eq!((update_after(100), update_after(200)), (both.clone(), both.clone()));
+
+        // A connection that was taken back may still have an open pinhole.
+        receive(&path, &frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
+        receive(&path, &frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
+        assert_eq!(path.list_open_pinholes().unwrap().len(), 1);
+        path.take_back(1, tuples()).unwrap();
+        assert_eq!((update_after(300), update_after(400)), (both.clone(), both.clone()));
+        path.retain_pinholes(|_, _, _, _| false).unwrap();
+        assert_eq!((update_after(500), update_after(509)), (both.clone(), both));
+        assert_eq!((update_after(510), attached_interfaces(&lab)), (none.clone(), none));
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn new_interfaces_are_attached_and_removal_detaches_all() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        let attach = || update_attachments(&path);
+        assert_eq!(attach(), name_set(&["inside", "outside"]));
+        assert_eq!(attach(), attached_interfaces(&lab), "the second call changes nothing");
+        lab.gateway_sh(
+            "ip link add later type veth peer name later2; ip link add bridge type bridge; \
+             ip link add port type veth peer name other; ip link set port master bridge; \
+             ip tuntap add tunnel mode tun || true",
+        );
+        let now = name_set(&["inside", "outside", "later", "later2", "bridge", "other"]);
+        assert_eq!(attach(), now);
+        lab.gateway_sh("ip link delete later; ip link set other master bridge");
+        let now = name_set(&["inside", "outside", "bridge"]);
+        assert_eq!((attach(), attached_interfaces(&lab)), (now.clone(), now));
+        path.remove().unwrap();
+        assert_eq!(attached_interfaces(&lab), name_set(&[]));
+        assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn an_interface_in_another_namespace_is_ignored() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        update_attachments(&path);
+        lab.gateway_sh(&format!("ip link set inside netns {}", lab.client));
+        assert_eq!(update_attachments(&path), name_set(&["outside"]));
+        assert!(!inside(&lab.client, || is_attached("inside")));
+        path.remove().unwrap();
+    });
+}

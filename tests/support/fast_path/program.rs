@@ -1,0 +1,415 @@
+//! The fast path's program with its maps and ring, as the simulated kernel has them. They outlive the daemon.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    time::Duration,
+};
+
+use ftp_alg_core::engine::{
+    FlowChange, Handover, Hole, Login, Pinhole, Shift, Shut, TakenBack, Translation,
+};
+
+use super::{
+    layout::{Flow, GREETING_DUE, LOGIN_DUE, PinholeKey, READY, Side},
+    model::{Expected, Passed, PinholeOwners, Segment, decide},
+};
+
+/// Source and destination of a packet, as it arrives at the interface.
+type PacketTuple = (SocketAddrV4, SocketAddrV4);
+
+/// A record of the ring: an inspected line, or a FIN.
+#[derive(Clone, Debug)]
+pub struct InspectedLine {
+    pub flow: u64,
+    pub line: u32,
+    pub at: Duration,
+    pub from: Side,
+    pub client: SocketAddrV4,
+    pub server: SocketAddrV4,
+    pub seq: u32,
+    pub ack: u32,
+    pub window: u16,
+    pub opened: bool,
+    pub consumed: Option<u32>,
+    pub is_fin: bool,
+    pub port_digits: u32,
+    pub bytes: Vec<u8>,
+}
+
+/// A TCP packet, as the program parses it.
+pub struct TcpPacket<'p> {
+    /// Source, as the packet arrives at the interface.
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// Whether the checksum is right, the IP header has no options, and the packet is no fragment.
+    pub is_plain: bool,
+    /// Whether the TCP header has no options, or only timestamps.
+    pub has_plain_options: bool,
+    pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
+    pub window: u16,
+    pub payload: &'p [u8],
+}
+
+/// An open pinhole of the program: its line, deadline and target.
+#[derive(Clone, Copy, Debug)]
+struct OpenPinhole {
+    line: u32,
+    deadline: Duration,
+    target: SocketAddrV4,
+}
+
+/// Counters of the program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Inspected lines, without retransmissions.
+    pub inspected: usize,
+    pub retransmitted: usize,
+    pub rewritten: usize,
+    /// Packets with changed numbers or a changed length.
+    pub adjusted: usize,
+    pub opened: usize,
+    pub admitted: usize,
+    pub handed_back: usize,
+    pub ring_full: usize,
+}
+
+/// The program, with its maps.
+pub struct Program {
+    flows: BTreeMap<u64, Flow>,
+    tuples: BTreeMap<PacketTuple, (u64, Side)>,
+    /// The owner of each pinhole; 0 for those that the daemon reserved.
+    pinholes: PinholeOwners,
+    opened: BTreeMap<PinholeKey, OpenPinhole>,
+    barred: BTreeSet<u16>,
+    ring: Vec<InspectedLine>,
+    /// Position of the first line in the ring.
+    released: usize,
+    /// Number of lines that the ring has room for; 0 if there is no program.
+    pub ring_capacity: usize,
+    pub counts: Counts,
+}
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+const URG: u8 = 0x20;
+
+impl Default for Program {
+    fn default() -> Self {
+        Self {
+            flows: BTreeMap::new(),
+            tuples: BTreeMap::new(),
+            pinholes: PinholeOwners::new(),
+            opened: BTreeMap::new(),
+            // The daemon bars these ports with the default policy.
+            barred: (0..1024).collect(),
+            ring: Vec::new(),
+            released: 0,
+            ring_capacity: 5461,
+            counts: Counts::default(),
+        }
+    }
+}
+
+impl Program {
+    /// Inspects a packet. Returns what bypasses the queue; `None` if the packet continues to the packet selection.
+    pub fn inspect(&mut self, now: Duration, packet: &TcpPacket<'_>) -> Option<Passed> {
+        let (SocketAddr::V4(source), SocketAddr::V4(destination)) =
+            (packet.source, packet.destination)
+        else {
+            return None;
+        };
+        let (id, side) = *self.tuples.get(&(source, destination))?;
+        let flow = self.flows.get_mut(&id).filter(|flow| flow.handed_over)?;
+        let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
+        let is_fin = packet.flags & FIN != 0;
+        let length = packet.payload.len();
+        let only_acknowledges = length == 0 && packet.flags & (SYN | FIN | RST | URG) == 0;
+        let may_be_line = if is_fin { length == 0 } else { (6..=128).contains(&length) };
+        if only_acknowledges && flow.seq_offsets.is_none() {
+            return None;
+        }
+        let may_be_inspected = only_acknowledges || may_be_line;
+        if !packet.is_plain || !has_only_ack_and_push || !may_be_inspected {
+            flow.handed_over = false;
+            self.counts.handed_back += 1;
+            return None;
+        }
+        if !only_acknowledges && self.ring.len() >= self.ring_capacity {
+            flow.handed_over = false;
+            self.counts.handed_back += 1;
+            self.counts.ring_full += 1;
+            return None;
+        }
+        let TcpPacket { seq, ack, window, payload, has_plain_options, .. } = *packet;
+        let segment = Segment {
+            side,
+            seq,
+            ack,
+            has_only_ack_and_push,
+            has_plain_options,
+            is_fin,
+            mark: 0,
+            payload,
+        };
+        let port_digits = flow.port_digits;
+        let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
+        if let Expected::Pass(passed) | Expected::NextLine(passed, ..) = &expected {
+            let keeps_numbers = (passed.seq, passed.ack) == (seq, ack);
+            let keeps_length = passed.payload.len() == payload.len();
+            self.counts.adjusted += usize::from(!(keeps_numbers && keeps_length));
+        }
+        let pinholes = &self.pinholes;
+        self.opened.retain(|key, _| pinholes.contains_key(key));
+        let (passed, opened, consumed) = match expected {
+            Expected::MarkOnly => return None,
+            Expected::HandBack => {
+                self.counts.handed_back += 1;
+                return None;
+            }
+            Expected::Pass(passed) => {
+                self.counts.retransmitted += usize::from(!only_acknowledges);
+                return Some(passed);
+            }
+            Expected::NextLine(passed, opened, consumed) => (passed, opened, consumed),
+        };
+        if let Some(key) = opened {
+            let own = if side == Side::Client { flow.client } else { flow.server };
+            let target = SocketAddrV4::new(*own.ip(), key.port);
+            let deadline = now + Duration::from_nanos(flow.pinhole_lifetime);
+            self.opened.insert(key, OpenPinhole { line: flow.line_count, deadline, target });
+            self.counts.opened += 1;
+        }
+        self.counts.inspected += 1;
+        self.counts.rewritten += usize::from(passed.payload != payload);
+        self.ring.push(InspectedLine {
+            flow: id,
+            line: flow.line_count,
+            at: now,
+            from: side,
+            client: flow.client,
+            server: flow.server,
+            seq,
+            ack,
+            window,
+            opened: opened.is_some(),
+            consumed,
+            is_fin,
+            port_digits,
+            bytes: payload.to_vec(),
+        });
+        Some(passed)
+    }
+
+    /// Admits the SYN of a data connection, and consumes the pinhole. Returns the translated destination, or `None`.
+    pub fn admit(
+        &mut self,
+        now: Duration,
+        initiator: IpAddr,
+        arrival: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let key = key(initiator, arrival)?;
+        let OpenPinhole { deadline, target, .. } = *self.opened.get(&key)?;
+        if deadline < now {
+            return None;
+        }
+        self.remove(key);
+        self.counts.admitted += 1;
+        Some(target.into())
+    }
+
+    /// Hands connections over, and takes others back.
+    pub fn apply_changes(&mut self, changes: &[FlowChange]) {
+        for change in changes {
+            match change {
+                FlowChange::Over(handover) => self.hand_over(handover),
+                FlowChange::Back(TakenBack { flow, translation }) => {
+                    self.take_back(*flow, translation);
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self, handover: &Handover) {
+        let Handover { flow, lines, next, login, translation, named, zeros, shifts, lifetime } =
+            *handover;
+        // Another worker took the connection back, and has not reported it yet.
+        if self.flows.contains_key(&flow) {
+            self.take_back(flow, &translation);
+        }
+        let ends = ends(&translation);
+        let tuples = [(ends[0], ends[3]), (ends[2], ends[1])];
+        assert!(
+            tuples.iter().all(|tuple| !self.tuples.contains_key(tuple)),
+            "another has {tuples:?}"
+        );
+        for (tuple, side) in tuples.into_iter().zip([Side::Client, Side::Server]) {
+            self.tuples.insert(tuple, (flow, side));
+        }
+        let [client, client_external, server, server_external] = ends;
+        let [announced_client, announced_server] = named;
+        let handed = Flow {
+            handed_over: true,
+            next_seq: next,
+            line_count: lines,
+            dialogue: match login {
+                Login::Silent => GREETING_DUE,
+                Login::Greeted => LOGIN_DUE,
+                Login::Done => READY,
+            },
+            client,
+            server,
+            announced_client,
+            announced_server,
+            active_arrival: *client_external.ip(),
+            passive_arrival: *server_external.ip(),
+            active_initiator: *server.ip(),
+            passive_initiator: *client.ip(),
+            active_mark: 0,
+            passive_mark: 0,
+            inspected_mark: 0,
+            port_digits: u32::try_from(zeros.digits()).unwrap(),
+            seq_offsets: shifts.map(|shifts| shifts.map(|Shift { by, since }| (by, since))),
+            pinhole: None,
+            pinhole_line: 0,
+            pinhole_lifetime: u64::try_from(lifetime.as_nanos()).unwrap(),
+            last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
+        };
+        self.flows.insert(flow, handed);
+    }
+
+    fn take_back(&mut self, flow: u64, translation: &Translation) {
+        let [client, client_external, server, server_external] = ends(translation);
+        for tuple in [(client, server_external), (server, client_external)] {
+            if self.tuples.get(&tuple).is_some_and(|(owner, _)| *owner == flow) {
+                self.tuples.remove(&tuple);
+            }
+        }
+        self.flows.remove(&flow);
+    }
+
+    /// Takes back a connection of an earlier daemon.
+    pub fn take_back_any(&mut self, flow: u64) {
+        self.tuples.retain(|_, (owner, _)| *owner != flow);
+        self.flows.remove(&flow);
+    }
+
+    /// The IDs of all flows, including those that were handed back.
+    pub fn flow_ids(&self) -> Vec<u64> {
+        self.flows.keys().copied().collect()
+    }
+
+    /// Closes pinholes, unless they were consumed or replaced.
+    pub fn close_pinholes(&mut self, shut: &[Shut]) {
+        for Shut { pinhole, hole } in shut {
+            let Some(key) = key(pinhole.initiator, pinhole.arrival) else { continue };
+            let is_it = self.pinholes.get(&key) == Some(&hole.flow)
+                && self.opened.get(&key).is_some_and(|opened| opened.line == hole.line);
+            if is_it {
+                self.remove(key);
+            }
+        }
+    }
+
+    /// Reserves the key of a translated pinhole. Returns `false` if the program has it open.
+    pub fn reserve_pinhole(&mut self, pinhole: &Pinhole) -> bool {
+        let Some(key) = translated_key(pinhole).filter(|_| self.ring_capacity > 0) else {
+            return true;
+        };
+        *self.pinholes.entry(key).or_insert(0) == 0
+    }
+
+    /// Ends the reservation of a pinhole.
+    pub fn release_pinhole(&mut self, pinhole: &Pinhole) {
+        if let Some(key) = translated_key(pinhole)
+            && self.pinholes.get(&key) == Some(&0)
+        {
+            self.pinholes.remove(&key);
+        }
+    }
+
+    /// Closes pinholes and ends reservations, except those for which `is_retained` returns true. Its arguments are initiator, arrival, flow and line.
+    pub fn retain_pinholes(&mut self, is_retained: impl Fn(IpAddr, SocketAddr, u64, u32) -> bool) {
+        let Self { pinholes, opened, .. } = self;
+        pinholes.retain(|key, owner| {
+            let arrival = SocketAddrV4::new(key.arrival, key.port);
+            let line = opened.get(key).map_or(0, |opened| opened.line);
+            is_retained(key.initiator.into(), arrival.into(), *owner, line)
+        });
+        opened.retain(|key, _| pinholes.contains_key(key));
+    }
+
+    fn remove(&mut self, key: PinholeKey) {
+        self.pinholes.remove(&key);
+        self.opened.remove(&key);
+    }
+
+    /// The open pinholes, each with its initiator and arrival.
+    pub fn open_pinholes(&self) -> Vec<(Hole, (IpAddr, SocketAddr))> {
+        let ends = |key: &PinholeKey| {
+            (key.initiator.into(), SocketAddrV4::new(key.arrival, key.port).into())
+        };
+        let hole = |(key, opened): (&PinholeKey, &OpenPinhole)| {
+            (Hole { flow: self.pinholes[key], line: opened.line }, ends(key))
+        };
+        self.opened.iter().map(hole).collect()
+    }
+
+    /// Asserts that the maps and the ring are empty.
+    pub fn assert_empty(&self) {
+        assert!(self.flows.is_empty() && self.tuples.is_empty(), "flows left: {:?}", self.flows);
+        assert!(self.pinholes.is_empty(), "pinholes left: {:?} {:?}", self.pinholes, self.opened);
+        assert!(self.ring.is_empty(), "lines left: {:?}", self.ring);
+    }
+
+    /// The position after the last line, and that of the first line that was not released.
+    pub fn positions(&self) -> (usize, usize) {
+        (self.released + self.ring.len(), self.released)
+    }
+
+    /// Whether there are lines that were not released.
+    pub fn has_lines(&self) -> bool {
+        !self.ring.is_empty()
+    }
+
+    /// The lines from `position` on.
+    pub fn lines(&self, position: usize) -> &[InspectedLine] {
+        &self.ring[position - self.released..]
+    }
+
+    /// Releases the lines before `position`.
+    pub fn release_lines(&mut self, position: usize) {
+        if position > self.released {
+            self.ring.drain(..position - self.released);
+            self.released = position;
+        }
+    }
+}
+
+fn key(initiator: IpAddr, arrival: SocketAddr) -> Option<PinholeKey> {
+    match (initiator, arrival) {
+        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
+            Some(PinholeKey { initiator, arrival: *arrival.ip(), port: arrival.port() })
+        }
+        _ => None,
+    }
+}
+
+/// The key of a translated pinhole; `None` for others.
+fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
+    key(pinhole.initiator, pinhole.arrival).filter(|_| pinhole.arrival != pinhole.target)
+}
+
+/// The endpoints of client and server: their own, and as the other side knows them.
+fn ends(translation: &Translation) -> [SocketAddrV4; 4] {
+    let Translation { client, client_external, server, server_external } = *translation;
+    [client, client_external, server, server_external].map(|end| match end {
+        SocketAddr::V4(end) => end,
+        SocketAddr::V6(_) => panic!("only IPv4 is handed over"),
+    })
+}
