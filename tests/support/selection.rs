@@ -26,7 +26,7 @@ pub enum Way {
 }
 
 /// How long the set `closing` keeps an element, in microseconds.
-const ENDING: u64 = 60_000_000;
+const CLOSING_TIMEOUT: u64 = 60_000_000;
 
 /// The selection of one gateway.
 pub struct Selection {
@@ -38,7 +38,7 @@ pub struct Selection {
 
 impl Selection {
     pub fn new(queues_acks: bool) -> Self {
-        Self { queues_acks, ending: 0 }
+        Self { queues_acks, closing: 0 }
     }
 
     /// What becomes of a packet of `from` that arrives at `now`; `segment` is `None` if its receiver discards it.
@@ -58,9 +58,9 @@ impl Selection {
         let of_note = flags::FIN | flags::RST | flags::SYN | flags::URG;
         let is_of_note = segment.is_none_or(|s| !s.payload.is_empty() || s.flags & of_note != 0);
         if segment.is_some_and(|segment| segment.has(flags::FIN)) {
-            self.ending = now + ENDING;
+            self.closing = now + CLOSING_TIMEOUT;
         }
-        match is_of_note || self.queues_acks || now < self.ending {
+        match is_of_note || self.queues_acks || now < self.closing {
             true => Way::Queued(Mark::From(from)),
             false => Way::Passes,
         }
@@ -68,6 +68,6 @@ impl Selection {
 
     /// Another connection begins on the same endpoints.
     pub fn begin(&mut self) {
-        self.ending = 0;
+        self.closing = 0;
     }
 }
