@@ -43,7 +43,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         "flush ruleset",
         "delete table inet ftp_alg",
         "flush table inet ftp_alg",
-        "flush chain inet ftp_alg transfer",
+        "flush chain inet ftp_alg data_syn",
         "add rule inet ftp_alg select_forward drop",
         "flush chain inet ftp_alg untracked\nadd rule inet ftp_alg untracked accept",
     ] {

@@ -111,14 +111,14 @@ fn all_ways_of_queueing_load() {
         lab.on_gateway(|| {
             let parameters = RuleParameters::default();
             let table = Table::install_with(&parameters, *way).unwrap();
-            let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
+            let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
             assert!(Neighbours::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
             assert!(!Neighbours::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
             let _table = Table::install_with(&two.by_processor(true), *way).unwrap();
-            let text = lab.gateway_sh("nft list chain inet ftp_alg hold");
+            let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
             let _table = Table::install_with(&parameters, QueueStatement::Operator).unwrap();
             assert!(!Neighbours::read(&parameters).table_queues, "the operator's rules do");
@@ -489,7 +489,7 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
     need_root!();
     let mut ready = Ready::new();
     // The queue is not read here, so `hold` must not have these packets.
-    ready.lab.gateway_sh("nft flush chain inet ftp_alg hold");
+    ready.lab.gateway_sh("nft flush chain inet ftp_alg to_queue");
     ready.lab.gateway_sh(
         "nft 'table ip invalid { chain c { type filter hook prerouting priority 0; \
             ct state invalid counter; }; }'",

@@ -54,7 +54,7 @@ impl FastPathFlows {
             program,
             translations: Mutex::new(translations),
             leases: Mutex::default(),
-            inspected_mark: parameters.judged_mark(),
+            inspected_mark: parameters.inspected_mark(),
             failures: Mutex::default(),
         }
     }
@@ -93,23 +93,25 @@ impl FastPathFlows {
     }
 
     fn hand_over(&self, handover: &Handover) {
-        let Some(ends) = Ipv4Endpoints::from_translation(&handover.translation) else { return };
+        let Some(endpoints) = Ipv4Endpoints::from_translation(&handover.translation) else {
+            return;
+        };
         // Connections without a login may use half of the map. The engine offers them again after the login.
-        let most = self.program.max_flows() as usize / 2;
-        if handover.login != Login::Done && lock(&self.leases).len() >= most {
+        let limit = self.program.max_flows() as usize / 2;
+        if handover.login != Login::Done && lock(&self.leases).len() >= limit {
             return;
         }
-        let arranged = self.acquire_translations(&ends);
-        let slots = match arranged {
-            Ok(Some(slots)) => slots,
+        let acquired = self.acquire_translations(&endpoints);
+        let leases = match acquired {
+            Ok(Some(leases)) => leases,
             Ok(None) => return,
             Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
         };
-        let [active_mark, passive_mark] = slots.each_ref().map(TranslationLease::mark);
-        let [client_named, server_named] = handover.named;
+        let [active_mark, passive_mark] = leases.each_ref().map(TranslationLease::mark);
+        let [announced_client, announced_server] = handover.named;
         let flow = Flow {
             id: handover.flow,
-            tuples: ends.packet_tuples(),
+            tuples: endpoints.packet_tuples(),
             next_seq: handover.next,
             line_count: handover.lines,
             dialogue: match handover.login {
@@ -117,14 +119,14 @@ impl FastPathFlows {
                 Login::Greeted => DialogueState::LoginDue,
                 Login::Done => DialogueState::Ready,
             },
-            client: ends.client,
-            server: ends.server,
-            announced_client: client_named,
-            announced_server: server_named,
-            active_arrival: *ends.client_external.ip(),
-            passive_arrival: *ends.server_external.ip(),
-            active_initiator: *ends.server.ip(),
-            passive_initiator: *ends.client.ip(),
+            client: endpoints.client,
+            server: endpoints.server,
+            announced_client,
+            announced_server,
+            active_arrival: *endpoints.client_external.ip(),
+            passive_arrival: *endpoints.server_external.ip(),
+            active_initiator: *endpoints.server.ip(),
+            passive_initiator: *endpoints.client.ip(),
             active_mark,
             passive_mark,
             inspected_mark: self.inspected_mark,
@@ -132,24 +134,26 @@ impl FastPathFlows {
             seq_offsets: handover.shifts,
             pinhole_lifetime: handover.lifetime,
         };
-        let mut handed = self.program.hand_over(&flow);
-        if handed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        let mut result = self.program.hand_over(&flow);
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
             // The engine took the connection back in another thread, which has not yet reported it to the program.
-            handed = self
+            result = self
                 .program
                 .take_back(flow.id, flow.tuples)
                 .and_then(|()| self.program.hand_over(&flow));
         }
-        match handed {
-            Ok(()) => self.set_leases(handover.flow, Some(slots)),
+        match result {
+            Ok(()) => self.set_leases(handover.flow, Some(leases)),
             Err(error) => {
-                self.release_leases(&slots);
+                self.release_leases(&leases);
                 match error.raw_os_error() {
                     Some(libc::E2BIG | libc::ENOSPC) => {
-                        let most = self.program.max_flows();
+                        let limit = self.program.max_flows();
                         self.record_failure(
                             NOT_HANDED_OVER,
-                            &format_args!("limit of {most} connections reached; others are queued"),
+                            &format_args!(
+                                "limit of {limit} connections reached; others are queued"
+                            ),
                         );
                     }
                     _ => self.record_failure(NOT_HANDED_OVER, &error),
@@ -161,20 +165,25 @@ impl FastPathFlows {
     /// Acquires the translations of the connection's data connections, active and passive.
     fn acquire_translations(
         &self,
-        ends: &Ipv4Endpoints,
+        endpoints: &Ipv4Endpoints,
     ) -> Result<Option<[TranslationLease; 2]>, GatewayError> {
-        let Ipv4Endpoints { client, client_external, server, server_external } = ends;
-        let moved =
-            |own: &SocketAddrV4, seen: &SocketAddrV4| (own.ip() != seen.ip()).then(|| *own.ip());
-        let source = |initiator: &SocketAddrV4, target: &SocketAddrV4, seen: &SocketAddrV4| {
-            moved(initiator, seen).map(|own| (own, *target.ip(), *seen.ip()))
+        let Ipv4Endpoints { client, client_external, server, server_external } = endpoints;
+        let own_if_translated = |own: &SocketAddrV4, external: &SocketAddrV4| {
+            (own.ip() != external.ip()).then(|| *own.ip())
+        };
+        let source = |initiator: &SocketAddrV4, target: &SocketAddrV4, external: &SocketAddrV4| {
+            own_if_translated(initiator, external).map(|own| (own, *target.ip(), *external.ip()))
         };
         let mut translations = lock(&self.translations);
-        let active = translations
-            .acquire(moved(client, client_external), source(server, client, server_external))?;
+        let active = translations.acquire(
+            own_if_translated(client, client_external),
+            source(server, client, server_external),
+        )?;
         let Some(active) = active else { return Ok(None) };
-        let passive = translations
-            .acquire(moved(server, server_external), source(client, server, client_external));
+        let passive = translations.acquire(
+            own_if_translated(server, server_external),
+            source(client, server, client_external),
+        );
         match passive {
             Ok(Some(passive)) => Ok(Some([active, passive])),
             other => {
@@ -185,28 +194,28 @@ impl FastPathFlows {
     }
 
     fn take_back(&self, taken: &TakenBack) {
-        let Some(ends) = Ipv4Endpoints::from_translation(&taken.translation) else { return };
-        let back = self.program.take_back(taken.flow, ends.packet_tuples());
+        let Some(endpoints) = Ipv4Endpoints::from_translation(&taken.translation) else { return };
+        let back = self.program.take_back(taken.flow, endpoints.packet_tuples());
         self.record_outcome("cannot take a connection back", back);
         self.set_leases(taken.flow, None);
     }
 
     /// Stores the translations of a connection, and releases those that it had before.
-    fn set_leases(&self, flow: u64, slots: Option<[TranslationLease; 2]>) {
+    fn set_leases(&self, flow: u64, leases: Option<[TranslationLease; 2]>) {
         let mut all = lock(&self.leases);
-        let before = match slots {
-            Some(slots) => all.insert(flow, slots),
+        let old = match leases {
+            Some(leases) => all.insert(flow, leases),
             None => all.remove(&flow),
         };
         drop(all);
-        if let Some(before) = before {
-            self.release_leases(&before);
+        if let Some(old) = old {
+            self.release_leases(&old);
         }
     }
 
-    fn release_leases(&self, slots: &[TranslationLease; 2]) {
+    fn release_leases(&self, leases: &[TranslationLease; 2]) {
         let mut translations = lock(&self.translations);
-        slots.iter().for_each(|slot| translations.release(slot));
+        leases.iter().for_each(|lease| translations.release(lease));
     }
 
     /// Reserves the key of a translated pinhole, so that the program does not open it. Returns `false` if the program
@@ -254,7 +263,7 @@ impl FastPathFlows {
 
     fn record_failure(&self, what: &str, why: &dyn Display) {
         let mut failures = lock(&self.failures);
-        let count = failures.take().map_or(0, |before| before.count) + 1;
+        let count = failures.take().map_or(0, |old| old.count) + 1;
         *failures = Some(Failures { count, last: format!("{what}: {why}") });
     }
 }

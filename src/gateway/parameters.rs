@@ -168,8 +168,8 @@ impl RuleParameters {
         (mark & self.mask() != 0).then_some(mark & !self.mask())
     }
 
-    /// The packet mark of a packet that the fast path judged.
-    pub fn judged_mark(&self) -> u32 {
+    /// The packet mark of a packet that the fast path's program inspected and let pass.
+    pub fn inspected_mark(&self) -> u32 {
         self.every | self.none
     }
 
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn slots_are_in_bits_of_the_packet_mark_that_are_not_ours() {
         let defaults = RuleParameters::default();
-        assert_eq!((defaults.judged_mark(), defaults.slots()), (0x3000_0000, 0x8ffe_0000));
+        assert_eq!((defaults.inspected_mark(), defaults.slots()), (0x3000_0000, 0x8ffe_0000));
         let marks = [0, 1, 2, 3, MOST_SLOTS].map(|slot| defaults.admitted_mark(slot).unwrap());
         assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
         let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap();

@@ -113,13 +113,13 @@ fn it_waits_where_many_do_the_same() {
     let _daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
     let _server = start_server(&lab);
     let numbers = (1..=1024_u32).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
-    lab.gateway.nft(&format!("add element inet ftp_alg again {{ {numbers} }}")).unwrap();
+    lab.gateway.nft(&format!("add element inet ftp_alg reused_tuples {{ {numbers} }}")).unwrap();
     let start = Instant::now();
     let end = thread::scope(|scope| {
         let client = scope.spawn(|| transferred(&lab, "NOOP"));
         thread::sleep(Duration::from_millis(2500));
         assert!(!client.is_finished());
-        lab.gateway.nft("flush set inet ftp_alg again").unwrap();
+        lab.gateway.nft("flush set inet ftp_alg reused_tuples").unwrap();
         client.join().unwrap()
     });
     assert_eq!(end, "whole", "after {:?}", start.elapsed());

@@ -300,7 +300,7 @@ fn inspected_packets_bypass_the_queue() {
     control.tuples[0].source = from;
     control.tuples[1].destination = outside;
     control.next_seq = next;
-    control.inspected_mark = RuleParameters::default().judged_mark();
+    control.inspected_mark = RuleParameters::default().inspected_mark();
     let path = ready.path();
     path.hand_over(&control).unwrap();
     let mut buffer = [0; 64];

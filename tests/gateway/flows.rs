@@ -55,7 +55,8 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         assert_eq!(flows.take_failures(), None);
         kernel.hand_over(&[over(most + 1), over(most + 2)]);
         let last =
-            "a connection was not handed over: 16384 are already, and others are queued".into();
+            "cannot hand a connection over: limit of 16384 connections reached; others are queued"
+                .into();
         assert_eq!(flows.take_failures(), Some(Failures { count: 2, last }));
         kernel.hand_over(&[
             FlowChange::Back(TakenBack { flow: 1, translation: ends(1) }),

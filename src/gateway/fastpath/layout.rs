@@ -113,13 +113,13 @@ pub(super) fn read_flow_id(value: &[u8]) -> u64 {
 }
 
 /// The number of the line that opened a pinhole.
-pub(super) fn read_pinhole_line(hole: &[u8; PINHOLE]) -> u32 {
-    StructReader { rest: hole.get(16..).unwrap_or_default() }.u32()
+pub(super) fn read_pinhole_line(pinhole: &[u8; PINHOLE]) -> u32 {
+    StructReader { rest: pinhole.get(16..).unwrap_or_default() }.u32()
 }
 
 /// The deadline of a pinhole, in nanoseconds of the kernel's monotonic clock.
-pub(super) fn read_pinhole_deadline(hole: &[u8; PINHOLE]) -> u64 {
-    StructReader { rest: hole.get(8..).unwrap_or_default() }.u64()
+pub(super) fn read_pinhole_deadline(pinhole: &[u8; PINHOLE]) -> u64 {
+    StructReader { rest: pinhole.get(8..).unwrap_or_default() }.u64()
 }
 
 /// The key in `pinholes` of a connection from `initiator` to `arrival`.
@@ -139,15 +139,15 @@ pub(super) fn read_pinhole_key(key: &[u8]) -> Option<(Ipv4Addr, SocketAddrV4)> {
 impl Flow {
     pub(super) fn to_bytes(&self) -> [u8; FLOW] {
         let handed_over = 1;
-        let lifetime = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
-        let [client, server] = self.next_seq;
-        let [client_shift, server_shift] =
+        let lifetime_ns = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
+        let [client_seq, server_seq] = self.next_seq;
+        let [client_offset, server_offset] =
             self.seq_offsets.unwrap_or([Shift { by: 0, since: 0 }; 2]);
         StructWriter::default()
             .u32(0)
             .u32(handed_over)
-            .u32(client)
-            .u32(server)
+            .u32(client_seq)
+            .u32(server_seq)
             .u32(self.line_count)
             .u32(self.dialogue as u32)
             .address(*self.client.ip())
@@ -165,12 +165,12 @@ impl Flow {
             .u32(self.inspected_mark)
             .u32(self.port_digits)
             .u32(self.seq_offsets.is_some().into())
-            .u32(client_shift.by)
-            .u32(server_shift.by)
-            .u32(client_shift.since)
-            .u32(server_shift.since)
+            .u32(client_offset.by)
+            .u32(server_offset.by)
+            .u32(client_offset.since)
+            .u32(server_offset.since)
             .u64(0)
-            .u64(lifetime)
+            .u64(lifetime_ns)
             .array()
     }
 }
@@ -198,7 +198,7 @@ pub struct LineRecord {
     pub is_fin: bool,
     /// `port_digits` of the flow, before this line.
     pub port_digits: u8,
-    /// Number of the line that had opened the flow's pinhole, if that pinhole was consumed or expired; else 0.
+    /// Number of the line that had opened the flow's pinhole, if that pinhole did not exist any more; else 0.
     pub consumed_pinhole: u32,
     bytes: [u8; LONGEST_LINE],
     length: u8,
@@ -214,7 +214,7 @@ impl LineRecord {
         let mut fields = StructReader { rest: record };
         let flow = fields.u64();
         let at_ns = fields.u64();
-        let step = fields.u32();
+        let number = fields.u32();
         let from_client = fields.u32() == 0;
         let (seq, ack) = (fields.u32(), fields.u32());
         let (client, server) = (fields.address(), fields.address());
@@ -222,23 +222,23 @@ impl LineRecord {
         let server = SocketAddrV4::new(server, fields.be16());
         let length = fields.u16().min(LONGEST_LINE as u16) as u8;
         let window = fields.be16();
-        let [opened, ends, digits, _] = fields.take();
-        let consumed = fields.u32();
+        let [opened_pinhole, is_fin, port_digits, _] = fields.take();
+        let consumed_pinhole = fields.u32();
         let bytes = fields.take();
         Self {
             flow,
             at_ns,
-            number: step,
+            number,
             from_client,
             seq,
             ack,
             client,
             server,
             window,
-            opened_pinhole: opened != 0,
-            is_fin: ends != 0,
-            port_digits: digits,
-            consumed_pinhole: consumed,
+            opened_pinhole: opened_pinhole != 0,
+            is_fin: is_fin != 0,
+            port_digits,
+            consumed_pinhole,
             bytes,
             length,
         }
@@ -247,10 +247,13 @@ impl LineRecord {
 
 impl std::fmt::Debug for LineRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { flow, number: step, from_client, seq, ack, opened_pinhole: opened, .. } = self;
+        let Self { flow, number, from_client, seq, ack, opened_pinhole, .. } = self;
         let line = self.bytes().escape_ascii();
         let who = if *from_client { "client" } else { "server" };
-        write!(f, "step {step} of {flow} by {who}: {line} seq={seq} ack={ack} opened={opened}")
+        write!(
+            f,
+            "line {number} of flow {flow} by {who}: {line} seq={seq} ack={ack} opened_pinhole={opened_pinhole}"
+        )
     }
 }
 
@@ -330,7 +333,7 @@ mod tests {
     const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
 
     #[test]
-    fn a_flow_has_its_fields_where_the_program_reads_them() {
+    fn a_flow_has_the_layout_of_the_program() {
         let address = |last| Ipv4Addr::new(1, 2, 3, last);
         let key = PacketTuple { source: CLIENT, destination: SERVER };
         let flow = Flow {
@@ -375,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_read_as_the_program_writes_it() {
+    fn a_line_record_has_the_layout_of_the_program() {
         let mut record = [0xee; LINE_RECORD];
         let head = StructWriter::default().u64(7).u64(8).u32(9).u32(1).u32(10).u32(11);
         let head = head.address(*CLIENT.ip()).address(*SERVER.ip()).be16(0x1234).be16(21);
@@ -390,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_line_is_cut() {
+    fn a_length_beyond_the_longest_line_is_limited() {
         let mut record = [0; LINE_RECORD];
         record[44..46].copy_from_slice(&u16::MAX.to_ne_bytes());
         assert_eq!(LineRecord::read(&record).bytes().len(), LONGEST_LINE);

@@ -163,7 +163,7 @@ impl FastPath {
     /// Opens the pinned program and maps. `directory_lock` is the lock on the directory.
     fn open(pins: &PinDirectory, directory_lock: File) -> Result<Self, FastPathUnavailable> {
         let (what, processors) = match aya::util::nr_cpus() {
-            Ok(processors) => ("pinned program", processors),
+            Ok(processors) => ("open the pinned program", processors),
             Err((what, error)) => return Err(FastPathUnavailable::from_io_error(what, &error)),
         };
         let open = move || {
