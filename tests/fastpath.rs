@@ -1,4 +1,5 @@
-//! The fast path's BPF program, run by the kernel (`BPF_PROG_TEST_RUN`) packet by packet: which lines it lets pass, and at which packets it hands the flow back.
+//! The fast path's BPF program, run by the kernel (`BPF_PROG_TEST_RUN`) packet by packet: which lines it lets pass,
+//! and at which packets it hands the flow back.
 //!
 //! These tests need root. Packets are built and parsed with etherparse.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at the first surprise")]

@@ -2,7 +2,7 @@
 # A gateway that drops by default, in iptables: clients on the LAN behind masquerade, and one FTP
 # server on the LAN, published on port 21 of the outer address (IPv4) or by its own (IPv6). Replaces
 # the tables filter and nat.
-#   sh iptables-gateway.sh             # again at any time, also while ftp-alg runs
+#   sh iptables-gateway.sh             # may be repeated, also while ftp-alg runs
 set -e
 
 lan=lan0

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A host that drops by default, in and out, in iptables: an FTP server, a client, or both. ftp-alg
 # runs on the host itself. Replaces the table filter.
-#   sh iptables-host.sh                # again at any time, also while ftp-alg runs
+#   sh iptables-host.sh                # may be repeated, also while ftp-alg runs
 set -e
 
 variant=            # empty is the system's default; -nft or -legacy to choose

@@ -154,7 +154,8 @@ fn a_227_that_would_grow_is_handed_back() {
 
 #[test]
 fn a_rewritten_port_command_keeps_its_length_by_zeros() {
-    // Port digits, client, announced address, and the port as it arrives and as it is forwarded; empty if it is handed back.
+    // Port digits, client, announced address, and the port as it arrives and as it is forwarded; empty if it is
+    // handed back.
     let cases = [
         (3, "192.168.150.8", "198.51.100.1", "14,178", "014,178"),
         (3, "192.168.150.80", "198.51.100.1", "4,1", "4,001"),

@@ -31,7 +31,8 @@ fn two_simultaneous_announcements_open_at_most_one_pinhole() {
     for round in 0..ROUNDS {
         let port = 1 + round % 255;
         let first = talk.frame(Side::Client, format!("PORT 10,0,0,2,4,{port}\r\n"));
-        // The second packet is another line with the same numbers, one with a wrong sequence number, or a retransmission.
+        // The second packet is another line with the same numbers, one with a wrong sequence number, or a
+        // retransmission.
         let mut second = first.clone();
         match round % 3 {
             0 => second.payload[14] = b'5',

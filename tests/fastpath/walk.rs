@@ -60,7 +60,8 @@ struct Walk {
     pinholes: PinholeOwners,
     barred: BTreeSet<u16>,
     packets: usize,
-    /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths, consumed.
+    /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
+    /// consumed.
     counts: [usize; 8],
 }
 

@@ -1,4 +1,5 @@
-//! The rules for packets that the fast path's program has marked: inspected packets bypass the queue, and SYNs of data connections are admitted and translated.
+//! The rules for packets that the fast path's program has marked: inspected packets bypass the queue, and SYNs of
+//! data connections are admitted and translated.
 
 use std::{
     io::{Read as _, Write as _},
@@ -70,8 +71,8 @@ impl Ready {
                 b"200 ok\r\n"
             };
             receive(path, &frame(SERVER, CLIENT, 2000, next, answer));
-            let steps = read(path);
-            assert!(steps.len() == 2 && steps.iter().any(|step| step.opened_pinhole), "{steps:?}");
+            let lines = read(path);
+            assert!(lines.len() == 2 && lines.iter().any(|line| line.opened_pinhole), "{lines:?}");
             path.ring().release(path.ring().position());
             path.take_back(flow.id, tuples()).unwrap();
         });

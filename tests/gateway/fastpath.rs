@@ -126,9 +126,9 @@ pub fn exchange(path: &FastPath, count: u32) {
 }
 
 pub fn read(path: &FastPath) -> Vec<LineRecord> {
-    let mut steps = Vec::new();
-    assert!(path.ring().read(&mut steps));
-    steps
+    let mut lines = Vec::new();
+    assert!(path.ring().read(&mut lines));
+    lines
 }
 
 #[test]
@@ -140,10 +140,10 @@ fn lines_stay_in_the_ring_until_they_are_released() {
         assert!(!path.ring().has_unread());
         exchange(&path, 0);
         assert!(path.ring().has_unread());
-        let steps = read(&path);
-        let lines: Vec<_> = steps.iter().map(|one| (one.number, one.bytes())).collect();
-        assert_eq!(lines, [(1, &b"NOOP\r\n"[..]), (2, b"200 \r\n")]);
-        let [noop, ok] = &steps[..] else { panic!("{steps:?}") };
+        let lines = read(&path);
+        let texts: Vec<_> = lines.iter().map(|line| (line.number, line.bytes())).collect();
+        assert_eq!(texts, [(1, &b"NOOP\r\n"[..]), (2, b"200 \r\n")]);
+        let [noop, ok] = &lines[..] else { panic!("{lines:?}") };
         assert_eq!((noop.flow, noop.from_client, noop.seq, noop.ack), (7, true, 1000, 2000));
         assert_eq!(
             (ok.client, ok.server, ok.window, ok.opened_pinhole),
@@ -154,7 +154,7 @@ fn lines_stay_in_the_ring_until_they_are_released() {
         // The next daemon reads them as well, because they were not released. A third one reads nothing.
         drop(path);
         let second = pins.load();
-        assert_eq!(read(&second), steps);
+        assert_eq!(read(&second), lines);
         assert!(!second.ring().has_unread());
         second.ring().release(second.ring().position());
         drop(second);
@@ -211,9 +211,9 @@ fn a_full_ring_hands_flows_back_until_it_is_released() {
             exchange(&path, count);
             count += 1;
         }
-        let steps = read(&path);
+        let lines = read(&path);
         assert!(
-            steps.len() > 5000 && steps.iter().map(|one| one.number).eq(1..=steps.len() as u32)
+            lines.len() > 5000 && lines.iter().map(|one| one.number).eq(1..=lines.len() as u32)
         );
         // A position beyond the last record that was read releases nothing.
         path.ring().release(path.ring().position() + 8);
@@ -225,9 +225,9 @@ fn a_full_ring_hands_flows_back_until_it_is_released() {
             path.take_back(1, tuples()).unwrap();
             path.hand_over(&flow(1)).unwrap();
             (0..2000).for_each(|count| exchange(&path, count));
-            let steps = read(&path);
-            assert_eq!((turn, steps.len()), (turn, 4000));
-            assert!(steps.iter().all(|one| matches!(one.bytes(), b"NOOP\r\n" | b"200 \r\n")));
+            let lines = read(&path);
+            assert_eq!((turn, lines.len()), (turn, 4000));
+            assert!(lines.iter().all(|one| matches!(one.bytes(), b"NOOP\r\n" | b"200 \r\n")));
             path.ring().release(path.ring().position());
         }
         path.remove().unwrap();
@@ -276,7 +276,7 @@ fn after_take_back_the_ring_has_all_inspected_lines() {
             lines.join().unwrap();
             (inspected, read(&path))
         });
-        assert!(inspected.iter().map(|step| step.number).eq(1..=inspected.len() as u32), "{round}");
+        assert!(inspected.iter().map(|line| line.number).eq(1..=inspected.len() as u32), "{round}");
         assert_eq!(late, [], "{round}: inspected after {}", inspected.len());
         assert!(path.counters().unwrap().handed_back <= before + 1);
         path.ring().release(path.ring().position());
@@ -292,7 +292,7 @@ fn reserved_pinholes_and_barred_ports_are_not_opened() {
         path.hand_over(&flow(id)).unwrap();
         receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
         receive(path, &frame(SERVER, CLIENT, 2000, 1006, b"227 x (192,0,2,9,15,161)\r\n"));
-        let opened = read(path).iter().any(|step| step.opened_pinhole);
+        let opened = read(path).iter().any(|line| line.opened_pinhole);
         path.take_back(id, tuples()).unwrap();
         opened
     };
@@ -348,7 +348,8 @@ fn a_daemon_takes_over_its_version_and_removes_others() {
         assert_eq!(attached_interfaces(&lab), name_set(&["inside", "later", "later2", "outside"]));
         drop(second);
 
-        // The directory gets the name of another version. The incomplete directory of a daemon that was killed while it loaded is removed as well.
+        // The directory gets the name of another version. The incomplete directory of a daemon that was killed while
+        // it loaded is removed as well.
         let name = version.file_name().unwrap().to_str().unwrap();
         let other = name.split_once('-').unwrap().0.to_owned() + "-0badf00d";
         fs::rename(&version, pins.0.join(other)).unwrap();
@@ -449,16 +450,16 @@ fn received_packets_are_inspected() {
         for frame in [&tagged, &bytes] {
             inside(&lab.client, || send_frame("eth0", [0xff; 6], frame));
         }
-        let mut steps = Vec::new();
+        let mut lines = Vec::new();
         for _ in 0..100 {
-            assert!(path.ring().read(&mut steps));
-            if !steps.is_empty() {
+            assert!(path.ring().read(&mut lines));
+            if !lines.is_empty() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         let counts = path.counters().unwrap();
-        assert_eq!((steps.len(), counts.inspected, counts.handed_back), (1, 1, 0));
+        assert_eq!((lines.len(), counts.inspected, counts.handed_back), (1, 1, 0));
         path.remove().unwrap();
     });
 }

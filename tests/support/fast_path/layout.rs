@@ -1,4 +1,5 @@
-//! The structures of the program's maps. The tests write and read them by their own offsets, independently of the product.
+//! The structures of the program's maps. The tests write and read them by their own offsets, independently of the
+//! product.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -195,10 +196,10 @@ impl Flow {
             let is_fin = length == LONGEST_LINE + 1;
             let (text, rest) =
                 flow[at + 8..at + 8 + LONGEST_LINE].split_at(if is_fin { 0 } else { length });
-            assert!(rest.iter().all(|byte| *byte == 0), "behind the line: {rest:?}");
+            assert!(rest.iter().all(|byte| *byte == 0), "after the line: {rest:?}");
             (number(at), (!is_fin).then(|| text.to_vec()))
         };
-        assert_eq!(number(124), 0, "nobody opens a pinhole now");
+        assert_eq!(number(124), 0, "no processor opens a pinhole now");
         Self {
             handed_over: number(4) != 0,
             next_seq: [number(8), number(12)],

@@ -33,7 +33,8 @@ pub enum Expected {
     MarkOnly,
     /// Let the packet pass like this. The flow does not advance: a retransmission, or an adjusted acknowledgement.
     Pass(Passed),
-    /// Let the packet pass like this, as the next line. The pinhole that it opens; the number of the line whose pinhole was consumed.
+    /// Let the packet pass like this, as the next line. The pinhole that it opens; the number of the line whose
+    /// pinhole was consumed.
     NextLine(Passed, Option<PinholeKey>, Option<u32>),
 }
 

@@ -333,7 +333,8 @@ impl Program {
         }
     }
 
-    /// Closes pinholes and ends reservations, except those for which `is_retained` returns true. Its arguments are initiator, arrival, flow and line.
+    /// Closes pinholes and ends reservations, except those for which `is_retained` returns true. Its arguments are
+    /// initiator, arrival, flow and line.
     pub fn retain_pinholes(&mut self, is_retained: impl Fn(IpAddr, SocketAddr, u64, u32) -> bool) {
         let Self { pinholes, opened, .. } = self;
         pinholes.retain(|key, owner| {
