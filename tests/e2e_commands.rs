@@ -115,7 +115,7 @@ fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
     let refusal = ask(&["log-level", "debug"]);
     assert_eq!(refusal.status.code(), Some(1));
     assert!(
-        refusal.stderr_text().contains("only its own user and root"),
+        refusal.stderr_text().contains("only root and the daemon's own user"),
         "{}",
         refusal.stderr_text()
     );

@@ -86,7 +86,7 @@ fn each_session_is_known_again_by_any_number_of_workers() {
         gateway.daemon.kill();
         gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, other).unwrap();
         let log = gateway.daemon.log();
-        assert!(log.contains("8 control connections of before go on, 8 of them"), "{other}: {log}");
+        assert!(log.contains("restored 8 sessions (8 with sequence adjustment)"), "{other}: {log}");
         assert!(!log.contains("WARN"), "{other}: {log}");
     }
     for client in clients {

@@ -363,7 +363,7 @@ fn transfers_survive_a_daemon_that_is_killed_while_they_are_judged() {
         gateway.daemon.kill();
         gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
         let log = gateway.daemon.log();
-        assert!(log.contains("6 control connections of before go on"), "round {round}: {log}");
+        assert!(log.contains("restored 6 sessions"), "round {round}: {log}");
         // At another moment of a transfer each time; long enough that what is sent again gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }

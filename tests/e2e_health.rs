@@ -248,7 +248,7 @@ fn pinholes_that_nobody_uses() {
     let lines = log.lines().filter(|line| line.contains("WARN 1")).count();
     assert_eq!(lines, 2, "one each: {log}");
     assert!(
-        log.contains("is the data connection dropped before it reaches this gateway?"),
+        log.contains("see what drops the data connection before it reaches this gateway"),
         "{log}"
     );
     assert!(log.contains("that PASV opened"), "{log}");

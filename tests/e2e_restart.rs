@@ -77,7 +77,7 @@ fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
             gateway.end(how);
             gateway.start_again(&configuration);
             let log = gateway.daemon.log();
-            assert!(log.contains("1 control connections of before go on, 1 of them"), "{log}");
+            assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
             let session = client.release();
             assert_eq!(session.error, None, "{backend} {how:?}");
             assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
@@ -286,7 +286,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
             let middle = text.iter().position(|b| *b == b'\n').unwrap() + 30;
             text[middle] ^= 1;
         }),
-        ("another file", "no journal", |text| *text = b"GIF89a and so on".to_vec()),
+        ("another file", "not a journal", |text| *text = b"GIF89a and so on".to_vec()),
         ("another version", "another version", |text| {
             let text_of = String::from_utf8_lossy(text).into_owned();
             *text = text_of.replace("format ", "format 9").into_bytes();
@@ -295,7 +295,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
             let at = text.windows(5).position(|w| w == b"boot ").unwrap() + 5;
             text[at] = if text[at] == b'0' { b'1' } else { b'0' };
         }),
-        ("nothing", "no journal", Vec::clear),
+        ("nothing", "not a journal", Vec::clear),
     ];
     for (what, words, damage) in cases {
         let mut gateway = gateway_with(Topology::Masquerade, ONE);
@@ -345,7 +345,7 @@ fn transfers_survive_a_daemon_that_is_killed_again_and_again() {
 
 #[test]
 fn adjusted_transfers_survive_a_daemon_that_is_killed_again_and_again() {
-    kill_again_and_again("ServerIdent on \"at your service\"", "8 of them adjusted");
+    kill_again_and_again("ServerIdent on \"at your service\"", "8 with sequence adjustment");
 }
 
 fn kill_again_and_again(more: &str, adjusted: &str) {
@@ -364,7 +364,7 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
         gateway.end(End::Kill);
         gateway.start_again("");
         let log = gateway.daemon.log();
-        let before = format!("8 control connections of before go on, {adjusted}");
+        let before = format!("restored 8 sessions ({adjusted}");
         assert!(log.contains(&before), "round {round}: {log}");
         // At another moment of a transfer each time; long enough that what is sent again gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));

@@ -126,7 +126,7 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
         let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let log = second.log();
-        assert!(log.contains("1 control connections of before go on, 1 of them adjusted"), "{log}");
+        assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
         assert_eq!(ask(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
         assert_goes_on(&gateway, client, "taken over");
         assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
@@ -185,7 +185,7 @@ fn another_program_is_not_ended_and_one_that_hangs_is_named() {
     let mut other = Daemon::start(&other, host, "").unwrap();
     let done = run(&gateway, &program, &words, "");
     assert_eq!(done.status.code(), Some(1));
-    let expected = format!("is read by other, process {}, which is no ftp-alg", other.id());
+    let expected = format!("is read by other, process {}, which is not ftp-alg", other.id());
     assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
     assert!(other.status().is_ok());
     other.stop().unwrap();

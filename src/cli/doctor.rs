@@ -1,5 +1,4 @@
-//! `ftp-alg doctor`: whether FTP will work through this kernel and this firewall, and what to do
-//! if it will not.
+//! `ftp-alg doctor`: checks whether FTP works with this kernel and this firewall, and what to do if it does not.
 
 mod checks;
 mod fast_path;
@@ -22,19 +21,21 @@ use crate::{
     },
 };
 
-/// Why a back end is taken that the configuration names.
+/// The reason for a back end that the configuration names.
 const CONFIGURED: &str = "the configuration says so";
 
-/// Say whether FTP will work here, what is in the way, and what to do
+/// Check whether FTP works here, and what to do if it does not
 ///
-/// Only looks: nothing is loaded, changed or sent. Exit code 0 if FTP through this gateway works as
-/// configured, 1 if something stands in the way: see ftp-alg(8), "Problems". In JSON:
+/// Only reads: it loads, changes and sends nothing. Exit code 0: FTP works
+/// through this gateway as configured. Exit code 1: there is a problem, see
+/// ftp-alg(8), "Problems". In JSON:
 /// {ok, backend, reason, problems: [{name, text, remedy}], checks: [
 /// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice, problem}]}.
 ///
-/// With --try it transfers a listing in each mode instead, and says which step
-/// fails. Exit code 0 if all modes work. In JSON: {ok, steps: [{step,
-/// ok: true|false|null, says, remedy}]}; null is a step that was not tried.
+/// With --try it logs in to a server instead and transfers a listing in each
+/// mode. It says which step fails. Exit code 0: all modes work. In JSON:
+/// {ok, steps: [{step, ok: true|false|null, says, remedy}]}; null is a step that
+/// was not tried.
 #[derive(Args, Debug)]
 pub struct Doctor {
     /// Print one JSON object
@@ -61,19 +62,19 @@ impl Doctor {
         let running = self.running(&features);
         let firewall = Firewall::read();
         let neighbours = features.neighbours;
-        let outlooks = data_path_verdicts(&firewall, neighbours.routing, &parameters);
+        let data_paths = data_path_verdicts(&firewall, neighbours.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
         let (wanted, why) =
             configured.map_or_else(|| automatic(None), |backend| (backend, CONFIGURED));
-        // What counts is what holds the pinholes now.
+        // The back end of the running daemon counts, because it has the pinholes now.
         let backend = runs_with.unwrap_or(wanted);
         let is_auto = configured.is_none();
-        let when = if is_auto { "started without sessions" } else { "restarted" };
+        let when = if is_auto { "after a start without sessions" } else { "after a restart" };
         let reason = match backend == wanted {
             true => why.to_owned(),
             false => {
-                format!("ftp-alg runs with it; {when}, it takes {wanted}, as {why}")
+                format!("the running ftp-alg uses it; {when} it uses {wanted}: {why}")
             }
         };
         let other = if backend != wanted && !is_auto {
@@ -86,7 +87,7 @@ impl Doctor {
         let surroundings = HostAudit {
             parameters: &parameters,
             firewall: &firewall,
-            outlooks: &outlooks,
+            data_paths: &data_paths,
             neighbours,
             backend,
             other_backend: other,
@@ -103,14 +104,14 @@ impl Doctor {
         }
         match report.problems.len() {
             0 => Ok(()),
-            _ if report.backend.is_none() => {
-                Err(Failure::Failed("not permitted to look: run as root".to_owned()))
-            }
+            _ if report.backend.is_none() => Err(Failure::Failed(
+                "not permitted to read the kernel's state: run as root".to_owned(),
+            )),
             count => Err(Failure::from_problem_count(count)),
         }
     }
 
-    /// The daemon that serves this network namespace, or why there is none.
+    /// The status of the daemon that serves this network namespace, or the problem that there is none.
     fn running(&self, features: &Features) -> Result<snapshot::Status, Problem> {
         let socket = &self.socket.socket;
         let answer = client::request(socket, "status", super::ANSWER_TIMEOUT);
@@ -120,11 +121,11 @@ impl Doctor {
             Ok(status) if has_readers || !features.net_admin => Ok(status),
             Ok(_) => {
                 let text = format!(
-                    "the daemon on {} reads no queue here: it has another configuration, or \
-                     serves another network namespace",
+                    "the daemon on {} reads no queue in this network namespace: it has another \
+                     configuration, or serves another namespace",
                     socket.display()
                 );
-                let remedy = "run doctor there, or with the daemon's --config";
+                let remedy = "run doctor in the daemon's network namespace and with its --config";
                 Err(Problem::new(health::DAEMON_ABSENT, text, remedy))
             }
             Err(error) => Err(health::daemon_problem(&error, !has_readers)),
@@ -132,12 +133,12 @@ impl Doctor {
     }
 }
 
-/// All that was found.
+/// The output of `doctor`, also as JSON.
 #[derive(Debug, Serialize)]
 struct DoctorReport {
     /// Whether FTP will work.
     ok: bool,
-    /// What holds the pinholes, if that can be said.
+    /// The back end for pinholes; `None` without the privileges to find out.
     backend: Option<&'static str>,
     reason: String,
     problems: Vec<Problem>,
@@ -152,7 +153,7 @@ impl DoctorReport {
     }
 }
 
-/// Sections of aligned lines; commands stand alone on theirs, ready to be copied.
+/// The report as aligned lines in sections. Each command has a line of its own, so that it can be copied.
 fn text(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
@@ -176,13 +177,13 @@ fn text(report: &DoctorReport) -> String {
         }
     }
     if let Some(backend) = report.backend {
-        let backend = format!("{backend}, as {}", report.reason);
+        let backend = format!("{backend}: {}", report.reason);
         text += &format!("\nback end\n  {}\n", table::wrapped(&backend, 2));
     }
     let verdict = match report.problems.len() {
-        _ if report.backend.is_none() => "whether FTP through this gateway will work is not known",
-        0 => "FTP through this gateway will work",
-        _ => "FTP through this gateway will not work before the problems above are solved",
+        _ if report.backend.is_none() => "cannot tell whether FTP will work through this gateway",
+        0 => "FTP will work through this gateway",
+        _ => "FTP will not work through this gateway until the problems above are solved",
     };
     text + &format!("\n{verdict}\n")
 }
@@ -206,25 +207,25 @@ mod tests {
     }
 
     #[test]
-    fn sections_are_aligned_and_commands_stand_alone() {
+    fn sections_are_aligned_and_commands_have_their_own_lines() {
         let checks = vec![
             check("kernel", "nat", CheckStatus::Ok, &[]),
             check("kernel", "ctnetlink", CheckStatus::Missing, &[]),
             check("firewall", "forward", CheckStatus::Problem, &["nft insert rule"]),
         ];
-        let report = DoctorReport::new(Some(Backend::Nftables), "it is so".into(), checks);
+        let report = DoctorReport::new(Some(Backend::Nftables), "a reason".into(), checks);
         assert_eq!(
             text(&report),
             "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
              firewall\n  PROBLEM  forward    says\n      nft insert rule\n\n\
-             back end\n  nftables, as it is so\n\n\
-             FTP through this gateway will not work before the problems above are solved\n"
+             back end\n  nftables: a reason\n\n\
+             FTP will not work through this gateway until the problems above are solved\n"
         );
         assert!(!report.ok);
     }
 
     #[test]
-    fn a_terminal_sees_no_control_characters_of_rules() {
+    fn control_characters_of_rules_are_escaped() {
         let hostile = "\u{1b}[2J\u{7}\r\u{9b}é".to_owned();
         let mut one = check("firewall", "input", CheckStatus::Problem, &[&hostile]);
         one.says.clone_from(&hostile);
@@ -235,11 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_and_not_needed_is_no_problem() {
+    fn unneeded_missing_feature_is_no_problem() {
         let checks = || vec![check("kernel", "x", CheckStatus::Missing, &[])];
         let report = DoctorReport::new(Some(Backend::Nftables), "x".into(), checks());
         assert!(report.ok);
-        assert!(text(&report).contains("\nFTP through this gateway will work"));
-        assert!(text(&DoctorReport::new(None, "x".into(), checks())).ends_with("is not known\n"));
+        assert!(text(&report).contains("\nFTP will work through this gateway"));
+        assert!(
+            text(&DoctorReport::new(None, "x".into(), checks())).contains("\ncannot tell whether")
+        );
     }
 }

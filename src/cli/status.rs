@@ -1,4 +1,4 @@
-//! `ftp-alg status`: counters and health of the running daemon.
+//! `ftp-alg status`: shows counters and health of the running daemon.
 
 use std::time::Duration;
 
@@ -13,15 +13,16 @@ use crate::daemon::{
 
 /// Show counters and health of the running daemon
 ///
-/// Exit code 0 if a daemon gives verdicts and there is no problem, else 1. With --wait a daemon that is
-/// ready is enough, so that scripts may wait for one: `ftp-alg status --wait 10`. In JSON each problem
-/// is {name, text, remedy}; see ftp-alg(8), "Problems".
+/// Exit code 0: a daemon gives verdicts, and there is no problem. Otherwise 1.
+/// With --wait, problems do not count, so scripts can wait for a daemon that is
+/// ready: `ftp-alg status --wait 10`. In JSON each problem is
+/// {name, text, remedy}; see ftp-alg(8), "Problems".
 #[derive(Args, Debug)]
 pub struct Status {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Wait for at most so many seconds until a daemon is ready
+    /// Wait at most this many seconds until a daemon is ready
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     wait: Option<Duration>,
     #[command(flatten)]
@@ -80,8 +81,8 @@ fn text(status: &snapshot::Status) -> String {
     text + &status.problems.iter().map(problem).collect::<String>()
 }
 
-/// All counters by their names in JSON. What has a name of its own within another one, as a drop for its reason, is nothing
-/// to look at while it is 0.
+/// All counters by their names in JSON. Counters within another one, such as drops by reason, are shown only if they
+/// are not 0.
 fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     let Ok(Value::Object(all)) = serde_json::to_value(status) else { return rows };
@@ -107,26 +108,30 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
     rows
 }
 
-/// Whether the fast path runs, and what it did: a line, or three.
+/// The state and the counters of the fast path, in up to three lines.
 fn fast_path(status: &FastPathStatus) -> Vec<(String, String)> {
-    let FastPathStatus { connections, judged, handed_back, opened, admitted, no_room, .. } = status;
+    let FastPathStatus { connections, inspected, handed_back, opened, admitted, no_room, .. } =
+        status;
     let mut lines = match status.state {
         FastPathState::On => vec![
             format!("on: {}; {connections} connections", status.attached_to()),
-            format!("{judged} lines judged, {handed_back} connections handed back"),
+            format!("{inspected} lines inspected, {handed_back} connections taken back"),
         ],
         FastPathState::Off => vec![format!("off: {}", status.why)],
     };
-    // Counts outlive a daemon whose successor has the fast path off.
+    // The counters survive a restart, so they may be above 0 with the fast path off.
     if [opened, admitted, no_room].into_iter().any(|count| *count > 0) {
-        let full =
-            if *no_room > 0 { format!(", {no_room} lines without room") } else { String::new() };
-        lines.push(format!("{opened} pinholes opened, {admitted} used{full}"));
+        let full = if *no_room > 0 {
+            format!(", {no_room} lines queued (ring buffer full)")
+        } else {
+            String::new()
+        };
+        lines.push(format!("{opened} pinholes opened, {admitted} consumed{full}"));
     }
     lines.into_iter().map(|line| ("fast path".to_owned(), line)).collect()
 }
 
-/// What a name stands for; nothing is said of a family that it does not have.
+/// The address of a name, or the error. `None` for a family that the name does not have.
 fn name_text(row: &NameRow) -> Option<String> {
     let address = row.address.map(|address| {
         let age =
@@ -146,7 +151,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .filter(|wait| *wait <= Duration::from_secs(86400))
-        .ok_or_else(|| "give seconds from 0 to 86400".to_owned())
+        .ok_or_else(|| "use 0 to 86400 seconds".to_owned())
 }
 
 #[cfg(test)]
@@ -154,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fast_path_takes_one_line_if_off_and_up_to_three_if_on() {
+    fn fast_path_has_one_line_if_off_and_up_to_three_if_on() {
         let lines = |status: &FastPathStatus| {
             fast_path(status).into_iter().map(|(_, line)| line).collect::<Vec<_>>()
         };
@@ -162,17 +167,20 @@ mod tests {
         assert_eq!(lines(&status), ["off: Linux 6.1 has no TCX"]);
         status.state = FastPathState::On;
         status.interfaces = vec!["lan0".into(), "wan0".into()];
-        (status.connections, status.judged, status.handed_back) = (3, 812, 5);
-        let on = ["on: lan0, wan0; 3 connections", "812 lines judged, 5 connections handed back"];
+        (status.connections, status.inspected, status.handed_back) = (3, 812, 5);
+        let on = ["on: lan0, wan0; 3 connections", "812 lines inspected, 5 connections taken back"];
         assert_eq!(lines(&status), on);
         (status.opened, status.admitted, status.no_room) = (140, 139, 2);
-        assert_eq!(lines(&status)[2..], ["140 pinholes opened, 139 used, 2 lines without room"]);
+        assert_eq!(
+            lines(&status)[2..],
+            ["140 pinholes opened, 139 consumed, 2 lines queued (ring buffer full)"]
+        );
         let all = text(&snapshot::Status { fast_path: status, ..snapshot::Status::default() });
         assert_eq!(all.matches("fast path").count(), 3, "{all}");
     }
 
     #[test]
-    fn a_name_shows_its_address_and_what_is_wrong_with_it() {
+    fn name_shows_its_address_and_its_error() {
         let row = |address: Option<&str>, age_seconds, error: Option<&str>| NameRow {
             name: "ftp.example.net".into(),
             family: "ipv4".into(),

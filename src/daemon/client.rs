@@ -1,4 +1,4 @@
-//! The other end of the control socket: asks a running daemon one thing.
+//! The client of the control socket: sends one request to a running daemon.
 
 use std::{
     io::{self, Write as _},
@@ -13,11 +13,11 @@ use socket2::{Domain, SockAddr, Type};
 
 use super::wire::DeadlineStream;
 
-/// The most bytes of an answer: far above what the most sessions fill.
+/// The longest answer, in bytes: far more than the largest number of sessions needs.
 const MAX_ANSWER: usize = 1 << 30;
-/// How long to rest between two tries of [`wait`].
+/// The pause between two attempts of [`request_until_ready`].
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long one try of [`wait`] may take.
+/// Time limit for one attempt of [`request_until_ready`].
 const TRY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why there is no answer.
@@ -40,7 +40,7 @@ pub enum ClientError {
     Answer { path: PathBuf, message: String },
 }
 
-/// What a daemon answered: one line of JSON.
+/// A daemon's answer: one line of JSON.
 #[derive(Clone, Debug)]
 pub struct Answer {
     path: PathBuf,
@@ -48,22 +48,22 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The answer as it came, without the newline.
+    /// The line, without the newline.
     pub fn json(&self) -> &str {
         &self.json
     }
 
-    /// The answer's content.
+    /// The parsed contents.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
         serde_json::from_str(&self.json).map_err(|error| ClientError::Answer {
             path: self.path.clone(),
-            message: format!("what this version does not understand: {error}"),
+            message: format!("an answer that this version does not understand: {error}"),
         })
     }
 }
 
-/// Asks the daemon on `socket` for `what` (`status`, `sessions`, `pinholes`) and waits for at most
-/// `timeout`.
+/// Sends the request `what` (`status`, `sessions`, `pinholes`) to the daemon on `socket`. Waits for the answer, but no
+/// longer than `timeout`.
 pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, ClientError> {
     let deadline = Instant::now() + timeout;
     let line = connect(socket, timeout)
@@ -81,7 +81,7 @@ pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, C
     }
 }
 
-/// Asks for `what` until the daemon on `socket` is ready to answer, for at most `limit`.
+/// Repeats the request `what` until the daemon on `socket` answers, but no longer than `limit`.
 pub fn request_until_ready(
     socket: &Path,
     what: &str,
@@ -107,7 +107,7 @@ pub fn request_until_ready(
 }
 
 impl ClientError {
-    /// Whether another try may do better: a daemon that starts or ends shows like this.
+    /// Whether another attempt may succeed: a daemon that is starting or ending causes these errors.
     fn is_transient(&self) -> bool {
         matches!(self, Self::NoDaemon { .. } | Self::Silent { .. })
     }
@@ -125,7 +125,7 @@ fn explain(error: io::Error, socket: &Path, limit: Duration) -> ClientError {
     use io::ErrorKind as Kind;
     let path = socket.to_owned();
     match error.kind() {
-        // An end without an answer is a daemon that went away, as at the end of a failed start.
+        // A connection that ends without an answer shows that the daemon ended, for example after a failed start.
         Kind::NotFound
         | Kind::ConnectionRefused
         | Kind::ConnectionReset

@@ -1,10 +1,12 @@
-//! The control socket: what `ftp-alg status`, `sessions`, `pinholes` and `log-level` ask the running
-//! daemon.
+//! The control socket, where the commands `status`, `sessions`, `pinholes` and `log-level` reach the running daemon.
 //!
-//! One request line (`status`, `sessions`, `pinholes`, `log-level [LEVEL]`), one JSON line in answer, then the end.
-//! The socket is for its owner only, from the moment it exists. It is bound before anything else
-//! is touched, so that a second daemon finds the first before it can harm it; it answers once
-//! [`Socket::serve`] is called, so an answer means that the daemon gives verdicts.
+//! A client sends one request line (`status`, `sessions`, `pinholes`, `log-level [LEVEL]`), gets one line of JSON, and the
+//! connection ends.
+//!
+//! Invariants:
+//! - Only its owner can use the socket, from the moment it exists.
+//! - It is bound before the daemon changes anything, so a second daemon finds the first one before it can do damage.
+//! - It answers once [`ControlSocket::serve`] is called, so an answer means that the daemon gives verdicts.
 
 use std::{
     fs::{self, File, Permissions},
@@ -31,11 +33,11 @@ use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::{log::level, snapshot::StatusSource, wire::DeadlineStream};
 
-/// The most bytes of a request line.
+/// The longest request line, in bytes.
 const MAX_REQUEST: usize = 256;
-/// How long a client may take for its whole exchange; others wait meanwhile.
+/// Time limit for one client's request and answer. Other clients wait meanwhile.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(2);
-/// How long to rest when the system cannot accept, as without free descriptors.
+/// The pause after accept failed, for example because there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
 
@@ -47,7 +49,7 @@ pub enum ControlError {
         path.display()
     )]
     InUse { path: PathBuf },
-    #[error("{} is in the way and is no socket: remove it, or give another --socket", path.display())]
+    #[error("{} exists and is not a socket: remove it, or give another --socket", path.display())]
     NotASocket { path: PathBuf },
     #[error(
         "cannot make the control socket {}: {source}; run as root, or give another --socket",
@@ -56,7 +58,7 @@ pub enum ControlError {
     System { path: PathBuf, source: io::Error },
 }
 
-/// A bound control socket that does not answer yet. Its name goes away with it.
+/// A bound control socket that does not answer yet. Dropping it removes its name.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
@@ -64,13 +66,13 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds `path`, in place of what a dead daemon may have left there.
+    /// Binds `path`, and replaces the socket that a dead daemon may have left there.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let system = |source| ControlError::System { path: path.to_owned(), source };
         let address = SockAddr::unix(path).map_err(system)?;
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
-        // Before bind, so that there is no moment at which others may connect: the file gets the
-        // mode of the unbound socket (unix_bind in net/unix/af_unix.c).
+        // Before bind, so that no other user can connect at any moment: the file gets the mode of the unbound socket
+        // (unix_bind in net/unix/af_unix.c).
         let socket = File::from(OwnedFd::from(socket));
         socket.set_permissions(Permissions::from_mode(0o600)).map_err(system)?;
         let socket = socket2::Socket::from(OwnedFd::from(socket));
@@ -86,7 +88,7 @@ impl ControlSocket {
         Ok(Self { listener: UnixListener::from(OwnedFd::from(socket)), name })
     }
 
-    /// Starts to answer from `source`, on a thread of its own.
+    /// Starts to answer requests from `source`, on a thread of its own.
     pub fn serve(self, source: Arc<dyn StatusSource>) -> Result<ControlServer, ControlError> {
         let Self { listener, name } = self;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -106,7 +108,7 @@ impl ControlSocket {
     }
 }
 
-/// The answering control socket; it ends, and its name goes away, when this is dropped.
+/// The control socket while it answers. Dropping it ends its thread and removes its name.
 #[derive(Debug)]
 pub struct ControlServer {
     listener: UnixListener,
@@ -118,7 +120,7 @@ pub struct ControlServer {
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
-        // Wakes the accept, which then fails with EINVAL (unix_accept).
+        // Wakes the thread in accept, which then fails with EINVAL (unix_accept).
         let woken = SockRef::from(&self.listener).shutdown(std::net::Shutdown::Both);
         if let (Ok(()), Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
@@ -139,7 +141,10 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
                 }
             }
             Err(error) => {
-                tracing::warn!("control socket: cannot accept a client: {error}");
+                tracing::warn!(
+                    event = "control_accept_failed",
+                    "control socket: cannot accept a client: {error}; ftp-alg tries again"
+                );
                 thread::sleep(ACCEPT_PAUSE);
             }
         }
@@ -169,7 +174,9 @@ fn answer_request(
         b"pinholes" => json_line(&source.pinholes()),
         b"log-level" => json_line(&level::current_level()),
         other => match other.strip_prefix(b"log-level ") {
-            Some(_) if !may_change() => error_answer("only its own user and root may change it"),
+            Some(_) if !may_change() => {
+                error_answer("only root and the daemon's own user may change the log level")
+            }
             Some(wanted) => match level::set_level(&String::from_utf8_lossy(wanted)) {
                 Ok(()) => json_line(&level::current_level()),
                 Err(why) => error_answer(&why),
@@ -182,8 +189,8 @@ fn answer_request(
     }
 }
 
-/// Whether the client is root or the daemon's own user. The socket is for these alone, unless someone
-/// opened it to others, who may look.
+/// Whether the client is root or the daemon's own user. An operator may open the socket to other users, who may only
+/// read.
 fn may_change(stream: &UnixStream) -> bool {
     socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }
@@ -198,7 +205,7 @@ fn json_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Removes the socket at `path` if nobody listens there.
+/// Removes the socket at `path` if no process listens on it.
 fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let system = |source| ControlError::System { path: path.to_owned(), source };
     let file = fs::symlink_metadata(path).map_err(system)?;
@@ -214,7 +221,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     }
 }
 
-/// A socket's name in the file system, removed on drop unless it is another's by then.
+/// A socket's name in the file system. Dropping it removes the name, unless it has become another socket's.
 #[derive(Debug)]
 struct SocketName {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! Both ends of the control socket, together and against peers that misbehave.
+//! Tests of the control socket and its client, together and against peers that misbehave.
 
 use std::{io::Write, net::Shutdown};
 
@@ -49,7 +49,7 @@ fn a_request_gets_its_answer() {
 }
 
 #[test]
-fn the_socket_is_its_owners_only() {
+fn only_its_owner_may_use_the_socket() {
     let (_directory, path) = socket_path();
     let _socket = ControlSocket::bind(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -68,7 +68,7 @@ fn unknown_and_endless_requests_are_refused() {
 }
 
 #[test]
-fn the_log_level_is_one_that_is_known() {
+fn an_unknown_log_level_is_refused() {
     let (_directory, path) = socket_path();
     let _server = serve(&path);
     let error = client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
@@ -77,7 +77,7 @@ fn the_log_level_is_one_that_is_known() {
 }
 
 #[test]
-fn a_client_that_says_nothing_does_not_keep_others_out() {
+fn a_silent_client_does_not_block_others() {
     let (_directory, path) = socket_path();
     let _server = serve(&path);
     let _silent = UnixStream::connect(&path).unwrap();
@@ -106,7 +106,7 @@ fn a_dead_daemons_socket_is_replaced() {
 }
 
 #[test]
-fn what_is_no_socket_is_never_removed() {
+fn a_file_that_is_not_a_socket_is_never_removed() {
     let (_directory, path) = socket_path();
     fs::write(&path, "precious").unwrap();
     let error = ControlSocket::bind(&path).unwrap_err();
@@ -115,7 +115,7 @@ fn what_is_no_socket_is_never_removed() {
 }
 
 #[test]
-fn the_name_goes_away_with_the_server_unless_it_is_anothers() {
+fn the_server_removes_its_name_unless_it_is_another_sockets() {
     let (_directory, path) = socket_path();
     drop(serve(&path));
     assert!(!path.exists());
@@ -127,7 +127,7 @@ fn the_name_goes_away_with_the_server_unless_it_is_anothers() {
 }
 
 #[test]
-fn without_a_daemon_the_error_says_how_to_start_one() {
+fn without_a_daemon_the_error_names_the_command_to_start_one() {
     let (_directory, path) = socket_path();
     let error = client::request(&path, "status", TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("ftp-alg.sock: start one with `ftp-alg run`"), "{error}");

@@ -1,13 +1,13 @@
-//! External addresses given by name: looked up at the start and again as their records run out.
+//! External addresses given by name: they are looked up at the start, and again when their records expire.
 //!
-//! One thread for all names, and only where the configuration has one; each name has a task of its
-//! own there, so that one that is not answered keeps none waiting. No packet ever waits for an
-//! answer: a changed address is told to the main thread, which hands the workers a new policy.
-//!
-//! The last known address stays in use while a name cannot be resolved; before the first nothing
-//! can be announced for it ([`External::Unresolved`]). `/etc/resolv.conf` and `/etc/hosts` are
-//! read at each look-up: whoever changes the address (a dial-up daemon, a DHCP client) may change
-//! them too.
+//! Invariants:
+//! - One thread serves all names, with a task for each name, so a name server that does not answer delays no other name.
+//!   Without names there is no thread.
+//! - No packet waits for a look-up. The main thread gets an event for a changed address, and gives the engines a new policy.
+//! - The last known address stays in use while a name cannot be resolved. Before the first answer nothing can be announced
+//!   for it ([`External::Unresolved`]).
+//! - Each look-up reads `/etc/resolv.conf` and `/etc/hosts`, because a program that changes the address (a dial-up daemon,
+//!   a DHCP client) may change these files too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,18 +37,20 @@ use crate::{
     gateway::broker,
 };
 
-/// A record is asked for again when it runs out, but neither more often nor more seldom.
+/// The bounds for the time until the next look-up, which otherwise follows the record's TTL.
 const REFRESH_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
-/// How long to wait after a failure; twice as long after each further one.
+/// The pause after the first failure. It doubles with each further one, up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
 const MAX_RETRY: Duration = Duration::from_secs(60);
-/// Which name servers to ask, and what needs none. Others replace these files by renaming.
+/// The file with the name servers. Programs replace it by renaming, so the broker opens it each time.
 pub(super) const RESOLVER: &str = "/etc/resolv.conf";
+/// The file with names that need no name server.
 pub(super) const HOSTS: &str = "/etc/hosts";
-/// Where name servers are when `/etc/resolv.conf` names none, as the C library has it.
+/// The name server if `/etc/resolv.conf` names none, as in the C library.
 const DEFAULT_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// All names, and what is known of them.
+/// All external names, with the state of each.
 pub(super) struct ExternalNames {
     known: Arc<Mutex<Known>>,
     events: Sender<DaemonEvent>,
@@ -57,34 +59,34 @@ pub(super) struct ExternalNames {
 
 type Known = BTreeMap<ExternalName, NameState>;
 
-/// What is known of one name.
+/// The state of one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct NameState {
-    /// The last known address.
+    /// The last address that a name server gave.
     address: Option<IpAddr>,
-    /// When that was last heard.
+    /// When a name server last gave that address.
     resolved_at: Option<Instant>,
-    /// Whether the name was last said to have no address of the family.
+    /// Whether the last answer was that the name has no address of this family.
     is_absent: bool,
-    /// Why the last look-up failed, if it did.
+    /// Why the last look-up failed, if it failed.
     error: Option<String>,
 }
 
-/// What a look-up found.
+/// The answer to a look-up.
 enum LookUpResult {
-    /// These addresses, and how long they hold.
+    /// The addresses, and their TTL.
     Addresses(Vec<IpAddr>, Duration),
-    /// The name has none of the family, this long if it is said how long.
+    /// The name has no address of this family. With the TTL of that answer, if it has one.
     Absent(Option<Duration>),
 }
 
 impl ExternalNames {
-    /// No names yet. Changed addresses will be told by `events`.
+    /// Starts without names. Changed addresses are sent to `events`.
     pub fn new(events: Sender<DaemonEvent>) -> Self {
         Self { known: Arc::default(), events, thread: Mutex::new(None) }
     }
 
-    /// From now on these are looked up, at once and again; what is known of them stays known.
+    /// Looks up `names` from now on. Known addresses of these names stay in use.
     pub fn watch(&self, names: BTreeSet<ExternalName>) -> io::Result<()> {
         let mut thread = lock(&self.thread);
         drop(thread.take());
@@ -100,20 +102,20 @@ impl ExternalNames {
         Ok(())
     }
 
-    /// What may be announced for `name`.
+    /// The address that may be announced for `name`.
     pub fn external_address(&self, name: &ExternalName) -> External {
         external_address_of(&lock(&self.known), name)
     }
 
-    /// What is known of all names, for people.
+    /// The state of all names, for `status`.
     pub fn rows(&self) -> Vec<NameRow> {
         let known = lock(&self.known);
         let row = |(name, answer): (&ExternalName, &NameState)| {
             let external = external_address_of(&known, name);
             let why = if answer.is_absent {
-                format!("it has no {} record", record_type(name))
+                format!("the name has no {} record", record_type(name))
             } else {
-                "it is not resolved yet".to_owned()
+                "the name is not resolved yet".to_owned()
             };
             let is_known =
                 external == External::Auto || answer.is_resolved() && answer.resolved_at.is_some();
@@ -132,7 +134,7 @@ impl ExternalNames {
     }
 }
 
-/// A name that has addresses of the other family only leaves this one to the translation.
+/// The address for `name`. If the name has only addresses of the other family, translation decides for this one.
 fn external_address_of(known: &Known, name: &ExternalName) -> External {
     let Some(answer) = known.get(name) else { return External::Unresolved };
     let other = known.get(&ExternalName { v6: !name.v6, ..name.clone() });
@@ -152,7 +154,7 @@ impl NameState {
         self.error.is_none() && !self.is_absent
     }
 
-    /// Takes note of what a look-up found. Gives when to look again, if that was said.
+    /// Records the result of a look-up. Returns the TTL, if it has one.
     fn record_result(
         &mut self,
         found: Result<LookUpResult, String>,
@@ -160,9 +162,9 @@ impl NameState {
     ) -> Option<Duration> {
         match found {
             Ok(LookUpResult::Addresses(addresses, ttl)) => {
-                // Of several, as in a rotation, the one in use stays in use.
-                let kept = self.address.filter(|address| addresses.contains(address));
-                let address = kept.or_else(|| addresses.first().copied())?;
+                // Of several addresses, as with a round robin, the address in use stays in use.
+                let in_use = self.address.filter(|address| addresses.contains(address));
+                let address = in_use.or_else(|| addresses.first().copied())?;
                 *self = Self { address: Some(address), resolved_at: Some(now), ..Self::default() };
                 Some(ttl)
             }
@@ -178,7 +180,7 @@ impl NameState {
     }
 }
 
-/// Looks `names` up on a thread, until what this gives is dropped.
+/// Looks up `names` on a thread of its own, until the returned runtime is dropped.
 fn start_look_ups(
     names: BTreeSet<ExternalName>,
     known: &Arc<Mutex<Known>>,
@@ -200,7 +202,7 @@ fn start_look_ups(
     Ok(runtime)
 }
 
-/// Looks `name` up, for ever.
+/// Looks up `name` again and again.
 async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender<DaemonEvent>) {
     let mut retry = RETRY;
     loop {
@@ -220,8 +222,8 @@ async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender
     }
 }
 
-/// Takes note of what was found. Gives when to look again, and whether another address is to be
-/// announced now; nothing for a name that is not looked for any more.
+/// Records the result of a look-up. Returns its TTL, and whether another address is to be announced now; `None` for a name
+/// that is not watched any more.
 fn record_look_up(
     known: &mut Known,
     name: &ExternalName,
@@ -236,33 +238,59 @@ fn record_look_up(
     Some((again, changed))
 }
 
-/// Logs what has changed, so that a name that goes on failing is no news.
+/// Logs only what has changed, so a name that keeps failing does not fill the log.
 fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
     let (Some(old), Some(new)) = (before.get(name), after.get(name)) else { return };
     let (text, record) = (&name.name, record_type(name));
     let rest = match external_address_of(after, name) {
         External::Fixed(address) => format!("{address} stays in use"),
-        External::Auto => "what connections show themselves stays in use".to_owned(),
-        External::Unresolved => "what needs it is refused until it is resolved".to_owned(),
+        External::Auto => "the translated address of each connection is used".to_owned(),
+        External::Unresolved => "announcements that need its address are refused".to_owned(),
     };
     if let (None, Some(error)) = (&old.error, &new.error) {
-        tracing::warn!("dns:{text}: no {record} record: {error}; {rest}");
+        tracing::warn!(
+            event = "name_failed",
+            name = text,
+            record = %record,
+            "dns:{text}: no {record} record: {error}; {rest}. Check /etc/resolv.conf and the name server"
+        );
     }
     if new.is_absent && !old.is_absent {
         let other = after.get(&ExternalName { v6: !name.v6, ..name.clone() });
-        // A name with addresses of one family is as usual as one with both.
+        // Many names have addresses of one family only.
         if other.is_none_or(|other| other.is_absent) {
-            tracing::warn!("dns:{text}: it has no {record} record; {rest}");
+            tracing::warn!(
+                event = "name_absent",
+                name = text,
+                record = %record,
+                "dns:{text}: the name has no {record} record; {rest}. Check the spelling in external-address"
+            );
         } else {
-            tracing::info!("dns:{text}: it has no {record} record");
+            tracing::info!(
+                event = "name_absent",
+                name = text,
+                record = %record,
+                "dns:{text}: the name has no {record} record"
+            );
         }
     }
     match new.address {
         Some(address) if old.address != new.address => {
-            tracing::info!("dns:{text}: the external address is {address}");
+            tracing::info!(
+                event = "name_resolved",
+                name = text,
+                record = %record,
+                address = %address,
+                "dns:{text}: the external address is {address}"
+            );
         }
         Some(_) if !old.is_resolved() && new.is_resolved() => {
-            tracing::info!("dns:{text}: resolved again; {rest}");
+            tracing::info!(
+                event = "name_resolved",
+                name = text,
+                record = %record,
+                "dns:{text}: resolved again; {rest}"
+            );
         }
         _ => {}
     }
@@ -272,7 +300,7 @@ fn record_type(name: &ExternalName) -> RecordType {
     if name.v6 { RecordType::AAAA } else { RecordType::A }
 }
 
-/// Asks once, as the machine's resolver would.
+/// Looks up a name once, as the machine's own resolver does.
 async fn look_up(name: &ExternalName) -> Result<LookUpResult, String> {
     let read = |path| broker::read(Path::new(path));
     let configured = read(RESOLVER).map_err(NetError::from).and_then(parse_resolv_conf);
@@ -281,9 +309,9 @@ async fn look_up(name: &ExternalName) -> Result<LookUpResult, String> {
         let servers = vec![NameServerConfig::udp_and_tcp(DEFAULT_SERVER)];
         (ResolverConfig::from_parts(None, vec![], servers), ResolverOpts::default())
     });
-    // Answers are kept here, not there.
+    // The answers are stored in `NameState`, so a second cache would only delay changes.
     options.cache_size = 0;
-    // It would look for the file itself.
+    // The resolver would open the file itself, for which the daemon has no right.
     options.use_hosts_file = ResolveHosts::Never;
     let builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
     let resolver = builder.with_options(options).build();
@@ -311,13 +339,13 @@ async fn look_up(name: &ExternalName) -> Result<LookUpResult, String> {
     }
 }
 
-/// A name with a dot in it is whole: no search domain may make another of it.
+/// Ends a name that has a dot in it with another dot, so that no search domain is appended.
 fn qualify(name: &str) -> String {
     let dot = if name.contains('.') && !name.ends_with('.') { "." } else { "" };
     format!("{name}{dot}")
 }
 
-/// That a name has no such record is an answer; all else has failed.
+/// Turns the answer that there is no such record into a result. Everything else is a failure.
 fn interpret_error(error: NetError) -> Result<LookUpResult, String> {
     match error {
         NetError::Dns(DnsError::NoRecordsFound(none))
@@ -356,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_announced_before_the_first_answer_and_the_last_stays_while_none_comes() {
+    fn before_the_first_answer_nothing_is_announced_and_then_the_last_one() {
         let mut known = both();
         assert_eq!(record_look_up(&mut known, &name(false), failure()), Some((None, false)));
         assert_eq!(external_address_of(&known, &name(false)), External::Unresolved);
@@ -376,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_a_record_follows_the_translation_where_the_other_has_one() {
+    fn a_family_without_record_follows_the_translation_if_the_other_has_one() {
         let mut known = both();
         assert_eq!(
             record_look_up(&mut known, &name(true), Ok(LookUpResult::Absent(None))),
@@ -391,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_addresses_the_one_in_use_stays() {
+    fn of_several_addresses_the_one_in_use_stays_in_use() {
         let mut known = both();
         let mut announced = |texts: &[&str]| {
             record_look_up(&mut known, &name(false), addresses(texts));
@@ -404,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_watched_any_more_is_forgotten_and_the_rest_is_not() {
+    fn only_names_that_are_not_watched_any_more_are_forgotten() {
         let names = ExternalNames::new(std::sync::mpsc::channel().0);
         *lock(&names.known) = both();
         record_look_up(&mut lock(&names.known), &name(false), addresses(&["198.51.100.7"]));
@@ -417,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn search_domains_complete_only_names_without_a_dot() {
+    fn search_domains_apply_only_to_names_without_a_dot() {
         for (text, whole) in [("ftp", "ftp"), ("ftp.example", "ftp.example."), ("a.", "a.")] {
             assert_eq!(qualify(text), whole);
         }

@@ -120,7 +120,7 @@ impl FastPathReader {
             why: String::new(),
             interfaces: self.flows.program().interfaces(),
             connections: connections as u64,
-            judged: counts.inspected,
+            inspected: counts.inspected,
             handed_back: counts.handed_back,
             opened: counts.opened,
             admitted: counts.admitted,

@@ -1,8 +1,10 @@
-//! The log: one line a decision, at a bounded rate.
+//! The log: one line for each decision, at a limited rate.
 //!
-//! Lines go to the journal by its own protocol where standard error is the journal ([`journald`]), else to
-//! standard error, with the time. A file is no place for colours, so they are left out unless a person
-//! watches. docs/commands.md says what each level holds.
+//! If standard error is the journal, lines are sent with its native protocol ([`journald`]). Otherwise they are written to
+//! standard error with the time, and in colours only if that is a terminal. docs/commands.md says what each level has, and
+//! lists the fields.
+//!
+//! Every line of the levels info, warn and error has the field `event`, a stable name for scripts.
 
 pub(super) mod journald;
 pub(super) mod level;
@@ -10,13 +12,13 @@ pub(super) mod level;
 use std::{
     fmt::Display,
     io::{self, IsTerminal},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use ahash::AHashMap;
-use ftp_alg_core::engine::{Action, Decision, Event, What};
+use ftp_alg_core::engine::{Action, Decision, Event, EventKind};
 use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
@@ -24,7 +26,7 @@ use tracing_subscriber::{fmt, prelude::*};
 use super::{DaemonError, shard::lock};
 use journald::Journald;
 
-/// Starts the log. Once in a process; a second call changes nothing.
+/// Starts the log. A second call in the same process changes nothing.
 pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
     let filter = level::filter(level)?;
     let journald = journald::stderr_is_journal().then(Journald::new).and_then(Result::ok);
@@ -32,17 +34,17 @@ pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
         Some(journald) => journald.boxed(),
         None => stderr_layer().boxed(),
     };
-    // Fails only if a log is there already.
+    // Fails only if the process already has a log.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Ok(())
 }
 
-/// Whether `stream` is a terminal whose user wants colours, see <https://no-color.org>.
+/// Whether `stream` is a terminal whose user wants colours. See <https://no-color.org>.
 pub fn wants_colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Lines on standard error: time, level and message. The fields are for journald.
+/// Writes lines to standard error: time, level and message. Only journald gets the fields.
 fn stderr_layer<S>() -> impl tracing_subscriber::Layer<S>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
@@ -59,15 +61,15 @@ where
         .log_internal_errors(false)
 }
 
-/// What is logged about packets: as much as a person may want to read. Peers decide what there is to log, and
-/// must not decide how much of it is.
+/// The log of decisions about packets. Its rate is limited, because peers cause the lines and must not be able to fill the
+/// log.
 #[derive(Default)]
 pub(super) struct EventLog {
     limiter: Mutex<LineLimiter>,
 }
 
 impl EventLog {
-    /// Logs what an engine decided, one line each, and that there were `more` which it did not keep.
+    /// Logs the events of a batch, a line each, and counts the `more` events that the engine left out.
     pub fn log_events(&self, now: Instant, events: &[Event], more: u64) {
         if events.is_empty() {
             return;
@@ -85,26 +87,32 @@ impl EventLog {
         drop(limiter);
         for (topic, event) in admitted {
             match topic {
-                Some(topic) => log_line(topic.level(), topic.into(), event, Some(event)),
-                None => log_line(Level::DEBUG, "change", event, Some(event)),
+                Some(topic) => log_line(topic.level(), topic.into(), event, &Fields::new(event)),
+                None => log_line(Level::DEBUG, "change", event, &Fields::new(event)),
             }
         }
     }
 
-    /// Logs that nobody used a pinhole that a client caused.
-    pub fn log_unused_pinhole(&self, now: Instant, client: IpAddr, text: &str) {
+    /// Logs that a pinhole of a session between `client` and `server` expired without a connection.
+    pub fn log_unused_pinhole(
+        &self,
+        now: Instant,
+        (client, server): (SocketAddr, SocketAddr),
+        text: &str,
+    ) {
         let topic = Topic::Unused;
-        if lock(&self.limiter).admits(now, topic, Some(client)) {
-            log_line(topic.level(), topic.into(), &text, None);
+        if lock(&self.limiter).admits(now, topic, Some(client.ip())) {
+            let fields = Fields { client: Some(client), server: Some(server), ..Fields::default() };
+            log_line(topic.level(), topic.into(), &text, &fields);
         }
     }
 
-    /// Logs what went wrong on our side, and that a person should look at.
+    /// Logs an error of the daemon, which needs a person.
     pub fn log_error(&self, now: Instant, error: &dyn Display) {
-        self.log_limited(now, Topic::Machine, error);
+        self.log_limited(now, Topic::Error, error);
     }
 
-    /// Logs what went wrong, and was put right.
+    /// Logs something that went wrong and that the daemon has repaired.
     pub fn log_repair(&self, now: Instant, what: &dyn Display) {
         self.log_limited(now, Topic::Healed, what);
     }
@@ -112,23 +120,23 @@ impl EventLog {
     fn log_limited(&self, now: Instant, topic: Topic, text: &dyn Display) {
         let admitted = lock(&self.limiter).admits(now, topic, None);
         if admitted {
-            log_line(topic.level(), topic.into(), text, None);
+            log_line(topic.level(), topic.into(), text, &Fields::default());
         }
     }
 
-    /// Says how much was not logged, if a second has passed since it was last said.
+    /// Logs how many lines were suppressed, at most once a second.
     pub fn log_skipped_if_due(&self, now: Instant) {
         let skipped = lock(&self.limiter).take_skipped_if_due(now);
         log_skipped_lines(skipped);
     }
 
-    /// Says what was not logged and was not said yet.
+    /// Logs how many lines were suppressed since the last time. For the end of the daemon.
     pub fn log_skipped(&self) {
         let skipped = lock(&self.limiter).take_skipped();
         log_skipped_lines(skipped);
     }
 
-    /// How many lines were not logged since the start.
+    /// How many lines were suppressed since the start.
     pub fn skipped_lines(&self) -> u64 {
         lock(&self.limiter).skipped
     }
@@ -141,23 +149,40 @@ fn log_skipped_lines(skipped: Vec<(Topic, SkippedLines)>) {
             "{lines} more lines were not logged: {}{of}",
             topic.get_message().unwrap_or_default()
         );
-        log_line(topic.level(), topic.into(), &text, None);
+        log_line(topic.level(), topic.into(), &text, &Fields::default());
     }
 }
 
-/// Logs `text` with the fields of `event`.
-fn log_line(level: Level, word: &'static str, text: &dyn Display, event: Option<&Event>) {
-    let decision = event.and_then(|event| match &event.what {
-        What::Announcement(decision) => Some(decision),
-        _ => None,
-    });
+/// The fields of a line about a session. Those that are `None` are left out.
+#[derive(Default)]
+struct Fields<'a> {
+    session: Option<u64>,
+    client: Option<SocketAddr>,
+    server: Option<SocketAddr>,
+    decision: Option<&'a Decision>,
+}
+
+impl<'a> Fields<'a> {
+    fn new(event: &'a Event) -> Self {
+        let decision = match &event.what {
+            EventKind::Announcement(decision) => Some(decision),
+            _ => None,
+        };
+        let (client, server) = (Some(event.client), Some(event.server));
+        Self { session: Some(event.session), client, server, decision }
+    }
+}
+
+/// Logs `text` with the event's `name` and `fields`.
+fn log_line(level: Level, name: &'static str, text: &dyn Display, fields: &Fields<'_>) {
+    let decision = fields.decision;
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
-                event = word,
-                session = event.map(|event| event.session),
-                client = event.map(|event| display(event.client)),
-                server = event.map(|event| display(event.server)),
+                event = name,
+                session = fields.session,
+                client = fields.client.map(display),
+                server = fields.server.map(display),
                 action = decision.map(|decision| display(decision.action)),
                 kind = decision.map(|decision| display(decision.kind)),
                 announced = decision.and_then(|decision| decision.announced).map(display),
@@ -174,17 +199,17 @@ fn log_line(level: Level, word: &'static str, text: &dyn Display, event: Option<
     }
 }
 
-/// What a line is about. Each is limited by itself, so that no one kind keeps out the others. Its name is the field
-/// `FTP_ALG_EVENT`, its message what such lines are.
+/// The kind of a line. Each kind has rate limits of its own, so that no kind suppresses another. The variant's name is the
+/// field `FTP_ALG_EVENT`, and its message names such lines in the summary of suppressed ones.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, EnumCount, EnumMessage, IntoStaticStr, VariantArray,
 )]
 #[strum(serialize_all = "lowercase")]
 enum Topic {
-    /// Our own trouble.
-    #[strum(serialize = "error", message = "errors")]
-    Machine,
-    /// What others did to us, and was put right.
+    /// An error of the daemon.
+    #[strum(message = "errors")]
+    Error,
+    /// A change by another program that the daemon has undone.
     #[strum(message = "changes by other programs")]
     Healed,
     #[strum(message = "requests that the kernel refused")]
@@ -195,21 +220,21 @@ enum Topic {
     Limit,
     #[strum(message = "connections that were ended at a limit")]
     Ended,
-    /// What was opened, or passed.
+    /// An announcement that opened a pinhole, or that passed.
     #[strum(message = "announcements")]
     Announcement,
-    #[strum(message = "events of one batch of packets beyond the first")]
+    #[strum(message = "further events of the same batch of packets")]
     Omitted,
-    #[strum(message = "sessions that are encrypted")]
+    #[strum(message = "encrypted sessions")]
     Encrypted,
-    #[strum(message = "pinholes that nobody used")]
+    #[strum(message = "unused pinholes")]
     Unused,
 }
 
 impl Topic {
     fn level(self) -> Level {
         match self {
-            Self::Machine => Level::ERROR,
+            Self::Error => Level::ERROR,
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
             Self::Omitted | Self::Encrypted | Self::Unused => Level::WARN,
@@ -217,59 +242,59 @@ impl Topic {
         }
     }
 
-    /// How many lines come at once, and how long one takes that follows them: of one client, and
-    /// of all. What is opened is what an operator looks for.
+    /// The rate limits for one client, and for all clients together: the size of a burst, and the interval of the lines
+    /// after it. Announcements have higher limits, because operators look for them.
     fn rates(self) -> [(u32, Duration); 2] {
         let (of_one, of_all) = ((20, Duration::from_secs(1)), (200, Duration::from_millis(50)));
         match self {
             Self::Announcement => [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5)),
-            // Who encrypts will do so again, and it is said once what that means.
+            // A client that encrypts does so each time, and one line a day says what that means.
             Self::Encrypted => [(1, Duration::from_secs(86400)), of_all],
             _ => [of_one, of_all],
         }
     }
 }
 
-/// What an event is about, if its lines are limited: those of the level debug are what someone asked for.
-fn topic_of(what: &What) -> Option<Topic> {
+/// The topic of an event. `None` for lines of the level debug, which have no rate limit because somebody asked for them.
+fn topic_of(what: &EventKind) -> Option<Topic> {
     match what {
-        What::Failed(_) => Some(Topic::Kernel),
-        What::Refused(_) => Some(Topic::Refusal),
-        What::Announcement(Decision { action: Action::Refuse, .. }) => Some(Topic::Refusal),
-        What::Announcement(_) | What::Unread(_) => Some(Topic::Announcement),
-        What::Limit(_) => Some(Topic::Limit),
-        What::Ended(_) => Some(Topic::Ended),
-        What::Encrypted => Some(Topic::Encrypted),
-        What::Closed(..) | What::Expired(..) | What::Turned(_) => None,
+        EventKind::Failed(_) => Some(Topic::Kernel),
+        EventKind::Refused(_) => Some(Topic::Refusal),
+        EventKind::Announcement(Decision { action: Action::Refuse, .. }) => Some(Topic::Refusal),
+        EventKind::Announcement(_) | EventKind::Unread(_) => Some(Topic::Announcement),
+        EventKind::Limit(_) => Some(Topic::Limit),
+        EventKind::Ended(_) => Some(Topic::Ended),
+        EventKind::Encrypted => Some(Topic::Encrypted),
+        EventKind::Closed(..) | EventKind::Expired(..) | EventKind::Turned(_) => None,
     }
 }
 
-/// Lines that were not logged.
+/// Suppressed lines of one topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct SkippedLines {
     lines: u64,
-    /// Whose the last was.
+    /// The client of the last one.
     last: Option<IpAddr>,
 }
 
-/// How many clients are told apart; the lines of more count for all together only.
+/// How many clients have a limit of their own. Further clients have only the common limit.
 const MAX_CLIENTS: usize = 1024;
-/// How often is said what was not logged.
+/// Interval between two summaries of suppressed lines.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Decides what is logged.
+/// The rate limits of all topics.
 #[derive(Default)]
 struct LineLimiter {
     clients: AHashMap<(Topic, IpAddr), LeakyBucket>,
     all: [LeakyBucket; Topic::COUNT],
     since_summary: [SkippedLines; Topic::COUNT],
     summary: Option<Instant>,
-    /// All that was ever skipped.
+    /// How many lines were suppressed since the start.
     skipped: u64,
 }
 
 impl LineLimiter {
-    /// Whether a line may be logged now. One that may not is counted.
+    /// Whether a line may be logged now. Counts it as suppressed if not.
     fn admits(&mut self, now: Instant, topic: Topic, client: Option<IpAddr>) -> bool {
         let [of_one, of_all] = topic.rates();
         let admitted = client.is_none_or(|client| match self.client_bucket(now, (topic, client)) {
@@ -284,7 +309,7 @@ impl LineLimiter {
 
     fn client_bucket(&mut self, now: Instant, key: (Topic, IpAddr)) -> Option<&mut LeakyBucket> {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
-            // Those of a day would be in the way of all others.
+            // Buckets of encrypted sessions last a day, and would leave no room for other topics.
             let is_long = |topic| topic == Topic::Encrypted;
             self.clients.retain(|(topic, _), bucket| !is_long(*topic) && !bucket.is_empty(now));
             if self.clients.len() >= MAX_CLIENTS {
@@ -301,7 +326,7 @@ impl LineLimiter {
         self.skipped += lines;
     }
 
-    /// What was skipped since this last gave something, at most once a second.
+    /// The lines that were suppressed since the last summary. Empty if that is less than a second ago.
     fn take_skipped_if_due(&mut self, now: Instant) -> Vec<(Topic, SkippedLines)> {
         if self.summary.is_some_and(|last| now.saturating_duration_since(last) < SUMMARY_INTERVAL) {
             return Vec::new();
@@ -319,12 +344,12 @@ impl LineLimiter {
     }
 }
 
-/// A leaky bucket: the moment at which it is empty again.
+/// A leaky bucket, as the moment at which it will be empty.
 #[derive(Clone, Copy, Default)]
 struct LeakyBucket(Option<Instant>);
 
 impl LeakyBucket {
-    /// Whether one more fits into a bucket of `burst`, each of which takes so long to leak.
+    /// Whether another line fits into a bucket for `burst` lines, which drain at one line in the time `each`.
     fn admits(&mut self, now: Instant, (burst, each): (u32, Duration)) -> bool {
         let empty = self.0.filter(|at| *at > now).unwrap_or(now);
         let fits = empty - now <= each * (burst - 1);
@@ -359,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_a_burst_and_then_a_line_a_second() {
+    fn a_client_has_a_burst_then_a_line_a_second() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 1000), 20);
         assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 5), 5, "another client");
@@ -375,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn all_clients_together_have_one_as_well() {
+    fn all_clients_together_have_a_limit() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         let refused = |limiter: &mut LineLimiter, now| -> u64 {
             (0..3000).map(|who| admitted(limiter, now, Topic::Refusal, who, 1)).sum()
@@ -383,11 +408,11 @@ mod tests {
         assert_eq!(refused(&mut limiter, now), 200);
         assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
         assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
-        assert!(limiter.admits(now, Topic::Machine, None), "our own trouble is still told");
+        assert!(limiter.admits(now, Topic::Error, None), "errors are still logged");
     }
 
     #[test]
-    fn clients_that_encrypt_keep_no_others_from_their_limits() {
+    fn encrypted_sessions_leave_room_for_other_topics() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         for who in 0..2 * MAX_CLIENTS as u16 {
             let later = now + Duration::from_secs(who.into());
@@ -399,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_skipped_is_said_once_a_second() {
+    fn suppressed_lines_are_summarised_once_a_second() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         assert_eq!(limiter.take_skipped_if_due(now), []);
         admitted(&mut limiter, now, Topic::Refusal, 7, 432);
@@ -420,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_have_their_own_places() {
+    fn each_topic_has_its_own_index() {
         for (place, &topic) in Topic::VARIANTS.iter().enumerate() {
             assert_eq!(topic as usize, place);
         }

@@ -1,4 +1,4 @@
-//! What the main thread does with events, with a service that only takes notes.
+//! Tests of the main thread's events, with a service that only records its calls.
 
 use std::cell::RefCell;
 
@@ -22,7 +22,7 @@ impl DaemonService for RecordingService {
     fn maintain(&mut self) {}
 }
 
-/// Attends `events` with `text` in the configuration file; the daemon runs the defaults.
+/// Handles `events` in a daemon with the default configuration, with `text` in the configuration file.
 fn handle_with_config(
     text: &str,
     events: Vec<DaemonEvent>,
@@ -42,13 +42,13 @@ fn handle_with_config(
     for event in events {
         sender.send(event).unwrap();
     }
-    let mut notes = RecordingService::default();
-    let outcome = handle_events(&receiver, &options, Config::default(), &mut notes);
-    (outcome, notes.0.into_inner())
+    let mut service = RecordingService::default();
+    let outcome = handle_events(&receiver, &options, Config::default(), &mut service);
+    (outcome, service.0.into_inner())
 }
 
 #[test]
-fn a_valid_new_configuration_is_handed_on() {
+fn a_valid_new_configuration_is_used() {
     let (outcome, reloads) = handle_with_config(
         "pinhole.timeout = \"5s\"",
         vec![DaemonEvent::Reload, DaemonEvent::Terminate],
@@ -69,7 +69,7 @@ fn an_invalid_new_configuration_leaves_the_old_one_in_use() {
 }
 
 #[test]
-fn keys_that_cannot_change_keep_their_value() {
+fn fixed_keys_retain_their_values_at_a_reload() {
     let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8";
     let (outcome, reloads) = handle_with_config(
         text,
@@ -90,7 +90,7 @@ fn a_worker_that_ends_by_itself_ends_the_daemon() {
 }
 
 #[test]
-fn a_state_directory_is_ours_alone() {
+fn only_the_daemons_user_may_write_to_the_state_directory() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a/b");
     make_state_dir(&path, None).unwrap();

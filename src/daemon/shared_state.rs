@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Event, Kernel, Pinhole, What};
+use ftp_alg_core::engine::{Effects, Event, Kernel, Pinhole, EventKind};
 
 use super::{
     external_names::ExternalNames,
@@ -76,7 +76,7 @@ impl SharedState {
     /// Logs an engine's events, and hands expired pinholes to the health checks. The engine left out `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         for event in events {
-            if let What::Expired(pinhole, kind) = event.what {
+            if let EventKind::Expired(pinhole, kind) = event.what {
                 self.health.record_expired(pinhole, kind, (event.client, event.server));
             }
         }
@@ -85,8 +85,8 @@ impl SharedState {
 
     /// Updates the daemon's health, and logs new and solved problems. Called each second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
-        for (client, line) in self.health.take_unused_pinholes(parameters) {
-            self.log.log_unused_pinhole(now, client, &line);
+        for (ends, text) in self.health.take_unused_pinholes(parameters) {
+            self.log.log_unused_pinhole(now, ends, &text);
         }
         self.health.report_changes(&self.status_without_sessions(now).problems);
     }

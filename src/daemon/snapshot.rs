@@ -1,7 +1,7 @@
-//! What the daemon tells about itself: rows that the control socket carries as JSON.
+//! The rows that the control socket sends as JSON: status, sessions and pinholes.
 //!
-//! Field names are contract: scripts read them. Knows nothing of engines at work; who has the numbers
-//! implements [`Source`].
+//! Invariant: field names do not change, because scripts read them. This module knows nothing of engines and kernels; the
+//! daemon implements [`StatusSource`].
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,43 +16,43 @@ use ftp_alg_core::{engine::Counters, ftp::Kind};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
-    /// Whole seconds since it was ready.
+    /// Whole seconds since the daemon was ready.
     pub uptime_seconds: u64,
-    /// What holds the pinholes, as in `nftables`.
+    /// The back end, as in `nftables`.
     pub backend: String,
     pub sessions: u64,
     pub pinholes: u64,
-    /// Bytes that sessions hold until they are acknowledged, or complete; `policy.memory` is their budget.
+    /// Bytes that sessions store: unacknowledged data after a rewrite, and held bytes. `policy.memory` is their limit.
     #[serde(default)]
     pub memory: u64,
-    /// What the engines have counted.
+    /// The engines' counters.
     #[serde(flatten)]
     pub counters: Counters,
-    /// Pinholes through which nobody connected before their deadline.
+    /// Pinholes that expired without a connection.
     #[serde(default)]
     pub pinholes_expired: u64,
-    /// Packets that the kernel dropped as a queue was full; their senders send them again.
+    /// Packets that the kernel dropped because a queue was full. Their senders retransmit them.
     #[serde(default)]
     pub overruns: u64,
-    /// Packets that were dropped unread, as they were longer than a message, or their message could not be read.
+    /// Packets that were dropped unread, because they were longer than a queue message or the message was invalid.
     #[serde(default)]
     pub queue_drops: u64,
-    /// Verdicts that the kernel refused, as it no longer had the packet.
+    /// Verdicts that the kernel refused, because it no longer had the packet.
     #[serde(default)]
     pub verdicts_refused: u64,
-    /// Lines that were not logged, as there were too many.
+    /// Log lines that the rate limits suppressed.
     #[serde(default)]
     pub log_lines_skipped: u64,
     /// External addresses given by name.
     #[serde(default)]
     pub names: Vec<NameRow>,
-    /// What of the daemon's confinement is missing on this machine, a line each; as a rule nothing.
+    /// The confinement that this machine lacks, a line each; empty on most machines.
     #[serde(default)]
     pub unconfined: Vec<String>,
-    /// The program that judges recurring lines in the kernel.
+    /// The fast path.
     #[serde(default)]
     pub fast_path: FastPathStatus,
-    /// What keeps FTP from working, or soon may; empty is healthy. docs/health.md has all names.
+    /// What keeps FTP from working, or soon may. Empty means healthy. docs/health.md has all names.
     #[serde(default)]
     pub problems: Vec<Problem>,
 }
@@ -63,19 +63,20 @@ pub struct FastPathStatus {
     pub state: FastPathState,
     /// Why it is off; empty if it is on.
     pub why: String,
-    /// Names of the interfaces that the program is attached to: none while there is no connection to judge.
+    /// The interfaces that the program is attached to: none while there is no connection on the fast path.
     pub interfaces: Vec<String>,
-    /// Control connections that the program judges now.
+    /// Control connections that are on the fast path now.
     pub connections: u64,
-    /// Lines that passed without being queued.
-    pub judged: u64,
-    /// Control connections that the program handed back to the queue.
+    /// Fast-path lines: the program inspected them, and they were not queued.
+    #[serde(rename = "judged")]
+    pub inspected: u64,
+    /// Control connections that the program handed back to the queue, to be inspected inline.
     pub handed_back: u64,
     /// Pinholes that the program opened.
     pub opened: u64,
     /// Data connections that the program admitted.
     pub admitted: u64,
-    /// Lines that were queued because the ring buffer had no room.
+    /// Lines that were queued because the ring buffer was full.
     pub no_room: u64,
 }
 
@@ -88,25 +89,25 @@ pub enum FastPathState {
 }
 
 impl FastPathStatus {
-    /// Why the fast path is off unless the configuration asks for it.
+    /// Why the fast path is off if the configuration turns it off.
     pub const OFF_BY_CONFIGURATION: &str = "the configuration says so";
 
-    /// What `status` and `doctor` say of its interfaces.
+    /// The text for the program's interfaces in `status` and `doctor`.
     pub fn attached_to(&self) -> String {
         match self.interfaces.as_slice() {
-            [] => "no interface while nothing is judged".to_owned(),
+            [] => "no interface while no connection is on the fast path".to_owned(),
             names => names.join(", "),
         }
     }
 
-    /// The fast path is off, because of `why`.
+    /// The status of a fast path that is off because of `why`.
     pub fn off(why: impl Into<String>) -> Self {
         Self {
             state: FastPathState::Off,
             why: why.into(),
             interfaces: Vec::new(),
             connections: 0,
-            judged: 0,
+            inspected: 0,
             handed_back: 0,
             opened: 0,
             admitted: 0,
@@ -124,9 +125,11 @@ impl Default for FastPathStatus {
 /// Something that keeps FTP from working, or soon may.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// What it is called; stays the same over versions.
+    /// A name for scripts, which stays the same in later versions.
     pub name: String,
+    /// What is wrong, and what it costs.
     pub text: String,
+    /// What to do.
     pub remedy: String,
 }
 
@@ -142,11 +145,11 @@ pub struct NameRow {
     pub name: String,
     /// `ipv4` or `ipv6`.
     pub family: String,
-    /// The address that is announced; `None` where the name gives none.
+    /// The address that is announced. `None` if the name has none.
     pub address: Option<IpAddr>,
     /// Whole seconds since a name server last gave an address.
     pub age_seconds: Option<u64>,
-    /// Why there is no newer one.
+    /// Why there is no newer address.
     pub error: Option<String>,
 }
 
@@ -165,7 +168,7 @@ impl Status {
 /// One control connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRow {
-    /// The number that log lines of this session start with.
+    /// The number at the start of this session's log lines.
     pub id: u64,
     /// The client's own endpoint.
     pub client: SocketAddr,
@@ -175,11 +178,11 @@ pub struct SessionRow {
     pub client_external: SocketAddr,
     /// The server as the client sees it.
     pub server_external: SocketAddr,
-    /// How far the dialogue is, in a word.
+    /// The state of the dialogue, in a word.
     pub state: String,
     /// Whole seconds since its first packet.
     pub age_seconds: u64,
-    /// Whether its sequence numbers are adjusted.
+    /// Whether its sequence numbers are adjusted after a rewrite.
     pub adjusted: bool,
     /// Its pinholes that are open now.
     pub pinholes: u64,
@@ -190,18 +193,18 @@ pub struct SessionRow {
 pub struct PinholeRow {
     pub session: u64,
     pub initiator: IpAddr,
-    /// Where to, as the connection arrives at this machine.
+    /// The address and port to which the initiator connects, as the packets arrive at this machine.
     pub arrival: SocketAddr,
-    /// Where it is sent.
+    /// The endpoint that the connection is forwarded to.
     pub target: SocketAddr,
     /// The source address that the target sees.
     pub source: IpAddr,
     pub kind: Kind,
-    /// Whole seconds until it closes by itself.
+    /// Whole seconds until it expires.
     pub remaining_seconds: u64,
 }
 
-/// Who has the numbers. Called from the control socket's thread, at most one call at a time.
+/// The source of the rows. Called from the control socket's thread, one call at a time.
 pub trait StatusSource: Send + Sync {
     fn status(&self) -> Status;
     fn sessions(&self) -> Vec<SessionRow>;
@@ -213,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fast_path_has_the_contracts_fields() {
+    fn the_fast_path_has_the_documented_fields() {
         let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"connections":0,"judged":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
         let default = FastPathStatus::default();
         assert_eq!(serde_json::to_string(&default).unwrap(), json);
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinhole_row_has_the_contracts_fields() {
+    fn a_pinhole_row_has_the_documented_fields() {
         let row = PinholeRow {
             session: 7,
             initiator: IpAddr::from([198, 51, 100, 9]),

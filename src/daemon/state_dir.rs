@@ -1,10 +1,16 @@
-//! The state directory: what a daemon that is started again must know, after a crash too.
+//! The state directory: what a restarted daemon needs to continue, after a crash too.
 //!
-//! Each engine has a journal of its sessions, `queue-N.sessions`: records of the engine, each behind its
-//! length and checksum, appended before the verdicts that they belong to, and written anew when most of
-//! them are superseded. A daemon with more workers or fewer goes on with them, too. `table.json` says which
-//! rules are loaded, `backend` what holds the pinholes. All hold for one boot of one network namespace; what is of
-//! another, or damaged, is put aside, and nothing of it is believed.
+//! - `queue-N.sessions` is the journal of an engine: its records, each with length and checksum.
+//! - `table.json` says which rules are loaded.
+//! - `backend` says which back end has the pinholes.
+//!
+//! Invariants:
+//! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a packet
+//!   has shown to a peer.
+//! - When most records are superseded, the journal is replaced by a checkpoint.
+//! - The sessions of all journals are restored together, so a daemon with more or fewer workers can continue with them.
+//! - All files are valid for one boot of one network namespace. A journal of another one, or a damaged one, is renamed,
+//!   and no record of it is used.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,40 +26,41 @@ use rustix::time::{ClockId, clock_gettime};
 use super::shard_map::ShardMap;
 use crate::gateway::{Backend, Imprint};
 
-/// Which rules are loaded, and what holds the pinholes.
+/// The file that says which rules are loaded.
 const IMPRINT: &str = "table.json";
+/// The file that says which back end has the pinholes.
 const BACKEND: &str = "backend";
-/// All sessions, while a daemon starts.
+/// The file with all sessions, which exists only while a daemon starts.
 const ALL_SESSIONS: &str = "all.sessions";
-/// What each journal begins with, up to its format.
+/// The start of every journal, before the number of its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
-/// Length and checksum of a record, both as 32 bits, little end first.
+/// The bytes before a record: its length and its checksum, both 32 bits in little-endian order.
 const FRAME_HEADER: usize = 8;
-/// A journal is written anew when it is this much longer than twice what it then was.
+/// A journal gets a checkpoint when it is this much longer than twice its last checkpoint.
 const SLACK: u64 = 4 << 20;
-/// No journal is as long; to read one that is would take memory that others need.
+/// Longer files are refused. No journal is as long, and reading one would take too much memory.
 const MAX_JOURNAL: u64 = 1 << 30;
-/// So much of it is put together before it is written.
+/// How many bytes of a checkpoint are collected before they are written.
 const CHUNK: usize = 1 << 20;
 
-/// The state directory, as far as it concerns this boot and this network namespace.
+/// The state directory, for this boot and this network namespace.
 #[derive(Debug)]
 pub(super) struct StateDir {
     path: PathBuf,
-    /// First line of every journal: what it is, and where it holds.
+    /// The first line of every journal: the format, the boot and the network namespace.
     origin: String,
-    /// The moment that the kernel's monotonic clock counts from.
+    /// The zero of the kernel's monotonic clock.
     epoch: Instant,
 }
 
-/// Why a journal is not believed.
+/// Why a journal is not used.
 #[derive(Debug, thiserror::Error)]
 enum JournalError {
     #[error("it cannot be read: {0}")]
     Io(#[from] io::Error),
-    #[error("it is no journal of ftp-alg")]
+    #[error("it is not a journal of ftp-alg")]
     NotAJournal,
-    #[error("it is of another version of ftp-alg, whose records have another form")]
+    #[error("it is of another version of ftp-alg, whose records have another format")]
     OtherFormat,
     #[error("it is of another boot or network namespace")]
     OtherOrigin,
@@ -81,27 +88,28 @@ impl StateDir {
         })
     }
 
-    /// A journal for each of `queues`, of one of `engines` each. These go on with all that is kept, however many wrote it: each
-    /// connection in the engine that is its home.
+    /// Restores the sessions of all journals into `engines`, each session into the engine of its shard. Then starts a new
+    /// journal for each of `queues`, which belong to the engines in the same order.
     pub(super) fn open_journals(
         &self,
         queues: &[u16],
         engines: &mut [Engine],
     ) -> io::Result<Vec<Journal>> {
-        let (whole, left) = (self.path.join(ALL_SESSIONS), self.find_journals()?);
+        let (all_sessions, found) = (self.path.join(ALL_SESSIONS), self.find_journals()?);
         let mut saved = SavedSessions::default();
-        // That of a start that did not come to its end has all of them.
-        let believed = if whole.exists() { std::slice::from_ref(&whole) } else { &left[..] };
-        for journal in believed {
+        // A start that was interrupted left a file with all sessions.
+        let trusted =
+            if all_sessions.exists() { std::slice::from_ref(&all_sessions) } else { &found[..] };
+        for journal in trusted {
             match self.read_journal(journal) {
                 Ok(sessions) => saved.add(sessions),
                 Err(why) => put_aside(journal, &why)?,
             }
         }
         let mut all = Restored::default();
-        let homes = ShardMap(engines.len());
-        let parts =
-            saved.divide(engines.len(), |client, server| homes.shard_of_connection(client, server));
+        let shard_map = ShardMap(engines.len());
+        let parts = saved
+            .divide(engines.len(), |client, server| shard_map.shard_of_connection(client, server));
         for (engine, part) in engines.iter_mut().zip(parts) {
             let restored = engine.sessions.go_on_with(part, Instant::now(), self.epoch);
             all.sessions += restored.sessions;
@@ -109,27 +117,31 @@ impl StateDir {
             engine.sessions.note_changes(self.epoch);
         }
         if let Restored { sessions: 1.., adjusted } = all {
+            let sessions = all.sessions;
             tracing::info!(
-                "{}: {} control connections of before go on, {adjusted} of them adjusted",
-                self.path.display(),
-                all.sessions
+                event = "restored",
+                sessions,
+                adjusted,
+                "restored {sessions} sessions ({adjusted} with sequence adjustment) from {}",
+                self.path.display()
             );
         }
-        // Until each journal has its part, one has all. Where there is no room for it the others are tried all the same.
-        let _ = write_checkpoint(&whole, &self.origin, engines, &mut Vec::new());
+        // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are
+        // written all the same.
+        let _ = write_checkpoint(&all_sessions, &self.origin, engines, &mut Vec::new());
         let mut journals = Vec::new();
         for (number, engine) in queues.iter().zip(engines) {
             let path = self.path.join(format!("queue-{number}.sessions"));
             journals.push(self.create_journal(path, engine)?);
         }
         let is_ours = |path: &PathBuf| journals.iter().any(|journal| journal.path == *path);
-        for old in left.iter().filter(|path| !is_ours(path)).chain([&whole]) {
+        for old in found.iter().filter(|path| !is_ours(path)).chain([&all_sessions]) {
             remove_journal(old)?;
         }
         Ok(journals)
     }
 
-    /// The journal at `path`, with what `engine` knows.
+    /// Creates the journal at `path`, with the sessions of `engine`.
     fn create_journal(&self, path: PathBuf, engine: &mut Engine) -> io::Result<Journal> {
         let mut journal = Journal {
             path,
@@ -139,15 +151,20 @@ impl StateDir {
             checkpoint_at: 0,
             buffer: Vec::new(),
         };
-        // Without room FTP goes on, as in a daemon that runs.
+        // Without room, FTP works all the same.
         if let Err(error) = journal.checkpoint(engine) {
             remove_journal(&journal.path)?;
-            tracing::error!("{}", journal.describe_write_failure(&error));
+            tracing::error!(
+                event = "error",
+                path = %journal.path.display(),
+                "{}",
+                journal.describe_write_failure(&error)
+            );
         }
         Ok(journal)
     }
 
-    /// Where there are journals, whoever wrote them.
+    /// The paths of all journals, also those of queues that this daemon does not have.
     fn find_journals(&self) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.path)? {
@@ -163,7 +180,7 @@ impl StateDir {
         Ok(found)
     }
 
-    /// The sessions of a journal.
+    /// Reads the sessions of a journal.
     fn read_journal(&self, path: &Path) -> Result<SavedSessions, JournalError> {
         if fs::metadata(path)?.len() > MAX_JOURNAL {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
@@ -171,7 +188,7 @@ impl StateDir {
         Ok(SavedSessions::read(self.split_records(&fs::read(path)?)?.into_iter())?)
     }
 
-    /// The records of a journal. What a crash cut off at its end had not taken effect either.
+    /// The records of a journal. A crash may cut off the last record. No verdict was given for it, so it is left out.
     fn split_records<'c>(&self, content: &'c [u8]) -> Result<Vec<&'c [u8]>, JournalError> {
         if !content.starts_with(MAGIC.as_bytes()) {
             return Err(JournalError::NotAJournal);
@@ -196,27 +213,27 @@ impl StateDir {
         Ok(records)
     }
 
-    /// The rules that an earlier daemon loaded; `None` if none did here, or that cannot be read, as then
-    /// they are loaded again.
+    /// The rules that an earlier daemon loaded. `None` if there were none, or the file cannot be read: then the rules are
+    /// loaded again.
     pub(super) fn imprint(&self) -> Option<Imprint> {
         let text = fs::read_to_string(self.path.join(IMPRINT)).ok()?;
         let (origin, imprint): (String, Imprint) = serde_json::from_str(&text).ok()?;
         (origin == self.origin).then_some(imprint)
     }
 
-    /// Remembers which rules are loaded.
+    /// Saves which rules are loaded.
     pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> Result<(), String> {
         let text = serde_json::to_string(&(&self.origin, imprint)).unwrap_or_default();
-        self.save(IMPRINT, &text, "will load the rules again, too")
+        self.save(IMPRINT, &text, "loads the rules again")
     }
 
-    /// The back end of an earlier daemon; `None` if there was none here.
+    /// The back end of an earlier daemon. `None` if there was none.
     pub(super) fn backend(&self) -> Option<Backend> {
         let text = fs::read_to_string(self.path.join(BACKEND)).ok()?;
         text.strip_prefix(&self.origin)?.trim_end().parse().ok()
     }
 
-    /// Remembers which back end is in use.
+    /// Saves which back end is in use.
     pub(super) fn set_backend(&self, backend: Backend) -> Result<(), String> {
         let text = format!("{}{backend}\n", self.origin);
         self.save(BACKEND, &text, "may take another back end")
@@ -225,12 +242,15 @@ impl StateDir {
     fn save(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {
         let path = self.path.join(file);
         replace_file(&path, |file| file.write_all(text.as_bytes())).map(drop).map_err(|error| {
-            format!("{}: {error}; a daemon that is started again {otherwise}", path.display())
+            format!(
+                "cannot write {}: {error}; after a restart, ftp-alg {otherwise}",
+                path.display()
+            )
         })
     }
 }
 
-/// Removes a journal that must not be believed later.
+/// Removes a journal, so that no later start uses it.
 fn remove_journal(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -238,31 +258,37 @@ fn remove_journal(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Renames a journal that is not used.
 fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
     let aside = journal.with_extension("refused");
     tracing::warn!(
-        "{} is not used, and now called {}: {why}. Connections whose numbers were adjusted before \
-         this start end; nothing is opened on the others",
+        event = "journal_refused",
+        path = %journal.display(),
+        renamed = %aside.display(),
+        "journal {} is not used, and is renamed {}: {why}. Connections whose sequence numbers were adjusted before \
+         this start break, and no pinhole is opened for the others: their clients must connect again",
         journal.display(),
         aside.display()
     );
     fs::rename(journal, aside)
 }
 
-/// Puts a file with what `write` writes in the place of the one at `path`, at once. Gives it, at its end.
+/// Replaces the file at `path`, atomically, by a file with the contents that `write` writes. Returns it, positioned at
+/// its end.
 fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
     let new = path.with_extension("new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     if let Err(error) = write(&mut file).and_then(|()| fs::rename(&new, path)) {
-        // There may be no room for it, and then it takes what others need.
+        // If there was no room for it, it takes room that other files need.
         let _ = fs::remove_file(new);
         return Err(error);
     }
     Ok(file)
 }
 
-/// Puts a file with all sessions of `engines` in the place of the one at `path`. Gives it, at its end, and its length.
+/// Replaces the file at `path` by a checkpoint: all sessions of `engines`. Returns the file, positioned at its end, and its
+/// length.
 fn write_checkpoint(
     path: &Path,
     origin: &str,
@@ -292,21 +318,21 @@ fn write_checkpoint(
     Ok((file, length))
 }
 
-/// The sessions of one engine, as a file.
+/// The journal of one engine.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
     origin: String,
-    /// `None` while it cannot be written; then there is no file, rather than an old one.
+    /// The open file. `None` while it cannot be written: then the old file is removed, because it must not be restored.
     file: Option<File>,
     length: u64,
-    /// From which length on it is written anew.
+    /// The length at which the next checkpoint is due.
     checkpoint_at: u64,
     buffer: Vec<u8>,
 }
 
 impl Journal {
-    /// Writes records; to be called before the verdicts that they belong to are given.
+    /// Appends records. Must be called before the verdicts that they belong to are given.
     pub(super) fn write<'r>(&mut self, records: impl Iterator<Item = &'r [u8]>) -> io::Result<()> {
         self.buffer.clear();
         records.for_each(|record| append_frame(record, &mut self.buffer));
@@ -315,7 +341,7 @@ impl Journal {
         };
         if let Err(error) = file.write_all(&self.buffer) {
             self.file = None;
-            // Lest it be believed.
+            // So that no later start uses it.
             let _ = fs::remove_file(&self.path);
             return Err(error);
         }
@@ -323,19 +349,19 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes it anew if most of it is superseded, or that failed before, or the file is not there any more. To be called
+    /// Writes a checkpoint if one is due, if the journal could not be written before, or if its file was removed. Called
     /// about once a second.
     pub(super) fn maintain(&mut self, engine: &mut Engine) -> io::Result<()> {
-        let kept = match &self.file {
+        let is_in_place = match &self.file {
             Some(file) => {
                 let there = fs::metadata(&self.path).map(|there| there.ino());
                 there.ok() == Some(file.metadata()?.ino())
             }
             None => false,
         };
-        match kept {
+        match is_in_place {
             true if !self.needs_checkpoint() => Ok(()),
-            // If that fails, this one is still right.
+            // If the checkpoint fails, the present file is still valid.
             true => {
                 self.checkpoint(engine).inspect_err(|_| self.checkpoint_at = self.length + SLACK)
             }
@@ -343,17 +369,17 @@ impl Journal {
         }
     }
 
-    /// Whether most of it is superseded.
+    /// Whether a checkpoint is due, because most records are superseded.
     pub(super) fn needs_checkpoint(&self) -> bool {
         self.length > self.checkpoint_at
     }
 
-    /// Whether it can be written, as far as is known.
+    /// Whether the last write succeeded.
     pub(super) fn is_writable(&self) -> bool {
         self.file.is_some()
     }
 
-    /// Writes all sessions to a new file, which takes the place of the old one.
+    /// Replaces the journal by a checkpoint.
     fn checkpoint(&mut self, engine: &mut Engine) -> io::Result<()> {
         let engines = std::slice::from_mut(engine);
         let (file, length) = write_checkpoint(&self.path, &self.origin, engines, &mut self.buffer)?;
@@ -364,27 +390,28 @@ impl Journal {
         Ok(())
     }
 
-    /// What to say where it cannot be written.
+    /// The text for a journal that cannot be written.
     pub(super) fn describe_write_failure(&self, error: &io::Error) -> String {
         let remedy = match error.kind() {
-            // The right to write there is one to that directory, whatever took its place.
+            // Landlock allows the directory that was there at the start, not one that took its place.
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                "was its directory removed or replaced? Then start ftp-alg again"
+                "if its directory was removed or replaced, restart ftp-alg"
             }
-            _ => "it is tried again each second",
+            _ => "ftp-alg tries again each second",
         };
         format!(
-            "{}: {error}; until this works, no session survives a restart; {remedy}",
+            "cannot write journal {}: {error}; until this works, no session survives a restart; {remedy}",
             self.path.display()
         )
     }
 
-    /// Where it is.
+    /// The path of its file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }
 
+/// Appends a record with its length and checksum to `buffer`.
 fn append_frame(record: &[u8], buffer: &mut Vec<u8>) {
     buffer.extend_from_slice(&(record.len() as u32).to_le_bytes()); // of bounded queues
     buffer.extend_from_slice(&crc32fast::hash(record).to_le_bytes());

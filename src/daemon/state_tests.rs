@@ -1,4 +1,4 @@
-//! Journals that fail, vanish or grow.
+//! Tests of journals that cannot be written, vanish, grow or are damaged.
 
 use ftp_alg_core::{
     engine::{
@@ -44,27 +44,27 @@ fn engine() -> Engine {
 type Gateway = Standalone<NoNat>;
 
 impl Journal {
-    /// Writes what `gateway` has noted, and all of it anew if most is superseded.
-    fn keep(&mut self, gateway: &mut Gateway) -> io::Result<()> {
+    /// Appends the records of `gateway`, and writes a checkpoint if one is due.
+    fn append(&mut self, gateway: &mut Gateway) -> io::Result<()> {
         let records = std::mem::take(&mut gateway.journal);
         self.write(records.iter().map(Vec::as_slice))?;
         if self.needs_checkpoint() { self.maintain(&mut gateway.engine) } else { Ok(()) }
     }
 }
 
-/// An engine that goes on with what is kept, and the journal of queue 7.
-fn opened(state: &StateDir) -> (Engine, Journal) {
+/// Restores an engine from the state directory. Returns it with the journal of queue 7.
+fn restore(state: &StateDir) -> (Engine, Journal) {
     let mut engines = [engine()];
     let journal = state.open_journals(&[7], &mut engines).unwrap().remove(0);
     let [engine] = engines;
     (engine, journal)
 }
 
-/// An engine whose sessions are kept in the journal of queue 7.
-fn kept() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
+/// A gateway whose sessions are written to the journal of queue 7.
+fn set_up() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
-    let (engine, journal) = opened(&state);
+    let (engine, journal) = restore(&state);
     (directory, state, Gateway::new(engine, NoNat), journal)
 }
 
@@ -80,14 +80,14 @@ fn begin(gateway: &mut Gateway, client_port: u16) {
     assert!(gateway.engine.sessions.list().any(|s| s.translation.client.port() == client_port));
 }
 
-/// What a daemon that is started now would know.
-fn known_again(state: &StateDir) -> usize {
-    opened(state).0.sessions.count()
+/// How many sessions a daemon would restore if it were started now.
+fn restored_sessions(state: &StateDir) -> usize {
+    restore(state).0.sessions.count()
 }
 
 #[test]
-fn the_back_end_is_known_again_in_the_same_place() {
-    let (_directory, state, ..) = kept();
+fn the_back_end_is_restored_in_the_same_boot_and_namespace() {
+    let (_directory, state, ..) = set_up();
     assert_eq!(state.backend(), None);
     for backend in [Backend::Conntrack, Backend::Nftables] {
         state.set_backend(backend).unwrap();
@@ -98,14 +98,14 @@ fn the_back_end_is_known_again_in_the_same_place() {
 }
 
 #[test]
-fn sessions_are_known_again_and_numbered_on() {
-    let (_directory, state, mut gateway, mut journal) = kept();
+fn sessions_are_restored_and_new_ones_get_higher_numbers() {
+    let (_directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    assert_eq!(known_again(&state), 0, "not written yet");
+    assert_eq!(restored_sessions(&state), 0, "not written yet");
     journal.checkpoint(&mut gateway.engine).unwrap();
     begin(&mut gateway, 1036);
-    journal.keep(&mut gateway).unwrap();
-    let (next, _) = opened(&state);
+    journal.append(&mut gateway).unwrap();
+    let (next, _) = restore(&state);
     assert_eq!(next.sessions.count(), 2);
     let mut next = Gateway::new(next, NoNat);
     begin(&mut next, 1037);
@@ -113,48 +113,48 @@ fn sessions_are_known_again_and_numbered_on() {
 }
 
 #[test]
-fn a_journal_that_cannot_be_written_is_not_left_to_be_believed() {
-    let (_directory, state, mut gateway, mut journal) = kept();
+fn a_journal_that_cannot_be_written_is_removed() {
+    let (_directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    journal.keep(&mut gateway).unwrap();
+    journal.append(&mut gateway).unwrap();
     journal.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
     begin(&mut gateway, 1036);
-    assert!(journal.keep(&mut gateway).is_err());
+    assert!(journal.append(&mut gateway).is_err());
     assert!(!journal.path().exists());
     begin(&mut gateway, 1037);
-    journal.keep(&mut gateway).unwrap();
+    journal.append(&mut gateway).unwrap();
     journal.maintain(&mut gateway.engine).unwrap();
-    assert_eq!(known_again(&state), 3);
+    assert_eq!(restored_sessions(&state), 3);
 }
 
 #[test]
-fn a_journal_that_someone_removed_is_written_again() {
-    let (_directory, state, mut gateway, mut journal) = kept();
+fn a_removed_journal_is_written_again() {
+    let (_directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    journal.keep(&mut gateway).unwrap();
+    journal.append(&mut gateway).unwrap();
     fs::remove_file(journal.path()).unwrap();
     journal.maintain(&mut gateway.engine).unwrap();
-    assert_eq!(known_again(&state), 1);
+    assert_eq!(restored_sessions(&state), 1);
 }
 
 #[test]
-fn a_journal_grows_to_its_limit_and_is_then_written_anew() {
-    let (_directory, state, mut gateway, mut journal) = kept();
+fn a_journal_at_its_limit_is_replaced_by_a_checkpoint() {
+    let (_directory, state, mut gateway, mut journal) = set_up();
     journal.checkpoint_at = 2000;
     for port in 1000..1050 {
         begin(&mut gateway, port);
-        journal.keep(&mut gateway).unwrap();
+        journal.append(&mut gateway).unwrap();
     }
     let length = fs::metadata(journal.path()).unwrap().len();
     assert_eq!(length, journal.length);
-    assert!(journal.checkpoint_at > SLACK, "it was never written anew");
-    assert_eq!(known_again(&state), 50);
+    assert!(journal.checkpoint_at > SLACK, "there was no checkpoint");
+    assert_eq!(restored_sessions(&state), 50);
 }
 
-/// docs/scaling.md: twice what it holds, and 4 MiB.
+/// docs/scaling.md says: twice its contents, and 4 MiB.
 #[test]
-fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack() {
-    let (directory, _state, mut gateway, mut journal) = kept();
+fn no_connection_makes_a_journal_longer_than_its_limit() {
+    let (directory, _state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
     let (mut longest, mut seq) = (0, 5001);
     let line = [&b"RETR "[..], &[b'x'; 200], b"\r\n"].concat();
@@ -168,7 +168,7 @@ fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack()
         builder.ack(ack).write(&mut packet, text).unwrap();
         gateway.packet(Instant::now(), &packet);
         gateway.take_events();
-        journal.keep(gateway).unwrap();
+        journal.append(gateway).unwrap();
         let sum = |entry: io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len();
         let length: u64 = fs::read_dir(directory.path()).unwrap().map(sum).sum();
         longest = length.max(longest);
@@ -186,8 +186,8 @@ fn no_connection_makes_a_journal_longer_than_twice_what_it_holds_and_its_slack()
 }
 
 #[test]
-fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
-    let (directory, _state, mut gateway, mut journal) = kept();
+fn a_journal_without_room_leaves_no_file() {
+    let (directory, _state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
     let new = directory.path().join("queue-7.new");
     std::os::unix::fs::symlink("/dev/full", &new).unwrap();
@@ -196,21 +196,21 @@ fn a_journal_for_which_there_is_no_room_leaves_nothing_behind() {
     journal.checkpoint(&mut gateway.engine).unwrap();
 }
 
-/// As [`kept`], with a hundred sessions.
-fn hundred_kept() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
-    let (directory, state, mut gateway, mut journal) = kept();
+/// As [`set_up`], with a hundred sessions.
+fn set_up_with_hundred_sessions() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
+    let (directory, state, mut gateway, mut journal) = set_up();
     (1000..1100).for_each(|port| begin(&mut gateway, port));
-    journal.keep(&mut gateway).unwrap();
+    journal.append(&mut gateway).unwrap();
     (directory, state, gateway, journal)
 }
 
-/// One, two and four workers after each other, and other queues: every session is known, in its home, and numbered on.
+/// Restarts with other queues and other numbers of workers: every session is restored in its shard.
 #[test]
-fn a_daemon_with_more_workers_or_fewer_goes_on_with_all() {
-    let (directory, state, ..) = hundred_kept();
+fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
+    let (directory, state, ..) = set_up_with_hundred_sessions();
     for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
         let first = engine();
-        let mut engines: Vec<_> = queues.iter().map(|_| first.beside()).collect();
+        let mut engines: Vec<_> = queues.iter().map(|_| first.new_shard()).collect();
         drop(state.open_journals(queues, &mut engines).unwrap());
         let mut known = 0;
         for (index, engine) in engines.iter().enumerate() {
@@ -231,25 +231,25 @@ fn a_daemon_with_more_workers_or_fewer_goes_on_with_all() {
     }
 }
 
-/// A start that ends before each journal has its part: what all had is believed, and nothing else.
+/// A start that ends before each journal has its part: the file with all sessions is used, and no other file.
 #[test]
-fn a_start_that_did_not_come_to_its_end_loses_nothing() {
-    let (directory, state, gateway, journal) = hundred_kept();
+fn an_interrupted_start_loses_no_session() {
+    let (directory, state, gateway, journal) = set_up_with_hundred_sessions();
     let all = fs::read(journal.path()).unwrap();
-    let mut engines = [gateway.engine.beside(), gateway.engine.beside()];
+    let mut engines = [gateway.engine.new_shard(), gateway.engine.new_shard()];
     drop(state.open_journals(&[7, 8], &mut engines).unwrap());
     let half = directory.path().join("queue-8.sessions");
     for others in [&b"damaged"[..], &fs::read(&half).unwrap()] {
         fs::write(directory.path().join(ALL_SESSIONS), &all).unwrap();
         fs::write(journal.path(), others).unwrap();
         fs::write(&half, others).unwrap();
-        assert_eq!(known_again(&state), 100);
+        assert_eq!(restored_sessions(&state), 100);
         assert!(!directory.path().join(ALL_SESSIONS).exists() && !half.exists());
     }
 }
 
 #[test]
-fn no_bytes_make_the_reading_panic() {
+fn no_bytes_make_reading_a_journal_panic() {
     use proptest::prelude::*;
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
@@ -258,29 +258,29 @@ fn no_bytes_make_the_reading_panic() {
         let mut content = state.origin.clone().into_bytes();
         if sums { append_frame(&bytes, &mut content) } else { content.extend(bytes) }
         fs::write(&path, content).unwrap();
-        opened(&state);
+        restore(&state);
     });
 }
 
 #[test]
-fn a_start_without_room_for_a_journal_goes_on_and_believes_no_old_one() {
-    let (directory, state, mut gateway, mut journal) = kept();
+fn a_start_without_room_continues_and_leaves_no_old_journal() {
+    let (directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
     journal.checkpoint(&mut gateway.engine).unwrap();
     let in_the_way = directory.path().join("queue-7.new");
     fs::create_dir(&in_the_way).unwrap();
-    let (mut next, mut journal) = opened(&state);
+    let (mut next, mut journal) = restore(&state);
     assert_eq!(next.sessions.count(), 1);
     assert!(!journal.is_writable() && !journal.path().exists());
     fs::remove_dir(in_the_way).unwrap();
     journal.maintain(&mut next).unwrap();
-    assert_eq!(known_again(&state), 1);
+    assert_eq!(restored_sessions(&state), 1);
 }
 
 #[test]
-fn a_journal_of_zeros_or_of_any_length_is_put_aside() {
+fn a_journal_with_zeros_or_too_long_is_renamed() {
     for more in [64, 3 << 30] {
-        let (directory, state, mut gateway, mut journal) = kept();
+        let (directory, state, mut gateway, mut journal) = set_up();
         begin(&mut gateway, 1035);
         journal.checkpoint(&mut gateway.engine).unwrap();
         let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
@@ -289,7 +289,7 @@ fn a_journal_of_zeros_or_of_any_length_is_put_aside() {
             state.read_journal(journal.path()),
             Err(JournalError::Damaged(_) | JournalError::Io(_))
         ));
-        assert_eq!(known_again(&state), 0);
+        assert_eq!(restored_sessions(&state), 0);
         assert!(directory.path().join("queue-7.refused").exists());
     }
 }

@@ -1,9 +1,8 @@
-//! Keeps our table in the kernel, whatever other programs do to the rules.
+//! Loads the table again if another program removes, changes or replaces it.
 //!
-//! Nothing of that ends the daemon. What cannot be put right at once is tried again, at growing intervals, for as long
-//! as the daemon runs. A table in the place of ours is most likely a copy that an operator saved and loaded again, and is
-//! replaced; only while another daemon reads that table's queues is it left alone, as two that take turns would serve
-//! nobody.
+//! A failure never ends the daemon. It tries again at growing intervals, as long as it runs. A table of the same name is
+//! most likely a copy that an operator saved and loaded again, so it is replaced. It is left alone only while another
+//! daemon reads its queues, because two daemons that replace each other's table serve nobody.
 
 use std::{
     sync::mpsc::Sender,
@@ -16,28 +15,28 @@ use ftp_alg_core::engine::Pinhole;
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
 use crate::gateway::{Backend, Condition, GatewayError, Notices, Table, used_pinholes};
 
-/// How often a table is tried at once that another program is in the way of.
+/// How many times in a row to load the table while other programs change nf_tables.
 const IMMEDIATE_ATTEMPTS: usize = 5;
-/// Until a table that could not be loaded is tried again: at first, and at most.
+/// The first and the longest pause before the next attempt, after the table could not be loaded.
 const RETRY_PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
-/// A table that held this long is not one that another program keeps on replacing.
+/// After this time without a replacement, the next one is not taken for one of a series.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
-/// What has become of the attempts to keep the table.
+/// The history of failures and replacements.
 #[derive(Debug, Default)]
 pub(super) struct TableGuard {
     /// Attempts that failed since the table was last intact.
     failures: u32,
-    /// Times that another table was replaced, each less than [`SETTLED`] after the one before.
+    /// How many times in a row another table was replaced, each less than [`SETTLED_AFTER`] after the previous one.
     replacements: u32,
-    /// When that was last.
+    /// When another table was last replaced.
     last_replaced: Option<Instant>,
-    /// Not to be tried before.
+    /// When to try again, after a failure.
     next_attempt: Option<Instant>,
 }
 
 impl TableGuard {
-    /// Looks at the table, and loads it again if it has to be. Says whether it has.
+    /// Checks the table, and loads it again if necessary. Returns whether it was loaded.
     pub(super) fn check_table(
         &mut self,
         now: Instant,
@@ -66,22 +65,22 @@ impl TableGuard {
                 return false;
             }
         };
-        // Said when it is done: each millisecond counts.
+        // The log comes second, because adjusted connections need the table within milliseconds.
         let is_first = self.failures == 0;
         let restored = restore_table(table);
         if is_first {
             let lasted = now.elapsed().as_secs_f64() * 1000.0;
-            let said = |outcome: &str| {
+            let text = |outcome: &str| {
                 format!(
-                    "table inet ftp_alg was {what} by another program: {outcome}; what passed \
-                     meanwhile was not seen"
+                    "table inet ftp_alg was {what} by another program: {outcome}; packets that passed \
+                     meanwhile were not inspected"
                 )
             };
             match &restored {
-                Ok(()) => shared.report_repair(&said(&format!(
-                    "it is loaded again, {lasted:.1} ms after that was noticed"
+                Ok(()) => shared.report_repair(&text(&format!(
+                    "it is loaded again, {lasted:.1} ms after ftp-alg noticed"
                 ))),
-                Err(_) => shared.report_error(&said("it is to be loaded again")),
+                Err(_) => shared.report_error(&text("loading it failed")),
             }
         }
         match restored {
@@ -96,8 +95,8 @@ impl TableGuard {
         }
     }
 
-    /// Whether another table is to stay for now: another daemon's, or one of a program that puts it there
-    /// again and again.
+    /// Whether to leave another table for now: it belongs to another daemon, or to a program that replaces ours each
+    /// time.
     fn leaves_other_table(&mut self, now: Instant, table: &Table, shared: &SharedState) -> bool {
         match table.rival_now() {
             Ok(None) => {}
@@ -122,7 +121,9 @@ impl TableGuard {
     fn record_intact(&mut self, shared: &SharedState) {
         if self.failures > 0 {
             tracing::info!(
-                "table inet ftp_alg is as it should be, after {} attempts",
+                event = "table_intact",
+                attempts = self.failures,
+                "table inet ftp_alg is intact again, after {} attempts",
                 self.failures
             );
         }
@@ -130,19 +131,19 @@ impl TableGuard {
         shared.health.set_table(None);
     }
 
-    /// The first failure is said, and each that comes after ten times as many.
+    /// Logs the first failure, and then each hundredth.
     fn record_failure(&mut self, now: Instant, error: &GatewayError, shared: &SharedState) {
-        let said = self.failures == 0 || self.failures.is_multiple_of(100);
+        let is_logged = self.failures == 0 || self.failures.is_multiple_of(100);
         self.next_attempt = Some(now + retry_pause(self.failures));
         self.failures = self.failures.saturating_add(1);
         shared.health.set_table(Some(error.to_string()));
-        if said {
-            shared.report_error(&format!("{error}; ftp-alg goes on, and tries again"));
+        if is_logged {
+            shared.report_error(&format!("{error}; ftp-alg tries again by itself"));
         }
     }
 }
 
-/// Loads it again; at once again while other programs are in the way.
+/// Loads the table. Repeats this at once if other programs change nf_tables meanwhile.
 fn restore_table(table: &mut Table) -> Result<(), GatewayError> {
     for _ in 1..IMMEDIATE_ATTEMPTS {
         match table.restore() {
@@ -153,13 +154,13 @@ fn restore_table(table: &mut Table) -> Result<(), GatewayError> {
     table.restore()
 }
 
-/// How long to wait after this many failures.
+/// The pause after this many failures.
 fn retry_pause(failures: u32) -> Duration {
     let [first, most] = RETRY_PAUSE;
     first.saturating_mul(1 << failures.min(16)).min(most)
 }
 
-/// Opens the pinholes again that went with the table, but for those that were used.
+/// Opens the pinholes again that the old table had, except those that were consumed.
 pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
     if table.parameters().backend() != Backend::Nftables {
         return; // expectations are in no table
@@ -178,7 +179,7 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
     shared.reopen_pinholes(&mut kernel, is_missing);
 }
 
-/// Has the table looked at as soon as another program changes nf_tables, for as long as the process lives.
+/// Sends an event whenever another program changes nf_tables, until the process ends.
 pub(super) fn watch_nf_tables(events: Sender<DaemonEvent>) -> Result<(), ServiceError> {
     let mut notices = Notices::open()?;
     let watch = move || {

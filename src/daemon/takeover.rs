@@ -1,7 +1,7 @@
-//! `--takeover`: the ftp-alg that works in this network namespace is told to end, and waited for.
+//! `--takeover`: ends the ftp-alg that runs in this network namespace, and waits for its end.
 //!
-//! It ends as by a service manager: connections with adjusted numbers wait in its table, and go on if
-//! this daemon has the same state directory.
+//! It gets SIGTERM, as from a service manager. Connections with adjusted sequence numbers wait in its table, and continue
+//! if this daemon has the same state directory.
 
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,17 @@ use crate::gateway::{
     readers::{self, Reader},
 };
 
-/// How long it may take to end.
+/// Time limit for the end of the other daemon.
 const END_LIMIT: Duration = Duration::from_secs(10);
 const PROGRAM: &str = "ftp-alg";
 
-/// Why the other one still runs.
+/// Why the other daemon still runs.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     #[error(transparent)]
     Gateway(#[from] GatewayError),
     #[error(
-        "queue {} is read by {}, process {}, which is no ftp-alg: stop it, or set another number in \
+        "queue {} is read by {}, process {}, which is not ftp-alg: stop it, or set another number in \
          [queue]",
         .0.queue, .0.name, .0.process
     )]
@@ -40,16 +40,23 @@ pub enum TakeoverError {
     StillRunning(Reader),
 }
 
-/// Ends the ftp-alg that reads queues of `parameters`, or of the loaded table, if there is one.
+/// Ends the ftp-alg that reads the queues of `parameters`, or of the loaded table. Does nothing if there is none.
 pub(super) fn take_over(parameters: &RuleParameters) -> Result<(), TakeoverError> {
     let deadline = Instant::now() + END_LIMIT;
     for reader in readers::readers(parameters)? {
         if !reader.name.starts_with(PROGRAM) {
             return Err(TakeoverError::NotFtpAlg(reader));
         }
-        tracing::info!("takeover: process {} is told to end", reader.process);
+        let process = reader.process;
+        tracing::info!(event = "takeover", process = %process, "takeover: process {process} gets SIGTERM");
         match terminate(&reader, deadline) {
-            Ok(true) => tracing::info!("takeover: process {} has ended", reader.process),
+            Ok(true) => {
+                tracing::info!(
+                    event = "takeover",
+                    process = %process,
+                    "takeover: process {process} has ended"
+                );
+            }
             Ok(false) => return Err(TakeoverError::StillRunning(reader)),
             Err(source) => return Err(TakeoverError::System { reader, source }),
         }
@@ -57,7 +64,7 @@ pub(super) fn take_over(parameters: &RuleParameters) -> Result<(), TakeoverError
     Ok(())
 }
 
-/// Whether it ended in time.
+/// Sends SIGTERM to the reader's process. Returns whether it ended in time.
 fn terminate(reader: &Reader, deadline: Instant) -> Result<bool, Errno> {
     let ended = |result: Result<(), Errno>| match result {
         Err(Errno::SRCH) => Ok(true),
@@ -67,7 +74,7 @@ fn terminate(reader: &Reader, deadline: Instant) -> Result<bool, Errno> {
         Err(Errno::SRCH) => return Ok(true),
         other => other?,
     };
-    // From here on the number is that of no other process, unless it already was.
+    // The descriptor now refers to one process. Its number may have been reused before that, so the name is compared.
     if readers::name(reader.process) != reader.name {
         return Ok(true);
     }

@@ -1,7 +1,7 @@
-//! Lines over a Unix socket, with a limit on their length and one deadline for the whole exchange.
+//! Lines on a Unix socket, with a limit for their length and one deadline for request and answer together.
 //!
-//! A socket's own timeouts bound one call only; a peer that trickles bytes would hold us for
-//! ever. Knows nothing of what the lines say.
+//! A socket's own timeouts apply to each call, so a peer that sends byte after byte could block the reader for ever. This
+//! module knows nothing of what the lines mean.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read, Write},
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A socket that is read and written until a deadline. A call that would end later fails.
+/// A socket with a deadline. A read or write that is not done by then fails.
 pub(super) struct DeadlineStream<'a> {
     pub(super) stream: &'a UnixStream,
     pub(super) deadline: Instant,
@@ -21,8 +21,8 @@ impl DeadlineStream<'_> {
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 
-    /// Reads up to the first newline, which is not part of the result. Bytes after it are lost: an
-    /// exchange is one line each way. An end before the newline is [`io::ErrorKind::UnexpectedEof`].
+    /// Reads a line, and returns it without its newline. Bytes after the newline are lost, because each side sends only one
+    /// line. If the connection ends before the newline, the error is [`io::ErrorKind::UnexpectedEof`].
     pub(super) fn read_line(&mut self, limit: usize) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         BufReader::new(self.take(limit as u64 + 1)).read_until(b'\n', &mut line)?;

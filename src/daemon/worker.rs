@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Arrival, Effects, Queued, Token, carry_out};
+use ftp_alg_core::engine::{Effects, PacketMeta, QueuedPacket, Token, carry_out};
 
 use super::{
     host::{DaemonHost, OwnQueue},
@@ -133,10 +133,10 @@ impl Worker {
         for (shard, effects) in effects.iter_mut().enumerate() {
             if packet_shards.contains(&shard) {
                 let own = packets.clone().zip(packet_shards.iter()).filter(|(_, of)| **of == shard);
-                let arrivals = own.map(|(packet, _)| Arrival {
+                let arrivals = own.map(|(packet, _)| QueuedPacket {
                     token: Token { queue: queue_index, id: packet.id, mark: packet.mark },
                     bytes: packet.payload,
-                    how: Queued {
+                    meta: PacketMeta {
                         is_local: packet.indev == 0 || packet.outdev == 0,
                         ..parameters.queued(packet.mark, packet.offload, late)
                     },

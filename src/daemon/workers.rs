@@ -72,7 +72,7 @@ pub(super) fn start(
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let queues = numbers.iter().copied().map(Queue::open_joined).collect::<Result<Vec<_>, _>>()?;
     let engine = Engine::new(config.policy(|name| names.external_address(name)), Checksums::Verify);
-    let mut engines: Vec<_> = numbers.iter().map(|_| engine.beside()).collect();
+    let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
         state.open_journals(&numbers, &mut engines).map(|journals| (state, journals))
     });
@@ -463,15 +463,15 @@ impl Drop for Workers {
                     tracing::warn!(
                         event = "table_left",
                         "table inet ftp_alg stays: control connections with adjusted sequence numbers are open, \
-                         and wait until ftp-alg starts again. `nft delete table inet ftp_alg` abandons them"
+                         and stall until ftp-alg starts again. `nft delete table inet ftp_alg` abandons them"
                     );
                 } else {
                     let seconds = heartbeat::RESTART_GRACE.as_secs();
                     tracing::info!(
                         event = "table_left",
                         seconds,
-                        "table inet ftp_alg stays: control connections are in use, and wait up to {seconds} s until \
-                         ftp-alg starts again. `nft delete table inet ftp_alg` removes it"
+                        "table inet ftp_alg stays: control connections are in use, and stall for up to {seconds} s \
+                         until ftp-alg starts again. `nft delete table inet ftp_alg` removes it"
                     );
                 }
             }

@@ -1,8 +1,8 @@
-//! The account that the daemon is to run as.
+//! The account that the daemon runs as.
 
 use std::{fs, io, path::PathBuf};
 
-/// Where accounts of a system are; those of a directory service are none for daemons.
+/// The file with the accounts of the machine. Accounts of directory services are not looked up.
 const ACCOUNTS: &str = "/etc/passwd";
 
 /// A user and its own group.
@@ -13,24 +13,24 @@ pub struct Account {
     pub gid: u32,
 }
 
-/// Why there is no such account.
+/// Why the account cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
-    #[error("--user {name}: no such user in {ACCOUNTS}; `useradd --system {name}` makes one")]
+    #[error("--user {name}: no such user in {ACCOUNTS}; `useradd --system {name}` creates it")]
     Unknown { name: String },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
 }
 
 impl Account {
-    /// Looks it up.
+    /// Looks up an account by its name.
     pub fn named(name: &str) -> Result<Self, AccountError> {
         let read = |source| AccountError::Read { path: ACCOUNTS.into(), source };
         let text = fs::read_to_string(ACCOUNTS).map_err(read)?;
         Self::find(&text, name).ok_or_else(|| AccountError::Unknown { name: name.to_owned() })
     }
 
-    /// A line is `name:password:uid:gid:...`, see passwd(5).
+    /// Finds an account in the text of a file with lines `name:password:uid:gid:...`, see passwd(5).
     fn find(text: &str, name: &str) -> Option<Self> {
         text.lines().find_map(|line| {
             let mut fields = line.split(':');

@@ -1,14 +1,17 @@
-//! What the daemon gives up before the first packet: all rights that it does not need, for good.
+//! Gives up all rights that the daemon does not need, before it reads the first packet.
 //!
-//! It keeps two capabilities, its state directory, and the system calls of its work, and where the fast path runs its
-//! pins; it cannot start a program or take rights back. What it needs done beyond that its broker does
-//! ([`crate::gateway::broker`]), which may read and run programs, but write nothing; those may
-//! read what programs need, and no file besides.
+//! The daemon retains two capabilities, its state directory, the system calls of its work, and the fast path's pins if the
+//! fast path runs. It cannot start a program, and it cannot regain rights. Its broker ([`crate::gateway::broker`]) does
+//! everything else. The broker may read files and run programs, but it may write nothing. Those programs may read only what
+//! programs need to run.
 //!
-//! Two steps: [`user`] gives up all but the capabilities, [`daemon`] the rest. In between the fast path is loaded, by the
-//! user to whom it then belongs. All of this holds for the calling thread and those that it starts, so it comes before any
-//! thread.
-//! docs/security.md says what is left, and why.
+//! There are two steps. [`become_user`] changes the user, and retains the capabilities that load the fast path.
+//! [`confine_daemon`] gives up the rest. In between the fast path is loaded, so its pins belong to the daemon's user.
+//!
+//! Invariant: this happens before the daemon starts a thread, because it applies only to the calling thread and to threads
+//! that it starts later.
+//!
+//! docs/security.md says which rights are left, and why.
 
 mod account;
 mod syscalls;
@@ -23,23 +26,23 @@ use landlock::{
 
 pub use account::{Account, AccountError};
 
-/// The kernel's edge needs these: netlink and marks, raw sockets.
+/// The capabilities for netlink and marks, and for raw sockets.
 const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 
-/// The fast path's program needs these as well while it is loaded: the verifier refuses code that compilers make of it
-/// without CAP_PERFMON ("attempt to corrupt spilled pointer on stack"). Once it is loaded, neither is needed.
+/// Further capabilities that loading the fast path's program needs. Without CAP_PERFMON the verifier refuses code as
+/// compilers generate it ("attempt to corrupt spilled pointer on stack"). Once it is loaded, neither is needed.
 const NEEDED_TO_LOAD: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
 
-/// What landlock forbids unless it is allowed, with [`Scope::Signal`], as far as the kernel knows it.
-/// What Linux 5.13 does not know yet (truncation by name, signals, ioctl) seccomp forbids as well.
+/// The rights that landlock forbids unless a rule allows them, together with [`Scope::Signal`], as far as the kernel knows
+/// them. Linux 5.13 does not know truncation by name, signals and ioctl yet, but seccomp forbids these as well.
 const HANDLED: ABI = ABI::V5;
 const NO_LANDLOCK: &str = "landlock: not in this kernel, or not enabled (lsm= on its command line); \
                            files are protected by their permissions only";
 
-/// Where programs and their libraries are.
+/// The directories of programs and their libraries.
 const PROGRAMS: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/nix", "/gnu"];
-/// What programs read: how to load and translate names, and what the kernel shows.
+/// Files that programs read: for the dynamic loader, for names of users and services, and from the kernel.
 const PROGRAMS_READ: [&str; 11] = [
     "/dev/urandom",
     "/proc",
@@ -54,7 +57,7 @@ const PROGRAMS_READ: [&str; 11] = [
     "/etc/xtables",
 ];
 
-/// Why rights could not be given up. Nothing goes on then.
+/// Why rights could not be given up. The daemon does not start then.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     #[error("cannot become user {user}: {source}; --user needs root")]
@@ -67,14 +70,15 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ConfineErro
     move |reason| ConfineError::System { what, reason: reason.to_string() }
 }
 
-/// Becomes `account`, with the daemon's capabilities and those that load the fast path's program: [`daemon`] is to follow.
+/// Becomes `account`, with the daemon's capabilities and those that load the fast path's program. [`confine_daemon`] must
+/// follow.
 pub fn become_user(account: Option<&Account>) -> Result<(), ConfineError> {
     restrict_capabilities(account, &NEEDED_TO_LOAD, false)
 }
 
-/// Confines the daemon: from now on it reads `/proc`, has files in `state_dir`, and makes and removes
-/// sockets in `socket_dir`. With `pins`, the directory of the fast path's pins, it may use BPF maps, attach the program that
-/// is loaded, and make and remove pins. Gives what this kernel cannot confine, a line each, for people.
+/// Confines the daemon. From now on it may read `/proc`, use files in `state_dir`, and make and remove sockets in
+/// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded program, and
+/// make and remove pins. Returns the confinement that this kernel lacks, a line each.
 pub fn confine_daemon(
     state_dir: &Path,
     socket_dir: &Path,
@@ -99,14 +103,14 @@ pub fn confine_daemon(
     ];
     let status = restrict(rules.into_iter().chain(pinned))?;
     let landlock = (status == RulesetStatus::NotEnforced).then(|| NO_LANDLOCK.to_owned());
-    // Not every kernel has it, and not for every processor is there a filter.
+    // Some kernels lack seccomp, and the filter does not support every processor.
     let seccomp = syscalls::restrict(pins.is_some()).err();
     let seccomp =
-        seccomp.map(|error| format!("seccomp: {error}; every system call stays possible"));
+        seccomp.map(|error| format!("seccomp: {error}; the daemon can make every system call"));
     Ok(landlock.into_iter().chain(seccomp).collect())
 }
 
-/// Confines the broker: it reads and runs what it may, and changes no file.
+/// Confines the broker. It may read and run the files that its user may, and change none.
 pub fn confine_broker(account: Option<&Account>) -> Result<(), ConfineError> {
     restrict_capabilities(account, &[], true)?;
     let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
@@ -114,8 +118,8 @@ pub fn confine_broker(account: Option<&Account>) -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// Confines the broker's thread that will start a program to what such programs read: their
-/// input, which is the daemon's, may name files.
+/// Confines the broker's thread that is about to start a program to the files that such programs read. The program's input
+/// comes from the daemon, and could name other files.
 pub fn confine_program() -> io::Result<()> {
     let run = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
@@ -125,16 +129,16 @@ pub fn confine_program() -> io::Result<()> {
     restrict(rules.chain([null])).map(drop).map_err(io::Error::other)
 }
 
-/// Why landlock would do nothing here; `None` if it does.
+/// Why landlock has no effect on this machine. `None` if it works.
 pub fn landlock_missing() -> Option<&'static str> {
-    // On a thread of its own, which ends with its confinement.
+    // On a thread of its own, because the confinement lasts until the thread ends.
     let status = std::thread::spawn(|| restrict([])).join().ok().and_then(Result::ok);
     (status == Some(RulesetStatus::NotEnforced)).then_some(NO_LANDLOCK)
 }
 
-/// Becomes `account`, keeping the needed capabilities, and no other, now or later, but `more` until this is done again
-/// without them; those that the process does not have are missed where they are needed. With `for_programs` a program
-/// that is started has them, too.
+/// Becomes `account`, and retains the needed capabilities and `more`. The process can regain no other. A second call without
+/// `more` gives those up as well. A capability that the process does not have is no error here, but later where it is
+/// needed. With `for_programs`, programs that the process starts have these capabilities, too.
 fn restrict_capabilities(
     account: Option<&Account>,
     more: &[Cap],
@@ -144,8 +148,8 @@ fn restrict_capabilities(
     let now = CapState::get_current().map_err(&system)?;
     let needed: CapSet = NEEDED.into_iter().filter(|cap| now.permitted.has(*cap)).collect();
     let more: CapSet = more.iter().copied().filter(|cap| now.permitted.has(*cap)).collect();
-    let kept = needed | more;
-    // Without CAP_SETPCAP, as in a unit, the bounding set is what it was made.
+    let retained = needed | more;
+    // Without CAP_SETPCAP, as in systemd's unit, the bounding set cannot be changed.
     if now.effective.has(Cap::SETPCAP) {
         for cap in Cap::iter().filter(|cap| cap.is_supported() && !needed.has(*cap)) {
             bounding::drop(cap).map_err(&system)?;
@@ -156,8 +160,8 @@ fn restrict_capabilities(
         cap_set_ids(Some(*uid), Some(*gid), Some(&[]))
             .map_err(|error| ConfineError::Become { user: name.clone(), source: error.into() })?;
     }
-    let inheritable = if for_programs { kept } else { CapSet::empty() };
-    let state = CapState { effective: kept, permitted: kept, inheritable };
+    let inheritable = if for_programs { retained } else { CapSet::empty() };
+    let state = CapState { effective: retained, permitted: retained, inheritable };
     state.set_current().map_err(&system)?;
     ambient::clear().map_err(&system)?;
     for cap in inheritable {
@@ -166,7 +170,7 @@ fn restrict_capabilities(
     prctl::set_no_new_privs().map_err(&system)
 }
 
-/// Forbids this thread all files but those beneath these paths; one that is absent gives nothing.
+/// Forbids this thread all files except those below the paths of `rules`. Paths that do not exist are left out.
 fn restrict<'a>(
     rules: impl IntoIterator<Item = (&'a Path, BitFlags<AccessFs>)>,
 ) -> Result<RulesetStatus, ConfineError> {
@@ -176,7 +180,7 @@ fn restrict<'a>(
         let mut ruleset = ruleset.create()?;
         for (path, access) in rules {
             let Ok(file) = PathFd::new(path) else { continue };
-            // Rights of a directory mean nothing for a file.
+            // The kernel refuses rights of directories for a file.
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(HANDLED) };
             ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
         }

@@ -1,8 +1,8 @@
-//! The system calls that the running daemon makes; no other is possible.
+//! Limits the running daemon to the system calls that it makes.
 //!
-//! What is forbidden fails with EPERM: a C library that tries something new must not end a gateway, and
-//! who has taken it over gains nothing by trying. In a debug build it ends the process at once, so
-//! that tests find a call that is missing here.
+//! A forbidden call fails with EPERM. A C library that tries a new call must not end a gateway, and an attacker gains
+//! nothing by trying. In a debug build a forbidden call ends the process at once, so that tests find calls that are missing
+//! here.
 
 use std::{collections::BTreeMap, process};
 
@@ -20,7 +20,7 @@ const FORBIDDEN: SeccompAction = if cfg!(debug_assertions) {
     SeccompAction::Errno(libc::EPERM as u32)
 };
 
-/// Whatever their arguments.
+/// The calls that are allowed with any arguments.
 const ALLOWED: &[c_long] = &[
     // Files: /proc, the state directory, the log.
     libc::SYS_close,
@@ -79,7 +79,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
-    // Threads, signals, the end: `clone` and `tgkill` are below, `clone3` is answered by [`newer`].
+    // Threads, signals, the end: `clone` and `tgkill` are below, and [`hide_clone3`] handles `clone3`.
     libc::SYS_clone3,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -96,9 +96,9 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    // What may be known.
+    // Facts about the time, the process and the machine.
     libc::SYS_clock_gettime,
-    libc::SYS_getcwd, // A panic shows paths in relation to it.
+    libc::SYS_getcwd, // A panic shows paths relative to it.
     libc::SYS_getegid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -108,7 +108,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Calls that newer architectures do without.
+/// Further allowed calls, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_LEGACY: &[c_long] = &[
     libc::SYS_epoll_wait,
@@ -123,9 +123,9 @@ const ALLOWED_LEGACY: &[c_long] = &[
     libc::SYS_unlink,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_OF_OLD: &[c_long] = &[];
+const ALLOWED_LEGACY: &[c_long] = &[];
 
-/// With these the fast path's pins are removed. `bpf` is below.
+/// The calls that remove the fast path's pins. `bpf` is below.
 const FAST_PATH: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rmdir,
@@ -133,17 +133,19 @@ const FAST_PATH: &[c_long] = &[
     libc::SYS_unlink,
 ];
 
+/// The address families of sockets.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6];
-/// Names of threads and, by the C library, of memory; what the kernel told the process at its start,
-/// for which rustix asks to find its clocks (linux/prctl.h; libc lacks it).
+/// The operations of `prctl`: names of threads, names of memory (the C library sets these), and the auxiliary vector, in
+/// which rustix finds the kernel's clocks.
 const CONTROLS: [u64; 3] = [libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64, PR_GET_AUXV];
+/// From linux/prctl.h, because libc does not have it.
 const PR_GET_AUXV: u64 = 0x4155_5856;
-/// Whether it is a terminal, and that a socket must not block.
+/// The requests of `ioctl`: whether a file is a terminal, and that a socket must not block.
 const REQUESTS: [u64; 2] = [libc::TCGETS as _, libc::FIONBIO as _];
 
-/// Puts the filters on this thread and those that it starts; `fast_path` says whether that is loaded.
+/// Installs the filters for this thread and for threads that it starts. `fast_path` says whether the program is loaded.
 pub(super) fn restrict(fast_path: bool) -> Result<(), Error> {
-    // The second forbids a third.
+    // After the second filter, no further one can be installed.
     for filter in [hide_clone3()?, allow_listed(fast_path)?] {
         apply_filter(&filter)?;
     }
@@ -169,21 +171,21 @@ fn allow_listed(fast_path: bool) -> Result<BpfProgram, BackendError> {
         rules.insert(libc::SYS_bpf, one_of(0, &BPF_COMMANDS.map(u64::from))?);
     }
     rules.insert(libc::SYS_prctl, one_of(0, &CONTROLS)?);
-    // Memory that can be executed is never made, and no process, only threads.
+    // No executable memory, and no processes, only threads.
     let not_executable = argument(2, Is::MaskedEq(libc::PROT_EXEC as u64), 0)?;
     rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![argument(0, Is::MaskedEq(thread), thread)?]);
-    // Of the thread itself.
+    // Only for the calling thread.
     rules.insert(libc::SYS_sched_setaffinity, one_of(0, &[0])?);
-    // As abort(3) does.
+    // Only to the process itself, for abort(3).
     rules.insert(libc::SYS_tgkill, one_of(0, &[process::id().into()])?);
     filter(rules, FORBIDDEN, SeccompAction::Allow)
 }
 
-/// A filter cannot look into the arguments of `clone3`. It is said not to exist, and the C library
-/// then takes `clone`.
+/// The filter for `clone3`, whose arguments a filter cannot read. It fails with ENOSYS, and the C library then calls
+/// `clone`.
 fn hide_clone3() -> Result<BpfProgram, BackendError> {
     let rules = [(libc::SYS_clone3, Vec::new())].into();
     filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))

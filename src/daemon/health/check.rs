@@ -1,4 +1,4 @@
-//! One thing that was looked at: how it is, and what is to be done about it.
+//! A check: its result, and what to do about it.
 
 use std::borrow::Cow;
 
@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use crate::daemon::snapshot::Problem;
 
-/// How something is.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum CheckStatus {
     Ok,
-    /// Not there, and not needed.
+    /// Absent, and not needed.
     Missing,
     /// Worth knowing.
     Note,
@@ -20,29 +20,29 @@ pub enum CheckStatus {
     Problem,
 }
 
-/// One thing that was looked at.
+/// One check, as `doctor` shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// Under which heading it stands.
+    /// The heading that it is listed under.
     pub section: &'static str,
-    /// What was looked at.
+    /// What was checked.
     pub name: String,
-    /// How it is.
+    /// The result.
     pub mark: CheckStatus,
-    /// The same in words.
+    /// The result in words.
     pub says: String,
-    /// More of it, a line each.
+    /// Details of the result, a line each.
     pub details: Vec<String>,
-    /// Commands that put it right, a line each.
+    /// Commands that solve the problem, a line each.
     pub remedy: Vec<String>,
-    /// What else to know about these, a line each.
+    /// Further advice, a line each.
     pub advice: Vec<String>,
-    /// What the problem is called, if it is one.
+    /// The name of the problem, if the result is one.
     pub problem: Option<Cow<'static, str>>,
 }
 
 impl Check {
-    /// Something that is no problem, or none yet.
+    /// A check without the name of a problem.
     pub fn new(
         section: &'static str,
         name: impl Into<String>,
@@ -54,17 +54,17 @@ impl Check {
         Self { section, name, mark, says, details, remedy, advice, problem: None }
     }
 
-    /// Something that is as it should be.
+    /// A check that succeeded.
     pub fn ok(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
         Self::new(section, name, CheckStatus::Ok, says)
     }
 
-    /// Something worth knowing.
+    /// A check whose result is worth knowing.
     pub fn note(section: &'static str, name: impl Into<String>, says: impl Into<String>) -> Self {
         Self::new(section, name, CheckStatus::Note, says)
     }
 
-    /// The problem that is called `problem`.
+    /// A check that found the problem named `problem`.
     pub fn problem(
         section: &'static str,
         name: impl Into<String>,
@@ -77,32 +77,32 @@ impl Check {
         }
     }
 
-    /// A problem that someone else has put into words.
+    /// A check for a problem that already has its texts.
     pub fn from_problem(section: &'static str, problem: &Problem) -> Self {
         let Problem { name, text, remedy } = problem.clone();
         let check = Self::new(section, name.clone(), CheckStatus::Problem, text);
         Self { problem: Some(name.into()), ..check }.advice([remedy])
     }
 
-    /// With more lines about it.
+    /// Adds details.
     pub fn details(mut self, lines: impl IntoIterator<Item = String>) -> Self {
         push_missing(&mut self.details, lines);
         self
     }
 
-    /// With commands that put it right.
+    /// Adds commands that solve the problem.
     pub fn remedy(mut self, lines: impl IntoIterator<Item = String>) -> Self {
         push_missing(&mut self.remedy, lines);
         self
     }
 
-    /// With what else to know.
+    /// Adds advice.
     pub fn advice(mut self, lines: impl IntoIterator<Item = String>) -> Self {
         push_missing(&mut self.advice, lines);
         self
     }
 
-    /// As an entry of the list of problems, if it is one.
+    /// The entry for the list of problems, if the result is a problem.
     pub fn as_problem(&self) -> Option<Problem> {
         let name = self.problem.as_deref()?;
         let mut text = self.details.iter().fold(self.says.clone(), |text, line| text + "; " + line);
@@ -114,7 +114,7 @@ impl Check {
     }
 }
 
-/// Adds the lines that are not there yet.
+/// Adds each line that is not in `to` yet.
 fn push_missing(to: &mut Vec<String>, lines: impl IntoIterator<Item = String>) {
     for line in lines {
         if !to.contains(&line) {

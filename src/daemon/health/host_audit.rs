@@ -1,4 +1,5 @@
-//! What the rules of others do to FTP here: who else takes control connections, and whether data connections pass.
+//! What the rules of other programs do to FTP here: which other helpers take control connections, and whether control and
+//! data connections pass.
 
 use super::check::{Check, CheckStatus};
 use crate::gateway::{
@@ -11,29 +12,29 @@ use crate::gateway::{
 
 const HELPERS: &str = "other helpers";
 const FIREWALL: &str = "firewall";
-/// So many rules that drop control connections are named.
+/// How many rules that drop control connections are named.
 const MAX_STOPS: usize = 3;
 const UNFILTERED: &str = "nothing is filtered";
 
-/// What was found out.
+/// The facts about this machine that the checks need.
 #[derive(Clone, Copy)]
 pub struct HostAudit<'a> {
-    /// What the rules of ours are made of.
+    /// The parameters of ftp-alg's own rules.
     pub parameters: &'a RuleParameters,
-    /// What is loaded beside them.
+    /// The rules of other programs.
     pub firewall: &'a Firewall,
-    /// What becomes of data connections there.
-    pub outlooks: &'a [DataPathVerdict],
-    /// What else is on this machine.
+    /// What these rules do to data connections.
+    pub data_paths: &'a [DataPathVerdict],
+    /// Other facts about this machine: routing, helpers, queue rules.
     pub neighbours: Neighbours,
-    /// What holds the pinholes, or will.
+    /// The back end in use, or the one that the daemon would use.
     pub backend: Backend,
-    /// Another back end that this kernel has, and how to take it.
+    /// Another back end that this kernel has, and how to select it.
     pub other_backend: Option<(Backend, &'static str)>,
 }
 
 impl HostAudit<'_> {
-    /// All of it.
+    /// All checks.
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
         checks.extend(self.firewall_checks());
@@ -41,8 +42,8 @@ impl HostAudit<'_> {
         checks
     }
 
-    /// Whether control connections pass, and between which interfaces. One way that is open is enough, as only the
-    /// operator knows which are to be.
+    /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,
+    /// because only the operator knows which pairs should be.
     fn control_checks(&self) -> Vec<Check> {
         let Routing { v4, v6, serves, .. } = self.neighbours.routing;
         let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
@@ -53,40 +54,39 @@ impl HostAudit<'_> {
     }
 
     fn control_checks_at(&self, hooks: &[Hook], interfaces: &[String]) -> Vec<Check> {
-        let mut ways = self.firewall.control_verdicts(self.parameters, interfaces, hooks);
-        let matters = |way: &ControlPathVerdict| {
-            self.outlooks
+        let mut paths = self.firewall.control_verdicts(self.parameters, interfaces, hooks);
+        let matters = |path: &ControlPathVerdict| {
+            self.data_paths
                 .iter()
-                .any(|one| (one.hook, one.ip, one.is_used) == (way.hook, way.ip, true))
+                .any(|one| (one.hook, one.ip, one.is_used) == (path.hook, path.ip, true))
         };
-        ways.retain(matters);
-        let is_closed = ways.iter().all(|way| way.best_acceptance() == Acceptance::Dropped);
-        let check = |way: &ControlPathVerdict| {
-            let says = format!("control connections: {}", way.summary());
-            let check = match way.best_acceptance() {
+        paths.retain(matters);
+        let is_closed = paths.iter().all(|path| path.best_acceptance() == Acceptance::Dropped);
+        let check = |path: &ControlPathVerdict| {
+            let says = format!("control connections: {}", path.summary());
+            let check = match path.best_acceptance() {
                 Acceptance::Dropped if is_closed => {
-                    let advice =
-                        "accept connections to the control ports there, of those who may use FTP";
+                    let advice = "accept connections to the control ports there, from the clients that may use FTP";
                     Check::problem(FIREWALL, "", "control-connections", says)
                         .advice([advice.to_owned()])
                 }
                 Acceptance::Dropped => Check::note(FIREWALL, "", says),
                 Acceptance::Partly | Acceptance::Accepted => Check::ok(FIREWALL, "", says),
             };
-            let stops = way.dropping_chains().into_iter().take(MAX_STOPS);
-            (way.ip, check.details(stops.map(|stop| format!("dropped by {stop}"))))
+            let stops = path.dropping_chains().into_iter().take(MAX_STOPS);
+            (path.ip, check.details(stops.map(|stop| format!("dropped by {stop}"))))
         };
-        let of = |hook: &Hook| {
+        let at_hook = |hook: &Hook| {
             let name = format!("control {hook}");
-            merge_families(&name, ways.iter().filter(|way| way.hook == *hook).map(check))
+            merge_families(&name, paths.iter().filter(|path| path.hook == *hook).map(check))
         };
-        hooks.iter().flat_map(of).collect()
+        hooks.iter().flat_map(at_hook).collect()
     }
 
-    /// Whether some data connections may pass that have no sign of ours, as those of encrypted sessions.
+    /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
     pub(super) fn unmarked_may_pass(&self) -> bool {
-        let mut ways = self.outlooks.iter().filter(|outlook| outlook.is_used);
-        ways.all(|way| self.firewall.may_accept_unmarked(way.hook, way.ip, self.parameters))
+        let mut paths = self.data_paths.iter().filter(|path| path.is_used);
+        paths.all(|path| self.firewall.may_accept_unmarked(path.hook, path.ip, self.parameters))
     }
 
     fn helper_checks(&self) -> Vec<Check> {
@@ -117,22 +117,22 @@ impl HostAudit<'_> {
                         .remedy(concern.remedy.clone())
                         .advice(firewalld)
                 }
-                // A helper keeps control connections away from there: our own, and whichever one the
-                // conntrack back end takes.
+                // A conntrack helper keeps a connection out of flowtables. The daemon assigns one if the kernel has
+                // nfnetlink_cthelper, and always with the back end conntrack.
                 ConflictKind::Offload
                     if self.neighbours.cthelper || self.backend == Backend::Conntrack =>
                 {
                     continue;
                 }
                 ConflictKind::Offload => {
-                    let says = "hands connections over before ftp-alg reads them";
+                    let says = "offloads connections before ftp-alg reads them";
                     of_rule("flowtable", "flowtable", says).advice([format!(
-                        "where it takes control connections, let it begin with `tcp dport != \
+                        "if it takes control connections, begin the rule with `tcp dport != \
                          {{ {ports} }} tcp sport != {{ {ports} }}`; or load the module \
                          nfnetlink_cthelper",
                     )])
                 }
-                // Where they are there first, `run` leaves it to them.
+                // If such rules are loaded and the table does not queue, `run` relies on those rules.
                 ConflictKind::Queueing if !self.neighbours.table_queues => continue,
                 ConflictKind::Queueing => {
                     let says =
@@ -145,19 +145,19 @@ impl HostAudit<'_> {
                 }
                 ConflictKind::CtMark { .. } => {
                     let mask = self.parameters.mask();
-                    let says = format!("changes the bits of the ct mark that are ours ({mask:#010x})");
+                    let says = format!("changes ct mark bits that ftp-alg uses ({mask:#010x})");
                     let says = format!("{} {says}", concern.chain);
                     Check::note(HELPERS, "ct mark", says).details([
                         format!("`{}`", concern.rule),
-                        "where it does so for FTP connections: restrict it to other bits, or choose \
-                         others in [pinhole] mark and mark-mask"
+                        "if it applies to FTP connections, restrict it to other bits, or set other bits in \
+                         [pinhole] mark and mark-mask"
                             .to_owned(),
                     ])
                 }
             });
         }
         if checks.is_empty() {
-            let says = "nobody else's helper takes FTP connections";
+            let says = "no other helper takes FTP connections";
             checks.push(Check::ok(HELPERS, "none", says));
         }
         checks
@@ -166,7 +166,7 @@ impl HostAudit<'_> {
     fn firewall_checks(&self) -> Vec<Check> {
         let mut checks = Vec::new();
         for what in self.firewall.read_errors() {
-            let says = format!("what follows is without it: {what}");
+            let says = format!("the following checks ignore it: {what}");
             checks.push(Check::note(FIREWALL, "not readable", says));
         }
         for hook in Hook::ALL {
@@ -180,34 +180,30 @@ impl HostAudit<'_> {
         checks
     }
 
-    fn hook_checks(&self, name: &str, hook: Hook, sign: PacketClass) -> Vec<Check> {
-        let outlooks = self.outlooks.iter().filter(|outlook| outlook.hook == hook);
-        let judged = outlooks.filter_map(|outlook| {
-            Some((outlook.ip, self.outlook_check(outlook, outlook.verdict_for(sign)?, sign)))
+    fn hook_checks(&self, name: &str, hook: Hook, class: PacketClass) -> Vec<Check> {
+        let data_paths = self.data_paths.iter().filter(|path| path.hook == hook);
+        let checks = data_paths.filter_map(|path| {
+            Some((path.ip, self.path_check(path, path.verdict_for(class)?, class)))
         });
-        merge_families(name, judged)
+        merge_families(name, checks)
     }
 
-    /// That the other back end does it, too.
-    fn other_backend_advice(
-        &self,
-        outlook: &DataPathVerdict,
-        dropped: PacketClass,
-    ) -> Option<String> {
+    /// The advice to use the other back end, if its data connections pass.
+    fn other_backend_advice(&self, path: &DataPathVerdict, dropped: PacketClass) -> Option<String> {
         let (other, how) = self.other_backend.filter(|_| dropped != PacketClass::Injected)?;
-        let passes = outlook.verdict_for(PacketClass::for_data_connections(other))?.passes();
+        let passes = path.verdict_for(PacketClass::for_data_connections(other))?.passes();
         passes.then(|| format!("or {how}: data connections of the back end {other} pass here"))
     }
 
-    fn outlook_check(
+    fn path_check(
         &self,
-        outlook: &DataPathVerdict,
-        judgement: &HookVerdict,
-        sign: PacketClass,
+        path: &DataPathVerdict,
+        verdict: &HookVerdict,
+        class: PacketClass,
     ) -> Check {
-        let what = sign.description();
+        let what = class.description();
         let exceptions = |passes: bool, verb: &str| {
-            judgement
+            verdict
                 .chains
                 .iter()
                 .filter(move |chain| chain.passes == passes)
@@ -215,28 +211,28 @@ impl HostAudit<'_> {
                 .map(|rule| format!("but {rule} {verb} some"))
                 .collect::<Vec<_>>()
         };
-        if judgement.passes() {
-            let deciding = judgement.chains.iter().find_map(|chain| chain.decided_by.rule.as_ref());
-            let says = match (judgement.chains.as_slice(), deciding) {
+        if verdict.passes() {
+            let deciding = verdict.chains.iter().find_map(|chain| chain.decided_by.rule.as_ref());
+            let says = match (verdict.chains.as_slice(), deciding) {
                 ([], _) => UNFILTERED.to_owned(),
                 (_, Some(rule)) => format!("{what} pass, by `{rule}`"),
                 (_, None) => format!("{what} pass: nothing drops them"),
             };
             return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        let matters = outlook.is_used_by(sign);
-        let stops: Vec<String> = judgement.dropping_chains().map(ToString::to_string).collect();
+        let matters = path.is_used_by(class);
+        let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();
         let mut says = format!("{what} are dropped by {}", stops.join(" and "));
         if !matters {
-            says += match outlook.hook {
-                Hook::Forward => "; of no matter while nothing is forwarded",
-                _ => "; of no matter unless an FTP server or client runs here",
+            says += match path.hook {
+                Hook::Forward => "; this does not matter while nothing is forwarded",
+                _ => "; this does not matter unless an FTP server or client runs here",
             };
         }
-        let advice = judgement.dropping_chains().filter_map(|stop| {
-            Some(stop.location.manager?.persistence_advice(&stop.location, sign, self.parameters))
+        let advice = verdict.dropping_chains().filter_map(|stop| {
+            Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
-        let problem = match sign {
+        let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",
         };
@@ -246,20 +242,20 @@ impl HostAudit<'_> {
         };
         check
             .details(exceptions(false, "accepts"))
-            .remedy(Firewall::remedies(judgement, sign, self.parameters))
+            .remedy(Firewall::remedies(verdict, class, self.parameters))
             .advice(advice)
-            .advice(self.other_backend_advice(outlook, sign).filter(|_| matters))
+            .advice(self.other_backend_advice(path, class).filter(|_| matters))
     }
 }
 
-/// One check called `name` for both versions of IP if they fare alike, else one for each.
-fn merge_families(name: &str, judged: impl Iterator<Item = (Ip, Check)>) -> Vec<Check> {
+/// Merges the checks of IPv4 and IPv6 into one called `name` if they have the same result.
+fn merge_families(name: &str, families: impl Iterator<Item = (Ip, Check)>) -> Vec<Check> {
     let mut checks: Vec<Check> = Vec::new();
-    for (ip, mut check) in judged {
+    for (ip, mut check) in families {
         check.name = format!("{name} {ip}");
         match checks.pop() {
             Some(first) if is_alike(&first, &check) => {
-                // That nothing is filtered for one of them is of less interest.
+                // The rule that lets the other version pass says more than that nothing is filtered.
                 let says = match first.says == UNFILTERED {
                     true => check.says,
                     false => first.says.clone(),
@@ -273,8 +269,8 @@ fn merge_families(name: &str, judged: impl Iterator<Item = (Ip, Check)>) -> Vec<
     checks
 }
 
-/// Whether both versions of IP fare alike: both well, or ill for the same reason, which may say
-/// `ip6tables` where the other says `iptables`.
+/// Whether both versions of IP have the same result: both are fine, or both have the same problem. The texts may differ in
+/// `ip6tables` and `iptables`.
 fn is_alike(one: &Check, other: &Check) -> bool {
     let plain = |check: &Check| check.says.replace("ip6tables", "iptables");
     one.mark == other.mark && (one.mark == CheckStatus::Ok || plain(one) == plain(other))

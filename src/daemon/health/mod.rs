@@ -1,8 +1,10 @@
-//! Whether FTP works here, and what is to be done where it does not: one list of problems, which `status`, `doctor`,
-//! the log and the service manager tell.
+//! Whether FTP works here, and what to do if it does not: one list of problems for `status`, `doctor`, the log and the
+//! service manager.
 //!
-//! [`Surroundings`] judges the rules of others, for the doctor as for the daemon. [`Health`] is what a daemon knows
-//! of itself, and what it found when it last looked at those rules.
+//! [`HostAudit`] finds what the rules of other programs do to FTP, for `doctor` and for the daemon. [`Health`] has what the
+//! daemon knows about itself, and the result of its last audit.
+//!
+//! Invariant: the names of problems do not change, because scripts match them.
 
 mod check;
 mod host_audit;
@@ -10,7 +12,7 @@ mod recent_count;
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     sync::Mutex,
     time::{Duration, Instant},
@@ -39,17 +41,17 @@ use crate::gateway::{
     used_pinholes,
 };
 
-/// No daemon is there.
+/// The problem that no daemon runs.
 pub const DAEMON_ABSENT: &str = "daemon-absent";
-/// No daemon is there, but the table of one.
+/// The problem that no daemon runs, but its table is loaded.
 pub const TABLE_WITHOUT_DAEMON: &str = "table-without-daemon";
-/// One is there, and does not answer.
+/// The problem that a daemon does not answer.
 pub const DAEMON_HUNG: &str = "daemon-hung";
-/// It is of another version than who asks.
+/// The problem that the daemon is of another version than this program.
 pub const DAEMON_VERSION: &str = "daemon-version";
 const NAMES_SECTION: &str = "names";
 const NAME_PROBLEM: &str = "name";
-/// What [`Surroundings`] finds.
+/// The problems that [`HostAudit`] finds.
 const AUDIT_PROBLEMS: [&str; 7] = [
     "control-connections",
     "data-connections",
@@ -60,17 +62,21 @@ const AUDIT_PROBLEMS: [&str; 7] = [
     "notrack",
 ];
 const ENCRYPTED: &str = "encrypted";
-/// What happened counts as a problem for so long.
+/// How long an event counts as a problem.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
-/// Of many data connections a few come to nothing: problems are those that are more than one of so many.
+/// Unused pinholes are a problem if there are more than one for so many used ones. A few data connections always fail.
 const UNUSED_SHARE: u64 = 20;
-/// So many expired pinholes wait to be looked at.
+/// How many expired pinholes are stored until the next look at conntrack.
 const MAX_EXPIRED: usize = 1024;
 
-/// Why nobody serves this network namespace, as `error` says; whether queues are `unread` tells one that hangs.
+/// The client and the server of a session.
+type Ends = (SocketAddr, SocketAddr);
+
+/// The problem of a daemon that did not answer, according to `error`. If a daemon's table is loaded, its absence is certain
+/// only if the queues are `unread`.
 pub fn daemon_problem(error: &ClientError, unread: bool) -> Problem {
     let text = error.to_string();
-    let restart = "systemctl restart ftp-alg, which sessions survive";
+    let restart = "systemctl restart ftp-alg: sessions survive";
     match error {
         ClientError::Silent { .. } | ClientError::NotReady { .. } => {
             return Problem::new(DAEMON_HUNG, text, restart);
@@ -84,32 +90,34 @@ pub fn daemon_problem(error: &ClientError, unread: bool) -> Problem {
     match Table::is_there() {
         Ok(true) if unread => {
             let text = format!(
-                "{text}; its table inet ftp_alg is still loaded: connections whose numbers are adjusted wait, \
+                "{text}; table inet ftp_alg is still loaded: connections with adjusted sequence numbers stall, and \
                  others pass unread"
             );
-            let remedy = "systemctl start ftp-alg, or give them up: nft delete table inet ftp_alg";
+            let remedy = "systemctl start ftp-alg, or abandon these connections: nft delete table inet ftp_alg";
             Problem::new(TABLE_WITHOUT_DAEMON, text, remedy)
         }
         _ => Problem::new(DAEMON_ABSENT, text, "systemctl start ftp-alg"),
     }
 }
 
-/// That the daemon is of another version than this program.
+/// The problem that the daemon is of another version than this program.
 pub fn version_problem(status: &Status) -> Option<Problem> {
     let ours = env!("CARGO_PKG_VERSION");
     (status.version != ours).then(|| {
-        let text =
-            format!("the daemon that runs is version {}, this program {ours}", status.version);
-        Problem::new(DAEMON_VERSION, text, "systemctl restart ftp-alg, which sessions survive")
+        let text = format!(
+            "the running daemon is version {}, and this program is version {ours}",
+            status.version
+        );
+        Problem::new(DAEMON_VERSION, text, "systemctl restart ftp-alg: sessions survive")
     })
 }
 
-/// Whether a doctor finds `problem` by itself, with rights that a daemon does not have.
+/// Whether `doctor` finds `problem` itself, with more rights than the daemon has.
 pub fn is_audit_problem(problem: &Problem) -> bool {
     problem.name == NAME_PROBLEM || AUDIT_PROBLEMS.contains(&problem.name.as_str())
 }
 
-/// The external addresses that the daemon looks up, where something is wrong.
+/// Checks for external addresses that could not be looked up.
 pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     let mut checks: Vec<Check> = Vec::new();
     for row in rows {
@@ -122,7 +130,7 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
             known.details.push(error);
         } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {
             let says = "not resolved yet: announcements that need its address are refused";
-            let advice = "put the name or /etc/resolv.conf right, or give an address instead";
+            let advice = "correct the name or /etc/resolv.conf, or configure an address instead";
             let check =
                 Check::problem(NAMES_SECTION, &row.name, NAME_PROBLEM, says).details([error]);
             checks.push(check.advice([advice.to_owned()]));
@@ -131,7 +139,7 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     checks
 }
 
-/// A pinhole that nobody used, as its engine has it.
+/// A pinhole that expired in its engine.
 #[derive(Clone, Debug)]
 struct ExpiredPinhole {
     pinhole: Pinhole,
@@ -140,7 +148,7 @@ struct ExpiredPinhole {
     server: SocketAddr,
 }
 
-/// What a daemon knows of its own health.
+/// The daemon's health.
 #[derive(Debug)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
@@ -148,20 +156,23 @@ pub(super) struct Health {
 
 #[derive(Debug)]
 struct HealthState {
-    /// What the rules of others do, as they were when they were read last.
+    /// The problems that the last audit found.
     audit_problems: Vec<Problem>,
-    /// Whether data connections pass that have no sign of ours.
+    /// Whether the firewall may let data connections pass that are not marked by ftp-alg.
     unmarked_may_pass: bool,
-    /// Why our table is not as it should be.
+    /// Why the table is not loaded or not intact.
     table_error: Option<String>,
     expired: Vec<ExpiredPinhole>,
-    /// How many pinholes nobody used, and whose the last was.
+    /// How many pinholes expired without a connection.
     unused: u64,
+    /// The log line of the last one.
     last_unused: Option<String>,
     recent: [RecentCount; 5],
-    /// The problems that were there at the last look, and those that were told.
+    /// The names of the problems at the previous look.
     previous: HashSet<String>,
+    /// The names of the problems that are reported, and not solved yet.
     reported: HashSet<String>,
+    /// The last status text of the service manager.
     status: String,
 }
 
@@ -182,43 +193,38 @@ impl Health {
         Self { state: Mutex::new(state) }
     }
 
-    /// Judges the rules of others.
+    /// Audits the rules of other programs.
     pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let neighbours = Neighbours::read(parameters);
-        let look = |firewall: &Firewall| {
-            let outlooks = data_path_verdicts(firewall, neighbours.routing, parameters);
-            let around = HostAudit {
+        let audit = |firewall: &Firewall| {
+            let data_paths = data_path_verdicts(firewall, neighbours.routing, parameters);
+            let audit = HostAudit {
                 parameters,
                 firewall,
-                outlooks: &outlooks,
+                data_paths: &data_paths,
                 neighbours,
                 backend: parameters.backend(),
                 other_backend: None,
             };
-            let problems = around.checks().iter().filter_map(Check::as_problem).collect();
-            (problems, around.unmarked_may_pass())
+            let problems = audit.checks().iter().filter_map(Check::as_problem).collect();
+            (problems, audit.unmarked_may_pass())
         };
-        let (mut machine, plain_passes): (Vec<Problem>, bool) = look(firewall);
-        if !machine.is_empty() {
-            // This time with the texts of rules, which take longer.
-            (machine, _) = look(&Firewall::read());
+        let (mut problems, unmarked_may_pass): (Vec<Problem>, bool) = audit(firewall);
+        if !problems.is_empty() {
+            // Reads the rules again, with their texts for the messages, which takes longer.
+            (problems, _) = audit(&Firewall::read());
         }
         let mut state = lock(&self.state);
-        (state.audit_problems, state.unmarked_may_pass) = (machine, plain_passes);
+        (state.audit_problems, state.unmarked_may_pass) = (problems, unmarked_may_pass);
     }
 
-    /// Our table is as it should be, or not, and why.
+    /// Records that the table is intact, or why it is not.
     pub(super) fn set_table(&self, error: Option<String>) {
         lock(&self.state).table_error = error;
     }
 
-    /// A pinhole's deadline passed.
-    pub(super) fn record_expired(
-        &self,
-        pinhole: Pinhole,
-        kind: Kind,
-        ends: (SocketAddr, SocketAddr),
-    ) {
+    /// Records that a pinhole expired in its engine.
+    pub(super) fn record_expired(&self, pinhole: Pinhole, kind: Kind, ends: Ends) {
         let mut state = lock(&self.state);
         if state.expired.len() < MAX_EXPIRED {
             let (client, server) = ends;
@@ -226,17 +232,14 @@ impl Health {
         }
     }
 
-    /// How many pinholes nobody used.
+    /// How many pinholes expired without a connection.
     pub(super) fn unused_pinholes(&self) -> u64 {
         lock(&self.state).unused
     }
 
-    /// Finds out which of the pinholes that expired had no connection; one of which nothing was transferred had one.
-    /// Gives a line for each, and its client.
-    pub(super) fn take_unused_pinholes(
-        &self,
-        parameters: &RuleParameters,
-    ) -> Vec<(IpAddr, String)> {
+    /// Asks conntrack which expired pinholes had no connection. A pinhole also expires in its engine if its connection
+    /// transferred nothing. Returns a line for each unused pinhole, and the ends of its session.
+    pub(super) fn take_unused_pinholes(&self, parameters: &RuleParameters) -> Vec<(Ends, String)> {
         let expired = std::mem::take(&mut lock(&self.state).expired);
         if expired.is_empty() {
             return Vec::new();
@@ -254,7 +257,7 @@ impl Health {
         lines
     }
 
-    /// All problems of a daemon with this `status`, whose journals at `unwritten` cannot be written.
+    /// All problems of a daemon with this `status`. The journals at the paths `unwritten` cannot be written.
     pub(super) fn problems(
         &self,
         now: Instant,
@@ -265,7 +268,7 @@ impl Health {
         let mut problems = state.audit_problems.clone();
         problems.extend(name_checks(&status.names).iter().filter_map(Check::as_problem));
         problems.extend(state.table_error.iter().map(|error| {
-            let remedy = "see which program changes nf_tables (`nft monitor`); ftp-alg tries again";
+            let remedy = "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself";
             Problem::new("table", error, remedy)
         }));
         problems.extend(unwritten.first().map(|path| {
@@ -274,25 +277,30 @@ impl Health {
                 all => format!(" and {} more", all - 1),
             };
             let text = format!(
-                "{}{more} cannot be written: no session in it survives a restart",
+                "journal {}{more} cannot be written: its sessions do not survive a restart",
                 path.as_ref().display()
             );
-            Problem::new("state", text, "make room, or the directory writable for ftp-alg's user")
+            Problem::new(
+                "state",
+                text,
+                "make room, or make the directory writable for ftp-alg's user",
+            )
         }));
         problems.extend(state.recent_problems(now, status));
         problems
     }
 
-    /// Tells the log and the service manager of problems that are new, and of those that are solved.
+    /// Reports new and solved problems to the log, and the present ones to the service manager.
     pub(super) fn report_changes(&self, problems: &[Problem]) {
         let mut state = lock(&self.state);
         let names: HashSet<String> = problems.iter().map(|problem| problem.name.clone()).collect();
         for problem in problems {
             let Problem { name, text, remedy } = problem;
-            // A name is looked up at the start, and a journal written again a moment later.
-            let lasts =
+            // Other problems are reported if they last until the next look: at the start names are not looked up yet, and
+            // a journal may be written again a moment later.
+            let is_lasting =
                 is_audit_problem(problem) && name != NAME_PROBLEM || state.previous.contains(name);
-            if lasts && state.reported.insert(name.clone()) {
+            if is_lasting && state.reported.insert(name.clone()) {
                 tracing::warn!(
                     event = "problem",
                     problem = name,
@@ -319,7 +327,7 @@ impl Health {
 }
 
 impl HealthState {
-    /// What happened of late.
+    /// The problems of the last minutes.
     fn recent_problems(&mut self, now: Instant, status: &Status) -> Vec<Problem> {
         let Status { overruns, counters, .. } = status;
         let Counters { encrypted, uninspected, pinholes_used: used, .. } = *counters;
@@ -332,16 +340,19 @@ impl HealthState {
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         let mut problems = Vec::new();
         if overruns > 0 {
-            let text = format!("the kernel dropped {overruns} packets {within}: a queue was full");
+            let text = format!(
+                "a queue was full: the kernel dropped {overruns} packets {within}, and their senders retransmit them"
+            );
             problems.push(Problem::new(
                 "overruns",
                 text,
-                "raise [queue] workers, or see what else takes the processors",
+                "raise [queue] workers, or see what else uses the processors",
             ));
         }
         if uninspected > 0 {
             let text = format!(
-                "{uninspected} packets {within} were of connections that are not followed: there are max-sessions"
+                "max-sessions is reached: {uninspected} packets {within} belonged to connections that are not \
+                 inspected, and for which no pinhole is opened"
             );
             problems.push(Problem::new(
                 "max-sessions",
@@ -351,19 +362,20 @@ impl HealthState {
         }
         if unused * UNUSED_SHARE > used {
             let last = self.last_unused.as_deref().unwrap_or_default();
-            let text =
-                format!("{unused} data connections {within} did not arrive here; the last: {last}");
-            let remedy = "see what drops them before this gateway: the firewall of the end that connects, a \
+            let text = format!(
+                "{unused} announced data connections {within} did not arrive here; the last: {last}"
+            );
+            let remedy = "find what drops them before this gateway: the firewall of the end that connects, a \
                           provider, or a raw or ingress rule here";
             problems.push(Problem::new("unused-pinholes", text, remedy));
         }
         if encrypted > 0 && !self.unmarked_may_pass {
             let text = format!(
-                "{encrypted} sessions {within} were encrypted: what they announce cannot be read, and the firewall \
-                 drops their data connections"
+                "{encrypted} sessions {within} were encrypted: ftp-alg cannot read their announcements, and the \
+                 firewall drops their data connections"
             );
-            let remedy = "open the server's passive ports to its clients, or have them use plain FTP by [policy] \
-                          auth-tls = \"refuse\"";
+            let remedy = "open the server's passive ports to its clients, or make clients use plain FTP with \
+                          [policy] auth-tls = \"refuse\"";
             problems.push(Problem::new(ENCRYPTED, text, remedy));
         }
         problems
@@ -371,13 +383,13 @@ impl HealthState {
 }
 
 impl ExpiredPinhole {
-    fn log_line(self) -> (IpAddr, String) {
+    fn log_line(self) -> (Ends, String) {
         let Self { pinhole, kind, client, server } = self;
         let line = format!(
-            "{client} -> {server}: nobody connected to the pinhole {pinhole} that {kind} opened: is the data \
-             connection dropped before it reaches this gateway?"
+            "{client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: see what drops the data \
+             connection before it reaches this gateway"
         );
-        (client.ip(), line)
+        ((client, server), line)
     }
 }
 
@@ -392,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_is_a_problem_for_a_while() {
+    fn an_event_is_a_problem_for_ten_minutes() {
         let health = Health::new(Instant::now());
         let counts = Status {
             overruns: 3,
@@ -423,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_cannot_be_put_right_is_a_problem_until_it_is() {
+    fn a_table_that_is_not_intact_is_a_problem_until_it_is() {
         let health = Health::new(Instant::now());
         health.set_table(Some("it is another's".to_owned()));
         assert_eq!(names(&health, Duration::ZERO, &Status::default()), ["table"]);

@@ -1,8 +1,8 @@
-//! How much of something there was of late.
+//! Counts events of the recent past.
 
 use std::time::{Duration, Instant};
 
-/// A count of what happened within the last one to two halves of a window.
+/// A count of the events in the present and the previous half of a window.
 #[derive(Debug)]
 pub(super) struct RecentCount {
     window: Duration,
@@ -17,7 +17,7 @@ impl RecentCount {
         Self { window, total: 0, this_half: 0, previous_half: 0, half_began: now }
     }
 
-    /// There were `total` of it since the start. Gives how many of these of late.
+    /// Records that there were `total` events since the start. Returns how many of them are recent.
     pub(super) fn record(&mut self, now: Instant, total: u64) -> u64 {
         let age = now.saturating_duration_since(self.half_began);
         if age >= self.window / 2 {
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_long_ago_counts_no_more() {
+    fn old_events_are_not_counted() {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
         let mut recent = RecentCount::new(start, Duration::from_secs(600));

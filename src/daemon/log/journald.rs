@@ -1,6 +1,6 @@
-//! Lines for journald, by its native protocol: one datagram for each, with priority and fields.
+//! Sends lines to journald with its native protocol: one datagram for each line, with priority and fields.
 //!
-//! Knows nothing of what is logged. A field `session` becomes `FTP_ALG_SESSION`. See
+//! It knows nothing of what is logged. A field `session` becomes `FTP_ALG_SESSION`. See
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
 
 use std::{
@@ -20,28 +20,28 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// How long a journald that is behind may keep a worker. The line then goes to standard error, and until journald takes
-/// lines again nobody waits for it.
+/// How long a worker waits for a journald that takes no lines. The line then goes to standard error, and no worker waits
+/// until journald takes lines again.
 const SEND_LIMIT: Duration = Duration::from_millis(100);
 
-/// Whether standard error is the journal, see systemd.exec(5), `$JOURNAL_STREAM`.
+/// Whether standard error is the journal. See systemd.exec(5), `$JOURNAL_STREAM`.
 pub fn stderr_is_journal() -> bool {
     let ours = env::var("JOURNAL_STREAM").ok();
     let stderr = fstat(io::stderr()).ok();
     ours.zip(stderr).is_some_and(|(ours, file)| ours == format!("{}:{}", file.st_dev, file.st_ino))
 }
 
-/// Where lines go.
+/// The connection to journald.
 pub(super) struct Journald {
     socket: UnixDatagram,
     path: PathBuf,
-    /// Whether it took no line for so long.
+    /// Whether journald took no line for [`SEND_LIMIT`]. Sends do not wait then.
     is_blocked: AtomicBool,
 }
 
 impl Journald {
     pub(super) fn new() -> io::Result<Self> {
-        // At its other end is journald as well: where that hangs, lines are lost, but FTP goes on.
+        // journald reads standard error, too. If it hangs, lines are lost, and FTP continues.
         let flags = fcntl_getfl(io::stderr())?;
         fcntl_setfl(io::stderr(), flags | OFlags::NONBLOCK)?;
         Self::at(PathBuf::from(SOCKET))
@@ -53,9 +53,9 @@ impl Journald {
         Ok(Self { socket, path, is_blocked: AtomicBool::new(false) })
     }
 
-    /// Sends the line. Without journald's socket it goes to `fallback`, with its priority as sd-daemon(3) has it.
+    /// Sends a line. If that fails, the line goes to `fallback`, with its priority in the format of sd-daemon(3).
     fn send(&self, entry: &JournalEntry, mut fallback: impl Write) {
-        // The address each time, as journald may be started again.
+        // Unconnected, because journald may have been restarted.
         let sent = self.socket.send_to(&entry.datagram, &self.path);
         let is_behind = sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         if self.is_blocked.swap(is_behind, Ordering::Relaxed) != is_behind {
@@ -76,7 +76,7 @@ impl<S: Subscriber> Layer<S> for Journald {
     }
 }
 
-/// One line.
+/// A line, as a datagram and as text.
 struct JournalEntry {
     priority: u8,
     message: String,
@@ -85,7 +85,7 @@ struct JournalEntry {
 
 impl JournalEntry {
     fn new(level: &Level) -> Self {
-        // syslog(3).
+        // The priorities of syslog(3).
         let priority = match *level {
             Level::ERROR => 3,
             Level::WARN => 4,
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journald_that_hangs_keeps_nobody_for_long() {
+    fn a_journald_that_hangs_delays_workers_only_briefly() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("socket");
         let hung = UnixDatagram::bind(&path).unwrap();
@@ -170,7 +170,7 @@ mod tests {
         assert!(started.elapsed() < 20 * SEND_LIMIT, "{:?}", started.elapsed());
         let taken = 5000 - said.len() / "<4>\n".len();
         assert!(taken < 5000);
-        // Read again, it gets lines again.
+        // Once it reads again, it gets lines again.
         let mut datagram = [0; 1000];
         for _ in 0..taken {
             hung.recv(&mut datagram).unwrap();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn without_journald_a_line_goes_to_standard_error_with_its_priority() {
+    fn without_journald_lines_go_to_standard_error_with_priority() {
         let place = tempfile::tempdir().unwrap();
         let journal = Journald::at(place.path().join("absent")).unwrap();
         let mut entry = JournalEntry::new(&Level::WARN);

@@ -1,4 +1,4 @@
-//! How much is logged: what the command line and the environment say at the start, and a change of it later.
+//! The log level: from the command line or the environment at the start, and changed later by `ftp-alg log-level`.
 
 use std::sync::{Mutex, OnceLock};
 
@@ -6,13 +6,13 @@ use tracing_subscriber::{EnvFilter, Registry, filter::LevelFilter, reload};
 
 use crate::daemon::{DaemonError, shard::lock};
 
-/// The environment variable with the filter, in the words of `RUST_LOG`.
+/// The environment variable with the filter, in the syntax of `RUST_LOG`.
 pub(in crate::daemon) const LEVEL_VARIABLE: &str = "FTP_ALG_LOG";
-/// From little to much.
+/// The log levels, from the fewest lines to the most.
 pub const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 const DEFAULT: &str = "info";
 
-/// The filter in use.
+/// The filter in use, with its text.
 struct ActiveFilter {
     handle: reload::Handle<EnvFilter, Registry>,
     text: Mutex<String>,
@@ -20,14 +20,14 @@ struct ActiveFilter {
 
 static ACTIVE_FILTER: OnceLock<ActiveFilter> = OnceLock::new();
 
-/// The filter of the log. `level` is what the command line says; without it the environment decides.
+/// The filter for `level`, from the command line. Without it the environment decides.
 pub(super) fn filter(
     level: Option<&str>,
 ) -> Result<reload::Layer<EnvFilter, Registry>, DaemonError> {
     let variable = || std::env::var(LEVEL_VARIABLE).ok().filter(|value| !value.is_empty());
     let value = level.map(str::to_owned).or_else(variable);
     let value = value.unwrap_or_else(|| DEFAULT.to_owned());
-    // A single word that is no level would be a module's name, and silence all others.
+    // The syntax takes a single word that is not a level for a module, and would silence all others.
     if value.parse::<LevelFilter>().is_err() && !value.contains('=') {
         return Err(DaemonError::Log { value, reason: "not a level".to_owned() });
     }
@@ -35,17 +35,17 @@ pub(super) fn filter(
         .parse(&value)
         .map_err(|error| DaemonError::Log { value: value.clone(), reason: error.to_string() })?;
     let (filter, handle) = reload::Layer::new(filter);
-    // A second log in one process changes nothing.
+    // A second filter in the same process changes nothing.
     let _ = ACTIVE_FILTER.set(ActiveFilter { handle, text: Mutex::new(value) });
     Ok(filter)
 }
 
-/// The level, or the filter of the environment.
+/// The level in use, or the filter from the environment.
 pub(in crate::daemon) fn current_level() -> String {
     ACTIVE_FILTER.get().map_or_else(String::new, |current| lock(&current.text).clone())
 }
 
-/// From now on `level` is logged, and what weighs more.
+/// Logs lines of `level` and of all more severe levels from now on.
 pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
     let level = LEVELS.into_iter().find(|known| *known == level);
     let level = level.ok_or_else(|| format!("the level is one of {}", LEVELS.join(", ")))?;
@@ -53,6 +53,6 @@ pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
     let mut text = lock(&current.text);
     current.handle.reload(EnvFilter::new(level)).map_err(|error| error.to_string())?;
     let old = std::mem::replace(&mut *text, level.to_owned());
-    tracing::info!("log level: {level}, {old} before");
+    tracing::info!(event = "log_level", level, old, "log level changed: {level}, {old} before");
     Ok(())
 }
