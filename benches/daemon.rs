@@ -1,7 +1,7 @@
-//! What a user waits for and pays at rest: `cargo bench --bench daemon`, as root.
+//! Measures the time from the start to ready, and the memory of an idle daemon: `cargo bench --bench daemon`, as root.
 //!
-//! Starts and stops the daemon in a namespace of its own, in turn with `nft -f` on the same
-//! rules, which is the part of a start that no daemon can save.
+//! Starts and stops the daemon in a namespace of its own, in turn with `nft -f` for the same rules. No daemon can start
+//! faster than its rules are loaded.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ const MEMORY_GOAL_KIB: u64 = 10 * 1024;
 
 fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
-        return; // `cargo test --benches` only compiles it
+        return; // `cargo test --benches` only compiles this
     }
     let lab = match Lab::new(Topology::Routed) {
         Ok(lab) => lab,
@@ -56,7 +56,7 @@ fn main() {
         ratio(ready, loading)
     );
     println!(
-        "resident at rest   {memory:>5} KiB   {:.2} of the goal of {MEMORY_GOAL_KIB} KiB",
+        "resident when idle {memory:>5} KiB   {:.2} of the goal of {MEMORY_GOAL_KIB} KiB",
         memory as f64 / MEMORY_GOAL_KIB as f64
     );
 }

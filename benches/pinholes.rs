@@ -1,9 +1,9 @@
-//! What a pinhole costs while its packet waits: `cargo bench --bench pinholes`, as root.
+//! Measures the time to open and close a pinhole, while its packet waits: `cargo bench --bench pinholes`, as root.
 //!
-//! Two network namespaces, one with 10 live pinholes and one with 50,000, take turns. A pinhole for a
-//! transfer is used by a connection, and is closed when the next opens, which has the next port;
-//! one that is revoked is closed unused, and the next is for another client and server. The yardstick
-//! is the one element without which there is no pinhole, as bytes that are ready to be sent.
+//! Two network namespaces take turns, one with 10 open pinholes and one with 50,000. The pinhole of a transfer is consumed
+//! by a connection, and closed in the transaction that opens the next one, on the next port. A revoked pinhole is closed
+//! unused, and the next one is for another client and server. The baseline is a single set element, which every pinhole
+//! needs, as a message that is ready to be sent.
 
 #![allow(unsafe_code, clippy::unwrap_used)]
 
@@ -33,7 +33,7 @@ const LONG_LIFETIME: Duration = Duration::from_secs(3600);
 
 fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
-        return; // `cargo test --benches` only compiles it
+        return; // `cargo test --benches` only compiles this
     }
     let outside = File::open("/proc/self/ns/net").unwrap();
     let lab = match Lab::new(Topology::Routed) {
@@ -44,52 +44,52 @@ fn main() {
         }
     };
     let hosts = [&lab.gateway, &lab.server];
-    let mut places: Vec<_> =
+    let mut namespaces: Vec<_> =
         hosts.into_iter().zip(LIVE).map(|(host, live)| BenchNamespace::new(host, live)).collect();
     for round in 0..=ROUNDS {
-        for place in &mut places {
-            place.measure();
+        for bench in &mut namespaces {
+            bench.measure();
             if round == 0 {
-                place.discard_times(); // warm by now
+                bench.discard_times(); // the first round warms the caches
             }
         }
     }
     println!(
-        "{} of each (of looks {}), interleaved; microseconds",
+        "{} of each (of checks {}), interleaved; microseconds",
         ROUNDS * REPETITIONS,
         ROUNDS * REPETITIONS / 10
     );
     println!("{:62} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "max");
     let mut ratios = Vec::new();
-    for (index, what) in MEASUREMENTS.into_iter().enumerate() {
+    for (index, name) in MEASUREMENTS.into_iter().enumerate() {
         let mut worst = Vec::new();
-        for place in &mut places {
-            let times = &mut place.times[index];
-            worst.push(print(&format!("{what}, {} live", place.live), times));
+        for bench in &mut namespaces {
+            let times = &mut bench.times[index];
+            worst.push(print(&format!("{name}, {} live", bench.live), times));
         }
-        ratios.push((what, worst[1] / worst[0]));
+        ratios.push((name, worst[1] / worst[0]));
     }
-    let grown = &mut places[1];
+    let grown = &mut namespaces[1];
     print(&format!("open, while they grow to {}", grown.live), &mut grown.growth);
-    for (what, ratio) in ratios.into_iter().take(OUR_MEASUREMENTS) {
-        println!("{what}: p99 with {} / with {} {ratio:.2}, goal {RATIO_GOAL}", LIVE[1], LIVE[0]);
+    for (name, ratio) in ratios.into_iter().take(OUR_MEASUREMENTS) {
+        println!("{name}: p99 with {} / with {} {ratio:.2}, goal {RATIO_GOAL}", LIVE[1], LIVE[0]);
     }
-    for place in &mut places {
-        let sum = |index: usize| place.times[index].iter().sum::<Duration>().as_secs_f64();
+    for bench in &mut namespaces {
+        let sum = |index: usize| bench.times[index].iter().sum::<Duration>().as_secs_f64();
         let rate = (ROUNDS * REPETITIONS) as f64 / sum(0);
-        println!("transfers a second, {} live: {rate:.0}", place.live);
-        for (together, times) in GROUP_SIZES.into_iter().zip(&mut place.grouped) {
+        println!("transfers a second, {} live: {rate:.0}", bench.live);
+        for (together, times) in GROUP_SIZES.into_iter().zip(&mut bench.grouped) {
             times.sort_unstable();
             let rate = together as f64 / times[times.len() / 2].as_secs_f64();
-            let live = place.live;
+            let live = bench.live;
             println!("{together} a transaction, {live} live: {rate:.0} opened and closed a second");
         }
     }
-    drop(places);
+    drop(namespaces);
     enter(&outside); // the lab ends what runs in its namespaces
 }
 
-/// Prints how `times` are spread. Gives the time that one in a hundred passes.
+/// Prints the percentiles of `times`. Returns the 99th, in microseconds.
 fn print(name: &str, times: &mut [Duration]) -> f64 {
     times.sort_unstable();
     let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
@@ -98,19 +98,19 @@ fn print(name: &str, times: &mut [Duration]) -> f64 {
     p99
 }
 
-/// What is measured; the first [`OURS`] are ours.
+/// The names of the measurements. The first [`OUR_MEASUREMENTS`] are those of `ftp-alg`.
 const MEASUREMENTS: [&str; 7] = [
     "transfer: the last closed, the next opened",
     "open, another client, one translation",
     "close, unused",
-    "yardstick: one element, sent",
-    "yardstick: its answer, read",
-    "a look at the table, when only we changed something",
-    "a look at the table, when others did",
+    "baseline: one element, sent",
+    "baseline: its answer, read",
+    "check of the table, unchanged by others",
+    "check of the table, changed by others",
 ];
 const OUR_MEASUREMENTS: usize = 3;
 
-/// A namespace with our table and live pinholes.
+/// A network namespace with the table and open pinholes.
 struct BenchNamespace {
     live: usize,
     kernel: LinuxKernel,
@@ -119,9 +119,9 @@ struct BenchNamespace {
     count: u32,
     last: Option<Pinhole>,
     times: [Vec<Duration>; MEASUREMENTS.len()],
-    /// What transactions took that close as many pinholes as they open.
+    /// The times of transactions that close and open several pinholes, by [`GROUP_SIZES`].
     grouped: [Vec<Duration>; GROUP_SIZES.len()],
-    /// What each of those that stay took to open.
+    /// The times to open the pinholes that stay open.
     growth: Vec<Duration>,
     namespace: File,
 }
@@ -135,7 +135,7 @@ impl BenchNamespace {
         let table = Table::install_for(&parameters, &commits).unwrap();
         let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
         let bare = RawElement::new();
-        let mut place = Self {
+        let mut bench = Self {
             live,
             kernel,
             bare,
@@ -148,49 +148,49 @@ impl BenchNamespace {
             namespace,
         };
         for number in 0..live {
-            // The client is masqueraded, so that there is something to translate.
+            // The client is masqueraded, so that there is a translation.
             let initiator = Ipv4Addr::from(0x0a00_0000 + number as u32);
             let arrival = SocketAddr::from(([198, 51, 100, 1], 50_000));
             let target = SocketAddr::from(([192, 168, 150, 80], 50_000));
             let pinhole =
                 Pinhole { initiator: initiator.into(), arrival, target, source: initiator.into() };
             let start = Instant::now();
-            place.open(&[], &pinhole, LONG_LIFETIME);
-            place.growth.push(start.elapsed());
+            bench.open(&[], &pinhole, LONG_LIFETIME);
+            bench.growth.push(start.elapsed());
         }
-        place
+        bench
     }
 
     fn measure(&mut self) {
         enter(&self.namespace);
         for _ in 0..REPETITIONS {
             self.count += 1;
-            // The conntrack entry of a refused connection is gone before its port comes again.
+            // The conntrack entry of a refused connection has expired before its port is used again.
             let host: IpAddr = Ipv4Addr::LOCALHOST.into();
             let port = 20_000 + (self.count % 40_000) as u16;
             let arrival = SocketAddr::new(host, port);
             let pinhole = Pinhole { initiator: host, arrival, target: arrival, source: host };
             let last = self.last.replace(pinhole);
-            self.timed(0, |place| place.open(last.as_slice(), &pinhole, LIFETIME));
+            self.timed(0, |bench| bench.open(last.as_slice(), &pinhole, LIFETIME));
             connect_refused(arrival);
 
             let initiator = IpAddr::from(Ipv4Addr::from(0xac10_0000 + self.count));
             let arrival = SocketAddr::from(([198, 51, 100, 1], 40_000));
             let target = SocketAddr::from(([192, 168, 150, 80], 40_000));
             let pinhole = Pinhole { initiator, arrival, target, source: initiator };
-            self.timed(1, |place| place.open(&[], &pinhole, LIFETIME));
-            self.timed(2, |place| place.change(&[pinhole], &[], LIFETIME));
+            self.timed(1, |bench| bench.open(&[], &pinhole, LIFETIME));
+            self.timed(2, |bench| bench.change(&[pinhole], &[], LIFETIME));
 
             self.bare.prepare(self.count);
-            self.timed(3, |place| place.bare.send());
-            self.timed(4, |place| place.bare.answer());
+            self.timed(3, |bench| bench.bare.send());
+            self.timed(4, |bench| bench.bare.answer());
             self.bare.undo();
         }
         self.measure_together();
-        self.table.condition().unwrap(); // nothing of it is known that was before the yardstick
+        self.table.condition().unwrap(); // after the baseline's changes, so that the next check finds none
         for _ in 0..REPETITIONS / 10 {
-            self.timed(5, |place| assert_eq!(place.table.condition().unwrap(), Condition::Intact));
-            self.timed(6, |place| assert_eq!(place.table.look().unwrap(), Condition::Intact));
+            self.timed(5, |bench| assert_eq!(bench.table.condition().unwrap(), Condition::Intact));
+            self.timed(6, |bench| assert_eq!(bench.table.look().unwrap(), Condition::Intact));
         }
     }
 
@@ -198,17 +198,17 @@ impl BenchNamespace {
         for (index, together) in GROUP_SIZES.into_iter().enumerate() {
             let mut last = Vec::new();
             for round in 0..REPETITIONS.div_ceil(together).max(8) as u32 {
-                let hole = |port: usize| {
+                let pinhole = |port: usize| {
                     let initiator = Ipv4Addr::from(0xac20_0000 + round).into();
                     let arrival = SocketAddr::from(([198, 51, 100, 1], 40_000 + port as u16));
                     let target = SocketAddr::from(([192, 168, 150, 80], 40_000));
                     Pinhole { initiator, arrival, target, source: initiator }
                 };
-                let holes: Vec<_> = (0..together).map(hole).collect();
+                let pinholes: Vec<_> = (0..together).map(pinhole).collect();
                 let start = Instant::now();
-                self.change(&last, &holes, LIFETIME);
+                self.change(&last, &pinholes, LIFETIME);
                 self.grouped[index].push(start.elapsed());
-                last = holes;
+                last = pinholes;
             }
             self.change(&last, &[], LIFETIME);
         }
@@ -228,7 +228,7 @@ impl BenchNamespace {
         };
         let openings: Vec<_> = opened.iter().map(opening).collect();
         let mut outcomes = Vec::new();
-        self.kernel.change(closed, &openings, &mut outcomes).unwrap();
+        self.kernel.update_pinholes(closed, &openings, &mut outcomes).unwrap();
         outcomes.into_iter().for_each(Result::unwrap);
     }
 
@@ -243,7 +243,7 @@ impl BenchNamespace {
     }
 }
 
-/// A connection to a port that nobody listens at: its first packet uses a pinhole up.
+/// Connects to a port without a listener. The first packet consumes a pinhole.
 fn connect_refused(arrival: SocketAddr) {
     assert!(TcpStream::connect(arrival).is_err());
 }
@@ -255,12 +255,13 @@ fn enter(namespace: &File) {
     assert_eq!(done, 0, "setns: {}", io::Error::last_os_error());
 }
 
-/// One element in a batch, ready to be sent.
+/// A batch with one set element, ready to be sent.
 struct RawElement {
     socket: Socket,
     bytes: Vec<u8>,
-    /// Where the message is, and in it the first word of the key.
+    /// The position of the message in `bytes`.
     message: usize,
+    /// The position of the first word of the element's key.
     key: usize,
 }
 
@@ -292,7 +293,7 @@ impl RawElement {
         self.bytes[self.key..self.key + 4].copy_from_slice(&(0xc000_0000 + number).to_be_bytes());
     }
 
-    /// Deletes the element again.
+    /// Deletes the element.
     fn undo(&mut self) {
         let kind = |bytes: &mut [u8], command: i32| bytes[0] = command as u8;
         kind(&mut self.bytes[self.message + 4..], libc::NFT_MSG_DELSETELEM);

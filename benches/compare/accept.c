@@ -1,5 +1,5 @@
-/* The least that a program at a queue can do: accept every packet, one system call to read it and
- * one for the verdict, as the examples of libnetfilter_queue have it.
+/* The smallest reader of a queue: it accepts every packet, with one system call to read it and one for
+ * the verdict, as in the examples of libnetfilter_queue.
  *
  *   accept QUEUE
  */
@@ -44,7 +44,7 @@ int main(int argc, char **argv)
 	queue = nfq_create_queue(handle, atoi(argv[1]), accept_it, NULL);
 	if (!queue)
 		return fail("nfq_create_queue");
-	/* A gateway that only looked at headers would still have to see whole packets here. */
+	/* Whole packets, because a gateway has to read their payload. */
 	if (nfq_set_mode(queue, NFQNL_COPY_PACKET, 0xffff) < 0)
 		return fail("nfq_set_mode");
 	puts("ready");

@@ -1,4 +1,4 @@
-//! Builds the loop that only accepts (`accept.c`), with the machine's C compiler.
+//! Builds the loop that accepts every packet (`accept.c`), with the machine's C compiler.
 
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock};
 
@@ -6,7 +6,7 @@ use ftp_alg_lab::{LabError, Result};
 
 const SOURCE: &str = include_str!("accept.c");
 
-/// The program's path. It is built once.
+/// Builds the program once, and returns its path.
 pub fn build() -> Result<PathBuf> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     if let Some(path) = BUILT.get() {

@@ -1,5 +1,4 @@
-//! Bulk: as many bytes as come, through a data connection, or on the control connection as a reply
-//! that does not end.
+//! Bulk: receives as many bytes as possible, on a data connection, or on the control connection as a reply without end.
 
 use std::{
     io::{self, Read},
@@ -14,24 +13,24 @@ use crate::{
     load::BenchReport,
 };
 
-/// More than can come.
+/// More bytes than a measurement can receive.
 const ENDLESS: u64 = 1 << 40;
 
-/// Before counting begins: windows are open.
+/// The time before counting begins, in which TCP opens its windows.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// What to do.
+/// The parameters of the measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// Where the server is, or the proxy.
+    /// The address of the server, or of the proxy.
     pub target: SocketAddr,
-    /// On the control connection, and not through a data connection.
+    /// Whether the bytes come on the control connection instead of a data connection.
     pub control: bool,
-    /// For how long.
+    /// The duration.
     pub time: Duration,
 }
 
-/// Does what is ordered; the rate is in bits a second.
+/// Runs the measurement. The rate is in bits a second.
 pub fn run(order: &Order) -> io::Result<BenchReport> {
     let mut control = ControlClient::login(order.target)?;
     if order.control {

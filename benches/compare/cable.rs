@@ -1,5 +1,5 @@
-//! Cables to the gateway whose other ends this program is: it makes the packets itself, so that no TCP stack stands in
-//! the way, and interfaces count what arrives.
+//! Cables to the gateway: this program sends and receives at their other ends. It builds the packets itself, so no TCP
+//! stack limits the rate, and it counts arrivals with the counters of the interfaces.
 
 use std::{fs::File, io, net::Ipv4Addr, os::unix::fs::FileExt};
 
@@ -10,40 +10,40 @@ pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
 pub const PUSH_ACK: u8 = 0x18;
 
-/// A side of the gateway.
+/// One side of the gateway: the client's or the server's.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Side {
-    /// The other end of the cable to it.
+    /// The interface at the other end of the gateway's cable.
     pub interface: String,
-    /// The gateway's own link-layer address there.
+    /// The gateway's link-layer address on this side.
     pub gateway: [u8; 6],
-    /// Who is there as the gateway sees it.
+    /// The address of the host on this side.
     pub near: Ipv4Addr,
-    /// Who is at the other side as one sees it from here.
+    /// The address of the host on the other side, as it is seen from this side.
     pub far: Ipv4Addr,
 }
 
-/// What differs from one TCP header to the next.
+/// The fields of a TCP header that vary.
 pub struct TcpHeader {
-    /// Source and destination.
+    /// The source port and the destination port.
     pub ports: [u16; 2],
     /// Sequence number.
     pub sequence: u32,
     /// Acknowledgement number.
     pub acknowledged: u32,
-    /// [`SYN`] and its like.
+    /// The flags, such as [`SYN`].
     pub flags: u8,
 }
 
 /// A cable to the gateway.
 pub struct Cable {
     socket: Socket,
-    /// Where it leads.
+    /// The side of the gateway that it leads to.
     pub side: Side,
 }
 
 impl Cable {
-    /// Opens it.
+    /// Opens the cable to a side.
     pub fn open(side: &Side) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
         let index = rustix::net::netdevice::name_to_index(&socket, &side.interface)?;
@@ -51,7 +51,7 @@ impl Cable {
         Ok(Self { socket, side: side.clone() })
     }
 
-    /// Sends a TCP segment with the headers below it and right checksums.
+    /// Sends a TCP segment, with its lower headers and correct checksums.
     pub fn send_tcp(
         &self,
         source: Ipv4Addr,
@@ -59,7 +59,7 @@ impl Cable {
         head: &TcpHeader,
         payload: &[u8],
     ) -> io::Result<()> {
-        // Windows of a gigabyte: nothing is ever acknowledged for the sake of the window.
+        // Windows of a gigabyte, so that no acknowledgement is needed to open a window.
         let options: &[u8] =
             if head.flags & SYN != 0 { &[2, 4, 5, 0xb4, 1, 3, 3, 14] } else { &[] };
         let mut segment = Vec::with_capacity(28 + payload.len());
@@ -72,7 +72,7 @@ impl Cable {
         self.send((source, to), (libc::IPPROTO_TCP as u8, 16), segment)
     }
 
-    /// Sends a UDP datagram, likewise.
+    /// Sends a UDP datagram, with its lower headers and correct checksums.
     pub fn send_udp(
         &self,
         source: Ipv4Addr,
@@ -87,18 +87,18 @@ impl Cable {
         self.send((source, to), (libc::IPPROTO_UDP as u8, 6), datagram)
     }
 
-    /// Sends `body`, of a `protocol` that has its checksum at `place`, in an Ethernet frame.
+    /// Sends `body` in an Ethernet frame. Its `protocol` has the checksum at `offset`.
     fn send(
         &self,
         (source, to): (Ipv4Addr, Ipv4Addr),
-        (protocol, place): (u8, usize),
+        (protocol, offset): (u8, usize),
         mut body: Vec<u8>,
     ) -> io::Result<()> {
         let addresses = [source.octets(), to.octets()].concat();
         // The pseudo header: protocol and length, then both addresses.
         let pseudo = u32::from(protocol) + body.len() as u32 + sum(&addresses);
         let checksum = fold_checksum(pseudo + sum(&body));
-        body[place..place + 2].copy_from_slice(&checksum.to_be_bytes());
+        body[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
         let mut frame = Vec::with_capacity(34 + body.len());
         frame.extend(self.side.gateway);
         frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
@@ -120,22 +120,22 @@ pub enum End {
     Server,
 }
 
-/// A TCP connection, both ends of which are here.
+/// A TCP connection, with both ends in this program.
 #[derive(Clone, Debug)]
 pub struct Flow {
-    /// The client's and the server's.
+    /// The ports of client and server.
     ports: [u16; 2],
-    /// Their next sequence numbers.
+    /// The next sequence numbers of client and server.
     next: [u32; 2],
 }
 
 impl Flow {
-    /// One that has not begun.
+    /// A connection without packets yet.
     pub fn new(ports: [u16; 2]) -> Self {
         Self { ports, next: [1000, 5000] }
     }
 
-    /// Sends what comes next of `from`, by the cables to the client's and to the server's side.
+    /// Sends the next segment of the end `from`. `cables` lead to the client's and to the server's side.
     pub fn send(
         &mut self,
         cables: &[Cable; 2],
@@ -154,11 +154,11 @@ impl Flow {
     }
 }
 
-/// An interface as packet sockets know it.
+/// The address of an interface for a packet socket.
 #[allow(unsafe_code)]
 fn link_address(index: i32) -> io::Result<SockAddr> {
-    // SAFETY: `storage` is zeroed and has room and alignment for any address; what is written is a
-    // whole `sockaddr_ll`, of which the length is told.
+    // SAFETY: `storage` is zeroed, and has room and alignment for any address. The closure writes a whole `sockaddr_ll`, and
+    // sets its length.
     let ((), address) = unsafe {
         SockAddr::try_init(|storage, length| {
             let address = storage.cast::<libc::sockaddr_ll>();
@@ -176,7 +176,7 @@ fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|two| u32::from(u16::from_be_bytes(pair(two)))).sum()
 }
 
-/// The checksum (RFC 1071) of words that add up to `sum`.
+/// The checksum (RFC 1071) of words whose sum is `sum`.
 fn fold_checksum(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -184,7 +184,7 @@ fn fold_checksum(mut sum: u32) -> u16 {
     !(sum as u16)
 }
 
-/// What both cables brought from the gateway.
+/// Counts the packets that arrived from the gateway on both cables.
 pub struct Counters {
     file: File,
     interfaces: [String; 2],
@@ -192,19 +192,19 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Those of the cables to `sides`.
+    /// Opens the counters of the cables to `sides`.
     pub fn open(sides: &[Side; 2]) -> io::Result<Self> {
         let interfaces = sides.each_ref().map(|side| format!("{}:", side.interface));
         Ok(Self { file: File::open("/proc/self/net/dev")?, interfaces, start: 0 })
     }
 
-    /// Counts from here on.
+    /// Restarts counting at zero.
     pub fn restart(&mut self) -> io::Result<()> {
         self.start = self.total()?;
         Ok(())
     }
 
-    /// How many arrived.
+    /// How many packets arrived since the restart.
     pub fn arrived(&self) -> io::Result<u64> {
         Ok(self.total()?.saturating_sub(self.start))
     }

@@ -1,4 +1,4 @@
-//! The result as a picture: each ratio as a bar, as long as it is great beside its goal.
+//! The results as a bar chart: the length of a bar is a ratio, divided by its goal.
 
 use std::fmt::Write as _;
 
@@ -9,15 +9,16 @@ use crate::{
 };
 
 const WIDTH: f64 = 980.0;
-/// Where bars begin, and where the goal is.
+/// The position at which bars begin.
 const LEFT: f64 = 470.0;
+/// The position of the goal.
 const GOAL: f64 = 710.0;
-/// What is drawn at most, in goals.
+/// The longest bar, in goals.
 const MOST: f64 = 1.6;
 const ROW: f64 = 30.0;
 const TOP: f64 = 64.0;
 
-/// An SVG of its own.
+/// The chart as an SVG file.
 pub fn svg(options: &Options, machine: &str, results: &Results) -> String {
     let mut rows = String::new();
     let mut count = 0.0;
@@ -62,7 +63,7 @@ pub fn svg(options: &Options, machine: &str, results: &Results) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"12\" y=\"22\" font-size=\"16\">ftp-alg beside others: ratios and their goals</text>\n\
+         <text x=\"12\" y=\"22\" font-size=\"16\">ftp-alg compared with others: ratios and their goals</text>\n\
          <text x=\"12\" y=\"42\" fill=\"#555\">{}</text>\n{rows}\
          <line x1=\"{GOAL}\" y1=\"{:.0}\" x2=\"{GOAL}\" y2=\"{:.0}\" stroke=\"#333\" \
          stroke-dasharray=\"4 3\"/>\n</svg>\n",

@@ -1,45 +1,44 @@
-//! The contestants: what can be put on the gateway.
+//! The contestants: programs and configurations that can run on the gateway.
 
 use std::path::PathBuf;
 
-/// What is measured.
+/// A contestant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contestant {
     /// `ftp-alg`: `ours`, `one-worker`, `flowtable`, or another build, `other`.
     Daemon {
-        /// Which of them.
+        /// The name of the variant.
         name: &'static str,
-        /// The program.
+        /// The path of the program.
         executable: PathBuf,
         /// Its configuration.
         configuration: String,
     },
     /// `nf_conntrack_ftp` and `nf_nat_ftp`.
     KernelHelper,
-    /// Every control packet through a queue whose reader accepts all; the kernel's helper beside it where there are
-    /// transfers.
+    /// A queue with every control packet, whose reader accepts them all; with the kernel's helper if there are transfers.
     AcceptLoop,
-    /// SuSE's ftp-proxy, dialled in the server's place.
+    /// SuSE's ftp-proxy. Clients connect to it instead of the server.
     SuseProxy {
-        /// Whether its clients acknowledge at once, as clients usually do not. It lets the last
-        /// reply of a transfer wait for the acknowledgement of the one before, for 40 ms.
+        /// Whether clients acknowledge at once, unlike usual clients. The proxy delays the last reply of a transfer until the
+        /// previous reply is acknowledged, which takes 40 ms with delayed acknowledgements.
         hurried: bool,
     },
-    /// ProFTPD with mod_proxy, likewise.
+    /// ProFTPD with mod_proxy. Clients connect to it instead of the server.
     Proftpd,
-    /// The firewall that drops by default, and nothing that reads FTP.
+    /// A firewall that drops by default, without a helper for FTP.
     Firewall,
-    /// Nothing that reads FTP, and nothing dropped.
+    /// A firewall that accepts everything, without a helper for FTP.
     NoHelper,
 }
 
 impl Contestant {
     /// The name of `ftp-alg` with one worker.
     pub const ONE_WORKER: &str = "one-worker";
-    /// The name of `ftp-alg` beside its recipe for flowtables.
+    /// The name of `ftp-alg` with its recipe for flowtables.
     pub const FLOWTABLE: &str = "flowtable";
 
-    /// Its name in the table and on the command line.
+    /// The name in results and on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Daemon { name, .. } => name,
@@ -53,7 +52,7 @@ impl Contestant {
         }
     }
 
-    /// What the table calls it.
+    /// The title in the table.
     pub fn title(&self) -> &'static str {
         match self {
             Self::Daemon { name: Self::ONE_WORKER, .. } => "ours, one worker",

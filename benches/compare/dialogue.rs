@@ -1,5 +1,5 @@
-//! A client's control connection: commands out, complete replies in. Knows FTP only as far as the
-//! measurements need it, and shares no code with the gateway that it measures.
+//! A client's control connection: it sends commands and reads complete replies. It knows only as much of FTP as the
+//! measurements need, and shares no code with the gateway.
 
 use std::{
     io::{self, Read, Write},
@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-/// How long a reply, or the data of a small file, may take before it is an error.
+/// Time limit for a reply, or for the data of a small file.
 pub const REPLY_LIMIT: Duration = Duration::from_secs(3);
 
-/// A control connection.
+/// A control connection of a client.
 pub struct ControlClient {
     stream: TcpStream,
     buffer: Vec<u8>,
-    /// What of the buffer was taken already.
+    /// How many bytes of the buffer were already returned.
     taken: usize,
 }
 
@@ -48,7 +48,7 @@ impl ControlClient {
         }
     }
 
-    /// The connection itself, for what is no dialogue any more.
+    /// The TCP connection, for data that is not part of a dialogue.
     pub fn stream(&mut self) -> &mut TcpStream {
         &mut self.stream
     }
@@ -69,7 +69,7 @@ impl ControlClient {
         loop {
             let (start, end) = self.line()?;
             let line = &self.buffer[start..end];
-            // `220-` and what follows it belong to a reply that goes on.
+            // `220-` and the lines after it belong to a multi-line reply.
             let is_last =
                 line.len() > 3 && line[3] == b' ' && line[..3].iter().all(u8::is_ascii_digit);
             if !is_last {
@@ -83,7 +83,7 @@ impl ControlClient {
         }
     }
 
-    /// Where the next line is in the buffer, its end left out.
+    /// The range of the next line in the buffer, without its line end.
     fn line(&mut self) -> io::Result<(usize, usize)> {
         loop {
             if let Some(length) = memchr::memchr(b'\n', &self.buffer[self.taken..]) {
@@ -117,7 +117,7 @@ pub fn parse_extended_port(reply: &str) -> Option<u16> {
     reply.split_once("(|||")?.1.split_once('|')?.0.parse().ok()
 }
 
-/// An endpoint as PORT and 227 have it.
+/// An endpoint as a host-port, as in `PORT` and 227.
 pub fn format_host_port(endpoint: SocketAddrV4) -> String {
     let [a, b, c, d] = endpoint.ip().octets();
     let [high, low] = endpoint.port().to_be_bytes();

@@ -1,37 +1,36 @@
-//! The figures: who takes part in each, and what is compared with what.
+//! The figures: the contestants of each, and the ratios that have goals.
 
 use crate::{contestant::Contestant, forward::Traffic, load::Verb};
 
-/// What is measured.
+/// A figure: one kind of measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
-    /// Transfers of a small file, by so many clients at a time; announced in one way, or in those that were chosen, in
-    /// turn.
+    /// Transfers of a small file, with this number of clients at once. All use one command, or the chosen commands in turn.
     Cycles(usize, Option<Verb>),
-    /// Transfers as with PASV, from a server that is published by destination NAT, so that each 227 is rewritten.
+    /// Transfers with `PASV` from a server behind destination NAT, so each 227 is rewritten.
     Published(usize),
-    /// Whole sessions with one such transfer: connection, login, transfer, `QUIT`.
+    /// Whole sessions with one transfer: connection, login, transfer, `QUIT`.
     Sessions(usize, Option<Verb>),
-    /// Commands and replies through the queue, without data connections.
+    /// Commands and replies that pass the queue, without data connections.
     Packets,
     /// Small packets of other traffic.
     Forward(Traffic),
-    /// A data connection.
+    /// A data connection with as many bytes as possible.
     Bulk,
-    /// A control connection that carries a reply without end.
+    /// A control connection with a reply without end.
     Control,
 }
 
 /// A ratio that has a goal.
 pub struct Goal {
-    /// Ours is compared with the best of these.
+    /// The names of contestants. `ftp-alg` is compared with the best of them.
     pub with: &'static [&'static str],
-    /// At least.
+    /// The smallest ratio that reaches the goal.
     pub least: f64,
 }
 
 impl Figure {
-    /// What the table calls it.
+    /// The title in the table.
     pub fn title(self) -> String {
         match self {
             Self::Cycles(clients, verb) => format!("{} cycles/s, {}", kind(verb), counted(clients)),
@@ -46,22 +45,22 @@ impl Figure {
         }
     }
 
-    /// What a rate is divided by to be printed.
+    /// The unit in which a rate is printed.
     pub fn unit(self) -> f64 {
         if matches!(self, Self::Bulk | Self::Control) { 1e9 } else { 1.0 }
     }
 
-    /// Whether it says something of `contestant`.
+    /// Whether `contestant` is measured for this figure.
     pub fn is_for(self, contestant: &Contestant) -> bool {
         if contestant.name() == Contestant::FLOWTABLE {
             return self == Self::Bulk;
         }
-        // One connection, or one core, shows nothing of several workers.
+        // With one connection, or on one core, the number of workers makes no difference.
         let ours = matches!(contestant, Contestant::Daemon { name, .. }
             if *name != Contestant::ONE_WORKER);
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
-            // An endpoint that the client announces is of no use without a helper.
+            // Without a helper, no connection can reach an endpoint that the client announces.
             Self::Cycles(_, Some(verb)) | Self::Sessions(_, Some(verb)) if verb.is_active() => {
                 !matches!(contestant, Contestant::NoHelper | Contestant::Firewall)
             }
@@ -85,7 +84,7 @@ impl Figure {
                 Goal { with: &["suse", "proftpd"], least: 1.8 },
             ],
             Self::Published(_) => &[Goal { with: &["helper"], least: 0.9 }],
-            Self::Forward(_) => &[], // of what it takes beyond the firewall
+            Self::Forward(_) => &[], // its goal is for the extra time, see the table
             Self::Packets => &[Goal { with: &["loop"], least: 2.0 }],
             Self::Bulk => &[Goal { with: &["none"], least: 0.99 }],
             Self::Control => &[Goal { with: &["loop"], least: 5.0 }],

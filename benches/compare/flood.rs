@@ -1,15 +1,13 @@
-//! Packets through the queue: many logged-in control connections whose packets this makes itself,
-//! both ends of them, so that no TCP stack stands in the way. Commands and replies follow each other
-//! in order.
+//! Packets through the queue: many logged-in control connections. This program builds the packets of both ends itself, so
+//! no TCP stack limits the rate. Commands and replies are in order.
 //!
-//! It runs on the reader's core and before it: it fills the queue, then sleeps until that is read.
-//! So the reader always finds many packets, as one does that cannot keep up, and never loses one. On
-//! a core of its own the generator would be slower than a good reader, which then wakes and sleeps
-//! for each packet; and waking another core costs more than anything that is measured here.
+//! The generator runs on the reader's core, with a higher priority: it fills the queue, then sleeps until the reader has
+//! read it. So the reader always finds many packets, like a reader under full load, and loses none. On a core of its own
+//! the generator would be slower than a good reader. The reader would then wake and sleep for each packet, and waking
+//! another core costs more than the work that is measured here.
 //!
-//! It stands at the other ends of the gateway's cables, and needs to hear nothing: both ends'
-//! numbers are its own, masquerading keeps ports that are free, and what arrives is counted by the
-//! interfaces.
+//! The generator is at the other ends of the gateway's cables, and receives nothing. It knows the sequence numbers of both
+//! ends, masquerading preserves free ports, and the interfaces count the arrivals.
 
 use std::{
     io, thread,
@@ -27,39 +25,38 @@ use crate::{
     load::BenchReport,
 };
 
-/// Control connections. Twice what is under way, so that a reply is sent only when the command
-/// that it answers has arrived.
+/// The number of control connections: twice the packets in flight, so that a reply is sent only after its command has
+/// arrived.
 const CONNECTIONS: u16 = 256;
 
-/// Packets under way: fewer than a queue or a reader's socket takes by default.
+/// The largest number of packets in flight: fewer than a queue or a reader's socket holds by default.
 const MAX_IN_FLIGHT: u64 = 128;
 
-/// When so few are left, it is time for more.
+/// When so few packets are in flight, more are sent.
 const LOW_WATER: u64 = 16;
 
-/// The reader's time between two looks at what has arrived.
+/// The pause between two looks at the counters, in which the reader runs.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// One that a gateway has to read: it is not among those that the rules of `ftp-alg` let pass once a
-/// dialogue is known.
+/// A command that the gateway must inspect: the rules of `ftp-alg` do not let it bypass the queue.
 const COMMAND: &[u8] = b"CWD p b\r\n";
 
 /// The first client port.
 const FIRST_PORT: u16 = 20_000;
 
-/// After so long without a packet those under way are taken for lost.
+/// After this time without an arrival, the packets in flight count as lost.
 const LOSS_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What to do.
+/// The parameters of the measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// The client's and the server's.
+    /// The sides of client and server.
     pub sides: [Side; 2],
-    /// For how long.
+    /// The duration.
     pub time: Duration,
 }
 
-/// Does what is ordered.
+/// Runs the measurement.
 pub fn run(order: &Order) -> io::Result<BenchReport> {
     let [client, server] = &order.sides;
     let mut flood = Flood {
@@ -90,19 +87,19 @@ pub fn run(order: &Order) -> io::Result<BenchReport> {
 }
 
 struct Flood {
-    /// To the client's and to the server's side.
+    /// The cables to the client's and to the server's side.
     cables: [Cable; 2],
     counters: Counters,
-    /// Each has a client port of its own.
+    /// The control connections, each with its own client port.
     connections: Vec<Flow>,
     sent: u64,
-    /// As far as it is known.
+    /// How many packets had arrived at the last look.
     arrived: u64,
     lost: u64,
 }
 
 impl Flood {
-    /// Handshakes and logins.
+    /// Opens all connections and logs in.
     fn open(&mut self) -> io::Result<()> {
         self.counters.restart()?;
         self.send_on_all(Client, SYN, b"")?;
@@ -115,7 +112,7 @@ impl Flood {
         self.send_round(Server, b"230 logged in\r\n")
     }
 
-    /// A line on every connection.
+    /// Sends a line on every connection.
     fn send_round(&mut self, from: End, line: &[u8]) -> io::Result<()> {
         self.send_on_all(from, PUSH_ACK, line)
     }
@@ -129,7 +126,7 @@ impl Flood {
         Ok(())
     }
 
-    /// Waits until only [`FEW`] are under way, if [`UNDER_WAY`] are.
+    /// If [`MAX_IN_FLIGHT`] packets are in flight, waits until only [`LOW_WATER`] are.
     fn wait_for_room(&mut self) -> io::Result<()> {
         if self.sent < self.arrived + MAX_IN_FLIGHT {
             return Ok(());

@@ -1,6 +1,6 @@
-//! Other traffic: what each packet costs that passes through the gateway and is none of a control connection. Sender and
-//! gateway share a core, so the time between two packets is what the sender and forwarding take together; the difference
-//! between two contestants is that of their rules.
+//! Other traffic: measures the time of a forwarded packet that belongs to no control connection. Sender and gateway share a
+//! core, so the time between two packets is the sum of sending and forwarding. The difference between two contestants is
+//! the difference between their rules.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use crate::{
     load::BenchReport,
 };
 
-/// What passes.
+/// The kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Traffic {
     /// UDP of one flow.
@@ -34,10 +34,10 @@ pub enum Traffic {
 }
 
 impl Traffic {
-    /// In the table's order.
+    /// All kinds, in the order of the table.
     pub const ALL: [Self; 4] = [Self::Udp, Self::Tcp, Self::Data, Self::New];
 
-    /// What the table calls it.
+    /// The name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Udp => "UDP",
@@ -48,35 +48,36 @@ impl Traffic {
     }
 }
 
-/// What to do.
+/// The parameters of the measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// The client's and the server's.
+    /// The sides of client and server.
     pub sides: [Side; 2],
-    /// What to send.
+    /// The kind of traffic.
     pub traffic: Traffic,
-    /// For how long.
+    /// The duration.
     pub time: Duration,
 }
 
-/// Where everything but control connections goes: the firewall lets it pass.
+/// The destination ports of all traffic except FTP. The firewall accepts them.
 pub const FORWARDED_PORTS: [u16; 2] = [5001, 5002];
-/// Where the data connection goes: a helper lets it pass.
+/// The destination port of the data connection. Only a helper lets it pass.
 pub const DATA_PORT: u16 = 5000;
 
-/// So that IP packets have 64 bytes.
+/// A payload that makes IP packets of 64 bytes.
 const UDP_PAYLOAD: [u8; 36] = [b'x'; 36];
 const TCP_PAYLOAD: [u8; 24] = [b'x'; 24];
 
-/// Between two looks at the clock.
+/// How many packets are sent between two looks at the clock.
 const BATCH: u64 = 64;
-/// So many new connections at most, for which connection tracking has room: each port to each of [`PORTS`].
+/// The largest number of new connections, for which connection tracking has room: from each port to each of
+/// [`FORWARDED_PORTS`].
 const MOST_NEW: u64 = 100_000;
 const FIRST_PORT: u16 = 10_000;
-/// What is to arrive does so in this time.
+/// Time limit for the arrival of the packets in flight.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Does what is ordered.
+/// Runs the measurement.
 pub fn run(order: &Order) -> io::Result<BenchReport> {
     let [client, server] = &order.sides;
     let mut sender = Sender {
@@ -120,14 +121,14 @@ pub fn run(order: &Order) -> io::Result<BenchReport> {
 }
 
 struct Sender {
-    /// To the client's and to the server's side.
+    /// The cables to the client's and to the server's side.
     cables: [Cable; 2],
     counters: Counters,
     sent: u64,
 }
 
 impl Sender {
-    /// An established connection between these ports.
+    /// Opens a connection between these ports.
     fn connection(&mut self, ports: [u16; 2]) -> io::Result<Flow> {
         let mut flow = Flow::new(ports);
         self.send_segment(&mut flow, Client, SYN, b"")?;
@@ -139,7 +140,7 @@ impl Sender {
         Ok(flow)
     }
 
-    /// A data connection that a control connection has announced.
+    /// Opens a data connection that a control connection has announced.
     fn data_connection(&mut self) -> io::Result<Flow> {
         let mut control = self.connection([FIRST_PORT, 21])?;
         let [a, b, c, d] = self.cables[1].side.near.octets();
@@ -177,7 +178,7 @@ impl Sender {
         self.cables[0].send_udp(near, far, [FIRST_PORT, FORWARDED_PORTS[0]], &UDP_PAYLOAD)
     }
 
-    /// The first packet of the connection of this number.
+    /// Sends the first packet of a new connection, the one with this number.
     fn send_syn(&mut self, number: u64) -> io::Result<()> {
         let (near, far) = self.ends();
         let port = FIRST_PORT + 2 + (number / 2) as u16;
@@ -187,13 +188,13 @@ impl Sender {
         self.cables[0].send_tcp(near, far, &head, b"")
     }
 
-    /// The client and the server, as the client's side has them.
+    /// The addresses of client and server on the client's side.
     fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
         let Side { near, far, .. } = self.cables[0].side;
         (near, far)
     }
 
-    /// Waits until all that was sent has arrived.
+    /// Waits until all packets have arrived.
     fn wait_for_arrival(&self) -> io::Result<()> {
         let start = Instant::now();
         loop {

@@ -1,6 +1,6 @@
-//! Listeners for data connections, which all sessions of a process share. A port is announced again after some hundred
-//! transfers, and is not searched for each time: among the ports of closed connections that takes the kernel longer than
-//! a session does.
+//! Listeners for data connections, which all sessions of a process share. A port is reused after several hundred transfers.
+//! Binding a new port for each transfer would take longer than a session, because the kernel searches among the ports of
+//! closed connections.
 
 use std::{
     collections::VecDeque,
@@ -11,19 +11,19 @@ use std::{
 
 use crate::dialogue::REPLY_LIMIT;
 
-/// So many are bound.
+/// The number of listeners.
 const LISTENERS: usize = 512;
 
 static IDLE: Mutex<VecDeque<(TcpListener, u16)>> = Mutex::new(VecDeque::new());
 
-/// Of one transfer; goes back to the others afterwards.
+/// A listener for one transfer. Dropping it returns it to the pool.
 pub struct PooledListener {
     listener: Option<TcpListener>,
     pub port: u16,
 }
 
 impl PooledListener {
-    /// The one that was idle for longest.
+    /// Takes the listener that was idle for the longest time.
     pub fn take() -> io::Result<Self> {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() >= LISTENERS
@@ -38,7 +38,7 @@ impl PooledListener {
         Ok(Self { listener: Some(listener), port })
     }
 
-    /// The next connection to it.
+    /// Accepts the next connection.
     pub fn accept(&self) -> io::Result<TcpStream> {
         let listener = self.listener.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         listener.accept().map(|(stream, _)| stream)

@@ -1,5 +1,5 @@
-//! The load: logged-in control connections, one a client, that transfer a small file again and
-//! again. Says what it measured as one JSON object.
+//! The load: clients that transfer a small file again and again, each on its own control connection. The result is one JSON
+//! object.
 
 use std::{
     io::{self, Read},
@@ -18,30 +18,30 @@ use crate::{
     listeners::PooledListener,
 };
 
-/// The file's length.
+/// The length of the file.
 const SMALL: usize = 64;
 
-/// Before counting begins: the server has its listeners, and caches are warm.
+/// The time before counting begins, in which the server binds its listeners and caches fill.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// A worker with so many errors gives up.
+/// A worker stops after so many errors.
 const ERRORS: u64 = 5;
 
-/// How a data connection comes about.
+/// The command that announces a data connection, or asks for an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verb {
-    /// 227.
+    /// The server announces a host-port in a 227.
     Pasv,
-    /// The client's host-port.
+    /// The client announces a host-port.
     Port,
-    /// 229.
+    /// The server announces a port in a 229.
     Epsv,
-    /// The client's endpoint, extended.
+    /// The client announces an endpoint in the extended format.
     Eprt,
 }
 
 impl Verb {
-    /// As FTP has it.
+    /// The name in FTP.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pasv => "PASV",
@@ -51,47 +51,47 @@ impl Verb {
         }
     }
 
-    /// Whether the client announces an endpoint, and the server dials it.
+    /// Whether the client announces the endpoint, and the server connects to it.
     pub fn is_active(self) -> bool {
         matches!(self, Self::Port | Self::Eprt)
     }
 }
 
-/// What to do.
+/// The parameters of the measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// Where the server is, or the proxy.
+    /// The address of the server, or of the proxy.
     pub target: SocketAddr,
-    /// What each worker says, in turn.
+    /// The commands of each worker, in turn.
     pub verbs: Vec<Verb>,
-    /// Whether each transfer has a control connection of its own.
+    /// Whether each transfer has a session of its own.
     pub is_whole_session: bool,
-    /// How many at a time.
+    /// The number of clients at once.
     pub clients: usize,
-    /// For how long.
+    /// The duration.
     pub time: Duration,
 }
 
-/// What came of a measurement, here or of another kind.
+/// The result of a measurement of any kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BenchReport {
-    /// What was done each second: cycles, packets, bits.
+    /// Cycles, packets or bits a second.
     pub rate: f64,
-    /// What was done in all, before counting began too.
+    /// All cycles, packets or bits, including those before counting began.
     pub total: f64,
-    /// Of a cycle, in microseconds: half, nine tenths and 99 of 100 take no longer.
+    /// The 50th, 90th and 99th percentile of the duration of a cycle, in microseconds.
     pub percentiles: [f64; 3],
-    /// Processor time that the gateway's program took for each, in seconds.
+    /// Processor time of the gateway's program for each cycle, packet or bit, in seconds.
     pub cost: Option<f64>,
-    /// What failed.
+    /// The number of errors.
     pub errors: u64,
-    /// What the first of them said.
+    /// The text of the first error.
     pub error: Option<String>,
-    /// What else must be known.
+    /// A remark for the table.
     pub note: Option<String>,
 }
 
-/// Does what is ordered.
+/// Runs the measurement.
 pub fn run(order: &Order) -> BenchReport {
     let barrier = Arc::new(Barrier::new(order.clients));
     let workers: Vec<_> = (0..order.clients)
@@ -149,7 +149,7 @@ impl Worker {
             let after = Instant::now();
             self.done += u64::from(done.is_ok());
             match done {
-                // As many begin before counting does as end after it.
+                // About as many cycles begin before the measured time as end after it.
                 Ok(()) if after >= start && after <= end => self.latencies.push(after - before),
                 Ok(()) => {}
                 Err(error) => {
@@ -161,7 +161,7 @@ impl Worker {
         self
     }
 
-    /// A session for all transfers, unless each has its own.
+    /// Opens the session for all transfers, unless each has its own.
     fn session(&mut self, order: &Order) -> Option<Session> {
         if order.is_whole_session {
             return None;
@@ -189,13 +189,13 @@ impl Session {
         Ok(Self { control, local, peer })
     }
 
-    /// One transfer, and the end.
+    /// Transfers once, then ends the session.
     fn transfer_and_quit(&mut self, verb: Verb) -> io::Result<()> {
         self.transfer(verb)?;
         self.control.command("QUIT\r\n", b'2').map(drop)
     }
 
-    /// One transfer.
+    /// Transfers the file once.
     fn transfer(&mut self, verb: Verb) -> io::Result<()> {
         let retrieve = format!("RETR {SMALL}\r\n");
         let data = match verb {

@@ -1,9 +1,8 @@
-//! `ftp-alg` beside what else there is: `make bench-compare`, as root.
+//! Compares `ftp-alg` with other helpers and proxies: `make bench-compare`, as root.
 //!
-//! Builds a client, a gateway that masquerades and drops by default, and a server, puts each
-//! contestant on the gateway in turn, and measures what users would notice. Each measurement has a
-//! lab of its own, all are interleaved over several rounds, and what is printed are medians.
-//! `docs/benchmarks/README.md` says how to run and read it.
+//! Builds a client, a gateway that masquerades and drops by default, and a server. Runs each contestant on the gateway in
+//! turn, and measures what users notice. Each measurement has a lab of its own. The measurements are interleaved over
+//! several rounds, and the table shows medians. `docs/benchmarks/README.md` says how to run this and how to read the result.
 
 mod accept;
 mod bulk;
@@ -48,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures everything that is asked for, prints and keeps it.
+/// Measures all chosen figures, then prints and saves the results.
 fn compare(options: &Options) -> Result<(), String> {
     ftp_alg_lab::requirements().map_err(|error| error.to_string())?;
     clean_up_on_signal();
@@ -86,21 +85,17 @@ fn compare(options: &Options) -> Result<(), String> {
             .map_err(|error| format!("{}: {error}", path.display()))?;
         println!("{}", path.display());
     }
-    if failed {
-        Err("some of it could not be measured: ERRORS above say what".to_owned())
-    } else {
-        Ok(())
-    }
+    if failed { Err("some measurements failed: see ERRORS above".to_owned()) } else { Ok(()) }
 }
 
-/// Who has `place` in `round`: who is first in one is last in the next, and all have been first
-/// after as many pairs of rounds.
+/// The contestant at `place` in `round`. The order is reversed in every second round, and rotated after each pair of rounds,
+/// so that each contestant is first equally often.
 fn contestant_at(round: usize, place: usize, count: usize) -> usize {
     let place = if round.is_multiple_of(2) { place } else { count - 1 - place };
     (place + round / 2) % count
 }
 
-/// Whoever is tired of waiting finds no namespace and no process left.
+/// Removes all namespaces and processes if the user interrupts the benchmark.
 fn clean_up_on_signal() {
     let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
     let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) else { return };

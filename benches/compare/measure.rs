@@ -1,4 +1,4 @@
-//! One measurement: a lab of its own, the contestant on its gateway, and the ends' answer.
+//! One measurement: a lab of its own, a contestant on its gateway, and the report of the client.
 
 use std::{
     io::{self, Read, Write},
@@ -24,7 +24,7 @@ use crate::{
     testbed::Testbed,
 };
 
-/// What `contestant` reaches. That it could not be measured is an error of the report.
+/// Measures `contestant`. If that fails, the report has the error.
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> BenchReport {
     let pin = match figure {
         Figure::Packets | Figure::Forward(_) => Placement::Together,
@@ -79,7 +79,7 @@ fn cycles(
         clients,
         time: options.time,
     };
-    // One that wanders over idle cores measures how long they take to wake.
+    // A client that moves between idle cores would measure how long they take to wake.
     let pin = if clients == 1 { stage.placement.for_one_client() } else { stage.placement };
     let command = stage.lab.client.command(pin.program());
     let report = run_role(options, stage, pin.traffic_command(command, &["load"]), &order)?;
@@ -99,7 +99,7 @@ fn transfer(options: &Options, stage: &Testbed, control: bool) -> Result<BenchRe
     Ok(report)
 }
 
-/// Leaves only the gateway: its cables end at the sender, and it knows where to send.
+/// Detaches the gateway's cables from the switches, so that they end at this program, and sets the gateway's neighbours.
 fn cables(stage: &Testbed) -> Result<[Side; 2]> {
     let lab = &stage.lab;
     let side = |interface: &str, near, far| {
@@ -120,7 +120,7 @@ fn cables(stage: &Testbed) -> Result<[Side; 2]> {
     Ok([side("lan", client, server)?, side("wan", server, outside)?])
 }
 
-/// This program in `role`, in the namespace of the cables' other ends.
+/// The command for this program in `role`, in the namespace with the cables' other ends.
 fn sender(stage: &Testbed, wrapper: &[&str], role: &str) -> Command {
     let there = format!("--net=/run/netns/{}", stage.lab.switches());
     let words: Vec<&str> = [wrapper, &["nsenter", &there, "--"]].concat();
@@ -139,17 +139,17 @@ fn packets(options: &Options, stage: &Testbed) -> Result<BenchReport> {
     let sides = cables(stage)?;
     let order = flood::Order { sides, time: options.time };
     let before = stage.packets()?;
-    // Before the reader, on its core.
+    // With a higher priority than the reader, on the same core.
     let is_read = stage.processor_time().is_some();
     let wrapper: &[&str] = if is_read { &["chrt", "-f", "1"] } else { &[] };
     let mut report = run_role(options, stage, sender(stage, wrapper, "flood"), &order)?;
     let seen = before.zip(stage.packets()?).map(|(before, after)| after.saturating_sub(before));
-    // What its rules spared the daemon is not inspected.
+    // Packets that bypass the queue cost the daemon nothing, and do not count.
     let share = seen.map_or(1.0, |seen| seen as f64 / report.total);
     if let Some(cost) = report.cost {
-        let said =
+        let share_note =
             seen.map_or(String::new(), |_| format!(", the daemon saw {:.0}%", share * 100.0));
-        report.note = Some(format!("{:.0}/s beside the generator{said}", report.rate));
+        report.note = Some(format!("{:.0}/s next to the generator{share_note}", report.rate));
         report.cost = Some(cost / share);
         report.rate = share / cost;
     }
@@ -171,7 +171,7 @@ fn v4(host: &Host) -> Result<Ipv4Addr> {
     }
 }
 
-/// What this program says, run by `command`.
+/// Runs this program in a role with `command`, and returns its report.
 fn run_role(
     options: &Options,
     stage: &Testbed,
@@ -190,7 +190,7 @@ fn run_role(
     Ok(report)
 }
 
-/// This program as an end of a measurement; what it says is on its standard output.
+/// Plays a role in a measurement: reads its parameters from standard input, and writes its report to standard output.
 pub fn play_role(role: &[&str]) -> io::Result<()> {
     let report = match role {
         ["serve", port] => return server::run(port.parse().map_err(io::Error::other)?),

@@ -1,5 +1,4 @@
-//! What is asked for: words on the command line that choose figures and contestants, and the
-//! environment for what has a number or a path.
+//! The options: words on the command line choose figures and contestants, and environment variables set numbers and paths.
 
 use std::{
     env,
@@ -12,44 +11,45 @@ use crate::{
     contestant::Contestant, figure::Figure, forward::Traffic, load::Verb, placement::Placement,
 };
 
-/// How to use it; printed for a word that means nothing.
+/// The help, which is printed for an unknown word.
 pub const USAGE: &str = "\
-words choose; without any of a kind, all of it is measured
+words choose what is measured; without any word of a kind, all of that kind
   figures      cycles published sessions packets forward bulk control
   contestants  ours one-worker flowtable other helper loop suse hurried proftpd firewall none; flowtable only if named
-  verbs        pasv port epsv eprt; those chosen take turns (unless chosen: either of the first two by itself)
-  clients      how many at a time, as in: 1 8
+  verbs        pasv port epsv eprt; chosen ones take turns (without any: pasv and port, each by itself)
+  clients      how many at once, as in: 1 8
   placement    together (traffic and gateway on the first core), apart (gateway on the second)
-  --keep       writes docs/benchmarks/comparison.txt and .svg, else they are in target/; alone, as these are of all
+  --keep       writes docs/benchmarks/comparison.txt and .svg instead of files in target/; not with other words, because
+               these files are of all figures
 environment
   FTP_ALG_COMPARE_ROUNDS=5      FTP_ALG_COMPARE_SECONDS=2
   FTP_ALG_COMPARE_CONFIG=FILE   configuration of the daemon (of `other`, if that is given)
-  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other` in the place of `one-worker`
-  FTP_ALG_COMPARE_LOG=1         prints each report, and what the gateway's program said";
+  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other` instead of `one-worker`
+  FTP_ALG_COMPARE_LOG=1         prints each report, and the log of the gateway's program";
 
-/// All that is asked for.
+/// The options of a comparison.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// In the table's order.
+    /// The figures, in the order of the table.
     pub figures: Vec<Figure>,
-    /// In the table's order; the order of measuring changes from round to round.
+    /// The contestants, in the order of the table. The order of measuring changes from round to round.
     pub contestants: Vec<Contestant>,
-    /// Said in turn, where the figure does not say which.
+    /// The commands that transfers use in turn, if the figure does not name one.
     pub verbs: Vec<Verb>,
-    /// Where processes run.
+    /// On which cores processes run.
     pub placement: Placement,
-    /// How often each is measured.
+    /// How often each contestant is measured.
     pub rounds: usize,
-    /// For how long.
+    /// The duration of each measurement.
     pub time: Duration,
-    /// Whether the result goes into the docs.
+    /// Whether to write the results to docs/benchmarks.
     pub keep: bool,
-    /// The words, for the command that is printed.
+    /// The words of the command line, for the command that is printed.
     pub words: Vec<String>,
 }
 
 impl Options {
-    /// Reads command line and environment.
+    /// Reads the command line and the environment.
     pub fn read() -> std::result::Result<Self, String> {
         let rounds = number("FTP_ALG_COMPARE_ROUNDS", 5)?;
         let seconds = number("FTP_ALG_COMPARE_SECONDS", 2.0)?;
@@ -91,15 +91,17 @@ impl Options {
                 "together" => options.placement = Placement::Together,
                 "apart" => options.placement = Placement::Apart,
                 "--keep" if words.len() == 1 => options.keep = true,
-                "--keep" => return Err("--keep stands alone: what is kept is of all".to_owned()),
-                "other" => return Err("`other` is what FTP_ALG_COMPARE_EXE names".to_owned()),
+                "--keep" => {
+                    return Err("--keep allows no other words: it saves all figures".to_owned());
+                }
+                "other" => return Err("`other` needs FTP_ALG_COMPARE_EXE".to_owned()),
                 Contestant::ONE_WORKER => {
-                    let why = "`one-worker` is not measured beside FTP_ALG_COMPARE_EXE";
+                    let why = "`one-worker` is not measured with FTP_ALG_COMPARE_EXE";
                     return Err(why.to_owned());
                 }
                 number => match number.parse() {
                     Ok(number @ 1..=1000) => clients.push(number),
-                    _ => return Err(format!("{word} means nothing here\n{USAGE}")),
+                    _ => return Err(format!("unknown word: {word}\n{USAGE}")),
                 },
             }
         }
@@ -107,7 +109,7 @@ impl Options {
             options.contestants = all;
             options.contestants.retain(|one| one.name() != Contestant::FLOWTABLE); // not on every kernel
         }
-        // A client has its transfers active or passive.
+        // Most clients use either active or passive mode for all transfers.
         let announced = match options.verbs[..] {
             [] => vec![Some(Verb::Pasv), Some(Verb::Port)],
             [verb] => vec![Some(verb)],
@@ -178,7 +180,7 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
     Ok(all)
 }
 
-/// Whether the program that takes the configuration can be started, and takes it.
+/// Checks that the program exists, and that it accepts the configuration.
 fn check(program: &Path) -> std::result::Result<(), String> {
     let Some(path) = env::var_os("FTP_ALG_COMPARE_CONFIG") else {
         return match program.metadata() {
@@ -196,7 +198,7 @@ fn check(program: &Path) -> std::result::Result<(), String> {
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> std::result::Result<T, String> {
     match env::var(name) {
-        Ok(text) => text.parse().map_err(|_| format!("{name}={text} is no number")),
+        Ok(text) => text.parse().map_err(|_| format!("{name}={text} is not a number")),
         Err(_) => Ok(default),
     }
 }

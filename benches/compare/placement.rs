@@ -1,13 +1,13 @@
-//! On which cores the processes of a measurement run.
+//! The placement: on which cores the processes of a measurement run.
 
 use std::{env, path::PathBuf, process::Command};
 
 use ftp_alg_lab::{LabError, Result};
 
-/// Where processes run.
+/// The placement of client, server and gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Where the kernel puts them, as a user has it.
+    /// The kernel chooses the cores, as for users.
     Free,
     /// All on the first core.
     Together,
@@ -16,7 +16,7 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// What a host is to run: this program, or one that starts it on a core.
+    /// The program that a host runs: this one, or `taskset`, which starts this one on a core.
     pub fn program(self) -> PathBuf {
         match self {
             Self::Free => own_program(),
@@ -24,12 +24,12 @@ impl Placement {
         }
     }
 
-    /// Where the only client runs: on one core.
+    /// The placement of a single client, which always runs on one core.
     pub fn for_one_client(self) -> Self {
         if self == Self::Free { Self::Apart } else { self }
     }
 
-    /// `command`, which is of [`Pin::program`], with what makes it this program in a role.
+    /// Adds the arguments that start this program in a role. `command` runs [`Placement::program`].
     pub fn traffic_command(self, mut command: Command, role: &[&str]) -> Command {
         if self != Self::Free {
             command.args(["-c", "0"]).arg(own_program());
@@ -38,7 +38,7 @@ impl Placement {
         command
     }
 
-    /// Puts a program of the gateway, with all its threads, in its place.
+    /// Moves a program of the gateway, with all its threads, to its core.
     pub fn pin_gateway(self, id: u32) -> Result<()> {
         let core = match self {
             Self::Free => return Ok(()),
@@ -54,7 +54,7 @@ impl Placement {
     }
 }
 
-/// The first argument of this program when it is an end of the measurement.
+/// The first argument of this program if it plays a role in a measurement.
 pub const ROLE: &str = "--role";
 
 fn own_program() -> PathBuf {

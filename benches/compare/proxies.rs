@@ -1,6 +1,5 @@
-//! The user-space proxies, unpacked by `packaging/provision bench`. Both are dialled in the
-//! server's place, on the gateway, and every connection to them is allowed: nothing that their
-//! firewall would cost is counted.
+//! The user-space proxies, which `packaging/provision bench` unpacks. They run on the gateway, and clients connect to them
+//! instead of the server. Every connection to them is accepted, so the cost of a firewall is not counted.
 
 use std::{
     fs,
@@ -16,7 +15,7 @@ fn cache() -> PathBuf {
         .map_or_else(|| PathBuf::from("/var/cache/ftp-alg-lab"), PathBuf::from)
 }
 
-/// `program` below one of the directories of unpacked packages.
+/// The path of `program` below a directory of unpacked packages.
 fn unpacked(directory: &str, program: &str) -> Result<PathBuf> {
     let path = cache().join(directory).join(program);
     if path.exists() {
@@ -54,7 +53,7 @@ fn configuration(home: &Path, text: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// SuSE's ftp-proxy, a process for each connection.
+/// Starts SuSE's ftp-proxy, which has a process for each connection.
 pub fn suse(gateway: &Host, server: SocketAddr) -> Result<Command> {
     let home = home(gateway, "ftp-proxy")?;
     let text = format!(
@@ -72,7 +71,7 @@ pub fn suse(gateway: &Host, server: SocketAddr) -> Result<Command> {
     Ok(command)
 }
 
-/// ProFTPD with mod_proxy in front of one server, a process for each connection.
+/// Starts ProFTPD with mod_proxy for one server. It has a process for each connection.
 pub fn proftpd(gateway: &Host, server: SocketAddr) -> Result<Command> {
     let home = home(gateway, "mod_proxy")?;
     let modules = unpacked("bench", "usr/lib/proftpd")?;
@@ -91,7 +90,7 @@ pub fn proftpd(gateway: &Host, server: SocketAddr) -> Result<Command> {
     );
     let configuration = configuration(&home, &text)?;
     let mut command = gateway.command(unpacked("root", "usr/sbin/proftpd")?);
-    // mod_proxy.so is not linked with it.
+    // mod_proxy.so is not linked with libssl.
     command.env("LD_PRELOAD", "libssl.so.3");
     command.arg("-n").arg("-c").arg(configuration);
     if std::env::var_os("FTP_ALG_COMPARE_LOG").is_some() {

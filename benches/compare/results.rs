@@ -1,14 +1,14 @@
-//! What was measured, and what it says: medians, spread, ratios.
+//! The results: reports, their medians and ranges, and ratios.
 
 use crate::{contestant::Contestant, figure::Goal, load::BenchReport, options::Options};
 
-/// Reports by figure, contestant and round.
+/// The reports, by figure, contestant and round.
 pub struct Results {
     reports: Vec<Vec<Vec<BenchReport>>>,
     names: Vec<&'static str>,
 }
 
-/// The middle of some values, and their ends.
+/// The median of some values, and their range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MedianAndRange {
     /// The median.
@@ -20,7 +20,7 @@ pub struct MedianAndRange {
 }
 
 impl MedianAndRange {
-    /// Of no values: nothing.
+    /// The median and range of `values`. `None` if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);
@@ -30,39 +30,39 @@ impl MedianAndRange {
         Some(Self { median: (lower + upper) / 2.0, least, most })
     }
 
-    /// All of it times `factor`.
+    /// Multiplies all three values by `factor`.
     pub fn scaled(self, factor: f64) -> Self {
         Self { median: self.median * factor, least: self.least * factor, most: self.most * factor }
     }
 }
 
 impl Results {
-    /// Room for what is asked for.
+    /// Empty results for the chosen figures and contestants.
     pub fn new(options: &Options) -> Self {
         let names = options.contestants.iter().map(|contestant| contestant.name()).collect();
         let reports = vec![vec![Vec::new(); options.contestants.len()]; options.figures.len()];
         Self { reports, names }
     }
 
-    /// A further round's report.
+    /// Adds the report of another round.
     pub fn add(&mut self, figure: usize, contestant: usize, report: BenchReport) {
         self.reports[figure][contestant].push(report);
     }
 
-    /// A report a round.
+    /// The reports of a contestant, one for each round.
     pub fn reports(&self, figure: usize, contestant: usize) -> &[BenchReport] {
         &self.reports[figure][contestant]
     }
 
-    /// What failed in all rounds of `name`.
+    /// The number of errors in all rounds of the contestant `name`.
     pub fn errors(&self, figure: usize, name: &str) -> u64 {
         let at = self.names.iter().position(|other| *other == name);
         let reports = at.map_or(&[][..], |at| self.reports(figure, at));
         reports.iter().map(|report| report.errors).sum()
     }
 
-    /// Whether something of ours failed, or something could not be measured at all. That a peer fails now and then is
-    /// a result.
+    /// Whether `ftp-alg` had an error, or a contestant could not be measured at all. Occasional errors of other contestants
+    /// are a result.
     pub fn failed(&self, options: &Options) -> bool {
         self.reports.iter().any(|figure| {
             figure.iter().zip(&options.contestants).any(|(reports, contestant)| {
@@ -73,7 +73,7 @@ impl Results {
         })
     }
 
-    /// How many nanoseconds longer `one` takes for each than `other`.
+    /// How many nanoseconds longer `one` takes for each packet than `other`.
     pub fn extra_time(&self, figure: usize, one: &str, other: &str) -> Option<MedianAndRange> {
         let of = |name: &str| self.names.iter().position(|own| *own == name);
         let (one, other) = (of(one)?, of(other)?);
@@ -82,8 +82,7 @@ impl Results {
         MedianAndRange::of(rounds.map(|(one, other)| 1e9 / one.rate - 1e9 / other.rate))
     }
 
-    /// `one` beside the best of those of the goal that were measured, round by round; and which
-    /// was the best.
+    /// The ratio of `one` to the best measured contestant of the goal, round by round, and the name of that contestant.
     pub fn ratio(
         &self,
         figure: usize,

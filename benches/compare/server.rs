@@ -1,5 +1,5 @@
-//! The server: a thread for each control connection and nothing that takes time, so that the
-//! gateway's cost shows. Any login is right, and a file's name is its length.
+//! The server: it has a thread for each control connection and does nothing that takes time, so that the gateway's cost
+//! shows. It accepts any login, and the name of a file is its length.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -13,21 +13,21 @@ use crate::{
     listeners::PooledListener,
 };
 
-/// What is written at once.
+/// How many bytes are written at once.
 const CHUNK: usize = 128 * 1024;
 
-/// Serves `port` on every address until the process is ended.
+/// Serves `port` on every address until the process ends.
 pub fn run(port: u16) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
     for stream in listener.incoming() {
         let stream = stream?;
-        // A client that goes away ends its session and nothing else.
+        // An error ends only the session of its client.
         thread::spawn(move || Session::new(stream).and_then(|mut session| session.run()));
     }
     Ok(())
 }
 
-/// How the next data connection comes about.
+/// The endpoint of the next data connection.
 enum Data {
     None,
     Passive(PooledListener),
@@ -53,7 +53,7 @@ impl Session {
 
     fn run(&mut self) -> io::Result<()> {
         let mut reader = BufReader::new(self.control.try_clone()?);
-        self.reply("220 (vsFTPd 3.0.5)")?; // reads a PORT as vsftpd does
+        self.reply("220 (vsFTPd 3.0.5)")?; // this server parses `PORT` as vsftpd does
         let mut line = String::new();
         loop {
             line.clear();
@@ -121,7 +121,7 @@ impl Session {
         self.reply("226 done")
     }
 
-    /// A reply of at least `length` bytes in very many lines.
+    /// Sends a multi-line reply of at least `length` bytes.
     fn send_long_reply(&mut self, length: &str) -> io::Result<()> {
         let length: usize = length.parse().unwrap_or(0);
         let line =
@@ -145,7 +145,7 @@ fn write_all(data: &mut TcpStream, chunk: &[u8], mut length: u64) -> io::Result<
     data.shutdown(std::net::Shutdown::Write)
 }
 
-/// `|1|h.h.h.h|port|`
+/// The endpoint in `|1|h.h.h.h|port|`.
 fn parse_extended(argument: &str) -> Option<SocketAddr> {
     let mut fields = argument.split('|').skip(2);
     let address: IpAddr = fields.next()?.parse().ok()?;

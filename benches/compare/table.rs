@@ -1,4 +1,4 @@
-//! The result as text: each goal with its ratio, then everything that was measured.
+//! The results as text: each goal with its ratio, then all measurements.
 
 use std::{env, fmt::Write as _, fs, process::Command};
 
@@ -10,14 +10,14 @@ use crate::{
     results::{MedianAndRange, Results},
 };
 
-/// All of it.
+/// The whole text.
 pub fn text(options: &Options, machine: &str, results: &Results) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{machine}");
     let _ = writeln!(text, "{}", command(options));
     let _ = writeln!(
         text,
-        "{} rounds of {:?} each, interleaved: median (least..most); where not named, {} in turn\n",
+        "{} rounds of {:?} each, interleaved: median (least..most); commands in turn if not named: {}\n",
         options.rounds,
         options.time,
         options.verbs.iter().map(|verb| verb.name()).collect::<Vec<_>>().join(", ")
@@ -33,7 +33,7 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
             }
         }
     }
-    text += "\nThe other goals: `cargo bench --bench daemon` prints start to ready and memory at rest, `--bench pinholes`\n\
+    text += "\nThe other goals: `cargo bench --bench daemon` prints start to ready and memory when idle, `--bench pinholes`\n\
              what a pinhole takes, `--bench engine` what a packet costs the engine, and with `-- many` how that grows.\n";
     text
 }
@@ -67,7 +67,7 @@ fn write_goals(text: &mut String, options: &Options, results: &Results) {
     }
 }
 
-/// What forwarding a packet takes longer than with the firewall alone, and how that compares with the kernel's helper.
+/// The extra time to forward a packet compared with the firewall alone, and its ratio to the kernel helper's.
 fn write_extra_time(text: &mut String, options: &Options, results: &Results) {
     for (at, figure) in options.figures.iter().enumerate() {
         let Figure::Forward(traffic) = figure else { continue };
@@ -95,10 +95,11 @@ fn write_extra_time(text: &mut String, options: &Options, results: &Results) {
     }
 }
 
-/// So many times what the kernel helper's rule takes, with the fast path's program at the interfaces; 1.2 without it.
+/// The goal for the extra time, as a multiple of the kernel helper's, with the fast path's program on the interfaces. Without
+/// the program the goal is 1.2.
 const EXTRA_TIME_GOAL: f64 = 1.7;
 
-/// What a ratio to the contestant of the name `with` is called.
+/// The title of a ratio to the contestant named `with`.
 pub fn ratio_title(
     options: &Options,
     figure: Figure,
@@ -108,13 +109,13 @@ pub fn ratio_title(
     format!("{}: {} / {}", figure.title(), contestant.title(), title_of(options, with))
 }
 
-/// What the table calls the contestant of that name.
+/// The title of the contestant with that name.
 fn title_of(options: &Options, name: &'static str) -> &'static str {
     let mut all = options.contestants.iter();
     all.find(|contestant| contestant.name() == name).map_or(name, Contestant::title)
 }
 
-/// Each goal of the figure, for each build of ours.
+/// Each goal of the figure, with each build of `ftp-alg`.
 pub fn goal_pairs(
     figure: Figure,
     options: &Options,
@@ -148,7 +149,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[BenchReport]) -> Str
             }
             Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
             Figure::Forward(_) => Ok(()),
-            // Nothing of it goes through the program.
+            // No packet of it reaches the program.
             Figure::Bulk => Ok(()),
             Figure::Control => write!(line, " program {:.2} ns a byte,", cost * 8e3),
         };
@@ -172,7 +173,7 @@ fn spread(of: MedianAndRange, digits: usize) -> String {
     format!("{:.digits$} ({:.digits$}..{:.digits$})", of.median, of.least, of.most)
 }
 
-/// Kernel, processor, how many, and how busy they are now.
+/// The date, the kernel, the processors and their load.
 pub fn machine() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");

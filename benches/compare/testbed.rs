@@ -1,5 +1,5 @@
-//! The stage: a lab with a contestant on its gateway. Each measurement has one of its own, so that none finds
-//! what another left in connection tracking.
+//! The testbed: a lab with a contestant on its gateway. Each measurement has its own, so that none finds conntrack entries
+//! of another.
 
 use std::{
     fs,
@@ -22,10 +22,10 @@ use crate::{
     proxies,
 };
 
-/// The queue of the loop: not the daemon's.
+/// The queue of the accept loop, which is not the daemon's.
 const QUEUE: u16 = 2500;
 
-/// The kernel's helper for every control connection.
+/// Rules that assign the kernel's helper to every control connection.
 const HELPER: &str = "
 table inet helper {
     ct helper ftp { type \"ftp\" protocol tcp; }
@@ -39,7 +39,7 @@ table inet gateway {
 }
 ";
 
-/// Instead of the lab's own firewall: every connection passes, with its source translated.
+/// Rules that replace the lab's firewall: every connection passes, with its source translated.
 const ACCEPT_ALL: &str = "
 table inet gateway {
     chain source {
@@ -49,33 +49,33 @@ table inet gateway {
 }
 ";
 
-/// For data connections.
+/// The recipe for a flowtable that takes data connections.
 const FLOWTABLE: &str = include_str!("../../rules/recipes/nftables-flowtable.nft");
 
-/// Settings of the ends, in their namespaces only.
+/// Settings of the hosts, in their namespaces only.
 const HOST_SETTINGS: &str = "
 echo 10000 60999 > /proc/sys/net/ipv4/ip_local_port_range
 echo 4194304 > /proc/sys/net/core/wmem_max 2>/dev/null || true
 ";
 
-/// On the client, of connections to the gateway itself.
+/// Makes the client acknowledge at once on connections to the gateway itself.
 const QUICK_ACK: &str = "
 route=$(ip -4 route show dev eth0 scope link)
 ip route replace $route dev eth0 quickack 1
 ";
 
-/// A contestant at its place, and an FTP server behind it.
+/// A lab with a contestant on its gateway, and an FTP server behind it.
 pub struct Testbed {
     /// The lab.
     pub lab: Lab,
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub target: SocketAddr,
-    /// Where processes run.
+    /// On which cores processes run.
     pub placement: Placement,
-    // Ended before the lab is removed.
+    // Dropped before the lab is removed.
     running: Vec<BackgroundProcess>,
     daemon: Option<Daemon>,
-    /// What reads the queue.
+    /// The process that reads the queue, if there is one.
     program: Option<u32>,
     _server: BackgroundProcess,
 }
@@ -83,8 +83,8 @@ pub struct Testbed {
 impl Testbed {
     /// Builds a lab with `contestant` on its gateway.
     pub fn build(contestant: &Contestant, figure: Figure, pin: Placement) -> Result<Self> {
-        // What locally created traffic and real interfaces have: checksums and segmentation are
-        // left to the last moment.
+        // Offloads, as on real interfaces and for local traffic: the kernel computes checksums and segments as late as
+        // possible.
         let topology = match figure {
             Figure::Published(_) => Topology::PublishedServer,
             _ => Topology::Masquerade,
@@ -93,7 +93,7 @@ impl Testbed {
         for host in [&lab.client, &lab.server, &lab.gateway] {
             host.shell(HOST_SETTINGS)?;
         }
-        // A bridge is no part of a gateway, and must not call on its firewall.
+        // The bridges of the lab are not part of the gateway, so its firewall must not see their packets.
         lab.gateway.shell(&format!(
             "nsenter --net=/run/netns/{} sh -c '\
              for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $file ] || echo 0 > $file; done'",
@@ -103,7 +103,7 @@ impl Testbed {
         let serve = pin.traffic_command(lab.server.command(pin.program()), &["serve", "21"]);
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
-        let mut stage = Self {
+        let mut testbed = Self {
             lab,
             target,
             placement: pin,
@@ -112,8 +112,8 @@ impl Testbed {
             program: None,
             _server: server,
         };
-        stage.install(contestant, figure)?;
-        Ok(stage)
+        testbed.install(contestant, figure)?;
+        Ok(testbed)
     }
 
     fn install(&mut self, contestant: &Contestant, figure: Figure) -> Result<()> {
@@ -133,7 +133,7 @@ impl Testbed {
             }
             Contestant::KernelHelper => gateway.nft(HELPER)?,
             Contestant::AcceptLoop => {
-                // It is measured by itself where nothing is announced.
+                // Without announcements, the loop is measured without the kernel's helper.
                 if matches!(figure, Figure::Cycles(..) | Figure::Sessions(..)) {
                     gateway.nft(HELPER)?;
                 }
@@ -159,7 +159,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// A proxy in the server's place; whatever comes to it passes.
+    /// Runs a proxy that clients connect to instead of the server. Every connection to it is accepted.
     fn proxy(&mut self, prepare: fn(&Host, SocketAddr) -> Result<Command>) -> Result<()> {
         let gateway = &self.lab.gateway;
         gateway.nft("delete table inet gateway")?;
@@ -173,7 +173,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// Every packet of control connections to the loop, where the daemon has them queued, too.
+    /// Runs the accept loop, and queues every packet of control connections for it, at the hook that the daemon uses.
     fn accept_loop(&mut self) -> Result<()> {
         let gateway = &self.lab.gateway;
         let program = accept::build()?;
@@ -192,7 +192,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// Processor time of the gateway's program until now, if it is one process.
+    /// Processor time of the gateway's program until now. `None` if it is not one process.
     pub fn processor_time(&self) -> Option<Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.program?)).ok()?.flatten();
         let used = threads.filter_map(|thread| {
@@ -202,19 +202,19 @@ impl Testbed {
         Some(Duration::from_nanos(used.sum()))
     }
 
-    /// How many packets the daemon has seen, if there is one.
+    /// The daemon's count of packets. `None` without a daemon.
     pub fn packets(&self) -> Result<Option<u64>> {
         self.daemon.as_ref().map(|daemon| daemon.counter("packets")).transpose()
     }
 
-    /// What the gateway's program said, for a measurement that failed.
+    /// The log of the gateway's program, for a measurement that failed.
     pub fn log(&self) -> String {
         let daemon = self.daemon.as_ref().map(Daemon::log);
         daemon.into_iter().chain(self.running.iter().map(BackgroundProcess::log)).collect()
     }
 }
 
-/// Lets connections to `ports` pass.
+/// Rules that accept connections to `ports`.
 fn admitted(ports: &[u16]) -> String {
     let rule = |port: &u16| format!("meta l4proto {{ tcp, udp }} th dport {port} accept\n");
     let rules: String = ports.iter().map(rule).collect();

@@ -1,19 +1,19 @@
-//! Recorded conversations, and a kernel that grants everything.
+//! Recorded conversations of a client and a server, and a kernel that accepts every request.
 
 use std::{net::SocketAddr, time::Instant};
 
 use etherparse::PacketBuilder;
 use ftp_alg_core::{
     engine::{
-        Arrival, Attention, Checksums, Engine, Fate, Kernel, KernelError, Opening, Pinhole, Queued,
-        Standalone, Token, Translation,
+        Checksums, Engine, Fate, Kernel, KernelError, Opening, PacketMeta, Pinhole, QueueMode,
+        QueuedPacket, Standalone, Token, Translation,
     },
     policy::Policy,
 };
 
 pub const CLIENT: &str = "192.168.150.80:1035";
 const SERVER: &str = "203.0.113.9:21";
-/// A transfer in active mode: what is said, and whether the server says it.
+/// The lines of a transfer in active mode, and whether the server sends them.
 pub const ACTIVE: [(&str, bool); 4] = [
     (PORT, false),
     ("200 PORT command successful.\r\n", true),
@@ -21,22 +21,22 @@ pub const ACTIVE: [(&str, bool); 4] = [
     ("226 Done.\r\n", true),
 ];
 pub const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
-/// Lines that concern nobody.
+/// A bypassable command and its reply.
 pub const BYPASSABLE: [(&str, bool); 2] = [("NOOP\r\n", false), ("200 Zzz...\r\n", true)];
 
-/// A gateway that has seen nothing, and limits nothing.
+/// A gateway without sessions and without limits.
 pub fn gateway() -> Standalone<GrantingKernel> {
     let most = usize::MAX;
     let policy = Policy { max_sessions: most, max_pinholes_per_client: most, ..Policy::default() };
     Standalone::new(Engine::new(policy, Checksums::Verify), GrantingKernel)
 }
 
-/// A packet as a queue of the kernel has it.
-pub fn arrival(bytes: &[u8]) -> Arrival<'_> {
-    Arrival { token: Token::default(), bytes, how: Queued::default() }
+/// A packet as a netfilter queue delivers it.
+pub fn arrival(bytes: &[u8]) -> QueuedPacket<'_> {
+    QueuedPacket { token: Token::default(), bytes, meta: PacketMeta::default() }
 }
 
-/// A conversation as the gateway sees it: the server's numbers are those it delivered to.
+/// A conversation as the gateway sees it: the server acknowledges what the gateway forwarded to it.
 pub struct Conversation {
     pub packets: Vec<Vec<u8>>,
     client: SocketAddr,
@@ -48,11 +48,11 @@ pub struct Conversation {
 impl Conversation {
     pub fn logged_in(client: &str) -> Self {
         let (packets, client) = (Vec::new(), client.parse().unwrap());
-        let mut talk =
+        let mut conversation =
             Self { packets, client, gateway: gateway(), next: [100, 499], received: [499, 100] };
-        talk.send(b"", true, true);
-        talk.next[1] = 500;
-        talk.received[0] = 500;
+        conversation.send(b"", true, true);
+        conversation.next[1] = 500;
+        conversation.received[0] = 500;
         for (line, server) in [
             ("220 ready\r\n", true),
             ("USER joe\r\n", false),
@@ -60,9 +60,9 @@ impl Conversation {
             ("PASS x\r\n", false),
             ("230 in\r\n", true),
         ] {
-            talk.send_line(line, server);
+            conversation.send_line(line, server);
         }
-        talk
+        conversation
     }
 
     pub fn send_line(&mut self, line: &str, server: bool) {
@@ -90,11 +90,11 @@ impl Conversation {
     }
 }
 
-/// A kernel that grants everything.
+/// A kernel that accepts every request.
 pub struct GrantingKernel;
 
 impl Kernel for GrantingKernel {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         client: SocketAddr,
         server: SocketAddr,
@@ -103,7 +103,7 @@ impl Kernel for GrantingKernel {
         Ok(Some(Translation { client, client_external, server, server_external: server }))
     }
 
-    fn change(
+    fn update_pinholes(
         &mut self,
         _: &[Pinhole],
         openings: &[Opening],
@@ -113,7 +113,7 @@ impl Kernel for GrantingKernel {
         Ok(())
     }
 
-    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
         Ok(())
     }
 

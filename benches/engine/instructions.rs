@@ -1,6 +1,6 @@
-//! A known number of packets and nothing else, for a tool that counts instructions:
-//! `make bench-instructions`, which runs this under callgrind with N and with 2N packets. Times vary with
-//! the machine and what else it does, this does not.
+//! Hands the engine a known number of packets and does nothing else, for a tool that counts instructions.
+//! `make bench-instructions` runs this under callgrind with N and with 2N packets. Unlike times, the number of instructions
+//! does not depend on the machine and its load.
 
 use std::{hint::black_box, time::Instant};
 
@@ -10,38 +10,43 @@ use super::conversation::{
     ACTIVE, BYPASSABLE, Conversation, GrantingKernel, PORT, arrival, gateway,
 };
 
-/// Packets before the first line.
+/// Packets of a connection before its first measured line.
 const LOGIN: usize = 6;
 
-/// Hands an engine `count` times what a `kind` counts, in [`counted`], in batches of `size`.
+/// Hands an engine `count` times the counted packets of a `kind`, by [`counted`], in batches of `size`.
 ///
-/// Lines that come in pairs or with replies have as many connections, so that a batch is the same packet of each.
+/// Kinds with several lines use `size` connections, so that a batch has the same packet of each connection.
 pub fn run(kind: &str, count: usize, size: usize) {
-    let told = |lines: &[(&'static str, bool)], times: usize, counted: usize| {
+    let script = |lines: &[(&'static str, bool)], times: usize, counted: usize| {
         let line =
             |(at, (line, server)): (usize, &(&'static str, bool))| (*line, *server, at < counted);
         (0..times).flat_map(|_| lines.iter().enumerate().map(line)).collect::<Vec<_>>()
     };
     let split = [(&PORT[..3], false), (&PORT[3..], false), ACTIVE[1], ACTIVE[2], ACTIVE[3]];
     let (connections, lines) = match kind {
-        "passing" => (1, told(&BYPASSABLE, count / 2, 2)),
-        "spread" => (size, told(&BYPASSABLE, count / 2 / size, 2)),
-        "renumbering" => (1, [told(&[ACTIVE[0]], 1, 0), told(&[("", true)], count, 1)].concat()),
-        "rewriting" => (size, told(&ACTIVE, count / size, 1)),
-        "splitting" => (size, told(&split, count / size, 2)),
+        "passing" => (1, script(&BYPASSABLE, count / 2, 2)),
+        "spread" => (size, script(&BYPASSABLE, count / 2 / size, 2)),
+        "renumbering" => {
+            (1, [script(&[ACTIVE[0]], 1, 0), script(&[("", true)], count, 1)].concat())
+        }
+        "rewriting" => (size, script(&ACTIVE, count / size, 1)),
+        "splitting" => (size, script(&split, count / size, 2)),
         _ => panic!("passing, spread, renumbering, rewriting or splitting, not {kind}"),
     };
-    let talks: Vec<Conversation> = (0..connections)
+    let conversations: Vec<Conversation> = (0..connections)
         .map(|at| {
-            let mut talk = Conversation::logged_in(&format!("192.168.150.80:{}", 1035 + at));
-            lines.iter().for_each(|(line, server, _)| talk.send_line(line, *server));
-            talk
+            let mut conversation =
+                Conversation::logged_in(&format!("192.168.150.80:{}", 1035 + at));
+            lines.iter().for_each(|(line, server, _)| conversation.send_line(line, *server));
+            conversation
         })
         .collect();
     let steps = (0..LOGIN).map(|_| false).chain(lines.iter().map(|(.., counted)| *counted));
     let packets: Vec<(&[u8], bool)> = steps
         .enumerate()
-        .flat_map(|(at, counts)| talks.iter().map(move |talk| (&talk.packets[at][..], counts)))
+        .flat_map(|(at, counts)| {
+            conversations.iter().map(move |conversation| (&conversation.packets[at][..], counts))
+        })
         .collect();
     let runs = packets.chunk_by(|(_, one), (_, next)| one == next);
     let now = Instant::now();
@@ -56,7 +61,7 @@ pub fn run(kind: &str, count: usize, size: usize) {
     }
 }
 
-/// What is counted: the tool is told to begin and to end here, by this name.
+/// Handles a batch that is counted. The tool starts and stops counting at this function, by its name.
 #[inline(never)]
 fn counted(gateway: &mut Standalone<GrantingKernel>, now: Instant, batch: &[(&[u8], bool)]) {
     take(black_box(gateway), now, black_box(batch));

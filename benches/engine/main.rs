@@ -1,10 +1,10 @@
-//! What the engine costs a packet: `cargo bench --bench engine`.
+//! Measures the engine's time for a packet: `cargo bench --bench engine`.
 //!
-//! Each benchmark hands a fresh engine a whole recorded conversation and counts its packets, so
-//! that a figure is the time of one packet, verdict and new packet included, kernel excluded.
+//! Each benchmark hands a new engine a whole recorded conversation and counts its packets. So a figure is the time of one
+//! packet, with its verdict and its replacement, but without the kernel.
 //!
-//! `-- many` instead has a thousand to a million sessions at once, see [`many`]; `make
-//! bench-instructions` counts instructions, see [`instructions`].
+//! `-- many` measures a thousand to a million sessions at once, see [`many`]. `make bench-instructions` counts
+//! instructions, see [`instructions`].
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ use etherparse::TransportSlice;
 use ftp_alg_core::engine::{Released, Verdict};
 
 const LINES: usize = 1000;
-/// How many packets a queue worker may read in one go.
+/// How many packets a worker reads at once.
 const BATCH: usize = 32;
 
 fn main() {
@@ -35,15 +35,15 @@ fn main() {
     }
 }
 
-/// The yardstick: only parsing the packet and its checksum, by etherparse.
+/// The baseline: only parsing the packet and checking its checksum, by etherparse.
 #[divan::bench]
 fn baseline(bencher: Bencher) {
-    let mut talk = Conversation::logged_in(CLIENT);
+    let mut conversation = Conversation::logged_in(CLIENT);
     for (line, server) in BYPASSABLE.repeat(LINES / 2) {
-        talk.send_line(line, server);
+        conversation.send_line(line, server);
     }
     bencher.counter(ItemsCount::new(LINES)).bench_local(|| {
-        for packet in talk.packets.iter().rev().take(LINES) {
+        for packet in conversation.packets.iter().rev().take(LINES) {
             let packet = etherparse::SlicedPacket::from_ip(divan::black_box(packet)).unwrap();
             let (Some(etherparse::NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) =
                 (packet.net, packet.transport)
@@ -57,41 +57,41 @@ fn baseline(bencher: Bencher) {
     });
 }
 
-/// Lines that concern nobody: what most of a dialogue is.
+/// Lines without an announcement, of which most of a dialogue consists.
 #[divan::bench]
 fn passing(bencher: Bencher) {
     run(bencher, &BYPASSABLE.repeat(LINES / 2), LINES);
 }
 
-/// A `PORT` and its answer in turn, through masquerade: a rewrite and an adjusted packet.
+/// Active transfers through masquerade: a rewrite, and packets with adjusted sequence numbers.
 #[divan::bench]
 fn active_transfer(bencher: Bencher) {
     run(bencher, &ACTIVE.repeat(LINES / 4), LINES);
 }
 
-/// The same, with the records that are written of each batch.
+/// Active transfers, with the records of each batch for the journal.
 #[divan::bench]
 fn active_transfer_recorded(bencher: Bencher) {
-    let mut talk = Conversation::logged_in(CLIENT);
+    let mut conversation = Conversation::logged_in(CLIENT);
     for (line, server) in ACTIVE.repeat(LINES / 4) {
-        talk.send_line(line, server);
+        conversation.send_line(line, server);
     }
-    bench_with(bencher, &talk.packets, LINES, true);
+    bench_with(bencher, &conversation.packets, LINES, true);
 }
 
-/// Nothing but the `PORT`: the second of each of a thousand connections.
+/// Only `PORT` lines: the second one of each of a thousand connections.
 #[divan::bench]
 fn rewriting(bencher: Bencher) {
     run_on_each(bencher, &[PORT]);
 }
 
-/// The same, cut in three: the first two are held back, and acknowledged.
+/// `PORT` lines in three segments: the first two are held, and acknowledged to their sender.
 #[divan::bench]
 fn rewriting_split(bencher: Bencher) {
     run_on_each(bencher, &[&PORT[..3], &PORT[3..20], &PORT[20..]]);
 }
 
-/// A 227 through masquerade: a pinhole and no rewrite.
+/// Passive transfers through masquerade: pinholes without rewrites.
 #[divan::bench]
 fn passive_transfer(bencher: Bencher) {
     let exchange = [
@@ -103,52 +103,52 @@ fn passive_transfer(bencher: Bencher) {
     run(bencher, &exchange.repeat(LINES / 4), LINES);
 }
 
-/// Packets that only have to be renumbered: pure acknowledgements after a rewrite.
+/// Packets whose sequence numbers are adjusted, and nothing else: pure acknowledgements after a rewrite.
 #[divan::bench]
 fn renumbering(bencher: Bencher) {
-    let mut talk = Conversation::logged_in(CLIENT);
-    talk.send_line(PORT, false);
+    let mut conversation = Conversation::logged_in(CLIENT);
+    conversation.send_line(PORT, false);
     for _ in 0..LINES {
-        talk.send_line("", true);
+        conversation.send_line("", true);
     }
-    bench_packets(bencher, &talk.packets, LINES);
+    bench_packets(bencher, &conversation.packets, LINES);
 }
 
 fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
-    let mut talk = Conversation::logged_in(CLIENT);
+    let mut conversation = Conversation::logged_in(CLIENT);
     for (line, server) in lines {
-        talk.send_line(line, *server);
+        conversation.send_line(line, *server);
     }
-    bench_packets(bencher, &talk.packets, counted);
+    bench_packets(bencher, &conversation.packets, counted);
 }
 
-/// Times what clients say, each segment in turn, after a transfer of each.
+/// Times `segments` of [`LINES`] clients: the first segment of all, then the second. Each client has done a transfer before.
 fn run_on_each(bencher: Bencher, segments: &[&str]) {
-    let (mut stage, mut timed) = (Vec::new(), vec![Vec::new(); segments.len()]);
+    let (mut preparation, mut timed) = (Vec::new(), vec![Vec::new(); segments.len()]);
     for port in 0..LINES {
-        let mut talk = Conversation::logged_in(&format!("192.168.150.80:{}", 2000 + port));
+        let mut conversation = Conversation::logged_in(&format!("192.168.150.80:{}", 2000 + port));
         for (line, server) in ACTIVE {
-            talk.send_line(line, server);
+            conversation.send_line(line, server);
         }
-        stage.append(&mut talk.packets);
+        preparation.append(&mut conversation.packets);
         for segment in segments {
-            talk.send_line(segment, false);
+            conversation.send_line(segment, false);
         }
-        timed.iter_mut().zip(talk.packets).for_each(|(all, packet)| all.push(packet));
+        timed.iter_mut().zip(conversation.packets).for_each(|(all, packet)| all.push(packet));
     }
     let counted = LINES * segments.len();
-    stage.extend(timed.into_iter().flatten());
-    bench_packets(bencher, &stage, counted);
+    preparation.extend(timed.into_iter().flatten());
+    bench_packets(bencher, &preparation, counted);
 }
 
-/// Times the last `counted` packets; those before set the stage.
+/// Times the last `counted` packets. The packets before them are the preparation.
 fn bench_packets(bencher: Bencher, packets: &[Vec<u8>], counted: usize) {
     bench_with(bencher, packets, counted, false);
 }
 
-/// As [`bench_packets`], with records if it `records`.
+/// As [`bench_packets`], with records for the journal if `records`.
 fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bool) {
-    let (stage, timed) = packets.split_at(packets.len() - counted);
+    let (preparation, timed) = packets.split_at(packets.len() - counted);
     let now = Instant::now();
     bencher
         .counter(ItemsCount::new(counted))
@@ -157,7 +157,7 @@ fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bo
             if records {
                 gateway.engine.sessions.note_changes(now);
             }
-            for batch in stage.chunks(BATCH) {
+            for batch in preparation.chunks(BATCH) {
                 gateway.take(now, batch.iter().map(|packet| arrival(packet)));
             }
             gateway.take_events();

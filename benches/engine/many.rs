@@ -1,8 +1,8 @@
-//! Many sessions at once: what one takes of memory, and what a packet costs that belongs to any of them.
+//! Many sessions at once: measures the memory of a session, and the time of a packet that belongs to a random session.
 //!
-//! Each count has a process of its own. Memory is what is resident more than before (`VmRSS`), so that
-//! tables, allocator and all else are in it. Timed packets are made just before, a few at a time, so that they are
-//! in the cache, as those are that a kernel just delivered, but what the engine knows of their sessions is not.
+//! Each number of sessions has a process of its own. Memory is the growth of `VmRSS`, so it includes tables and the
+//! allocator. Timed packets are built just before, a few at a time. So the packets are in the cache, like packets that a
+//! kernel has just delivered, but the engine's data about their sessions is not.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use ftp_alg_core::engine::{Fate, Standalone, Verdict};
 use super::conversation::{GrantingKernel, arrival, gateway};
 
 const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
-/// Packets in one go, as a queue worker reads them.
+/// Packets at once, as a worker reads them.
 const BATCH: usize = 64;
-/// Packets timed in one round; the median of the rounds counts.
+/// Packets timed in one round. The result is the median of the rounds.
 const TIMED: usize = 1 << 20;
 const ROUNDS: usize = 7;
 const MAX_PACKET: usize = 80;
@@ -27,7 +27,7 @@ const LOGIN: [(bool, &[u8]); 5] = [
 ];
 const EXCHANGE: [(bool, &[u8]); 2] = [(false, b"NOOP\r\n"), (true, b"200 Zzz...\r\n")];
 
-/// Measures each count in a process of its own.
+/// Measures each number of sessions in a process of its own.
 pub fn each_count() {
     for count in COUNTS {
         let program = std::env::current_exe().unwrap();
@@ -36,10 +36,10 @@ pub fn each_count() {
     }
 }
 
-/// Measures one count, and prints a line.
+/// Measures one number of sessions, and prints a line.
 pub fn one_count(count: usize) {
-    let mut said = vec![1_u32; count]; // touched, before memory is measured
-    said.fill(0);
+    let mut sent = vec![1_u32; count]; // written to, so that it is resident before memory is measured
+    sent.fill(0);
     let now = Instant::now();
     let before = resident();
     let mut gateway = gateway();
@@ -51,7 +51,7 @@ pub fn one_count(count: usize) {
     let mut random = 0x9e37_79b9_7f4a_7c15;
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
-            let spent = time_round(&mut gateway, now, &mut said, &mut random);
+            let spent = time_round(&mut gateway, now, &mut sent, &mut random);
             spent.as_nanos() as f64 / TIMED as f64
         })
         .collect();
@@ -77,11 +77,11 @@ fn log_in(gateway: &mut Standalone<GrantingKernel>, now: Instant, session: usize
     }
 }
 
-/// Hands the engine packets of any sessions, each the next of its own, and gives the time that took.
+/// Hands the engine packets of random sessions, each the next one of its session. Returns the time that this took.
 fn time_round(
     gateway: &mut Standalone<GrantingKernel>,
     now: Instant,
-    said: &mut [u32],
+    sent: &mut [u32],
     random: &mut u64,
 ) -> Duration {
     let mut batch = [([0; MAX_PACKET], 0); BATCH];
@@ -91,9 +91,9 @@ fn time_round(
             *random ^= *random << 13;
             *random ^= *random >> 7;
             *random ^= *random << 17;
-            let session = (*random % said.len() as u64) as usize;
-            *length = build_next(packet, session, said[session]);
-            said[session] += 1;
+            let session = (*random % sent.len() as u64) as usize;
+            *length = build_next(packet, session, sent[session]);
+            sent[session] += 1;
         }
         let start = Instant::now();
         gateway.take(now, batch.iter().map(|(packet, length)| arrival(&packet[..*length])));
@@ -103,15 +103,15 @@ fn time_round(
     spent
 }
 
-/// Builds the packet of a session on which `said` were said since its login.
-fn build_next(packet: &mut [u8; MAX_PACKET], session: usize, said: u32) -> usize {
+/// Builds the next packet of a session that sent `sent` packets since its login.
+fn build_next(packet: &mut [u8; MAX_PACKET], session: usize, sent: u32) -> usize {
     let mut numbers = [first_sequence(session), !first_sequence(session)];
     for (server, line) in LOGIN {
         numbers[usize::from(server)] += line.len() as u32;
     }
-    let (server, line) = EXCHANGE[said as usize % 2];
-    numbers[0] += said.div_ceil(2) * EXCHANGE[0].1.len() as u32;
-    numbers[1] += said / 2 * EXCHANGE[1].1.len() as u32;
+    let (server, line) = EXCHANGE[sent as usize % 2];
+    numbers[0] += sent.div_ceil(2) * EXCHANGE[0].1.len() as u32;
+    numbers[1] += sent / 2 * EXCHANGE[1].1.len() as u32;
     build(packet, session, server, numbers, 0x18, line)
 }
 
@@ -119,7 +119,7 @@ fn first_sequence(session: usize) -> u32 {
     (session as u32).wrapping_mul(0x9e37_79b1) >> 1
 }
 
-/// Writes a packet of one end, and gives its length.
+/// Writes a packet of the client or the server, and returns its length.
 fn build(
     packet: &mut [u8; MAX_PACKET],
     session: usize,
