@@ -12,7 +12,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Effects, Engine, JudgedLine, Side},
+    engine::{Effects, Engine, FastPathLine, Side},
     ftp::Zeros,
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -99,7 +99,7 @@ impl FastPathReader {
         let mut lines = std::mem::take(&mut *lock(unread));
         if !lines.is_empty() {
             let clock = KernelClock::now();
-            engine.read_judged(lines.iter().map(|line| engine_line(line, &clock)), effects);
+            engine.read_fast_path_lines(lines.iter().map(|line| engine_line(line, &clock)), effects);
             lines.clear();
             // The next lines reuse the memory.
             let mut unread = lock(unread);
@@ -153,8 +153,8 @@ impl KernelClock {
     }
 }
 
-fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> JudgedLine<'s> {
-    JudgedLine {
+fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> FastPathLine<'s> {
+    FastPathLine {
         flow: line.flow,
         line: line.number,
         at: clock.instant_of(line.at_ns),
@@ -164,9 +164,9 @@ fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> JudgedLine<'s> 
         seq: line.seq,
         ack: line.ack,
         window: line.window,
-        opened: line.opened_pinhole,
-        consumed: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
-        ends: line.is_fin,
+        opened_pinhole: line.opened_pinhole,
+        consumed_pinhole: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
+        is_fin: line.is_fin,
         zeros: Zeros::of_digits(line.port_digits.into()),
         bytes: line.bytes(),
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::{engine::Hole, policy::Policy};
+use ftp_alg_core::{engine::FastPathPinhole, policy::Policy};
 
 use super::{
     ServiceError, fast_path_lines::FastPathReader, host, shard::lock, shared_state::SharedState,
@@ -37,7 +37,7 @@ impl FastPathReader {
                 let mut engine = lock(&shared.shards[shard].engine);
                 has_read |= !lock(&self.unread_lines[shard]).is_empty();
                 // Includes the records of lines that another thread had it read, and has not written yet.
-                engine.read_judged(std::iter::empty(), effects);
+                engine.read_fast_path_lines(std::iter::empty(), effects);
                 self.feed_engine(shard, &mut engine, effects);
             }
         });
@@ -90,8 +90,8 @@ impl FastPathReader {
         // The engines hand each connection over again when it is eligible.
         for shard in &shared.shards {
             let mut engine = lock(&shard.engine);
-            engine.sessions.set_hands_over(false);
-            engine.sessions.set_hands_over(hands_over);
+            engine.sessions.set_uses_fast_path(false);
+            engine.sessions.set_uses_fast_path(hands_over);
         }
         self.read_lines(shared, kernel);
         let program = self.flows.program();
@@ -99,21 +99,21 @@ impl FastPathReader {
         // The lines that the program inspected until then: their pinholes belong to sessions.
         self.read_lines(shared, kernel);
         // A daemon that crashed may have left pinholes open that it had already dropped.
-        let mut held: HashSet<Hole> = HashSet::new();
+        let mut held: HashSet<FastPathPinhole> = HashSet::new();
         for shard in &shared.shards {
-            held.extend(lock(&shard.engine).sessions.holes());
+            held.extend(lock(&shard.engine).sessions.fast_path_pinholes());
         }
         let holds = |initiator: IpAddr, arrival: SocketAddr| {
             let first = shared.shards.first();
-            first.is_some_and(|shard| lock(&shard.engine).sessions.holds(initiator, arrival))
+            first.is_some_and(|shard| lock(&shard.engine).sessions.holds_pinhole(initiator, arrival))
         };
         program.retain_pinholes(|initiator, arrival, flow, line| match flow {
             0 => holds(initiator.into(), arrival.into()),
-            _ => held.contains(&Hole { flow, line }),
+            _ => held.contains(&FastPathPinhole { flow, line }),
         })?;
         for shard in &shared.shards {
             // The program may already have the same pinhole open. It is then the same session's.
-            let of_rules: Vec<_> = lock(&shard.engine).sessions.of_rules().collect();
+            let of_rules: Vec<_> = lock(&shard.engine).sessions.rule_pinholes().collect();
             of_rules.iter().for_each(|pinhole| _ = self.flows.reserve_pinhole(pinhole));
         }
         Ok(())
@@ -141,7 +141,7 @@ impl FastPathReader {
     /// open.
     pub(super) fn stop(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
         for shard in &shared.shards {
-            lock(&shard.engine).sessions.set_hands_over(false);
+            lock(&shard.engine).sessions.set_uses_fast_path(false);
         }
         self.take_back_all(shared, kernel);
     }
@@ -212,8 +212,8 @@ pub(super) fn reopen_program_pinholes(
     host::carry_out_effects(shared, kernel, |_, all| {
         for (shard, effects) in shared.shards.iter().zip(all) {
             let mut engine = lock(&shard.engine);
-            left.append(&mut engine.sessions.leave_program());
-            engine.read_judged(std::iter::empty(), effects);
+            left.append(&mut engine.sessions.move_pinholes_to_rules());
+            engine.read_fast_path_lines(std::iter::empty(), effects);
         }
     });
     if left.is_empty() || parameters.backend() != Backend::Nftables {

@@ -53,11 +53,11 @@ impl Host for DaemonHost<'_> {
         self.kernel
     }
 
-    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
+    fn with_engine<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
         work(&mut lock(&self.shared.shards[shard].engine))
     }
 
-    fn has_lapsed(&mut self) -> bool {
+    fn had_downtime(&mut self) -> bool {
         self.own_queue.as_ref().is_some_and(|own| own.checks_downtime)
             && self.shared.progress.has_lapsed(Instant::now())
     }
@@ -70,7 +70,7 @@ impl Host for DaemonHost<'_> {
         }
     }
 
-    fn give(&mut self, all: &[Effects]) {
+    fn give_verdicts(&mut self, all: &[Effects]) {
         let Self { shared, own_queue: own, .. } = self;
         let mut flushed = Ok(());
         for effects in all {
@@ -92,7 +92,7 @@ impl Host for DaemonHost<'_> {
         }
     }
 
-    fn events(&mut self, events: &mut Vec<Event>, more: u64) {
+    fn report_events(&mut self, events: &mut Vec<Event>, more: u64) {
         self.shared.record_events(self.now, events, more);
     }
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use ahash::AHashMap;
-use ftp_alg_core::engine::{Action, Decision, Event, EventKind};
+use ftp_alg_core::engine::{Action, AnnouncementDecision, Event, EventKind};
 use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
@@ -81,7 +81,7 @@ impl EventLog {
         };
         let admitted: Vec<_> = events
             .iter()
-            .map(|event| (topic_of(&event.what), event))
+            .map(|event| (topic_of(&event.kind), event))
             .filter(|(topic, event)| admits(*topic, event))
             .collect();
         drop(limiter);
@@ -159,12 +159,12 @@ struct Fields<'a> {
     session: Option<u64>,
     client: Option<SocketAddr>,
     server: Option<SocketAddr>,
-    decision: Option<&'a Decision>,
+    decision: Option<&'a AnnouncementDecision>,
 }
 
 impl<'a> Fields<'a> {
     fn new(event: &'a Event) -> Self {
-        let decision = match &event.what {
+        let decision = match &event.kind {
             EventKind::Announcement(decision) => Some(decision),
             _ => None,
         };
@@ -258,14 +258,18 @@ impl Topic {
 /// The topic of an event. `None` for lines of the level debug, which have no rate limit because somebody asked for them.
 fn topic_of(what: &EventKind) -> Option<Topic> {
     match what {
-        EventKind::Failed(_) => Some(Topic::Kernel),
-        EventKind::Refused(_) => Some(Topic::Refusal),
-        EventKind::Announcement(Decision { action: Action::Refuse, .. }) => Some(Topic::Refusal),
-        EventKind::Announcement(_) | EventKind::Unread(_) => Some(Topic::Announcement),
-        EventKind::Limit(_) => Some(Topic::Limit),
-        EventKind::Ended(_) => Some(Topic::Ended),
+        EventKind::KernelRefused(_) => Some(Topic::Kernel),
+        EventKind::CommandRefused(_) => Some(Topic::Refusal),
+        EventKind::Announcement(AnnouncementDecision { action: Action::Refuse, .. }) => {
+            Some(Topic::Refusal)
+        }
+        EventKind::Announcement(_) | EventKind::UnreadableReply(_) => Some(Topic::Announcement),
+        EventKind::LimitReached(_) => Some(Topic::Limit),
+        EventKind::Reset(_) => Some(Topic::Ended),
         EventKind::Encrypted => Some(Topic::Encrypted),
-        EventKind::Closed(..) | EventKind::Expired(..) | EventKind::Turned(_) => None,
+        EventKind::PinholeClosed(..)
+        | EventKind::PinholeExpired(..)
+        | EventKind::StateChanged(_) => None,
     }
 }
 

@@ -9,15 +9,15 @@
 //! - The control socket answers, and the service manager is sent READY, only when the workers give verdicts.
 //! - The workers end last.
 
-pub mod client;
+pub(crate) mod client;
 pub mod confine;
-pub mod control;
+mod control;
 mod external_names;
 mod fast_path_lines;
-pub mod fast_path_pins;
+mod fast_path_pins;
 mod fast_path_thread;
 mod forwarded_verdicts;
-pub mod health;
+pub(crate) mod health;
 mod heartbeat;
 mod host;
 mod log;

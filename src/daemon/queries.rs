@@ -81,7 +81,7 @@ impl StatusSource for SharedState {
                 break;
             }
             let Translation { client, server, .. } = session.translation;
-            if let Ok(Some(translation)) = kernel.translation(client, server) {
+            if let Ok(Some(translation)) = kernel.lookup_translation(client, server) {
                 session.translation = translation;
             }
         }

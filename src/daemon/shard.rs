@@ -42,7 +42,7 @@ impl Shard {
     pub(super) fn record_downtime(&self) -> io::Result<()> {
         let mut effects = Effects::default();
         let mut engine = lock(&self.engine);
-        engine.lapse();
+        engine.record_downtime();
         engine.take_records(&mut effects);
         let mut journal = lock(&self.journal);
         drop(engine);

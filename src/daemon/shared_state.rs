@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Event, Kernel, Pinhole, EventKind};
+use ftp_alg_core::engine::{Effects, Event, EventKind, Kernel, Pinhole};
 
 use super::{
     external_names::ExternalNames,
@@ -70,13 +70,13 @@ impl SharedState {
 
     /// Empty effects for each shard.
     pub(super) fn new_effects(&self) -> Vec<Effects> {
-        (0..self.shards.len()).map(Effects::of).collect()
+        (0..self.shards.len()).map(Effects::for_shard).collect()
     }
 
     /// Logs an engine's events, and hands expired pinholes to the health checks. The engine left out `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         for event in events {
-            if let EventKind::Expired(pinhole, kind) = event.what {
+            if let EventKind::PinholeExpired(pinhole, kind) = event.kind {
                 self.health.record_expired(pinhole, kind, (event.client, event.server));
             }
         }
@@ -101,7 +101,7 @@ impl SharedState {
             status.queue_drops += queue.dropped;
             status.verdicts_refused += queue.refused;
         }
-        status.counters.limits.endings = self.unnoted_ends.load(Ordering::Relaxed);
+        status.counters.limits.closing_set = self.unnoted_ends.load(Ordering::Relaxed);
         for shard in &self.shards {
             let (engine, journal) = (lock(&shard.engine), lock(&shard.journal));
             status.memory = engine.sessions.memory() as u64; // of all shards
@@ -112,7 +112,7 @@ impl SharedState {
         }
         status.log_lines_skipped = self.log.skipped_lines();
         status.pinholes_expired = self.health.unused_pinholes();
-        let handed_over = |shard: &Shard| lock(&shard.engine).sessions.handed_over().count();
+        let handed_over = |shard: &Shard| lock(&shard.engine).sessions.fast_path_sessions().count();
         let connections = self.shards.iter().map(handed_over).sum();
         status.fast_path = match &self.fast_path {
             Ok(reader) => reader.status(connections),
@@ -132,19 +132,19 @@ impl SharedState {
         is_missing: impl Fn(&Pinhole) -> bool,
     ) {
         let Some(first) = self.shards.first() else { return };
-        let places = lock(&first.engine).sessions.places().clone();
+        let places = lock(&first.engine).sessions.registry().clone();
         // While this lock is held, no other thread closes a pinhole.
-        places.tell(iter::empty(), |_| {
+        places.update_kernel(iter::empty(), |_| {
             for shard in &self.shards {
                 let missing: Vec<_> = lock(&shard.engine)
                     .sessions
-                    .to_open_again(Instant::now(), &is_missing)
+                    .missing_pinholes(Instant::now(), &is_missing)
                     .collect();
                 if missing.is_empty() {
                     continue;
                 }
                 let mut outcomes = Vec::new();
-                if let Err(error) = kernel.change(&[], &missing, &mut outcomes) {
+                if let Err(error) = kernel.update_pinholes(&[], &missing, &mut outcomes) {
                     self.report_error(&error);
                 }
                 let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();

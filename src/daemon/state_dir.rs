@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Engine, RECORD_FORMAT, Restored, SavedSessions};
+use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::shard_map::ShardMap;
@@ -67,7 +67,7 @@ enum JournalError {
     #[error("it is damaged at byte {0}")]
     Damaged(usize),
     #[error("it is damaged: {0}")]
-    Record(#[from] ftp_alg_core::engine::BadRecord),
+    Record(#[from] ftp_alg_core::engine::RecordError),
 }
 
 impl StateDir {
@@ -96,7 +96,7 @@ impl StateDir {
         engines: &mut [Engine],
     ) -> io::Result<Vec<Journal>> {
         let (all_sessions, found) = (self.path.join(ALL_SESSIONS), self.find_journals()?);
-        let mut saved = SavedSessions::default();
+        let mut saved = SessionRecords::default();
         // A start that was interrupted left a file with all sessions.
         let trusted =
             if all_sessions.exists() { std::slice::from_ref(&all_sessions) } else { &found[..] };
@@ -106,17 +106,17 @@ impl StateDir {
                 Err(why) => put_aside(journal, &why)?,
             }
         }
-        let mut all = Restored::default();
+        let mut all = RestoredCounts::default();
         let shard_map = ShardMap(engines.len());
         let parts = saved
             .divide(engines.len(), |client, server| shard_map.shard_of_connection(client, server));
         for (engine, part) in engines.iter_mut().zip(parts) {
-            let restored = engine.sessions.go_on_with(part, Instant::now(), self.epoch);
+            let restored = engine.sessions.restore_sessions(part, Instant::now(), self.epoch);
             all.sessions += restored.sessions;
             all.adjusted += restored.adjusted;
-            engine.sessions.note_changes(self.epoch);
+            engine.sessions.track_changes(self.epoch);
         }
-        if let Restored { sessions: 1.., adjusted } = all {
+        if let RestoredCounts { sessions: 1.., adjusted } = all {
             let sessions = all.sessions;
             tracing::info!(
                 event = "restored",
@@ -181,11 +181,11 @@ impl StateDir {
     }
 
     /// Reads the sessions of a journal.
-    fn read_journal(&self, path: &Path) -> Result<SavedSessions, JournalError> {
+    fn read_journal(&self, path: &Path) -> Result<SessionRecords, JournalError> {
         if fs::metadata(path)?.len() > MAX_JOURNAL {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
-        Ok(SavedSessions::read(self.split_records(&fs::read(path)?)?.into_iter())?)
+        Ok(SessionRecords::read(self.split_records(&fs::read(path)?)?.into_iter())?)
     }
 
     /// The records of a journal. A crash may cut off the last record. No verdict was given for it, so it is left out.
@@ -301,7 +301,7 @@ fn write_checkpoint(
     let file = replace_file(path, |file| {
         let mut written = Ok(());
         for engine in engines {
-            let read = engine.sessions.records(|record| {
+            let read = engine.sessions.write_all_records(|record| {
                 append_frame(record, buffer);
                 if buffer.len() >= CHUNK && written.is_ok() {
                     length += buffer.len() as u64;

@@ -2,7 +2,7 @@
 
 use ftp_alg_core::{
     engine::{
-        Attention, Checksums, Kernel, KernelError, Opening, Pinhole, Standalone, Translation,
+        Checksums, Kernel, KernelError, Opening, Pinhole, QueueMode, Standalone, Translation,
     },
     policy::Policy,
 };
@@ -13,14 +13,14 @@ use super::*;
 struct NoNat;
 
 impl Kernel for NoNat {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         client: std::net::SocketAddr,
         server: std::net::SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
         Ok(Some(Translation::identity(client, server)))
     }
-    fn change(
+    fn update_pinholes(
         &mut self,
         _: &[Pinhole],
         openings: &[Opening],
@@ -29,7 +29,7 @@ impl Kernel for NoNat {
         outcomes.extend(openings.iter().map(|_| Ok(())));
         Ok(())
     }
-    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
         Ok(())
     }
     fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {

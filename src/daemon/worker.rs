@@ -95,7 +95,7 @@ impl Worker {
             if let Err(error) = forwarded.give_all(self.queue.verdicts(), &self.parameters) {
                 self.shared.report_error(&error);
             }
-            let due = self.effects.iter().filter_map(|effects| effects.waits_until).min();
+            let due = self.effects.iter().filter_map(|effects| effects.reorder_deadline).min();
             if now >= next_tick || due.is_some_and(|due| now >= due) {
                 self.expire(now);
             }
@@ -196,7 +196,7 @@ impl Worker {
             fast_path.fetch_lines();
         }
         for (shard, effects) in effects.iter_mut().enumerate() {
-            if shard == *index || effects.waits_until.is_some_and(|until| now >= until) {
+            if shard == *index || effects.reorder_deadline.is_some_and(|until| now >= until) {
                 let mut engine = lock(&shared.shards[shard].engine);
                 if let Some(fast_path) = fast_path {
                     fast_path.feed_engine(shard, &mut engine, effects);

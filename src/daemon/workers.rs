@@ -106,7 +106,7 @@ pub(super) fn start(
     };
     let kernel = make_kernel()?;
     for shard in &shards {
-        lock(&shard.engine).sessions.set_capacity(kernel.capacity());
+        lock(&shard.engine).sessions.set_capacity(kernel.pinhole_capacity());
     }
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(shards.len()),
@@ -373,9 +373,9 @@ impl Workers {
         if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
         {
             for OpenPinhole { initiator, arrival, .. } in open_now {
-                if !lock(&shard.engine).sessions.holds(initiator, arrival) {
+                if !lock(&shard.engine).sessions.holds_pinhole(initiator, arrival) {
                     let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
-                    let closed = kernel.change(&[left], &[], &mut Vec::new());
+                    let closed = kernel.update_pinholes(&[left], &[], &mut Vec::new());
                     closed.unwrap_or_else(|error| self.shared.report_error(&error));
                 }
             }
@@ -387,11 +387,11 @@ impl Workers {
     /// yes, because the end of the daemon must not take long.
     fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
         let of_shard = |shard: &Shard| {
-            lock(&shard.engine).sessions.adjusted().take(MAX_QUERIED + 1).collect::<Vec<_>>()
+            lock(&shard.engine).sessions.adjusted_connections().take(MAX_QUERIED + 1).collect::<Vec<_>>()
         };
         let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
         adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
-            asked >= MAX_QUERIED || !matches!(kernel.translation(*client, *server), Ok(None))
+            asked >= MAX_QUERIED || !matches!(kernel.lookup_translation(*client, *server), Ok(None))
         })
     }
 
@@ -502,7 +502,7 @@ impl Drop for Workers {
             // Pinholes of the table are gone with it, but expectations are not.
             host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
-                    lock(&shard.engine).sessions.close_all(effects);
+                    lock(&shard.engine).sessions.close_all_pinholes(effects);
                 }
             });
         }
