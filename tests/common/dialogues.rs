@@ -78,13 +78,13 @@ struct Report {
     peer: String,
     said: Vec<String>,
     heard: Vec<String>,
-    told: Vec<Told>,
+    announced: Vec<HeardAnnouncement>,
     data: Vec<Data>,
     error: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Told {
+struct HeardAnnouncement {
     line: usize,
     address: String,
 }
@@ -160,9 +160,9 @@ fn judge(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
         if let Some(error) = &report.error {
             wrong.push(format!("{role}: {error}"));
         }
-        for told in report.told.iter().filter(|told| told.address != report.peer) {
-            let line = &report.heard[told.line];
-            wrong.push(format!("the {role} was told {line:?} by {}", report.peer));
+        for heard in report.announced.iter().filter(|heard| heard.address != report.peer) {
+            let line = &report.heard[heard.line];
+            wrong.push(format!("{role}: announcement {line:?} from {}", report.peer));
         }
         for data in report.data.iter().filter(|data| data.peer != report.peer) {
             let (control, data) = (&report.peer, &data.peer);
@@ -173,7 +173,7 @@ fn judge(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
         return wrong;
     }
     for (speaker, listener) in [(server, client), (client, server)] {
-        let announced = |at: usize| listener.told.iter().any(|told| told.line == at);
+        let announced = |at: usize| listener.announced.iter().any(|heard| heard.line == at);
         let count = speaker.said.len().max(listener.heard.len());
         for at in (0..count).filter(|at| !announced(*at)) {
             let (said, heard) = (speaker.said.get(at), listener.heard.get(at));
@@ -182,9 +182,9 @@ fn judge(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
             }
         }
     }
-    let told = server.told.len() + client.told.len();
-    if told != dialogue.announcements() {
-        wrong.push(format!("{told} announcements were heard, not {}", dialogue.announcements()));
+    let announced = server.announced.len() + client.announced.len();
+    if announced != dialogue.announcements() {
+        wrong.push(format!("{announced} announcements were heard, not {}", dialogue.announcements()));
     }
     let moved: Vec<Option<u64>> = server.data.iter().map(|data| data.content.moved).collect();
     let expected: Vec<Option<u64>> = dialogue.transfers().into_iter().map(Some).collect();

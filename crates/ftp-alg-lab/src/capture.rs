@@ -1,4 +1,4 @@
-//! Captures on an interface of the lab, judged by tshark.
+//! Captures packets on an interface of the lab, and analyses them with tshark.
 
 use std::{
     collections::BTreeMap,
@@ -20,14 +20,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures what passes `interface` of `host` and matches `filter` (tcpdump's language).
+    /// Captures packets on `interface` of `host` that match `filter` (a filter of tcpdump).
     pub fn start(host: &Host, interface: &str, filter: &str) -> Result<Self> {
         let number = fs::read_dir(host.directory()).map_or(0, Iterator::count);
-        // Ubuntu's AppArmor profile lets tcpdump write names in .pcap only.
+        // The AppArmor profile of Ubuntu allows tcpdump to write only files named *.pcap.
         let name = format!("{}-{interface}-{number}", host.role());
         let path = host.directory().join(format!("{name}.pcap"));
         let mut command = host.command("tcpdump");
-        // Each place of the ring has room for the longest packet, so that there are a thousand of them.
+        // Each slot of the ring has room for the longest packet, so this size makes a thousand slots.
         command.args([
             "-i",
             interface,
@@ -39,7 +39,7 @@ impl Capture {
             "-B",
             "65536",
         ]);
-        // Each packet is written by root, at once.
+        // tcpdump stays root and writes each packet at once.
         command.args(["-Z", "root", "-w"]).arg(&path).arg(filter);
         let mut process = host.start(command, &name)?;
         process.wait_until("start", Duration::from_secs(5), |tcpdump| {
@@ -48,9 +48,9 @@ impl Capture {
         Ok(Self { process, path })
     }
 
-    /// Ends the capture once it saw what is still under way, and gives what was seen.
+    /// Ends the capture when no more packets arrive, and returns it for analysis.
     pub fn finish(mut self) -> Result<CaptureAnalysis> {
-        // tcpdump has no way to say that it is up to date: wait until its file stops growing.
+        // tcpdump does not report that it has written all packets, so wait until its file stops growing.
         let mut size = self.size();
         let deadline = Instant::now() + Duration::from_secs(3);
         while Instant::now() < deadline {
@@ -78,18 +78,18 @@ impl Capture {
     }
 }
 
-/// A line of a control connection, put together from its segments.
+/// A line of a control connection, assembled from segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlLine {
-    /// The connection's number in the capture.
+    /// The number of the connection in the capture.
     pub stream: String,
-    /// Who said it.
+    /// The address of the sender.
     pub from: IpAddr,
-    /// Whom it was said to.
+    /// The address of the receiver.
     pub to: IpAddr,
-    /// Whether it was said to the server's port.
+    /// Whether the line was sent to the server.
     pub is_command: bool,
-    /// The line without its end.
+    /// The line without its line end.
     pub text: String,
 }
 
@@ -100,7 +100,7 @@ pub struct CaptureAnalysis {
 }
 
 impl CaptureAnalysis {
-    /// Judges a capture file that is already there.
+    /// Analyses an existing capture file.
     pub fn open(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
@@ -110,7 +110,7 @@ impl CaptureAnalysis {
         &self.path
     }
 
-    /// Fields of the packets that match `filter` (tshark's language), one row a packet.
+    /// Fields of the packets that match `filter` (a display filter of tshark), one row for each packet.
     pub fn fields(&self, filter: &str, fields: &[&str]) -> Result<Vec<Vec<String>>> {
         let mut command = Command::new(process::system_program("tshark"));
         command.arg("-n").arg("-r").arg(&self.path).args(["-Y", filter, "-T", "fields"]);
@@ -121,25 +121,26 @@ impl CaptureAnalysis {
             command.args(["-e", field]);
         }
         let done = process::run(command, b"", Duration::from_secs(60))?;
-        // tshark also warns about running as root; only its exit status counts.
+        // Only the exit status counts, because tshark also prints a warning about running as root.
         let text = done.success()?.stdout_text();
         Ok(text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
     }
 
-    /// How many packets match `filter`.
+    /// The number of packets that match `filter`.
     pub fn count(&self, filter: &str) -> Result<usize> {
         self.fields(filter, &["frame.number"]).map(|rows| rows.len())
     }
 
-    /// Packets with a wrong checksum, one line each.
+    /// The packets with a wrong checksum, one line each.
     pub fn wrong_checksums(&self) -> Result<Vec<String>> {
-        // Linux sends 0xffff for a TCP checksum of 0, which adds up to the same for its receiver.
+        // Linux sends 0xffff for a TCP checksum of 0. The receiver's sum is the same.
         let tcp = "tcp.checksum.status == \"Bad\" && !tcp.checksum.ffff";
         self.named(&format!("ip.checksum.status == \"Bad\" || ({tcp})"))
     }
 
-    /// Packets with a wrong checksum, and packets that acknowledge or follow bytes that never
-    /// passed: what a faulty rewrite or sequence adjustment would look like. One line each.
+    /// The packets with signs of a wrong rewrite or sequence adjustment, one line each.
+    ///
+    /// These are packets with a wrong checksum, and packets that acknowledge or follow bytes that were not captured.
     pub fn faults(&self) -> Result<Vec<String>> {
         let mut faults = self.wrong_checksums()?;
         faults.extend(self.named("tcp.analysis.ack_lost_segment")?);
@@ -147,8 +148,8 @@ impl CaptureAnalysis {
         Ok(faults)
     }
 
-    /// Sequence numbers that were presupposed and never passed. A packet that was merely overtaken
-    /// (see [`Analysis::reorderings`]) leaves no gap.
+    /// The gaps in sequence numbers. A packet that is only out of order leaves no gap, see
+    /// [`CaptureAnalysis::reorderings`].
     fn gaps(&self) -> Result<Vec<String>> {
         let rows = self.fields("tcp", &["tcp.stream", "tcp.srcport", "tcp.seq", "tcp.nxtseq"])?;
         let mut directions: BTreeMap<(String, String), Vec<(u64, u64)>> = BTreeMap::new();
@@ -165,7 +166,7 @@ impl CaptureAnalysis {
             for (seq, next) in spans {
                 if seq > reached {
                     gaps.push(format!(
-                        "stream {stream} from port {port}: {reached} to {seq} unseen"
+                        "stream {stream} from port {port}: gap from {reached} to {seq}"
                     ));
                 }
                 reached = reached.max(next);
@@ -174,21 +175,21 @@ impl CaptureAnalysis {
         Ok(gaps)
     }
 
-    /// Packets that were overtaken, one line each.
+    /// The packets that arrived out of order, one line each.
     pub fn reorderings(&self) -> Result<Vec<String>> {
         self.named("tcp.analysis.out_of_order || tcp.analysis.lost_segment")
     }
 
-    /// Packets that waited for a retransmission time-out (at least 200 ms on Linux), one line each.
+    /// The retransmissions after a retransmission time-out (at least 200 ms on Linux), one line each.
     ///
-    /// Earlier ones are loss probes: with round trips of microseconds they come whenever a busy
-    /// machine lets the gateway wait a few milliseconds for the processor.
+    /// Earlier retransmissions are loss probes. Round trips take microseconds here, so loss probes occur whenever the
+    /// gateway waits a few milliseconds for the processor on a busy machine.
     pub fn timeouts(&self) -> Result<Vec<String>> {
         let least = process::scaled_timeout(Duration::from_millis(190)).as_secs_f64();
         self.named(&format!("tcp.analysis.rto >= {least}"))
     }
 
-    /// Everything that a clean capture has not.
+    /// All faults, reorderings and time-outs. A clean capture has none.
     pub fn anomalies(&self) -> Result<Vec<String>> {
         let mut all = self.faults()?;
         all.extend(self.reorderings()?);
@@ -201,13 +202,13 @@ impl CaptureAnalysis {
         Ok(rows.into_iter().map(|row| format!("frame {}", row.join(": "))).collect())
     }
 
-    /// The lines said on control connections to port 21; see [`Analysis::control_lines_of`].
+    /// The lines on control connections to port 21; see [`CaptureAnalysis::control_lines_of`].
     pub fn control_lines(&self) -> Result<Vec<ControlLine>> {
         self.control_lines_of(21)
     }
 
-    /// The lines said on connections to the server's `port`, each direction put together by sequence
-    /// number, in the order in which they were complete.
+    /// The lines on connections to the server's `port`, in the order in which they were complete. Each direction is
+    /// assembled by sequence number.
     pub fn control_lines_of(&self, port: u16) -> Result<Vec<ControlLine>> {
         let server = port.to_string();
         let rows = self.fields(
@@ -252,7 +253,7 @@ impl CaptureAnalysis {
         Ok(lines.into_iter().map(|(_, line)| line).collect())
     }
 
-    /// Announcements as they passed: `PORT`, `EPRT`, `227`, `229`.
+    /// The announcements in the capture: `PORT`, `EPRT`, `227`, `229`.
     pub fn announcements(&self) -> Result<Vec<String>> {
         let lines = self.control_lines()?.into_iter().map(|line| line.text);
         Ok(lines
@@ -264,7 +265,7 @@ impl CaptureAnalysis {
     }
 }
 
-/// One direction of one control connection: bytes by relative sequence number, with their frame.
+/// One direction of a control connection: bytes with their frame, by relative sequence number.
 struct ControlDirection {
     from: IpAddr,
     to: IpAddr,
@@ -278,7 +279,7 @@ impl ControlDirection {
         }
     }
 
-    /// Whole lines with the frame that completed them.
+    /// The complete lines, each with the frame that completed it.
     fn lines(&self) -> Vec<(u64, String)> {
         let (mut lines, mut text, mut latest) = (Vec::new(), Vec::new(), 0);
         for (byte, frame) in self.segments.values() {
@@ -306,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_put_together_across_segments_and_retransmissions() {
+    fn lines_are_assembled_across_segments_and_retransmissions() {
         let here = "192.0.2.1".parse().unwrap();
         let mut direction = ControlDirection { from: here, to: here, segments: BTreeMap::new() };
         direction.add(3, 5, b"T 1,2\r\nQU");
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_are_read_from_hexadecimal() {
+    fn hexadecimal_payloads_are_parsed() {
         assert_eq!(bytes("50:4f52"), b"POR");
         assert_eq!(bytes(""), b"");
     }

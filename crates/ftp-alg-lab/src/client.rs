@@ -1,4 +1,4 @@
-//! Real FTP clients, each doing a download, an upload and a listing as it is told to announce.
+//! Runs real FTP clients, with a chosen announcement command, for downloads, uploads and listings.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 
 use super::{Host, LabError, ProgramOutput, Result, Script, Server};
 
-/// How long a client may take for one errand. A dropped packet shows as a client that waits.
+/// The time limit for one operation of a client. If a packet is dropped, the client waits for this time.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Who opens the data connection.
@@ -24,7 +24,7 @@ pub enum Mode {
     Passive,
 }
 
-/// The command by which a client announces a data connection, or has it announced.
+/// The command with which a client announces a data connection, or requests an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "UPPERCASE")]
 pub enum Verb {
@@ -39,7 +39,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The customary one.
+    /// The usual command for a mode and an IP version.
     pub fn for_mode(mode: Mode, family: Family) -> Self {
         match (mode, family) {
             (Mode::Active, Family::V4) => Self::Port,
@@ -49,7 +49,7 @@ impl Verb {
         }
     }
 
-    /// Who opens the data connection.
+    /// The mode of the data connection.
     pub fn mode(self) -> Mode {
         match self {
             Self::Port | Self::Eprt => Mode::Active,
@@ -57,13 +57,13 @@ impl Verb {
         }
     }
 
-    /// Whether it is one of RFC 2428.
+    /// Whether it is a command of RFC 2428.
     pub fn is_extended(self) -> bool {
         matches!(self, Self::Eprt | Self::Epsv)
     }
 }
 
-/// An address family.
+/// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum Family {
     /// IPv4.
@@ -80,22 +80,22 @@ pub enum Family {
 pub enum ClientProgram {
     /// curl.
     Curl,
-    /// GNU wget, which only downloads and lists.
+    /// GNU wget, which cannot upload.
     Wget,
     /// lftp.
     Lftp,
     /// ncftpget, ncftpput and ncftpls.
     Ncftp,
-    /// The BSDs' `ftp`.
+    /// tnftp, the `ftp` program of the BSDs.
     Tnftp,
-    /// GNU inetutils' `ftp`.
+    /// The `ftp` program of GNU inetutils.
     Inetutils,
-    /// Python's ftplib.
+    /// The ftplib of Python.
     Ftplib,
 }
 
 impl ClientProgram {
-    /// All of them.
+    /// All client programs.
     pub const ALL: [Self; 7] = [
         Self::Curl,
         Self::Wget,
@@ -106,42 +106,44 @@ impl ClientProgram {
         Self::Ftplib,
     ];
 
-    /// Why it cannot be made to say `verb` over `family`, if it cannot.
+    /// The reason why the program cannot send `verb` over `family`; `None` if it can.
     pub fn unsupported_reason(self, verb: Verb, family: Family) -> Option<&'static str> {
         match (self, family, verb) {
-            (_, Family::V6, Verb::Port | Verb::Pasv) => Some("PORT and PASV are IPv4's"),
+            (_, Family::V6, Verb::Port | Verb::Pasv) => Some("PORT and PASV work only with IPv4"),
             (Self::Wget, Family::V4, Verb::Eprt | Verb::Epsv) => {
-                Some("wget says EPRT and EPSV over IPv6 only")
+                Some("wget sends EPRT and EPSV only over IPv6")
             }
-            (Self::Lftp, Family::V4, Verb::Eprt) => Some("lftp says EPRT over IPv6 only"),
-            (Self::Ncftp, _, Verb::Eprt | Verb::Epsv) => Some("ncftp knows IPv4, PORT and PASV"),
+            (Self::Lftp, Family::V4, Verb::Eprt) => Some("lftp sends EPRT only over IPv6"),
+            (Self::Ncftp, _, Verb::Eprt | Verb::Epsv) => {
+                Some("ncftp supports only IPv4, PORT and PASV")
+            }
             _ => None,
         }
     }
 
-    /// Whether it stores files.
+    /// Whether the program can upload files.
     pub fn uploads(self) -> bool {
         self != Self::Wget
     }
 }
 
-/// Everything a client needs to know for its errands.
+/// Everything that a client needs for its operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
-    /// Which program.
+    /// The client program.
     pub client: ClientProgram,
-    /// Where it runs.
+    /// The host on which it runs.
     pub host: &'a Host,
-    /// Address and port that it dials.
+    /// The address and port to which it connects.
     pub endpoint: SocketAddr,
-    /// What it says.
+    /// The announcement command that it sends.
     pub verb: Verb,
-    /// The server's login.
+    /// The user name and the password.
     pub login: (&'a str, &'a str),
 }
 
 impl<'a> Transfer<'a> {
-    /// `client` on `host`, to port 21 of `server` at `address`, with the customary command.
+    /// A transfer with `client` on `host` to port 21 of `server` at `address`, with the usual command.
     pub fn new(
         client: ClientProgram,
         host: &'a Host,
@@ -154,30 +156,30 @@ impl<'a> Transfer<'a> {
         Self { client, host, endpoint, verb, login: server.login() }
     }
 
-    /// A download, an upload (where the client does that) and a listing of `server`, compared byte
-    /// for byte. `name` must be this transfer's own.
+    /// Runs a download, an upload (if the client can upload) and a listing, and compares the bytes. No other transfer
+    /// may use the file `name`.
     pub fn exchange(&self, server: &Server, name: &str, body: &[u8]) -> Result<()> {
         let differs = |what: String| Err(LabError::Unexpected(what));
         server.put(name, body)?;
         if self.download(name)? != body {
-            return differs("the download has other bytes".to_owned());
+            return differs("the downloaded bytes are wrong".to_owned());
         }
         let up = format!("{name}.up");
         if self.client.uploads() {
             self.upload(&up, &body[1..])?;
             if server.stored(&up)? != body[1..] {
-                return differs("the upload has other bytes".to_owned());
+                return differs("the uploaded bytes are wrong".to_owned());
             }
         }
         let listing = self.list()?;
         if listing.contains(name) {
             Ok(())
         } else {
-            differs(format!("the listing has no {name}: {listing}"))
+            differs(format!("{name} is missing in the listing: {listing}"))
         }
     }
 
-    /// Fetches `pub/NAME` and gives its bytes.
+    /// Downloads `pub/NAME` and returns its bytes.
     pub fn download(&self, name: &str) -> Result<Vec<u8>> {
         let local = self.scratch()?.join(name);
         let done = self.run_operation(Operation::Get, name, &local.to_string_lossy())?;
@@ -192,21 +194,21 @@ impl<'a> Transfer<'a> {
         })
     }
 
-    /// Stores `contents` as `pub/NAME`.
+    /// Uploads `contents` as `pub/NAME`.
     pub fn upload(&self, name: &str, contents: &[u8]) -> Result<()> {
         let local = self.scratch()?.join(name);
         fs::write(&local, contents).map_err(LabError::file(&local))?;
         self.run_operation(Operation::Put, name, &local.to_string_lossy()).map(drop)
     }
 
-    /// The listing of `pub`, as the client shows it.
+    /// The listing of `pub`, as the client prints it.
     pub fn list(&self) -> Result<String> {
         let local = self.scratch()?.join("listing");
         self.run_operation(Operation::List, "", &local.to_string_lossy())
             .map(|done| done.stdout_text())
     }
 
-    /// A directory of one errand's own: some clients leave notes where they run.
+    /// A new directory for one operation, because some clients write files to their working directory.
     fn scratch(&self) -> Result<PathBuf> {
         static ERRANDS: AtomicU32 = AtomicU32::new(0);
         let number = ERRANDS.fetch_add(1, Ordering::Relaxed);
@@ -239,7 +241,7 @@ impl<'a> Transfer<'a> {
         let mut command = self.host.command("curl");
         let (user, password) = self.login;
         command.args(["--silent", "--show-error", "--globoff", "--connect-timeout", "10"]);
-        // Left to itself it goes where the control connection went, whatever a 227 says.
+        // Without this option, curl ignores the address in a 227 reply and uses that of the control connection.
         command.args(["--user", &format!("{user}:{password}"), "--no-ftp-skip-pasv-ip"]);
         if !self.passive() {
             command.args(["--ftp-port", "-"]);
@@ -267,7 +269,7 @@ impl<'a> Transfer<'a> {
         match errand {
             Operation::Get => command.args(["-O", local]),
             Operation::List => command.args(["-O", "-"]),
-            Operation::Put => return Err(LabError::Unexpected("wget stores nothing".to_owned())),
+            Operation::Put => return Err(LabError::Unexpected("wget cannot upload".to_owned())),
         };
         command.arg(format!("ftp://{}/pub/{name}", self.endpoint));
         Ok(command)
@@ -308,22 +310,22 @@ impl<'a> Transfer<'a> {
         let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
         match errand {
             Operation::Get => {
-                // With -C the local file has a name of its own.
+                // With -C the local file can have another name.
                 command.args(["-P", &port, "-V", "-C", &address, &source, &target]);
             }
             Operation::Put => {
-                // The remote file is named after the local one.
+                // The remote file has the name of the local one.
                 command.args(["-P", &port, "-V", &address, &target, &source]);
             }
             Operation::List => {
-                // Its default, NLST -CF, is more than pyftpdlib takes.
+                // pyftpdlib does not support the default, NLST -CF.
                 command.arg("-l").arg(format!("ftp://{}/pub/", self.endpoint));
             }
         }
         command
     }
 
-    /// Both descendants of the BSD program are told the same, on their standard input.
+    /// The command and the standard input for both descendants of the BSD program.
     fn bsd_ftp(
         &self,
         program: &str,
@@ -336,7 +338,7 @@ impl<'a> Transfer<'a> {
         command.args(["-n", "-i", "-v"]);
         command.arg(if self.passive() { "-p" } else { "-A" });
         command.args([self.endpoint.ip().to_string(), self.endpoint.port().to_string()]);
-        // Over IPv4 one says EPRT and EPSV unless told not to, the other only if told to.
+        // Over IPv4, tnftp sends EPRT and EPSV by default, and inetutils only after `epsv4`.
         let toggle = self.endpoint.is_ipv4()
             && self.verb.is_extended() != (self.client == ClientProgram::Tnftp);
         let toggle = if toggle { "epsv4\n" } else { "" };

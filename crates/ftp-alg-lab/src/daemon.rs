@@ -1,4 +1,4 @@
-//! `ftp-alg run` in the gateway's namespace, asked things as a user would ask.
+//! Runs `ftp-alg run` in the namespace of a gateway, and sends it requests as a user would.
 
 use std::{
     fs, io,
@@ -24,13 +24,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon with `configuration` (TOML) and waits until it gives verdicts.
+    /// Starts the daemon with `configuration` (TOML), and waits until it gives verdicts.
     pub fn start(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
         let daemon = Self::launch(executable, gateway, configuration)?;
         daemon.wait_ready()
     }
 
-    /// Starts the daemon without waiting.
+    /// Starts the daemon, and does not wait until it is ready.
     pub fn launch(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
         let home = gateway.directory().join(format!("{}-ftp-alg", gateway.role()));
         let state = home.join("state");
@@ -51,7 +51,7 @@ impl Daemon {
         if ready.status.success() {
             return Ok(self);
         }
-        // The daemon's own words say more than "not ready".
+        // The log of the daemon explains more than "not ready".
         let status = match self.process.exit_status() {
             Some(status) => status.to_string(),
             None => format!("not ready after {limit:?}"),
@@ -63,12 +63,12 @@ impl Daemon {
         })
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// How much memory it has in use, in KiB.
+    /// The resident memory in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
         let path = PathBuf::from(format!("/proc/{}/status", self.id()));
         let status = fs::read_to_string(&path).map_err(LabError::file(&path))?;
@@ -77,17 +77,17 @@ impl Daemon {
         size.ok_or(LabError::File { path, source: io::ErrorKind::InvalidData.into() })
     }
 
-    /// Its control socket.
+    /// The path of the control socket.
     pub fn socket(&self) -> PathBuf {
         self.home.join("socket")
     }
 
-    /// Its log so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Runs `ftp-alg ARGUMENTS --socket S` on the gateway, whatever comes of it.
+    /// Runs `ftp-alg ARGUMENTS --socket S` on the gateway. A failure of the command is no error.
     pub fn ask(&self, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.gateway.command(&self.executable);
         command.args(arguments).arg("--socket").arg(self.socket());
@@ -96,58 +96,58 @@ impl Daemon {
 
     fn ask_json(&self, command: &str) -> Result<Value> {
         let done = self.ask(&[command, "--json"])?;
-        // `status` fails where there is a problem, and tells all the same.
-        let is_told = command == "status" && done.stdout_text().contains("\"sessions\":");
-        let text = if is_told { done.stdout_text() } else { done.success()?.stdout_text() };
+        // `status` fails if there is a problem, but prints the status nevertheless.
+        let has_status = command == "status" && done.stdout_text().contains("\"sessions\":");
+        let text = if has_status { done.stdout_text() } else { done.success()?.stdout_text() };
         serde_json::from_str(&text)
             .map_err(|error| LabError::Unexpected(format!("{command} --json: {error}: {text}")))
     }
 
-    /// `pinholes --json`.
+    /// The output of `pinholes --json`.
     pub fn pinholes(&self) -> Result<Vec<Value>> {
         as_array("pinholes", self.ask_json("pinholes")?)
     }
 
-    /// `sessions --json`.
+    /// The output of `sessions --json`.
     pub fn sessions(&self) -> Result<Vec<Value>> {
         as_array("sessions", self.ask_json("sessions")?)
     }
 
-    /// `status --json`.
+    /// The output of `status --json`.
     pub fn status(&self) -> Result<Value> {
         self.ask_json("status")
     }
 
-    /// A counter of `status --json`; 0 if it is missing.
+    /// A counter of `status --json`; 0 if it does not exist.
     pub fn counter(&self, name: &str) -> Result<u64> {
         Ok(self.status()?.get(name).and_then(Value::as_u64).unwrap_or(0))
     }
 
-    /// Waits until no pinhole is open, at most for `limit`: closing follows the end of a control
-    /// connection by a moment.
+    /// Waits until no pinhole is open, at most for `limit`. Pinholes close shortly after the end of a control
+    /// connection.
     pub fn wait_for_no_pinholes(&self, limit: Duration) -> Result<()> {
-        wait_for("closing every pinhole", limit, || {
+        wait_for("closing all pinholes", limit, || {
             let open = self.pinholes()?;
             Ok((!open.is_empty()).then(|| format!("{open:?}")))
         })
     }
 
-    /// Elements of its table's sets, pinholes of the fast path, and expectations of conntrack, by which a new connection could
-    /// pass, one line each.
+    /// Everything that could admit a new connection, one line each: elements of the pinhole sets, pinholes of the fast
+    /// path, and expectations of conntrack.
     ///
-    /// Translations (`targets`, `sources`) open nothing: they only hold for connections that a
-    /// pinhole admitted, and stay for those. Control ports are configuration.
+    /// The sets of translations (`targets`, `sources`) are not included: they admit nothing, and their elements remain
+    /// for connections that a pinhole admitted. The set of control ports is configuration.
     pub fn open_pinholes(&self) -> Result<Vec<String>> {
         let mut command = self.gateway.command("nft");
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
         let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
         let expected = self.gateway.run("conntrack", &["-L", "expect"])?.stdout_text();
-        let judged = self.gateway.script(Script::Pinholes, &[], Duration::from_secs(10))?;
-        if !judged.status.success() {
-            return Err(LabError::Unexpected(format!("holes.py: {}", judged.stdout_text())));
+        let fast_path = self.gateway.script(Script::Pinholes, &[], Duration::from_secs(10))?;
+        if !fast_path.status.success() {
+            return Err(LabError::Unexpected(format!("pinholes.py: {}", fast_path.stdout_text())));
         }
         let mut openings: Vec<String> =
-            expected.lines().chain(judged.stdout_text().lines()).map(str::to_owned).collect();
+            expected.lines().chain(fast_path.stdout_text().lines()).map(str::to_owned).collect();
         if !listed.status.success() {
             return Ok(openings);
         }
@@ -165,17 +165,17 @@ impl Daemon {
         Ok(openings)
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the daemon has ended.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.process.exit_status()
     }
 
-    /// Ends it cleanly, as a service manager does.
+    /// Ends the daemon with SIGTERM, as a service manager does.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.process.terminate(Duration::from_secs(5))
     }
 
-    /// Ends it without warning.
+    /// Ends the daemon with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -188,7 +188,7 @@ fn as_array(command: &str, value: Value) -> Result<Vec<Value>> {
     }
 }
 
-/// A configuration with `queue.fast-path` as `FTP_ALG_LAB_FAST_PATH` says, where it says nothing of it itself.
+/// Adds the value of the variable `FTP_ALG_LAB_FAST_PATH` as `queue.fast-path`, unless the configuration has this key.
 fn with_fast_path(configuration: &str) -> String {
     let Ok(value) = std::env::var("FTP_ALG_LAB_FAST_PATH") else { return configuration.to_owned() };
     if configuration.contains("fast-path") {

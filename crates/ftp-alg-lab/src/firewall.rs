@@ -1,8 +1,8 @@
-//! The gateways' own firewalls: what an operator would have written before `ftp-alg` came.
+//! The gateways' own firewalls: rules as an operator without `ftp-alg` has them.
 //!
-//! Everything is dropped but ICMP, what is established, control connections, and data connections
-//! that `ftp-alg` admitted, which are known by its mark or as `related` ([`Admission`]). With the
-//! mark `related` is *not* accepted, so that no helper of the kernel can make a test pass.
+//! The firewall accepts only ICMP, established connections, control connections, and data connections that `ftp-alg`
+//! admitted. It recognises these by the mark or as `related` ([`Admission`]). If it uses the mark, it does not accept
+//! `related`, so that no helper of the kernel can make a test pass.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,31 +11,32 @@ use std::{
 
 use super::{Family, Host, LabSpec, Result, Topology};
 
-/// What a gateway's firewall is written in.
+/// The program of a gateway's firewall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirewallKind {
     /// nftables, family `inet`.
     Nftables,
-    /// iptables and ip6tables over nftables.
+    /// iptables-nft and ip6tables-nft.
     IptablesNft,
-    /// iptables and ip6tables of old.
+    /// iptables-legacy and ip6tables-legacy.
     IptablesLegacy,
-    /// Nothing: whoever builds the lab brings its own.
+    /// No firewall: the caller loads its own rules.
     None,
 }
 
-/// By what a gateway's firewall knows data connections that `ftp-alg` admitted.
+/// How a gateway's firewall recognises data connections that `ftp-alg` admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// By the mark on them.
+    /// By the ct mark.
     Mark,
-    /// As connections that conntrack calls related; the mark means nothing to it.
+    /// By the conntrack state `related`. The firewall ignores the mark.
     Related,
 }
 
-/// Stands in for `ftp-alg` with the kernel's own FTP helper; the lab is tested with it.
+/// Rules that use the kernel's FTP helper in place of `ftp-alg`. The lab itself is tested with them.
 ///
-/// It marks what the helper expects as `ftp-alg` would, so that the same firewall admits it.
+/// The rules set the mark of `ftp-alg` on the connections that the helper expects, so that the same firewall admits
+/// them.
 pub const KERNEL_HELPER: &str = "
 table inet ftp_alg {
     ct helper ftp {
@@ -49,7 +50,7 @@ table inet ftp_alg {
 }
 ";
 
-/// Loads what `host` needs: nothing unless it is a gateway.
+/// Loads the firewall of `host` if it is a gateway.
 pub(super) fn install(host: &Host, spec: &LabSpec) -> Result<()> {
     let Some(firewall) = GatewayFirewall::of(host, spec) else { return Ok(()) };
     match spec.firewall {
@@ -60,26 +61,26 @@ pub(super) fn install(host: &Host, spec: &LabSpec) -> Result<()> {
     }
 }
 
-/// What one gateway drops and translates.
+/// The filtering and the translation of one gateway.
 struct GatewayFirewall {
-    /// By what admitted connections are known; `None` means that nothing is dropped.
+    /// How the filter recognises admitted connections; `None` if there is no filter.
     drops: Option<Admission>,
-    /// Where control connections go, as its filter sees them.
+    /// The destination port of control connections in the filter chains.
     port: u16,
-    /// The chain that lets control connections of this host itself pass, besides `forward`.
+    /// The chain, in addition to `forward`, that accepts control connections of the gateway itself.
     local: Option<&'static str>,
     nat: Vec<NatRule>,
 }
 
 /// One translation.
 enum NatRule {
-    /// Sources become the outer interface's address.
+    /// Masquerade with the address of the outer interface.
     Masquerade(Family),
-    /// Sources become one of these; see [`Firewall::choice`].
+    /// Source NAT to one of these addresses; see [`GatewayFirewall::pool_expression`].
     Pool(Vec<IpAddr>),
-    /// One port is published.
+    /// Destination NAT of one port.
     Publish { at: SocketAddr, server: SocketAddr },
-    /// One address is another, both ways.
+    /// NAT of one address to another, in both directions.
     Map { public: IpAddr, private: IpAddr },
 }
 
@@ -204,11 +205,11 @@ impl GatewayFirewall {
         text + "}\n"
     }
 
-    /// How nftables is to choose an address of `pool`.
+    /// The nftables expression that chooses an address of `pool`.
     ///
-    /// In turn; but conntrack's own translation of what is related cannot change the server's port, so
-    /// there two transfers to one port of a client through two addresses clash. A client keeps its
-    /// address then.
+    /// The addresses are used in turn. With [`Admission::Related`] each client always gets the same address. The kernel
+    /// translates related connections and cannot change the server's port, so two transfers to one port of a client
+    /// through two addresses would clash.
     fn pool_expression(&self, pool: &[IpAddr]) -> String {
         match (self.drops, pool) {
             (Some(Admission::Related), [first, .., last]) => format!("{first}-{last} persistent"),

@@ -1,11 +1,10 @@
-//! A transfer that stops between its announcement and its data connection, so that one can look at
-//! the pinhole while it lives.
+//! A transfer that stops between its announcement and its data connection, so that a test can check the open pinhole.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{BackgroundProcess, Host, LabError, Mode, Result, Script, Server};
 
-/// How long a held transfer may take for each of its steps.
+/// The time limit for each step of the transfer.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// A download that waits to be released.
@@ -16,7 +15,7 @@ pub struct HeldTransfer {
 }
 
 impl HeldTransfer {
-    /// Logs in, announces a data connection, and stops there.
+    /// Logs in, announces a data connection, and stops.
     pub fn start(
         host: &Host,
         server: &Server,
@@ -38,7 +37,7 @@ impl HeldTransfer {
         Ok(Self { process, gate })
     }
 
-    /// Lets the transfer go on, and gives the number of bytes that came.
+    /// Continues the transfer, and returns the number of bytes received.
     pub fn release(mut self) -> Result<usize> {
         std::fs::write(&self.gate, b"").map_err(LabError::file(&self.gate))?;
         let mut bytes = None;
@@ -47,6 +46,6 @@ impl HeldTransfer {
             bytes = log.lines().find_map(|line| line.strip_prefix("bytes ")?.parse().ok());
             Ok(bytes.is_some())
         })?;
-        bytes.ok_or_else(|| LabError::Unexpected("no byte count".to_owned()))
+        bytes.ok_or_else(|| LabError::Unexpected("no number of bytes in the output".to_owned()))
     }
 }

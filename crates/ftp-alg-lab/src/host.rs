@@ -1,4 +1,4 @@
-//! A host of the lab: a network namespace, its addresses, and a way to run programs in it.
+//! A host of the lab: a network namespace with its addresses, in which programs run.
 
 use std::{
     fs,
@@ -14,10 +14,10 @@ use super::{
     script,
 };
 
-/// How long a helper program may take.
+/// The time limit for a helper program.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A network namespace that plays a host.
+/// A network namespace that acts as a host.
 #[derive(Clone, Debug)]
 pub struct Host {
     role: &'static str,
@@ -38,17 +38,17 @@ impl Host {
         Self { role, namespace, v4, v6, directory }
     }
 
-    /// What it is in the lab, as in `client`.
+    /// The role in the lab, as in `client`.
     pub fn role(&self) -> &'static str {
         self.role
     }
 
-    /// The namespace's name, for `ip netns exec`.
+    /// The name of the namespace, for `ip netns exec`.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// Its address (of a gateway: the outer one).
+    /// The address; of a gateway the outer one.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
             Family::V4 => self.v4.into(),
@@ -56,15 +56,15 @@ impl Host {
         }
     }
 
-    /// The lab's directory: removed with it.
+    /// The directory of the lab, which is removed with the lab.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// A command that runs in this host's namespace.
     ///
-    /// `nsenter` and not `ip netns exec`: it becomes the program (so signals reach it) and leaves
-    /// the mounts as they are.
+    /// It uses `nsenter` and not `ip netns exec`, because `nsenter` executes the program in its own process, so signals
+    /// reach the program, and because it does not change mounts.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let program = program.as_ref();
         let mut command = Command::new(process::system_program("nsenter"));
@@ -77,25 +77,25 @@ impl Host {
         command
     }
 
-    /// Runs a program to its end, within 30 seconds; a failure is an error.
+    /// Runs a program to its end, within 30 seconds. A failure of the program is an error.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.command(program);
         command.args(arguments);
         self.finish(command, b"", LIMIT)?.success()
     }
 
-    /// Runs a prepared command to its end, at most for `limit`, whatever its exit status.
+    /// Runs a prepared command to its end, at most for `limit`. A failure of the command is no error.
     pub fn finish(&self, command: Command, input: &[u8], limit: Duration) -> Result<ProgramOutput> {
         process::run(command, input, limit)
     }
 
-    /// Runs lines of POSIX shell; a failure is an error.
+    /// Runs lines of POSIX shell. A failure is an error.
     pub fn shell(&self, lines: &str) -> Result<ProgramOutput> {
-        // `su` leaves the system directories out of PATH.
+        // `su` sets a PATH without the system directories.
         self.run("sh", &["-ec", &format!("PATH=$PATH:/usr/sbin:/sbin\n{lines}")])
     }
 
-    /// Runs one of the lab's Python scripts to its end, at most for `limit`.
+    /// Runs a Python script of the lab to its end, at most for `limit`.
     pub fn script(
         &self,
         script: Script,
@@ -105,7 +105,7 @@ impl Host {
         self.finish(self.script_command(script, arguments)?, b"", limit)
     }
 
-    /// A command for one of the lab's Python scripts.
+    /// A command that runs a Python script of the lab.
     pub fn script_command(&self, script: Script, arguments: &[&str]) -> Result<Command> {
         let path = script.install(&self.directory)?;
         let mut command = self.command(script::python());
@@ -113,7 +113,7 @@ impl Host {
         Ok(command)
     }
 
-    /// Starts a prepared command beside the lab; its output goes to a log named after `name`.
+    /// Starts a prepared command in the background. Its output goes to a log file named after `name`.
     pub fn start(&self, command: Command, name: &str) -> Result<BackgroundProcess> {
         BackgroundProcess::start(command, self.directory.join(format!("{}-{name}.log", self.role)))
     }
@@ -125,8 +125,10 @@ impl Host {
         self.finish(command, rules.as_bytes(), LIMIT)?.success().map(drop)
     }
 
-    /// The whole ruleset, without counters and timers, without the daemon's sign of life, and without the name of a table's
-    /// owner, which `nft` does not always find, as text to compare.
+    /// The ruleset as text for comparison.
+    ///
+    /// It has no counters, no timers, no heartbeat of the daemon, and no name of a table's owner. `nft` does not always
+    /// find this name.
     pub fn ruleset(&self) -> Result<String> {
         let listed = self.run("nft", &["--stateless", "list", "ruleset"])?.stdout_text();
         let is_timer = |line: &&str| line.trim_start().starts_with("elements = { tcp timeout ");
@@ -148,7 +150,7 @@ impl Host {
         process::wait_for(&what, limit, || Ok((!self.listens(port)?).then(String::new)))
     }
 
-    /// Packets that conntrack found invalid here so far, over all processors.
+    /// The number of packets that conntrack has counted as invalid, on all processors.
     pub fn invalid_packets(&self) -> Result<u64> {
         let counters = self.run("conntrack", &["-S"])?.stdout_text();
         Ok(counters
@@ -157,7 +159,7 @@ impl Host {
             .sum())
     }
 
-    /// Conntrack's entries, one a line.
+    /// The entries of conntrack, one a line.
     pub fn connections(&self) -> Result<String> {
         let mut command = self.command("conntrack");
         command.args(["-L"]);
@@ -166,11 +168,11 @@ impl Host {
         Ok(v4 + &v6)
     }
 
-    /// TCP ports of `target` in `ports` (as `1-65535`) that answer a SYN from here.
+    /// The TCP ports of `target` that answer a SYN of this host. `ports` is a range as in `1-65535`.
     pub fn scan(&self, target: IpAddr, ports: &str) -> Result<Vec<u16>> {
         let mut command = self.command("nmap");
         command.args(["-n", "-Pn", "-sS", "--open", "-oG", "-", "-T5", "-p", ports]);
-        // Closed to silence: without a floor nmap slows down to find out whether it is heard.
+        // Dropped probes get no answer, and nmap would slow down. A minimum rate prevents this.
         command.args(["--max-retries", "1", "--min-rate", "15000"]);
         if target.is_ipv6() {
             command.arg("-6");
@@ -180,7 +182,7 @@ impl Host {
         Ok(open_ports(&report))
     }
 
-    /// A file of the lab, made with `contents`.
+    /// Writes a file with `contents` to the lab's directory, and returns its path.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf> {
         let path = self.directory.join(name);
         fs::write(&path, contents).map_err(LabError::file(&path))?;
@@ -188,7 +190,7 @@ impl Host {
     }
 }
 
-/// The open ports in nmap's `-oG` format: `... Ports: 21/open/tcp//ftp///, 22/open/...`.
+/// The open ports in the output of `nmap -oG`: `... Ports: 21/open/tcp//ftp///, 22/open/...`.
 fn open_ports(report: &str) -> Vec<u16> {
     report
         .lines()

@@ -1,10 +1,12 @@
 //! The lab: a client, a gateway and a server in network namespaces, with real FTP software.
 //!
-//! `ftp-alg demo` and the end-to-end tests stand on it. It knows the product only as a program
-//! ([`Daemon`] starts it and asks it things as a user would), so that what it shows is what a user
-//! gets. Nothing outside its own namespaces is touched: no sysctl, no firewall, no interface of the
-//! machine; everything is removed when the [`Lab`] is dropped, also while unwinding, and by
-//! [`remove_everything`] on a signal.
+//! `ftp-alg demo` and the end-to-end tests use it. The lab knows the product only as a program: [`Daemon`] starts it
+//! and sends requests as a user would. So the results are those that a user gets.
+//!
+//! Invariants:
+//! - The lab changes nothing outside its own namespaces: no sysctl, no firewall and no interface of the machine.
+//! - Dropping the [`Lab`] removes everything, also during a panic. On a signal, [`remove_everything`] does it, because
+//!   a signal does not unwind the stack.
 //!
 //! ```text
 //!   client, client2          gateway           server, third        (masquerade, SNAT pool, routed)
@@ -23,8 +25,8 @@
 //!   198.51.100.1 --- 198.51.100.20 ...
 //! ```
 //!
-//! All have IPv6 as well. One more namespace holds the switches. [`Topology`] is what there is,
-//! [`Spec`] what to build.
+//! All hosts also have IPv6. One more namespace has the switches. [`Topology`] lists the topologies, and [`LabSpec`]
+//! describes a lab to build.
 
 mod capture;
 mod client;
@@ -52,15 +54,15 @@ pub use script::Script;
 pub use server::{Server, ServerKind};
 pub use topology::{AddressPlan, DualAddress, LabSpec, SecondRouter, Topology};
 
-/// Why the lab could not do what was asked.
+/// An error of the lab or of a program in it.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// Namespaces need root.
-    #[error("the lab builds network namespaces, which needs root: run it with sudo")]
+    /// The user is not root, who is needed to make namespaces.
+    #[error("the lab needs root to make network namespaces: run it with sudo")]
     NotRoot,
     /// Programs are not installed.
     #[error(
-        "missing {0}: install them, or run `packaging/provision` (`make demo` does so) as root"
+        "missing programs: {0}: install them, or run `packaging/provision` as root (`make demo` does so)"
     )]
     Missing(String),
     /// A program could not be started.
@@ -68,27 +70,27 @@ pub enum LabError {
     Start {
         /// The command line.
         program: String,
-        /// The system's answer.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A program ended with an error.
+    /// A program failed.
     #[error("{program} failed ({status}): {output}")]
     Failed {
         /// The command line.
         program: String,
-        /// How it ended.
+        /// The exit status.
         status: String,
-        /// What it said last.
+        /// The last lines of the output.
         output: String,
     },
     /// A program or a condition took too long.
     #[error("{what} took more than {limit:?}: {output}")]
     Timeout {
-        /// The command line, or what was waited for.
+        /// The command line or the condition.
         what: String,
-        /// How long it was given.
+        /// The time limit.
         limit: Duration,
-        /// What was known by then.
+        /// The state at the time limit.
         output: String,
     },
     /// A file of the lab could not be read or written.
@@ -96,16 +98,16 @@ pub enum LabError {
     File {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The software under test answered with something else than it should.
+    /// The software under test gave a wrong result.
     #[error("{0}")]
     Unexpected(String),
 }
 
 impl LabError {
-    /// What becomes of an error with the file at `path`.
+    /// A function that makes a lab error of an I/O error with the file at `path`.
     pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }
@@ -115,7 +117,7 @@ impl LabError {
 /// A result of the lab.
 pub type Result<T> = std::result::Result<T, LabError>;
 
-/// What the lab calls, and the Debian package that brings it.
+/// The programs that the lab runs, and their Debian packages.
 const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
@@ -135,7 +137,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("python3", "python3"),
 ];
 
-/// Says whether the lab can work here: root, and every program and server present.
+/// Checks whether the lab can run: the user is root, and all programs and servers are installed.
 pub fn requirements() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(LabError::NotRoot);

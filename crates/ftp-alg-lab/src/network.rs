@@ -1,4 +1,4 @@
-//! A built lab: namespaces, switches, cables, addresses and routes for a [`Spec`].
+//! Builds a lab: namespaces, switches, cables, addresses and routes for a [`LabSpec`].
 
 use std::{
     fs,
@@ -18,8 +18,8 @@ use super::{
     topology::{NetworkSegment, Role},
 };
 
-/// Where the lab keeps its files: not below `/tmp`, because ProFTPD refuses password files below a
-/// directory that anyone may write to.
+/// The directory for the files of labs. It is not below `/tmp`, because ProFTPD refuses password files below a
+/// world-writable directory.
 const BASE: &str = "/run/ftp-alg-lab";
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -29,16 +29,16 @@ static LABS: AtomicU32 = AtomicU32::new(0);
 pub struct Lab {
     /// The client.
     pub client: Host,
-    /// Another client on the client's side.
+    /// Another client in the client's network.
     pub client2: Host,
-    /// The gateway; its interfaces are `lan` and `wan`.
+    /// The gateway. Its interfaces are `lan` and `wan`.
     pub gateway: Host,
     /// The server.
     pub server: Host,
-    /// A stranger outside, who knows a route to the inside.
+    /// A host outside that is neither client nor server, with a route to the inside.
     pub outsider: Host,
-    /// The server's own gateway, or a router further out, where the topology has one; its
-    /// interfaces are `lan` and `wan`, too.
+    /// The server's own gateway, or a router further out, if the topology has one. Its interfaces are also `lan` and
+    /// `wan`.
     pub far: Option<Host>,
     spec: LabSpec,
     directory: PathBuf,
@@ -46,16 +46,16 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds `topology` as [`Spec::new`] has it.
+    /// Builds a lab with the default [`LabSpec`] of `topology`.
     pub fn new(topology: Topology) -> Result<Self> {
         Self::build(LabSpec::new(topology))
     }
 
-    /// Builds what `spec` says.
+    /// Builds a lab.
     pub fn build(spec: LabSpec) -> Result<Self> {
         super::requirements()?;
         mount_bpf();
-        // Kept files of a failed run are for looking at.
+        // With this variable, the files of a failed run stay for inspection.
         if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
             remove_abandoned(Path::new(BASE));
         }
@@ -82,7 +82,7 @@ impl Lab {
         let machines = lab.machines();
         lab.namespaces = machines.iter().map(|machine| machine.host.namespace().into()).collect();
         lab.namespaces.push(format!("{prefix}-switch"));
-        // From here on dropping `lab` removes whatever exists already.
+        // From here on, dropping `lab` removes everything that exists already.
         register(&lab.namespaces, &lab.directory);
         fs::create_dir_all(&lab.directory).map_err(LabError::file(&lab.directory))?;
         lab.wire(&machines)?;
@@ -94,46 +94,46 @@ impl Lab {
         Ok(lab)
     }
 
-    /// What it was built from.
+    /// The description of this lab.
     pub fn spec(&self) -> &LabSpec {
         &self.spec
     }
 
-    /// The lab's files: captures, logs, the servers' directories. Removed with it.
+    /// The directory of the lab's files: captures, logs and directories of servers. It is removed with the lab.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The namespace of the switches. There the cable to an interface is named after both its ends,
-    /// as in `gateway-lan`.
+    /// The namespace of the switches. A switch port is named after the host and the interface that it leads to, as in
+    /// `gateway-lan`.
     pub fn switches(&self) -> &str {
         self.namespaces.last().map_or("", String::as_str)
     }
 
-    /// Whether addresses of this family are translated.
+    /// Whether the lab translates addresses of this IP version.
     pub fn translates(&self, family: Family) -> bool {
         self.spec.translates(family)
     }
 
-    /// The hosts that `ftp-alg` is meant to run on.
+    /// The hosts on which `ftp-alg` runs.
     pub fn gateways(&self) -> Vec<&Host> {
         let second = self.far.as_ref().filter(|_| self.spec.topology == Topology::BothSides);
         std::iter::once(&self.gateway).chain(second).collect()
     }
 
-    /// What `ftp-alg` must be told in this lab, with `backend` for its pinholes.
+    /// The configuration that `ftp-alg` needs in this lab, with this back end.
     pub fn configuration(&self, backend: &str) -> String {
         let LabSpec { topology, plan, .. } = &self.spec;
         let (keys, tables) = (topology.keys(), topology.tables(plan));
         format!("{keys}[pinhole]\nbackend = \"{backend}\"\n\n{tables}")
     }
 
-    /// The address clients dial for the server.
+    /// The address to which clients connect.
     pub fn server_address(&self, family: Family) -> IpAddr {
         self.server_endpoint(family).ip()
     }
 
-    /// Address and port that clients dial for the server.
+    /// The address and port to which clients connect.
     pub fn server_endpoint(&self, family: Family) -> SocketAddr {
         let LabSpec { topology, plan, .. } = &self.spec;
         if !topology.publishes_server() || !self.translates(family) {
@@ -143,7 +143,7 @@ impl Lab {
         SocketAddr::new(public.address(family), topology.public_port())
     }
 
-    /// The interface by which `host`, the client or the server, reaches the other.
+    /// The interface of `host` (the client or the server) towards the other one.
     pub fn interface(&self, host: &Host) -> &'static str {
         if host.namespace() == self.gateway.namespace() { "wan" } else { "eth0" }
     }
@@ -162,7 +162,7 @@ impl Lab {
         if self.spec.topology.segment(role) == NetworkSegment::Lan { "lan" } else { "wan" }
     }
 
-    /// Everyone with an address, each namespace once.
+    /// All hosts with an address, each namespace once.
     fn machines(&self) -> Vec<Machine> {
         let LabSpec { topology, plan, .. } = &self.spec;
         let leaf = |host: &Host, role, ends| {
@@ -208,10 +208,10 @@ impl Lab {
         machines
     }
 
-    /// Routes of a host that is no gateway.
+    /// The routes of a host that is not a gateway.
     fn routes(&self, host: &Host, role: Role) -> String {
         let LabSpec { topology, plan, .. } = &self.spec;
-        // There is no name service here: whoever looks up a name learns it at once.
+        // There is no name service in the lab. With this route, a lookup fails at once.
         let mut batch: String = nameservers()
             .into_iter()
             .map(|server| format!("route add unreachable {server}\n"))
@@ -221,14 +221,14 @@ impl Lab {
             let far = plan.far.filter(|_| segment == NetworkSegment::Far);
             batch += &default_route(far.map_or(plan.inside, |far| far.inside));
         } else {
-            // The stranger may try the inside's own addresses; others only where these are public.
-            let stranger = host.role() == "third";
+            // The outsider has a route to the inside. Other hosts have one only if addresses are not translated.
+            let is_outsider = host.role() == "third";
             let way = match (topology, plan.far) {
                 (Topology::OneToOne, Some(router)) => router.outside,
                 _ => plan.outside,
             };
-            batch += &self.inner_routes(stranger, way);
-            batch += &self.far_routes(stranger);
+            batch += &self.inner_routes(is_outsider, way);
+            batch += &self.far_routes(is_outsider);
         }
         batch
     }
@@ -240,7 +240,7 @@ impl Lab {
         }
     }
 
-    /// Routes to the network inside the gateway: always, or where its addresses are public.
+    /// Routes to the network inside the gateway: always, or only if its addresses are not translated.
     fn inner_routes(&self, always: bool, way: DualAddress) -> String {
         self.network_routes(self.spec.plan.inside, always, way)
     }
@@ -266,8 +266,8 @@ impl Lab {
         batch
     }
 
-    /// Namespaces, switches and cables. All cables are made inside the switches' namespace, so that
-    /// the machine's own never shows one.
+    /// Makes namespaces, switches and cables. All cables are made in the namespace of the switches, so that they never
+    /// appear in the namespace of the machine.
     fn wire(&self, machines: &[Machine]) -> Result<()> {
         let all: String =
             self.namespaces.iter().map(|name| format!("netns add {name}\n")).collect();
@@ -297,7 +297,7 @@ impl Drop for Lab {
     }
 }
 
-/// A namespace to be configured.
+/// A namespace to configure.
 struct Machine {
     host: Host,
     ports: Vec<MachineInterface>,
@@ -305,7 +305,7 @@ struct Machine {
     routes: String,
 }
 
-/// A network interface.
+/// A network interface of a machine.
 struct MachineInterface {
     name: &'static str,
     segment: NetworkSegment,
@@ -313,9 +313,9 @@ struct MachineInterface {
 }
 
 impl Machine {
-    /// Settings that take part in the namespace only (`/proc/sys/net` is the reader's own).
+    /// Sets sysctls and offloads. `/proc/sys/net` belongs to the namespace of the process, so nothing else changes.
     fn tune(&self, offloads: bool) -> Result<()> {
-        // Addresses must work at once: no duplicate address detection.
+        // Duplicate address detection is off, so that addresses work at once.
         let mut lines = String::from(
             "echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad\n\
              echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad\n\
@@ -331,7 +331,7 @@ impl Machine {
         self.host.shell(&lines).map(drop)
     }
 
-    /// Addresses and routes, as `ip -batch` takes them.
+    /// The commands for `ip -batch` that set addresses and routes.
     fn addresses(&self) -> String {
         let mut batch = String::from("link set lo up\n");
         for MachineInterface { name, ends, .. } in &self.ports {
@@ -349,7 +349,7 @@ fn default_route(way: DualAddress) -> String {
     format!("route add default via {}\nroute add ::/0 via {}\n", way.v4, way.v6)
 }
 
-/// The machine's name servers, outside any network of the lab.
+/// The name servers of the machine that are not on a loopback address.
 fn nameservers() -> Vec<Ipv4Addr> {
     let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let addresses =
@@ -375,7 +375,7 @@ fn ip(options: &[&str], batch: &str) -> Result<()> {
     process::run(command, batch.as_bytes(), Duration::from_secs(10))?.success().map(drop)
 }
 
-/// Mounts the BPF file system, which a machine with systemd has: the daemon's fast path is off without it.
+/// Mounts the BPF file system, because the fast path needs it. A machine with systemd has it mounted already.
 pub fn mount_bpf() {
     static ONCE: Once = Once::new();
     const PLACE: &str = "/sys/fs/bpf";
@@ -383,7 +383,7 @@ pub fn mount_bpf() {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let is_mounted = mounts.lines().any(|line| line.split(' ').nth(1) == Some(PLACE));
         if !is_mounted && Path::new(PLACE).is_dir() {
-            // Where that is not allowed, or the kernel has none, it is off.
+            // If this fails, the fast path stays off.
             let _ = Command::new("mount").args(["-t", "bpf", "bpf", PLACE]).status();
         }
     });

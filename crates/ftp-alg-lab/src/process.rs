@@ -1,8 +1,10 @@
-//! Child processes that cannot outlive the lab, and the registry of what it must remove.
+//! Runs child processes that cannot outlive the lab, and registers everything that the lab must remove.
 //!
-//! Every child leads a process group of its own and is ended by that group's number, never by name:
-//! other labs may run beside this one. A signal handler has no stack to unwind, so what must be
-//! removed is also written down in one place, [`remove_everything`].
+//! Invariants:
+//! - Every child leads its own process group and is ended by the number of this group, never by name, because other
+//!   labs may run at the same time.
+//! - Everything that must be removed is in one registry, because a signal handler cannot unwind the stack. See
+//!   [`remove_everything`].
 
 use std::{
     fs::{self, File},
@@ -19,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{LabError, Result};
 
-/// What exists because of this process.
+/// Everything that this process made and must remove.
 #[derive(Default)]
 struct Registry {
     groups: Vec<u32>,
@@ -31,13 +33,13 @@ static REGISTRY: Mutex<Registry> =
     Mutex::new(Registry { groups: Vec::new(), namespaces: Vec::new(), directories: Vec::new() });
 
 fn registry<T>(f: impl FnOnce(&mut Registry) -> T) -> T {
-    // A panic elsewhere must not keep the lab from being removed.
+    // After a panic in another thread, the lab must still be removed.
     f(&mut REGISTRY.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-/// Ends every process and removes every namespace and directory of this process's labs.
+/// Ends all processes and removes all namespaces and directories of this process's labs.
 ///
-/// For signal handlers' threads; a [`super::Lab`] that goes out of scope does so by itself.
+/// Call it from the thread of a signal handler. A [`super::Lab`] that goes out of scope removes itself.
 pub fn remove_everything() {
     let (groups, namespaces, directories) = registry(|all| {
         (
@@ -57,7 +59,7 @@ pub fn remove_everything() {
     }
 }
 
-/// Takes note of a namespace and a directory before they are made.
+/// Registers namespaces and a directory before they are made.
 pub(super) fn register(namespaces: &[String], directory: &Path) {
     registry(|all| {
         all.namespaces.extend_from_slice(namespaces);
@@ -65,13 +67,13 @@ pub(super) fn register(namespaces: &[String], directory: &Path) {
     });
 }
 
-/// Removes namespaces and a directory, and what still runs in those namespaces.
+/// Removes namespaces and a directory, and ends the processes in these namespaces.
 pub(super) fn remove(namespaces: &[String], directory: &Path) {
     for namespace in namespaces {
         kill_inhabitants(namespace);
         delete_namespace(namespace);
     }
-    // `FTP_ALG_LAB_KEEP` leaves captures and logs for whoever looks into a failure.
+    // With `FTP_ALG_LAB_KEEP`, captures and logs stay for the analysis of a failure.
     if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
         let _ = fs::remove_dir_all(directory);
     }
@@ -88,8 +90,7 @@ fn delete_namespace(name: &str) {
         .status();
 }
 
-/// Ends what runs in `namespace`: servers fork children into sessions of their own, which their
-/// process group does not reach.
+/// Ends all processes in `namespace`. The process group is not enough, because servers fork children into new sessions.
 fn kill_inhabitants(namespace: &str) {
     let Ok(listed) = Command::new(system_program("ip"))
         .args(["netns", "pids", namespace])
@@ -105,7 +106,7 @@ fn kill_inhabitants(namespace: &str) {
     }
 }
 
-/// Removes labs whose process is gone without cleaning up (it was killed hard).
+/// Removes labs whose process ended without cleaning up, because it was killed.
 pub(super) fn remove_abandoned(base: &Path) {
     for name in abandoned(Path::new("/run/netns")) {
         kill_inhabitants(&name);
@@ -116,7 +117,7 @@ pub(super) fn remove_abandoned(base: &Path) {
     }
 }
 
-/// Names in `directory` that carry the number of a process that is gone.
+/// Names in `directory` with the number of a process that does not exist any more.
 fn abandoned(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).into_iter().flatten().flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
@@ -134,16 +135,16 @@ fn signal_group(group: u32, signal: Signal) {
     }
 }
 
-/// What a program left behind.
+/// The result of a program that has ended.
 #[derive(Debug)]
 pub struct ProgramOutput {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// Its standard output.
+    /// Standard output.
     pub stdout: Vec<u8>,
-    /// Its standard error.
+    /// Standard error.
     pub stderr: Vec<u8>,
-    /// How long it ran.
+    /// The running time.
     pub elapsed: Duration,
     program: String,
 }
@@ -159,7 +160,7 @@ impl ProgramOutput {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// Itself if the program succeeded, else an error that quotes what it said.
+    /// The output if the program succeeded, otherwise an error with the end of its output.
     pub fn success(self) -> Result<Self> {
         if self.status.success() {
             return Ok(self);
@@ -173,14 +174,14 @@ impl ProgramOutput {
     }
 }
 
-/// The end of a program's output, enough to see what went wrong.
+/// The last lines of a program's output.
 pub(super) fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
 fn describe(command: &Command) -> String {
-    // Whoever reads a failure knows that it ran in a namespace: leave `nsenter --net=... --` out.
+    // All programs run in namespaces, so `nsenter --net=... --` is left out.
     let mut words: Vec<String> = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     let start = if words[0].ends_with("nsenter") {
@@ -196,13 +197,13 @@ fn describe(command: &Command) -> String {
     }
 }
 
-/// `limit`, or FTP_ALG_LAB_PATIENCE times as long: an emulated machine takes its time.
+/// `limit`, multiplied by the variable FTP_ALG_LAB_PATIENCE if it is set, because emulated machines are slow.
 pub fn scaled_timeout(limit: Duration) -> Duration {
     let factor = std::env::var("FTP_ALG_LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
     limit.saturating_mul(factor.unwrap_or(1))
 }
 
-/// Looks again and again what is `missing`, until that is nothing; an error if it takes longer than `limit`.
+/// Calls `missing` repeatedly until it returns `None`. It is an error if this takes longer than `limit`.
 pub(super) fn wait_for(
     what: &str,
     limit: Duration,
@@ -219,7 +220,7 @@ pub(super) fn wait_for(
     Ok(())
 }
 
-/// Runs `command` to its end, at most for `limit`, with `input` on its standard input.
+/// Runs `command` to its end, at most for `limit`, with `input` as standard input.
 pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<ProgramOutput> {
     let program = describe(&command);
     let limit = scaled_timeout(limit);
@@ -239,7 +240,7 @@ pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
     let status = wait(&mut child, start + limit);
-    // Grandchildren may hold the pipes open; nothing of a finished program may stay.
+    // Grandchildren may keep the pipes open, so the whole process group is ended.
     signal_group(group, Signal::KILL);
     let reaped = if status.is_none() { child.wait().ok() } else { status };
     registry(|all| all.groups.retain(|other| *other != group));
@@ -282,7 +283,7 @@ fn wait(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     }
 }
 
-/// A program that runs beside the lab until it is stopped or dropped.
+/// A program that runs in the background until it is stopped or dropped.
 #[derive(Debug)]
 pub struct BackgroundProcess {
     child: Child,
@@ -307,7 +308,7 @@ impl BackgroundProcess {
         Ok(Self { child, program, log })
     }
 
-    /// Its process id (in a namespace as outside).
+    /// The process id. Network namespaces do not change it.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -317,18 +318,18 @@ impl BackgroundProcess {
         &self.program
     }
 
-    /// Everything it said until now.
+    /// The output so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the program has ended.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Asks it to end (SIGTERM) and waits; an error if it did not within `limit`.
+    /// Ends the program with SIGTERM and waits for its end. It is an error if this takes longer than `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         signal_group(self.child.id(), Signal::TERM);
         let limit = scaled_timeout(limit);
@@ -339,13 +340,13 @@ impl BackgroundProcess {
         })
     }
 
-    /// Ends it at once (SIGKILL).
+    /// Ends the program with SIGKILL.
     pub fn kill(&mut self) {
         signal_group(self.child.id(), Signal::KILL);
         let _ = self.child.wait();
     }
 
-    /// Waits until `ready`; an error if it takes longer than `limit` or the program ends.
+    /// Waits until `ready` returns true. It is an error if this takes longer than `limit`, or if the program ends.
     pub(super) fn wait_until(
         &mut self,
         what: &str,
@@ -383,12 +384,12 @@ impl Drop for BackgroundProcess {
     }
 }
 
-/// [`find_program`], or the bare name for the error that names it.
+/// The path of a program, or its plain name if it does not exist, so that the error has the name.
 pub(super) fn system_program(program: &str) -> PathBuf {
     find_program(program).unwrap_or_else(|| program.into())
 }
 
-/// Where `program` is, looked for as the shell does and in the system directories.
+/// The path of a program. It searches PATH as a shell does, then the system directories.
 pub(super) fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -1,6 +1,7 @@
-//! Small FTP programs in Python that do what real software cannot be made to do on demand.
+//! Small FTP programs in Python, for behaviour that real software does not have.
 //!
-//! They are part of the binary (the demo needs some) and written to the lab's directory.
+//! The scripts are part of the binary, because the demo needs some of them. They are written to the directory of the
+//! lab.
 
 use std::{
     fs,
@@ -9,28 +10,28 @@ use std::{
 
 use super::{LabError, Result, process::find_program};
 
-/// One of the lab's scripts; each says at its top which arguments it takes.
+/// A script of the lab. The first lines of each script describe its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Script {
-    /// A client that sends given lines, cut and paced as asked, and accepts data connections.
+    /// A client that sends given lines with given segment boundaries and pauses, and accepts data connections.
     Client,
-    /// A server that announces given ports and reads split lines.
+    /// A server that sends given replies, announces given ports and accepts lines in several segments.
     Server,
-    /// Python's ftplib: one errand, with a given command.
+    /// ftplib: one operation with a given announcement command.
     Ftplib,
-    /// Either end of dialogues that are written down.
+    /// Client or server of recorded dialogues.
     Dialogue,
-    /// Python's ftplib: one login, many transfers.
+    /// ftplib: one login, many transfers.
     Many,
-    /// Python's ftplib: many sessions at the same time, until told to stop.
+    /// ftplib: many sessions at the same time, until a file exists.
     Load,
-    /// Python's ftplib: one transfer with a pause after the announcement.
+    /// ftplib: one transfer with a pause after the announcement.
     HeldTransfer,
-    /// Connects to one address and port, and says what came of it.
+    /// Connects to an address and port, and prints the result.
     Connect,
-    /// Opens many control connections halfway.
+    /// Sends many SYNs without completing the handshakes.
     Flood,
-    /// Lists what the fast path has open.
+    /// Lists the open pinholes of the fast path.
     Pinholes,
     /// Starts pyftpdlib.
     Pyftpdlib,
@@ -41,14 +42,14 @@ impl Script {
         match self {
             Self::Client => ("client.py", include_str!("scripts/client.py")),
             Self::Server => ("server.py", include_str!("scripts/server.py")),
-            Self::Ftplib => ("errand.py", include_str!("scripts/errand.py")),
+            Self::Ftplib => ("ftplib_operation.py", include_str!("scripts/ftplib_operation.py")),
             Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
             Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Load => ("load.py", include_str!("scripts/load.py")),
-            Self::HeldTransfer => ("held.py", include_str!("scripts/held.py")),
+            Self::HeldTransfer => ("held_transfer.py", include_str!("scripts/held_transfer.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
-            Self::Pinholes => ("holes.py", include_str!("scripts/holes.py")),
+            Self::Pinholes => ("pinholes.py", include_str!("scripts/pinholes.py")),
             Self::Pyftpdlib => ("serve_pyftpdlib.py", include_str!("scripts/serve_pyftpdlib.py")),
         }
     }
@@ -57,7 +58,7 @@ impl Script {
         let (name, source) = self.source();
         let path = directory.join(name);
         if !path.exists() {
-            // Renamed into place: another thread may be about to run it.
+            // The file is renamed into place, because another thread may run it at the same time.
             let part = directory.join(format!("{name}.{:?}", std::thread::current().id()));
             fs::write(&part, source)
                 .and_then(|()| fs::rename(&part, &path))
@@ -67,8 +68,8 @@ impl Script {
     }
 }
 
-/// The distribution's Python where there is one: version managers' shims are slow to start, and
-/// python3-pyftpdlib is made for it.
+/// The Python of the distribution, if it is installed. Shims of version managers start slowly, and the package
+/// python3-pyftpdlib is made for the distribution's Python.
 pub(super) fn python() -> PathBuf {
     let system = PathBuf::from("/usr/bin/python3");
     if system.exists() { system } else { find_program("python3").unwrap_or(system) }

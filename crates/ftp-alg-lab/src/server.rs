@@ -1,7 +1,7 @@
-//! Real FTP servers, each with a configuration of its own and one directory that may be written.
+//! Runs real FTP servers. Each has its own configuration and one writable directory.
 //!
-//! They are unpacked from their packages below [`cache`] by `packaging/provision` and not installed:
-//! the packages conflict with each other, and installing one would start it on the machine.
+//! `packaging/provision` unpacks the packages below [`cache`] and does not install them, because the packages conflict
+//! with each other and installing one would start its server on the machine.
 
 use std::{
     fs,
@@ -17,44 +17,44 @@ use super::{
     script,
 };
 
-/// Where the servers are unpacked.
+/// The directory with the unpacked servers.
 fn cache() -> PathBuf {
     let cache = std::env::var_os("FTP_ALG_LAB_CACHE")
         .map_or_else(|| PathBuf::from("/var/cache/ftp-alg-lab"), PathBuf::from);
     cache.join("root")
 }
 
-/// `nobody`: the servers drop to it.
+/// The user id of `nobody`, to which the servers switch.
 const NOBODY: u32 = 65534;
 
-/// `daemon`: vsftpd's anonymous user must have a home that exists, which `nobody` has not.
+/// The user id of `daemon`. The anonymous user of vsftpd needs an existing home directory, and `nobody` has none.
 const DAEMON: u32 = 1;
 
-/// The name and the password of the login, where a server knows more than anonymous.
+/// The user name and the password, for servers with named logins.
 const NAME: &str = "lab";
 
 /// An FTP server program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum ServerKind {
-    /// Anonymous login.
+    /// vsftpd with anonymous login.
     #[strum(to_string = "vsftpd")]
     Vsftpd,
-    /// A named login from its own password file.
+    /// ProFTPD with a named login from a password file.
     #[strum(to_string = "ProFTPD")]
     Proftpd,
-    /// A named login from its own database.
+    /// Pure-FTPd with a named login from a database.
     #[strum(to_string = "Pure-FTPd")]
     PureFtpd,
-    /// A named login.
+    /// pyftpdlib with a named login.
     #[strum(to_string = "pyftpdlib")]
     Pyftpdlib,
 }
 
 impl ServerKind {
-    /// All of them.
+    /// All server programs.
     pub const ALL: [Self; 4] = [Self::Vsftpd, Self::Proftpd, Self::PureFtpd, Self::Pyftpdlib];
 
-    /// The Debian package that brings it.
+    /// The Debian package of the server.
     pub fn package(self) -> &'static str {
         match self {
             Self::Vsftpd => "vsftpd",
@@ -94,7 +94,8 @@ impl Server {
         Self::start_with(kind, host, "")
     }
 
-    /// The same, with more lines of configuration; for Pure-FTPd, which has no file, more options.
+    /// Starts a server with more lines of configuration. For Pure-FTPd, which has no configuration file, `more` has
+    /// options.
     pub fn start_with(kind: ServerKind, host: &Host, more: &str) -> Result<Self> {
         let home = host.directory().join(format!("{}-{kind}", host.role()));
         let files = home.join("files");
@@ -113,12 +114,12 @@ impl Server {
         Ok(Self { kind, files, process })
     }
 
-    /// Which program it is.
+    /// The server program.
     pub fn kind(&self) -> ServerKind {
         self.kind
     }
 
-    /// User name and password.
+    /// The user name and the password.
     pub fn login(&self) -> (&'static str, &'static str) {
         match self.kind {
             ServerKind::Vsftpd => ("anonymous", "lab@example.net"),
@@ -126,26 +127,26 @@ impl Server {
         }
     }
 
-    /// Puts a file into the directory `pub`.
+    /// Writes a file to the directory `pub`.
     pub fn put(&self, name: &str, contents: &[u8]) -> Result<()> {
         let path = self.files.join("pub").join(name);
         fs::write(&path, contents).map_err(LabError::file(&path))
     }
 
-    /// Reads a file of the directory `pub`, as after an upload.
+    /// Reads a file in the directory `pub`, for example after an upload.
     pub fn stored(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.files.join("pub").join(name);
         fs::read(&path).map_err(LabError::file(&path))
     }
 
-    /// What it said.
+    /// The output so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 }
 
 fn prepare(files: &Path, owner: u32) -> std::io::Result<()> {
-    // The root is not writable (vsftpd insists for anonymous users), `pub` is.
+    // Only `pub` is writable, because vsftpd refuses a writable root directory for anonymous users.
     let shared = files.join("pub");
     fs::create_dir_all(&shared)?;
     chown(&shared, Some(owner), Some(owner))?;
@@ -205,11 +206,11 @@ impl Setup<'_> {
         let home = self.home.display();
         let files = self.files.display();
         let hash = crypt(self.host)?;
-        // `guest` is for an `<Anonymous>` section: nobody can log in by that name.
+        // `guest` is for an `<Anonymous>` section. Nobody can log in with this name.
         let same = format!("{NOBODY}:{NOBODY}::{files}:/bin/sh");
         let users = format!("{NAME}:{hash}:{same}\nguest:*:{same}\n");
         let passwords = self.write("proftpd.passwd", &users, 0o600)?;
-        // mod_auth_file opens it after it dropped to `nobody`.
+        // mod_auth_file opens the file after the switch to `nobody`.
         let configuration = format!(
             "ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
              SocketBindTight off\nUseIPv6 on\nPort 21\nUseReverseDNS off\nWtmpLog off\n\
@@ -231,7 +232,7 @@ impl Setup<'_> {
         let database = self.home.join("pure.pdb");
         let unpacked = cache().join("usr/bin/pure-pw");
         let pure_pw = if unpacked.exists() { unpacked } else { PathBuf::from("pure-pw") };
-        // Its own choice of hash takes seconds for each login.
+        // The default hash takes seconds for each login.
         let hash = crypt(self.host)?;
         let files = self.files.display();
         let line = format!("{NAME}:{hash}:{NOBODY}:{NOBODY}::{files}/./::::::::::::\n");
@@ -257,7 +258,7 @@ impl Setup<'_> {
     }
 }
 
-/// The login's password as `crypt(3)` has it.
+/// The password hashed by crypt(3).
 fn crypt(host: &Host) -> Result<String> {
     let program = find_program("openssl").map(|openssl| {
         let mut command = Command::new(openssl);

@@ -1,19 +1,19 @@
-//! Topologies as values: who stands where, with which addresses, and what is done to them.
+//! Describes topologies: the hosts, their networks and addresses, and the address translation.
 //!
-//! Knows nothing of namespaces; `network` builds what is said here, `firewall` writes its rules.
+//! The module knows nothing of namespaces. `network` builds a topology, and `firewall` writes its rules.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Admission, Family, FirewallKind};
 
-/// What the gateway does to addresses, and where it stands.
+/// What the gateway does with addresses, and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 pub enum Topology {
-    /// Clients inside, hidden behind the gateway's outer address.
+    /// Clients inside, masqueraded with the gateway's outer address.
     #[strum(to_string = "masquerade")]
     Masquerade,
-    /// Clients inside; each connection shows the next of three outer addresses ([`Plan::pool`]), or
-    /// with [`Admission::Related`] each client one of them.
+    /// Clients inside. Each connection gets the next of three outer addresses ([`AddressPlan::pool`]). With
+    /// [`Admission::Related`] each client has one of them.
     #[strum(to_string = "SNAT pool")]
     SnatPool,
     /// The server inside, published on port 21 of the gateway's outer address.
@@ -22,15 +22,15 @@ pub enum Topology {
     /// The server inside, port 21, published on port 2121 of the gateway's outer address.
     #[strum(to_string = "DNAT to another port")]
     PortForward,
-    /// The server inside, published by a gateway whose outer address is private as well: a router
-    /// further out maps a public address to it, both ways. IPv6 is routed.
+    /// The server inside, published by a gateway whose outer address is private, too. A router further out maps a
+    /// public address to it in both directions. IPv6 is routed.
     #[strum(to_string = "1:1 NAT upstream")]
     OneToOne,
     /// Clients behind a gateway that masquerades, the server behind another that publishes it on
     /// port 2121.
     #[strum(to_string = "NAT on both sides")]
     BothSides,
-    /// Clients inside, every address visible everywhere; only the firewall stands between.
+    /// Clients inside, without translation. The gateway only filters.
     #[strum(to_string = "routed")]
     Routed,
     /// The server runs on the gateway itself, which drops input and output by default.
@@ -42,7 +42,7 @@ pub enum Topology {
 }
 
 impl Topology {
-    /// All of them.
+    /// All topologies.
     pub const ALL: [Self; 9] = [
         Self::Masquerade,
         Self::SnatPool,
@@ -55,16 +55,16 @@ impl Topology {
         Self::OnClient,
     ];
 
-    /// What `ftp-alg` must be told here, the back end apart: the top of its configuration.
+    /// The top-level keys that `ftp-alg` needs in its configuration, apart from the back end.
     pub(super) fn keys(self) -> &'static str {
         match self {
-            // The server's gateway sees port 21 on one side of it, the clients' does not.
+            // The server's gateway sees port 21 on its inner side. The clients' gateway sees only port 2121.
             Self::BothSides => "control-ports = [21, 2121]\n",
             _ => "",
         }
     }
 
-    /// As [`Topology::keys`]: the tables below.
+    /// The tables that `ftp-alg` needs in its configuration, after the keys of [`Topology::keys`].
     pub(super) fn tables(self, plan: &AddressPlan) -> String {
         match (self, &plan.far) {
             (Self::OneToOne, Some(router)) => format!(
@@ -75,22 +75,22 @@ impl Topology {
         }
     }
 
-    /// Whether clients do not show their own addresses.
+    /// Whether the addresses of clients are translated.
     pub(super) fn hides_clients(self) -> bool {
         matches!(self, Self::Masquerade | Self::SnatPool | Self::BothSides)
     }
 
-    /// Whether the server is dialled at another address than its own.
+    /// Whether clients connect to another address than the server's own.
     pub(super) fn publishes_server(self) -> bool {
         matches!(self, Self::PublishedServer | Self::PortForward | Self::OneToOne | Self::BothSides)
     }
 
-    /// The port that the server is published on.
+    /// The port on which the server is published.
     pub(super) fn public_port(self) -> u16 {
         if matches!(self, Self::PortForward | Self::BothSides) { 2121 } else { 21 }
     }
 
-    /// The network that `role` is in.
+    /// The network of a role.
     pub(super) fn segment(self, role: Role) -> NetworkSegment {
         match (self, role) {
             (Self::OneToOne, Role::Client | Role::Outsider) | (Self::BothSides, Role::Server) => {
@@ -104,13 +104,13 @@ impl Topology {
         }
     }
 
-    /// The network whose addresses are public.
+    /// The network with public addresses.
     pub(super) fn public(self) -> NetworkSegment {
         if self == Self::OneToOne { NetworkSegment::Far } else { NetworkSegment::Wan }
     }
 }
 
-/// What a host is there for, as far as its place depends on it.
+/// The role of a host that is not a gateway. It decides the host's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Client,
@@ -118,7 +118,7 @@ pub(super) enum Role {
     Outsider,
 }
 
-/// A network of the lab, with a switch of its own.
+/// A network of the lab. Each has its own switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
 pub(super) enum NetworkSegment {
@@ -126,14 +126,14 @@ pub(super) enum NetworkSegment {
     Lan,
     /// Outside the gateway.
     Wan,
-    /// Beyond the second gateway, where there is one.
+    /// Behind the second gateway, if there is one.
     Far,
 }
 
 impl NetworkSegment {
     pub(super) const ALL: [Self; 3] = [Self::Lan, Self::Wan, Self::Far];
 
-    /// The addresses of host number `host`.
+    /// The addresses of host number `host` in this network.
     fn host(self, topology: Topology, host: u8) -> DualAddress {
         let number = u16::from(host);
         let private = |v4: [u8; 3], v6: u16| DualAddress {
@@ -152,17 +152,17 @@ impl NetworkSegment {
     }
 }
 
-/// A host's addresses.
+/// The IPv4 and the IPv6 address of a host.
 #[derive(Clone, Copy, Debug)]
 pub struct DualAddress {
-    /// IPv4, in a /24.
+    /// The IPv4 address, in a /24 network.
     pub v4: Ipv4Addr,
-    /// IPv6, in a /64.
+    /// The IPv6 address, in a /64 network.
     pub v6: Ipv6Addr,
 }
 
 impl DualAddress {
-    /// The address of one family.
+    /// The address of one IP version.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
             Family::V4 => self.v4.into(),
@@ -174,13 +174,13 @@ impl DualAddress {
 /// The addresses of a second gateway or router.
 #[derive(Clone, Copy, Debug)]
 pub struct SecondRouter {
-    /// Its inner interface.
+    /// The addresses of the inner interface.
     pub inside: DualAddress,
-    /// Its outer interface.
+    /// The addresses of the outer interface.
     pub outside: DualAddress,
 }
 
-/// Everyone's addresses.
+/// The addresses of all hosts.
 #[derive(Clone, Debug)]
 pub struct AddressPlan {
     /// The gateway's inner interface.
@@ -189,30 +189,29 @@ pub struct AddressPlan {
     pub outside: DualAddress,
     /// The client.
     pub client: DualAddress,
-    /// Another client beside it.
+    /// Another client in the same network.
     pub client2: DualAddress,
     /// The server.
     pub server: DualAddress,
-    /// A stranger outside.
+    /// A host outside that is neither client nor server.
     pub outsider: DualAddress,
     /// The server's gateway ([`Topology::BothSides`]), or the router further out
     /// ([`Topology::OneToOne`]).
     pub far: Option<SecondRouter>,
-    /// What the gateway has besides its outer address, for clients to show
-    /// ([`Topology::SnatPool`]).
+    /// The additional outer addresses of the gateway for clients ([`Topology::SnatPool`]).
     pub pool: Vec<DualAddress>,
 }
 
 impl AddressPlan {
-    /// The addresses of the published explanation of FTP behind NAT that everyone quotes
-    /// (slacksite.com): client 192.168.150.80, server 192.168.150.90.
+    /// The addresses of a well-known explanation of active and passive FTP (slacksite.com): client 192.168.150.80,
+    /// server 192.168.150.90.
     pub fn for_topology(topology: Topology) -> Self {
         let (lan, wan, far) = (
             |host| NetworkSegment::Lan.host(topology, host),
             |host| NetworkSegment::Wan.host(topology, host),
             |host| NetworkSegment::Far.host(topology, host),
         );
-        // Whoever is outside has a number of its own, whoever is inside the explanation's.
+        // Hosts inside have the numbers of the explanation. Hosts outside have other numbers.
         let client = |number: u8| match topology.segment(Role::Client) {
             NetworkSegment::Lan => lan(80 + number),
             NetworkSegment::Wan => wan(20 + number),
@@ -244,27 +243,29 @@ impl AddressPlan {
     }
 }
 
-/// What to build.
+/// The description of a lab to build.
 #[derive(Clone, Debug)]
 pub struct LabSpec {
-    /// What the gateway does to addresses.
+    /// The topology.
     pub topology: Topology,
-    /// Everyone's addresses.
+    /// The addresses of all hosts.
     pub plan: AddressPlan,
-    /// Whether IPv6 is translated as IPv4 is (NAT66), or routed.
+    /// Whether IPv6 is translated (NAT66) or routed.
     pub nat66: bool,
-    /// What the gateway's own firewall is written in.
+    /// The program of the gateway's own firewall.
     pub firewall: FirewallKind,
-    /// By what the gateway's own firewall knows data connections that were admitted.
+    /// How the gateway's own firewall recognises admitted data connections.
     pub admission: Admission,
-    /// Whether interfaces leave checksums and segmentation to the next one. Off, so that captures
-    /// show whole packets with real checksums; on is what locally created traffic looks like.
+    /// Whether interfaces leave checksums and segmentation to the next interface.
+    ///
+    /// It is off by default, so that captures have complete packets with real checksums. Local traffic of a real
+    /// machine looks as if it is on.
     pub offloads: bool,
 }
 
 impl LabSpec {
-    /// `topology` with the default addresses, NAT66 and an nftables firewall that accepts
-    /// `ftp-alg`'s mark.
+    /// The description of `topology` with the default addresses, NAT66, and an nftables firewall that accepts the mark
+    /// of `ftp-alg`.
     pub fn new(topology: Topology) -> Self {
         Self {
             topology,
@@ -276,7 +277,7 @@ impl LabSpec {
         }
     }
 
-    /// Whether addresses of this family are translated.
+    /// Whether the lab translates addresses of this IP version.
     pub fn translates(&self, family: Family) -> bool {
         let translating = self.topology.hides_clients() || self.topology.publishes_server();
         let v6 = self.nat66 && self.topology != Topology::OneToOne;
@@ -289,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_hosts_have_one_address() {
+    fn all_hosts_have_different_addresses() {
         for topology in Topology::ALL {
             let plan = AddressPlan::for_topology(topology);
             let mut all = vec![plan.inside, plan.outside, plan.client2, plan.outsider];

@@ -1,29 +1,31 @@
-"""client.py JSON: an FTP client that says exactly what it is told, and how.
+"""client.py JSON: an FTP client that sends exactly the given bytes.
 
 JSON: {"host": H, "port": 21, "source": ADDRESS, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
-(`source` is the one of its addresses that it speaks from and listens on; without it, the system's choice
-and all. "buffer": BYTES limits how much is under way at a time)
+`source` is the address from which it connects and on which it listens. Without it, the system chooses the source
+address, and the client listens on all addresses. "buffer": BYTES limits the unacknowledged data.
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
-        TEXT (latin-1, with its line end) in segments cut at OFFSETS, `pause` between them;
-        "urgent": true makes the last byte of each segment urgent; "bytes": true cuts at every byte; "times": N sends TEXT as often in a row; "ports": [FIRST, END]
-        sends it for each port before END, which {} in TEXT stands for as in PORT
+        sends TEXT (latin-1, with its line end) in segments cut at OFFSETS, with `pause` between them;
+        "urgent": true makes the last byte of each segment urgent; "bytes": true cuts at every byte;
+        "times": N sends TEXT N times; "ports": [FIRST, END] sends TEXT for each port before END, and {} in TEXT
+        stands for the port as in PORT
   {"taken": "TEXT", "segments": [[OFFSET, "TEXT", HOW], ...]}
-        the system takes TEXT for sent and waits for its acknowledgement, but what is really sent are
-        these segments, at these offsets from its start. HOW may be left out, or have
-        "stale": true, a timestamp by which the server discards it (RFC 7323, PAWS; IPv4);
-        "options": BYTES of IPv6 destination options; "urgent": an urgent pointer; "pause": SECONDS after it instead of 0.01
-  {"reply": true}           reads one whole reply; "count": N reads as many, and gives the last
-  {"accept": PORT}          accepts a data connection there and reads it to its end
+        the system believes that TEXT was sent, and waits for its acknowledgement. Instead, these segments are
+        sent, at these offsets from the start of TEXT. HOW is optional:
+        "stale": true sets a timestamp for which the server discards the segment (RFC 7323, PAWS; IPv4);
+        "options": BYTES of IPv6 destination options; "urgent": an urgent pointer; "pause": SECONDS after the segment
+        instead of 0.01
+  {"reply": true}           reads one complete reply; "count": N reads N replies and returns the last
+  {"accept": PORT}          accepts a data connection and reads it to its end
   {"accept": PORT, "write": "TEXT"}   writes instead of reading
-  {"dial": true}            connects to what the last 227 or 229 announced, and reads
-  {"dial": true, "later": true}   the same, but reads at {"drain": true}
+  {"dial": true}            connects to the endpoint of the last 227 or 229, and reads
+  {"dial": true, "later": true}   connects in the same way, but reads at {"drain": true}
   {"sleep": SECONDS}
   {"gate": FILE}            prints `gate` and waits until FILE exists
   {"abort": true}           resets the control connection
-  {"redial": true}          goes on with another control connection; the one before stays open
-Prints one JSON object: {"steps": [{"ms": M, "got": TEXT}, ...], "error": TEXT or null}. `ms` is how
-long the step took, so that whoever reads can tell a stall from an answer.
+  {"redial": true}          continues with another control connection; the previous one stays open
+Prints one JSON object: {"steps": [{"ms": M, "got": TEXT}, ...], "error": TEXT or null}. `ms` is the
+duration of the step, which shows a stall.
 """
 import json
 import os
@@ -34,12 +36,12 @@ import struct
 import sys
 import time
 
-# linux/tcp.h: reading and setting what a connection has reached.
+# linux/tcp.h: reading and setting the sequence numbers of a connection.
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
 RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
-# As much longer as all of the lab waits on an emulated machine.
+# The factor for emulated machines, as in the rest of the lab.
 PATIENCE = 8 * int(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
 TIMEOUT = plan.get("timeout", PATIENCE)
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
@@ -105,7 +107,7 @@ def drain(data):
 
 
 def send_and_read(text):
-    """Sends much, and keeps what comes meanwhile: two ends that only send wait for each other for ever."""
+    """Sends a long text and stores received bytes meanwhile, because two ends that only send would block each other."""
     global pending
     rest = memoryview(text)
     while rest:

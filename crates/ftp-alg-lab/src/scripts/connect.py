@@ -1,4 +1,4 @@
-"""connect.py ADDRESS PORT [SECONDS]: says `open`, `refused`, `silent` or the error."""
+"""connect.py ADDRESS PORT [SECONDS]: connects, and prints `open`, `refused`, `silent` or the error."""
 import errno
 import socket
 import sys

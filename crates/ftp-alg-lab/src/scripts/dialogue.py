@@ -1,22 +1,22 @@
-"""dialogue.py JSON: one end of dialogues that are written down in files, with real data connections.
+"""dialogue.py JSON: plays the client or the server of recorded dialogues, with real data connections.
 
 JSON: {"role": "client" or "server", "transcripts": [[FILE, ADDRESS], ...], "together": BOOL}
-The server takes one control connection for each transcript, in their order; the client dials ADDRESS
-for each. `together` sends successive lines of one speaker in one segment.
+The server accepts one control connection for each transcript, in order. The client connects to ADDRESS for each.
+With `together`, successive lines of one sender go into one segment.
 
-A transcript has one thing a line; blank lines and those that start with `#` are not read:
-  S: TEXT          the server says this (CR LF is added)
-  C: TEXT          the client does
-  -- connect       the data connection is opened by whom the last announcement was made to
-  -- download N    N bytes come down it, which is opened first if it is not; then it is closed
-  -- upload N      the same, up
-  -- unused        nobody connects: who announced does not listen any more
-In TEXT, {host-port} is the address of the speaker and a port it listens on, as in PORT; {family},
-{address} and {port} are the same as in EPRT. {here} is the speaker's address, {told-address} and
-{told-port} what was announced to it last, {blank} a blank that an editor would take from a line's end.
+Each line of a transcript is one event. Blank lines and lines that start with `#` are ignored:
+  S: TEXT          the server sends TEXT and CR LF
+  C: TEXT          the client sends TEXT and CR LF
+  -- connect       the receiver of the last announcement opens the data connection
+  -- download N    the server sends N bytes on the data connection, which is opened if necessary and then closed
+  -- upload N      the client sends N bytes in the same way
+  -- unused        nobody connects: the sender of the announcement stops listening
+Placeholders in TEXT: {host-port} is the sender's address and a port on which it listens, as in PORT. {family},
+{address} and {port} are the same for EPRT. {here} is the sender's address. {announced-address} and {announced-port} are
+from the last announcement that the sender received. {blank} is a blank, for the end of a line.
 
-Prints a JSON object for each transcript: {"file", "peer": the other end of the control connection,
-"said": [TEXT], "heard": [TEXT] with their line ends, "told": [{"line": number in heard, "address"}],
+Prints a JSON object for each transcript: {"file", "peer": address of the other end of the control connection,
+"said": [TEXT], "heard": [TEXT] with line ends, "announced": [{"line": index in heard, "address"}],
 "data": [{"peer", "moved": N, "sha256"}], "error": TEXT or null}.
 """
 import hashlib
@@ -26,7 +26,7 @@ import socket
 import sys
 
 plan = json.loads(sys.argv[1])
-# The server gives up first, to be there when the client dials for the next dialogue.
+# The server has the shorter time limit, so that it accepts again when the client starts the next dialogue.
 LIMIT = 6 if plan["role"] == "server" else 10
 role, other = ("S", "C") if plan["role"] == "server" else ("C", "S")
 ANNOUNCING = {
@@ -69,22 +69,22 @@ class End:
         self.control, self.pending, self.unsent = control, b"", b""
         self.here = plain(control.getsockname()[0])
         self.peer = plain(control.getpeername()[0])
-        self.listener = self.data = self.told = None
-        self.report = {"peer": self.peer, "said": [], "heard": [], "told": [], "data": []}
+        self.listener = self.data = self.announced = None
+        self.report = {"peer": self.peer, "said": [], "heard": [], "announced": [], "data": []}
 
     def say(self, text):
         if any(place in text for place in ANNOUNCING):
             self.unlisten()
-            self.listener, self.told = listen(self.here), None
+            self.listener, self.announced = listen(self.here), None
             port = self.listener.getsockname()[1]
             numbers = [*self.here.split("."), str(port >> 8), str(port & 255)]
             text = text.replace("{host-port}", ",".join(numbers))
             text = text.replace("{family}", "2" if ":" in self.here else "1")
             text = text.replace("{address}", self.here).replace("{port}", str(port))
         text = text.replace("{here}", self.here).replace("{blank}", " ")
-        if self.told:
-            text = text.replace("{told-address}", self.told[0])
-            text = text.replace("{told-port}", str(self.told[1]))
+        if self.announced:
+            text = text.replace("{announced-address}", self.announced[0])
+            text = text.replace("{announced-port}", str(self.announced[1]))
         self.report["said"].append(text + "\r\n")
         self.unsent += text.encode("latin-1") + b"\r\n"
 
@@ -97,7 +97,7 @@ class End:
         while b"\n" not in self.pending:
             more = self.control.recv(4096)
             if not more:
-                raise EOFError(f"no {expected!r}: the control connection ended")
+                raise EOFError(f"control connection closed instead of {expected!r}")
             self.pending += more
         line, self.pending = self.pending.split(b"\n", 1)
         line = line.decode("latin-1") + "\n"
@@ -107,11 +107,11 @@ class End:
         for place, form in ANNOUNCING.items():
             announces = announces or place in expected
             pattern = pattern.replace(re.escape(place), form)
-        for place in ("{here}", "{told-address}", "{told-port}"):
+        for place in ("{here}", "{announced-address}", "{announced-port}"):
             pattern = pattern.replace(re.escape(place), "[0-9a-f.:]+")
         pattern = pattern.replace(re.escape("{blank}"), " ")
         if expected.startswith("227 "):
-            # More blanks keep the length of a line that names a shorter address.
+            # A rewrite adds blanks to preserve the length of the line if the new address is shorter.
             pattern = pattern.replace(r"\ \(", r"\ +\(", 1)
         read = re.fullmatch(pattern + "\r\n", line)
         if not read:
@@ -119,11 +119,11 @@ class End:
         if announces:
             found = read.groupdict()
             if found.get("host"):
-                self.told = (found["host"].replace(",", "."), int(found["high"]) * 256 + int(found["low"]))
+                self.announced = (found["host"].replace(",", "."), int(found["high"]) * 256 + int(found["low"]))
             else:
-                self.told = (found.get("address") or self.peer, int(found["port"]))
+                self.announced = (found.get("address") or self.peer, int(found["port"]))
             self.unlisten()
-            self.report["told"].append({"line": len(self.report["heard"]) - 1, "address": self.told[0]})
+            self.report["announced"].append({"line": len(self.report["heard"]) - 1, "address": self.announced[0]})
 
     def unlisten(self):
         if self.listener:
@@ -135,12 +135,12 @@ class End:
             self.data, peer = self.listener.accept()
             peer = plain(peer[0])
         else:
-            self.data = socket.socket(family(self.told[0]))
+            self.data = socket.socket(family(self.announced[0]))
             if role == "S":
                 self.data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self.data.bind((anywhere(self.told[0]), 20))
+                self.data.bind((anywhere(self.announced[0]), 20))
             self.data.settimeout(LIMIT)
-            self.data.connect(self.told)
+            self.data.connect(self.announced)
             peer = plain(self.data.getpeername()[0])
         self.data.settimeout(LIMIT)
         self.unlisten()

@@ -1,7 +1,7 @@
-"""flood.py ADDRESS PORT COUNT RATE SOURCE ...: COUNT connections to ADDRESS and PORT, opened halfway.
+"""flood.py ADDRESS PORT COUNT RATE SOURCE ...: sends SYNs to ADDRESS and PORT without completing the handshakes.
 
-Sends a SYN from each port of each SOURCE (IPv4, which need not be this host's own), at most RATE a second,
-and nothing else. Prints how many seconds it took.
+Sends COUNT SYNs from the ports of each SOURCE (an IPv4 address, also of another host), at most RATE a second.
+Prints the duration in seconds.
 """
 import socket
 import struct
@@ -24,7 +24,7 @@ def syns(source):
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
     known = folded(struct.unpack("!10H", ends + struct.pack("!HHHH", 6, 20, port, 0x5002) + bytes(4)))
     for here in range(1024, 65536):
-        # The first number is `here`, too; the window is 0.
+        # The initial sequence number is also `here`; the window is 0.
         checksum = ~folded((known, here, here)) & 0xFFFF
         yield ip + struct.pack("!HHIIHHHH", here, port, here, 0, 0x5002, 0, checksum, 0)
 

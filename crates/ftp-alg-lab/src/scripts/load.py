@@ -1,15 +1,17 @@
-"""load.py HOST USER PASSWORD MODES WORKERS PER_SESSION SECONDS UNTIL [DATA_SECONDS [PATIENCE]]: FTP sessions at the same time.
+"""load.py HOST USER PASSWORD MODES WORKERS PER_SESSION SECONDS UNTIL [DATA_SECONDS [PATIENCE]]: parallel FTP sessions.
 
-WORKERS sessions transfer until the file UNTIL exists, or SECONDS are over: each stores bytes of its own,
-reads them back and compares. MODES is a comma-separated list of `active`, `passive`, `active+ext` and
-`passive+ext` (EPRT and EPSV over IPv4), one for a transfer. A session ends with QUIT after PER_SESSION
-transfers and another one begins; with 0 it is one session to the end. After a transfer that an error reply ended, or whose
-data connection did not come about within DATA_SECONDS (30), it ends if the control connection still answers. All else has
-PATIENCE seconds, or as much time, but at least 30 seconds.
+WORKERS sessions transfer until the file UNTIL exists, or for SECONDS: each uploads random bytes, downloads them and
+compares. MODES is a comma-separated list of `active`, `passive`, `active+ext` and `passive+ext` (EPRT and EPSV over
+IPv4); each transfer uses the next one. A session ends with QUIT after PER_SESSION transfers, and the worker starts
+another one. With 0 the session continues to the end.
 
-Prints `ready` when all are logged in and have transferred once, and at the end one JSON object: transfers, sessions,
-damaged (bytes that were others), lost (control connections that broke), failed (transfers that an error ended), errors
-(the first ten of each kind), seconds.
+A transfer fails if it gets an error reply, or if its data connection does not open within DATA_SECONDS (30). The
+session then ends with QUIT if the control connection still answers. The time limit for everything else is PATIENCE
+seconds, by default DATA_SECONDS, but at least 30.
+
+Prints `ready` when all sessions have transferred once. At the end it prints one JSON object: transfers, sessions,
+damaged (transfers with wrong bytes), lost (broken control connections), failed (failed transfers), errors (the first
+ten of each kind), seconds.
 """
 import ftplib
 import io
@@ -33,7 +35,7 @@ errors, lock, started = [], threading.Lock(), threading.Semaphore(0)
 
 
 class NoData(Exception):
-    """The data connection did not come about; the control connection is as it was."""
+    """The data connection did not open; the control connection still works."""
 
 
 class Ftp(ftplib.FTP):
@@ -76,7 +78,7 @@ class Ftp(ftplib.FTP):
 
 
 def resume(ftp):
-    """Waits until the control connection answers, after what it still says of a transfer."""
+    """Waits until the control connection answers, and skips late replies to a transfer."""
     ftp.sock.settimeout(min(60, 2 * patience))
     ftp.file = ftp.sock.makefile("r", encoding=ftp.encoding)
     ftp.putcmd("SYST")
@@ -96,13 +98,13 @@ def count(key, error=None):
 
 
 def session(number, mode_of):
-    """One session; whether it ended as it should."""
+    """Runs one session. Returns whether it ended without an error."""
     ftp, port = Ftp(timeout=patience), 0
     step, name = "connect", f"pub/load{os.getpid()}-{number}-{next(names)}"
     try:
         ftp.connect(host, 21)
         port = ftp.sock.getsockname()[1]
-        # As in any FTP client, the control connection must not wait for Nagle's algorithm.
+        # As in real FTP clients, Nagle's algorithm is off on the control connection.
         ftp.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         step = "login"
         ftp.login(user, password)
@@ -120,7 +122,7 @@ def session(number, mode_of):
                 if b"".join(back) == body:
                     count("transfers")
                 else:
-                    count("damaged", f"{step}: {len(b''.join(back))} of {len(body)} bytes, or others")
+                    count("damaged", f"{step}: {len(b''.join(back))} of {len(body)} bytes, or wrong bytes")
             except (ftplib.Error, NoData, OSError) as error:
                 resume(ftp)
                 at = f"port {port}, announced {ftp.announced}, at {time.time():.1f}"

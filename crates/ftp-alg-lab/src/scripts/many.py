@@ -1,6 +1,6 @@
 """many.py HOST USER PASSWORD MODE COUNT PATH: COUNT downloads in one session.
 
-Prints one JSON object: transfers, errors (the first ten), seconds. Every download must equal the
+Prints one JSON object: transfers, errors (the first ten), seconds. Every download must be equal to the
 first. MODE is `active` or `passive`, with `+ext` for EPRT and EPSV over IPv4.
 """
 import ftplib
@@ -27,14 +27,14 @@ ftp = Ftp(timeout=15)
 ftp.connect(host, 21)
 ftp.login(user, password)
 ftp.set_pasv(mode == "passive")
-# As in any FTP client, the control connection must not wait for Nagle's algorithm.
+# As in real FTP clients, Nagle's algorithm is off on the control connection.
 ftp.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 first, errors, good, start = None, [], 0, time.monotonic()
 for number in range(int(count)):
     parts = []
     try:
         ftp.retrbinary("RETR " + path, parts.append)
-    except Exception as error:  # whatever it is, it counts
+    except Exception as error:  # every error counts
         errors.append(f"transfer {number}: {error!r}")
         if len(errors) == 10:
             break
@@ -42,7 +42,7 @@ for number in range(int(count)):
     body = b"".join(parts)
     first = body if first is None else first
     if body != first:
-        errors.append(f"transfer {number}: other bytes")
+        errors.append(f"transfer {number}: wrong bytes")
     else:
         good += 1
 try:

@@ -16,6 +16,6 @@ authorizer = DummyAuthorizer()
 authorizer.add_user(user, password, root, perm="elradfmwMT")
 authorizer.add_anonymous(root)
 FTPHandler.authorizer = authorizer
-# One socket for both families, as servers behind systemd have it. A process for each session: in
-# one event loop a session now and then stays silent when others are closed beside it.
+# One socket for both IP versions, as with systemd socket activation. Each session has a process, because in a single
+# event loop a session sometimes hangs when other sessions are closed at the same time.
 MultiprocessFTPServer(("::", 21), FTPHandler).serve_forever()

@@ -1,13 +1,13 @@
-"""server.py JSON: an FTP server that says exactly what it is told, and how.
+"""server.py JSON: an FTP server that sends exactly the given replies.
 
 JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 50069, "body": TEXT,
 "cut": [OFFSETS] or "bytes" or "each", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
 "active_source": 20, "extra": {"VERB" or "WHOLE LINE": "REPLY"}, "cut_before": TEXT}
-{} in `body` stands for the argument of the command that asked for it. Every reply is cut before
-`cut_before`; a `greeting` of null is none. A REPLY that is {"reply": TEXT, "urgent": N} is sent with urgent byte N.
-PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as told (`each`: the
-n-th announcement is cut behind its n-th byte). Each control line received is written to standard output as JSON, {"line": TEXT, "from": ADDRESS}, and so
-is each data connection, {"data": ADDRESS}.
+{} in `body` stands for the argument of the command. Every reply is cut before `cut_before`. If `greeting` is null, the
+server sends no greeting. A REPLY {"reply": TEXT, "urgent": N} is sent with urgent byte N.
+PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as in `cut` (`each`: the
+n-th announcement is cut after its n-th byte). Standard output has a JSON object for each control line received,
+{"line": TEXT, "from": ADDRESS}, and for each data connection, {"data": ADDRESS}.
 """
 import json
 import re

@@ -1,7 +1,7 @@
-"""held.py HOST USER PASSWORD MODE PATH GATE: one download that stops after its announcement.
+"""held_transfer.py HOST USER PASSWORD MODE PATH GATE: one download that stops after its announcement.
 
-Prints `announced` when the announcement was answered, waits until the file GATE exists, fetches, and
-prints the number of bytes. MODE is `active` or `passive`.
+Prints `announced` after the reply to the announcement, waits until the file GATE exists, downloads, and prints the
+number of bytes. MODE is `active` or `passive`.
 """
 import ftplib
 import os

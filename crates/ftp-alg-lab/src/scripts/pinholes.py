@@ -1,4 +1,4 @@
-"""holes.py: the pinholes that the fast path has open in this network namespace, a line each, as its map has them."""
+"""pinholes.py: lists the open pinholes in the map of the fast path of this network namespace, one line each."""
 import ctypes
 import os
 import platform
@@ -28,7 +28,7 @@ def element(command, map_fd, key, value):
         return False
 
 
-def holes(path):
+def list_pinholes(path):
     name = ctypes.create_string_buffer(path.encode())
     map_fd = bpf(OPEN, struct.pack("=QII", ctypes.addressof(name), 0, 0))
     key, after, value = None, ctypes.create_string_buffer(12), ctypes.create_string_buffer(24)
@@ -47,4 +47,4 @@ own = "%x-" % int.from_bytes(namespace, "little")
 for pins in os.listdir(PINS) if os.path.isdir(PINS) else []:
     path = f"{PINS}/{pins}/pinholes"
     if pins.startswith(own) and os.path.exists(path):
-        holes(path)
+        list_pinholes(path)

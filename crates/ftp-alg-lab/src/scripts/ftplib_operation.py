@@ -1,12 +1,12 @@
-"""errand.py HOST PORT USER PASSWORD VERB get|put|list NAME LOCAL: one errand of Python's ftplib.
+"""ftplib_operation.py HOST PORT USER PASSWORD VERB get|put|list NAME LOCAL: one operation with ftplib.
 
-VERB is PORT, PASV, EPRT or EPSV; left to itself ftplib chooses by the address family.
+VERB is PORT, PASV, EPRT or EPSV. ftplib itself would choose by the IP version.
 """
 import ftplib
 import socket
 import sys
 
-host, port, user, password, verb, errand, name, local = sys.argv[1:]
+host, port, user, password, verb, operation, name, local = sys.argv[1:]
 
 
 class Client(ftplib.FTP):
@@ -29,10 +29,10 @@ ftp = Client(timeout=8)
 ftp.connect(host, int(port))
 ftp.login(user, password)
 ftp.set_pasv(verb in ("PASV", "EPSV"))
-if errand == "get":
+if operation == "get":
     with open(local, "wb") as file:
         ftp.retrbinary("RETR pub/" + name, file.write)
-elif errand == "put":
+elif operation == "put":
     with open(local, "rb") as file:
         ftp.storbinary("STOR pub/" + name, file)
 else:
